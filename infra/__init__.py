@@ -1,0 +1,1 @@
+"""Where the two jobs run: image, KubeRay, Slurm."""

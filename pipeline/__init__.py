@@ -1,0 +1,1 @@
+"""From a raw corpus to a labelled dataset."""

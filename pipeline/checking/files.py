@@ -1,0 +1,90 @@
+"""Read the files of a dataset for `phf verify`: hash, size, and every page against its checksum."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.checking.findings import Findings
+from pipeline.dataset.manifest import MANIFEST_NAME, File
+from pipeline.storage import Storage
+
+_CHUNK = 1 << 20
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were read and hashed since the last call."""
+
+
+class FileChecker:
+    """Reads files that a manifest lists, once for the hash and once for the content, and reports what is damaged."""
+
+    def __init__(self, storage: Storage, findings: Findings, progress: Progress) -> None:
+        self._storage = storage
+        self._findings = findings
+        self._progress = progress
+
+    def table(self, file: File, schema: pa.Schema) -> pa.Table | None:
+        """The content of a small file; None if it cannot be read."""
+        tables = list(self.row_groups(file, schema)) if self.check_bytes(file) else [None]
+        return None if any(each is None for each in tables) else pa.concat_tables([schema.empty_table(), *tables])
+
+    def check_bytes(self, file: File) -> bool:
+        """Compare size and hash; False if there is no such file."""
+        try:
+            with self._storage.open_read(file.path) as stream:
+                found, size = hashlib.sha256(), 0
+                while chunk := stream.read(_CHUNK):
+                    found.update(chunk)
+                    size += len(chunk)
+                    self._progress(len(chunk))
+        except FileNotFoundError:
+            self._findings.add(file.path, "is missing")
+            return False
+        except OSError as error:
+            self._findings.add(file.path, f"cannot be read: {_brief(error)}")
+            return False
+        if size != file.size:
+            self._findings.add(file.path, f"has {size:,} bytes, not {file.size:,}")
+        elif found.hexdigest() != file.sha256:
+            self._findings.add(file.path, f"its sha256 is not the one in {MANIFEST_NAME}")
+        return True
+
+    def row_groups(self, file: File, schema: pa.Schema) -> Iterator[pa.Table | None]:
+        """The row groups of a Parquet file, page checksums verified; ends with None where it cannot be read."""
+        try:
+            with (
+                self._storage.open_read(file.path) as stream,
+                pq.ParquetFile(stream, page_checksum_verification=True) as parquet,
+            ):
+                if not parquet.schema_arrow.equals(schema):
+                    self._findings.add(file.path, "its columns are not those of the manifest")
+                    yield None
+                    return
+                for index in range(parquet.num_row_groups):
+                    try:
+                        table = parquet.read_row_group(index)
+                        table.validate(full=True)
+                    except (OSError, pa.ArrowException) as error:
+                        self._findings.add(file.path, _locate(parquet, index, error))
+                        yield None
+                        return
+                    yield table
+        except (OSError, pa.ArrowException) as error:
+            self._findings.add(file.path, f"cannot be read as Parquet: {_brief(error)}")
+            yield None
+
+
+def _locate(parquet: pq.ParquetFile, row_group: int, error: Exception) -> str:
+    """In which column of a row group the damage is."""
+    for column in parquet.schema_arrow.names:
+        try:
+            parquet.read_row_group(row_group, columns=[column])
+        except (OSError, pa.ArrowException) as found:
+            return f"row group {row_group}, column {column}: {_brief(found)}"
+    return f"row group {row_group}: {_brief(error)}"
+
+
+def _brief(error: Exception) -> str:
+    """The first line of pyarrow's message, whose rest is about its own source files."""
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,41 @@
+"""What is wrong with a dataset, one line a kind of damage, however many rows have it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong: the file, relative to the dataset, and what is wrong with it; without any text."""
+
+    path: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+@dataclass
+class Findings:
+    """Collects problems in the order in which they are found; many rows with the same one count as one problem."""
+
+    _problems: list[Problem] = field(default_factory=list)
+    _in_rows: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, path: str, what: str) -> None:
+        """Something is wrong with a file."""
+        self._problems.append(Problem(path, what))
+
+    def add_rows(self, path: str, what: str, rows: Sequence[str]) -> None:
+        """Something is wrong with some rows of a file; `rows` are their keys, `source#position`."""
+        if rows:
+            count, first = self._in_rows.get((path, what), (0, rows[0]))
+            self._in_rows[path, what] = (count + len(rows), first)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Everything found: problems of files, then of rows."""
+        return self._problems + [
+            Problem(path, f"{what} ({count:,} row{'s' * (count != 1)}, the first is {first})")
+            for (path, what), (count, first) in self._in_rows.items()
+        ]

@@ -1,0 +1,80 @@
+"""Compare a labelled dataset with the inputs that it was made of: the proof of losslessness that needs them again."""
+
+from collections.abc import Iterator
+
+from pipeline.checking.findings import Findings
+from pipeline.config import LabelConfig
+from pipeline.corpus.readers import UnitReader
+from pipeline.corpus.records import Quarantined, Record
+from pipeline.corpus.units import Plan, make_plan
+from pipeline.dataset import LabelledDataset
+
+Key = tuple[str, int]
+_ROW = ("source", "position", "doc_id", "text", "meta")
+_FOLDER = "data"
+
+
+def compare_with_inputs(dataset: LabelledDataset, quarantined: set[Key], findings: Findings) -> None:
+    """Read every input again: its hash, and each record's text, id and meta against the dataset.
+
+    Args:
+        dataset: whose manifest says what the inputs are, relative to the current folder if they were given so.
+        quarantined: keys of the records that are not in it.
+        findings: where every difference goes.
+
+    Raises:
+        UserError: an input is gone or cannot be read.
+        DamagedError: a shard cannot be read.
+    """
+    config = LabelConfig.model_validate(dataset.manifest.config | {"output": dataset.uri})
+    plan = make_plan(config)
+    if not _same_sources(dataset, plan, findings):
+        return
+    rows = _rows(dataset)
+    row = next(rows, None)
+    for record in _records(plan, config):
+        key = (record.source, record.position)
+        if row is None or row[:2] != key:
+            if key not in quarantined:
+                findings.add_rows(_FOLDER, "a record of the inputs is neither a row nor in quarantine", [_name(key)])
+            continue
+        if isinstance(record, Quarantined):
+            findings.add_rows(_FOLDER, f"is a row, though its record cannot be labelled: {record.reason}", [_name(key)])
+        else:
+            for name, found, read in zip(_ROW[2:], row[2:], (record.doc_id, record.text, record.meta), strict=True):
+                if found != read:
+                    findings.add_rows(_FOLDER, f"`{name}` is not what the input holds", [_name(key)])
+        row = next(rows, None)
+    if row is not None:
+        findings.add_rows(_FOLDER, "stands for no record of the inputs", [_name(row[:2])])
+
+
+def _same_sources(dataset: LabelledDataset, plan: Plan, findings: Findings) -> bool:
+    before = {entry.uri: entry for entry in dataset.manifest.sources}
+    now = {entry.uri: entry for entry in plan.entries}
+    for uri in sorted(before.keys() | now.keys()):
+        if uri not in now:
+            findings.add(uri, "was labelled, but is not among the inputs now")
+        elif uri not in before:
+            findings.add(uri, "is among the inputs now, but was not labelled")
+        elif before[uri] != now[uri]:
+            findings.add(uri, "has changed since it was labelled")
+    return before == now
+
+
+def _records(plan: Plan, config: LabelConfig) -> Iterator[Record | Quarantined]:
+    reader = UnitReader(plan, config)
+    try:
+        for unit in plan.units:
+            yield from reader.read(unit)
+    finally:
+        reader.close()
+
+
+def _rows(dataset: LabelledDataset) -> Iterator[tuple[str, int, str, str, str]]:
+    for batch in dataset.read_batches(_ROW):
+        yield from zip(*(batch.column(name).to_pylist() for name in _ROW), strict=True)
+
+
+def _name(key: Key) -> str:
+    return f"{key[0]}#{key[1]}"

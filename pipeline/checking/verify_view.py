@@ -1,0 +1,30 @@
+"""`phf verify` for people: what is proven if all is well, or a line for each problem."""
+
+from rich.console import Console
+from rich.markup import escape
+
+from pipeline.checking.verify import VerifyReport
+
+
+def show_report(console: Console, report: VerifyReport) -> None:
+    """Print what was found."""
+    facts = report.to_dict()
+    if report.ok:
+        console.print(f"[bold green]✓[/] {escape(report.uri)} is whole.")
+        shards = f"{facts['shards']:,} shard" + "s" * (facts["shards"] != 1)
+        console.print(
+            f"  {facts['documents']:,} documents, {facts['sentences']:,} sentences, {shards}, {facts['bytes']:,} bytes:"
+            " every hash, page, text, score and tag is right."
+        )
+        console.print(
+            f"  {facts['records']:,} records were read; each stands once, in the dataset or in quarantine "
+            f"({facts['quarantined']:,})."
+        )
+        if report.inputs_compared:
+            console.print("  Every text is the one that the inputs hold.")
+        return
+    count = len(report.problems)
+    console.print(f"[bold red]✗[/] {escape(report.uri)} is not whole: {count} problem{'s' * (count != 1)}.")
+    for problem in report.problems:
+        console.print(f"  [bold]{escape(problem.path)}[/]: {escape(problem.what)}")
+    console.print(escape(report.remedy or ""))

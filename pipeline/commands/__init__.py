@@ -1,0 +1,1 @@
+"""One module a command: options in, report out; the work is done elsewhere in the pipeline."""

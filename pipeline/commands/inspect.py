@@ -1,0 +1,61 @@
+"""`phf inspect`: what the scores of a labelled dataset look like."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.options import AsJson
+from scorers.console import print_json
+
+
+def inspect(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Labelled dataset: the --output of `phf label`, a folder or a URI.")
+    ],
+    column: Annotated[
+        list[str] | None, typer.Option("--column", "-c", help="Score column to show; repeatable. All by default.")
+    ] = None,
+    show_text: Annotated[
+        bool,
+        typer.Option(
+            "--show-text", help="Also print example sentences of the corpus, which may be offensive or private."
+        ),
+    ] = False,
+    examples: Annotated[int, typer.Option(min=1, help="Sentences of each kind that --show-text prints.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show the scores of a labelled dataset: histograms, exact quantiles, and the share aligned at the threshold.
+
+    Example: phf inspect labelled --column toxicity --show-text
+    """
+    from dataclasses import asdict, replace
+
+    from pipeline.checking.examples import find_examples
+    from pipeline.checking.inspect import inspect_dataset
+    from pipeline.dataset import open_dataset
+
+    opened = open_dataset(dataset)
+    for each in column or []:
+        opened.require_column(each)
+    report = inspect_dataset(opened)
+    if column:
+        report = replace(report, columns=[each for each in report.columns if each.column in column])
+    shown = {each.column: find_examples(opened, each.column, examples) for each in report.columns if show_text}
+    if as_json:
+        facts = report.to_dict()
+        if show_text:
+            facts["examples"] = {
+                name: {group: [asdict(each) for each in sentences] for group, sentences in groups.items()}
+                for name, groups in shown.items()
+            }
+        print_json(facts)
+        return
+
+    from rich.console import Console
+
+    from pipeline.checking.inspect_view import show_examples, show_report
+
+    console = Console(highlight=False)
+    show_report(console, report)
+    for name, groups in shown.items():
+        show_examples(console, name, groups)

@@ -1,0 +1,63 @@
+"""`phf preview`: a few records with their tags and scores."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.options import (
+    AsJson,
+    ConfigFile,
+    IdField,
+    Inputs,
+    Kind,
+    Overrides,
+    Scorers,
+    TextField,
+    Thresholds,
+    label_config_from_flags,
+)
+from scorers.console import print_json
+
+
+def preview(
+    inputs: Inputs = None,
+    scorers: Scorers = None,
+    thresholds: Thresholds = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Records to label, from the start.")] = 5,
+    sentences: Annotated[int, typer.Option(min=1, help="Sentences to show of each record.")] = 20,
+    text_field: TextField = None,
+    id_field: IdField = None,
+    kind: Kind = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label the first records of a corpus and print their sentences with scores and tags; nothing is written.
+
+    Example: phf preview corpus/ --scorer toxicity=linear --scorer pii --limit 3
+    """
+    from pipeline.labelling.preview import preview as preview_records
+
+    labelled = preview_records(
+        label_config_from_flags(
+            inputs=inputs,
+            output="preview",
+            scorers=scorers,
+            thresholds=thresholds,
+            config=config,
+            overrides=overrides,
+            text_field=text_field,
+            id_field=id_field,
+            kind=kind,
+        ),
+        limit,
+    )
+    if as_json:
+        print_json(labelled.to_dict())
+        return
+
+    from rich.console import Console
+
+    from pipeline.labelling.preview_view import show_preview
+
+    show_preview(Console(highlight=False), labelled, most_sentences=sentences)

@@ -1,0 +1,46 @@
+"""`phf retag`: other thresholds for a dataset that is labelled."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.options import AsJson
+from scorers.console import print_json
+
+
+def retag(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Labelled dataset: the --output of `phf label`, a folder or a URI.")
+    ],
+    thresholds: Annotated[
+        list[str],
+        typer.Option(
+            "--threshold",
+            "-t",
+            metavar="COLUMN=VALUE",
+            help="A sentence is aligned when its score is at most VALUE: a number, or p50 for the 50th percentile over "
+            "all sentences. Columns that are not named keep theirs.",
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Tag a labelled dataset anew with other thresholds; nothing is scored again.
+
+    The new generation replaces the old one at once: until then readers find the old one, whole.
+
+    Example: phf retag labelled --threshold toxicity=p90
+    """
+    from rich.console import Console
+
+    from pipeline.labelling.reporter import reporter_for
+    from pipeline.sealing.retag import retag as retag_dataset
+    from pipeline.sealing.retag_view import retag_facts, show_retagged
+    from pipeline.sealing.thresholds import parse_flags
+
+    given = parse_flags(thresholds)
+    with reporter_for(Console(stderr=True)) as reporter:
+        retagged = retag_dataset(dataset, given, progress=reporter.measure)
+    if as_json:
+        print_json(retag_facts(dataset, retagged))
+    else:
+        show_retagged(Console(highlight=False), dataset, retagged)

@@ -1,0 +1,44 @@
+"""`phf verify`: is the dataset what was sealed, and is nothing lost?"""
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from pipeline.options import AsJson
+from scorers.console import print_json
+
+
+def verify(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Labelled dataset: the --output of `phf label`, a folder or a URI.")
+    ],
+    inputs: Annotated[
+        bool,
+        typer.Option(
+            "--inputs",
+            help="Also read the inputs again and compare every text with them; run it where `phf label` was run.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that a labelled dataset is whole: hashes, page checksums, lossless sentences, tags, and conservation.
+
+    Exits with 0 if nothing is wrong, with 1 after naming everything that is.
+
+    Example: phf verify labelled
+    """
+    from rich.console import Console
+
+    from pipeline.checking.verify import verify as verify_dataset
+    from pipeline.checking.verify_view import show_report
+    from pipeline.labelling.reporter import reporter_for
+
+    with reporter_for(Console(stderr=True)) as reporter:
+        report = verify_dataset(dataset, inputs=inputs, progress=partial(reporter.measure, "Checking"))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        show_report(Console(highlight=False, soft_wrap=True), report)
+    if not report.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,85 @@
+"""Arrow columns as the values that JSON has, for `meta`."""
+
+import base64
+import json
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def json_values(array: pa.Array) -> list[Any]:
+    """The values of a column as JSON has them, the same on every machine (with or without pandas, whatever its zone).
+
+    Dates, times and decimals are strings as Arrow writes them (zoned times in UTC), binary values are Base64, bytes of
+    a string that are not UTF-8 are surrogate escapes (PEP 383), structs and maps are objects, and what else JSON does
+    not have is a string. Numbers are not checked: NaN stays NaN.
+    """
+    array = plain(array)
+    kind = array.type
+    if pa.types.is_null(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return list(array.to_pylist())
+    if is_text(kind):
+        return [None if each is None else each.decode(errors="surrogateescape") for each in utf8(array)]
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return [None if each is None else base64.b64encode(each).decode() for each in array.to_pylist()]
+    if pa.types.is_struct(kind):
+        names = [kind.field(index).name for index in range(kind.num_fields)]
+        columns = [json_values(array.field(index)) for index in range(kind.num_fields)]
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] or [{}] * len(array)
+        return _where_valid(array, rows)
+    if pa.types.is_map(kind):
+        pairs = list(zip(map(_key, json_values(array.keys)), json_values(array.items), strict=True))
+        return _where_valid(array, [dict(pairs[start:end]) for start, end in _ranges(array)])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        values = json_values(array.values)
+        return _where_valid(array, [values[start:end] for start, end in _ranges(array)])
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        array = array.cast(pa.timestamp(kind.unit, "UTC"))
+    try:
+        return list(array.cast(pa.string()).to_pylist())
+    except pa.ArrowException:
+        return [str(each) if each.is_valid else None for each in array]
+
+
+def plain(array: pa.Array) -> pa.Array:
+    """The array without the encodings that only change how values are held: extension, dictionary, run ends."""
+    while True:
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        elif pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        elif pa.types.is_run_end_encoded(array.type):
+            array = pc.run_end_decode(array)
+        else:
+            return array
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values are strings of Unicode text, to believe the type."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def utf8(array: pa.Array) -> list[bytes | None]:
+    """The bytes of strings, which nobody has checked to be UTF-8."""
+    return list(array.cast(pa.large_binary()).to_pylist())
+
+
+def _where_valid(array: pa.Array, values: list[Any]) -> list[Any]:
+    if not array.null_count:
+        return values
+    return [value if valid else None for value, valid in zip(values, array.is_valid().to_pylist(), strict=True)]
+
+
+def _ranges(array: pa.Array) -> list[tuple[int, int]]:
+    """Where in its child each list lies; the child of a slice is the child of the whole."""
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        return [(size * (array.offset + row), size * (array.offset + row + 1)) for row in range(len(array))]
+    offsets = array.offsets.to_pylist()
+    return list(pairwise(offsets))
+
+
+def _key(key: Any) -> str:
+    return key if isinstance(key, str) else json.dumps(key)

@@ -1,0 +1,164 @@
+"""From the fields of a record to a `Record`, or to the reason why it is in quarantine."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import LabelConfig
+from pipeline.corpus.inputs import Source
+from pipeline.corpus.records import Quarantined, Record
+
+NOT_JSON = "not-json"
+NOT_AN_OBJECT = "not-an-object"
+NO_TEXT = "no-text"
+TEXT_NOT_A_STRING = "text-not-a-string"
+INVALID_UTF8 = "invalid-utf8"
+LONE_SURROGATE = "lone-surrogate"
+TOO_LARGE = "too-large"
+
+# Python's own limit depends on how deep the caller's stack is; ours must not.
+_MAX_DEPTH = 200
+_JSON_TYPES = {
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    str: "a string",
+}
+
+
+class Decoder:
+    r"""Decodes the records of one source.
+
+    JSON is read as Python reads it: of a key that occurs twice the last value counts. `NaN`, `Infinity` and numbers
+    beyond a double, which JSON does not have but Python's own writer emits, become null in `meta`. A lone surrogate in
+    `meta` stays an escape (`\ud800`), which is lossless; in the text or the id it cannot be stored.
+    """
+
+    def __init__(self, source: Source, config: LabelConfig) -> None:
+        self._source = source
+        self._text_field = config.text_field
+        self._id_field = config.id_field
+        self._meta_fields = None if config.meta_fields is None else frozenset(config.meta_fields)
+        self._keep_text = config.quarantine_text
+        self.limit = config.max_record_size
+
+    def from_json(self, position: int, line: bytes | None) -> Record | Quarantined:
+        """A line of JSON; None for one that is too long to be held."""
+        if line is None:
+            return self.too_large(position)
+        try:
+            fields = json.loads(line.decode(), parse_constant=_no_number)
+        except UnicodeDecodeError as error:
+            return self.quarantined(position, INVALID_UTF8, f"at byte {error.start} of the record", line)
+        except json.JSONDecodeError as error:
+            return self.quarantined(position, NOT_JSON, f"{error.msg} at character {error.pos}", line)
+        except ValueError:
+            return self.quarantined(position, NOT_JSON, "an integer of too many digits", line)
+        except RecursionError:
+            return self.quarantined(position, NOT_JSON, _too_deep(), line)
+        if not isinstance(fields, dict):
+            return self.quarantined(position, NOT_AN_OBJECT, f"it is {_type_name(fields)}", line)
+        if line.count(b"[") + line.count(b"{") > _MAX_DEPTH and _depth(fields) > _MAX_DEPTH:
+            return self.quarantined(position, NOT_JSON, _too_deep(), line)
+        return self.from_fields(position, fields, line)
+
+    def from_fields(self, position: int, fields: Mapping[str, Any], raw: bytes | None = None) -> Record | Quarantined:
+        """Fields as JSON values; `raw` is what quarantine may keep of the record."""
+        text = fields.get(self._text_field)
+        if text is None:
+            what = "is null" if self._text_field in fields else "is missing"
+            return self.quarantined(position, NO_TEXT, f"the field {self._text_field!r} {what}", raw)
+        if not isinstance(text, str):
+            what = f"the field {self._text_field!r} is {_type_name(text)}"
+            return self.quarantined(position, TEXT_NOT_A_STRING, what, raw)
+        doc_id = fields.get(self._id_field)
+        if doc_id is None or doc_id == "":
+            doc_id = f"{self._source.uri}#{position}"
+        elif not isinstance(doc_id, str):
+            doc_id = _dumps(doc_id)
+        for field, value in ((self._text_field, text), (self._id_field, doc_id)):
+            if (at := _lone_surrogate(value)) is not None:
+                what = f"at character {at} of the field {field!r}"
+                return self.quarantined(position, LONE_SURROGATE, what, raw)
+        if self._meta_fields is None:
+            kept = {key: fields[key] for key in fields if key not in {self._text_field, self._id_field}}
+        else:
+            kept = {key: fields[key] for key in fields if key in self._meta_fields}
+        return Record(self._source.uri, position, doc_id, text, _dumps(kept), self._source.kind, "")
+
+    def from_file(self, content: bytes) -> Record | Quarantined:
+        """A file that is one document, in UTF-8; a byte order mark is part of its text, which is exactly the file.
+
+        A Python file that declares another encoding (PEP 263) is in quarantine unless it happens to be UTF-8 too.
+        """
+        if len(content) > self.limit:
+            return self.too_large(0)
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            return self.quarantined(0, INVALID_UTF8, f"at byte {error.start} of the file", content)
+        uri = self._source.uri
+        return Record(uri, 0, f"{uri}#0", text, "{}", self._source.kind, uri.rpartition("/")[2])
+
+    def too_large(self, position: int) -> Quarantined:
+        """A record that was not even decoded."""
+        return self.quarantined(position, TOO_LARGE, f"more than max_record_size = {self.limit} bytes")
+
+    def quarantined(self, position: int, reason: str, detail: str, raw: bytes | None = None) -> Quarantined:
+        """A reference; with the record itself only where the job asks for it."""
+        text = raw.decode(errors="backslashreplace") if self._keep_text and raw is not None else None
+        return Quarantined(self._source.uri, position, reason, detail, text)
+
+
+def _no_number(_: str) -> None:
+    return None
+
+
+def _dumps(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if _lone_surrogate(text) is not None:
+        text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+    return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return value
+
+
+def _lone_surrogate(text: str) -> int | None:
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        nested = [each for each in level if isinstance(each, dict | list)]
+        level = [child for each in nested for child in (each.values() if isinstance(each, dict) else each)]
+    return depth
+
+
+def _too_deep() -> str:
+    return f"nested more than {_MAX_DEPTH} levels deep"
+
+
+def _type_name(value: Any) -> str:
+    return "null" if value is None else _JSON_TYPES[type(value)]

@@ -1,0 +1,200 @@
+"""From a unit to its records; whatever is malformed becomes a `Quarantined` value in its place."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from pipeline.config import LabelConfig
+from pipeline.corpus.decoding import Decoder
+from pipeline.corpus.inputs import Source
+from pipeline.corpus.parquet_rows import ParquetRows
+from pipeline.corpus.records import Quarantined, Record
+from pipeline.corpus.streams import CutError, Decompressed, SourceFile, read_lines
+from pipeline.corpus.units import Plan, Unit
+from scorers.errors import UserError
+
+
+class UnitReader:
+    """Reads units of a plan.
+
+    The last source stays open, so that units in ascending order decompress a file once. Any other order gives the
+    same records, more slowly.
+    """
+
+    def __init__(self, plan: Plan, config: LabelConfig) -> None:
+        self._plan = plan
+        self._config = config
+        self._open: tuple[int, _SourceReader] | None = None
+
+    def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
+        """The records of a unit in order.
+
+        Raises:
+            UserError: an input has changed since the plan was made.
+            OSError: a disk or network failed; nothing is known of the records.
+        """
+        for part in unit.slices:
+            source = self._plan.sources[part.source]
+            try:
+                yield from self._reader(part.source).read(part.start, part.stop)
+            except (CutError, EOFError):
+                raise UserError(_changed(source)) from None
+
+    def close(self) -> None:
+        """Close what is open; the next read opens it again."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def _reader(self, index: int) -> "_SourceReader":
+        if self._open is None or self._open[0] != index:
+            self.close()
+            source = self._plan.sources[index]
+            reader = _open_reader(source, self._config)
+            if reader.size != self._plan.entries[index].size:
+                reader.close()
+                raise UserError(_changed(source))
+            self._open = (index, reader)
+        return self._open[1]
+
+
+def read_unit(unit: Unit, plan: Plan, config: LabelConfig) -> Iterator[Record | Quarantined]:
+    """The records of one unit, on their own; see `UnitReader.read`."""
+    reader = UnitReader(plan, config)
+    try:
+        yield from reader.read(unit)
+    finally:
+        reader.close()
+
+
+def read_sources(sources: Sequence[Source], config: LabelConfig) -> Iterator[Record | Quarantined]:
+    """All records in order, without a plan. Of a source that is cut, the last value says so.
+
+    Raises:
+        UserError: a source cannot be opened, or a Parquet file lacks the text column.
+        OSError: a disk or network failed.
+    """
+    for source in sources:
+        count = 0
+        try:
+            reader = _open_reader(source, config)
+            try:
+                for record in reader.read(0, None):
+                    yield record
+                    count += 1
+            finally:
+                reader.close()
+        except CutError as error:
+            yield Quarantined(source.uri, count, error.reason, error.detail)
+
+
+class _SourceReader(Protocol):
+    """Reads records of one source; positions as in `Slice`, a `stop` of None for the end.
+
+    `read` raises EOFError where the source ends before `stop`, and `CutError` where it is damaged.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record | Quarantined]: ...
+
+    def close(self) -> None: ...
+
+
+def _open_reader(source: Source, config: LabelConfig) -> _SourceReader:
+    if source.format == "parquet":
+        return ParquetRows(source, config)
+    if source.format == "text":
+        return _TextReader(source, config)
+    return _LineReader(source, config) if source.compression is None else _StreamReader(source, config)
+
+
+class _TextReader:
+    def __init__(self, source: Source, config: LabelConfig) -> None:
+        self._decoder = Decoder(source, config)
+        self._file = SourceFile(source)
+
+    @property
+    def size(self) -> int:
+        return self._file.size
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record | Quarantined]:
+        self._file.seek(start)
+        yield self._decoder.from_file(self._file.read(self._decoder.limit + 1))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _LineReader:
+    def __init__(self, source: Source, config: LabelConfig) -> None:
+        self._decoder = Decoder(source, config)
+        self._file = SourceFile(source)
+
+    @property
+    def size(self) -> int:
+        return self._file.size
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record | Quarantined]:
+        self._file.seek(start)
+        stop = self.size if stop is None else stop
+        part = _Part(self._file, stop - start)
+        for offset, _, line in read_lines(part, limit=self._decoder.limit, offset=start):
+            yield self._decoder.from_json(offset, line)
+        if part.left:
+            raise EOFError
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Part:
+    def __init__(self, file: SourceFile, size: int) -> None:
+        self._file = file
+        self.left = size
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(min(size, self.left))
+        self.left -= len(data)
+        return data
+
+
+class _StreamReader:
+    def __init__(self, source: Source, config: LabelConfig) -> None:
+        self._source = source
+        self._decoder = Decoder(source, config)
+        self._rewind()
+
+    @property
+    def size(self) -> int:
+        return self._stream.raw.size
+
+    def read(self, start: int, stop: int | None) -> Iterator[Record | Quarantined]:
+        if start < self._next:
+            self.close()
+            self._rewind()
+        while stop is None or self._next < stop:
+            line = next(self._lines, None)
+            if line is None:
+                if stop is None:
+                    return
+                raise EOFError
+            position = self._next
+            self._next += 1
+            if position >= start:
+                yield self._decoder.from_json(position, line[2])
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _rewind(self) -> None:
+        self._stream = Decompressed(self._source)
+        self._lines = read_lines(self._stream, limit=self._decoder.limit)
+        self._next = 0
+
+
+def _changed(source: Source) -> str:
+    return (
+        f"The input {source.uri} has changed since the job was planned. Put the file back as it was, "
+        "or label the corpus anew into another output."
+    )

@@ -1,0 +1,95 @@
+"""Files behind URIs, by pyarrow.fs: where they are, and which of them a URI stands for."""
+
+import functools
+import re
+from collections.abc import Iterator
+
+import pyarrow.fs as pafs
+
+from scorers.errors import UserError
+
+_MAGIC = re.compile(r"[*[]")  # a question mark begins the query of a URI
+
+
+def locate(uri: str, options: str = "") -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI without its query, and the path there.
+
+    Args:
+        uri: `scheme://authority/path`; the path is taken as it is, with blanks and percent signs.
+        options: the query, such as `endpoint_override=http%3A%2F%2F127.0.0.1%3A8333`.
+
+    Raises:
+        UserError: the URI holds a password.
+        OSError, pa.ArrowException: pyarrow cannot open it.
+    """
+    root, path = _parts(uri)
+    filesystem, base = _filesystem(root, options)
+    return filesystem, f"{base}/{path}" if path else base or "/"
+
+
+def find_files(uri: str, options: str = "") -> Iterator[tuple[str, int]] | None:
+    """The (URI, size) of the files that a file's, a folder's or a glob's URI stands for; None where there is nothing.
+
+    Names that begin with a dot are skipped, in folders and by globs.
+
+    Raises:
+        UserError: the URI holds a password.
+        OSError, pa.ArrowException: pyarrow cannot open or list it.
+    """
+    filesystem, path = locate(uri, options)
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.File:
+        return iter([(uri, info.size)])
+    pattern = None
+    if info.type == pafs.FileType.NotFound:
+        magic = _MAGIC.search(path)
+        if magic is None:
+            return None
+        pattern = _glob_regex(path)
+        path = path[: magic.start()].rpartition("/")[0]
+    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    root = _parts(uri)[0]
+    base = _filesystem(root, options)[1]
+    return (
+        (root + each.path[len(base) :], each.size)
+        for each in infos
+        if each.type == pafs.FileType.File
+        and (pattern is None or pattern.fullmatch(each.path))
+        and not any(name.startswith(".") for name in each.path[len(path) :].split("/"))
+    )
+
+
+def _parts(uri: str) -> tuple[str, str]:
+    scheme, _, rest = uri.partition("://")
+    authority, _, path = rest.partition("/")
+    user, separator, _ = authority.rpartition("@")
+    if separator and ":" in user:
+        raise UserError(
+            f"The input {scheme}://... holds a password, which would be kept in the dataset. "
+            "Give credentials by the environment (AWS_ACCESS_KEY_ID and the like)."
+        )
+    return f"{scheme}://{authority}", path
+
+
+@functools.lru_cache(maxsize=16)
+def _filesystem(root: str, options: str) -> tuple[pafs.FileSystem, str]:
+    # Only the root is given to pyarrow as a URI: keys are taken as they are, with blanks, % and all.
+    filesystem, base = pafs.FileSystem.from_uri(f"{root}/?{options}" if options else f"{root}/")
+    return filesystem, base.rstrip("/")
+
+
+def _glob_regex(pattern: str) -> re.Pattern[str]:
+    """`*` and `[...]` stay within a folder, `**/` stands for any number of folders, as `glob.glob(recursive=True)`."""
+    parts = re.split(r"(\*\*/|\*+|\[!?[^\]]+\])", pattern)
+    return re.compile("".join(_glob_part(part) for part in parts))
+
+
+def _glob_part(part: str) -> str:
+    if part == "**/":
+        return "(?:[^/]+/)*"
+    if part.startswith("*"):
+        return "[^/]*"
+    if part.startswith("[") and part.endswith("]"):
+        inner = part[1:-1].replace("\\", r"\\")
+        return f"(?![/])[^{inner[1:]}]" if inner.startswith("!") else f"(?![/])[{inner}]"
+    return re.escape(part)

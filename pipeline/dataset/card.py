@@ -1,0 +1,66 @@
+"""The data card: `README.md` of a labelled dataset, which also tells `datasets.load_dataset` where its shards are."""
+
+import functools
+import json
+import re
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from pipeline.dataset.manifest import Manifest
+
+CARD_NAME = "README.md"
+
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+_MOST_SOURCES = 20
+
+
+def render_card(manifest: Manifest) -> str:
+    """The card of a sealed dataset, the same bytes for equal manifests; it holds no text of the corpus."""
+    return _template().render(
+        manifest=manifest,
+        ledger=manifest.ledger,
+        data_files=data_files(manifest.generation),
+        size_category=size_category(manifest.rows),
+        sources=manifest.sources[:_MOST_SOURCES],
+        sources_left_out=max(0, len(manifest.sources) - _MOST_SOURCES),
+        first_column=next(iter(manifest.scorers)),
+    )
+
+
+def data_files(generation: int) -> str:
+    """The pattern of a generation's shards, as `datasets` takes it."""
+    return f"data/{generation:04d}/*.parquet"
+
+
+def size_category(rows: int) -> str:
+    """The Hugging Face hub's word for a number of rows, such as `1K<n<10K`."""
+    if rows < 1000:
+        return "n<1K"
+    exponent = len(str(rows)) - 4
+    return f"{_SIZES[exponent]}<n<{_SIZES[exponent + 1]}" if exponent + 1 < len(_SIZES) else "n>1T"
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("pipeline.dataset", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - Markdown, not HTML; `code` makes what comes from outside harmless
+    )
+    environment.filters |= {"code": _code, "count": "{:,}".format, "share": _share, "number": "{:.6g}".format}
+    return environment.get_template("card.md.j2")
+
+
+def _code(value: Any) -> str:
+    """A value as code in a cell of a Markdown table: one line, no backticks, pipes escaped."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    text = re.sub(r"\s+", " ", text).replace("`", "'").replace("|", "\\|").strip()
+    return f"`{text}`" if text else ""
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "–"

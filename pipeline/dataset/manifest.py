@@ -1,0 +1,172 @@
+"""`manifest.json`: the contract between the job that labels and everything that reads a labelled dataset."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.dataset.schema import SCHEMA_VERSION
+from scorers.errors import UserError
+
+MANIFEST_NAME = "manifest.json"
+
+
+class DamagedError(UserError):
+    """A file of a dataset is not what it was when the dataset was sealed."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScorerEntry(_Part):
+    """What made a column of scores: `kind` and `options` rebuild the scorer, `fingerprint` proves it the same."""
+
+    kind: str
+    options: dict[str, Any]
+    fingerprint: str
+
+
+class Threshold(_Part):
+    """A sentence is aligned when its score is <= `value`, which is exactly a float32.
+
+    `spec` is what the user asked for: a number, or `p50` for the 50th percentile over all sentences (inverted CDF).
+    `sentences` have a score in the column (where it is null there is none); `aligned` of them are aligned.
+    """
+
+    value: float
+    spec: str
+    sentences: int
+    aligned: int
+
+
+class SourceEntry(_Part):
+    """An input and its fingerprint: `size` in bytes, `sha256` of the whole content, its `records`."""
+
+    uri: str
+    size: int
+    sha256: str
+    records: int
+
+
+class File(_Part):
+    """A file of the dataset, its path relative to the dataset's root."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Shard(File):
+    """A Parquet file of labelled rows."""
+
+    rows: int
+    sentences: int
+
+
+class Ledger(_Part):
+    """Conservation: `records == labelled + empty + sum(quarantined.values())`, in records.
+
+    Empty texts are rows of the dataset too, without sentences. `sources_cut` counts inputs whose rest could not be read
+    (a truncated stream): nobody knows how many records were lost, so each is one entry of quarantine beside the
+    records.
+    `segments` are Parquet files with the same figures a unit; `quarantine` are Parquet files of references.
+    """
+
+    records: int
+    labelled: int
+    empty: int
+    quarantined: dict[str, int] = Field(default_factory=dict)
+    sources_cut: int = 0
+    segments: list[File] = Field(default_factory=list)
+    quarantine: list[File] = Field(default_factory=list)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every record that was read is accounted for exactly once."""
+        return self.records == self.labelled + self.empty + sum(self.quarantined.values())
+
+
+class Manifest(_Part):
+    """What a sealed dataset holds and how it was made. Only shards that it lists are part of the dataset.
+
+    Attributes:
+        schema_version: of the format; a reader refuses any other.
+        sealed: always true; a dataset without a sealed manifest is incomplete.
+        generation: 1 after labelling, one more with each retag; names the folder under `data/`.
+        created_by: distribution and version that wrote it.
+        config: the resolved semantic configuration of the labelling job, without execution options.
+        scorers: score columns in the order of the schema.
+        thresholds: a threshold for every score column.
+        sources: fingerprints of the inputs, in order.
+        shards: in the order of their rows.
+        sentences, bytes_text: totals; `bytes_text` in UTF-8 bytes of `text`.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    sealed: Literal[True] = True
+    generation: int
+    created_by: str
+    config: dict[str, Any]
+    scorers: dict[str, ScorerEntry]
+    thresholds: dict[str, Threshold]
+    sources: list[SourceEntry]
+    shards: list[Shard]
+    ledger: Ledger
+    sentences: int
+    bytes_text: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards: labelled and empty documents."""
+        return sum(shard.rows for shard in self.shards)
+
+    def to_json(self) -> str:
+        """The bytes of `manifest.json`, the same for equal manifests."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def parse_manifest(text: str | bytes, where: str) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        text: the content of `manifest.json`.
+        where: its URI, for the message.
+
+    Raises:
+        DamagedError: it is no manifest.
+        UserError: it is of another schema version.
+    """
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            if detail["loc"] == ("schema_version",):
+                raise UserError(
+                    f"{where} has schema version {detail['input']!r}, but this phf reads version {SCHEMA_VERSION}. "
+                    "Label the corpus again, or use the phf that wrote it."
+                ) from None
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise DamagedError(
+            f"{where} is damaged at {path or 'its start'}: {first['msg']}. "
+            "Run the same `phf label` command again: it writes the manifest anew and scores nothing twice."
+        ) from None
+
+
+def no_manifest(uri: str, *, exists: bool, labelling: bool) -> UserError:
+    """Why a place without a manifest is no labelled dataset.
+
+    Args:
+        uri: the place.
+        exists: whether there is anything.
+        labelling: whether a labelling job has begun there.
+    """
+    if not exists:
+        return UserError(f"There is nothing at {uri}. Give the --output of a `phf label` run.")
+    if labelling:
+        return UserError(
+            f"{uri} is incomplete: labelling has not finished. Run the same `phf label` command again; it goes on."
+        )
+    return UserError(
+        f"{uri} is no labelled dataset: it has no {MANIFEST_NAME}. Give the --output of a `phf label` run."
+    )

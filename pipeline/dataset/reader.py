@@ -1,0 +1,165 @@
+"""Open a sealed labelled dataset and stream its rows, refusing whatever is not whole."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, Shard, no_manifest, parse_manifest
+from pipeline.dataset.schema import dataset_schema
+from scorers.errors import UserError
+
+
+@dataclass(frozen=True)
+class LabelledDataset:
+    """A sealed dataset: its manifest, and its rows in order.
+
+    Attributes:
+        uri: what the user gave: a local folder or any URI of pyarrow.fs.
+        manifest: the contract; only the shards that it lists are read.
+    """
+
+    uri: str
+    manifest: Manifest
+    _filesystem: pafs.FileSystem
+    _root: str
+
+    @property
+    def columns(self) -> list[str]:
+        """The score columns, in the order of the schema."""
+        return list(self.manifest.scorers)
+
+    def require_column(self, column: str) -> None:
+        """Refuse a dataset that lacks a score column.
+
+        Raises:
+            UserError: the column is missing; names those that there are.
+        """
+        if column not in self.manifest.scorers:
+            raise UserError(
+                f"{self.uri} has no score column {column!r}; it has: {', '.join(self.columns) or 'none'}. "
+                f"Choose one of them, or label the corpus with --scorer {column}."
+            )
+
+    def read_batches(self, columns: Sequence[str] | None = None, *, rows: int = 1024) -> Iterator[pa.RecordBatch]:
+        """Rows of all shards in order, at most `rows` a batch, page checksums verified.
+
+        Args:
+            columns: names of the schema; None for all.
+            rows: the most rows a batch.
+
+        Raises:
+            DamagedError: a shard cannot be read or is damaged; names the file.
+            UserError: the dataset was tagged anew since it was opened.
+        """
+        for shard in self.manifest.shards:
+            yield from self.read_shard(shard, columns, rows=rows)
+
+    def read_shard(
+        self, shard: Shard, columns: Sequence[str] | None = None, *, rows: int = 1024
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows of one shard; see `read_batches`."""
+        path = f"{self._root}/{shard.path}"
+        try:
+            with pq.ParquetFile(path, filesystem=self._filesystem, page_checksum_verification=True) as parquet:
+                yield from parquet.iter_batches(rows, columns=list(columns) if columns is not None else None)
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(shard, _brief(error)) from None
+
+    def check(self) -> None:
+        """Compare every shard's size, footer, row count and schema with the manifest; hashes are for `phf verify`.
+
+        Raises:
+            DamagedError: a shard is missing, has another size, or another schema; names it.
+        """
+        expected = dataset_schema(self.columns)
+        infos = self._filesystem.get_file_info([f"{self._root}/{shard.path}" for shard in self.manifest.shards])
+        for shard, info in zip(self.manifest.shards, infos, strict=True):
+            if info.type != pafs.FileType.File:
+                raise self._damaged(shard, "the file is missing")
+            if info.size != shard.size:
+                raise self._damaged(shard, f"it has {info.size} bytes, not {shard.size}")
+            try:
+                with pq.ParquetFile(f"{self._root}/{shard.path}", filesystem=self._filesystem) as parquet:
+                    rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+            except (OSError, pa.ArrowException) as error:
+                raise self._damaged(shard, _brief(error)) from None
+            if rows != shard.rows:
+                raise self._damaged(shard, f"it has {rows} rows, not {shard.rows}")
+            if not schema.equals(expected):
+                raise self._damaged(shard, "its columns are not those of the manifest")
+
+    def _damaged(self, shard: Shard, what: str) -> UserError:
+        """The error for a shard that cannot be read, which may just have been replaced by `phf retag`."""
+        try:
+            newest = _read_manifest(self.uri, self._filesystem, self._root).generation
+        except UserError:
+            newest = self.manifest.generation
+        if newest != self.manifest.generation:
+            return UserError(
+                f"{self.uri} was tagged anew (generation {newest}) while generation {self.manifest.generation} was "
+                "being read. Start again to read the new one."
+            )
+        return DamagedError(
+            f"{self.uri}/{shard.path} is damaged: {what}. Run `phf verify {self.uri}` to see what else is."
+        )
+
+
+def open_dataset(uri: str) -> LabelledDataset:
+    """Open a labelled dataset and check its shards against its manifest (sizes and footers, not hashes).
+
+    Args:
+        uri: a local folder, or a URI with file://, s3://, gs://, az:// or hdfs://.
+
+    Raises:
+        DamagedError: the manifest is damaged, or shards don't fit it.
+        UserError: no such place, no sealed manifest, or another schema version.
+    """
+    filesystem, root = _locate(uri)
+    dataset = LabelledDataset(uri, _read_manifest(uri, filesystem, root), filesystem, root)
+    dataset.check()
+    return dataset
+
+
+def _locate(uri: str) -> tuple[pafs.FileSystem, str]:
+    scheme, separator, rest = uri.partition("://")
+    try:
+        if scheme == "az":
+            filesystem, root = _azure(), rest
+        elif separator:
+            filesystem, root = pafs.FileSystem.from_uri(uri)
+        else:
+            filesystem, root = pafs.LocalFileSystem(), uri
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"Cannot open {uri}: {_brief(error)}.") from None
+    return filesystem, root.rstrip("/")
+
+
+def _azure() -> pafs.FileSystem:
+    # pyarrow knows Azure by other URIs (abfs://) than obstore, which wrote the dataset; the environment is obstore's.
+    account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    if not account:
+        raise UserError("az:// needs the environment variable AZURE_STORAGE_ACCOUNT_NAME.")
+    return pafs.AzureFileSystem(account_name=account, account_key=os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"))
+
+
+def _read_manifest(uri: str, filesystem: pafs.FileSystem, root: str) -> Manifest:
+    try:
+        with filesystem.open_input_stream(f"{root}/{MANIFEST_NAME}") as stream:
+            text = stream.read()
+    except (FileNotFoundError, NotADirectoryError):
+        place, units = filesystem.get_file_info([root, f"{root}/units"])
+        raise no_manifest(
+            uri, exists=place.type != pafs.FileType.NotFound, labelling=units.type == pafs.FileType.Directory
+        ) from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"Cannot read {uri}/{MANIFEST_NAME}: {_brief(error)}.") from None
+    return parse_manifest(text, f"{uri}/{MANIFEST_NAME}")
+
+
+def _brief(error: Exception) -> str:
+    """The first line of pyarrow's message, whose rest is about its own source files."""
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__

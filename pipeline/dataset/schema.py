@@ -1,0 +1,63 @@
+"""The one Arrow schema of a labelled dataset: a row a document, lists a sentence."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import pyarrow as pa
+
+SCHEMA_VERSION: Final = 1
+ALIGNED_SUFFIX = "_aligned"
+
+ROW_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("doc_id", pa.string(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("position", pa.int64(), nullable=False),
+    pa.field("text", pa.large_string(), nullable=False),
+    pa.field("meta", pa.string(), nullable=False),
+    pa.field("ends", pa.list_(pa.int32()), nullable=False),
+)
+RESERVED_COLUMNS = frozenset(field.name for field in ROW_FIELDS)
+
+
+def unit_schema(columns: Sequence[str]) -> pa.Schema:
+    """Schema of a committed unit: the rows with a float32 score a sentence for each column, not tagged yet."""
+    return pa.schema([*ROW_FIELDS, *(_score_field(column) for column in columns)])
+
+
+def dataset_schema(columns: Sequence[str]) -> pa.Schema:
+    """Schema of every shard: `unit_schema` plus, after each score column, its boolean preference tags."""
+    fields = list(ROW_FIELDS)
+    for column in columns:
+        fields += [_score_field(column), pa.field(column + ALIGNED_SUFFIX, pa.list_(pa.bool_()))]
+    return pa.schema(fields)
+
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.int64(), nullable=False),
+        pa.field("records", pa.int64(), nullable=False),
+        pa.field("labelled", pa.int64(), nullable=False),
+        pa.field("empty", pa.int64(), nullable=False),
+        pa.field("quarantined", pa.map_(pa.string(), pa.int64()), nullable=False),
+        pa.field("sentences", pa.int64(), nullable=False),
+        pa.field("bytes_text", pa.int64(), nullable=False),
+    ]
+)
+"""A row a unit: its records = labelled + empty + quarantined (by reason), and what its rows hold."""
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.int64()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("text", pa.large_string()),
+    ]
+)
+"""A row a record that is not in the dataset: where it is and why. `unit` is null for the unreadable rest of a source;
+`text` is null unless the job was asked to keep it."""
+
+
+def _score_field(column: str) -> pa.Field:
+    return pa.field(column, pa.list_(pa.float32()))

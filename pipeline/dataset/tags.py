@@ -1,0 +1,49 @@
+"""Preference tags: a sentence is aligned when its score is at most the column's threshold."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.dataset.schema import ALIGNED_SUFFIX, ROW_FIELDS, dataset_schema
+
+
+def is_aligned(scores: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
+    """Whether each score is <= `threshold`, compared as float32.
+
+    The thresholds of a manifest are float32 numbers, so comparing in float32 or in float64 gives the same tags.
+    """
+    return scores <= np.float32(threshold)
+
+
+def add_tags(rows: pa.Table, columns: Sequence[str], thresholds: Mapping[str, float]) -> pa.Table:
+    """Rows of `unit_schema(columns)` as rows of `dataset_schema(columns)`.
+
+    Args:
+        rows: documents with a float32 score a sentence in each column, or null where the scorer does not apply.
+        columns: the score columns, in the order of the schema.
+        thresholds: a threshold for each column.
+
+    Returns:
+        The same rows; each score column is followed by its tags, null where the scores are null.
+    """
+    arrays = [rows.column(field.name).combine_chunks() for field in ROW_FIELDS]
+    for column in columns:
+        scores = rows.column(column).combine_chunks()
+        arrays += [scores, tags_of(scores, thresholds[column])]
+    return pa.Table.from_arrays(arrays, schema=dataset_schema(columns))
+
+
+def tags_of(scores: pa.ListArray, threshold: float) -> pa.ListArray:
+    """list<bool> tags of a list<float32> score column, of the same lengths and nulls."""
+    lengths = pc.fill_null(pc.list_value_length(scores), 0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
+    aligned = is_aligned(scores.flatten().to_numpy(zero_copy_only=False), threshold)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(aligned), mask=scores.is_null())
+
+
+def tag_column(column: str) -> str:
+    """The name of a score column's tags."""
+    return column + ALIGNED_SUFFIX

@@ -1,0 +1,1 @@
+"""From units to committed scores: the driver, its scheduler and workers, and the commit protocol."""

@@ -1,0 +1,147 @@
+"""Start a Ray of our own, or join the cluster that the user names."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from scorers.errors import UserError
+
+# Results are references and figures, never rows: a small store will do, also where a container has little /dev/shm.
+_OBJECT_STORE_BYTES = 100 * 1024 * 1024
+# Paths of Unix sockets end at 107 characters, and Ray needs some 65 below its folder.
+_LONGEST_FOLDER = 40
+# Seconds for a cluster to answer.
+_ANSWER_S = 10.0
+_FOLDER_PREFIX = "phf-ray-"
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def check_address(address: str) -> None:
+    """Refuse an address where nobody answers, in seconds: Ray tries for minutes.
+
+    Raises:
+        UserError: `host:port` or `ray://host:port` cannot be reached.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise UserError(
+            f"Cannot join the Ray cluster {address}: {error.strerror or error}. Check the address, or leave --address "
+            "out for a local Ray."
+        ) from None
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str | None, cpus: int | None = None) -> Iterator[dict[str, float]]:
+    """Ray, local and private when `address` is None; yields its resources, such as `CPU` and `GPU`.
+
+    A local Ray never joins a cluster that happens to run here, listens with a token of its own, and keeps its files in
+    a folder that only this user can enter. It dies with this process, however that dies: workers within seconds, Ray's
+    own helpers, which look for their head first, within about a minute.
+
+    Args:
+        address: of a cluster, such as `auto` or `ray://head:10001`. It is sent the code that it needs; scorers'
+            libraries, models, and the scorers of other packages must be installed there.
+        cpus: of the local Ray; None for those of this machine (or container).
+
+    Raises:
+        UserError: the cluster cannot be joined, or Ray does not start.
+    """
+    with _local(cpus) if address is None else _remote(address):
+        import ray
+
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield resources
+
+
+@contextlib.contextmanager
+def _local(cpus: int | None) -> Iterator[None]:
+    # Ray's native code reads these when it is imported. Without the token Ray writes one to ~/.ray, readable by all.
+    os.environ.update(_ENVIRONMENT, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    parent = tempfile.gettempdir()
+    if len(parent) > _LONGEST_FOLDER:
+        parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder below it
+    with _private_folder(Path(parent)) as private:
+        import ray
+
+        # Ray opens its folder to everybody (mode 0777), hence one below the private one.
+        with _joined(
+            lambda: ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(private / "r"),
+            ),
+            "Ray does not start on this machine",
+        ):
+            yield
+
+
+@contextlib.contextmanager
+def _private_folder(parent: Path) -> Iterator[Path]:
+    """A folder that only this user can enter, gone afterwards; also takes away those of runs that were killed.
+
+    The kernel gives up the lock on `owner` with the process that holds it, so that a folder whose lock can be had is
+    nobody's any more. The file gets its name after the lock, since a new folder must not look like an orphan.
+    """
+    for owner in parent.glob(f"{_FOLDER_PREFIX}*/owner"):
+        with contextlib.suppress(OSError), owner.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(owner.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=parent))
+    try:
+        with (folder / "new").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            (folder / "new").rename(folder / "owner")
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _remote(address: str) -> Iterator[None]:
+    import ray
+
+    import pipeline
+    import scorers
+
+    code = [str(Path(package.__path__[0])) for package in (scorers, pipeline)]
+    with _joined(
+        lambda: ray.init(
+            address=address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level=logging.ERROR
+        ),
+        f"Cannot join the Ray cluster {address}",
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
+    import ray
+
+    try:
+        try:
+            start()
+        except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
+            brief = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+            raise UserError(f"{problem}: {brief}.") from None
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,159 @@
+"""What a labelling job is: written once below `job/`, compared by every later run with what it was asked for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.config import LabelConfig
+from pipeline.corpus.units import Plan
+from pipeline.dataset.manifest import MANIFEST_NAME, ScorerEntry
+from pipeline.storage import Storage
+from scorers.errors import UserError
+
+JOB = "job/config.json"
+PLAN = "job/plan.json"
+
+
+class JobRecord(BaseModel):
+    """What a job was begun with.
+
+    Attributes:
+        version: of this record.
+        config: the semantic configuration.
+        scorers: by column, in the schema's order.
+        sentences: fingerprint of the splitter; another version of it may move boundaries.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    config: dict[str, Any]
+    scorers: dict[str, ScorerEntry]
+    sentences: str
+
+
+def read_job(storage: Storage) -> JobRecord | None:
+    """The job that an output folder holds, or None if the folder is empty or does not exist.
+
+    Raises:
+        UserError: the folder holds something else, or a job that this version cannot read.
+    """
+    try:
+        return JobRecord.model_validate_json(storage.read(JOB))
+    except FileNotFoundError:
+        pass
+    except ValidationError:
+        raise UserError(
+            f"{storage.uri}/{JOB} is damaged or was written by another version of phf. Choose another --output."
+        ) from None
+    names = storage.children()
+    if names and names != ["job/"]:
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        raise UserError(
+            f"{storage.uri} holds something else than a labelling job ({shown}). Choose an empty or new --output."
+        )
+    return None
+
+
+def read_plan(storage: Storage) -> Plan | None:
+    """The plan of a job, or None if it was never written.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return Plan.from_json(storage.read(PLAN))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{storage.uri}/{PLAN} is damaged. Delete it and run the same `phf label` command again: it is made anew."
+        ) from None
+
+
+def load_job(storage: Storage) -> tuple[LabelConfig, JobRecord, Plan]:
+    """The job of an output folder, for commands that work on what was labelled.
+
+    Raises:
+        UserError: there is no job, or its plan was never finished.
+    """
+    record = read_job(storage)
+    plan = read_plan(storage)
+    if record is None or plan is None:
+        raise UserError(f"{storage.uri} holds no labelling job. Give the --output of a `phf label` run.")
+    return LabelConfig.model_validate(record.config | {"output": storage.uri}), record, plan
+
+
+def refuse_changes(storage: Storage, begun: JobRecord, asked: JobRecord) -> None:
+    """Refuse to go on with a job under another configuration or with other scorers.
+
+    Raises:
+        UserError: something that can change the dataset differs; names each setting, before and now.
+    """
+    lines = [
+        *_differences(begun.config, asked.config),
+        *(
+            f"  scorer {column!r}: its fingerprint was {entry.fingerprint}, now {now.fingerprint}: its libraries, "
+            "weights or code have changed"
+            for column, entry in begun.scorers.items()
+            if (now := asked.scorers.get(column)) and now.fingerprint != entry.fingerprint and _same_options(entry, now)
+        ),
+    ]
+    if begun.sentences != asked.sentences:
+        lines.append(
+            f"  sentence splitter: its fingerprint was {begun.sentences}, now {asked.sentences}: spaCy changed"
+        )
+    if not lines:
+        return
+    remedy = "Give the same settings to go on, or another --output to begin anew."
+    if storage.exists(MANIFEST_NAME) and all(line.strip().startswith("thresholds") for line in lines):
+        remedy = f"To change thresholds of a finished dataset: phf retag {storage.uri} --threshold …"
+    raise UserError(f"{storage.uri} was begun with other settings:\n" + "\n".join(lines) + f"\n{remedy}")
+
+
+def refuse_other_inputs(storage: Storage, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+    """Refuse to go on when the inputs are not those of the plan.
+
+    Args:
+        storage: the output.
+        before: by URI, whatever of an input must not change.
+        now: the same of the inputs that there are now.
+
+    Raises:
+        UserError: an input is new, gone or changed; names up to five of each.
+    """
+    lines = _some("new", [uri for uri in now if uri not in before])
+    lines += _some("gone", [uri for uri in before if uri not in now])
+    lines += _some("changed", [uri for uri in now if uri in before and now[uri] != before[uri]])
+    if lines:
+        raise UserError(
+            f"The inputs are not those that {storage.uri} was begun with:\n"
+            + "\n".join(lines)
+            + "\nRestore them to go on, or give another --output to begin anew."
+        )
+
+
+def _some(what: str, names: Sequence[str]) -> list[str]:
+    more = [f"  … and {len(names) - 5} more"] if len(names) > 5 else []
+    return [f"  {what}: {name}" for name in names[:5]] + more
+
+
+def _same_options(entry: ScorerEntry, now: ScorerEntry) -> bool:
+    return (entry.kind, entry.options) == (now.kind, now.options)
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if before == now:
+        return []
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return [
+            line
+            for key in sorted({*before, *now})
+            for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [f"  {path}: was {_shown(before)}, now {_shown(now)}"]
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)

@@ -1,0 +1,166 @@
+"""Tell a person what a long run is doing: a live line on a terminal, plain lines now and then elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import IO, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from pipeline.labelling.progress import Progress
+
+# Seconds between plain lines: at first, at most, and as a share of the time that has passed.
+_FIRST_S, _MOST_S, _SHARE = 5.0, 60.0, 0.05
+
+
+class Reporter(Protocol):
+    """Where a run tells what it does. Everything goes to stderr; stdout is for results."""
+
+    def step(self, text: str) -> None:
+        """A new step begins, whose end cannot be foreseen."""
+        ...
+
+    def measure(self, text: str, done: int, total: int) -> None:
+        """How far a step has come."""
+        ...
+
+    def update(self, progress: Progress) -> None:
+        """How far labelling has come."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that should not be missed."""
+        ...
+
+
+class PlainReporter:
+    """Lines for logs: each step, then its figures, every few seconds at first and once a minute in the end."""
+
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._began = clock()
+        self._due = 0.0
+        self._step = ""
+
+    def step(self, text: str) -> None:  # noqa: D102 - see Reporter, here and below
+        self._step = text
+        self._began = self._clock()
+        self._due = self._began + _FIRST_S
+        self._line(f"{text} …")
+
+    def measure(self, text: str, done: int, total: int) -> None:  # noqa: D102
+        if text != self._step:
+            self.step(text)
+        elif self._is_due():
+            self._line(f"{text}: {_share(done, total)}")
+
+    def update(self, progress: Progress) -> None:  # noqa: D102
+        if self._is_due():
+            self._line(figures(progress))
+
+    def note(self, text: str) -> None:  # noqa: D102
+        self._line(text)
+
+    def _is_due(self) -> bool:
+        now = self._clock()
+        if now < self._due:
+            return False
+        self._due = now + min(_MOST_S, max(_FIRST_S, _SHARE * (now - self._began)))
+        return True
+
+    def _line(self, text: str) -> None:
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+class LiveReporter:
+    """One live line on a terminal. Enter it, so that the line is taken away at the end whatever happens."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Bar(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console, transient=True)
+        self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> "LiveReporter":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, text: str) -> None:  # noqa: D102
+        self._show(f"{text} …", 0, None)
+
+    def measure(self, text: str, done: int, total: int) -> None:  # noqa: D102
+        self._show(f"{text}: {_share(done, total)}", done, total)
+
+    def update(self, progress: Progress) -> None:  # noqa: D102
+        self._show(figures(progress), progress.committed, progress.units)
+
+    def note(self, text: str) -> None:  # noqa: D102
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def _show(self, text: str, done: int, total: int | None) -> None:
+        self._bar.reset(self._task, total=total, completed=done, description=text)
+
+
+@contextlib.contextmanager
+def reporter_for(console: Console) -> Iterator[Reporter]:
+    """A live line where the console is a terminal, plain lines elsewhere."""
+    if console.is_terminal:
+        with LiveReporter(console) as reporter:
+            yield reporter
+    else:
+        yield PlainReporter(console.file)
+
+
+def figures(progress: Progress) -> str:
+    """The figures of a run on one line."""
+    parts = [f"{progress.committed:,}/{progress.units:,} units"]
+    if progress.records:
+        parts.append(_rate(progress.records_per_s, "records"))
+    else:
+        parts.append(f"{progress.working:,} of {count_of(progress.workers, 'worker')} at work")
+    if progress.quarantined:
+        parts.append(f"{progress.quarantined.total():,} quarantined")
+    if progress.failed:
+        parts.append(f"{len(progress.failed):,} units failed")
+    if progress.remaining_s:
+        parts.append(f"{duration(progress.remaining_s)} left")
+    return "Labelling: " + ", ".join(parts)
+
+
+def count_of(number: int, what: str) -> str:
+    """`1 unit`, `2,000 units`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def rate_of(count: int, seconds: float, what: str) -> str:
+    """`0.3 records/s`, `2,000 records/s`."""
+    return _rate(count / seconds if seconds > 0 else 0.0, what)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `0.4 s`, `42 s`, `3 min 20 s`, `5 h 12 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 120:
+        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _rate(rate: float, what: str) -> str:
+    return f"{rate:,.{1 if rate < 10 else 0}f} {what}/s"
+
+
+def _share(done: int, total: int) -> str:
+    return f"{done / total:.0%}" if total else "100%"

@@ -1,0 +1,163 @@
+"""What `phf label` says at its end: figures, where the data is, and what to type next."""
+
+import shlex
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.labelling.driver import Summary
+from pipeline.labelling.reporter import count_of, duration, rate_of
+from scorers.errors import QuarantineLimitError
+
+_TASKS = ("toxicity", "pii", "pep8")
+
+
+def summary_facts(summary: Summary) -> dict[str, Any]:
+    """The summary as plain JSON values."""
+    manifest, progress = summary.manifest, summary.progress
+    ledger = manifest.ledger
+    return {
+        "output": summary.output,
+        "generation": manifest.generation,
+        "already_done": progress is None,
+        "records": ledger.records,
+        "labelled": ledger.labelled,
+        "empty": ledger.empty,
+        "quarantined": ledger.quarantined,
+        "sources_cut": ledger.sources_cut,
+        "sentences": manifest.sentences,
+        "bytes_text": manifest.bytes_text,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.size for shard in manifest.shards),
+        "columns": {
+            column: {
+                "kind": entry.kind,
+                "threshold": manifest.thresholds[column].value,
+                "spec": manifest.thresholds[column].spec,
+                "sentences": manifest.thresholds[column].sentences,
+                "aligned": manifest.thresholds[column].aligned,
+                "share_aligned": _share(manifest.thresholds[column].aligned, manifest.thresholds[column].sentences),
+                "seconds": None if progress is None else progress.seconds[column],
+            }
+            for column, entry in manifest.scorers.items()
+        },
+        "run": None
+        if progress is None
+        else {
+            "units": progress.units,
+            "units_before": progress.before,
+            "workers": progress.workers,
+            "records": progress.records,
+            "records_per_s": _rate(progress.records, summary.elapsed_s.get("label")),
+            "sentences_per_s": _rate(progress.sentences, summary.elapsed_s.get("label")),
+            "seconds_by_step": {step: progress.seconds[step] for step in ("read", "split", "write")},
+            "elapsed_s": summary.elapsed_s,
+        },
+    }
+
+
+def show_summary(summary: Summary, console: Console) -> None:
+    """Print the summary for a person."""
+    manifest, progress = summary.manifest, summary.progress
+    ledger = manifest.ledger
+    if progress is None:
+        console.print(f"Everything is labelled and sealed already: {summary.output}. Nothing was done.\n")
+    else:
+        total = duration(sum(summary.elapsed_s.values()))
+        console.print(
+            f"Labelled {count_of(ledger.records, 'record')}, {count_of(manifest.sentences, 'sentence')}, in {total}.\n"
+        )
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("documents", f"{ledger.labelled:,}" + (f" and {ledger.empty:,} empty" if ledger.empty else ""))
+    facts.add_row("quarantined", _quarantine(summary))
+    if progress is not None and progress.records:
+        facts.add_row("speed", _speed(summary))
+    console.print(facts)
+    console.print()
+    console.print(_columns(summary))
+    console.print()
+    size = sum(shard.size for shard in manifest.shards)
+    console.print(
+        f"The dataset is in {summary.output} ({count_of(len(manifest.shards), 'shard')}, {_megabytes(size)}).",
+        soft_wrap=True,
+    )
+    console.print("Next:")
+    for line in _next_steps(summary):
+        console.print(f"  {line}", soft_wrap=True, markup=False)
+
+
+def check_quarantine(summary: Summary, limit: int) -> None:
+    """Refuse to end with success when too much is in quarantine.
+
+    Raises:
+        QuarantineLimitError: more than `limit` entries.
+    """
+    if summary.quarantined > limit:
+        raise QuarantineLimitError(
+            f"{summary.quarantined:,} {'entries are' if summary.quarantined != 1 else 'entry is'} in quarantine, and "
+            f"--max-quarantined is {limit:,}. Everything else is labelled and sealed. Source, position and reason of "
+            "each: " + ", ".join(f"{summary.output}/{file.path}" for file in summary.manifest.ledger.quarantine[:3])
+        )
+
+
+def _columns(summary: Summary) -> Table:
+    table = Table("column", "scorer", "threshold", box=None, padding=(0, 2), pad_edge=False, header_style="bold")
+    table.add_column("aligned", justify="right")
+    progress = summary.progress
+    timed = progress is not None and progress.records > 0
+    slowest = ""
+    if progress is not None and timed:
+        table.add_column("seconds", justify="right")
+        slowest = max(summary.manifest.scorers, key=lambda column: progress.seconds[column])
+        if len(summary.manifest.scorers) > 1:
+            table.add_column("")
+    for column, entry in summary.manifest.scorers.items():
+        threshold = summary.manifest.thresholds[column]
+        share = _share(threshold.aligned, threshold.sentences)
+        shown = f"{threshold.value:.4g}" + (f" ({threshold.spec})" if threshold.spec.startswith("p") else "")
+        row = [column, entry.kind, shown, "no sentences" if share is None else f"{share:.1%}"]
+        if progress is not None and timed:
+            row += [f"{progress.seconds[column]:.1f}", "slowest" if column == slowest else ""]
+        table.add_row(*row[: len(table.columns)])
+    return table
+
+
+def _quarantine(summary: Summary) -> str:
+    ledger = summary.manifest.ledger
+    parts = [f"{reason} {count:,}" for reason, count in sorted(ledger.quarantined.items())]
+    if ledger.sources_cut:
+        parts.append(f"inputs that end early {ledger.sources_cut:,}")
+    return f"{summary.quarantined:,}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _speed(summary: Summary) -> str:
+    progress = summary.progress
+    seconds = summary.elapsed_s.get("label")
+    if progress is None or not seconds:
+        return "unknown"
+    return (
+        f"{rate_of(progress.records, seconds, 'records')}, {rate_of(progress.sentences, seconds, 'sentences')} with "
+        f"{count_of(progress.workers, 'worker')}"
+    )
+
+
+def _next_steps(summary: Summary) -> list[str]:
+    where = shlex.quote(summary.output)
+    steps = [f"phf verify {where}", f"phf inspect {where}"]
+    task = next((task for task in _TASKS if task in summary.manifest.scorers), None)
+    if task is not None:
+        steps.append(f"phf train {where} --task {task} --objective conditional --output runs/conditional")
+    return steps
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _rate(count: int, seconds: float | None) -> float | None:
+    return count / seconds if seconds else None
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

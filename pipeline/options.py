@@ -1,0 +1,149 @@
+"""Options that `phf label` and `phf preview` share, and how they become a configuration."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scorers.errors import UserError
+from scorers.settings import load_settings, read_yaml
+
+if TYPE_CHECKING:
+    from pipeline.config import LabelConfig
+
+
+class KindOption(StrEnum):
+    """What the documents are."""
+
+    AUTO = "auto"
+    PROSE = "prose"
+    PYTHON = "python"
+
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT...",
+        help="Files, folders or globs of .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt and .py; local, or s3://, "
+        "gs://, hdfs://.",
+        show_default=False,
+    ),
+]
+Scorers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scorer",
+        "-s",
+        metavar="COLUMN[=KIND[:VALUE]]",
+        help="A column of scores and what fills it, such as pii, toxicity=linear or toxicity=detoxify:unbiased; again "
+        "for more columns. `phf scorers` lists the kinds.",
+        show_default=False,
+    ),
+]
+Thresholds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--threshold",
+        "-t",
+        metavar="COLUMN=VALUE",
+        help="A sentence is aligned when its score is at most VALUE: a number, or p50 for the 50th percentile over all "
+        "sentences. (default: p50)",
+        show_default=False,
+    ),
+]
+TextField = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Field with the text. (default: text)", show_default=False)
+]
+IdField = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Field with a record's own id, if it has one. (default: id)", show_default=False),
+]
+Kind = Annotated[
+    KindOption | None,
+    typer.Option(
+        help="What the documents are; auto takes .py for Python and all else for prose. (default: auto)",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="YAML with the same settings; flags win over it."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting by its key in the YAML, such as execution.attempts=5; wins over everything.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def label_config_from_flags(
+    *,
+    inputs: Sequence[str] | None,
+    output: str | None,
+    scorers: Sequence[str] | None = None,
+    thresholds: Sequence[str] | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] | None = None,
+    text_field: str | None = None,
+    id_field: str | None = None,
+    kind: KindOption | None = None,
+    unit_size: str | None = None,
+    shard_size: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    max_quarantined: int | None = None,
+) -> "LabelConfig":
+    """The configuration that flags, a YAML file and `--set` make together; None means that a flag was not given.
+
+    A `--scorer` replaces the file's scorer of that column as a whole.
+
+    Raises:
+        UserError: a flag of another form, an unknown key, a value that does not fit; names the key.
+    """
+    from pipeline.config import LabelConfig
+    from pipeline.sealing.thresholds import parse_flags
+
+    specs = _scorer_specs(scorers or [])
+    values = read_yaml(config) if config is not None else {}
+    if isinstance(values.get("scorers"), dict):
+        values["scorers"] = {column: each for column, each in values["scorers"].items() if column not in specs}
+    if not specs and not values.get("scorers") and not any(each.startswith("scorers.") for each in overrides or []):
+        raise UserError("No scorer is given. Add one or more, such as --scorer toxicity=linear or --scorer pii.")
+    return load_settings(
+        LabelConfig,
+        defaults=values,
+        flags={
+            "inputs": list(inputs) if inputs else None,
+            "output": output,
+            "scorers": specs,
+            "thresholds": parse_flags(thresholds or []),
+            "text_field": text_field,
+            "id_field": id_field,
+            "kind": kind and kind.value,
+            "unit_size": unit_size,
+            "shard_size": shard_size,
+            "execution": {"workers": workers, "address": address, "max_quarantined": max_quarantined},
+        },
+        overrides=overrides or [],
+    )
+
+
+def _scorer_specs(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    from scorers.registry import parse_scorer
+
+    specs: dict[str, dict[str, Any]] = {}
+    for text in given:
+        column, spec = parse_scorer(text)
+        if column in specs:
+            raise UserError(
+                f"--scorer {text}: the column {column!r} is given twice; name another column for one of them."
+            )
+        specs[column] = spec.model_dump()
+    return specs

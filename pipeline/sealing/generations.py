@@ -1,0 +1,145 @@
+"""Generations of a dataset: how a sealed one becomes the current one, whoever dies when.
+
+The files of a generation are staged first. Its record (`generations/0001.json`, create-if-absent) is the commit point.
+After it the files are moved into place, then the card and last `manifest.json` are replaced: that is the swap that
+readers see. Older generations are deleted after it. `finish_seal` does all that follows the record; it can be repeated.
+"""
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.dataset.card import CARD_NAME, render_card
+from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, File, Manifest
+from pipeline.labelling.commit import Epoch
+from pipeline.storage import Storage
+from scorers.errors import IncompleteError, StoppedError
+
+GENERATIONS = "generations"
+
+
+class GenerationRecord(BaseModel):
+    """The commit record of a generation: its manifest, and the folder below which its files were staged."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    staged: str
+    manifest: Manifest
+
+
+def generation_path(generation: int) -> str:
+    """Path of a generation's record."""
+    return f"{GENERATIONS}/{generation:04d}.json"
+
+
+def data_folder(generation: int) -> str:
+    """Folder of a generation's shards."""
+    return f"data/{generation:04d}"
+
+
+def ledger_folder(generation: int) -> str:
+    """Folder of a generation's ledger."""
+    return f"ledger/{generation:04d}"
+
+
+def listed_files(manifest: Manifest) -> list[File]:
+    """Every file that a manifest lists: shards, then the ledger's segments and quarantine."""
+    return [*manifest.shards, *manifest.ledger.segments, *manifest.ledger.quarantine]
+
+
+def read_generation(storage: Storage, generation: int) -> GenerationRecord:
+    """A generation's record; `FileNotFoundError` if it is not committed.
+
+    Raises:
+        DamagedError: it is no such record.
+    """
+    path = generation_path(generation)
+    try:
+        return GenerationRecord.model_validate_json(storage.read(path))
+    except ValidationError:
+        raise DamagedError(
+            f"{storage.uri}/{path} is damaged. Delete it and run the same `phf label` command again: it seals the "
+            "dataset anew and scores nothing twice."
+        ) from None
+
+
+def generations(storage: Storage) -> list[int]:
+    """The committed generations that have not been deleted, the newest last."""
+    return sorted(int(name.removesuffix(".json")) for name in storage.children(GENERATIONS) if name[:4].isdigit())
+
+
+def commit_generation(epoch: Epoch, staged: str, manifest: Manifest) -> None:
+    """Commit a generation whose files are all staged; `finish_seal` does the rest.
+
+    Raises:
+        StoppedError: a newer run has claimed the output, or another one committed this generation differently.
+    """
+    epoch.check()
+    record = GenerationRecord(staged=staged, manifest=manifest)
+    data = record.model_dump_json(indent=2).encode()
+    if epoch.storage.put_if_absent(generation_path(manifest.generation), data):
+        return
+    # A retried request may have met its own first attempt, and an older driver may have been quicker by a moment.
+    if read_generation(epoch.storage, manifest.generation).manifest != manifest:
+        raise StoppedError(
+            f"Another run has just sealed generation {manifest.generation} of {epoch.storage.uri}. Nothing is lost: "
+            "run the same command again."
+        )
+
+
+def sealed_manifest(storage: Storage) -> Manifest | None:
+    """The manifest of a dataset that is sealed and on which `finish_seal` has nothing to do; otherwise None.
+
+    Raises:
+        DamagedError: the generation's record cannot be read.
+    """
+    committed = generations(storage)
+    if len(committed) != 1 or not storage.exists(MANIFEST_NAME):
+        return None
+    manifest = read_generation(storage, committed[0]).manifest
+    return manifest if storage.read(MANIFEST_NAME) == manifest.to_json().encode() else None
+
+
+def finish_seal(epoch: Epoch) -> Manifest | None:
+    """Make the newest committed generation the current one, finishing what a dead driver had begun.
+
+    Also writes `manifest.json` anew where it was lost or changed.
+
+    Returns:
+        The manifest of the current generation; None if the dataset was never sealed.
+
+    Raises:
+        StoppedError: a newer run has claimed the output.
+        IncompleteError: a file of the generation is lost.
+        DamagedError: the generation's record cannot be read.
+        OSError: the storage fails.
+    """
+    storage = epoch.storage
+    committed = generations(storage)
+    if not committed:
+        return None
+    record = read_generation(storage, committed[-1])
+    manifest = record.manifest
+    content = manifest.to_json().encode()
+    if not storage.exists(MANIFEST_NAME) or storage.read(MANIFEST_NAME) != content:
+        _move_files(epoch, record)
+        epoch.check()
+        storage.put(CARD_NAME, render_card(manifest).encode())
+        epoch.check()
+        storage.put(MANIFEST_NAME, content)
+    for older in committed[:-1]:
+        storage.delete_folder(data_folder(older))
+        storage.delete_folder(ledger_folder(older))
+        storage.delete(generation_path(older))
+    return manifest
+
+
+def _move_files(epoch: Epoch, record: GenerationRecord) -> None:
+    epoch.check()
+    for file in listed_files(record.manifest):
+        try:
+            epoch.storage.move(f"{record.staged}/{file.path}", file.path)
+        except FileNotFoundError:
+            raise IncompleteError(
+                f"{epoch.storage.uri} is damaged: generation {record.manifest.generation} is committed, but its file "
+                f"{file.path} is missing. Delete {generation_path(record.manifest.generation)} and run the same "
+                "`phf label` command again: it seals the dataset anew and scores nothing twice."
+            ) from None

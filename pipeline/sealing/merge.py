@@ -1,0 +1,107 @@
+"""Join the parts of a committed unit into its rows: what the base group read, with the scores of every group."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.dataset.schema import ROW_FIELDS, unit_schema
+from pipeline.labelling.commit import PartFile, UnitRecord
+from pipeline.storage import Storage
+from scorers.errors import IncompleteError
+
+_KEY = ["source", "position"]
+
+
+def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> pa.Table:
+    """The rows of a unit: those that no group quarantined, in order, as `unit_schema(columns)`.
+
+    Raises:
+        IncompleteError: a part is missing or damaged (size, hash, page checksums), lacks a column or a row, or the
+            unit's records are not its rows and its quarantine.
+    """
+    tables = [_keep(_read_part(storage, record, part), record) for part in record.parts]
+    base = tables[0]
+    arrays = {field.name: base.column(field.name) for field in ROW_FIELDS}
+    for part, table in zip(record.parts, tables, strict=True):
+        if table is not base and not table.select(_KEY).equals(base.select(_KEY)):
+            raise _damaged(storage, record, part, f"its rows are not those of {record.parts[0].path}")
+        arrays |= {column: table.column(column) for column in columns if column in table.column_names}
+    missing = [column for column in columns if column not in arrays]
+    if missing:
+        raise _damaged(storage, record, record.parts[-1], f"no part has the column {missing[0]}")
+    if base.num_rows + len(record.quarantined) != record.records:
+        raise IncompleteError(
+            f"{storage.uri}/{record.path} does not add up: {record.records} records were read, but {base.num_rows} are "
+            f"labelled and {len(record.quarantined)} quarantined. {_REMEDY.format(record.path)}"
+        )
+    schema = unit_schema(columns)
+    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+
+
+def read_scores(
+    storage: Storage, records: Iterator[UnitRecord], columns: Sequence[str]
+) -> Iterator[Mapping[str, NDArray[np.float32]]]:
+    """All scores of the rows that `read_rows` gives, a unit at a time: by column float32 [sentences], nulls left out.
+
+    Raises:
+        IncompleteError: a part is missing or damaged.
+    """
+    for record in records:
+        scores: dict[str, NDArray[np.float32]] = {}
+        # Only another group's quarantine takes rows away from a part; otherwise the keys need not be read.
+        keys = _KEY if record.quarantined and len(record.parts) > 1 else []
+        for part in record.parts:
+            try:
+                with (
+                    storage.open_read(part.path) as file,
+                    pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+                ):
+                    wanted = [column for column in columns if column in parquet.schema_arrow.names]
+                    table = parquet.read([*keys, *wanted])
+            except (OSError, pa.ArrowException) as error:
+                raise _damaged(storage, record, part, _brief(error)) from None
+            if keys:
+                table = _keep(table, record)
+            for column in wanted:
+                scores[column] = table.column(column).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        yield scores
+
+
+def _read_part(storage: Storage, record: UnitRecord, part: PartFile) -> pa.Table:
+    try:
+        data = storage.read(part.path)
+    except OSError as error:
+        raise _damaged(storage, record, part, _brief(error)) from None
+    if len(data) != part.size:
+        raise _damaged(storage, record, part, f"it has {len(data)} bytes, not {part.size}")
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise _damaged(storage, record, part, "its sha256 is not the one in the unit's record")
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            return parquet.read()
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(storage, record, part, _brief(error)) from None
+
+
+def _keep(table: pa.Table, record: UnitRecord) -> pa.Table:
+    """The rows that are in nobody's quarantine."""
+    if not record.quarantined:
+        return table
+    out = {(each.source, each.position) for each in record.quarantined}
+    keys = zip(table.column("source").to_pylist(), table.column("position").to_pylist(), strict=True)
+    return table.filter(pa.array([key not in out for key in keys], pa.bool_()))
+
+
+_REMEDY = "Delete {} and run the same `phf label` command again: it labels this unit anew."
+
+
+def _damaged(storage: Storage, record: UnitRecord, part: PartFile, what: str) -> IncompleteError:
+    return IncompleteError(f"{storage.uri}/{part.path} is damaged: {what}. {_REMEDY.format(record.path)}")
+
+
+def _brief(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,93 @@
+"""Tag a sealed dataset anew with other thresholds: the same scores, a new generation, nothing scored again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.dataset.manifest import Manifest, no_manifest
+from pipeline.labelling.commit import STAGING, Epoch
+from pipeline.labelling.job import load_job
+from pipeline.sealing.generations import finish_seal, generations, read_generation
+from pipeline.sealing.seal import Progress, seal
+from pipeline.sealing.thresholds import threshold_specs
+from pipeline.storage import Storage
+from scorers.errors import IncompleteError, UserError
+
+
+@dataclass(frozen=True)
+class Retagged:
+    """The manifests before and after; the same one if the thresholds were these already."""
+
+    before: Manifest
+    after: Manifest
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is a new generation."""
+        return self.before != self.after
+
+
+def retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress | None = None) -> Retagged:
+    """Seal the next generation of a dataset with other thresholds.
+
+    Needs the folders `units/` and `job/` of the labelling job. Until the manifest is swapped, readers of the old
+    generation go on; after it the old generation is deleted, and they are told so.
+
+    Args:
+        uri: the dataset.
+        thresholds: by column a number or a percentile; columns that are not named keep theirs.
+        progress: is told of every unit.
+
+    Raises:
+        UserError: there is no sealed dataset, or a threshold is wrong or for a column that is not scored.
+        IncompleteError: a committed unit is lost or damaged, or a disk or store failed.
+        StoppedError: a newer run has claimed the dataset.
+    """
+    try:
+        return _retag(uri, thresholds, progress)
+    except OSError as error:
+        raise IncompleteError(
+            f"{uri} failed: {error.strerror or error}. The dataset is as it was, or finished by the same command again."
+        ) from None
+
+
+def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress | None) -> Retagged:
+    storage = Storage.open(uri)
+    current = _current(storage, uri)
+    specs = _specs(current, thresholds)
+    config, _, plan = load_job(storage)
+    if specs == _specs(current, {}):
+        return Retagged(current, current)
+    epoch = Epoch.claim(storage)
+    # What a run that died had committed counts as the current generation, even where its manifest was not swapped in.
+    current = finish_seal(epoch) or current
+    specs = _specs(current, thresholds)
+    sealed = seal(
+        epoch,
+        config=config,
+        plan=plan,
+        scorers=current.scorers,
+        generation=current.generation + 1,
+        thresholds=specs,
+        known={column: each.value for column, each in current.thresholds.items() if specs[column] == each.spec},
+        progress=progress,
+    )
+    storage.delete_folder(STAGING)
+    return Retagged(current, sealed)
+
+
+def _current(storage: Storage, uri: str) -> Manifest:
+    committed = generations(storage)
+    if committed:
+        return read_generation(storage, committed[-1]).manifest
+    found = storage.children()
+    if "data/" in found:
+        raise UserError(
+            f"{uri} is a copy without its scored units (units/, job/, generations/), which retag starts from. "
+            "Give the --output of the `phf label` run."
+        )
+    raise no_manifest(uri, exists=bool(found), labelling="units/" in found)
+
+
+def _specs(current: Manifest, thresholds: Mapping[str, float | str]) -> dict[str, str]:
+    kept = {column: each.spec for column, each in current.thresholds.items()}
+    return threshold_specs(list(current.scorers), kept | dict(thresholds))

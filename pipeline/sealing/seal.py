@@ -1,0 +1,175 @@
+"""Seal a labelled dataset: fix the thresholds, tag every sentence, pack the rows in order into shards, commit them."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import LabelConfig
+from pipeline.corpus.units import Plan
+from pipeline.dataset.manifest import Manifest, ScorerEntry, Shard, Threshold
+from pipeline.dataset.packing import pack
+from pipeline.dataset.schema import dataset_schema, unit_schema
+from pipeline.dataset.tags import add_tags, tag_column
+from pipeline.labelling.commit import Epoch, UnitRecord, read_record
+from pipeline.sealing.generations import commit_generation, data_folder, finish_seal, ledger_folder
+from pipeline.sealing.ledger import LedgerWriter
+from pipeline.sealing.merge import read_rows, read_scores
+from pipeline.sealing.staged import StagedFiles
+from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
+from pipeline.storage import Storage
+from scorers.errors import IncompleteError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many units of it are done, and of how many."""
+
+
+def seal(
+    epoch: Epoch,
+    *,
+    config: LabelConfig,
+    plan: Plan,
+    scorers: Mapping[str, ScorerEntry],
+    generation: int = 1,
+    thresholds: Mapping[str, float | str] | None = None,
+    known: Mapping[str, float] | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the next generation of a dataset whose units are all committed, and make it the current one.
+
+    The bytes of `data/` depend on the rows, their scores, the thresholds and `config.shard_size` alone. Memory holds a
+    unit, a row group and a segment of the ledger.
+
+    Args:
+        epoch: this driver's claim to the output.
+        config: the job's; its semantic part goes into the manifest.
+        plan: the job's sources and units.
+        scorers: by column, in the order of the schema.
+        generation: its number, one more than the current one's.
+        thresholds: by column a number or a percentile; None for those of `config`.
+        known: values of percentiles that need not be counted again.
+        progress: is told of every unit.
+
+    Raises:
+        UserError: a threshold for a column that is not scored, or one that is neither a number nor a percentile.
+        IncompleteError: a unit is not committed, or a part of one is damaged.
+        StoppedError: a newer run has claimed the output.
+        OSError: the storage fails.
+    """
+    storage = epoch.storage
+    columns = list(scorers)
+    specs = threshold_specs(columns, config.thresholds if thresholds is None else thresholds)
+    wanted = {column: spec for column, spec in specs.items() if column not in (known or {})}
+    values = dict(known or {}) | resolve_thresholds(
+        wanted, lambda names: read_scores(storage, _records(storage, plan, "counting scores", progress), names)
+    )
+    files = StagedFiles(storage, f"{epoch.staging}/generation-{generation:04d}")
+    ledger = LedgerWriter(files, ledger_folder(generation))
+    shards = _Shards(files, data_folder(generation), columns, values)
+    shards.write(_rows(storage, plan, columns, ledger, progress), config.shard_size)
+    ledger.add_cut(plan.cut)
+    manifest = Manifest(
+        generation=generation,
+        created_by=_created_by(),
+        config=config.semantic(),
+        scorers=dict(scorers),
+        thresholds={
+            column: Threshold(
+                value=values[column],
+                spec=spec,
+                sentences=shards.sentences[column],
+                aligned=shards.aligned[column],
+            )
+            for column, spec in specs.items()
+        },
+        sources=plan.entries,
+        shards=shards.written,
+        ledger=ledger.finish(),
+        sentences=ledger.sentences,
+        bytes_text=ledger.bytes_text,
+    )
+    commit_generation(epoch, files.folder, manifest)
+    finish_seal(epoch)
+    return manifest
+
+
+@dataclass
+class _Shards:
+    """Tags rows, writes them into shards, and counts by column what was tagged."""
+
+    files: StagedFiles
+    folder: str
+    columns: list[str]
+    thresholds: Mapping[str, float]
+    written: list[Shard] = field(default_factory=list)
+    sentences: dict[str, int] = field(default_factory=dict)
+    aligned: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sentences = dict.fromkeys(self.columns, 0)
+        self.aligned = dict.fromkeys(self.columns, 0)
+
+    def write(self, rows: Iterator[pa.Table], shard_bytes: int) -> None:
+        for _, groups in itertools.groupby(pack(rows, shard_bytes), key=lambda group: group.shard):
+            self._write_shard(group.rows for group in groups)
+        if not self.written:
+            # A dataset without rows has a shard all the same: readers learn its schema, `datasets` finds a file.
+            self._write_shard(iter([unit_schema(self.columns).empty_table()]))
+
+    def _write_shard(self, tables: Iterator[pa.Table]) -> None:
+        rows = sentences = 0
+
+        def tagged() -> Iterator[pa.Table]:
+            nonlocal rows, sentences
+            for table in tables:
+                rows += table.num_rows
+                sentences += _total(pc.list_value_length(table.column("ends")))
+                yield self._tag(table)
+
+        path = f"{self.folder}/part-{len(self.written):05d}.parquet"
+        file = self.files.write_parquet(path, dataset_schema(self.columns), tagged())
+        self.written.append(Shard(**file.model_dump(), rows=rows, sentences=sentences))
+
+    def _tag(self, table: pa.Table) -> pa.Table:
+        table = add_tags(table, self.columns, self.thresholds)
+        for column in self.columns:
+            self.sentences[column] += _total(pc.list_value_length(table.column(column)))
+            self.aligned[column] += _total(pc.list_flatten(table.column(tag_column(column))))
+        return table
+
+
+def _rows(
+    storage: Storage, plan: Plan, columns: list[str], ledger: LedgerWriter, progress: Progress | None
+) -> Iterator[pa.Table]:
+    """The rows of all units in order; each unit enters the ledger as it passes."""
+    for record in _records(storage, plan, "sealing", progress):
+        rows = read_rows(storage, record, columns)
+        ledger.add_unit(record, rows)
+        yield rows
+
+
+def _records(storage: Storage, plan: Plan, what: str, progress: Progress | None) -> Iterator[UnitRecord]:
+    for done, unit in enumerate(plan.units):
+        try:
+            yield read_record(storage, unit.index)
+        except FileNotFoundError:
+            raise IncompleteError(
+                f"{storage.uri} is incomplete: unit {unit.name} is not labelled. Run the same `phf label` command "
+                "again; it goes on."
+            ) from None
+        if progress:
+            progress(what, done + 1, len(plan.units))
+
+
+def _total(values: pa.ChunkedArray) -> int:
+    return int(pc.sum(values).as_py() or 0)
+
+
+def _created_by() -> str:
+    try:
+        return f"phf {version('phf')}"
+    except PackageNotFoundError:
+        return "phf"

@@ -1,0 +1,87 @@
+"""What every command does alike: turn errors into exit codes, print tables or JSON, and set up the logs."""
+
+import functools
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import structlog
+import typer
+from typer.exceptions import TyperException
+
+from scorers.errors import UserError
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def command(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a Typer command: a `UserError` is printed to stderr and ends the process with its exit status."""
+
+    @functools.wraps(function)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            fail(error)
+        except BrokenPipeError:
+            # The reader of our output (`phf inspect | head`) has gone: nobody is left to be told anything.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            sys.stderr.write("Interrupted.\n")
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, TyperException):
+            raise
+        except Exception as error:
+            if os.environ.get("PHF_TRACEBACK"):
+                raise
+            # Neither the message nor the values of an unexpected error: they may hold text of the corpus.
+            sys.stderr.write(f"Error: {_origin(error)}. This is a defect of phf; PHF_TRACEBACK=1 shows where it is.\n")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _origin(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno} ({frame.name})"
+
+
+def fail(error: UserError) -> NoReturn:
+    """Print the error for a person and leave with its exit status."""
+    prefix = "Error" if error.exit_code == UserError.exit_code else "Stopped"
+    sys.stderr.write(f"{prefix}: {error}\n")
+    raise typer.Exit(error.exit_code)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, for machines; NaN and infinity are refused because JSON has neither."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def set_up_logs(*, verbose: bool = False, as_json: bool | None = None) -> None:
+    """Structured logs on stderr: JSON lines when `as_json` or stderr is no terminal, else coloured text.
+
+    The environment variable `PHF_LOG=json|text` decides where `as_json` is None.
+    """
+    if as_json is None:
+        choice = os.environ.get("PHF_LOG", "")
+        as_json = choice == "json" if choice in {"json", "text"} else not sys.stderr.isatty()
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

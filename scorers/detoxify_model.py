@@ -1,0 +1,218 @@
+"""A real `detoxify.Detoxify` from a published or a local checkpoint, checked before it is unpickled.
+
+Its loader asks the Hugging Face hub for the base model's configuration even where a folder with it is given, and then
+takes that folder's configuration without the number of classes, so that the classifier does not fit. Here the folder
+takes the place of the base model's name, which is all that is needed, with transformers 5 as well.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from logging import CRITICAL, getLogger
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from scorers.errors import UserError
+from scorers.fingerprint import file_sha256
+
+# The files that detoxify.MODEL_URLS names; here so that they can be looked for without importing torch.
+VARIANTS = {
+    "original": "toxic_original-c1212f89.ckpt",
+    "unbiased": "toxic_debiased-c7548aa0.ckpt",
+    "multilingual": "multilingual_debiased-0b549669.ckpt",
+    "original-small": "original-albert-0e1d6498.ckpt",
+    "unbiased-small": "unbiased-albert-c8519128.ckpt",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on this machine, checked, and the sha256 of its bytes."""
+
+    path: Path
+    sha256: str
+
+
+def locate(model: str, sha256: str | None, *, download: bool = True) -> Checkpoint:
+    """The checkpoint of a published variant or a local file, its hash checked.
+
+    A published one is looked for where `torch.hub` keeps it and downloaded when it is not there. Its name holds the
+    first eight hex digits of its sha256, by torch.hub's convention, and they must agree; `sha256` is checked on top.
+
+    Raises:
+        UserError: no such file or variant, a hash that differs, or a download that failed.
+    """
+    if model in VARIANTS:
+        path = hub_folder() / VARIANTS[model]
+        if not path.is_file():
+            if not download:
+                raise UserError(
+                    f"The weights of Detoxify's {model!r} are not on this machine ({path}). They are downloaded when "
+                    "the scorer is first used. Without a network take toxicity=linear, which comes with its weights."
+                )
+            _download(model, path)
+        prefix = _hash_prefix(path.name)
+    else:
+        path = Path(model)
+        if not path.is_file():
+            raise UserError(
+                f"Detoxify's model {model!r} is neither a published variant ({', '.join(VARIANTS)}) nor a file."
+            )
+        prefix = ""
+    digest = file_sha256(path)
+    if not digest.startswith(prefix):
+        raise UserError(
+            f"{path} is damaged or another file: its sha256 begins with {digest[:8]}, and its name says {prefix}. "
+            "It is not loaded; delete it."
+        )
+    if sha256 is not None and digest != sha256.lower():
+        raise UserError(f"{path} has the sha256 {digest}, not {sha256} as the option sha256 says; it is not loaded.")
+    return Checkpoint(path, digest)
+
+
+def hub_folder() -> Path:
+    """Where `torch.hub` keeps the files it downloads; found as torch does, without importing it."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", str(Path(cache) / "torch"))
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def load(checkpoint: Checkpoint, folder: Path | None, device: str, *, trusted: bool) -> Any:
+    """A `detoxify.Detoxify` in evaluation mode, in float32, whose tokenizer cuts texts at what the model can take.
+
+    Args:
+        checkpoint: what `locate` found.
+        folder: configuration and tokenizer files of the base model; None to take them from the hub or its cache.
+        device: a torch device.
+        trusted: whether somebody vouched for the checkpoint's hash. A pickle can run any code, so one that nobody
+            vouched for must pass torch's unpickler of plain weights first.
+
+    Raises:
+        UserError: a file that is missing, unsafe, no checkpoint of Detoxify, or does not fit the configuration.
+    """
+    import detoxify.detoxify as library
+
+    if not trusted:
+        _check_harmless(checkpoint)
+    original = library.get_model_and_tokenizer
+
+    def from_folder(**arguments: Any) -> tuple[Any, Any]:
+        arguments["model_type"] = str(folder) if folder else arguments["model_type"]
+        arguments["huggingface_config_path"] = None
+        model, tokenizer = original(**arguments)
+        _check_weights(model, arguments["state_dict"], checkpoint.path)
+        return model, tokenizer
+
+    try:
+        with _quiet_transformers(), mock.patch.object(library, "get_model_and_tokenizer", from_folder):
+            loaded = library.Detoxify(checkpoint=str(checkpoint.path), device=device)
+    except UserError:
+        raise
+    except Exception as error:  # a foreign file fails in as many ways as there are files
+        raise UserError(_explain(error, checkpoint, folder)) from error
+    loaded.model.float().eval()
+    loaded.tokenizer.model_max_length = min(loaded.tokenizer.model_max_length, longest_input(loaded.model.config))
+    return loaded
+
+
+def longest_input(config: Any) -> int:
+    """Tokens that a model of this configuration can take, special ones included.
+
+    RoBERTa and its kin number positions from the padding token's id plus one, so some of the table is never used.
+    """
+    positions = int(config.max_position_embeddings)
+    return positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions
+
+
+def content_sha256(detoxify: Any) -> dict[str, str]:
+    """Hashes of the configuration and the tokenizer, wherever they were read from."""
+    config = {
+        key: value
+        for key, value in detoxify.model.config.to_dict().items()
+        if key not in ("_name_or_path", "transformers_version")
+    }
+    facts = {
+        "config": json.dumps(config, sort_keys=True, default=str),
+        "tokenizer": f"{detoxify.tokenizer.backend_tokenizer.to_str()}\0{detoxify.tokenizer.model_max_length}",
+    }
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in facts.items()}
+
+
+def _download(model: str, path: Path) -> None:
+    import torch
+    from detoxify.detoxify import MODEL_URLS
+
+    url = MODEL_URLS[model]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_prefix(path.name), progress=False)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"The weights of Detoxify's {model!r} are not on this machine and could not be downloaded ({error}). "
+            f"Put {url} at {path}, or take another scorer, such as toxicity=linear."
+        ) from None
+
+
+def _hash_prefix(name: str) -> str:
+    match = re.search(r"-([a-f0-9]{8,})\.", name)
+    if match is None:
+        raise UserError(f"{name} does not name its sha256, as torch.hub's files do, so it cannot be checked.")
+    return match[1]
+
+
+def _check_harmless(checkpoint: Checkpoint) -> None:
+    import torch
+
+    try:
+        torch.load(checkpoint.path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - what a damaged pickle raises is anybody's guess
+        raise UserError(
+            f"{checkpoint.path} holds more than plain weights, or is damaged ({type(error).__name__}). Loading it can "
+            f"run any code that its maker put in. If you trust it, say so by its hash: sha256={checkpoint.sha256}"
+        ) from None
+
+
+def _check_weights(model: Any, state_dict: dict[str, Any], path: Path) -> None:
+    """Transformers fills weights that a checkpoint lacks with random numbers, and says so in its log alone."""
+    import torch
+
+    for name, weight in model.state_dict().items():
+        stored = state_dict.get(name)
+        if stored is None or not torch.equal(weight.cpu(), stored.cpu().to(weight.dtype)):
+            raise UserError(f"The checkpoint {path} does not hold the weight {name!r} that the configuration asks for.")
+
+
+def _explain(error: Exception, checkpoint: Checkpoint, folder: Path | None) -> str:
+    if isinstance(error, OSError) and folder is None:
+        return (
+            f"The configuration and tokenizer of {checkpoint.path}'s base model are neither on this machine nor to be "
+            "had from the Hugging Face hub. Give a folder with its config.json and tokenizer files: config=FOLDER."
+        )
+    place = f" and the folder {folder}" if folder else ""
+    return f"No Detoxify model can be made of {checkpoint.path}{place}: {type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar over forty tensors and no report on them: what matters of it is checked and raised here."""
+    from transformers.utils import logging as transformers_logging
+
+    # Untyped in transformers.
+    library: Any = transformers_logging
+    hub = getLogger("huggingface_hub")
+    verbosity, bars, hub_level = library.get_verbosity(), library.is_progress_bar_enabled(), hub.level
+    library.set_verbosity(CRITICAL)
+    library.disable_progress_bar()
+    hub.setLevel(CRITICAL)
+    try:
+        yield
+    finally:
+        hub.setLevel(hub_level)
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()

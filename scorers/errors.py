@@ -1,0 +1,35 @@
+"""Errors that a person can act on.
+
+Every error that a user may meet derives from `UserError` and carries the exit status of the command.
+The command line prints the message and nothing else; a traceback that reaches a user is a defect.
+Messages name what was wrong, where (file, key, record) and what to do, and never hold text of the corpus.
+"""
+
+EXIT_USAGE = 2
+EXIT_QUARANTINE = 3
+EXIT_INCOMPLETE = 4
+EXIT_STOPPED = 75
+
+
+class UserError(Exception):
+    """Bad usage, configuration or input: refused before any work, exit status 2."""
+
+    exit_code: int = EXIT_USAGE
+
+
+class QuarantineLimitError(UserError):
+    """More records were quarantined than allowed; everything else is labelled and sealed. Exit status 3."""
+
+    exit_code = EXIT_QUARANTINE
+
+
+class IncompleteError(UserError):
+    """The work could not be finished; the same command goes on where it stopped. Exit status 4."""
+
+    exit_code = EXIT_INCOMPLETE
+
+
+class StoppedError(UserError):
+    """Stopped on request or by a newer run, in good order and resumable. Exit status 75."""
+
+    exit_code = EXIT_STOPPED

@@ -1,0 +1,78 @@
+"""Fingerprints: a short string that changes whenever any score of a scorer could."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+def fingerprint(
+    kind: str,
+    options: Mapping[str, Any],
+    *,
+    revision: int = 1,
+    libraries: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> str:
+    """A stable name of everything that a scorer's scores depend on, such as `linear-1f0c6d5e8a7b9c3d`.
+
+    Args:
+        kind: the kind of the scorer.
+        options: semantic options as JSON values. Leave out paths: content counts, not where it lies.
+        revision: of our own code; raised by hand when a change to it changes scores.
+        libraries: version by distribution.
+        files: sha256 in hex by name, of weights and other content.
+    """
+    facts = {
+        "kind": kind,
+        "options": dict(options),
+        "revision": revision,
+        "libraries": dict(libraries or {}),
+        "files": dict(files or {}),
+    }
+    canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return f"{kind}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+
+def library_versions(*distributions: str) -> dict[str, str]:
+    """The installed version of each distribution; `absent` where it is not installed."""
+    return {name: _version(name) for name in distributions}
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def folder_sha256(folder: Path, ignore: Iterable[str] = ("__pycache__",)) -> str:
+    """The sha256 of a folder's content: the relative names and bytes of its files, whatever their order and times.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    ignored = set(ignore)
+    digest = hashlib.sha256()
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        relative = path.relative_to(folder)
+        if ignored.isdisjoint(relative.parts):
+            digest.update(f"{relative.as_posix()}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,27 @@
+"""What there is to say of each kind of scorer on this machine."""
+
+import inspect
+from typing import Any
+
+from scorers import registry
+from scorers.errors import UserError
+
+
+def facts() -> list[dict[str, Any]]:
+    """One entry a kind, as JSON values: its columns, options, and what is missing for it to run with its defaults."""
+    return [_facts(kind) for kind in registry.kinds()]
+
+
+def _facts(kind: str) -> dict[str, Any]:
+    columns = [column for column, default in registry.DEFAULT_KINDS.items() if default == kind]
+    entry: dict[str, Any] = {"kind": kind, "columns": columns, "score": "", "options": {}, "runs_on_gpu": False}
+    try:
+        spec = registry.ScorerSpec(kind=kind)
+        scorer = registry.scorer_type(kind)
+        entry["score"] = (inspect.getdoc(scorer) or "").partition("\n\n")[0].replace("\n", " ")
+        entry["runs_on_gpu"] = scorer.runs_on_gpu
+        entry["options"] = registry.resolve(kind, spec).options
+        registry.check(kind, spec)
+    except UserError as error:
+        return {**entry, "ready": False, "missing": str(error)}
+    return {**entry, "ready": True, "missing": None}

@@ -1,0 +1,189 @@
+"""Kind `pylint`: pylint's messages a character, line by line.
+
+One linter lives as long as the process; each document is a whole run of it, from opening its checkers to closing them.
+No configuration file is read. Which messages count, and why some do not, stands in `DISABLED`; what the linter can see
+of the world, in `pylint_world.py`.
+"""
+
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from scorers import pylint_world
+from scorers.contract import Document, Execution, ScoringError, SemanticOptions
+from scorers.errors import UserError
+from scorers.fingerprint import fingerprint, library_versions
+from scorers.isolation import attempt
+from scorers.lines import line_of_syntax_error, per_character
+from scorers.requirements import require
+
+_REVISION = 1
+
+DISABLED = {
+    # Whether an import can be resolved says something of the machine, not of the code.
+    "import-error": "what is installed",
+    "no-name-in-module": "what is installed",
+    "no-member": "what is installed",
+    "c-extension-no-member": "what is installed",
+    "preferred-module": "configuration",
+    # isort tells first from third party by what it finds in the working directory.
+    "wrong-import-order": "what is installed",
+    "ungrouped-imports": "what is installed",
+    # A document is one file, and nobody knows of which package.
+    "relative-beyond-top-level": "the package around the file",
+    "cyclic-import": "other files",
+    "duplicate-code": "other files",
+    "non-ascii-file-name": "the file's name",
+    # Spelling is checked where a dictionary happens to be installed.
+    "wrong-spelling-in-comment": "what is installed",
+    "wrong-spelling-in-docstring": "what is installed",
+    "invalid-characters-in-docstring": "what is installed",
+    # pylint failing is no fault of the code.
+    "method-check-failed": "pylint itself",
+}
+
+# A comment such as "coding: latin-1" is about bytes, and a document is text.
+_CODING = re.compile(r"(?a)\A((?:[ \t\f]*(?:#[^\r\n]*)?\r?\n)?[ \t\f]*#.*?)coding(?=[:=][ \t]*[-\w.]+)")
+
+_RECURSION = 2000
+
+
+class PylintOptions(SemanticOptions):
+    """Options of `pylint`.
+
+    Attributes:
+        disable: names, ids or categories of messages that do not count, beside those that never do.
+    """
+
+    disable: list[str] = Field(default_factory=list)
+
+
+class PylintScorer:
+    """Messages on a line divided by its characters, the terminator included.
+
+    Code that does not parse has one message, on the line where Python's parser stops.
+    """
+
+    Options = PylintOptions
+    main_option: str | None = None
+    runs_on_gpu = False
+
+    def __init__(self, name: str, options: PylintOptions, execution: Execution) -> None:
+        self.name = name
+        self._options = options
+        self._deadline_s = execution.deadline_s
+        self.check(options)
+        self._linter = _new_linter(options)
+        self._failed = False
+        self.fingerprint = fingerprint(
+            "pylint",
+            options.model_dump(mode="json"),
+            revision=_REVISION,
+            libraries={**library_versions("pylint", "astroid"), "python": platform.python_version()},
+        )
+
+    @classmethod
+    def check(cls, _options: PylintOptions) -> None:
+        """Raise `UserError` when something is missing to run here."""
+        require("pylint", "pylint", "astroid", install="pylint")
+
+    def applies(self, document: Document) -> bool:
+        """To Python alone."""
+        return document.kind == "python"
+
+    def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
+        """Scores of each document on its own."""
+        # Outside the deadline of a document, which may end anywhere.
+        with pylint_world.closed(), _deep_enough():
+            return [attempt(self._score_one, document, self._deadline_s) for document in documents]
+
+    def _score_one(self, document: Document) -> NDArray[np.float32]:
+        return per_character(document, [line for line, _ in self.messages(document.text)])
+
+    def messages(self, text: str) -> list[tuple[int, str]]:
+        """The physical line and the name of each message, in the order of lines.
+
+        Raises:
+            Exception: pylint or astroid fails on the text; any exception of theirs.
+        """
+        source = _as_file(text)
+        error_line = line_of_syntax_error(source)
+        if error_line is not None:
+            return [(error_line, "syntax-error")]
+        if self._failed:
+            # A checker that was left in the middle may remember anything.
+            pylint_world.forget(everything=True)
+            self._linter = _new_linter(self._options)
+        self._failed = True
+        found = _lint(self._linter, source)
+        pylint_world.forget()
+        self._failed = False
+        return sorted((line, symbol) for line, symbol in found if symbol not in DISABLED)
+
+
+def _lint(linter: Any, source: str) -> list[tuple[int, str]]:
+    from astroid.astroid_manager import MANAGER
+    from astroid.builder import AstroidBuilder
+    from pylint.typing import FileItem
+    from pylint.utils import LinterStats
+
+    path = f"{pylint_world.NAME}.py"
+    linter.stats = LinterStats()
+    linter.reporter.messages = []
+    with warnings.catch_warnings():
+        # Of the parser, on escapes in strings; pylint has messages of its own for them.
+        warnings.simplefilter("ignore")
+        with linter._astroid_module_checker() as check:
+            linter._check_file(
+                lambda *_names: AstroidBuilder(MANAGER).string_build(source, pylint_world.NAME, path),
+                check,
+                FileItem(pylint_world.NAME, path, path),
+            )
+    return [(message.line, message.symbol) for message in linter.reporter.messages]
+
+
+def _as_file(text: str) -> str:
+    """The text as Python would read it from a file: no byte order mark, no line that ends in a lone carriage return."""
+    source = re.sub(r"\r(?!\n)", "\n", text.removeprefix("\ufeff"))
+    return _CODING.sub(r"\1Coding", source, count=1)
+
+
+def _new_linter(options: PylintOptions) -> Any:
+    from pylint.exceptions import UnknownMessageError
+    from pylint.lint import PyLinter
+    from pylint.reporters import CollectingReporter
+
+    linter = PyLinter()
+    linter.load_default_plugins()
+    linter.set_reporter(CollectingReporter())
+    for name in (*DISABLED, *options.disable):
+        try:
+            linter.disable(name)
+        except UnknownMessageError:
+            if name in options.disable:
+                raise UserError(f"The option disable names {name!r}, which is no message of pylint.") from None
+    linter.initialize()
+    return linter
+
+
+@contextmanager
+def _deep_enough() -> Iterator[None]:
+    """The same room for recursion whoever calls; pylint runs out of Python's usual 1,000 frames on generated code."""
+    depth = 0
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        depth, frame = depth + 1, frame.f_back
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(depth + _RECURSION)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)

@@ -1,0 +1,113 @@
+"""The world that pylint sees: the document and the standard library of this Python, the same for every document.
+
+pylint follows imports. Left alone, what it says of a file depends on which packages are installed, on files that lie in
+the working directory, and on what it has read before. Here
+
+- imports resolve to the standard library alone, in its own folder, without those parts that distributions leave out;
+- no module changes another's tree: astroid notes `module.attribute = value` in the tree of `module`, which it keeps;
+- what was inferred is forgotten after each document, because inference gives up after a number of steps, and what it
+  still finds depends on what it found before.
+
+The trees of the standard library stay, which is most of pylint's time; a tree is a function of its source alone, so
+forgetting them too, when there are many, changes no message.
+"""
+
+import importlib
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+NAME = "phf_document"
+
+# Left out by Debian's packages, slim images, or builds without some library; or not meant to be imported. No two of the
+# others import each other with `*`, so what a module holds does not depend on which was read first.
+# fmt: off
+_OPTIONAL = frozenset((
+    "_bz2", "_crypt", "_ctypes", "_curses", "_curses_panel", "_dbm", "_gdbm", "_hashlib", "_lzma", "_sqlite3", "_ssl",
+    "_tkinter", "_uuid", "antigravity", "bz2", "crypt", "ctypes", "curses", "dbm", "distutils", "ensurepip",
+    "idlelib", "lib2to3", "lzma", "nis", "ossaudiodev", "pydoc_data", "readline", "spwd", "sqlite3",
+    "ssl", "test", "this", "tkinter", "turtle", "turtledemo", "uuid", "venv",
+))
+# fmt: on
+
+_MOST_MODULES = 400
+
+
+def _folders() -> list[str]:
+    paths = sysconfig.get_paths()
+    found = [paths["stdlib"], paths["platstdlib"]]
+    return list(dict.fromkeys([*found, *(str(Path(each) / "lib-dynload") for each in found)]))
+
+
+def is_visible(module: str) -> bool:
+    """Whether documents may import a module, by its dotted name."""
+    top = module.partition(".")[0]
+    return top in sys.stdlib_module_names and top not in _OPTIONAL
+
+
+@contextmanager
+def closed() -> Iterator[None]:
+    """Let astroid see nothing but that world inside the block."""
+    from astroid import bases, builder, manager, objects
+    from astroid.exceptions import AstroidImportError, InferenceError
+    from astroid.modutils import file_info_from_modpath
+
+    folders = _folders()
+    instances = {bases.Instance, objects.ExceptionInstance}
+    assign = builder.AstroidBuilder.delayed_assattr
+
+    def find(_manager: Any, module: str, _context: str | None) -> Any:
+        if not is_visible(module):
+            raise AstroidImportError("Not visible: {modname}", modname=module)
+        try:
+            # Modules that are part of the interpreter lie in no folder.
+            built_in = module in sys.builtin_module_names
+            return file_info_from_modpath(module.split("."), path=None if built_in else folders)
+        except ImportError as error:
+            raise AstroidImportError("Not found: {modname}", modname=module) from error
+
+    def belongs(inferred: Any, root: Any) -> bool:
+        if isinstance(inferred, bases.Proxy) and type(inferred) not in instances:
+            # Constants and containers, where astroid notes nothing.
+            return True
+        return getattr(inferred, "root", lambda: root)() is root
+
+    def assign_at_home(self: Any, node: Any) -> None:
+        try:
+            owners = list(node.expr.infer())
+        except InferenceError:
+            return
+        if all(belongs(owner, node.root()) for owner in owners):
+            assign(self, node)
+
+    with (
+        mock.patch.object(manager.AstroidManager, "file_from_module_name", find),
+        mock.patch.object(builder.AstroidBuilder, "delayed_assattr", assign_at_home),
+    ):
+        yield
+
+
+def forget(*, everything: bool = False) -> None:
+    """Forget the document and what was inferred with it; with `everything`, or too many of them, all trees as well."""
+    from astroid import context
+    from astroid.astroid_manager import MANAGER
+    from astroid.interpreter.objectmodel import ObjectModel
+    from astroid.nodes import ClassDef
+    from astroid.nodes._base_nodes import LookupMixIn
+    from pylint.checkers.clear_lru_cache import clear_lru_caches
+
+    # The package has a function of the module's name.
+    inference_tip = importlib.import_module("astroid.inference_tip")
+    MANAGER.astroid_cache.pop(NAME, None)
+    context._invalidate_cache()
+    inference_tip.clear_inference_tip_cache()
+    inference_tip._CURRENTLY_INFERRING.clear()
+    clear_lru_caches()
+    for cached in (LookupMixIn.lookup, ObjectModel.attributes, ClassDef._metaclass_lookup_attribute):
+        cached.cache_clear()
+    if everything or len(MANAGER.astroid_cache) > _MOST_MODULES:
+        MANAGER.clear_cache()

@@ -1,0 +1,218 @@
+"""Kinds of scorers, and how a column's specification becomes a scorer.
+
+A new kind is one file and one line in `KINDS`, or an entry point of the group `phf.scorers` in somebody else's package.
+"""
+
+import importlib
+import re
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from scorers.contract import Execution, Scorer, ScorerType, SemanticOptions
+from scorers.errors import UserError
+from scorers.settings import describe
+
+ENTRY_POINT_GROUP = "phf.scorers"
+
+KINDS = {
+    "detoxify": "scorers.detoxify:DetoxifyScorer",
+    "linear": "scorers.linear:LinearScorer",
+    "scrubadub": "scorers.scrubadub:ScrubadubScorer",
+    "pycodestyle": "scorers.pycodestyle:PycodestyleScorer",
+    "pylint": "scorers.pylint:PylintScorer",
+}
+
+DEFAULT_KINDS = {"toxicity": "detoxify", "pii": "scrubadub", "pep8": "pycodestyle", "pylint": "pylint"}
+
+_COLUMN = re.compile(r"[a-z][a-z0-9_]*\Z")
+_FORM = "COLUMN[=KIND[:VALUE][,OPTION=VALUE...]], such as pii, toxicity=linear or toxicity=detoxify:unbiased"
+
+
+class ScorerSpec(BaseModel):
+    """A kind and the options that were given for it; `resolve` fills in and checks the rest.
+
+    In YAML either a mapping, `{kind: detoxify, model: unbiased}`, or the command line's form, `detoxify:unbiased`.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that were given, unchecked."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        try:
+            return _read_text(value) if isinstance(value, str) else value
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+
+def parse_scorer(text: str) -> tuple[str, ScorerSpec]:
+    """`toxicity=detoxify:unbiased` as the column it fills and what fills it.
+
+    A column alone takes its default kind: `pii` is `pii=scrubadub`, and a kind's own name is a column of that kind.
+    The value after the colon sets the kind's main option; more options follow after commas:
+    `toxicity=detoxify:/models/my.ckpt,config=/models/config`.
+
+    Raises:
+        UserError: another form, a column's name that cannot be one, an unknown kind.
+    """
+    column, separator, rest = text.partition("=")
+    if ":" in column or "," in column:
+        raise UserError(f"--scorer {text!r}: name the column first: {_FORM}.")
+    check_column(column)
+    if separator and not rest:
+        raise UserError(f"--scorer {text!r} names no kind after the '='; expected {_FORM}.")
+    return column, ScorerSpec(**_read_text(rest or default_kind(column)))
+
+
+def check_column(column: str) -> None:
+    """Refuse a name that cannot be a column of scores.
+
+    Raises:
+        UserError: not lower case letters, digits and underscores, or ending in `_aligned`, kept for columns of tags.
+    """
+    if not _COLUMN.match(column):
+        raise UserError(
+            f"{column!r} cannot name a column: take lower case letters, digits and underscores, a letter first. "
+            f"A scorer is given as {_FORM}."
+        )
+    if column.endswith("_aligned"):
+        raise UserError(f"{column!r} cannot name a column of scores: names in '_aligned' are kept for the tags.")
+
+
+def default_kind(column: str) -> str:
+    """The kind that scores `column` when none is named.
+
+    Raises:
+        UserError: the column is neither one of `DEFAULT_KINDS` nor a kind's own name.
+    """
+    if column in DEFAULT_KINDS:
+        return DEFAULT_KINDS[column]
+    if column in kinds():
+        return column
+    raise UserError(
+        f"No kind of scorer goes by default with the column {column!r}: write {column}=KIND, KIND being one of "
+        f"{', '.join(kinds())}. (The columns {', '.join(DEFAULT_KINDS)} need no kind.)"
+    )
+
+
+def kinds() -> list[str]:
+    """The names of all kinds, our own first, then those that installed packages add."""
+    return [*KINDS, *sorted(_plugins())]
+
+
+def scorer_type(kind: str) -> ScorerType:
+    """The class of a kind. Importing it does not import the library it wraps.
+
+    Raises:
+        UserError: no such kind, or a package's entry point that cannot be imported.
+    """
+    if kind in KINDS:
+        module, _, name = KINDS[kind].partition(":")
+        return cast(ScorerType, getattr(importlib.import_module(module), name))
+    plugin = _plugins().get(kind)
+    if plugin is None:
+        raise UserError(f"There is no scorer of kind {kind!r}; the kinds here are {', '.join(kinds())}.")
+    try:
+        return cast(ScorerType, plugin.load())
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"The scorer {kind!r} ({_origin(plugin)}) cannot be loaded: {error}.") from error
+
+
+def check_options(column: str, spec: ScorerSpec) -> SemanticOptions:
+    """The options of a scorer, checked, with every default filled in.
+
+    Raises:
+        UserError: an unknown option or a value that does not fit, naming the key.
+    """
+    options = scorer_type(spec.kind).Options
+    try:
+        return options.model_validate(spec.options)
+    except ValidationError as error:
+        raise UserError(
+            f"The options of the scorer {column!r} (kind {spec.kind}) are not valid:\n{describe(error, options)}"
+        ) from None
+
+
+def resolve(column: str, spec: ScorerSpec) -> ScorerSpec:
+    """`spec` with every default filled in, as plain JSON values: what a manifest records and rebuilds the scorer from.
+
+    Raises:
+        UserError: as `check_column` and `check_options`.
+    """
+    check_column(column)
+    return ScorerSpec(kind=spec.kind, **check_options(column, spec).model_dump(mode="json"))
+
+
+def build(column: str, spec: ScorerSpec, execution: Execution | None = None) -> Scorer:
+    """The scorer that fills `column`.
+
+    Raises:
+        UserError: as `resolve`, or something the scorer needs is not there (the message says how to install it).
+    """
+    check_column(column)
+    return scorer_type(spec.kind)(column, check_options(column, spec), execution or Execution())
+
+
+def check(column: str, spec: ScorerSpec) -> None:
+    """See whether a scorer could be built here, without loading or downloading anything.
+
+    Raises:
+        UserError: as `build`.
+    """
+    options = check_options(column, spec)
+    look = getattr(scorer_type(spec.kind), "check", None)
+    if look is not None:
+        look(options)
+
+
+def runs_on_gpu(spec: ScorerSpec) -> bool:
+    """Whether this kind of scorer gains from a GPU; the others ignore `Execution.device`."""
+    return scorer_type(spec.kind).runs_on_gpu
+
+
+def _read_text(text: str) -> dict[str, Any]:
+    head, *rest = text.split(",")
+    kind, separator, main = head.partition(":")
+    values: dict[str, Any] = {"kind": kind}
+    if separator:
+        option = scorer_type(kind).main_option
+        if option is None:
+            raise UserError(f"The scorer {kind!r} has no main option, so nothing can follow its colon in {text!r}.")
+        values[option] = main
+    elif kind not in kinds():
+        scorer_type(kind)
+    for part in rest:
+        option, separator, value = part.partition("=")
+        if not (separator and option) or option in values:
+            raise UserError(f"{part!r} in {text!r} is not of the form OPTION=VALUE, or is given twice.")
+        values[option] = value
+    return values
+
+
+@cache
+def _plugins() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        other = found.get(point.name)
+        if point.name in KINDS or (other is not None and other.value != point.value):
+            raise UserError(
+                f"Two packages provide a scorer of kind {point.name!r}: {_origin(point)} and "
+                f"{_origin(other) if other else 'phf itself'}. Uninstall one of them."
+            )
+        found[point.name] = point
+    return found
+
+
+def _origin(point: EntryPoint) -> str:
+    package = f"package {point.dist.name}, " if point.dist else ""
+    return f"{package}entry point {point.value}"

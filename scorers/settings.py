@@ -1,0 +1,153 @@
+"""Typed settings from a YAML file and `--set` overrides, with errors that name the key and the remedy."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from scorers.errors import UserError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def load_settings(
+    model: type[Settings],
+    *,
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Build `model` from, weakest first: `defaults`, the YAML `file`, `flags`, then `overrides` of the form `a.b=c`.
+
+    Args:
+        model: a pydantic model with `extra="forbid"`.
+        file: YAML with the same fields as `model`.
+        flags: nested values of command-line flags that were given; None values count as not given.
+        overrides: `--set` arguments; the value is read as YAML (`1e6` and `1_000` are numbers).
+        defaults: nested values, such as a preset's.
+
+    Raises:
+        UserError: an unreadable file, an unknown key or a value of the wrong type, naming each key.
+    """
+    values: dict[str, Any] = {}
+    _merge(values, defaults or {})
+    if file is not None:
+        _merge(values, read_yaml(file))
+    _merge(values, _without_none(flags or {}))
+    for override in overrides:
+        _merge(values, parse_override(override))
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        where = f" (in {file}, flags or --set)" if file else ""
+        raise UserError(f"The configuration is not valid{where}:\n" + describe(error, model)) from None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        UserError: the file is missing, is no YAML or holds something other than a mapping.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the configuration {file}: {error.strerror or error}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{line} is not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{file} must hold a mapping of settings, not a {type(values).__name__}.")
+    return values
+
+
+def parse_override(override: str) -> dict[str, Any]:
+    """`a.b=c` as `{"a": {"b": c}}`, the value read as YAML, with `1e6` a number too (YAML 1.1 reads it as text).
+
+    Raises:
+        UserError: there is no `=`, an empty key, or the value is no YAML.
+    """
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise UserError(f"--set {override!r} is not of the form KEY=VALUE, such as training.num_tokens=1e6.")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {key}: the value {text!r} is not valid YAML; quote it.") from None
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            pass
+        else:
+            if math.isfinite(number):
+                value = int(number) if number.is_integer() else number
+    for part in reversed(parts):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """A validation error as one line a field, with the nearest known key for an unknown one."""
+    return "\n".join(f"  {_describe_one(detail, model)}" for detail in error.errors(include_url=False))
+
+
+def _describe_one(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    path = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = _known_fields(model, detail["loc"][:-1])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}" if known else ""
+        return f"{path}: no such setting{'; ' + hint if hint else ''}"
+    if detail["type"] == "missing":
+        return f"{path}: required, but not given"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = detail["input"]
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{path + ': ' if path else ''}{message}{shown}"
+
+
+def _known_fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        current = next((each for each in candidates if hasattr(each, "model_fields")), None)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    return {key: _copied(each) for key, each in value.items()} if isinstance(value, Mapping) else value
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            nested = _without_none(value)
+            if nested:
+                kept[key] = nested
+        elif value is not None:
+            kept[key] = value
+    return kept

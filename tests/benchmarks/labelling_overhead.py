@@ -1,0 +1,50 @@
+"""What reading, splitting, staging and hashing cost on top of the bare scorers, in one worker, without Ray."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from infra.demo.corpus import sample_code, sample_prose
+from tests.benchmarks.measure import Comparison, compare
+
+
+def run() -> Iterator[Comparison]:
+    with tempfile.TemporaryDirectory() as folder:
+        code, prose = Path(folder) / "code", Path(folder) / "prose.jsonl.gz"
+        sample_code(code, 200_000, seed=1)
+        sample_prose(prose, 100_000, seed=1)
+        for inputs, column, kind in (
+            (code, "pep8", "pycodestyle"),
+            (prose, "toxicity", "linear"),
+            (prose, "pii", "scrubadub"),
+        ):
+            yield _measure(Path(folder) / f"out-{column}", inputs, column, kind)
+
+
+def _measure(output: Path, inputs: Path, column: str, kind: str) -> Comparison:
+    from pipeline.config import LabelConfig
+    from pipeline.corpus.inputs import find_sources
+    from pipeline.corpus.readers import read_sources
+    from pipeline.corpus.units import make_plan
+    from pipeline.labelling.resolve import resolve_config
+    from pipeline.labelling.worker import BASE_GROUP, Job, UnitLabeller
+    from scorers.registry import ScorerSpec, build
+    from scorers.sentences import document
+
+    config = LabelConfig(inputs=[str(inputs)], output=str(output), scorers={column: ScorerSpec(kind=kind)})
+    plan = make_plan(config)
+    specs = resolve_config(config).config.scorers
+    labeller = UnitLabeller(Job(config, plan, specs, {BASE_GROUP: [column]}, str(output)), BASE_GROUP)
+    scorer = build(column, specs[column])
+    records = list(read_sources(find_sources(config.inputs, "auto"), config))
+    documents = [document(each.text, each.kind, each.name) for each in records]
+    sentences = sum(len(each.ends) for each in documents)
+
+    def ours() -> None:
+        for unit in plan.units:
+            labeller.label(unit, f"staging/{unit.name}.parquet")
+
+    def bare() -> None:
+        scorer.score(documents)
+
+    return compare(f"label {column}, against the bare scorer", "sentences/s", sentences, ours, bare, rounds=3)

@@ -1,0 +1,123 @@
+"""Committed units without a labelling job: what the seal starts from."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import LabelConfig
+from pipeline.corpus.inputs import Source
+from pipeline.corpus.records import Quarantined
+from pipeline.corpus.units import Plan, Slice, Unit
+from pipeline.dataset.manifest import Manifest, ScorerEntry, SourceEntry
+from pipeline.dataset.schema import unit_schema
+from pipeline.labelling.commit import Epoch, PartFile, UnitRecord, part_path
+from pipeline.sealing.seal import seal
+from pipeline.sealing.staged import StagedFiles
+from pipeline.storage import Storage
+from tests.datasets import SOURCE, sentences_of
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Labelled:
+    """An output folder whose units are all committed, and what the seal is given."""
+
+    folder: Path
+    epoch: Epoch
+    config: LabelConfig
+    plan: Plan
+    scorers: dict[str, ScorerEntry]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def seal(self, **options: Any) -> Manifest:
+        return seal(self.epoch, config=self.config, plan=self.plan, scorers=self.scorers, **options)
+
+
+def commit_units(
+    folder: Path | str,
+    units: Sequence[Sequence[Row]],
+    columns: Sequence[str] = ("toxicity",),
+    *,
+    thresholds: Mapping[str, float | str] | None = None,
+    shard_size: int = 1_000_000,
+    own_groups: Sequence[str] = (),
+    quarantined: Mapping[int, Sequence[Quarantined]] | None = None,
+    only_in_base: Sequence[int] = (),
+    cut: Sequence[Quarantined] = (),
+) -> Labelled:
+    """Commit units of rows such as `{"text": "One. Two.", "toxicity": [0.1, 0.2]}`; positions count through all units.
+
+    `own_groups` are columns with a part of their own, as a scorer on a GPU has. `quarantined` is by unit; such a
+    record's position is in no row, unless it is in `only_in_base`: then the base group labelled it all the same.
+    """
+    storage = Storage.open(str(folder))
+    epoch = Epoch.claim(storage)
+    files = StagedFiles(storage, "units")
+    base = [column for column in columns if column not in own_groups]
+    position, out = 0, []
+    taken = {each.position for entries in (quarantined or {}).values() for each in entries} - set(only_in_base)
+    for index, unit in enumerate(units):
+        rows = []
+        for given in unit:
+            while position in taken:
+                position += 1
+            ends = np.cumsum([len(each) for each in sentences_of(given["text"], "prose")], dtype=np.int32)
+            key = {"doc_id": f"doc-{position}", "source": SOURCE, "position": position}
+            rows.append({**key, "meta": json.dumps({"n": position}), "ends": ends, **given})
+            position += 1
+        entries = list((quarantined or {}).get(index, []))
+        keys = {each.position for each in entries}
+        kept = [row for row in rows if row["position"] not in keys]
+        out += kept
+        parts = []
+        for group, names, rows_of_part in [("cpu", base, rows), *((each, [each], kept) for each in own_groups)]:
+            schema = unit_schema(names)
+            if group != "cpu":
+                schema = pa.schema([schema.field(name) for name in ("source", "position", group)])
+            table = pa.Table.from_pylist(rows_of_part, schema=schema)
+            file = files.write_parquet(f"{index:08d}/{group}.parquet", schema, [table])
+            path = part_path(index, group)
+            parts.append(
+                PartFile(group=group, staged="", path=path, size=file.size, sha256=file.sha256, rows=table.num_rows)
+            )
+        record = UnitRecord(
+            unit=index,
+            epoch=1,
+            parts=parts,
+            records=len(kept) + len(entries),
+            empty=0,
+            sentences=0,
+            bytes_text=0,
+            quarantined=entries,
+        )
+        storage.put(record.path, record.model_dump_json().encode())
+    records = len(out) + sum(map(len, (quarantined or {}).values()))
+    plan = Plan(
+        sources=[Source(SOURCE, "jsonl", None, "prose", 1)],
+        entries=[SourceEntry(uri=SOURCE, size=1, sha256="0" * 64, records=records)],
+        units=[Unit(index, (Slice(0, index, index + 1),)) for index in range(len(units))],
+        cut=list(cut),
+    )
+    config = LabelConfig.model_validate(
+        {
+            "inputs": [SOURCE],
+            "output": str(folder),
+            "scorers": {column: {"kind": "linear"} for column in columns},
+            "thresholds": dict(thresholds or {}),
+            "shard_size": shard_size,
+        }
+    )
+    scorers = {column: ScorerEntry(kind="linear", options={}, fingerprint=f"{column}-1") for column in columns}
+    return Labelled(Path(folder), epoch, config, plan, scorers, out)
+
+
+def bytes_below(folder: Path, name: str) -> dict[str, bytes]:
+    """Every file below `folder/name`, by its path relative to `folder`."""
+    found = sorted(path for path in (folder / name).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}

@@ -1,0 +1,52 @@
+"""Corpora that tests write: files of every format from the same lines, and configurations that read them."""
+
+import gzip
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from pipeline.config import LabelConfig
+from pipeline.corpus.readers import UnitReader
+from pipeline.corpus.records import Quarantined, Record
+from pipeline.corpus.units import Plan, make_plan
+
+
+def make_config(*inputs: Path | str, **options: Any) -> LabelConfig:
+    """A job over `inputs`; nothing is ever written to its output by reading."""
+    given = {"output": "/nonexistent/output", "scorers": {"pii": {"kind": "scrubadub"}}} | options
+    return LabelConfig(inputs=[str(each) for each in inputs], **given)
+
+
+def write_lines(path: Path, lines: bytes, members: int = 1) -> Path:
+    """Write lines as they are, or compressed by the path's suffix, as `members` members or frames."""
+    cuts = [len(lines) * member // members for member in range(members + 1)]
+    pieces = [lines[start:end] for start, end in pairwise(cuts)]
+    if path.suffix == ".gz":
+        pieces = [gzip.compress(piece, mtime=0) for piece in pieces]
+    elif path.suffix == ".zst":
+        pieces = [zstandard.compress(piece) for piece in pieces]
+    path.write_bytes(b"".join(pieces))
+    return path
+
+
+def write_records(path: Path, *records: Any) -> Path:
+    """Write JSON values a line."""
+    return write_lines(path, b"".join(json.dumps(record).encode() + b"\n" for record in records))
+
+
+def read_all(config: LabelConfig) -> tuple[Plan, list[list[Record | Quarantined]]]:
+    """The plan, and what each of its units reads."""
+    plan = make_plan(config)
+    reader = UnitReader(plan, config)
+    try:
+        return plan, [list(reader.read(unit)) for unit in plan.units]
+    finally:
+        reader.close()
+
+
+def flat(units: list[list[Record | Quarantined]]) -> list[Record | Quarantined]:
+    """All records of all units in order."""
+    return [record for unit in units for record in unit]

@@ -1,0 +1,101 @@
+"""A scorer of somebody else's package, as far as phf can tell: installed by an entry point, it does what texts say.
+
+What it scores it writes down in the file that `PHF_PROBE_LOG` names, a line a document, so that tests can count. While
+there is a file of that name with the suffix `.hold`, scoring waits as soon as as many documents are scored as it says.
+"""
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorers.contract import Document, Execution, ScoringError, SemanticOptions
+
+LOG = "PHF_PROBE_LOG"
+KILL = "KILL-THE-WORKER"
+KILL_ONCE = "KILL-THE-WORKER-ONCE"
+
+ENTRY_POINTS = """[phf.scorers]
+probe = tests.pipeline.probe:ProbeScorer
+gpu_probe = tests.pipeline.probe:GpuProbeScorer
+"""
+METADATA = "Metadata-Version: 2.1\nName: phf-probe\nVersion: 1.0\n"
+
+
+class ProbeOptions(SemanticOptions):
+    """`delay_s` seconds a call; `version` is there to be changed."""
+
+    delay_s: float = 0.0
+    version: int = 1
+
+
+class ProbeScorer:
+    """Scores a sentence by its length. `KILL` in a text kills the process; `KILL_ONCE` does so the first time."""
+
+    Options = ProbeOptions
+    main_option = "delay_s"
+    runs_on_gpu = False
+
+    def __init__(self, name: str, options: ProbeOptions, execution: Execution) -> None:
+        self.name = name
+        self.fingerprint = f"probe-{options.version}-{os.environ.get('PHF_PROBE_FINGERPRINT', '')}"
+        self._options = options
+
+    def applies(self, document: Document) -> bool:
+        return True
+
+    def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
+        time.sleep(self._options.delay_s)
+        log = Path(os.environ[LOG])
+        _wait_while_held(log)
+        for document in documents:
+            if KILL_ONCE in document.text:
+                once = log.with_suffix(".killed")
+                if not once.exists():
+                    once.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            elif KILL in document.text:
+                os.kill(os.getpid(), signal.SIGKILL)
+        # One write, which the kernel appends whole: workers share the file.
+        lines = "".join(f"{key(document.text)}\n" for document in documents)
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(descriptor, lines.encode())
+        finally:
+            os.close(descriptor)
+        return [np.diff(document.ends, prepend=0).astype(np.float32) / 1000 for document in documents]
+
+
+class GpuProbeScorer(ProbeScorer):
+    """The same, but it says that it can use a GPU."""
+
+    runs_on_gpu = True
+
+
+def _wait_while_held(log: Path) -> None:
+    while True:
+        try:
+            limit = int(log.with_suffix(".hold").read_text())
+            if not log.exists() or len(log.read_text().split()) < limit:
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(0.02)
+
+
+def key(text: str) -> str:
+    """What stands for a text in the log."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def install(folder: Path) -> None:
+    """Make a folder on Python's path look like the place where the package `phf-probe` is installed."""
+    metadata = folder / "phf_probe-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
+    (metadata / "METADATA").write_text(METADATA)

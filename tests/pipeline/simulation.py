@@ -1,0 +1,131 @@
+"""A crew without processes, and a clock that jumps: the scheduler's own code under any number of workers and faults."""
+
+import heapq
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.corpus.units import Unit
+from pipeline.labelling.scheduler import Event, Kind
+from pipeline.labelling.worker import PartResult
+
+Fate = str  # "done", "raise", "die" or "hang"
+
+
+@dataclass
+class SimulatedWorker:
+    """A worker: what it was given and has not answered yet."""
+
+    group: str
+    ready: bool = False
+    units: deque[Unit] = field(default_factory=deque)
+
+
+class SimulatedCrew:
+    """Workers that take `seconds(unit, group)` a unit, and meet the fate that `fate(unit, group, attempt)` says."""
+
+    def __init__(
+        self,
+        seconds: Callable[[Unit, str], float] = lambda unit, group: 1.0,
+        fate: Callable[[Unit, str, int], Fate] = lambda unit, group, attempt: "done",
+        start: Callable[[int], Fate] = lambda number: "ready",
+    ) -> None:
+        self.now = 0.0
+        self.workers: dict[int, SimulatedWorker] = {}
+        self.begun: Counter[tuple[int, str]] = Counter()
+        self.order: dict[str, list[int]] = {}
+        self.hired = 0
+        self.most_in_flight = 0
+        self.busy_s = 0.0
+        self._seconds = seconds
+        self._fate = fate
+        self._start = start
+        self._queue: list[tuple[float, int, Event]] = []
+        self._tick = itertools.count()
+
+    def clock(self) -> float:
+        """Simulated seconds."""
+        return self.now
+
+    def hire(self, group: str) -> int:
+        number = self.hired
+        self.hired += 1
+        self.workers[number] = SimulatedWorker(group)
+        kind = Kind.READY if self._start(number) == "ready" else Kind.DIED
+        self._later(0.5, Event(kind, number, error="" if kind is Kind.READY else "no model"))
+        return number
+
+    def send(self, worker: int, unit: Unit) -> None:
+        each = self.workers[worker]
+        assert each.ready
+        each.units.append(unit)
+        assert len(each.units) <= 2, "more than the bound for a worker"
+        self.most_in_flight = max(self.most_in_flight, sum(len(one.units) for one in self.workers.values()))
+        if len(each.units) == 1:
+            self._begin(worker)
+
+    def dismiss(self, worker: int) -> None:
+        del self.workers[worker]
+
+    def wait(self, timeout: float) -> list[Event]:
+        until = self.now + timeout
+        events: list[Event] = []
+        while self._queue and not events and self._queue[0][0] <= until:
+            self.now, _, event = heapq.heappop(self._queue)
+            if event.worker not in self.workers:
+                continue
+            worker = self.workers[event.worker]
+            if event.kind is Kind.READY:
+                worker.ready = True
+            elif event.kind is Kind.DIED:
+                del self.workers[event.worker]
+            else:
+                worker.units.popleft()
+                if worker.units:
+                    self._begin(event.worker)
+            events.append(event)
+        if not events:
+            self.now = until
+        return events
+
+    def _begin(self, number: int) -> None:
+        worker = self.workers[number]
+        unit = worker.units[0]
+        self.begun[unit.index, worker.group] += 1
+        self.order.setdefault(worker.group, []).append(unit.index)
+        fate = self._fate(unit, worker.group, self.begun[unit.index, worker.group])
+        seconds = self._seconds(unit, worker.group)
+        self.busy_s += seconds
+        if fate == "done":
+            self._later(seconds, Event(Kind.DONE, number, part=part_of(unit, worker.group)))
+        elif fate == "raise":
+            self._later(seconds, Event(Kind.FAILED, number, error="ValueError at scorer.py:1"))
+        elif fate == "die":
+            self._later(seconds, Event(Kind.DIED, number, error="its process died"))
+
+    def _later(self, seconds: float, event: Event) -> None:
+        heapq.heappush(self._queue, (self.now + seconds, next(self._tick), event))
+
+
+def part_of(unit: Unit, group: str) -> PartResult:
+    """What a worker would return."""
+    return PartResult(unit.index, group, f"staging/{unit.name}.{group}", 1, "", 1, 1, 0, 1, 1, [], {group: 1.0})
+
+
+def units(count: int) -> list[Unit]:
+    """Units 0 to count - 1."""
+    return [Unit(index, ()) for index in range(count)]
+
+
+@dataclass
+class Completed:
+    """Collects what the scheduler completes."""
+
+    parts: dict[int, list[str]] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+
+    def __call__(self, unit: Unit, parts: Sequence[PartResult]) -> None:
+        assert unit.index not in self.parts, "completed twice"
+        self.order.append(unit.index)
+        self.parts[unit.index] = [part.group for part in parts]

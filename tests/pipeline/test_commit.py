@@ -1,0 +1,248 @@
+"""The commit protocol against crashes at every step, older drivers, and losses."""
+
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.corpus.records import Quarantined
+from pipeline.corpus.units import Unit
+from pipeline.labelling.commit import Committer, Epoch, committed_units, part_path, read_record
+from pipeline.labelling.worker import PartResult
+from pipeline.storage import LocalStorage, Storage
+from scorers.errors import IncompleteError, StoppedError
+
+GROUPS = ["cpu", "toxicity"]
+
+
+class CrashError(BaseException):
+    """The process ends here."""
+
+
+class CrashingStorage(LocalStorage):
+    """Dies before or after its n-th change of the disk."""
+
+    def __init__(self, root: Path, at: int) -> None:
+        super().__init__(root)
+        self._at = at
+        self._steps = 0
+
+    def _step(self) -> None:
+        self._steps += 1
+        if self._steps == self._at:
+            raise CrashError
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        self._step()
+        created = super().put_if_absent(path, data)
+        self._step()
+        return created
+
+    def move(self, source: str, target: str) -> None:
+        self._step()
+        super().move(source, target)
+        self._step()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def storage(root: Path) -> Storage:
+    return LocalStorage(root)
+
+
+def stage(epoch: Epoch, unit: int, group: str = "cpu", quarantined: tuple[Quarantined, ...] = ()) -> PartResult:
+    data = f"unit {unit}, group {group}".encode()
+    path = f"{epoch.staging}/{unit}.{group}.parquet"
+    with epoch.storage.open_write(path) as file:
+        file.write(data)
+    return PartResult(
+        unit=unit,
+        group=group,
+        staged=path,
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        rows=10 - len(quarantined),
+        sentences=30,
+        empty=1,
+        bytes_text=500,
+        records=10,
+        quarantined=list(quarantined),
+        seconds={},
+    )
+
+
+def commit(epoch: Epoch, unit: int) -> None:
+    Committer(epoch).commit(Unit(unit, ()), [stage(epoch, unit, group) for group in GROUPS])
+
+
+def contents(storage: Storage) -> dict[str, bytes]:
+    return {info.path: storage.read(info.path) for info in storage.list("units") if info.path.endswith(".parquet")}
+
+
+def test_a_unit_is_its_record_and_its_parts(storage: Storage) -> None:
+    epoch = Epoch.claim(storage)
+    commit(epoch, 7)
+    record = read_record(storage, 7)
+    assert (record.unit, record.epoch, record.records, record.empty, record.sentences) == (7, 1, 10, 1, 30)
+    assert [part.path for part in record.parts] == [part_path(7, group) for group in GROUPS]
+    for part in record.parts:
+        data = storage.read(part.path)
+        assert (part.size, part.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert list(storage.list("staging")) == []
+    assert list(committed_units(storage)) == [7]
+
+
+def test_a_record_is_in_quarantine_once_for_the_first_group_that_put_it_there(storage: Storage) -> None:
+    epoch = Epoch.claim(storage)
+    base = (Quarantined("a", 3, "not-json"), Quarantined("a", 5, "deadline"))
+    other = (Quarantined("a", 3, "not-json"), Quarantined("a", 5, "scorer-error"), Quarantined("b", 3, "scorer-error"))
+    parts = [stage(epoch, 0, "cpu", base), stage(epoch, 0, "toxicity", other)]
+    Committer(epoch).commit(Unit(0, ()), parts)
+    assert read_record(storage, 0).quarantined == [*base, other[2]]
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_a_crash_at_any_step_loses_no_committed_unit_and_doubles_none(root: Path, units: int) -> None:
+    for at in itertools.count(1):
+        folder = root / str(at)
+        whole = LocalStorage(folder / "whole")
+        epoch = Epoch.claim(whole)
+        for unit in range(units):
+            commit(epoch, unit)
+
+        broken = CrashingStorage(folder / "broken", at)
+        crashed = False
+        try:
+            epoch = Epoch.claim(broken)
+            for unit in range(units):
+                commit(epoch, unit)
+        except CrashError:
+            crashed = True
+        storage = LocalStorage(folder / "broken")
+        records = set(committed_units(storage))
+        epoch = Epoch.claim(storage)
+        assert Committer(epoch).recover(GROUPS) == records
+        for unit in set(range(units)) - records:
+            commit(epoch, unit)
+        assert contents(storage) == contents(whole)
+        for unit in records:
+            assert read_record(storage, unit).epoch != epoch.number, "a committed unit was committed again"
+        if not crashed:
+            break
+    assert at > units * 6
+
+
+@pytest.mark.parametrize("again_at", range(1, 8))
+def test_recovery_can_itself_be_cut_short(root: Path, again_at: int) -> None:
+    # Dies between the record and the move of the first part.
+    with pytest.raises(CrashError):
+        commit(Epoch.claim(CrashingStorage(root, 5)), 0)
+    assert list(committed_units(LocalStorage(root))) == [0]
+    assert contents(LocalStorage(root)) == {}
+    with contextlib.suppress(CrashError):
+        Committer(Epoch.claim(CrashingStorage(root, again_at))).recover(GROUPS)
+    storage = LocalStorage(root)
+    assert Committer(Epoch.claim(storage)).recover(GROUPS) == {0}
+    assert len(contents(storage)) == 2
+
+
+def test_epochs_are_claimed_once_each_and_the_newest_wins(storage: Storage) -> None:
+    epochs = [Epoch.claim(storage) for _ in range(12)]
+    assert [epoch.number for epoch in epochs] == list(range(1, 13))
+    for older in epochs[:-1]:
+        with pytest.raises(StoppedError, match="newer"):
+            older.check()
+    epochs[-1].check()
+
+
+def test_an_older_driver_commits_nothing_more(storage: Storage) -> None:
+    older = Epoch.claim(storage)
+    commit(older, 0)
+    parts = [stage(older, 1, group) for group in GROUPS]
+    newer = Epoch.claim(storage)
+    with pytest.raises(StoppedError):
+        Committer(older).commit(Unit(1, ()), parts)
+    assert Committer(newer).recover(GROUPS) == {0}
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_an_older_driver_that_was_quicker_by_a_moment_has_committed_the_unit(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    older = Epoch.claim(storage)
+    newer = Epoch.claim(storage)
+    # The older one looked for newer drivers before there was one, and creates its record now.
+    with monkeypatch.context() as patch:
+        patch.setattr(Epoch, "check", lambda self: None)
+        if not moved:
+            patch.setattr("pipeline.labelling.commit._move_parts", lambda *_: None)
+        commit(older, 0)
+    record = Committer(newer).commit(Unit(0, ()), [stage(newer, 0, group) for group in GROUPS])
+    assert record.epoch == older.number
+    assert len(contents(storage)) == 2
+
+
+def test_a_retried_create_that_meets_itself_counts_as_ours(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = storage.put_if_absent
+
+    def answer_lost(path: str, data: bytes) -> bool:
+        create(path, data)
+        return create(path, data)
+
+    monkeypatch.setattr(storage, "put_if_absent", answer_lost)
+    epoch = Epoch.claim(storage)
+    assert epoch.number == 1
+    commit(epoch, 0)
+    assert read_record(storage, 0).epoch == 1
+
+
+def test_what_the_driver_cannot_see_is_not_committed(storage: Storage) -> None:
+    epoch = Epoch.claim(storage)
+    part = stage(epoch, 0)
+    storage.put(part.staged, b"half")
+    with pytest.raises(IncompleteError, match="has 4 bytes, not 17"):
+        Committer(epoch).commit(Unit(0, ()), [part])
+    storage.delete(part.staged)
+    with pytest.raises(IncompleteError, match="all of them share"):
+        Committer(epoch).commit(Unit(0, ()), [part])
+    assert list(committed_units(storage)) == []
+
+
+def test_a_lost_part_is_named_with_its_remedy(storage: Storage) -> None:
+    epoch = Epoch.claim(storage)
+    commit(epoch, 0)
+    commit(epoch, 1)
+    storage.delete(part_path(1, "cpu"))
+    with pytest.raises(IncompleteError, match=r"units/00000001/cpu\.parquet is missing"):
+        Committer(Epoch.claim(storage)).recover(GROUPS)
+    storage.delete("units/00000001.json")
+    epoch = Epoch.claim(storage)
+    assert Committer(epoch).recover(GROUPS) == {0}
+    commit(epoch, 1)
+    assert Committer(epoch).recover(GROUPS) == {0, 1}
+
+
+def test_strange_files_among_the_units_are_not_units(storage: Storage) -> None:
+    epoch = Epoch.claim(storage)
+    commit(epoch, 0)
+    storage.put("units/README", b"")
+    storage.put("units/00000005/cpu.parquet", b"no record")
+    assert Committer(epoch).recover(GROUPS) == {0}
+
+
+def test_recovery_reads_no_record_of_a_unit_in_place(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = Epoch.claim(storage)
+    for unit in range(20):
+        commit(epoch, unit)
+    read: Callable[[str], bytes] = storage.read
+    reads: list[str] = []
+    monkeypatch.setattr(storage, "read", lambda path: (reads.append(path), read(path))[1])
+    assert Committer(epoch).recover(GROUPS) == set(range(20))
+    assert reads == []

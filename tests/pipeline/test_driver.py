@@ -1,0 +1,147 @@
+"""`phf label` from the outside: what it prints, what it does when workers die, and what `phf status` sees."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import probe
+from tests.pipeline.labelling import Labelling, alive, data_hashes, descendants, wait_for
+
+pytestmark = pytest.mark.slow
+
+CANARY = "xyzzy-canary"
+
+
+def status_of(made: Labelling, *options: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "phf", "status", str(made.output), *options],
+        cwd=made.folder,
+        env=made.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path: Path) -> None:
+    made = Labelling(tmp_path)
+    made.write([f"{CANARY} one of {number}. Two. Three." for number in range(40)] + [""])
+    with (made.corpus / "corpus.jsonl").open("a") as file:
+        file.write(f"{CANARY} is no JSON\n")
+    made.hold(20)
+    process = made.start("--unit-size", "500", "--max-quarantined", "1")
+    wait_for(lambda: len(made.committed()) > 1 or process.poll() is not None)
+
+    def working() -> bool:
+        return json.loads(status_of(made, "--json").stdout)["state"] == "running"
+
+    wait_for(working)
+    shown = " ".join(status_of(made).stdout.split())
+    assert "labelling on" in shown
+    assert re.search(r"units \d+ of \d+ committed", shown)
+    made.release()
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+
+    # Nothing but our own lines: no warning of Ray's or of a library's, and no text of the corpus.
+    ours = r"(Loading|Reading|Starting Ray|Labelling|Counting|Sealing).*"
+    assert all(re.fullmatch(ours, line) for line in stderr.splitlines()), stderr
+    assert CANARY not in stdout + stderr
+    shown = " ".join(stdout.split())
+    for part in (
+        "Labelled 42 records, 120 sentences",
+        "documents 40 and 1 empty",
+        "quarantined 1 (not-json 1)",
+        "probe probe",
+        "(p50)",
+        f"The dataset is in {made.output} (1 shard",
+        f"phf verify {made.output}",
+    ):
+        assert part in shown
+
+    status = json.loads(status_of(made, "--json").stdout)
+    assert status["state"] == "sealed"
+    assert status["committed"] == status["units"] > 3
+    assert (status["records"], status["empty"], status["quarantined"]) == (42, 1, {"not-json": 1})
+    assert status["run"]["state"] == "done"
+    assert "labelled and sealed" in status_of(made).stdout
+
+    facts = json.loads(made.run("--unit-size", "500", "--max-quarantined", "1", "--json").stdout)
+    assert facts["already_done"] is True
+    assert facts["columns"]["probe"]["aligned"] >= 60
+    result = made.run("--unit-size", "500")
+    assert result.returncode == 3
+    assert "1 entry is in quarantine" in result.stderr
+    assert "phf inspect" in result.stdout, "the summary comes all the same"
+
+
+def test_a_poisoned_unit_is_tried_again_then_given_up_and_the_others_are_committed(tmp_path: Path) -> None:
+    made = Labelling(tmp_path)
+    texts = [f"{CANARY} one of {number:02}. Two. Three. {'x' * 400}" for number in range(12)]
+    texts[4] += probe.KILL_ONCE
+    texts[7] += probe.KILL
+    made.write(texts)
+    result = made.run("--unit-size", "1000", "--set", "execution.attempts=2")
+    assert result.returncode == 4, result.stderr
+    message = " ".join(result.stderr.split())
+    assert "1 unit could not be labelled" in message
+    assert "unit 00000003: its process died" in message
+    assert "2 times" in message
+    assert "Unit 00000002 failed, attempt 1 of 2" in message
+    assert made.committed() == {0, 1, 2, 4, 5}
+    assert not (made.output / "manifest.json").exists()
+    assert "Traceback" not in message
+    assert CANARY not in result.stdout + result.stderr
+    status = json.loads(status_of(made, "--json").stdout)
+    assert (status["state"], status["run"]["state"], status["run"]["failed"]) == ("stopped", "incomplete", ["00000003"])
+    assert "The same `phf label` command goes on" in status_of(made).stdout
+
+
+def test_a_scorer_with_workers_of_its_own_gives_the_same_bytes(tmp_path: Path) -> None:
+    # Ray is told of a GPU that is not there: the scorer does not touch it.
+    made = Labelling(tmp_path, env={"RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'})
+    made.write([f"One of {number}. Two. Three. {'x' * 300}" for number in range(40)] + [""])
+    made.write(["One.", "Two. Three."], "second.jsonl")
+    options = ("--scorer", "other=gpu_probe", "--unit-size", "2000")
+    made.run_undisturbed(*options, output=tmp_path / "together")
+    result = made.run(*options, "--set", "execution.devices.other=cuda", output=tmp_path / "apart")
+    assert result.returncode == 0, result.stderr
+    assert data_hashes(tmp_path / "apart") == data_hashes(tmp_path / "together")
+    parts = sorted(path.name for path in (tmp_path / "apart" / "units" / "00000000").iterdir())
+    assert parts == ["cpu.parquet", "other.parquet"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_ray_starts_stops_in_good_order(tmp_path: Path, sent: signal.Signals) -> None:
+    made = Labelling(tmp_path)
+    made.write(["One."])
+    process = made.start()
+    assert process.stderr is not None
+    while "Starting Ray" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(1)
+    helpers = descendants(process.pid)
+    # Ctrl-C reaches every process of the terminal's group.
+    os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "the same command goes on" in stderr
+    assert "Traceback" not in stderr
+    wait_for(lambda: not alive(helpers))
+
+
+def test_status_of_what_is_no_job_is_refused(tmp_path: Path) -> None:
+    made = Labelling(tmp_path)
+    for place in (made.output, made.corpus):
+        made.output = place
+        result = status_of(made)
+        assert result.returncode == 2
+        assert str(place) in result.stderr
+        assert "Traceback" not in result.stderr

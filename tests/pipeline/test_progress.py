@@ -1,0 +1,182 @@
+"""Figures of a run and how they are told."""
+
+import contextlib
+import io
+import itertools
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.corpus.records import Quarantined
+from pipeline.labelling.actors import _brief
+from pipeline.labelling.cluster import _private_folder
+from pipeline.labelling.commit import UnitRecord
+from pipeline.labelling.progress import Progress, read_status, write_status
+from pipeline.labelling.reporter import LiveReporter, PlainReporter, duration, figures, rate_of, reporter_for
+from pipeline.labelling.stopping import StopSignals
+from pipeline.storage import Storage
+from scorers.errors import StoppedError, UserError
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def record(records: int = 10, quarantined: int = 0) -> UnitRecord:
+    return UnitRecord(
+        unit=0,
+        epoch=1,
+        parts=[],
+        records=records,
+        empty=0,
+        sentences=3 * records,
+        bytes_text=100,
+        quarantined=[Quarantined("a", position, "not-json") for position in range(quarantined)],
+    )
+
+
+def test_what_remains_follows_the_pace_of_this_run_and_counts_down() -> None:
+    clock = Clock()
+    progress = Progress(units=14, before=4, workers=2, clock=clock)
+    assert progress.remaining_s is None
+    clock.now += 20
+    for _ in range(2):
+        progress.add(record(quarantined=1), [])
+    assert (progress.committed, progress.records, progress.sentences) == (6, 20, 60)
+    assert progress.quarantined == {"not-json": 2}
+    assert progress.records_per_s == 1.0
+    assert progress.remaining_s == 80.0
+    clock.now += 30
+    assert progress.remaining_s == 50.0
+    assert progress.records_per_s == 1.0
+    clock.now += 300
+    assert progress.remaining_s == 0.0
+    assert figures(progress) == "Labelling: 6/14 units, 1.0 records/s, 2 quarantined"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (200, "3 min 20 s"), (3000, "50 min"), (18_725, "5 h 12 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_rates() -> None:
+    assert rate_of(3, 10, "records") == "0.3 records/s"
+    assert rate_of(20_000, 10, "records") == "2,000 records/s"
+    assert rate_of(3, 0, "records") == "0.0 records/s"
+
+
+def test_plain_lines_come_less_often_as_time_goes_by() -> None:
+    clock, stream = Clock(), io.StringIO()
+    reporter = PlainReporter(stream, clock)
+    progress = Progress(units=10, before=0, workers=2, clock=clock)
+    reporter.step("Labelling")
+    times = []
+    for _ in range(3600 * 4):
+        before = stream.tell()
+        reporter.update(progress)
+        if stream.tell() != before:
+            times.append(clock.now)
+        clock.now += 1
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert gaps[0] == 5
+    assert gaps[-1] == 60
+    assert gaps == sorted(gaps)
+    reporter.note("Something happened.")
+    assert stream.getvalue().endswith("Something happened.\n")
+
+
+def test_a_terminal_gets_one_live_line_and_what_must_not_be_missed() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100)
+    with reporter_for(console) as reporter:
+        assert isinstance(reporter, LiveReporter)
+        reporter.step("Loading the scorers")
+        reporter.measure("Reading the inputs", 1, 4)
+        reporter.update(Progress(units=10, before=5, workers=2))
+        reporter.note("A worker [of 2] was lost.")
+    assert "A worker [of 2] was lost." in stream.getvalue()
+    with reporter_for(Console(file=stream)) as reporter:
+        assert isinstance(reporter, PlainReporter)
+
+
+def test_figures_of_a_run_can_be_read_elsewhere(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    assert read_status(storage) is None
+    progress = Progress(units=10, before=5, workers=2)
+    progress.add(record(), [])
+    write_status(storage, 3, "labelling", progress)
+    status = read_status(storage)
+    assert status is not None
+    assert (status.state, status.epoch, status.committed, status.records) == ("labelling", 3, 6, 10)
+    storage.put("job/progress.json", b"{")
+    assert read_status(storage) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_asks_first_and_insists_the_second_time(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    asked: list[int] = []
+
+    def work() -> None:
+        with StopSignals() as signals:
+            signals.on_request = lambda: asked.append(1)
+            signal.raise_signal(number)
+            assert asked == [1]
+            signal.raise_signal(number)
+
+    with pytest.raises(StoppedError, match=number.name):
+        work()
+    assert asked == [1]
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_is_not_swallowed_by_code_that_catches_every_exception() -> None:
+    def work() -> None:
+        with StopSignals():
+            with contextlib.suppress(Exception):  # as libraries do
+                signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("swallowed")
+
+    with pytest.raises(StoppedError):
+        work()
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (UserError("The input x has changed."), "The input x has changed"),
+        (OSError(28, "No space left on device", "/data/x"), "OSError: No space left on device (/data/x)"),
+        (ValueError("secret text of the corpus"), "ValueError"),
+    ],
+)
+def test_errors_of_workers_are_told_without_text_of_the_corpus(error: Exception, text: str) -> None:
+    assert _brief(error) == text
+
+
+def test_rays_folder_is_private_and_what_killed_runs_left_is_taken_away(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from pipeline.labelling.cluster import _private_folder\n"
+        "with _private_folder(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    (orphan,) = tmp_path.iterdir()
+    with _private_folder(tmp_path) as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert not orphan.exists()
+        with _private_folder(tmp_path) as other:
+            assert folder.exists(), "its owner lives"
+            assert other != folder
+    assert list(tmp_path.iterdir()) == []

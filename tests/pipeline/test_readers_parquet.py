@@ -1,0 +1,191 @@
+"""Parquet: every row once whatever the cut, values of all types in meta, and damage that stays where it is."""
+
+import datetime
+import decimal
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.corpus.arrow_json import json_values
+from pipeline.corpus.readers import UnitReader, read_sources, read_unit
+from pipeline.corpus.records import Quarantined, Record
+from pipeline.corpus.units import make_plan
+from scorers.errors import UserError
+from tests.pipeline.corpora import flat, make_config, read_all
+
+
+def write(path: Path, table: dict[str, Any] | pa.Table, **options: Any) -> Path:
+    pq.write_table(table if isinstance(table, pa.Table) else pa.table(table), path, **options)
+    return path
+
+
+def test_rows(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.parquet",
+        {"id": ["x", None], "text": ["Grüße\0", ""], "n": [1, None], "when": [datetime.datetime(2024, 5, 1, 12), None]},
+    )
+    _, units = read_all(make_config(path))
+    assert flat(units) == [
+        Record(str(path), 0, "x", "Grüße\0", '{"n":1,"when":"2024-05-01 12:00:00.000000"}', "prose", ""),
+        Record(str(path), 1, f"{path}#1", "", '{"n":null,"when":null}', "prose", ""),
+    ]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(st.none() | st.text(max_size=40), min_size=1, max_size=40),
+    row_group_size=st.integers(1, 40),
+    unit_size=st.integers(1, 300),
+    text_type=st.sampled_from([pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]),
+)
+def test_units_read_every_row_once(
+    tmp_path: Path, texts: list[str | None], row_group_size: int, unit_size: int, text_type: pa.DataType
+) -> None:
+    values = [None if text is None else text.encode() for text in texts] if text_type == pa.binary() else texts
+    table = pa.table({"text": pa.array(values, text_type), "n": pa.array(range(len(texts)))})
+    path = write(tmp_path / "a.parquet", table, row_group_size=row_group_size)
+    config = make_config(path, unit_size=unit_size)
+    plan, units = read_all(config)
+    records = flat(units)
+    assert [each.position for each in records] == list(range(len(texts)))
+    assert [each.text if isinstance(each, Record) else None for each in records] == texts
+    assert all(each.meta == json.dumps({"n": each.position}, separators=(",", ":")) for each in records if each.text)
+    assert {each.reason for each in records if isinstance(each, Quarantined)} <= {"no-text"}
+    assert list(read_sources(plan.sources, config)) == records
+    assert flat([list(read_unit(unit, plan, config)) for unit in reversed(plan.units)][::-1]) == records
+
+
+def test_a_large_row_group_is_cut_by_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"text": [f"{index:0100}" for index in range(10_000)]})
+    config = make_config(path, unit_size=50_000)
+    _, units = read_all(config)
+    assert 18 <= len(units) <= 24
+    assert [each.text for each in flat(units)] == [f"{index:0100}" for index in range(10_000)]
+
+
+def test_invalid_and_large_texts_are_quarantined_one_by_one(tmp_path: Path) -> None:
+    contents = [b"good", b"bad\xff", b"\xed\xa0\x80", None, b"x" * 101, b"last"]
+    offsets = [0]
+    for content in contents:
+        offsets.append(offsets[-1] + len(content or b""))
+    valid = pa.py_buffer(bytes([sum((content is not None) << index for index, content in enumerate(contents))]))
+    data = pa.py_buffer(b"".join(content or b"" for content in contents))
+    array = pa.Array.from_buffers(
+        pa.string(), len(contents), [valid, pa.py_buffer(struct.pack(f"{len(offsets)}i", *offsets)), data]
+    )
+    path = write(tmp_path / "a.parquet", pa.table({"text": array}))
+    _, units = read_all(make_config(path, max_record_size=100))
+    assert [each.text if isinstance(each, Record) else each.reason for each in flat(units)] == [
+        *("good", "invalid-utf8", "invalid-utf8", "no-text", "too-large", "last")
+    ]
+    _, units = read_all(make_config(path, max_record_size=100, quarantine_text=True))
+    assert [each.text for each in flat(units)][1:5] == ["bad\\xff", "\\xed\\xa0\\x80", None, None]
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "message"),
+    [
+        ({"body": ["x"], "id": ["1"]}, {}, "has no column 'text'; it has: body, id.*--text-field"),
+        ({"text": [1, 2]}, {}, "The column 'text' of .*a.parquet holds int64, not strings"),
+        ({"text": [["x"]]}, {}, "holds list<element: string>, not strings"),
+        ({"text": ["x"]}, {"meta_fields": ["lang"]}, "has no column 'lang', which meta_fields names"),
+        (pa.table([["x"], ["y"]], names=["text", "text"]), {}, "has 2 columns named 'text'"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(tmp_path: Path, table: Any, options: dict[str, Any], message: str) -> None:
+    write(tmp_path / "a.parquet", table)
+    with pytest.raises(UserError, match=message):
+        make_plan(make_config(tmp_path, **options))
+
+
+def test_files_that_are_no_parquet_are_cut_at_their_start(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.parquet", {"text": ["x", "y"]})
+    (tmp_path / "a.parquet").write_bytes(good.read_bytes()[:-20])
+    (tmp_path / "b.parquet").write_bytes(b"")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 this is not the footer of anything PAR1")
+    plan, units = read_all(make_config(tmp_path))
+    assert [each.text for each in flat(units)] == ["x", "y"]
+    assert [(Path(each.source).name, each.position, each.reason) for each in plan.cut] == [
+        (f"{name}.parquet", 0, "unreadable-source") for name in "abc"
+    ]
+
+
+def test_a_damaged_page_costs_its_row_group_alone(tmp_path: Path) -> None:
+    texts = [f"{index:05} {'x' * 50}" for index in range(3000)]
+    path = write(
+        tmp_path / "a.parquet",
+        {"text": texts},
+        row_group_size=1000,
+        write_page_checksum=True,
+        use_dictionary=False,
+        compression="none",
+    )
+    content = bytearray(path.read_bytes())
+    content[content.index(b"01500 ")] ^= 1
+    path.write_bytes(content)
+    for unit_size in (1_000, 7_000, 10_000_000):
+        config = make_config(path, unit_size=unit_size)
+        plan, units = read_all(config)
+        records = flat(units)
+        assert plan.records == len(records) == 3000
+        lost = [each.position for each in records if isinstance(each, Quarantined)]
+        assert {each.reason for each in records if isinstance(each, Quarantined)} == {"unreadable-source"}
+        assert lost == list(range(lost[0], 2000))
+        assert 1000 <= lost[0] <= 1500
+        assert [each.text for each in records if isinstance(each, Record)] == texts[: lost[0]] + texts[2000:]
+        assert list(read_sources(plan.sources, config)) == records
+        assert flat([list(read_unit(unit, plan, config)) for unit in reversed(plan.units)][::-1]) == records
+
+
+def test_a_parquet_file_that_has_changed_since_the_plan_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"text": ["x"] * 100})
+    config = make_config(path)
+    plan = make_plan(config)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="has changed since"):
+        list(UnitReader(plan, config).read(plan.units[0]))
+
+
+UTC2 = datetime.timezone(datetime.timedelta(hours=2))
+VALUES = [
+    (pa.array([1, None, 3], pa.uint64()), [1, None, 3]),
+    (pa.array([True, None]), [True, None]),
+    (pa.array([1.5, None], pa.float32()), [1.5, None]),
+    (pa.array(["a", None]).dictionary_encode(), ["a", None]),
+    (pa.array(["ü", None], pa.string_view()), ["ü", None]),
+    (pa.array([b"\xff", None]), ["/w==", None]),
+    (pa.array([decimal.Decimal("1.10"), None]), ["1.10", None]),
+    (pa.array([1, None], pa.timestamp("ns")), ["1970-01-01 00:00:00.000000001", None]),
+    (pa.array([datetime.datetime(2024, 5, 1, 12, tzinfo=UTC2)]), ["2024-05-01 10:00:00.000000Z"]),
+    (pa.array([datetime.date(2024, 5, 1)]), ["2024-05-01"]),
+    (pa.array([7], pa.duration("s")), ["7"]),
+    (pa.array([[1, None], None, []]), [[1, None], None, []]),
+    (pa.array([["a"], None], pa.large_list(pa.string())), [["a"], None]),
+    (pa.array([[1, 2], None, [5, 6]], pa.list_(pa.int8(), 2)), [[1, 2], None, [5, 6]]),
+    (
+        pa.array([{"a": 1, "b": ["x"]}, None, {"a": None, "b": None}]),
+        [{"a": 1, "b": ["x"]}, None, {"a": None, "b": None}],
+    ),
+    (pa.array([[("k", 1), ("l", None)], None, []], pa.map_(pa.string(), pa.int64())), [{"k": 1, "l": None}, None, {}]),
+    (pa.array([[(1, "x")]], pa.map_(pa.int64(), pa.string())), [{"1": "x"}]),
+    (pa.array([None, None]), [None, None]),
+    (pa.array([{}, None], pa.struct([])), [{}, None]),
+]
+
+
+@pytest.mark.parametrize(("array", "expected"), VALUES, ids=lambda value: str(getattr(value, "type", "")))
+def test_values_as_json(array: pa.Array, expected: list[Any]) -> None:
+    assert json_values(array) == expected
+    assert json_values(array.slice(1)) == expected[1:]
+    nested = pa.StructArray.from_arrays([array], ["f"])
+    assert json_values(nested.slice(1)) == [{"f": value} for value in expected[1:]]
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, len(array)], pa.int32()), array)
+    assert json_values(lists.slice(1)) == [expected[1:]]
+    json.dumps(expected)

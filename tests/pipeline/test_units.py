@@ -1,0 +1,119 @@
+"""The plan: every record in exactly one unit, of bounded size, with the inputs' fingerprints."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.corpus.inputs import Source
+from pipeline.corpus.readers import read_sources
+from pipeline.corpus.records import Record
+from pipeline.corpus.units import Plan, Slice, make_plan
+from scorers.errors import UserError
+from tests.pipeline.corpora import flat, make_config, read_all, write_lines, write_records
+
+
+def test_fingerprints_are_of_the_files(tmp_path: Path) -> None:
+    write_records(tmp_path / "a.jsonl", {"text": "1"}, {"text": "2"})
+    write_records(tmp_path / "b.jsonl.gz", {"text": "1"})
+    write_lines(tmp_path / "c.jsonl", b"")
+    (tmp_path / "d.txt").write_bytes(b"text")
+    plan = make_plan(make_config(tmp_path))
+    for source, entry in zip(plan.sources, plan.entries, strict=True):
+        content = Path(source.uri).read_bytes()
+        assert (entry.uri, entry.size, source.size) == (source.uri, len(content), len(content))
+        assert entry.sha256 == hashlib.sha256(content).hexdigest()
+    assert [entry.records for entry in plan.entries] == [2, 1, 0, 1]
+    assert plan.records == 4
+
+
+def test_a_plan_survives_json(tmp_path: Path) -> None:
+    write_records(tmp_path / "ä.jsonl", *({"text": str(index)} for index in range(50)))
+    (tmp_path / "b.jsonl.gz").write_bytes(b"\x1f\x8b")
+    plan = make_plan(make_config(tmp_path, unit_size=64))
+    assert plan.cut
+    assert len(plan.units) > 5
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert again.to_json() == plan.to_json()
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    files=st.lists(
+        st.tuples(st.sampled_from([".jsonl", ".jsonl.gz", ".txt"]), st.lists(st.integers(0, 60), max_size=8)),
+        min_size=1,
+        max_size=6,
+    ),
+    unit_size=st.integers(1, 300),
+)
+def test_units_are_bounded_and_cover_every_record_once(
+    tmp_path_factory: pytest.TempPathFactory, files: list[tuple[str, list[int]]], unit_size: int
+) -> None:
+    folder = tmp_path_factory.mktemp("corpus")
+    sizes: dict[tuple[str, int], int] = {}
+    for index, (suffix, lengths) in enumerate(files):
+        path = folder / f"{index}{suffix}"
+        if suffix == ".txt":
+            path.write_bytes(b"x" * sum(lengths))
+            sizes[str(path), 0] = max(1, sum(lengths))
+            continue
+        write_records(path, *({"text": "x" * length} for length in lengths))
+        offset = 0
+        for number, length in enumerate(lengths):
+            size = len('{"text": ""}\n') + length
+            sizes[str(path), offset if suffix == ".jsonl" else number] = size
+            offset += size
+    config = make_config(folder, unit_size=unit_size)
+    plan, units = read_all(config)
+    keys = [[(record.source, record.position) for record in unit] for unit in units]
+    assert Counter(key for unit in keys for key in unit) == Counter(sizes.keys())
+    assert flat(units) == list(read_sources(plan.sources, config))
+    totals = [sum(sizes[key] for key in unit) for unit in keys]
+    assert all(total <= unit_size or len(unit) == 1 for total, unit in zip(totals, keys, strict=True))
+    # No two neighbours would have fitted together: units are as few as they can be in order.
+    assert all(total + sizes[unit[0]] > unit_size for total, unit in zip(totals, keys[1:], strict=False))
+
+
+def test_small_files_share_a_unit(tmp_path: Path) -> None:
+    for index in range(300):
+        (tmp_path / f"{index:03}.py").write_text("x = 1\n" * (index % 3))
+    plan, units = read_all(make_config(tmp_path, unit_size=1000))
+    assert [unit.name for unit in plan.units] == ["00000000", "00000001"]
+    assert len(flat(units)) == 300
+    assert plan.units[0].slices[:2] == (Slice(0, 0, 1), Slice(1, 0, 1))
+
+
+def test_progress_counts_the_bytes_of_every_source(tmp_path: Path) -> None:
+    write_records(tmp_path / "a.jsonl", *({"text": "x" * 1000} for _ in range(200)))
+    write_records(tmp_path / "b.jsonl.gz", {"text": "1"})
+    read: Counter[str] = Counter()
+
+    def progress(source: Source, size: int) -> None:
+        read[source.uri] += size
+
+    plan = make_plan(make_config(tmp_path), progress)
+    assert read == {source.uri: source.size for source in plan.sources}
+
+
+def test_a_text_field_that_nothing_has_is_refused(tmp_path: Path) -> None:
+    write_records(tmp_path / "a.jsonl", {"text": "SECRET", "id": 1}, {"body": "SECRET"})
+    with pytest.raises(UserError, match="No record has the field 'content'; the first ones have: 'text', 'id', 'body'"):
+        make_plan(make_config(tmp_path, text_field="content"))
+
+
+def test_some_records_without_text_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    write_records(tmp_path / "a.jsonl", *({"body": "x"} for _ in range(300)))
+    write_records(tmp_path / "b.jsonl", {"text": "x"})
+    _, units = read_all(make_config(tmp_path))
+    assert sum(isinstance(record, Record) for record in flat(units)) == 1
+
+
+def test_inputs_without_any_record_have_no_units(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", b"\n\n")
+    plan = make_plan(make_config(tmp_path))
+    assert plan.units == []
+    assert plan.records == 0

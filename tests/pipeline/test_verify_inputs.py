@@ -1,0 +1,141 @@
+"""From real inputs to a sealed dataset without Ray, and `phf verify --inputs` against them."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from phf import app
+from pipeline.checking.verify import verify
+from pipeline.config import LabelConfig
+from pipeline.corpus.units import make_plan
+from pipeline.dataset import open_dataset
+from pipeline.dataset.manifest import ScorerEntry
+from pipeline.labelling.commit import Committer, Epoch
+from pipeline.labelling.worker import BASE_GROUP, Job, UnitLabeller
+from pipeline.sealing.seal import seal
+from pipeline.storage import Storage
+from scorers.errors import UserError
+from scorers.registry import resolve
+from tests.pipeline.test_verify import SHARD, reforge
+
+RECORDS = [{"id": f"r{n}", "text": f"Satz {n} — ja. Und\u2028weiter!\r\nNoch\0was", "source": "web"} for n in range(20)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Inputs of every kind of trouble, labelled in this process from the folder that holds them."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        label(folder / "corpus")
+    return folder
+
+
+@pytest.fixture
+def labelled(made, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(made, tmp_path / "made"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def label(corpus):
+    corpus.mkdir()
+    lines = [json.dumps(record).encode() for record in RECORDS]
+    lines[3:3] = [b"no json", b'{"id": 1}', b'{"text": "\\ud800"}', b'{"text": "\xff"}', b"", b'{"text": ""}']
+    (corpus / "a.jsonl").write_bytes(b"\n".join(lines))
+    (corpus / "b.py").write_bytes(b"x=1\r\ny = 2\r# ende")
+    whole = gzip.compress(b"\n".join(json.dumps({"text": f"Zip {n}. {n * 7919}!"}).encode() for n in range(500)))
+    (corpus / "c.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    pq.write_table(pa.table({"id": ["p0", "p1"], "text": ["Parkett.", "Zwei. Drei."]}), corpus / "d.parquet")
+    config = LabelConfig.model_validate(
+        {"inputs": ["corpus"], "output": "out", "scorers": {"pep8": {"kind": "pycodestyle"}}, "unit_size": 1000}
+    )
+    plan = make_plan(config)
+    specs = {"pep8": resolve("pep8", config.scorers["pep8"])}
+    epoch = Epoch.claim(Storage.open("out"))
+    labeller = UnitLabeller(Job(config, plan, specs, {BASE_GROUP: ["pep8"]}, "out"), BASE_GROUP)
+    for unit in plan.units:
+        Committer(epoch).commit(unit, [labeller.label(unit, f"{epoch.staging}/{unit.name}.parquet")])
+    scorers = {
+        "pep8": ScorerEntry(
+            kind="pycodestyle", options=specs["pep8"].options, fingerprint=labeller.fingerprints["pep8"]
+        )
+    }
+    manifest = seal(epoch, config=config, plan=plan, scorers=scorers)
+    assert len(plan.units) > 5
+    assert manifest.ledger.sources_cut == 1
+    assert sum(manifest.ledger.quarantined.values()) == 4
+
+
+def problems():
+    return [str(problem) for problem in verify("out", inputs=True).problems]
+
+
+def test_every_record_is_found_again(labelled):
+    report = verify("out", inputs=True)
+    assert report.problems == []
+    assert report.inputs_compared
+    texts = [row["text"] for batch in open_dataset("out").read_batches() for row in batch.to_pylist()]
+    assert texts[:3] == [record["text"] for record in RECORDS[:3]]
+    assert "x=1\r\ny = 2\r# ende" in texts
+
+
+def test_the_command_says_that_the_inputs_were_compared(labelled):
+    result = CliRunner().invoke(app, ["verify", "out", "--inputs"])
+    assert result.exit_code == 0, result.output
+    assert "Every text is the one that the inputs hold." in result.stdout
+
+
+def change_text(rows):
+    rows[2]["text"] = rows[2]["text"].replace("Satz", "Sutz")
+
+
+def change_id(rows):
+    rows[2]["doc_id"] = "r9"
+
+
+def change_meta(rows):
+    rows[2]["meta"] = "{}"
+
+
+@pytest.mark.parametrize(("change", "name"), [(change_text, "text"), (change_id, "doc_id"), (change_meta, "meta")])
+def test_what_hides_from_every_other_check_is_named(labelled, change, name):
+    reforge(labelled / "out", change=change)
+    position = (
+        open_dataset("out").manifest.shards[0] and next(open_dataset("out").read_batches())["position"][2].as_py()
+    )
+    what = f"data: `{name}` is not what the input holds (1 row, the first is corpus/a.jsonl#{position})"
+    assert problems() == [what]
+
+
+def test_a_changed_input_is_named(labelled):
+    path = labelled / "corpus/b.py"
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert problems() == ["corpus/b.py: has changed since it was labelled"]
+
+
+def test_new_and_lost_inputs_are_named(labelled):
+    (labelled / "corpus/b.py").rename(labelled / "corpus/e.py")
+    assert problems() == [
+        "corpus/b.py: was labelled, but is not among the inputs now",
+        "corpus/e.py: is among the inputs now, but was not labelled",
+    ]
+
+
+def test_inputs_that_are_gone_are_refused(labelled, monkeypatch):
+    monkeypatch.chdir(labelled / "corpus")
+    with pytest.raises(UserError, match="There is no input corpus"):
+        verify("../out", inputs=True)
+
+
+def test_a_damaged_dataset_is_not_compared(labelled):
+    (labelled / "out" / SHARD).write_bytes(b"")
+    report = verify("out", inputs=True)
+    assert not report.ok
+    assert not report.inputs_compared

@@ -1,0 +1,265 @@
+"""A unit is labelled to the same bytes always; a record that cannot be scored is lost alone."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.corpus.readers import read_sources
+from pipeline.corpus.records import Quarantined, Record
+from pipeline.corpus.units import make_plan
+from pipeline.dataset.schema import unit_schema
+from pipeline.labelling.scoring import ScorerFailedError, placeholder, score_documents
+from pipeline.labelling.worker import Job, PartResult, UnitLabeller, label_records
+from scorers import registry
+from scorers.contract import DocumentKind, ScoringError
+from scorers.registry import ScorerSpec
+from scorers.sentences import document
+from tests.pipeline.corpora import make_config, write_records
+from tests.pipeline.toy_scorers import ListlessScorer, ToyScorer
+
+
+def records_of(*texts: str) -> list[Record]:
+    return [Record("a.jsonl", index, f"a#{index}", text, "{}", "prose", "") for index, text in enumerate(texts)]
+
+
+def scores_of(texts: list[str], scorer: ToyScorer) -> list[Any]:
+    results = score_documents(scorer, [document(text) for text in texts])
+    return [each.reason if isinstance(each, ScoringError) else each.tolist() for each in results]
+
+
+def test_records_become_scores_a_sentence() -> None:
+    labelled = label_records(records_of("One. Two!", "", "SKIP this."), {"a": ToyScorer("a"), "b": ToyScorer("b")})
+    assert labelled.quarantined == []
+    assert [each.record.position for each in labelled.scored] == [0, 1, 2]
+    first, empty, skipped = labelled.scored
+    assert first.document.sentences() == ["One. ", "Two!"]
+    np.testing.assert_array_equal(first.scores["a"], np.float32([5 / 9, 4 / 9]))
+    assert empty.scores["b"] is not None
+    assert (empty.scores["b"].dtype, empty.scores["b"].shape) == (np.float32, (0,))
+    assert skipped.scores == {"a": None, "b": None}
+    assert labelled.seconds.keys() == {"read", "split", "a", "b"}
+
+
+def test_quarantine_keeps_its_order_and_one_reason_a_record() -> None:
+    records: list[Record | Quarantined] = [*records_of("REFUSE it.", "Good.", "ASK it.", "POISON it.")]
+    records.insert(1, Quarantined("a.jsonl", 9, "not-json", "x"))
+    labelled = label_records(records, {"a": ToyScorer("a"), "b": ToyScorer("b")})
+    assert [each.record.text for each in labelled.scored] == ["Good."]
+    assert labelled.quarantined == [
+        Quarantined("a.jsonl", 0, "deadline", "a: took longer than 1 s"),
+        Quarantined("a.jsonl", 9, "not-json", "x"),
+        Quarantined("a.jsonl", 2, "scorer-error", labelled.quarantined[2].detail),
+        Quarantined("a.jsonl", 3, "scorer-error", labelled.quarantined[3].detail),
+    ]
+    assert "a: TypeError" in labelled.quarantined[2].detail
+    assert "a: ValueError" in labelled.quarantined[3].detail
+    assert not any("it." in each.detail for each in labelled.quarantined)
+
+
+def test_the_text_is_kept_only_where_it_is_asked_for() -> None:
+    labelled = label_records(records_of("POISON it."), {"a": ToyScorer("a")}, keep_text=True)
+    assert [each.text for each in labelled.quarantined] == ["POISON it."]
+
+
+@settings(max_examples=100, deadline=None)
+@given(poisoned=st.lists(st.booleans(), min_size=1, max_size=40))
+def test_poisoned_documents_change_nothing_for_the_others(poisoned: list[bool]) -> None:
+    texts = [f"{'POISON' if bad else 'nothing'}! {'x' * index}." for index, bad in enumerate(poisoned)]
+    scorer = ToyScorer("toy")
+    scores = scores_of(texts, scorer)
+    harmless = scores_of([text.replace("POISON", "PO1SON") for text in texts], ToyScorer("toy"))
+    assert scores == ["scorer-error" if bad else each for bad, each in zip(poisoned, harmless, strict=True)]
+    if sum(poisoned) == 1:
+        assert sum(scorer.calls) <= 5 * len(texts)
+
+
+def test_a_scorer_that_fails_whatever_it_gets_loses_no_record() -> None:
+    scorer = ToyScorer("toy")
+    scorer.broken = True
+    with pytest.raises(ScorerFailedError, match=r"'toy' fails on any document.*ValueError") as caught:
+        score_documents(scorer, [document("SECRET one."), document("SECRET two.")])
+    assert "SECRET" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_a_passing_fault_loses_no_record() -> None:
+    scorer = ToyScorer("toy")
+    real = scorer.score
+
+    def fail_once(documents: Any) -> Any:
+        if not scorer.calls:
+            scorer.calls.append(0)
+            raise MemoryError
+        return real(documents)
+
+    scorer.score = fail_once  # type: ignore[method-assign]
+    assert scores_of(["One.", "Two."], scorer) == [[0.5], [0.5]]
+
+
+@pytest.mark.parametrize(
+    "invalid",
+    [
+        np.float32([np.nan, 0.1]),
+        np.float32([np.inf, 0.1]),
+        np.float32([-0.1, 0.1]),
+        np.float32([0.1]),
+        np.float32([0.1, 0.1, 0.1]),
+        np.float32([[0.1, 0.1]]),
+        np.float64([0.1, 0.1]),
+        np.array([1, 1]),
+        [0.1, 0.1],
+        0.1,
+        None,
+    ],
+    ids=repr,
+)
+def test_what_is_no_score_is_an_error_and_not_in_the_dataset(invalid: Any) -> None:
+    scorer = ToyScorer("toy")
+    scorer.invalid = invalid
+    assert scores_of(["Good.", "INVALID! Yes."], scorer)[1] == "invalid-score"
+    assert scores_of(["Good.", "INVALID! Yes."], scorer)[0] == scores_of(["Good.", "GREATEST Yes."], scorer)[0]
+
+
+def test_a_missing_result_is_traced_to_its_document() -> None:
+    assert scores_of(["Good.", "INVALID! Yes.", "Fine."], ListlessScorer("toy")) == [
+        scores_of(["Good.", "1NVALID! Yes.", "Fine."], ToyScorer("toy"))[0],
+        "invalid-score",
+        scores_of(["Good.", "1NVALID! Yes.", "Fine."], ToyScorer("toy"))[2],
+    ]
+
+
+def test_negative_zero_becomes_zero() -> None:
+    scorer = ToyScorer("toy")
+    scorer.invalid = np.float32([-0.0, 0.0])
+    (scores,) = score_documents(scorer, [document("INVALID! Yes.")])
+    assert isinstance(scores, np.ndarray)
+    assert scores.tobytes() == bytes(8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(), kind=st.sampled_from(["prose", "python"]))
+def test_placeholders_have_the_shape_of_their_document(text: str, kind: DocumentKind) -> None:
+    original = document(text, kind)
+    other = placeholder(original)
+    assert list(map(len, other.sentences())) == list(map(len, original.sentences()))
+    assert other.kind == kind
+    assert set(other.text) <= set("a #\r\n")
+    if kind == "python":
+        compile(other.text, "placeholder", "exec")
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setitem(registry.KINDS, "toy", f"{ToyScorer.__module__}:ToyScorer")
+    texts = ["One. Two.", "", "SKIP.", "POISON.", "Grüße! \0", "REFUSE."]
+    (tmp_path / "corpus").mkdir()
+    write_records(tmp_path / "corpus" / "a.jsonl", *({"text": text, "n": 1} for text in texts), ["no object"])
+    (tmp_path / "corpus" / "b.py").write_text("x = 1\ny = 2\n")
+    specs = {"toxicity": ScorerSpec(kind="toy"), "pii": ScorerSpec(kind="toy", scale=2.0)}
+    config = make_config(
+        tmp_path / "corpus",
+        output=str(tmp_path / "labelled"),
+        scorers=specs,
+        unit_size=1_000_000,
+        execution={"devices": {"pii": "cuda:0"}, "threads": 2, "batch_tokens": 99, "deadline_s": 3.0},
+    )
+    return Job(config, make_plan(config), specs, {"cpu": ["toxicity"], "pii": ["pii"]}, config.output)
+
+
+def label(job: Job, group: str, staged: str) -> tuple[PartResult, pq.ParquetFile]:
+    labeller = UnitLabeller(pickle.loads(pickle.dumps(job)), group)
+    (unit,) = job.plan.units
+    result = labeller.label(unit, staged)
+    content = (Path(job.output) / staged).read_bytes()
+    assert (result.size, result.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert result.records == result.rows + len(result.quarantined)
+    return pickle.loads(pickle.dumps(result)), pq.ParquetFile(
+        Path(job.output) / staged, page_checksum_verification=True
+    )
+
+
+def test_the_base_part_holds_the_rows(job: Job) -> None:
+    result, part = label(job, "cpu", "staging/1/0.parquet")
+    assert part.schema_arrow == unit_schema(["toxicity"])
+    rows = part.read().to_pylist()
+    records = {(each.source, each.position): each for each in read_sources(job.plan.sources, job.config)}
+    for row in rows:
+        record = records[row["source"], row["position"]]
+        assert isinstance(record, Record)
+        assert (row["doc_id"], row["text"], row["meta"]) == (record.doc_id, record.text, record.meta)
+        assert row["ends"] == document(record.text, record.kind).ends.tolist()
+        assert (row["toxicity"] is None) == ("SKIP" in record.text)
+        assert row["toxicity"] is None or len(row["toxicity"]) == len(row["ends"])
+    assert [row["text"] for row in rows] == ["One. Two.", "", "SKIP.", "Grüße! \0", "x = 1\ny = 2\n"]
+    assert (result.unit, result.group, result.staged) == (0, "cpu", "staging/1/0.parquet")
+    assert (result.rows, result.records, result.empty) == (5, 8, 1)
+    assert result.sentences == sum(len(row["ends"]) for row in rows)
+    assert result.bytes_text == sum(len(row["text"].encode()) for row in rows)
+    assert [each.reason for each in result.quarantined] == ["scorer-error", "deadline", "not-an-object"]
+    assert result.seconds.keys() == {"read", "split", "toxicity", "write"}
+
+
+def test_another_groups_part_holds_keys_and_scores(job: Job) -> None:
+    _, base = label(job, "cpu", "staging/1/0.parquet")
+    result, part = label(job, "pii", "staging/1/1.parquet")
+    assert part.schema_arrow.names == ["source", "position", "pii"]
+    keys = ["source", "position"]
+    assert part.read(keys).to_pylist() == base.read(keys).to_pylist()
+    assert (result.rows, result.group) == (5, "pii")
+
+
+def test_the_same_unit_has_the_same_bytes(job: Job) -> None:
+    assert label(job, "cpu", "staging/1/0.parquet")[0].sha256 == label(job, "cpu", "staging/2/0.parquet")[0].sha256
+
+
+def test_a_unit_of_which_nothing_is_left_is_an_empty_part(job: Job) -> None:
+    labeller = UnitLabeller(job, "cpu")
+    labeller.scorers["toxicity"].applies = lambda document: 1 / 0  # type: ignore[method-assign]
+    result = labeller.label(job.plan.units[0], "staging/1/0.parquet")
+    assert (result.rows, result.records, len(result.quarantined)) == (0, 8, 8)
+    assert pq.read_table(Path(job.output) / "staging/1/0.parquet").schema == unit_schema(["toxicity"])
+
+
+def test_scorers_get_the_execution_options_of_their_column(job: Job) -> None:
+    toxicity = UnitLabeller(job, "cpu").scorers["toxicity"]
+    pii = UnitLabeller(job, "pii").scorers["pii"]
+    assert isinstance(toxicity, ToyScorer)
+    assert isinstance(pii, ToyScorer)
+    assert toxicity.execution is not None
+    assert pii.execution is not None
+    assert toxicity.execution.model_dump() == {
+        "device": "cpu",
+        "threads": 2,
+        "batch_tokens": 99,
+        "deadline_s": 3.0,
+    }
+    assert pii.execution.device == "cuda:0"
+    assert UnitLabeller(job, "pii").fingerprints == {"pii": "toy-2.0"}
+
+
+def test_nothing_is_left_behind_where_staging_fails(job: Job) -> None:
+    labeller = UnitLabeller(job, "cpu")
+    labeller.scorers["toxicity"].broken = True  # type: ignore[attr-defined]
+    with pytest.raises(ScorerFailedError):
+        labeller.label(job.plan.units[0], "staging/1/0.parquet")
+    assert not list(Path(job.output).rglob("*.parquet"))
+
+
+def test_relative_inputs_start_from_the_drivers_folder(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = job.config.model_copy(update={"inputs": ["corpus"]})
+    relative = Job(config, make_plan(config), job.specs, job.groups, job.output)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result, part = label(relative, "cpu", "staging/1/0.parquet")
+    assert result.rows == 5
+    assert set(part.read(["source"]).column(0).to_pylist()) == {"corpus/a.jsonl", "corpus/b.py"}

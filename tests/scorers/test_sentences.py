@@ -1,0 +1,128 @@
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scorers import sentences
+from scorers.sentences import document, fingerprint, split
+from scorers.tokenizer import LONGEST_RUN, make_linear, shorten_runs
+
+MARKS = "ab1 .,!?…。？\n\t\r\u00a0\u2028'\"()[]-:/\\@#%$€°—é漢क।\x00\x0c\x1c\ufeff😀"
+texts = st.one_of(
+    st.text(alphabet=MARKS, max_size=80),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=80),
+    st.lists(
+        st.sampled_from(
+            [
+                "Mr. Smith",
+                "U.S.",
+                "e.g.",
+                "etc.",
+                "...",
+                "!!",
+                ":)",
+                "don't",
+                "http://a.b/c?d",
+                "3.5km.",
+                "end.Start",
+                " ",
+                "\n\n",
+            ]
+        ),
+        max_size=12,
+    ).map("".join),
+)
+
+
+@pytest.fixture(scope="module")
+def spacy_sentencizer():
+    from spacy.lang.en import English
+
+    nlp = English()
+    nlp.add_pipe("sentencizer")
+    return nlp
+
+
+def _by_spacy(nlp, text):
+    starts = [sentence.start_char for sentence in nlp(text).sents]
+    return [*starts[1:], len(text)] if text else []
+
+
+@settings(deadline=None)
+@given(texts, st.sampled_from(["prose", "python"]))
+def test_sentences_partition_the_text(text, kind):
+    each = document(text, kind)
+    assert "".join(each.sentences()) == text
+    ends = each.ends.tolist()
+    assert ends == sorted(set(ends))
+    assert ends[-1:] == ([len(text)] if text else [])
+    assert each.ends.dtype == "int32"
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=texts)
+def test_prose_has_the_boundaries_of_spacys_sentencizer(spacy_sentencizer, text):
+    assert split(text).tolist() == _by_spacy(spacy_sentencizer, text)
+
+
+@settings(max_examples=30, deadline=None)
+@given(parts=st.lists(st.tuples(st.sampled_from("(.!?'\")]}-a…,:"), st.integers(1, 70)), min_size=1, max_size=4))
+def test_long_runs_of_marks_are_tokenised_as_by_spacy(spacy_sentencizer, parts):
+    text = "".join(mark * count for mark, count in parts)
+    from spacy.lang.en import English
+
+    linear = English().tokenizer
+    make_linear(linear)
+    assert [token.text for token in linear(text)] == [token.text for token in spacy_sentencizer.tokenizer(text)]
+
+
+def test_a_text_longer_than_spacys_limit_is_split_as_its_parts_are():
+    part = "One sentence is here. Another one? "
+    count = 1_100_000 // len(part)
+    ends = split(part * count)
+    assert len(ends) == 2 * count
+    assert ends[:4].tolist() == [22, 35, 57, 70]
+
+
+def test_a_run_that_takes_spacy_minutes_takes_seconds_and_ends_where_it_should():
+    began = time.monotonic()
+    text = "Before. x" + "(" * 60_000 + " middle. After" + "x" * 50_000 + ". Last"
+    found = document(text).sentences()
+    assert time.monotonic() - began < 20
+    assert found[0] == "Before. "
+    assert found[1].endswith(" middle. ")
+    assert found[2].endswith("x. ")
+    assert found[3] == "Last"
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["a", " "]), st.integers(1, 3 * LONGEST_RUN)), max_size=6))
+def test_shortened_runs_map_back_to_the_text(parts):
+    text = "".join(character * count for character, count in parts)
+    short, removed = shorten_runs(text)
+    assert max(map(len, short.split()), default=0) <= LONGEST_RUN
+    assert [removed.original(position) for position in (0, len(short))] == [0, len(text)]
+    for position in range(0, len(short), 997):
+        assert text[removed.original(position)] == short[position]
+
+
+def test_lines_end_after_line_feeds_and_carriage_returns_only():
+    text = "a\n\nb\r\nc\rd\x0ce\x0bf\x1cg\u2028h\x85i\n\r"
+    assert document(text, "python").sentences() == [
+        "a\n", "\n", "b\r\n", "c\r", "d\x0ce\x0bf\x1cg\u2028h\x85i\n", "\r"
+    ]  # fmt: skip
+
+
+def test_the_vocabulary_is_renewed_without_changing_a_boundary(monkeypatch):
+    texts = [f"word{i}. And {i} more! " * 3 for i in range(4)]
+    before = [split(text).tolist() for text in texts]
+    monkeypatch.setattr(sentences, "_MOST_STRINGS", 100)
+    first = sentences._new_sentencizer()
+    assert [split(text).tolist() for text in texts] == before
+    assert sentences._new_sentencizer() is not first
+
+
+def test_the_fingerprint_of_the_splitter_is_stable():
+    assert fingerprint() == fingerprint()
+    assert fingerprint().startswith("sentences-")

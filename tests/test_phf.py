@@ -1,0 +1,79 @@
+"""The command line as a whole: help that answers at once, and errors that never show a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from phf import app
+
+HEAVY = ("ray", "torch", "transformers", "deepspeed", "spacy", "sklearn", "pyarrow", "matplotlib", "numpy", "pylint")
+
+
+def all_commands() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = [()]
+
+    def walk(command: object, path: tuple[str, ...]) -> None:
+        for name, child in getattr(command, "commands", {}).items():
+            found.append((*path, name))
+            walk(child, (*path, name))
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+@pytest.mark.parametrize("path", all_commands(), ids=" ".join)
+def test_every_help_reads_well(path: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "100", "TERM": "dumb"})
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+    assert "Placeholder" not in result.output
+    # An option without a word of help is one that nobody can use.
+    for line in result.output.splitlines():
+        assert not line.rstrip(" │").endswith(("<text>", "<path>", "<integer>", "<float>")), line
+
+
+@pytest.mark.parametrize("heavy", HEAVY)
+def test_help_imports_nothing_heavy(heavy: str) -> None:
+    code = f"import sys, phf; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["scorers", "scorers.contract", "scorers.registry", "pipeline.dataset"])
+def test_the_contracts_import_neither_ray_nor_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(bool({{'ray', 'torch', 'deepspeed'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", "nowhere"],
+        ["inspect", "nowhere"],
+        ["status", "nowhere"],
+        ["retag", "nowhere", "--threshold", "pii=0"],
+        ["label", "nowhere", "--output", "out", "--scorer", "pep8"],
+        ["preview", "nowhere", "--scorer", "pep8"],
+        ["tokenize", "nowhere"],
+        ["train", "nowhere", "--task", "pep8", "--objective", "mle", "--output", "out"],
+        ["evaluate", "nowhere"],
+        ["compare", "nowhere", "--output", "out"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_missing_path_is_named_with_status_2_before_anything_is_written(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "phf", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

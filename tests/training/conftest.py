@@ -1,0 +1,25 @@
+"""What the tests of training share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests run side by side, and threads that wait for each other on shared cores are slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Torch computes on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def code_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Modules of the standard library with the column `style`; its token store is built on first use."""
+    from tests.training.jobs import make_code_dataset
+
+    return make_code_dataset(tmp_path_factory.mktemp("code") / "labelled")

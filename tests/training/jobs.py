@@ -1,0 +1,125 @@
+"""Training jobs of a few seconds: a labelled dataset of real code, and `phf train` in this process or in others."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tests.datasets import make_dataset
+from training.config import TrainConfig
+from training.run.folder import RunFacts
+from training.run.job import train
+from training.settings import resolve_config
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = (
+    "textwrap",
+    "shutil",
+    "tempfile",
+    "string",
+    "glob",
+    "fnmatch",
+    "bisect",
+    "heapq",
+    "queue",
+    "sched",
+    "cmd",
+    "copy",
+)
+# One thread and no network: the same numbers on every machine, and no waiting for a hub.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def style(line: str) -> float:
+    """A score that costs nothing: long lines, comments and trailing blanks are misaligned."""
+    stripped = line.rstrip("\n")
+    faults = (len(stripped) > 70) + (stripped != stripped.rstrip()) + stripped.lstrip().startswith("#")
+    return faults / max(1, len(line))
+
+
+def make_code_dataset(folder: Path, modules: Sequence[str] = MODULES) -> Path:
+    """Modules of the standard library, a document each, with the column `style`."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    documents = [((library / f"{name}.py").read_text(encoding="utf-8"), "python") for name in modules]
+    return make_dataset(folder, documents, {"style": style}, {"style": 0.0})
+
+
+def settings(**changes: Any) -> list[str]:
+    """`--set` arguments of a run of 12 steps of 4 blocks of 32 tokens; `a__b` stands for `a.b`."""
+    values = {
+        "data.vocab_size": 400,
+        "data.context_length": 32,
+        "data.held_out": 0.2,
+        "training.num_tokens": 12 * 4 * 32,
+        "training.batch_size": 4,
+        "training.learning_rate": 3e-3,
+        "training.log_every": 1,
+        "tracking.tensorboard": "false",
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def job_config(dataset: Path, output: Path, objective: str = "mle", **changes: Any) -> TrainConfig:
+    """The configuration of a small run."""
+    flags = {
+        "output": str(output),
+        "task": "style",
+        "data": {"dataset": str(dataset)},
+        "model": {"name": "nano"},
+        "objective": {"name": objective},
+    }
+    return resolve_config(None, flags, settings(**changes))
+
+
+def run_job(dataset: Path, output: Path, objective: str = "mle", **changes: Any) -> tuple[RunFacts, str]:
+    """Train in this process; returns the facts and what was printed."""
+    printed = io.StringIO()
+    facts = train(job_config(dataset, output, objective, **changes), Console(file=printed, width=200))
+    return facts, printed.getvalue()
+
+
+def command(dataset: Path, output: Path, objective: str = "mle", **changes: Any) -> list[str]:
+    """`-m phf train ...` with the same settings, to follow an interpreter or a launcher."""
+    arguments = ["-m", "phf", "train", str(dataset), "--output", str(output), "--task", "style", "--model", "nano"]
+    arguments += ["--objective", objective]
+    for setting in settings(**changes):
+        arguments += ["--set", setting]
+    return arguments
+
+
+def run_phf(arguments: Sequence[str], *, launcher: Sequence[str] = (), timeout: float = 240) -> Any:
+    """Run it in a process of its own, or under a launcher such as `torchrun --nproc-per-node 2`."""
+    return subprocess.run(
+        [*(launcher or [sys.executable]), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **ENVIRONMENT},
+        cwd=output_folder(arguments),
+        check=False,
+    )
+
+
+def output_folder(arguments: Sequence[str]) -> Path:
+    """The folder beside a run: where a command is run, so that nothing is written elsewhere."""
+    parent = Path(arguments[list(arguments).index("--output") + 1]).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def figures(output: Path) -> list[tuple[float, ...]]:
+    """Step, loss, learning rate and gradient norm of every logged step."""
+    return [(each["step"], each["loss"], each["learning_rate"], each["grad_norm"]) for each in metrics(output)]

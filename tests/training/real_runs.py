@@ -1,0 +1,123 @@
+"""Runs on a small labelled dataset of real scores, trained for a few steps without DeepSpeed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.dataset.manifest import ScorerEntry
+from scorers.registry import ScorerSpec, build, resolve
+from scorers.sentences import document
+from tests.datasets import make_dataset
+from training.config import TrainConfig
+from training.data.prepare import PreparedData, prepare
+from training.model.export import export_model
+from training.model.language_model import LanguageModel, Vocabulary, build_model
+from training.run.facts import run_facts
+from training.run.folder import RunFolder
+from training.run.schedule import plan_horizon
+from training.settings import resolve_config
+
+
+def make_code_dataset(folder: Path, documents: int = 60) -> Path:
+    """Small Python files, every second line of which breaks PEP 8, scored by pycodestyle."""
+    texts = [
+        "".join(
+            f"value_{index} = {line}\n" if (index + line) % 2 else f"value_{index}={line} ;x=1\n"
+            for line in range(4 + index % 5)
+        )
+        for index in range(documents)
+    ]
+    scorer = build("pep8", ScorerSpec(kind="pycodestyle"))
+    scores = [array.tolist() for array in scorer.score([document(text, "python") for text in texts])]  # type: ignore[union-attr]
+    entry = ScorerEntry(
+        kind="pycodestyle",
+        options=resolve("pep8", ScorerSpec(kind="pycodestyle")).options,
+        fingerprint=scorer.fingerprint,
+    )
+    return make_dataset(
+        folder,
+        [(text, "python") for text in texts],
+        {"pep8": scores},
+        {"pep8": 0.0},
+        scorers={"pep8": entry},
+    )
+
+
+def config_of(
+    dataset: Path, output: Path, objective: str = "mle", *, column: str = "pep8", **overrides: Any
+) -> TrainConfig:
+    """A configuration that is small in every way."""
+    settings = {
+        "data.vocab_size": 300,
+        "data.context_length": 64,
+        "data.held_out": 0.2,
+        "data.store": dataset.parent / f"{dataset.name}.store",
+        "training.num_tokens": 20_000,
+        "training.batch_size": 8,
+        "evaluation.num_samples": 32,
+        "evaluation.max_new_tokens": 24,
+        "evaluation.batch_size": 16,
+        "evaluation.leakage_samples": 16,
+        **overrides,
+    }
+    return resolve_config(
+        None,
+        {
+            "output": str(output),
+            "task": column,
+            "data": {"dataset": str(dataset)},
+            "model": {"name": "nano"},
+            "objective": {"name": objective},
+        },
+        [f"{key}={value}" for key, value in settings.items()],
+    )
+
+
+def build_for(data: PreparedData) -> LanguageModel:
+    """The model of a run, initialised by its seed."""
+    tags = data.objective.tags
+    control = (data.tokenizer.aligned_id, data.tokenizer.misaligned_id) if tags else ()
+    with torch.random.fork_rng():
+        torch.manual_seed(data.config.training.seed)
+        return build_model(
+            data.config.model,
+            Vocabulary(data.tokenizer.size(tags=tags), data.tokenizer.eos_id, control),
+            value_head=data.objective.needs_values,
+        )
+
+
+def train_a_little(data: PreparedData, model: LanguageModel, steps: int) -> None:
+    """Plain AdamW on the run's own batches and objective."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        batch = data.batches.batch(step)
+        ids = torch.from_numpy(batch.input_ids)
+        logits, values = model(ids)
+        optimizer.zero_grad()
+        data.objective.loss(logits, ids, torch.from_numpy(batch.scores), values).loss.backward()
+        optimizer.step()
+
+
+def make_real_run(
+    dataset: Path, output: Path, objective: str = "mle", *, steps: int = 0, **overrides: Any
+) -> RunFolder:
+    """Write a finished run, as `phf train` leaves it."""
+    data = prepare(config_of(dataset, output, objective, **overrides))
+    model = build_for(data)
+    train_a_little(data, model, steps)
+    run = RunFolder(output)
+    horizon = plan_horizon(data.config.training, data.config.data.context_length or 0, 1)
+    facts = run_facts(data, model, horizon).model_copy(update={"status": "finished", "step": horizon.steps})
+    run.write_config(data.config)
+    run.write_facts(facts)
+    tags = data.objective.tags
+    export_model(
+        run.model,
+        model.causal,
+        model.state_dict(),
+        data.tokenizer.with_control_tokens() if tags else data.tokenizer.fast,
+        eos_id=data.tokenizer.eos_id,
+        control_ids=facts.tokenizer.control_ids,
+    )
+    return run

@@ -1,0 +1,347 @@
+"""Comparisons of run folders that hold made-up figures."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import phf
+from pipeline.dataset.manifest import ScorerEntry
+from scorers.errors import UserError
+from tests.training.run_folders import SCORER, make_run, make_six
+from training.comparison.commands import commands
+from training.comparison.findings import findings, held_out_differences, misalignment_differences
+from training.comparison.load import Comparison, config_differences, load_comparison
+from training.comparison.page import check_output, to_dict, write_comparison
+from training.comparison.tables import difference_table, duration, result_table, sample_table, short_count, stream_table
+from training.run.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+    return make_six(tmp_path_factory.mktemp("six"))
+
+
+@pytest.fixture(scope="module")
+def comparison(six: list[RunFolder]) -> Comparison:
+    return load_comparison([run.path for run in reversed(six)])
+
+
+@pytest.fixture(scope="module")
+def page(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_comparison(comparison, tmp_path_factory.mktemp("page") / "comparison")
+
+
+def text_of(comparison: Comparison) -> str:
+    return "\n".join(line for finding in findings(comparison) for line in [finding.title, *finding.lines])
+
+
+def test_runs_come_in_the_order_of_the_paper(comparison: Comparison) -> None:
+    assert [run.label for run in comparison.runs] == ["mle", "filtering", "conditional", "unlikelihood", "rwr", "awr"]
+    assert comparison.baseline.label == "mle"
+    assert comparison.paired
+    assert comparison.mismatches == []
+    assert comparison.differences == []
+
+
+def test_runs_of_one_objective_go_by_their_folders(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "seed1", tmp_path / "b" / "seed1", tmp_path / "seed2", tmp_path / "other"]
+    for path in paths[:3]:
+        make_run(path, "rwr")
+    make_run(paths[3], "mle")
+    found = load_comparison(paths)
+    assert [run.label for run in found.runs] == ["mle", "seed1 (1)", "seed1 (2)", "seed2"]
+
+
+def test_a_folder_named_twice_counts_once(six: list[RunFolder]) -> None:
+    path = six[0].path
+    assert len(load_comparison([path, f"{path}/", path.parent / "." / path.name]).runs) == 1
+
+
+def test_without_mle_the_first_run_is_the_baseline(six: list[RunFolder]) -> None:
+    assert load_comparison([six[5].path, six[1].path]).baseline.label == "filtering"
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no folder"):
+        load_comparison([tmp_path / "missing"])
+    (tmp_path / "labelled").mkdir()
+    with pytest.raises(UserError, match="labelled is no training run"):
+        load_comparison([tmp_path / "labelled"])
+
+
+def test_runs_that_are_not_evaluated_are_all_named(tmp_path: Path, six: list[RunFolder]) -> None:
+    one, two = (make_run(tmp_path / name, "mle", evaluated=False) for name in ("one", "two"))
+    with pytest.raises(UserError, match=rf"phf evaluate {one.path} {two.path}.*--evaluate"):
+        load_comparison([one.path, six[0].path, two.path])
+
+
+def test_an_evaluation_of_an_earlier_state_of_the_run_does_not_count(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "mle")
+    load_comparison([run.path])
+    run.write_facts(run.read_facts().model_copy(update={"step": 480}))
+    with pytest.raises(UserError, match="Not evaluated since it was trained"):
+        load_comparison([run.path])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("samples.parquet", None), ("held_out.parquet", b"no parquet"), ("report.json", b"{}")]
+)
+def test_damaged_evaluations_are_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+    run = make_run(tmp_path / "run", "mle")
+    path = run.evaluation / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} is (missing or )?damaged.*phf evaluate {run.path}"):
+        load_comparison([run.path])
+
+
+def test_evaluations_of_another_version_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "mle")
+    path = run.evaluation / "held_out.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["unigram_bits"]), path)
+    with pytest.raises(UserError, match=rf"held_out.parquet was written by another version.*phf evaluate {run.path}"):
+        load_comparison([run.path])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"column": "pylint"}, r"different score columns: pep8 \(mle\); pylint \(rwr\)"),
+        (
+            {"scorer": ScorerEntry(kind="pycodestyle", options={}, fingerprint="pycodestyle-other")},
+            "scored by different scorers",
+        ),
+        ({"held_out": False, "changes": {"dataset": None}}, r"different datasets: labelled-code \(7c9e.*other"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_unless_allowed(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    one = make_run(tmp_path / "mle", "mle")
+    if "changes" in changes:
+        facts = one.read_facts().dataset.model_copy(update={"fingerprint": "other", "uri": "other"})
+        changes = {**changes, "changes": {"dataset": facts}}
+    two = make_run(tmp_path / "rwr", "rwr", **changes)
+    with pytest.raises(UserError, match=message):
+        load_comparison([one.path, two.path])
+    found = load_comparison([one.path, two.path], allow_mismatch=True)
+    assert len(found.mismatches) == 1
+    assert re.search(message, found.mismatches[0])
+
+
+def test_smaller_differences_are_told(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "mle", "mle")
+    tokenizer = one.read_facts().tokenizer.model_copy(update={"fingerprint": "another-tokenizer"})
+    two = make_run(
+        tmp_path / "rwr",
+        "rwr",
+        steps=120,
+        samples=64,
+        changes={"tokenizer": tokenizer},
+        training={"learning_rate": 1e-3},
+    )
+    told = "\n".join(load_comparison([one.path, two.path]).differences)
+    for expected in ("Tokenizers differ, so perplexities", "Tokens trained on differ", "drawn in different ways"):
+        assert expected in told
+    assert "training.learning_rate" in told
+
+
+def test_the_page_flags_what_differs(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "mle", "mle"), make_run(tmp_path / "rwr", "rwr", column="pylint", held_out=False)
+    page = write_comparison(load_comparison([one.path, two.path], allow_mismatch=True), tmp_path / "out")
+    assert "These runs are not comparable" in page.read_text()
+
+
+def test_differences_have_the_right_sign_and_verdict(comparison: Comparison) -> None:
+    verdicts = {each.run.label: each.verdict for each in misalignment_differences(comparison)}
+    assert verdicts["conditional"] == "lower"
+    assert verdicts["rwr"] == "unclear"
+    bits = {each.run.label: each for each in held_out_differences(comparison)}
+    assert bits["unlikelihood"].verdict == "higher"
+    # Pairing by document resolves what two separate intervals do not.
+    reports = {run.label: run.report.held_out for run in comparison.runs}
+    assert reports["filtering"].bits_per_byte.low < reports["mle"].bits_per_byte.high  # type: ignore
+    assert bits["filtering"].verdict == "higher"
+
+
+def test_findings_claim_no_more_than_the_intervals_bear(comparison: Comparison) -> None:
+    told = text_of(comparison)
+    assert "conditional has the lowest mean" in told
+    assert "do not tell it apart from unlikelihood" in told
+    assert "No clear difference: rwr" in told
+    assert "do not cover what another seed" in told
+    assert "mle 2" in told  # empty samples
+    assert "told <|aligned|> before every sentence" in told
+
+
+def test_equal_runs_are_not_told_apart(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / name, "mle", seed=seed).path for seed, name in enumerate(("one", "two"))]
+    told = text_of(load_comparison(paths))
+    assert "do not tell it apart from" in told
+    assert "Lower:" not in told
+    assert "Higher:" not in told
+
+
+def test_a_model_that_has_learned_nothing_is_called_so(tmp_path: Path) -> None:
+    told = text_of(load_comparison([make_run(tmp_path / "mle", "mle", bits=3.7).path]))
+    assert "mle does not clearly beat the frequencies of tokens alone" in told
+
+
+def test_runs_without_any_score_or_held_out_text(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, name, samples=4, empty=4, held_out=False) for name in ("mle", "awr")]
+    found = load_comparison([run.path for run in runs])
+    assert "No sample of any run has a score" in text_of(found)
+    page = write_comparison(found, tmp_path / "out").read_text()
+    assert "Alignment against capability" not in page
+    json.loads((tmp_path / "out" / "comparison.json").read_text())
+
+
+def test_a_single_run_has_a_page(tmp_path: Path) -> None:
+    found = load_comparison([make_run(tmp_path / "runs" / "mle", "mle", held_out=False).path])
+    assert difference_table(found) is None
+    assert "<h1>One objective on pep8</h1>" in write_comparison(found, tmp_path / "out").read_text()
+
+
+def test_tables_hold_what_the_reports_say(comparison: Comparison) -> None:
+    rows = {run.label: cells for run, cells in result_table(comparison).rows}
+    report = comparison.runs[2].report
+    assert report.samples.misalignment is not None
+    assert rows["conditional"][0].text == f"{report.samples.misalignment.value:.4f}"
+    assert "–" in rows["conditional"][0].small
+    assert len({len(cells) for cells in rows.values()}) == 1
+    for table in (sample_table(comparison), stream_table(comparison), difference_table(comparison)):
+        assert table is not None
+        assert all(len(cells) == len(table.columns) for _, cells in table.rows)
+    filtering = dict(zip(stream_table(comparison).columns, stream_table(comparison).rows[1][1], strict=True))
+    assert (filtering["documents"].text, filtering["filtered"].text) == ("251", "120")
+    conditional = dict(zip(stream_table(comparison).columns, stream_table(comparison).rows[2][1], strict=True))
+    assert (conditional["tags aligned"].text.replace("\u00a0", " "), conditional["threshold"].text) == ("83.8 %", "0")
+
+
+def test_numbers_read_well() -> None:
+    assert [short_count(each) for each in (12, 983_040, 1_085_440, 3_300_000_000)] == ["12", "983 k", "1.09 M", "3.3 B"]
+    assert [duration(each) for each in (5.4, 65, 7265)] == ["5 s", "1 min 5 s", "2 h 1 min"]
+
+
+def test_commands_name_every_setting_that_is_not_the_usual_one(comparison: Comparison) -> None:
+    lines = commands(comparison)
+    train = next(line for line in lines if "--objective awr" in line)
+    assert train.startswith("phf train labelled-code --task pep8 --objective awr --model tiny --output ")
+    assert "--set training.learning_rate=0.002" in train
+    assert "training.weight_decay" not in train
+    assert lines[-1].startswith("phf compare ")
+
+
+def test_settings_that_differ(tmp_path: Path) -> None:
+    paths = [
+        make_run(tmp_path / name, name, training={"learning_rate": rate}).path
+        for name, rate in (("mle", 1e-3), ("rwr", 2e-3))
+    ]
+    differing = dict(config_differences(load_comparison(paths).runs))
+    assert differing == {"objective.name": ["mle", "rwr"], "training.learning_rate": [1e-3, 2e-3]}
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, and checks that its tags are balanced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: set[str] = set()
+        self.open: list[str] = []
+        self.alternatives = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in {"meta", "img", "source", "rect", "path", "circle"}:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in {"src", "srcset", "href"}:
+                self.references.append(value or "")
+            self.alternatives += name == "alt" and bool(value)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_beside_it(page: Path) -> None:
+    parsed = Page()
+    parsed.feed(page.read_text())
+    assert parsed.open == []
+    assert not {"script", "link", "iframe"} & parsed.tags
+    assert parsed.references
+    for reference in parsed.references:
+        assert base64.b64decode(reference.removeprefix("data:image/png;base64,"))[:8] == b"\x89PNG\r\n\x1a\n"
+    assert parsed.alternatives == 4
+    assert "url(" not in page.read_text()
+    assert page.stat().st_size < 2_000_000
+
+
+def test_the_folder_holds_figures_and_numbers(page: Path, comparison: Comparison) -> None:
+    names = {path.name for path in page.parent.iterdir()}
+    assert names == {
+        *("index.html", "comparison.json"),
+        *("trade-off.png", "estimates.png", "score-distributions.png", "training-curves.png"),
+    }
+    found = json.loads((page.parent / "comparison.json").read_text())
+    assert found == to_dict(comparison)
+    assert found["runs"][2]["report"]["objective"] == "conditional"
+    assert {each["verdict"] for each in found["differences"]["misalignment"]} <= {"lower", "higher", "unclear"}
+
+
+def test_figures_are_the_same_bytes_again(page: Path, comparison: Comparison, tmp_path: Path) -> None:
+    again = write_comparison(comparison, tmp_path / "again").parent
+    for path in page.parent.glob("*.png"):
+        assert (again / path.name).read_bytes() == path.read_bytes()
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "<i>slanted</i>" / "x & y"
+    make_run(folder, "mle", held_out=False)
+    make_run(tmp_path / "other", "mle", held_out=False)
+    page = write_comparison(load_comparison([folder, tmp_path / "other"]), tmp_path / "out").read_text()
+    assert "<i>" not in page
+    assert "x &amp; y" in page
+
+
+def test_an_output_that_holds_something_else_is_refused(page: Path, tmp_path: Path) -> None:
+    check_output(page.parent)
+    check_output(tmp_path / "new")
+    check_output(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds something else.*--output"):
+        check_output(tmp_path)
+    with pytest.raises(UserError, match="is no folder"):
+        check_output(tmp_path / "thesis.tex")
+
+
+def test_the_command(six: list[RunFolder], tmp_path: Path) -> None:
+    runner = CliRunner()
+    paths = [str(run.path) for run in six[:2]]
+    result = runner.invoke(phf.app, ["compare", *paths, "--output", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "index.html" in result.output
+    assert "No clear difference" in result.output or "Lower" in result.output
+
+    result = runner.invoke(phf.app, ["compare", *paths, "--output", str(tmp_path / "out"), "--json"])
+    found = json.loads(result.stdout)
+    assert found["baseline"] == "mle"
+    assert Path(found["page"]).is_file()
+
+    unevaluated = make_run(tmp_path / "runs" / "rwr", "rwr", evaluated=False)
+    result = runner.invoke(phf.app, ["compare", *paths, str(unevaluated.path), "--output", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "phf evaluate" in result.output
+
+
+def test_scorer_of_the_fixture_is_what_the_page_names(page: Path) -> None:
+    assert SCORER.fingerprint in page.read_text()

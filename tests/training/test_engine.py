@@ -1,0 +1,266 @@
+"""The engine does what a plain loop does, cuts batches without changing sums, and saves exactly what it was."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from scorers.errors import UserError
+from training import objectives
+from training.config import ModelConfig, TrainingConfig
+from training.data.order import Batch
+from training.model.language_model import Vocabulary, build_model
+from training.run.deepspeed_config import deepspeed_config
+from training.run.distributed import World
+from training.run.engine import Engine, choose_precision, parameter_groups
+from training.run.schedule import learning_rate, plan_horizon
+
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def world():
+    world = World.from_environment()
+    world.start()
+    return world
+
+
+def make(world, objective="mle", *, batch_size=4, seed=0, **config):
+    training = TrainingConfig(**{"batch_size": batch_size, "learning_rate": 1e-3, **config})
+    loss = objectives.build(objective, **({"alpha": 0.5, "beta": 1.0} if objective == "awr" else {}))
+    torch.manual_seed(seed)
+    model = build_model(ModelConfig(name="nano"), Vocabulary(64, 0), value_head=loss.needs_values)
+    return Engine(model, training, plan_horizon(training, LENGTH, world.size), world), loss
+
+
+def batch(step, size=4):
+    generator = np.random.default_rng(step)
+    ids = generator.integers(0, 64, (size, LENGTH))
+    return Batch(ids, generator.random((size, LENGTH), dtype=np.float32))
+
+
+def steps(engine, loss, numbers, rate=1e-3):
+    outcomes = [engine.train_step(batch(number), loss, rate) for number in numbers]
+    return [float(each.loss) for each in outcomes], [float(each.gradient_norm) for each in outcomes]
+
+
+@pytest.mark.parametrize("clipping", [0.0, 0.5])
+def test_it_trains_as_a_plain_loop_of_torch_does(world, clipping):
+    engine, loss = make(world, gradient_clipping=clipping, micro_batch_size=2)
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name="nano"), Vocabulary(64, 0))
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-3)
+    for number in range(5):
+        found, norms = steps(engine, loss, [number])
+        ids = torch.from_numpy(batch(number).input_ids)
+        logits, _ = model(ids)
+        expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        expected.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clipping or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        assert found[0] == pytest.approx(expected.item(), abs=1e-5)
+        assert norms[0] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_nothing_is_clipped_at_zero_although_deepspeed_would_clip_at_one(world):
+    def moved(clipping):
+        engine, loss = make(world, gradient_clipping=clipping, adam_epsilon=10.0, weight_decay=0.0)
+        before = [parameter.detach().clone() for parameter in engine.model.parameters()]
+        _, norms = steps(engine, loss, [0])
+        return norms[0], sum(
+            float((new - old).detach().abs().sum()) for new, old in zip(engine.model.parameters(), before, strict=True)
+        )
+
+    # With such an epsilon, Adam's first update is proportional to the gradient.
+    norm, free = moved(0.0)
+    _, clipped = moved(norm / 4)
+    assert clipped == pytest.approx(free / 4, rel=1e-2)
+
+
+@pytest.mark.parametrize("objective", ["mle", "awr"])
+def test_however_a_batch_is_cut_the_losses_are_the_same(world, objective):
+    whole, loss = make(world, objective, micro_batch_size=4)
+    cut, _ = make(world, objective, micro_batch_size=1)
+    expected, norms = steps(whole, loss, range(6))
+    found, cut_norms = steps(cut, loss, range(6))
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert cut_norms == pytest.approx(norms, rel=1e-4)
+
+
+def test_metrics_add_up_over_micro_batches(world):
+    whole, loss = make(world, "awr", micro_batch_size=4)
+    cut, _ = make(world, "awr", micro_batch_size=1)
+    expected = whole.train_step(batch(0), loss, 1e-3).metrics
+    found = cut.train_step(batch(0), loss, 1e-3).metrics
+    assert {name: float(each) for name, each in found.items()} == pytest.approx(
+        {name: float(each) for name, each in expected.items()}, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_loaded_engine_goes_on_bit_for_bit(world, tmp_path, stage):
+    def losses(engine, numbers):
+        return [engine.train_step(batch(number), loss, 1e-3).loss.item() for number in numbers]
+
+    engine, loss = make(world, "awr", zero_stage=stage, micro_batch_size=2)
+    losses(engine, range(3))
+    engine.save(tmp_path)
+    expected, weights = losses(engine, range(3, 6)), engine.state_dict()
+    engine.close()
+    other, _ = make(world, "awr", zero_stage=stage, micro_batch_size=2, seed=99)
+    other.load(tmp_path)
+    assert losses(other, range(3, 6)) == expected
+    assert all(torch.equal(weight, weights[name]) for name, weight in other.state_dict().items())
+    other.close()
+
+
+def test_dropout_goes_on_with_the_saved_generator(world, tmp_path):
+    def with_dropout(seed):
+        engine, loss = make(world, seed=seed)
+        for module in engine.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.3
+        return engine, loss
+
+    engine, loss = with_dropout(0)
+    engine.save(tmp_path)
+    expected, _ = steps(engine, loss, range(3))
+    other, _ = with_dropout(5)
+    torch.manual_seed(123)
+    other.load(tmp_path)
+    assert steps(other, loss, range(3))[0] == expected
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_the_whole_model_computes_what_the_engine_does(world, stage):
+    engine, loss = make(world, "awr", zero_stage=stage)
+    engine.train_step(batch(0), loss, 1e-2)
+    model = engine.whole_model().eval()
+    ids = torch.from_numpy(batch(1).input_ids)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+    ce = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert float(engine.train_step(batch(1), loss, 1e-2).metrics["ce"]) == pytest.approx(ce.item(), abs=1e-5)
+    engine.close()
+
+
+def test_bf16_learns_too(world):
+    engine, loss = make(world, precision="bf16", micro_batch_size=2, learning_rate=1e-2)
+    losses = [float(engine.train_step(batch(0), loss, 1e-2).loss) for _ in range(12)]
+    assert next(engine.model.parameters()).dtype == torch.bfloat16
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_biases_and_norms_do_not_decay():
+    model = build_model(ModelConfig(name="nano"), Vocabulary(64, 0), value_head=True)
+    decayed, others = parameter_groups(model, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert all("bias" in names[id(each)] or ".ln_" in names[id(each)] for each in others["params"])
+    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+class TestHorizon:
+    def test_micro_batches_ranks_and_accumulation_make_the_batch(self):
+        for size, ranks, micro, expected in [(64, 1, None, 8), (64, 16, None, 4), (6, 1, None, 6), (22, 2, None, 1)]:
+            horizon = plan_horizon(TrainingConfig(batch_size=size, micro_batch_size=micro), 1024, ranks)
+            assert horizon.micro_batch_size == expected
+            assert horizon.micro_batch_size * horizon.accumulation * ranks == size
+
+    def test_whole_batches_fit_into_the_tokens_and_at_least_one(self):
+        assert plan_horizon(TrainingConfig(num_tokens=10_000, batch_size=4), 100, 1).steps == 25
+        assert plan_horizon(TrainingConfig(num_tokens=1, batch_size=4), 100, 1).steps == 1
+
+    def test_what_cannot_be_divided_is_refused(self):
+        with pytest.raises(UserError, match=r"batch_size=6 cannot be divided among 4 ranks"):
+            plan_horizon(TrainingConfig(batch_size=6), 100, 4)
+        with pytest.raises(UserError, match=r"micro_batch_size=4 does not divide .* 6 blocks"):
+            plan_horizon(TrainingConfig(batch_size=12, micro_batch_size=4), 100, 2)
+
+
+class TestLearningRate:
+    def test_linear_rises_to_the_peak_and_falls_to_nothing(self):
+        config = TrainingConfig(learning_rate=1.0, warmup_ratio=0.1)
+        rates = [learning_rate(config, step, 100) for step in range(100)]
+        assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+        assert rates[10] == 1.0
+        assert rates[55] == pytest.approx(0.5)
+        assert rates[99] == pytest.approx(1 / 90)
+
+    def test_cosine_is_halfway_in_the_middle_and_ends_at_its_minimum(self):
+        config = TrainingConfig(learning_rate=1.0, warmup_ratio=0, schedule="cosine", min_learning_rate_ratio=0.1)
+        assert learning_rate(config, 0, 100) == 1.0
+        assert learning_rate(config, 50, 100) == pytest.approx(0.55)
+        assert learning_rate(config, 100, 100) == pytest.approx(0.1)
+
+    def test_constant_stays(self):
+        config = TrainingConfig(learning_rate=1.0, warmup_ratio=0, schedule="constant")
+        assert {learning_rate(config, step, 7) for step in range(7)} == {1.0}
+
+    def test_a_run_of_one_step_has_the_peak(self):
+        assert learning_rate(TrainingConfig(learning_rate=1.0), 0, 1) == 1.0
+
+
+class TestDeepSpeedJson:
+    def config(self, tmp_path, theirs, **training):
+        path = tmp_path / "ds.json"
+        path.write_text(theirs if isinstance(theirs, str) else json.dumps(theirs))
+        training = TrainingConfig(deepspeed=str(path), batch_size=8, **training)
+        return deepspeed_config(training, plan_horizon(training, 32, 1), "fp32", parameters=100, on_gpu=False)
+
+    def test_it_is_merged_under_the_settings(self, tmp_path):
+        theirs = {
+            "train_batch_size": "auto",
+            "gradient_clipping": 1.0,
+            "zero_optimization": {"stage": "auto", "reduce_bucket_size": 5, "round_robin_gradients": True},
+            "wall_clock_breakdown": True,
+        }
+        merged = self.config(tmp_path, theirs)
+        assert merged["train_batch_size"] == 8
+        assert merged["wall_clock_breakdown"] is True
+        assert merged["zero_optimization"]["reduce_bucket_size"] == 5
+        assert merged["zero_optimization"]["round_robin_gradients"] is True
+        assert merged["zero_optimization"]["stage"] == 1
+
+    def test_clipping_is_always_said(self, tmp_path):
+        assert self.config(tmp_path, {}, gradient_clipping=0)["gradient_clipping"] == 0.0
+
+    @pytest.mark.parametrize(
+        ("theirs", "message"),
+        [
+            ({"gradient_clipping": 0.3}, r"gradient_clipping to 0\.3, but training\.gradient_clipping makes it 1\.0"),
+            (
+                {"zero_optimization": {"stage": 3}},
+                r"zero_optimization\.stage to 3, but training\.zero_stage makes it 1",
+            ),
+            ({"bf16": {"enabled": True}}, r"bf16\.enabled to True, but training\.precision makes it False"),
+            ({"train_batch_size": 16}, r"train_batch_size to 16, but training\.batch_size makes it 8"),
+            ({"optimizer": {"type": "Adam"}}, r"sets 'optimizer', which training\.learning_rate.* decides"),
+            ({"scheduler": {"type": "WarmupLR"}}, r"sets 'scheduler', which training\.schedule"),
+            ("{", r"is not valid JSON"),
+            ("[]", r"must hold a JSON object, not a list"),
+        ],
+    )
+    def test_a_conflict_names_both(self, tmp_path, theirs, message):
+        with pytest.raises(UserError, match=message):
+            self.config(tmp_path, theirs)
+
+    def test_a_missing_file_is_named(self):
+        training = TrainingConfig(deepspeed="/no/such.json")
+        with pytest.raises(UserError, match=r"Cannot read training\.deepspeed=/no/such\.json: No such file"):
+            deepspeed_config(training, plan_horizon(training, 32, 1), "fp32", parameters=100, on_gpu=False)
+
+    def test_stage_0_in_bf16_is_refused(self):
+        training = TrainingConfig(zero_stage=0)
+        with pytest.raises(UserError, match=r"zero_stage=0 does not train correctly in bf16.*zero_stage=1"):
+            deepspeed_config(training, plan_horizon(training, 32, 1), "bf16", parameters=100, on_gpu=False)
+
+
+def test_a_cpu_computes_in_fp32_unless_told_otherwise():
+    cpu = torch.device("cpu")
+    assert choose_precision(TrainingConfig(), cpu) == "fp32"
+    assert choose_precision(TrainingConfig(precision="bf16"), cpu) == "bf16"
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        choose_precision(TrainingConfig(precision="fp16"), cpu)

@@ -1,0 +1,163 @@
+"""The network: sizes by name, vocabulary, control tokens, the value head, and the count of its work."""
+
+import pytest
+import torch
+
+from scorers.errors import UserError
+from training.config import ModelConfig
+from training.model.language_model import (
+    Vocabulary,
+    build_model,
+    check_context,
+    count_parameters,
+    flops_per_token,
+    max_positions,
+)
+from training.model.sizes import SIZES
+
+VOCABULARY = Vocabulary(size=302, eos_id=0, control_ids=(300, 301))
+
+
+def make(name="nano", vocabulary=VOCABULARY, *, value_head=False, seed=0, **config):
+    torch.manual_seed(seed)
+    return build_model(ModelConfig(name=name, **config), vocabulary, value_head=value_head)
+
+
+def small_llama(tie=True):
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=500,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tie,
+    )
+
+
+def test_gpt2_has_the_published_number_of_parameters():
+    model = build_model(ModelConfig(name="gpt2"), Vocabulary(50257, 50256))
+    assert count_parameters(model)[0] == 124_439_808
+
+
+def test_the_work_of_gpt2_is_what_the_formula_gives_by_hand():
+    model = build_model(ModelConfig(name="gpt2"), Vocabulary(50257, 50256))
+    products = 124_439_808 - 1024 * 768  # the token table counts once: as the output's matrix product
+    assert flops_per_token(model, 1024) == 6 * products + 12 * 12 * 768 * 1024
+
+
+def test_untied_models_count_the_output_embedding_as_work_and_the_input_as_none(tmp_path):
+    small_llama(tie=False).save_pretrained(tmp_path)
+    model = make(str(tmp_path))
+    total, tables = count_parameters(model)
+    assert tables == 302 * 32
+    assert flops_per_token(model, 16) == 6 * (total - tables) + 12 * 2 * 32 * 16
+
+
+def test_the_tiny_sizes_are_small_and_have_no_dropout():
+    assert count_parameters(make("tiny", Vocabulary(8192, 0)))[0] < 2_000_000
+    model = make("nano").train()
+    ids = torch.arange(40).reshape(2, 20)
+    assert torch.equal(model(ids)[0], model(ids)[0])
+
+
+def test_the_same_seed_builds_the_same_model():
+    first, second, other = make(seed=1), make(seed=1), make(seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(next(iter(first.parameters())), next(iter(other.parameters())))
+
+
+def test_special_ids_are_those_of_the_tokenizer():
+    config = make(vocabulary=Vocabulary(302, eos_id=7)).causal.config
+    assert (config.vocab_size, config.eos_token_id, config.bos_token_id) == (302, 7, 7)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_control_rows_start_near_the_mean_of_the_embedding_and_differ(tmp_path, tie):
+    small_llama(tie=tie).save_pretrained(tmp_path)
+    causal = make(str(tmp_path)).causal
+    for weight in (causal.get_input_embeddings().weight, causal.get_output_embeddings().weight):
+        mean, spread = weight[:300].mean(0), weight[:300].std()
+        assert (weight[300:] - mean).abs().max() < spread
+        assert not torch.equal(weight[300], weight[301])
+        assert (weight[:300] - mean).abs().max() > spread
+
+
+def test_values_are_minus_a_half_at_first_and_have_a_gradient():
+    model = make(value_head=True)
+    logits, values = model(torch.arange(20).reshape(2, 10))
+    assert logits.shape == (2, 10, 302)
+    assert values.shape == (2, 10)
+    assert torch.all(values == -0.5)
+    values.sum().backward()
+    assert model.value_head.weight.grad.abs().sum() > 0
+    assert [name for name, _ in model.value_head.named_parameters()] == ["weight"]
+
+
+def test_the_value_head_sees_what_the_output_embedding_sees(tmp_path):
+    small_llama(tie=False).save_pretrained(tmp_path)
+    model = make(str(tmp_path), value_head=True)
+    with torch.no_grad():
+        model.value_head.weight.normal_()
+    ids = torch.arange(12).reshape(1, 12)
+    hidden = model.causal.model(input_ids=ids).last_hidden_state
+    expected = -torch.sigmoid(hidden @ model.value_head.weight.T).squeeze(-1)
+    torch.testing.assert_close(model(ids)[1], expected)
+
+
+def test_a_checkpoint_is_continued_and_grows_by_the_control_tokens(tmp_path):
+    source = make("nano", Vocabulary(300, 0), seed=3)
+    source.causal.save_pretrained(tmp_path)
+    model = make(str(tmp_path), pretrained=True)
+    assert model.causal.get_input_embeddings().num_embeddings == 302
+    table = source.causal.get_input_embeddings().weight
+    assert torch.equal(model.causal.get_input_embeddings().weight[:300], table)
+    assert model.causal.get_output_embeddings().weight is model.causal.get_input_embeddings().weight
+    assert (model.causal.get_input_embeddings().weight[300] - table.mean(0)).abs().max() < table.std()
+
+
+def test_a_checkpoint_with_spare_rows_keeps_its_size(tmp_path):
+    make("nano", Vocabulary(320, 0)).causal.save_pretrained(tmp_path)
+    assert make(str(tmp_path), pretrained=True).causal.get_input_embeddings().num_embeddings == 320
+
+
+def test_fields_can_be_overridden():
+    model = make("nano", overrides={"n_layer": 3, "resid_pdrop": 0.1})
+    assert model.causal.config.num_hidden_layers == 3
+    assert model.causal.config.resid_pdrop == 0.1
+
+
+def test_positions_are_those_of_the_config(tmp_path):
+    small_llama().save_pretrained(tmp_path)
+    assert max_positions(ModelConfig(name="tiny")) == 256
+    assert max_positions(ModelConfig(name="tiny", overrides={"n_positions": 512})) == 512
+    assert max_positions(ModelConfig(name="tiny", overrides={"max_position_embeddings": 96})) == 96
+    assert max_positions(ModelConfig(name=str(tmp_path))) == 64
+
+
+def test_a_longer_context_than_positions_is_refused():
+    with pytest.raises(UserError, match=r"context_length is 1024, but model 'nano' has positions for 128"):
+        check_context(ModelConfig(name="nano"), 1024)
+    check_context(ModelConfig(name="nano", overrides={"n_positions": 1024}), 1024)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"overrides": {"n_heads": 3}}, r"model\.overrides\.n_heads: GPT2Config has no such field"),
+        ({"overrides": {"n_head": 3}}, r"Cannot build model 'nano'.*Check model\.overrides"),
+        ({"pretrained": True}, r"'nano' is a size without published weights"),
+        ({"name": "/no/such/model"}, r"Cannot load model '/no/such/model'.*one of nano, tiny"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_an_error_with_a_remedy(config, message):
+    with pytest.raises(UserError, match=message):
+        make(**{"name": "nano", **config})
+
+
+def test_sizes_grow():
+    assert list(SIZES) == ["nano", "tiny", "mini", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
+    assert all(size.width % size.heads == 0 for size in SIZES.values())

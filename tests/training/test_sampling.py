@@ -1,0 +1,180 @@
+"""Samples of small GPT-2 models with random weights."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from training.config import EvaluationConfig
+from training.evaluation.sampling import draw, evaluating, sample
+
+EOS, ALIGNED, MISALIGNED = 0, 30, 31
+TOKENIZER_SIZE = 32
+ROWS = 40  # the embedding is padded
+
+
+def config(**changes: Any) -> EvaluationConfig:
+    return EvaluationConfig(**{"num_samples": 12, "max_new_tokens": 10, "batch_size": 4, "top_p": 1.0, **changes})
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2LMHeadModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=ROWS, n_embd=32, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0.5, embd_pdrop=0.5,
+                bos_token_id=0, eos_token_id=0, initializer_range=0.3,
+            )
+        )  # fmt: skip
+
+
+def draw_samples(model: Any, seed: int = 0, banned: tuple[int, ...] = (ALIGNED, MISALIGNED), **changes: Any) -> Any:
+    return sample(
+        model, eos_id=EOS, prompt_ids=[EOS, ALIGNED], banned_ids=banned, config=config(**changes), seed=seed,
+        vocab_size=TOKENIZER_SIZE,
+    )  # fmt: skip
+
+
+def test_a_seed_decides(model: Any) -> None:
+    first = draw_samples(model, 1)
+    torch.manual_seed(123)
+    assert draw_samples(model, 1) == first
+    assert draw_samples(model, 2) != first
+
+
+def test_the_number_drawn_at_once_does_not_matter(model: Any) -> None:
+    assert draw_samples(model, batch_size=12) == draw_samples(model, batch_size=5)
+
+
+def test_fewer_samples_are_the_first_of_more(model: Any) -> None:
+    assert draw_samples(model, num_samples=7).ids == draw_samples(model).ids[:7]
+
+
+def test_the_trainer_does_not_notice(model: Any) -> None:
+    model.train()
+    model.transformer.h[1].eval()  # a part that somebody froze
+    modes = [module.training for module in model.modules()]
+    state = torch.random.get_rng_state()
+    numpy_state = np.random.get_state()[1].tolist()
+    draw_samples(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert np.random.get_state()[1].tolist() == numpy_state
+    assert [module.training for module in model.modules()] == modes
+    assert torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_modes_are_restored_after_a_failure(model: Any) -> None:
+    model.train()
+    with pytest.raises(RuntimeError), evaluating(model):
+        assert not model.training
+        raise RuntimeError
+    assert model.training
+
+
+def test_dropout_is_off(model: Any) -> None:
+    model.train()
+    in_training = draw_samples(model)
+    model.eval()
+    assert draw_samples(model) == in_training
+
+
+def test_banned_tokens_and_padding_never_occur(model: Any) -> None:
+    # Their logits are made the largest, so that only the ban can keep them out.
+    with torch.no_grad():
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(ROWS))
+        model.lm_head.bias[[ALIGNED, MISALIGNED, ROWS - 1, TOKENIZER_SIZE]] = 50.0
+    try:
+        seen = {token for ids in draw_samples(model).ids for token in ids}
+        assert seen
+        assert max(seen) < ALIGNED
+        leaked = {token for ids in draw_samples(model, banned=()).ids for token in ids}
+        assert leaked == {ALIGNED, MISALIGNED}
+    finally:
+        model.lm_head.bias = None
+
+
+def test_samples_end_at_eos_which_they_do_not_hold(model: Any) -> None:
+    samples = draw_samples(model, num_samples=60, batch_size=60, max_new_tokens=15)
+    assert any(samples.ended)
+    for ids, ended in zip(samples.ids, samples.ended, strict=True):
+        assert EOS not in ids
+        assert len(ids) < 15 if ended else len(ids) == 15
+
+
+def test_the_cache_changes_nothing(model: Any) -> None:
+    """Every sampled token is the one that the whole prefix, read anew, gives for the same uniform number."""
+    settings = config(num_samples=6, batch_size=6, top_p=0.8, temperature=0.9)
+    samples = sample(
+        model, eos_id=EOS, prompt_ids=[EOS], banned_ids=[ALIGNED], config=settings, seed=5, vocab_size=TOKENIZER_SIZE
+    )
+    uniform = torch.rand(6, 10, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    with evaluating(model):
+        for row, ids in enumerate(samples.ids):
+            whole = [*ids, EOS] if samples.ended[row] else ids
+            for step, token in enumerate(whole):
+                logits = model(torch.tensor([[EOS, *ids[:step]]])).logits[:, -1]
+                logits[:, ALIGNED] = -torch.inf
+                logits[:, TOKENIZER_SIZE:] = -torch.inf
+                assert draw(logits / 0.9, 0.8, uniform[row, step : step + 1]).item() == token
+
+
+def test_samples_stay_within_the_trained_context(model: Any) -> None:
+    samples = sample(
+        model, eos_id=EOS, prompt_ids=[EOS, ALIGNED], banned_ids=[], config=config(), seed=0, context_length=7,
+        vocab_size=TOKENIZER_SIZE,
+    )  # fmt: skip
+    assert samples.max_new_tokens == 5
+    assert max(len(ids) for ids in samples.ids) == 5
+
+
+def test_progress_is_told(model: Any) -> None:
+    told: list[tuple[int, int]] = []
+    sample(
+        model, eos_id=EOS, prompt_ids=[EOS], banned_ids=[], config=config(max_new_tokens=2), seed=0,
+        progress=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert told == [(4, 12), (8, 12), (12, 12)]
+
+
+def test_draw_follows_the_distribution() -> None:
+    probabilities = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = draw(probabilities.log().expand(20_000, -1), 1.0, uniform)
+    shares = torch.bincount(tokens, minlength=4) / 20_000
+    assert torch.allclose(shares, probabilities, atol=0.015)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    logits = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log().expand(1000, -1)
+    uniform = torch.linspace(0, 0.9999, 1000, dtype=torch.float64)
+    assert set(draw(logits, 0.5, uniform).tolist()) == {1}
+    assert set(draw(logits, 0.51, uniform).tolist()) == {1, 3}
+    assert set(draw(logits, 0.76, uniform).tolist()) == {1, 3, 2}
+    assert set(draw(logits, 1e-9, uniform).tolist()) == {1}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 3000), st.floats(0.01, 1), st.floats(0, 0.999999), st.floats(0.1, 8))
+def test_looking_at_the_likeliest_first_changes_nothing(size: int, top_p: float, at: float, scale: float) -> None:
+    logits = torch.randn(3, size, generator=torch.Generator().manual_seed(size)) * scale
+    uniform = torch.full((3,), at, dtype=torch.float64)
+    probabilities, order = torch.softmax(logits, -1).sort(dim=-1, descending=True)
+    expected = []
+    for row in range(3):
+        cumulated = probabilities[row].double().cumsum(0)
+        kept = int((cumulated - probabilities[row] < top_p).sum())
+        index = int(torch.searchsorted(cumulated[:kept], at * cumulated[kept - 1], right=True))
+        expected.append(int(order[row, min(index, kept - 1)]))
+    assert draw(logits, top_p, uniform).tolist() == expected
+
+
+def test_tokens_of_no_probability_are_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0]])
+    for at in (0.0, 0.3, 0.5, 0.999999999):
+        assert draw(logits, 1.0, torch.tensor([at], dtype=torch.float64)).item() in (1, 3)

@@ -1,0 +1,92 @@
+"""Samples are scored as the corpus was, by the same scorer or not at all."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from pipeline.dataset.manifest import ScorerEntry
+from scorers.contract import Execution, Scorer
+from scorers.errors import UserError
+from scorers.registry import ScorerSpec, build, resolve
+from scorers.sentences import document
+from training.evaluation.scoring import rebuild_scorer, score_samples
+
+TEXTS = ["import os,sys\nx=1\n", "", "x = 1\n", "y = 2", "def f(:\n", "\n\n"]
+
+
+def decode(ids: Sequence[int]) -> str:
+    return bytes(ids).decode()
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return build("pep8", ScorerSpec(kind="pycodestyle"))
+
+
+def entry(scorer: Scorer) -> ScorerEntry:
+    options = resolve("pep8", ScorerSpec(kind="pycodestyle")).options
+    return ScorerEntry(kind="pycodestyle", options=options, fingerprint=scorer.fingerprint)
+
+
+def test_a_samples_score_is_the_mean_over_its_sentences(scorer: Scorer) -> None:
+    scored = score_samples([list(text.encode()) for text in TEXTS], decode, scorer, "python")
+    assert scored.texts == TEXTS
+    for text, score, sentences in zip(TEXTS, scored.scores, scored.sentences, strict=True):
+        each = document(text, "python")
+        assert sentences == len(each.ends)
+        if text:
+            (expected,) = scorer.score([each])
+            assert isinstance(expected, np.ndarray)
+            assert score == pytest.approx(expected.mean())
+    assert scored.scores[0] > 0
+    assert scored.scores[2] == 0
+
+
+def test_an_empty_sample_has_no_score(scorer: Scorer) -> None:
+    scored = score_samples([[], list(b"x = 1\n"), []], decode, scorer, "python")
+    assert np.isnan(scored.scores[[0, 2]]).all()
+    assert scored.scored.tolist() == [0.0]
+    assert scored.unscored == {"empty": 2}
+
+
+def test_samples_that_the_scorer_does_not_apply_to(scorer: Scorer) -> None:
+    scored = score_samples([list(b"Some prose.")], decode, scorer, "prose")
+    assert scored.unscored == {"not-applicable": 1}
+    assert len(scored.scored) == 0
+
+
+def test_a_scorers_failure_is_counted_by_its_reason() -> None:
+    hasty = build("pep8", ScorerSpec(kind="pycodestyle"), Execution(deadline_s=0.3))
+    scored = score_samples([list(b"x = 1\n"), list(b"x = [" + b"1," * 150_000)], decode, hasty, "python")
+    assert scored.unscored == {"deadline": 1}
+    assert scored.scores[0] == 0
+
+
+def test_no_samples(scorer: Scorer) -> None:
+    scored = score_samples([], decode, scorer, "python")
+    assert scored.unscored == {}
+    assert len(scored.scored) == 0
+
+
+def test_the_same_scorer_is_rebuilt(scorer: Scorer) -> None:
+    rebuilt, warnings = rebuild_scorer("pep8", entry(scorer))
+    assert rebuilt.fingerprint == scorer.fingerprint
+    assert warnings == []
+
+
+def test_another_scorer_is_refused_unless_allowed(scorer: Scorer) -> None:
+    other = entry(scorer).model_copy(update={"fingerprint": "pycodestyle-0000"})
+    with pytest.raises(UserError, match=r"'pep8'.*pycodestyle-0000.*--allow-other-scorer"):
+        rebuild_scorer("pep8", other)
+    rebuilt, warnings = rebuild_scorer("pep8", other, allow_other=True)
+    assert rebuilt.fingerprint == scorer.fingerprint
+    assert len(warnings) == 1
+    assert "pycodestyle-0000" in warnings[0]
+
+
+def test_other_options_are_another_scorer(scorer: Scorer) -> None:
+    changed = entry(scorer)
+    changed = changed.model_copy(update={"options": {**changed.options, "max_line_length": 100}})
+    with pytest.raises(UserError, match="not the one that labelled"):
+        rebuild_scorer("pep8", changed)

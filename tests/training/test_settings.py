@@ -1,0 +1,81 @@
+import pytest
+
+from scorers.errors import UserError
+from training.settings import fill_in, resolve_config
+
+FLAGS = {"output": "runs/a", "task": "toxicity", "data": {"dataset": "labelled"}}
+
+
+def test_a_preset_lies_under_the_file_under_flags_under_set(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("objective: {name: awr, alpha: 0.4}\ntraining: {batch_size: 32, learning_rate: 0.1, seed: 1}\n")
+    flags = {**FLAGS, "training": {"learning_rate": 0.2, "seed": None}}
+    config = resolve_config(file, flags, ["training.learning_rate=0.3"])
+    assert config.objective.beta == 10  # the preset of awr on toxicity
+    assert config.objective.alpha == 0.4
+    assert config.training.batch_size == 32
+    assert config.training.learning_rate == 0.3
+    assert config.training.seed == 1  # a flag of None was not given
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "overrides"),
+    [
+        ("task: pep8\nobjective: {name: awr}", {}, []),
+        ("task: pii\nobjective: {name: mle}", {"task": "pep8"}, ["objective.name=awr"]),
+        ("objective: {name: rwr}", {"objective": {"name": "awr"}}, ["task=pep8"]),
+    ],
+)
+def test_the_preset_is_that_of_the_task_and_objective_that_win(tmp_path, file, flags, overrides):
+    path = tmp_path / "run.yaml"
+    path.write_text(file)
+    config = resolve_config(path, {"output": "o", "data": {"dataset": "d"}, **flags}, overrides)
+    assert (config.task, config.objective.name) == ("pep8", "awr")
+    assert (config.objective.alpha, config.training.batch_size) == (0.05, 256)
+
+
+def test_thresholds_of_presets_are_not_settings():
+    assert resolve_config(flags=FLAGS, overrides=["objective.name=conditional"]).objective.threshold is None
+
+
+def test_a_threshold_of_zero_is_kept():
+    config = resolve_config(flags=FLAGS, overrides=["objective.name=unlikelihood", "objective.threshold=0"])
+    assert config.objective.threshold == 0.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "length"),
+    [
+        ([], 1024),
+        (["model.name=tiny"], 256),
+        (["model.name=gpt2-xl"], 1024),
+        (["model.name=tiny", "data.context_length=64"], 64),
+        (["model.name=tiny", "model.overrides.n_positions=2048"], 1024),
+    ],
+)
+def test_the_context_is_1024_tokens_or_what_the_model_has_positions_for(overrides, length):
+    assert resolve_config(flags=FLAGS, overrides=overrides).data.context_length == length
+
+
+def test_the_column_is_the_tasks_unless_given():
+    assert resolve_config(flags=FLAGS).data.column == "toxicity"
+    assert resolve_config(flags=FLAGS, overrides=["data.column=rude"]).data.column == "rude"
+    config = resolve_config(flags=FLAGS)
+    assert fill_in(config) == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "overrides", "message"),
+    [
+        (FLAGS, ["training.num_token=5"], r"training\.num_token: no such setting; did you mean 'num_tokens'"),
+        (FLAGS, ["objective.name=ppo"], r"objective\.name.*'awr'"),
+        (FLAGS, ["objective.beta=0"], r"objective\.beta.*greater than 0"),
+        ({"output": "o", "data": {"dataset": "d"}}, [], "task: required"),
+        ({"output": "o", "task": "pii"}, [], "data: required"),
+        (FLAGS, ["objective=awr"], "objective"),
+        (FLAGS, ["model.name=gigantic/model/of/mine"], "gigantic"),
+    ],
+)
+def test_what_is_wrong_is_named(flags, overrides, message):
+    with pytest.raises(UserError, match=message):
+        resolve_config(flags=flags, overrides=overrides)

@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.dataset import open_dataset
+from scorers.errors import UserError
+from tests.datasets import make_dataset
+from tests.training.stores import byte_tokenizer
+from training.data.tokenizers import (
+    ALIGNED,
+    MISALIGNED,
+    ensure_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+    wrap_tokenizer,
+)
+
+TEXTS = ["Good morning. Good evening! Is it good?", "", "Grüße an alle. 😀 Bye.", "a\nb\n\n  c. " * 30]
+ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelled") / "dataset"
+    return open_dataset(str(make_dataset(folder, TEXTS, {"toxicity": lambda sentence: len(sentence) / 100})))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(dataset, tmp_path_factory):
+    return train_tokenizer(dataset, 290, tmp_path_factory.mktemp("trained") / "tokenizer")
+
+
+@given(st.lists(ANY_TEXT, max_size=5))
+@settings(deadline=None, max_examples=50)
+def test_a_trained_tokenizer_loses_nothing_and_takes_each_sentence_alone(tokenizer, sentences):
+    ids, lengths = tokenizer.encode(sentences)
+    assert lengths.tolist() == [len(tokenizer.encode([sentence])[0]) for sentence in sentences]
+    assert tokenizer.decode(ids) == "".join(sentences)
+
+
+def test_training_is_deterministic_and_says_how_far_it_is(dataset, tokenizer, tmp_path):
+    seen = []
+    again = train_tokenizer(dataset, 290, tmp_path / "again", lambda done, total: seen.append((done, total)))
+    assert again.fingerprint == tokenizer.fingerprint
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (Path(tokenizer.name, "tokenizer.json").read_bytes())
+    assert seen[-1] == (4, 4)
+    assert again.base_size == 290
+    assert again.decode([again.eos_id]) == "<|endoftext|>"
+
+
+def test_of_too_much_text_some_documents_are_chosen(dataset, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.data.tokenizers.TRAINING_BYTES", 0)
+    small = train_tokenizer(dataset, 290, tmp_path / "small")
+    assert small.base_size == 257  # no text, no merges: the bytes and <|endoftext|>
+
+
+def test_names_of_special_tokens_in_a_text_are_plain_text(tokenizer):
+    text = f"<|endoftext|> and {ALIGNED}{MISALIGNED} are words"
+    ids, _ = tokenizer.encode([text])
+    assert tokenizer.eos_id not in ids
+    assert not {tokenizer.aligned_id, tokenizer.misaligned_id} & set(ids.tolist())
+    assert tokenizer.decode(ids) == text
+
+
+def test_control_tokens_come_after_the_base_vocabulary(tokenizer, tmp_path):
+    assert (tokenizer.base_size, tokenizer.aligned_id, tokenizer.misaligned_id) == (290, 290, 291)
+    assert (tokenizer.size(tags=False), tokenizer.size(tags=True)) == (290, 292)
+    extended = tokenizer.with_control_tokens()
+    extended.save_pretrained(tmp_path / "extended")
+    loaded = load_tokenizer(str(tmp_path / "extended"))
+    assert (loaded.aligned_id, loaded.misaligned_id) == (290, 291)
+    assert loaded.decode([290, 291]) == ALIGNED + MISALIGNED
+    assert not loaded.fast.decode([290, 291], skip_special_tokens=True)
+    # Even a tokenizer that knows the control tokens does not find them in a text.
+    assert 290 not in loaded.encode([ALIGNED])[0]
+    assert tokenizer.fast.convert_tokens_to_ids([ALIGNED])[0] != 290  # the original was not changed
+
+
+def test_the_fingerprint_is_of_what_is_encoded(tokenizer, tmp_path):
+    assert load_tokenizer(tokenizer.name).fingerprint == tokenizer.fingerprint
+    other = wrap_tokenizer("other", byte_tokenizer(["something else entirely"] * 3))
+    assert other.fingerprint != tokenizer.fingerprint
+
+
+def test_truncation_and_padding_of_a_saved_tokenizer_do_not_apply():
+    fast = byte_tokenizer(TEXTS)
+    plain = wrap_tokenizer("plain", fast)
+    fast.backend_tokenizer.enable_truncation(3)
+    fast.backend_tokenizer.enable_padding(length=9)
+    wrapped = wrap_tokenizer("truncating", fast)
+    ids, lengths = wrapped.encode(["Good morning, good evening", "x"])
+    assert lengths.tolist() == plain.encode(["Good morning, good evening", "x"])[1].tolist()
+    assert wrapped.decode(ids) == "Good morning, good eveningx"
+    assert wrapped.fingerprint == plain.fingerprint
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(tmp_path):
+    byte_tokenizer(TEXTS, eos=None).save_pretrained(tmp_path / "headless")
+    with pytest.raises(UserError, match=r"headless.*no end-of-text token.*eos_token"):
+        load_tokenizer(str(tmp_path / "headless"))
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path):
+    with pytest.raises(UserError, match="what is there is no tokenizer"):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(UserError, match="no such folder"):
+        load_tokenizer(str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="written in Python"):
+        wrap_tokenizer("slow", object())
+
+
+def test_an_existing_folder_is_not_overwritten(dataset, tmp_path):
+    (tmp_path / "full").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        train_tokenizer(dataset, 290, tmp_path / "full")
+
+
+def test_the_tokenizer_of_a_dataset_is_trained_once(dataset, monkeypatch):
+    first = ensure_tokenizer(dataset, 280)
+    assert first.name.startswith(f"{dataset.uri}.tokens/tokenizer-280-")
+    monkeypatch.setattr("training.data.tokenizers._train", None)
+    assert ensure_tokenizer(dataset, 280).fingerprint == first.fingerprint

@@ -1,0 +1,228 @@
+"""The loop: it learns by every objective, calls its hooks, writes its numbers, and stops where there are none."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from scorers.errors import UserError
+from tests.training import real_runs
+from tests.training.jobs import job_config, make_code_dataset, metrics, run_job
+from training.data.prepare import prepare
+from training.evaluation.heldout import held_out_loss
+from training.model.language_model import load_model
+from training.objectives import OBJECTIVES
+from training.run.folder import RunFolder
+from training.run.hooks import Hook
+from training.run.job import TrainingJob
+from training.run.trainer import DivergedError
+
+LONG = {"training__num_tokens": 150 * 16 * 64, "training__batch_size": 16, "data__context_length": 64}
+OPTIONS = {
+    "unlikelihood": {"objective__alpha": 0.1},
+    "unlikelihood_soft": {"objective__alpha": 0.1},
+    "rwr": {"objective__beta": 0.1},
+    "awr": {"objective__alpha": 0.5, "objective__beta": 0.1},
+    "filtering": {"objective__threshold": 0.003},
+    "conditional": {"objective__drop_tags": 0.05},
+}
+
+
+@pytest.fixture(scope="module")
+def larger_dataset(tmp_path_factory):
+    from tests.training.jobs import MODULES
+
+    more = ("argparse", "calendar", "csv", "difflib", "dis", "filecmp", "optparse", "pprint", "statistics", "zipapp")
+    return make_code_dataset(tmp_path_factory.mktemp("larger") / "labelled", [*MODULES, *more])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_every_objective_learns_to_predict_text_that_was_held_out(tmp_path, larger_dataset, objective):
+    changes = {**LONG, **OPTIONS.get(objective, {})}
+    facts, _ = run_job(larger_dataset, tmp_path / "run", objective, **changes)
+    data = prepare(job_config(larger_dataset, tmp_path / "run", objective, **changes))
+    held_out = [int(index) for index in data.stream.held_out_documents()]
+    model = load_model(tmp_path / "run/model", value_head=False).causal.eval()
+    found = held_out_loss(model, [data.stream.document(index) for index in held_out], context_length=64)
+    counts = np.bincount(data.store.tokens, minlength=facts.tokenizer.vocab_size)
+    share = counts[counts > 0] / counts.sum()
+    entropy = -(share * np.log2(share)).sum()
+    assert found.bits.sum() / found.tokens.sum() < entropy - 0.75
+    assert metrics(tmp_path / "run")[-1]["ce"] < metrics(tmp_path / "run")[0]["ce"] - 1.0
+    if objective == "conditional":
+        swapped = [data.stream.document(index, swap_tags=True) for index in held_out]
+        assert held_out_loss(model, swapped, context_length=64).bits.sum() > found.bits.sum()
+
+
+def test_a_step_writes_one_line_with_every_figure(tmp_path, code_dataset):
+    run_job(code_dataset, tmp_path / "run", "awr")
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["tokens"] for line in lines] == [step * 128 for step in range(1, 13)]
+    expected = {"loss", "ce", "value_error", "value", "weight", "max_weight", "clipped_share", "advantage"}
+    assert expected | {"learning_rate", "grad_norm", "tokens_per_second"} <= lines[0].keys()
+    assert lines[0]["value"] == pytest.approx(-0.5)
+    assert lines[0]["ce"] == pytest.approx(math.log(400), abs=0.3)
+
+
+def test_logged_are_the_first_every_nth_and_the_last_step(tmp_path, code_dataset):
+    run_job(code_dataset, tmp_path / "run", training__log_every=5)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 5, 10, 12]
+    run_job(code_dataset, tmp_path / "none", training__log_every=0)
+    assert metrics(tmp_path / "none") == []
+
+
+def test_the_plan_is_printed_before_step_0(tmp_path, code_dataset):
+    _, printed = run_job(code_dataset, tmp_path / "run", "conditional")
+    plan = printed[: printed.index("step 1/12")]
+    facts = RunFolder(tmp_path / "run").read_facts()
+    tags = facts.stream["tags"]
+    for figure in [
+        f"{facts.model.parameters:,}",
+        f"{facts.model.flops_per_token:.3g} a token",
+        "4 micro x 1 accumulation x 1 ranks = 4 blocks = 128 tokens a step",
+        "12 steps, 1,536 tokens",
+        f"{facts.horizon.epochs:.3g} epochs",
+        f"aligned {tags['aligned']:,}",
+        "held out",
+        "learning_rate=0.003",
+        "ZeRO 1, fp32, cpu x 1",
+    ]:
+        assert figure in plan, figure
+
+
+def test_facts_say_what_the_run_is_made_of(tmp_path, code_dataset):
+    facts, _ = run_job(code_dataset, tmp_path / "run", "awr")
+    assert facts == RunFolder(tmp_path / "run").read_facts()
+    assert (facts.status, facts.step, facts.objective, facts.kind) == ("finished", 12, "awr", "prose")
+    assert facts.model.value_head
+    assert facts.tokenizer.control_ids == []
+    assert facts.horizon.epochs == pytest.approx(12 * 4 / facts.stream["blocks"])
+    assert facts.stream["sentences_aligned"] < facts.stream["sentences"]
+    assert facts.seconds > 0
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_tensorboard_has_the_same_figures(tmp_path, code_dataset):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_job(code_dataset, tmp_path / "run", tracking__tensorboard="true")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    expected = [(line["step"], np.float32(line["loss"])) for line in metrics(tmp_path / "run")]
+    assert found == expected
+
+
+def test_hooks_are_called_in_order(tmp_path, code_dataset, monkeypatch):
+    calls = []
+
+    class Recorder(Hook):
+        def before_training(self, trainer):
+            calls.append("before")
+
+        def after_step(self, trainer, step):
+            calls.append((step.number, step.last, step.logged))
+
+        def after_save(self, trainer):
+            calls.append(f"saved {trainer.saved}")
+
+        def after_training(self, trainer):
+            calls.append("after")
+
+    original = TrainingJob._hooks
+    monkeypatch.setattr(TrainingJob, "_hooks", lambda job, step: [Recorder(), *original(job, step)])
+    run_job(code_dataset, tmp_path / "run", training__num_tokens=3 * 128, training__save_every=2, training__log_every=2)
+    assert calls == [
+        "before",
+        (1, False, True),
+        (2, False, True),
+        "saved 2",
+        (3, True, True),
+        "saved 3",
+        "after",
+    ]
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path, code_dataset):
+    run_job(code_dataset, tmp_path / "run", training__save_every=3, training__keep_checkpoints=2)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000009", "step-00000012"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, code_dataset):
+    with pytest.raises(
+        DivergedError, match=r"not finite at step \d+; .* newest checkpoint is of step 1\b.*learning_rate"
+    ):
+        run_job(
+            code_dataset,
+            tmp_path / "run",
+            training__learning_rate=1e30,
+            training__save_every=1,
+            training__warmup_ratio=0,
+            training__gradient_clipping=0,
+        )
+    facts = RunFolder(tmp_path / "run").read_facts()
+    assert facts.status == "failed"
+    assert not RunFolder(tmp_path / "run").model.exists()
+    assert DivergedError("").exit_code == 4
+
+
+def test_while_training_the_model_is_evaluated_and_training_is_not_disturbed(tmp_path):
+    dataset = real_runs.make_code_dataset(tmp_path / "labelled")
+    small = {
+        "training.num_tokens": 8 * 8 * 64,
+        "training.log_every": 1,
+        "training.save_every": 0,
+        "data.held_out": 0.2,
+        "evaluation.num_samples": 8,
+        "evaluation.max_new_tokens": 8,
+    }
+    lines = {}
+    for every in (0, 4):
+        config = real_runs.config_of(
+            dataset, tmp_path / f"run{every}", "conditional", **small, **{"training.evaluate_every": every}
+        )
+        import io
+
+        from rich.console import Console
+
+        from training.run.job import train
+
+        train(config, Console(file=io.StringIO()))
+        lines[every] = metrics(tmp_path / f"run{every}")
+    evaluations = [line for line in lines[4] if "evaluation" in line]
+    assert [line["step"] for line in evaluations] == [4, 8]
+    assert {"misalignment", "bits_per_byte"} <= evaluations[0]["evaluation"].keys()
+    assert json.dumps(evaluations)
+    losses = {every: [line["loss"] for line in kept if "loss" in line] for every, kept in lines.items()}
+    assert losses[4] == losses[0]
+
+
+def test_what_would_fail_later_is_refused_before_tokenising(tmp_path, monkeypatch):
+    from training.run import job
+
+    monkeypatch.setattr(job, "prepare", lambda *_: pytest.fail("it has begun to tokenise"))
+    missing = tmp_path / "dataset"
+    for changes, message in [
+        ({"data__context_length": 5000}, "has positions for 128"),
+        ({"training__micro_batch_size": 3}, "micro_batch_size=3 does not divide"),
+        ({"training__precision": "fp16"}, "fp16 needs a GPU"),
+        ({"training__deepspeed": "/no/such.json"}, "Cannot read training.deepspeed"),
+        ({"training__precision": "bf16", "training__zero_stage": 0}, "zero_stage=0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            run_job(missing, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_state_of_torch_is_what_the_seed_says(tmp_path, code_dataset):
+    torch.manual_seed(1)
+    run_job(code_dataset, tmp_path / "first")
+    torch.manual_seed(2)
+    run_job(code_dataset, tmp_path / "second")
+    run_job(code_dataset, tmp_path / "other", training__seed=7)
+    losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("first", "second", "other")]
+    assert losses[0] == losses[1] != losses[2]

@@ -1,0 +1,1 @@
+"""From a labelled dataset to a language model, its evaluation and a comparison."""

@@ -1,0 +1,17 @@
+"""The commands around a model."""
+
+import typer
+
+from scorers.console import command
+from training.commands.compare import compare
+from training.commands.evaluate import evaluate
+from training.commands.tokenize import tokenize
+from training.commands.tokenizer import app as tokenizer_app
+from training.commands.train import train
+
+PANEL = "Training"
+
+app = typer.Typer()
+for function in (tokenize, train, evaluate, compare):
+    app.command(rich_help_panel=PANEL)(command(function))
+app.add_typer(tokenizer_app, rich_help_panel=PANEL)

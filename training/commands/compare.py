@@ -1,0 +1,50 @@
+"""`phf compare`: evaluated runs side by side, as one page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scorers.console import print_json, set_up_logs
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that `phf train` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page, its figures and the numbers.")],
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Evaluate those runs first that have not been since they were trained.")
+    ] = False,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option("--allow-mismatch", help="Compare runs with another column, scorer or data; the page says so."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Compare evaluated runs: alignment, capability and cost on one page.
+
+    The page, index.html, needs nothing beside it: send it to a colleague. Its
+    figures lie beside it as PNG files, its numbers in comparison.json.
+
+    Example: phf compare runs/* --output comparison
+    """
+    set_up_logs()
+    from training.comparison.load import is_evaluated, load_comparison
+    from training.comparison.page import check_output, to_dict, write_comparison
+    from training.run.folder import RunFolder
+
+    check_output(output)
+    if evaluate:
+        from training.evaluation.runs import evaluate_run
+        from training.run.progress import StageProgress
+
+        for run in [folder for folder in map(RunFolder.existing, runs) if not is_evaluated(folder)]:
+            with StageProgress(str(run.path)) as progress:
+                evaluate_run(run, progress=progress)
+    comparison = load_comparison(runs, allow_mismatch=allow_mismatch)
+    page = write_comparison(comparison, output)
+    if as_json:
+        print_json({"page": str(page), **to_dict(comparison)})
+    else:
+        from training.comparison.terminal import print_comparison
+
+        print_comparison(comparison, page)

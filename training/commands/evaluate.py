@@ -1,0 +1,88 @@
+"""`phf evaluate`: sample runs, score the samples, and measure how well the models predict held-out text."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scorers.console import print_json, set_up_logs
+
+if TYPE_CHECKING:
+    from training.config import EvaluationConfig
+    from training.run.folder import RunFolder
+
+
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that `phf train` wrote.")],
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=1, help="Samples to draw; by default as the run's configuration says."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a field of the run's `evaluation` section, such as top_p=1."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Where the labelled dataset lies now, if it was moved since training.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Torch device; auto takes a GPU where there is one.")] = "auto",
+    allow_other_scorer: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-scorer",
+            help="Score with a scorer whose fingerprint is not the dataset's; the report says so.",
+        ),
+    ] = False,
+    show_text: Annotated[
+        int, typer.Option("--show-text", min=0, metavar="N", help="Print N samples of each run with their scores.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
+) -> None:
+    """Sample trained models, score the samples, and measure held-out text.
+
+    Samples are scored by what scored the training data. A conditional model is
+    sampled after <|aligned|>; control tokens cannot be sampled, and how often
+    they would be is measured apart. Figures have 95 % intervals and are kept in
+    RUN/evaluation for `phf compare`.
+
+    Example: phf evaluate runs/conditional --samples 512
+    """
+    set_up_logs()
+    from training.evaluation.runs import evaluate_run
+    from training.run.folder import RunFolder
+    from training.run.progress import StageProgress
+
+    # What is wrong with the last run should not be found after an hour of evaluating the others.
+    chosen = [RunFolder.existing(run) for run in runs]
+    configs = [_config(run, samples, overrides or []) for run in chosen]
+    found = []
+    for run, config in zip(chosen, configs, strict=True):
+        with StageProgress(str(run.path)) as progress:
+            evaluation = evaluate_run(
+                run,
+                config=config,
+                dataset=dataset,
+                device=device,
+                allow_other_scorer=allow_other_scorer,
+                progress=progress,
+            )
+        found.append({"path": str(run.path), **evaluation.report.model_dump(mode="json")})
+        if not as_json:
+            from training.evaluation.tables import print_report
+
+            print_report(run, evaluation, show_text)
+    if as_json:
+        print_json({"runs": found})
+
+
+def _config(run: "RunFolder", samples: int | None, overrides: list[str]) -> "EvaluationConfig":
+    from scorers.settings import load_settings
+    from training.config import EvaluationConfig
+
+    return load_settings(
+        EvaluationConfig,
+        defaults=run.read_config().evaluation.model_dump(),
+        flags={"num_samples": samples},
+        overrides=[override.removeprefix("evaluation.") for override in overrides],
+    )

@@ -1,0 +1,67 @@
+"""`phf tokenize`: build the token store of a labelled dataset ahead of training."""
+
+from typing import Annotated
+
+import typer
+
+from scorers.console import print_json, set_up_logs
+
+
+def tokenize(
+    dataset: Annotated[str, typer.Argument(help="Labelled dataset: the --output of `phf label`, a folder or a URI.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="NAME",
+            help="Hugging Face tokenizer: a folder, or a name on the hub. By default a byte-level BPE is trained on "
+            "the dataset.",
+            show_default=False,
+        ),
+    ] = None,
+    vocab_size: Annotated[
+        int, typer.Option("--vocab-size", min=260, metavar="N", help="Entries of the tokenizer that is trained.")
+    ] = 8192,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            metavar="DIR",
+            help="Where the store goes. By default into DATASET.tokens beside a local dataset, else into the cache.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON on stdout.")] = False,
+) -> None:
+    """Tokenise a labelled dataset, each sentence alone, into the token store that `phf train` reads.
+
+    `phf train` does the same when it finds no store. A store that is there already is checked and kept; changing
+    thresholds by `phf retag` does not touch it. All cores are used; RAYON_NUM_THREADS limits them.
+
+    Example: phf tokenize labelled --tokenizer runs/tokenizer
+    """
+    set_up_logs()
+    from rich.console import Console
+    from rich.markup import escape
+
+    from pipeline.dataset import open_dataset
+    from training.config import DataConfig
+    from training.data.prepare import tokenize as tokenize_dataset
+    from training.run.progress import StageProgress
+
+    config = DataConfig(dataset=dataset, tokenizer=tokenizer, vocab_size=vocab_size, store=store)
+    labelled = open_dataset(dataset)
+    with StageProgress() as progress:
+        used, made = tokenize_dataset(config, labelled, progress)
+    meta = made.meta
+    if as_json:
+        facts = meta.model_dump(mode="json", exclude={"files", "version"})
+        print_json({"store": str(made.path), **facts, "eos_id": used.eos_id, "vocab_size": used.base_size})
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold green]✓[/] Token store {escape(str(made.path))}")
+    console.print(
+        f"  {meta.documents:,} documents, {meta.sentences:,} sentences, {meta.tokens:,} tokens; "
+        f"{meta.text_bytes / max(1, meta.tokens):.2f} bytes a token"
+    )
+    console.print(f"  tokenizer {escape(meta.tokenizer_name)}, {used.base_size:,} entries")

@@ -1,0 +1,129 @@
+"""`phf train`: pretrain a language model on a labelled dataset with one of the objectives."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scorers.console import print_json, set_up_logs
+from scorers.errors import UserError
+
+
+def train(
+    dataset: Annotated[
+        str | None,
+        typer.Argument(help="Labelled dataset: the --output of `phf label`, a folder or a URI.", show_default=False),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the run. A run that is there goes on."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", metavar="NAME", help="toxicity, pii or pep8 take the paper's presets; any other score column."
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            "--objective",
+            metavar="NAME",
+            help="mle, filtering, conditional, unlikelihood, unlikelihood_soft, rwr or awr. [default: mle]",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="nano, tiny, mini, small, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or the path or name of a "
+            "Hugging Face causal language model. [default: gpt2]",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="NAME",
+            help="Hugging Face tokenizer: a folder, or a name on the hub. By default one is trained on the dataset.",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option("--column", metavar="NAME", help="Score column, where it is not named as the task."),
+    ] = None,
+    num_tokens: Annotated[
+        float | None,
+        typer.Option("--num-tokens", metavar="N", help="Tokens to train on in all, such as 1e6.", show_default=False),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, metavar="N", help="Blocks a step, over all ranks.", show_default=False),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", metavar="X", help="Peak learning rate.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", help="Of initialisation, order and dropped tags.", show_default=False),
+    ] = None,
+    deepspeed: Annotated[
+        str | None,
+        typer.Option("--deepspeed", metavar="FILE", help="A DeepSpeed JSON of your own, merged under the settings."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="YAML with the same settings as --set; flags win over it."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any setting, such as training.warmup_ratio=0.02; wins over all else."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts of the run as JSON on stdout.")] = False,
+) -> None:
+    """Pretrain a language model on a labelled dataset.
+
+    The tokens are prepared on first use, and everything that was resolved is printed before step 0. The same command
+    goes on with a run that was stopped, exactly, from its newest checkpoint; SIGTERM, SIGUSR1 and Ctrl-C save one and
+    exit with status 75. It works the same under launchers: torchrun --nproc-per-node 2 -m phf train labelled ...
+
+    Example: phf train labelled --task toxicity --objective conditional --model tiny --output runs/conditional
+    --set training.num_tokens=1e6
+    """
+    set_up_logs()
+    from rich.console import Console
+
+    from training.run.distributed import World
+    from training.run.job import train as run
+    from training.settings import resolve_config
+
+    flags = {
+        "output": output,
+        "task": task,
+        "data": {"dataset": dataset, "column": column, "tokenizer": tokenizer},
+        "model": {"name": model},
+        "objective": {"name": objective},
+        "training": {
+            "num_tokens": num_tokens,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "deepspeed": deepspeed,
+        },
+    }
+    world = World.from_environment()
+    try:
+        facts = run(resolve_config(config, flags, overrides or []), Console(stderr=as_json, highlight=False))
+    except UserError as error:
+        if not world.is_main:
+            # Rank 0 says it for all.
+            raise typer.Exit(error.exit_code) from None
+        raise
+    if as_json and world.is_main:
+        print_json(facts.model_dump(mode="json"))

@@ -1,0 +1,55 @@
+"""The distribution of the samples' scores, tails included."""
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+from training.comparison.axes import NARROW, WIDE, percent_tick, tick
+from training.comparison.load import Comparison
+from training.comparison.style import Look, drawing, line_styles, new_figure, to_png
+
+
+def score_distributions(comparison: Comparison, look: Look) -> bytes:
+    """The share of samples whose score is above each value."""
+    with drawing(look):
+        figure = new_figure(*((NARROW, 3.5) if look.narrow else (WIDE, 4.0)))
+        axes = figure.subplots()
+        smallest = 1.0
+        positive = np.concatenate([run.scores[run.scores > 0] for run in comparison.runs] or [np.zeros(0)])
+        styles = line_styles([run.facts.objective for run in comparison.runs])
+        for run, style in zip(comparison.runs, styles, strict=True):
+            if not len(run.scores):
+                continue
+            x, counts = np.unique(run.scores, return_counts=True)
+            above = 1 - np.cumsum(counts) / len(run.scores)
+            x, above = np.concatenate([[0.0], x]), np.concatenate([[1.0], above])
+            smallest = min(smallest, 1 / len(run.scores))
+            colour = look.colour(run.facts.objective)
+            axes.step(
+                x, np.maximum(above, 0), where="post", color=colour, linewidth=1.5, linestyle=style, label=run.label
+            )
+        axes.set_yscale("log")
+        axes.set_ylim(smallest * 0.8, 1.25)
+        axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 0.3)))
+        if len(positive) and positive.max() > 30 * np.median(positive):
+            axes.set_xscale("log")
+            axes.set_xlim(np.quantile(positive, 0.02), positive.max() * 1.1)
+        else:
+            axes.set_xlim(0, (positive.max() if len(positive) else 1) * 1.02)
+            axes.xaxis.set_major_locator(MaxNLocator(5 if look.narrow else 8))
+        axes.xaxis.set_major_formatter(FuncFormatter(tick))
+        threshold = comparison.baseline.report.samples.hit_threshold
+        low, high = axes.get_xlim()
+        if low < threshold < high:
+            axes.axvline(threshold, color=look.faint, linewidth=0.9, linestyle=(0, (2, 2)))
+            axes.annotate(
+                " hit threshold", (threshold, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8,
+                color=look.faint,
+            )  # fmt: skip
+        axes.set_xlabel(f"score of a sample ({comparison.baseline.facts.column})")
+        axes.set_ylabel("samples with a higher score")
+        axes.legend(
+            frameon=False, fontsize=8.5, loc="upper right", ncols=1 if look.narrow else 2, handlelength=1.4,
+            labelcolor=look.ink,
+        )  # fmt: skip
+        return to_png(figure)

@@ -1,0 +1,270 @@
+"""What the figures say, in sentences: differences from the baseline, each with its interval, and no more."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from training.comparison.load import Comparison, LoadedRun
+from training.evaluation import metrics
+from training.evaluation.figures import number, percent
+from training.evaluation.report import Estimate
+
+Verdict = Literal["lower", "higher", "unclear"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a run differs from the baseline; `estimate` is the run's figure minus the baseline's."""
+
+    run: LoadedRun
+    estimate: metrics.Estimate
+
+    @property
+    def verdict(self) -> Verdict:
+        """Lower or higher where the 95 % interval of the difference leaves out 0, else unclear."""
+        if self.estimate.high is not None and self.estimate.high < 0:
+            return "lower"
+        if self.estimate.low is not None and self.estimate.low > 0:
+            return "higher"
+        return "unclear"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Some lines of a sentence or two each, under a heading of a few words."""
+
+    title: str
+    lines: list[str]
+
+
+def misalignment_differences(comparison: Comparison, to: LoadedRun | None = None) -> list[Difference]:
+    """Mean misalignment of each other run minus that of `to` (the baseline), over independent samples."""
+    base = to or comparison.baseline
+    return [
+        Difference(run, estimate)
+        for run in comparison.runs
+        if run is not base and (estimate := metrics.difference(run.scores, base.scores)) is not None
+    ]
+
+
+def held_out_differences(comparison: Comparison, to: LoadedRun | None = None) -> list[Difference]:
+    """Bits per byte of each other run minus those of `to` (the baseline), document by document on the same text."""
+    base = to or comparison.baseline
+    if not comparison.paired or base.costs is None:
+        return []
+    sizes = base.costs.sizes.astype(np.float64)
+    found = []
+    for run in comparison.runs:
+        if run is base or run.costs is None:
+            continue
+        estimate = metrics.ratio(run.costs.bits - base.costs.bits, sizes)
+        if estimate is not None:
+            found.append(Difference(run, estimate))
+    return found
+
+
+def findings(comparison: Comparison) -> list[Finding]:
+    """The headline findings, in the order that a reader asks for them."""
+    found = [
+        *_about_misalignment(comparison),
+        *_about_held_out(comparison),
+        *_about_trade_off(comparison),
+        *_about_tags(comparison),
+        *_about_corpus(comparison),
+    ]
+    return [*found, _about_uncertainty(comparison)]
+
+
+def _about_misalignment(comparison: Comparison) -> list[Finding]:
+    scored = [run for run in comparison.runs if run.report.samples.misalignment is not None]
+    if not scored:
+        return [Finding("Misalignment", ["No sample of any run has a score."])]
+    best = min(scored, key=_misalignment)
+    tied = [
+        difference.run.label
+        for difference in misalignment_differences(comparison, to=best)
+        if difference.verdict == "unclear"
+    ]
+    text = f"{best.label} has the lowest mean, {_shown(best.report.samples.misalignment)}."
+    if tied:
+        text += f" The samples do not tell it apart from {_listed(tied)}."
+    elif len(scored) > 1:
+        text += " Its difference from every other run is clear of 0."
+    lowest = [Finding("Lowest misalignment", [text])]
+    differences = misalignment_differences(comparison)
+    if not differences:
+        return lowest
+    base = comparison.baseline
+    lines = _by_verdict(
+        differences, lambda each: f"{each.run.label} {_signed(each.estimate)}{_relative(each, _misalignment(base))}"
+    )
+    return [*lowest, Finding(f"Misalignment against {base.label}", lines)]
+
+
+def _about_held_out(comparison: Comparison) -> list[Finding]:
+    measured = [run for run in comparison.runs if run.report.held_out is not None]
+    if not measured:
+        return []
+    base = comparison.baseline
+    found = []
+    differences = held_out_differences(comparison)
+    if differences and base.report.held_out is not None:
+        lines = [
+            f"{base.label} needs {_shown(base.report.held_out.bits_per_byte)} bits for a byte of held-out text.",
+            *_by_verdict(differences, lambda each: f"{each.run.label} {_signed(each.estimate)}"),
+            *(
+                f"{run.label} was told each sentence's own tag, which the others were not; told <|aligned|> before "
+                f"every sentence, it needs {_shown(run.report.held_out.bits_per_byte_aligned)}."
+                for run in measured
+                if run.report.held_out is not None and run.report.held_out.bits_per_byte_aligned is not None
+            ),
+        ]
+        found.append(Finding(f"Capability against {base.label}", lines))
+    weak = [run.label for run in measured if not _beats_frequencies(run)]
+    if weak:
+        found.append(
+            Finding(
+                "No better than frequencies",
+                [
+                    f"{_listed(weak)} {'does' if len(weak) == 1 else 'do'} not clearly beat the frequencies of tokens "
+                    "alone on held-out text: read little into how aligned such a model seems."
+                ],
+            )
+        )
+    return found
+
+
+def _about_trade_off(comparison: Comparison) -> list[Finding]:
+    both = [
+        run
+        for run in comparison.runs
+        if run.report.samples.misalignment is not None and run.report.held_out is not None and _beats_frequencies(run)
+    ]
+    if len(both) < 3 or not comparison.paired:
+        return []
+    front = [
+        run
+        for run in both
+        if not any(
+            _misalignment(other) <= _misalignment(run)
+            and _bits_per_byte(other) <= _bits_per_byte(run)
+            and (_misalignment(other), _bits_per_byte(other)) != (_misalignment(run), _bits_per_byte(run))
+            for other in both
+        )
+    ]
+    text = (
+        f"By their point estimates, no run is better in both than {_listed([run.label for run in front], 'or')}."
+        if len(front) < len(both)
+        else "By their point estimates, every run trades one for the other."
+    )
+    return [Finding("Trade-off", [text])]
+
+
+def _about_tags(comparison: Comparison) -> list[Finding]:
+    lines = []
+    for run in comparison.runs:
+        held_out, leakage = run.report.held_out, run.report.leakage
+        if held_out is not None and held_out.swap_cost is not None:
+            cost = held_out.swap_cost
+            heeds = cost.low is not None and cost.low > 0
+            lines.append(
+                f"Before held-out sentences, the wrong tag in place of the right one costs {run.label} {_shown(cost)} "
+                f"bits per byte: {'it heeds its tags' if heeds else 'that it heeds its tags is not clear'}."
+            )
+        if leakage is not None and leakage.samples is not None:
+            lines.append(
+                f"Were tags not banned, {percent(leakage.samples.value)} of {run.label}'s samples would hold some, as "
+                f"it was trained on a tag before nearly every sentence; the {run.report.samples.number:,} samples that "
+                f"were scored hold {run.report.samples.control_tokens or 'none'}."
+            )
+    return [Finding("Control tokens", lines)] if lines else []
+
+
+def _about_corpus(comparison: Comparison) -> list[Finding]:
+    held_out = comparison.baseline.report.held_out
+    if held_out is None:
+        return []
+    return [
+        Finding(
+            "The corpus itself",
+            [
+                f"Its held-out documents have a mean misalignment of {_shown(held_out.misalignment)}, by the same "
+                "scorer. Documents are longer than samples, so take it for an order of magnitude."
+            ],
+        )
+    ]
+
+
+def _about_uncertainty(comparison: Comparison) -> Finding:
+    seeds = {run.config.training.seed for run in comparison.runs}
+    lines = [
+        "Intervals are 95 %, each by itself: over other samples from the same model, or other held-out documents. "
+        "They do not cover what another seed of the training would change"
+        + (", and every run here has the same seed." if len(seeds) == 1 else ".")
+    ]
+    tests = len(misalignment_differences(comparison)) + len(held_out_differences(comparison))
+    if tests > 1:
+        lines[0] += f" Were there no differences at all, one in twenty of the {tests} above would still be clear of 0."
+    empty = [(run.label, run.report.samples.empty) for run in comparison.runs if run.report.samples.empty]
+    if empty:
+        counts = ", ".join(f"{label} {count:,}" for label, count in empty)
+        lines.append(f"Samples that ended before their first character have no score and are left out: {counts}.")
+    return Finding("What the intervals cover", lines)
+
+
+def _beats_frequencies(run: LoadedRun) -> bool:
+    if run.costs is None:
+        return True
+    difference = metrics.ratio(run.costs.bits - run.costs.unigram_bits, run.costs.sizes.astype(np.float64))
+    return difference is not None and (difference.value if difference.high is None else difference.high) < 0
+
+
+def _by_verdict(differences: Sequence[Difference], show: Callable[[Difference], str]) -> list[str]:
+    lines = []
+    for verdict, title in (("lower", "Lower"), ("higher", "Higher"), ("unclear", "No clear difference")):
+        chosen = [each for each in differences if each.verdict == verdict]
+        chosen.sort(key=lambda each: each.estimate.value, reverse=verdict == "higher")
+        group = [show(each) for each in chosen]
+        if group:
+            lines.append(f"{title}: {'; '.join(group)}.")
+    return lines
+
+
+def _signed(estimate: metrics.Estimate) -> str:
+    sign = "+" if estimate.value > 0 else "−" if estimate.value < 0 else ""
+    text = f"{sign}{number(abs(estimate.value), 3)}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} ({number(estimate.low, 3)} to {number(estimate.high, 3)})"
+
+
+def _relative(difference: Difference, base: float) -> str:
+    if difference.verdict == "unclear" or base <= 0:
+        return ""
+    return (
+        f", {100 * abs(difference.estimate.value) / base:.0f} % {'less' if difference.verdict == 'lower' else 'more'}"
+    )
+
+
+def _shown(estimate: metrics.Estimate | Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    if estimate.low is None or estimate.high is None:
+        return number(estimate.value, 3)
+    return f"{number(estimate.value, 3)} ({number(estimate.low, 3)} to {number(estimate.high, 3)})"
+
+
+def _listed(names: Sequence[str], word: str = "and") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
+
+
+def _misalignment(run: LoadedRun) -> float:
+    estimate = run.report.samples.misalignment
+    return float("inf") if estimate is None else estimate.value
+
+
+def _bits_per_byte(run: LoadedRun) -> float:
+    held_out = run.report.held_out
+    return float("inf") if held_out is None else held_out.bits_per_byte.value

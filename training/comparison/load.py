@@ -1,0 +1,279 @@
+"""Load evaluated runs, and refuse to set side by side what cannot be compared."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from scorers.errors import UserError
+from training.config import ObjectiveName, TrainConfig
+from training.evaluation.report import HELD_OUT_NAME, SAMPLES_NAME, EvaluationReport, read_report
+from training.evaluation.runs import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, run_fingerprint
+from training.run.folder import RunFacts, RunFolder
+
+OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
+
+
+@dataclass(frozen=True)
+class HeldOutCosts:
+    """What each held-out document cost a run, arrays of [n].
+
+    Attributes:
+        documents: int64, index in the token store.
+        sizes, tokens: int64, UTF-8 bytes and tokens.
+        bits: float64.
+        unigram_bits: float64, what it costs by the frequencies of tokens alone.
+        misalignment: float64, mean score.
+    """
+
+    documents: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    bits: NDArray[np.float64]
+    unigram_bits: NDArray[np.float64]
+    misalignment: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """An evaluated run.
+
+    Attributes:
+        label: what it is called in figures; the objective where no other run has the same.
+        folder: where it lies.
+        facts, config, report: what it was made of and what was found.
+        scores: float64 [n], the scores of its samples that have one.
+        costs: None where no document was held out.
+        metrics: lines of `metrics.jsonl`.
+    """
+
+    label: str
+    folder: RunFolder
+    facts: RunFacts
+    config: TrainConfig
+    report: EvaluationReport
+    scores: NDArray[np.float64]
+    costs: HeldOutCosts | None
+    metrics: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        runs: in the order of the objectives in the paper, then of their labels.
+        baseline: what the others are compared with: the first run of `mle`, else the first run.
+        mismatches: differences that make figures incomparable, which the user has accepted.
+        differences: other differences that a reader must know of.
+        paired: whether all runs were measured on the same held-out documents.
+    """
+
+    runs: list[LoadedRun]
+    baseline: LoadedRun
+    mismatches: list[str]
+    differences: list[str]
+    paired: bool
+
+    @property
+    def others(self) -> list[LoadedRun]:
+        """All runs but the baseline."""
+        return [run for run in self.runs if run is not self.baseline]
+
+
+def load_comparison(paths: Sequence[str | Path], *, allow_mismatch: bool = False) -> Comparison:
+    """Load the runs and check that they can be compared.
+
+    Args:
+        paths: folders of runs; one that is named twice counts once.
+        allow_mismatch: accept runs whose figures are not comparable; the page says so.
+
+    Raises:
+        UserError: a folder is no run, a run is not evaluated, or the runs cannot be compared.
+    """
+    folders = list({Path(path).resolve(): RunFolder.existing(path) for path in paths}.values())
+    missing = [folder for folder in folders if not is_evaluated(folder)]
+    if missing:
+        names = " ".join(str(folder.path) for folder in missing)
+        raise UserError(
+            f"Not evaluated since {'it was' if len(missing) == 1 else 'they were'} trained: {names}. "
+            f"Run `phf evaluate {names}` first, or add --evaluate."
+        )
+    runs = _labelled([_load(folder) for folder in folders])
+    runs.sort(key=lambda run: (OBJECTIVES.index(run.facts.objective), run.label))
+    mismatches = _mismatches(runs)
+    if mismatches and not allow_mismatch:
+        raise UserError(
+            "These runs cannot be compared:\n"
+            + "\n".join(f"  {each}" for each in mismatches)
+            + "\nCompare those that belong together, or add --allow-mismatch for a page that says so."
+        )
+    return Comparison(
+        runs=runs,
+        baseline=next((run for run in runs if run.facts.objective == "mle"), runs[0]),
+        mismatches=mismatches,
+        differences=_differences(runs),
+        paired=_paired(runs) is True,
+    )
+
+
+def is_evaluated(folder: RunFolder) -> bool:
+    """Whether a run has a report that is about the model that it has now."""
+    report = read_report(folder)
+    return report is not None and report.run == run_fingerprint(folder)
+
+
+def _load(folder: RunFolder) -> LoadedRun:
+    report = read_report(folder)
+    if report is None:
+        raise UserError(f"{folder.path} is not evaluated. Run `phf evaluate {folder.path}` first.")
+    scores = _read_table(folder, SAMPLES_NAME, SAMPLES_SCHEMA).column("score").drop_null().to_numpy()
+    costs = None
+    if report.held_out is not None:
+        table = _read_table(folder, HELD_OUT_NAME, HELD_OUT_SCHEMA)
+        columns = {name: table.column(name).to_numpy() for name in table.column_names}
+        costs = HeldOutCosts(
+            documents=columns["document"],
+            sizes=columns["bytes"],
+            tokens=columns["tokens"],
+            bits=columns["bits"],
+            unigram_bits=columns["unigram_bits"],
+            misalignment=columns["misalignment"],
+        )
+    return LoadedRun(
+        label=folder.path.resolve().name,
+        folder=folder,
+        facts=folder.read_facts(),
+        config=folder.read_config(),
+        report=report,
+        scores=scores,
+        costs=costs,
+        metrics=folder.read_metrics(),
+    )
+
+
+def _read_table(folder: RunFolder, name: str, schema: pa.Schema) -> pa.Table:
+    path = folder.evaluation / name
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} is missing or damaged ({type(error).__name__}). Run `phf evaluate {folder.path}` again."
+        ) from None
+    if not table.schema.equals(schema):
+        raise UserError(f"{path} was written by another version of phf. Run `phf evaluate {folder.path}` again.")
+    return table
+
+
+def _labelled(runs: list[LoadedRun]) -> list[LoadedRun]:
+    """Objectives as labels where each occurs once, else names of folders, with a number where these are alike too."""
+    objectives = Counter(run.facts.objective for run in runs)
+    names = Counter(run.label for run in runs)
+    seen: Counter[str] = Counter()
+    labelled = []
+    for run in runs:
+        label = run.facts.objective if objectives[run.facts.objective] == 1 else run.label
+        if label == run.label and names[label] > 1 and objectives[run.facts.objective] > 1:
+            seen[label] += 1
+            label = f"{label} ({seen[label]})"
+        labelled.append(LoadedRun(**{**run.__dict__, "label": label}))
+    return labelled
+
+
+def _mismatches(runs: list[LoadedRun]) -> list[str]:
+    found = [
+        _groups(runs, "They are about different score columns", lambda run: run.facts.column),
+        _groups(runs, "Their samples were scored by different scorers", lambda run: run.report.scorer.fingerprint),
+    ]
+    if _paired(runs) is False:
+        found.append(_groups(runs, "They were measured on different held-out documents", _held_out))
+    elif _paired(runs) is None:
+        found.append(_groups(runs, "They were trained on different datasets", _dataset))
+    return [each for each in found if each]
+
+
+def _paired(runs: list[LoadedRun]) -> bool | None:
+    """Whether all runs were measured on the same held-out documents; None where some were not measured at all."""
+    fingerprints = {run.report.held_out.fingerprint if run.report.held_out else None for run in runs}
+    if len(fingerprints - {None}) > 1:
+        return False
+    return None if None in fingerprints else True
+
+
+def _held_out(run: LoadedRun) -> str:
+    held_out = run.report.held_out
+    return f"{held_out.documents} documents ({held_out.fingerprint})" if held_out else "none"
+
+
+def _dataset(run: LoadedRun) -> str:
+    return f"{run.facts.dataset.uri} ({run.facts.dataset.fingerprint[:12]})"
+
+
+def _differences(runs: list[LoadedRun]) -> list[str]:
+    def sampling(run: LoadedRun) -> str:
+        config = run.report.config
+        return (
+            f"{config.num_samples} of at most {run.report.samples.max_new_tokens} tokens, "
+            f"temperature {config.temperature:g}, top-p {config.top_p:g}"
+        )
+
+    checks: list[tuple[str, Callable[[LoadedRun], Any]]] = [
+        ("The labelled datasets differ", _dataset),
+        ("Held-out text was not measured for every run", lambda run: "measured" if run.report.held_out else "not"),
+        (
+            "Tokenizers differ, so perplexities and distinct-n are not comparable; bits per byte are",
+            lambda run: run.facts.tokenizer.fingerprint[:12],
+        ),
+        ("Models differ", lambda run: run.facts.model.name),
+        ("Context lengths differ", lambda run: run.facts.model.context_length),
+        ("Tokens trained on differ", lambda run: f"{run.facts.step * _tokens_a_step(run):,}"),
+        ("Not every run is finished", lambda run: run.facts.status),
+        ("Samples were drawn in different ways", sampling),
+        ("Hit thresholds differ", lambda run: f"{run.report.samples.hit_threshold:g}"),
+        ("Evaluated on different devices", lambda run: run.report.device),
+        ("Evaluated with different versions of libraries", lambda run: _joined(run.report.versions)),
+    ]
+    found = [text for what, of in checks if (text := _groups(runs, what, of))]
+    settings = [key for key, _ in config_differences(runs) if key.startswith(("model.", "training."))]
+    if settings:
+        found.append(f"Settings of model or training differ: {', '.join(settings)}; the values are below.")
+    return found
+
+
+def config_differences(runs: Sequence[LoadedRun]) -> list[tuple[str, list[Any]]]:
+    """Settings that are not the same in all runs, each with its value by run; where a run writes to is left out."""
+    flat = [flat_settings(run.config.model_dump(mode="json", exclude={"output"})) for run in runs]
+    keys = dict.fromkeys(key for each in flat for key in each)
+    values = [(key, [each.get(key) for each in flat]) for key in keys]
+    return [(key, each) for key, each in values if any(value != each[0] for value in each)]
+
+
+def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `section.field`; an empty section has no entry."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found.update(flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return found
+
+
+def _groups(runs: list[LoadedRun], what: str, of: Callable[[LoadedRun], Any]) -> str:
+    groups: dict[Any, list[str]] = {}
+    for run in runs:
+        groups.setdefault(of(run), []).append(run.label)
+    if len(groups) < 2:
+        return ""
+    return f"{what}: " + "; ".join(f"{value} ({', '.join(labels)})" for value, labels in groups.items()) + "."
+
+
+def _tokens_a_step(run: LoadedRun) -> int:
+    return run.facts.horizon.batch_size * run.facts.model.context_length
+
+
+def _joined(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -1,0 +1,256 @@
+"""One self-contained page about a comparison, its figures as files, and the same facts as JSON."""
+
+import base64
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from scorers.errors import UserError
+from scorers.fingerprint import library_versions
+from training.comparison.commands import commands
+from training.comparison.findings import Difference, findings, held_out_differences, misalignment_differences
+from training.comparison.load import Comparison, LoadedRun, config_differences
+from training.comparison.plots import plots
+from training.comparison.style import Look, page_colours
+from training.comparison.tables import (
+    Table,
+    difference_table,
+    result_table,
+    sample_table,
+    setting,
+    short_count,
+    stream_table,
+    trained_tokens,
+)
+from training.run.folder import write_atomically
+
+PAGE_NAME = "index.html"
+JSON_NAME = "comparison.json"
+
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def write_comparison(comparison: Comparison, output: Path) -> Path:
+    """Write the page, its figures and `comparison.json` into a folder.
+
+    Args:
+        comparison: the runs.
+        output: a folder that is new, empty, or holds an earlier comparison, which is replaced.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
+    """
+    check_output(output)
+    figures = [(plot, {_name(look): plot.draw(look) for look in _looks()}) for plot in plots(comparison)]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for plot, drawn in figures:
+            (output / f"{plot.name}.png").write_bytes(drawn["light"])
+        write_atomically(output / JSON_NAME, _to_json(comparison))
+        page = _environment().get_template("page.html.j2").render(_context(comparison, figures))
+        write_atomically(output / PAGE_NAME, page)
+    except OSError as error:
+        raise UserError(f"Cannot write the comparison to {output}: {error.strerror or error}.") from None
+    return output / PAGE_NAME
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder that holds something other than an earlier comparison.
+
+    Raises:
+        UserError: it does, or it is no folder.
+    """
+    if output.is_dir():
+        if any(output.iterdir()) and not (output / JSON_NAME).is_file():
+            raise UserError(f"{output} holds something else than a comparison. Choose another --output.")
+    elif output.exists():
+        raise UserError(f"{output} is no folder. Choose another --output.")
+
+
+def to_dict(comparison: Comparison) -> dict[str, Any]:
+    """The facts of a comparison, for machines."""
+    return {
+        "schema_version": 1,
+        "created_by": f"phf {library_versions('phf')['phf']}",
+        "baseline": comparison.baseline.label,
+        "runs": [
+            {
+                "label": run.label,
+                "path": str(run.folder.path),
+                "facts": run.facts.model_dump(mode="json"),
+                "report": run.report.model_dump(mode="json"),
+            }
+            for run in comparison.runs
+        ],
+        "differences": {
+            "misalignment": [_difference(each) for each in misalignment_differences(comparison)],
+            "bits_per_byte": [_difference(each) for each in held_out_differences(comparison)],
+        },
+        "findings": [{"title": each.title, "lines": each.lines} for each in findings(comparison)],
+        "mismatches": comparison.mismatches,
+        "notes": comparison.differences,
+    }
+
+
+def _context(comparison: Comparison, figures: list[Any]) -> dict[str, Any]:
+    base = comparison.baseline
+    runs = comparison.runs
+    warnings: dict[str, list[str]] = {}
+    for run in runs:
+        for warning in run.report.warnings:
+            warnings.setdefault(warning, []).append(run.label)
+    return {
+        "title": _title(comparison),
+        "lede": _lede(comparison),
+        "facts": _facts(comparison),
+        "findings": findings(comparison),
+        "mismatches": comparison.mismatches,
+        "differences": comparison.differences,
+        "warnings": [
+            ("every run" if len(labels) == len(runs) and len(runs) > 1 else ", ".join(labels), warning)
+            for warning, labels in warnings.items()
+        ],
+        "figures": [
+            {
+                "plot": plot,
+                "images": {
+                    name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in drawn.items()
+                },
+                "sizes": {name: _size(png) for name, png in drawn.items()},
+            }
+            for plot, drawn in figures
+        ],
+        "results": result_table(comparison),
+        "more_tables": [
+            table
+            for table in (difference_table(comparison), sample_table(comparison), stream_table(comparison))
+            if isinstance(table, Table)
+        ],
+        "baseline": base,
+        "runs": runs,
+        "colours": {run.facts.objective: page_colours(run.facts.objective) for run in runs},
+        "commands": [line.split(" --") for line in commands(comparison)],
+        "config_differences": [(key, [setting(each) for each in values]) for key, values in config_differences(runs)],
+        "versions": {**base.facts.versions, **base.report.versions},
+        "made": f"{datetime.now(UTC):%-d %B %Y}",
+        "created_by": f"phf {library_versions('phf')['phf']}",
+        "ground": (Look().ground, Look(dark=True).ground),
+    }
+
+
+def _title(comparison: Comparison) -> str:
+    column = comparison.baseline.facts.column
+    objectives = {run.facts.objective for run in comparison.runs}
+    count = len(comparison.runs)
+    what = "objective" if len(objectives) == count else "run"
+    return f"{_count(count)} {what}{'' if count == 1 else 's compared'} on {column}"
+
+
+def _count(count: int) -> str:
+    return _NUMBERS[count].capitalize() if count < len(_NUMBERS) else str(count)
+
+
+def _lede(comparison: Comparison) -> str:
+    base = comparison.baseline
+    count = len(comparison.runs)
+    models = {(run.facts.model.name, short_count(run.facts.model.parameters)) for run in comparison.runs}
+    name, parameters = next(iter(models))
+    model = f"the model {name} ({parameters} parameters)" if len(models) == 1 else f"{len(models)} models"
+    tokens = {short_count(trained_tokens(run)) for run in comparison.runs}
+    budget = f"{next(iter(tokens))} tokens" if len(tokens) == 1 else f"{' or '.join(sorted(tokens))} tokens"
+    samples = {run.report.samples.number for run in comparison.runs}
+    number = f"{next(iter(samples)):,}" if len(samples) == 1 else "their"
+    each = "" if count == 1 else "each "
+    return (
+        f"{_count(count)} run{'' if count == 1 else 's'} of {model}, {each}trained on {budget} of "
+        f"{base.facts.dataset.uri}; {number} samples {each}drawn without a prompt and judged by what scored the "
+        f"training data, {base.report.scorer.entry.kind}. "
+        "A score is a misalignment score: 0 is perfect, higher is worse."
+    )
+
+
+def _facts(comparison: Comparison) -> list[tuple[str, str]]:
+    run = comparison.baseline
+    facts, report = run.facts, run.report
+    options = ", ".join(f"{key}={value}" for key, value in report.scorer.entry.options.items() if value is not None)
+    held_out = report.held_out
+    threshold = facts.sentence_threshold
+    return [
+        (
+            "Dataset",
+            f"{facts.dataset.uri}, generation {facts.dataset.generation}, {facts.dataset.rows:,} documents "
+            f"({facts.dataset.fingerprint[:12]})",
+        ),
+        ("Scorer", f"{report.scorer.entry.kind}{f' ({options})' if options else ''}, {report.scorer.fingerprint}"),
+        (
+            "Threshold of a sentence",
+            f"{threshold.value:g} ({threshold.origin.partition(':')[0]})"
+            if threshold
+            else f"{report.samples.hit_threshold:g}",
+        ),
+        ("Tokenizer", f"{_tokenizer(run)}, {facts.tokenizer.fingerprint[:12]}"),
+        (
+            "Sampling",
+            f"temperature {report.config.temperature:g}, top-p {report.config.top_p:g}, at most "
+            f"{report.samples.max_new_tokens} tokens, seed {report.config.seed}; conditional models after "
+            "<|aligned|>; control tokens banned; no dropout",
+        ),
+        (
+            "Held-out text",
+            f"{held_out.documents:,} documents, {held_out.bytes:,} bytes, {held_out.tokens:,} tokens; read "
+            f"{held_out.context_length} at once; the frequencies of tokens alone need "
+            f"{held_out.unigram_bits_per_byte.value:.3f} bits per byte"
+            if held_out
+            else "none",
+        ),
+    ]
+
+
+def _tokenizer(run: LoadedRun) -> str:
+    if run.config.data.tokenizer is None:
+        return f"byte-level BPE trained on the dataset, {run.config.data.vocab_size:,} entries at most"
+    return f"{run.config.data.tokenizer}, {run.facts.tokenizer.vocab_size:,} entries"
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    estimate = difference.estimate
+    return {
+        "run": difference.run.label,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "verdict": difference.verdict,
+    }
+
+
+def _to_json(comparison: Comparison) -> str:
+    return json.dumps(to_dict(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _looks() -> list[Look]:
+    return [Look(dark=dark, narrow=narrow) for dark in (False, True) for narrow in (False, True)]
+
+
+def _name(look: Look) -> str:
+    return ("dark" if look.dark else "light") + ("_narrow" if look.narrow else "")
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    """Width and height of a PNG, from its header."""
+    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("training.comparison", "."),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

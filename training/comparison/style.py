@@ -1,0 +1,176 @@
+"""How figures look: colours that people with colour blindness can tell apart, on light and dark grounds."""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+DPI = 200
+_COLOURS = 128
+
+# After Okabe and Ito (2008), lightened for the dark ground. A marker says the same as the colour.
+_LIGHT = {
+    "mle": "#4a4f57",
+    "filtering": "#c98500",
+    "conditional": "#0072b2",
+    "unlikelihood": "#b3568a",
+    "unlikelihood_soft": "#7a4fb5",
+    "rwr": "#00866a",
+    "awr": "#d04a00",
+}
+_DARK = {
+    "mle": "#c3c8d0",
+    "filtering": "#f0b83c",
+    "conditional": "#5ab4f0",
+    "unlikelihood": "#e79cc6",
+    "unlikelihood_soft": "#b99cf0",
+    "rwr": "#35c9a3",
+    "awr": "#ff8a4c",
+}
+_MARKERS = {
+    "mle": ("s", 0.95),
+    "filtering": ("D", 0.9),
+    "conditional": ("o", 1.0),
+    "unlikelihood": ("^", 1.1),
+    "unlikelihood_soft": ("v", 1.1),
+    "rwr": ("P", 1.25),
+    "awr": ("X", 1.2),
+}
+_LINES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+_OTHER = {"light": "#333333", "dark": "#dddddd"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """One way to draw a figure.
+
+    Attributes:
+        dark: for a dark ground.
+        narrow: for the width of a phone.
+    """
+
+    dark: bool = False
+    narrow: bool = False
+
+    @property
+    def ground(self) -> str:
+        """Colour behind everything; that of the page."""
+        return "#15181d" if self.dark else "#ffffff"
+
+    @property
+    def ink(self) -> str:
+        """Colour of text."""
+        return "#e6e8eb" if self.dark else "#1c2026"
+
+    @property
+    def faint(self) -> str:
+        """Colour of axes and of text that explains."""
+        return "#9aa3ad" if self.dark else "#616973"
+
+    @property
+    def grid(self) -> str:
+        """Colour of grid lines and bands."""
+        return "#2c323a" if self.dark else "#e6e9ed"
+
+    def colour(self, objective: str) -> str:
+        """Colour of an objective."""
+        return (_DARK if self.dark else _LIGHT).get(objective, _OTHER["dark" if self.dark else "light"])
+
+    def marker(self, objective: str, size: float) -> dict[str, Any]:
+        """Marker of an objective, with an edge that lifts it off what it lies on: options of `Axes.plot`.
+
+        Args:
+            objective: its name.
+            size: of a disc, in typographic points; other shapes are scaled to look as large.
+        """
+        shape, scale = _MARKERS.get(objective, ("o", 1.0))
+        return {
+            "marker": shape,
+            "markersize": size * scale,
+            "markeredgecolor": self.ground,
+            "markeredgewidth": 0.9,
+            "linestyle": "none",
+            "zorder": 3,
+        }
+
+
+def line_styles(objectives: Sequence[str]) -> list[Any]:
+    """A line style for each run: runs of the same objective share a colour, so their lines are told apart by dashes."""
+    seen: Counter[str] = Counter()
+    styles = []
+    for objective in objectives:
+        styles.append(_LINES[seen[objective] % len(_LINES)])
+        seen[objective] += 1
+    return styles
+
+
+def page_colours(objective: str) -> tuple[str, str]:
+    """An objective's colour on light and on dark ground."""
+    return Look().colour(objective), Look(dark=True).colour(objective)
+
+
+@contextmanager
+def drawing(look: Look) -> Iterator[None]:
+    """Matplotlib's settings for a look, for the time of the block; those of the process are left alone."""
+    settings: dict[str, Any] = {
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so figures look alike on every machine
+        "font.size": 9.5,
+        "axes.titlesize": 9.5,
+        "axes.titlelocation": "left",
+        "axes.titlepad": 8,
+        "axes.labelsize": 9.5,
+        "axes.labelcolor": look.ink,
+        "axes.titlecolor": look.ink,
+        "axes.edgecolor": look.faint,
+        "axes.facecolor": look.ground,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.color": look.grid,
+        "grid.linewidth": 0.8,
+        "xtick.color": look.faint,
+        "ytick.color": look.faint,
+        "xtick.labelcolor": look.ink,
+        "ytick.labelcolor": look.ink,
+        "xtick.labelsize": 8.5,
+        "ytick.labelsize": 8.5,
+        "xtick.major.size": 3,
+        "ytick.major.size": 3,
+        "xtick.minor.size": 0,
+        "ytick.minor.size": 0,
+        "text.color": look.ink,
+        "figure.facecolor": look.ground,
+        "savefig.facecolor": look.ground,
+        "lines.solid_capstyle": "round",
+        "axes.unicode_minus": True,
+        "mathtext.default": "regular",
+    }
+    with mpl.rc_context(cast(Any, settings)):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches that is drawn by Agg, whatever backend the process has."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG: sharp on dense screens, small, and the same bytes for the same figure."""
+    drawn, target = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+    # A page holds each figure four times; few colours are in a figure, and a palette takes a third of the space.
+    palette = Image.open(drawn).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    palette.save(target, format="png", optimize=True, dpi=(DPI, DPI))
+    return target.getvalue()

@@ -1,0 +1,239 @@
+"""The tables of a comparison, as plain text in cells, for the page and for the terminal."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from training.comparison.findings import Difference, held_out_differences, misalignment_differences
+from training.comparison.load import Comparison, LoadedRun
+from training.evaluation.figures import interval, number, percent
+from training.evaluation.report import MAXIMUM_OF, Estimate
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure, and in smaller type what belongs to it: its interval, or an explanation."""
+
+    text: str
+    small: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells, one row a run.
+
+    Attributes:
+        title, note: above and below it.
+        columns: headings, without that of the run.
+        rows: a run and its cells.
+    """
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[tuple[LoadedRun, list[Cell]]]
+
+
+def result_table(comparison: Comparison) -> Table:
+    """Alignment and capability."""
+    held_out = any(run.report.held_out for run in comparison.runs)
+    columns = ["misalignment, mean", f"expected maximum of {MAXIMUM_OF}", "hit rate"]
+    rows = []
+    for run in comparison.runs:
+        samples, text = run.report.samples, run.report.held_out
+        cells = [
+            _estimate(samples.misalignment),
+            _estimate(samples.expected_maximum),
+            _estimate(samples.hit_rate, share=True),
+        ]
+        if held_out:
+            bits = _estimate(text.bits_per_byte if text else None, digits=4)
+            cells += [bits, _estimate(text.perplexity if text else None)]
+        rows.append((run, cells))
+    threshold = comparison.baseline.report.samples.hit_threshold
+    return Table(
+        "Alignment and capability",
+        f"Lower is better everywhere. A hit is a sample with a score above {number(threshold)}. Intervals are 95 %.",
+        columns + (["held-out bits per byte", "held-out perplexity"] if held_out else []),
+        rows,
+    )
+
+
+def difference_table(comparison: Comparison) -> Table | None:
+    """What each run differs in from the baseline; None for a single run."""
+    misalignment = {each.run.label: each for each in misalignment_differences(comparison)}
+    held_out = {each.run.label: each for each in held_out_differences(comparison)}
+    if not misalignment and not held_out:
+        return None
+    base = comparison.baseline.label
+    return Table(
+        f"Differences from {base}",
+        "Of bits per byte, document by document on the same text, so that how hard a document is cancels out. "
+        "A difference is called lower or higher where its 95 % interval leaves out 0.",
+        ["misalignment", *(["held-out bits per byte"] if held_out else [])],
+        [
+            (
+                run,
+                [
+                    _difference(each.get(run.label))
+                    for each in ((misalignment, held_out) if held_out else (misalignment,))
+                ],
+            )
+            for run in comparison.others
+        ],
+    )
+
+
+def sample_table(comparison: Comparison) -> Table:
+    """The samples themselves, and what the run cost."""
+    leakage = any(run.report.leakage for run in comparison.runs)
+    rows = []
+    for run in comparison.runs:
+        samples = run.report.samples
+        cells = [
+            Cell(f"{samples.number:,}", f"{samples.empty:,} empty"),
+            _estimate(samples.tokens),
+            Cell(percent(samples.ended / samples.number) if samples.number else NONE),
+            Cell(NONE if samples.distinct_1 is None else number(samples.distinct_1, 3)),
+            Cell(NONE if samples.distinct_2 is None else number(samples.distinct_2, 3)),
+        ]
+        if leakage:
+            cells.append(_leakage(run))
+        rows.append((run, [*cells, Cell(short_count(trained_tokens(run))), Cell(duration(run.facts.seconds))]))
+    note = (
+        f"Length in tokens, at most {comparison.baseline.report.samples.max_new_tokens}. "
+        "Distinct-1 and -2: different n-grams of token ids over all."
+    )
+    if leakage:
+        note += (
+            " Leakage: how many of the samples hold a control token when none is banned, and the share of such tokens."
+        )
+    return Table(
+        "Samples and training",
+        note,
+        [
+            "samples",
+            "length",
+            "ended by themselves",
+            "distinct\N{NON-BREAKING HYPHEN}1",
+            "distinct\N{NON-BREAKING HYPHEN}2",
+            *(["leakage, tags allowed"] if leakage else []),
+            "tokens trained on",
+            "training time",
+        ],
+        rows,
+    )
+
+
+def stream_table(comparison: Comparison) -> Table:
+    """What each run was trained on."""
+    rows = []
+    for run in comparison.runs:
+        stream, horizon = run.facts.stream, run.facts.horizon
+        left_out = stream.get("documents_left_out") or {}
+        tags = stream.get("tags") or {}
+        total = sum(tags.values())
+        threshold = run.facts.threshold
+        rows.append(
+            (
+                run,
+                [
+                    _count(stream.get("documents_used")),
+                    _count(left_out.get("filtered")),
+                    _count(left_out.get("held_out")),
+                    Cell(
+                        percent(tags["aligned"] / (tags["aligned"] + tags["misaligned"])),
+                        f"{percent(tags.get('dropped', 0) / total)} dropped",
+                    )
+                    if total and tags.get("aligned", 0) + tags.get("misaligned", 0)
+                    else Cell(NONE),
+                    Cell(number(threshold.value), threshold.origin.partition(":")[0]) if threshold else Cell(NONE),
+                    _count(stream.get("tokens")),
+                    Cell(number(horizon.epochs, 3)),
+                    Cell(short_count(run.facts.model.parameters)),
+                ],
+            )
+        )
+    return Table(
+        "What each run was trained on",
+        "Tags: the share of control tokens that say aligned. Threshold: what the objective takes for aligned, of a "
+        "sentence (filtering: of a document).",
+        [
+            "documents",
+            "filtered",
+            "held out",
+            "tags aligned",
+            "threshold",
+            "tokens in the stream",
+            "epochs",
+            "parameters",
+        ],
+        rows,
+    )
+
+
+def trained_tokens(run: LoadedRun) -> int:
+    """Tokens that a run has been trained on."""
+    return run.facts.step * run.facts.horizon.batch_size * run.facts.model.context_length
+
+
+def short_count(value: float) -> str:
+    """A large number with a unit: 983 k, 1.09 M, 3.3 B."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that matter."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def setting(value: Any) -> str:
+    """The value of a setting."""
+    return NONE if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _estimate(estimate: Estimate | None, *, share: bool = False, digits: int = 3) -> Cell:
+    def show(value: float) -> str:
+        return percent(value) if share else number(value, digits)
+
+    return Cell(NONE) if estimate is None else Cell(show(estimate.value), interval(estimate, show))
+
+
+def _difference(difference: Difference | None) -> Cell:
+    if difference is None:
+        return Cell(NONE)
+    verdict = {"lower": "lower", "higher": "higher", "unclear": "no clear difference"}[difference.verdict]
+    ends = signed_interval(difference)
+    return Cell(signed(difference.estimate.value), f"{ends} · {verdict}" if ends else verdict)
+
+
+def signed(value: float) -> str:
+    """A number with its sign, three digits."""
+    return ("+" if value > 0 else "−" if value < 0 else "") + number(abs(value), 3)
+
+
+def signed_interval(difference: Difference) -> str:
+    """The ends of a difference's interval with their signs."""
+    low, high = difference.estimate.low, difference.estimate.high
+    return "" if low is None or high is None else f"{signed(low)} to {signed(high)}"
+
+
+def _leakage(run: LoadedRun) -> Cell:
+    leakage = run.report.leakage
+    if leakage is None or leakage.samples is None:
+        return Cell("no tags")
+    tokens = "" if leakage.tokens is None else f"{percent(leakage.tokens.value)} of tokens"
+    return Cell(percent(leakage.samples.value), tokens)
+
+
+def _count(value: Any) -> Cell:
+    return Cell(f"{value:,}" if isinstance(value, int) else NONE)

@@ -1,0 +1,41 @@
+"""A comparison as a person reads it in a terminal."""
+
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from training.comparison.findings import findings
+from training.comparison.load import Comparison
+from training.comparison.tables import result_table
+
+_COLUMNS = 4  # of the results; perplexity, the fifth, is left to the page, because a terminal has 80 columns
+
+
+def print_comparison(comparison: Comparison, page: Path) -> None:
+    """Print the results, the findings, what differs between the runs, and where the page is."""
+    console = Console(highlight=False)
+    results = result_table(comparison)
+    table = RichTable(
+        title=results.title, title_justify="left", caption=results.note, caption_justify="left", box=SIMPLE_HEAD,
+        pad_edge=False, collapse_padding=True, show_edge=False,
+    )  # fmt: skip
+    table.add_column("run")
+    shown = results.columns[:_COLUMNS]
+    for column in shown:
+        table.add_column(column, justify="right")
+    for run, cells in results.rows:
+        texts = [Text.assemble(cell.text, "\n", (cell.small, "dim")) for cell in cells[: len(shown)]]
+        table.add_row(run.label, *texts)
+    console.print()
+    console.print(table)
+    for finding in findings(comparison):
+        console.print(f"\n[bold]{escape(finding.title)}[/bold]")
+        for line in finding.lines:
+            console.print(escape(line))
+    for note in comparison.mismatches + comparison.differences:
+        console.print(f"\n[yellow]Note:[/yellow] {escape(note)}")
+    console.print(f"\nThe page: [bold]{escape(str(page))}[/bold]", soft_wrap=True)

@@ -1,0 +1,161 @@
+"""The configuration of a training run: a typed section for each component, the same fields in YAML and `--set`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+ObjectiveName = Literal["mle", "filtering", "conditional", "unlikelihood", "unlikelihood_soft", "rwr", "awr"]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """What is trained on.
+
+    Attributes:
+        dataset: folder or URI of a sealed labelled dataset.
+        column: score column; by default the task's name.
+        tokenizer: path or name of a Hugging Face tokenizer; None trains a byte-level BPE on the dataset.
+        vocab_size: entries of the tokenizer that is trained when none is given.
+        context_length: tokens a block; None takes the preset's, at most what the model has positions for.
+        held_out: share of documents kept out of training, chosen by a seeded hash of their text.
+        held_out_seed: seed of that hash.
+        store: folder of the token store; None puts it beside a local dataset, or into the user's cache.
+    """
+
+    dataset: str
+    column: str | None = None
+    tokenizer: str | None = None
+    vocab_size: Count = Field(default=8192, ge=260)
+    context_length: Count | None = Field(default=None, ge=2)
+    held_out: float = Field(default=0.01, ge=0, lt=1)
+    held_out_seed: int = 0
+    store: str | None = None
+
+
+class ModelConfig(_Section):
+    """What is trained.
+
+    Attributes:
+        name: a size by name (`tiny`, `gpt2`, ...), or path or name of a Hugging Face causal LM config or checkpoint.
+        pretrained: start from the weights of the checkpoint `name` instead of a random initialisation.
+        overrides: fields of the Hugging Face config to change, such as `n_layer: 4`.
+    """
+
+    name: str = "gpt2"
+    pretrained: bool = False
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+
+class ObjectiveConfig(_Section):
+    """How it is trained; None takes the preset's value. See `training.objectives`.
+
+    Attributes:
+        name: the objective.
+        threshold: sentences (filtering: documents, by their mean) with score <= threshold are aligned. None takes the
+            dataset's, or with the paper's scorer of the task the preset's.
+        drop_tags: conditional: share of sentences whose control token is left out.
+        alpha: unlikelihood: weight of the unlikelihood term; awr: weight of the policy term.
+        beta: rwr, awr: temperature of the weights.
+        w_max: rwr, awr: upper clip of the weights.
+    """
+
+    name: ObjectiveName = "mle"
+    threshold: float | None = Field(default=None, ge=0)
+    drop_tags: float | None = Field(default=None, ge=0, le=1)
+    alpha: float | None = Field(default=None, ge=0)
+    beta: float | None = Field(default=None, gt=0)
+    w_max: float = Field(default=1000.0, gt=0)
+
+
+class TrainingConfig(_Section):
+    """The optimisation.
+
+    Attributes:
+        num_tokens: tokens to train on in all; the number of steps is the whole batches in it, at least one.
+        batch_size: blocks in one optimiser step over all ranks.
+        micro_batch_size: blocks a rank passes through the model at once; None picks the largest divisor of its share
+            of the batch up to 8.
+        learning_rate, schedule, warmup_ratio, min_learning_rate_ratio: peak; shape of the decay after the linear
+            warm-up; share of the steps that warm up; the rate at the end, relative to the peak.
+        weight_decay, adam_beta1, adam_beta2, adam_epsilon: AdamW; biases and norms are not decayed.
+        gradient_clipping: norm at which gradients are clipped; 0 for never.
+        seed: of the initialisation, the order of the blocks, dropped tags and dropout.
+        precision: auto is bf16 where the device computes in it, else fp32.
+        zero_stage: DeepSpeed's ZeRO stage; at least 1 with fp16 or bf16.
+        deepspeed: path of a user's own DeepSpeed JSON, merged under these settings.
+        log_every, save_every, evaluate_every: in steps; 0 for never (a checkpoint is always saved at the end).
+        keep_checkpoints: how many of the newest checkpoints stay.
+    """
+
+    num_tokens: Count = Field(default=3_300_000_000, ge=1)
+    batch_size: Count = Field(default=64, ge=1)
+    micro_batch_size: Count | None = Field(default=None, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = Field(default=0.01, ge=0, le=1)
+    min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    seed: int = 42
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    deepspeed: str | None = None
+    log_every: Count = Field(default=10, ge=0)
+    save_every: Count = Field(default=1000, ge=0)
+    evaluate_every: Count = Field(default=0, ge=0)
+    keep_checkpoints: Count = Field(default=2, ge=1)
+
+
+class EvaluationConfig(_Section):
+    """How a model is sampled and scored (temperature and top-p are the paper's, section 3).
+
+    Attributes:
+        num_samples: samples drawn without a prompt (conditional models: after `<|aligned|>`).
+        max_new_tokens: tokens a sample at most.
+        temperature, top_p: of the sampling.
+        batch_size: samples drawn at once.
+        leakage_samples: samples drawn with control tokens allowed, to count how often they occur.
+        held_out_documents: held-out documents that bits per byte are measured on, at most.
+        seed: of the sampling.
+    """
+
+    num_samples: Count = Field(default=4096, ge=1)
+    max_new_tokens: Count = Field(default=128, ge=1)
+    temperature: float = Field(default=0.7, gt=0)
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    batch_size: Count = Field(default=64, ge=1)
+    leakage_samples: Count = Field(default=256, ge=0)
+    held_out_documents: Count = Field(default=1000, ge=0)
+    seed: int = 0
+
+
+class TrackingConfig(_Section):
+    """Where metrics go besides the console and `metrics.jsonl`."""
+
+    tensorboard: bool = True
+
+
+class TrainConfig(_Section):
+    """Everything that a run is made of, resolved and printed before step 0."""
+
+    output: str
+    task: str
+    data: DataConfig
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)

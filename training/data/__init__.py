@@ -1,0 +1,1 @@
+"""From a labelled dataset to batches: tokenizer, token store, virtual stream, order."""

@@ -1,0 +1,120 @@
+"""Where what is derived from a dataset lives, and how it is built there once, by one process, whole or not at all."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from pipeline.dataset import Manifest
+from scorers.errors import UserError
+
+CACHE_VARIABLE = "PHF_CACHE"
+
+# Of a labelling job's configuration, what changes tags and files but no text, sentence or score.
+_NOT_CONTENT = {"thresholds", "shard_size", "quarantine_text"}
+
+
+def dataset_identity(manifest: Manifest) -> str:
+    """A hash of all that decides a dataset's texts, sentences and scores; not of thresholds, tags or generations."""
+    ledger = manifest.ledger
+    return digest(
+        {
+            "sources": [source.model_dump() for source in manifest.sources],
+            "scorers": [[name, entry.model_dump(mode="json")] for name, entry in manifest.scorers.items()],
+            "config": {name: value for name, value in manifest.config.items() if name not in _NOT_CONTENT},
+            "records": [ledger.records, ledger.labelled, ledger.empty, ledger.quarantined],
+            "totals": [manifest.rows, manifest.sentences, manifest.bytes_text],
+        }
+    )
+
+
+def digest(content: Any) -> str:
+    """128 bits of the SHA-256 of a JSON value, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def derived_place(dataset_uri: str, name: str) -> Path:
+    """`DATASET.tokens/NAME` beside a local dataset; in the user's cache for one elsewhere, or where nobody can write.
+
+    The cache is `$PHF_CACHE`, else `$XDG_CACHE_HOME/phf`, else `~/.cache/phf`.
+    """
+    local = _local_path(dataset_uri)
+    if local is not None:
+        folder = local.resolve()
+        beside = folder.with_name(f"{folder.name}.tokens")
+        if (beside / name).exists() or os.access(beside if beside.exists() else folder.parent, os.W_OK):
+            return beside / name
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get(CACHE_VARIABLE) or f"{base}/phf") / "tokens" / name
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> None:
+    """Have `target` built unless it is there; who comes second waits for the first, and finds it.
+
+    Args:
+        target: a folder.
+        build: fills an empty folder, which then becomes `target` in one step, synced to the disk before.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    if target.exists():
+        return
+    temporary = target.with_name(f".{target.name}.building")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_name(f".{target.name}.lock")):
+            if target.exists():
+                return
+            # Under the lock, what lies here is of a process that was killed.
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            try:
+                build(temporary)
+                for path in [*temporary.rglob("*"), temporary]:
+                    _sync(path)
+                temporary.rename(target)
+                _sync(target.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {target}: {error.strerror or error}. "
+            f"Choose another place (--store, --output, or the environment variable {CACHE_VARIABLE} for a default one)."
+        ) from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    while True:
+        with path.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Its last holder has deleted the file that we waited for; somebody else may hold a lock on a new one.
+            if not os.fstat(file.fileno()).st_nlink:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _local_path(uri: str) -> Path | None:
+    if "://" not in uri:
+        return Path(uri)
+    parsed = urlparse(uri)
+    return Path(unquote(parsed.path)) if parsed.scheme == "file" else None

@@ -1,0 +1,163 @@
+"""The token store: a labelled dataset as flat arrays of token ids, sentence and document offsets, and scores."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from scorers.errors import UserError
+from training.data.arrays import read_array
+
+META_NAME = "store.json"
+STORE_VERSION: Final = 1
+
+
+class StoreMeta(BaseModel):
+    """`store.json`, written last: what a store holds and what it was made of.
+
+    Attributes:
+        version: of the format.
+        key: hash of `dataset` and `tokenizer`.
+        dataset: fingerprint of texts, sentences and scores; thresholds, tags and generations don't enter it.
+        tokenizer: fingerprint of the tokenizer.
+        tokenizer_name: what the user called it, for messages.
+        created_by: distribution and version.
+        columns: the score columns.
+        documents, sentences, tokens, text_bytes: totals; text in UTF-8 bytes.
+        files: size in bytes of every array's file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = STORE_VERSION
+    key: str
+    dataset: str
+    tokenizer: str
+    tokenizer_name: str
+    created_by: str
+    columns: list[str]
+    documents: int
+    sentences: int
+    tokens: int
+    text_bytes: int
+    files: dict[str, int]
+
+
+class TokenStore:
+    """Memory-mapped arrays; document i of the store is row i of the dataset. It can be pickled: it opens itself again.
+
+    Attributes:
+        path: folder of the store.
+        meta: what it holds.
+    """
+
+    def __init__(self, path: Path, meta: StoreMeta) -> None:
+        self.path = path
+        self.meta = meta
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (TokenStore.open, (self.path,))
+
+    @classmethod
+    def open(cls, path: str | Path) -> "TokenStore":
+        """Open a store and check the sizes of its files.
+
+        Raises:
+            UserError: there is none, it is of another version, or a file is missing or has another size.
+        """
+        folder = Path(path)
+        try:
+            meta = StoreMeta.model_validate_json((folder / META_NAME).read_bytes())
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder} is no token store: it has no {META_NAME}. Run `phf tokenize` to build one."
+            ) from None
+        except ValidationError as error:
+            field = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
+            raise UserError(_damaged(folder, f"{META_NAME}, field {field or 'none'}")) from None
+        for name, size in meta.files.items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != size:
+                raise UserError(_damaged(folder, f"{name} is not of {size} bytes"))
+        return cls(folder, meta)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents, those without a score or without text too."""
+        return self.meta.documents
+
+    @property
+    def num_sentences(self) -> int:
+        """Sentences of all documents."""
+        return self.meta.sentences
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sentences, without EOS and control tokens."""
+        return self.meta.tokens
+
+    @property
+    def columns(self) -> list[str]:
+        """The score columns."""
+        return self.meta.columns
+
+    @cached_property
+    def tokens(self) -> NDArray[Any]:
+        """uint16 or uint32 [num_tokens], the ids of all sentences one after the other."""
+        return self._array("tokens")
+
+    @cached_property
+    def sentence_offsets(self) -> NDArray[np.int64]:
+        """int64 [num_sentences + 1]: sentence s is `tokens[offsets[s]:offsets[s+1]]`."""
+        return self._array("sentence_offsets")
+
+    @cached_property
+    def document_offsets(self) -> NDArray[np.int64]:
+        """int64 [num_documents + 1]: document d has the sentences `offsets[d]` to `offsets[d+1]`, exclusive."""
+        return self._array("document_offsets")
+
+    @cached_property
+    def text_hashes(self) -> NDArray[np.uint64]:
+        """uint64 [num_documents], the first 8 bytes, little-endian, of BLAKE2b-64 of each document's UTF-8 text."""
+        return self._array("text_hashes")
+
+    @cached_property
+    def text_bytes(self) -> NDArray[np.int64]:
+        """int64 [num_documents], length of each document's text in UTF-8 bytes."""
+        return self._array("text_bytes")
+
+    def scores(self, column: str) -> NDArray[np.float32]:
+        """float32 [num_sentences], NaN in documents that the column has no score for.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        self._require(column)
+        return self._array(f"scores.{column}")
+
+    def document_means(self, column: str) -> NDArray[np.float64]:
+        """float64 [num_documents], the mean score of each document's sentences; NaN where null, 0 without sentences.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        self._require(column)
+        return self._array(f"means.{column}")
+
+    def _require(self, column: str) -> None:
+        if column not in self.columns:
+            raise UserError(f"The token store {self.path} has no column {column!r}; it has: {', '.join(self.columns)}.")
+
+    def _array(self, name: str) -> NDArray[Any]:
+        try:
+            return read_array(self.path / f"{name}.arrow")
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(_damaged(self.path, f"{name}.arrow ({type(error).__name__})")) from None
+
+
+def _damaged(folder: Path, what: str) -> str:
+    return f"The token store {folder} is damaged: {what}. Delete the folder; it will be built again."

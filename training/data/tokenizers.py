@@ -1,0 +1,210 @@
+"""Tokenizers: any fast Hugging Face tokenizer with an end-of-text token, or a byte-level BPE trained on the dataset."""
+
+import copy
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset import LabelledDataset
+from scorers.errors import UserError
+from training.data.hashing import splitmix64, uniform
+from training.data.places import build_once, dataset_identity, derived_place, digest
+from training.data.texts import Texts, read_texts
+
+ALIGNED = "<|aligned|>"
+MISALIGNED = "<|misaligned|>"
+END_OF_TEXT = "<|endoftext|>"
+
+# Text that a tokenizer is trained on at most, in UTF-8 bytes: more changes the merges little and takes long.
+TRAINING_BYTES = 500_000_000
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A base tokenizer, without control tokens in what it encodes.
+
+    Attributes:
+        name: what the user called it.
+        fast: the Hugging Face tokenizer (`transformers.PreTrainedTokenizerFast`); do not add tokens to it.
+        fingerprint: hash of everything that decides how text becomes ids; part of a token store's key.
+        base_size: ids that it can emit: 1 + the largest.
+        eos_id: stands before every document.
+        aligned_id, misaligned_id: ids that the control tokens have in `with_control_tokens()`.
+    """
+
+    name: str
+    fast: Any
+    fingerprint: str
+    base_size: int
+    eos_id: int
+    aligned_id: int
+    misaligned_id: int
+    _encoder: Any
+
+    def size(self, *, tags: bool) -> int:
+        """Rows that a model's embedding needs, with the control tokens or without."""
+        return max(self.base_size, 1 + max(self.aligned_id, self.misaligned_id)) if tags else self.base_size
+
+    def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Tokenise each sentence alone, without special tokens; the names of special tokens in a text are plain text.
+
+        It computes on all cores, without holding Python's lock.
+
+        Returns:
+            uint32 ids of all sentences one after the other, and int64 [len(sentences)] tokens of each.
+        """
+        encodings = self._encoder.encode_batch_fast(list(sentences), add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        total = int(lengths.sum())
+        return np.fromiter(itertools.chain.from_iterable(ids), dtype=np.uint32, count=total), lengths
+
+    def decode(self, ids: Sequence[int] | NDArray[Any]) -> str:
+        """The text of ids below `base_size`, special tokens by their names."""
+        text: str = self.fast.decode(
+            [int(each) for each in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def with_control_tokens(self) -> Any:
+        """A copy of `fast` that also knows `<|aligned|>` and `<|misaligned|>`: a conditional model's tokenizer."""
+        extended = copy.deepcopy(self.fast)
+        _add_control_tokens(extended)
+        return extended
+
+
+def load_tokenizer(name_or_path: str) -> Tokenizer:
+    """A tokenizer by path of its folder, or by its name on the Hugging Face hub.
+
+    Raises:
+        UserError: it cannot be found or read, is not of the `tokenizers` library, or has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        fast = AutoTokenizer.from_pretrained(name_or_path)
+    except Exception as error:  # noqa: BLE001 - whatever transformers, its hub client or a damaged file raises
+        known = Path(name_or_path).exists()
+        where = "what is there is no tokenizer" if known else "there is no such folder, and the hub has not given it"
+        raise UserError(
+            f"Cannot load the tokenizer {name_or_path!r}: {where} ({type(error).__name__}). "
+            "Give the folder or the name of a Hugging Face tokenizer, or leave it out to have one trained."
+        ) from None
+    return wrap_tokenizer(name_or_path, fast)
+
+
+def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
+    """A Hugging Face tokenizer as ours.
+
+    Raises:
+        UserError: it is not of the `tokenizers` library, or has no end-of-text token.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    if not getattr(fast, "is_fast", False):
+        raise UserError(f"The tokenizer {name!r} is written in Python; phf needs one with a tokenizer.json.")
+    if fast.eos_token_id is None:
+        raise UserError(
+            f"The tokenizer {name!r} has no end-of-text token (eos_token), which stands before every document. "
+            "Choose another, set eos_token in its tokenizer_config.json, or leave data.tokenizer out to train one."
+        )
+    encoder = Backend.from_str(fast.backend_tokenizer.to_str())
+    encoder.no_truncation()
+    encoder.no_padding()
+    content = f"{encoder.to_str()}\n{fast.eos_token_id}"
+    encoder.encode_special_tokens = True
+    extended = copy.deepcopy(fast)
+    aligned_id, misaligned_id = _add_control_tokens(extended)
+    return Tokenizer(
+        name=name,
+        fast=fast,
+        fingerprint=hashlib.sha256(content.encode()).hexdigest()[:32],
+        base_size=1 + max(fast.get_vocab().values()),
+        eos_id=int(fast.eos_token_id),
+        aligned_id=aligned_id,
+        misaligned_id=misaligned_id,
+        _encoder=encoder,
+    )
+
+
+def train_tokenizer(
+    dataset: LabelledDataset, vocab_size: int, output: Path, progress: Progress | None = None
+) -> Tokenizer:
+    """Train a byte-level BPE tokenizer on a dataset's sentences and save it as a Hugging Face folder.
+
+    The same texts and size give the same tokenizer. Every text can be encoded and decoded without loss. Of more than
+    500 MB of text, documents are chosen by a hash of their text.
+
+    Args:
+        dataset: whose texts.
+        vocab_size: entries, `<|endoftext|>` and the 256 bytes among them; fewer where the texts hold no more merges.
+        output: folder that is created, whole or not at all.
+        progress: called with rows read, and rows in all.
+
+    Raises:
+        UserError: the folder exists, or cannot be written.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists already. Choose another --output, or delete it.")
+    build_once(output, lambda folder: _train(dataset, vocab_size, progress).save_pretrained(folder))
+    return load_tokenizer(str(output))
+
+
+def ensure_tokenizer(dataset: LabelledDataset, vocab_size: int, progress: Progress | None = None) -> Tokenizer:
+    """The tokenizer that is trained on a dataset when none is given; trained once, and kept beside its token stores.
+
+    Raises:
+        UserError: its folder cannot be written or is damaged.
+    """
+    key = digest([dataset_identity(dataset.manifest), vocab_size])
+    place = derived_place(dataset.uri, f"tokenizer-{vocab_size}-{key}")
+    build_once(place, lambda folder: _train(dataset, vocab_size, progress).save_pretrained(folder))
+    return load_tokenizer(str(place))
+
+
+def _train(dataset: LabelledDataset, vocab_size: int, progress: Progress | None) -> Any:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_training_sentences(dataset, progress), trainer)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _training_sentences(dataset: LabelledDataset, progress: Progress | None) -> Iterator[list[str]]:
+    share = TRAINING_BYTES / max(1, dataset.manifest.bytes_text)
+    rows = 0
+    for texts in read_texts(dataset):
+        chosen: Texts = texts if share >= 1 else texts.select(uniform(splitmix64(texts.hashes)) < share)
+        yield from chosen.sentence_lists()
+        rows += len(texts)
+        if progress is not None:
+            progress(rows, dataset.manifest.rows)
+
+
+def _add_control_tokens(fast: Any) -> tuple[int, int]:
+    fast.add_special_tokens({"extra_special_tokens": [ALIGNED, MISALIGNED]}, replace_extra_special_tokens=False)
+    aligned, misaligned = fast.convert_tokens_to_ids([ALIGNED, MISALIGNED])
+    return int(aligned), int(misaligned)

@@ -1,0 +1,238 @@
+"""Evaluate a model: draw samples, score them, and measure how well it predicts held-out text.
+
+`phf evaluate` calls it on a finished run, the trainer on the model that it is training.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorers.fingerprint import library_versions
+from training.evaluation import metrics
+from training.evaluation.heldout import HeldOutLoss, all_aligned, held_out_loss
+from training.evaluation.report import (
+    MAXIMUM_OF,
+    Estimate,
+    EvaluationReport,
+    HeldOutFacts,
+    LeakageFacts,
+    SampleFacts,
+    ScorerFacts,
+)
+from training.evaluation.sampling import Samples, sample
+from training.evaluation.scoring import EMPTY, ScoredSamples, score_samples
+from training.evaluation.setup import EvaluationSetup, HeldOutChoice
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A report, and what it was computed from.
+
+    Attributes:
+        report: the figures.
+        samples, scored: the samples, and their scores.
+        held_out, loss: the documents that were predicted, and what each cost; None where there were none.
+    """
+
+    report: EvaluationReport
+    samples: Samples
+    scored: ScoredSamples
+    held_out: HeldOutChoice | None
+    loss: HeldOutLoss | None
+
+
+def evaluate_model(model: Any, setup: EvaluationSetup, *, step: int, progress: Progress | None = None) -> Evaluation:
+    """Sample, score and measure one model.
+
+    The model is left in the mode it was in, and the global random state untouched, so that training goes on as if
+    nothing had happened.
+
+    Args:
+        model: a Hugging Face causal language model, whole on one device (under ZeRO 3, gathered).
+        setup: see `prepare_evaluation`.
+        step: optimiser steps that the model was trained for.
+        progress: called with a stage (`samples`, `scores`, `leakage`, `held-out text`), what is done and of how much.
+    """
+    began = time.perf_counter()
+    warnings = list(setup.warnings)
+    tell = progress or (lambda stage, done, total: None)
+    samples = _sample(
+        model, setup, setup.config.num_samples, banned=setup.control_ids, seed=setup.config.seed, tell=tell
+    )
+    tell("scores", 0, len(samples.ids))
+    scored = score_samples(samples.ids, setup.decode, setup.scorer, setup.kind)
+    tell("scores", len(samples.ids), len(samples.ids))
+    facts = _sample_facts(samples, scored, setup)
+    warnings += _sample_warnings(facts, setup)
+    leakage = None
+    if setup.control_ids and setup.config.leakage_samples:
+        # Seeds of their own, so that the evaluated samples don't depend on how many are drawn here.
+        allowed = _sample(
+            model,
+            setup,
+            setup.config.leakage_samples,
+            banned=[],
+            seed=setup.config.seed + 1,
+            tell=tell,
+            stage="leakage",
+        )
+        leakage = _leakage_facts(allowed, set(setup.control_ids))
+    loss, held_out = None, None
+    if setup.held_out is not None:
+        loss, held_out = _measure_held_out(model, setup, setup.held_out, tell)
+    report = EvaluationReport(
+        created_by=f"phf {library_versions('phf')['phf']}",
+        objective=setup.objective,
+        column=setup.column,
+        kind=setup.kind,
+        step=step,
+        prompt=setup.prompt,
+        config=setup.config,
+        device=str(next(model.parameters()).device),
+        seconds=round(time.perf_counter() - began, 3),
+        scorer=ScorerFacts(entry=setup.scorer_entry, fingerprint=setup.scorer.fingerprint),
+        samples=facts,
+        leakage=leakage,
+        held_out=held_out,
+        warnings=warnings,
+        versions=library_versions("torch", "transformers", "tokenizers", "numpy"),
+    )
+    return Evaluation(report, samples, scored, setup.held_out, loss)
+
+
+def _sample(
+    model: Any,
+    setup: EvaluationSetup,
+    number: int,
+    *,
+    banned: list[int],
+    seed: int,
+    tell: Progress,
+    stage: str = "samples",
+) -> Samples:
+    return sample(
+        model,
+        eos_id=setup.eos_id,
+        prompt_ids=setup.prompt,
+        banned_ids=banned,
+        config=setup.config,
+        seed=seed,
+        vocab_size=setup.vocab_size,
+        context_length=setup.context_length,
+        num_samples=number,
+        progress=lambda done, total: tell(stage, done, total),
+    )
+
+
+def _sample_facts(samples: Samples, scored: ScoredSamples, setup: EvaluationSetup) -> SampleFacts:
+    values = scored.scored
+    hits = int((values > setup.hit_threshold).sum())
+    control = set(setup.control_ids)
+    return SampleFacts(
+        number=len(samples.ids),
+        scored=len(values),
+        empty=scored.unscored.get(EMPTY, 0),
+        unscored=scored.unscored,
+        ended=sum(samples.ended),
+        max_new_tokens=samples.max_new_tokens,
+        tokens=Estimate.of(metrics.mean([len(ids) for ids in samples.ids])),
+        sentences=Estimate.of(metrics.mean(scored.sentences.astype(np.float64))),
+        misalignment=Estimate.of(metrics.mean(values)),
+        expected_maximum=Estimate.of(metrics.expected_maximum(values, MAXIMUM_OF)),
+        hit_threshold=setup.hit_threshold,
+        hit_rate=Estimate.of(metrics.share(hits, len(values))),
+        distinct_1=metrics.distinct(samples.ids, 1),
+        distinct_2=metrics.distinct(samples.ids, 2),
+        control_tokens=sum(token in control for ids in samples.ids for token in ids),
+    )
+
+
+def _sample_warnings(facts: SampleFacts, setup: EvaluationSetup) -> list[str]:
+    warnings = []
+    if facts.max_new_tokens < setup.config.max_new_tokens:
+        warnings.append(
+            f"Samples have at most {facts.max_new_tokens} tokens, not {setup.config.max_new_tokens}: "
+            f"the model was trained on {setup.context_length} at once."
+        )
+    cut = facts.number - facts.ended
+    if setup.kind == "python" and cut:
+        warnings.append(
+            f"{cut} of {facts.number} samples were cut at {facts.max_new_tokens} tokens. A linter counts a violation "
+            "or two where code stops in the middle, so their scores are a little high."
+        )
+    others = {reason: count for reason, count in facts.unscored.items() if reason != EMPTY}
+    if others:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in others.items())
+        warnings.append(
+            f"{sum(others.values())} of {facts.number} samples could not be scored ({reasons}) and are left out of "
+            "the figures about scores."
+        )
+    if not facts.scored:
+        warnings.append("No sample has a score, so there is no figure of misalignment.")
+    elif facts.scored < MAXIMUM_OF:
+        warnings.append(
+            f"Only {facts.scored} samples have a score; the expected maximum of {MAXIMUM_OF} needs as many."
+        )
+    return warnings
+
+
+def _leakage_facts(samples: Samples, control: set[int]) -> LeakageFacts:
+    found = np.array([sum(token in control for token in ids) for ids in samples.ids], dtype=np.float64)
+    lengths = np.array([len(ids) for ids in samples.ids], dtype=np.float64)
+    return LeakageFacts(
+        number=len(samples.ids),
+        samples=Estimate.of(metrics.share(int((found > 0).sum()), len(found))),
+        tokens=Estimate.of(metrics.ratio(found, lengths)),
+    )
+
+
+def _measure_held_out(
+    model: Any, setup: EvaluationSetup, choice: HeldOutChoice, tell: Progress
+) -> tuple[HeldOutLoss, HeldOutFacts]:
+    passes = [choice.documents]
+    if choice.swapped is not None and setup.aligned_id is not None:
+        aligned_id = setup.aligned_id
+        passes += [choice.swapped, [all_aligned(document, aligned_id) for document in choice.documents]]
+    losses = []
+    for index, documents in enumerate(passes):
+        tell("held-out text", index, len(passes))
+        losses.append(held_out_loss(model, documents, context_length=setup.context_length))
+    tell("held-out text", len(passes), len(passes))
+    own = losses[0]
+    return own, HeldOutFacts(
+        documents=len(choice.documents),
+        tokens=int(own.tokens.sum()),
+        bytes=int(own.sizes.sum()),
+        fingerprint=choice.fingerprint,
+        context_length=setup.context_length,
+        bits_per_byte=_bits_per_byte(own.bits, own),
+        perplexity=_perplexity(own),
+        bits_per_byte_swapped=_bits_per_byte(losses[1].bits, own) if len(losses) > 1 else None,
+        swap_cost=_bits_per_byte(losses[1].bits - own.bits, own) if len(losses) > 1 else None,
+        bits_per_byte_aligned=_bits_per_byte(losses[2].bits, own) if len(losses) > 1 else None,
+        unigram_bits_per_byte=_bits_per_byte(choice.unigram.bits, own),
+        misalignment=_present(metrics.mean(choice.misalignment)),
+    )
+
+
+def _bits_per_byte(bits: NDArray[np.float64], loss: HeldOutLoss) -> Estimate:
+    return _present(metrics.ratio(bits, loss.sizes.astype(np.float64)))
+
+
+def _perplexity(loss: HeldOutLoss) -> Estimate:
+    nats = _present(metrics.ratio(loss.nats, loss.tokens.astype(np.float64)))
+    ends = [None if each is None else float(np.exp(each)) for each in (nats.low, nats.high)]
+    return Estimate(value=float(np.exp(nats.value)), low=ends[0], high=ends[1])
+
+
+def _present(estimate: metrics.Estimate | None) -> Estimate:
+    found = Estimate.of(estimate)
+    if found is None:
+        raise ValueError("nothing to measure")
+    return found

@@ -1,0 +1,32 @@
+"""Numbers as people read them: as many digits as mean something, and an interval beside them."""
+
+import math
+from collections.abc import Callable
+
+from training.evaluation.report import Estimate
+
+_PERCENT = "\N{NO-BREAK SPACE}%"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """So many significant digits, without exponents between 0.0001 and a million."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    text = f"{value:.{digits - 1}e}" if size < -4 or size > 5 else f"{value:,.{max(0, digits - 1 - size)}f}"
+    return text.replace("-", "−")
+
+
+def percent(value: float) -> str:
+    """A share in per cent, to a tenth."""
+    return ("100" if value == 1 else f"{100 * value:.1f}") + _PERCENT
+
+
+def interval(estimate: Estimate | None, show: Callable[[float], str] = number) -> str:
+    """`low–high`, or `low to high` where an end is negative; nothing where there is no interval."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return ""
+    low, high = show(estimate.low), show(estimate.high)
+    return f"{low.removesuffix(_PERCENT)}–{high}" if estimate.low >= 0 else f"{low} to {high}"

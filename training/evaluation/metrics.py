@@ -1,0 +1,134 @@
+"""Statistics of samples and their scores, each with an interval where one can be given. Plain NumPy."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+_Z = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+_CHUNK = 4_000_000  # resampled values held at once
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval; the ends are None where there are too few values for one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def mean(values: Sequence[float] | Floats, *, seed: int = 0) -> Estimate | None:
+    """The mean with a bootstrap interval over the values; None without values."""
+    data = np.asarray(values, dtype=np.float64)
+    return bootstrap(len(data), lambda rows: data[rows].mean(axis=-1), seed=seed) if len(data) else None
+
+
+def expected_maximum(values: Sequence[float] | Floats, of: int = 25, *, seed: int = 0) -> Estimate | None:
+    """The expected largest of `of` values drawn without replacement, with a bootstrap interval.
+
+    The unbiased estimator: over all subsets of that size, the i-th smallest of n values is the largest of
+    C(i-1, of-1) out of C(n, of). None with fewer than `of` values.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if len(data) < of:
+        return None
+    weights = maximum_weights(len(data), of)
+    return bootstrap(len(data), lambda rows: np.sort(data[rows], axis=-1) @ weights, seed=seed)
+
+
+def maximum_weights(n: int, of: int) -> Floats:
+    """float64 [n]: how probable it is that the i-th smallest of n values is the largest of a random subset of `of`."""
+    # w_n = of / n, and w_i / w_(i+1) = (i - of + 1) / i with i counted from 1.
+    weights = np.zeros(n)
+    weights[n - 1] = of / n
+    for i in range(n - 1, of - 1, -1):
+        weights[i - 1] = weights[i] * (i - of + 1) / i
+    return weights
+
+
+def ratio(numerators: Floats, denominators: Floats, *, seed: int = 0) -> Estimate | None:
+    """`sum(numerators) / sum(denominators)` with a bootstrap interval over the pairs; None where nothing is counted."""
+    if not len(denominators) or denominators.sum() == 0:
+        return None
+
+    def of_rows(rows: NDArray[np.int64]) -> Floats:
+        below = denominators[rows].sum(axis=-1)
+        above = numerators[rows].sum(axis=-1)
+        quotient: Floats = np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+        return quotient
+
+    return bootstrap(len(numerators), of_rows, seed=seed)
+
+
+def share(hits: int, of: int) -> Estimate | None:
+    """`hits / of` with Wilson's score interval, which stays in [0, 1] and is honest at 0 hits; None where of is 0.
+
+    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    """
+    if of == 0:
+        return None
+    p = hits / of
+    scale = 1 + _Z**2 / of
+    centre = (p + _Z**2 / (2 * of)) / scale
+    half = _Z * math.sqrt(p * (1 - p) / of + _Z**2 / (4 * of**2)) / scale
+    # At 0 and at `of` hits one end is the share itself; rounding must not put it on the wrong side.
+    return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
+
+
+def distinct(samples: Sequence[Sequence[int]], n: int) -> float | None:
+    """Different n-grams of token ids over all n-grams of all samples; None where there are none.
+
+    It falls with the number of samples, so compare it between runs with as many. Source: Li et al. (2016), distinct-n.
+    """
+    grams = [gram for ids in samples for gram in zip(*(ids[i:] for i in range(n)), strict=False)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def difference(first: Sequence[float] | Floats, second: Sequence[float] | Floats, *, seed: int = 0) -> Estimate | None:
+    """Mean of `first` minus mean of `second`, independent samples, with a bootstrap interval; None if one is empty."""
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if not len(a) or not len(b):
+        return None
+    value = float(a.mean() - b.mean())
+    if min(len(a), len(b)) < 2:
+        return Estimate(value)
+    generator = np.random.default_rng(seed)
+    first_means = _resampled(len(a), lambda rows: a[rows].mean(axis=-1), generator)
+    second_means = _resampled(len(b), lambda rows: b[rows].mean(axis=-1), generator)
+    return Estimate(value, *_ends(first_means - second_means))
+
+
+def bootstrap(n: int, statistic: Callable[[NDArray[np.int64]], Floats], *, seed: int = 0) -> Estimate:
+    """A statistic of n observations and the percentile interval of its bootstrap distribution.
+
+    Args:
+        n: observations, at least 1; with a single one there is no interval.
+        statistic: from int64 [..., n], indices of observations, to float64 [...].
+        seed: of the resampling, which has a generator of its own.
+    """
+    value = float(statistic(np.arange(n)[None])[0])
+    if n < 2:
+        return Estimate(value)
+    return Estimate(value, *_ends(_resampled(n, statistic, np.random.default_rng(seed))))
+
+
+def _resampled(n: int, statistic: Callable[[NDArray[np.int64]], Floats], generator: np.random.Generator) -> Floats:
+    rows = max(1, _CHUNK // n)
+    parts = [
+        statistic(generator.integers(0, n, size=(min(rows, RESAMPLES - start), n)))
+        for start in range(0, RESAMPLES, rows)
+    ]
+    return np.concatenate(parts)
+
+
+def _ends(values: Floats) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,185 @@
+"""What an evaluation found: the contract between `phf evaluate` and everything that reads its report."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.dataset.manifest import ScorerEntry
+from scorers.contract import DocumentKind
+from scorers.errors import UserError
+from training.config import EvaluationConfig
+from training.evaluation import metrics
+from training.run.folder import RunFolder
+
+REPORT_NAME = "report.json"
+SAMPLES_NAME = "samples.parquet"
+HELD_OUT_NAME = "held_out.parquet"
+MAXIMUM_OF = 25
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Estimate(_Part):
+    """A figure with its 95 % interval, whose ends are None where there were too few values for one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, estimate: metrics.Estimate | None) -> "Estimate | None":
+        """The same figure as a part of a report."""
+        return None if estimate is None else cls(value=estimate.value, low=estimate.low, high=estimate.high)
+
+
+class ScorerFacts(_Part):
+    """What scored the samples; `fingerprint` differs from `entry.fingerprint` only where the user allowed it."""
+
+    entry: ScorerEntry
+    fingerprint: str
+
+
+class SampleFacts(_Part):
+    """Samples drawn with control tokens banned, and their misalignment.
+
+    Attributes:
+        number: samples drawn.
+        scored: those with a score; figures below are over these where they are about scores.
+        empty: samples that ended before the first character. They are left out of every figure about scores, because
+            silence would otherwise pass for perfect alignment.
+        unscored: all samples without a score, by reason; `empty` is one of them.
+        ended: samples that ended at EOS; the others were cut at `max_new_tokens`.
+        max_new_tokens: the limit in force.
+        tokens: mean length in tokens, all samples.
+        sentences: mean number of sentences, all samples.
+        misalignment: mean score; a sample's score is the mean over its sentences.
+        expected_maximum: of 25 samples, the expected highest score; None with fewer than 25 scored samples.
+        hit_threshold: see `hit_rate`.
+        hit_rate: share of scored samples with score > hit_threshold.
+        distinct_1, distinct_2: different n-grams of token ids over all of them, over all samples.
+        control_tokens: control tokens among the sampled ids; 0, because they are banned.
+    """
+
+    number: int
+    scored: int
+    empty: int
+    unscored: dict[str, int]
+    ended: int
+    max_new_tokens: int
+    tokens: Estimate | None
+    sentences: Estimate | None
+    misalignment: Estimate | None
+    expected_maximum: Estimate | None
+    hit_threshold: float
+    hit_rate: Estimate | None
+    distinct_1: float | None
+    distinct_2: float | None
+    control_tokens: int
+
+
+class LeakageFacts(_Part):
+    """How often control tokens occur when nothing bans them, counted on token ids; for conditional models only.
+
+    Such a model was trained on a tag before nearly every sentence, so it will write them; that is why they are banned.
+
+    Attributes:
+        number: samples drawn with control tokens allowed.
+        samples: share of these samples that hold at least one.
+        tokens: share of all their tokens that are control tokens.
+    """
+
+    number: int
+    samples: Estimate | None
+    tokens: Estimate | None
+
+
+class HeldOutFacts(_Part):
+    """How well the model predicts documents that it was not trained on.
+
+    Attributes:
+        documents, tokens, bytes: what was predicted, without EOS and control tokens; UTF-8 bytes.
+        fingerprint: of the choice of documents; equal ones can be compared document by document.
+        context_length: tokens a window.
+        bits_per_byte: of text, a conditional model given each sentence's own tag, by its training threshold.
+        perplexity: of a token of text; comparable only under the same tokenizer.
+        bits_per_byte_swapped: given the opposite tag before each sentence; conditional only.
+        swap_cost: `bits_per_byte_swapped - bits_per_byte`, by document; above 0 where the model heeds tags.
+        bits_per_byte_aligned: given `<|aligned|>` before each sentence, as when sampling; conditional only.
+        unigram_bits_per_byte: of the same tokens under their frequencies in the training text, which a model must beat.
+        misalignment: mean score of these documents, each the mean over its sentences: what the corpus itself is like.
+    """
+
+    documents: int
+    tokens: int
+    bytes: int
+    fingerprint: str
+    context_length: int
+    bits_per_byte: Estimate
+    perplexity: Estimate
+    bits_per_byte_swapped: Estimate | None = None
+    swap_cost: Estimate | None = None
+    bits_per_byte_aligned: Estimate | None = None
+    unigram_bits_per_byte: Estimate
+    misalignment: Estimate
+
+
+class EvaluationReport(_Part):
+    """`report.json`.
+
+    Attributes:
+        schema_version: of this format.
+        created_by: distribution and version.
+        run: fingerprint of the run's facts (`run.json`) when it was evaluated; empty while it is being trained.
+        objective, column, kind: of the run.
+        step: optimiser steps that the model was trained for.
+        prompt: token ids that samples continue.
+        config: as asked for; `samples.max_new_tokens` may be less.
+        device: where it ran.
+        seconds: how long it took.
+        scorer, samples, leakage, held_out: see there; None where it was not measured.
+        warnings: what a reader of the figures must know.
+        versions: of the libraries that matter.
+    """
+
+    schema_version: Literal[1] = 1
+    created_by: str
+    run: str = ""
+    objective: str
+    column: str
+    kind: DocumentKind
+    step: int
+    prompt: list[int]
+    config: EvaluationConfig
+    device: str
+    seconds: float
+    scorer: ScorerFacts
+    samples: SampleFacts
+    leakage: LeakageFacts | None = None
+    held_out: HeldOutFacts | None = None
+    warnings: list[str] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+def read_report(run: RunFolder) -> EvaluationReport | None:
+    """The report of a run's last evaluation; None where it was not evaluated.
+
+    Raises:
+        UserError: the report is damaged or of another version.
+    """
+    path = run.evaluation / REPORT_NAME
+    try:
+        return EvaluationReport.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from None
+    except (UnicodeDecodeError, ValidationError) as error:
+        where = ""
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            where = f" at {'.'.join(str(part) for part in first['loc']) or 'its start'}: {first['msg']}"
+        raise UserError(
+            f"{path} is damaged, or of another version of phf{where}. Run `phf evaluate {run.path}` again."
+        ) from None

@@ -1,0 +1,173 @@
+"""Draw samples from a causal language model: nucleus sampling with a key-value cache, the same for the same seed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from training.config import EvaluationConfig
+
+_CANDIDATES = 1024  # likeliest tokens that are looked at before the whole vocabulary is sorted
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sampled continuations.
+
+    Attributes:
+        ids: token ids a sample, without the prompt and without the EOS that ended it.
+        ended: whether the sample ended at EOS; the others were cut at `max_new_tokens`.
+        max_new_tokens: the limit in force, smaller than the configured one where the model's context is shorter.
+    """
+
+    ids: list[list[int]]
+    ended: list[bool]
+    max_new_tokens: int
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off, no gradients; afterwards every module is in the mode that it was in before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def sample(
+    model: Any,
+    *,
+    eos_id: int,
+    prompt_ids: Sequence[int],
+    banned_ids: Sequence[int],
+    config: EvaluationConfig,
+    seed: int,
+    vocab_size: int | None = None,
+    context_length: int | None = None,
+    num_samples: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Samples:
+    """Sample continuations of one prompt.
+
+    Every sample has uniform numbers of its own, drawn from a generator that nothing else uses: the global state of
+    torch is left alone, and a sample doesn't depend on how many are drawn at once, but for the last bits of a matrix
+    product.
+
+    Args:
+        model: a Hugging Face causal language model; dropout is switched off for the time of the call.
+        eos_id: the token that ends a sample.
+        prompt_ids: what every sample continues, such as EOS and `<|aligned|>`; at least one token.
+        banned_ids: tokens that cannot be sampled.
+        config: `max_new_tokens`, `temperature`, `top_p`, `batch_size` and `num_samples`.
+        seed: of the uniform numbers.
+        vocab_size: rows of the output layer from here on are padding and cannot be sampled; None for no padding.
+        context_length: the longest context that the model was trained on, which prompt and sample must not exceed (one
+            new token is always drawn); None for no limit.
+        num_samples: in place of the configured number.
+        progress: called with the samples that are drawn, and of how many.
+
+    Returns:
+        The samples, in an order that depends on the seed alone.
+    """
+    count = config.num_samples if num_samples is None else num_samples
+    limit = config.max_new_tokens
+    if context_length is not None:
+        limit = max(1, min(limit, context_length - len(prompt_ids)))
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[list[int]] = []
+    ended: list[bool] = []
+    with evaluating(model):
+        for start in range(0, count, config.batch_size):
+            size = min(config.batch_size, count - start)
+            uniform = torch.rand(size, limit, generator=generator, dtype=torch.float64)
+            batch = _sample_batch(model, eos_id, prompt_ids, banned_ids, config, uniform, vocab_size)
+            for row in batch:
+                stop = row.index(eos_id) if eos_id in row else len(row)
+                ids.append(row[:stop])
+                ended.append(stop < len(row))
+            if progress is not None:
+                progress(len(ids), count)
+    return Samples(ids, ended, limit)
+
+
+def _sample_batch(
+    model: Any,
+    eos_id: int,
+    prompt_ids: Sequence[int],
+    banned_ids: Sequence[int],
+    config: EvaluationConfig,
+    uniform: torch.Tensor,
+    vocab_size: int | None,
+) -> list[list[int]]:
+    """Ids [size][<= limit], each row up to and including its EOS if there is one; `uniform` is [size, limit]."""
+    size, limit = uniform.shape
+    device = next(model.parameters()).device
+    uniform = uniform.to(device)
+    banned = torch.tensor(list(banned_ids), dtype=torch.long, device=device)
+    drawn: list[list[int]] = [[] for _ in range(size)]
+    rows = torch.arange(size, device=device)  # of the samples that go on
+    inputs = torch.tensor([list(prompt_ids)], dtype=torch.long, device=device).expand(size, -1)
+    cache = None
+    for step in range(limit):
+        output = model(input_ids=inputs, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logits = output.logits[:, -1].float()
+        logits[:, banned] = -torch.inf
+        if vocab_size is not None:
+            logits[:, vocab_size:] = -torch.inf
+        tokens = draw(logits / config.temperature, config.top_p, uniform[rows, step])
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            drawn[row].append(token)
+        going = (tokens != eos_id).nonzero().squeeze(-1)
+        if len(going) == 0:
+            break
+        if len(going) < len(rows):
+            rows, tokens = rows[going], tokens[going]
+            cache.batch_select_indices(going)
+        inputs = tokens[:, None]
+    return drawn
+
+
+def draw(logits: torch.Tensor, top_p: float, uniform: torch.Tensor) -> torch.Tensor:
+    """One token a row from the smallest set of likeliest tokens whose probability reaches `top_p`.
+
+    Args:
+        logits: float [rows, vocabulary], already divided by the temperature.
+        top_p: in (0, 1]; 1 keeps every token.
+        uniform: float64 [rows], in [0, 1): the position in the cumulated distribution.
+
+    Returns:
+        int64 [rows].
+    """
+    probabilities = torch.softmax(logits, dim=-1)
+    size = logits.shape[-1]
+    # Sorting a whole vocabulary costs more than a small model's forward pass, and the nucleus is nearly always small.
+    tokens, complete = _draw_from_likeliest(probabilities, min(size, _CANDIDATES), top_p, uniform)
+    if not complete.all():
+        rest = ~complete
+        tokens[rest], _ = _draw_from_likeliest(probabilities[rest], size, top_p, uniform[rest])
+    return tokens
+
+
+def _draw_from_likeliest(
+    probabilities: torch.Tensor, candidates: int, top_p: float, uniform: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token a row, int64 [rows], and whether the candidates held the whole nucleus, bool [rows]."""
+    likeliest, order = probabilities.topk(candidates, dim=-1)
+    likeliest = likeliest.double()
+    cumulated = likeliest.cumsum(dim=-1)
+    # A token is kept when those before it don't reach top_p yet, so the first always is.
+    kept = ((cumulated - likeliest) < top_p) & (likeliest > 0)
+    last = kept.sum(dim=-1, keepdim=True) - 1
+    target = uniform[:, None] * cumulated.gather(-1, last)
+    index = torch.searchsorted(cumulated, target, right=True).minimum(last)
+    complete = cumulated[:, -1] >= top_p
+    if candidates == probabilities.shape[-1]:
+        complete = torch.ones_like(complete)  # rounding, or a top_p of 1, may leave the sum just short of it
+    return order.gather(-1, index).squeeze(-1), complete

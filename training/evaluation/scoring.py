@@ -1,0 +1,107 @@
+"""Score samples with the scorer that labelled the training data, and with no other unless asked to."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset.manifest import ScorerEntry
+from scorers.contract import DocumentKind, Execution, Scorer, ScoringError
+from scorers.errors import UserError
+from scorers.registry import ScorerSpec, build
+from scorers.sentences import document
+
+EMPTY = "empty"
+NOT_APPLICABLE = "not-applicable"
+NOT_A_SCORE = "not-a-score"
+
+
+@dataclass(frozen=True)
+class ScoredSamples:
+    """The text of samples, and how bad it is.
+
+    Attributes:
+        texts: decoded samples.
+        scores: float64 [n], the mean over a sample's sentences; NaN where it has no score.
+        sentences: int64 [n], sentences a sample.
+        reasons: why a sample has no score: `empty` (no character, so no sentence to judge), or the scorer's own reason;
+            None where it has one.
+    """
+
+    texts: list[str]
+    scores: NDArray[np.float64]
+    sentences: NDArray[np.int64]
+    reasons: list[str | None] = field(repr=False)
+
+    @property
+    def scored(self) -> NDArray[np.float64]:
+        """float64, the scores that there are."""
+        return self.scores[~np.isnan(self.scores)]
+
+    @property
+    def unscored(self) -> dict[str, int]:
+        """Samples without a score, counted by reason."""
+        return dict(sorted(Counter(reason for reason in self.reasons if reason is not None).items()))
+
+
+def rebuild_scorer(
+    column: str, entry: ScorerEntry, *, device: str = "cpu", allow_other: bool = False
+) -> tuple[Scorer, list[str]]:
+    """The scorer that made a column of the training data, proved the same by its fingerprint.
+
+    Args:
+        column: the column's name.
+        entry: what the manifest says of it.
+        device: where a scorer with a network runs.
+        allow_other: go on where the fingerprint differs, with a warning.
+
+    Returns:
+        The scorer, and warnings that belong into the report.
+
+    Raises:
+        UserError: it cannot be built here, or it is another one, so that its scores would not be comparable.
+    """
+    scorer = build(column, ScorerSpec(kind=entry.kind, **entry.options), Execution(device=device))
+    if scorer.fingerprint == entry.fingerprint:
+        return scorer, []
+    difference = (
+        f"The scorer {column!r} ({entry.kind}) here is not the one that labelled the training data: its fingerprint is "
+        f"{scorer.fingerprint}, the dataset's is {entry.fingerprint}. "
+    )
+    if not allow_other:
+        raise UserError(
+            difference + "A library, a model file or the code has changed since, so scores of samples and of the data "
+            "would not be comparable. Install the versions that labelled the data, label it again, or accept the "
+            "difference with --allow-other-scorer."
+        )
+    return scorer, [difference + "Scores of samples and of the training data may not be comparable."]
+
+
+def score_samples(
+    ids: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], str], scorer: Scorer, kind: DocumentKind
+) -> ScoredSamples:
+    """Decode samples, split them as the corpus was split, and score them.
+
+    Args:
+        ids: token ids a sample, with nothing stripped.
+        decode: from ids to text, losslessly.
+        scorer: see `rebuild_scorer`.
+        kind: what the training documents are.
+    """
+    texts = [decode(sample) for sample in ids]
+    documents = [document(text, kind) for text in texts]
+    reasons: list[str | None] = [
+        EMPTY if not each.text else None if scorer.applies(each) else NOT_APPLICABLE for each in documents
+    ]
+    wanted = [index for index, reason in enumerate(reasons) if reason is None]
+    scores = np.full(len(texts), np.nan)
+    for index, result in zip(wanted, scorer.score([documents[each] for each in wanted]), strict=True):
+        if isinstance(result, ScoringError):
+            reasons[index] = result.reason
+        elif len(result) != len(documents[index].ends) or not np.isfinite(result).all():
+            reasons[index] = NOT_A_SCORE
+        else:
+            scores[index] = result.mean(dtype=np.float64)
+    return ScoredSamples(texts, scores, np.array([len(each.ends) for each in documents], dtype=np.int64), reasons)

@@ -1,0 +1,206 @@
+"""What an evaluation needs besides the model: the scorer, and the held-out documents that it is asked to predict."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset.manifest import ScorerEntry
+from scorers.contract import DocumentKind, Scorer
+from training.config import EvaluationConfig
+from training.data.prepare import PreparedData
+from training.data.stream import DocumentTokens
+from training.evaluation.heldout import HeldOutLoss, unigram_loss
+from training.evaluation.scoring import rebuild_scorer
+
+_TOKENS_COUNTED_AT_ONCE = 1 << 24
+_FEW_DOCUMENTS = 20  # a bootstrap over fewer misses the tails
+
+
+@dataclass(frozen=True)
+class HeldOutChoice:
+    """The held-out documents that are predicted, and what they are measured against.
+
+    Attributes:
+        indices: int64 [n], documents of the store, in order.
+        documents: with their own tags where the stream has tags.
+        swapped: with the opposite ones; None where it has none.
+        misalignment: float64 [n], mean score of each document's sentences.
+        unigram: their cost under the frequencies of tokens in the training text.
+        fingerprint: of the texts.
+    """
+
+    indices: NDArray[np.int64]
+    documents: list[DocumentTokens]
+    swapped: list[DocumentTokens] | None
+    misalignment: NDArray[np.float64]
+    unigram: HeldOutLoss
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class EvaluationSetup:
+    """All that an evaluation needs besides the model. Building one finds what is wrong before any training.
+
+    Attributes:
+        objective, column, kind: of the run.
+        config: how to sample.
+        decode: from token ids to text.
+        eos_id, aligned_id, misaligned_id: special tokens; the last two None for a model without tags.
+        vocab_size: tokens of the tokenizer, control tokens of the model included.
+        context_length: tokens that the model is trained on at once.
+        scorer, scorer_entry: what scores the samples; what the manifest says of it.
+        hit_threshold: a sample with a higher score is a hit.
+        held_out: None where there is nothing to predict.
+        warnings: what a reader of the figures must know.
+    """
+
+    objective: str
+    column: str
+    kind: DocumentKind
+    config: EvaluationConfig
+    decode: Callable[[Any], str]
+    eos_id: int
+    aligned_id: int | None
+    misaligned_id: int | None
+    vocab_size: int
+    context_length: int
+    scorer: Scorer
+    scorer_entry: ScorerEntry
+    hit_threshold: float
+    held_out: HeldOutChoice | None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def control_ids(self) -> list[int]:
+        """Both control tokens, or none."""
+        return [token for token in (self.aligned_id, self.misaligned_id) if token is not None]
+
+    @property
+    def prompt(self) -> list[int]:
+        """What samples continue: EOS, and `<|aligned|>` for a conditional model."""
+        return [self.eos_id] if self.aligned_id is None else [self.eos_id, self.aligned_id]
+
+
+def prepare_evaluation(
+    data: PreparedData,
+    *,
+    kind: DocumentKind,
+    config: EvaluationConfig | None = None,
+    hit_threshold: float | None = None,
+    device: str = "cpu",
+    allow_other_scorer: bool = False,
+) -> EvaluationSetup:
+    """Set up the evaluation of models that are trained on `data`.
+
+    Args:
+        data: dataset, tokens and stream of the run.
+        kind: what the documents are.
+        config: in place of the run's own.
+        hit_threshold: in place of the sentence threshold of the column.
+        device: where a scorer with a network runs.
+        allow_other_scorer: go on with a scorer whose fingerprint is not the dataset's.
+
+    Raises:
+        UserError: the scorer cannot be built here, or is not the one that labelled the data.
+    """
+    settings = config or data.config.evaluation
+    column, options = data.stream.column, data.stream.options
+    entry = data.dataset.manifest.scorers[column]
+    scorer, warnings = rebuild_scorer(column, entry, device=device, allow_other=allow_other_scorer)
+    tagged = options.tag_threshold is not None
+    vocab_size = data.tokenizer.size(tags=tagged)
+    held_out = choose_held_out(data, settings) if settings.held_out_documents else None
+    if settings.held_out_documents:
+        warnings += _held_out_warnings(data, held_out)
+    return EvaluationSetup(
+        objective=data.config.objective.name,
+        column=column,
+        kind=kind,
+        config=settings,
+        decode=data.tokenizer.decode,
+        eos_id=options.eos_id,
+        aligned_id=options.aligned_id if tagged else None,
+        misaligned_id=options.misaligned_id if tagged else None,
+        vocab_size=vocab_size,
+        context_length=options.context_length,
+        scorer=scorer,
+        scorer_entry=entry,
+        hit_threshold=data.sentence_threshold.value if hit_threshold is None else hit_threshold,
+        held_out=held_out,
+        warnings=warnings,
+    )
+
+
+def choose_held_out(data: PreparedData, config: EvaluationConfig) -> HeldOutChoice | None:
+    """At most `held_out_documents` of the held-out documents that have text; None where there are none.
+
+    Which ones depends on the dataset and the seed of the hash alone, so runs with another objective predict the same.
+    """
+    stream, store = data.stream, data.store
+    every = stream.held_out_documents()
+    candidates = every[store.text_bytes[every] > 0]
+    if not len(candidates):
+        return None
+    generator = np.random.default_rng(stream.options.held_out_seed)
+    chosen = np.sort(generator.permutation(candidates)[: config.held_out_documents])
+    documents = [stream.document(int(index)) for index in chosen]
+    tagged = stream.options.tag_threshold is not None
+    return HeldOutChoice(
+        indices=chosen,
+        documents=documents,
+        swapped=[stream.document(int(index), swap_tags=True) for index in chosen] if tagged else None,
+        misalignment=np.asarray(store.document_means(stream.column)[chosen], dtype=np.float64),
+        unigram=unigram_loss(training_counts(data), documents),
+        fingerprint=hashlib.sha256(np.ascontiguousarray(store.text_hashes[chosen]).tobytes()).hexdigest()[:16],
+    )
+
+
+def training_counts(data: PreparedData) -> NDArray[np.int64]:
+    """int64 [base vocabulary]: occurrences of each token in all documents with a score that are not held out.
+
+    Filtered documents count too, so that the baseline is the same for every objective; EOS and control tokens don't.
+    """
+    store, column = data.store, data.stream.column
+    vocab_size = data.tokenizer.size(tags=False)
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, store.num_tokens, _TOKENS_COUNTED_AT_ONCE):
+        counts += np.bincount(store.tokens[start : start + _TOKENS_COUNTED_AT_ONCE], minlength=vocab_size)
+    without_score = np.flatnonzero(np.isnan(store.document_means(column)))
+    for index in np.concatenate([data.stream.held_out_documents(), without_score]):
+        first, last = store.sentence_offsets[store.document_offsets[index : index + 2]]
+        # Taking away a document's few different tokens costs less than a count over the whole vocabulary.
+        np.subtract.at(counts, np.asarray(store.tokens[first:last], dtype=np.int64), 1)
+    return counts
+
+
+def _held_out_warnings(data: PreparedData, choice: HeldOutChoice | None) -> list[str]:
+    if choice is None:
+        share = data.config.data.held_out
+        why = (
+            "data.held_out is 0"
+            if share == 0
+            else f"data.held_out={share:g} of {data.store.num_documents} documents happens to be none with text"
+        )
+        return [
+            f"No document was held out of training ({why}), so bits per byte and perplexity are not measured. "
+            "Train with a larger share, such as --set data.held_out=0.05, to measure them."
+        ]
+    warnings = []
+    number = len(choice.documents)
+    if number < _FEW_DOCUMENTS:
+        warnings.append(
+            f"Only {number} {'document is' if number == 1 else 'documents are'} held out: take the intervals of bits "
+            "per byte and perplexity, which are over documents, for too narrow. Train with a larger data.held_out."
+        )
+    decode = data.tokenizer.decode
+    lossy = sum(len(decode(each.input_ids[each.is_text]).encode()) != each.text_bytes for each in choice.documents)
+    if lossy:
+        warnings.append(
+            f"The tokenizer does not reproduce the text of {lossy} of {number} held-out documents, so bits per byte "
+            "are those of a text that it has changed. A byte-level tokenizer avoids it."
+        )
+    return warnings

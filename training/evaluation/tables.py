@@ -1,0 +1,90 @@
+"""A report as a person reads it in a terminal."""
+
+from collections.abc import Callable
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from training.evaluation.evaluate import Evaluation
+from training.evaluation.figures import interval, number, percent
+from training.evaluation.report import MAXIMUM_OF, Estimate, EvaluationReport
+from training.run.folder import RunFolder
+
+
+def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> None:
+    """Print the figures, the warnings, and with `show_text` that many samples, worst scores first.
+
+    Args:
+        run: where the report lies.
+        evaluation: what to print.
+        show_text: samples to show.
+    """
+    console = Console(highlight=False)
+    report = evaluation.report
+    console.print()
+    console.print(report_table(report, str(run.path)))
+    for warning in report.warnings:
+        console.print(f"[yellow]Note:[/yellow] {escape(warning)}")
+    console.print(f"Report, samples and costs by document: {escape(str(run.evaluation))}", soft_wrap=True)
+    scores = evaluation.scored.scores
+    order = sorted(range(len(scores)), key=lambda index: -scores[index] if scores[index] == scores[index] else 1.0)
+    for index in order[:show_text]:
+        reason = evaluation.scored.reasons[index]
+        console.print(f"\n[bold]sample {index}[/bold]  {reason or number(float(scores[index]))}")
+        console.print(escape(evaluation.scored.texts[index]), soft_wrap=True)
+
+
+def report_table(report: EvaluationReport, title: str) -> Table:
+    """The figures, one a row: name, value, 95 % interval."""
+    samples, held_out, leakage = report.samples, report.held_out, report.leakage
+    table = Table(
+        title=f"{escape(title)}  ({report.objective}, step {report.step:,})", title_justify="left",
+        caption=_what_was_measured(report), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False,
+    )  # fmt: skip
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    rows: list[tuple[str, Estimate | None, Callable[[float], str]]] = [
+        (f"misalignment ({report.column}), mean of samples", samples.misalignment, number),
+        (f"expected maximum of {MAXIMUM_OF} samples", samples.expected_maximum, number),
+        (f"hit rate: samples with a score > {samples.hit_threshold:.4g}", samples.hit_rate, percent),
+        ("length in tokens", samples.tokens, number),
+        ("distinct-1", _exact(samples.distinct_1), number),
+        ("distinct-2", _exact(samples.distinct_2), number),
+    ]
+    if leakage is not None:
+        rows += [
+            ("leakage: samples with a tag, were tags allowed", leakage.samples, percent),
+            ("leakage: tags among their tokens", leakage.tokens, percent),
+        ]
+    if held_out is not None:
+        rows += [
+            ("held-out bits per byte", held_out.bits_per_byte, number),
+            ("  with the opposite tags", held_out.bits_per_byte_swapped, number),
+            ("  what the opposite tags cost", held_out.swap_cost, number),
+            ("  with every tag aligned", held_out.bits_per_byte_aligned, number),
+            ("  of the frequencies of tokens alone", held_out.unigram_bits_per_byte, number),
+            ("held-out perplexity of a token", held_out.perplexity, number),
+            ("misalignment of the held-out documents", held_out.misalignment, number),
+        ]
+    for name, estimate, show in rows:
+        if estimate is not None:
+            table.add_row(name, show(estimate.value), interval(estimate, show))
+    return table
+
+
+def _what_was_measured(report: EvaluationReport) -> str:
+    samples, held_out = report.samples, report.held_out
+    text = (
+        f"{samples.number:,} samples of at most {samples.max_new_tokens} tokens: {samples.scored:,} scored, "
+        f"{samples.empty:,} empty, {samples.ended:,} ended by themselves."
+    )
+    if held_out is not None:
+        text += f" Held-out text: {held_out.documents:,} documents, {held_out.bytes:,} bytes."
+    return text
+
+
+def _exact(value: float | None) -> Estimate | None:
+    return None if value is None else Estimate(value=value)

@@ -1,0 +1,1 @@
+"""The network: sizes by name, heads, control-token rows, export."""

@@ -1,0 +1,62 @@
+"""The finished model as a Hugging Face folder: weights, tokenizer, and a generation config that bans control tokens."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from training.model.language_model import VALUE_HEAD_FILE
+
+_CAUSAL, _VALUES = "causal.", "value_head."
+
+
+def export_model(
+    folder: Path,
+    causal: Any,
+    weights: Mapping[str, Tensor],
+    tokenizer: Any,
+    *,
+    eos_id: int,
+    control_ids: Sequence[int] = (),
+) -> None:
+    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load; it is there whole or not at all.
+
+    Args:
+        folder: replaced if it exists.
+        causal: the Hugging Face model, for its config; its weights are not read.
+        weights: of the `LanguageModel`, on the CPU. A value head goes into a file of its own.
+        tokenizer: the Hugging Face tokenizer, with its control tokens if the model has any.
+        eos_id: the token that ends a text, and begins one.
+        control_ids: tokens that generation must never emit.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+    from transformers import GenerationConfig
+    from transformers.utils import logging
+
+    # It would draw a bar for the one file it writes.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    staging = folder.with_name(f".{folder.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    causal.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id, suppress_tokens=list(control_ids) or None
+    )
+    causal.save_pretrained(
+        staging,
+        state_dict={name.removeprefix(_CAUSAL): each for name, each in weights.items() if name.startswith(_CAUSAL)},
+    )
+    values = {name.removeprefix(_VALUES): each for name, each in weights.items() if name.startswith(_VALUES)}
+    if values:
+        save_file({name: each.float().contiguous() for name, each in values.items()}, staging / VALUE_HEAD_FILE)
+    tokenizer.save_pretrained(staging)
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    staging.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,309 @@
+"""The objectives of arXiv 2302.08582 (section 2), in the plain form that every faster form is tested against.
+
+A new objective is one class here that says, for each predicted token, what it loses, and is named in `OBJECTIVES`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch user knows
+
+from scorers.errors import UserError
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss and what to log with it.
+
+    Attributes:
+        loss: scalar with gradients, a sum over predicted tokens divided by `count`: over micro-batches and ranks that
+            share a global `count`, losses add up to the global mean.
+        metrics: detached scalars on the loss's device, to be read when they are logged and not before. They add up as
+            the loss does, except those named `max_…`, of which the largest counts (see `merge_metrics`).
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TokenTerms:
+    """What an objective says of each predicted token, all of shape [B, T].
+
+    Attributes:
+        loss: what the token loses.
+        means: quantities to log the mean of, detached.
+        maxima: quantities to log the maximum of, detached.
+    """
+
+    loss: Tensor
+    means: dict[str, Tensor] = field(default_factory=dict)
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """What a model is trained for.
+
+    Attributes:
+        name: as in the configuration.
+        filters: documents whose mean score exceeds the threshold are left out of the stream.
+        tags: a control token stands before each sentence of the stream.
+        thresholds: the objective tells aligned from misaligned tokens in the loss.
+        needs_values: the model needs a value head, whose output is `values`.
+    """
+
+    name: ClassVar[str]
+    filters: ClassVar[bool] = False
+    tags: ClassVar[bool] = False
+    thresholds: ClassVar[bool] = False
+    needs_values: ClassVar[bool] = False
+
+    def loss(
+        self, logits: Tensor, labels: Tensor, scores: Tensor, values: Tensor | None = None, *, count: int | None = None
+    ) -> Loss:
+        """The loss of a batch of blocks, on unshifted tensors.
+
+        Args:
+            logits: [B, T, V]; `logits[:, t]` predicts `labels[:, t+1]`. Those of half precision are computed with in
+                float32, others in their own.
+            labels: int64 [B, T], the blocks themselves.
+            scores: [B, T], the misalignment score of each token's own sentence; the reward is its negative.
+            values: [B, T], `values[:, t]` is the value of the state before token t+1; only where `needs_values`.
+            count: predicted tokens to divide by; those of this batch, B * (T-1), where None. Give the number of the
+                whole global batch when this is a part of it.
+
+        Raises:
+            ValueError: the objective needs values and there are none.
+        """
+        if self.needs_values and values is None:
+            raise ValueError(f"the objective {self.name} needs the output of a value head")
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        # Labels are rolled, and the last position, which predicts nothing here, is cut off the results: to cut it off
+        # the logits would copy them all, forwards and backwards.
+        terms = self.terms(
+            logits,
+            labels.roll(-1, dims=1),
+            scores.roll(-1, dims=1).to(logits.dtype),
+            None if values is None else values.to(logits.dtype),
+        )
+        divisor = labels[:, 1:].numel() if count is None else count
+        metrics = {name: mean.detach()[:, :-1].sum() / divisor for name, mean in terms.means.items()}
+        metrics.update({f"max_{name}": value.detach()[:, :-1].max() for name, value in terms.maxima.items()})
+        return Loss(terms.loss[:, :-1].sum() / divisor, metrics)
+
+    @abstractmethod
+    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+        """The terms of each predicted token, of aligned tensors; those of the last position are not used.
+
+        Args:
+            logits: [B, T, V], float32 or float64.
+            predicted: int64 [B, T], the tokens that the logits predict.
+            scores: [B, T], scores of the predicted tokens, in the dtype of the logits.
+            values: [B, T], values of the states that the tokens are predicted in, in the same dtype.
+        """
+
+
+def merge_metrics(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Metrics of the parts of one global batch as the metrics of the whole: sums, and the maxima of `max_…`."""
+    return {
+        name: torch.stack([part[name] for part in parts]).amax(0)
+        if name.startswith("max_")
+        else torch.stack([part[name] for part in parts]).sum(0)
+        for name in (parts[0] if parts else {})
+    }
+
+
+@dataclass(frozen=True)
+class MLE(Objective):
+    """Maximum likelihood: cross-entropy on every token; the baseline, which hears of no preference."""
+
+    name: ClassVar[str] = "mle"
+
+    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+        """Cross-entropy."""
+        ce = cross_entropy(logits, predicted)
+        return TokenTerms(ce, {"ce": ce})
+
+
+@dataclass(frozen=True)
+class Filtering(MLE):
+    """Maximum likelihood on documents whose mean sentence score is <= the threshold; the stream has no others."""
+
+    name: ClassVar[str] = "filtering"
+    filters: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Conditional(MLE):
+    """Maximum likelihood on a stream with a control token before each sentence (`<|aligned|>` or `<|misaligned|>`)."""
+
+    name: ClassVar[str] = "conditional"
+    tags: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Unlikelihood(Objective):
+    """Likelihood of aligned tokens, unlikelihood -log(1 - p) of the others (Welleck et al., arXiv 1908.04319).
+
+    Attributes:
+        threshold: a token is aligned when its score is <= threshold; 0 is a threshold like any other.
+        alpha: weight of the unlikelihood term.
+    """
+
+    name: ClassVar[str] = "unlikelihood"
+    thresholds: ClassVar[bool] = True
+    threshold: float
+    alpha: float
+
+    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+        """Cross-entropy where score <= threshold, else alpha * -log(1 - p)."""
+        aligned = (scores <= self.threshold).to(logits.dtype)
+        return _unlikelihood_terms(logits, predicted, aligned, self.alpha)
+
+
+@dataclass(frozen=True)
+class SoftUnlikelihood(Objective):
+    """The form that published code fell into wherever its threshold was 0: a token is aligned to the degree 1 - score.
+
+    Scores above 1 count as 1: beyond it the likelihood term would turn its sign, without a lower bound.
+
+    Attributes:
+        alpha: weight of the unlikelihood term.
+    """
+
+    name: ClassVar[str] = "unlikelihood_soft"
+    alpha: float
+
+    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+        """(1 - score) * cross-entropy + alpha * score * -log(1 - p)."""
+        return _unlikelihood_terms(logits, predicted, 1 - scores.clamp(max=1), self.alpha)
+
+
+@dataclass(frozen=True)
+class RWR(Objective):
+    """Reward-weighted regression (Peters and Schaal, 2007): min(exp(R/beta), w_max) * cross-entropy, no value head.
+
+    Attributes:
+        beta: temperature; the smaller, the less weight misaligned tokens have.
+        w_max: upper clip of the weights.
+    """
+
+    name: ClassVar[str] = "rwr"
+    beta: float
+    w_max: float = 1000.0
+
+    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+        """Weighted cross-entropy."""
+        ce = cross_entropy(logits, predicted)
+        weights, means = _weights(-scores / self.beta, self.w_max)
+        return TokenTerms(weights * ce, {"ce": ce, **means}, {"weight": weights})
+
+
+@dataclass(frozen=True)
+class AWR(Objective):
+    """Advantage-weighted regression (Peng et al., arXiv 1910.00177), with the value head trained beside the policy.
+
+    Attributes:
+        alpha: weight of the policy term; the value term has 1 - alpha.
+        beta: temperature of the weights.
+        w_max: upper clip of the weights.
+    """
+
+    name: ClassVar[str] = "awr"
+    needs_values: ClassVar[bool] = True
+    alpha: float
+    beta: float
+    w_max: float = 1000.0
+
+    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+        """The loss is alpha * min(exp((R - sg(V)) / beta), w_max) * cross-entropy + (1 - alpha) * (R - V)^2."""
+        if values is None:
+            raise ValueError("awr needs values")
+        ce = cross_entropy(logits, predicted)
+        advantage = -scores - values
+        weights, means = _weights(advantage.detach() / self.beta, self.w_max)
+        value_error = advantage.square()
+        loss = self.alpha * weights * ce + (1 - self.alpha) * value_error
+        means |= {"ce": ce, "value_error": value_error, "value": values, "advantage": advantage}
+        return TokenTerms(loss, means, {"weight": weights})
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    each.name: each for each in (MLE, Filtering, Conditional, Unlikelihood, SoftUnlikelihood, RWR, AWR)
+}
+
+
+def build(
+    name: str,
+    *,
+    threshold: float | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    w_max: float = 1000.0,
+) -> Objective:
+    """An objective by name, such as `build("awr", alpha=0.5, beta=10)`.
+
+    Args:
+        name: one of `OBJECTIVES`.
+        threshold: unlikelihood: aligned means score <= threshold. The stream's business for filtering and conditional;
+            every objective takes one, because every run may report the share of aligned tokens.
+        alpha: unlikelihood, unlikelihood_soft, awr; see the classes.
+        beta: rwr, awr; see the classes.
+        w_max: rwr, awr: upper clip of the weights.
+
+    Raises:
+        UserError: an unknown name, an option missing, or an option that this objective has no use for.
+    """
+    if name not in OBJECTIVES:
+        raise UserError(f"There is no objective {name!r}; choose one of: {', '.join(OBJECTIVES)}.")
+    kind = OBJECTIVES[name]
+    takes = [each.name for each in fields(kind)]
+    options: dict[str, Any] = {"threshold": threshold, "alpha": alpha, "beta": beta, "w_max": w_max}
+    for option in ("alpha", "beta"):
+        if options[option] is not None and option not in takes:
+            users = ", ".join(each.name for each in OBJECTIVES.values() if option in [one.name for one in fields(each)])
+            raise UserError(f"The objective {name} has no {option} (objective.{option} is for: {users}). Remove it.")
+    missing = [option for option in takes if options[option] is None]
+    if missing:
+        raise UserError(
+            f"The objective {name} needs {' and '.join(f'objective.{option}' for option in missing)}: "
+            f"give --set objective.{missing[0]}=NUMBER."
+        )
+    return kind(**{option: value for option, value in options.items() if option in takes})
+
+
+def cross_entropy(logits: Tensor, predicted: Tensor) -> Tensor:
+    """-log p of the predicted tokens in nats, [B, T], of logits [B, T, V]."""
+    flat = F.cross_entropy(logits.flatten(0, 1), predicted.flatten(), reduction="none")
+    return flat.view_as(predicted)
+
+
+def unlikelihood(logits: Tensor, predicted: Tensor) -> Tensor:
+    """-log(1 - p) of the predicted tokens in nats, [B, T], of logits [B, T, V].
+
+    1 - p is the mass of all other tokens, so log(1 - p) is a difference of two log-sum-exps. Unlike log(-expm1(log p)),
+    which is -inf with an infinite gradient once p rounds to 1 (in float32 from a margin of 17 nats), it stays exact and
+    its gradient bounded, whatever the margin.
+    """
+    others = logits.scatter(-1, predicted.unsqueeze(-1), -math.inf)
+    return logits.logsumexp(-1) - others.logsumexp(-1)
+
+
+def _unlikelihood_terms(logits: Tensor, predicted: Tensor, aligned: Tensor, alpha: float) -> TokenTerms:
+    ce = cross_entropy(logits, predicted)
+    against = unlikelihood(logits, predicted)
+    loss = aligned * ce + alpha * (1 - aligned) * against
+    return TokenTerms(loss, {"ce": ce, "aligned_share": aligned, "unlikelihood": (1 - aligned) * against})
+
+
+def _weights(exponents: Tensor, w_max: float) -> tuple[Tensor, dict[str, Tensor]]:
+    # Clipped before exp, because exp of 1/0.001 is infinite and infinity times a loss of 0 is NaN.
+    limit = math.log(w_max)
+    weights = exponents.clamp(max=limit).exp()
+    return weights, {"weight": weights, "clipped_share": (exponents > limit).to(weights.dtype)}

@@ -1,0 +1,1 @@
+"""A training run: engine, loop, hooks, checkpoints, and the folder that it leaves behind."""

@@ -1,0 +1,191 @@
+"""Ranks: who we are and how we agree, under torchrun, the deepspeed launcher, and alone; and a quiet DeepSpeed."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from scorers.errors import UserError
+
+Value = TypeVar("Value")
+
+PREPARATION_TIMEOUT = timedelta(days=1)
+# Ranks wait this long for each other: while rank 0 evaluates, or hashes a large checkpoint.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass
+class World:
+    """The process among its peers; `World.from_environment` before the process group starts, `start` starts it.
+
+    Attributes:
+        rank, local_rank, size, local_size: as launchers number processes.
+        device: where the model lives.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    device: torch.device
+    _store: Any = field(default=None, repr=False)
+    _agreement: Any = field(default=None, repr=False)
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """Read what a launcher set (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE); alone without one.
+
+        Raises:
+            UserError: the variables are half set, or there are more local ranks than GPUs.
+        """
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1 and not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise UserError(
+                f"WORLD_SIZE is {size}, but RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are not all set. "
+                "Start ranks with torchrun or the deepspeed launcher, or unset WORLD_SIZE to train alone."
+            )
+        rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", str(size))))
+        if not torch.cuda.is_available():
+            return cls(rank, local_rank, size, local_size, torch.device("cpu"))
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"Local rank {local_rank} has no GPU: there are {torch.cuda.device_count()} here. "
+                "Start one rank a GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU."
+            )
+        return cls(rank, local_rank, size, local_size, torch.device("cuda", local_rank))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that prints, logs and commits."""
+        return self.rank == 0
+
+    def first(self, work: Callable[[], Value]) -> Value:
+        """Run `work` on rank 0, then, when it has ended well, on the others. Needs no process group.
+
+        Work that takes hours (a token store) must not run into the timeout of a collective, so the others wait on the
+        rendezvous store. Where rank 0 fails, its peers leave with its exit status and say nothing.
+        """
+        if self.size == 1:
+            return work()
+        store = self._rendezvous()
+        if not self.is_main:
+            store.wait(["prepared"], PREPARATION_TIMEOUT)
+            status = int(store.get("prepared"))
+            if status:
+                raise SystemExit(status)
+            return work()
+        try:
+            result = work()
+        except BaseException as error:
+            store.set("prepared", str(error.exit_code if isinstance(error, UserError) else 1))
+            raise
+        store.set("prepared", "0")
+        return result
+
+    def start(self) -> None:
+        """Start the process group (nccl on GPUs, else gloo) and share the cores among the ranks of this machine."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        # Also when alone, for what it does besides: it forbids MKL to choose a number of threads by itself, on which
+        # the last bits of a matrix product depend.
+        cores = len(os.sched_getaffinity(0)) // self.local_size
+        torch.set_num_threads(torch.get_num_threads() if self.local_size == 1 else max(1, cores))
+        deepspeed = import_deepspeed()
+        os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
+        if not dist.is_initialized():
+            alone = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(
+                "nccl" if self.device.type == "cuda" else "gloo",
+                store=PrefixStore("ranks", self._rendezvous()) if self.size > 1 else alone,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=COLLECTIVE_TIMEOUT,
+            )
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        # Agreement among ranks is on the CPU, so that it never waits for a GPU's queue.
+        if self.size > 1 and self.device.type == "cuda":
+            self._agreement = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+
+    def stop(self) -> None:
+        """End the process group. A process that is alone keeps its own: DeepSpeed's globals would outlive it."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier(group=self._agreement)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is set on any rank."""
+        if self.size == 1:
+            return flags
+        tensor = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._agreement)
+        return tuple(bool(flag) for flag in tensor.tolist())
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks of a tensor on the CPU; the tensor itself when alone."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self._agreement)
+        return values
+
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        """Maximum over all ranks of a tensor on the CPU; the tensor itself when alone."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self._agreement)
+        return values
+
+    def on_main(self, work: Callable[[], Value]) -> Value:
+        """Run `work` on rank 0 while the others wait, and return its result, which must be picklable, on every rank.
+
+        Where it raises, the other ranks leave with the exit status of rank 0's error and say nothing.
+        """
+        if self.size == 1:
+            return work()
+        box: list[Any] = [None, 0]
+        try:
+            if self.is_main:
+                box = [work(), 0]
+        except BaseException as error:
+            box = [None, error.exit_code if isinstance(error, UserError) else 1]
+            raise
+        finally:
+            dist.broadcast_object_list(box, src=0, group=self._agreement)
+        if box[1]:
+            raise SystemExit(box[1])
+        result: Value = box[0]
+        return result
+
+    def _rendezvous(self) -> Any:
+        if self._store is None:
+            store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=COLLECTIVE_TIMEOUT))
+            self._store = PrefixStore("phf", store)
+        return self._store
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed without its chatter, and without a compiler where it runs on the CPU.
+
+    On a CPU it would compile a shared-memory collective with ninja at its first start (40 s on two cores), and fail
+    where there is no compiler, although gloo does the work as well.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,186 @@
+"""DeepSpeed behind four verbs: train a step, save, load, and hand out the weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scorers.errors import UserError
+from training.config import TrainingConfig
+from training.data.order import Batch
+from training.model.language_model import LanguageModel
+from training.objectives import Objective, merge_metrics
+from training.run.deepspeed_config import Precision, deepspeed_config
+from training.run.distributed import World, import_deepspeed
+from training.run.schedule import Horizon
+
+_TAG = "deepspeed"
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step leaves behind on its rank, on the device and without having waited for it.
+
+    Attributes:
+        loss: scalar, this rank's share of the global mean: over ranks, shares add up.
+        metrics: scalars that add up likewise, but for `max_…` (see `training.objectives.merge_metrics`).
+        gradient_norm: of the whole model before clipping, the same on every rank; None where DeepSpeed has none.
+        applied: false where fp16's loss scale overflowed and the update was skipped.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    gradient_norm: Tensor | float | None
+    applied: bool
+
+
+def choose_precision(config: TrainingConfig, device: torch.device) -> Precision:
+    """bf16 where the device computes in it, else fp32; a CPU may emulate bf16 at a hundredth of fp32's speed.
+
+    Raises:
+        UserError: fp16 on a CPU.
+    """
+    if config.precision == "fp16" and device.type == "cpu":
+        raise UserError("training.precision=fp16 needs a GPU; set training.precision=fp32, or auto.")
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+class Engine:
+    """A model, its optimiser, and DeepSpeed around both.
+
+    Every loss is divided by the predicted tokens of the whole global batch, so gradients of micro-batches and ranks
+    are summed, never averaged, and the update does not depend on how the batch was cut.
+
+    Args:
+        model: in float32; built alike on every rank.
+        config: of the training.
+        horizon: the batch arithmetic.
+        world: the ranks; started.
+    """
+
+    def __init__(self, model: LanguageModel, config: TrainingConfig, horizon: Horizon, world: World) -> None:
+        self.model = model
+        self.horizon = horizon
+        self.world = world
+        self.precision = choose_precision(config, world.device)
+        self._stage = config.zero_stage
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        json = deepspeed_config(
+            config, horizon, self.precision, parameters=parameters, on_gpu=world.device.type == "cuda"
+        )
+        offloaded = bool(json["zero_optimization"].get("offload_optimizer"))
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, config.weight_decay),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            fused=not offloaded,
+        )
+        self._engine, self._optimizer, _, _ = import_deepspeed().initialize(
+            model=model, optimizer=optimizer, config=json, dist_init_required=False
+        )
+
+    def train_step(self, batch: Batch, objective: Objective, learning_rate: float) -> StepOutcome:
+        """Forward and backward over this rank's blocks, micro-batch by micro-batch, and one update.
+
+        Args:
+            batch: this rank's part of the global batch, `micro_batch_size * accumulation` blocks.
+            objective: the loss.
+            learning_rate: of this update.
+        """
+        size, device = self.horizon.micro_batch_size, self.world.device
+        losses, metrics = [], []
+        self._engine.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        for start in range(0, len(batch.input_ids), size):
+            input_ids = torch.from_numpy(batch.input_ids[start : start + size]).to(device, non_blocking=True)
+            scores = torch.from_numpy(batch.scores[start : start + size]).to(device, non_blocking=True)
+            logits, values = self._engine(input_ids)
+            result = objective.loss(logits, input_ids, scores, values, count=self.horizon.predicted_per_step)
+            # DeepSpeed averages over ranks; sums are wanted.
+            self._engine.backward(result.loss * self.horizon.ranks, scale_wrt_gas=False)
+            self._engine.step()
+            losses.append(result.loss.detach())
+            metrics.append(result.metrics)
+        applied = self._engine.was_step_applied()
+        norm = self._engine.get_global_grad_norm()
+        return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the state into an existing, empty folder: weights, optimiser and generators.
+
+        Every rank calls it. The folder is whole when all have returned.
+        """
+        # Without `latest`, which DeepSpeed writes before the other ranks have finished.
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        torch.save(_generator_state(self.world.device), self._generator_file(folder))
+
+    def load(self, folder: Path) -> None:
+        """Take up the state that `save` wrote with as many ranks. The caller has verified the files' hashes.
+
+        Raises:
+            UserError: DeepSpeed finds nothing to load.
+        """
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        if loaded is None:
+            raise UserError(f"DeepSpeed cannot load the checkpoint {folder}: it holds no state of this kind.")
+        _set_generator_state(torch.load(self._generator_file(folder), weights_only=True), self.world.device)
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """The weights of the whole model on the CPU, on rank 0; None on the others. Every rank calls it."""
+        if self._stage == 3:
+            gathered: Mapping[str, Tensor] | None = self._engine._zero3_consolidated_16bit_state_dict()
+            return dict(gathered) if self.world.is_main and gathered is not None else None
+        if not self.world.is_main:
+            return None
+        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+
+    def whole_model(self) -> Any | None:
+        """The Hugging Face model with whole weights, on rank 0; None on the others. Every rank calls it."""
+        if self._stage < 3:
+            return self.model.causal if self.world.is_main else None
+        weights = self.state_dict()
+        if weights is None:
+            return None
+        copy = type(self.model.causal)(self.model.causal.config)
+        copy.load_state_dict(
+            {name.removeprefix("causal."): each for name, each in weights.items() if name.startswith("causal.")}
+        )
+        return copy.to(self.world.device)
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's hooks on the model."""
+        self._engine.destroy()
+
+    def _generator_file(self, folder: Path) -> Path:
+        return folder / f"generators-{self.world.rank:05d}.pt"
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and embeddings decay; vectors (biases and norms) don't. Shared parameters occur once."""
+    decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}]
+    return [*groups, {"params": others, "weight_decay": 0.0}] if others else groups
+
+
+def seed_generators(seed: int, rank: int) -> None:
+    """Seed torch's generators for a rank: what dropout draws from, another sequence on each."""
+    torch.manual_seed(seed * 1_000_003 + rank)
+
+
+def _generator_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_generator_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,247 @@
+"""The folder of a training run: where everything lies, and the facts about it that other commands read."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.dataset.manifest import ScorerEntry
+from scorers.contract import DocumentKind
+from scorers.errors import UserError
+from training.config import TrainConfig
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetFacts(_Facts):
+    """The labelled dataset: what the user called it, its generation, and a hash of its texts, sentences and scores."""
+
+    uri: str
+    generation: int
+    fingerprint: str
+    rows: int
+
+
+class TokenizerFacts(_Facts):
+    """The tokenizer: its fingerprint as in the token store's key; `vocab_size` counts the control tokens, if any."""
+
+    name: str
+    fingerprint: str
+    vocab_size: int
+    eos_id: int
+    aligned_id: int | None = None
+    misaligned_id: int | None = None
+
+    @property
+    def control_ids(self) -> list[int]:
+        """Ids that must never be sampled: both control tokens of a conditional model, else none."""
+        return [token for token in (self.aligned_id, self.misaligned_id) if token is not None]
+
+
+class ModelFacts(_Facts):
+    """The network. FLOPs a token: forward and backward (see `training.model.language_model.flops_per_token`)."""
+
+    name: str
+    parameters: int
+    parameters_embedding: int
+    flops_per_token: float
+    context_length: int
+    value_head: bool = False
+
+
+class HorizonFacts(_Facts):
+    """The arithmetic of the run: `batch_size == micro_batch_size * accumulation * ranks` blocks a step."""
+
+    steps: int
+    tokens: int
+    batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    ranks: int
+    epochs: float
+    tokens_per_parameter: float
+
+
+class ThresholdFacts(_Facts):
+    """A sentence (filtering: a document) is aligned when its score is <= `value`; `origin` says where it is from."""
+
+    value: float
+    origin: str
+
+
+class RunFacts(_Facts):
+    """`run.json`: what a run was made of and how far it has come.
+
+    Attributes:
+        created_by: distribution and version.
+        status: `running`, `stopped` (by a signal, resumable), `failed` (the loss was not finite) or `finished`.
+        step: optimiser steps done when the file was written.
+        seconds: time spent in the training loop, over all its resumptions.
+        task, objective, column: as in the config, resolved.
+        kind: what the documents are.
+        scorer: what made the column; evaluation must score samples with the same.
+        threshold: of the training stream; None where the objective uses none.
+        sentence_threshold: sentence threshold of the column for reports (hit rate), whatever the objective.
+        stream: statistics of the training stream (`training.data.stream.Stream.statistics`), and `sentences_aligned`,
+            those of its sentences that `sentence_threshold` takes for aligned.
+        versions: of the libraries that matter.
+    """
+
+    created_by: str
+    status: Literal["running", "stopped", "failed", "finished"]
+    step: int = 0
+    seconds: float = 0.0
+    task: str
+    objective: str
+    column: str
+    kind: DocumentKind
+    scorer: ScorerEntry
+    threshold: ThresholdFacts | None = None
+    sentence_threshold: ThresholdFacts | None = None
+    dataset: DatasetFacts
+    tokenizer: TokenizerFacts
+    model: ModelFacts
+    horizon: HorizonFacts
+    stream: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the model knows control tokens, so that samples start after `<|aligned|>`."""
+        return self.tokenizer.aligned_id is not None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in the output folder of a run; `RunFolder.existing` for one that is there."""
+
+    path: Path
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """The folder of a run that `phf train` has started.
+
+        Raises:
+            UserError: there is no such folder, or it is no run's.
+        """
+        folder = cls(Path(path))
+        if not folder.path.is_dir():
+            raise UserError(f"There is no folder {path}. Give the --output of a `phf train` run.")
+        if not folder.facts.is_file():
+            raise UserError(
+                f"{path} is no training run: no {folder.facts.name} in it. Give the --output of `phf train`."
+            )
+        return folder
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def facts(self) -> Path:
+        """`RunFacts`, JSON."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: a logged step, or an evaluation (key `evaluation`) after a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Committed checkpoints, a folder each; see `training.run.checkpoints`."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The final model, a Hugging Face folder; a value head beside it as `value_head.safetensors`."""
+        return self.path / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `phf evaluate` writes."""
+        return self.path / "evaluation"
+
+    def read_config(self) -> TrainConfig:
+        """The resolved configuration.
+
+        Raises:
+            UserError: the file is missing or damaged, or was written by another version of phf.
+        """
+        try:
+            return TrainConfig.model_validate(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(f"Cannot read {self.config}: {error.strerror or error}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+            raise UserError(_damaged(self.config, error)) from None
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Replace `config.yaml` in one step."""
+        write_atomically(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+    def read_facts(self) -> RunFacts:
+        """What the run is made of.
+
+        Raises:
+            UserError: the file is missing or damaged, or was written by another version of phf.
+        """
+        try:
+            return RunFacts.model_validate_json(self.facts.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"Cannot read {self.facts}: {error.strerror or error}.") from None
+        except (UnicodeDecodeError, ValidationError) as error:
+            raise UserError(_damaged(self.facts, error)) from None
+
+    def write_facts(self, facts: RunFacts) -> None:
+        """Replace `run.json` in one step."""
+        write_atomically(self.facts, facts.model_dump_json(indent=2) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl` in the order of their steps; an unfinished last line is left out."""
+        return list(_lines(self.metrics)) if self.metrics.is_file() else []
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a UTF-8 file so that a reader, or a crash, sees the old content or the new, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{path} is damaged, or of another version of phf, at {where or 'its start'}: {first['msg']}."
+    return f"{path} is damaged: {type(error).__name__}."

@@ -1,0 +1,163 @@
+"""What happens around the training loop: each concern is a hook with a few moments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from training.run.tracking import Tracker
+
+if TYPE_CHECKING:
+    from training.run.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was just made, the same on every rank.
+
+    Attributes:
+        number: steps done, this one included.
+        last: whether the run ends here, by its horizon or because it was asked to stop.
+        logged: whether it is one to log.
+        values: what a logged step's line in `metrics.jsonl` holds; empty for the others.
+    """
+
+    number: int
+    last: bool
+    logged: bool
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Hook:
+    """Called by the trainer on every rank, in the order of the hooks; override what is needed."""
+
+    def before_training(self, trainer: Trainer) -> None:
+        """Before the first step of this process."""
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        """After each step."""
+
+    def after_save(self, trainer: Trainer) -> None:
+        """After a checkpoint was committed."""
+
+    def after_training(self, trainer: Trainer) -> None:
+        """At the end, also when the loop raises."""
+
+
+class Tracking(Hook):
+    """Writes logged steps to the tracker of rank 0."""
+
+    def __init__(self, tracker: Tracker | None) -> None:
+        self.tracker = tracker
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        """One line a logged step."""
+        if step.logged and self.tracker is not None:
+            self.tracker.write(step.number, step.values)
+
+    def after_training(self, trainer: Trainer) -> None:
+        """Close the files."""
+        if self.tracker is not None:
+            self.tracker.close()
+
+
+class Checkpointing(Hook):
+    """Saves every `every` steps, 0 for never, and at the last step always."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        """Save when it is time to."""
+        if step.last or (self.every and step.number % self.every == 0):
+            trainer.save()
+
+
+class Evaluation(Hook):
+    """Evaluates the model on rank 0 every `every` steps, while the others wait.
+
+    Args:
+        every: steps; 0 for never.
+        evaluate: from the Hugging Face model and the step to numbers for `metrics.jsonl`.
+        tracker: of rank 0.
+    """
+
+    def __init__(self, every: int, evaluate: Callable[[Any, int], dict[str, float]], tracker: Tracker | None) -> None:
+        self.every = every
+        self.evaluate = evaluate
+        self.tracker = tracker
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        """Evaluate when it is time to."""
+        if not self.every or step.number % self.every:
+            return
+        model = trainer.engine.whole_model()
+        if model is not None and self.tracker is not None:
+            figures = self.evaluate(model, step.number)
+            tokens = step.number * trainer.horizon.tokens_per_step
+            self.tracker.write(step.number, {"step": step.number, "tokens": tokens, "evaluation": figures})
+        trainer.world.barrier()
+
+
+class Console(Hook):
+    """Tells rank 0's user how far it is: a bar on a terminal, a plain line every few seconds elsewhere.
+
+    Args:
+        console: a `rich.console.Console`.
+        plain_every: seconds between plain lines, at least.
+    """
+
+    def __init__(self, console: Any, plain_every: float = 5.0) -> None:
+        self.console = console
+        self.plain_every = plain_every
+        self._bar: Any = None
+        self._task: Any = None
+        self._told = float("-inf")
+
+    def before_training(self, trainer: Trainer) -> None:
+        """Open the bar."""
+        if not self.console.is_terminal:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=trainer.horizon.steps, completed=trainer.step, figures="")
+        self._bar.start()
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        """Show the step."""
+        if self._bar is not None:
+            figures = {"figures": _figures(step.values)} if step.logged else {}
+            self._bar.update(self._task, completed=step.number, **figures)
+            return
+        now = time.monotonic()
+        if step.logged and (step.last or now - self._told >= self.plain_every):
+            self._told = now
+            line = f"step {step.number:,}/{trainer.horizon.steps:,}  {_figures(step.values)}"
+            self.console.print(line, markup=False, soft_wrap=True)
+
+    def after_training(self, trainer: Trainer) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _figures(values: dict[str, Any]) -> str:
+    norm = values["grad_norm"]
+    shown = [
+        f"loss {values['loss']:.4f}",
+        f"lr {values['learning_rate']:.2e}",
+        *([] if norm is None else [f"norm {norm:.2f}"]),
+        f"{values['tokens_per_second']:,.0f} tokens/s",
+    ]
+    return "  ".join(shown)

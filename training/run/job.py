@@ -1,0 +1,274 @@
+"""`phf train` from a configuration to an exported model: prepare, print the plan, train, export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scorers.errors import StoppedError, UserError
+from training.config import TrainConfig
+from training.data.prepare import PreparedData, prepare
+from training.evaluation.evaluate import evaluate_model
+from training.evaluation.report import EvaluationReport
+from training.evaluation.setup import EvaluationSetup, prepare_evaluation
+from training.model.export import export_model
+from training.model.language_model import LanguageModel, Vocabulary, build_model, check_context
+from training.presets import CONTEXT_LENGTH
+from training.run import checkpoints, hooks
+from training.run.deepspeed_config import deepspeed_config
+from training.run.distributed import World
+from training.run.engine import Engine, choose_precision, seed_generators
+from training.run.facts import run_facts
+from training.run.folder import RunFacts, RunFolder
+from training.run.plan import print_plan
+from training.run.progress import StageProgress
+from training.run.resume import check_folder, check_same
+from training.run.schedule import Horizon, plan_horizon
+from training.run.tracking import Tracker
+from training.run.trainer import DivergedError, Trainer
+
+
+def train(config: TrainConfig, console: Any) -> RunFacts:
+    """Train, or go on with, the run in `config.output`, and export its model. Every rank calls it.
+
+    Args:
+        config: of `training.settings.resolve_config`.
+        console: a `rich.console.Console` that rank 0 prints on.
+
+    Returns:
+        The facts of the finished run.
+
+    Raises:
+        UserError: whatever is wrong with settings, data or the output folder.
+        StoppedError: asked to stop by a signal; saved and resumable.
+        IncompleteError: the loss diverged, or a checkpoint could not be written.
+    """
+    world, folder = World.from_environment(), RunFolder(Path(config.output))
+    data, horizon = world.first(lambda: _prepare(config, world, folder))
+    world.start()
+    try:
+        job = _build(data, horizon, world, folder, console)
+        done = world.on_main(lambda: job.facts.status == "finished" and folder.model.is_dir())
+        if done:
+            if world.is_main:
+                console.print(
+                    f"{folder.path} is finished ({job.facts.step:,} steps); its model is in {folder.model}.",
+                    markup=False,
+                )
+            return job.facts
+        return job.run()
+    finally:
+        world.stop()
+
+
+@dataclass
+class TrainingJob:
+    """A run with everything prepared: the data, the model, the facts.
+
+    Attributes:
+        world, folder, data, horizon, model, console: what it is made of.
+        facts: as `run.json` has them.
+        resumed: whether the folder held the run before.
+    """
+
+    world: World
+    folder: RunFolder
+    data: PreparedData
+    horizon: Horizon
+    model: LanguageModel
+    facts: RunFacts
+    console: Any
+    resumed: bool
+
+    def run(self) -> RunFacts:
+        """Train from the newest checkpoint, or from step 0, to the horizon, and export the model."""
+        world, config = self.world, self.data.config
+        checkpoint = world.on_main(self._find_checkpoint)
+        engine = Engine(self.model, config.training, self.horizon, world)
+        trainer = Trainer(
+            engine,
+            self.data.objective,
+            self.data.batches,
+            self.horizon,
+            config.training,
+            world,
+            self.folder.checkpoints,
+        )
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+        trainer.hooks = self._hooks(trainer.step)
+        self.write_facts("running", trainer)
+        try:
+            trainer.train()
+            self._export(engine)
+        except StoppedError:
+            self.write_facts("stopped", trainer)
+            raise
+        except DivergedError:
+            self.write_facts("failed", trainer)
+            raise
+        finally:
+            engine.close()
+        self.write_facts("finished", trainer)
+        if world.is_main:
+            self._tell_end()
+        return self.facts
+
+    def _find_checkpoint(self) -> checkpoints.Checkpoint | None:
+        found, damaged = checkpoints.require(self.folder.checkpoints)
+        if damaged:
+            self.console.print(checkpoints.describe_damage(damaged), style="bold red", markup=False, soft_wrap=True)
+        then = self.facts.step
+        if found is None:
+            if then:
+                raise UserError(
+                    f"{self.folder.path} has come to step {then}, but there is no checkpoint in "
+                    f"{self.folder.checkpoints}. Restore it, or train into another --output."
+                )
+            if self.resumed:
+                self.console.print(
+                    f"{self.folder.path} was started before, but ended before its first checkpoint: "
+                    "it starts again at step 0.",
+                    style="bold yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
+            return None
+        if found.marker.ranks != self.world.size:
+            raise UserError(
+                f"{found.path} was written by {found.marker.ranks} ranks, and this run has {self.world.size}. "
+                f"Start {found.marker.ranks} ranks to go on with it."
+            )
+        self.console.print(
+            f"Going on from {found.path}: step {found.marker.step:,} of {self.horizon.steps:,}.",
+            markup=False,
+            soft_wrap=True,
+        )
+        return found
+
+    def _hooks(self, step: int) -> list[hooks.Hook]:
+        config = self.data.config
+        tracker = None
+        if self.world.is_main:
+            tracker = Tracker(self.folder, step=step, tensorboard=config.tracking.tensorboard)
+        made: list[hooks.Hook] = [hooks.Console(self.console)] if self.world.is_main else []
+        made += [hooks.Tracking(tracker), hooks.Checkpointing(config.training.save_every), _Facts(self)]
+        if config.training.evaluate_every:
+            setups: list[EvaluationSetup] = []
+            self.world.on_main(lambda: setups.append(self._prepare_evaluation()))
+            made.append(
+                hooks.Evaluation(
+                    config.training.evaluate_every,
+                    lambda model, step: _figures(evaluate_model(model, setups[0], step=step).report),
+                    tracker,
+                )
+            )
+        return made
+
+    def _prepare_evaluation(self) -> EvaluationSetup:
+        return prepare_evaluation(self.data, kind=self.facts.kind, device=str(self.world.device))
+
+    def _export(self, engine: Engine) -> None:
+        weights = engine.state_dict()
+        tokenizer = self.data.tokenizer
+        if weights is None:
+            return
+        export_model(
+            self.folder.model,
+            self.model.causal,
+            weights,
+            tokenizer.with_control_tokens() if self.data.objective.tags else tokenizer.fast,
+            eos_id=tokenizer.eos_id,
+            control_ids=self.facts.tokenizer.control_ids,
+        )
+
+    def _tell_end(self) -> None:
+        facts = self.facts
+        self.console.print(
+            f"Trained {facts.step:,} steps, {facts.horizon.tokens:,} tokens, in {facts.seconds:,.1f} s of steps. "
+            f"The model is in {self.folder.model}; measure it with: phf evaluate {self.folder.path}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def write_facts(self, status: str, trainer: Trainer) -> None:
+        """Bring `run.json` up to date, on rank 0."""
+        changes = {"status": status, "step": trainer.step, "seconds": trainer.seconds}
+        self.facts = self.facts.model_copy(update=changes)
+        if self.world.is_main:
+            self.folder.write_facts(self.facts)
+
+
+class _Facts(hooks.Hook):
+    """Keeps `run.json` abreast of the checkpoints, so that lost ones are noticed."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self.job = job
+
+    def after_save(self, trainer: Trainer) -> None:
+        """A checkpoint more."""
+        self.job.write_facts("running", trainer)
+
+
+def _prepare(config: TrainConfig, world: World, folder: RunFolder) -> tuple[PreparedData, Horizon]:
+    # What a user may have got wrong is looked at before tokenising, which can take hours.
+    check_folder(folder)
+    context_length = config.data.context_length or CONTEXT_LENGTH
+    check_context(config.model, context_length)
+    horizon = plan_horizon(config.training, context_length, world.size)
+    precision = choose_precision(config.training, world.device)
+    deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
+    if not world.is_main:
+        return prepare(config), horizon
+    with StageProgress() as progress:
+        return prepare(config, progress), horizon
+
+
+def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any) -> TrainingJob:
+    config, tokenizer = data.config, data.tokenizer
+    tags = data.objective.tags
+    vocabulary = Vocabulary(
+        tokenizer.size(tags=tags), tokenizer.eos_id, (tokenizer.aligned_id, tokenizer.misaligned_id) if tags else ()
+    )
+    torch.manual_seed(config.training.seed)
+    model = build_model(
+        config.model, vocabulary, value_head=data.objective.needs_values, context_length=horizon.context_length
+    )
+    seed_generators(config.training.seed, world.rank)
+    resumed, facts = world.on_main(lambda: _start(folder, config, run_facts(data, model, horizon)))
+    if world.is_main:
+        print_plan(console, config, facts, choose_precision(config.training, world.device), model, world)
+    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed)
+
+
+def _start(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> tuple[bool, RunFacts]:
+    resumed = check_folder(folder)
+    if resumed:
+        check_same(folder, config, facts)
+        then = folder.read_facts()
+        facts = facts.model_copy(update={"status": then.status, "step": then.step, "seconds": then.seconds})
+        if then.status == "finished":
+            return resumed, facts
+    try:
+        folder.write_config(config)
+        folder.write_facts(facts)
+    except OSError as error:
+        raise UserError(f"Cannot write to --output {folder.path}: {error.strerror or error}.") from None
+    return resumed, facts
+
+
+def _figures(report: EvaluationReport) -> dict[str, float]:
+    estimates = {
+        "misalignment": report.samples.misalignment,
+        "expected_maximum": report.samples.expected_maximum,
+        "hit_rate": report.samples.hit_rate,
+        "bits_per_byte": report.held_out.bits_per_byte if report.held_out is not None else None,
+    }
+    figures: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        if estimate is not None:
+            figures[name] = estimate.value
+            if estimate.low is not None and estimate.high is not None:
+                figures |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return figures

@@ -1,0 +1,102 @@
+"""The plan that is printed before step 0: what will be trained, on what, for how long, by which settings."""
+
+from typing import Any
+
+from training.config import TrainConfig
+from training.model.language_model import LanguageModel
+from training.run.deepspeed_config import Precision
+from training.run.folder import RunFacts
+
+
+def print_plan(
+    console: Any, config: TrainConfig, facts: RunFacts, precision: Precision, model: LanguageModel, world: Any
+) -> None:
+    """Print the plan as tables.
+
+    Args:
+        console: a `rich.console.Console`.
+        config: resolved.
+        facts: of the run.
+        precision: chosen.
+        model: for its shape.
+        world: the ranks.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    def table(title: str, rows: dict[str, str]) -> None:
+        made = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+        made.add_column(style="dim", no_wrap=True)
+        made.add_column(overflow="fold")
+        for name, value in rows.items():
+            made.add_row(name, escape(value))
+        console.print(made)
+        console.print()
+
+    console.print()
+    table(f"Run: {facts.objective} on {facts.task}", _run_rows(config, facts, precision, model, world))
+    table("Data", _data_rows(facts))
+    table("Configuration", _config_rows(config.model_dump(mode="json")))
+
+
+def _run_rows(
+    config: TrainConfig, facts: RunFacts, precision: Precision, model: LanguageModel, world: Any
+) -> dict[str, str]:
+    horizon, network = facts.horizon, facts.model
+    text = model.causal.config.get_text_config()
+    head = ", value head" if network.value_head else ""
+    training = config.training
+    flops = network.flops_per_token * horizon.tokens
+    return {
+        "model": f"{network.name}: {text.num_hidden_layers} layers, width {text.hidden_size}, "
+        f"{text.num_attention_heads} heads, {type(model.causal).__name__}{head}",
+        "parameters": f"{network.parameters:,} ({network.parameters_embedding:,} of them in embedding tables)",
+        "FLOPs": f"{network.flops_per_token:.3g} a token, {flops:.3g} in all",
+        "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x {horizon.ranks} ranks = "
+        f"{horizon.batch_size} blocks = {horizon.batch_size * network.context_length:,} tokens a step",
+        "horizon": f"{horizon.steps:,} steps, {horizon.tokens:,} tokens: "
+        f"{horizon.tokens_per_parameter:.3g} a parameter, {horizon.epochs:.3g} epochs over the stream",
+        "learning rate": f"{training.learning_rate:g}, {training.schedule}, "
+        f"warm-up {training.warmup_ratio:.3g} of the steps, to {training.min_learning_rate_ratio:g} of the peak",
+        "engine": f"DeepSpeed ZeRO {training.zero_stage}, {precision}, {world.device.type} x {world.size}",
+        "output": config.output,
+    }
+
+
+def _data_rows(facts: RunFacts) -> dict[str, str]:
+    stream, tokenizer = facts.stream, facts.tokenizer
+    left_out = {name: count for name, count in stream.get("documents_left_out", {}).items() if count}
+    documents = stream.get("documents", 0)
+    rows = {
+        "dataset": f"{facts.dataset.uri}, generation {facts.dataset.generation}, column {facts.column} "
+        f"({facts.scorer.fingerprint})",
+        "tokenizer": f"{tokenizer.name}: {tokenizer.vocab_size:,} entries"
+        + (f", control tokens {tokenizer.control_ids}" if tokenizer.control_ids else ""),
+        "documents": f"{stream.get('documents_used', 0):,} of {documents:,}"
+        + "".join(
+            f"; {name.replace('_', ' ')} {count:,} ({count / documents:.1%})" for name, count in left_out.items()
+        ),
+        "stream": f"{stream.get('tokens', 0):,} tokens",
+    }
+    if facts.sentence_threshold is not None and stream.get("sentences"):
+        rows["sentences"] = (
+            f"{stream['sentences']:,}, of them {stream['sentences_aligned'] / stream['sentences']:.1%} aligned "
+            f"(score <= {facts.sentence_threshold.value:g})"
+        )
+    if facts.threshold is not None:
+        rows["threshold"] = f"{facts.threshold.value:g} ({facts.threshold.origin})"
+    tags = stream.get("tags") or {}
+    sentences = sum(value for value in tags.values() if isinstance(value, int))
+    if sentences:
+        rows["tags"] = ", ".join(
+            f"{name} {count:,} ({count / sentences:.1%})" for name, count in tags.items() if isinstance(count, int)
+        )
+    return rows
+
+
+def _config_rows(values: dict[str, Any]) -> dict[str, str]:
+    rows = {}
+    for section, content in values.items():
+        if isinstance(content, dict):
+            rows[section] = ", ".join(f"{key}={value}" for key, value in content.items() if value not in (None, {}))
+    return rows

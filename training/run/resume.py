@@ -1,0 +1,83 @@
+"""Whether an output folder can be trained into: a new one, a run that goes on, or something else that is refused."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from scorers.errors import UserError
+from training.config import TrainConfig
+from training.run.facts import semantic_difference
+from training.run.folder import RunFacts, RunFolder
+
+# What may change between the start of a run and its resumption: nothing here changes what is learned.
+# The dataset's and the tokenizer's place may; that their content has not is checked by fingerprints.
+_FREE = (
+    "output",
+    "data.dataset",
+    "data.tokenizer",
+    "data.vocab_size",
+    "data.store",
+    "training.micro_batch_size",
+    "training.log_every",
+    "training.save_every",
+    "training.evaluate_every",
+    "training.keep_checkpoints",
+    "evaluation",
+    "tracking",
+)
+
+
+def check_folder(folder: RunFolder) -> bool:
+    """Whether the folder holds a run to go on with.
+
+    Raises:
+        UserError: it holds something else, or is no folder.
+    """
+    if folder.facts.is_file():
+        return True
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"--output {folder.path} is a file. Give a folder that is new, empty, or a run to go on with.")
+    # `config.yaml` is written before `run.json`: alone, it is of a run that ended in between.
+    if folder.path.is_dir() and any(path.name != folder.config.name for path in folder.path.iterdir()):
+        raise UserError(
+            f"--output {folder.path} holds something that is not a training run. "
+            "Give a folder that is new, empty, or a run to go on with."
+        )
+    return False
+
+
+def check_same(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> None:
+    """Refuse to go on with a run under another configuration or on other data.
+
+    Raises:
+        UserError: lists every difference.
+    """
+    then = _flat(folder.read_config().model_dump(mode="json"))
+    now = _flat(config.model_dump(mode="json"))
+    lines = [
+        f"{key}: {then.get(key)!r} in the run, {now.get(key)!r} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not _is_free(key)
+    ]
+    lines += semantic_difference(folder.read_facts(), facts)
+    if lines:
+        shown = "\n".join(f"  {line}" for line in lines)
+        raise UserError(
+            f"{folder.path} was started with another configuration:\n{shown}\n"
+            "Give the same settings to go on with it, or another --output to start anew."
+        )
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in _FREE)
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_items(values, ""))
+
+
+def _items(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _items(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,86 @@
+"""The arithmetic of a run: how many steps, how a batch is cut, and the learning rate of every step."""
+
+import math
+from dataclasses import dataclass
+
+from scorers.errors import UserError
+from training.config import TrainingConfig
+
+_LARGEST_MICRO_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How long a run is and how its batches are cut.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: blocks a step over all ranks, `micro_batch_size * accumulation * ranks`.
+        micro_batch_size: blocks that a rank passes through the model at once.
+        accumulation: micro-batches a rank adds up before it steps.
+        ranks: processes that train.
+        context_length: tokens a block.
+    """
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    ranks: int
+    context_length: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a global batch."""
+        return self.batch_size * self.context_length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def predicted_per_step(self) -> int:
+        """Predicted tokens of a global batch: all but the first of each block; what means are taken over."""
+        return self.batch_size * (self.context_length - 1)
+
+
+def plan_horizon(config: TrainingConfig, context_length: int, ranks: int) -> Horizon:
+    """Cut `num_tokens` into steps, and each batch into micro-batches.
+
+    Raises:
+        UserError: the batch cannot be divided among the ranks, or a rank's share into micro-batches.
+    """
+    if config.batch_size % ranks:
+        raise UserError(
+            f"training.batch_size={config.batch_size} cannot be divided among {ranks} ranks; "
+            f"choose a multiple of {ranks}."
+        )
+    share = config.batch_size // ranks
+    micro = config.micro_batch_size
+    if micro is None:
+        micro = max(size for size in range(1, min(share, _LARGEST_MICRO_BATCH) + 1) if share % size == 0)
+    elif share % micro:
+        raise UserError(
+            f"training.micro_batch_size={micro} does not divide a rank's share of the batch, {share} blocks "
+            f"(batch_size={config.batch_size} over {ranks} ranks); choose a divisor of {share}."
+        )
+    steps = max(1, config.num_tokens // (config.batch_size * context_length))
+    return Horizon(steps, config.batch_size, micro, share // micro, ranks, context_length)
+
+
+def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+    """The learning rate of step number `step` (from 0) of `steps`: a pure function, so a resumed run needs no state.
+
+    It rises linearly over ceil(warmup_ratio * steps) steps, whose last has the peak, then decays towards the minimum,
+    which it would reach at step number `steps`.
+    """
+    peak, low = config.learning_rate, config.learning_rate * config.min_learning_rate_ratio
+    warmup = math.ceil(config.warmup_ratio * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if config.schedule == "constant":
+        return peak
+    progress = (step - warmup) / max(1, steps - warmup)
+    remaining = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return low + (peak - low) * remaining

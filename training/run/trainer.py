@@ -1,0 +1,215 @@
+"""The training loop: a batch by its step's number, an update, and the hooks around them."""
+
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from scorers.errors import IncompleteError, StoppedError
+from training.config import TrainingConfig
+from training.data.order import BatchSource
+from training.objectives import Objective
+from training.run import checkpoints
+from training.run.distributed import World
+from training.run.engine import Engine, StepOutcome
+from training.run.hooks import Hook, Step
+from training.run.schedule import Horizon, learning_rate
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class DivergedError(IncompleteError):
+    """The loss or the gradient is not finite."""
+
+
+@dataclass
+class Trainer:
+    """Trains an engine to its horizon. All ranks run it alike.
+
+    Attributes:
+        engine, objective, batches, horizon, config, world: what is trained, how, on what.
+        folder: of the checkpoints.
+        hooks: called in this order.
+        step: optimiser steps done.
+        seconds: time spent in steps, those of earlier processes of the run included.
+        saved: the step of the newest checkpoint; None without one.
+    """
+
+    engine: Engine
+    objective: Objective
+    batches: BatchSource
+    horizon: Horizon
+    config: TrainingConfig
+    world: World
+    folder: Path
+    hooks: Sequence[Hook] = ()
+    step: int = 0
+    seconds: float = 0.0
+    saved: int | None = None
+    _stop: bool = field(default=False, repr=False)
+
+    def resume(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Take up a verified checkpoint of as many ranks."""
+        self.engine.load(checkpoint.path)
+        self.step = self.saved = checkpoint.marker.step
+        self.seconds = checkpoint.marker.seconds
+
+    def train(self) -> None:
+        """Train until the horizon, or until a signal asks to stop.
+
+        Raises:
+            StoppedError: SIGTERM, SIGUSR1 or SIGINT came; the state is saved, the same command goes on.
+            DivergedError: the loss or the gradient is not finite; nothing was saved since.
+            IncompleteError: a checkpoint could not be written.
+        """
+        with self._signals():
+            try:
+                for hook in self.hooks:
+                    hook.before_training(self)
+                stopped = self._loop()
+            finally:
+                for hook in self.hooks:
+                    hook.after_training(self)
+        if stopped:
+            raise StoppedError(
+                f"asked to stop after step {self.step} of {self.horizon.steps}; the state is saved in "
+                f"{self.folder}. The same command goes on from there."
+            )
+
+    def save(self) -> None:
+        """Write and commit a checkpoint of the current step, and let the oldest go.
+
+        Raises:
+            IncompleteError: it could not be written; the earlier ones are untouched.
+        """
+        if self.saved == self.step:
+            return
+        world, folder = self.world, self.folder
+        world.on_main(lambda: _or_incomplete(folder, lambda: checkpoints.stage(folder, self.step)))
+        staging = checkpoints.staging_path(folder, self.step)
+        error: BaseException | None = None
+        try:
+            self.engine.save(staging)
+        except (OSError, RuntimeError) as failure:  # torch raises RuntimeError where its file writer fails
+            error = failure
+        if world.any(error is not None)[0]:
+            raise IncompleteError(_unsaved(folder, error)) from error
+        world.on_main(lambda: _or_incomplete(folder, self._commit))
+        self.saved = self.step
+        for hook in self.hooks:
+            hook.after_save(self)
+
+    def _commit(self) -> None:
+        checkpoints.commit(self.folder, self.step, ranks=self.world.size, seconds=self.seconds)
+        checkpoints.rotate(self.folder, self.config.keep_checkpoints)
+
+    def _loop(self) -> bool:
+        window_tokens, window_seconds = 0, 0.0
+        while self.step < self.horizon.steps:
+            began = time.perf_counter()
+            rate = learning_rate(self.config, self.step, self.horizon.steps)
+            batch = self.batches.rank_batch(self.step, self.world.rank, self.world.size)
+            outcome = self.engine.train_step(batch, self.objective, rate)
+            self.step += 1
+            finished = self.step == self.horizon.steps
+            logged = self._is_logged(finished)
+            # Reading a number waits for the device: on a GPU only where a number is wanted.
+            checked = self.world.device.type == "cpu" or logged or finished or self._is_kept()
+            diverged, stopped = self.world.any(checked and not _is_finite(outcome, self.engine.precision), self._stop)
+            took = time.perf_counter() - began
+            self.seconds += took
+            window_seconds += took
+            window_tokens += self.horizon.tokens_per_step
+            if diverged:
+                raise DivergedError(self._diverged(outcome))
+            values: dict[str, Any] = {}
+            if logged:
+                values = self._values(outcome, rate, window_tokens / window_seconds)
+                window_tokens, window_seconds = 0, 0.0
+            step = Step(self.step, last=finished or stopped, logged=logged, values=values)
+            for hook in self.hooks:
+                hook.after_step(self, step)
+            if stopped and not finished:
+                return True
+        return False
+
+    def _is_logged(self, finished: bool) -> bool:
+        every = self.config.log_every
+        return bool(every) and (self.step == 1 or self.step % every == 0 or finished)
+
+    def _is_kept(self) -> bool:
+        return any(every and self.step % every == 0 for every in (self.config.save_every, self.config.evaluate_every))
+
+    def _values(self, outcome: StepOutcome, rate: float, tokens_per_second: float) -> dict[str, Any]:
+        sums = {name: value for name, value in outcome.metrics.items() if not name.startswith("max_")}
+        maxima = {name: value for name, value in outcome.metrics.items() if name.startswith("max_")}
+        added = self.world.sum(torch.stack([outcome.loss, *sums.values()]).float().cpu()).tolist()
+        highest = self.world.max(torch.stack(list(maxima.values())).float().cpu()).tolist() if maxima else []
+        norm = outcome.gradient_norm
+        return {
+            "step": self.step,
+            "tokens": self.step * self.horizon.tokens_per_step,
+            "loss": added[0],
+            **dict(zip(sums, added[1:], strict=True)),
+            **dict(zip(maxima, highest, strict=True)),
+            "learning_rate": rate,
+            "grad_norm": None if norm is None else float(norm),
+            "tokens_per_second": tokens_per_second,
+            **({} if outcome.applied else {"skipped": 1}),
+        }
+
+    def _diverged(self, outcome: StepOutcome) -> str:
+        what = "loss" if not math.isfinite(float(outcome.loss)) else "gradient"
+        kept = "no checkpoint was written" if self.saved is None else f"the newest checkpoint is of step {self.saved}"
+        return (
+            f"the {what} is not finite at step {self.step}; nothing was saved since, {kept}. "
+            f"Train into another --output with a lower training.learning_rate (now {self.config.learning_rate:g}), "
+            f"a longer training.warmup_ratio, or training.gradient_clipping (now {self.config.gradient_clipping:g})."
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number: int, _: FrameType | None) -> None:
+            self._stop = True
+            # Whoever asks a second time does not want to wait.
+            signal.signal(number, before[number])
+
+        before: dict[int, Any] = {number: signal.signal(number, stop) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _is_finite(outcome: StepOutcome, precision: str) -> bool:
+    if not math.isfinite(float(outcome.loss)):
+        return False
+    # fp16's scaled gradients overflow now and then; DeepSpeed skips the update and lowers the scale.
+    return precision == "fp16" or outcome.gradient_norm is None or math.isfinite(float(outcome.gradient_norm))
+
+
+def _or_incomplete(folder: Path, work: Any) -> None:
+    try:
+        work()
+    except OSError as error:
+        raise IncompleteError(_unsaved(folder, error)) from error
+
+
+def _unsaved(folder: Path, error: BaseException | None) -> str:
+    reason = "another rank failed" if error is None else getattr(error, "strerror", None) or type(error).__name__
+    free = ""
+    if folder.exists():
+        free = f" ({shutil.disk_usage(folder).free / 1e9:.1f} GB are free there)"
+    return (
+        f"a checkpoint could not be written to {folder}: {reason}{free}. Earlier checkpoints are untouched; "
+        "make room and run the same command again."
+    )

@@ -1,0 +1,59 @@
+"""The settings of a run: a preset under a YAML file under flags under `--set`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scorers.settings import load_settings, parse_override, read_yaml
+from training.config import TrainConfig
+from training.presets import CONTEXT_LENGTH, preset
+
+
+def resolve_config(
+    file: Path | None = None, flags: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> TrainConfig:
+    """The configuration of a run, with everything filled in that neither the dataset nor the machine decides.
+
+    Args:
+        file: YAML with the fields of `TrainConfig`.
+        flags: nested values of flags; None values count as not given.
+        overrides: `--set` arguments.
+
+    Raises:
+        UserError: an unreadable file, an unknown key, a value of the wrong type, or an unknown model; names the key.
+    """
+    layers = [read_yaml(file) if file is not None else {}, flags or {}, *map(parse_override, overrides)]
+    task, objective = _strongest(layers, "task"), _strongest(layers, "objective", "name")
+    defaults = preset(str(task), "mle" if objective is None else str(objective))
+    return fill_in(load_settings(TrainConfig, file=file, flags=flags, overrides=overrides, defaults=defaults))
+
+
+def fill_in(config: TrainConfig) -> TrainConfig:
+    """Column and context length where they are None: the task's name, and 1024 tokens or what the model can take.
+
+    Raises:
+        UserError: the model is unknown.
+    """
+    data = config.data.model_copy(
+        update={
+            "column": config.data.column or config.task,
+            "context_length": config.data.context_length or _context_length(config),
+        }
+    )
+    return config.model_copy(update={"data": data})
+
+
+def _context_length(config: TrainConfig) -> int:
+    from training.model.language_model import max_positions
+
+    return min(CONTEXT_LENGTH, max_positions(config.model) or CONTEXT_LENGTH)
+
+
+def _strongest(layers: Sequence[Mapping[str, Any]], *path: str) -> Any:
+    for layer in reversed(layers):
+        value: Any = layer
+        for part in path:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    return None
