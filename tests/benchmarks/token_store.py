@@ -10,12 +10,11 @@ from tests.benchmarks.measure import Comparison, compare
 def run() -> Iterator[Comparison]:
     import shutil
 
-    from training.data.prepare.builder import ensure_store
-    from training.data.prepare.tokenizers import ensure_tokenizer
-
     from infra.demo.corpus import sample_code
     from pipeline.dataset import open_dataset
     from tests.datasets import make_dataset
+    from training.data.builder import ensure_store
+    from training.data.tokenizers import ensure_tokenizer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

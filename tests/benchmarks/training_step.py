@@ -6,7 +6,7 @@ from typing import Any
 from tests.benchmarks.measure import Comparison, compare
 
 # Small enough for five rounds on two cores, large enough that no overhead a step decides.
-SIZES = {"tiny": (256, 8, 4), "small": (512, 8, 4)}
+SIZES = {"nano": (128, 8, 8), "tiny": (256, 8, 4)}
 
 
 def run() -> Iterator[Comparison]:
