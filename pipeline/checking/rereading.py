@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from pipeline.checking.findings import Findings
 from pipeline.config import LabelConfig
+from pipeline.corpus.plan import Plan
+from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.corpus.units import Plan, make_plan
 from pipeline.dataset import LabelledDataset
 
 Key = tuple[str, int]

@@ -7,9 +7,9 @@ from pipeline.config import LabelConfig
 from pipeline.corpus.decoding import Decoder
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.parquet_rows import ParquetRows
+from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.corpus.streams import CutError, Decompressed, SourceFile, read_lines
-from pipeline.corpus.units import Plan, Unit
 from scorers.errors import UserError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError
 
-from pipeline.corpus.units import Unit
+from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler import Event, Kind
 from pipeline.labelling.worker import Job, PartResult, UnitLabeller
 from scorers.errors import UserError

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
-from pipeline.corpus.units import Unit
 from pipeline.labelling.worker import PartResult
 from pipeline.storage import Storage
 from scorers.errors import IncompleteError, StoppedError

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import LabelConfig
-from pipeline.corpus.units import Plan, Unit
+from pipeline.corpus.plan import Plan, Unit
 from pipeline.dataset.manifest import Manifest
 from pipeline.labelling.cluster import ray_cluster
 from pipeline.labelling.commit import STAGING, Committer, Epoch, committed_units

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import LabelConfig
-from pipeline.corpus.units import Plan
+from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import MANIFEST_NAME, ScorerEntry
 from pipeline.storage import Storage
 from scorers.errors import UserError

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.inputs import Source, find_sources
-from pipeline.corpus.units import Plan, make_plan
+from pipeline.corpus.plan import Plan
+from pipeline.corpus.planning import make_plan
 from pipeline.labelling.cluster import check_address
 from pipeline.labelling.job import JOB, PLAN, JobRecord, read_job, read_plan, refuse_changes, refuse_other_inputs
 from pipeline.labelling.reporter import Reporter

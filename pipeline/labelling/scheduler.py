@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.corpus.units import Unit
+from pipeline.corpus.plan import Unit
 from pipeline.labelling.worker import PartResult
 from scorers.errors import IncompleteError
 

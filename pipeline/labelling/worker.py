@@ -12,9 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import LabelConfig
+from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.corpus.units import Plan, Unit
 from pipeline.dataset.schema import unit_schema
 from pipeline.dataset.writer import parquet_writer
 from pipeline.labelling.scoring import score_documents

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import LabelConfig
-from pipeline.corpus.units import Plan
+from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import Manifest, ScorerEntry, Shard, Threshold
 from pipeline.dataset.packing import pack
 from pipeline.dataset.schema import dataset_schema, unit_schema

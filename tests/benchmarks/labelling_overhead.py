@@ -24,8 +24,8 @@ def run() -> Iterator[Comparison]:
 def _measure(output: Path, inputs: Path, column: str, kind: str) -> Comparison:
     from pipeline.config import LabelConfig
     from pipeline.corpus.inputs import find_sources
+    from pipeline.corpus.planning import make_plan
     from pipeline.corpus.readers import read_sources
-    from pipeline.corpus.units import make_plan
     from pipeline.labelling.resolve import resolve_config
     from pipeline.labelling.worker import BASE_GROUP, Job, UnitLabeller
     from scorers.registry import ScorerSpec, build

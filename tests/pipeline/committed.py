@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.inputs import Source
+from pipeline.corpus.plan import Plan, Slice, Unit
 from pipeline.corpus.records import Quarantined
-from pipeline.corpus.units import Plan, Slice, Unit
 from pipeline.dataset.manifest import Manifest, ScorerEntry, SourceEntry
 from pipeline.dataset.schema import unit_schema
 from pipeline.labelling.commit import Epoch, PartFile, UnitRecord, part_path

@@ -9,9 +9,10 @@ from typing import Any
 import zstandard
 
 from pipeline.config import LabelConfig
+from pipeline.corpus.plan import Plan
+from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.corpus.units import Plan, make_plan
 
 
 def make_config(*inputs: Path | str, **options: Any) -> LabelConfig:

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.corpus.units import Unit
+from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler import Event, Kind
 from pipeline.labelling.worker import PartResult
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
-from pipeline.corpus.units import Unit
 from pipeline.labelling.commit import Committer, Epoch, committed_units, part_path, read_record
 from pipeline.labelling.worker import PartResult
 from pipeline.storage import LocalStorage, Storage

@@ -9,7 +9,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from pipeline.corpus.inputs import find_sources
-from pipeline.corpus.units import make_plan
+from pipeline.corpus.planning import make_plan
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all
 

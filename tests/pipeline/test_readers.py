@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.inputs import find_sources
+from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader, read_sources, read_unit
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.corpus.units import make_plan
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all, write_lines, write_records
 

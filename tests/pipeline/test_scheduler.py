@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus.units import Unit
+from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler import Scheduler
 from scorers.errors import IncompleteError
 from tests.pipeline.simulation import Completed, SimulatedCrew, units

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.inputs import Source
+from pipeline.corpus.plan import Plan, Slice
+from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Record
-from pipeline.corpus.units import Plan, Slice, make_plan
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all, write_lines, write_records
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.checking.verify import verify
 from pipeline.config import LabelConfig
-from pipeline.corpus.units import make_plan
+from pipeline.corpus.planning import make_plan
 from pipeline.dataset import open_dataset
 from pipeline.dataset.manifest import ScorerEntry
 from pipeline.labelling.commit import Committer, Epoch

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.corpus.units import make_plan
 from pipeline.dataset.schema import unit_schema
 from pipeline.labelling.scoring import ScorerFailedError, placeholder, score_documents
 from pipeline.labelling.worker import Job, PartResult, UnitLabeller, label_records
