@@ -115,6 +115,7 @@ def make_dataset(
         for position, reason in sorted(quarantined)
     ]
     ledger = Ledger(
+        units=1,
         records=records,
         labelled=len(rows) - empty,
         empty=empty,

@@ -1,7 +1,5 @@
 """How far a labelling job is, from its output folder alone: commit records prove, the last run's figures inform."""
 
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -10,17 +8,15 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.dataset.manifest import MANIFEST_NAME
-from pipeline.labelling.commit import committed_units, read_record
 from pipeline.labelling.job import load_job
 from pipeline.labelling.progress import RunStatus, read_status
 from pipeline.labelling.reporter import count_of, duration, rate_of
 from pipeline.storage import Storage
+from pipeline.units.store import UnitStore
 from scorers.errors import UserError
 
 # A driver writes its figures every five seconds; one that has been silent for longer than this is not running any more.
 _SILENT_S = 30.0
-# Reading a record takes a round trip to an object store.
-_THREADS = 16
 
 
 class JobStatus(BaseModel):
@@ -59,11 +55,10 @@ def job_status(storage: Storage) -> JobStatus:
         UserError: there is no job, or its folder cannot be read.
     """
     try:
-        _, _, plan = load_job(storage)
+        plan = load_job(storage).plan
         run = read_status(storage)
         sealed = storage.exists(MANIFEST_NAME)
-        with ThreadPoolExecutor(_THREADS) as threads:
-            records = list(threads.map(lambda unit: read_record(storage, unit), committed_units(storage)))
+        totals, quarantined = UnitStore(storage).totals(len(plan.units))
     except OSError as error:
         raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
     silent_s = None if run is None else (datetime.now(UTC) - run.written).total_seconds()
@@ -73,11 +68,11 @@ def job_status(storage: Storage) -> JobStatus:
         output=storage.uri,
         state="sealed" if sealed else "running" if running else "stopped",
         units=len(plan.units),
-        committed=len(records),
-        records=sum(record.records for record in records),
-        sentences=sum(record.sentences for record in records),
-        empty=sum(record.empty for record in records),
-        quarantined=dict(sorted(Counter(each.reason for record in records for each in record.quarantined).items())),
+        committed=totals["units"],
+        records=totals["records"],
+        sentences=totals["sentences"],
+        empty=totals["empty"],
+        quarantined=quarantined,
         sources_cut=len(plan.cut),
         run=run,
         silent_s=silent_s,

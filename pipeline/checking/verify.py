@@ -30,7 +30,6 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.schema import LEDGER_SCHEMA, QUARANTINE_SCHEMA, dataset_schema
 from pipeline.dataset.tags import tag_column
-from pipeline.labelling.commit import UNITS
 from pipeline.sealing.generations import (
     GENERATIONS,
     data_folder,
@@ -40,6 +39,7 @@ from pipeline.sealing.generations import (
     read_generation,
 )
 from pipeline.storage import Storage
+from pipeline.units.store import UNITS
 from scorers.errors import UserError
 
 Progress = Callable[[int, int], None]

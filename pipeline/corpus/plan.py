@@ -1,7 +1,11 @@
 """The plan of a job: every input fingerprinted, and the corpus cut into units that do not depend on the workers."""
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined
@@ -30,7 +34,63 @@ class Unit:
         return f"{self.index:08d}"
 
 
-@dataclass(frozen=True, slots=True)
+class Units(Sequence[Unit]):
+    """The units of a plan, in columns: some forty bytes a unit, however many there are.
+
+    Args:
+        first: int64 [units + 1]; unit i has the slices `first[i]` to `first[i + 1] - 1`.
+        slices: int64 [slices, 3]; source, start and stop of each.
+    """
+
+    def __init__(self, first: NDArray[np.int64], slices: NDArray[np.int64]) -> None:
+        self.first = first
+        self.slices = slices
+
+    @classmethod
+    def of(cls, units: Iterable[Sequence[tuple[int, int, int]]]) -> "Units":
+        """Units from the slices of each: (source, start, stop)."""
+        first = [0]
+        slices: list[tuple[int, int, int]] = []
+        for unit in units:
+            slices += unit
+            first.append(len(slices))
+        return cls(np.array(first, np.int64), np.array(slices, np.int64).reshape(-1, 3))
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Unit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Unit]: ...
+
+    def __getitem__(self, index: int | slice) -> Unit | Sequence[Unit]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        rows = self.slices[self.first[index] : self.first[index + 1]].tolist()
+        return Unit(index, tuple(Slice(*row) for row in rows))
+
+    def __iter__(self) -> Iterator[Unit]:
+        return (self[index] for index in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Units):
+            return NotImplemented
+        return np.array_equal(self.first, other.first) and np.array_equal(self.slices, other.slices)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def then(self, other: "Units", sources: int) -> "Units":
+        """These units and then the other's, whose sources come after `sources` others."""
+        moved = other.slices + np.array([sources, 0, 0])
+        return Units(
+            np.concatenate([self.first, other.first[1:] + len(self.slices)]), np.concatenate([self.slices, moved])
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job reads.
 
@@ -43,31 +103,19 @@ class Plan:
 
     sources: list[Source]
     entries: list[SourceEntry]
-    units: list[Unit]
-    cut: list[Quarantined]
+    units: Units
+    cut: list[Quarantined] = field(default_factory=list)
 
     @property
     def records(self) -> int:
         """Records of all sources, those included that will be quarantined."""
         return sum(entry.records for entry in self.entries)
 
-    def to_json(self) -> str:
-        """The same bytes for equal plans."""
-        value = {
-            "sources": [asdict(source) for source in self.sources],
-            "entries": [entry.model_dump() for entry in self.entries],
-            "units": [[[part.source, part.start, part.stop] for part in unit.slices] for unit in self.units],
-            "cut": [asdict(each) for each in self.cut],
-        }
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> "Plan":
-        """What `to_json` wrote."""
-        value = json.loads(text)
-        return cls(
-            sources=[Source(**each) for each in value["sources"]],
-            entries=[SourceEntry(**each) for each in value["entries"]],
-            units=[Unit(index, tuple(Slice(*part) for part in slices)) for index, slices in enumerate(value["units"])],
-            cut=[Quarantined(**each) for each in value["cut"]],
+    def then(self, other: "Plan") -> "Plan":
+        """This plan, and after it another one of other sources."""
+        return Plan(
+            self.sources + other.sources,
+            self.entries + other.entries,
+            self.units.then(other.units, len(self.sources)),
+            self.cut + other.cut,
         )

@@ -1,14 +1,14 @@
 """Reads every input once: fingerprints it, counts its records, and cuts the corpus into units."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.fields import check_fields
 from pipeline.corpus.inputs import Source, cannot_read, find_sources
 from pipeline.corpus.parquet_rows import ParquetRows
-from pipeline.corpus.plan import Plan, Slice, Unit
+from pipeline.corpus.plan import Plan, Units
 from pipeline.corpus.records import Quarantined
 from pipeline.corpus.streams import CutError, Decompressed, SourceFile, read_lines
 from pipeline.dataset.manifest import SourceEntry
@@ -17,7 +17,9 @@ from scorers.errors import UserError
 Progress = Callable[[Source, int], None]
 
 
-def make_plan(config: LabelConfig, progress: Progress | None = None) -> Plan:
+def make_plan(
+    config: LabelConfig, progress: Progress | None = None, *, sources: Sequence[Source] | None = None
+) -> Plan:
     """Find the inputs, read each once, and cut them into units of at most `unit_size` bytes (or one longer record).
 
     Units follow the records of the sorted sources, so small files share a unit and a large one has many. Plain
@@ -26,11 +28,13 @@ def make_plan(config: LabelConfig, progress: Progress | None = None) -> Plan:
     Args:
         config: the job.
         progress: told of a source and how many of its bytes were read since the last call.
+        sources: what to read; None for all that the job names.
 
     Raises:
         UserError: what `find_sources` and `check_fields` refuse, or an input that cannot be read.
     """
-    sources = find_sources(config.inputs, config.kind, output=config.output)
+    if sources is None:
+        sources = find_sources(config.inputs, config.kind, output=config.output)
     check_fields(sources, config)
     packer = _Packer(int(config.unit_size))
     entries: list[SourceEntry] = []
@@ -47,7 +51,7 @@ def make_plan(config: LabelConfig, progress: Progress | None = None) -> Plan:
         except OSError as error:
             raise UserError(cannot_read(source.uri, error)) from None
         entries.append(SourceEntry(uri=source.uri, size=fingerprint.size, sha256=fingerprint.sha256, records=records))
-    return Plan(sources, entries, packer.finish(), cut)
+    return Plan(list(sources), entries, packer.finish(), cut)
 
 
 class _Fingerprint:
@@ -118,8 +122,8 @@ def _row_pieces(source: Source, config: LabelConfig) -> _Pieces:
 class _Packer:
     def __init__(self, unit_size: int) -> None:
         self._limit = unit_size
-        self._units: list[Unit] = []
-        self._slices: list[Slice] = []
+        self._units: list[list[tuple[int, int, int]]] = []
+        self._slices: list[tuple[int, int, int]] = []
         self._size = 0
 
     def add(self, source: int, start: int, stop: int, size: int) -> None:
@@ -128,16 +132,16 @@ class _Packer:
         size = max(size, 1)  # so that not even empty files share a unit without end
         if self._slices and self._size + size > self._limit:
             self._flush()
-        if self._slices and self._slices[-1].source == source:
-            start = self._slices.pop().start
-        self._slices.append(Slice(source, start, stop))
+        if self._slices and self._slices[-1][0] == source:
+            start = self._slices.pop()[1]
+        self._slices.append((source, start, stop))
         self._size += size
 
-    def finish(self) -> list[Unit]:
+    def finish(self) -> Units:
         if self._slices:
             self._flush()
-        return self._units
+        return Units.of(self._units)
 
     def _flush(self) -> None:
-        self._units.append(Unit(len(self._units), tuple(self._slices)))
+        self._units.append(self._slices)
         self._slices, self._size = [], 0

@@ -68,10 +68,11 @@ class Ledger(_Part):
 
     Empty texts are rows of the dataset too, without sentences. `sources_cut` counts inputs whose rest could not be read
     (a truncated stream): nobody knows how many records were lost, so each is one entry of quarantine beside the
-    records.
+    records. `units` is the number of pieces in which the corpus was labelled.
     `segments` are Parquet files with the same figures a unit; `quarantine` are Parquet files of references.
     """
 
+    units: int
     records: int
     labelled: int
     empty: int

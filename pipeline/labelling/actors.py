@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError
 
-from pipeline.corpus.plan import Unit
+from pipeline.corpus.plan import Unit, Units
 from pipeline.labelling.scheduler import Event, Kind
 from pipeline.labelling.worker import Job, PartResult, UnitLabeller
 from scorers.errors import UserError
@@ -79,7 +79,7 @@ class RayCrew:
         self, job: Job, fingerprints: Mapping[str, str], staging: str, resources: Mapping[str, Mapping[str, Any]]
     ) -> None:
         # A million units need not travel to every actor: it is sent each one that it works on.
-        self._job = ray.put(replace(job, plan=replace(job.plan, units=[])))
+        self._job = ray.put(replace(job, plan=replace(job.plan, units=Units.of([]))))
         self._fingerprints = fingerprints
         self._staging = staging
         self._classes = {

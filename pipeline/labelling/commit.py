@@ -1,139 +1,36 @@
 """How a unit becomes part of the dataset, exactly once, whoever dies when.
 
 A worker stages a part and returns its size and hash. The driver, and nobody else, commits it in two steps: it creates
-the unit's record (`units/00000000.json`, create-if-absent: the commit point), then moves the parts that the record
-names to `units/00000000/<group>.parquet`. A driver that dies between the two leaves a record whose parts are still
-staged; `recover` moves them.
-
-One driver at a time: each claims the next epoch (`job/epochs/00000001.json`, create-if-absent). Before each durable
-step a driver looks for an epoch after its own; the newest wins, the older stops. No clock takes part. A driver that was
-overtaken between its look and its record has committed that unit properly: the newer one finds the record and keeps it.
+the unit's record (create-if-absent: the commit point), then moves the parts that the record names to their place. A
+driver that dies between the two leaves a record whose parts are still staged; `recover` moves them.
 """
 
-import itertools
-import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
+from pipeline.failpoints import failpoint
 from pipeline.labelling.worker import PartResult
 from pipeline.storage import Storage
-from scorers.errors import IncompleteError, StoppedError
-
-EPOCHS = "job/epochs"
-UNITS = "units"
-STAGING = "staging"
-
-
-class PartFile(BaseModel):
-    """A part of a committed unit: where it was staged, where it is, and what it holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    group: str
-    staged: str
-    path: str
-    size: int
-    sha256: str
-    rows: int
+from pipeline.units.epoch import Epoch, create
+from pipeline.units.records import PartFile, UnitRecord
+from pipeline.units.store import FOLDER_UNITS, UnitStore
+from scorers.errors import IncompleteError
 
 
-class UnitRecord(BaseModel):
-    """The commit record of a unit.
-
-    Attributes:
-        unit: its index in the plan.
-        epoch: of the driver that committed it.
-        parts: one a group, the base group first. Rows that any group quarantined are in `quarantined` and, once the
-            parts are joined, in the dataset no more.
-        records: that were read, `quarantined` ones included.
-        empty, sentences, bytes_text: of the base part's rows, before the other groups' quarantine is taken out.
-        quarantined: each record once, in the order of the groups.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    unit: int
-    epoch: int
-    parts: list[PartFile]
-    records: int
-    empty: int
-    sentences: int
-    bytes_text: int
-    quarantined: list[Quarantined]
-
-    @property
-    def path(self) -> str:
-        """Where the record is kept."""
-        return record_path(self.unit)
-
-
-def record_path(unit: int) -> str:
-    """Path of a unit's commit record."""
-    return f"{UNITS}/{unit:08d}.json"
-
-
-def part_path(unit: int, group: str) -> str:
-    """Path of a group's part of a committed unit."""
-    return f"{UNITS}/{unit:08d}/{group}.parquet"
-
-
-def read_record(storage: Storage, unit: int) -> UnitRecord:
-    """The commit record of a unit; `FileNotFoundError` if it is not committed."""
-    return UnitRecord.model_validate_json(storage.read(record_path(unit)))
-
-
-def committed_units(storage: Storage) -> Iterator[int]:
-    """Indices of the committed units, in order, by one listing."""
-    for unit, committed, _ in _units(storage):
-        if committed:
-            yield unit
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A driver's claim to the output folder; the newest claim wins."""
-
-    storage: Storage
-    number: int
-
-    @staticmethod
-    def claim(storage: Storage) -> "Epoch":
-        """Claim the next epoch, which stops every older driver at its next durable step."""
-        token = secrets.token_hex(16).encode()
-        taken = [int(name.removesuffix(".json")) for name in storage.children(EPOCHS)]
-        number = max(taken, default=0) + 1
-        while not _create(storage, f"{EPOCHS}/{number:08d}.json", token):
-            number += 1
-        return Epoch(storage, number)
-
-    @property
-    def staging(self) -> str:
-        """Folder of what this driver's workers stage; no other driver's workers write there."""
-        return f"{STAGING}/{self.number:08d}"
-
-    def check(self) -> None:
-        """Go on only as the newest driver.
-
-        Raises:
-            StoppedError: a newer driver has claimed the output.
-        """
-        # Epochs are claimed without gaps, so that the next one is the only one to look for.
-        if self.storage.exists(f"{EPOCHS}/{self.number + 1:08d}.json"):
-            raise StoppedError(
-                f"A newer `phf label` has taken over {self.storage.uri}; this one stops. Nothing is lost: "
-                "the newer run goes on from what is committed."
-            )
-
-
-@dataclass(frozen=True)
 class Committer:
-    """Commits units in the name of an epoch."""
+    """Commits units of a layer in the name of an epoch. Several threads may commit at once, each its own units."""
 
-    epoch: Epoch
+    def __init__(self, epoch: Epoch, store: UnitStore) -> None:
+        self.epoch = epoch
+        self.store = store
+        # Units that a full folder still lacks, by folder; known once `recover` has looked.
+        self._missing: dict[int, int] = {}
+        self._lock = threading.Lock()
 
     def commit(self, unit: Unit, parts: Sequence[PartResult]) -> UnitRecord:
         """Commit a unit whose parts, one a group and the base group first, are all staged.
@@ -150,26 +47,35 @@ class Committer:
         for part in parts:
             self._check_staged(part)
         self.epoch.check()
-        record = _record(unit, self.epoch.number, parts)
-        if not _create(storage, record.path, record.model_dump_json().encode()):
-            record = read_record(storage, unit.index)
-        _move_parts(storage, record)
+        record = self._record(unit, parts)
+        if not create(storage, self.store.record_path(unit.index), record.model_dump_json().encode()):
+            record = self.store.read(unit.index)
+        failpoint("record-created")
+        self._move_parts(record)
+        self._count(unit.index)
         return record
 
-    def recover(self, groups: Sequence[str]) -> set[int]:
-        """The committed units, each with all its parts in place: finishes what a dead driver had begun.
+    def recover(self, units: int, groups: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of the plan's units are committed, bool [units]; finishes what a dead driver had begun.
 
         Raises:
             IncompleteError: a part of a committed unit is lost.
             OSError: the storage fails.
         """
-        storage = self.epoch.storage
-        committed = set()
-        for unit, is_committed, names in _units(storage):
-            if is_committed:
-                committed.add(unit)
-                if not names.issuperset(f"{group}.parquet" for group in groups):
-                    _move_parts(storage, read_record(storage, unit))
+        committed, in_place = self.store.listing(units)
+        segments = self.store.segments()
+        for folder in range(-(-units // FOLDER_UNITS)):
+            if folder in segments:
+                continue
+            first = folder * FOLDER_UNITS
+            there = committed[first : first + FOLDER_UNITS]
+            for unit in (first + np.flatnonzero(there)).tolist():
+                if not in_place.get(unit, set()).issuperset(groups):
+                    self._move_parts(self.store.read(unit))
+            if first + FOLDER_UNITS <= units:
+                self._missing[folder] = int((~there).sum())
+                if not self._missing[folder]:
+                    self.store.write_segment(folder)
         return committed
 
     def _check_staged(self, part: PartResult) -> None:
@@ -182,55 +88,55 @@ class Committer:
                 "machines, the output must be a folder that all of them share, or an object store."
             )
 
+    def _record(self, unit: Unit, parts: Sequence[PartResult]) -> UnitRecord:
+        base = parts[0]
+        quarantined: dict[tuple[str, int], Quarantined] = {}
+        for part in parts:
+            for each in part.quarantined:
+                quarantined.setdefault((each.source, each.position), each)
+        return UnitRecord(
+            unit=unit.index,
+            epoch=self.epoch.number,
+            parts=[
+                PartFile(
+                    group=part.group,
+                    staged=part.staged,
+                    path=self.store.part_path(unit.index, part.group),
+                    size=part.size,
+                    sha256=part.sha256,
+                    rows=part.rows,
+                )
+                for part in parts
+            ],
+            records=base.records,
+            empty=base.empty,
+            sentences=base.sentences,
+            bytes_text=base.bytes_text,
+            quarantined=list(quarantined.values()),
+        )
 
-def _record(unit: Unit, epoch: int, parts: Sequence[PartResult]) -> UnitRecord:
-    base = parts[0]
-    quarantined: dict[tuple[str, int], Quarantined] = {}
-    for part in parts:
-        for each in part.quarantined:
-            quarantined.setdefault((each.source, each.position), each)
-    return UnitRecord(
-        unit=unit.index,
-        epoch=epoch,
-        parts=[
-            PartFile(
-                group=part.group,
-                staged=part.staged,
-                path=part_path(unit.index, part.group),
-                size=part.size,
-                sha256=part.sha256,
-                rows=part.rows,
-            )
-            for part in parts
-        ],
-        records=base.records,
-        empty=base.empty,
-        sentences=base.sentences,
-        bytes_text=base.bytes_text,
-        quarantined=list(quarantined.values()),
+    def _move_parts(self, record: UnitRecord) -> None:
+        for part in record.parts:
+            try:
+                self.epoch.storage.move(part.staged, part.path)
+            except FileNotFoundError:
+                raise IncompleteError(lost_part(self.epoch.storage, record, part)) from None
+            failpoint("part-moved")
+
+    def _count(self, unit: int) -> None:
+        folder = unit // FOLDER_UNITS
+        with self._lock:
+            if folder not in self._missing:
+                return
+            self._missing[folder] -= 1
+            complete = not self._missing[folder]
+        if complete:
+            self.store.write_segment(folder)
+
+
+def lost_part(storage: Storage, record: UnitRecord, part: PartFile) -> str:
+    """What to tell of a committed part that is neither staged nor in its place."""
+    return (
+        f"{storage.uri} is damaged: unit {record.unit:08d} is committed, but {part.path} is missing. "
+        f"`phf repair {storage.uri}` has it labelled again."
     )
-
-
-def _move_parts(storage: Storage, record: UnitRecord) -> None:
-    for part in record.parts:
-        try:
-            storage.move(part.staged, part.path)
-        except FileNotFoundError:
-            raise IncompleteError(
-                f"{storage.uri} is damaged: {record.path} says that the unit is committed, but {part.path} is missing. "
-                f"Delete {record.path} to have the unit labelled again."
-            ) from None
-
-
-def _create(storage: Storage, path: str, data: bytes) -> bool:
-    """Whether it was us who created the file: a retried request may have met its own first attempt."""
-    return storage.put_if_absent(path, data) or storage.read(path) == data
-
-
-def _units(storage: Storage) -> Iterator[tuple[int, bool, set[str]]]:
-    """Each unit below `units/`: its index, whether it is committed, and the names of its parts that are in place."""
-    paths = (info.path.removeprefix(f"{UNITS}/") for info in storage.list(UNITS))
-    paths = (path for path in paths if path[:8].isdigit())
-    for name, group in itertools.groupby(paths, key=lambda path: path[:8]):
-        entries = set(group)
-        yield int(name), f"{name}.json" in entries, {entry[9:] for entry in entries if entry[8] == "/"}

@@ -5,20 +5,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.config import LabelConfig
-from pipeline.corpus.plan import Plan, Unit
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import LabelConfig, LabelExecution
+from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Manifest
 from pipeline.labelling.cluster import ray_cluster
-from pipeline.labelling.commit import STAGING, Committer, Epoch, committed_units
-from pipeline.labelling.preparation import Prepared, prepare, write_job
+from pipeline.labelling.commit import Committer
+from pipeline.labelling.job import StoredJob, load_job
+from pipeline.labelling.preparation import check_layer, prepare, resolve_layer, write_job
 from pipeline.labelling.progress import Progress, State, write_status
 from pipeline.labelling.reporter import Reporter, count_of
 from pipeline.labelling.scheduler import Failure, Scheduler
 from pipeline.labelling.stopping import StopRequest, StopSignals
 from pipeline.labelling.worker import BASE_GROUP, Job, PartResult
-from pipeline.sealing.generations import finish_seal, sealed_manifest
-from pipeline.sealing.seal import seal
+from pipeline.sealing.current import holds_all, seal_current
+from pipeline.sealing.generations import sealed_manifest
 from pipeline.storage import Storage
+from pipeline.units.epoch import STAGING, Epoch
+from pipeline.units.store import UnitStore
 from scorers.errors import IncompleteError, StoppedError, UserError
 
 # After a request to stop: seconds in which the units being worked on may still be finished.
@@ -49,8 +55,13 @@ class Summary:
         return sum(ledger.quarantined.values()) + ledger.sources_cut
 
 
-def run_label(config: LabelConfig, reporter: Reporter) -> Summary:
+def run_label(config: LabelConfig, reporter: Reporter, *, extend: bool = False) -> Summary:
     """Label, commit and seal; goes on where an earlier run of the same job stopped. Call it in the main thread.
+
+    Args:
+        config: the job.
+        reporter: is told what is going on.
+        extend: also label inputs that have come since the job was begun.
 
     Raises:
         UserError: refused before anything is written: bad inputs, settings or scorers, or an output that holds
@@ -61,49 +72,73 @@ def run_label(config: LabelConfig, reporter: Reporter) -> Summary:
     storage = Storage.open(config.output)
     config = config.model_copy(update={"output": storage.uri})
     with StopSignals() as signals:
-        timer = _Timer()
-        prepared = prepare(storage, config, reporter)
+        timer = Timer()
+        prepared = prepare(storage, config, reporter, extend=extend)
         timer.lap("prepare")
-        with _storage_failures(storage):
-            manifest = _sealed(storage, prepared.plan)
-            if manifest is not None:
+        with storage_failures(storage):
+            manifest = sealed_manifest(storage)
+            if manifest is not None and prepared.added is None and _all_labelled(load_job(storage), manifest):
                 return Summary(storage.uri, manifest, None, timer.seconds)
-            prepared = write_job(storage, prepared)
-            return _Run(prepared, Epoch.claim(storage), reporter, signals, timer).finish()
+            job = write_job(storage, prepared)
+            layers = [1] if manifest is None else job.layers_of(manifest.scorers)
+            for layer in layers[1:]:
+                check_layer(job, layer)
+            run = Run(job, config.execution, Epoch.claim(storage), reporter, signals, timer)
+            return run.finish(layers, label=layers)
 
 
-def _sealed(storage: Storage, plan: Plan) -> Manifest | None:
-    """The manifest of a job on which nothing is left to do; None as well where it was changed or a unit is gone."""
-    manifest = sealed_manifest(storage)
-    if manifest is None or sum(1 for _ in committed_units(storage)) < len(plan.units):
-        return None
-    return manifest
+def _all_labelled(job: StoredJob, manifest: Manifest) -> bool:
+    """Whether nothing is left to do on a sealed dataset; not so where it was changed or a unit is gone."""
+    layers = job.layers_of(manifest.scorers)
+    units = len(job.plan.units)
+    return holds_all(manifest, job, layers) and all(
+        bool(UnitStore(job.storage, layer).committed(units).all()) for layer in layers
+    )
 
 
-class _Run:
-    """From the claimed epoch to the sealed dataset."""
+class Run:
+    """From the claimed epoch to the sealed dataset.
+
+    Args:
+        job: as it is stored.
+        execution: how to run it.
+        epoch: this driver's claim to the output.
+        reporter: is told what is going on.
+        signals: that may ask it to stop.
+        timer: of the whole command.
+    """
 
     def __init__(
-        self, prepared: Prepared, epoch: Epoch, reporter: Reporter, signals: StopSignals, timer: "_Timer"
+        self,
+        job: StoredJob,
+        execution: LabelExecution,
+        epoch: Epoch,
+        reporter: Reporter,
+        signals: StopSignals,
+        timer: "Timer",
     ) -> None:
-        self._scorers = prepared.record.scorers
-        self._plan = prepared.plan
+        self._stored = job
+        self._plan = job.plan
+        self._execution = execution
         self._epoch = epoch
         self._reporter = reporter
         self._signals = signals
         self._timer = timer
-        resolved = prepared.resolved
-        self._job = Job(resolved.config, self._plan, resolved.specs, resolved.groups, epoch.storage.uri)
-        self._committer = Committer(epoch)
         self._progress = Progress(units=len(self._plan.units), before=0, workers=0)
         self._status_due = 0.0
         self._told_stopping = False
 
-    def finish(self) -> Summary:
-        """Label what is missing, then seal."""
+    def finish(self, layers: Sequence[int], *, label: Sequence[int]) -> Summary:
+        """Label what is missing in some layers, then seal a dataset with the columns of `layers`."""
         try:
-            self._label()
-            manifest = self._seal()
+            for layer in label:
+                self._label(layer)
+            manifest = seal_current(
+                self._epoch,
+                self._stored,
+                layers,
+                lambda what, done, total: self._reporter.measure(what.capitalize(), done, total),
+            )
         except (StoppedError, StopRequest):
             self._last_status("stopped")
             raise
@@ -115,15 +150,19 @@ class _Run:
         self._timer.lap("seal")
         return Summary(self._epoch.storage.uri, manifest, self._progress, self._timer.seconds)
 
-    def _label(self) -> None:
-        committed = self._committer.recover(list(self._job.groups))
-        missing = [unit for unit in self._plan.units if unit.index not in committed]
-        self._progress = Progress(units=len(self._plan.units), before=len(committed), workers=0)
-        if committed and missing:
-            self._reporter.note(
-                f"{len(committed):,} of {len(self._plan.units):,} units are labelled already; going on."
-            )
-        if not missing:
+    def _label(self, layer: int) -> None:
+        resolved = resolve_layer(self._stored, layer, self._execution)
+        storage = self._epoch.storage
+        self._scorers = self._stored.columns([layer])
+        self._job = Job(resolved.config, self._plan, resolved.specs, resolved.groups, storage.uri, layer=layer)
+        self._committer = Committer(self._epoch, UnitStore(storage, layer))
+        committed = self._committer.recover(len(self._plan.units), list(self._job.groups))
+        missing = np.flatnonzero(~committed)
+        before = int(committed.sum())
+        self._progress = Progress(units=len(self._plan.units), before=before, workers=0)
+        if before and len(missing):
+            self._reporter.note(f"{before:,} of {len(self._plan.units):,} units are labelled already; going on.")
+        if not len(missing):
             return
         execution = self._job.config.execution
         self._reporter.step(
@@ -149,7 +188,7 @@ class _Run:
             group: min(units, wanted if group == BASE_GROUP else execution.gpu_workers) for group in self._job.groups
         }
 
-    def _schedule(self, missing: Sequence[Unit], workers: Mapping[str, int]) -> None:
+    def _schedule(self, missing: NDArray[np.int64], workers: Mapping[str, int]) -> None:
         # It imports Ray, which reads its environment when it is imported: not before `ray_cluster` has set that.
         from pipeline.labelling.actors import RayCrew
 
@@ -174,7 +213,7 @@ class _Run:
         )
         self._signals.on_request = lambda: scheduler.stop(GRACE_S)
         try:
-            scheduler.run(missing, lambda: self._tick(scheduler))
+            scheduler.run((self._plan.units[index] for index in missing.tolist()), lambda: self._tick(scheduler))
         finally:
             self._signals.on_request = None
         if scheduler.stopping:
@@ -208,17 +247,8 @@ class _Run:
             self._epoch.check()
             write_status(self._epoch.storage, self._epoch.number, state, self._progress)
 
-    def _seal(self) -> Manifest:
-        return finish_seal(self._epoch) or seal(
-            self._epoch,
-            config=self._job.config,
-            plan=self._plan,
-            scorers=self._scorers,
-            progress=lambda what, done, total: self._reporter.measure(what.capitalize(), done, total),
-        )
 
-
-class _Timer:
+class Timer:
     """Seconds by phase."""
 
     def __init__(self) -> None:
@@ -228,12 +258,13 @@ class _Timer:
     def lap(self, phase: str) -> None:
         """The phase that began with the last lap ends."""
         now = time.monotonic()
-        self.seconds[phase] = now - self._mark
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._mark
         self._mark = now
 
 
 @contextlib.contextmanager
-def _storage_failures(storage: Storage) -> Iterator[None]:
+def storage_failures(storage: Storage) -> Iterator[None]:
+    """Tell a failing disk or store to the user as what it is: the job is incomplete, and goes on later."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,7 @@
 """What a labelling job is: written once below `job/`, compared by every later run with what it was asked for."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -8,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.config import LabelConfig
 from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import MANIFEST_NAME, ScorerEntry
+from pipeline.labelling.plan_files import read_plan
 from pipeline.storage import Storage
 from scorers.errors import UserError
 
 JOB = "job/config.json"
-PLAN = "job/plan.json"
+LAYERS = "job/layers"
 
 
 class JobRecord(BaseModel):
@@ -31,6 +33,22 @@ class JobRecord(BaseModel):
     config: dict[str, Any]
     scorers: dict[str, ScorerEntry]
     sentences: str
+
+
+class LayerRecord(BaseModel):
+    """What a layer after the first adds.
+
+    Attributes:
+        version: of this record.
+        scorers: by column, in the schema's order.
+        thresholds: by column, as they were asked for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    scorers: dict[str, ScorerEntry]
+    thresholds: dict[str, str]
 
 
 def read_job(storage: Storage) -> JobRecord | None:
@@ -56,33 +74,74 @@ def read_job(storage: Storage) -> JobRecord | None:
     return None
 
 
-def read_plan(storage: Storage) -> Plan | None:
-    """The plan of a job, or None if it was never written.
+def read_layers(storage: Storage) -> list[LayerRecord]:
+    """The layers after the first, in order.
 
     Raises:
-        UserError: it is damaged.
+        UserError: one cannot be read by this version.
     """
-    try:
-        return Plan.from_json(storage.read(PLAN))
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{storage.uri}/{PLAN} is damaged. Delete it and run the same `phf label` command again: it is made anew."
-        ) from None
+    layers = []
+    for name in storage.children(LAYERS):
+        try:
+            layers.append(LayerRecord.model_validate_json(storage.read(f"{LAYERS}/{name}")))
+        except ValidationError:
+            raise UserError(
+                f"{storage.uri}/{LAYERS}/{name} is damaged or was written by another version of phf."
+            ) from None
+    return layers
 
 
-def load_job(storage: Storage) -> tuple[LabelConfig, JobRecord, Plan]:
+def layer_path(number: int) -> str:
+    """Path of the record of a layer after the first."""
+    return f"{LAYERS}/{number:04d}.json"
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """All that an output folder says of its job: what it was begun with, what was added, and its plan."""
+
+    storage: Storage
+    record: JobRecord
+    layers: list[LayerRecord]
+    plan: Plan
+
+    def columns(self, layers: Sequence[int]) -> dict[str, ScorerEntry]:
+        """The scorers of some layers by column, in the order of the schema."""
+        return {column: entry for number in layers for column, entry in self._scorers(number).items()}
+
+    def config(self, layers: Sequence[int]) -> LabelConfig:
+        """The configuration of a job that had filled the columns of these layers from the first."""
+        thresholds = dict(self.record.config["thresholds"])
+        for number in layers[1:]:
+            thresholds |= self.layers[number - 2].thresholds
+        scorers = {column: {"kind": entry.kind, **entry.options} for column, entry in self.columns(layers).items()}
+        changed = {"scorers": scorers, "thresholds": thresholds, "output": self.storage.uri}
+        return LabelConfig.model_validate(self.record.config | changed)
+
+    def layers_of(self, columns: Mapping[str, ScorerEntry]) -> list[int]:
+        """The layers that fill the given columns by the given scorers, in order."""
+        wanted = [number for number in range(2, len(self.layers) + 2) if self._fills(number, columns)]
+        return [1, *wanted]
+
+    def _fills(self, layer: int, columns: Mapping[str, ScorerEntry]) -> bool:
+        return all(columns.get(column) == entry for column, entry in self._scorers(layer).items())
+
+    def _scorers(self, layer: int) -> dict[str, ScorerEntry]:
+        return self.record.scorers if layer == 1 else self.layers[layer - 2].scorers
+
+
+def load_job(storage: Storage) -> StoredJob:
     """The job of an output folder, for commands that work on what was labelled.
 
     Raises:
         UserError: there is no job, or its plan was never finished.
     """
     record = read_job(storage)
-    plan = read_plan(storage)
-    if record is None or plan is None:
+    stored = read_plan(storage)
+    if record is None or stored is None:
         raise UserError(f"{storage.uri} holds no labelling job. Give the --output of a `phf label` run.")
-    return LabelConfig.model_validate(record.config | {"output": storage.uri}), record, plan
+    record = record.model_copy(update={"config": record.config | {"inputs": stored.inputs}})
+    return StoredJob(storage, record, read_layers(storage), stored.plan)
 
 
 def refuse_changes(storage: Storage, begun: JobRecord, asked: JobRecord) -> None:
@@ -112,25 +171,31 @@ def refuse_changes(storage: Storage, begun: JobRecord, asked: JobRecord) -> None
     raise UserError(f"{storage.uri} was begun with other settings:\n" + "\n".join(lines) + f"\n{remedy}")
 
 
-def refuse_other_inputs(storage: Storage, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+def refuse_other_inputs(
+    storage: Storage, before: Mapping[str, object], now: Mapping[str, object], *, extend: bool = False
+) -> None:
     """Refuse to go on when the inputs are not those of the plan.
 
     Args:
         storage: the output.
         before: by URI, whatever of an input must not change.
         now: the same of the inputs that there are now.
+        extend: let new ones pass.
 
     Raises:
         UserError: an input is new, gone or changed; names up to five of each.
     """
-    lines = _some("new", [uri for uri in now if uri not in before])
-    lines += _some("gone", [uri for uri in before if uri not in now])
+    new = [] if extend else _some("new", [uri for uri in now if uri not in before])
+    lines = _some("gone", [uri for uri in before if uri not in now])
     lines += _some("changed", [uri for uri in now if uri in before and now[uri] != before[uri]])
-    if lines:
+    if new or lines:
+        remedy = "Restore them to go on, or give another --output to begin anew."
+        if not lines:
+            remedy = "Add --extend to label the new ones too, or leave them out to go on without."
+        elif extend:
+            remedy = "Restore them; --extend takes new files only. What a file has gained must be a file of its own."
         raise UserError(
-            f"The inputs are not those that {storage.uri} was begun with:\n"
-            + "\n".join(lines)
-            + "\nRestore them to go on, or give another --output to begin anew."
+            f"The inputs are not those that {storage.uri} was begun with:\n" + "\n".join([*new, *lines, remedy])
         )
 
 

@@ -1,19 +1,29 @@
 """Everything that can be refused before a labelling job starts anything, and the job's own record of what it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, LabelExecution
 from pipeline.corpus.inputs import Source, find_sources
 from pipeline.corpus.plan import Plan
 from pipeline.corpus.planning import make_plan
 from pipeline.labelling.cluster import check_address
-from pipeline.labelling.job import JOB, PLAN, JobRecord, read_job, read_plan, refuse_changes, refuse_other_inputs
+from pipeline.labelling.job import (
+    JOB,
+    JobRecord,
+    StoredJob,
+    load_job,
+    read_job,
+    refuse_changes,
+    refuse_other_inputs,
+)
+from pipeline.labelling.plan_files import read_plan, write_plan
 from pipeline.labelling.reporter import Reporter
 from pipeline.labelling.resolve import Resolved, resolve_config, scorer_entries
 from pipeline.storage import Storage
 from scorers import sentences
 from scorers.errors import UserError
+from scorers.registry import ScorerSpec
 
 # Inputs of fewer bytes than this are read again before a job goes on, to see that their content is still the same; of
 # larger ones names, formats and sizes are compared.
@@ -22,15 +32,29 @@ _REREAD_BYTES = 250_000_000
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that nothing speaks against: its complete settings, the record of it, and its plan."""
+    """A job that nothing speaks against: its complete settings, the record of it, and its plan.
+
+    Attributes:
+        resolved: the settings.
+        record: what the job was, or is now, begun with.
+        plan: all of it.
+        added: the part of the plan that is not written down yet, with its number; None if all is.
+    """
 
     resolved: Resolved
     record: JobRecord
     plan: Plan
+    added: tuple[int, Plan] | None = None
 
 
-def prepare(storage: Storage, config: LabelConfig, reporter: Reporter) -> Prepared:
+def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend: bool = False) -> Prepared:
     """Check everything, cheapest first, and plan the job, or read the plan of the one to go on with. Writes nothing.
+
+    Args:
+        storage: the output.
+        config: what is asked for.
+        reporter: is told what takes time.
+        extend: go on with a job to whose inputs some have been added, and plan those too.
 
     Raises:
         UserError: bad inputs, settings or scorers, a cluster that does not answer, or an output that cannot be used,
@@ -42,26 +66,37 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter) -> Prepar
     if config.execution.address:
         check_address(config.execution.address)
     try:
-        begun, plan = read_job(storage), read_plan(storage)
+        begun, stored = read_job(storage), read_plan(storage)
     except OSError as error:
         raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
+    if extend and stored is None:
+        raise UserError(f"{storage.uri} holds no job that could be extended. Leave --extend out to begin one.")
     reporter.step("Loading the scorers")
     record = JobRecord(
         config=resolved.config.semantic(), scorers=scorer_entries(resolved.specs), sentences=sentences.fingerprint()
     )
     if begun is not None:
+        if stored is not None:
+            inputs = {"inputs": record.config["inputs"] if extend else stored.inputs}
+            begun = begun.model_copy(update={"config": begun.config | inputs})
         refuse_changes(storage, begun, record)
-    if plan is None:
-        return Prepared(resolved, record, _read_inputs(resolved.config, sources, reporter))
-    refuse_other_inputs(storage, {each.uri: each for each in plan.sources}, {each.uri: each for each in sources})
+    if stored is None:
+        plan = _read_inputs(resolved.config, sources, reporter)
+        return Prepared(resolved, record, plan, (1, plan))
+    known = {each.uri: each for each in stored.plan.sources}
+    new = [each for each in sources if each.uri not in known]
+    refuse_other_inputs(storage, known, {each.uri: each for each in sources}, extend=extend)
     if sum(source.size for source in sources) <= _REREAD_BYTES:
-        now = _read_inputs(resolved.config, sources, reporter).entries
-        refuse_other_inputs(storage, {each.uri: each for each in plan.entries}, {each.uri: each for each in now})
-    return Prepared(resolved, record, plan)
+        now = _read_inputs(resolved.config, [each for each in sources if each.uri in known], reporter).entries
+        refuse_other_inputs(storage, {each.uri: each for each in stored.plan.entries}, {each.uri: each for each in now})
+    if not new:
+        return Prepared(resolved, record, stored.plan)
+    added = _read_inputs(resolved.config, new, reporter)
+    return Prepared(resolved, record, stored.plan.then(added), (stored.parts + 1, added))
 
 
-def write_job(storage: Storage, prepared: Prepared) -> Prepared:
-    """Write down what the job is, unless an earlier run has; returns the job with the plan that holds.
+def write_job(storage: Storage, prepared: Prepared) -> StoredJob:
+    """Write down what the job is, unless an earlier run has; returns it as it holds.
 
     Raises:
         UserError: another job was begun in this very moment.
@@ -70,10 +105,51 @@ def write_job(storage: Storage, prepared: Prepared) -> Prepared:
     if not storage.put_if_absent(JOB, prepared.record.model_dump_json(indent=2).encode()):
         begun = read_job(storage)
         if begun is not None:
-            refuse_changes(storage, begun, prepared.record)
-    if not storage.put_if_absent(PLAN, prepared.plan.to_json().encode()):
-        return replace(prepared, plan=read_plan(storage) or prepared.plan)
-    return prepared
+            inputs = {"inputs": prepared.record.config["inputs"]}
+            refuse_changes(storage, begun.model_copy(update={"config": begun.config | inputs}), prepared.record)
+    if prepared.added is not None:
+        number, plan = prepared.added
+        write_plan(storage, number, prepared.resolved.config.inputs, plan)
+    job = load_job(storage)
+    if [each.uri for each in job.plan.sources] != [each.uri for each in prepared.plan.sources]:
+        raise UserError(
+            f"Another run has just begun at {storage.uri}, with other inputs. Run the same command again to see how "
+            "they differ."
+        )
+    return job
+
+
+def resolve_layer(job: StoredJob, layer: int, execution: LabelExecution) -> Resolved:
+    """The settings of one layer of a job: its own columns, and of `execution` what concerns those.
+
+    Raises:
+        UserError: as `resolve_config`.
+    """
+    columns = job.columns([layer])
+    config = job.config([1] if layer == 1 else [1, layer])
+    devices = {column: device for column, device in execution.devices.items() if column in columns}
+    changed = {
+        "scorers": {column: config.scorers[column] for column in columns},
+        "thresholds": {column: spec for column, spec in config.thresholds.items() if column in columns},
+        "execution": execution.model_copy(update={"devices": devices}),
+    }
+    return resolve_config(config.model_copy(update=changed))
+
+
+def check_layer(job: StoredJob, layer: int) -> None:
+    """Refuse to fill more rows of a layer's columns by other scorers than the ones that began them.
+
+    Raises:
+        UserError: a scorer lacks something, or is not the same any more.
+    """
+    begun = job.columns([layer])
+    now = scorer_entries({column: ScorerSpec(kind=each.kind, **each.options) for column, each in begun.items()})
+    for column, entry in begun.items():
+        if now[column].fingerprint != entry.fingerprint:
+            raise UserError(
+                f"The scorer {column!r} is not the one that {job.storage.uri} was scored with: its fingerprint was "
+                f"{entry.fingerprint}, now {now[column].fingerprint}: its libraries, weights or code have changed."
+            )
 
 
 def _read_inputs(config: LabelConfig, sources: Sequence[Source], reporter: Reporter) -> Plan:
@@ -87,6 +163,6 @@ def _read_inputs(config: LabelConfig, sources: Sequence[Source], reporter: Repor
 
     reporter.step("Reading the inputs")
     try:
-        return make_plan(config, progress)
+        return make_plan(config, progress, sources=sources)
     except OSError as error:
         raise UserError(f"Cannot read the inputs: {error.strerror or error} ({error.filename}).") from None

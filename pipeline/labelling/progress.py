@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.labelling.commit import UnitRecord
 from pipeline.labelling.worker import PartResult
 from pipeline.storage import Storage
+from pipeline.units.records import UnitRecord
 
 PROGRESS = "job/progress.json"
 

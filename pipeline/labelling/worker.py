@@ -17,6 +17,7 @@ from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.schema import unit_schema
 from pipeline.dataset.writer import parquet_writer
+from pipeline.labelling.committed import CommittedReader
 from pipeline.labelling.scoring import score_documents
 from pipeline.storage import Storage
 from scorers.contract import Document, Execution, Scorer, ScoringError
@@ -42,6 +43,7 @@ class Job:
         groups: columns by group, the base group first; its parts hold the rows, the others' only keys and scores.
         output: URI of the dataset.
         folder: working folder of the driver, from which relative inputs start.
+        layer: which layer of the dataset the parts are for; those after the first hold no rows, and score the first's.
     """
 
     config: LabelConfig
@@ -50,6 +52,7 @@ class Job:
     groups: dict[str, list[str]]
     output: str
     folder: str = field(default_factory=os.getcwd)
+    layer: int = 1
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,13 @@ class UnitLabeller:
             os.chdir(job.folder)
         self._config = job.config
         self._group = group
+        self._holds_rows = group == BASE_GROUP and job.layer == 1
         self._columns = job.groups[group]
         self._storage = Storage.open(job.output)
-        self._reader = UnitReader(job.plan, job.config)
+        # The rows of the first layer stand for the inputs, which may be gone by then.
+        self._reader: UnitReader | CommittedReader = (
+            UnitReader(job.plan, job.config) if job.layer == 1 else CommittedReader(self._storage, job.plan)
+        )
         self.scorers = {column: build(column, job.specs[column], _execution(job, column)) for column in self._columns}
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(job.config.execution.threads)
@@ -184,7 +191,7 @@ class UnitLabeller:
             OSError: reading or staging failed.
         """
         labelled = label_records(self._reader.read(unit), self.scorers, keep_text=self._config.quarantine_text)
-        schema = part_schema(self._columns, base=self._group == BASE_GROUP)
+        schema = part_schema(self._columns, base=self._holds_rows)
         with (
             _timed(labelled.seconds, "write"),
             self._storage.open_write(staged) as sink,

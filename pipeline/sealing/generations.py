@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.dataset.card import CARD_NAME, render_card
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, File, Manifest
-from pipeline.labelling.commit import Epoch
 from pipeline.storage import Storage
+from pipeline.units.epoch import Epoch
 from scorers.errors import IncompleteError, StoppedError
 
 GENERATIONS = "generations"

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import File, Ledger
 from pipeline.dataset.schema import LEDGER_SCHEMA, QUARANTINE_SCHEMA
-from pipeline.labelling.commit import UnitRecord
 from pipeline.sealing.staged import StagedFiles
+from pipeline.units.records import UnitRecord
 
 _SEGMENT_ROWS = 65_536
 _SEGMENT_TEXT_BYTES = 64_000_000
@@ -28,7 +28,7 @@ class LedgerWriter:
         self._units = _Segments(files, f"{folder}/units", LEDGER_SCHEMA)
         self._quarantine = _Segments(files, f"{folder}/quarantine", QUARANTINE_SCHEMA)
         self._reasons: Counter[str] = Counter()
-        self._records = self._labelled = self._empty = self._cut = 0
+        self._count = self._records = self._labelled = self._empty = self._cut = 0
         self.sentences = self.bytes_text = 0
 
     def add_unit(self, record: UnitRecord, rows: pa.Table) -> None:
@@ -51,6 +51,7 @@ class LedgerWriter:
         )
         self._add_references(record.unit, record.quarantined)
         self._reasons += reasons
+        self._count += 1
         self._records += record.records
         self._labelled += rows.num_rows - empty
         self._empty += empty
@@ -66,6 +67,7 @@ class LedgerWriter:
     def finish(self) -> Ledger:
         """Write what is left and return the totals."""
         return Ledger(
+            units=self._count,
             records=self._records,
             labelled=self._labelled,
             empty=self._empty,

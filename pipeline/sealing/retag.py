@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.dataset.manifest import Manifest, no_manifest
-from pipeline.labelling.commit import STAGING, Epoch
 from pipeline.labelling.job import load_job
 from pipeline.sealing.generations import finish_seal, generations, read_generation
 from pipeline.sealing.seal import Progress, seal
 from pipeline.sealing.thresholds import threshold_specs
 from pipeline.storage import Storage
+from pipeline.units.epoch import STAGING, Epoch
 from scorers.errors import IncompleteError, UserError
 
 
@@ -54,18 +54,20 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
     storage = Storage.open(uri)
     current = _current(storage, uri)
     specs = _specs(current, thresholds)
-    config, _, plan = load_job(storage)
+    job = load_job(storage)
     if specs == _specs(current, {}):
         return Retagged(current, current)
     epoch = Epoch.claim(storage)
     # What a run that died had committed counts as the current generation, even where its manifest was not swapped in.
     current = finish_seal(epoch) or current
     specs = _specs(current, thresholds)
+    layers = job.layers_of(current.scorers)
     sealed = seal(
         epoch,
-        config=config,
-        plan=plan,
+        config=job.config(layers),
+        plan=job.plan,
         scorers=current.scorers,
+        layers=layers,
         generation=current.generation + 1,
         thresholds=specs,
         known={column: each.value for column, each in current.thresholds.items() if specs[column] == each.spec},

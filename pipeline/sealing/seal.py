@@ -1,7 +1,7 @@
 """Seal a labelled dataset: fix the thresholds, tag every sentence, pack the rows in order into shards, commit them."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
@@ -14,14 +14,15 @@ from pipeline.dataset.manifest import Manifest, ScorerEntry, Shard, Threshold
 from pipeline.dataset.packing import pack
 from pipeline.dataset.schema import dataset_schema, unit_schema
 from pipeline.dataset.tags import add_tags, tag_column
-from pipeline.labelling.commit import Epoch, UnitRecord, read_record
 from pipeline.sealing.generations import commit_generation, data_folder, finish_seal, ledger_folder
 from pipeline.sealing.ledger import LedgerWriter
-from pipeline.sealing.merge import read_rows, read_scores
 from pipeline.sealing.staged import StagedFiles
 from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
-from pipeline.storage import Storage
-from scorers.errors import IncompleteError
+from pipeline.units.epoch import Epoch
+from pipeline.units.layers import joined_records
+from pipeline.units.records import UnitRecord
+from pipeline.units.rows import read_rows, read_scores
+from pipeline.units.store import UnitStore
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many units of it are done, and of how many."""
@@ -33,6 +34,7 @@ def seal(
     config: LabelConfig,
     plan: Plan,
     scorers: Mapping[str, ScorerEntry],
+    layers: Sequence[int] = (1,),
     generation: int = 1,
     thresholds: Mapping[str, float | str] | None = None,
     known: Mapping[str, float] | None = None,
@@ -48,6 +50,7 @@ def seal(
         config: the job's; its semantic part goes into the manifest.
         plan: the job's sources and units.
         scorers: by column, in the order of the schema.
+        layers: that fill these columns, in order.
         generation: its number, one more than the current one's.
         thresholds: by column a number or a percentile; None for those of `config`.
         known: values of percentiles that need not be counted again.
@@ -63,13 +66,14 @@ def seal(
     columns = list(scorers)
     specs = threshold_specs(columns, config.thresholds if thresholds is None else thresholds)
     wanted = {column: spec for column, spec in specs.items() if column not in (known or {})}
+    stores = [UnitStore(storage, layer) for layer in layers]
     values = dict(known or {}) | resolve_thresholds(
-        wanted, lambda names: read_scores(storage, _records(storage, plan, "counting scores", progress), names)
+        wanted, lambda names: read_scores(storage, _records(stores, plan, "counting scores", progress), names)
     )
     files = StagedFiles(storage, f"{epoch.staging}/generation-{generation:04d}")
     ledger = LedgerWriter(files, ledger_folder(generation))
     shards = _Shards(files, data_folder(generation), columns, values)
-    shards.write(_rows(storage, plan, columns, ledger, progress), config.shard_size)
+    shards.write(_rows(stores, plan, columns, ledger, progress), config.shard_size)
     ledger.add_cut(plan.cut)
     manifest = Manifest(
         generation=generation,
@@ -142,26 +146,20 @@ class _Shards:
 
 
 def _rows(
-    storage: Storage, plan: Plan, columns: list[str], ledger: LedgerWriter, progress: Progress | None
+    layers: Sequence[UnitStore], plan: Plan, columns: list[str], ledger: LedgerWriter, progress: Progress | None
 ) -> Iterator[pa.Table]:
     """The rows of all units in order; each unit enters the ledger as it passes."""
-    for record in _records(storage, plan, "sealing", progress):
-        rows = read_rows(storage, record, columns)
+    for record in _records(layers, plan, "sealing", progress):
+        rows = read_rows(layers[0].storage, record, columns)
         ledger.add_unit(record, rows)
         yield rows
 
 
-def _records(storage: Storage, plan: Plan, what: str, progress: Progress | None) -> Iterator[UnitRecord]:
-    for done, unit in enumerate(plan.units):
-        try:
-            yield read_record(storage, unit.index)
-        except FileNotFoundError:
-            raise IncompleteError(
-                f"{storage.uri} is incomplete: unit {unit.name} is not labelled. Run the same `phf label` command "
-                "again; it goes on."
-            ) from None
+def _records(layers: Sequence[UnitStore], plan: Plan, what: str, progress: Progress | None) -> Iterator[UnitRecord]:
+    for record in joined_records(layers, len(plan.units)):
+        yield record
         if progress:
-            progress(what, done + 1, len(plan.units))
+            progress(what, record.unit + 1, len(plan.units))
 
 
 def _total(values: pa.ChunkedArray) -> int:

@@ -11,14 +11,18 @@ import pyarrow as pa
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.inputs import Source
-from pipeline.corpus.plan import Plan, Slice, Unit
+from pipeline.corpus.plan import Plan, Units
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import Manifest, ScorerEntry, SourceEntry
 from pipeline.dataset.schema import unit_schema
-from pipeline.labelling.commit import Epoch, PartFile, UnitRecord, part_path
+from pipeline.labelling.job import JOB, JobRecord
+from pipeline.labelling.plan_files import write_plan
 from pipeline.sealing.seal import seal
 from pipeline.sealing.staged import StagedFiles
 from pipeline.storage import Storage
+from pipeline.units.epoch import Epoch
+from pipeline.units.records import PartFile, UnitRecord
+from pipeline.units.store import UnitStore
 from tests.datasets import SOURCE, sentences_of
 
 Row = Mapping[str, Any]
@@ -34,6 +38,13 @@ class Labelled:
     plan: Plan
     scorers: dict[str, ScorerEntry]
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def write_job(self) -> None:
+        """Write down what the job is, for commands that start from there."""
+        storage = self.epoch.storage
+        job = JobRecord(config=self.config.semantic(), scorers=self.scorers, sentences="of-the-tests")
+        storage.put(JOB, job.model_dump_json().encode())
+        write_plan(storage, 1, self.config.inputs, self.plan)
 
     def seal(self, **options: Any) -> Manifest:
         return seal(self.epoch, config=self.config, plan=self.plan, scorers=self.scorers, **options)
@@ -58,7 +69,8 @@ def commit_units(
     """
     storage = Storage.open(str(folder))
     epoch = Epoch.claim(storage)
-    files = StagedFiles(storage, "units")
+    store = UnitStore(storage)
+    files = StagedFiles(storage, store.folder)
     base = [column for column in columns if column not in own_groups]
     position, out = 0, []
     taken = {each.position for entries in (quarantined or {}).values() for each in entries} - set(only_in_base)
@@ -81,8 +93,8 @@ def commit_units(
             if group != "cpu":
                 schema = pa.schema([schema.field(name) for name in ("source", "position", group)])
             table = pa.Table.from_pylist(rows_of_part, schema=schema)
-            file = files.write_parquet(f"{index:08d}/{group}.parquet", schema, [table])
-            path = part_path(index, group)
+            path = store.part_path(index, group)
+            file = files.write_parquet(path.removeprefix(f"{store.folder}/"), schema, [table])
             parts.append(
                 PartFile(group=group, staged="", path=path, size=file.size, sha256=file.sha256, rows=table.num_rows)
             )
@@ -96,12 +108,12 @@ def commit_units(
             bytes_text=0,
             quarantined=entries,
         )
-        storage.put(record.path, record.model_dump_json().encode())
+        storage.put(store.record_path(index), record.model_dump_json().encode())
     records = len(out) + sum(map(len, (quarantined or {}).values()))
     plan = Plan(
         sources=[Source(SOURCE, "jsonl", None, "prose", 1)],
         entries=[SourceEntry(uri=SOURCE, size=1, sha256="0" * 64, records=records)],
-        units=[Unit(index, (Slice(0, index, index + 1),)) for index in range(len(units))],
+        units=Units.of([(0, index, index + 1)] for index in range(len(units))),
         cut=list(cut),
     )
     config = LabelConfig.model_validate(

@@ -93,7 +93,7 @@ class Labelling:
 
     def committed(self) -> set[int]:
         """Units that have a commit record."""
-        return {int(path.stem) for path in (self.output / "units").glob("*.json")}
+        return {int(path.stem) for path in (self.output / "units" / "0001").glob("*/*.json")}
 
     def scored(self) -> Counter[str]:
         """How often each text was scored, in all runs together."""

@@ -4,15 +4,20 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
-from pipeline.labelling.commit import Committer, Epoch, committed_units, part_path, read_record
+from pipeline.labelling.commit import Committer
 from pipeline.labelling.worker import PartResult
 from pipeline.storage import LocalStorage, Storage
+from pipeline.units.epoch import Epoch
+from pipeline.units.records import UnitRecord
+from pipeline.units.store import UnitStore
 from scorers.errors import IncompleteError, StoppedError
 
 GROUPS = ["cpu", "toxicity"]
@@ -78,8 +83,30 @@ def stage(epoch: Epoch, unit: int, group: str = "cpu", quarantined: tuple[Quaran
     )
 
 
+def committer(epoch: Epoch) -> Committer:
+    return Committer(epoch, UnitStore(epoch.storage))
+
+
 def commit(epoch: Epoch, unit: int) -> None:
-    Committer(epoch).commit(Unit(unit, ()), [stage(epoch, unit, group) for group in GROUPS])
+    committer(epoch).commit(Unit(unit, ()), [stage(epoch, unit, group) for group in GROUPS])
+
+
+def recover(storage_or_epoch: Storage | Epoch, units: int = 10) -> set[int]:
+    epoch = Epoch.claim(storage_or_epoch) if isinstance(storage_or_epoch, Storage) else storage_or_epoch
+    return set(np.flatnonzero(committer(epoch).recover(units, GROUPS)).tolist())
+
+
+def committed_units(storage: Storage, units: int = 10) -> list[int]:
+    committed: list[int] = np.flatnonzero(UnitStore(storage).committed(units)).tolist()
+    return committed
+
+
+def part_path(unit: int, group: str) -> str:
+    return UnitStore(LocalStorage(Path("unused"))).part_path(unit, group)
+
+
+def read_record(storage: Storage, unit: int) -> UnitRecord:
+    return UnitStore(storage).read(unit)
 
 
 def contents(storage: Storage) -> dict[str, bytes]:
@@ -104,7 +131,7 @@ def test_a_record_is_in_quarantine_once_for_the_first_group_that_put_it_there(st
     base = (Quarantined("a", 3, "not-json"), Quarantined("a", 5, "deadline"))
     other = (Quarantined("a", 3, "not-json"), Quarantined("a", 5, "scorer-error"), Quarantined("b", 3, "scorer-error"))
     parts = [stage(epoch, 0, "cpu", base), stage(epoch, 0, "toxicity", other)]
-    Committer(epoch).commit(Unit(0, ()), parts)
+    committer(epoch).commit(Unit(0, ()), parts)
     assert read_record(storage, 0).quarantined == [*base, other[2]]
 
 
@@ -128,7 +155,7 @@ def test_a_crash_at_any_step_loses_no_committed_unit_and_doubles_none(root: Path
         storage = LocalStorage(folder / "broken")
         records = set(committed_units(storage))
         epoch = Epoch.claim(storage)
-        assert Committer(epoch).recover(GROUPS) == records
+        assert recover(epoch) == records
         for unit in set(range(units)) - records:
             commit(epoch, unit)
         assert contents(storage) == contents(whole)
@@ -147,9 +174,9 @@ def test_recovery_can_itself_be_cut_short(root: Path, again_at: int) -> None:
     assert list(committed_units(LocalStorage(root))) == [0]
     assert contents(LocalStorage(root)) == {}
     with contextlib.suppress(CrashError):
-        Committer(Epoch.claim(CrashingStorage(root, again_at))).recover(GROUPS)
+        recover(CrashingStorage(root, again_at))
     storage = LocalStorage(root)
-    assert Committer(Epoch.claim(storage)).recover(GROUPS) == {0}
+    assert recover(storage) == {0}
     assert len(contents(storage)) == 2
 
 
@@ -168,8 +195,8 @@ def test_an_older_driver_commits_nothing_more(storage: Storage) -> None:
     parts = [stage(older, 1, group) for group in GROUPS]
     newer = Epoch.claim(storage)
     with pytest.raises(StoppedError):
-        Committer(older).commit(Unit(1, ()), parts)
-    assert Committer(newer).recover(GROUPS) == {0}
+        committer(older).commit(Unit(1, ()), parts)
+    assert recover(newer) == {0}
 
 
 @pytest.mark.parametrize("moved", [True, False])
@@ -182,9 +209,9 @@ def test_an_older_driver_that_was_quicker_by_a_moment_has_committed_the_unit(
     with monkeypatch.context() as patch:
         patch.setattr(Epoch, "check", lambda self: None)
         if not moved:
-            patch.setattr("pipeline.labelling.commit._move_parts", lambda *_: None)
+            patch.setattr(Committer, "_move_parts", lambda *_: None)
         commit(older, 0)
-    record = Committer(newer).commit(Unit(0, ()), [stage(newer, 0, group) for group in GROUPS])
+    record = committer(newer).commit(Unit(0, ()), [stage(newer, 0, group) for group in GROUPS])
     assert record.epoch == older.number
     assert len(contents(storage)) == 2
 
@@ -208,10 +235,10 @@ def test_what_the_driver_cannot_see_is_not_committed(storage: Storage) -> None:
     part = stage(epoch, 0)
     storage.put(part.staged, b"half")
     with pytest.raises(IncompleteError, match="has 4 bytes, not 17"):
-        Committer(epoch).commit(Unit(0, ()), [part])
+        committer(epoch).commit(Unit(0, ()), [part])
     storage.delete(part.staged)
     with pytest.raises(IncompleteError, match="all of them share"):
-        Committer(epoch).commit(Unit(0, ()), [part])
+        committer(epoch).commit(Unit(0, ()), [part])
     assert list(committed_units(storage)) == []
 
 
@@ -220,21 +247,23 @@ def test_a_lost_part_is_named_with_its_remedy(storage: Storage) -> None:
     commit(epoch, 0)
     commit(epoch, 1)
     storage.delete(part_path(1, "cpu"))
-    with pytest.raises(IncompleteError, match=r"units/00000001/cpu\.parquet is missing"):
-        Committer(Epoch.claim(storage)).recover(GROUPS)
-    storage.delete("units/00000001.json")
+    with pytest.raises(IncompleteError, match=r"units/0001/00000/00000001\.cpu\.parquet is missing"):
+        recover(storage)
+    storage.delete(UnitStore(storage).record_path(1))
     epoch = Epoch.claim(storage)
-    assert Committer(epoch).recover(GROUPS) == {0}
+    assert recover(epoch) == {0}
     commit(epoch, 1)
-    assert Committer(epoch).recover(GROUPS) == {0, 1}
+    assert recover(epoch) == {0, 1}
 
 
 def test_strange_files_among_the_units_are_not_units(storage: Storage) -> None:
     epoch = Epoch.claim(storage)
     commit(epoch, 0)
     storage.put("units/README", b"")
-    storage.put("units/00000005/cpu.parquet", b"no record")
-    assert Committer(epoch).recover(GROUPS) == {0}
+    storage.put("units/0001/notes", b"")
+    storage.put("units/0001/00000/notes.txt", b"")
+    storage.put(part_path(5, "cpu"), b"no record")
+    assert recover(epoch) == {0}
 
 
 def test_recovery_reads_no_record_of_a_unit_in_place(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,5 +273,58 @@ def test_recovery_reads_no_record_of_a_unit_in_place(storage: Storage, monkeypat
     read: Callable[[str], bytes] = storage.read
     reads: list[str] = []
     monkeypatch.setattr(storage, "read", lambda path: (reads.append(path), read(path))[1])
-    assert Committer(epoch).recover(GROUPS) == set(range(20))
+    assert recover(epoch, 20) == set(range(20))
     assert reads == []
+
+
+def test_a_full_folder_gets_a_segment_from_which_all_is_known(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.labelling.commit.FOLDER_UNITS", 4)
+    monkeypatch.setattr("pipeline.units.store.FOLDER_UNITS", 4)
+    store = UnitStore(storage)
+    epoch = Epoch.claim(storage)
+    mine = committer(epoch)
+    mine.recover(10, GROUPS)
+    quarantined = (
+        Quarantined("a", 3, "not-json", "at character 7", "text with \x00 and \ud7ff"),
+        Quarantined("a", 5, "x"),
+    )
+    for unit in (7, 3, 4, 0, 6, 2, 8, 1):
+        assert 0 not in store.segments()
+        mine.commit(Unit(unit, ()), [stage(epoch, unit, group, quarantined) for group in GROUPS])
+    assert store.segments() == {0}
+    records = [store.read(unit) for unit in range(4)]
+    assert list(store.records(4)) == records
+    committed, in_place = store.listing(10)
+    assert np.flatnonzero(committed).tolist() == [0, 1, 2, 3, 4, 6, 7, 8]
+    assert set(in_place) == {4, 6, 7, 8}
+    totals, reasons = store.totals(10)
+    assert totals == {"units": 8, "records": 80, "empty": 8, "sentences": 240, "bytes_text": 4000}
+    assert reasons == {"not-json": 8, "x": 8}
+
+    commit(epoch, 5)
+    assert recover(storage) == set(range(9)), "a segment that no driver came to write is written by the next"
+    assert store.segments() == {0, 1}
+    with pytest.raises(IncompleteError, match="unit 00000009 is not labelled"):
+        list(store.records(10))
+    # A segment is only a copy: the records speak where it is lost or damaged.
+    expected = list(store.records(9))
+    storage.put(store.segment_path(0), storage.read(store.segment_path(0))[:-9])
+    assert list(store.records(9)) == expected
+    storage.delete(store.segment_path(1))
+    assert list(store.records(9)) == expected
+    assert store.totals(9)[0]["units"] == 9
+
+
+def test_threads_may_commit_side_by_side(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.labelling.commit.FOLDER_UNITS", 40)
+    monkeypatch.setattr("pipeline.units.store.FOLDER_UNITS", 40)
+    epoch = Epoch.claim(storage)
+    mine = committer(epoch)
+    mine.recover(40, GROUPS)
+    parts = {unit: [stage(epoch, unit, each) for each in GROUPS] for unit in range(40)}
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda unit: mine.commit(Unit(unit, ()), parts[unit]), range(40)))
+    assert UnitStore(storage).segments() == {0}
+    assert [record.unit for record in UnitStore(storage).records(40)] == list(range(40))

@@ -5,7 +5,6 @@ import pytest
 
 from pipeline.checking.verify import verify
 from pipeline.dataset import open_dataset
-from pipeline.labelling.job import JOB, PLAN, JobRecord
 from pipeline.sealing.retag import retag
 from pipeline.storage import Storage
 from scorers.errors import UserError
@@ -24,14 +23,7 @@ def bucket(s3):
 def uri(bucket, tmp_path):
     uri = f"s3://labelled/{tmp_path.name}"
     made = commit_units(uri, UNITS, shard_size=500)
-    storage = Storage.open(uri)
-    storage.put(
-        JOB,
-        JobRecord(config=made.config.semantic(), scorers=made.scorers, sentences="of-the-tests")
-        .model_dump_json()
-        .encode(),
-    )
-    storage.put(PLAN, made.plan.to_json().encode())
+    made.write_job()
     made.seal()
     return uri
 

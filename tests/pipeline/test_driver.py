@@ -114,8 +114,8 @@ def test_a_scorer_with_workers_of_its_own_gives_the_same_bytes(tmp_path: Path) -
     result = made.run(*options, "--set", "execution.devices.other=cuda", output=tmp_path / "apart")
     assert result.returncode == 0, result.stderr
     assert data_hashes(tmp_path / "apart") == data_hashes(tmp_path / "together")
-    parts = sorted(path.name for path in (tmp_path / "apart" / "units" / "00000000").iterdir())
-    assert parts == ["cpu.parquet", "other.parquet"]
+    parts = sorted(path.name for path in (tmp_path / "apart" / "units/0001/00000").glob("00000000.*.parquet"))
+    assert parts == ["00000000.cpu.parquet", "00000000.other.parquet"]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])

@@ -14,11 +14,11 @@ from rich.console import Console
 from pipeline.corpus.records import Quarantined
 from pipeline.labelling.actors import _brief
 from pipeline.labelling.cluster import _private_folder
-from pipeline.labelling.commit import UnitRecord
 from pipeline.labelling.progress import Progress, read_status, write_status
 from pipeline.labelling.reporter import LiveReporter, PlainReporter, duration, figures, rate_of, reporter_for
 from pipeline.labelling.stopping import StopSignals
 from pipeline.storage import Storage
+from pipeline.units.records import UnitRecord
 from scorers.errors import StoppedError, UserError
 
 

@@ -80,7 +80,9 @@ def texts_of(made: Labelling, units: set[int]) -> set[str]:
     return {
         probe.key(text)
         for unit in units
-        for text in pq.read_table(made.output / f"units/{unit:08d}/cpu.parquet", columns=["text"])["text"].to_pylist()
+        for text in pq.read_table(made.output / f"units/0001/00000/{unit:08d}.cpu.parquet", columns=["text"])[
+            "text"
+        ].to_pylist()
     }
 
 
@@ -193,13 +195,13 @@ def test_a_finished_job_is_left_alone_and_a_changed_one_refused(undisturbed: Lab
 
 def test_a_lost_unit_of_a_finished_job_is_labelled_anew(undisturbed: Labelling) -> None:
     data, manifest = data_hashes(undisturbed.output), (undisturbed.output / "manifest.json").read_bytes()
-    part = undisturbed.output / "units/00000003/cpu.parquet"
+    part = undisturbed.output / "units/0001/00000/00000003.cpu.parquet"
     content, lost, before = part.read_bytes(), texts_of(undisturbed, {3}), undisturbed.scored()
     part.unlink()
     result = undisturbed.run(*UNITS)
     # The dataset is whole without it; whoever needs the unit says how to mend it.
     assert result.returncode == 0, result.stderr
-    (undisturbed.output / "units/00000003.json").unlink()
+    (undisturbed.output / "units/0001/00000/00000003.json").unlink()
     result = undisturbed.run(*UNITS)
     assert result.returncode == 0, result.stderr
     assert undisturbed.scored() - before == Counter(lost)

@@ -9,11 +9,10 @@ from phf import app
 from pipeline.checking.verify import verify
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset import open_dataset
-from pipeline.labelling.commit import Epoch
-from pipeline.labelling.job import JOB, PLAN, JobRecord
 from pipeline.sealing.generations import GenerationRecord, generation_path
 from pipeline.sealing.retag import retag
 from pipeline.storage import Storage
+from pipeline.units.epoch import Epoch
 from scorers.errors import IncompleteError, UserError
 from tests.datasets import SOURCE, make_dataset
 from tests.pipeline.committed import bytes_below, commit_units
@@ -31,14 +30,7 @@ UNITS = [
 def labelled(tmp_path):
     """A sealed dataset with the folders of its job, as `phf label` leaves it."""
     made = commit_units(tmp_path / "out", UNITS, ["toxicity", "pii"], thresholds={"pii": 0}, shard_size=1_000)
-    storage = Storage.open(str(made.folder))
-    storage.put(
-        JOB,
-        JobRecord(config=made.config.semantic(), scorers=made.scorers, sentences="of-the-tests")
-        .model_dump_json()
-        .encode(),
-    )
-    storage.put(PLAN, made.plan.to_json().encode())
+    made.write_job()
     made.seal()
     return made
 
@@ -124,9 +116,9 @@ def test_what_a_dead_run_had_committed_is_finished_first(labelled):
 
 
 def test_a_damaged_unit_is_named_and_the_dataset_stays(labelled):
-    part = labelled.folder / "units/00000001/cpu.parquet"
+    part = labelled.folder / "units/0001/00000/00000001.cpu.parquet"
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(IncompleteError, match=r"units/00000001/cpu\.parquet is damaged"):
+    with pytest.raises(IncompleteError, match=r"units/0001/00000/00000001\.cpu\.parquet is damaged"):
         retag(str(labelled.folder), {"toxicity": 0.3})
     assert open_dataset(str(labelled.folder)).manifest.generation == 1
     assert verify(str(labelled.folder)).problems == []
@@ -158,14 +150,7 @@ def test_quarantine_stays_what_it_was(tmp_path):
     gone = {0: [Quarantined(SOURCE, 1, "deadline")]}
     cut = [Quarantined(SOURCE, 99, "truncated-source")]
     made = commit_units(tmp_path / "out", UNITS, ["toxicity", "pii"], quarantined=gone, cut=cut)
-    storage = Storage.open(str(made.folder))
-    storage.put(
-        JOB,
-        JobRecord(config=made.config.semantic(), scorers=made.scorers, sentences="of-the-tests")
-        .model_dump_json()
-        .encode(),
-    )
-    storage.put(PLAN, made.plan.to_json().encode())
+    made.write_job()
     before = made.seal().ledger
     after = retag(str(made.folder), {"pii": 0}).after.ledger
     assert after.model_dump(exclude={"segments", "quarantine"}) == before.model_dump(exclude={"segments", "quarantine"})

@@ -4,9 +4,9 @@ import pytest
 
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset import open_dataset
-from pipeline.labelling.commit import Epoch
 from pipeline.sealing.generations import GENERATIONS, finish_seal, listed_files, sealed_manifest
 from pipeline.storage import LocalStorage, Storage
+from pipeline.units.epoch import Epoch
 from scorers.errors import IncompleteError, StoppedError, UserError
 from tests.datasets import SOURCE
 from tests.pipeline.committed import bytes_below, commit_units
@@ -112,8 +112,8 @@ def test_the_same_rows_make_the_same_bytes_however_they_were_cut_into_units(tmp_
 
 def test_a_unit_that_is_not_committed_is_named(tmp_path):
     labelled = commit_units(tmp_path / "out", UNITS)
-    (labelled.folder / "units" / "00000001.json").unlink()
-    with pytest.raises(IncompleteError, match=r"unit 00000001 is not labelled.*phf label"):
+    (labelled.folder / "units/0001/00000/00000001.json").unlink()
+    with pytest.raises(IncompleteError, match="unit 00000001 is not labelled"):
         labelled.seal()
     assert not (labelled.folder / GENERATIONS).exists()
 
@@ -121,23 +121,23 @@ def test_a_unit_that_is_not_committed_is_named(tmp_path):
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_part_is_named_and_nothing_is_sealed(tmp_path, damage):
     labelled = commit_units(tmp_path / "out", UNITS, thresholds={"toxicity": 0.5})
-    part = labelled.folder / "units" / "00000001" / "cpu.parquet"
+    part = labelled.folder / "units/0001/00000/00000001.cpu.parquet"
     content = bytearray(part.read_bytes())
     content[40] ^= 1
     {"flip": lambda: part.write_bytes(content), "cut": lambda: part.write_bytes(content[:-9]), "delete": part.unlink}[
         damage
     ]()
-    with pytest.raises(IncompleteError, match=r"units/00000001/cpu\.parquet is damaged.*Delete units/00000001\.json"):
+    with pytest.raises(IncompleteError, match=r"units/0001/00000/00000001\.cpu\.parquet is damaged.*phf repair"):
         labelled.seal()
     assert not (labelled.folder / GENERATIONS).exists()
 
 
 def test_a_unit_whose_records_do_not_add_up_is_refused(tmp_path):
     labelled = commit_units(tmp_path / "out", UNITS)
-    record = labelled.folder / "units" / "00000000.json"
+    record = labelled.folder / "units/0001/00000/00000000.json"
     record.write_text(record.read_text().replace('"records":2', '"records":3'))
     with pytest.raises(
-        IncompleteError, match=r"00000000\.json does not add up: 3 records were read, but 2 are labelled"
+        IncompleteError, match=r"unit 00000000 does not add up: 3 records were read, but 2 are labelled"
     ):
         labelled.seal()
 

@@ -459,7 +459,7 @@ def test_a_card_that_leads_elsewhere_is_named(dataset):
 def test_what_is_no_dataset_is_refused(tmp_path, prepare, message):
     prepare(tmp_path / "out")
     if (tmp_path / "out/units").is_dir():
-        (tmp_path / "out/units/00000000.json").write_text("{}")
+        (tmp_path / "out/units/notes.json").write_text("{}")
     if (tmp_path / "out/photos").is_dir():
         (tmp_path / "out/photos/cat.jpg").write_text("")
     for refuse in (verify, open_dataset):

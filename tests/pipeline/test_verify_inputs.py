@@ -16,10 +16,12 @@ from pipeline.config import LabelConfig
 from pipeline.corpus.planning import make_plan
 from pipeline.dataset import open_dataset
 from pipeline.dataset.manifest import ScorerEntry
-from pipeline.labelling.commit import Committer, Epoch
+from pipeline.labelling.commit import Committer
 from pipeline.labelling.worker import BASE_GROUP, Job, UnitLabeller
 from pipeline.sealing.seal import seal
 from pipeline.storage import Storage
+from pipeline.units.epoch import Epoch
+from pipeline.units.store import UnitStore
 from scorers.errors import UserError
 from scorers.registry import resolve
 from tests.pipeline.test_verify import SHARD, reforge
@@ -61,7 +63,8 @@ def label(corpus):
     epoch = Epoch.claim(Storage.open("out"))
     labeller = UnitLabeller(Job(config, plan, specs, {BASE_GROUP: ["pep8"]}, "out"), BASE_GROUP)
     for unit in plan.units:
-        Committer(epoch).commit(unit, [labeller.label(unit, f"{epoch.staging}/{unit.name}.parquet")])
+        part = labeller.label(unit, f"{epoch.staging}/{unit.name}.parquet")
+        Committer(epoch, UnitStore(epoch.storage)).commit(unit, [part])
     scorers = {
         "pep8": ScorerEntry(
             kind="pycodestyle", options=specs["pep8"].options, fingerprint=labeller.fingerprints["pep8"]

@@ -3,20 +3,32 @@
 It gives tests the bytes that an undisturbed run must have, in a second or two, and without what they are to test.
 """
 
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from phf import main
 from pipeline.labelling import driver
 from pipeline.labelling.worker import UnitLabeller
 
 
-def _label(run: driver._Run) -> None:
+def _schedule(run: driver.Run, missing: NDArray[np.int64], workers: Mapping[str, int]) -> None:
     labellers = {group: UnitLabeller(run._job, group) for group in run._job.groups}
-    committed = run._committer.recover(list(labellers))
-    for unit in run._plan.units:
-        if unit.index not in committed:
-            staging = f"{run._epoch.staging}/{unit.name}"
-            run._commit(unit, [each.label(unit, f"{staging}.{group}") for group, each in labellers.items()])
+    for index in missing.tolist():
+        unit = run._plan.units[index]
+        staging = f"{run._epoch.staging}/{unit.name}"
+        run._commit(unit, [each.label(unit, f"{staging}.{group}") for group, each in labellers.items()])
+
+
+@contextlib.contextmanager
+def _no_cluster(*_: Any) -> Any:
+    yield {"CPU": 1.0, "GPU": 1.0}
 
 
 if __name__ == "__main__":
-    driver._Run._label = _label  # type: ignore[method-assign]
+    driver.Run._schedule = _schedule  # type: ignore[method-assign]
+    driver.ray_cluster = _no_cluster
     main()

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset.schema import ROW_FIELDS, unit_schema
-from pipeline.labelling.commit import PartFile, UnitRecord
 from pipeline.storage import Storage
+from pipeline.units.records import PartFile, UnitRecord
 from scorers.errors import IncompleteError
 
 _KEY = ["source", "position"]
@@ -23,20 +23,20 @@ def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> p
         IncompleteError: a part is missing or damaged (size, hash, page checksums), lacks a column or a row, or the
             unit's records are not its rows and its quarantine.
     """
-    tables = [_keep(_read_part(storage, record, part), record) for part in record.parts]
+    tables = [_keep(_read_part(storage, part), record) for part in record.parts]
     base = tables[0]
     arrays = {field.name: base.column(field.name) for field in ROW_FIELDS}
     for part, table in zip(record.parts, tables, strict=True):
         if table is not base and not table.select(_KEY).equals(base.select(_KEY)):
-            raise _damaged(storage, record, part, f"its rows are not those of {record.parts[0].path}")
+            raise _damaged(storage, part, f"its rows are not those of {record.parts[0].path}")
         arrays |= {column: table.column(column) for column in columns if column in table.column_names}
     missing = [column for column in columns if column not in arrays]
     if missing:
-        raise _damaged(storage, record, record.parts[-1], f"no part has the column {missing[0]}")
+        raise _damaged(storage, record.parts[-1], f"no part has the column {missing[0]}")
     if base.num_rows + len(record.quarantined) != record.records:
         raise IncompleteError(
-            f"{storage.uri}/{record.path} does not add up: {record.records} records were read, but {base.num_rows} are "
-            f"labelled and {len(record.quarantined)} quarantined. {_REMEDY.format(record.path)}"
+            f"{storage.uri}: unit {record.unit:08d} does not add up: {record.records} records were read, but "
+            f"{base.num_rows} are labelled and {len(record.quarantined)} quarantined. {_remedy(storage)}"
         )
     schema = unit_schema(columns)
     return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
@@ -63,7 +63,7 @@ def read_scores(
                     wanted = [column for column in columns if column in parquet.schema_arrow.names]
                     table = parquet.read([*keys, *wanted])
             except (OSError, pa.ArrowException) as error:
-                raise _damaged(storage, record, part, _brief(error)) from None
+                raise _damaged(storage, part, _brief(error)) from None
             if keys:
                 table = _keep(table, record)
             for column in wanted:
@@ -71,20 +71,20 @@ def read_scores(
         yield scores
 
 
-def _read_part(storage: Storage, record: UnitRecord, part: PartFile) -> pa.Table:
+def _read_part(storage: Storage, part: PartFile) -> pa.Table:
     try:
         data = storage.read(part.path)
     except OSError as error:
-        raise _damaged(storage, record, part, _brief(error)) from None
+        raise _damaged(storage, part, _brief(error)) from None
     if len(data) != part.size:
-        raise _damaged(storage, record, part, f"it has {len(data)} bytes, not {part.size}")
+        raise _damaged(storage, part, f"it has {len(data)} bytes, not {part.size}")
     if hashlib.sha256(data).hexdigest() != part.sha256:
-        raise _damaged(storage, record, part, "its sha256 is not the one in the unit's record")
+        raise _damaged(storage, part, "its sha256 is not the one in the unit's record")
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
             return parquet.read()
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(storage, record, part, _brief(error)) from None
+        raise _damaged(storage, part, _brief(error)) from None
 
 
 def _keep(table: pa.Table, record: UnitRecord) -> pa.Table:
@@ -96,11 +96,12 @@ def _keep(table: pa.Table, record: UnitRecord) -> pa.Table:
     return table.filter(pa.array([key not in out for key in keys], pa.bool_()))
 
 
-_REMEDY = "Delete {} and run the same `phf label` command again: it labels this unit anew."
+def _remedy(storage: Storage) -> str:
+    return f"`phf repair {storage.uri}` has the unit labelled again."
 
 
-def _damaged(storage: Storage, record: UnitRecord, part: PartFile, what: str) -> IncompleteError:
-    return IncompleteError(f"{storage.uri}/{part.path} is damaged: {what}. {_REMEDY.format(record.path)}")
+def _damaged(storage: Storage, part: PartFile, what: str) -> IncompleteError:
+    return IncompleteError(f"{storage.uri}/{part.path} is damaged: {what}. {_remedy(storage)}")
 
 
 def _brief(error: Exception) -> str:

@@ -1,0 +1,160 @@
+"""The plan of a job on disk: one file that names it, and its sources and units as Parquet beside it.
+
+`job/plan/0001.json` is the plan that the job was begun with; each `--extend` adds one (`0002.json`, …), whose sources
+and units come after those before. The Parquet files are named by their content, so that two runs that plan at the same
+moment cannot mix theirs; the JSON file, created once, says whose plan holds.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.corpus.inputs import Source
+from pipeline.corpus.plan import Plan, Units
+from pipeline.corpus.records import Quarantined
+from pipeline.dataset.manifest import File, SourceEntry
+from pipeline.dataset.writer import parquet_writer
+from pipeline.storage import Storage
+from scorers.errors import UserError
+
+PLANS = "job/plan"
+
+
+class PlanFile(BaseModel):
+    """What `job/plan/NNNN.json` holds.
+
+    Attributes:
+        version: of this file.
+        inputs: what the user named, all of it where the plan is an extension.
+        sources, units: Parquet files.
+        cut: sources that end early.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    inputs: list[str]
+    sources: File
+    units: File
+    cut: list[Quarantined]
+
+
+@dataclass(frozen=True)
+class StoredPlan:
+    """The plan of a job: all parts as one, how many parts it has, and the inputs that the newest of them names."""
+
+    plan: Plan
+    parts: int
+    inputs: list[str]
+
+
+def plan_path(number: int) -> str:
+    """Path of the file that names a part of the plan."""
+    return f"{PLANS}/{number:04d}.json"
+
+
+def write_plan(storage: Storage, number: int, inputs: Sequence[str], plan: Plan) -> bool:
+    """Write a part of a job's plan, whose sources are numbered from 0; False if there is such a part already.
+
+    Raises:
+        OSError: the storage fails.
+    """
+    sources = pa.Table.from_pylist(
+        [
+            {**asdict(source), "entry": entry.model_dump()}
+            for source, entry in zip(plan.sources, plan.entries, strict=True)
+        ]
+    )
+    unit = np.repeat(np.arange(len(plan.units)), np.diff(plan.units.first))
+    units = pa.table(
+        {"unit": unit} | {name: plan.units.slices[:, index] for index, name in enumerate(("source", "start", "stop"))}
+    )
+    file = PlanFile(inputs=list(inputs), sources=_write(storage, sources), units=_write(storage, units), cut=plan.cut)
+    return storage.put_if_absent(plan_path(number), file.model_dump_json(indent=2).encode())
+
+
+def read_plan(storage: Storage) -> StoredPlan | None:
+    """The plan of a job, or None if it was never written.
+
+    Raises:
+        UserError: it is damaged.
+        OSError: the storage fails.
+    """
+    numbers = sorted(
+        int(name.removesuffix(".json"))
+        for name in storage.children(PLANS)
+        if name.endswith(".json") and name.removesuffix(".json").isdigit()
+    )
+    stored: StoredPlan | None = None
+    for number in numbers:
+        file, plan = _read_part(storage, plan_path(number))
+        stored = StoredPlan(stored.plan.then(plan) if stored else plan, number, file.inputs)
+    return stored
+
+
+def plan_files(storage: Storage) -> set[str]:
+    """Paths of all files that make up the plan."""
+    found = set()
+    for name in storage.children(PLANS):
+        if name.endswith(".json"):
+            path = f"{PLANS}/{name}"
+            file = _read_file(storage, path)
+            found |= {path, file.sources.path, file.units.path}
+    return found
+
+
+def _read_file(storage: Storage, path: str) -> PlanFile:
+    try:
+        return PlanFile.model_validate_json(storage.read(path))
+    except ValidationError:
+        raise _damaged(storage, path) from None
+
+
+def _read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
+    file = _read_file(storage, path)
+    sources = _read(storage, file.sources).to_pylist()
+    units = _read(storage, file.units)
+    try:
+        entries = [SourceEntry(**source.pop("entry")) for source in sources]
+        slices = np.column_stack([units.column(name).to_numpy() for name in ("source", "start", "stop")])
+        index = units.column("unit").to_numpy()
+        count = int(index[-1]) + 1 if len(index) else 0
+        first = np.searchsorted(index, np.arange(count + 1)).astype(np.int64)
+        plan = Plan([Source(**source) for source in sources], entries, Units(first, slices.astype(np.int64)), file.cut)
+    except (KeyError, TypeError):
+        raise _damaged(storage, path) from None
+    return file, plan
+
+
+def _write(storage: Storage, table: pa.Table) -> File:
+    sink = pa.BufferOutputStream()
+    with parquet_writer(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    digest = hashlib.sha256(data).hexdigest()
+    file = File(path=f"{PLANS}/{digest[:32]}.parquet", size=len(data), sha256=digest)
+    storage.put(file.path, data)
+    return file
+
+
+def _read(storage: Storage, file: File) -> pa.Table:
+    try:
+        data = storage.read(file.path)
+    except FileNotFoundError:
+        raise _damaged(storage, file.path) from None
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise _damaged(storage, file.path)
+    return pq.read_table(pa.BufferReader(data))
+
+
+def _damaged(storage: Storage, path: str) -> UserError:
+    return UserError(
+        f"{storage.uri}/{path} is damaged or missing. If nothing else is, delete {PLANS}/ and run the same `phf label` "
+        "command again: the plan of the same inputs is made anew, and what is committed stays."
+    )

@@ -1,0 +1,49 @@
+"""The current generation of a dataset: the one that is sealed, as long as it holds all that is labelled."""
+
+from collections.abc import Sequence
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.labelling.job import StoredJob
+from pipeline.sealing.generations import finish_seal
+from pipeline.sealing.seal import Progress, seal
+from pipeline.units.epoch import Epoch
+
+
+def holds_all(manifest: Manifest, job: StoredJob, layers: Sequence[int]) -> bool:
+    """Whether a generation has all units of the plan and all columns of the layers."""
+    return (
+        manifest.ledger.units == len(job.plan.units)
+        and manifest.sources == job.plan.entries
+        and list(manifest.scorers) == list(job.columns(layers))
+    )
+
+
+def seal_current(epoch: Epoch, job: StoredJob, layers: Sequence[int], progress: Progress | None = None) -> Manifest:
+    """The sealed generation, finished where a dead driver had begun; a new one if units or columns have come since.
+
+    A new generation keeps the thresholds that the last one was tagged by.
+
+    Args:
+        epoch: this driver's claim to the output.
+        job: as it is stored; all its units are committed in the layers.
+        layers: whose columns the dataset has, in order.
+        progress: is told of every unit.
+
+    Raises:
+        UserError, IncompleteError, StoppedError, OSError: as `seal`.
+    """
+    current = finish_seal(epoch)
+    if current is not None and holds_all(current, job, layers):
+        return current
+    config = job.config(layers)
+    kept = {} if current is None else {column: each.spec for column, each in current.thresholds.items()}
+    return seal(
+        epoch,
+        config=config,
+        plan=job.plan,
+        scorers=job.columns(layers),
+        layers=layers,
+        generation=1 if current is None else current.generation + 1,
+        thresholds=dict(config.thresholds) | kept,
+        progress=progress,
+    )
