@@ -6,6 +6,7 @@ from pipeline.commands.inspect import inspect
 from pipeline.commands.label import label
 from pipeline.commands.preview import preview
 from pipeline.commands.retag import retag
+from pipeline.commands.score import score
 from pipeline.commands.status import status
 from pipeline.commands.verify import verify
 from scorers.console import command
@@ -13,5 +14,5 @@ from scorers.console import command
 PANEL = "Labelling"
 
 app = typer.Typer()
-for function in (label, preview, status, verify, inspect, retag):
+for function in (label, preview, status, verify, inspect, retag, score):
     app.command(rich_help_panel=PANEL)(command(function))

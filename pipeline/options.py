@@ -12,6 +12,7 @@ from scorers.settings import load_settings, read_yaml
 
 if TYPE_CHECKING:
     from pipeline.config import LabelConfig
+    from pipeline.labelling.score import ScoreConfig
 
 
 class KindOption(StrEnum):
@@ -67,6 +68,27 @@ Kind = Annotated[
         show_default=False,
     ),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Worker processes. (default: one a core)", show_default=False),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Ray cluster to join, such as auto or ray://head:10001. (default: a local Ray of its own)",
+        show_default=False,
+    ),
+]
+MaxQuarantined = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Records in quarantine above which the exit status is 3. (default: 0)",
+        show_default=False,
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="YAML with the same settings; flags win over it."),
@@ -110,12 +132,7 @@ def label_config_from_flags(
     from pipeline.config import LabelConfig
     from pipeline.sealing.thresholds import parse_flags
 
-    specs = _scorer_specs(scorers or [])
-    values = read_yaml(config) if config is not None else {}
-    if isinstance(values.get("scorers"), dict):
-        values["scorers"] = {column: each for column, each in values["scorers"].items() if column not in specs}
-    if not specs and not values.get("scorers") and not any(each.startswith("scorers.") for each in overrides or []):
-        raise UserError("No scorer is given. Add one or more, such as --scorer toxicity=linear or --scorer pii.")
+    specs, values = _scorers_and_file(scorers, config, overrides)
     return load_settings(
         LabelConfig,
         defaults=values,
@@ -133,6 +150,52 @@ def label_config_from_flags(
         },
         overrides=overrides or [],
     )
+
+
+def score_config_from_flags(
+    *,
+    dataset: str,
+    scorers: Sequence[str] | None = None,
+    thresholds: Sequence[str] | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    max_quarantined: int | None = None,
+) -> "ScoreConfig":
+    """What `phf score` is to do, by the rules of `label_config_from_flags`.
+
+    Raises:
+        UserError: a flag of another form, an unknown key, a value that does not fit; names the key.
+    """
+    from pipeline.labelling.score import ScoreConfig
+    from pipeline.sealing.thresholds import parse_flags
+
+    specs, values = _scorers_and_file(scorers, config, overrides)
+    return load_settings(
+        ScoreConfig,
+        defaults=values,
+        flags={
+            "dataset": dataset,
+            "scorers": specs,
+            "thresholds": parse_flags(thresholds or []),
+            "execution": {"workers": workers, "address": address, "max_quarantined": max_quarantined},
+        },
+        overrides=overrides or [],
+    )
+
+
+def _scorers_and_file(
+    scorers: Sequence[str] | None, config: Path | None, overrides: Sequence[str] | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The scorers that flags name, and the YAML file without those of the same columns."""
+    specs = _scorer_specs(scorers or [])
+    values = read_yaml(config) if config is not None else {}
+    if isinstance(values.get("scorers"), dict):
+        values["scorers"] = {column: each for column, each in values["scorers"].items() if column not in specs}
+    if not specs and not values.get("scorers") and not any(each.startswith("scorers.") for each in overrides or []):
+        raise UserError("No scorer is given. Add one or more, such as --scorer toxicity=linear or --scorer pii.")
+    return specs, values
 
 
 def _scorer_specs(given: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from pipeline.checking.findings import Findings
 from pipeline.config import LabelConfig
+from pipeline.corpus.inputs import find_sources
 from pipeline.corpus.plan import Plan
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader
@@ -28,7 +29,10 @@ def compare_with_inputs(dataset: LabelledDataset, quarantined: set[Key], finding
         DamagedError: a shard cannot be read.
     """
     config = LabelConfig.model_validate(dataset.manifest.config | {"output": dataset.uri})
-    plan = make_plan(config)
+    # Inputs that came later stand after those before them, whatever their names.
+    order = {entry.uri: index for index, entry in enumerate(dataset.manifest.sources)}
+    sources = find_sources(config.inputs, config.kind, output=config.output)
+    plan = make_plan(config, sources=sorted(sources, key=lambda source: order.get(source.uri, len(order))))
     if not _same_sources(dataset, plan, findings):
         return
     rows = _rows(dataset)

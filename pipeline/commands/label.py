@@ -5,15 +5,18 @@ from typing import Annotated
 import typer
 
 from pipeline.options import (
+    Address,
     AsJson,
     ConfigFile,
     IdField,
     Inputs,
     Kind,
+    MaxQuarantined,
     Overrides,
     Scorers,
     TextField,
     Thresholds,
+    Workers,
     label_config_from_flags,
 )
 
@@ -35,18 +38,8 @@ def label(
     text_field: TextField = None,
     id_field: IdField = None,
     kind: Kind = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Worker processes. (default: one a core)", show_default=False),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Ray cluster to join, such as auto or ray://head:10001. (default: a local Ray of its own)",
-            show_default=False,
-        ),
-    ] = None,
+    workers: Workers = None,
+    address: Address = None,
     unit_size: Annotated[
         str | None,
         typer.Option(
@@ -57,15 +50,10 @@ def label(
         str | None,
         typer.Option(metavar="SIZE", help="Rows a shard, in memory. (default: 256MB)", show_default=False),
     ] = None,
-    max_quarantined: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Records in quarantine above which the exit status is 3. (default: 0)",
-            show_default=False,
-        ),
-    ] = None,
+    max_quarantined: MaxQuarantined = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Also label inputs that have come since the job was begun.")
+    ] = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -104,7 +92,7 @@ def label(
     from scorers.console import print_json
 
     with reporter_for(Console(stderr=True)) as reporter:
-        summary = run_label(settings, reporter)
+        summary = run_label(settings, reporter, extend=extend)
     if as_json:
         print_json(summary_facts(summary))
     else:

@@ -19,6 +19,7 @@ from scorers.contract import Document, Execution, ScoringError, SemanticOptions
 LOG = "PHF_PROBE_LOG"
 KILL = "KILL-THE-WORKER"
 KILL_ONCE = "KILL-THE-WORKER-ONCE"
+RAISE = "RAISE-AN-ERROR"
 
 ENTRY_POINTS = """[phf.scorers]
 probe = tests.pipeline.probe:ProbeScorer
@@ -61,6 +62,8 @@ class ProbeScorer:
                     os.kill(os.getpid(), signal.SIGKILL)
             elif KILL in document.text:
                 os.kill(os.getpid(), signal.SIGKILL)
+        if any(RAISE in document.text for document in documents):
+            raise ValueError("a document that this scorer cannot bear")
         # One write, which the kernel appends whole: workers share the file.
         lines = "".join(f"{key(document.text)}\n" for document in documents)
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)

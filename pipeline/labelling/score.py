@@ -1,0 +1,129 @@
+"""`phf score`: more columns for a labelled dataset, as a layer of their own; nothing that is there is scored again."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.config import LabelExecution
+from pipeline.dataset.manifest import Manifest, no_manifest
+from pipeline.labelling.cluster import check_address
+from pipeline.labelling.driver import Run, Summary, Timer, storage_failures
+from pipeline.labelling.job import LayerRecord, StoredJob, layer_path, load_job
+from pipeline.labelling.reporter import Reporter
+from pipeline.labelling.resolve import resolve_config, scorer_entries
+from pipeline.labelling.stopping import StopSignals
+from pipeline.sealing.current import holds_all
+from pipeline.sealing.generations import generations, read_generation
+from pipeline.storage import Storage
+from pipeline.units.epoch import Epoch
+from scorers.errors import IncompleteError, UserError
+from scorers.registry import ScorerSpec
+
+
+class ScoreConfig(BaseModel):
+    """More columns for a dataset.
+
+    Attributes:
+        dataset: output of `phf label`.
+        scorers: by column, as in `LabelConfig`.
+        thresholds: by column; p50 for those that are not named.
+        execution: how to run it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    scorers: dict[str, ScorerSpec] = Field(min_length=1)
+    thresholds: dict[str, float | str] = Field(default_factory=dict)
+    execution: LabelExecution = Field(default_factory=LabelExecution)
+
+
+def run_score(config: ScoreConfig, reporter: Reporter) -> Summary:
+    """Score the rows of a dataset, commit a unit at a time, and seal a generation with the new columns.
+
+    Goes on where an earlier run with the same scorers stopped. Until the new generation is sealed, the current one
+    stays as it is. A record that a new scorer cannot score leaves the dataset for quarantine. Call it in the main
+    thread.
+
+    Raises:
+        UserError: refused before anything is written: no finished dataset, a column that is there already, bad settings
+            or scorers.
+        IncompleteError: some units could not be scored, or a disk or store failed; the other units are committed.
+        StoppedError: stopped by a signal or a newer driver; what is committed stays.
+    """
+    storage = Storage.open(config.dataset)
+    with StopSignals() as signals:
+        timer = Timer()
+        storage.check()
+        if config.execution.address:
+            check_address(config.execution.address)
+        with storage_failures(storage):
+            current = _current(storage)
+            job = load_job(storage)
+            _check_complete(job, current)
+        reporter.step("Loading the scorers")
+        record = _record(job, config)
+        timer.lap("prepare")
+        with storage_failures(storage):
+            if all(current.scorers.get(column) == entry for column, entry in record.scorers.items()):
+                return Summary(storage.uri, current, None, timer.seconds)
+            _refuse_taken(storage, current, record.scorers)
+            layer = _layer(job, record)
+            epoch = Epoch.claim(storage)
+            storage.put_if_absent(layer_path(layer), record.model_dump_json(indent=2).encode())
+            job = load_job(storage)
+            if job.layers[layer - 2] != record:
+                raise IncompleteError(
+                    f"Another `phf score` of {storage.uri} has just begun. Run the same command again once it is done."
+                )
+            run = Run(job, config.execution, epoch, reporter, signals, timer)
+            return run.finish([*job.layers_of(current.scorers), layer], label=[layer])
+
+
+def _current(storage: Storage) -> Manifest:
+    committed = generations(storage)
+    if committed:
+        return read_generation(storage, committed[-1]).manifest
+    found = storage.children()
+    if "data/" in found:
+        raise UserError(
+            f"{storage.uri} is a copy without its scored units (units/, job/, generations/), to which columns are "
+            "added. Give the --output of the `phf label` run."
+        )
+    raise no_manifest(storage.uri, exists=bool(found), labelling="units/" in found)
+
+
+def _check_complete(job: StoredJob, current: Manifest) -> None:
+    if not holds_all(current, job, job.layers_of(current.scorers)):
+        raise UserError(
+            f"{job.storage.uri} has been extended, but not all of it is labelled. Run the same `phf label` command "
+            "again; then add columns."
+        )
+
+
+def _record(job: StoredJob, config: ScoreConfig) -> LayerRecord:
+    base = job.config([1])
+    resolved = resolve_config(
+        base.model_copy(
+            update={"scorers": config.scorers, "thresholds": config.thresholds, "execution": config.execution}
+        )
+    )
+    thresholds = {column: str(spec) for column, spec in resolved.config.thresholds.items()}
+    return LayerRecord(scorers=scorer_entries(resolved.specs), thresholds=thresholds)
+
+
+def _refuse_taken(storage: Storage, current: Manifest, scorers: Mapping[str, object]) -> None:
+    for column in scorers:
+        if column in current.scorers:
+            raise UserError(
+                f"{storage.uri} has a column {column!r} already, by another scorer or another version of it "
+                f"({current.scorers[column].kind}). Name the new one differently, such as --scorer {column}_2=…"
+            )
+
+
+def _layer(job: StoredJob, record: LayerRecord) -> int:
+    """The layer that an earlier run with the same scorers has begun, or the next one."""
+    for number, layer in enumerate(job.layers, start=2):
+        if layer == record:
+            return number
+    return len(job.layers) + 2
