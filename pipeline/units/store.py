@@ -79,11 +79,13 @@ class UnitStore:
         """
         committed = np.zeros(units, dtype=np.bool_)
         in_place: dict[int, set[str]] = {}
-        segments = self.segments()
+        segments, folders = self._contents()
         for folder in range(-(-units // FOLDER_UNITS)):
             first = folder * FOLDER_UNITS
             if folder in segments:
                 committed[first : first + FOLDER_UNITS] = True
+                continue
+            if folder not in folders:
                 continue
             for unit, suffix in self.files(folder):
                 if unit < units and suffix == ".json":
@@ -98,8 +100,7 @@ class UnitStore:
 
     def segments(self) -> set[int]:
         """Numbers of the folders that have a segment."""
-        names = self.storage.children(self.folder)
-        return {int(name[:5]) for name in names if name.endswith(".parquet") and name[:5].isdigit()}
+        return self._contents()[0]
 
     def files(self, folder: int) -> Iterator[tuple[int, str]]:
         """Units with a file in a folder: their index, and `.json` or `.<group>.parquet`."""
@@ -152,6 +153,12 @@ class UnitStore:
                 for each in entries:
                     reasons[each["reason"]] = reasons.get(each["reason"], 0) + 1
         return totals, dict(sorted(reasons.items()))
+
+    def _contents(self) -> tuple[set[int], set[int]]:
+        """Numbers of the folders that have a segment, and of those that are there."""
+        names = [name for name in self.storage.children(self.folder) if name[:5].isdigit()]
+        segments, folders = ({int(name[:5]) for name in names if name[5:] == end} for end in (".parquet", "/"))
+        return segments, folders
 
     def _folder_of(self, unit: int) -> str:
         return f"{self.folder}/{unit // FOLDER_UNITS:05d}"

@@ -76,6 +76,11 @@ def test_a_column_comes_later_and_nothing_is_scored_again(made: Labelling) -> No
     assert not (made.output / "data/0001").exists()
     assert verify(str(made.output)).problems == []
 
+    retagged = run(made, [sys.executable, "-m", "phf", "retag", str(made.output), "--threshold", "style=0"])
+    assert retagged.returncode == 0, retagged.stderr
+    assert verify(str(made.output)).problems == []
+    assert rows(made.output, "probe") == before
+
     again_result = run(made, score(made, "--scorer", "style=probe:0.0", "--threshold", "style=p10"))
     assert again_result.returncode == 0
     assert "already" in again_result.stdout
