@@ -15,8 +15,9 @@ from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.schema import unit_schema
+from pipeline.labelling.label_records import label_records
 from pipeline.labelling.scoring import ScorerFailedError, placeholder, score_documents
-from pipeline.labelling.worker import Job, PartResult, UnitLabeller, label_records
+from pipeline.labelling.worker import Job, PartResult, UnitLabeller
 from scorers import registry
 from scorers.contract import DocumentKind, ScoringError
 from scorers.registry import ScorerSpec
