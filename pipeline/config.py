@@ -6,6 +6,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 from scorers.registry import ScorerSpec
 
+MAX_DOCUMENT_SIZE = 1024 * 1024
+
 
 class LabelExecution(BaseModel):
     """Options that change no byte of the dataset.
@@ -51,6 +53,11 @@ class LabelConfig(BaseModel):
         unit_size: bytes of input in a unit, the piece of work that is lost with a worker.
         shard_size: bytes of rows in a shard of the dataset, in memory.
         max_record_size: bytes of the longest record; a longer one is quarantined and never held in memory.
+        max_document_size: UTF-8 bytes of text above which a document is large; scorers get no more at once, unless a
+            single sentence is longer.
+        large_documents: what becomes of large documents: `split` cuts them at sentence boundaries into parts that are
+            scored on their own and join again in their one row; `quarantine` leaves them out, as both do with a large
+            file of Python, whose lines cannot be judged apart.
         quarantine_text: keep the text of quarantined records beside their reference.
     """
 
@@ -67,6 +74,8 @@ class LabelConfig(BaseModel):
     unit_size: ByteSize = Field(default=ByteSize(256 * 1024), ge=1)
     shard_size: ByteSize = Field(default=ByteSize(256_000_000), ge=1)
     max_record_size: ByteSize = Field(default=ByteSize(64 * 1024 * 1024), ge=1)
+    max_document_size: ByteSize = Field(default=ByteSize(MAX_DOCUMENT_SIZE), ge=1)
+    large_documents: Literal["split", "quarantine"] = "split"
     quarantine_text: bool = False
     execution: LabelExecution = Field(default_factory=LabelExecution)
 

@@ -145,4 +145,5 @@ def _load_spacy() -> _Spacy:
 
     nlp = English()
     make_linear(nlp.tokenizer)
-    return _Spacy(nlp.tokenizer, nlp.vocab.strings, frozenset(nlp.create_pipe("sentencizer").punct_chars))
+    sentencizer: Any = nlp.create_pipe("sentencizer")
+    return _Spacy(nlp.tokenizer, nlp.vocab.strings, frozenset(sentencizer.punct_chars))

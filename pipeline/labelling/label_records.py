@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import MAX_DOCUMENT_SIZE
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.labelling.scoring import score_documents
+from pipeline.labelling.large_documents import LargeDocuments, Part, groups
+from pipeline.labelling.scoring import SCORER_ERROR, score_documents
 from scorers.contract import Document, Scorer, ScoringError
 from scorers.isolation import describe
 from scorers.sentences import document
+from scorers.text import utf8_size
 
 SPLIT_ERROR = "split-error"
+TOO_LARGE_DOCUMENT = "too-large-document"
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,25 @@ class Labelled:
 
 
 def label_records(
-    records: Iterable[Record | Quarantined], scorers: Mapping[str, Scorer], *, keep_text: bool = False
+    records: Iterable[Record | Quarantined],
+    scorers: Mapping[str, Scorer],
+    *,
+    max_document_size: int = MAX_DOCUMENT_SIZE,
+    large_documents: LargeDocuments = "split",
+    keep_text: bool = False,
 ) -> Labelled:
     """Split and score records; one that a scorer cannot score is quarantined and changes nothing for the others.
 
+    Scorers get at most `max_document_size` of text at once, or a single sentence that is longer: the parts of a large
+    document are scored like documents, and their scores join again into its one row. Its sentences are those of the
+    whole text, which is split before it is cut.
+
     Args:
-        records: all of a unit: scorers get all documents at once, and scores may depend on the set in the last bits.
+        records: all of a unit: scorers get many documents at once, and scores may depend on the set in the last bits.
         scorers: by column; of several that fail on a record the first gives the reason.
+        max_document_size: UTF-8 bytes of text above which a document is large.
+        large_documents: what becomes of these; a large file of Python is quarantined always, because linters need it
+            whole.
         keep_text: whether quarantine keeps the text.
 
     Raises:
@@ -52,12 +68,21 @@ def label_records(
     with timed(labelled.seconds, "read"):
         items = list(records)
     with timed(labelled.seconds, "split"):
-        outcomes = [each if isinstance(each, Quarantined) else _split(each) for each in items]
+        outcomes = [
+            each if isinstance(each, Quarantined) else _split(each, max_document_size, large_documents)
+            for each in items
+        ]
     documents = [each for each in outcomes if isinstance(each, Document)]
-    columns: dict[str, Iterator[NDArray[np.float32] | ScoringError | None]] = {}
+    columns = {}
     for column, scorer in scorers.items():
         with timed(labelled.seconds, column):
-            columns[column] = iter(_score_column(scorer, documents))
+            columns[column] = _Column(scorer, documents)
+    for group in groups(documents, max_document_size):
+        parts = [part.of(documents[part.document]) for part in group]
+        for column, results in columns.items():
+            with timed(labelled.seconds, column):
+                results.score(group, parts)
+    index = 0
     for record, outcome in zip(items, outcomes, strict=True):
         if isinstance(record, Quarantined):
             labelled.quarantined.append(record)
@@ -66,11 +91,12 @@ def label_records(
         error = outcome if isinstance(outcome, ScoringError) else None
         if isinstance(outcome, Document):
             for column, results in columns.items():
-                result = next(results)
+                result = results.of(index)
                 if isinstance(result, ScoringError):
                     error = error or ScoringError(result.reason, f"{column}: {result.detail}")
                 else:
                     scores[column] = result
+            index += 1
             if error is None:
                 labelled.scored.append(Scored(record, outcome, scores))
         if error is not None:
@@ -79,30 +105,50 @@ def label_records(
     return labelled
 
 
-def _split(record: Record) -> Document | ScoringError:
+class _Column:
+    """What a scorer says of some documents, put together from their parts."""
+
+    def __init__(self, scorer: Scorer, documents: Sequence[Document]) -> None:
+        self._scorer = scorer
+        # By document: the scores of its parts so far; None where the scorer does not apply.
+        self._results = [self._ask(each) for each in documents]
+
+    def score(self, group: Sequence[Part], parts: Sequence[Document]) -> None:
+        wanted = [
+            index for index, part in enumerate(group) if part.size and isinstance(self._results[part.document], list)
+        ]
+        if not wanted:
+            return
+        scored = score_documents(self._scorer, [parts[index] for index in wanted])
+        for index, result in zip(wanted, scored, strict=True):
+            so_far = self._results[group[index].document]
+            if isinstance(result, ScoringError):
+                self._results[group[index].document] = result
+            elif isinstance(so_far, list):
+                so_far.append(result)
+
+    def of(self, document: int) -> NDArray[np.float32] | ScoringError | None:
+        result = self._results[document]
+        if not isinstance(result, list):
+            return result
+        return result[0] if len(result) == 1 else np.concatenate([*result, np.zeros(0, np.float32)])
+
+    def _ask(self, document: Document) -> list[NDArray[np.float32]] | ScoringError | None:
+        try:
+            return [] if self._scorer.applies(document) else None
+        except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
+            return ScoringError(SCORER_ERROR, describe(error))
+
+
+def _split(record: Record, limit: int, policy: LargeDocuments) -> Document | ScoringError:
+    size = utf8_size(record.text)
+    if size > limit and (policy == "quarantine" or record.kind == "python"):
+        why = "" if policy == "quarantine" else "; Python is never split"
+        return ScoringError(TOO_LARGE_DOCUMENT, f"{size} bytes of text, more than max_document_size = {limit}{why}")
     try:
         return document(record.text, record.kind, record.name)
     except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
         return ScoringError(SPLIT_ERROR, describe(error))
-
-
-def _score_column(scorer: Scorer, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError | None]:
-    results: list[NDArray[np.float32] | ScoringError | None] = [None] * len(documents)
-    wanted = []
-    for index, each in enumerate(documents):
-        try:
-            applies = scorer.applies(each)
-        except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
-            results[index] = ScoringError("scorer-error", describe(error))
-            continue
-        if applies and len(each.ends):
-            wanted.append(index)
-        elif applies:
-            results[index] = np.zeros(0, np.float32)
-    if wanted:
-        for index, result in zip(wanted, score_documents(scorer, [documents[each] for each in wanted]), strict=True):
-            results[index] = result
-    return results
 
 
 @contextlib.contextmanager

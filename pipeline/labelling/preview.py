@@ -94,7 +94,12 @@ def preview(config: LabelConfig, limit: int) -> Preview:
         )
         for column, spec in resolved.specs.items()
     }
-    labelled = label_records(islice(read_sources(sources, resolved.config), limit), scorers)
+    labelled = label_records(
+        islice(read_sources(sources, resolved.config), limit),
+        scorers,
+        max_document_size=config.max_document_size,
+        large_documents=config.large_documents,
+    )
     specs = threshold_specs(list(scorers), config.thresholds)
     values = resolve_thresholds(specs, lambda columns: _scores(labelled.scored, columns))
     return Preview(specs, values, labelled.scored, labelled.quarantined)

@@ -17,6 +17,7 @@ from pipeline.labelling.parts import part_schema, row_groups, table_of
 from pipeline.storage import Storage
 from scorers.contract import Execution
 from scorers.registry import ScorerSpec, build
+from scorers.text import utf8_size
 
 BASE_GROUP = "cpu"
 
@@ -111,7 +112,13 @@ class UnitLabeller:
             ScorerFailedError: a scorer fails whatever it is given.
             OSError: reading or staging failed.
         """
-        labelled = label_records(self._reader.read(unit), self.scorers, keep_text=self._config.quarantine_text)
+        labelled = label_records(
+            self._reader.read(unit),
+            self.scorers,
+            max_document_size=self._config.max_document_size,
+            large_documents=self._config.large_documents,
+            keep_text=self._config.quarantine_text,
+        )
         schema = part_schema(self._columns, base=self._group == BASE_GROUP)
         with (
             timed(labelled.seconds, "write"),
@@ -131,7 +138,7 @@ class UnitLabeller:
             rows=len(scored),
             sentences=sum(len(each.document.ends) for each in scored),
             empty=sum(not each.record.text for each in scored),
-            bytes_text=sum(_utf8_size(each.record.text) for each in scored),
+            bytes_text=sum(utf8_size(each.record.text) for each in scored),
             records=len(scored) + len(labelled.quarantined),
             quarantined=labelled.quarantined,
             seconds=labelled.seconds,
@@ -146,7 +153,3 @@ def _execution(job: Job, column: str) -> Execution:
         batch_tokens=execution.batch_tokens,
         deadline_s=execution.deadline_s,
     )
-
-
-def _utf8_size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
