@@ -1,9 +1,10 @@
 """The configuration of a labelling job: what can change the dataset, and apart from it what changes its speed alone."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
+from pipeline.labelling.quarantine_limit import check_limit
 from scorers.registry import ScorerSpec
 
 MAX_DOCUMENT_SIZE = 1024 * 1024
@@ -22,7 +23,8 @@ class LabelExecution(BaseModel):
         deadline_s: seconds a document may take in one scorer.
         unit_deadline_s: seconds a unit may take before its worker is killed and the unit is tried again.
         attempts: how often a unit whose worker dies is tried.
-        max_quarantined: records in quarantine above which the job ends with status 3.
+        max_quarantined: entries of quarantine above which the job ends with status 3: a count such as 5, or a share of
+            the records such as 0.1%.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,7 +38,7 @@ class LabelExecution(BaseModel):
     deadline_s: float = Field(default=60.0, gt=0)
     unit_deadline_s: float = Field(default=3600.0, gt=0)
     attempts: int = Field(default=3, ge=1)
-    max_quarantined: int = Field(default=0, ge=0)
+    max_quarantined: Annotated[int | str, BeforeValidator(check_limit)] = 0
 
 
 class LabelConfig(BaseModel):

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from pipeline.config import LabelConfig
 
 
+class LargeDocumentsOption(StrEnum):
+    """What becomes of documents that are larger than `--max-document-size`."""
+
+    SPLIT = "split"
+    QUARANTINE = "quarantine"
+
+
 class KindOption(StrEnum):
     """What the documents are."""
 
@@ -67,6 +74,22 @@ Kind = Annotated[
         show_default=False,
     ),
 ]
+MaxDocumentSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Text in UTF-8 above which a document is large; scorers get no more at once. (default: 1MiB)",
+        show_default=False,
+    ),
+]
+LargeDocuments = Annotated[
+    LargeDocumentsOption | None,
+    typer.Option(
+        help="Score large documents in parts, cut between sentences, that join again in one row; or put them in "
+        "quarantine, as a large file of Python always is. (default: split)",
+        show_default=False,
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="YAML with the same settings; flags win over it."),
@@ -96,9 +119,11 @@ def label_config_from_flags(
     kind: KindOption | None = None,
     unit_size: str | None = None,
     shard_size: str | None = None,
+    max_document_size: str | None = None,
+    large_documents: LargeDocumentsOption | None = None,
     workers: int | None = None,
     address: str | None = None,
-    max_quarantined: int | None = None,
+    max_quarantined: str | None = None,
 ) -> "LabelConfig":
     """The configuration that flags, a YAML file and `--set` make together; None means that a flag was not given.
 
@@ -129,6 +154,8 @@ def label_config_from_flags(
             "kind": kind and kind.value,
             "unit_size": unit_size,
             "shard_size": shard_size,
+            "max_document_size": max_document_size,
+            "large_documents": large_documents and large_documents.value,
             "execution": {"workers": workers, "address": address, "max_quarantined": max_quarantined},
         },
         overrides=overrides or [],

@@ -10,6 +10,8 @@ from pipeline.options import (
     IdField,
     Inputs,
     Kind,
+    LargeDocuments,
+    MaxDocumentSize,
     Overrides,
     Scorers,
     TextField,
@@ -57,12 +59,14 @@ def label(
         str | None,
         typer.Option(metavar="SIZE", help="Rows a shard, in memory. (default: 256MB)", show_default=False),
     ] = None,
+    max_document_size: MaxDocumentSize = None,
+    large_documents: LargeDocuments = None,
     max_quarantined: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=0,
-            metavar="N",
-            help="Records in quarantine above which the exit status is 3. (default: 0)",
+            metavar="N|SHARE",
+            help="Records in quarantine above which the exit status is 3: a count such as 5, or a share such as 0.1%. "
+            "(default: 0)",
             show_default=False,
         ),
     ] = None,
@@ -92,6 +96,8 @@ def label(
         kind=kind,
         unit_size=unit_size,
         shard_size=shard_size,
+        max_document_size=max_document_size,
+        large_documents=large_documents,
         workers=workers,
         address=address,
         max_quarantined=max_quarantined,
@@ -99,6 +105,7 @@ def label(
     from rich.console import Console
 
     from pipeline.labelling.driver import run_label
+    from pipeline.labelling.quarantine_limit import QuarantineLimit
     from pipeline.labelling.reporter import reporter_for
     from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
     from scorers.console import print_json
@@ -109,4 +116,4 @@ def label(
         print_json(summary_facts(summary))
     else:
         show_summary(summary, Console(highlight=False))
-    check_quarantine(summary, settings.execution.max_quarantined)
+    check_quarantine(summary, QuarantineLimit.parse(settings.execution.max_quarantined))
