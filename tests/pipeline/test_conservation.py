@@ -23,7 +23,6 @@ from pipeline.sealing.seal import seal
 from pipeline.storage import Storage
 from scorers import registry
 from scorers.errors import IncompleteError
-from scorers.registry import ScorerSpec
 from tests.pipeline.corpora import make_config, write_lines
 from tests.pipeline.toy_scorers import ToyScorer
 
