@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.config import MAX_DOCUMENT_SIZE
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.labelling.large_documents import LargeDocuments, Part, groups
-from pipeline.labelling.scoring import SCORER_ERROR, score_documents
+from pipeline.labelling.scoring import SCORER_ERROR, placeholder, score_documents
 from scorers.contract import Document, Scorer, ScoringError
 from scorers.isolation import describe
 from scorers.sentences import document
@@ -110,22 +110,27 @@ class _Column:
 
     def __init__(self, scorer: Scorer, documents: Sequence[Document]) -> None:
         self._scorer = scorer
-        # By document: the scores of its parts so far; None where the scorer does not apply.
+        # By document: the scores of its parts so far, why it has none, or None where the scorer does not apply.
         self._results = [self._ask(each) for each in documents]
+        self._wanted = [
+            isinstance(result, list) and len(each.ends) > 0
+            for result, each in zip(self._results, documents, strict=True)
+        ]
 
     def score(self, group: Sequence[Part], parts: Sequence[Document]) -> None:
-        wanted = [
-            index for index, part in enumerate(group) if part.size and isinstance(self._results[part.document], list)
-        ]
-        if not wanted:
+        wanted = [index for index, part in enumerate(group) if self._wanted[part.document]]
+        lost = {index for index in wanted if isinstance(self._results[group[index].document], ScoringError)}
+        if len(lost) == len(wanted):
             return
-        scored = score_documents(self._scorer, [parts[index] for index in wanted])
-        for index, result in zip(wanted, scored, strict=True):
+        # Another part of a lost document failed. Batches keep their shapes all the same.
+        given = [placeholder(parts[index]) if index in lost else parts[index] for index in wanted]
+        for index, result in zip(wanted, score_documents(self._scorer, given), strict=True):
             so_far = self._results[group[index].document]
-            if isinstance(result, ScoringError):
-                self._results[group[index].document] = result
-            elif isinstance(so_far, list):
-                so_far.append(result)
+            if isinstance(so_far, list):
+                if isinstance(result, ScoringError):
+                    self._results[group[index].document] = result
+                else:
+                    so_far.append(result)
 
     def of(self, document: int) -> NDArray[np.float32] | ScoringError | None:
         result = self._results[document]

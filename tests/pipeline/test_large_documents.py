@@ -147,6 +147,15 @@ def test_a_large_document_of_which_one_part_cannot_be_scored_is_lost_alone() -> 
     assert all(len(each.scores["a"]) == len(each.document.ends) for each in found.scored)
 
 
+def test_a_lost_part_changes_no_shape_of_the_others() -> None:
+    shapes = []
+    for word in ("POISON", "BENIGN"):
+        scorer = TroubleScorer(lambda documents: any("POISON" in each.text for each in documents))
+        scored = label([f"{word}. Fine. Fine.", "Good. Well."], {"a": scorer}, max_document_size=16).scored
+        shapes.append([each.scores["a"] for each in scored if each.record.position == 1])
+    np.testing.assert_array_equal(shapes[0], shapes[1])
+
+
 def test_a_scorer_that_does_not_apply_leaves_a_large_document_null() -> None:
     (scored,) = label(
         ["SKIP this. " * 20], {"a": ToyScorer("a"), "b": SentenceScorer("b")}, max_document_size=30
