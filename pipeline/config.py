@@ -1,10 +1,13 @@
 """The configuration of a labelling job: what can change the dataset, and apart from it what changes its speed alone."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
+from pipeline.labelling.quarantine_limit import check_limit
 from scorers.registry import ScorerSpec
+
+MAX_DOCUMENT_SIZE = 1024 * 1024
 
 
 class LabelExecution(BaseModel):
@@ -20,7 +23,8 @@ class LabelExecution(BaseModel):
         deadline_s: seconds a document may take in one scorer.
         unit_deadline_s: seconds a unit may take before its worker is killed and the unit is tried again.
         attempts: how often a unit whose worker dies is tried.
-        max_quarantined: records in quarantine above which the job ends with status 3.
+        max_quarantined: entries of quarantine above which the job ends with status 3: a count such as 5, or a share of
+            the records such as 0.1%.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,7 +38,7 @@ class LabelExecution(BaseModel):
     deadline_s: float = Field(default=60.0, gt=0)
     unit_deadline_s: float = Field(default=3600.0, gt=0)
     attempts: int = Field(default=3, ge=1)
-    max_quarantined: int = Field(default=0, ge=0)
+    max_quarantined: Annotated[int | str, BeforeValidator(check_limit)] = 0
 
 
 class LabelConfig(BaseModel):
@@ -51,6 +55,11 @@ class LabelConfig(BaseModel):
         unit_size: bytes of input in a unit, the piece of work that is lost with a worker.
         shard_size: bytes of rows in a shard of the dataset, in memory.
         max_record_size: bytes of the longest record; a longer one is quarantined and never held in memory.
+        max_document_size: UTF-8 bytes of text above which a document is large; scorers get no more at once, unless a
+            single sentence is longer.
+        large_documents: what becomes of large documents: `split` cuts them at sentence boundaries into parts that are
+            scored on their own and join again in their one row; `quarantine` leaves them out, as both do with a large
+            file of Python, whose lines cannot be judged apart.
         quarantine_text: keep the text of quarantined records beside their reference.
     """
 
@@ -67,6 +76,8 @@ class LabelConfig(BaseModel):
     unit_size: ByteSize = Field(default=ByteSize(256 * 1024), ge=1)
     shard_size: ByteSize = Field(default=ByteSize(256_000_000), ge=1)
     max_record_size: ByteSize = Field(default=ByteSize(64 * 1024 * 1024), ge=1)
+    max_document_size: ByteSize = Field(default=ByteSize(MAX_DOCUMENT_SIZE), ge=1)
+    large_documents: Literal["split", "quarantine"] = "split"
     quarantine_text: bool = False
     execution: LabelExecution = Field(default_factory=LabelExecution)
 

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from pipeline.labelling.score import ScoreConfig
 
 
+class LargeDocumentsOption(StrEnum):
+    """What becomes of documents that are larger than `--max-document-size`."""
+
+    SPLIT = "split"
+    QUARANTINE = "quarantine"
+
+
 class KindOption(StrEnum):
     """What the documents are."""
 
@@ -68,6 +75,22 @@ Kind = Annotated[
         show_default=False,
     ),
 ]
+MaxDocumentSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Text in UTF-8 above which a document is large; scorers get no more at once. (default: 1MiB)",
+        show_default=False,
+    ),
+]
+LargeDocuments = Annotated[
+    LargeDocumentsOption | None,
+    typer.Option(
+        help="Score large documents in parts, cut between sentences, that join again in one row; or put them in "
+        "quarantine, as a large file of Python always is. (default: split)",
+        show_default=False,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Worker processes. (default: one a core)", show_default=False),
@@ -81,11 +104,11 @@ Address = Annotated[
     ),
 ]
 MaxQuarantined = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        min=0,
-        metavar="N",
-        help="Records in quarantine above which the exit status is 3. (default: 0)",
+        metavar="N|SHARE",
+        help="Records in quarantine above which the exit status is 3: a count such as 5, or a share such as 0.1%. "
+        "(default: 0)",
         show_default=False,
     ),
 ]
@@ -118,9 +141,11 @@ def label_config_from_flags(
     kind: KindOption | None = None,
     unit_size: str | None = None,
     shard_size: str | None = None,
+    max_document_size: str | None = None,
+    large_documents: LargeDocumentsOption | None = None,
     workers: int | None = None,
     address: str | None = None,
-    max_quarantined: int | None = None,
+    max_quarantined: str | None = None,
 ) -> "LabelConfig":
     """The configuration that flags, a YAML file and `--set` make together; None means that a flag was not given.
 
@@ -146,6 +171,8 @@ def label_config_from_flags(
             "kind": kind and kind.value,
             "unit_size": unit_size,
             "shard_size": shard_size,
+            "max_document_size": max_document_size,
+            "large_documents": large_documents and large_documents.value,
             "execution": {"workers": workers, "address": address, "max_quarantined": max_quarantined},
         },
         overrides=overrides or [],
@@ -161,7 +188,7 @@ def score_config_from_flags(
     overrides: Sequence[str] | None = None,
     workers: int | None = None,
     address: str | None = None,
-    max_quarantined: int | None = None,
+    max_quarantined: str | None = None,
 ) -> "ScoreConfig":
     """What `phf score` is to do, by the rules of `label_config_from_flags`.
 

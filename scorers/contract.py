@@ -94,7 +94,7 @@ class Scorer(Protocol):
         """Scores, one array a document, of shape [n_sentences], or why the document could not be scored.
 
         A document's result must not depend on the order of `documents`, nor, beyond the last bits of a matrix product,
-        on the others beside it.
+        on the others beside it. Prose that is very long comes in parts, cut between sentences, each a document here.
         """
         ...
 

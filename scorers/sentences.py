@@ -7,7 +7,9 @@ networks, does not hold here.
 """
 
 import re
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,9 @@ from scorers.fingerprint import fingerprint as make_fingerprint
 from scorers.fingerprint import library_versions
 from scorers.tokenizer import make_linear, shorten_runs
 
-_REVISION = 1
+_REVISION = 2
 _MOST_STRINGS = 500_000
+_SHORT_RUN = 50  # characters of a run whose tokens are remembered
 
 # Not `str.splitlines`, which also splits at form feeds, separators and U+2028, where no line of code ends.
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+\Z")
@@ -49,28 +52,98 @@ def _lines(text: str) -> list[int]:
 
 
 def _prose(text: str) -> list[int]:
-    if not text:
-        return []
-    short, removed = shorten_runs(text)
-    starts = [sentence.start_char for sentence in _sentencizer()(short).sents]
-    return [*(removed.original(start) for start in starts[1:]), len(text)]
+    return [*_sentence_starts(text), len(text)] if text else []
 
 
-def _sentencizer() -> Any:
-    nlp = _new_sentencizer()
-    if len(nlp.vocab.strings) > _MOST_STRINGS:
-        # spaCy remembers every string it has met; its memory zones give them back, at three times the time.
-        _new_sentencizer.cache_clear()
-        nlp = _new_sentencizer()
-    return nlp
+def _sentence_starts(text: str) -> Iterator[int]:
+    """Where the sentences after the first start; memory does not grow with the text.
+
+    A sentence starts with the first token after a mark that is neither a mark nor punctuation. spaCy makes its tokens
+    of each run of characters without white space on its own, and one of the white space before it, less one space. So
+    it is given only the runs that hold a mark and those that follow one: the tokens of a whole text take a hundred
+    bytes a character, and ten times as long. What this cannot see is that spaCy leaves an emoticon in pieces when
+    another one reaches into it from across white space; that moves a boundary in no text but one made of emoticons.
+    """
+    patterns = _patterns()
+    end, marked = 0, False
+    while run := (patterns.run if marked else patterns.run_with_mark).search(text, end):
+        if marked and (space := _white_space_token(text, end, run.start())) is not None:
+            yield space
+            marked = False
+        for offset, is_mark in _tokens(run[0]):
+            if marked and not is_mark:
+                yield run.start() + offset
+            marked = is_mark
+        end = run.end()
+    if marked and (space := _white_space_token(text, end, len(text))) is not None:
+        yield space
+
+
+def _white_space_token(text: str, start: int, stop: int) -> int | None:
+    """Where spaCy has a token between two runs, in the white space `text[start:stop]`."""
+    token = start + (text[start:stop][:1] == " ")
+    return token if token < stop else None
+
+
+# Of a run of characters without white space: the tokens that count, as (offset, whether it is a mark).
+_Tokens = tuple[tuple[int, bool], ...]
+
+
+def _tokens(run: str) -> _Tokens:
+    if run[0].isalnum() and not _patterns().mark.search(run):
+        return ((0, False),)
+    return _read_short(run) if len(run) <= _SHORT_RUN else _read(run)
+
+
+def _read(run: str) -> _Tokens:
+    short, removed = shorten_runs(run)
+    spacy = _spacy()
+    return tuple(
+        (removed.original(token.idx), token.text in spacy.marks)
+        for token in spacy.tokenizer(short)
+        if token.text in spacy.marks or not token.is_punct
+    )
+
+
+_read_short = lru_cache(maxsize=50_000)(_read)
+
+
+@dataclass(frozen=True)
+class _Patterns:
+    mark: re.Pattern[str]
+    run: re.Pattern[str]
+    run_with_mark: re.Pattern[str]
 
 
 @cache
-def _new_sentencizer() -> Any:
+def _patterns() -> _Patterns:
+    # The marks beyond U+FFFF stand for all characters there: a class that names them is ten times slower.
+    common = "".join(sorted(mark for mark in _spacy().marks if mark <= "\uffff"))
+    mark = re.escape(common) + "\U00010000-\U0010ffff"
+    return _Patterns(re.compile(f"[{mark}]"), re.compile(r"\S++"), re.compile(rf"(?<!\S)[^\s{mark}]*+[{mark}]\S*+"))
+
+
+@dataclass(frozen=True)
+class _Spacy:
+    tokenizer: Any
+    strings: Any
+    marks: frozenset[str]
+
+
+def _spacy() -> _Spacy:
+    loaded = _load_spacy()
+    if len(loaded.strings) > _MOST_STRINGS:
+        # spaCy remembers every string it has met; its memory zones give them back, at three times the time.
+        _load_spacy.cache_clear()
+        loaded = _load_spacy()
+    return loaded
+
+
+@cache
+def _load_spacy() -> _Spacy:
     from spacy.lang.en import English
 
     nlp = English()
-    nlp.add_pipe("sentencizer")
-    nlp.max_length = 2**62
     make_linear(nlp.tokenizer)
-    return nlp
+    sentencizer: Any = nlp.create_pipe("sentencizer")
+    return _Spacy(nlp.tokenizer, nlp.vocab.strings, frozenset(sentencizer.punct_chars))

@@ -17,3 +17,8 @@ class TextOptions(SemanticOptions):
     def apply_to(self, document: Document) -> bool:
         """Whether a document of this kind is scored."""
         return self.documents in ("any", document.kind)
+
+
+def utf8_size(text: str) -> int:
+    """Bytes of `text` in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())

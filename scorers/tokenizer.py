@@ -49,8 +49,8 @@ class Removed:
 def shorten_runs(text: str) -> tuple[str, Removed]:
     """Leave out the middle of every run of more than `LONGEST_RUN` characters without white space.
 
-    A sentence begins inside such a run only in its first or last 5,000 characters. This is the one place where our
-    sentences are not spaCy's: its time for a run, and that of its pattern for URLs, is still quadratic.
+    A sentence begins inside such a run only in its first or last 5,000 characters. Our sentences are not
+    spaCy's there: its time for a run, and that of its pattern for URLs, is still quadratic.
     """
     kept: list[str] = []
     removed = Removed()

@@ -11,6 +11,8 @@ from pipeline.options import (
     IdField,
     Inputs,
     Kind,
+    LargeDocuments,
+    MaxDocumentSize,
     MaxQuarantined,
     Overrides,
     Scorers,
@@ -50,6 +52,8 @@ def label(
         str | None,
         typer.Option(metavar="SIZE", help="Rows a shard, in memory. (default: 256MB)", show_default=False),
     ] = None,
+    max_document_size: MaxDocumentSize = None,
+    large_documents: LargeDocuments = None,
     max_quarantined: MaxQuarantined = None,
     extend: Annotated[
         bool, typer.Option("--extend", help="Also label inputs that have come since the job was begun.")
@@ -80,6 +84,8 @@ def label(
         kind=kind,
         unit_size=unit_size,
         shard_size=shard_size,
+        max_document_size=max_document_size,
+        large_documents=large_documents,
         workers=workers,
         address=address,
         max_quarantined=max_quarantined,
@@ -87,6 +93,7 @@ def label(
     from rich.console import Console
 
     from pipeline.labelling.driver import run_label
+    from pipeline.labelling.quarantine_limit import QuarantineLimit
     from pipeline.labelling.reporter import reporter_for
     from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
     from scorers.console import print_json
@@ -97,4 +104,4 @@ def label(
         print_json(summary_facts(summary))
     else:
         show_summary(summary, Console(highlight=False))
-    check_quarantine(summary, settings.execution.max_quarantined)
+    check_quarantine(summary, QuarantineLimit.parse(settings.execution.max_quarantined))

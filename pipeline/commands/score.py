@@ -49,6 +49,7 @@ def score(
     )
     from rich.console import Console
 
+    from pipeline.labelling.quarantine_limit import QuarantineLimit
     from pipeline.labelling.reporter import reporter_for
     from pipeline.labelling.score import run_score
     from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
@@ -60,4 +61,4 @@ def score(
         print_json(summary_facts(summary))
     else:
         show_summary(summary, Console(highlight=False))
-    check_quarantine(summary, settings.execution.max_quarantined)
+    check_quarantine(summary, QuarantineLimit.parse(settings.execution.max_quarantined))

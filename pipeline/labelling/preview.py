@@ -14,8 +14,8 @@ from pipeline.corpus.inputs import find_sources
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.tags import is_aligned
+from pipeline.labelling.label_records import Scored, label_records
 from pipeline.labelling.resolve import resolve_config
-from pipeline.labelling.worker import Scored, label_records
 from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
 from scorers.contract import Execution
 from scorers.registry import build
@@ -94,7 +94,12 @@ def preview(config: LabelConfig, limit: int) -> Preview:
         )
         for column, spec in resolved.specs.items()
     }
-    labelled = label_records(islice(read_sources(sources, resolved.config), limit), scorers)
+    labelled = label_records(
+        islice(read_sources(sources, resolved.config), limit),
+        scorers,
+        max_document_size=config.max_document_size,
+        large_documents=config.large_documents,
+    )
     specs = threshold_specs(list(scorers), config.thresholds)
     values = resolve_thresholds(specs, lambda columns: _scores(labelled.scored, columns))
     return Preview(specs, values, labelled.scored, labelled.quarantined)

@@ -1,5 +1,6 @@
 """Scores of documents whatever a scorer does: where it raises or returns no score, only that document is lost."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,24 +26,28 @@ def score_documents(scorer: Scorer, documents: Sequence[Document]) -> list[Score
 
     A scorer that raises is asked again with fewer documents until those are found that it cannot bear. Then all are
     scored together once more with placeholders for these: batches keep their shapes, and so the other documents'
-    scores the bytes that they would have had.
+    scores the bytes that they would have had. Where it cannot bear that either (documents that it only fails on
+    together, a placeholder that is as bad as its document), the scores are those of the largest halves that it bore.
+
+    One bad document of n costs at most 2 log2(n) + 5 calls, n bad ones 2 n + 1. What is no `Exception`, such as the
+    `SystemExit` of a process that is told to end, passes.
 
     Raises:
-        ScorerFailedError: it also raises when every document it could not bear is replaced.
+        ScorerFailedError: it raises on a document with nothing in it too: it is at fault, and not the documents.
     """
-    try:
+    with contextlib.suppress(Exception):
         return _score(scorer, documents)
-    except Exception:  # noqa: BLE001 - the documents that cause it are looked for
-        failed = _find_failing(scorer, documents, range(len(documents)))
-    replaced = [placeholder(each) if index in failed else each for index, each in enumerate(documents)]
     try:
-        scores = _score(scorer, replaced)
-    except Exception as error:  # noqa: BLE001 - its message may quote a document
-        raise ScorerFailedError(
-            f"The scorer {scorer.name!r} fails on any document ({describe(error)}). "
-            "Check that it can run here with `phf scorers`."
-        ) from None
-    return [failed.get(index, each) for index, each in enumerate(scores)]
+        return _score(scorer, documents)  # the fault may have passed
+    except Exception as error:  # noqa: BLE001 - the documents that cause it are looked for
+        _refuse_broken(scorer, documents[0])
+        found = _halves(scorer, documents, error)
+    failed = {index: each for index, each in enumerate(found) if isinstance(each, _RaisedError)}
+    if 0 < len(failed) < len(documents):
+        replaced = [placeholder(each) if index in failed else each for index, each in enumerate(documents)]
+        with contextlib.suppress(Exception):
+            found = [failed.get(index, each) for index, each in enumerate(_score(scorer, replaced))]
+    return found
 
 
 def placeholder(document: Document) -> Document:
@@ -58,16 +63,34 @@ def _blank(sentence: str, is_line: bool) -> str:
     return "#" * len(content) + sentence[len(content) :]
 
 
-def _find_failing(scorer: Scorer, documents: Sequence[Document], indices: range) -> dict[int, ScoringError]:
+class _RaisedError(ScoringError):
+    """The scorer raised, rather than to return why it has no score."""
+
+
+def _halves(scorer: Scorer, documents: Sequence[Document], error: Exception) -> list[Scores | ScoringError]:
+    """Results of the halves of `documents`, on which the scorer has just raised `error`, and of their halves."""
+    if len(documents) == 1:
+        known = error if isinstance(error, ScoringError) else ScoringError(SCORER_ERROR, describe(error))
+        return [_RaisedError(known.reason, known.detail)]
+    results: list[Scores | ScoringError] = []
+    middle = len(documents) // 2
+    for half in (documents[:middle], documents[middle:]):
+        try:
+            results += _score(scorer, half)
+        except Exception as failure:  # noqa: BLE001 - it becomes the value of the one document that causes it
+            results += _halves(scorer, half, failure)
+    return results
+
+
+def _refuse_broken(scorer: Scorer, like: Document) -> None:
+    harmless = Document("a\n", np.array([2], np.int32), like.kind)
     try:
-        _score(scorer, [documents[index] for index in indices])
-    except Exception as error:  # noqa: BLE001 - it becomes the value of the one document that causes it
-        if len(indices) == 1:
-            value = error if isinstance(error, ScoringError) else ScoringError(SCORER_ERROR, describe(error))
-            return {indices[0]: value}
-        middle = len(indices) // 2
-        return _find_failing(scorer, documents, indices[:middle]) | _find_failing(scorer, documents, indices[middle:])
-    return {}
+        _score(scorer, [harmless])
+    except Exception as error:  # noqa: BLE001 - its message may quote what it was given
+        raise ScorerFailedError(
+            f"The scorer {scorer.name!r} fails on any document ({describe(error)}). "
+            "Check that it can run here with `phf scorers`."
+        ) from None
 
 
 def _score(scorer: Scorer, documents: Sequence[Document]) -> list[Scores | ScoringError]:

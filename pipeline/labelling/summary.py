@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.labelling.driver import Summary
+from pipeline.labelling.quarantine_limit import QuarantineLimit
 from pipeline.labelling.reporter import count_of, duration, rate_of
 from scorers.errors import QuarantineLimitError
 
@@ -25,6 +26,7 @@ def summary_facts(summary: Summary) -> dict[str, Any]:
         "labelled": ledger.labelled,
         "empty": ledger.empty,
         "quarantined": ledger.quarantined,
+        "share_quarantined": _share(summary.quarantined, ledger.records),
         "sources_cut": ledger.sources_cut,
         "sentences": manifest.sentences,
         "bytes_text": manifest.bytes_text,
@@ -87,18 +89,25 @@ def show_summary(summary: Summary, console: Console) -> None:
         console.print(f"  {line}", soft_wrap=True, markup=False)
 
 
-def check_quarantine(summary: Summary, limit: int) -> None:
+def check_quarantine(summary: Summary, limit: QuarantineLimit) -> None:
     """Refuse to end with success when too much is in quarantine.
 
     Raises:
-        QuarantineLimitError: more than `limit` entries.
+        QuarantineLimitError: more entries than the limit allows.
     """
-    if summary.quarantined > limit:
+    records = summary.manifest.ledger.records
+    if limit.exceeded(summary.quarantined, records):
         raise QuarantineLimitError(
-            f"{summary.quarantined:,} {'entries are' if summary.quarantined != 1 else 'entry is'} in quarantine, and "
-            f"--max-quarantined is {limit:,}. Everything else is labelled and sealed. Source, position and reason of "
-            "each: " + ", ".join(f"{summary.output}/{file.path}" for file in summary.manifest.ledger.quarantine[:3])
+            f"{summary.quarantined:,} {'entries are' if summary.quarantined != 1 else 'entry is'} in quarantine "
+            f"({percent(summary.quarantined, records)} of {count_of(records, 'record')}), and --max-quarantined is "
+            f"{limit.text}. Everything else is labelled and sealed. Source, position and reason of each: "
+            + ", ".join(f"{summary.output}/{file.path}" for file in summary.manifest.ledger.quarantine[:3])
         )
+
+
+def percent(part: int, whole: int) -> str:
+    """A share for people, with two digits that say something; `0.00024%` is not nothing."""
+    return f"{100 * part / whole:.2g}%" if 0 < part < whole / 10 else f"{_share(part, whole) or 0:.0%}"
 
 
 def _columns(summary: Summary) -> Table:
@@ -128,7 +137,8 @@ def _quarantine(summary: Summary) -> str:
     parts = [f"{reason} {count:,}" for reason, count in sorted(ledger.quarantined.items())]
     if ledger.sources_cut:
         parts.append(f"inputs that end early {ledger.sources_cut:,}")
-    return f"{summary.quarantined:,}" + (f" ({', '.join(parts)})" if parts else "")
+    share = f", {percent(summary.quarantined, ledger.records)} of the records" if summary.quarantined else ""
+    return f"{summary.quarantined:,}" + (f" ({', '.join(parts)})" if parts else "") + share
 
 
 def _speed(summary: Summary) -> str:

@@ -14,6 +14,7 @@ from pipeline.dataset.manifest import Manifest, ScorerEntry, Shard, Threshold
 from pipeline.dataset.packing import pack
 from pipeline.dataset.schema import dataset_schema, unit_schema
 from pipeline.dataset.tags import add_tags, tag_column
+from pipeline.sealing.conservation import Conservation
 from pipeline.sealing.generations import commit_generation, data_folder, finish_seal, ledger_folder
 from pipeline.sealing.ledger import LedgerWriter
 from pipeline.sealing.staged import StagedFiles
@@ -58,7 +59,7 @@ def seal(
 
     Raises:
         UserError: a threshold for a column that is not scored, or one that is neither a number nor a percentile.
-        IncompleteError: a unit is not committed, or a part of one is damaged.
+        IncompleteError: a unit is not committed, a part of one is damaged, or a record would be lost or doubled.
         StoppedError: a newer run has claimed the output.
         OSError: the storage fails.
     """
@@ -73,8 +74,11 @@ def seal(
     files = StagedFiles(storage, f"{epoch.staging}/generation-{generation:04d}")
     ledger = LedgerWriter(files, ledger_folder(generation))
     shards = _Shards(files, data_folder(generation), columns, values)
-    shards.write(_rows(stores, plan, columns, ledger, progress), config.shard_size)
+    conservation = Conservation(plan.entries, storage.uri)
+    shards.write(_rows(stores, plan, columns, ledger, conservation, progress), config.shard_size)
     ledger.add_cut(plan.cut)
+    accounts = ledger.finish()
+    conservation.finish(accounts)
     manifest = Manifest(
         generation=generation,
         created_by=_created_by(),
@@ -91,7 +95,7 @@ def seal(
         },
         sources=plan.entries,
         shards=shards.written,
-        ledger=ledger.finish(),
+        ledger=accounts,
         sentences=ledger.sentences,
         bytes_text=ledger.bytes_text,
     )
@@ -146,11 +150,17 @@ class _Shards:
 
 
 def _rows(
-    layers: Sequence[UnitStore], plan: Plan, columns: list[str], ledger: LedgerWriter, progress: Progress | None
+    layers: Sequence[UnitStore],
+    plan: Plan,
+    columns: list[str],
+    ledger: LedgerWriter,
+    conservation: Conservation,
+    progress: Progress | None,
 ) -> Iterator[pa.Table]:
-    """The rows of all units in order; each unit enters the ledger as it passes."""
+    """The rows of all units in order; each unit is checked, and enters the ledger, as it passes."""
     for record in _records(layers, plan, "sealing", progress):
         rows = read_rows(layers[0].storage, record, columns)
+        conservation.add_unit(plan.units[record.unit], record, rows)
         ledger.add_unit(record, rows)
         yield rows
 

@@ -73,6 +73,7 @@ def commit_units(
     files = StagedFiles(storage, store.folder)
     base = [column for column in columns if column not in own_groups]
     position, out = 0, []
+    slices: list[list[tuple[int, int, int]]] = []
     taken = {each.position for entries in (quarantined or {}).values() for each in entries} - set(only_in_base)
     for index, unit in enumerate(units):
         rows = []
@@ -87,6 +88,8 @@ def commit_units(
         keys = {each.position for each in entries}
         kept = [row for row in rows if row["position"] not in keys]
         out += kept
+        places = [row["position"] for row in rows] + [each.position for each in entries]
+        slices.append([(0, min(places), max(places) + 1)] if places else [])
         parts = []
         for group, names, rows_of_part in [("cpu", base, rows), *((each, [each], kept) for each in own_groups)]:
             schema = unit_schema(names)
@@ -113,7 +116,7 @@ def commit_units(
     plan = Plan(
         sources=[Source(SOURCE, "jsonl", None, "prose", 1)],
         entries=[SourceEntry(uri=SOURCE, size=1, sha256="0" * 64, records=records)],
-        units=Units.of([(0, index, index + 1)] for index in range(len(units))),
+        units=Units.of(slices),
         cut=list(cut),
     )
     config = LabelConfig.model_validate(

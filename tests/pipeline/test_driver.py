@@ -58,7 +58,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path: Path) -> None:
     for part in (
         "Labelled 42 records, 120 sentences",
         "documents 40 and 1 empty",
-        "quarantined 1 (not-json 1)",
+        "quarantined 1 (not-json 1), 2.4% of the records",
         "probe probe",
         "(p50)",
         f"The dataset is in {made.output} (1 shard",
@@ -75,10 +75,13 @@ def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path: Path) -> None:
 
     facts = json.loads(made.run("--unit-size", "500", "--max-quarantined", "1", "--json").stdout)
     assert facts["already_done"] is True
+    assert facts["share_quarantined"] == 1 / 42
     assert facts["columns"]["probe"]["aligned"] >= 60
     result = made.run("--unit-size", "500")
     assert result.returncode == 3
-    assert "1 entry is in quarantine" in result.stderr
+    assert "1 entry is in quarantine (2.4% of 42 records), and --max-quarantined is 0" in " ".join(
+        result.stderr.split()
+    )
     assert "phf inspect" in result.stdout, "the summary comes all the same"
 
 

@@ -92,6 +92,12 @@ PROBE = ("--scorer", "probe")
         (("corpus", *PROBE, "--set", "execution.devices.pii=cuda"), ("'pii'", "probe")),
         (("corpus", *PROBE, "--config", "missing.yaml"), ("missing.yaml",)),
         (("corpus", *PROBE, "--workers", "0"), ("--workers",)),
+        (("corpus", *PROBE, "--max-quarantined", "0.01"), ("execution.max_quarantined", "0.1%", "given: '0.01'")),
+        (("corpus", *PROBE, "--max-quarantined", "-1"), ("execution.max_quarantined", "0.1%")),
+        (("corpus", *PROBE, "--max-quarantined", "101%"), ("execution.max_quarantined", "0.1%")),
+        (("corpus", *PROBE, "--set", "execution.max_quarantined=0.5"), ("execution.max_quarantined", "0.5")),
+        (("corpus", *PROBE, "--max-document-size", "big"), ("max_document_size", "big")),
+        (("corpus", *PROBE, "--large-documents", "drop"), ("--large-documents", "split")),
         (("corpus", *PROBE, "--address", "127.0.0.1:1"), ("127.0.0.1:1", "refused")),
         (("corpus", *PROBE, "--address", "ray://127.0.0.1:1"), ("ray://127.0.0.1:1", "refused")),
     ],
@@ -111,6 +117,8 @@ def test_bad_usage_is_refused_by_name_before_anything_is_done(
         ("unit_size: [", ("line 1", "YAML")),
         ("scorers:\n  probe: {model: x}", ("scorers.probe.kind",)),
         ("scorers: probe", ("scorers",)),
+        ("execution: {max_quarantined: true}", ("execution.max_quarantined", "0.1%")),
+        ("execution: {max_quarantined: 1.0}", ("execution.max_quarantined", "0.1%")),
     ],
 )
 def test_a_wrong_config_is_refused_by_key(folder: Path, content: str, parts: tuple[str, ...]) -> None:
@@ -162,11 +170,12 @@ def test_a_damaged_job_is_refused(folder: Path) -> None:
 
 
 def test_flags_win_over_the_file_and_set_over_both(folder: Path) -> None:
-    from pipeline.options import label_config_from_flags
+    from pipeline.options import LargeDocumentsOption, label_config_from_flags
 
     Path("c.yaml").write_text(
         "inputs: [corpus]\noutput: there\nunit_size: 1MB\nthresholds: {probe: p10, other: 1}\n"
-        "scorers: {probe: {kind: probe, delay_s: 3}, other: 'probe:2'}\nexecution: {attempts: 7, workers: 1}\n"
+        "scorers: {probe: {kind: probe, delay_s: 3}, other: 'probe:2'}\n"
+        "execution: {attempts: 7, workers: 1, max_quarantined: 0.5%}\n"
     )
     config = label_config_from_flags(
         inputs=None,
@@ -175,6 +184,9 @@ def test_flags_win_over_the_file_and_set_over_both(folder: Path) -> None:
         thresholds=["probe=p20"],
         config=Path("c.yaml"),
         workers=3,
+        max_quarantined="2%",
+        max_document_size="2MiB",
+        large_documents=LargeDocumentsOption.QUARANTINE,
         overrides=["scorers.probe.version=2", "execution.attempts=9", "thresholds.probe=0.5"],
     )
     assert (config.inputs, config.output, config.unit_size) == (["corpus"], "there", 1_000_000)
@@ -184,3 +196,6 @@ def test_flags_win_over_the_file_and_set_over_both(folder: Path) -> None:
     assert config.scorers["other"].options == {"delay_s": "2"}
     assert config.thresholds == {"probe": 0.5, "other": 1}
     assert (config.execution.workers, config.execution.attempts) == (3, 9)
+    assert config.execution.max_quarantined == "2%"
+    assert (config.max_document_size, config.large_documents) == (2 * 1024 * 1024, "quarantine")
+    assert config.semantic()["large_documents"] == "quarantine", "a change of it is refused by resume"

@@ -3,35 +3,27 @@
 import hashlib
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.schema import unit_schema
-from pipeline.labelling.scoring import ScorerFailedError, placeholder, score_documents
-from pipeline.labelling.worker import Job, PartResult, UnitLabeller, label_records
+from pipeline.labelling.label_records import label_records
+from pipeline.labelling.scoring import ScorerFailedError
+from pipeline.labelling.worker import Job, PartResult, UnitLabeller
 from scorers import registry
-from scorers.contract import DocumentKind, ScoringError
 from scorers.registry import ScorerSpec
 from scorers.sentences import document
 from tests.pipeline.corpora import make_config, write_records
-from tests.pipeline.toy_scorers import ListlessScorer, ToyScorer
+from tests.pipeline.toy_scorers import ToyScorer
 
 
 def records_of(*texts: str) -> list[Record]:
     return [Record("a.jsonl", index, f"a#{index}", text, "{}", "prose", "") for index, text in enumerate(texts)]
-
-
-def scores_of(texts: list[str], scorer: ToyScorer) -> list[Any]:
-    results = score_documents(scorer, [document(text) for text in texts])
-    return [each.reason if isinstance(each, ScoringError) else each.tolist() for each in results]
 
 
 def test_records_become_scores_a_sentence() -> None:
@@ -66,93 +58,6 @@ def test_quarantine_keeps_its_order_and_one_reason_a_record() -> None:
 def test_the_text_is_kept_only_where_it_is_asked_for() -> None:
     labelled = label_records(records_of("POISON it."), {"a": ToyScorer("a")}, keep_text=True)
     assert [each.text for each in labelled.quarantined] == ["POISON it."]
-
-
-@settings(max_examples=100, deadline=None)
-@given(poisoned=st.lists(st.booleans(), min_size=1, max_size=40))
-def test_poisoned_documents_change_nothing_for_the_others(poisoned: list[bool]) -> None:
-    texts = [f"{'POISON' if bad else 'nothing'}! {'x' * index}." for index, bad in enumerate(poisoned)]
-    scorer = ToyScorer("toy")
-    scores = scores_of(texts, scorer)
-    harmless = scores_of([text.replace("POISON", "PO1SON") for text in texts], ToyScorer("toy"))
-    assert scores == ["scorer-error" if bad else each for bad, each in zip(poisoned, harmless, strict=True)]
-    if sum(poisoned) == 1:
-        assert sum(scorer.calls) <= 5 * len(texts)
-
-
-def test_a_scorer_that_fails_whatever_it_gets_loses_no_record() -> None:
-    scorer = ToyScorer("toy")
-    scorer.broken = True
-    with pytest.raises(ScorerFailedError, match=r"'toy' fails on any document.*ValueError") as caught:
-        score_documents(scorer, [document("SECRET one."), document("SECRET two.")])
-    assert "SECRET" not in str(caught.value)
-    assert caught.value.__suppress_context__
-
-
-def test_a_passing_fault_loses_no_record() -> None:
-    scorer = ToyScorer("toy")
-    real = scorer.score
-
-    def fail_once(documents: Any) -> Any:
-        if not scorer.calls:
-            scorer.calls.append(0)
-            raise MemoryError
-        return real(documents)
-
-    scorer.score = fail_once  # type: ignore[method-assign]
-    assert scores_of(["One.", "Two."], scorer) == [[0.5], [0.5]]
-
-
-@pytest.mark.parametrize(
-    "invalid",
-    [
-        np.float32([np.nan, 0.1]),
-        np.float32([np.inf, 0.1]),
-        np.float32([-0.1, 0.1]),
-        np.float32([0.1]),
-        np.float32([0.1, 0.1, 0.1]),
-        np.float32([[0.1, 0.1]]),
-        np.float64([0.1, 0.1]),
-        np.array([1, 1]),
-        [0.1, 0.1],
-        0.1,
-        None,
-    ],
-    ids=repr,
-)
-def test_what_is_no_score_is_an_error_and_not_in_the_dataset(invalid: Any) -> None:
-    scorer = ToyScorer("toy")
-    scorer.invalid = invalid
-    assert scores_of(["Good.", "INVALID! Yes."], scorer)[1] == "invalid-score"
-    assert scores_of(["Good.", "INVALID! Yes."], scorer)[0] == scores_of(["Good.", "GREATEST Yes."], scorer)[0]
-
-
-def test_a_missing_result_is_traced_to_its_document() -> None:
-    assert scores_of(["Good.", "INVALID! Yes.", "Fine."], ListlessScorer("toy")) == [
-        scores_of(["Good.", "1NVALID! Yes.", "Fine."], ToyScorer("toy"))[0],
-        "invalid-score",
-        scores_of(["Good.", "1NVALID! Yes.", "Fine."], ToyScorer("toy"))[2],
-    ]
-
-
-def test_negative_zero_becomes_zero() -> None:
-    scorer = ToyScorer("toy")
-    scorer.invalid = np.float32([-0.0, 0.0])
-    (scores,) = score_documents(scorer, [document("INVALID! Yes.")])
-    assert isinstance(scores, np.ndarray)
-    assert scores.tobytes() == bytes(8)
-
-
-@settings(max_examples=100, deadline=None)
-@given(text=st.text(), kind=st.sampled_from(["prose", "python"]))
-def test_placeholders_have_the_shape_of_their_document(text: str, kind: DocumentKind) -> None:
-    original = document(text, kind)
-    other = placeholder(original)
-    assert list(map(len, other.sentences())) == list(map(len, original.sentences()))
-    assert other.kind == kind
-    assert set(other.text) <= set("a #\r\n")
-    if kind == "python":
-        compile(other.text, "placeholder", "exec")
 
 
 @pytest.fixture

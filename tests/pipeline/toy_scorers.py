@@ -1,6 +1,6 @@
 """Scorers without a model, some of which misbehave as their documents ask them to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -68,3 +68,19 @@ class ListlessScorer(ToyScorer):
             for each, result in zip(documents, super().score(documents), strict=True)
             if "INVALID" not in each.text
         ]
+
+
+class TroubleScorer(ToyScorer):
+    """Raises `error` where `unbearable` says so of the documents of a call; any other call is scored."""
+
+    def __init__(self, unbearable: Callable[[Sequence[Document]], bool], error: BaseException | None = None) -> None:
+        super().__init__("trouble")
+        self.unbearable = unbearable
+        self.error = error or ValueError("cannot bear it")
+
+    def score(self, documents: Sequence[Document]) -> Results:
+        """See the class."""
+        if self.unbearable(documents):
+            self.calls.append(len(documents))
+            raise self.error
+        return super().score(documents)

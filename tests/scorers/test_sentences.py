@@ -1,4 +1,5 @@
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from scorers import sentences
 from scorers.sentences import document, fingerprint, split
 from scorers.tokenizer import LONGEST_RUN, make_linear, shorten_runs
 
-MARKS = "ab1 .,!?…。？\n\t\r\u00a0\u2028'\"()[]-:/\\@#%$€°—é漢क।\x00\x0c\x1c\ufeff😀"
+MARKS = "ab1 .,!?\U00011944\U0001bc9f…。？\n\t\r\u00a0\u2028'\"()[]-:/\\@#%$€°—é漢क।\x00\x0c\x1c\ufeff😀"
 texts = st.one_of(
     st.text(alphabet=MARKS, max_size=80),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=80),
@@ -77,6 +78,18 @@ def test_long_runs_of_marks_are_tokenised_as_by_spacy(spacy_sentencizer, parts):
     assert [token.text for token in linear(text)] == [token.text for token in spacy_sentencizer.tokenizer(text)]
 
 
+def test_the_memory_of_splitting_is_a_small_multiple_of_the_text():
+    text = "A sentence with (some) words in it, e.g. these. " * 40_000 + "x" * 4_000_000 + " . " * 100_000
+    tracemalloc.start()
+    try:
+        ends = sum(1 for _ in sentences._sentence_starts(text))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert ends > 40_000
+    assert peak < 5 * len(text)
+
+
 def test_a_text_longer_than_spacys_limit_is_split_as_its_parts_are():
     part = "One sentence is here. Another one? "
     count = 1_100_000 // len(part)
@@ -118,9 +131,10 @@ def test_the_vocabulary_is_renewed_without_changing_a_boundary(monkeypatch):
     texts = [f"word{i}. And {i} more! " * 3 for i in range(4)]
     before = [split(text).tolist() for text in texts]
     monkeypatch.setattr(sentences, "_MOST_STRINGS", 100)
-    first = sentences._new_sentencizer()
+    first = sentences._load_spacy()
+    sentences._read_short.cache_clear()
     assert [split(text).tolist() for text in texts] == before
-    assert sentences._new_sentencizer() is not first
+    assert sentences._load_spacy() is not first
 
 
 def test_the_fingerprint_of_the_splitter_is_stable():

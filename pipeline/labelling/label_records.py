@@ -1,0 +1,166 @@
+"""From records to scores: split, score, and put in quarantine what cannot be scored."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import MAX_DOCUMENT_SIZE
+from pipeline.corpus.records import Quarantined, Record
+from pipeline.labelling.large_documents import LargeDocuments, Part, groups
+from pipeline.labelling.scoring import SCORER_ERROR, placeholder, score_documents
+from scorers.contract import Document, Scorer, ScoringError
+from scorers.isolation import describe
+from scorers.sentences import document
+from scorers.text import utf8_size
+
+SPLIT_ERROR = "split-error"
+TOO_LARGE_DOCUMENT = "too-large-document"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A record with its document and its scores by column: float32 [n_sentences], None where a scorer doesn't apply."""
+
+    record: Record
+    document: Document
+    scores: dict[str, NDArray[np.float32] | None]
+
+
+@dataclass
+class Labelled:
+    """What became of some records, each list in their order, and the seconds by column, for `read` and `split`."""
+
+    scored: list[Scored] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def label_records(
+    records: Iterable[Record | Quarantined],
+    scorers: Mapping[str, Scorer],
+    *,
+    max_document_size: int = MAX_DOCUMENT_SIZE,
+    large_documents: LargeDocuments = "split",
+    keep_text: bool = False,
+) -> Labelled:
+    """Split and score records; one that a scorer cannot score is quarantined and changes nothing for the others.
+
+    Scorers get at most `max_document_size` of text at once, or a single sentence that is longer: the parts of a large
+    document are scored like documents, and their scores join again into its one row. Its sentences are those of the
+    whole text, which is split before it is cut.
+
+    Args:
+        records: all of a unit: scorers get many documents at once, and scores may depend on the set in the last bits.
+        scorers: by column; of several that fail on a record the first gives the reason.
+        max_document_size: UTF-8 bytes of text above which a document is large.
+        large_documents: what becomes of these; a large file of Python is quarantined always, because linters need it
+            whole.
+        keep_text: whether quarantine keeps the text.
+
+    Raises:
+        ScorerFailedError: a scorer fails whatever it is given.
+    """
+    labelled = Labelled()
+    with timed(labelled.seconds, "read"):
+        items = list(records)
+    with timed(labelled.seconds, "split"):
+        outcomes = [
+            each if isinstance(each, Quarantined) else _split(each, max_document_size, large_documents)
+            for each in items
+        ]
+    documents = [each for each in outcomes if isinstance(each, Document)]
+    columns = {}
+    for column, scorer in scorers.items():
+        with timed(labelled.seconds, column):
+            columns[column] = _Column(scorer, documents)
+    for group in groups(documents, max_document_size):
+        parts = [part.of(documents[part.document]) for part in group]
+        for column, results in columns.items():
+            with timed(labelled.seconds, column):
+                results.score(group, parts)
+    index = 0
+    for record, outcome in zip(items, outcomes, strict=True):
+        if isinstance(record, Quarantined):
+            labelled.quarantined.append(record)
+            continue
+        scores: dict[str, NDArray[np.float32] | None] = {}
+        error = outcome if isinstance(outcome, ScoringError) else None
+        if isinstance(outcome, Document):
+            for column, results in columns.items():
+                result = results.of(index)
+                if isinstance(result, ScoringError):
+                    error = error or ScoringError(result.reason, f"{column}: {result.detail}")
+                else:
+                    scores[column] = result
+            index += 1
+            if error is None:
+                labelled.scored.append(Scored(record, outcome, scores))
+        if error is not None:
+            text = record.text if keep_text else None
+            labelled.quarantined.append(Quarantined(record.source, record.position, error.reason, error.detail, text))
+    return labelled
+
+
+class _Column:
+    """What a scorer says of some documents, put together from their parts."""
+
+    def __init__(self, scorer: Scorer, documents: Sequence[Document]) -> None:
+        self._scorer = scorer
+        # By document: the scores of its parts so far, why it has none, or None where the scorer does not apply.
+        self._results = [self._ask(each) for each in documents]
+        self._wanted = [
+            isinstance(result, list) and len(each.ends) > 0
+            for result, each in zip(self._results, documents, strict=True)
+        ]
+
+    def score(self, group: Sequence[Part], parts: Sequence[Document]) -> None:
+        wanted = [index for index, part in enumerate(group) if self._wanted[part.document]]
+        lost = {index for index in wanted if isinstance(self._results[group[index].document], ScoringError)}
+        if len(lost) == len(wanted):
+            return
+        # Another part of a lost document failed. Batches keep their shapes all the same.
+        given = [placeholder(parts[index]) if index in lost else parts[index] for index in wanted]
+        for index, result in zip(wanted, score_documents(self._scorer, given), strict=True):
+            so_far = self._results[group[index].document]
+            if isinstance(so_far, list):
+                if isinstance(result, ScoringError):
+                    self._results[group[index].document] = result
+                else:
+                    so_far.append(result)
+
+    def of(self, document: int) -> NDArray[np.float32] | ScoringError | None:
+        result = self._results[document]
+        if not isinstance(result, list):
+            return result
+        return result[0] if len(result) == 1 else np.concatenate([*result, np.zeros(0, np.float32)])
+
+    def _ask(self, document: Document) -> list[NDArray[np.float32]] | ScoringError | None:
+        try:
+            return [] if self._scorer.applies(document) else None
+        except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
+            return ScoringError(SCORER_ERROR, describe(error))
+
+
+def _split(record: Record, limit: int, policy: LargeDocuments) -> Document | ScoringError:
+    size = utf8_size(record.text)
+    if size > limit and (policy == "quarantine" or record.kind == "python"):
+        why = "" if policy == "quarantine" else "; Python is never split"
+        return ScoringError(TOO_LARGE_DOCUMENT, f"{size} bytes of text, more than max_document_size = {limit}{why}")
+    try:
+        return document(record.text, record.kind, record.name)
+    except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
+        return ScoringError(SPLIT_ERROR, describe(error))
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds of the block to those of `name`."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start

@@ -1,0 +1,91 @@
+"""Conservation: every record that the plan counted is in the dataset or in quarantine, once, or nothing is sealed."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipeline.corpus.plan import Unit
+from pipeline.dataset.manifest import Ledger, SourceEntry
+from pipeline.units.records import UnitRecord
+from scorers.errors import IncompleteError
+
+_Key = tuple[str, int]
+
+
+class Conservation:
+    """Follows the units in order, and holds a number for each source that is not complete yet.
+
+    Args:
+        sources: of the plan, in its order, with the records that were counted in each.
+        where: the output, for messages.
+    """
+
+    def __init__(self, sources: Sequence[SourceEntry], where: str) -> None:
+        self._sources = sources
+        self._where = where
+        self._read: Counter[int] = Counter()
+        self._complete = 0  # sources before this one are
+
+    def add_unit(self, unit: Unit, record: UnitRecord, rows: pa.Table) -> None:
+        """Check that a unit's records are its rows and its quarantine, each once, all from its own part of the input.
+
+        Args:
+            unit: the next one of the plan.
+            record: its commit record.
+            rows: those of it that go into the dataset; `source` and `position` are read.
+
+        Raises:
+            IncompleteError: they are not; names the unit.
+        """
+        kept = list(zip(rows.column("source").to_pylist(), rows.column("position").to_pylist(), strict=True))
+        out = [(each.source, each.position) for each in record.quarantined]
+        keys = set(kept).union(out)
+        if not len(keys) == len(kept) + len(out) == record.records:
+            raise self._unbalanced(
+                unit,
+                f"{record.records:,} records were read, but {len(kept):,} are labelled or empty and {len(out):,} "
+                f"quarantined, {len(keys):,} of them different",
+            )
+        slices: dict[str, list[tuple[int, int, int]]] = {}
+        for part in unit.slices:
+            slices.setdefault(self._sources[part.source].uri, []).append((part.source, part.start, part.stop))
+        for source, position in keys:
+            found = [index for index, start, stop in slices.get(source, []) if start <= position < stop]
+            if not found:
+                raise self._unbalanced(unit, f"record {position:,} of {source} is not one of this unit's")
+            self._read[found[0]] += 1
+        if unit.slices:
+            self._check_sources(unit.slices[-1].source)
+
+    def finish(self, ledger: Ledger) -> None:
+        """Check that all of every source was read, and that the ledger adds up to it.
+
+        Raises:
+            IncompleteError: it does not.
+        """
+        self._check_sources(len(self._sources))
+        planned = sum(entry.records for entry in self._sources)
+        if not ledger.balanced or ledger.records != planned:
+            raise IncompleteError(
+                f"{self._where} does not add up and was not sealed: of {planned:,} records in the inputs "
+                f"{ledger.records:,} were read, {ledger.labelled:,} are labelled, {ledger.empty:,} empty and "
+                f"{sum(ledger.quarantined.values()):,} quarantined. Run `phf verify` on the output and report this."
+            )
+
+    def _check_sources(self, before: int) -> None:
+        for index in range(self._complete, before):
+            entry = self._sources[index]
+            read = self._read.pop(index, 0)
+            if read != entry.records:
+                raise IncompleteError(
+                    f"{self._where} does not add up and was not sealed: {entry.uri} has {entry.records:,} records, but "
+                    f"its units read {read:,}. Label the corpus anew into another output."
+                )
+        self._complete = max(self._complete, before)
+
+    def _unbalanced(self, unit: Unit, what: str) -> IncompleteError:
+        return IncompleteError(
+            f"Unit {unit.name} of {self._where} does not add up and was not sealed: {what}. "
+            f"`phf repair` labels the unit anew."
+        )
