@@ -16,7 +16,7 @@ from pipeline.corpus import remote
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
 
-Format = Literal["jsonl", "parquet", "text"]
+Format = Literal["jsonl", "parquet", "arrow", "warc", "text"]
 Compression = Literal["gzip", "zstd"]
 
 SUFFIXES: dict[str, tuple[Format, Compression | None]] = {
@@ -24,6 +24,11 @@ SUFFIXES: dict[str, tuple[Format, Compression | None]] = {
     ".jsonl.gz": ("jsonl", "gzip"),
     ".jsonl.zst": ("jsonl", "zstd"),
     ".parquet": ("parquet", None),
+    ".arrow": ("arrow", None),
+    ".wet": ("warc", None),
+    ".wet.gz": ("warc", "gzip"),
+    ".warc": ("warc", None),
+    ".warc.gz": ("warc", "gzip"),
     ".txt": ("text", None),
     ".py": ("text", None),
 }

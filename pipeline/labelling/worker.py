@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -228,7 +228,10 @@ def _execution(job: Job, column: str) -> Execution:
 
 def _split(record: Record) -> Document | ScoringError:
     try:
-        return document(record.text, record.kind, record.name)
+        if record.ends is not None:
+            return Document(record.text, np.array(record.ends, np.int32), record.kind, record.name, record.given)
+        found = document(record.text, record.kind, record.name)
+        return found if record.given is None else replace(found, given=record.given)
     except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
         return ScoringError(SPLIT_ERROR, describe(error))
 
