@@ -154,7 +154,7 @@ class _Blocks:
         at = done = 0
         while at < len(ends):
             fitting = int(np.searchsorted(ends, done + self._limit - self._size, side="right"))
-            if self._size and fitting == at:
+            if self._size and fitting <= at:
                 self._flush()
                 continue
             if not self._size:
