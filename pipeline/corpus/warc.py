@@ -47,8 +47,8 @@ class WarcEntry:
 def read_warc(stream: Readable, *, limit: int) -> Iterator[WarcEntry]:
     """The records of a WARC file in order, in memory bounded by `limit`, and what lies between them that is none.
 
-    An entry is yielded once the stream goes on behind it, or ends there well: where each record is a member of a gzip
-    file, its checksum has then been found right.
+    An entry is yielded once the stream goes on behind it, or ends there well or for want of bytes: where each record is
+    a member of a gzip file, its checksum has then been found right, or been cut off.
 
     Args:
         stream: at the start of the file's content.
@@ -60,7 +60,13 @@ def read_warc(stream: Readable, *, limit: int) -> Iterator[WarcEntry]:
     window = _Window(stream)
     while window.fill(1):
         entry = _read_entry(window, limit)
-        window.fill(1)
+        try:
+            window.fill(1)
+        except CutError as error:
+            # What is damaged may be the record just read, whose checksum comes last; what is cut off is not.
+            if error.reason == TRUNCATED:
+                yield entry
+            raise
         yield entry
 
 
@@ -87,7 +93,8 @@ def _read_entry(window: "_Window", limit: int) -> WarcEntry:
     head = window.peek(end + len(_BLANK_LINE)) if end >= 0 else b""
     length = _length(head)
     if length is None:
-        if end < 0 and window.ended and window.peek(len(_VERSION)) == _VERSION and window.size < _MOST_HEAD:
+        begins = _VERSION.startswith(window.peek(len(_VERSION)))
+        if end < 0 and window.ended and begins and window.size < _MOST_HEAD:
             raise CutError(TRUNCATED, "the file ends within the head of a record")
         return _broken(window, start, "it does not begin with the head of a WARC record")
     if length > limit:
