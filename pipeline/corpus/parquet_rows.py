@@ -124,7 +124,12 @@ class ParquetRows:
 
 def _open(file: SourceFile) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(pa.PythonFile(file, mode="r"), page_checksum_verification=True, buffer_size=_BUFFER_BYTES)
+        return pq.ParquetFile(
+            pa.PythonFile(file, mode="r"),
+            page_checksum_verification=True,
+            buffer_size=_BUFFER_BYTES,
+            pre_buffer=False,  # it is pyarrow's default to read whole column chunks, and so row groups, ahead
+        )
     except (OSError, pa.ArrowException) as error:
         if file.failure is not None:
             raise file.failure from None

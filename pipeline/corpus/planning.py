@@ -2,9 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.fields import check_fields
@@ -33,12 +32,11 @@ def make_plan(config: LabelConfig, progress: Progress | None = None, *, threads:
         threads: inputs that are read at a time; None for one a core.
 
     Raises:
-        UserError: what `find_sources` and `check_fields` refuse, or an input that cannot be read; of several the first.
+        UserError: what `find_sources` and `check_fields` refuse, or an input that cannot be read.
     """
     sources = find_sources(config.inputs, config.kind, output=config.output)
     check_fields(sources, config)
-    with _surveys(sources, config, progress, threads or len(os.sched_getaffinity(0))) as found:
-        surveys = list(found)
+    surveys = _surveys(sources, config, progress, threads or len(os.sched_getaffinity(0)))
     return Plan(
         sources=sources,
         entries=[each.entry for each in surveys],
@@ -51,11 +49,10 @@ class _Abandoned(BaseException):
     """Ends a thread whose result nobody waits for."""
 
 
-@contextmanager
 def _surveys(
     sources: Sequence[Source], config: LabelConfig, progress: Progress | None, threads: int
-) -> Iterator[Iterator[Survey]]:
-    """The surveys of all sources in order, made by threads that end with the block."""
+) -> list[Survey]:
+    """The surveys of all sources in order; the first that fails ends the others."""
     lock, over = threading.Lock(), threading.Event()
 
     def run(source: Source) -> Survey:
@@ -69,12 +66,12 @@ def _surveys(
         return survey(source, config, on_read)
 
     if min(threads, len(sources)) < 2:
-        yield map(run, sources)
-        return
+        return [run(source) for source in sources]
     pool = ThreadPoolExecutor(min(threads, _MOST_THREADS, len(sources)), "survey")
     try:
-        futures: list[Future[Survey]] = [pool.submit(run, source) for source in sources]
-        yield (each.result() for each in futures)
+        futures = [pool.submit(run, source) for source in sources]
+        failed = next((each for each in wait(futures, return_when=FIRST_EXCEPTION).done if each.exception()), None)
+        return [each.result() for each in ([failed] if failed else futures)]
     finally:
         over.set()
         pool.shutdown(cancel_futures=True)
