@@ -41,7 +41,7 @@ class LabelConfig(BaseModel):
     """A labelling job. Everything but `output` and `execution` is semantic: resume refuses a change of it.
 
     Attributes:
-        inputs: files, folders or globs, local or URIs of pyarrow.fs.
+        inputs: files, folders or globs, local or URIs of pyarrow.fs, or datasets of the Hugging Face hub (`hf://`).
         output: local folder or s3://, gs://, az:// prefix.
         text_field, id_field: fields of a record; a record without the id field is named `source#position`.
         meta_fields: fields carried through as JSON; None for all but text and id.

@@ -104,7 +104,9 @@ def _place(output: str) -> tuple[Storage, str]:
         parent = output.rstrip("/").removesuffix(last)
         storage, name = Storage.open(parent or "."), last
     elif "." in last.strip(".") and last.rpartition(".")[2] in {"json", "gz", "zst", "csv", "txt", "arrow", "zip"}:
-        raise UserError(f"{output}: phf writes .jsonl, .jsonl.gz, .jsonl.zst and .parquet, or a folder of Parquet files.")
+        raise UserError(
+            f"{output}: phf writes .jsonl, .jsonl.gz, .jsonl.zst and .parquet, or a folder of Parquet files."
+        )
     else:
         storage, name = Storage.open(output), ""
     storage.check()
@@ -194,10 +196,13 @@ def _chain(first: Row | None, rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _write_lines(file: AbstractContextManager[Any], rows: Iterable[Row], compression: str | None) -> None:
-    with file as sink, pa.PythonFile(sink, mode="w") as plain:
-        with contextlib.nullcontext(plain) if compression is None else pa.CompressedOutputStream(plain, compression) as out:
-            for row in rows:
-                out.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    with file as sink, pa.PythonFile(sink, mode="w") as plain, _compressed(plain, compression) as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def _compressed(plain: pa.NativeFile, compression: str | None) -> AbstractContextManager[Any]:
+    return contextlib.nullcontext(plain) if compression is None else pa.CompressedOutputStream(plain, compression)
 
 
 def _write_parquet(file: AbstractContextManager[Any], rows: Iterator[Row], most: int | None) -> Row | None:

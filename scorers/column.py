@@ -77,7 +77,9 @@ class ColumnScorer:
             return ScoringError(INVALID_SCORE, f"the field {self._field!r} holds something else than numbers")
         scores = _float32(values)
         if not (np.isfinite(scores) & (scores >= 0)).all():
-            return ScoringError(INVALID_SCORE, f"the field {self._field!r} holds a number that is negative or not finite")
+            return ScoringError(
+                INVALID_SCORE, f"the field {self._field!r} holds a number that is negative or not finite"
+            )
         return scores if isinstance(value, list) else np.full(sentences, scores[0])
 
 

@@ -48,7 +48,9 @@ def export(
         try:
             written = export_dataset(opened, column, output, partial(reporter.measure, "Exporting"))
         except OSError as error:
-            raise IncompleteError(f"Cannot write {output}: {error.strerror or error}. Nothing was left there.") from None
+            raise IncompleteError(
+                f"Cannot write {output}: {error.strerror or error}. Nothing was left there."
+            ) from None
     if as_json:
         print_json({"dataset": dataset, "column": column, "output": output, **asdict(written)})
         return

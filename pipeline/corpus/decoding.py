@@ -142,11 +142,15 @@ class Decoder:
         if content is None:
             return self.too_large(position)
         if self._source.compression is None and not entry.intact:
-            return self.quarantined(position, BROKEN_RECORD, "its block is not what its WARC-Block-Digest says", content)
+            return self.quarantined(
+                position, BROKEN_RECORD, "its block is not what its WARC-Block-Digest says", content
+            )
         headers = {name.lower(): (name, value) for name, value in entry.headers.items()}
         held = headers.get("content-type", ("", "text/plain"))[1]
         if entry.kind != "conversion" or not held.lower().startswith("text/"):
-            return self.quarantined(position, NOT_TEXT, "it is no WARC record of type conversion that holds text", content)
+            return self.quarantined(
+                position, NOT_TEXT, "it is no WARC record of type conversion that holds text", content
+            )
         try:
             text = content.decode()
         except UnicodeDecodeError as error:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -20,6 +21,8 @@ from scorers.errors import UserError
 
 SCHEME = "hf://"
 
+# Of the revisions with a slash in them, those that the hub itself makes; another slash is written %2F.
+_URI = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
 _FORM = "hf://datasets/OWNER/NAME[@REVISION][/PATH]"
 _TIMEOUT_S = 10.0
 
@@ -66,16 +69,11 @@ def find_files(
 
 
 def _parse(uri: str) -> tuple[str, str | None, str]:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import parse_hf_uri
-
-    try:
-        parsed = parse_hf_uri(uri)
-    except (ValueError, HFValidationError):
-        parsed = None
-    if parsed is None or parsed.type != "dataset":
+    match = _URI.fullmatch(uri)
+    if match is None:
         raise UserError(f"The input {uri} is not of the form {_FORM}.")
-    return parsed.id, parsed.revision, parsed.path_in_repo.strip("/")
+    repository, revision, path = match.groups()
+    return repository, revision and unquote(revision), (path or "").strip("/")
 
 
 @functools.lru_cache(maxsize=64)  # so that two inputs of one job never get two commits
@@ -140,8 +138,8 @@ def _failures(repository: str, revision: str | None) -> Iterator[None]:
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"There is no dataset {repository} at {_endpoint()}, or it is private. Check the name, or set HF_TOKEN to a "
-            "token that may read it."
+            f"There is no dataset {repository} at {_endpoint()}, or it is private. Check the name, or set HF_TOKEN to "
+            "a token that may read it."
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"The dataset {repository} has no revision {revision!r}.") from None

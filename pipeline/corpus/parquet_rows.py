@@ -112,7 +112,9 @@ class ParquetRows:
         width = max(1, self._parquet.metadata.row_group(group).total_byte_size // left)
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // width))
         try:
-            for batch in self._parquet.iter_batches(rows, row_groups=[group], columns=self._decoder.columns, use_threads=False):
+            for batch in self._parquet.iter_batches(
+                rows, row_groups=[group], columns=self._decoder.columns, use_threads=False
+            ):
                 yield first, batch
                 first, left = first + batch.num_rows, left - batch.num_rows
         except (OSError, pa.ArrowException):

@@ -49,9 +49,7 @@ class _Abandoned(BaseException):
     """Ends a thread whose result nobody waits for."""
 
 
-def _surveys(
-    sources: Sequence[Source], config: LabelConfig, progress: Progress | None, threads: int
-) -> list[Survey]:
+def _surveys(sources: Sequence[Source], config: LabelConfig, progress: Progress | None, threads: int) -> list[Survey]:
     """The surveys of all sources in order; the first that fails ends the others."""
     lock, over = threading.Lock(), threading.Event()
 

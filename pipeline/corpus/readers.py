@@ -115,7 +115,9 @@ def _open_reader(source: Source, config: LabelConfig) -> _SourceReader:
         return _TextReader(source, config)
     decoder = Decoder(source, config)
     if source.format == "warc":
-        return _StreamReader(source, lambda stream: read_documents(source, stream, limit=decoder.limit), decoder.from_warc)
+        return _StreamReader(
+            source, lambda stream: read_documents(source, stream, limit=decoder.limit), decoder.from_warc
+        )
     if source.compression is None:
         return _LineReader(source, decoder)
     lines = partial(read_lines, limit=decoder.limit)

@@ -20,7 +20,7 @@ class Record:
         kind: what the text is.
         name: the base name of a file that is one document, else an empty string.
         ends: of its sentences, as in `Document`, where the corpus gives them; None where they are still to be found.
-        given: other fields by name, as JSON values, that a scorer asks for (`scorers.registry.given_fields`); None where
+        given: other fields by name, as JSON values, that a scorer asks for (`scorers.registry.given_field`); None where
             none does.
     """
 

@@ -1,6 +1,7 @@
 """Rows of an Arrow schema as records, whichever file they lie in."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -36,30 +37,19 @@ class RowDecoder(Decoder):
         at = batch.schema.get_field_index(self.text_field)
         wanted = [each for each, name in enumerate(batch.schema.names) if self.columns is None or name in self.columns]
         others = {batch.schema.names[each]: json_values(batch.column(each)) for each in wanted if each != at}
-        text = plain(batch.column(at))
-        if is_list(text.type):
-            for row, sentences in enumerate(json_values(text)):
-                position = start + row
-                # One byte a character at least: of those that pass, nothing much larger than the limit is held.
-                if sentences is not None and sum(len(each.encode(errors="surrogateescape")) for each in sentences if each) > self.limit:
-                    yield self.too_large(position)
-                else:
-                    fields = {name: values[row] for name, values in others.items()}
-                    yield self.from_fields(position, {**fields, self.text_field: sentences})
-            return
-        for row, content in enumerate(utf8(text)):
+        for row, (content, value) in enumerate(_texts(plain(batch.column(at)))):
             position = start + row
             if content is not None and len(content) > self.limit:
                 yield self.too_large(position)
                 continue
             try:
-                value = None if content is None else content.decode()
+                text = content.decode() if value is None and content is not None else value
             except UnicodeDecodeError as error:
                 detail = f"at byte {error.start} of the field {self.text_field!r}"
                 yield self.quarantined(position, INVALID_UTF8, detail, content)
                 continue
             fields = {name: values[row] for name, values in others.items()}
-            yield self.from_fields(position, {**fields, self.text_field: value}, content)
+            yield self.from_fields(position, {**fields, self.text_field: text}, content)
 
     def _needed(self, schema: pa.Schema, config: LabelConfig) -> list[str] | None:
         uri, text = self._source.uri, config.text_field
@@ -76,7 +66,8 @@ class RowDecoder(Decoder):
         for column, field in self.given_by.items():
             if field not in schema.names:
                 raise UserError(
-                    f"{uri} has no column {field!r}, from which the scorer of {column!r} takes its scores; it has: {there}."
+                    f"{uri} has no column {field!r}, from which the scorer of {column!r} takes its scores; it has: "
+                    f"{there}."
                 )
         if config.meta_fields is None:
             return None
@@ -84,6 +75,16 @@ class RowDecoder(Decoder):
             raise UserError(f"{uri} has no column {missing[0]!r}, which meta_fields names; it has: {there}.")
         identity = [config.id_field] if config.id_field in schema.names else []
         return list(dict.fromkeys([text, *identity, *config.meta_fields, *self.given_fields]))
+
+
+def _texts(column: pa.Array) -> Iterator[tuple[bytes | None, list[Any] | None]]:
+    """The bytes of each text, which nobody has checked to be UTF-8; and the list, where it is one of sentences."""
+    if not is_list(column.type):
+        yield from ((content, None) for content in utf8(column))
+        return
+    for sentences in json_values(column):
+        joined = None if sentences is None else "".join(each for each in sentences if each is not None)
+        yield None if joined is None else joined.encode(errors="surrogateescape"), sentences
 
 
 def _holds_text(kind: pa.DataType) -> bool:

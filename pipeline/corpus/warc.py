@@ -193,7 +193,7 @@ class _Window:
         while True:
             found = self._bytes.find(mark, self._at + max(0, size - len(mark)), self._at + within)
             size = self.size
-            if found >= 0 or size >= within or not self.fill(min(within, size + CHUNK)) and self.size == size:
+            if found >= 0 or size >= within or (not self.fill(min(within, size + CHUNK)) and self.size == size):
                 return found - self._at if found >= 0 else -1
 
     def peek(self, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A server that speaks as much of the Hugging Face hub's API as reading a dataset takes; no test reaches the real one."""
+"""A server that speaks as much of the Hugging Face hub's API as reading a dataset takes; no test meets the real one."""
 
 import json
 import re
@@ -51,7 +51,9 @@ class FakeHub:
             return 401, {"X-Error-Code": "RepoNotFound"}, b""
         if name in self.gated:
             return 403, {"X-Error-Code": "GatedRepo"}, b""
-        revision, _, inner = ("main", "", "") if what is None else rest.partition("/") if what != "revision" else (rest, "", "")
+        revision, _, inner = (
+            ("main", "", "") if what is None else rest.partition("/") if what != "revision" else (rest, "", "")
+        )
         commit = self.branches.get((name, revision), revision)
         if commit not in self.commits[name]:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
@@ -60,7 +62,11 @@ class FakeHub:
             return self._tree(files, inner, recursive="recursive=true" in target.lower())
         if what == "resolve":
             return self._content(files, inner, byte_range)
-        return 200, {}, json.dumps({"id": name, "sha": commit, "private": False, "tags": [], "downloads": 0, "likes": 0}).encode()
+        return (
+            200,
+            {},
+            json.dumps({"id": name, "sha": commit, "private": False, "tags": [], "downloads": 0, "likes": 0}).encode(),
+        )
 
     def _tree(self, files: dict[str, bytes], folder: str, *, recursive: bool) -> tuple[int, dict[str, str], bytes]:
         prefix = f"{folder}/" if folder else ""
@@ -105,7 +111,11 @@ def serve() -> Iterator[FakeHub]:
                 self.path, self.headers.get("Authorization", ""), self.headers.get("Range", "")
             )
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body)), "Content-Type": "application/json"}.items():
+            for name, value in {
+                **headers,
+                "Content-Length": str(len(body)),
+                "Content-Type": "application/json",
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)

@@ -87,7 +87,9 @@ def test_the_same_command_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_corpus_of_strings_says_that_it_was_split(tmp_path: Path) -> None:
-    path = write_records(tmp_path / "a.jsonl", {"texts": "One. Two.", "scores": 0.5}, {"texts": "One. Two.", "scores": [1, 0]})
+    path = write_records(
+        tmp_path / "a.jsonl", {"texts": "One. Two.", "scores": 0.5}, {"texts": "One. Two.", "scores": [1, 0]}
+    )
     label(path, tmp_path / "out")
     assert open_dataset(str(tmp_path / "out")).manifest.config["sentences"] == "split"
     assert [row["toxicity"] for row in rows_of(tmp_path / "out")] == [[0.5, 0.5], [1.0, 0.0]]
@@ -179,7 +181,11 @@ def test_preview_shows_given_scores(tmp_path: Path) -> None:
 
 SENTENCES = st.lists(st.text(min_size=1, max_size=20), max_size=5)
 SCORES = st.floats(0, 2**100, width=32)
-DOCUMENTS = st.lists(SENTENCES.flatmap(lambda each: st.tuples(st.just(each), st.lists(SCORES, min_size=len(each), max_size=len(each)))), min_size=1, max_size=6)
+DOCUMENTS = st.lists(
+    SENTENCES.flatmap(lambda each: st.tuples(st.just(each), st.lists(SCORES, min_size=len(each), max_size=len(each)))),
+    min_size=1,
+    max_size=6,
+)
 
 
 @FEW
@@ -276,7 +282,13 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_training_takes_given_scores(tmp_path: Path) -> None:
     rows = [
-        {"texts": [f"Sentence {n}. ", "Good morning!"], "meta": {}, "scores": [n / 100, 0.5], "avg_score": 0, "num_sents": 2}
+        {
+            "texts": [f"Sentence {n}. ", "Good morning!"],
+            "meta": {},
+            "scores": [n / 100, 0.5],
+            "avg_score": 0,
+            "num_sents": 2,
+        }
         for n in range(30)
     ]
     label(published(tmp_path, rows), tmp_path / "out")

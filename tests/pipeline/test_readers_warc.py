@@ -30,9 +30,7 @@ def read(path: Path, **options: Any) -> list[Any]:
     assert plan.records == len(records)
     assert list(read_sources(plan.sources, make_config(path, **options))) == [*records, *plan.cut]
     assert flat([list(read_unit(unit, plan, make_config(path, **options))) for unit in plan.units]) == records
-    return [
-        (each.position, each.text if isinstance(each, Record) else each.reason) for each in [*records, *plan.cut]
-    ]
+    return [(each.position, each.text if isinstance(each, Record) else each.reason) for each in [*records, *plan.cut]]
 
 
 def write(path: Path, records: list[bytes]) -> Path:
@@ -120,9 +118,17 @@ def spoil(whole: bytes, old: bytes, new: bytes) -> bytes:
         (b"Content-Length: 4", b"Content-Length: 3", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
         (b"Content-Length: 4", b"Content-Length: 5", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
         (b"Content-Length: 4", b"Content-Length: 9999", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
-        (b"Content-Length: 4", b"Content-Length: 4\r\nContent-Length: 4", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
+        (
+            b"Content-Length: 4",
+            b"Content-Length: 4\r\nContent-Length: 4",
+            [(0, "broken-record"), (1, "zwei"), (2, "drei")],
+        ),
         (b"\r\n\r\neins", b"\r\neins", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
-        (b"\r\n\r\nWARC", b"\r\n\r\ngarbage\r\nmore\r\nWARC", [(0, "eins"), (1, "broken-record"), (2, "zwei"), (3, "drei")]),
+        (
+            b"\r\n\r\nWARC",
+            b"\r\n\r\ngarbage\r\nmore\r\nWARC",
+            [(0, "eins"), (1, "broken-record"), (2, "zwei"), (3, "drei")],
+        ),
         (b"eins", b"eimS", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
         (b"WARC-Date", b"X: " + b"x" * 70_000 + b"\r\nWARC-Date", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
     ],
@@ -223,7 +229,9 @@ def test_a_flipped_bit_of_a_plain_file_changes_no_text_in_silence(tmp_path: Path
     # Of a head a bit may change that nothing depends on, and a type may become one that holds no text.
     assert wrong or len(texts) >= len(TEXTS) - 1
     assert all(
-        text in {"broken-record", "not-text", "truncated-source", "invalid-utf8"} for _, text in found if text not in TEXTS
+        text in {"broken-record", "not-text", "truncated-source", "invalid-utf8"}
+        for _, text in found
+        if text not in TEXTS
     )
 
 

@@ -21,7 +21,9 @@ from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all, write_lines, write_records
 
 LINES = st.lists(
-    st.sampled_from([b"", b" ", b"\t \r", b"\r", b"x", b" x ", b"xyz" * 9, b" " * 9, b"\xef\xbb\xbf", b"\xef\xbb\xbf \r"]),
+    st.sampled_from(
+        [b"", b" ", b"\t \r", b"\r", b"x", b" x ", b"xyz" * 9, b" " * 9, b"\xef\xbb\xbf", b"\xef\xbb\xbf \r"]
+    ),
     max_size=12,
 )
 
@@ -58,9 +60,7 @@ def test_one_big_file_is_cut_into_many_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("apart", [0, 10**9])
-def test_a_plan_is_the_same_however_many_read(
-    tmp_path: Path, apart: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_is_the_same_however_many_read(tmp_path: Path, apart: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "_HASH_APART_BYTES", apart)
     for index in range(12):
         lines = b"".join(json.dumps({"text": "x" * (n % 300)}).encode() + b"\n" for n in range(index * 40))

@@ -67,7 +67,7 @@ def rebuild_scorer(
     spec = ScorerSpec(kind=entry.kind, **entry.options)
     if given_field(column, spec) is not None:
         raise UserError(
-            f"The scores of {column!r} came with the corpus (scorer {entry.kind!r}), so there is no scorer for samples. "
+            f"The scores of {column!r} came with the corpus (scorer {entry.kind!r}): there is no scorer for samples. "
             f"Label the corpus with one that computes them, such as --scorer {column}=detoxify, and train on that."
         )
     scorer = build(column, spec, Execution(device=device))
