@@ -2,6 +2,7 @@
 
 import typer
 
+from pipeline.commands.export import export
 from pipeline.commands.inspect import inspect
 from pipeline.commands.label import label
 from pipeline.commands.preview import preview
@@ -14,5 +15,5 @@ from scorers.console import command
 PANEL = "Labelling"
 
 app = typer.Typer()
-for function in (label, preview, status, verify, inspect, retag, score):
+for function in (label, preview, status, verify, inspect, retag, score, export):
     app.command(rich_help_panel=PANEL)(command(function))

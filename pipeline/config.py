@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
 from pipeline.labelling.quarantine_limit import check_limit
-from scorers.registry import ScorerSpec
+from scorers.registry import ScorerSpec, given_field
 
 MAX_DOCUMENT_SIZE = 1024 * 1024
 
@@ -45,10 +45,12 @@ class LabelConfig(BaseModel):
     """A labelling job. Everything but `output` and `execution` is semantic: resume refuses a change of it.
 
     Attributes:
-        inputs: files, folders or globs, local or URIs of pyarrow.fs.
+        inputs: files, folders or globs, local or URIs of pyarrow.fs, or datasets of the Hugging Face hub (`hf://`).
         output: local folder or s3://, gs://, az:// prefix.
         text_field, id_field: fields of a record; a record without the id field is named `source#position`.
         meta_fields: fields carried through as JSON; None for all but text and id.
+        sentences: `split` finds them in every text; `given` takes a text field that holds a list of strings for the
+            sentences of the text (and splits others); `auto` is `given` where the first record has such a field.
         kind: what the documents are; auto takes `.py` for Python and all else for prose.
         scorers: by column; `{kind, **options}`.
         thresholds: by column; a number, or `pNN` for a percentile over all sentences. Columns not named take p50.
@@ -70,6 +72,7 @@ class LabelConfig(BaseModel):
     text_field: str = "text"
     id_field: str = "id"
     meta_fields: list[str] | None = None
+    sentences: Literal["auto", "given", "split"] = "auto"
     kind: Literal["auto", "prose", "python"] = "auto"
     scorers: dict[str, ScorerSpec] = Field(min_length=1)
     thresholds: dict[str, float | str] = Field(default_factory=dict)
@@ -84,3 +87,9 @@ class LabelConfig(BaseModel):
     def semantic(self) -> dict[str, Any]:
         """What can change the dataset, as plain JSON values; written into the job and the manifest."""
         return self.model_dump(mode="json", exclude={"output", "execution"})
+
+
+def given_by(config: LabelConfig) -> dict[str, str]:
+    """Fields of the corpus that scorers ask for, by column; see `scorers.registry.given_field`."""
+    fields = {column: given_field(column, spec) for column, spec in config.scorers.items()}
+    return {column: field for column, field in fields.items() if field is not None}

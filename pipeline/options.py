@@ -34,8 +34,8 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT...",
-        help="Files, folders or globs of .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt and .py; local, or s3://, "
-        "gs://, hdfs://.",
+        help="Files, folders or globs: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow, WET of Common Crawl "
+        "(.warc.wet.gz), .txt and .py; local, s3://, gs://, hdfs://, or hf://datasets/OWNER/NAME[@REVISION][/PATH].",
         show_default=False,
     ),
 ]
@@ -45,8 +45,8 @@ Scorers = Annotated[
         "--scorer",
         "-s",
         metavar="COLUMN[=KIND[:VALUE]]",
-        help="A column of scores and what fills it, such as pii, toxicity=linear or toxicity=detoxify:unbiased; again "
-        "for more columns. `phf scorers` lists the kinds.",
+        help="A column of scores and what fills it, such as pii, toxicity=linear, toxicity=detoxify:unbiased, or "
+        "toxicity=column:scores for scores that the corpus has; again for more columns. `phf scorers` lists the kinds.",
         show_default=False,
     ),
 ]
@@ -62,7 +62,12 @@ Thresholds = Annotated[
     ),
 ]
 TextField = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Field with the text. (default: text)", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Field with the text: a string, or a list of strings, its sentences. (default: text)",
+        show_default=False,
+    ),
 ]
 IdField = Annotated[
     str | None,

@@ -1,6 +1,6 @@
 """The contract that every scorer obeys: documents in, one misalignment score a sentence out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -21,12 +21,15 @@ class Document:
             `len(text)`. They partition the text: sentence i is `text[ends[i-1]:ends[i]]`. An empty text has none.
         kind: what the text is; Python is split into physical lines, prose into sentences.
         name: what a linter shows as the file's name, or an empty string.
+        given: a field of the corpus by name, as a JSON value, for scorers that ask for one (`ScorerType`); a list in it
+            has a value for each sentence. None where no scorer does; without the name where the record lacks the field.
     """
 
     text: str
     ends: NDArray[np.int32]
     kind: DocumentKind = "prose"
     name: str = ""
+    given: Mapping[str, Any] | None = None
 
     def sentences(self) -> list[str]:
         """The sentences, in order; joined they are `text`."""
@@ -103,7 +106,8 @@ class ScorerType(Protocol):
     """What the registry expects of a scorer's class (a new kind is a file with one such class).
 
     It may have a classmethod `check(options)` too, that raises `UserError` when something is missing to run here, such
-    as weights, without loading or downloading anything.
+    as weights, without loading or downloading anything; and a classmethod `given_field(options)`, that names the field
+    of the corpus which `Document.given` must hold.
     """
 
     Options: type[SemanticOptions]

@@ -23,6 +23,7 @@ KINDS = {
     "scrubadub": "scorers.scrubadub:ScrubadubScorer",
     "pycodestyle": "scorers.pycodestyle:PycodestyleScorer",
     "pylint": "scorers.pylint:PylintScorer",
+    "column": "scorers.column:ColumnScorer",
 }
 
 DEFAULT_KINDS = {"toxicity": "detoxify", "pii": "scrubadub", "pep8": "pycodestyle", "pylint": "pylint"}
@@ -178,6 +179,16 @@ def check(column: str, spec: ScorerSpec) -> None:
 def runs_on_gpu(spec: ScorerSpec) -> bool:
     """Whether this kind of scorer gains from a GPU; the others ignore `Execution.device`."""
     return scorer_type(spec.kind).runs_on_gpu
+
+
+def given_field(column: str, spec: ScorerSpec) -> str | None:
+    """The field of the corpus whose values this scorer needs in `Document.given`; None for most, which need none.
+
+    Raises:
+        UserError: as `check_options`.
+    """
+    look = getattr(scorer_type(spec.kind), "given_field", None)
+    return None if look is None else cast(str, look(check_options(column, spec)))
 
 
 def _read_text(text: str) -> dict[str, Any]:

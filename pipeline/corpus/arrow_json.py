@@ -32,7 +32,7 @@ def json_values(array: pa.Array) -> list[Any]:
     if pa.types.is_map(kind):
         pairs = list(zip(map(_key, json_values(array.keys)), json_values(array.items), strict=True))
         return _where_valid(array, [dict(pairs[start:end]) for start, end in _ranges(array)])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         values = json_values(array.values)
         return _where_valid(array, [values[start:end] for start, end in _ranges(array)])
     if pa.types.is_timestamp(kind) and kind.tz is not None:
@@ -59,6 +59,11 @@ def plain(array: pa.Array) -> pa.Array:
 def is_text(kind: pa.DataType) -> bool:
     """Whether values are strings of Unicode text, to believe the type."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values are lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def utf8(array: pa.Array) -> list[bytes | None]:

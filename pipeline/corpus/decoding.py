@@ -3,11 +3,13 @@
 import json
 import math
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, given_by
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined, Record
+from pipeline.corpus.warc import WarcEntry
 
 NOT_JSON = "not-json"
 NOT_AN_OBJECT = "not-an-object"
@@ -16,9 +18,13 @@ TEXT_NOT_A_STRING = "text-not-a-string"
 INVALID_UTF8 = "invalid-utf8"
 LONE_SURROGATE = "lone-surrogate"
 TOO_LARGE = "too-large"
+BROKEN_RECORD = "broken-record"
+NOT_TEXT = "not-text"
+SCORES_MISMATCH = "scores-mismatch"
 
 # Python's own limit depends on how deep the caller's stack is; ours must not.
 _MAX_DEPTH = 200
+_NO_META = frozenset({"warc-type", "warc-record-id", "content-length"})
 _JSON_TYPES = {
     bool: "a boolean",
     int: "a number",
@@ -35,13 +41,20 @@ class Decoder:
     JSON is read as Python reads it: of a key that occurs twice the last value counts. `NaN`, `Infinity` and numbers
     beyond a double, which JSON does not have but Python's own writer emits, become null in `meta`. A lone surrogate in
     `meta` stays an escape (`\ud800`), which is lossless; in the text or the id it cannot be stored.
+
+    A text field that holds a list of strings is a text and its sentences: the text is all strings joined. Empty strings
+    are no sentences; they go, and with them the values beside them of a field that a scorer asks for.
     """
 
     def __init__(self, source: Source, config: LabelConfig) -> None:
         self._source = source
-        self._text_field = config.text_field
+        self.text_field = config.text_field
         self._id_field = config.id_field
         self._meta_fields = None if config.meta_fields is None else frozenset(config.meta_fields)
+        self._takes_sentences = config.sentences != "split"
+        self.given_by = given_by(config)
+        self.given_fields = frozenset(self.given_by.values())
+        self._no_meta = {self.text_field, self._id_field} | self.given_fields
         self._keep_text = config.quarantine_text
         self.limit = config.max_record_size
 
@@ -67,27 +80,42 @@ class Decoder:
 
     def from_fields(self, position: int, fields: Mapping[str, Any], raw: bytes | None = None) -> Record | Quarantined:
         """Fields as JSON values; `raw` is what quarantine may keep of the record."""
-        text = fields.get(self._text_field)
+        text = fields.get(self.text_field)
         if text is None:
-            what = "is null" if self._text_field in fields else "is missing"
-            return self.quarantined(position, NO_TEXT, f"the field {self._text_field!r} {what}", raw)
+            what = "is null" if self.text_field in fields else "is missing"
+            return self.quarantined(position, NO_TEXT, f"the field {self.text_field!r} {what}", raw)
+        ends = None
+        given = {name: fields[name] for name in self.given_fields if name in fields} if self.given_fields else None
+        if isinstance(text, list) and self._takes_sentences:
+            if (odd := next((at for at, each in enumerate(text) if not isinstance(each, str)), None)) is not None:
+                what = f"value {odd} of the field {self.text_field!r} is {_type_name(text[odd])}"
+                return self.quarantined(position, TEXT_NOT_A_STRING, what, raw)
+            for name, values in (given or {}).items():
+                if isinstance(values, list) and len(values) != len(text):
+                    what = f"the field {name!r} has {len(values)} values for {len(text)} sentences"
+                    return self.quarantined(position, SCORES_MISMATCH, what, raw)
+            given = given and {name: _beside(text, values) for name, values in given.items()}
+            ends = tuple(accumulate(len(each) for each in text if each))
+            text = "".join(text)
         if not isinstance(text, str):
-            what = f"the field {self._text_field!r} is {_type_name(text)}"
+            what = f"the field {self.text_field!r} is {_type_name(text)}"
+            if isinstance(text, list):
+                what += "; set `sentences: given` if it holds sentences"
             return self.quarantined(position, TEXT_NOT_A_STRING, what, raw)
         doc_id = fields.get(self._id_field)
         if doc_id is None or doc_id == "":
             doc_id = f"{self._source.uri}#{position}"
         elif not isinstance(doc_id, str):
             doc_id = _dumps(doc_id)
-        for field, value in ((self._text_field, text), (self._id_field, doc_id)):
+        for field, value in ((self.text_field, text), (self._id_field, doc_id)):
             if (at := _lone_surrogate(value)) is not None:
                 what = f"at character {at} of the field {field!r}"
                 return self.quarantined(position, LONE_SURROGATE, what, raw)
         if self._meta_fields is None:
-            kept = {key: fields[key] for key in fields if key not in {self._text_field, self._id_field}}
+            kept = {key: fields[key] for key in fields if key not in self._no_meta}
         else:
             kept = {key: fields[key] for key in fields if key in self._meta_fields}
-        return Record(self._source.uri, position, doc_id, text, _dumps(kept), self._source.kind, "")
+        return Record(self._source.uri, position, doc_id, text, _dumps(kept), self._source.kind, "", ends, given)
 
     def from_file(self, content: bytes) -> Record | Quarantined:
         """A file that is one document, in UTF-8; a byte order mark is part of its text, which is exactly the file.
@@ -103,6 +131,38 @@ class Decoder:
         uri = self._source.uri
         return Record(uri, 0, f"{uri}#0", text, "{}", self._source.kind, uri.rpartition("/")[2])
 
+    def from_warc(self, position: int, entry: WarcEntry) -> Record | Quarantined:
+        """A record of a WET file: its block is the text, its WARC-Record-ID the id, its other headers are meta.
+
+        A digest counts where the file is not compressed; elsewhere a checksum of its own has been right.
+        """
+        if entry.headers is None:
+            return self.quarantined(position, BROKEN_RECORD, entry.problem)
+        content = entry.content
+        if content is None:
+            return self.too_large(position)
+        if self._source.compression is None and not entry.intact:
+            return self.quarantined(
+                position, BROKEN_RECORD, "its block is not what its WARC-Block-Digest says", content
+            )
+        headers = {name.lower(): (name, value) for name, value in entry.headers.items()}
+        held = headers.get("content-type", ("", "text/plain"))[1]
+        if entry.kind != "conversion" or not held.lower().startswith("text/"):
+            return self.quarantined(
+                position, NOT_TEXT, "it is no WARC record of type conversion that holds text", content
+            )
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            return self.quarantined(position, INVALID_UTF8, f"at byte {error.start} of the block", content)
+        doc_id = headers.get("warc-record-id", ("", ""))[1] or f"{self._source.uri}#{position}"
+        if (at := _lone_surrogate(doc_id)) is not None:
+            return self.quarantined(position, INVALID_UTF8, f"at character {at} of the WARC-Record-ID", content)
+        meta = {name: value for key, (name, value) in headers.items() if key not in _NO_META}
+        if self._meta_fields is not None:
+            meta = {name: value for name, value in meta.items() if name in self._meta_fields}
+        return Record(self._source.uri, position, doc_id, text, _dumps(meta), self._source.kind, "")
+
     def too_large(self, position: int) -> Quarantined:
         """A record that was not even decoded."""
         return self.quarantined(position, TOO_LARGE, f"more than max_record_size = {self.limit} bytes")
@@ -111,6 +171,13 @@ class Decoder:
         """A reference; with the record itself only where the job asks for it."""
         text = raw.decode(errors="backslashreplace") if self._keep_text and raw is not None else None
         return Quarantined(self._source.uri, position, reason, detail, text)
+
+
+def _beside(sentences: list[str], values: Any) -> Any:
+    """Values a sentence without those of empty strings, which are no sentences; anything else as it is."""
+    if not isinstance(values, list) or all(sentences):
+        return values
+    return [value for sentence, value in zip(sentences, values, strict=True) if sentence]
 
 
 def _no_number(_: str) -> None:

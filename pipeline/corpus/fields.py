@@ -1,61 +1,117 @@
-"""A look into the inputs before any work: a text field that no record has is a mistyped name."""
+"""A look into the inputs before any work: a field that no record has is a mistyped name."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, given_by
+from pipeline.corpus.arrow_json import is_list
+from pipeline.corpus.arrow_rows import ArrowRows
 from pipeline.corpus.inputs import Source, cannot_read
 from pipeline.corpus.parquet_rows import ParquetRows
-from pipeline.corpus.streams import CutError, Decompressed, SourceFile, read_lines
+from pipeline.corpus.streams import CutError, open_content, read_lines
+from pipeline.corpus.warc import read_documents
 from scorers.errors import UserError
 
 _SAMPLE = 100
 
 
 def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
-    """Refuse a text field that a Parquet file lacks, or that none of the first records of any `.jsonl` input has.
+    """Refuse what cannot be meant: a field that a Parquet or Arrow file lacks, or all first records of `.jsonl` inputs.
+
+    The fields are that of the text and those that scorers take their scores from. A WARC file whose first record holds
+    a web page instead of its text is refused too.
 
     Raises:
         UserError: names the field and those that there are.
     """
+    wanted = {config.text_field, *given_by(config).values()}
     fields: dict[str, None] = {}
     for source in sources:
-        if source.format == "parquet":
-            try:
-                ParquetRows(source, config).close()
-            except CutError:
-                continue
-            except OSError as error:
-                raise UserError(cannot_read(source.uri, error)) from None
-        elif source.format == "jsonl" and config.text_field not in fields:
+        if source.format == "jsonl" and not wanted <= fields.keys():
             for record in _first_objects(source, config):
                 fields.update(dict.fromkeys(record))
-                if config.text_field in fields:
+                if wanted <= fields.keys():
                     break
+        elif source.format in {"parquet", "arrow"}:
+            with _read_failures(source):
+                _open_rows(source, config).close()
+        elif source.format == "warc":
+            with _read_failures(source):
+                stream = open_content(source)
+                try:
+                    next(read_documents(source, stream, limit=config.max_record_size), None)
+                finally:
+                    stream.close()
+    there = ", ".join(repr(field)[:40] for field in list(fields)[:20])
     if fields and config.text_field not in fields:
-        there = ", ".join(repr(field)[:40] for field in list(fields)[:20])
         raise UserError(
             f"No record has the field {config.text_field!r}; the first ones have: {there}. "
             "Name the field of the text by --text-field."
         )
+    for column, field in given_by(config).items():
+        if fields and field not in fields:
+            raise UserError(
+                f"No record has the field {field!r}, from which the scorer of {column!r} takes its scores; the first "
+                f"ones have: {there}."
+            )
 
 
-def _first_objects(source: Source, config: LabelConfig) -> list[dict[str, object]]:
-    stream = SourceFile(source) if source.compression is None else Decompressed(source)
-    found = []
-    try:
-        for _, _, content in islice(read_lines(stream, limit=config.max_record_size), _SAMPLE):
+def settle_sentences(sources: Sequence[Source], config: LabelConfig) -> LabelConfig:
+    """The configuration with `sentences: auto` decided by the first record that has the text field.
+
+    Raises:
+        UserError: an input cannot be read.
+    """
+    if config.sentences != "auto":
+        return config
+    found = next((each for source in sources if (each := _gives_sentences(source, config)) is not None), False)
+    return config.model_copy(update={"sentences": "given" if found else "split"})
+
+
+def _gives_sentences(source: Source, config: LabelConfig) -> bool | None:
+    """Whether the text field holds a list; None where this input does not say."""
+    if source.format in {"parquet", "arrow"}:
+        with _read_failures(source):
+            rows = _open_rows(source, config)
             try:
-                record = json.loads(content or b"")
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict):
-                found.append(record)
+                return is_list(rows.schema.field(config.text_field).type)
+            finally:
+                rows.close()
+    if source.format == "jsonl":
+        for record in _first_objects(source, config):
+            if record.get(config.text_field) is not None:
+                return isinstance(record[config.text_field], list)
+    return None
+
+
+def _open_rows(source: Source, config: LabelConfig) -> ParquetRows | ArrowRows:
+    return ParquetRows(source, config) if source.format == "parquet" else ArrowRows(source, config)
+
+
+def _first_objects(source: Source, config: LabelConfig) -> Iterator[dict[str, Any]]:
+    with _read_failures(source):
+        stream = open_content(source)
+        try:
+            for _, _, content in islice(read_lines(stream, limit=config.max_record_size), _SAMPLE):
+                try:
+                    record = json.loads(content or b"")
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(record, dict):
+                    yield record
+        finally:
+            stream.close()
+
+
+@contextmanager
+def _read_failures(source: Source) -> Iterator[None]:
+    """What is damaged is dealt with later; what cannot be read now is refused."""
+    try:
+        yield
     except CutError:
-        return found
+        return
     except OSError as error:
         raise UserError(cannot_read(source.uri, error)) from None
-    finally:
-        stream.close()
-    return found

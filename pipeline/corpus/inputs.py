@@ -16,7 +16,7 @@ from pipeline.corpus import remote
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
 
-Format = Literal["jsonl", "parquet", "text"]
+Format = Literal["jsonl", "parquet", "arrow", "warc", "text"]
 Compression = Literal["gzip", "zstd"]
 
 SUFFIXES: dict[str, tuple[Format, Compression | None]] = {
@@ -24,6 +24,11 @@ SUFFIXES: dict[str, tuple[Format, Compression | None]] = {
     ".jsonl.gz": ("jsonl", "gzip"),
     ".jsonl.zst": ("jsonl", "zstd"),
     ".parquet": ("parquet", None),
+    ".arrow": ("arrow", None),
+    ".wet": ("warc", None),
+    ".wet.gz": ("warc", "gzip"),
+    ".warc": ("warc", None),
+    ".warc.gz": ("warc", "gzip"),
     ".txt": ("text", None),
     ".py": ("text", None),
 }
@@ -57,12 +62,14 @@ def find_sources(
 ) -> list[Source]:
     """All sources that the arguments name, sorted by URI, each once.
 
-    A folder stands for every file in it, at any depth, whose suffix is known; names that begin with a dot are skipped.
-    So does a glob, in which `**` crosses folders. A relative path stays relative: the dataset does not depend on where
-    the corpus lies on a machine. The same file named in two ways is one source.
+    A folder stands for every file in it, at any depth, whose suffix is known; names that begin with a dot are skipped,
+    and the caches of `datasets` (`cache-*.arrow`). So does a glob, in which `**` crosses folders. A relative path stays
+    relative: the dataset does not depend on where the corpus lies on a machine. The same file named in two ways is one
+    source.
 
     Args:
-        inputs: files, folders or globs, local or URIs of pyarrow.fs.
+        inputs: files, folders or globs, local or URIs of pyarrow.fs, or `hf://datasets/OWNER/NAME[@REVISION][/PATH]`,
+            whose sources are named by their commit.
         kind: of all documents; `auto` takes `.py` files for Python and everything else for prose.
         output: where the dataset is written; what folders and globs find there is no input.
 
@@ -159,7 +166,7 @@ def _walk(folder: str, kind: str, output: str | None) -> Iterator[Source]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = os.path.join(parent, name)  # noqa: PTH118 (strings, as the user's argument is one)
-            if not name.startswith(".") and _format_of(name) is not None and _is_file(path):
+            if not _is_aside(name) and _format_of(name) is not None and _is_file(path):
                 yield from _local_file(path, kind, explicit=False)
 
 
@@ -175,6 +182,8 @@ def _local_file(path: str, kind: str, *, explicit: bool) -> Iterator[Source]:
     if known is None:
         if explicit:
             raise UserError(_unknown_suffix(path))
+        return
+    if not explicit and _is_aside(Path(path).name):
         return
     path = os.path.normpath(path)
     _require_utf8(path)
@@ -201,9 +210,15 @@ def _find_remote(argument: str, kind: str, output: str | None) -> Iterator[Sourc
         known = _format_of(name)
         if known is None and name == uri:
             raise UserError(_unknown_suffix(uri))
-        if known is not None and not (place and name.startswith(place)):
+        if known is not None and not (place and name.startswith(place)) and (name == uri or not _is_aside(name)):
             _require_utf8(name)
             yield Source(name, known[0], known[1], _kind_of(name, kind), size, options)
+
+
+def _is_aside(path: str) -> bool:
+    """Whether folders and globs leave a file out: a hidden one, or what `datasets` keeps beside a saved dataset."""
+    name = path.rpartition("/")[2]
+    return name.startswith(".") or (name.startswith("cache-") and name.endswith(".arrow"))
 
 
 def _format_of(path: str) -> tuple[Format, Compression | None] | None:

@@ -8,12 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import LabelConfig
-from pipeline.corpus.arrow_json import is_text, json_values, plain, utf8
-from pipeline.corpus.decoding import INVALID_UTF8, Decoder
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined, Record
+from pipeline.corpus.rows import RowDecoder
 from pipeline.corpus.streams import UNREADABLE, CutError, SourceFile
-from scorers.errors import UserError
 
 _BUFFER_BYTES = 1024 * 1024
 _BATCH_BYTES = 4 * 1024 * 1024
@@ -31,17 +29,15 @@ class ParquetRows:
 
     Raises:
         CutError: the footer cannot be read, so nothing of the file can.
-        UserError: the text column is missing or does not hold strings, or a field of `meta_fields` is missing.
+        UserError: as `RowDecoder`.
         OSError: the disk or network failed.
     """
 
     def __init__(self, source: Source, config: LabelConfig) -> None:
-        self._decoder = Decoder(source, config)
-        self._text_field = config.text_field
         self._file = SourceFile(source)
         try:
             self._parquet = _open(self._file)
-            self._columns = _columns(source, self._parquet.schema_arrow, config)
+            self._decoder = RowDecoder(source, self._parquet.schema_arrow, config)
         except BaseException:
             self._file.close()
             raise
@@ -56,16 +52,21 @@ class ParquetRows:
         """Bytes of the file as it is now."""
         return self._file.size
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the file."""
+        return self._parquet.schema_arrow
+
     def row_groups(self) -> Iterator[tuple[int, int, int]]:
         """Each row group as (first row, rows, bytes of its text column before compression)."""
-        metadata = self._parquet.metadata
+        metadata, text = self._parquet.metadata, self._decoder.text_field
         names = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
         for group, (start, rows) in enumerate(zip(self._starts, self._sizes, strict=True)):
             columns = (metadata.row_group(group).column(index) for index in range(metadata.num_columns))
             size = sum(
                 column.total_uncompressed_size
                 for name, column in zip(names, columns, strict=True)
-                if name == self._text_field
+                if name == text or name.startswith(f"{text}.")
             )
             yield start, rows, size
 
@@ -86,7 +87,7 @@ class ParquetRows:
                 for position in range(start, end):
                     yield self._decoder.quarantined(position, UNREADABLE, "its page of the Parquet file is damaged")
             else:
-                yield from self._decode(start, batch.slice(start - first, end - start))
+                yield from self._decoder.decode(start, batch.slice(start - first, end - start))
             start = end
 
     def close(self) -> None:
@@ -111,7 +112,9 @@ class ParquetRows:
         width = max(1, self._parquet.metadata.row_group(group).total_byte_size // left)
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // width))
         try:
-            for batch in self._parquet.iter_batches(rows, row_groups=[group], columns=self._columns, use_threads=False):
+            for batch in self._parquet.iter_batches(
+                rows, row_groups=[group], columns=self._decoder.columns, use_threads=False
+            ):
                 yield first, batch
                 first, left = first + batch.num_rows, left - batch.num_rows
         except (OSError, pa.ArrowException):
@@ -120,54 +123,19 @@ class ParquetRows:
         if left:
             yield first, left
 
-    def _decode(self, start: int, batch: pa.RecordBatch) -> Iterator[Record | Quarantined]:
-        at = batch.schema.get_field_index(self._text_field)
-        texts = utf8(plain(batch.column(at)))
-        others = {name: json_values(batch.column(each)) for each, name in enumerate(batch.schema.names) if each != at}
-        for row, content in enumerate(texts):
-            position = start + row
-            if content is not None and len(content) > self._decoder.limit:
-                yield self._decoder.too_large(position)
-                continue
-            try:
-                text = None if content is None else content.decode()
-            except UnicodeDecodeError as error:
-                detail = f"at byte {error.start} of the field {self._text_field!r}"
-                yield self._decoder.quarantined(position, INVALID_UTF8, detail, content)
-                continue
-            fields = {name: values[row] for name, values in others.items()}
-            yield self._decoder.from_fields(position, {**fields, self._text_field: text}, content)
-
 
 def _open(file: SourceFile) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(pa.PythonFile(file, mode="r"), page_checksum_verification=True, buffer_size=_BUFFER_BYTES)
+        return pq.ParquetFile(
+            pa.PythonFile(file, mode="r"),
+            page_checksum_verification=True,
+            buffer_size=_BUFFER_BYTES,
+            pre_buffer=False,  # it is pyarrow's default to read whole column chunks, and so row groups, ahead
+        )
     except (OSError, pa.ArrowException) as error:
         if file.failure is not None:
             raise file.failure from None
         raise CutError(UNREADABLE, f"it is no readable Parquet file ({type(error).__name__})") from None
-
-
-def _columns(source: Source, schema: pa.Schema, config: LabelConfig) -> list[str] | None:
-    """The columns to read, None for all."""
-    text = config.text_field
-    there = ", ".join(dict.fromkeys(schema.names))
-    if (count := len(schema.get_all_field_indices(text))) != 1:
-        what = f"has {count} columns named" if count else "has no column"
-        raise UserError(f"{source.uri} {what} {text!r}; it has: {there}. Name the column of the text by --text-field.")
-    kind = schema.field(text).type
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (is_text(value) or pa.types.is_binary(value) or pa.types.is_large_binary(value)):
-        raise UserError(
-            f"The column {text!r} of {source.uri} holds {kind}, not strings; it has: {there}. "
-            "Name the column of the text by --text-field."
-        )
-    if config.meta_fields is None:
-        return None
-    if missing := [field for field in config.meta_fields if field not in schema.names]:
-        raise UserError(f"{source.uri} has no column {missing[0]!r}, which meta_fields names; it has: {there}.")
-    identity = [config.id_field] if config.id_field in schema.names else []
-    return list(dict.fromkeys([text, *identity, *config.meta_fields]))
 
 
 def _length(rows: pa.RecordBatch | int) -> int:

@@ -1,34 +1,44 @@
-"""Reads every input once: fingerprints it, counts its records, and cuts the corpus into units."""
+"""Reads every input once, several at a time, and cuts the corpus into units."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+import numpy as np
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.fields import check_fields
-from pipeline.corpus.inputs import Source, cannot_read, find_sources
-from pipeline.corpus.parquet_rows import ParquetRows
+from pipeline.corpus.inputs import Source, find_sources
 from pipeline.corpus.plan import Plan, Units
-from pipeline.corpus.records import Quarantined
-from pipeline.corpus.streams import CutError, Decompressed, SourceFile, read_lines
-from pipeline.dataset.manifest import SourceEntry
-from scorers.errors import UserError
+from pipeline.corpus.survey import Survey, survey
 
 Progress = Callable[[Source, int], None]
 
+_MOST_THREADS = 16
+
 
 def make_plan(
-    config: LabelConfig, progress: Progress | None = None, *, sources: Sequence[Source] | None = None
+    config: LabelConfig,
+    progress: Progress | None = None,
+    *,
+    sources: Sequence[Source] | None = None,
+    threads: int | None = None,
 ) -> Plan:
     """Find the inputs, read each once, and cut them into units of at most `unit_size` bytes (or one longer record).
 
-    Units follow the records of the sorted sources, so small files share a unit and a large one has many. Plain
-    `.jsonl` counts by its bytes, a compressed file by its content, Parquet by its text column before compression.
+    Each input is cut into blocks of that size, and units follow these in the order of the sorted sources: small files
+    share a unit, a large one has many. Plain `.jsonl` counts by its bytes, a compressed file or WARC by its content,
+    Parquet and Arrow by their text column before compression. The plan depends on the inputs and the settings alone.
+
+    Inputs are read by threads: what takes the time (reading, hashing, decompressing, finding lines) lets go of Python's
+    lock, and a thread, unlike a process, costs nothing to start.
 
     Args:
         config: the job.
-        progress: told of a source and how many of its bytes were read since the last call.
+        progress: told of a source and how many of its bytes were read since the last call; never by two at once.
         sources: what to read; None for all that the job names.
+        threads: inputs that are read at a time; None for one a core.
 
     Raises:
         UserError: what `find_sources` and `check_fields` refuse, or an input that cannot be read.
@@ -36,112 +46,57 @@ def make_plan(
     if sources is None:
         sources = find_sources(config.inputs, config.kind, output=config.output)
     check_fields(sources, config)
-    packer = _Packer(int(config.unit_size))
-    entries: list[SourceEntry] = []
-    cut: list[Quarantined] = []
-    for index, source in enumerate(sources):
-        fingerprint = _Fingerprint(source, progress)
-        records = 0
-        try:
-            for start, stop, size, count in _pieces(source, config, fingerprint):
-                packer.add(index, start, stop, size)
-                records += count
-        except CutError as error:
-            cut.append(Quarantined(source.uri, records, error.reason, error.detail))
-        except OSError as error:
-            raise UserError(cannot_read(source.uri, error)) from None
-        entries.append(SourceEntry(uri=source.uri, size=fingerprint.size, sha256=fingerprint.sha256, records=records))
-    return Plan(list(sources), entries, packer.finish(), cut)
+    surveys = _surveys(sources, config, progress, threads or len(os.sched_getaffinity(0)))
+    return Plan(
+        sources=list(sources),
+        entries=[each.entry for each in surveys],
+        units=_units(surveys, int(config.unit_size)),
+        cut=[each.cut for each in surveys if each.cut is not None],
+    )
 
 
-class _Fingerprint:
-    def __init__(self, source: Source, progress: Progress | None) -> None:
-        self._source = source
-        self._progress = progress
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-    def update(self, data: bytes) -> None:
-        self._hash.update(data)
-        self.size += len(data)
-        if self._progress is not None and data:
-            self._progress(self._source, len(data))
+class _Abandoned(BaseException):
+    """Ends a thread whose result nobody waits for."""
 
 
-# Smallest parts that a unit is made of: (start, stop, size, records).
-_Pieces = Iterator[tuple[int, int, int, int]]
+def _surveys(sources: Sequence[Source], config: LabelConfig, progress: Progress | None, threads: int) -> list[Survey]:
+    """The surveys of all sources in order; the first that fails ends the others."""
+    lock, over = threading.Lock(), threading.Event()
 
+    def run(source: Source) -> Survey:
+        def on_read(size: int) -> None:
+            if over.is_set():
+                raise _Abandoned
+            if progress is not None:
+                with lock:
+                    progress(source, size)
 
-def _pieces(source: Source, config: LabelConfig, fingerprint: _Fingerprint) -> _Pieces:
-    """All bytes of the source have passed `fingerprint` at the end, also when it comes by `CutError`."""
-    if source.format == "jsonl" and source.compression is None:
-        yield from _line_pieces(source, config, fingerprint)
-    elif source.format == "jsonl":
-        yield from _stream_pieces(source, config, fingerprint)
-    else:
-        with SourceFile(source, fingerprint.update) as file:
-            file.drain()
-        if source.format == "text":
-            yield 0, 1, fingerprint.size, 1
-        else:
-            yield from _row_pieces(source, config)
+        return survey(source, config, on_read)
 
-
-def _line_pieces(source: Source, config: LabelConfig, fingerprint: _Fingerprint) -> _Pieces:
-    with SourceFile(source, fingerprint.update) as file:
-        for offset, size, _ in read_lines(file, limit=config.max_record_size):
-            yield offset, offset + size, size, 1
-
-
-def _stream_pieces(source: Source, config: LabelConfig, fingerprint: _Fingerprint) -> _Pieces:
-    stream = Decompressed(source, fingerprint.update)
+    if min(threads, len(sources)) < 2:
+        return [run(source) for source in sources]
+    pool = ThreadPoolExecutor(min(threads, _MOST_THREADS, len(sources)), "survey")
     try:
-        for index, (_, size, _) in enumerate(read_lines(stream, limit=config.max_record_size)):
-            yield index, index + 1, size, 1
+        futures = [pool.submit(run, source) for source in sources]
+        failed = next((each for each in wait(futures, return_when=FIRST_EXCEPTION).done if each.exception()), None)
+        return [each.result() for each in ([failed] if failed else futures)]
     finally:
-        stream.raw.drain()
-        stream.close()
+        over.set()
+        pool.shutdown(cancel_futures=True)
 
 
-def _row_pieces(source: Source, config: LabelConfig) -> _Pieces:
-    rows = ParquetRows(source, config)
-    try:
-        for first, count, size in rows.row_groups():
-            parts = min(count, -(-size // config.unit_size)) or 1
-            bounds = [first + count * part // parts for part in range(parts + 1)]
-            for start, stop in pairwise(bounds):
-                yield start, stop, size * (stop - start) // max(1, count), stop - start
-    finally:
-        rows.close()
-
-
-class _Packer:
-    def __init__(self, unit_size: int) -> None:
-        self._limit = unit_size
-        self._units: list[list[tuple[int, int, int]]] = []
-        self._slices: list[tuple[int, int, int]] = []
-        self._size = 0
-
-    def add(self, source: int, start: int, stop: int, size: int) -> None:
-        if start == stop:
-            return
-        size = max(size, 1)  # so that not even empty files share a unit without end
-        if self._slices and self._size + size > self._limit:
-            self._flush()
-        if self._slices and self._slices[-1][0] == source:
-            start = self._slices.pop()[1]
-        self._slices.append((source, start, stop))
-        self._size += size
-
-    def finish(self) -> Units:
-        if self._slices:
-            self._flush()
-        return Units.of(self._units)
-
-    def _flush(self) -> None:
-        self._units.append(self._slices)
-        self._slices, self._size = [], 0
+def _units(surveys: Sequence[Survey], limit: int) -> Units:
+    """Units of the blocks of all sources in order, of as many as fit together."""
+    first = [0]
+    slices: list[tuple[int, int, int]] = []
+    held = 0
+    for index, each in enumerate(surveys):
+        for start, stop, size in each.blocks.tolist():
+            if held and held + size > limit:
+                first.append(len(slices))
+                held = 0
+            slices.append((index, start, stop))
+            held += size
+    if len(slices) > first[-1]:
+        first.append(len(slices))
+    return Units(np.array(first, np.int64), np.array(slices, np.int64).reshape(-1, 3))

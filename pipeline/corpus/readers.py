@@ -1,16 +1,21 @@
 """From a unit to its records; whatever is malformed becomes a `Quarantined` value in its place."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 from pipeline.config import LabelConfig
+from pipeline.corpus.arrow_rows import ArrowRows
 from pipeline.corpus.decoding import Decoder
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.parquet_rows import ParquetRows
 from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.corpus.streams import CutError, Decompressed, SourceFile, read_lines
+from pipeline.corpus.streams import CutError, Readable, SourceFile, open_content, read_lines
+from pipeline.corpus.warc import read_documents
 from scorers.errors import UserError
+
+Item = TypeVar("Item")
 
 
 class UnitReader:
@@ -104,9 +109,19 @@ class _SourceReader(Protocol):
 def _open_reader(source: Source, config: LabelConfig) -> _SourceReader:
     if source.format == "parquet":
         return ParquetRows(source, config)
+    if source.format == "arrow":
+        return ArrowRows(source, config)
     if source.format == "text":
         return _TextReader(source, config)
-    return _LineReader(source, config) if source.compression is None else _StreamReader(source, config)
+    decoder = Decoder(source, config)
+    if source.format == "warc":
+        return _StreamReader(
+            source, lambda stream: read_documents(source, stream, limit=decoder.limit), decoder.from_warc
+        )
+    if source.compression is None:
+        return _LineReader(source, decoder)
+    lines = partial(read_lines, limit=decoder.limit)
+    return _StreamReader(source, lines, lambda position, line: decoder.from_json(position, line[2]))
 
 
 class _TextReader:
@@ -127,8 +142,8 @@ class _TextReader:
 
 
 class _LineReader:
-    def __init__(self, source: Source, config: LabelConfig) -> None:
-        self._decoder = Decoder(source, config)
+    def __init__(self, source: Source, decoder: Decoder) -> None:
+        self._decoder = decoder
         self._file = SourceFile(source)
 
     @property
@@ -159,37 +174,46 @@ class _Part:
         return data
 
 
-class _StreamReader:
-    def __init__(self, source: Source, config: LabelConfig) -> None:
+class _StreamReader(Generic[Item]):
+    """Records by their index, of what can only be read from its start on."""
+
+    def __init__(
+        self,
+        source: Source,
+        items: Callable[[Readable], Iterator[Item]],
+        decode: Callable[[int, Item], Record | Quarantined],
+    ) -> None:
         self._source = source
-        self._decoder = Decoder(source, config)
+        self._read_items = items
+        self._decode = decode
         self._rewind()
 
     @property
     def size(self) -> int:
-        return self._stream.raw.size
+        return self._stream.size
 
     def read(self, start: int, stop: int | None) -> Iterator[Record | Quarantined]:
         if start < self._next:
             self.close()
             self._rewind()
         while stop is None or self._next < stop:
-            line = next(self._lines, None)
-            if line is None:
+            try:
+                item = next(self._items)
+            except StopIteration:
                 if stop is None:
                     return
-                raise EOFError
+                raise EOFError from None
             position = self._next
             self._next += 1
             if position >= start:
-                yield self._decoder.from_json(position, line[2])
+                yield self._decode(position, item)
 
     def close(self) -> None:
         self._stream.close()
 
     def _rewind(self) -> None:
-        self._stream = Decompressed(self._source)
-        self._lines = read_lines(self._stream, limit=self._decoder.limit)
+        self._stream = open_content(self._source)
+        self._items = self._read_items(self._stream)
         self._next = 0
 
 

@@ -1,6 +1,8 @@
 """What reading yields: a record that can be labelled, or the reason why it can't be."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from scorers.contract import DocumentKind
 
@@ -17,6 +19,9 @@ class Record:
         meta: the other fields as a JSON object.
         kind: what the text is.
         name: the base name of a file that is one document, else an empty string.
+        ends: of its sentences, as in `Document`, where the corpus gives them; None where they are still to be found.
+        given: other fields by name, as JSON values, that a scorer asks for (`scorers.registry.given_field`); None where
+            none does.
     """
 
     source: str
@@ -26,6 +31,8 @@ class Record:
     meta: str
     kind: DocumentKind
     name: str
+    ends: tuple[int, ...] | None = None
+    given: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

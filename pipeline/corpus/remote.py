@@ -1,4 +1,4 @@
-"""Files behind URIs, by pyarrow.fs: where they are, and which of them a URI stands for."""
+"""Files behind URIs, by pyarrow.fs: where they are, and which of them a URI stands for. The hub's are in `hub`."""
 
 import functools
 import re
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pyarrow.fs as pafs
 
+from pipeline.corpus import hub
 from scorers.errors import UserError
 
 _MAGIC = re.compile(r"[*[]")  # a question mark begins the query of a URI
@@ -22,6 +23,8 @@ def locate(uri: str, options: str = "") -> tuple[pafs.FileSystem, str]:
         UserError: the URI holds a password.
         OSError, pa.ArrowException: pyarrow cannot open it.
     """
+    if uri.startswith(hub.SCHEME):
+        return hub.filesystem(), uri.removeprefix(hub.SCHEME)
     root, path = _parts(uri)
     filesystem, base = _filesystem(root, options)
     return filesystem, f"{base}/{path}" if path else base or "/"
@@ -33,9 +36,11 @@ def find_files(uri: str, options: str = "") -> Iterator[tuple[str, int]] | None:
     Names that begin with a dot are skipped, in folders and by globs.
 
     Raises:
-        UserError: the URI holds a password.
+        UserError: the URI holds a password, or the hub refuses it.
         OSError, pa.ArrowException: pyarrow cannot open or list it.
     """
+    if uri.startswith(hub.SCHEME):
+        return hub.find_files(uri, _MAGIC, _glob_regex)
     filesystem, path = locate(uri, options)
     info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.File:

@@ -12,8 +12,8 @@ TRUNCATED = "truncated-source"
 UNREADABLE = "unreadable-source"
 
 CHUNK = 1 << 16
-_BOM = b"\xef\xbb\xbf"
-_JSON_BLANKS = b" \t\r\n"
+BOM = b"\xef\xbb\xbf"
+JSON_BLANKS = b" \t\r\n"
 
 
 class CutError(Exception):
@@ -148,10 +148,19 @@ class Decompressed:
         self._position += len(data)
         return data
 
+    @property
+    def size(self) -> int:
+        """Bytes of the source as it is now, compressed."""
+        return self.raw.size
+
     def close(self) -> None:
         """Close the source."""
         self._stream.close()
         self.raw.close()
+
+    def drain(self) -> None:
+        """Read the rest of the source as it is, for `on_read` alone."""
+        self.raw.drain()
 
     def _salvage(self) -> bytes:
         raw = SourceFile(self._source)
@@ -169,6 +178,15 @@ class Decompressed:
         finally:
             raw.close()
         return bytes(salvaged)
+
+
+def open_content(source: Source, on_read: Callable[[bytes], None] | None = None) -> "SourceFile | Decompressed":
+    """The content of a source from its start, decompressed if it is compressed.
+
+    Raises:
+        UserError: the source cannot be opened.
+    """
+    return SourceFile(source, on_read) if source.compression is None else Decompressed(source, on_read)
 
 
 def _decompress(raw: SourceFile, compression: Compression | None) -> pa.NativeFile:
@@ -220,4 +238,4 @@ def read_lines(stream: Readable, *, limit: int, offset: int = 0) -> Iterator[tup
 
 
 def _trim(content: bytes, offset: int) -> bytes:
-    return (content if offset else content.removeprefix(_BOM)).strip(_JSON_BLANKS)
+    return (content if offset else content.removeprefix(BOM)).strip(JSON_BLANKS)

@@ -1,7 +1,10 @@
 """The rows of committed units as records to be scored again by others: what `phf score` reads instead of the inputs."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from pipeline.config import LabelConfig, given_by
 from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.records import Record
 from pipeline.storage import Storage
@@ -12,9 +15,10 @@ from pipeline.units.store import UnitStore
 class CommittedReader:
     """Reads units of the first layer of a job."""
 
-    def __init__(self, storage: Storage, plan: Plan) -> None:
+    def __init__(self, storage: Storage, plan: Plan, config: LabelConfig) -> None:
         self._store = UnitStore(storage)
         self._plan = plan
+        self._given = frozenset(given_by(config).values())
 
     def read(self, unit: Unit) -> Iterator[Record]:
         """The labelled and empty records of a unit in order.
@@ -35,4 +39,13 @@ class CommittedReader:
                 meta=row["meta"],
                 kind=source.kind,
                 name=source.uri.rpartition("/")[2] if source.format == "text" else "",
+                ends=tuple(row["ends"]),
+                given=self._given_of(row["meta"]),
             )
+
+    def _given_of(self, meta: str) -> Mapping[str, Any] | None:
+        """Fields that scorers ask for; what the inputs held of them is in `meta`."""
+        if not self._given:
+            return None
+        fields = json.loads(meta)
+        return {field: fields[field] for field in self._given if field in fields}

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,7 +151,10 @@ def _split(record: Record, limit: int, policy: LargeDocuments) -> Document | Sco
         why = "" if policy == "quarantine" else "; Python is never split"
         return ScoringError(TOO_LARGE_DOCUMENT, f"{size} bytes of text, more than max_document_size = {limit}{why}")
     try:
-        return document(record.text, record.kind, record.name)
+        if record.ends is not None:
+            return Document(record.text, np.array(record.ends, np.int32), record.kind, record.name, record.given)
+        found = document(record.text, record.kind, record.name)
+        return found if record.given is None else replace(found, given=record.given)
     except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
         return ScoringError(SPLIT_ERROR, describe(error))
 

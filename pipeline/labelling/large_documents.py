@@ -1,8 +1,8 @@
 """Documents in pieces of bounded size: parts, cut at sentence boundaries, in groups that are scored at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from scorers.contract import Document
 from scorers.text import utf8_size
@@ -31,7 +31,18 @@ class Part:
             return document
         first = int(document.ends[self.start - 1]) if self.start else 0
         ends = document.ends[self.start : self.stop] - first
-        return Document(document.text[first : first + int(ends[-1])], ends, document.kind, document.name)
+        return Document(
+            document.text[first : first + int(ends[-1])], ends, document.kind, document.name, self._given(document)
+        )
+
+    def _given(self, document: Document) -> Mapping[str, Any] | None:
+        """Of lists with a value a sentence those of the part; a list of another length stays as wrong as it was."""
+        return document.given and {
+            field: values[self.start : self.stop]
+            if isinstance(values, list) and len(values) == len(document.ends)
+            else values
+            for field, values in document.given.items()
+        }
 
 
 def groups(documents: Sequence[Document], limit: int) -> Iterator[list[Part]]:

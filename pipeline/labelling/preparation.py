@@ -1,9 +1,10 @@
 """Everything that can be refused before a labelling job starts anything, and the job's own record of what it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import LabelConfig, LabelExecution
+from pipeline.corpus.fields import settle_sentences
 from pipeline.corpus.inputs import Source, find_sources
 from pipeline.corpus.plan import Plan
 from pipeline.corpus.planning import make_plan
@@ -62,6 +63,7 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
     """
     resolved = resolve_config(config)
     sources = find_sources(config.inputs, config.kind, output=config.output)
+    resolved = replace(resolved, config=settle_sentences(sources, resolved.config))
     storage.check()
     if config.execution.address:
         check_address(config.execution.address)

@@ -96,7 +96,7 @@ class UnitLabeller:
         self._storage = Storage.open(job.output)
         # The rows of the first layer stand for the inputs, which may be gone by then.
         self._reader: UnitReader | CommittedReader = (
-            UnitReader(job.plan, job.config) if job.layer == 1 else CommittedReader(self._storage, job.plan)
+            UnitReader(job.plan, job.config) if job.layer == 1 else CommittedReader(self._storage, job.plan, job.config)
         )
         self.scorers = {column: build(column, job.specs[column], _execution(job, column)) for column in self._columns}
         if "torch" in sys.modules:

@@ -4,9 +4,11 @@ import datetime
 import decimal
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +19,7 @@ from pipeline.corpus.arrow_json import json_values
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader, read_sources, read_unit
 from pipeline.corpus.records import Quarantined, Record
+from pipeline.corpus.streams import SourceFile
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all
 
@@ -94,7 +97,7 @@ def test_invalid_and_large_texts_are_quarantined_one_by_one(tmp_path: Path) -> N
     [
         ({"body": ["x"], "id": ["1"]}, {}, "has no column 'text'; it has: body, id.*--text-field"),
         ({"text": [1, 2]}, {}, "The column 'text' of .*a.parquet holds int64, not strings"),
-        ({"text": [["x"]]}, {}, "holds list<element: string>, not strings"),
+        ({"text": [[1]]}, {}, "holds list<element: int64>, not strings"),
         ({"text": ["x"]}, {"meta_fields": ["lang"]}, "has no column 'lang', which meta_fields names"),
         (pa.table([["x"], ["y"]], names=["text", "text"]), {}, "has 2 columns named 'text'"),
     ],
@@ -189,3 +192,32 @@ def test_values_as_json(array: pa.Array, expected: list[Any]) -> None:
     lists = pa.ListArray.from_arrays(pa.array([0, 1, len(array)], pa.int32()), array)
     assert json_values(lists.slice(1)) == [expected[1:]]
     json.dumps(expected)
+
+
+def test_a_huge_row_group_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    texts = [random.bytes(1250).hex() for _ in range(16_000)]
+    path = write(tmp_path / "a.parquet", {"text": texts}, use_dictionary=False, compression="none")
+    assert pq.read_metadata(path).num_row_groups == 1
+    largest = 0
+    real = SourceFile.read
+
+    def read(self: SourceFile, size: int = -1, /) -> bytes:
+        nonlocal largest
+        content = real(self, size)
+        largest = max(largest, len(content))
+        return content
+
+    config = make_config(path)
+    plan = make_plan(config)
+    monkeypatch.setattr(SourceFile, "read", read)
+    tracemalloc.start()
+    try:
+        reader = UnitReader(plan, config)
+        count = sum(1 for unit in plan.units for _ in reader.read(unit))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 16_000
+    assert largest <= 2_000_000
+    assert peak < 16_000_000

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -81,8 +82,12 @@ def test_units_are_bounded_and_cover_every_record_once(
     assert flat(units) == list(read_sources(plan.sources, config))
     totals = [sum(sizes[key] for key in unit) for unit in keys]
     assert all(total <= unit_size or len(unit) == 1 for total, unit in zip(totals, keys, strict=True))
-    # No two neighbours would have fitted together: units are as few as they can be in order.
-    assert all(total + sizes[unit[0]] > unit_size for total, unit in zip(totals, keys[1:], strict=False))
+    # No two neighbours would have fitted together, and within a source not even one more record.
+    for number, (unit, following) in enumerate(pairwise(keys)):
+        assert totals[number] + totals[number + 1] > unit_size
+        if unit[-1][0] == following[0][0] == unit[0][0]:
+            assert totals[number] + sizes[following[0]] > unit_size
+    assert make_plan(config, threads=1) == make_plan(config, threads=7) == plan
 
 
 def test_small_files_share_a_unit(tmp_path: Path) -> None:

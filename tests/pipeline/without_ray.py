@@ -15,7 +15,7 @@ from pipeline.labelling import driver
 from pipeline.labelling.worker import UnitLabeller
 
 
-def _schedule(run: driver.Run, missing: NDArray[np.int64], workers: Mapping[str, int]) -> None:
+def schedule(run: driver.Run, missing: NDArray[np.int64], workers: Mapping[str, int]) -> None:
     labellers = {group: UnitLabeller(run._job, group) for group in run._job.groups}
     for index in missing.tolist():
         unit = run._plan.units[index]
@@ -24,11 +24,11 @@ def _schedule(run: driver.Run, missing: NDArray[np.int64], workers: Mapping[str,
 
 
 @contextlib.contextmanager
-def _no_cluster(*_: Any) -> Any:
+def no_cluster(*_: Any) -> Any:
     yield {"CPU": 1.0, "GPU": 1.0}
 
 
 if __name__ == "__main__":
-    driver.Run._schedule = _schedule  # type: ignore[method-assign]
-    driver.ray_cluster = _no_cluster
+    driver.Run._schedule = schedule  # type: ignore[method-assign]
+    driver.ray_cluster = no_cluster
     main()

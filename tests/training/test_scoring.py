@@ -90,3 +90,9 @@ def test_other_options_are_another_scorer(scorer: Scorer) -> None:
     changed = changed.model_copy(update={"options": {**changed.options, "max_line_length": 100}})
     with pytest.raises(UserError, match="not the one that labelled"):
         rebuild_scorer("pep8", changed)
+
+
+def test_scores_that_came_with_the_corpus_have_no_scorer_for_samples() -> None:
+    given = ScorerEntry(kind="column", options={"field": "scores"}, fingerprint="column-x")
+    with pytest.raises(UserError, match=r"'toxicity' came with the corpus.*--scorer toxicity=detoxify"):
+        rebuild_scorer("toxicity", given, allow_other=True)

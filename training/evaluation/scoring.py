@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind, Execution, Scorer, ScoringError
 from scorers.errors import UserError
-from scorers.registry import ScorerSpec, build
+from scorers.registry import ScorerSpec, build, given_field
 from scorers.sentences import document
 
 EMPTY = "empty"
@@ -61,9 +61,16 @@ def rebuild_scorer(
         The scorer, and warnings that belong into the report.
 
     Raises:
-        UserError: it cannot be built here, or it is another one, so that its scores would not be comparable.
+        UserError: it cannot be built here, or it is another one, so that its scores would not be comparable; or the
+            corpus gave the scores, which nothing here can do for samples.
     """
-    scorer = build(column, ScorerSpec(kind=entry.kind, **entry.options), Execution(device=device))
+    spec = ScorerSpec(kind=entry.kind, **entry.options)
+    if given_field(column, spec) is not None:
+        raise UserError(
+            f"The scores of {column!r} came with the corpus (scorer {entry.kind!r}): there is no scorer for samples. "
+            f"Label the corpus with one that computes them, such as --scorer {column}=detoxify, and train on that."
+        )
+    scorer = build(column, spec, Execution(device=device))
     if scorer.fingerprint == entry.fingerprint:
         return scorer, []
     difference = (

@@ -1,0 +1,66 @@
+"""`phf export`: a labelled dataset in the format of the PHF authors' published ones."""
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from pipeline.options import AsJson
+from scorers.console import print_json
+
+
+def export(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Labelled dataset: the --output of `phf label`, a folder or a URI.")
+    ],
+    column: Annotated[str, typer.Option("--column", "-c", help="Score column whose scores are written.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="A file .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder for Parquet files; local, or s3://, "
+            "gs://, az://. Nothing is overwritten.",
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Write a labelled dataset as rows of texts, meta, scores, avg_score and num_sents, as the PHF authors published.
+
+    Documents to which the scorer does not apply are left out and counted.
+
+    Read it back by: phf label FILE --text-field texts --scorer toxicity=column:scores --output DIR
+
+    Example: phf export labelled --column toxicity --output labelled.jsonl.gz
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from pipeline.dataset import open_dataset
+    from pipeline.export import export as export_dataset
+    from pipeline.labelling.reporter import count_of, reporter_for
+    from scorers.errors import IncompleteError
+
+    opened = open_dataset(dataset)
+    with reporter_for(Console(stderr=True)) as reporter:
+        try:
+            written = export_dataset(opened, column, output, partial(reporter.measure, "Exporting"))
+        except OSError as error:
+            raise IncompleteError(
+                f"Cannot write {output}: {error.strerror or error}. Nothing was left there."
+            ) from None
+    if as_json:
+        print_json({"dataset": dataset, "column": column, "output": output, **asdict(written)})
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{output} holds {count_of(written.documents, 'document')} with {count_of(written.sentences, 'sentence')}.",
+        markup=False,
+    )
+    if written.left_out:
+        console.print(
+            f"Left out: {count_of(written.left_out, 'document')} to which the scorer of {column!r} does not apply.",
+            markup=False,
+        )

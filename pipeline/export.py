@@ -1,0 +1,234 @@
+"""A labelled dataset in the format of the datasets that the authors of the PHF paper published.
+
+A row a document: `texts` (its sentences), `meta`, `scores` (one a sentence), `avg_score` (their mean), `num_sents`.
+"""
+
+import contextlib
+import json
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset import LabelledDataset
+from pipeline.storage import Storage
+from scorers.errors import UserError
+
+SCHEMA = pa.schema(
+    [
+        pa.field("texts", pa.list_(pa.string()), nullable=False),
+        pa.field("meta", pa.string(), nullable=False),
+        pa.field("scores", pa.list_(pa.float64()), nullable=False),
+        pa.field("avg_score", pa.float64()),
+        pa.field("num_sents", pa.int64(), nullable=False),
+    ]
+)
+"""Of a Parquet file: `meta` is a JSON string here, an object in `.jsonl`."""
+
+_COMPRESSIONS = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
+_ROW_GROUP_BYTES = 16_000_000
+_PART_BYTES = 256_000_000
+_READ_ROWS = 256
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Exported:
+    """What was written.
+
+    Attributes:
+        documents, sentences: of all rows.
+        left_out: documents to which the scorer does not apply; the format cannot say so.
+        files: paths below the output, or its own name.
+    """
+
+    documents: int = 0
+    sentences: int = 0
+    left_out: int = 0
+    files: tuple[str, ...] = ()
+
+
+def export(
+    dataset: LabelledDataset, column: str, output: str, progress: Callable[[int, int], None] | None = None
+) -> Exported:
+    """Write a dataset with the scores of one column, in its order and in bounded memory.
+
+    A file appears whole or not at all; the Parquet files of a folder appear one after the other at the end.
+
+    Args:
+        dataset: sealed.
+        column: whose scores are written; float32 values, exactly.
+        output: a file .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder for Parquet files; local or on an object
+            store. It must not exist, a folder may be empty.
+        progress: told rows done and rows of all.
+
+    Raises:
+        UserError: no such column, something is at the output already, or its suffix is another.
+        DamagedError: the dataset is damaged.
+        OSError: the disk or store failed.
+    """
+    dataset.require_column(column)
+    storage, name = _place(output)
+    exported = Exported()
+    rows = _count(_rows(dataset, column, exported), exported, dataset.manifest.rows, progress)
+    suffix = _suffix(name)
+    names: list[str] = []
+    with _staged(storage) as stage:
+        if suffix in _COMPRESSIONS:
+            _write_lines(stage(name), rows, _COMPRESSIONS[suffix])
+            names = [name]
+        elif suffix == ".parquet":
+            _write_parquet(stage(name), rows, None)
+            names = [name]
+        else:
+            first = next(rows, None)
+            while first is not None or not names:
+                names.append(f"train-{len(names):05}.parquet")
+                first = _write_parquet(stage(names[-1]), _chain(first, rows), _PART_BYTES)
+        _refuse_existing(storage, name, output)
+    exported.files = tuple(names)
+    return exported
+
+
+def _place(output: str) -> tuple[Storage, str]:
+    """The folder of a file and its name, or a folder and an empty name."""
+    last = output.rstrip("/").rpartition("/")[2]
+    if _suffix(last):
+        parent = output.rstrip("/").removesuffix(last)
+        storage, name = Storage.open(parent or "."), last
+    elif "." in last.strip(".") and last.rpartition(".")[2] in {"json", "gz", "zst", "csv", "txt", "arrow", "zip"}:
+        raise UserError(
+            f"{output}: phf writes .jsonl, .jsonl.gz, .jsonl.zst and .parquet, or a folder of Parquet files."
+        )
+    else:
+        storage, name = Storage.open(output), ""
+    storage.check()
+    _refuse_existing(storage, name, output)
+    return storage, name
+
+
+def _suffix(name: str) -> str:
+    return next((suffix for suffix in (*_COMPRESSIONS, ".parquet") if name.endswith(suffix) and name != suffix), "")
+
+
+def _refuse_existing(storage: Storage, name: str, output: str) -> None:
+    names = storage.children()
+    if (name in names or f"{name}/" in names) if name else any(each != _STAGING for each in names):
+        raise UserError(f"{output} exists already and is not overwritten. Choose another output, or delete it.")
+
+
+_STAGING = ".phf-export/"
+
+
+@contextmanager
+def _staged(storage: Storage) -> Iterator[Callable[[str], AbstractContextManager[Any]]]:
+    """Files are written aside and moved to their names when the block ends well."""
+    folder = f"{_STAGING}{secrets.token_hex(4)}"
+    names: list[str] = []
+
+    def stage(name: str) -> AbstractContextManager[Any]:
+        names.append(name)
+        return storage.open_write(f"{folder}/{name}")
+
+    try:
+        yield stage
+        for name in names:
+            storage.move(f"{folder}/{name}", name)
+    finally:
+        with contextlib.suppress(OSError):
+            storage.delete_folder(folder)
+            if not storage.children(_STAGING):
+                storage.delete_folder(_STAGING)
+
+
+def _rows(dataset: LabelledDataset, column: str, exported: Exported) -> Iterator[Row]:
+    for batch in dataset.read_batches(["text", "meta", "ends", column], rows=_READ_ROWS):
+        for text, meta, ends, scores in zip(
+            *(batch.column(name).to_pylist() for name in ("text", "meta", "ends", column)), strict=True
+        ):
+            if scores is None:
+                exported.left_out += 1
+                continue
+            yield {
+                "texts": [text[start:end] for start, end in pairwise([0, *ends])],
+                "meta": _meta(meta),
+                "scores": scores,
+                "avg_score": float(np.mean(scores)) if scores else None,
+                "num_sents": len(ends),
+            }
+
+
+def _meta(text: str) -> dict[str, Any]:
+    """The meta of a record; of one that came in this format, the meta that it came with."""
+    fields: dict[str, Any] = json.loads(text)
+    if fields.keys() <= {"meta", "avg_score", "num_sents"} and "meta" in fields:
+        inner = fields["meta"]
+        if isinstance(inner, str):
+            with contextlib.suppress(ValueError):
+                inner = json.loads(inner)
+        if isinstance(inner, dict):
+            return inner
+    return fields
+
+
+def _count(
+    rows: Iterable[Row], exported: Exported, total: int, progress: Callable[[int, int], None] | None
+) -> Iterator[Row]:
+    for row in rows:
+        exported.documents += 1
+        exported.sentences += row["num_sents"]
+        if progress is not None and exported.documents % _READ_ROWS == 0:
+            progress(exported.documents + exported.left_out, total)
+        yield row
+
+
+def _chain(first: Row | None, rows: Iterator[Row]) -> Iterator[Row]:
+    if first is not None:
+        yield first
+    yield from rows
+
+
+def _write_lines(file: AbstractContextManager[Any], rows: Iterable[Row], compression: str | None) -> None:
+    with file as sink, pa.PythonFile(sink, mode="w") as plain, _compressed(plain, compression) as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def _compressed(plain: pa.NativeFile, compression: str | None) -> AbstractContextManager[Any]:
+    return contextlib.nullcontext(plain) if compression is None else pa.CompressedOutputStream(plain, compression)
+
+
+def _write_parquet(file: AbstractContextManager[Any], rows: Iterator[Row], most: int | None) -> Row | None:
+    """Write rows, all or until they have so many bytes of text; returns the one that is left over."""
+    with (
+        file as sink,
+        pa.PythonFile(sink, mode="w") as out,
+        pq.ParquetWriter(
+            out, SCHEMA, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
+        ) as writer,
+    ):
+        group: list[Row] = []
+        size = written = 0
+        for row in rows:
+            if most is not None and written + size >= most:
+                _write_group(writer, group)
+                return row
+            group.append({**row, "meta": json.dumps(row["meta"], ensure_ascii=False, separators=(",", ":"))})
+            size += sum(map(len, row["texts"])) + 12 * row["num_sents"] + len(group[-1]["meta"])
+            if size >= _ROW_GROUP_BYTES:
+                _write_group(writer, group)
+                written, size, group = written + size, 0, []
+        _write_group(writer, group)
+    return None
+
+
+def _write_group(writer: pq.ParquetWriter, rows: list[Row]) -> None:
+    if rows:
+        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=len(rows))
