@@ -168,3 +168,13 @@ def test_relative_inputs_start_from_the_drivers_folder(
     result, part = label(relative, "cpu", "staging/1/0.parquet")
     assert result.rows == 5
     assert set(part.read(["source"]).column(0).to_pylist()) == {"corpus/a.jsonl", "corpus/b.py"}
+
+
+@pytest.mark.parametrize("policy", ["split", "quarantine"])
+def test_large_documents_are_treated_as_the_job_says(job: Job, policy: str) -> None:
+    config = job.config.model_copy(update={"max_document_size": 6, "large_documents": policy})
+    result, part = label(Job(config, job.plan, job.specs, job.groups, job.output), "cpu", "staging/1/0.parquet")
+    large = [each.reason for each in result.quarantined].count("too-large-document")
+    texts = part.read(["text"]).column(0).to_pylist()
+    # "One. Two.", "POISON.", "Grüße! \0", "REFUSE." and the file of Python have more than six bytes.
+    assert (large, "One. Two." in texts, len(texts)) == ((1, True, 4) if policy == "split" else (5, False, 2))
