@@ -2,6 +2,7 @@
 
 What it scores it writes down in the file that `PHF_PROBE_LOG` names, a line a document, so that tests can count. While
 there is a file of that name with the suffix `.hold`, scoring waits as soon as as many documents are scored as it says.
+Each process that scores leaves a file of that name with the suffix `.by-PID`.
 """
 
 import hashlib
@@ -53,6 +54,7 @@ class ProbeScorer:
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
         time.sleep(self._options.delay_s)
         log = Path(os.environ[LOG])
+        log.with_suffix(f".by-{os.getpid()}").touch()
         _wait_while_held(log)
         for document in documents:
             if KILL_ONCE in document.text:

@@ -54,6 +54,24 @@ def test_a_folder_is_its_known_files_at_any_depth_sorted(corpus: Path) -> None:
     ]
 
 
+def test_formats_by_suffix(tmp_path: Path) -> None:
+    touch(tmp_path, "a.warc.wet.gz", "b.wet", "c.warc", "d.warc.gz", "e.arrow", "f.warc.wat.gz", "g.gz", ".arrow")
+    assert [(Path(each.uri).name, each.format, each.compression) for each in find_sources([str(tmp_path)])] == [
+        ("a.warc.wet.gz", "warc", "gzip"),
+        ("b.wet", "warc", None),
+        ("c.warc", "warc", None),
+        ("d.warc.gz", "warc", "gzip"),
+        ("e.arrow", "arrow", None),
+    ]
+
+
+def test_caches_beside_a_saved_dataset_are_no_input_unless_named(tmp_path: Path) -> None:
+    touch(tmp_path, "train/data-00000-of-00001.arrow", "train/cache-0f1e.arrow", "train/state.json")
+    saved, cache = (str(tmp_path / "train" / name) for name in ("data-00000-of-00001.arrow", "cache-0f1e.arrow"))
+    assert uris(str(tmp_path)) == uris(f"{tmp_path}/**/*.arrow") == [saved]
+    assert uris(cache) == [cache]
+
+
 def test_kind_can_be_forced(corpus: Path) -> None:
     assert {source.kind for source in find_sources(["corpus"], "python")} == {"python"}
     assert {source.kind for source in find_sources(["corpus"], "prose")} == {"prose"}

@@ -18,6 +18,7 @@ from pipeline.corpus.inputs import find_sources
 from pipeline.corpus.records import Record
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all
+from tests.pipeline.here import rows_of, run
 from tests.pipeline.hub_server import FakeHub, serve
 
 
@@ -84,7 +85,10 @@ def test_one_job_reads_one_commit(hub: FakeHub) -> None:
 def test_revisions(hub: FakeHub) -> None:
     hub.push("org/name", {"a.jsonl": lines("main")})
     other = hub.push("org/name", {"a.jsonl": lines("dev")}, branch="dev")
-    assert uris("hf://datasets/org/name@dev") == [f"hf://datasets/org/name@{other}/a.jsonl"]
+    for name in ("refs/convert/parquet", "my/branch"):
+        hub.branches["org/name", name] = other
+    for revision in ("dev", "refs/convert/parquet", "refs%2Fconvert%2Fparquet", "my%2Fbranch"):
+        assert uris(f"hf://datasets/org/name@{revision}/a.jsonl") == [f"hf://datasets/org/name@{other}/a.jsonl"]
 
 
 def test_a_large_file_is_read_in_ranges(hub: FakeHub) -> None:
@@ -149,3 +153,21 @@ def test_a_passing_fault_is_tried_again(hub: FakeHub) -> None:
     hub.failing = 1
     _, units = read_all(make_config("hf://datasets/org/name"))
     assert [record.text for record in flat(units)] == ["eins"]
+
+
+def test_a_published_dataset_is_labelled_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    row = {"texts": ["One. ", "Two."], "meta": {}, "scores": [0.5, 0.25], "avg_score": 0.375, "num_sents": 2}
+    commit = hub.push("org/pile-chunk3", {"data/train.jsonl": json.dumps(row).encode() + b"\n"})
+    command = (
+        *("label", "hf://datasets/org/pile-chunk3", "--text-field", "texts", "--scorer", "toxicity=column:scores"),
+        *("--output", tmp_path / "out"),
+    )
+    run(*command)
+    (found,) = rows_of(tmp_path / "out")
+    assert (found["text"], found["ends"], found["toxicity"]) == ("One. Two.", [5, 9], [0.5, 0.25])
+    assert found["source"] == f"hf://datasets/org/pile-chunk3@{commit}/data/train.jsonl"
+    assert run("verify", tmp_path / "out", "--inputs")["ok"]
+    hub.push("org/pile-chunk3", {"data/train.jsonl": b"{}\n"})
+    hub_inputs._commit.cache_clear()
+    refused = run(*command, expect=2)
+    assert f"gone: hf://datasets/org/pile-chunk3@{commit}/data/train.jsonl" in refused
