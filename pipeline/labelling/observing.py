@@ -1,4 +1,4 @@
-"""What the scheduler tells of its work while it goes: for logs, metrics and tests, which need know nothing else of it."""
+"""What the scheduler tells of its work while it goes: for logs, metrics and tests, which need know nothing else."""
 
 from pipeline.corpus.plan import Unit
 from pipeline.labelling.worker import PartResult
