@@ -17,15 +17,19 @@ from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.schema import unit_schema
 from pipeline.dataset.writer import parquet_writer
-from pipeline.labelling.scoring import score_documents
+from pipeline.labelling.scoring import placeholder, score_documents
 from pipeline.storage import Storage
-from scorers.contract import Document, Execution, Scorer, ScoringError
+from scorers.contract import Document, Scorer, ScoringError
 from scorers.isolation import describe
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document
 
 BASE_GROUP = "cpu"
+SPLIT = "split"
 SPLIT_ERROR = "split-error"
+
+# By key of a record and by column, or `split`: what is known not to survive, and what is said instead.
+Spared = Mapping[tuple[str, int], Mapping[str, ScoringError]]
 
 _KEY_COLUMNS = ("source", "position")
 _ROW_GROUP_BYTES = 64 * 1024 * 1024
@@ -101,7 +105,11 @@ class Labelled:
 
 
 def label_records(
-    records: Iterable[Record | Quarantined], scorers: Mapping[str, Scorer], *, keep_text: bool = False
+    records: Iterable[Record | Quarantined],
+    scorers: Mapping[str, Scorer],
+    *,
+    keep_text: bool = False,
+    spared: Spared | None = None,
 ) -> Labelled:
     """Split and score records; one that a scorer cannot score is quarantined and changes nothing for the others.
 
@@ -109,20 +117,28 @@ def label_records(
         records: all of a unit: scorers get all documents at once, and scores may depend on the set in the last bits.
         scorers: by column; of several that fail on a record the first gives the reason.
         keep_text: whether quarantine keeps the text.
+        spared: what is not to be tried: scorers get a placeholder, and the record is quarantined with what is given.
 
     Raises:
         ScorerFailedError: a scorer fails whatever it is given.
     """
     labelled = Labelled()
+    spared = spared or {}
     with _timed(labelled.seconds, "read"):
         items = list(records)
     with _timed(labelled.seconds, "split"):
-        outcomes = [each if isinstance(each, Quarantined) else _split(each) for each in items]
+        outcomes = [each if isinstance(each, Quarantined) else _split(each, spared) for each in items]
     documents = [each for each in outcomes if isinstance(each, Document)]
+    reasons = [
+        spared.get((each.source, each.position), {})
+        for each, outcome in zip(items, outcomes, strict=True)
+        if isinstance(outcome, Document)
+    ]
     columns: dict[str, Iterator[NDArray[np.float32] | ScoringError | None]] = {}
     for column, scorer in scorers.items():
         with _timed(labelled.seconds, column):
-            columns[column] = iter(_score_column(scorer, documents))
+            refused = {index: each[column] for index, each in enumerate(reasons) if column in each}
+            columns[column] = iter(_score_column(scorer, documents, refused))
     for record, outcome in zip(items, outcomes, strict=True):
         if isinstance(record, Quarantined):
             labelled.quarantined.append(record)
@@ -162,28 +178,34 @@ class UnitLabeller:
         self._columns = job.groups[group]
         self._storage = Storage.open(job.output)
         self._reader = UnitReader(job.plan, job.config)
-        self.scorers = {column: build(column, job.specs[column], _execution(job, column)) for column in self._columns}
+        execution = job.config.execution
+        self.scorers = {column: build(column, job.specs[column], execution.of(column)) for column in self._columns}
         if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(job.config.execution.threads)
+            sys.modules["torch"].set_num_threads(execution.threads)
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the group's scorers by column."""
         return {column: scorer.fingerprint for column, scorer in self.scorers.items()}
 
-    def label(self, unit: Unit, staged: str) -> PartResult:
+    def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
+        """The records of a unit; see `UnitReader.read`."""
+        return self._reader.read(unit)
+
+    def label(self, unit: Unit, staged: str, spared: Spared | None = None) -> PartResult:
         """Read, split and score a unit, and stage its part: the same bytes for the same unit, wherever and whenever.
 
         Args:
             unit: of the job's plan.
             staged: path below the output, for `Storage.open_write`.
+            spared: see `label_records`.
 
         Raises:
             UserError: an input has changed since the plan was made.
             ScorerFailedError: a scorer fails whatever it is given.
             OSError: reading or staging failed.
         """
-        labelled = label_records(self._reader.read(unit), self.scorers, keep_text=self._config.quarantine_text)
+        labelled = label_records(self.read(unit), self.scorers, keep_text=self._config.quarantine_text, spared=spared)
         schema = part_schema(self._columns, base=self._group == BASE_GROUP)
         with (
             _timed(labelled.seconds, "write"),
@@ -216,24 +238,20 @@ def part_schema(columns: Sequence[str], *, base: bool) -> pa.Schema:
     return schema if base else pa.schema([schema.field(name) for name in (*_KEY_COLUMNS, *columns)])
 
 
-def _execution(job: Job, column: str) -> Execution:
-    execution = job.config.execution
-    return Execution(
-        device=execution.devices.get(column, "cpu"),
-        threads=execution.threads,
-        batch_tokens=execution.batch_tokens,
-        deadline_s=execution.deadline_s,
-    )
-
-
-def _split(record: Record) -> Document | ScoringError:
+def _split(record: Record, spared: Spared) -> Document | ScoringError:
+    known = spared.get((record.source, record.position), {}).get(SPLIT)
+    if known is not None:
+        return ScoringError(known.reason, f"{SPLIT}: {known.detail}")
     try:
         return document(record.text, record.kind, record.name)
     except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
         return ScoringError(SPLIT_ERROR, describe(error))
 
 
-def _score_column(scorer: Scorer, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError | None]:
+def _score_column(
+    scorer: Scorer, documents: Sequence[Document], refused: Mapping[int, ScoringError]
+) -> list[NDArray[np.float32] | ScoringError | None]:
+    documents = [placeholder(each) if index in refused else each for index, each in enumerate(documents)]
     results: list[NDArray[np.float32] | ScoringError | None] = [None] * len(documents)
     wanted = []
     for index, each in enumerate(documents):
@@ -249,7 +267,7 @@ def _score_column(scorer: Scorer, documents: Sequence[Document]) -> list[NDArray
     if wanted:
         for index, result in zip(wanted, score_documents(scorer, [documents[each] for each in wanted]), strict=True):
             results[index] = result
-    return results
+    return [refused.get(index, each) for index, each in enumerate(results)]
 
 
 def _row_groups(scored: Sequence[Scored]) -> Iterator[Sequence[Scored]]:

@@ -3,14 +3,14 @@
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.scheduler import Event, Kind
+from pipeline.labelling.crew import Event, Kind
 from pipeline.labelling.worker import PartResult
 
-Fate = str  # "done", "raise", "die" or "hang"
+Fate = str  # "done", "raise", "die", "hang" or "lose-node"
 
 
 @dataclass
@@ -30,6 +30,7 @@ class SimulatedCrew:
         seconds: Callable[[Unit, str], float] = lambda unit, group: 1.0,
         fate: Callable[[Unit, str, int], Fate] = lambda unit, group, attempt: "done",
         start: Callable[[int], Fate] = lambda number: "ready",
+        resources: Mapping[str, float] | None = None,
     ) -> None:
         self.now = 0.0
         self.workers: dict[int, SimulatedWorker] = {}
@@ -38,9 +39,12 @@ class SimulatedCrew:
         self.hired = 0
         self.most_in_flight = 0
         self.busy_s = 0.0
+        self.isolated: list[tuple[int, str]] = []
+        self.capacity: Mapping[str, float] = resources or {}
         self._seconds = seconds
         self._fate = fate
         self._start = start
+        self._in_flight = 0
         self._queue: list[tuple[float, int, Event]] = []
         self._tick = itertools.count()
 
@@ -53,20 +57,27 @@ class SimulatedCrew:
         self.hired += 1
         self.workers[number] = SimulatedWorker(group)
         kind = Kind.READY if self._start(number) == "ready" else Kind.DIED
-        self._later(0.5, Event(kind, number, error="" if kind is Kind.READY else "no model"))
+        if self._start(number) != "never":
+            self._later(0.5, Event(kind, number, error="" if kind is Kind.READY else "no model", node="here"))
         return number
 
-    def send(self, worker: int, unit: Unit) -> None:
+    def resources(self) -> Mapping[str, float]:
+        return self.capacity
+
+    def send(self, worker: int, unit: Unit, *, isolated: bool) -> None:
         each = self.workers[worker]
+        if isolated:
+            self.isolated.append((unit.index, each.group))
         assert each.ready
         each.units.append(unit)
         assert len(each.units) <= 2, "more than the bound for a worker"
-        self.most_in_flight = max(self.most_in_flight, sum(len(one.units) for one in self.workers.values()))
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
         if len(each.units) == 1:
             self._begin(worker)
 
     def dismiss(self, worker: int) -> None:
-        del self.workers[worker]
+        self._in_flight -= len(self.workers.pop(worker).units)
 
     def wait(self, timeout: float) -> list[Event]:
         until = self.now + timeout
@@ -79,9 +90,10 @@ class SimulatedCrew:
             if event.kind is Kind.READY:
                 worker.ready = True
             elif event.kind is Kind.DIED:
-                del self.workers[event.worker]
+                self.dismiss(event.worker)
             else:
                 worker.units.popleft()
+                self._in_flight -= 1
                 if worker.units:
                     self._begin(event.worker)
             events.append(event)
@@ -103,6 +115,8 @@ class SimulatedCrew:
             self._later(seconds, Event(Kind.FAILED, number, error="ValueError at scorer.py:1"))
         elif fate == "die":
             self._later(seconds, Event(Kind.DIED, number, error="its process died"))
+        elif fate == "lose-node":
+            self._later(seconds, Event(Kind.DIED, number, error="its machine went away", with_node=True))
 
     def _later(self, seconds: float, event: Event) -> None:
         heapq.heappush(self._queue, (self.now + seconds, next(self._tick), event))

@@ -111,7 +111,7 @@ def test_a_scorer_with_workers_of_its_own_gives_the_same_bytes(tmp_path: Path) -
     made.write(["One.", "Two. Three."], "second.jsonl")
     options = ("--scorer", "other=gpu_probe", "--unit-size", "2000")
     made.run_undisturbed(*options, output=tmp_path / "together")
-    result = made.run(*options, "--set", "execution.devices.other=cuda", output=tmp_path / "apart")
+    result = made.run(*options, "--set", "execution.pools.other=cuda", output=tmp_path / "apart")
     assert result.returncode == 0, result.stderr
     assert data_hashes(tmp_path / "apart") == data_hashes(tmp_path / "together")
     parts = sorted(path.name for path in (tmp_path / "apart" / "units" / "00000000").iterdir())

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.plan import Unit
+from pipeline.labelling.pools import Pool
 from pipeline.labelling.scheduler import Scheduler
 from scorers.errors import IncompleteError
 from tests.pipeline.simulation import Completed, SimulatedCrew, units
@@ -15,7 +16,8 @@ from tests.pipeline.simulation import Completed, SimulatedCrew, units
 
 def schedule(crew: SimulatedCrew, workers: dict[str, int], count: int, **options: Any) -> tuple[Completed, Scheduler]:
     completed = Completed()
-    scheduler = Scheduler(crew, workers, completed, clock=crew.clock, **options)
+    pools = {group: Pool.of(count) for group, count in workers.items()}
+    scheduler = Scheduler(crew, pools, completed, clock=crew.clock, **options)
     scheduler.run(units(count))
     assert crew.workers == {}, "every worker is dismissed at the end"
     return completed, scheduler
@@ -80,16 +82,19 @@ def test_a_dead_worker_is_replaced_and_its_unit_tried_again() -> None:
     assert scheduler.failures == []
     assert crew.begun[3, "cpu"] == 3
     assert crew.hired == 4
-    assert [note for note in notes if "attempt 2 of 3" in note]
+    assert [note for note in notes if "Unit 00000003 is tried record by record" in note]
+    # From its first loss on it is tried record by record, and nothing else is.
+    assert crew.isolated == [(3, "cpu"), (3, "cpu")]
 
 
-@pytest.mark.parametrize("fate", ["die", "raise", "hang"])
-def test_a_poisoned_unit_is_given_up_and_the_others_are_done(fate: str) -> None:
+@pytest.mark.parametrize(("fate", "begun"), [("die", 3), ("hang", 3), ("raise", 2)])
+def test_a_unit_that_no_record_alone_is_to_blame_for_is_given_up_and_the_others_are_done(fate: str, begun: int) -> None:
     crew = SimulatedCrew(fate=lambda unit, group, attempt: fate if unit.index == 3 else "done")
     completed, scheduler = schedule(crew, {"cpu": 2}, 10, attempts=2, unit_deadline_s=30)
     assert sorted(completed.parts) == [index for index in range(10) if index != 3]
     assert [(each.unit.index, each.group, each.attempts) for each in scheduler.failures] == [(3, "cpu", 2)]
-    assert crew.begun[3, "cpu"] == 2
+    # One that was lost is tried record by record so often, after the once that it was lost.
+    assert crew.begun[3, "cpu"] == begun
     # A unit that waited behind the poisoned one has lost no attempt: each was begun once.
     assert all(begun == 1 for (index, _), begun in crew.begun.items() if index != 3)
 
@@ -135,14 +140,14 @@ def test_what_completing_raises_ends_the_job() -> None:
 
     crew = SimulatedCrew()
     with pytest.raises(IncompleteError, match="no space"):
-        Scheduler(crew, {"cpu": 3}, refuse, clock=crew.clock).run(units(10))
+        Scheduler(crew, {"cpu": Pool.of(3)}, refuse, clock=crew.clock).run(units(10))
     assert crew.workers == {}
 
 
 def stop_at(second: float, grace_s: float, **options: Any) -> tuple[SimulatedCrew, Completed]:
     crew = SimulatedCrew(**options)
     completed = Completed()
-    scheduler = Scheduler(crew, {"cpu": 3}, completed, clock=crew.clock)
+    scheduler = Scheduler(crew, {"cpu": Pool.of(3)}, completed, clock=crew.clock)
 
     def tick() -> None:
         if crew.now >= second and not scheduler.stopping:

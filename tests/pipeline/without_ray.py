@@ -14,7 +14,8 @@ def _label(run: driver._Run) -> None:
     for unit in run._plan.units:
         if unit.index not in committed:
             staging = f"{run._epoch.staging}/{unit.name}"
-            run._commit(unit, [each.label(unit, f"{staging}.{group}") for group, each in labellers.items()])
+            parts = [each.label(unit, f"{staging}.{group}") for group, each in labellers.items()]
+            run._count(unit, parts, run._committer.commit(unit, parts))
 
 
 if __name__ == "__main__":
