@@ -87,6 +87,7 @@ class Scheduler:
         self._open: dict[int, dict[str, PartResult]] = {}
         self._died_starting = dict.fromkeys(pools, 0)
         self._failed_in_a_row = 0
+        self._exhausted = False
         self._stop_by = float("inf")
         self._deadlines_at = 0.0
 
@@ -106,7 +107,7 @@ class Scheduler:
             while not self.stopping and self._hand_out(coming):
                 self._step(tick)
                 if not self.stopping:
-                    self._workforce.resize({group: len(backlog) for group, backlog in self._backlog.items()})
+                    self._workforce.resize(self._waiting)
             self._workforce.dismiss_idle()
             while self.stopping and len(self._workforce) and self._clock() < self._stop_by:
                 self._step(tick)
@@ -147,17 +148,25 @@ class Scheduler:
                     self._send(number, group, self._backlog[group].popleft())
         return bool(self._open) or self._open_next(coming)
 
+    def _waiting(self) -> dict[str, int]:
+        """Units that wait for a worker of each group, those included that might be opened for it."""
+        more = 0 if self._exhausted else max(0, self._most_open() - len(self._open))
+        return {group: len(backlog) + more for group, backlog in self._backlog.items()}
+
+    def _most_open(self) -> int:
+        return _OPEN_A_WORKER * len(self._workforce)
+
     def _prepare(self, group: str, coming: Iterator[Unit], wanted: int) -> bool:
         """Whether a group's backlog holds `wanted` units; opens new ones for that, as far as the bound allows."""
-        limit = _OPEN_A_WORKER * len(self._workforce)
         while len(self._backlog[group]) < wanted:
-            if len(self._open) >= limit or not self._open_next(coming):
+            if len(self._open) >= self._most_open() or not self._open_next(coming):
                 return False
         return True
 
     def _open_next(self, coming: Iterator[Unit]) -> bool:
         unit = next(coming, None)
         if unit is None:
+            self._exhausted = True
             return False
         self._open[unit.index] = {}
         for backlog in self._backlog.values():

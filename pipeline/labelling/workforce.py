@@ -179,11 +179,11 @@ class Workforce:
         now = self._clock()
         return iter([n for n, each in self._workers.items() if each.units and now - each.since > allowed_s(each)])
 
-    def resize(self, backlog: Mapping[str, int]) -> None:
+    def resize(self, waiting: Callable[[], Mapping[str, int]]) -> None:
         """Every few seconds: follow the cluster, grow a pool that others wait for, shrink one that has been idle.
 
         Args:
-            backlog: units that wait, by group.
+            waiting: tells how many units wait for a worker of each group.
         """
         now = self._clock()
         if now < self._resize_at:
@@ -191,6 +191,7 @@ class Workforce:
         self._resize_at = now + _RESIZE_EVERY_S
         resources = self._crew.resources()
         most = most_workers(self._pools, resources)
+        backlog = waiting()
         for group, pool in self._pools.items():
             load = Load(self._counts[group], len(self._starting[group]), len(self._free[group][0]), backlog[group])
             spare = spare_workers(group, self._pools, self._counts, resources)

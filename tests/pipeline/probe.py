@@ -23,6 +23,8 @@ KILL_ONCE = "KILL-THE-WORKER-ONCE"
 
 # Set, a text of these is refused with a ScoringError, in place of what it does otherwise.
 MILD = "PHF_PROBE_MILD"
+# Set, the scorer dies over any text.
+DIE_ALWAYS = "PHF_PROBE_DIE_ALWAYS"
 SEGFAULT, HANG_IN_C, EXIT, EAT_MEMORY = "SEGFAULT", "HANG-IN-C", "EXIT-AT-ONCE", "EAT-MEMORY"
 
 ENTRY_POINTS = """[phf.scorers]
@@ -92,6 +94,8 @@ class PoisonProbeScorer(ProbeScorer):
     runs_on_gpu = True
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
+        if DIE_ALWAYS in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
         results = super().score(documents)
         total = sum(len(document.text) for document in documents)
         for index, document in enumerate(documents):
