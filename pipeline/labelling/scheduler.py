@@ -212,7 +212,7 @@ class Scheduler:
 
     def _lose(self, number: int, error: str, *, with_node: bool = False) -> None:
         """A worker is gone: its first unit may have used up an attempt, the others are just handed out again."""
-        worker = self._workforce.lose(number)
+        worker = self._workforce.remove(number)
         group, unit = worker.group, worker.units[0] if worker.units else None
         counted = unit is not None and not (with_node and self._attempts.lost_with_node(unit, group))
         self._observer.lost(number, group, error, unit=unit, counted=counted)

@@ -1,7 +1,7 @@
 """The workers of all pools: who can take a unit, who is late, and how many there should be as the cluster changes."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.corpus.plan import Unit
@@ -145,13 +145,21 @@ class Workforce:
         seconds, worker.since = now - worker.since, now
         return unit, seconds
 
-    def lose(self, number: int) -> Worker:
-        """A worker is gone, or to be killed by the caller; `refill` hires another in its place."""
-        return self._remove(number)
+    def remove(self, number: int) -> Worker:
+        """Forget a worker that is gone, or that the caller lets go; `refill` hires another in its place."""
+        worker = self._workers.pop(number)
+        self._counts[worker.group] -= 1
+        if not worker.ready:
+            del self._starting[worker.group][number]
+        elif len(worker.units) < QUEUED:
+            del self._free[worker.group][len(worker.units)][number]
+        if worker.units:
+            self._busy -= 1
+        return worker
 
     def dismiss(self, number: int) -> None:
         """Let a worker go, and all that it has."""
-        worker = self._remove(number)
+        worker = self.remove(number)
         self._crew.dismiss(number)
         self._observer.dismissed(number, worker.group)
 
@@ -174,10 +182,10 @@ class Workforce:
             self._counts[group] += 1
             self._observer.hired(number, group)
 
-    def late(self, allowed_s: Callable[[Worker], float]) -> Iterator[int]:
+    def late(self, allowed_s: Callable[[Worker], float]) -> list[int]:
         """Workers that have been at a unit for longer than they may."""
         now = self._clock()
-        return iter([n for n, each in self._workers.items() if each.units and now - each.since > allowed_s(each)])
+        return [n for n, each in self._workers.items() if each.units and now - each.since > allowed_s(each)]
 
     def resize(self, waiting: Callable[[], Mapping[str, int]]) -> None:
         """Every few seconds: follow the cluster, grow a pool that others wait for, shrink one that has been idle.
@@ -235,14 +243,3 @@ class Workforce:
                     else ": either Ray has found no place for one, or its scorers take long to load"
                 )
                 self._notify(f"The pool {group} still waits for its first worker{why}. The job goes on when it comes.")
-
-    def _remove(self, number: int) -> Worker:
-        worker = self._workers.pop(number)
-        self._counts[worker.group] -= 1
-        if not worker.ready:
-            del self._starting[worker.group][number]
-        elif len(worker.units) < QUEUED:
-            del self._free[worker.group][len(worker.units)][number]
-        if worker.units:
-            self._busy -= 1
-        return worker

@@ -20,6 +20,7 @@ from scorers.contract import Document, Execution, ScoringError, SemanticOptions
 LOG = "PHF_PROBE_LOG"
 KILL = "KILL-THE-WORKER"
 KILL_ONCE = "KILL-THE-WORKER-ONCE"
+KILL_BESIDE_OTHERS = "KILL-THE-WORKER-BESIDE-OTHERS"
 
 # Set, a text of these is refused with a ScoringError, in place of what it does otherwise.
 MILD = "PHF_PROBE_MILD"
@@ -43,7 +44,10 @@ class ProbeOptions(SemanticOptions):
 
 
 class ProbeScorer:
-    """Scores a sentence by its length. `KILL` in a text kills the process; `KILL_ONCE` does so the first time."""
+    """Scores a sentence by its length. `KILL` in a text kills the process, `KILL_ONCE` the first time.
+
+    `KILL_BESIDE_OTHERS` does unless it is the only text of the call.
+    """
 
     Options = ProbeOptions
     main_option = "delay_s"
@@ -66,6 +70,9 @@ class ProbeScorer:
                 once = log.with_suffix(".killed")
                 if not once.exists():
                     once.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            elif KILL_BESIDE_OTHERS in document.text:
+                if len(documents) > 1:
                     os.kill(os.getpid(), signal.SIGKILL)
             elif KILL in document.text:
                 os.kill(os.getpid(), signal.SIGKILL)

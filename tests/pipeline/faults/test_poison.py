@@ -1,13 +1,14 @@
 """Records that take their process with them: the others get the scores that they would have beside a refused one."""
 
 import json
+import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from tests.pipeline import probe
-from tests.pipeline.labelling import Labelling, data_hashes
+from tests.pipeline.labelling import Labelling, alive, data_hashes, descendants, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +77,8 @@ def test_records_that_kill_their_process_go_into_quarantine_and_nothing_else_doe
     # A record that a worker died over once is no poison, and no unit was given up.
     assert stderr.count("is tried record by record") == 4
     assert CANARY not in stdout + stderr
+    # Ray tells of each dead process on stdout, which is for the summary.
+    assert stdout.startswith("Labelled 40 records")
     progress = json.loads((made.output / "job" / "progress.json").read_text())
     assert (progress["state"], progress["failed"]) == ("done", [])
 
@@ -106,3 +109,37 @@ def test_a_scorer_that_dies_whatever_it_is_given_quarantines_nothing(tmp_path: P
     assert "its scorers do not even score a few words of ours (worker-died: SIGKILL), 1 times" in message
     assert not (made.output / "manifest.json").exists()
     assert CANARY not in stdout + stderr
+
+
+def test_a_stop_in_the_middle_of_it_leaves_no_process_behind(tmp_path: Path) -> None:
+    made = Labelling(tmp_path, scorer="probe=poison_probe")
+    made.write([f"{CANARY} {number}. {'x' * 100}" for number in range(8)] + [probe.HANG_IN_C])
+    options = ("--unit-size", "500", "--set", "execution.unit_deadline_s=15", "--max-quarantined", "1")
+    process = made.start(*options, "--set", "execution.attempts=9")
+
+    def child() -> set[int]:
+        return {pid for pid in descendants(process.pid) if "pipeline.labelling.isolated" in command_of(pid)}
+
+    wait_for(lambda: bool(child()) or process.poll() is not None, seconds=200)
+    helpers = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 75, stderr
+    assert CANARY not in stdout + stderr
+    # Ray's own helpers look for their head now and then; nothing that labels is left at once.
+    assert not {pid for pid in alive(helpers) if "isolated" in command_of(pid)}
+    wait_for(lambda: not alive(helpers), seconds=100)
+
+    process = made.start(*options, "--set", "execution.attempts=1")
+    stdout, stderr = process.communicate(timeout=500)
+    assert process.returncode == 0, stderr
+    assert list(quarantined(made.output).values()) == [("worker-hung", "probe: nothing came for 15 s, once")]
+    assert len(positions(made.output)) == 8
+
+
+def command_of(pid: int) -> str:
+    """A process's command line; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
