@@ -61,16 +61,11 @@ def ray_cluster(address: str | None, cpus: int | None = None) -> Iterator[dict[s
     Raises:
         UserError: the cluster cannot be joined, or Ray does not start.
     """
-    # stdout is for results, and Ray prints there what befell its processes, whatever it is told of logging.
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), _started(address, cpus):
+    with _local(cpus) if address is None else _remote(address):
         import ray
 
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield resources
-
-
-def _started(address: str | None, cpus: int | None) -> contextlib.AbstractContextManager[None]:
-    return _local(cpus) if address is None else _remote(address)
 
 
 @contextlib.contextmanager
