@@ -2,27 +2,70 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
 from pipeline.labelling.quarantine_limit import check_limit
+from scorers.contract import Execution
 from scorers.registry import ScorerSpec, given_field
 
 MAX_DOCUMENT_SIZE = 1024 * 1024
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class PoolOptions(BaseModel):
+    """A pool of workers, and what each of them takes of the cluster. The device alone, as a string, will do.
+
+    Attributes:
+        device: torch device of the scorer, such as `cpu` or `cuda`.
+        cpus, gpus: that a worker takes; of a GPU also a fraction. Left out: `threads` CPUs, or, on another device, one
+            GPU and no CPU.
+        memory: bytes that a worker takes when Ray looks for a place for it; `memory_limit` is what holds it to them.
+        min, max: workers. Between these the pool grows while others wait for it and shrinks when it has been idle;
+            without `max` as far as the cluster has room.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = "cpu"
+    cpus: float | None = Field(default=None, ge=0)
+    gpus: float | None = Field(default=None, ge=0)
+    memory: ByteSize | None = Field(default=None, ge=1)
+    min: int = Field(default=1, ge=1)
+    max: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _device_alone(cls, value: Any) -> Any:
+        return {"device": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _possible(self) -> "PoolOptions":
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max ({self.max}) is less than min ({self.min})")
+        if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus must be a fraction of one or a whole number, not {self.gpus:g}")
+        return self
 
 
 class LabelExecution(BaseModel):
     """Options that change no byte of the dataset.
 
     Attributes:
-        workers: CPU actors; None for one a core of this machine, or of the cluster that `address` names.
+        workers: exactly so many workers for all scorers that have no pool of their own; None for one a core of this
+            machine, or of the cluster that `address` names, more and fewer as nodes join and leave it.
         address: Ray cluster to join, such as `auto` or `ray://head:10001`; None starts a local one of its own.
-        devices: torch device by column; a scorer on `cuda` gets actors with a GPU of its own.
-        gpu_workers: actors for each scorer on a GPU.
-        threads: threads a CPU actor computes with.
+        pools: by column: that scorer has workers of its own; `cpu` for those of all the others. A device alone will do:
+            `{toxicity: cuda}`.
+        threads: threads a worker computes with.
         batch_tokens: padded tokens that a network gets at once.
-        deadline_s: seconds a document may take in one scorer.
-        unit_deadline_s: seconds a unit may take before its worker is killed and the unit is tried again.
-        attempts: how often a unit whose worker dies is tried.
+        deadline_s: seconds a document may take in one scorer, and as much again for every 50,000 characters.
+        deadlines: the same by column, where it is another.
+        unit_deadline_s: seconds a unit may take before its worker is killed and the unit is tried record by record.
+        memory_limit: bytes of memory; a worker that comes to hold more is killed and its unit tried record by record.
+            None for no limit but the machine's.
+        attempts: how often a unit that raises is tried; how often a record may kill its process, hang or outgrow the
+            memory before it goes into quarantine.
         max_quarantined: entries of quarantine above which the job ends with status 3: a count such as 5, or a share of
             the records such as 0.1%.
     """
@@ -31,14 +74,24 @@ class LabelExecution(BaseModel):
 
     workers: int | None = Field(default=None, ge=1)
     address: str | None = None
-    devices: dict[str, str] = Field(default_factory=dict)
-    gpu_workers: int = Field(default=1, ge=1)
+    pools: dict[str, PoolOptions] = Field(default_factory=dict)
     threads: int = Field(default=1, ge=1)
     batch_tokens: int = Field(default=16_384, ge=64)
-    deadline_s: float = Field(default=60.0, gt=0)
-    unit_deadline_s: float = Field(default=3600.0, gt=0)
+    deadline_s: Seconds = 60.0
+    deadlines: dict[str, Seconds] = Field(default_factory=dict)
+    unit_deadline_s: Seconds = 3600.0
+    memory_limit: ByteSize | None = Field(default=None, ge=1)
     attempts: int = Field(default=3, ge=1)
     max_quarantined: Annotated[int | str, BeforeValidator(check_limit)] = 0
+
+    def of(self, column: str) -> Execution:
+        """What the scorer of a column is told of all this."""
+        return Execution(
+            device=self.pools[column].device if column in self.pools else "cpu",
+            threads=self.threads,
+            batch_tokens=self.batch_tokens,
+            deadline_s=self.deadlines.get(column, self.deadline_s),
+        )
 
 
 class LabelConfig(BaseModel):

@@ -11,7 +11,8 @@ from scorers.deadline import DeadlineExceededError, deadline
 
 Result = TypeVar("Result")
 
-_CHARACTERS_A_DEADLINE = 50_000
+# A document has its deadline once, and once more for every so many characters.
+CHARACTERS_A_DEADLINE = 50_000
 
 
 def attempt(function: Callable[[Document], Result], document: Document, seconds: float) -> Result | ScoringError:
@@ -21,7 +22,7 @@ def attempt(function: Callable[[Document], Result], document: Document, seconds:
 
     A `MemoryError` counts as a failure of the document: it is what CPython's parser raises on code nested too deeply.
     """
-    allowed = seconds * (1 + len(document.text) / _CHARACTERS_A_DEADLINE)
+    allowed = seconds * (1 + len(document.text) / CHARACTERS_A_DEADLINE)
     late = ScoringError("deadline", f"took longer than {allowed:g} s")
     began = time.monotonic()
     try:

@@ -2,34 +2,38 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.config import LabelConfig, LabelExecution
 from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Manifest
 from pipeline.labelling.cluster import ray_cluster
 from pipeline.labelling.commit import Committer
+from pipeline.labelling.committing import Commits
 from pipeline.labelling.job import StoredJob, load_job
+from pipeline.labelling.pools import Pool, cpus_of_own_ray, missing_resources, pools_of
 from pipeline.labelling.preparation import check_layer, prepare, resolve_layer, write_job
 from pipeline.labelling.progress import Progress, State, write_status
 from pipeline.labelling.reporter import Reporter, count_of
 from pipeline.labelling.scheduler import Failure, Scheduler
 from pipeline.labelling.stopping import StopRequest, StopSignals
-from pipeline.labelling.worker import BASE_GROUP, Job, PartResult
+from pipeline.labelling.worker import Job, PartResult
 from pipeline.sealing.current import holds_all, seal_current
 from pipeline.sealing.generations import sealed_manifest
-from pipeline.storage import Storage
+from pipeline.storage import LocalStorage, Storage
 from pipeline.units.epoch import STAGING, Epoch
+from pipeline.units.records import UnitRecord
 from pipeline.units.store import UnitStore
 from scorers.errors import IncompleteError, StoppedError, UserError
 
 # After a request to stop: seconds in which the units being worked on may still be finished.
 GRACE_S = 10.0
 _STATUS_EVERY_S = 5.0
+# Commits under way at once: on a disk that syncs, and in a store that takes several round trips for each.
+_COMMITS_ON_DISK, _COMMITS_IN_STORE = 2, 8
 
 
 @dataclass(frozen=True)
@@ -157,65 +161,53 @@ class Run:
         self._job = Job(resolved.config, self._plan, resolved.specs, resolved.groups, storage.uri, layer=layer)
         self._committer = Committer(self._epoch, UnitStore(storage, layer))
         committed = self._committer.recover(len(self._plan.units), list(self._job.groups))
-        missing = np.flatnonzero(~committed)
         before = int(committed.sum())
+        count = len(committed) - before
         self._progress = Progress(units=len(self._plan.units), before=before, workers=0)
-        if before and len(missing):
+        if before and count:
             self._reporter.note(f"{before:,} of {len(self._plan.units):,} units are labelled already; going on.")
-        if not len(missing):
+        if not count:
             return
         execution = self._job.config.execution
+        pools = pools_of(execution, list(self._job.groups), count)
         self._reporter.step(
             f"Joining the Ray cluster {execution.address}"
             if execution.address
             else "Starting Ray, which takes some seconds"
         )
-        cpus = execution.workers and execution.workers * execution.threads
-        with ray_cluster(execution.address, cpus) as available:
+        with ray_cluster(execution.address, cpus_of_own_ray(execution, pools)) as available:
             self._signals.reinstall()
             self._timer.lap("start")
-            self._schedule(missing, self._workers(len(missing), available))
+            if execution.address is None:
+                _refuse_impossible(pools, available)
+            missing = (self._plan.units[index] for index in np.flatnonzero(~committed).tolist())
+            self._schedule(missing, count, pools)
             self._timer.lap("label")
 
-    def _workers(self, units: int, available: Mapping[str, float]) -> dict[str, int]:
-        """Workers by group; no more than there are units."""
-        execution = self._job.config.execution
-        if len(self._job.groups) > 1 and not available.get("GPU"):
-            columns = ", ".join(execution.devices)
-            raise UserError(f"execution.devices asks for a GPU ({columns}), but Ray has none here.")
-        wanted = execution.workers or max(1, int(available.get("CPU", 1)) // execution.threads)
-        return {
-            group: min(units, wanted if group == BASE_GROUP else execution.gpu_workers) for group in self._job.groups
-        }
-
-    def _schedule(self, missing: NDArray[np.int64], workers: Mapping[str, int]) -> None:
+    def _schedule(self, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:
         # It imports Ray, which reads its environment when it is imported: not before `ray_cluster` has set that.
         from pipeline.labelling.actors import RayCrew
 
         execution = self._job.config.execution
-        resources: dict[str, dict[str, float]] = {
-            group: {"num_cpus": execution.threads} if group == BASE_GROUP else {"num_cpus": 0, "num_gpus": 1}
-            for group in workers
-        }
         fingerprints = {column: entry.fingerprint for column, entry in self._scorers.items()}
-        self._progress.workers = sum(workers.values())
         self._progress.restart()
-        scheduler = Scheduler(
-            RayCrew(self._job, fingerprints, self._epoch.staging, resources),
-            workers,
-            self._commit,
-            notify=self._reporter.note,
-            attempts=execution.attempts,
-            unit_deadline_s=execution.unit_deadline_s,
-        )
-        self._reporter.step(
-            f"Labelling {count_of(len(missing), 'unit')} with {count_of(self._progress.workers, 'worker')}"
-        )
-        self._signals.on_request = lambda: scheduler.stop(GRACE_S)
-        try:
-            scheduler.run((self._plan.units[index] for index in missing.tolist()), lambda: self._tick(scheduler))
-        finally:
-            self._signals.on_request = None
+        self._reporter.step(f"Labelling {count_of(count, 'unit')} with {_shown(pools)}")
+        threads = _COMMITS_ON_DISK if isinstance(self._epoch.storage, LocalStorage) else _COMMITS_IN_STORE
+        with Commits(self._committer.commit, self._count, threads) as commits:
+            scheduler = Scheduler(
+                RayCrew(self._job, fingerprints, self._epoch.staging, pools),
+                pools,
+                commits,
+                notify=self._reporter.note,
+                attempts=execution.attempts,
+                unit_deadline_s=execution.unit_deadline_s,
+            )
+            self._signals.on_request = lambda: scheduler.stop(GRACE_S)
+            try:
+                scheduler.run(missing, lambda: self._tick(scheduler, commits))
+                commits.drain()
+            finally:
+                self._signals.on_request = None
         if scheduler.stopping:
             raise StoppedError(
                 f"{self._progress.committed:,} of {count_of(self._progress.units, 'unit')} are committed. Nothing is "
@@ -224,16 +216,17 @@ class Run:
         if scheduler.failures:
             raise _incomplete(scheduler.failures, self._progress)
 
-    def _commit(self, unit: Unit, parts: Sequence[PartResult]) -> None:
-        self._progress.add(self._committer.commit(unit, parts), parts)
+    def _count(self, unit: Unit, parts: Sequence[PartResult], record: UnitRecord) -> None:
+        self._progress.add(record, parts)
 
-    def _tick(self, scheduler: Scheduler) -> None:
+    def _tick(self, scheduler: Scheduler, commits: Commits[UnitRecord]) -> None:
+        commits.collect()
         if scheduler.stopping and not self._told_stopping:
             self._told_stopping = True
             self._reporter.note(
                 f"Stopping: the units being worked on have {GRACE_S:g} s to finish. Interrupt again to abandon them."
             )
-        self._progress.working = scheduler.working
+        self._progress.workers, self._progress.working = scheduler.workers, scheduler.working
         self._progress.failed = [failure.unit.name for failure in scheduler.failures]
         self._reporter.update(self._progress)
         if self._progress.clock() >= self._status_due:
@@ -272,6 +265,22 @@ def storage_failures(storage: Storage) -> Iterator[None]:
             f"{storage.uri} failed: {error.strerror or error}. What is committed stays; the same command goes on once "
             "that is mended."
         ) from None
+
+
+def _refuse_impossible(pools: Mapping[str, Pool], available: Mapping[str, float]) -> None:
+    """A Ray of our own never gets more machines: refuse at once what would wait for ever."""
+    for group, missing in missing_resources(pools, available).items():
+        raise UserError(
+            f"execution.pools.{group} asks for {missing}, {pools[group].least} at least; more than Ray has here. Ask "
+            "for less, or give the --address of a cluster that has it."
+        )
+
+
+def _shown(pools: Mapping[str, Pool]) -> str:
+    least = sum(pool.least for pool in pools.values())
+    if all(pool.least == pool.most for pool in pools.values()):
+        return count_of(least, "worker")
+    return f"{count_of(least, 'worker')} or more"
 
 
 def _incomplete(failures: Sequence[Failure], progress: Progress) -> IncompleteError:

@@ -17,8 +17,13 @@ from scorers.isolation import describe
 from scorers.sentences import document
 from scorers.text import utf8_size
 
+SPLIT = "split"
 SPLIT_ERROR = "split-error"
 TOO_LARGE_DOCUMENT = "too-large-document"
+
+
+# By key of a record and by column, or `split`: what is known not to survive, and what is said instead.
+Spared = Mapping[tuple[str, int], Mapping[str, ScoringError]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ def label_records(
     max_document_size: int = MAX_DOCUMENT_SIZE,
     large_documents: LargeDocuments = "split",
     keep_text: bool = False,
+    spared: Spared | None = None,
 ) -> Labelled:
     """Split and score records; one that a scorer cannot score is quarantined and changes nothing for the others.
 
@@ -60,23 +66,31 @@ def label_records(
         large_documents: what becomes of these; a large file of Python is quarantined always, because linters need it
             whole.
         keep_text: whether quarantine keeps the text.
+        spared: what is not to be tried: scorers get a placeholder, and the record is quarantined with what is given.
 
     Raises:
         ScorerFailedError: a scorer fails whatever it is given.
     """
     labelled = Labelled()
+    spared = spared or {}
     with timed(labelled.seconds, "read"):
         items = list(records)
     with timed(labelled.seconds, "split"):
         outcomes = [
-            each if isinstance(each, Quarantined) else _split(each, max_document_size, large_documents)
+            each if isinstance(each, Quarantined) else _split(each, max_document_size, large_documents, spared)
             for each in items
         ]
     documents = [each for each in outcomes if isinstance(each, Document)]
+    reasons = [
+        spared.get((each.source, each.position), {})
+        for each, outcome in zip(items, outcomes, strict=True)
+        if isinstance(outcome, Document)
+    ]
     columns = {}
     for column, scorer in scorers.items():
         with timed(labelled.seconds, column):
-            columns[column] = _Column(scorer, documents)
+            refused = {index: each[column] for index, each in enumerate(reasons) if column in each}
+            columns[column] = _Column(scorer, documents, refused)
     for group in groups(documents, max_document_size):
         parts = [part.of(documents[part.document]) for part in group]
         for column, results in columns.items():
@@ -108,14 +122,20 @@ def label_records(
 class _Column:
     """What a scorer says of some documents, put together from their parts."""
 
-    def __init__(self, scorer: Scorer, documents: Sequence[Document]) -> None:
+    def __init__(self, scorer: Scorer, documents: Sequence[Document], refused: Mapping[int, ScoringError]) -> None:
         self._scorer = scorer
         # By document: the scores of its parts so far, why it has none, or None where the scorer does not apply.
-        self._results = [self._ask(each) for each in documents]
+        self._results = [
+            self._ask(placeholder(each) if index in refused else each) for index, each in enumerate(documents)
+        ]
         self._wanted = [
             isinstance(result, list) and len(each.ends) > 0
             for result, each in zip(self._results, documents, strict=True)
         ]
+
+        # What is refused has its place in the batches all the same.
+        for index, error in refused.items():
+            self._results[index] = error
 
     def score(self, group: Sequence[Part], parts: Sequence[Document]) -> None:
         wanted = [index for index, part in enumerate(group) if self._wanted[part.document]]
@@ -145,7 +165,10 @@ class _Column:
             return ScoringError(SCORER_ERROR, describe(error))
 
 
-def _split(record: Record, limit: int, policy: LargeDocuments) -> Document | ScoringError:
+def _split(record: Record, limit: int, policy: LargeDocuments, spared: Spared) -> Document | ScoringError:
+    known = spared.get((record.source, record.position), {}).get(SPLIT)
+    if known is not None:
+        return ScoringError(known.reason, f"{SPLIT}: {known.detail}")
     size = utf8_size(record.text)
     if size > limit and (policy == "quarantine" or record.kind == "python"):
         why = "" if policy == "quarantine" else "; Python is never split"

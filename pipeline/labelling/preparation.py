@@ -21,6 +21,7 @@ from pipeline.labelling.job import (
 from pipeline.labelling.plan_files import read_plan, write_plan
 from pipeline.labelling.reporter import Reporter
 from pipeline.labelling.resolve import Resolved, resolve_config, scorer_entries
+from pipeline.labelling.worker import BASE_GROUP
 from pipeline.storage import Storage
 from scorers import sentences
 from scorers.errors import UserError
@@ -129,11 +130,14 @@ def resolve_layer(job: StoredJob, layer: int, execution: LabelExecution) -> Reso
     """
     columns = job.columns([layer])
     config = job.config([1] if layer == 1 else [1, layer])
-    devices = {column: device for column, device in execution.devices.items() if column in columns}
+    concerned = {
+        "pools": {column: pool for column, pool in execution.pools.items() if column in (*columns, BASE_GROUP)},
+        "deadlines": {column: seconds for column, seconds in execution.deadlines.items() if column in columns},
+    }
     changed = {
         "scorers": {column: config.scorers[column] for column in columns},
         "thresholds": {column: spec for column, spec in config.thresholds.items() if column in columns},
-        "execution": execution.model_copy(update={"devices": devices}),
+        "execution": execution.model_copy(update=concerned),
     }
     return resolve_config(config.model_copy(update=changed))
 

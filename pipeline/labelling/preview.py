@@ -17,7 +17,6 @@ from pipeline.dataset.tags import is_aligned
 from pipeline.labelling.label_records import Scored, label_records
 from pipeline.labelling.resolve import resolve_config
 from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
-from scorers.contract import Execution
 from scorers.registry import build
 
 
@@ -81,19 +80,7 @@ def preview(config: LabelConfig, limit: int) -> Preview:
     resolved = resolve_config(config)
     sources = find_sources(config.inputs, config.kind)
     check_fields(sources, config)
-    scorers = {
-        column: build(
-            column,
-            spec,
-            Execution(
-                device=config.execution.devices.get(column, "cpu"),
-                threads=config.execution.threads,
-                batch_tokens=config.execution.batch_tokens,
-                deadline_s=config.execution.deadline_s,
-            ),
-        )
-        for column, spec in resolved.specs.items()
-    }
+    scorers = {column: build(column, spec, config.execution.of(column)) for column, spec in resolved.specs.items()}
     labelled = label_records(
         islice(read_sources(sources, resolved.config), limit),
         scorers,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, LabelExecution
 from pipeline.dataset.manifest import ScorerEntry
 from pipeline.dataset.schema import RESERVED_COLUMNS
 from pipeline.labelling.worker import BASE_GROUP
@@ -19,7 +19,7 @@ class Resolved:
     Attributes:
         config: with every option of every scorer, and a threshold for every column.
         specs: scorers by column, in the order of the schema.
-        groups: columns by group of workers; the base group first, then each scorer on a GPU by itself.
+        groups: columns by group of workers; the base group first, then each scorer with a pool of its own.
     """
 
     config: LabelConfig
@@ -31,8 +31,8 @@ def resolve_config(config: LabelConfig) -> Resolved:
     """Fill in what was left open; equal jobs have equal results, however they were written down.
 
     Raises:
-        UserError: a column's name is taken, an option of a scorer is not valid, a threshold or a device is for a column
-            that is not scored, or a device for a scorer that cannot use it.
+        UserError: a column's name is taken, an option of a scorer is not valid, a threshold, a pool or a deadline is
+            for a column that is not scored, or a device for a scorer that cannot use it.
     """
     for column in config.scorers:
         if column in RESERVED_COLUMNS or column == BASE_GROUP:
@@ -42,24 +42,37 @@ def resolve_config(config: LabelConfig) -> Resolved:
             )
     specs = {column: resolve(column, spec) for column, spec in config.scorers.items()}
     groups: dict[str, list[str]] = {BASE_GROUP: []}
-    for column, spec in specs.items():
-        device = config.execution.devices.get(column, "cpu")
-        if device == "cpu":
-            groups[BASE_GROUP].append(column)
-        elif runs_on_gpu(spec):
-            groups[column] = [column]
-        else:
-            raise UserError(
-                f"execution.devices.{column}: the scorer {spec.kind!r} runs on the CPU only, not on {device!r}."
-            )
-    for column in config.execution.devices:
-        if column not in specs:
-            raise UserError(
-                f"execution.devices names {column!r}, but no scorer fills that column; the columns are: "
-                f"{', '.join(specs)}."
-            )
+    for column in specs:
+        groups.setdefault(column if column in config.execution.pools else BASE_GROUP, []).append(column)
+    _check_execution(config.execution, specs)
     thresholds = threshold_specs(list(specs), config.thresholds)
     return Resolved(config.model_copy(update={"scorers": specs, "thresholds": thresholds}), specs, groups)
+
+
+def _check_execution(execution: LabelExecution, specs: Mapping[str, ScorerSpec]) -> None:
+    for key, columns in (("pools", execution.pools), ("deadlines", execution.deadlines)):
+        for column in columns:
+            if column not in specs and (key, column) != ("pools", BASE_GROUP):
+                raise UserError(
+                    f"execution.{key} names {column!r}, but no scorer fills that column; the columns are: "
+                    f"{', '.join(specs)}."
+                )
+    for column, pool in execution.pools.items():
+        if pool.device == "cpu":
+            continue
+        if column == BASE_GROUP:
+            raise UserError(
+                f"execution.pools.cpu.device: these workers are on the CPU, not on {pool.device!r}. Give the scorer a "
+                f"pool of its own, such as execution.pools.{next(iter(specs))}={pool.device}."
+            )
+        if not runs_on_gpu(specs[column]):
+            raise UserError(
+                f"execution.pools.{column}: the scorer {specs[column].kind!r} runs on the CPU only, not on "
+                f"{pool.device!r}."
+            )
+    base = execution.pools.get(BASE_GROUP)
+    if execution.workers is not None and base is not None and base.model_fields_set & {"min", "max"}:
+        raise UserError("Give execution.workers or execution.pools.cpu.min and .max, not both.")
 
 
 def scorer_entries(specs: Mapping[str, ScorerSpec]) -> dict[str, ScorerEntry]:

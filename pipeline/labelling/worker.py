@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -10,13 +11,12 @@ import pyarrow as pa
 from pipeline.config import LabelConfig
 from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.readers import UnitReader
-from pipeline.corpus.records import Quarantined
+from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.writer import parquet_writer
 from pipeline.labelling.committed import CommittedReader
-from pipeline.labelling.label_records import label_records, timed
+from pipeline.labelling.label_records import Spared, label_records, timed
 from pipeline.labelling.parts import part_schema, row_groups, table_of
 from pipeline.storage import Storage
-from scorers.contract import Execution
 from scorers.registry import ScorerSpec, build
 from scorers.text import utf8_size
 
@@ -98,21 +98,27 @@ class UnitLabeller:
         self._reader: UnitReader | CommittedReader = (
             UnitReader(job.plan, job.config) if job.layer == 1 else CommittedReader(self._storage, job.plan, job.config)
         )
-        self.scorers = {column: build(column, job.specs[column], _execution(job, column)) for column in self._columns}
+        execution = job.config.execution
+        self.scorers = {column: build(column, job.specs[column], execution.of(column)) for column in self._columns}
         if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(job.config.execution.threads)
+            sys.modules["torch"].set_num_threads(execution.threads)
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the group's scorers by column."""
         return {column: scorer.fingerprint for column, scorer in self.scorers.items()}
 
-    def label(self, unit: Unit, staged: str) -> PartResult:
+    def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
+        """The records of a unit; see `UnitReader.read`."""
+        return self._reader.read(unit)
+
+    def label(self, unit: Unit, staged: str, spared: Spared | None = None) -> PartResult:
         """Read, split and score a unit, and stage its part: the same bytes for the same unit, wherever and whenever.
 
         Args:
             unit: of the job's plan.
             staged: path below the output, for `Storage.open_write`.
+            spared: see `label_records`.
 
         Raises:
             UserError: an input has changed since the plan was made.
@@ -120,11 +126,12 @@ class UnitLabeller:
             OSError: reading or staging failed.
         """
         labelled = label_records(
-            self._reader.read(unit),
+            self.read(unit),
             self.scorers,
             max_document_size=self._config.max_document_size,
             large_documents=self._config.large_documents,
             keep_text=self._config.quarantine_text,
+            spared=spared,
         )
         schema = part_schema(self._columns, base=self._holds_rows)
         with (
@@ -150,13 +157,3 @@ class UnitLabeller:
             quarantined=labelled.quarantined,
             seconds=labelled.seconds,
         )
-
-
-def _execution(job: Job, column: str) -> Execution:
-    execution = job.config.execution
-    return Execution(
-        device=execution.devices.get(column, "cpu"),
-        threads=execution.threads,
-        batch_tokens=execution.batch_tokens,
-        deadline_s=execution.deadline_s,
-    )

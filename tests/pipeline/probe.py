@@ -5,11 +5,12 @@ there is a file of that name with the suffix `.hold`, scoring waits as soon as a
 Each process that scores leaves a file of that name with the suffix `.by-PID`.
 """
 
+import ctypes
 import hashlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,16 @@ LOG = "PHF_PROBE_LOG"
 KILL = "KILL-THE-WORKER"
 KILL_ONCE = "KILL-THE-WORKER-ONCE"
 RAISE = "RAISE-AN-ERROR"
+KILL_BESIDE_OTHERS = "KILL-THE-WORKER-BESIDE-OTHERS"
+
+# Set, a text of these is refused with a ScoringError, in place of what it does otherwise.
+MILD = "PHF_PROBE_MILD"
+# Set, the scorer dies over any text.
+DIE_ALWAYS = "PHF_PROBE_DIE_ALWAYS"
+SEGFAULT, HANG_IN_C, EXIT, EAT_MEMORY = "SEGFAULT", "HANG-IN-C", "EXIT-AT-ONCE", "EAT-MEMORY"
 
 ENTRY_POINTS = """[phf.scorers]
+poison_probe = tests.pipeline.probe:PoisonProbeScorer
 probe = tests.pipeline.probe:ProbeScorer
 gpu_probe = tests.pipeline.probe:GpuProbeScorer
 """
@@ -37,7 +46,10 @@ class ProbeOptions(SemanticOptions):
 
 
 class ProbeScorer:
-    """Scores a sentence by its length. `KILL` in a text kills the process; `KILL_ONCE` does so the first time."""
+    """Scores a sentence by its length. `KILL` in a text kills the process, `KILL_ONCE` the first time.
+
+    `KILL_BESIDE_OTHERS` does unless it is the only text of the call.
+    """
 
     Options = ProbeOptions
     main_option = "delay_s"
@@ -62,6 +74,9 @@ class ProbeScorer:
                 if not once.exists():
                     once.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
+            elif KILL_BESIDE_OTHERS in document.text:
+                if len(documents) > 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
             elif KILL in document.text:
                 os.kill(os.getpid(), signal.SIGKILL)
         if any(RAISE in document.text for document in documents):
@@ -80,6 +95,46 @@ class GpuProbeScorer(ProbeScorer):
     """The same, but it says that it can use a GPU."""
 
     runs_on_gpu = True
+
+
+class PoisonProbeScorer(ProbeScorer):
+    """Falls over texts that tell it to, in ways that no exception tells of.
+
+    A sentence's score is its share in all characters of the call: it shows whether the others were all there.
+    """
+
+    runs_on_gpu = True
+
+    def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
+        if DIE_ALWAYS in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+        results = super().score(documents)
+        total = sum(len(document.text) for document in documents)
+        for index, document in enumerate(documents):
+            results[index] = (np.diff(document.ends, prepend=0) / total).astype(np.float32)
+            for poison, fall in _FALLS.items():
+                if poison in document.text:
+                    if MILD in os.environ:
+                        results[index] = ScoringError("refused")
+                    else:
+                        fall(document.text)
+        return results
+
+
+def _eat_memory(text: str) -> None:
+    eaten = []
+    while True:
+        eaten.append(bytes(len(text)) + b"x" * 20_000_000)
+        time.sleep(0.01)
+
+
+_FALLS: dict[str, Callable[[str], object]] = {
+    SEGFAULT: lambda text: ctypes.string_at(0),
+    # With the interpreter's lock held, so that neither a signal nor another thread is heard.
+    HANG_IN_C: lambda text: ctypes.PyDLL(None).sleep(1000),
+    EXIT: lambda text: os._exit(3),
+    EAT_MEMORY: _eat_memory,
+}
 
 
 def _wait_while_held(log: Path) -> None:

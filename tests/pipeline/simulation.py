@@ -3,14 +3,15 @@
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.scheduler import Event, Kind
+from pipeline.labelling.crew import Event, Kind
+from pipeline.labelling.observing import Observer
 from pipeline.labelling.worker import PartResult
 
-Fate = str  # "done", "raise", "die" or "hang"
+Fate = str  # "done", "raise", "die", "hang" or "lose-node"
 
 
 @dataclass
@@ -30,6 +31,8 @@ class SimulatedCrew:
         seconds: Callable[[Unit, str], float] = lambda unit, group: 1.0,
         fate: Callable[[Unit, str, int], Fate] = lambda unit, group, attempt: "done",
         start: Callable[[int], Fate] = lambda number: "ready",
+        resources: Mapping[str, float] | None = None,
+        start_s: float = 0.5,
     ) -> None:
         self.now = 0.0
         self.workers: dict[int, SimulatedWorker] = {}
@@ -38,9 +41,13 @@ class SimulatedCrew:
         self.hired = 0
         self.most_in_flight = 0
         self.busy_s = 0.0
+        self.isolated: list[tuple[int, str]] = []
+        self.capacity: Mapping[str, float] = resources or {}
         self._seconds = seconds
         self._fate = fate
         self._start = start
+        self._start_s = start_s
+        self._in_flight = 0
         self._queue: list[tuple[float, int, Event]] = []
         self._tick = itertools.count()
 
@@ -52,21 +59,36 @@ class SimulatedCrew:
         number = self.hired
         self.hired += 1
         self.workers[number] = SimulatedWorker(group)
-        kind = Kind.READY if self._start(number) == "ready" else Kind.DIED
-        self._later(0.5, Event(kind, number, error="" if kind is Kind.READY else "no model"))
+        match self._start(number):
+            case "ready":
+                self._later(self._start_s, Event(Kind.READY, number, node="here"))
+            case "die":
+                self._later(self._start_s, Event(Kind.DIED, number, error="no model"))
+            case "lose-node":
+                self._later(self._start_s, Event(Kind.DIED, number, error="its machine went away", with_node=True))
         return number
 
-    def send(self, worker: int, unit: Unit) -> None:
+    def place(self, worker: int) -> None:
+        """A worker that never got a place in the cluster gets one."""
+        self._later(self._start_s, Event(Kind.READY, worker, node="here"))
+
+    def resources(self) -> Mapping[str, float]:
+        return self.capacity
+
+    def send(self, worker: int, unit: Unit, *, isolated: bool) -> None:
         each = self.workers[worker]
+        if isolated:
+            self.isolated.append((unit.index, each.group))
         assert each.ready
         each.units.append(unit)
         assert len(each.units) <= 2, "more than the bound for a worker"
-        self.most_in_flight = max(self.most_in_flight, sum(len(one.units) for one in self.workers.values()))
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
         if len(each.units) == 1:
             self._begin(worker)
 
     def dismiss(self, worker: int) -> None:
-        del self.workers[worker]
+        self._in_flight -= len(self.workers.pop(worker).units)
 
     def wait(self, timeout: float) -> list[Event]:
         until = self.now + timeout
@@ -79,9 +101,10 @@ class SimulatedCrew:
             if event.kind is Kind.READY:
                 worker.ready = True
             elif event.kind is Kind.DIED:
-                del self.workers[event.worker]
+                self.dismiss(event.worker)
             else:
                 worker.units.popleft()
+                self._in_flight -= 1
                 if worker.units:
                     self._begin(event.worker)
             events.append(event)
@@ -103,6 +126,8 @@ class SimulatedCrew:
             self._later(seconds, Event(Kind.FAILED, number, error="ValueError at scorer.py:1"))
         elif fate == "die":
             self._later(seconds, Event(Kind.DIED, number, error="its process died"))
+        elif fate == "lose-node":
+            self._later(seconds, Event(Kind.DIED, number, error="its machine went away", with_node=True))
 
     def _later(self, seconds: float, event: Event) -> None:
         heapq.heappush(self._queue, (self.now + seconds, next(self._tick), event))
@@ -129,3 +154,57 @@ class Completed:
         assert unit.index not in self.parts, "completed twice"
         self.order.append(unit.index)
         self.parts[unit.index] = [part.group for part in parts]
+
+
+class Heard(Observer):
+    """Follows what an observer is told, and sees that it fits together.
+
+    Attributes:
+        workers: what became of each: `hired`, `ready`, `lost` or `dismissed`.
+        parts: units done, a group.
+        doomed: units given up.
+        sizes: the sizes that each pool was to have, one after the other.
+    """
+
+    def __init__(self) -> None:
+        self.workers: dict[int, str] = {}
+        self.parts: Counter[str] = Counter()
+        self.doomed: set[int] = set()
+        self.sizes: dict[str, list[int]] = {}
+        self._has: dict[int, deque[tuple[int, str, int]]] = {}
+
+    def hired(self, worker: int, group: str) -> None:
+        assert worker not in self.workers
+        self.workers[worker] = "hired"
+        self._has[worker] = deque()
+
+    def ready(self, worker: int, group: str, node: str) -> None:
+        assert (self.workers[worker], node) == ("hired", "here")
+        self.workers[worker] = "ready"
+
+    def sent(self, unit: Unit, group: str, worker: int, attempt: int, *, isolated: bool) -> None:
+        assert self.workers[worker] == "ready"
+        self._has[worker].append((unit.index, group, attempt))
+
+    def done(self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float) -> None:
+        assert self._has[worker].popleft() == (unit.index, group, attempt)
+        assert seconds > 0
+        self.parts[group] += 1
+
+    def failed(self, unit: Unit, group: str, worker: int, attempt: int, error: str) -> None:
+        assert self._has[worker].popleft() == (unit.index, group, attempt)
+
+    def lost(self, worker: int, group: str, error: str, *, unit: Unit | None, counted: bool) -> None:
+        self.workers[worker] = "lost"
+        had = self._has.pop(worker)
+        assert (had[0][0] if had else None) == (unit.index if unit else None)
+
+    def given_up(self, unit: Unit, group: str, attempts: int, error: str) -> None:
+        self.doomed.add(unit.index)
+
+    def dismissed(self, worker: int, group: str) -> None:
+        assert self.workers[worker] in {"hired", "ready"}
+        self.workers[worker] = "dismissed"
+
+    def resized(self, group: str, workers: int) -> None:
+        self.sizes.setdefault(group, []).append(workers)

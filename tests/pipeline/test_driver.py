@@ -85,23 +85,24 @@ def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path: Path) -> None:
     assert "phf inspect" in result.stdout, "the summary comes all the same"
 
 
-def test_a_poisoned_unit_is_tried_again_then_given_up_and_the_others_are_committed(tmp_path: Path) -> None:
+def test_a_unit_that_no_record_alone_is_to_blame_for_is_given_up_and_the_others_are_committed(tmp_path: Path) -> None:
     made = Labelling(tmp_path)
     texts = [f"{CANARY} one of {number:02}. Two. Three. {'x' * 400}" for number in range(12)]
     texts[4] += probe.KILL_ONCE
-    texts[7] += probe.KILL
+    texts[7] += probe.KILL_BESIDE_OTHERS
     made.write(texts)
-    result = made.run("--unit-size", "1000", "--set", "execution.attempts=2")
-    assert result.returncode == 4, result.stderr
-    message = " ".join(result.stderr.split())
+    process = made.start("--unit-size", "1000", "--set", "execution.attempts=2")
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 4, stderr
+    message = " ".join(stderr.split())
     assert "1 unit could not be labelled" in message
-    assert "unit 00000003: its process died" in message
+    assert "unit 00000003: each record can be scored alone, but not all together (worker-died: SIGKILL)" in message
     assert "2 times" in message
-    assert "Unit 00000002 failed, attempt 1 of 2" in message
+    assert "Unit 00000002 is tried record by record, since a worker was lost over it: its process died" in message
     assert made.committed() == {0, 1, 2, 4, 5}
     assert not (made.output / "manifest.json").exists()
     assert "Traceback" not in message
-    assert CANARY not in result.stdout + result.stderr
+    assert CANARY not in stdout + stderr
     status = json.loads(status_of(made, "--json").stdout)
     assert (status["state"], status["run"]["state"], status["run"]["failed"]) == ("stopped", "incomplete", ["00000003"])
     assert "The same `phf label` command goes on" in status_of(made).stdout
@@ -114,7 +115,7 @@ def test_a_scorer_with_workers_of_its_own_gives_the_same_bytes(tmp_path: Path) -
     made.write(["One.", "Two. Three."], "second.jsonl")
     options = ("--scorer", "other=gpu_probe", "--unit-size", "2000")
     made.run_undisturbed(*options, output=tmp_path / "together")
-    result = made.run(*options, "--set", "execution.devices.other=cuda", output=tmp_path / "apart")
+    result = made.run(*options, "--set", "execution.pools.other=cuda", output=tmp_path / "apart")
     assert result.returncode == 0, result.stderr
     assert data_hashes(tmp_path / "apart") == data_hashes(tmp_path / "together")
     parts = sorted(path.name for path in (tmp_path / "apart" / "units/0001/00000").glob("00000000.*.parquet"))

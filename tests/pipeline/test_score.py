@@ -119,8 +119,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(made: Labelling) -
     assert "There is nothing" in " ".join(run(made, score(made, "--scorer", "a=probe")).stderr.split())
 
 
-def test_inputs_that_came_later_are_labelled_too(made: Labelling, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(made.folder)
+def test_inputs_that_came_later_are_labelled_too(made: Labelling) -> None:
     run(made, score(made, "--scorer", "style=probe:0.0"))
     settled, first = made.scored(), data_hashes(made.output)
     made.write([f"New {number}. Indeed." for number in range(30)], "another.jsonl")
@@ -142,7 +141,8 @@ def test_inputs_that_came_later_are_labelled_too(made: Labelling, monkeypatch: p
     assert list(manifest["scorers"]) == ["probe", "style"]
     new = {probe.key(f"New {number}. Indeed."): 2 for number in range(30)}
     assert made.scored() - settled == Counter(new), "only what is new, by both scorers"
-    assert verify(str(made.output), inputs=True).problems == []
+    checked = run(made, [sys.executable, "-m", "phf", "verify", str(made.output), "--inputs"])
+    assert checked.returncode == 0, checked.stdout
 
     # The same content as if it had been there from the start, in another order.
     whole = Labelling(made.folder / "whole")

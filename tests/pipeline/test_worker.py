@@ -73,7 +73,13 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
         output=str(tmp_path / "labelled"),
         scorers=specs,
         unit_size=1_000_000,
-        execution={"devices": {"pii": "cuda:0"}, "threads": 2, "batch_tokens": 99, "deadline_s": 3.0},
+        execution={
+            "pools": {"pii": "cuda:0"},
+            "threads": 2,
+            "batch_tokens": 99,
+            "deadline_s": 3.0,
+            "deadlines": {"pii": 7},
+        },
     )
     return Job(config, make_plan(config), specs, {"cpu": ["toxicity"], "pii": ["pii"]}, config.output)
 
@@ -145,7 +151,7 @@ def test_scorers_get_the_execution_options_of_their_column(job: Job) -> None:
         "batch_tokens": 99,
         "deadline_s": 3.0,
     }
-    assert pii.execution.device == "cuda:0"
+    assert (pii.execution.device, pii.execution.deadline_s) == ("cuda:0", 7.0)
     assert UnitLabeller(job, "pii").fingerprints == {"pii": "toy-2.0"}
 
 

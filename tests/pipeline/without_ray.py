@@ -4,28 +4,27 @@ It gives tests the bytes that an undisturbed run must have, in a second or two, 
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from phf import main
+from pipeline.corpus.plan import Unit
 from pipeline.labelling import driver
+from pipeline.labelling.pools import Pool
 from pipeline.labelling.worker import UnitLabeller
 
 
-def schedule(run: driver.Run, missing: NDArray[np.int64], workers: Mapping[str, int]) -> None:
+def schedule(run: driver.Run, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:
     labellers = {group: UnitLabeller(run._job, group) for group in run._job.groups}
-    for index in missing.tolist():
-        unit = run._plan.units[index]
+    for unit in missing:
         staging = f"{run._epoch.staging}/{unit.name}"
-        run._commit(unit, [each.label(unit, f"{staging}.{group}") for group, each in labellers.items()])
+        parts = [each.label(unit, f"{staging}.{group}") for group, each in labellers.items()]
+        run._count(unit, parts, run._committer.commit(unit, parts))
 
 
 @contextlib.contextmanager
 def no_cluster(*_: Any) -> Any:
-    yield {"CPU": 1.0, "GPU": 1.0}
+    yield {"CPU": 8.0, "GPU": 8.0}
 
 
 if __name__ == "__main__":

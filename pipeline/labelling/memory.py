@@ -1,0 +1,51 @@
+"""How much memory a process holds, and what becomes of it when it holds too much or crashes."""
+
+import os
+import resource
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_LOOK_EVERY_S = 0.1
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def resident_memory(pid: int) -> int:
+    """Bytes of memory that a process holds; 0 if there is no such process."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return 0
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or of the container around this process."""
+    total = os.sysconf("SC_PHYS_PAGES") * _PAGE
+    for limit in _CGROUP_LIMITS:
+        try:
+            return min(total, int(limit.read_text()))
+        except (OSError, ValueError):  # there is none
+            continue
+    return total
+
+
+def forbid_core_dumps() -> None:
+    """Write no core file when this process crashes: it would hold text of the corpus."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def watch_memory(limit: int, exceeded: Callable[[], None]) -> None:
+    """Call `exceeded` in a thread as soon as this process holds more than `limit` bytes.
+
+    A single call into C that keeps the interpreter's lock delays it until it returns.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_LOOK_EVERY_S):
+            if resident_memory(os.getpid()) > limit:
+                exceeded()
+                return
+
+    threading.Thread(target=watch, daemon=True, name="memory").start()

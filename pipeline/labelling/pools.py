@@ -1,0 +1,132 @@
+"""How many workers each group has: bounds by configuration and cluster, and between them a size by backlog."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.config import LabelExecution, PoolOptions
+from pipeline.labelling.worker import BASE_GROUP
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The workers of a group.
+
+    Attributes:
+        least, most: workers; None for as many as there is room for.
+        needs: what each takes of the cluster, by resource (`CPU`, `GPU`, `memory` in bytes).
+    """
+
+    least: int = 1
+    most: int | None = None
+    needs: Mapping[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(workers: int) -> "Pool":
+        """Always so many, which take nothing that anybody counts."""
+        return Pool(workers, workers)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a pool is.
+
+    Attributes:
+        workers: all of them; `starting` are not ready yet, `idle` are ready and have no unit.
+        backlog: units that wait for a worker of the pool.
+    """
+
+    workers: int
+    starting: int
+    idle: int
+    backlog: int
+
+
+def pools_of(execution: LabelExecution, groups: Sequence[str], units: int) -> dict[str, Pool]:
+    """The pools that a configuration asks for; none larger than the number of units."""
+    pools = {}
+    for group in groups:
+        options = execution.pools.get(group, PoolOptions())
+        least, most = options.min, options.max
+        if group == BASE_GROUP and execution.workers is not None:
+            least = most = execution.workers
+        pools[group] = Pool(
+            min(least, units), units if most is None else min(most, units), _needs(options, execution.threads)
+        )
+    return pools
+
+
+def most_workers(pools: Mapping[str, Pool], resources: Mapping[str, float]) -> dict[str, int]:
+    """The most workers that each pool may have on a cluster of these resources, beside the least of all others."""
+    reserved: Counter[str] = Counter()
+    for pool in pools.values():
+        reserved.update({name: pool.least * need for name, need in pool.needs.items()})
+    found = {}
+    for group, pool in pools.items():
+        fitting = [
+            math.floor((resources.get(name, 0.0) - reserved[name]) / need + 1e-6) + pool.least
+            for name, need in pool.needs.items()
+        ]
+        bounds = fitting if pool.most is None else [*fitting, pool.most]
+        found[group] = max(pool.least, min(bounds, default=pool.least))
+    return found
+
+
+def spare_workers(
+    group: str, pools: Mapping[str, Pool], workers: Mapping[str, int], resources: Mapping[str, float]
+) -> int | None:
+    """Workers of a group for whom a cluster has room beside all that there are; None if they take nothing of it."""
+    fitting = []
+    for name, need in pools[group].needs.items():
+        used = sum(workers[each] * pool.needs.get(name, 0.0) for each, pool in pools.items())
+        fitting.append(math.floor((resources.get(name, 0.0) - used) / need + 1e-6))
+    return max(0, min(fitting)) if fitting else None
+
+
+def missing_resources(pools: Mapping[str, Pool], resources: Mapping[str, float]) -> dict[str, str]:
+    """By group, what even the least number of workers of all pools together lacks, in words; only where it does."""
+    asked: Counter[str] = Counter()
+    for pool in pools.values():
+        asked.update({name: pool.least * need for name, need in pool.needs.items()})
+    lacking = {name for name, amount in asked.items() if amount > resources.get(name, 0.0) + 1e-6}
+    return {
+        group: ", ".join(f"{_amount(name, pool.needs[name])} a worker" for name in short)
+        for group, pool in pools.items()
+        if (short := [name for name in pool.needs if name in lacking])
+    }
+
+
+def wanted_workers(load: Load, most: int, spare: int | None) -> int:
+    """How many workers a pool should have now, shrinking over idleness apart.
+
+    It doubles while each of its workers is busy and as much again waits: then it is what the others wait for. It does
+    not while some still start, whose help is not known yet.
+    """
+    if load.workers > most:
+        return most
+    if load.starting or load.idle or load.backlog < max(1, load.workers):
+        return load.workers
+    growth = max(1, load.workers)
+    return min(most, load.workers + (growth if spare is None else min(growth, spare)))
+
+
+def cpus_of_own_ray(execution: LabelExecution, pools: Mapping[str, Pool]) -> int | None:
+    """CPUs that a Ray of our own is told it has, so that no pool waits for ever; None for those of the machine."""
+    asked = math.ceil(sum(pool.least * pool.needs.get("CPU", 0.0) for pool in pools.values()))
+    return max(1, asked) if execution.workers is not None or asked > (os.cpu_count() or 1) else None
+
+
+def _needs(options: PoolOptions, threads: int) -> dict[str, float]:
+    on_cpu = options.device == "cpu"
+    needs = {
+        "CPU": (float(threads) if on_cpu else 0.0) if options.cpus is None else options.cpus,
+        "GPU": (0.0 if on_cpu else 1.0) if options.gpus is None else options.gpus,
+        "memory": float(options.memory or 0),
+    }
+    return {name: need for name, need in needs.items() if need}
+
+
+def _amount(name: str, value: float) -> str:
+    return f"{value / 1e9:.3g} GB of memory" if name == "memory" else f"{value:g} {name}"

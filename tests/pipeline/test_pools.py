@@ -1,0 +1,159 @@
+"""Pools of workers: what a configuration asks for, and how they grow and shrink, simulated with a clock that jumps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipeline.config import LabelExecution
+from pipeline.labelling.pools import Pool, cpus_of_own_ray, missing_resources, most_workers, pools_of
+from pipeline.labelling.scheduler import Scheduler
+from tests.pipeline.simulation import Completed, Heard, SimulatedCrew, units
+
+ONE_CPU = {"CPU": 1.0}
+HALF_A_GPU = {"GPU": 0.5}
+
+
+def pools(units: int = 1000, groups: tuple[str, ...] = ("cpu", "toxicity"), **execution: Any) -> dict[str, Pool]:
+    return pools_of(LabelExecution.model_validate(execution), groups, units)
+
+
+def test_workers_is_the_simple_way() -> None:
+    assert pools(workers=3, threads=2, groups=("cpu",)) == {"cpu": Pool(3, 3, {"CPU": 2.0})}
+    assert pools(workers=3, units=2, groups=("cpu",)) == {"cpu": Pool(2, 2, {"CPU": 1.0})}
+
+
+def test_a_device_alone_makes_a_pool_with_a_gpu_a_worker() -> None:
+    assert pools(pools={"toxicity": "cuda"}) == {"cpu": Pool(1, 1000, ONE_CPU), "toxicity": Pool(1, 1000, {"GPU": 1.0})}
+
+
+def test_a_pool_says_what_each_worker_takes() -> None:
+    asked = {"device": "cuda:0", "cpus": 2, "gpus": 0.5, "memory": "4GB", "min": 2, "max": 8}
+    assert pools(pools={"toxicity": asked})["toxicity"] == Pool(2, 8, {"CPU": 2.0, "GPU": 0.5, "memory": 4e9})
+
+
+def test_a_pool_has_room_beside_the_least_of_all_others() -> None:
+    asked = {"cpu": Pool(1, None, ONE_CPU), "pii": Pool(2, 3, {"CPU": 2.0}), "toxicity": Pool(1, None, HALF_A_GPU)}
+    assert most_workers(asked, {"CPU": 16, "GPU": 2}) == {"cpu": 12, "pii": 3, "toxicity": 4}
+    # Never less than the least, however small the cluster is: they are asked for, and it may grow.
+    assert most_workers(asked, {"CPU": 1}) == {"cpu": 1, "pii": 2, "toxicity": 1}
+
+
+def test_what_a_cluster_lacks_is_said_by_pool() -> None:
+    asked = {"cpu": Pool(1, None, ONE_CPU), "toxicity": Pool(1, 1, {"GPU": 1.0, "memory": 8e9})}
+    assert missing_resources(asked, {"CPU": 1, "GPU": 1, "memory": 1e10}) == {}
+    assert missing_resources(asked, {"CPU": 1}) == {"toxicity": "1 GPU a worker, 8 GB of memory a worker"}
+
+
+def test_a_ray_of_our_own_has_room_for_every_pool() -> None:
+    fixed = LabelExecution.model_validate({"workers": 2, "threads": 3})
+    assert cpus_of_own_ray(fixed, pools_of(fixed, ["cpu", "pii"], 10)) == 9
+    free = LabelExecution.model_validate({"pools": {"pii": {"cpus": 4096}}})
+    assert cpus_of_own_ray(free, pools_of(free, ["cpu", "pii"], 10)) == 4097
+    assert cpus_of_own_ray(LabelExecution(), pools_of(LabelExecution(), ["cpu"], 10)) is None
+
+
+def run(
+    crew: SimulatedCrew, asked: dict[str, Pool], count: int, tick: Callable[[], None] = lambda: None
+) -> tuple[Heard, list[str]]:
+    completed, heard, notes = Completed(), Heard(), list[str]()
+    scheduler = Scheduler(crew, asked, completed, clock=crew.clock, observer=heard, notify=notes.append)
+    scheduler.run(units(count), tick)
+    assert len(completed.parts) == count
+    assert scheduler.failures == []
+    assert crew.workers == {}
+    return heard, notes
+
+
+def test_a_pool_that_others_wait_for_grows_to_its_bound_and_no_further() -> None:
+    crew = SimulatedCrew(
+        seconds=lambda unit, group: 8.0 if group == "toxicity" else 1.0, resources={"CPU": 2, "GPU": 4}
+    )
+    heard, _ = run(crew, {"cpu": Pool(2, 2, ONE_CPU), "toxicity": Pool(1, 6, HALF_A_GPU)}, 400)
+    assert heard.sizes == {"cpu": [2], "toxicity": [1, 2, 4, 6]}
+    # 400 units of 8 s on six workers, and some seconds until there are six.
+    assert crew.now < 400 * 8 / 6 + 60
+
+
+def test_a_pool_grows_only_where_the_cluster_has_room() -> None:
+    crew = SimulatedCrew(seconds=lambda unit, group: 8.0 if group == "pii" else 1.0, resources={"CPU": 5})
+    heard, _ = run(crew, {"cpu": Pool(2, 2, ONE_CPU), "pii": Pool(1, None, ONE_CPU)}, 200)
+    assert heard.sizes["pii"][-1] == 3
+
+
+def test_a_pool_that_has_been_idle_shrinks_to_its_least_and_makes_room_for_the_one_it_waits_for() -> None:
+    # All CPUs are the base group's at first; then the scorer of the other group turns out to be what takes the time.
+    crew = SimulatedCrew(seconds=lambda unit, group: 10.0 if group == "pii" else 0.1, resources={"CPU": 8})
+    heard, _ = run(crew, {"cpu": Pool(1, None, ONE_CPU), "pii": Pool(1, None, ONE_CPU)}, 300)
+    assert heard.sizes["cpu"][0] == 7
+    assert heard.sizes["cpu"][-1] == 1
+    assert max(heard.sizes["pii"]) == 7
+
+
+def test_the_base_pool_follows_the_cluster_as_nodes_join_and_leave() -> None:
+    crew = SimulatedCrew(resources={"CPU": 2})
+    sizes: dict[int, int] = {}
+
+    def tick() -> None:
+        crew.capacity = {"CPU": 2} if crew.now < 60 else {"CPU": 16} if crew.now < 150 else {"CPU": 4}
+        sizes[int(crew.now)] = len(crew.workers)
+
+    heard, notes = run(crew, {"cpu": Pool(1, None, ONE_CPU)}, 3000, tick)
+    assert sizes[50] == 2
+    assert sizes[120] == 16
+    # Nobody is killed at work because the cluster has become smaller: whoever went with its node is not replaced.
+    assert sizes[170] <= 16
+    assert "lost" not in heard.workers.values()
+    assert notes == []
+
+
+def test_workers_that_went_with_their_nodes_are_replaced_only_as_far_as_there_is_room() -> None:
+    crew = SimulatedCrew(
+        fate=lambda unit, group, attempt: "lose-node" if unit.index in range(100, 112) and attempt == 1 else "done",
+        start=lambda number: "ready" if number < 16 else "never",
+        resources={"CPU": 16},
+    )
+
+    def tick() -> None:
+        if crew.begun[111, "cpu"]:
+            crew.capacity = {"CPU": 4}
+
+    heard, _ = run(crew, {"cpu": Pool(1, None, ONE_CPU)}, 400, tick)
+    assert heard.sizes["cpu"][-1] <= 4
+    assert list(heard.workers.values()).count("lost") == 12
+
+
+def test_a_pool_that_never_gets_a_worker_is_no_error_but_is_spoken_of() -> None:
+    placed = False
+    crew = SimulatedCrew(start=lambda number: "ready" if number == 0 or placed else "never", resources={"CPU": 1})
+
+    def tick() -> None:
+        # After ten minutes there is a machine with a GPU, and the worker that was asked for long ago is placed there.
+        nonlocal placed
+        if crew.now >= 700 and not placed:
+            placed = True
+            crew.place(1)
+
+    _, notes = run(crew, {"cpu": Pool(1, 1, ONE_CPU), "toxicity": Pool(1, 1, {"GPU": 1.0})}, 20, tick)
+    assert [note for note in notes if "The pool toxicity still waits" in note and "1 GPU a worker" in note]
+    assert len(notes) == 2
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_pool_never_has_more_workers_than_there_are_units(count: int) -> None:
+    assert {pool.most for pool in pools(units=count, pools={"toxicity": {"min": 2}}).values()} == {count}
+
+
+def test_a_slow_start_is_waited_for_before_a_pool_grows_again() -> None:
+    crew = SimulatedCrew(
+        seconds=lambda unit, group: 5.0 if group == "pii" else 0.1, resources={"CPU": 64}, start_s=40.0
+    )
+    seen: list[int] = []
+
+    def tick() -> None:
+        seen.append(sum(not each.ready for each in crew.workers.values()))
+
+    heard, _ = run(crew, {"cpu": Pool(1, 1, ONE_CPU), "pii": Pool(1, 32, ONE_CPU)}, 600, tick)
+    assert heard.sizes["pii"][:4] == [1, 2, 4, 8]
+    # Never more on their way than there are at work.
+    assert max(seen) <= 16
