@@ -21,6 +21,9 @@ class LabelExecution(BaseModel):
         unit_deadline_s: seconds a unit may take before its worker is killed and the unit is tried again.
         attempts: how often a unit whose worker dies is tried.
         max_quarantined: records in quarantine above which the job ends with status 3.
+        log: file to which JSON lines are appended, `-` for stderr; None for no log.
+        metrics_port: where a local Ray serves metrics for Prometheus; None for no metrics. On a cluster that `address`
+            names, each node serves them at the port that the cluster was started with.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +38,8 @@ class LabelExecution(BaseModel):
     unit_deadline_s: float = Field(default=3600.0, gt=0)
     attempts: int = Field(default=3, ge=1)
     max_quarantined: int = Field(default=0, ge=0)
+    log: str | None = Field(default=None, min_length=1)
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
 
 
 class LabelConfig(BaseModel):

@@ -99,6 +99,8 @@ def label_config_from_flags(
     workers: int | None = None,
     address: str | None = None,
     max_quarantined: int | None = None,
+    log: str | None = None,
+    metrics_port: int | None = None,
 ) -> "LabelConfig":
     """The configuration that flags, a YAML file and `--set` make together; None means that a flag was not given.
 
@@ -129,7 +131,13 @@ def label_config_from_flags(
             "kind": kind and kind.value,
             "unit_size": unit_size,
             "shard_size": shard_size,
-            "execution": {"workers": workers, "address": address, "max_quarantined": max_quarantined},
+            "execution": {
+                "workers": workers,
+                "address": address,
+                "max_quarantined": max_quarantined,
+                "log": log,
+                "metrics_port": metrics_port,
+            },
         },
         overrides=overrides or [],
     )

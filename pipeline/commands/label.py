@@ -16,6 +16,7 @@ from pipeline.options import (
     Thresholds,
     label_config_from_flags,
 )
+from scorers.errors import UserError
 
 
 def label(
@@ -66,6 +67,24 @@ def label(
             show_default=False,
         ),
     ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Append a log of JSON lines to FILE; - for stderr, in place of the lines for people.",
+            show_default=False,
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Serve metrics for Prometheus at PORT while the local Ray runs.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -95,18 +114,29 @@ def label(
         workers=workers,
         address=address,
         max_quarantined=max_quarantined,
+        log=log,
+        metrics_port=metrics_port,
     )
     from rich.console import Console
 
     from pipeline.labelling.driver import run_label
-    from pipeline.labelling.reporter import reporter_for
+    from pipeline.labelling.logs import STDERR
+    from pipeline.labelling.reporting import reporting
+    from pipeline.labelling.secrecy import forbid_core_dumps
     from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
     from scorers.console import print_json
 
-    with reporter_for(Console(stderr=True)) as reporter:
-        summary = run_label(settings, reporter)
-    if as_json:
-        print_json(summary_facts(summary))
-    else:
-        show_summary(summary, Console(highlight=False))
-    check_quarantine(summary, settings.execution.max_quarantined)
+    forbid_core_dumps()
+    try:
+        with reporting(settings, Console(stderr=True)) as (reporter, log_of_run):
+            summary = run_label(settings, reporter, log_of_run)
+            if as_json:
+                print_json(summary_facts(summary))
+            else:
+                show_summary(summary, Console(highlight=False))
+            check_quarantine(summary, settings.execution.max_quarantined)
+    except UserError as error:
+        if settings.execution.log != STDERR:
+            raise
+        # The last line of the log has said it.
+        raise typer.Exit(error.exit_code) from None

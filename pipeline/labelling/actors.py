@@ -143,7 +143,7 @@ class RayCrew:
                 return Event(Kind.DONE, worker, part=result)
             case _Started():
                 self._check(result)
-                return Event(Kind.READY, worker)
+                return Event(Kind.READY, worker, node=result.node)
             case _NotStarted():
                 raise UserError(f"On {result.node} the scorers cannot start: {result.error}.")
         return Event(Kind.FAILED, worker, error=result.error)

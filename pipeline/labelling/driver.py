@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pipeline.config import LabelConfig
 from pipeline.corpus.plan import Plan, Unit
 from pipeline.dataset.manifest import Manifest
-from pipeline.labelling.cluster import ray_cluster
+from pipeline.labelling.cluster import check_metrics_port, ray_cluster
 from pipeline.labelling.commit import STAGING, Committer, Epoch, committed_units
+from pipeline.labelling.logs import RunLog
 from pipeline.labelling.preparation import Prepared, prepare, write_job
-from pipeline.labelling.progress import Progress, State, write_status
+from pipeline.labelling.progress import Progress
 from pipeline.labelling.reporter import Reporter, count_of
+from pipeline.labelling.run_status import RunStatus, State, StatusFile, status_of
 from pipeline.labelling.scheduler import Failure, Scheduler
 from pipeline.labelling.stopping import StopRequest, StopSignals
+from pipeline.labelling.told import RunObserver, Told
 from pipeline.labelling.worker import BASE_GROUP, Job, PartResult
+from pipeline.labelling.workforce import Workforce
 from pipeline.sealing.generations import finish_seal, sealed_manifest
 from pipeline.sealing.seal import seal
 from pipeline.storage import Storage
@@ -23,7 +27,9 @@ from scorers.errors import IncompleteError, StoppedError, UserError
 
 # After a request to stop: seconds in which the units being worked on may still be finished.
 GRACE_S = 10.0
-_STATUS_EVERY_S = 5.0
+# Seconds between looks for a newer driver, and between figures for `phf status`, which are written by a thread.
+_CHECK_EVERY_S = 5.0
+_FIGURES_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,13 @@ class Summary:
         return sum(ledger.quarantined.values()) + ledger.sources_cut
 
 
-def run_label(config: LabelConfig, reporter: Reporter) -> Summary:
+def run_label(config: LabelConfig, reporter: Reporter, log: RunLog | None = None) -> Summary:
     """Label, commit and seal; goes on where an earlier run of the same job stopped. Call it in the main thread.
+
+    Args:
+        config: of the job.
+        reporter: told what happens, for people.
+        log: told what happens, for machines.
 
     Raises:
         UserError: refused before anything is written: bad inputs, settings or scorers, or an output that holds
@@ -60,16 +71,25 @@ def run_label(config: LabelConfig, reporter: Reporter) -> Summary:
     """
     storage = Storage.open(config.output)
     config = config.model_copy(update={"output": storage.uri})
+    log = log or RunLog(None)
+    if config.execution.metrics_port is not None:
+        check_metrics_port(config.execution.metrics_port, config.execution.address)
     with StopSignals() as signals:
         timer = _Timer()
         prepared = prepare(storage, config, reporter)
         timer.lap("prepare")
+        log.resolved(
+            prepared.resolved.config, {column: each.fingerprint for column, each in prepared.record.scorers.items()}
+        )
         with _storage_failures(storage):
             manifest = _sealed(storage, prepared.plan)
             if manifest is not None:
                 return Summary(storage.uri, manifest, None, timer.seconds)
             prepared = write_job(storage, prepared)
-            return _Run(prepared, Epoch.claim(storage), reporter, signals, timer).finish()
+            epoch = Epoch.claim(storage)
+            log.claimed(epoch.number)
+            with StatusFile(epoch) as status_file:
+                return _Run(prepared, epoch, reporter, log, status_file, signals, timer).finish()
 
 
 def _sealed(storage: Storage, plan: Plan) -> Manifest | None:
@@ -84,33 +104,46 @@ class _Run:
     """From the claimed epoch to the sealed dataset."""
 
     def __init__(
-        self, prepared: Prepared, epoch: Epoch, reporter: Reporter, signals: StopSignals, timer: "_Timer"
+        self,
+        prepared: Prepared,
+        epoch: Epoch,
+        reporter: Reporter,
+        log: RunLog,
+        status_file: StatusFile,
+        signals: StopSignals,
+        timer: "_Timer",
     ) -> None:
         self._scorers = prepared.record.scorers
         self._plan = prepared.plan
         self._epoch = epoch
         self._reporter = reporter
+        self._log = log
+        self._status_file = status_file
         self._signals = signals
         self._timer = timer
         resolved = prepared.resolved
         self._job = Job(resolved.config, self._plan, resolved.specs, resolved.groups, epoch.storage.uri)
         self._committer = Committer(epoch)
         self._progress = Progress(units=len(self._plan.units), before=0, workers=0)
-        self._status_due = 0.0
+        self._told: RunObserver = log
+        self._check_due = self._figures_due = 0.0
         self._told_stopping = False
 
     def finish(self) -> Summary:
         """Label what is missing, then seal."""
         try:
+            self._show_status("starting")
             self._label()
+            self._show_status("sealing")
             manifest = self._seal()
+            self._log.sealed(manifest)
         except (StoppedError, StopRequest):
-            self._last_status("stopped")
+            self._show_status("stopped")
             raise
         except (UserError, OSError):
-            self._last_status("incomplete")
+            self._show_status("incomplete")
             raise
-        self._last_status("done")
+        self._show_status("done")
         self._epoch.storage.delete_folder(STAGING)
         self._timer.lap("seal")
         return Summary(self._epoch.storage.uri, manifest, self._progress, self._timer.seconds)
@@ -118,7 +151,10 @@ class _Run:
     def _label(self) -> None:
         committed = self._committer.recover(list(self._job.groups))
         missing = [unit for unit in self._plan.units if unit.index not in committed]
-        self._progress = Progress(units=len(self._plan.units), before=len(committed), workers=0)
+        workforce = Workforce(list(self._job.groups), len(missing))
+        self._progress = Progress(units=len(self._plan.units), before=len(committed), workers=0, workforce=workforce)
+        self._log.progress = self._progress
+        self._log.planned(len(self._plan.units), len(committed), len(self._plan.sources))
         if committed and missing:
             self._reporter.note(
                 f"{len(committed):,} of {len(self._plan.units):,} units are labelled already; going on."
@@ -132,9 +168,10 @@ class _Run:
             else "Starting Ray, which takes some seconds"
         )
         cpus = execution.workers and execution.workers * execution.threads
-        with ray_cluster(execution.address, cpus) as available:
+        with ray_cluster(execution.address, cpus, execution.metrics_port) as available:
             self._signals.reinstall()
             self._timer.lap("start")
+            self._log.ray_started(execution.address, available, self._timer.seconds["start"])
             self._schedule(missing, self._workers(len(missing), available))
             self._timer.lap("label")
 
@@ -152,8 +189,13 @@ class _Run:
     def _schedule(self, missing: Sequence[Unit], workers: Mapping[str, int]) -> None:
         # It imports Ray, which reads its environment when it is imported: not before `ray_cluster` has set that.
         from pipeline.labelling.actors import RayCrew
+        from pipeline.labelling.metrics import Metrics
 
         execution = self._job.config.execution
+        observers: list[RunObserver] = [self._progress.workforce, self._log]
+        if execution.address or execution.metrics_port:
+            observers.append(Metrics(self._epoch.storage.uri, self._log.run))
+        self._told = Told(*observers)
         resources: dict[str, dict[str, float]] = {
             group: {"num_cpus": execution.threads} if group == BASE_GROUP else {"num_cpus": 0, "num_gpus": 1}
             for group in workers
@@ -168,6 +210,7 @@ class _Run:
             notify=self._reporter.note,
             attempts=execution.attempts,
             unit_deadline_s=execution.unit_deadline_s,
+            observer=self._told,
         )
         self._reporter.step(
             f"Labelling {count_of(len(missing), 'unit')} with {count_of(self._progress.workers, 'worker')}"
@@ -186,27 +229,33 @@ class _Run:
             raise _incomplete(scheduler.failures, self._progress)
 
     def _commit(self, unit: Unit, parts: Sequence[PartResult]) -> None:
-        self._progress.add(self._committer.commit(unit, parts), parts)
+        record = self._committer.commit(unit, parts)
+        self._progress.add(record, parts)
+        self._told.unit_committed(unit, record, parts)
 
     def _tick(self, scheduler: Scheduler) -> None:
         if scheduler.stopping and not self._told_stopping:
             self._told_stopping = True
+            self._log.stopping(GRACE_S)
             self._reporter.note(
                 f"Stopping: the units being worked on have {GRACE_S:g} s to finish. Interrupt again to abandon them."
             )
-        self._progress.working = scheduler.working
-        self._progress.failed = [failure.unit.name for failure in scheduler.failures]
         self._reporter.update(self._progress)
-        if self._progress.clock() >= self._status_due:
-            self._status_due = self._progress.clock() + _STATUS_EVERY_S
+        now = self._progress.clock()
+        if now >= self._figures_due:
+            self._figures_due = now + _FIGURES_EVERY_S
+            self._status_file.show(self._status("labelling"))
+            self._told.ticked(self._progress)
+        if now >= self._check_due:
+            self._check_due = now + _CHECK_EVERY_S
             # A driver that was overtaken while it waits learns it here, not only at its next commit.
             self._epoch.check()
-            write_status(self._epoch.storage, self._epoch.number, "labelling", self._progress)
 
-    def _last_status(self, state: State) -> None:
-        with contextlib.suppress(OSError, StoppedError):
-            self._epoch.check()
-            write_status(self._epoch.storage, self._epoch.number, state, self._progress)
+    def _show_status(self, state: State) -> None:
+        self._status_file.show(self._status(state), at_once=True)
+
+    def _status(self, state: State) -> RunStatus:
+        return status_of(self._epoch, self._log.run, state, self._progress)
 
     def _seal(self) -> Manifest:
         return finish_seal(self._epoch) or seal(

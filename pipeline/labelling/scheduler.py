@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.corpus.plan import Unit
+from pipeline.labelling.observing import Observer
 from pipeline.labelling.worker import PartResult
 from scorers.errors import IncompleteError
 
@@ -43,6 +44,7 @@ class Event:
     worker: int
     part: PartResult | None = None
     error: str = ""
+    node: str = ""
 
 
 class Crew(Protocol):
@@ -111,6 +113,7 @@ class Scheduler:
         attempts: int = 3,
         unit_deadline_s: float = 3600.0,
         clock: Callable[[], float] = time.monotonic,
+        observer: Observer | None = None,
     ) -> None:
         self.failures: list[Failure] = []
         self.stopping = False
@@ -121,6 +124,7 @@ class Scheduler:
         self._attempts = attempts
         self._unit_deadline_s = unit_deadline_s
         self._clock = clock
+        self._observer = observer or Observer()
         self._workers: dict[int, _Worker] = {}
         # Ready workers that can take another unit, in the order in which they became so.
         self._free: dict[str, dict[int, None]] = {group: {} for group in workers}
@@ -208,6 +212,8 @@ class Scheduler:
         worker.units.append(unit)
         if len(worker.units) == _QUEUED:
             del self._free[worker.group][number]
+        attempt = self._tried.get((unit.index, worker.group), 0) + 1
+        self._observer.sent(unit, worker.group, number, attempt, isolated=False)
         self._crew.send(number, unit)
 
     def _handle(self, event: Event) -> None:
@@ -216,15 +222,20 @@ class Scheduler:
             worker.ready = True
             self._free[worker.group][event.worker] = None
             self._died_starting[worker.group] = 0
+            self._observer.ready(event.worker, worker.group, event.node)
         elif event.kind is Kind.DIED:
             self._lose(event.worker, event.error)
         else:
             unit = worker.units.popleft()
+            seconds = self._clock() - worker.since
             worker.since = self._clock()
+            attempt = self._tried.get((unit.index, worker.group), 0) + 1
             self._free[worker.group][event.worker] = None
             if event.part is not None:
+                self._observer.done(unit, worker.group, event.worker, attempt, event.part, seconds)
                 self._receive(unit, worker.group, event.part)
             else:
+                self._observer.failed(unit, worker.group, event.worker, attempt, event.error)
                 self._fail(unit, worker.group, event.error)
             if self.stopping:
                 self._dismiss(event.worker)
@@ -244,6 +255,8 @@ class Scheduler:
         """A worker is gone: its first unit has used up an attempt, the others are just handed out again."""
         worker = self._workers.pop(number)
         self._free[worker.group].pop(number, None)
+        at = worker.units[0] if worker.units else None
+        self._observer.lost(number, worker.group, error, unit=at, counted=at is not None)
         self._notify(f"A worker of the group {worker.group} was lost: {error}.")
         if not worker.ready:
             self._died_starting[worker.group] += 1
@@ -269,6 +282,7 @@ class Scheduler:
             self._backlog[group].appendleft(unit)
             return
         self._notify(f"Unit {unit.name} is given up after {self._tried[key]} attempts: {error}.")
+        self._observer.given_up(unit, group, self._tried[key], error)
         del self._open[unit.index]
         for backlog in self._backlog.values():
             if unit in backlog:
@@ -296,9 +310,12 @@ class Scheduler:
             self._lose(number, f"it was not done after {self._unit_deadline_s:g} s (execution.unit_deadline_s)")
 
     def _hire(self, group: str) -> None:
-        self._workers[self._crew.hire(group)] = _Worker(group)
+        number = self._crew.hire(group)
+        self._workers[number] = _Worker(group)
+        self._observer.hired(number, group)
 
     def _dismiss(self, number: int) -> None:
         worker = self._workers.pop(number)
         self._free[worker.group].pop(number, None)
         self._crew.dismiss(number)
+        self._observer.dismissed(number, worker.group)

@@ -1,0 +1,118 @@
+"""Figures of a run for Prometheus, through Ray's metrics API: Ray's agent on the driver's node serves them.
+
+Ray puts `ray_` before every name, reports every ten seconds (`RAY_metrics_report_interval_ms`), and adds labels of its
+own. They come from the driver alone, which learns of every unit; each counts what is committed, as the ledger does,
+unless its description says otherwise. Import this only after Ray's environment is set (`pipeline.labelling.cluster`).
+"""
+
+import re
+from collections import Counter as Counts
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from pipeline.corpus.plan import Unit
+from pipeline.labelling.commit import UnitRecord
+from pipeline.labelling.progress import STEPS, Progress
+from pipeline.labelling.told import RunObserver
+from pipeline.labelling.worker import PartResult
+
+# Seconds: a unit is about a minute of work, and may take up to `execution.unit_deadline_s`.
+_BUCKETS_S = [0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 90.0, 120.0, 300.0, 600.0, 1800.0, 3600.0]
+_REASON = re.compile(r"[a-z][a-z0-9-]{0,39}")
+
+
+class Description(NamedTuple):
+    """A metric: its type, what it says, and its labels beside `dataset` and `run`."""
+
+    type: type[Counter | Gauge | Histogram]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+METRICS = {
+    "phf_units_committed_total": Description(Counter, "Units committed"),
+    "phf_records_total": Description(Counter, "Records read, quarantined ones included"),
+    "phf_sentences_total": Description(Counter, "Sentences of the labelled records"),
+    "phf_bytes_text_total": Description(Counter, "UTF-8 bytes of the labelled records' text"),
+    "phf_quarantined_total": Description(Counter, "Records quarantined", ("reason",)),
+    "phf_scorer_seconds_total": Description(Counter, "Seconds in a scorer, summed over workers", ("column",)),
+    "phf_step_seconds_total": Description(
+        Counter, "Seconds in reading, splitting and writing, summed over workers", ("step",)
+    ),
+    "phf_attempts_failed_total": Description(
+        Counter, "Units that raised and workers lost over one, committed later or not", ("group",)
+    ),
+    "phf_workers_lost_total": Description(Counter, "Workers that died, hung or went with their node", ("group",)),
+    "phf_unit_seconds": Description(Histogram, "Seconds of a worker for a unit, whenever it staged one", ("group",)),
+    "phf_workers": Description(Gauge, "Workers, by what they do", ("group", "state")),
+    "phf_backlog": Description(Gauge, "Units that no worker of a group has had", ("group",)),
+    "phf_units": Description(Gauge, "Units of the job, by state", ("state",)),
+    "phf_remaining_seconds": Description(Gauge, "Seconds until all units are committed, at the recent pace"),
+}
+
+
+class Metrics(RunObserver):
+    """Counts a run's work in Ray's metrics.
+
+    Args:
+        dataset: URI of the output.
+        run: names the run, as in its log.
+    """
+
+    def __init__(self, dataset: str, run: str) -> None:
+        self._metrics: dict[str, Any] = {}
+        for name, (kind, text, labels) in METRICS.items():
+            options: dict[str, Any] = {"boundaries": _BUCKETS_S} if kind is Histogram else {}
+            metric = kind(name, text, tag_keys=(*labels, "dataset", "run"), **options)
+            self._metrics[name] = metric.set_default_tags({"dataset": dataset, "run": run})
+
+    def done(  # noqa: D102 - see Observer, here and below
+        self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float
+    ) -> None:
+        self._metrics["phf_unit_seconds"].observe(seconds, {"group": group})
+
+    def failed(self, unit: Unit, group: str, worker: int, attempt: int, error: str) -> None:  # noqa: D102
+        self._count("phf_attempts_failed_total", 1, group=group)
+
+    def lost(self, worker: int, group: str, error: str, *, unit: Unit | None, counted: bool) -> None:  # noqa: D102
+        self._count("phf_workers_lost_total", 1, group=group)
+        if unit is not None and counted:
+            self._count("phf_attempts_failed_total", 1, group=group)
+
+    def unit_committed(self, unit: Unit, record: UnitRecord, parts: Sequence[PartResult]) -> None:  # noqa: D102
+        self._count("phf_units_committed_total", 1)
+        self._count("phf_records_total", record.records)
+        self._count("phf_sentences_total", record.sentences)
+        self._count("phf_bytes_text_total", record.bytes_text)
+        for reason, count in Counts(each.reason for each in record.quarantined).items():
+            # A scorer of another package may give anything for a reason; a label must not hold text.
+            self._count("phf_quarantined_total", count, reason=reason if _REASON.fullmatch(reason) else "other")
+        for part in parts:
+            for name, seconds in part.seconds.items():
+                if name in STEPS:
+                    self._count("phf_step_seconds_total", seconds, step=name)
+                else:
+                    self._count("phf_scorer_seconds_total", seconds, column=name)
+
+    def ticked(self, progress: Progress) -> None:  # noqa: D102
+        workforce = progress.workforce
+        for group, states in workforce.workers().items():
+            for state, workers in states.items():
+                self._set("phf_workers", workers, group=group, state=state)
+        for group, units in workforce.backlog().items():
+            self._set("phf_backlog", units, group=group)
+        given_up, working = len(progress.failed), workforce.open_units
+        waiting = progress.units - progress.committed - given_up - working
+        by_state = {"committed": progress.committed, "given-up": given_up, "working": working, "waiting": waiting}
+        for units_state, units in by_state.items():
+            self._set("phf_units", units, state=units_state)
+        self._set("phf_remaining_seconds", progress.remaining_s or 0.0)
+
+    def _count(self, name: str, value: float, **labels: str) -> None:
+        if value > 0:  # Ray refuses to count nothing
+            self._metrics[name].inc(value, labels)
+
+    def _set(self, name: str, value: float, **labels: str) -> None:
+        self._metrics[name].set(value, labels)
