@@ -7,10 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.checking.status import JobStatus
+from pipeline.labelling.activity import WorkerState
 from pipeline.labelling.progress import STEPS
 from pipeline.labelling.reporter import count_of, duration, per_second, rate_of
 from pipeline.labelling.run_status import RunStatus
-from pipeline.labelling.workforce import WorkerState
 
 # Failures that are shown; the status holds some more.
 _FAILURES = 5
@@ -22,17 +22,21 @@ def status_view(status: JobStatus) -> Group:
     share = f" ({status.committed / status.units:.0%})" if status.units else ""
     run = status.run if status.state == "running" else None
     begun = f", {run.open_units:,} begun" if run is not None and run.open_units else ""
-    facts.add_row("units", f"{status.committed:,} of {status.units:,} committed{share}{begun}")
-    facts.add_row("records", f"{status.records:,}" + (f", {status.empty:,} of them empty" if status.empty else ""))
-    facts.add_row("sentences", f"{status.sentences:,}")
+    _add(facts, "units", f"{status.committed:,} of {status.units:,} committed{share}{begun}")
+    _add(facts, "records", f"{status.records:,}" + (f", {status.empty:,} of them empty" if status.empty else ""))
+    _add(facts, "sentences", f"{status.sentences:,}")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in status.quarantined.items())
     quarantined = sum(status.quarantined.values())
-    facts.add_row("quarantined", f"{quarantined:,}" + (f" ({reasons})" if reasons else ""))
+    _add(facts, "quarantined", f"{quarantined:,}" + (f" ({reasons})" if reasons else ""))
     if status.sources_cut:
-        facts.add_row("cut inputs", f"{status.sources_cut:,} end early")
+        _add(facts, "cut inputs", f"{status.sources_cut:,} end early")
     if status.run is not None and status.state != "sealed":
         _add_run(facts, status.run, running=run is not None)
     return Group(Text(f"{status.output}: {_headline(status)}\n"), facts)
+
+
+def _add(facts: Table, name: str, value: str) -> None:
+    facts.add_row(name, Text(value))  # an error may look like markup
 
 
 def _headline(status: JobStatus) -> str:
@@ -51,23 +55,23 @@ def _headline(status: JobStatus) -> str:
 def _add_run(facts: Table, run: RunStatus, *, running: bool) -> None:
     mean = rate_of(run.records, run.elapsed_s, "records")
     if running:
-        facts.add_row("this run", f"{per_second(run.records_per_s, 'records')}, {mean} over {duration(run.elapsed_s)}")
+        _add(facts, "this run", f"{per_second(run.records_per_s, 'records')}, {mean} over {duration(run.elapsed_s)}")
         if run.remaining_s is not None:
-            facts.add_row("left", duration(run.remaining_s))
+            _add(facts, "left", duration(run.remaining_s))
         for group, states in run.workers.items():
-            facts.add_row(f"workers {group}", _workers(states, run.backlog.get(group, 0)))
+            _add(facts, f"workers {group}", _workers(states, run.backlog.get(group, 0)))
     else:
-        facts.add_row("last run", f"{mean} over {duration(run.elapsed_s)}")
+        _add(facts, "last run", f"{mean} over {duration(run.elapsed_s)}")
     columns = {name: seconds for name, seconds in run.seconds.items() if name not in STEPS}
     if columns:
         slowest, seconds = max(columns.items(), key=lambda each: each[1])
-        facts.add_row("slowest scorer", f"{slowest}, {seconds / sum(run.seconds.values()):.0%} of the workers' time")
+        _add(facts, "slowest scorer", f"{slowest}, {seconds / sum(run.seconds.values()):.0%} of the workers' time")
     if run.failed_attempts:
         attempts = sum(run.failed_attempts.values())
-        facts.add_row("failed", f"{count_of(attempts, 'attempt')}, {count_of(run.given_up, 'unit')} given up")
+        _add(facts, "failed", f"{count_of(attempts, 'attempt')}, {count_of(run.given_up, 'unit')} given up")
     for failure in run.failures[-_FAILURES:]:
         unit = "" if failure.unit is None else f"unit {failure.unit}, "
-        facts.add_row("", f"{failure.at:%H:%M:%S} {unit}{failure.group}: {failure.error}")
+        _add(facts, "", f"{failure.at:%H:%M:%S} {unit}{failure.group}: {failure.error}")
 
 
 def _workers(states: Mapping[WorkerState, int], backlog: int) -> str:

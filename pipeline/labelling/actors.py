@@ -12,6 +12,7 @@ from ray.exceptions import OutOfMemoryError, RayError
 
 from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler import Event, Kind
+from pipeline.labelling.secrecy import forbid_core_dumps, silence
 from pipeline.labelling.worker import Job, PartResult, UnitLabeller
 from scorers.errors import UserError
 from scorers.isolation import describe
@@ -38,6 +39,8 @@ class LabelActor:
     """A process that labels units. Its failures are values: no exception takes text of the corpus to Ray's logs."""
 
     def __init__(self, job: Job, group: str) -> None:
+        silence()
+        forbid_core_dumps()
         self._job = job
         self._group = group
 
@@ -56,6 +59,8 @@ class LabelActor:
             return self._labeller.label(unit, staged)
         except Exception as error:  # noqa: BLE001 - whatever it is, the scheduler counts it
             return _Failed(_brief(error))
+        except BaseException:  # noqa: BLE001 - `sys.exit` in a library: Ray would write its message down everywhere
+            os._exit(1)
 
 
 @dataclass

@@ -166,6 +166,8 @@ def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
             brief = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
             raise UserError(f"{problem}: {brief}.") from None
+        # Whatever `log_to_driver` says, Ray prints what its raylets tell to stdout, which is for results.
+        setattr(ray._private.worker, "print_to_stdstream", lambda *_, **__: None)  # noqa: B010 - for mypy
         yield
     finally:
         ray.shutdown()

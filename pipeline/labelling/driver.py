@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pipeline.config import LabelConfig
 from pipeline.corpus.plan import Plan, Unit
 from pipeline.dataset.manifest import Manifest
+from pipeline.labelling.activity import Activity
 from pipeline.labelling.cluster import check_metrics_port, ray_cluster
 from pipeline.labelling.commit import STAGING, Committer, Epoch, committed_units
 from pipeline.labelling.logs import RunLog
+from pipeline.labelling.metrics import Metrics
 from pipeline.labelling.preparation import Prepared, prepare, write_job
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.reporter import Reporter, count_of
@@ -19,7 +21,6 @@ from pipeline.labelling.scheduler import Failure, Scheduler
 from pipeline.labelling.stopping import StopRequest, StopSignals
 from pipeline.labelling.told import RunObserver, Told
 from pipeline.labelling.worker import BASE_GROUP, Job, PartResult
-from pipeline.labelling.workforce import Workforce
 from pipeline.sealing.generations import finish_seal, sealed_manifest
 from pipeline.sealing.seal import seal
 from pipeline.storage import Storage
@@ -151,8 +152,8 @@ class _Run:
     def _label(self) -> None:
         committed = self._committer.recover(list(self._job.groups))
         missing = [unit for unit in self._plan.units if unit.index not in committed]
-        workforce = Workforce(list(self._job.groups), len(missing))
-        self._progress = Progress(units=len(self._plan.units), before=len(committed), workers=0, workforce=workforce)
+        activity = Activity(list(self._job.groups), len(missing))
+        self._progress = Progress(units=len(self._plan.units), before=len(committed), workers=0, activity=activity)
         self._log.progress = self._progress
         self._log.planned(len(self._plan.units), len(committed), len(self._plan.sources))
         if committed and missing:
@@ -189,10 +190,9 @@ class _Run:
     def _schedule(self, missing: Sequence[Unit], workers: Mapping[str, int]) -> None:
         # It imports Ray, which reads its environment when it is imported: not before `ray_cluster` has set that.
         from pipeline.labelling.actors import RayCrew
-        from pipeline.labelling.metrics import Metrics
 
         execution = self._job.config.execution
-        observers: list[RunObserver] = [self._progress.workforce, self._log]
+        observers: list[RunObserver] = [self._progress.activity, self._log]
         if execution.address or execution.metrics_port:
             observers.append(Metrics(self._epoch.storage.uri, self._log.run))
         self._told = Told(*observers)

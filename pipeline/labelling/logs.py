@@ -214,13 +214,13 @@ class RunLog(RunObserver):
             "progress",
             units=progress.units,
             committed=progress.committed,
-            open=progress.workforce.open_units,
+            open=progress.activity.open_units,
             records=progress.records,
             records_per_s=_rounded(progress.records_per_s),
             remaining_s=progress.remaining_s and round(progress.remaining_s),
             quarantined=dict(progress.quarantined),
-            workers=progress.workforce.workers(),
-            backlog=progress.workforce.backlog(),
+            workers=progress.activity.workers(),
+            backlog=progress.activity.backlog(),
         )
 
     def stopping(self, grace_s: float) -> None:
@@ -350,7 +350,7 @@ def _figures(progress: Progress) -> dict[str, Any]:
         "sentences": progress.sentences,
         "bytes_text": progress.bytes_text,
         "quarantined": dict(progress.quarantined),
-        "failed_attempts": dict(progress.workforce.failed_attempts),
+        "failed_attempts": dict(progress.activity.failed_attempts),
         "seconds": _rounded(progress.elapsed_s),
     }
 

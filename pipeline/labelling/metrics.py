@@ -2,15 +2,13 @@
 
 Ray puts `ray_` before every name, reports every ten seconds (`RAY_metrics_report_interval_ms`), and adds labels of its
 own. They come from the driver alone, which learns of every unit; each counts what is committed, as the ledger does,
-unless its description says otherwise. Import this only after Ray's environment is set (`pipeline.labelling.cluster`).
+unless its description says otherwise.
 """
 
 import re
 from collections import Counter as Counts
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-from ray.util.metrics import Counter, Gauge, Histogram
+from typing import Any, Literal, NamedTuple
 
 from pipeline.corpus.plan import Unit
 from pipeline.labelling.commit import UnitRecord
@@ -26,35 +24,37 @@ _REASON = re.compile(r"[a-z][a-z0-9-]{0,39}")
 class Description(NamedTuple):
     """A metric: its type, what it says, and its labels beside `dataset` and `run`."""
 
-    type: type[Counter | Gauge | Histogram]
+    type: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
 
 
 METRICS = {
-    "phf_units_committed_total": Description(Counter, "Units committed"),
-    "phf_records_total": Description(Counter, "Records read, quarantined ones included"),
-    "phf_sentences_total": Description(Counter, "Sentences of the labelled records"),
-    "phf_bytes_text_total": Description(Counter, "UTF-8 bytes of the labelled records' text"),
-    "phf_quarantined_total": Description(Counter, "Records quarantined", ("reason",)),
-    "phf_scorer_seconds_total": Description(Counter, "Seconds in a scorer, summed over workers", ("column",)),
+    "phf_units_committed_total": Description("counter", "Units committed"),
+    "phf_records_total": Description("counter", "Records read, quarantined ones included"),
+    "phf_sentences_total": Description("counter", "Sentences of the labelled records"),
+    "phf_bytes_text_total": Description("counter", "UTF-8 bytes of the labelled records' text"),
+    "phf_quarantined_total": Description("counter", "Records quarantined", ("reason",)),
+    "phf_scorer_seconds_total": Description("counter", "Seconds in a scorer, summed over workers", ("column",)),
     "phf_step_seconds_total": Description(
-        Counter, "Seconds in reading, splitting and writing, summed over workers", ("step",)
+        "counter", "Seconds in reading, splitting and writing, summed over workers", ("step",)
     ),
     "phf_attempts_failed_total": Description(
-        Counter, "Units that raised and workers lost over one, committed later or not", ("group",)
+        "counter", "Units that raised and workers lost over one, committed later or not", ("group",)
     ),
-    "phf_workers_lost_total": Description(Counter, "Workers that died, hung or went with their node", ("group",)),
-    "phf_unit_seconds": Description(Histogram, "Seconds of a worker for a unit, whenever it staged one", ("group",)),
-    "phf_workers": Description(Gauge, "Workers, by what they do", ("group", "state")),
-    "phf_backlog": Description(Gauge, "Units that no worker of a group has had", ("group",)),
-    "phf_units": Description(Gauge, "Units of the job, by state", ("state",)),
-    "phf_remaining_seconds": Description(Gauge, "Seconds until all units are committed, at the recent pace"),
+    "phf_workers_lost_total": Description("counter", "Workers that died, hung or went with their node", ("group",)),
+    "phf_unit_seconds": Description("histogram", "Seconds of a worker for a unit, whenever it staged one", ("group",)),
+    "phf_workers": Description("gauge", "Workers, by what they do", ("group", "state")),
+    "phf_backlog": Description("gauge", "Units that no worker of a group has had", ("group",)),
+    "phf_units": Description("gauge", "Units of the job, by state", ("state",)),
+    "phf_remaining_seconds": Description("gauge", "Seconds until all units are committed, at the recent pace"),
 }
 
 
 class Metrics(RunObserver):
     """Counts a run's work in Ray's metrics.
+
+    Make it while Ray runs.
 
     Args:
         dataset: URI of the output.
@@ -62,11 +62,18 @@ class Metrics(RunObserver):
     """
 
     def __init__(self, dataset: str, run: str) -> None:
-        self._metrics: dict[str, Any] = {}
+        # Importing Ray reads its environment, which `pipeline.labelling.cluster` sets.
+        from ray.util import metrics
+
+        made: dict[str, Any] = {}
         for name, (kind, text, labels) in METRICS.items():
-            options: dict[str, Any] = {"boundaries": _BUCKETS_S} if kind is Histogram else {}
-            metric = kind(name, text, tag_keys=(*labels, "dataset", "run"), **options)
-            self._metrics[name] = metric.set_default_tags({"dataset": dataset, "run": run})
+            tags = (*labels, "dataset", "run")
+            if kind == "histogram":
+                made[name] = metrics.Histogram(name, text, boundaries=_BUCKETS_S, tag_keys=tags)
+            else:
+                made[name] = (metrics.Counter if kind == "counter" else metrics.Gauge)(name, text, tag_keys=tags)
+            made[name].set_default_tags({"dataset": dataset, "run": run})
+        self._metrics = made
 
     def done(  # noqa: D102 - see Observer, here and below
         self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float
@@ -97,13 +104,13 @@ class Metrics(RunObserver):
                     self._count("phf_scorer_seconds_total", seconds, column=name)
 
     def ticked(self, progress: Progress) -> None:  # noqa: D102
-        workforce = progress.workforce
-        for group, states in workforce.workers().items():
+        activity = progress.activity
+        for group, states in activity.workers().items():
             for state, workers in states.items():
                 self._set("phf_workers", workers, group=group, state=state)
-        for group, units in workforce.backlog().items():
+        for group, units in activity.backlog().items():
             self._set("phf_backlog", units, group=group)
-        given_up, working = len(progress.failed), workforce.open_units
+        given_up, working = len(progress.failed), activity.open_units
         waiting = progress.units - progress.committed - given_up - working
         by_state = {"committed": progress.committed, "given-up": given_up, "working": working, "waiting": waiting}
         for units_state, units in by_state.items():

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.labelling.activity import Activity
 from pipeline.labelling.commit import UnitRecord
 from pipeline.labelling.pace import Pace
 from pipeline.labelling.worker import PartResult
-from pipeline.labelling.workforce import Workforce
 
 # Entries of `Progress.seconds` that are no score columns.
 STEPS = ("read", "split", "write")
@@ -21,7 +21,7 @@ class Progress:
     Attributes:
         units: of the whole job; `before` of them were committed when this run began, `committed` are now.
         workers: that this run began with, of all groups.
-        workforce: who works at what.
+        activity: who works at what.
         records, sentences, bytes_text: of the units that this run committed; `bytes_text` in UTF-8 bytes.
         quarantined: records by reason, of these units.
         seconds: summed over workers, by score column and by step (`read`, `split`, `write`).
@@ -30,7 +30,7 @@ class Progress:
     units: int
     before: int
     workers: int
-    workforce: Workforce = field(default_factory=Workforce)
+    activity: Activity = field(default_factory=Activity)
     records: int = 0
     sentences: int = 0
     bytes_text: int = 0
@@ -63,12 +63,12 @@ class Progress:
     @property
     def failed(self) -> Sequence[str]:
         """Names of the units that were given up."""
-        return self.workforce.given_up_units
+        return self.activity.given_up_units
 
     @property
     def working(self) -> int:
         """Workers that have a unit."""
-        return self.workforce.working
+        return self.activity.working
 
     @property
     def elapsed_s(self) -> float:

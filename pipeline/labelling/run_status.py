@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.labelling.activity import RecentFailure, WorkerState
 from pipeline.labelling.commit import Epoch
 from pipeline.labelling.progress import Progress
-from pipeline.labelling.workforce import RecentFailure, WorkerState
 from pipeline.storage import Storage
 
 PROGRESS = "job/progress.json"
@@ -66,7 +66,7 @@ class RunStatus(BaseModel):
 
 def status_of(epoch: Epoch, run: str, state: State, progress: Progress) -> RunStatus:
     """The figures of this moment."""
-    workforce = progress.workforce
+    activity = progress.activity
     return RunStatus(
         state=state,
         run=run,
@@ -77,9 +77,9 @@ def status_of(epoch: Epoch, run: str, state: State, progress: Progress) -> RunSt
         units=progress.units,
         committed=progress.committed,
         committed_before=progress.before,
-        open_units=workforce.open_units,
-        workers=workforce.workers(),
-        backlog=workforce.backlog(),
+        open_units=activity.open_units,
+        workers=activity.workers(),
+        backlog=activity.backlog(),
         records=progress.records,
         sentences=progress.sentences,
         quarantined=dict(progress.quarantined),
@@ -89,8 +89,8 @@ def status_of(epoch: Epoch, run: str, state: State, progress: Progress) -> RunSt
         seconds=dict(progress.seconds),
         given_up=len(progress.failed),
         failed=list(progress.failed[:_NAMES]),
-        failed_attempts=dict(workforce.failed_attempts),
-        failures=list(workforce.failures),
+        failed_attempts=dict(activity.failed_attempts),
+        failures=list(activity.failures),
     )
 
 

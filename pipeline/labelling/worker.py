@@ -163,6 +163,8 @@ class UnitLabeller:
         self._storage = Storage.open(job.output)
         self._reader = UnitReader(job.plan, job.config)
         self.scorers = {column: build(column, job.specs[column], _execution(job, column)) for column in self._columns}
+        # The splitter loads its library with its first document: part of starting, and not of the first unit's time.
+        document("A sentence.")
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(job.config.execution.threads)
 

@@ -46,7 +46,7 @@ class _Worker:
         return "working" if self.units else "idle" if self.ready else "starting"
 
 
-class Workforce(RunObserver):
+class Activity(RunObserver):
     """The workers and open units of a run.
 
     Args:
