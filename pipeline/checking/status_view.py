@@ -54,13 +54,14 @@ def _headline(status: JobStatus) -> str:
 
 def _add_run(facts: Table, run: RunStatus, *, running: bool) -> None:
     mean = rate_of(run.records, run.elapsed_s, "records")
-    if running:
-        _add(facts, "this run", f"{per_second(run.records_per_s, 'records')}, {mean} over {duration(run.elapsed_s)}")
+    if running and run.state == "labelling":
+        lately = per_second(run.records_per_s, "records")
+        _add(facts, "this run", f"{lately} lately, {mean} over {duration(run.elapsed_s)}")
         if run.remaining_s is not None:
             _add(facts, "left", duration(run.remaining_s))
         for group, states in run.workers.items():
             _add(facts, f"workers {group}", _workers(states, run.backlog.get(group, 0)))
-    else:
+    elif not running:
         _add(facts, "last run", f"{mean} over {duration(run.elapsed_s)}")
     columns = {name: seconds for name, seconds in run.seconds.items() if name not in STEPS}
     if columns:
@@ -71,7 +72,7 @@ def _add_run(facts: Table, run: RunStatus, *, running: bool) -> None:
         _add(facts, "failed", f"{count_of(attempts, 'attempt')}, {count_of(run.given_up, 'unit')} given up")
     for failure in run.failures[-_FAILURES:]:
         unit = "" if failure.unit is None else f"unit {failure.unit}, "
-        _add(facts, "", f"{failure.at:%H:%M:%S} {unit}{failure.group}: {failure.error}")
+        _add(facts, "", f"{failure.at:%H:%M:%S} UTC, {unit}{failure.group}: {failure.error}")
 
 
 def _workers(states: Mapping[WorkerState, int], backlog: int) -> str:

@@ -220,6 +220,7 @@ class _Run:
             scheduler.run(missing, lambda: self._tick(scheduler))
         finally:
             self._signals.on_request = None
+            self._told.ticked(self._progress)
         if scheduler.stopping:
             raise StoppedError(
                 f"{self._progress.committed:,} of {count_of(self._progress.units, 'unit')} are committed. Nothing is "

@@ -1,4 +1,4 @@
-"""Figures of a run for Prometheus, through Ray's metrics API: Ray's agent on the driver's node serves them.
+"""Figures of a run for Prometheus, through Ray's metrics API: Ray's agent on a node serves them.
 
 Ray puts `ray_` before every name, reports every ten seconds (`RAY_metrics_report_interval_ms`), and adds labels of its
 own. They come from the driver alone, which learns of every unit; each counts what is committed, as the ledger does,
@@ -6,8 +6,9 @@ unless its description says otherwise.
 """
 
 import re
-from collections import Counter as Counts
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from pipeline.corpus.plan import Unit
@@ -51,10 +52,20 @@ METRICS = {
 }
 
 
-class Metrics(RunObserver):
-    """Counts a run's work in Ray's metrics.
+Labels = tuple[tuple[str, str], ...]
 
-    Make it while Ray runs.
+
+@dataclass
+class Changes:
+    """What is new since the last time: how much to count, the gauges' values, and what was observed."""
+
+    counted: dict[tuple[str, Labels], float] = field(default_factory=lambda: defaultdict(float))
+    gauges: dict[tuple[str, Labels], float] = field(default_factory=dict)
+    observed: list[tuple[str, Labels, float]] = field(default_factory=list)
+
+
+class Instruments:
+    """The metrics as Ray has them, in a process of the cluster's.
 
     Args:
         dataset: URI of the output.
@@ -75,10 +86,42 @@ class Metrics(RunObserver):
             made[name].set_default_tags({"dataset": dataset, "run": run})
         self._metrics = made
 
+    def apply(self, changes: Changes) -> None:
+        """Bring the metrics up to date."""
+        for (name, labels), value in changes.counted.items():
+            if value > 0:  # Ray refuses to count nothing
+                self._metrics[name].inc(value, dict(labels))
+        for (name, labels), value in changes.gauges.items():
+            self._metrics[name].set(value, dict(labels))
+        for name, labels, value in changes.observed:
+            self._metrics[name].observe(value, dict(labels))
+
+
+class Metrics(RunObserver):
+    """Counts a run's work, and brings Ray's metrics up to date with every tick. Make it while Ray runs.
+
+    Args:
+        dataset: URI of the output.
+        run: names the run, as in its log.
+    """
+
+    def __init__(self, dataset: str, run: str) -> None:
+        import ray
+        from ray.util.client import ray as client
+
+        self._changes = Changes()
+        self._apply: Callable[[Changes], object]
+        if client.is_connected():  # type: ignore[no-untyped-call]
+            # The driver is outside of the cluster (`ray://…`), where nobody would ever hear of its metrics.
+            actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(Instruments).remote(dataset, run)
+            self._apply = actor.apply.remote
+        else:
+            self._apply = Instruments(dataset, run).apply
+
     def done(  # noqa: D102 - see Observer, here and below
         self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float
     ) -> None:
-        self._metrics["phf_unit_seconds"].observe(seconds, {"group": group})
+        self._changes.observed.append(("phf_unit_seconds", (("group", group),), seconds))
 
     def failed(self, unit: Unit, group: str, worker: int, attempt: int, error: str) -> None:  # noqa: D102
         self._count("phf_attempts_failed_total", 1, group=group)
@@ -93,9 +136,9 @@ class Metrics(RunObserver):
         self._count("phf_records_total", record.records)
         self._count("phf_sentences_total", record.sentences)
         self._count("phf_bytes_text_total", record.bytes_text)
-        for reason, count in Counts(each.reason for each in record.quarantined).items():
+        for each in record.quarantined:
             # A scorer of another package may give anything for a reason; a label must not hold text.
-            self._count("phf_quarantined_total", count, reason=reason if _REASON.fullmatch(reason) else "other")
+            self._count("phf_quarantined_total", 1, reason=each.reason if _REASON.fullmatch(each.reason) else "other")
         for part in parts:
             for name, seconds in part.seconds.items():
                 if name in STEPS:
@@ -116,10 +159,11 @@ class Metrics(RunObserver):
         for units_state, units in by_state.items():
             self._set("phf_units", units, state=units_state)
         self._set("phf_remaining_seconds", progress.remaining_s or 0.0)
+        changes, self._changes = self._changes, Changes()
+        self._apply(changes)
 
     def _count(self, name: str, value: float, **labels: str) -> None:
-        if value > 0:  # Ray refuses to count nothing
-            self._metrics[name].inc(value, labels)
+        self._changes.counted[name, tuple(labels.items())] += value
 
     def _set(self, name: str, value: float, **labels: str) -> None:
-        self._metrics[name].set(value, labels)
+        self._changes.gauges[name, tuple(labels.items())] = value

@@ -223,11 +223,11 @@ def test_a_running_job_is_shown_as_a_person_reads_it() -> None:
         "sentences         9,000",
         "quarantined       12 (deadline 2, not-json 10)",
         "cut inputs        1 end early",
-        "this run          0.1 records/s, 0.1 records/s over 10 s",
+        "this run          0.1 records/s lately, 0.1 records/s over 10 s",
         "left              2 h 29 min",
         "workers cpu       1 idle, 1 starting; 900 units waiting",
         "workers toxicity  1 working; 899 units waiting",
         "slowest scorer    pii, 100% of the workers' time",
         "failed            1 attempt, 0 units given up",
-        "                  12:30:01 unit 00000002, cpu: its process died [oom]",
+        "                  12:30:01 UTC, unit 00000002, cpu: its process died [oom]",
     ]
