@@ -135,7 +135,7 @@ class StatusFile:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(self._every_s)  # a storage that hangs must not hold up the end
 
     def _keep(self) -> None:
         while not self._ended.wait(self._every_s):

@@ -42,7 +42,7 @@ def test_panels_do_not_overlap_and_have_their_own_numbers() -> None:
 
 
 def test_prometheus_keeps_what_the_dashboard_shows() -> None:
-    config = yaml.safe_load((INFRA / "prometheus.yml").read_text())
+    config = yaml.safe_load((INFRA / "prometheus.yaml").read_text())
     for job in config["scrape_configs"]:
         kept, dropped = job["metric_relabel_configs"]
         assert all(re.fullmatch(kept["regex"], f"ray_{name}") for name in METRICS)

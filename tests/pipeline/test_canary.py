@@ -156,6 +156,7 @@ def test_no_text_is_left_anywhere_when_scorers_raise_print_crash_and_hang(
     events = [json.loads(line) for line in (tmp_path / "run.log").read_text().splitlines()]
     assert sum(event["event"] == "worker-lost" for event in events) >= len(leaky.DEADLY)
     assert process.returncode in {0, 4}, stderr
+    assert "raylet" not in stdout, "that is for results"
     assert b"ray_phf_units_committed_total" in pages["metrics"]
     logs = [path.name for path in kept.rglob("*") if path.is_file()]
     assert any(name.startswith("worker-") and name.endswith(".err") for name in logs), logs
