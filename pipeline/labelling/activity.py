@@ -1,7 +1,7 @@
 """Who works at what in a run, put together from what the scheduler tells: for `phf status` and metrics."""
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -58,6 +58,7 @@ class Activity(RunObserver):
         failed_attempts: by group: units that raised, and workers that were lost over one.
         lost_workers: by group, counted as attempts or not.
         failures: the last few, the newest last.
+        on_begin: called when the first unit is handed out.
     """
 
     def __init__(self, groups: Sequence[str] = (), missing: int = 0) -> None:
@@ -65,6 +66,8 @@ class Activity(RunObserver):
         self.failed_attempts: Counter[str] = Counter()
         self.lost_workers: Counter[str] = Counter()
         self.failures: deque[RecentFailure] = deque(maxlen=_RECENT_FAILURES)
+        self.on_begin: Callable[[], None] = lambda: None
+        self._begun = False
         self._groups = tuple(groups)
         self._missing = missing
         self._workers: dict[int, _Worker] = {}
@@ -108,6 +111,9 @@ class Activity(RunObserver):
         self._workers.setdefault(worker, _Worker(group)).ready = True
 
     def sent(self, unit: Unit, group: str, worker: int, attempt: int, *, isolated: bool) -> None:  # noqa: D102
+        if not self._begun:
+            self._begun = True
+            self.on_begin()
         self._workers.setdefault(worker, _Worker(group)).units.add(unit.index)
         self._open.setdefault(unit.index, set())
 

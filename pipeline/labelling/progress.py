@@ -43,6 +43,8 @@ class Progress:
         self.committed = self.before
         self._began = self.clock()
         self._pace = Pace(self.clock)
+        # How long workers take to load their models says nothing of how long units take.
+        self.activity.on_begin = self._pace.restart
 
     def restart(self) -> None:
         """Labelling begins now, not when this was made."""

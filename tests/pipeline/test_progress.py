@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
+from pipeline.labelling.activity import Activity
 from pipeline.labelling.actors import _brief
 from pipeline.labelling.cluster import _private_folder
 from pipeline.labelling.commit import UnitRecord
@@ -97,6 +99,19 @@ def test_what_remains_follows_what_the_run_does_lately_not_what_it_did_long_ago(
     assert progress.remaining_s == pytest.approx(1000, rel=0.02)
     assert progress.records_per_s == pytest.approx(10, rel=0.02)
     assert progress.records / progress.elapsed_s < 2, "the mean would say four times as long"
+
+
+def test_the_time_in_which_workers_load_their_models_is_not_part_of_the_pace() -> None:
+    clock = Clock()
+    activity = Activity(["cpu"], 100)
+    progress = Progress(units=100, before=0, workers=1, activity=activity, clock=clock)
+    clock.now += 300
+    activity.sent(Unit(0, ()), "cpu", 0, 1, isolated=False)
+    clock.now += 10
+    activity.sent(Unit(1, ()), "cpu", 0, 1, isolated=False)
+    progress.add(record(), [])
+    assert progress.remaining_s == 990
+    assert progress.elapsed_s == 310
 
 
 @given(
