@@ -18,7 +18,7 @@ import pytest
 from tests.pipeline import leaky
 from tests.pipeline.labelling import Labelling, alive, descendants, wait_for
 from tests.pipeline.network import free_port
-from tests.pipeline.test_canary import prepared
+from tests.pipeline.test_canary import check_dataset, prepared
 from tests.pipeline.test_metrics import by_label, scrape
 
 pytestmark = pytest.mark.slow
@@ -96,5 +96,6 @@ def test_a_joined_cluster_serves_the_metrics_and_keeps_no_text(tmp_path: Path) -
         assert by_label(figures, "phf_sentences_total") == {"": manifest["sentences"]}
         logs = [path.name for path in head.folder.rglob("*") if path.is_file()]
         assert any(name.startswith("worker-") and name.endswith(".err") for name in logs), logs
-        assert list(leaky.leaks([head.folder, tmp_path / "run.log", made.output / "job"])) == []
+        assert list(leaky.leaks([head.folder, tmp_path / "run.log"])) == []
+        check_dataset(made.output)
         assert not any(leaky.traces(text.encode(), leaky.forms()) for text in (result.stdout, result.stderr))
