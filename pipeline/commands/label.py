@@ -120,7 +120,7 @@ def label(
     from rich.console import Console
 
     from pipeline.labelling.driver import run_label
-    from pipeline.labelling.logs import STDERR
+    from pipeline.labelling.log_file import STDERR
     from pipeline.labelling.reporting import reporting
     from pipeline.labelling.secrecy import forbid_core_dumps
     from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts

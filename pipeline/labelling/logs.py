@@ -5,17 +5,14 @@ output, null until it has one); then what the event is about. No line holds text
 """
 
 import contextlib
-import errno
 import importlib.metadata
 import logging
 import os
 import platform
 import re
 import secrets
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -24,13 +21,12 @@ from pipeline.config import LabelConfig
 from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Manifest
 from pipeline.labelling.commit import UnitRecord
+from pipeline.labelling.log_file import LogFile, open_log
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.told import RunObserver
 from pipeline.labelling.worker import PartResult
 from scorers.errors import EXIT_INCOMPLETE, EXIT_QUARANTINE, EXIT_STOPPED, EXIT_USAGE, UserError
 from scorers.isolation import describe
-
-STDERR = "-"
 
 _LIBRARIES = ("phf", "ray", "pyarrow", "numpy", "spacy", "torch")
 _SECRET = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key", re.IGNORECASE)
@@ -43,46 +39,6 @@ _STATES = {
     EXIT_INCOMPLETE: "incomplete",
     EXIT_STOPPED: "stopped",
 }
-
-
-class LogFile:
-    """Where lines go: each is written whole, at once. One that cannot be written is lost and counted, nothing more.
-
-    Args:
-        descriptor: open for writing.
-        name: for people.
-        notify: told once when lines begin to be lost.
-
-    Attributes:
-        lost: lines that could not be written.
-    """
-
-    def __init__(self, descriptor: int, name: str, notify: Callable[[str], None] = lambda _: None) -> None:
-        self.lost = 0
-        self._descriptor = descriptor
-        self._name = name
-        self._notify = notify
-        self._torn = False
-
-    def write(self, text: str) -> None:
-        """Append a line that ends in a newline."""
-        # What a full disk left of the line before must not spoil this one.
-        data = (b"\n" if self._torn else b"") + text.encode("ascii", "backslashreplace")
-        try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-                self._torn = True
-            self._torn = False
-        except OSError as error:
-            self.lost += 1
-            if self.lost == 1 and error.errno != errno.EPIPE:
-                self._notify(
-                    f"Cannot write the log {self._name}: {error.strerror or error}. Labelling goes on; the lines are "
-                    "lost until it can be written again."
-                )
-
-    def flush(self) -> None:
-        """Nothing is held back."""
 
 
 class RunLog(RunObserver):
@@ -268,7 +224,7 @@ def run_log(config: LabelConfig, notify: Callable[[str], None] = lambda _: None)
     Raises:
         UserError: the file cannot be opened, or lies below the output.
     """
-    with _opened(config, notify) as file:
+    with open_log(config, notify) as file:
         log = RunLog(file)
         log.started(config)
         try:
@@ -280,30 +236,6 @@ def run_log(config: LabelConfig, notify: Callable[[str], None] = lambda _: None)
             log.ended(130 if isinstance(error, KeyboardInterrupt) else 1, error)
             raise
         log.ended(0)
-
-
-@contextlib.contextmanager
-def _opened(config: LabelConfig, notify: Callable[[str], None]) -> Iterator[LogFile | None]:
-    name = config.execution.log
-    if name is None:
-        yield None
-    elif name == STDERR:
-        yield LogFile(sys.stderr.fileno(), "stderr")
-    else:
-        path = Path(name)
-        if path.resolve().is_relative_to(Path(config.output.removeprefix("file://")).resolve()):
-            raise UserError(f"--log {name} lies below the output {config.output}. Put it beside the output.")
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise UserError(
-                f"Cannot open the log {name}: {error.strerror or error}. Give a --log file that can be written, "
-                "or - for stderr."
-            ) from None
-        try:
-            yield LogFile(descriptor, name, notify)
-        finally:
-            os.close(descriptor)
 
 
 def without_secrets(value: Any) -> Any:

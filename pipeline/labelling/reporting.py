@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 
 from pipeline.config import LabelConfig
-from pipeline.labelling.logs import STDERR, RunLog, run_log
+from pipeline.labelling.log_file import STDERR
+from pipeline.labelling.logs import RunLog, run_log
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.reporter import Reporter, reporter_for
 

@@ -12,7 +12,8 @@ import structlog
 
 from pipeline.corpus.records import Quarantined
 from pipeline.labelling.commit import UnitRecord
-from pipeline.labelling.logs import LogFile, RunLog, run_log, without_secrets
+from pipeline.labelling.log_file import LogFile
+from pipeline.labelling.logs import RunLog, run_log, without_secrets
 from scorers.errors import IncompleteError, UserError
 from tests.pipeline.corpora import make_config
 from tests.pipeline.labelling import ROOT, Labelling
@@ -108,7 +109,7 @@ def test_a_line_that_was_cut_spoils_no_other(tmp_path: Path) -> None:
     # A limit on the size of files does to a write what a full disk does: it takes a piece, then nothing.
     code = (
         "import os, resource, signal, sys\n"
-        "from pipeline.labelling.logs import LogFile, RunLog\n"
+        "from pipeline.labelling.log_file import LogFile; from pipeline.labelling.logs import RunLog\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "log = RunLog(LogFile(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT), 'x'))\n"
         "log.hired(1, 'cpu')\n"
