@@ -68,6 +68,9 @@ class LabelExecution(BaseModel):
             memory before it goes into quarantine.
         max_quarantined: entries of quarantine above which the job ends with status 3: a count such as 5, or a share of
             the records such as 0.1%.
+        log: file to which JSON lines are appended, `-` for stderr; None for no log.
+        metrics_port: where a local Ray serves metrics for Prometheus; None for no metrics. On a cluster that `address`
+            names, each node serves them at the port that the cluster was started with.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,6 +86,8 @@ class LabelExecution(BaseModel):
     memory_limit: ByteSize | None = Field(default=None, ge=1)
     attempts: int = Field(default=3, ge=1)
     max_quarantined: Annotated[int | str, BeforeValidator(check_limit)] = 0
+    log: str | None = Field(default=None, min_length=1)
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
 
     def of(self, column: str) -> Execution:
         """What the scorer of a column is told of all this."""
@@ -140,6 +145,32 @@ class LabelConfig(BaseModel):
     def semantic(self) -> dict[str, Any]:
         """What can change the dataset, as plain JSON values; written into the job and the manifest."""
         return self.model_dump(mode="json", exclude={"output", "execution"})
+
+
+class ScoreConfig(BaseModel):
+    """More columns for a labelled dataset.
+
+    Attributes:
+        dataset: output of `phf label`.
+        scorers: by column, as in `LabelConfig`.
+        thresholds: by column; p50 for those that are not named.
+        execution: how to run it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    scorers: dict[str, ScorerSpec] = Field(min_length=1)
+    thresholds: dict[str, float | str] = Field(default_factory=dict)
+    execution: LabelExecution = Field(default_factory=LabelExecution)
+
+    @property
+    def output(self) -> str:
+        """Where the columns go: into the dataset."""
+        return self.dataset
+
+
+RunConfig = LabelConfig | ScoreConfig
 
 
 def given_by(config: LabelConfig) -> dict[str, str]:

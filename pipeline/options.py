@@ -11,8 +11,7 @@ from scorers.errors import UserError
 from scorers.settings import load_settings, read_yaml
 
 if TYPE_CHECKING:
-    from pipeline.config import LabelConfig
-    from pipeline.labelling.score import ScoreConfig
+    from pipeline.config import LabelConfig, ScoreConfig
 
 
 class LargeDocumentsOption(StrEnum):
@@ -117,6 +116,24 @@ MaxQuarantined = Annotated[
         show_default=False,
     ),
 ]
+Log = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Append a log of JSON lines to FILE; - for stderr, in place of the lines for people.",
+        show_default=False,
+    ),
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65535,
+        metavar="PORT",
+        help="Serve metrics for Prometheus at PORT while the local Ray runs.",
+        show_default=False,
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="YAML with the same settings; flags win over it."),
@@ -151,6 +168,8 @@ def label_config_from_flags(
     workers: int | None = None,
     address: str | None = None,
     max_quarantined: str | None = None,
+    log: str | None = None,
+    metrics_port: int | None = None,
 ) -> "LabelConfig":
     """The configuration that flags, a YAML file and `--set` make together; None means that a flag was not given.
 
@@ -178,7 +197,13 @@ def label_config_from_flags(
             "shard_size": shard_size,
             "max_document_size": max_document_size,
             "large_documents": large_documents and large_documents.value,
-            "execution": {"workers": workers, "address": address, "max_quarantined": max_quarantined},
+            "execution": {
+                "workers": workers,
+                "address": address,
+                "max_quarantined": max_quarantined,
+                "log": log,
+                "metrics_port": metrics_port,
+            },
         },
         overrides=overrides or [],
     )
@@ -194,13 +219,15 @@ def score_config_from_flags(
     workers: int | None = None,
     address: str | None = None,
     max_quarantined: str | None = None,
+    log: str | None = None,
+    metrics_port: int | None = None,
 ) -> "ScoreConfig":
     """What `phf score` is to do, by the rules of `label_config_from_flags`.
 
     Raises:
         UserError: a flag of another form, an unknown key, a value that does not fit; names the key.
     """
-    from pipeline.labelling.score import ScoreConfig
+    from pipeline.config import ScoreConfig
     from pipeline.sealing.thresholds import parse_flags
 
     specs, values = _scorers_and_file(scorers, config, overrides)
@@ -211,7 +238,13 @@ def score_config_from_flags(
             "dataset": dataset,
             "scorers": specs,
             "thresholds": parse_flags(thresholds or []),
-            "execution": {"workers": workers, "address": address, "max_quarantined": max_quarantined},
+            "execution": {
+                "workers": workers,
+                "address": address,
+                "max_quarantined": max_quarantined,
+                "log": log,
+                "metrics_port": metrics_port,
+            },
         },
         overrides=overrides or [],
     )

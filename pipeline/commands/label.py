@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.running import run_and_show
 from pipeline.options import (
     Address,
     AsJson,
@@ -12,8 +13,10 @@ from pipeline.options import (
     Inputs,
     Kind,
     LargeDocuments,
+    Log,
     MaxDocumentSize,
     MaxQuarantined,
+    MetricsPort,
     Overrides,
     Scorers,
     TextField,
@@ -58,6 +61,8 @@ def label(
     extend: Annotated[
         bool, typer.Option("--extend", help="Also label inputs that have come since the job was begun.")
     ] = False,
+    log: Log = None,
+    metrics_port: MetricsPort = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -89,19 +94,9 @@ def label(
         workers=workers,
         address=address,
         max_quarantined=max_quarantined,
+        log=log,
+        metrics_port=metrics_port,
     )
-    from rich.console import Console
-
     from pipeline.labelling.driver import run_label
-    from pipeline.labelling.quarantine_limit import QuarantineLimit
-    from pipeline.labelling.reporter import reporter_for
-    from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
-    from scorers.console import print_json
 
-    with reporter_for(Console(stderr=True)) as reporter:
-        summary = run_label(settings, reporter, extend=extend)
-    if as_json:
-        print_json(summary_facts(summary))
-    else:
-        show_summary(summary, Console(highlight=False))
-    check_quarantine(summary, QuarantineLimit.parse(settings.execution.max_quarantined))
+    run_and_show(settings, lambda reporter, told: run_label(settings, reporter, told, extend=extend), as_json=as_json)

@@ -4,11 +4,14 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.running import run_and_show
 from pipeline.options import (
     Address,
     AsJson,
     ConfigFile,
+    Log,
     MaxQuarantined,
+    MetricsPort,
     Overrides,
     Scorers,
     Thresholds,
@@ -24,6 +27,8 @@ def score(
     workers: Workers = None,
     address: Address = None,
     max_quarantined: MaxQuarantined = None,
+    log: Log = None,
+    metrics_port: MetricsPort = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -46,19 +51,9 @@ def score(
         workers=workers,
         address=address,
         max_quarantined=max_quarantined,
+        log=log,
+        metrics_port=metrics_port,
     )
-    from rich.console import Console
-
-    from pipeline.labelling.quarantine_limit import QuarantineLimit
-    from pipeline.labelling.reporter import reporter_for
     from pipeline.labelling.score import run_score
-    from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
-    from scorers.console import print_json
 
-    with reporter_for(Console(stderr=True)) as reporter:
-        summary = run_score(settings, reporter)
-    if as_json:
-        print_json(summary_facts(summary))
-    else:
-        show_summary(summary, Console(highlight=False))
-    check_quarantine(summary, QuarantineLimit.parse(settings.execution.max_quarantined))
+    run_and_show(settings, lambda reporter, told: run_score(settings, reporter, told), as_json=as_json)

@@ -1,30 +1,65 @@
 """`phf status`."""
 
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.options import AsJson
+from scorers.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.storage import Storage
+
+# Seconds between two looks at a job that is watched.
+_EVERY_S = 2.0
 
 
 def status(
     output: Annotated[
         str, typer.Argument(metavar="DIR", help="The --output of a `phf label` run.", show_default=False)
     ],
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it live until the job is done or stopped, or Ctrl-C.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show how far a labelling job is, whether it runs or not.
 
-    Example: phf status labelled
+    Example: phf status labelled --watch
     """
+    if watch and as_json:
+        raise UserError("--watch is for people and --json for machines; give one of them.")
     from rich.console import Console
 
-    from pipeline.checking.status import job_status, show_status
+    from pipeline.checking.status import job_status
+    from pipeline.checking.status_view import status_view
     from pipeline.storage import Storage
     from scorers.console import print_json
 
-    found = job_status(Storage.open(output))
-    if as_json:
-        print_json(found.model_dump(mode="json"))
+    storage, console = Storage.open(output), Console(highlight=False)
+    if watch:
+        _watch(storage, console)
+    elif as_json:
+        print_json(job_status(storage).model_dump(mode="json"))
     else:
-        show_status(found, Console(highlight=False))
+        console.print(status_view(job_status(storage)), soft_wrap=True)
+
+
+def _watch(storage: "Storage", console: "Console") -> None:
+    from rich.live import Live
+
+    from pipeline.checking.status import watch_status
+    from pipeline.checking.status_view import status_view
+
+    looks = watch_status(storage)
+    with Live(status_view(found := next(looks)), console=console, auto_refresh=False) as live:
+        try:
+            while found.state == "running":
+                time.sleep(_EVERY_S)
+                found = next(looks)
+                live.update(status_view(found), refresh=True)
+        except KeyboardInterrupt:
+            return

@@ -18,8 +18,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 from pipeline.corpus.plan import Unit, Units
 from pipeline.labelling.crew import Event, Kind
 from pipeline.labelling.isolation import brief, label_isolated
-from pipeline.labelling.memory import forbid_core_dumps, resident_memory, watch_memory
+from pipeline.labelling.memory import resident_memory, watch_memory
 from pipeline.labelling.pools import Pool
+from pipeline.labelling.secrecy import forbid_core_dumps, silence
 from pipeline.labelling.worker import Job, PartResult, UnitLabeller
 from scorers.errors import UserError
 
@@ -52,6 +53,8 @@ class LabelActor:
     """A process that labels units. Its failures are values: no exception takes text of the corpus to Ray's logs."""
 
     def __init__(self, job: Job, group: str) -> None:
+        silence()
+        forbid_core_dumps()
         self._job = job
         self._group = group
         self._labeller: UnitLabeller | None = None
@@ -78,6 +81,8 @@ class LabelActor:
             return self._labeller.label(unit, staged)
         except Exception as error:  # noqa: BLE001 - whatever it is, the scheduler counts it
             return _Failed(brief(error))
+        except BaseException:  # noqa: BLE001 - `sys.exit` in a library: Ray would write its message down everywhere
+            os._exit(1)
 
     def _make_room(self) -> None:
         """Give the memory of the scorers, and of their GPU, to a child process that builds its own."""

@@ -45,8 +45,30 @@ def check_address(address: str) -> None:
         ) from None
 
 
+def check_metrics_port(port: int, address: str | None) -> None:
+    """Refuse a port at which metrics cannot be served: Ray's agent would die of it, and its node with the agent.
+
+    Raises:
+        UserError: it is taken, or is for a cluster whose nodes have theirs already.
+    """
+    if address is not None:
+        raise UserError(
+            f"--metrics-port {port} is for a local Ray. The nodes of {address} serve metrics at the port that they "
+            "were started with (ray start --metrics-export-port); leave --metrics-port out."
+        )
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"Cannot serve metrics at port {port}: {error.strerror or error}. Choose another --metrics-port."
+        ) from None
+
+
 @contextlib.contextmanager
-def ray_cluster(address: str | None, cpus: int | None = None) -> Iterator[dict[str, float]]:
+def ray_cluster(
+    address: str | None, cpus: int | None = None, metrics_port: int | None = None
+) -> Iterator[dict[str, float]]:
     """Ray, local and private when `address` is None; yields its resources, such as `CPU` and `GPU`.
 
     A local Ray never joins a cluster that happens to run here, listens with a token of its own, and keeps its files in
@@ -57,11 +79,12 @@ def ray_cluster(address: str | None, cpus: int | None = None) -> Iterator[dict[s
         address: of a cluster, such as `auto` or `ray://head:10001`. It is sent the code that it needs; scorers'
             libraries, models, and the scorers of other packages must be installed there.
         cpus: of the local Ray; None for those of this machine (or container).
+        metrics_port: where the local Ray serves its metrics, to all who can reach this machine; None for any port.
 
     Raises:
         UserError: the cluster cannot be joined, or Ray does not start.
     """
-    with _local(cpus) if address is None else _remote(address):
+    with _local(cpus, metrics_port) if address is None else _remote(address):
         import ray
 
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -69,7 +92,7 @@ def ray_cluster(address: str | None, cpus: int | None = None) -> Iterator[dict[s
 
 
 @contextlib.contextmanager
-def _local(cpus: int | None) -> Iterator[None]:
+def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
     # Ray's native code reads these when it is imported. Without the token Ray writes one to ~/.ray, readable by all.
     os.environ.update(_ENVIRONMENT, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     parent = tempfile.gettempdir()
@@ -88,6 +111,7 @@ def _local(cpus: int | None) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(private / "r"),
+                _metrics_export_port=metrics_port,
             ),
             "Ray does not start on this machine",
         ):
@@ -142,6 +166,8 @@ def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
             brief = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
             raise UserError(f"{problem}: {brief}.") from None
+        # Whatever `log_to_driver` says, Ray prints what its raylets tell to stdout, which is for results.
+        setattr(ray._private.worker, "print_to_stdstream", lambda *_, **__: None)  # noqa: B010 - for mypy
         yield
     finally:
         ray.shutdown()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.corpus.records import Record
 from pipeline.labelling.isolation import Order, Phase, Raised, Step, brief
 from pipeline.labelling.label_records import SPLIT, label_records
-from pipeline.labelling.memory import forbid_core_dumps
+from pipeline.labelling.secrecy import forbid_core_dumps, silence
 from pipeline.labelling.worker import PartResult, UnitLabeller
 from scorers.contract import Document, DocumentKind, Scorer, ScoringError
 
@@ -41,6 +41,7 @@ class _Announced:
 def main() -> None:
     """Obey the one order that comes through the pipe."""
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    silence()
     forbid_core_dumps()
     # With the worker that waits for it, this process dies too, wherever it is.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,6 @@
-"""How much memory a process holds, and what becomes of it when it holds too much or crashes."""
+"""How much memory a process holds, and a watch over it."""
 
 import os
-import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +27,6 @@ def machine_memory() -> int:
         except (OSError, ValueError):  # there is none
             continue
     return total
-
-
-def forbid_core_dumps() -> None:
-    """Write no core file when this process crashes: it would hold text of the corpus."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def watch_memory(limit: int, exceeded: Callable[[], None]) -> None:

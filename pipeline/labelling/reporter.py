@@ -123,7 +123,7 @@ def figures(progress: Progress) -> str:
     """The figures of a run on one line."""
     parts = [f"{progress.committed:,}/{progress.units:,} units"]
     if progress.records:
-        parts.append(_rate(progress.records_per_s, "records"))
+        parts.append(per_second(progress.records_per_s, "records"))
     else:
         parts.append(f"{progress.working:,} of {count_of(progress.workers, 'worker')} at work")
     if progress.quarantined:
@@ -142,7 +142,7 @@ def count_of(number: int, what: str) -> str:
 
 def rate_of(count: int, seconds: float, what: str) -> str:
     """`0.3 records/s`, `2,000 records/s`."""
-    return _rate(count / seconds if seconds > 0 else 0.0, what)
+    return per_second(count / seconds if seconds > 0 else 0.0, what)
 
 
 def duration(seconds: float) -> str:
@@ -158,7 +158,8 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _rate(rate: float, what: str) -> str:
+def per_second(rate: float, what: str) -> str:
+    """`0.3 records/s`, `2,000 records/s`."""
     return f"{rate:,.{1 if rate < 10 else 0}f} {what}/s"
 
 

@@ -2,43 +2,24 @@
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from pipeline.config import LabelExecution
+from pipeline.config import ScoreConfig
 from pipeline.dataset.manifest import Manifest, no_manifest
-from pipeline.labelling.cluster import check_address
-from pipeline.labelling.driver import Run, Summary, Timer, storage_failures
+from pipeline.labelling.cluster import check_address, check_metrics_port
+from pipeline.labelling.driver import Summary
 from pipeline.labelling.job import LayerRecord, StoredJob, layer_path, load_job
+from pipeline.labelling.logs import RunLog
 from pipeline.labelling.reporter import Reporter
 from pipeline.labelling.resolve import resolve_config, scorer_entries
+from pipeline.labelling.run import Run, Surroundings, storage_failures
 from pipeline.labelling.stopping import StopSignals
 from pipeline.sealing.current import holds_all
 from pipeline.sealing.generations import generations, read_generation
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from scorers.errors import IncompleteError, UserError
-from scorers.registry import ScorerSpec
 
 
-class ScoreConfig(BaseModel):
-    """More columns for a dataset.
-
-    Attributes:
-        dataset: output of `phf label`.
-        scorers: by column, as in `LabelConfig`.
-        thresholds: by column; p50 for those that are not named.
-        execution: how to run it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dataset: str
-    scorers: dict[str, ScorerSpec] = Field(min_length=1)
-    thresholds: dict[str, float | str] = Field(default_factory=dict)
-    execution: LabelExecution = Field(default_factory=LabelExecution)
-
-
-def run_score(config: ScoreConfig, reporter: Reporter) -> Summary:
+def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None) -> Summary:
     """Score the rows of a dataset, commit a unit at a time, and seal a generation with the new columns.
 
     Goes on where an earlier run with the same scorers stopped. Until the new generation is sealed, the current one
@@ -53,20 +34,22 @@ def run_score(config: ScoreConfig, reporter: Reporter) -> Summary:
     """
     storage = Storage.open(config.dataset)
     with StopSignals() as signals:
-        timer = Timer()
+        around = Surroundings(reporter, signals, log or RunLog(None))
         storage.check()
         if config.execution.address:
             check_address(config.execution.address)
+        if config.execution.metrics_port is not None:
+            check_metrics_port(config.execution.metrics_port, config.execution.address)
         with storage_failures(storage):
             current = _current(storage)
             job = load_job(storage)
             _check_complete(job, current)
         reporter.step("Loading the scorers")
         record = _record(job, config)
-        timer.lap("prepare")
+        around.timer.lap("prepare")
         with storage_failures(storage):
             if all(current.scorers.get(column) == entry for column, entry in record.scorers.items()):
-                return Summary(storage.uri, current, None, timer.seconds)
+                return Summary(storage.uri, current, None, around.timer.seconds)
             _refuse_taken(storage, current, record.scorers)
             layer = _layer(job, record)
             epoch = Epoch.claim(storage)
@@ -76,8 +59,9 @@ def run_score(config: ScoreConfig, reporter: Reporter) -> Summary:
                 raise IncompleteError(
                     f"Another `phf score` of {storage.uri} has just begun. Run the same command again once it is done."
                 )
-            run = Run(job, config.execution, epoch, reporter, signals, timer)
-            return run.finish([*job.layers_of(current.scorers), layer], label=[layer])
+            run = Run(job, config.execution, epoch, around)
+            manifest = run.finish([*job.layers_of(current.scorers), layer], label=[layer])
+            return Summary(storage.uri, manifest, run.progress, around.timer.seconds)
 
 
 def _current(storage: Storage) -> Manifest:

@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.labelling.stopping import StopRequest
 from scorers.contract import Document, Scorer, ScoringError
+from scorers.deadline import DeadlineExceededError
 from scorers.errors import UserError
 from scorers.isolation import describe
 
 SCORER_ERROR = "scorer-error"
 INVALID_SCORE = "invalid-score"
+
+# Exceptions that mean to go through everything, whoever's code they meet.
+_MEANT = (DeadlineExceededError, GeneratorExit, KeyboardInterrupt, StopRequest, SystemExit)
 
 Scores = NDArray[np.float32]
 
@@ -94,7 +99,13 @@ def _refuse_broken(scorer: Scorer, like: Document) -> None:
 
 
 def _score(scorer: Scorer, documents: Sequence[Document]) -> list[Scores | ScoringError]:
-    results: Any = scorer.score(documents)
+    try:
+        results: Any = scorer.score(documents)
+    except BaseException as error:
+        if isinstance(error, (Exception, *_MEANT)):
+            raise
+        # A panic of a library in Rust, whose message may quote a document, is of the document's making as well.
+        raise ScoringError(SCORER_ERROR, describe(error)) from None
     if not isinstance(results, list) or len(results) != len(documents):
         what = f"{len(results)} results" if isinstance(results, list) else f"a {type(results).__name__}"
         raise ScoringError(INVALID_SCORE, f"{what} for {len(documents)} documents")

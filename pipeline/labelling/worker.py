@@ -18,6 +18,7 @@ from pipeline.labelling.label_records import Spared, label_records, timed
 from pipeline.labelling.parts import part_schema, row_groups, table_of
 from pipeline.storage import Storage
 from scorers.registry import ScorerSpec, build
+from scorers.sentences import document
 from scorers.text import utf8_size
 
 BASE_GROUP = "cpu"
@@ -100,6 +101,8 @@ class UnitLabeller:
         )
         execution = job.config.execution
         self.scorers = {column: build(column, job.specs[column], execution.of(column)) for column in self._columns}
+        # The splitter loads its library with its first document: part of starting, and not of the first unit's time.
+        document("A sentence.")
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(execution.threads)
 

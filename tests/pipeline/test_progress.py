@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
+from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
-from pipeline.labelling.actors import _brief
+from pipeline.labelling.activity import Activity
 from pipeline.labelling.cluster import _private_folder
-from pipeline.labelling.progress import Progress, read_status, write_status
+from pipeline.labelling.isolation import brief
+from pipeline.labelling.progress import Progress
 from pipeline.labelling.reporter import LiveReporter, PlainReporter, duration, figures, rate_of, reporter_for
 from pipeline.labelling.stopping import StopSignals
-from pipeline.storage import Storage
 from pipeline.units.records import UnitRecord
 from scorers.errors import StoppedError, UserError
 
@@ -56,12 +59,81 @@ def test_what_remains_follows_the_pace_of_this_run_and_counts_down() -> None:
     assert progress.quarantined == {"not-json": 2}
     assert progress.records_per_s == 1.0
     assert progress.remaining_s == 80.0
-    clock.now += 30
-    assert progress.remaining_s == 50.0
+    clock.now += 5
+    assert progress.remaining_s == 75.0
     assert progress.records_per_s == 1.0
+    assert figures(progress) == "Labelling: 6/14 units, 1.0 records/s, 2 quarantined, 75 s left"
+    for _ in range(8):
+        progress.add(record(), [])
+    assert progress.remaining_s is None
+
+
+def test_what_remains_grows_and_the_pace_falls_while_nothing_comes_in() -> None:
+    clock = Clock()
+    progress = Progress(units=104, before=0, workers=2, clock=clock)
+    for _ in range(4):
+        clock.now += 10
+        progress.add(record(), [])
+    assert progress.remaining_s == 1000.0
+    seen = []
+    for _ in range(20):
+        clock.now += 60
+        assert progress.remaining_s is not None
+        seen.append((progress.remaining_s, progress.records_per_s))
+    assert [left for left, _ in seen] == sorted(left for left, _ in seen)
+    assert [pace for _, pace in seen] == sorted((pace for _, pace in seen), reverse=True)
+    assert seen[-1][0] > 20_000
+    assert seen[-1][1] < 0.05
+
+
+def test_what_remains_follows_what_the_run_does_lately_not_what_it_did_long_ago() -> None:
+    clock = Clock()
+    progress = Progress(units=2000, before=0, workers=2, clock=clock)
+    for _ in range(600):
+        clock.now += 10  # for 100 minutes, then somebody adds machines
+        progress.add(record(), [])
+    assert progress.remaining_s == pytest.approx(14_000)
+    for _ in range(400):
+        clock.now += 1
+        progress.add(record(), [])
+    assert progress.remaining_s == pytest.approx(1000, rel=0.02)
+    assert progress.records_per_s == pytest.approx(10, rel=0.02)
+    assert progress.records / progress.elapsed_s < 2, "the mean would say four times as long"
+
+
+def test_the_time_in_which_workers_load_their_models_is_not_part_of_the_pace() -> None:
+    clock = Clock()
+    activity = Activity(["cpu"], 100)
+    progress = Progress(units=100, before=0, workers=1, activity=activity, clock=clock)
     clock.now += 300
-    assert progress.remaining_s == 0.0
-    assert figures(progress) == "Labelling: 6/14 units, 1.0 records/s, 2 quarantined"
+    activity.sent(Unit(0, ()), "cpu", 0, 1, isolated=False)
+    clock.now += 10
+    activity.sent(Unit(1, ()), "cpu", 0, 1, isolated=False)
+    progress.add(record(), [])
+    assert progress.remaining_s == 990
+    assert progress.elapsed_s == 310
+
+
+@given(
+    gaps=st.lists(st.floats(0.001, 500), min_size=1, max_size=200),
+    wait=st.floats(0, 2000),
+    more=st.integers(1, 1000),
+)
+def test_the_pace_is_between_the_slowest_and_the_fastest_that_was_seen(
+    gaps: list[float], wait: float, more: int
+) -> None:
+    clock = Clock()
+    progress = Progress(units=len(gaps) + more, before=0, workers=1, clock=clock)
+    for gap in gaps:
+        clock.now += gap
+        progress.add(record(), [])
+    assert 10 / max(gaps) * 0.999 <= progress.records_per_s <= 10 / min(gaps) * 1.001
+    assert progress.remaining_s is not None
+    assert min(gaps) * more * 0.999 <= progress.remaining_s <= max(gaps) * more * 1.001
+    before = progress.records_per_s
+    clock.now += wait
+    assert progress.records_per_s <= before
+    assert progress.remaining_s >= 0
 
 
 @pytest.mark.parametrize(
@@ -112,19 +184,6 @@ def test_a_terminal_gets_one_live_line_and_what_must_not_be_missed() -> None:
         assert isinstance(reporter, PlainReporter)
 
 
-def test_figures_of_a_run_can_be_read_elsewhere(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path))
-    assert read_status(storage) is None
-    progress = Progress(units=10, before=5, workers=2)
-    progress.add(record(), [])
-    write_status(storage, 3, "labelling", progress)
-    status = read_status(storage)
-    assert status is not None
-    assert (status.state, status.epoch, status.committed, status.records) == ("labelling", 3, 6, 10)
-    storage.put("job/progress.json", b"{")
-    assert read_status(storage) is None
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_asks_first_and_insists_the_second_time(number: signal.Signals) -> None:
     before = signal.getsignal(number)
@@ -163,7 +222,7 @@ def test_a_signal_is_not_swallowed_by_code_that_catches_every_exception() -> Non
     ],
 )
 def test_errors_of_workers_are_told_without_text_of_the_corpus(error: Exception, text: str) -> None:
-    assert _brief(error) == text
+    assert brief(error) == text
 
 
 def test_rays_folder_is_private_and_what_killed_runs_left_is_taken_away(tmp_path: Path) -> None:

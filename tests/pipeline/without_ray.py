@@ -9,12 +9,12 @@ from typing import Any
 
 from phf import main
 from pipeline.corpus.plan import Unit
-from pipeline.labelling import driver
+from pipeline.labelling import run as running
 from pipeline.labelling.pools import Pool
 from pipeline.labelling.worker import UnitLabeller
 
 
-def schedule(run: driver.Run, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:
+def schedule(run: running.Run, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:
     labellers = {group: UnitLabeller(run._job, group) for group in run._job.groups}
     for unit in missing:
         staging = f"{run._epoch.staging}/{unit.name}"
@@ -28,6 +28,6 @@ def no_cluster(*_: Any) -> Any:
 
 
 if __name__ == "__main__":
-    driver.Run._schedule = schedule  # type: ignore[method-assign]
-    driver.ray_cluster = no_cluster
+    running.Run._schedule = schedule  # type: ignore[method-assign]
+    running.ray_cluster = no_cluster
     main()

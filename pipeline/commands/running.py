@@ -1,0 +1,46 @@
+"""What `phf label`, `phf score` and their kin share: run, tell people or a log, show what came of it."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import typer
+
+from scorers.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.labelling.driver import Summary
+    from pipeline.labelling.logs import RunLog
+    from pipeline.labelling.reporter import Reporter
+
+
+def run_and_show(settings: "RunConfig", run: "Callable[[Reporter, RunLog], Summary]", *, as_json: bool) -> None:
+    """Run, print the summary on stdout, and end as the quarantine says.
+
+    Raises:
+        UserError: as `run`; QuarantineLimitError where too much is in quarantine.
+        typer.Exit: in their place where the log on stderr has said it.
+    """
+    from rich.console import Console
+
+    from pipeline.labelling.log_file import STDERR
+    from pipeline.labelling.quarantine_limit import QuarantineLimit
+    from pipeline.labelling.reporting import reporting
+    from pipeline.labelling.secrecy import forbid_core_dumps
+    from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
+    from scorers.console import print_json
+
+    forbid_core_dumps()
+    try:
+        with reporting(settings, Console(stderr=True)) as (reporter, log):
+            summary = run(reporter, log)
+            if as_json:
+                print_json(summary_facts(summary))
+            else:
+                show_summary(summary, Console(highlight=False))
+            check_quarantine(summary, QuarantineLimit.parse(settings.execution.max_quarantined))
+    except UserError as error:
+        if settings.execution.log != STDERR:
+            raise
+        # The last line of the log has said it.
+        raise typer.Exit(error.exit_code) from None

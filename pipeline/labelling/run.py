@@ -1,0 +1,289 @@
+"""One run of a job: from the claimed epoch through the units that are missing to the sealed dataset."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.config import LabelExecution
+from pipeline.corpus.plan import Unit
+from pipeline.dataset.manifest import Manifest
+from pipeline.labelling.activity import Activity
+from pipeline.labelling.cluster import ray_cluster
+from pipeline.labelling.commit import Committer
+from pipeline.labelling.committing import Commits
+from pipeline.labelling.job import StoredJob
+from pipeline.labelling.logs import RunLog
+from pipeline.labelling.metrics import Metrics
+from pipeline.labelling.pools import Pool, cpus_of_own_ray, missing_resources, pools_of
+from pipeline.labelling.preparation import resolve_layer
+from pipeline.labelling.progress import Progress
+from pipeline.labelling.reporter import Reporter, count_of
+from pipeline.labelling.run_status import RunStatus, State, StatusFile, status_of
+from pipeline.labelling.scheduler import Failure, Scheduler
+from pipeline.labelling.stopping import StopRequest, StopSignals
+from pipeline.labelling.told import RunObserver, Told
+from pipeline.labelling.worker import Job, PartResult
+from pipeline.sealing.current import seal_current
+from pipeline.storage import LocalStorage, Storage
+from pipeline.units.epoch import STAGING, Epoch
+from pipeline.units.records import UnitRecord
+from pipeline.units.store import UnitStore
+from scorers.errors import IncompleteError, StoppedError, UserError
+
+# After a request to stop: seconds in which the units being worked on may still be finished.
+GRACE_S = 10.0
+# Seconds between looks for a newer driver, and between figures for `phf status`, which are written by a thread.
+_CHECK_EVERY_S = 5.0
+_FIGURES_EVERY_S = 1.0
+# Commits under way at once: on a disk that syncs, and in a store that takes several round trips for each.
+_COMMITS_ON_DISK, _COMMITS_IN_STORE = 2, 8
+
+
+class Timer:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._mark = time.monotonic()
+
+    def lap(self, phase: str) -> None:
+        """The phase that began with the last lap ends."""
+        now = time.monotonic()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._mark
+        self._mark = now
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run talks to: people, a log, signals that ask it to stop, a clock."""
+
+    reporter: Reporter
+    signals: StopSignals
+    log: RunLog = field(default_factory=lambda: RunLog(None))
+    timer: Timer = field(default_factory=Timer)
+
+
+class Run:
+    """Labels what is missing of a job, and seals it.
+
+    Args:
+        job: as it is stored.
+        execution: how to run it.
+        epoch: this driver's claim to the output.
+        around: whom to tell, and who may stop it.
+
+    Attributes:
+        progress: what this run has done.
+    """
+
+    def __init__(self, job: StoredJob, execution: LabelExecution, epoch: Epoch, around: Surroundings) -> None:
+        self._stored = job
+        self._plan = job.plan
+        self._execution = execution
+        self._epoch = epoch
+        self._reporter = around.reporter
+        self._log = around.log
+        self._signals = around.signals
+        self._timer = around.timer
+        self._status_file = StatusFile(epoch)
+        self.progress = Progress(units=len(self._plan.units), before=0, workers=0)
+        self._told: RunObserver = around.log
+        self._check_due = self._figures_due = 0.0
+        self._told_stopping = False
+
+    def finish(self, layers: Sequence[int], *, label: Sequence[int]) -> Manifest:
+        """Label what is missing in some layers, then seal a dataset with the columns of `layers`.
+
+        Raises:
+            UserError: a worker cannot start, or an input has changed.
+            IncompleteError: some units could not be labelled; the others are committed.
+            StoppedError: by a signal or a newer driver.
+            OSError: the storage fails.
+        """
+        with self._shown():
+            for layer in label:
+                self._label(layer)
+            self._show_status("sealing")
+            manifest = seal_current(
+                self._epoch,
+                self._stored,
+                layers,
+                lambda what, done, total: self._reporter.measure(what.capitalize(), done, total),
+            )
+            self._log.sealed(manifest)
+        self._epoch.storage.delete_folder(STAGING)
+        self._timer.lap("seal")
+        return manifest
+
+    def relabel(self, layer: int, committer: Committer, groups: Mapping[str, list[str]]) -> None:
+        """Label again, by the columns of some groups, the units that `committer` finds missing; seal nothing.
+
+        Raises:
+            UserError, IncompleteError, StoppedError, OSError: as `finish`.
+        """
+        with self._shown():
+            self._label(layer, committer, groups)
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Keep the status of the run where others find it, to the end, however it ends."""
+        with self._status_file:
+            self._log.claimed(self._epoch.number)
+            try:
+                self._show_status("starting")
+                yield
+            except (StoppedError, StopRequest):
+                self._show_status("stopped")
+                raise
+            except (UserError, OSError):
+                self._show_status("incomplete")
+                raise
+            self._show_status("done")
+
+    def _label(
+        self, layer: int, committer: Committer | None = None, groups: Mapping[str, list[str]] | None = None
+    ) -> None:
+        resolved = resolve_layer(self._stored, layer, self._execution)
+        storage = self._epoch.storage
+        self._scorers = self._stored.columns([layer])
+        chosen = dict(groups or resolved.groups)
+        self._job = Job(resolved.config, self._plan, resolved.specs, chosen, storage.uri, layer=layer)
+        self._committer = committer or Committer(self._epoch, UnitStore(storage, layer))
+        committed = self._committer.recover(len(self._plan.units), list(chosen))
+        before = int(committed.sum())
+        count = len(committed) - before
+        activity = Activity(list(chosen), count)
+        self.progress = Progress(units=len(committed), before=before, workers=0, activity=activity)
+        self._log.progress = self.progress
+        self._log.planned(len(committed), before, len(self._plan.sources))
+        if before and count:
+            self._reporter.note(f"{before:,} of {len(committed):,} units are labelled already; going on.")
+        if count:
+            missing = (self._plan.units[index] for index in np.flatnonzero(~committed).tolist())
+            self._on_ray(missing, count)
+
+    def _on_ray(self, missing: Iterable[Unit], count: int) -> None:
+        execution = self._job.config.execution
+        pools = pools_of(execution, list(self._job.groups), count)
+        self._reporter.step(
+            f"Joining the Ray cluster {execution.address}"
+            if execution.address
+            else "Starting Ray, which takes some seconds"
+        )
+        with ray_cluster(execution.address, cpus_of_own_ray(execution, pools), execution.metrics_port) as available:
+            self._signals.reinstall()
+            self._timer.lap("start")
+            self._log.ray_started(execution.address, available, self._timer.seconds["start"])
+            if execution.address is None:
+                _refuse_impossible(pools, available)
+            self._schedule(missing, count, pools)
+            self._timer.lap("label")
+
+    def _schedule(self, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:
+        # It imports Ray, which reads its environment when it is imported: not before `ray_cluster` has set that.
+        from pipeline.labelling.actors import RayCrew
+
+        execution = self._job.config.execution
+        observers: list[RunObserver] = [self.progress.activity, self._log]
+        if execution.address or execution.metrics_port:
+            observers.append(Metrics(self._epoch.storage.uri, self._log.run))
+        self._told = Told(*observers)
+        fingerprints = {column: entry.fingerprint for column, entry in self._scorers.items()}
+        self.progress.restart()
+        self._reporter.step(f"Labelling {count_of(count, 'unit')} with {_shown(pools)}")
+        threads = _COMMITS_ON_DISK if isinstance(self._epoch.storage, LocalStorage) else _COMMITS_IN_STORE
+        with Commits(self._committer.commit, self._count, threads) as commits:
+            scheduler = Scheduler(
+                RayCrew(self._job, fingerprints, self._epoch.staging, pools),
+                pools,
+                commits,
+                notify=self._reporter.note,
+                attempts=execution.attempts,
+                unit_deadline_s=execution.unit_deadline_s,
+                observer=self._told,
+            )
+            self._signals.on_request = lambda: scheduler.stop(GRACE_S)
+            try:
+                scheduler.run(missing, lambda: self._tick(scheduler, commits))
+                commits.drain()
+            finally:
+                self._signals.on_request = None
+                self._told.ticked(self.progress)
+        if scheduler.stopping:
+            raise StoppedError(
+                f"{self.progress.committed:,} of {count_of(self.progress.units, 'unit')} are committed. Nothing is "
+                "lost: the same command goes on."
+            )
+        if scheduler.failures:
+            raise _incomplete(scheduler.failures, self.progress)
+
+    def _count(self, unit: Unit, parts: Sequence[PartResult], record: UnitRecord) -> None:
+        self.progress.add(record, parts)
+        self._told.unit_committed(unit, record, parts)
+
+    def _tick(self, scheduler: Scheduler, commits: Commits[UnitRecord]) -> None:
+        commits.collect()
+        if scheduler.stopping and not self._told_stopping:
+            self._told_stopping = True
+            self._log.stopping(GRACE_S)
+            self._reporter.note(
+                f"Stopping: the units being worked on have {GRACE_S:g} s to finish. Interrupt again to abandon them."
+            )
+        self.progress.workers = scheduler.workers
+        self._reporter.update(self.progress)
+        now = self.progress.clock()
+        if now >= self._figures_due:
+            self._figures_due = now + _FIGURES_EVERY_S
+            self._status_file.show(self._status("labelling"))
+            self._told.ticked(self.progress)
+        if now >= self._check_due:
+            self._check_due = now + _CHECK_EVERY_S
+            # A driver that was overtaken while it waits learns it here, not only at its next commit.
+            self._epoch.check()
+
+    def _show_status(self, state: State) -> None:
+        self._status_file.show(self._status(state), at_once=True)
+
+    def _status(self, state: State) -> RunStatus:
+        return status_of(self._epoch, self._log.run, state, self.progress)
+
+
+@contextlib.contextmanager
+def storage_failures(storage: Storage) -> Iterator[None]:
+    """Tell a failing disk or store to the user as what it is: the job is incomplete, and goes on later."""
+    try:
+        yield
+    except OSError as error:
+        raise IncompleteError(
+            f"{storage.uri} failed: {error.strerror or error}. What is committed stays; the same command goes on once "
+            "that is mended."
+        ) from None
+
+
+def _refuse_impossible(pools: Mapping[str, Pool], available: Mapping[str, float]) -> None:
+    """A Ray of our own never gets more machines: refuse at once what would wait for ever."""
+    for group, missing in missing_resources(pools, available).items():
+        raise UserError(
+            f"execution.pools.{group} asks for {missing}, {pools[group].least} at least; more than Ray has here. Ask "
+            "for less, or give the --address of a cluster that has it."
+        )
+
+
+def _shown(pools: Mapping[str, Pool]) -> str:
+    least = sum(pool.least for pool in pools.values())
+    if all(pool.least == pool.most for pool in pools.values()):
+        return count_of(least, "worker")
+    return f"{count_of(least, 'worker')} or more"
+
+
+def _incomplete(failures: Sequence[Failure], progress: Progress) -> IncompleteError:
+    shown = "\n".join(f"  unit {each.unit.name}: {each.error}, {each.attempts} times" for each in failures[:10])
+    more = f"\n  … and {len(failures) - 10:,} more" if len(failures) > 10 else ""
+    return IncompleteError(
+        f"{count_of(len(failures), 'unit')} could not be labelled:\n{shown}{more}\n"
+        f"The other {progress.committed:,} are committed. The same command tries again; the dataset is sealed once all "
+        "units are in."
+    )

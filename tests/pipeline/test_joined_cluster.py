@@ -1,0 +1,101 @@
+"""A cluster that is joined from outside: it serves the metrics, and its logs, which stay there, hold no text."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import leaky
+from tests.pipeline.labelling import Labelling, alive, descendants, wait_for
+from tests.pipeline.network import free_port
+from tests.pipeline.test_canary import check_dataset, prepared
+from tests.pipeline.test_metrics import by_label, scrape
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Head:
+    """A Ray node: where clients reach it, where it serves metrics, and its folder."""
+
+    address: str
+    metrics_port: int
+    folder: Path
+
+
+@contextlib.contextmanager
+def ray_head(env: dict[str, str]) -> Iterator[Head]:
+    """`ray start --head`, until the block ends."""
+    folder = Path(tempfile.mkdtemp(prefix="phf-h", dir="/tmp"))
+    client_port, metrics_port = free_port(), free_port()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"),
+            *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", f"--port={free_port()}"),
+            *(f"--ray-client-server-port={client_port}", f"--metrics-export-port={metrics_port}"),
+        ],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def answers() -> bool:
+        # Its agents are the last to come, and without them nobody can join.
+        assert process.poll() is None
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", client_port), 1),
+            socket.create_connection(("127.0.0.1", metrics_port), 1),
+        ):
+            return True
+        return False
+
+    try:
+        wait_for(answers, 120)
+        yield Head(f"ray://127.0.0.1:{client_port}", metrics_port, folder)
+    finally:
+        started = descendants(process.pid)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        for pid in alive(started | {process.pid}):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_joined_cluster_serves_the_metrics_and_keeps_no_text(tmp_path: Path) -> None:
+    made: Labelling = prepared(tmp_path, leaky.POISON)
+    with ray_head(made.env | {"RAY_metrics_report_interval_ms": "1000"}) as head:
+        result = made.run(
+            *("--address", head.address, "--unit-size", "600", "--log", "run.log", "--max-quarantined", "100"),
+            *("--set", "execution.deadline_s=0.5", "--set", "max_record_size=2500"),
+        )
+        assert result.returncode == 0, result.stderr
+        manifest = json.loads((made.output / "manifest.json").read_text())
+        ledger = manifest["ledger"]
+
+        def served() -> bool:
+            return by_label(scrape(head.metrics_port), "phf_records_total") == {"": ledger["records"]}
+
+        wait_for(served, 30)
+        figures = scrape(head.metrics_port)
+        assert by_label(figures, "phf_quarantined_total", "reason") == ledger["quarantined"]
+        assert by_label(figures, "phf_sentences_total") == {"": manifest["sentences"]}
+        logs = [path.name for path in head.folder.rglob("*") if path.is_file()]
+        assert any(name.startswith("worker-") and name.endswith(".err") for name in logs), logs
+        assert list(leaky.leaks([head.folder, tmp_path / "run.log"])) == []
+        check_dataset(made.output)
+        assert not any(leaky.traces(text.encode(), leaky.forms()) for text in (result.stdout, result.stderr))
