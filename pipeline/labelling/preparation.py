@@ -39,7 +39,6 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter) -> Prepar
     """
     resolved = resolve_config(config)
     sources = find_sources(config.inputs, config.kind, output=config.output)
-    resolved = replace(resolved, config=settle_sentences(sources, resolved.config))
     storage.check()
     if config.execution.address:
         check_address(config.execution.address)
@@ -47,6 +46,8 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter) -> Prepar
         begun, plan = read_job(storage), read_plan(storage)
     except OSError as error:
         raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
+    before = None if begun is None else begun.config.get("sentences")
+    resolved = replace(resolved, config=settle_sentences(sources, resolved.config, before))
     reporter.step("Loading the scorers")
     record = JobRecord(
         config=resolved.config.semantic(), scorers=scorer_entries(resolved.specs), sentences=sentences.fingerprint()
