@@ -129,7 +129,7 @@ def spoil(whole: bytes, old: bytes, new: bytes) -> bytes:
             b"\r\n\r\ngarbage\r\nmore\r\nWARC",
             [(0, "eins"), (1, "broken-record"), (2, "zwei"), (3, "drei")],
         ),
-        (b"Content-Type: ", b"Content-Type ", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
+        (b"WARC/1.0", b"WARC/x.0", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
         (b"eins", b"eimS", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
         (b"WARC-Date", b"X: " + b"x" * 70_000 + b"\r\nWARC-Date", [(0, "broken-record"), (1, "zwei"), (2, "drei")]),
     ],
