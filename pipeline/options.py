@@ -34,7 +34,8 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT...",
         help="Files, folders or globs: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow, WET of Common Crawl "
-        "(.warc.wet.gz), .txt and .py; local, s3://, gs://, hdfs://, or hf://datasets/OWNER/NAME[@REVISION][/PATH].",
+        "(.warc.wet.gz), .txt and .py; local, s3://, gs://, hdfs://, or hf://datasets/OWNER/NAME@REVISION/PATH, of "
+        "which revision and path may be left out.",
         show_default=False,
     ),
 ]

@@ -55,7 +55,8 @@ class ArrowRows:
         self._rewind()
         while (batch := self._next_batch()) is not None:
             rows = batch.num_rows
-            yield self._first - rows, rows, self._decoder.text_bytes(batch)
+            # Nothing of a batch that contradicts itself may be looked at: pyarrow would read beyond its memory.
+            yield self._first - rows, rows, self._decoder.text_bytes(batch) if self._sound else 0
 
     def read(self, start: int, stop: int | None) -> Iterator[Record | Quarantined]:
         """Rows `[start, stop)`, None for all; those of a batch that contradicts itself are quarantined one by one.
@@ -94,7 +95,8 @@ class ArrowRows:
         open_reader = pa.ipc.open_file if self._is_file else pa.ipc.open_stream
         try:
             self._reader = open_reader(pa.PythonFile(self._file, mode="r"))
-        except (OSError, pa.ArrowException, EOFError) as error:
+            _ = self._reader.schema.names  # which may not be UTF-8
+        except (OSError, pa.ArrowException, EOFError, ValueError) as error:
             self._fail(f"it is no readable Arrow file ({type(error).__name__})")
 
     def _next_batch(self) -> pa.RecordBatch | None:

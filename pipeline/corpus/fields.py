@@ -59,16 +59,23 @@ def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
             )
 
 
-def settle_sentences(sources: Sequence[Source], config: LabelConfig) -> LabelConfig:
+def settle_sentences(sources: Sequence[Source], config: LabelConfig, before: str | None = None) -> LabelConfig:
     """The configuration with `sentences: auto` decided by the first record that has the text field.
+
+    Args:
+        sources: the inputs.
+        config: of the job.
+        before: what was decided when the job began; it stays.
 
     Raises:
         UserError: an input cannot be read.
     """
     if config.sentences != "auto":
         return config
-    found = next((each for source in sources if (each := _gives_sentences(source, config)) is not None), False)
-    return config.model_copy(update={"sentences": "given" if found else "split"})
+    if before is None:
+        found = next((each for source in sources if (each := _gives_sentences(source, config)) is not None), False)
+        before = "given" if found else "split"
+    return config.model_copy(update={"sentences": before})
 
 
 def _gives_sentences(source: Source, config: LabelConfig) -> bool | None:

@@ -12,6 +12,7 @@ TRUNCATED = "truncated-source"
 UNREADABLE = "unreadable-source"
 
 CHUNK = 1 << 16
+_MOST_AT_ONCE = 1 << 26
 BOM = b"\xef\xbb\xbf"
 JSON_BLANKS = b" \t\r\n"
 
@@ -71,6 +72,8 @@ class SourceFile(io.RawIOBase):
     def read(self, size: int = -1, /) -> bytes:
         """Up to `size` bytes, all that are left where it is negative."""
         try:
+            if size > _MOST_AT_ONCE:  # a damaged file may ask for more than there is memory
+                size = min(size, self.size)
             data: bytes = self._file.read(None if size < 0 else size)
         except Exception as error:
             self.failure = error

@@ -21,6 +21,7 @@ _VERSION = b"WARC/"
 _BLANK_LINE = b"\r\n\r\n"
 _NEXT = b"\r\n" + _VERSION
 _MOST_HEAD = 1 << 16
+_MALFORMED = "its head is malformed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,10 @@ def _read_entry(window: "_Window", limit: int) -> WarcEntry:
         window.skip(length)
         if not _close(window):
             return _broken(window, start, "its block is not as long as its head says")
-        kind, headers, _ = _parse(head + _BLANK_LINE)
-        return WarcEntry(window.position - start, kind, headers)
+        parsed = _parse(head + _BLANK_LINE)
+        if parsed is None:
+            return WarcEntry(window.position - start, problem=_MALFORMED)
+        return WarcEntry(window.position - start, parsed[0], parsed[1])
     if not window.fill(len(head) + length + len(_BLANK_LINE)) and window.size < len(head) + length:
         if window.find(_NEXT, window.size) < 0:
             raise CutError(TRUNCATED, "the file ends within a record")
@@ -112,8 +115,11 @@ def _read_entry(window: "_Window", limit: int) -> WarcEntry:
     behind = window.peek(len(record) + len(_BLANK_LINE))[len(record) :]
     if behind != _BLANK_LINE and not (window.ended and _BLANK_LINE.startswith(behind)):
         return _broken(window, start, "its block is not as long as its head says")
-    kind, headers, intact = _parse(record + _BLANK_LINE)
+    parsed = _parse(record + _BLANK_LINE)
     window.skip(len(record) + len(behind))
+    if parsed is None:
+        return WarcEntry(window.position - start, problem=_MALFORMED)
+    kind, headers, intact = parsed
     return WarcEntry(window.position - start, kind, headers, record[len(head) :], intact)
 
 
@@ -150,8 +156,12 @@ def _length(head: bytes) -> int | None:
     return int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) < 19 else None
 
 
-def _parse(record: bytes) -> tuple[str, dict[str, str], bool]:
-    parsed = WarcRecord.from_bytes(record)
+def _parse(record: bytes) -> tuple[str, dict[str, str], bool] | None:
+    """Type, headers, and whether the digest is right; None where the head is malformed."""
+    try:
+        parsed = WarcRecord.from_bytes(record)
+    except (OSError, ValueError):
+        return None
     headers = {
         name.decode(errors="surrogateescape"): value.decode(errors="surrogateescape")
         for name, value in parsed.headers.items_bytes()

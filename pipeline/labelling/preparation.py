@@ -64,7 +64,6 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
     """
     resolved = resolve_config(config)
     sources = find_sources(config.inputs, config.kind, output=config.output)
-    resolved = replace(resolved, config=settle_sentences(sources, resolved.config))
     storage.check()
     if config.execution.address:
         check_address(config.execution.address)
@@ -74,6 +73,8 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
         raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
     if extend and stored is None:
         raise UserError(f"{storage.uri} holds no job that could be extended. Leave --extend out to begin one.")
+    before = None if begun is None else begun.config.get("sentences")
+    resolved = replace(resolved, config=settle_sentences(sources, resolved.config, before))
     reporter.step("Loading the scorers")
     record = JobRecord(
         config=resolved.config.semantic(), scorers=scorer_entries(resolved.specs), sentences=sentences.fingerprint()

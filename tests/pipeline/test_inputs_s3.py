@@ -11,7 +11,9 @@ import pytest
 from pipeline.corpus.inputs import find_sources
 from pipeline.corpus.planning import make_plan
 from scorers.errors import UserError
+from tests.datasets import make_dataset
 from tests.pipeline.corpora import flat, make_config, read_all
+from tests.pipeline.here import rows_of, run
 
 LINES = b"".join(json.dumps({"text": f"Text {index}."}).encode() + b"\n" for index in range(50))
 
@@ -87,3 +89,20 @@ def test_a_store_that_cannot_be_reached_is_named(bucket: pafs.FileSystem) -> Non
     uri = "s3://corpus/x/a.jsonl?scheme=http&endpoint_override=127.0.0.1%3A9&retry_max_attempts=0"
     with pytest.raises(UserError, match=r"Cannot read the input s3://corpus/x/a\.jsonl"):
         make_plan(make_config(uri))
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.gz", "folder"])
+def test_an_export_goes_to_a_store_and_is_labelled_from_there(
+    bucket: pafs.FileSystem, tmp_path: Path, name: str
+) -> None:
+    made = make_dataset(tmp_path / "made", ["One. Two.", "Three."], {"x": lambda sentence: len(sentence) / 7})
+    command = ("export", made, "--column", "x", "--output", f"s3://corpus/exported/{name}")
+    assert run(*command)["documents"] == 2
+    assert "exists already" in run(*command, expect=2)
+    read = ("--text-field", "texts", "--scorer", "x=column:scores", "--output", tmp_path / "again")
+    run("label", f"s3://corpus/exported/{name}", *read)
+    assert [(row["text"], row["ends"], row["x"]) for row in rows_of(tmp_path / "again")] == [
+        (row["text"], row["ends"], row["x"]) for row in rows_of(made)
+    ]
+    left = bucket.get_file_info(pafs.FileSelector("corpus/exported", recursive=True))
+    assert not [info.path for info in left if "phf-export" in info.path and info.type == pafs.FileType.File]

@@ -16,6 +16,7 @@ from pipeline.checking.status import JobStatus, watch_status
 from pipeline.checking.status_view import status_view
 from pipeline.corpus.plan import Unit
 from pipeline.labelling.activity import Activity
+from pipeline.labelling.pools import Pool
 from pipeline.labelling.progress import Progress
 from pipeline.labelling.run_status import PROGRESS, RunStatus, StatusFile, read_status, status_of
 from pipeline.labelling.scheduler import Scheduler
@@ -70,7 +71,9 @@ def test_the_workforce_is_what_the_crew_is(groups: dict[str, int], fates: list[s
         checking.committed += 1
         told.unit_committed(unit, record(unit.index), parts)
 
-    scheduler = Scheduler(crew, groups, complete, clock=crew.clock, observer=told)
+    scheduler = Scheduler(
+        crew, {group: Pool.of(each) for group, each in groups.items()}, complete, clock=crew.clock, observer=told
+    )
     scheduler.run(units(total), checking.check)
     assert checking.committed == total
     assert activity.open_units == 0
