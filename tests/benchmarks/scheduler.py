@@ -187,7 +187,7 @@ def _real() -> Iterator[Comparison]:
         os.environ["PYTHONPATH"] = os.pathsep.join(each for each in sys.path if each)
         os.environ[probe.LOG] = str(folder / "log")
         with ray_cluster(None, 2):
-            idle, asleep = job(folder, 1000, 0.0), job(folder, 60, 0.25)
+            idle, asleep = job(folder, 500, 0.0), job(folder, 60, 0.25)
             rates = [(on_ray(idle, 1), alone(idle)) for _ in range(3)]
             yield Comparison("unit of an idle scorer on Ray, against in process", "units/s", *zip(*rates, strict=True))
             rates = [(on_ray(asleep, 2) / 2, on_ray(asleep, 1)) for _ in range(3)]
