@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _Announced:
-    """A scorer that says so before it gets a document."""
+    """A scorer that says so whenever it gets a document."""
 
     def __init__(self, scorer: Scorer, announce: Callable[[], None]) -> None:
         self.name = scorer.name
@@ -35,6 +35,7 @@ class _Announced:
         return self._scorer.applies(document)
 
     def score(self, documents: Sequence[Document]) -> "list[NDArray[np.float32] | ScoringError]":
+        self._announce()
         return self._scorer.score(documents)
 
 

@@ -128,8 +128,9 @@ class _Findings:
                 f"each record can be scored alone, but not all together ({loss.reason}: {loss.detail}); if that is for "
                 "want of memory, raise execution.memory_limit or use fewer workers"
             )
-        if step.phase is Phase.RECORD:
-            self.first = step.index
+        if step.phase in {Phase.READ, Phase.RECORD}:
+            # Those before it have passed, and need not again: a scorer that only leaks gets on with fresh memory.
+            self.first = max(self.first, step.index)
         if self.losses[key] < self.attempts:
             return
         if step.phase is Phase.START:

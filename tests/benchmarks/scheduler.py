@@ -95,18 +95,21 @@ def bare(units: int, workers: int) -> None:
 
 
 class Stopwatch(Observer):
-    """Units done, and seconds, from when the last worker is ready."""
+    """Units done, and seconds, from when every worker has done one: what scorers load lazily is loaded then."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int) -> None:
+        self._cold = set(range(workers))
         self._began = self._ended = 0.0
         self._done = 0
 
-    def ready(self, worker: int, group: str, node: str) -> None:
-        self._began, self._done = time.perf_counter(), 0
-
     def done(self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float) -> None:
-        self._done += 1
-        self._ended = time.perf_counter()
+        now = time.perf_counter()
+        if self._cold:
+            self._cold.discard(worker)
+            self._began = now
+        else:
+            self._done += 1
+            self._ended = now
 
     @property
     def rate(self) -> float:
@@ -136,12 +139,12 @@ def job(folder: Path, units: int, delay_s: float) -> Job:
 
 
 def on_ray(job: Job, workers: int) -> float:
-    """Units a second with so many actors, from when all are ready."""
+    """Units a second with so many actors."""
     from pipeline.labelling.actors import RayCrew
 
     pools = {"cpu": Pool(workers, workers, {"CPU": 1.0})}
     fingerprints = {column: scorer.fingerprint for column, scorer in UnitLabeller(job, "cpu").scorers.items()}
-    watch = Stopwatch()
+    watch = Stopwatch(workers)
     crew = RayCrew(job, fingerprints, "staging", pools)
     Scheduler(crew, pools, lambda unit, parts: None, observer=watch).run(job.plan.units)
     return watch.rate
@@ -187,7 +190,7 @@ def _real() -> Iterator[Comparison]:
         os.environ["PYTHONPATH"] = os.pathsep.join(each for each in sys.path if each)
         os.environ[probe.LOG] = str(folder / "log")
         with ray_cluster(None, 2):
-            idle, asleep = job(folder, 1000, 0.0), job(folder, 60, 0.25)
+            idle, asleep = job(folder, 500, 0.0), job(folder, 60, 0.5)
             rates = [(on_ray(idle, 1), alone(idle)) for _ in range(3)]
             yield Comparison("unit of an idle scorer on Ray, against in process", "units/s", *zip(*rates, strict=True))
             rates = [(on_ray(asleep, 2) / 2, on_ray(asleep, 1)) for _ in range(3)]

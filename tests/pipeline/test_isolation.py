@@ -33,6 +33,15 @@ def test_a_record_is_poison_once_its_attempts_are_used_up() -> None:
     assert list(findings.spared) == [("corpus.jsonl", 400)]
 
 
+def test_a_scorer_that_leaks_gets_on_with_fresh_memory() -> None:
+    findings = _Findings(attempts=2)
+    for index in (100, 200, 300):
+        findings.add(loss(index))
+        findings.add(loss(index + 50, "", Phase.READ))
+    assert findings.first == 350
+    assert findings.spared == {}
+
+
 @pytest.mark.parametrize(
     ("phase", "message"),
     [

@@ -95,7 +95,7 @@ PROBE = ("--scorer", "probe")
         (("corpus", *PROBE, "--set", "execution.deadlines.probe=0"), ("execution.deadlines.probe", "greater than 0")),
         (("corpus", *PROBE, "--set", "execution.pools.probe={min: 3, max: 2}"), ("pools.probe", "max (2) is less")),
         (("corpus", *PROBE, "--set", "execution.pools.probe.gpus=1.5"), ("pools.probe", "gpus", "whole number")),
-        (("corpus", *PROBE, "--set", "execution.pools.probe.gpu=1"), ("pools.probe.gpu", "gpus")),
+        (("corpus", *PROBE, "--set", "execution.pools.probe.gpu=1"), ("execution.pools.probe.gpu", "no such setting")),
         (
             ("corpus", *PROBE, "--workers", "2", "--set", "execution.pools.cpu.max=2"),
             ("execution.workers or execution.pools.cpu.min", "not both"),
