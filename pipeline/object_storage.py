@@ -15,6 +15,7 @@ import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
+from pipeline.failpoints import failpoint
 from pipeline.storage import FileInfo, HashingWriter, Storage
 from scorers.errors import UserError
 
@@ -108,8 +109,10 @@ class ObjectStorage(Storage):
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
             yield HashingWriter(spool)
             spool.seek(0)
+            failpoint("staged-written")
             with _as_os_error(self._name(path)):
                 obstore.put(self._store, path, spool)
+            failpoint("staged-synced")
 
     def open_read(self, path: str) -> pa.NativeFile:  # noqa: D102
         with _as_os_error(self._name(path)):

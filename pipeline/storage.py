@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
+from pipeline.failpoints import failpoint
 from scorers.errors import UserError
 
 if TYPE_CHECKING:
@@ -246,7 +247,9 @@ class LocalStorage(Storage):
         try:
             with _create(target) as file:
                 yield HashingWriter(file)
+                failpoint("staged-written")
                 _fsync_file(file)
+                failpoint("staged-synced")
         except BaseException:
             target.unlink(missing_ok=True)
             raise

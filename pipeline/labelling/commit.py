@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
+from pipeline.failpoints import failpoint
 from pipeline.labelling.worker import PartResult
 from pipeline.storage import Storage
 from scorers.errors import IncompleteError, StoppedError
@@ -153,6 +154,7 @@ class Committer:
         record = _record(unit, self.epoch.number, parts)
         if not _create(storage, record.path, record.model_dump_json().encode()):
             record = read_record(storage, unit.index)
+        failpoint("record-created")
         _move_parts(storage, record)
         return record
 
@@ -215,6 +217,7 @@ def _move_parts(storage: Storage, record: UnitRecord) -> None:
     for part in record.parts:
         try:
             storage.move(part.staged, part.path)
+            failpoint("part-moved")
         except FileNotFoundError:
             raise IncompleteError(
                 f"{storage.uri} is damaged: {record.path} says that the unit is committed, but {part.path} is missing. "
