@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError
 
 from pipeline.corpus.plan import Unit
+from pipeline.labelling.head import HeadWatch
 from pipeline.labelling.scheduler import Event, Kind
 from pipeline.labelling.worker import Job, PartResult, UnitLabeller
 from scorers.errors import UserError
@@ -90,6 +91,7 @@ class RayCrew:
         self._workers: dict[Any, int] = {}  # by call
         self._names = itertools.count()
         self._staged = itertools.count()
+        self._head = HeadWatch(ray.get_runtime_context().gcs_address)
 
     def hire(self, group: str) -> int:
         """Start an actor."""
@@ -116,7 +118,9 @@ class RayCrew:
 
         Raises:
             UserError: an actor's scorers cannot be built, or are not those of the job.
+            HeadLostError: the cluster has lost its head.
         """
+        self._head.check()
         # Calls of one actor end in order, so that the first of each says all.
         waiting = [actor.calls[0] for actor in self._actors.values() if actor.calls]
         if not waiting:
