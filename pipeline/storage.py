@@ -118,6 +118,7 @@ class Storage(ABC):
 
         Raises:
             UserError: it is not a folder, cannot be written, or cannot be reached.
+            IncompleteError: it is a store that is there, but serves nobody for now.
         """
 
     @abstractmethod

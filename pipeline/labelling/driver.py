@@ -109,6 +109,9 @@ class _Run:
             raise
         except (UserError, OSError):
             self._last_status("incomplete")
+            # What failed here may be nothing but what a newer driver has finished and cleared away.
+            with contextlib.suppress(IncompleteError, OSError):
+                self._epoch.check()
             raise
         self._last_status("done")
         self._epoch.storage.delete_folder(STAGING)

@@ -13,7 +13,7 @@ from pipeline.labelling.reporter import Reporter
 from pipeline.labelling.resolve import Resolved, resolve_config, scorer_entries
 from pipeline.storage import Storage
 from scorers import sentences
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 
 # Inputs of fewer bytes than this are read again before a job goes on, to see that their content is still the same; of
 # larger ones names, formats and sizes are compared.
@@ -35,6 +35,7 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter) -> Prepar
     Raises:
         UserError: bad inputs, settings or scorers, a cluster that does not answer, or an output that cannot be used,
             holds something else or a job with other settings or inputs.
+        IncompleteError: the output's disk or store fails.
     """
     resolved = resolve_config(config)
     sources = find_sources(config.inputs, config.kind, output=config.output)
@@ -43,8 +44,12 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter) -> Prepar
         check_address(config.execution.address)
     try:
         begun, plan = read_job(storage), read_plan(storage)
-    except OSError as error:
+    except PermissionError as error:
         raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
+    except OSError as error:
+        raise IncompleteError(
+            f"Cannot read {storage.uri}: {error.strerror or error}. The same command goes on once that is mended."
+        ) from None
     reporter.step("Loading the scorers")
     record = JobRecord(
         config=resolved.config.semantic(), scorers=scorer_entries(resolved.specs), sentences=sentences.fingerprint()
