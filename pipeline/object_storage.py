@@ -6,13 +6,15 @@ where an answer is cut in its middle, which is tried again here.
 """
 
 import contextlib
+import errno
 import io
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -33,6 +35,9 @@ Result = TypeVar("Result")
 RETRY_VARIABLE = "PHF_STORE_RETRY_S"
 _PATIENCE_S = 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+# In obstore's messages; and those that ask for patience among the answers that otherwise mean "never".
+_STATUS = re.compile(r"status code: (\d{3})")
+_TOO_BUSY = (408, 429)
 _SPOOL_BYTES = 16 * 1024 * 1024
 
 
@@ -72,7 +77,8 @@ class ObjectStorage(Storage):
             self._look()
         except OSError as error:
             raise UserError(
-                f"{error}. Check the bucket's name, the credentials (environment or machine role) and the endpoint."
+                f"{error.strerror or error}. Check the bucket's name, the credentials (environment or machine role), "
+                "and the endpoint."
             ) from None
 
     def _look(self) -> None:
@@ -86,7 +92,9 @@ class ObjectStorage(Storage):
             try:
                 self.children()
             except OSError as still:
-                raise IncompleteError(f"{still}. The same command goes on once the store answers again.") from None
+                raise IncompleteError(
+                    f"{still.strerror or still}. The same command goes on once the store answers again."
+                ) from None
 
     def put_if_absent(self, path: str, data: bytes) -> bool:  # noqa: D102
         try:
@@ -128,9 +136,8 @@ class ObjectStorage(Storage):
             failpoint("staged-synced")
 
     def open_read(self, path: str) -> pa.NativeFile:  # noqa: D102
-        with _as_os_error(self._name(path)):
-            reader = obstore.open_reader(self._store, path)
-        return pa.PythonFile(_ObjectReader(reader, self._name(path)), mode="r")
+        reader = self._try(path, lambda: obstore.open_reader(self._store, path))
+        return pa.PythonFile(_ObjectReader(reader, partial(self._try, path)), mode="r")
 
     def move(self, source: str, target: str) -> None:  # noqa: D102
         try:
@@ -160,7 +167,7 @@ class ObjectStorage(Storage):
                     return act()
             except _PassingError as error:
                 if time.monotonic() + pause > end:
-                    raise OSError(*error.args) from None
+                    raise OSError(errno.EIO, error.what) from None
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
@@ -171,10 +178,10 @@ class ObjectStorage(Storage):
 class _ObjectReader(io.RawIOBase):
     """obstore's reader as a Python file whose errors are `OSError`."""
 
-    def __init__(self, reader: Any, name: str) -> None:
+    def __init__(self, reader: Any, attempt: Callable[[Callable[[], bytes]], bytes]) -> None:
         super().__init__()
         self._reader = reader
-        self._name = name
+        self._attempt = attempt
 
     def readable(self) -> bool:
         return True
@@ -191,8 +198,13 @@ class _ObjectReader(io.RawIOBase):
         return position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        with _as_os_error(self._name):
+        position = self.tell()
+
+        def act() -> bytes:
+            self._reader.seek(position)
             return bytes(self._reader.read(None if size is None or size < 0 else size))
+
+        return self._attempt(act)
 
 
 def _upload(store: "ObjectStore", path: str, spool: IO[bytes]) -> None:
@@ -208,7 +220,10 @@ def _upload(store: "ObjectStore", path: str, spool: IO[bytes]) -> None:
 class _PassingError(OSError):
     """The store, or the way to it, failed; it may work in a moment. `answered` says that it was the store itself."""
 
-    answered: bool = False
+    def __init__(self, what: str, *, answered: bool) -> None:
+        super().__init__(errno.EIO, what)
+        self.what = what
+        self.answered = answered
 
 
 def _patience_s() -> float:
@@ -224,11 +239,15 @@ def _as_os_error(name: str) -> Iterator[None]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{name} does not exist") from None
     except GenericError as error:
-        passing = _PassingError(f"Cannot access {name}: {_brief(error)}")
-        passing.answered = "status code: 5" in str(error)
-        raise passing from None
+        status = _STATUS.search(str(error))
+        what, answer = f"Cannot access {name}: {_brief(error)}", int(status[1]) if status else 0
+        if 400 <= answer < 500 and answer not in _TOO_BUSY:
+            raise OSError(errno.EIO, what) from None
+        raise _PassingError(what, answered=answer > 0) from None
     except BaseError as error:
-        raise OSError(f"Cannot access {name}: {_brief(error)}") from None
+        raise OSError(errno.EIO, f"Cannot access {name}: {_brief(error)}") from None
+    except OSError as error:  # of obstore's files
+        raise _PassingError(f"Cannot access {name}: {_brief(error)}", answered=False) from None
 
 
 def _brief(error: Exception) -> str:

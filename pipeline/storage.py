@@ -6,7 +6,8 @@ Three promises that the commit protocol stands on:
 - *durable*: what a call returned from has been flushed to the disk (file and folder), or accepted by the store;
 - *move*: atomic, and repeatable after a crash.
 
-Every failure of a disk or a store is an `OSError` (`FileNotFoundError` where nothing is there), of obstore's too.
+Every failure of a disk or a store is an `OSError` with an `errno` (`FileNotFoundError` where nothing is there), of
+obstore's too; one without is pyarrow's, of a content that is no Parquet.
 obstore's own local store does not fsync, hence the local one here; `pipeline.object_storage` is opened through here
 alone.
 """

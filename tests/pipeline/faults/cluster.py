@@ -24,6 +24,7 @@ class Cluster:
 
         self._env = dict(env) | SECRET_FREE
         self._nodes: list[Any] = []
+        self._killed: list[Any] = []
         with _environment(self._env):
             self._ray = RayCluster(
                 initialize_head=True,
@@ -35,9 +36,14 @@ class Cluster:
         """What drivers join by."""
         return str(self._ray.address)
 
-    def add(self) -> Any:
-        """A node joins; returns it."""
-        with _environment(self._env):
+    @property
+    def nodes(self) -> list[Any]:
+        """Those that were added and neither removed nor killed."""
+        return list(self._nodes)
+
+    def add(self, env: Mapping[str, str] | None = None) -> Any:
+        """A node joins, whose workers find something more in their environment; returns it."""
+        with _environment(self._env | dict(env or {})):
             node = self._ray.add_node(num_cpus=1, object_store_memory=80_000_000)
         self._nodes.append(node)
         return node
@@ -49,6 +55,8 @@ class Cluster:
 
     def kill_raylet(self, node: Any) -> None:
         """A node dies: SIGKILL to its raylet, whose workers follow."""
+        self._nodes.remove(node)
+        self._killed.append(node)
         os.kill(_pid(node, "raylet"), signal.SIGKILL)
 
     def kill_head(self) -> None:
@@ -56,10 +64,6 @@ class Cluster:
         head = self._ray.head_node
         for name in ("gcs_server", "raylet"):
             os.kill(_pid(head, name), signal.SIGKILL)
-
-    def kill_gcs(self) -> None:
-        """The process that knows who is in the cluster dies alone."""
-        os.kill(_pid(self._ray.head_node, "gcs_server"), signal.SIGKILL)
 
     def workers(self, node: Any = None) -> list[int]:
         """Processes of phf's actors, on one node or on all, the oldest first."""
@@ -71,7 +75,7 @@ class Cluster:
         """Take everything down, dead or alive."""
         pids = {
             info.process.pid
-            for node in [self._ray.head_node, *self._nodes]
+            for node in [self._ray.head_node, *self._nodes, *self._killed]
             if node is not None
             for infos in node.all_processes.values()
             for info in infos

@@ -24,7 +24,10 @@ NAMES = sorted(
 )
 RETAG_ONLY = ["generation-deleted"]
 LABELLING = [name for name in NAMES if name not in RETAG_ONLY]
-ORDER = ("staged", "record", "part", "segment", "seal-staged", "generation", "seal-moved", "card", "manifest")
+IN_ORDER = [
+    *("staged-written", "staged-synced", "record-created", "part-moved", "segment-written"),
+    *("seal-staged", "generation-created", "seal-moved", "card-written", "manifest-written"),
+]
 SEALING = [f"staged-{when}@{COUNT + nth}" for when in ("written", "synced") for nth in (1, 4)]
 RETAGGING = [name for name in NAMES if name.startswith(("staged-", "seal-", "generation-", "card-", "manifest-"))]
 
@@ -55,10 +58,11 @@ def test_a_driver_that_dies_again_and_again_at_one_point_loses_nothing(
 
 def test_a_driver_that_dies_at_every_point_one_after_another_loses_nothing(reference: Job, tmp_path: Path) -> None:
     job = Job(tmp_path)
-    for name in sorted(LABELLING, key=ORDER):
-        assert job.label(failpoints=rule(name, "kill")).code == DIED, name
+    codes = [job.label(failpoints=rule(name, "kill")).code for name in sorted(LABELLING, key=IN_ORDER.index)]
+    assert set(codes) == {DIED}
     assert job.label().code == DONE
-    check(job, reference)
+    # A run that finds the job done touches nothing, not even what a dead one had staged: `phf gc` takes that away.
+    check(job, reference, orphans=True)
 
 
 def test_a_disk_that_fails_at_any_point_ends_the_driver_with_4_and_the_same_command_goes_on(
