@@ -14,7 +14,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["spacy", "pyarrow.parquet", "obstore", "phf", "tests.pipeline.faults.forked"])
+_CONTEXT.set_forkserver_preload(
+    [
+        *("spacy", "pyarrow.parquet", "obstore", "phf", "rich.progress", "tests.pipeline.faults.forked"),
+        *("pipeline.labelling.driver", "pipeline.labelling.summary", "pipeline.object_storage", "scorers.sentences"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,19 @@ class Forked:
         assert self.process.pid is not None
         return self.process.pid
 
+    @property
+    def said(self) -> str:
+        """What it has said so far."""
+        return self.log.read_text() if self.log.exists() else ""
+
     def wait(self, seconds: float = 120.0) -> Ended:
         """Wait for its end; it is killed where that does not come."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-            raise TimeoutError(f"not done after {seconds} s: {self.log.read_text()}")
-        return Ended(self.process.exitcode, self.log.read_text())
+            raise TimeoutError(f"not done after {seconds} s: {self.said}")
+        return Ended(self.process.exitcode, self.said)
 
 
 def start(arguments: Sequence[str], *, folder: Path, env: Mapping[str, str], log: Path, file_size: int = 0) -> Forked:
@@ -63,6 +73,7 @@ def start(arguments: Sequence[str], *, folder: Path, env: Mapping[str, str], log
         log: where its output goes; replaced.
         file_size: bytes that no file it writes may pass (RLIMIT_FSIZE); 0 for no limit.
     """
+    log.unlink(missing_ok=True)
     process = _CONTEXT.Process(target=_run, args=(list(arguments), str(folder), dict(env), str(log), file_size))
     process.start()
     return Forked(process, log)
