@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.failpoints import VARIABLE
 from pipeline.storage import Storage
 from tests.pipeline import probe
 from tests.pipeline.faults import forked
-from tests.pipeline.labelling import Labelling, alive, descendants, wait_for
+from tests.pipeline.labelling import Labelling, alive, descendants
 
 DONE, INCOMPLETE, STOPPED, DIED = 0, 4, 75, -9
 
@@ -53,6 +54,10 @@ class Job(Labelling):
         """Tag anew, to the end."""
         return self._fork(["retag", self.uri, "--threshold", f"probe={threshold}"], failpoints).wait()
 
+    def verify(self) -> forked.Ended:
+        """Prove the dataset, to the end."""
+        return self._fork(["verify", self.uri], "").wait()
+
     def _fork(
         self, arguments: Sequence[str], failpoints: str, file_size: int = 0, log: str = "phf.log"
     ) -> forked.Forked:
@@ -81,21 +86,11 @@ class Job(Labelling):
             process.wait()
             for pid in alive(below):
                 with contextlib.suppress(ProcessLookupError):
-                    _kill(pid)
-
-    def run_ray(self, *options: str, failpoints: str = "", seconds: float = 90.0) -> "forked.Ended":
-        """A real `phf label` with Ray, to its end."""
-        with self.driver(*options, failpoints=failpoints) as driver:
-            return driver.wait(seconds)
+                    os.kill(pid, signal.SIGKILL)
 
     def committed(self) -> set[int]:
         """Units that have a commit record."""
         return set(records(Storage.open(self.uri)))
-
-    def wait_for_commits(self, count: int, driver: "Driver") -> None:
-        """Wait until so many units are committed; the driver must live as long."""
-        wait_for(lambda: len(self.committed()) >= count or driver.process.poll() is not None)
-        assert driver.process.poll() is None, driver.said
 
 
 class Driver:
@@ -129,13 +124,6 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return ""
-
-
-def _kill(pid: int) -> None:
-    import os
-    import signal
-
-    os.kill(pid, signal.SIGKILL)
 
 
 def records(storage: Storage) -> dict[int, dict[str, object]]:
@@ -196,12 +184,6 @@ def copy(job: Job, folder: Path) -> Job:
     """The same job, as far as it has come, in another folder."""
     shutil.copytree(job.folder, folder)
     return Job(folder)
-
-
-def phf(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Any other `phf` command."""
-    command = [sys.executable, "-m", "phf", *arguments]
-    return subprocess.run(command, env=dict(env), capture_output=True, text=True, timeout=120, check=False)
 
 
 def scored_once(job: Job) -> bool:
