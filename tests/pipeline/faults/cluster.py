@@ -82,7 +82,7 @@ class Cluster:
         }
         pids |= {each for pid in pids for each in descendants(pid)}
         with contextlib.suppress(Exception):
-            self._ray.shutdown()
+            self._ray.shutdown()  # type: ignore[no-untyped-call]
         for pid in alive(pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

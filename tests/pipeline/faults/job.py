@@ -105,7 +105,7 @@ class Driver:
         """What it has said so far, on one line as lines are wrapped anywhere."""
         return " ".join(self._log.read_text().split())
 
-    def wait(self, seconds: float = 90.0) -> forked.Ended:
+    def wait(self, seconds: float = 180.0) -> forked.Ended:
         """Wait for its end."""
         try:
             self.process.wait(seconds)

@@ -11,6 +11,7 @@ import pytest
 from pipeline.failpoints import VARIABLE
 from tests.pipeline.faults.cluster import Cluster, cluster
 from tests.pipeline.faults.job import DONE, INCOMPLETE, STOPPED, Driver, Job, check
+from tests.pipeline.faults.test_disk_fails import fill, mounted
 from tests.pipeline.labelling import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -87,27 +88,6 @@ def test_workers_and_nodes_that_die_one_after_another_lose_nothing(
     check(job, reference)
 
 
-def test_workers_that_die_between_write_and_sync_leave_nothing_half(
-    nodes: tuple[Cluster, Job], job: Job, reference: Job
-) -> None:
-    made, _ = nodes
-    for node in made.nodes:
-        made.remove(node)
-    # Workers inherit the rule from the raylet of their node; the driver has none.
-    for place in ("staged-written", "staged-synced"):
-        made.add({VARIABLE: f"{place}=kill@3;{place}=raise@2"})
-    with job.driver("--address", made.address, *PATIENT) as driver:
-        ended = driver.wait()
-    assert ended.code == DONE, ended.said
-    assert "worker of the group cpu was lost" in ended.said
-    assert "Input/output error" in ended.said
-    check(job, reference)
-    for node in made.nodes:
-        made.remove(node)
-    made.add()
-    made.add()
-
-
 def test_a_driver_that_sleeps_while_another_one_takes_over_harms_nothing(
     nodes: tuple[Cluster, Job], job: Job, reference: Job
 ) -> None:
@@ -129,6 +109,46 @@ def test_a_driver_that_sleeps_while_another_one_takes_over_harms_nothing(
     assert ended.code == STOPPED, ended.said
     assert "newer" in ended.said
     check(job, reference, orphans=True)
+
+
+def test_a_disk_that_is_full_for_the_workers_ends_the_driver_with_4(
+    nodes: tuple[Cluster, Job], job: Job, reference: Job, tmp_path: Path
+) -> None:
+    made, _ = nodes
+    place = tmp_path / "small"
+    with mounted(place, "-t", "tmpfs", "-o", "size=2m", "tmpfs"):
+        job.output = place / "labelled"
+        job.uri = str(job.output)
+        job.hold(14)
+        with job.driver("--address", made.address) as driver:
+            held(job, driver, made, 0)
+            ballast = fill(place, 0)
+            job.release()
+            ended = driver.wait()
+        assert ended.code == INCOMPLETE, ended.said
+        assert "No space left on device" in ended.said
+        assert "Traceback" not in ended.said
+        ballast.unlink()
+        again = job.label()
+        assert again.code == DONE, again.said
+        check(job, reference, orphans=True)
+
+
+def test_workers_that_die_between_write_and_sync_leave_nothing_half(
+    nodes: tuple[Cluster, Job], job: Job, reference: Job
+) -> None:
+    made, _ = nodes
+    for node in made.nodes:
+        made.remove(node)
+    # Workers inherit the rule from the raylet of their node; the driver has none.
+    for place in ("staged-written", "staged-synced"):
+        made.add({VARIABLE: f"{place}=kill@4;{place}=raise@2"})
+    with job.driver("--address", made.address, *PATIENT) as driver:
+        ended = driver.wait()
+    assert ended.code == DONE, ended.said
+    assert "worker of the group cpu was lost" in ended.said
+    assert "Input/output error" in ended.said
+    check(job, reference)
 
 
 def test_a_lost_head_ends_the_driver_with_4_before_ray_ends_it_otherwise(

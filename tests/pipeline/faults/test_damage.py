@@ -1,4 +1,4 @@
-"""Bits that flip and files that lose their ends: what is damaged is named, and the remedy brings the same bytes back."""
+"""Bits that flip, files that lose their ends: what is damaged is named, and the remedy brings the same bytes back."""
 
 from collections.abc import Callable
 from pathlib import Path
