@@ -1,8 +1,9 @@
 """Named places where a test can make a process die, fail or hang, as disks, networks and schedulers do.
 
 `PHF_FAILPOINTS` holds rules `NAME=ACTION[@N][;…]`: the N-th time (1 where it is left out) that this process passes
-NAME, ACTION is taken: `kill` (SIGKILL to itself), `exit` (status 1 at once), `raise` (OSError EIO) or `hang`. Unset, as
-always outside of tests, passing one costs a dictionary look-up. Ray's workers inherit the variable from the driver.
+NAME, ACTION is taken: `kill` (SIGKILL to itself), `stop` (SIGSTOP, as a machine that pauses: SIGCONT lets it go on),
+`exit` (status 1 at once), `raise` (OSError EIO) or `hang`. Unset, as always outside of tests, passing one costs a
+dictionary look-up. Ray's workers inherit the variable from the driver, or from the raylet of a node that it joined.
 """
 
 import errno
@@ -42,6 +43,8 @@ def _follow(rules: str, name: str) -> None:
 def _act(action: str, name: str) -> None:
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "exit":
         os._exit(1)
     elif action == "raise":

@@ -6,7 +6,8 @@ Three promises that the commit protocol stands on:
 - *durable*: what a call returned from has been flushed to the disk (file and folder), or accepted by the store;
 - *move*: atomic, and repeatable after a crash.
 
-Every failure of a disk or a store is an `OSError` (`FileNotFoundError` where nothing is there), of obstore's too.
+Every failure of a disk or a store is an `OSError` with an `errno` (`FileNotFoundError` where nothing is there), of
+obstore's too; one without is pyarrow's, of a content that is no Parquet.
 obstore's own local store does not fsync, hence the local one here; `pipeline.object_storage` is opened through here
 alone.
 """
@@ -27,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
+from pipeline.failpoints import failpoint
 from scorers.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ class Storage(ABC):
 
         Raises:
             UserError: it is not a folder, cannot be written, or cannot be reached.
+            IncompleteError: it is a store that is there, but serves nobody for now.
         """
 
     @abstractmethod
@@ -246,7 +249,9 @@ class LocalStorage(Storage):
         try:
             with _create(target) as file:
                 yield HashingWriter(file)
+                failpoint("staged-written")
                 _fsync_file(file)
+                failpoint("staged-synced")
         except BaseException:
             target.unlink(missing_ok=True)
             raise

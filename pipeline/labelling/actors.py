@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 
 from pipeline.corpus.plan import Unit, Units
 from pipeline.labelling.crew import Event, Kind
+from pipeline.labelling.head import HeadWatch
 from pipeline.labelling.isolation import brief, label_isolated
 from pipeline.labelling.memory import resident_memory, watch_memory
 from pipeline.labelling.pools import Pool
@@ -146,6 +147,7 @@ class RayCrew:
         self._over: queue.SimpleQueue[int] = queue.SimpleQueue()  # workers, a call of whom is over
         self._names = itertools.count()
         self._staged = itertools.count()
+        self._head = HeadWatch(ray.get_runtime_context().gcs_address)
 
     def hire(self, group: str) -> int:
         """Ask for an actor."""
@@ -170,7 +172,9 @@ class RayCrew:
 
         Raises:
             UserError: an actor's scorers cannot be built, or are not those of the job.
+            HeadLostError: the cluster has lost its head.
         """
+        self._head.check()
         events = self._look_for_unreachable()
         try:
             worker = self._over.get(block=not events, timeout=timeout)

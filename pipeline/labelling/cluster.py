@@ -1,5 +1,6 @@
 """Start a Ray of our own, or join the cluster that the user names."""
 
+import atexit
 import contextlib
 import fcntl
 import logging
@@ -7,10 +8,12 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipeline.labelling.head import HeadLostError
 from scorers.errors import UserError
 
 # Results are references and figures, never rows: a small store will do, also where a container has little /dev/shm.
@@ -169,5 +172,19 @@ def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
         # Whatever `log_to_driver` says, Ray prints what its raylets tell to stdout, which is for results.
         setattr(ray._private.worker, "print_to_stdstream", lambda *_, **__: None)  # noqa: B010 - for mypy
         yield
-    finally:
+    except HeadLostError as error:
+        # Shutting Ray down would wait for the head until Ray's native code ends the process in its own way; ending the
+        # process without that crashes in its destructors.
+        atexit.register(_leave, error.exit_code)
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+def _leave(status: int) -> None:
+    """End the process at once: no other exit handler, Ray's included, and no native destructor gets to run."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -24,7 +24,7 @@ from pipeline.labelling.resolve import Resolved, resolve_config, scorer_entries
 from pipeline.labelling.worker import BASE_GROUP
 from pipeline.storage import Storage
 from scorers import sentences
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 from scorers.registry import ScorerSpec
 
 # Inputs of fewer bytes than this are read again before a job goes on, to see that their content is still the same; of
@@ -61,6 +61,7 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
     Raises:
         UserError: bad inputs, settings or scorers, a cluster that does not answer, or an output that cannot be used,
             holds something else or a job with other settings or inputs.
+        IncompleteError: the output's disk or store fails.
     """
     resolved = resolve_config(config)
     sources = find_sources(config.inputs, config.kind, output=config.output)
@@ -69,8 +70,12 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
         check_address(config.execution.address)
     try:
         begun, stored = read_job(storage), read_plan(storage)
-    except OSError as error:
+    except PermissionError as error:
         raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
+    except OSError as error:
+        raise IncompleteError(
+            f"Cannot read {storage.uri}: {error.strerror or error}. The same command goes on once that is mended."
+        ) from None
     if extend and stored is None:
         raise UserError(f"{storage.uri} holds no job that could be extended. Leave --extend out to begin one.")
     before = None if begun is None else begun.config.get("sentences")

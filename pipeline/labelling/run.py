@@ -140,6 +140,9 @@ class Run:
                 raise
             except (UserError, OSError):
                 self._show_status("incomplete")
+                # What failed here may be nothing but what a newer driver has finished and cleared away.
+                with contextlib.suppress(IncompleteError, OSError):
+                    self._epoch.check()
                 raise
             self._show_status("done")
 

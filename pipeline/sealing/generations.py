@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.dataset.card import CARD_NAME, render_card
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, File, Manifest
+from pipeline.failpoints import failpoint
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from scorers.errors import IncompleteError, StoppedError
@@ -72,10 +73,13 @@ def commit_generation(epoch: Epoch, staged: str, manifest: Manifest) -> None:
     Raises:
         StoppedError: a newer run has claimed the output, or another one committed this generation differently.
     """
+    failpoint("seal-staged")
     epoch.check()
     record = GenerationRecord(staged=staged, manifest=manifest)
     data = record.model_dump_json(indent=2).encode()
-    if epoch.storage.put_if_absent(generation_path(manifest.generation), data):
+    created = epoch.storage.put_if_absent(generation_path(manifest.generation), data)
+    failpoint("generation-created")
+    if created:
         return
     # A retried request may have met its own first attempt, and an older driver may have been quicker by a moment.
     if read_generation(epoch.storage, manifest.generation).manifest != manifest:
@@ -123,12 +127,15 @@ def finish_seal(epoch: Epoch) -> Manifest | None:
         _move_files(epoch, record)
         epoch.check()
         storage.put(CARD_NAME, render_card(manifest).encode())
+        failpoint("card-written")
         epoch.check()
         storage.put(MANIFEST_NAME, content)
+        failpoint("manifest-written")
     for older in committed[:-1]:
         storage.delete_folder(data_folder(older))
         storage.delete_folder(ledger_folder(older))
         storage.delete(generation_path(older))
+        failpoint("generation-deleted")
     return manifest
 
 
@@ -137,6 +144,7 @@ def _move_files(epoch: Epoch, record: GenerationRecord) -> None:
     for file in listed_files(record.manifest):
         try:
             epoch.storage.move(f"{record.staged}/{file.path}", file.path)
+            failpoint("seal-moved")
         except FileNotFoundError:
             raise IncompleteError(
                 f"{epoch.storage.uri} is damaged: generation {record.manifest.generation} is committed, but its file "

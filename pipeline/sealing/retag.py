@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.dataset.manifest import Manifest, no_manifest
 from pipeline.labelling.job import load_job
-from pipeline.sealing.generations import finish_seal, generations, read_generation
+from pipeline.sealing.generations import finish_seal, generations, read_generation, sealed_manifest
 from pipeline.sealing.seal import Progress, seal
 from pipeline.sealing.thresholds import threshold_specs
 from pipeline.storage import Storage
@@ -55,12 +55,16 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
     current = _current(storage, uri)
     specs = _specs(current, thresholds)
     job = load_job(storage)
-    if specs == _specs(current, {}):
+    if specs == _specs(current, {}) and sealed_manifest(storage) is not None:
         return Retagged(current, current)
-    epoch = Epoch.claim(storage)
     # What a run that died had committed counts as the current generation, even where its manifest was not swapped in.
+    before = read_generation(storage, generations(storage)[0]).manifest
+    epoch = Epoch.claim(storage)
     current = finish_seal(epoch) or current
     specs = _specs(current, thresholds)
+    if specs == _specs(current, {}):
+        storage.delete_folder(STAGING)
+        return Retagged(before, current)
     layers = job.layers_of(current.scorers)
     sealed = seal(
         epoch,

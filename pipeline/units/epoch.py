@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass
 
 from pipeline.storage import Storage
-from scorers.errors import StoppedError
+from scorers.errors import IncompleteError, StoppedError
 
 EPOCHS = "job/epochs"
 STAGING = "staging"
@@ -41,9 +41,17 @@ class Epoch:
 
         Raises:
             StoppedError: a newer driver has claimed the output.
+            IncompleteError: the claim itself is not there: the output was moved, deleted, or is not mounted any more,
+                and what would be written now would go elsewhere.
         """
         # Epochs are claimed without gaps, so that the next one is the only one to look for.
-        if self.storage.exists(f"{EPOCHS}/{self.number + 1:08d}.json"):
+        claims = self.storage.children(EPOCHS)
+        if f"{self.number:08d}.json" not in claims:
+            raise IncompleteError(
+                f"{self.storage.uri} is not the folder any more in which this run began: it was moved, deleted, or is "
+                "not mounted now. What is committed stays there; the same command goes on once it is back."
+            )
+        if f"{self.number + 1:08d}.json" in claims:
             raise StoppedError(
                 f"A newer run has taken over {self.storage.uri}; this one stops. Nothing is lost: "
                 "the newer run goes on from what is committed."

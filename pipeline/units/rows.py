@@ -22,6 +22,7 @@ def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> p
     Raises:
         IncompleteError: a part is missing or damaged (size, hash, page checksums), lacks a column or a row, or the
             unit's records are not its rows and its quarantine.
+        OSError: the storage fails.
     """
     tables = [_keep(_read_part(storage, part), record) for part in record.parts]
     base = tables[0]
@@ -49,6 +50,7 @@ def read_scores(
 
     Raises:
         IncompleteError: a part is missing or damaged.
+        OSError: the storage fails.
     """
     for record in records:
         scores: dict[str, NDArray[np.float32]] = {}
@@ -63,7 +65,7 @@ def read_scores(
                     wanted = [column for column in columns if column in parquet.schema_arrow.names]
                     table = parquet.read([*keys, *wanted])
             except (OSError, pa.ArrowException) as error:
-                raise _damaged(storage, part, _brief(error)) from None
+                raise _failed(storage, part, error) from None
             if keys:
                 table = _keep(table, record)
             for column in wanted:
@@ -75,7 +77,7 @@ def _read_part(storage: Storage, part: PartFile) -> pa.Table:
     try:
         data = storage.read(part.path)
     except OSError as error:
-        raise _damaged(storage, part, _brief(error)) from None
+        raise _failed(storage, part, error) from None
     if len(data) != part.size:
         raise _damaged(storage, part, f"it has {len(data)} bytes, not {part.size}")
     if hashlib.sha256(data).hexdigest() != part.sha256:
@@ -84,7 +86,7 @@ def _read_part(storage: Storage, part: PartFile) -> pa.Table:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
             return parquet.read()
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(storage, part, _brief(error)) from None
+        raise _failed(storage, part, error) from None
 
 
 def _keep(table: pa.Table, record: UnitRecord) -> pa.Table:
@@ -102,6 +104,13 @@ def _remedy(storage: Storage) -> str:
 
 def _damaged(storage: Storage, part: PartFile, what: str) -> IncompleteError:
     return IncompleteError(f"{storage.uri}/{part.path} is damaged: {what}. {_remedy(storage)}")
+
+
+def _failed(storage: Storage, part: PartFile, error: Exception) -> Exception:
+    """What to raise for an error of reading a part: a disk or store that fails says nothing against the part."""
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+        return error
+    return _damaged(storage, part, _brief(error))
 
 
 def _brief(error: Exception) -> str:

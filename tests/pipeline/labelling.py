@@ -146,3 +146,8 @@ def alive(pids: set[int]) -> set[int]:
         if state not in "ZX":
             running.add(pid)
     return running
+
+
+def stopped(pid: int) -> bool:
+    """Whether SIGSTOP has stopped it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -1,0 +1,114 @@
+"""A real Ray cluster of several nodes on this machine: each has a raylet of its own, and can be killed for real."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tests.pipeline.faults.job import command_of
+from tests.pipeline.labelling import alive, descendants
+
+SECRET_FREE = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+
+class Cluster:
+    """A head without CPUs, on which only drivers run, and nodes of one CPU each.
+
+    Args:
+        env: environment of the nodes, and so of the workers there.
+    """
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        from ray.cluster_utils import Cluster as RayCluster
+
+        self._env = dict(env) | SECRET_FREE
+        self._nodes: list[Any] = []
+        self._killed: list[Any] = []
+        with _environment(self._env):
+            self._ray = RayCluster(
+                initialize_head=True,
+                head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False},
+            )
+
+    @property
+    def address(self) -> str:
+        """What drivers join by."""
+        return str(self._ray.address)
+
+    @property
+    def nodes(self) -> list[Any]:
+        """Those that were added and neither removed nor killed."""
+        return list(self._nodes)
+
+    def add(self, env: Mapping[str, str] | None = None) -> Any:
+        """A node joins, whose workers find something more in their environment; returns it."""
+        with _environment(self._env | dict(env or {})):
+            node = self._ray.add_node(num_cpus=1, object_store_memory=80_000_000)
+        self._nodes.append(node)
+        return node
+
+    def remove(self, node: Any) -> None:
+        """A node leaves, as it does where somebody takes it down in good order."""
+        self._nodes.remove(node)
+        self._ray.remove_node(node, allow_graceful=True)
+
+    def kill_raylet(self, node: Any) -> None:
+        """A node dies: SIGKILL to its raylet, whose workers follow."""
+        self._nodes.remove(node)
+        self._killed.append(node)
+        os.kill(_pid(node, "raylet"), signal.SIGKILL)
+
+    def kill_head(self) -> None:
+        """The head dies: its GCS, which knows who is in the cluster, and its raylet."""
+        head = self._ray.head_node
+        for name in ("gcs_server", "raylet"):
+            os.kill(_pid(head, name), signal.SIGKILL)
+
+    def workers(self, node: Any = None) -> list[int]:
+        """Processes of phf's actors, on one node or on all, the oldest first."""
+        nodes = self._nodes if node is None else [node]
+        below = {pid for each in nodes for pid in descendants(_pid(each, "raylet"))}
+        return sorted(pid for pid in alive(below) if "LabelActor" in command_of(pid))
+
+    def close(self) -> None:
+        """Take everything down, dead or alive."""
+        pids = {
+            info.process.pid
+            for node in [self._ray.head_node, *self._nodes, *self._killed]
+            if node is not None
+            for infos in node.all_processes.values()
+            for info in infos
+        }
+        pids |= {each for pid in pids for each in descendants(pid)}
+        with contextlib.suppress(Exception):
+            self._ray.shutdown()  # type: ignore[no-untyped-call]
+        for pid in alive(pids):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def cluster(env: Mapping[str, str]) -> Iterator[Cluster]:
+    """A cluster that is gone at the end of the block."""
+    made = Cluster(env)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _pid(node: Any, name: str) -> int:
+    return int(node.all_processes[name][0].process.pid)
+
+
+@contextlib.contextmanager
+def _environment(env: Mapping[str, str]) -> Iterator[None]:
+    """Ray's processes inherit the environment of the one that starts them."""
+    before = dict(os.environ)
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

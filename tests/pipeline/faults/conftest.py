@@ -1,0 +1,33 @@
+"""What the fault tests share: the job that nothing disturbed."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.faults.job import COUNT, DONE, Job, copy, scored_once
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job that went through, in one process and without Ray."""
+    job = Job(tmp_path_factory.mktemp("undisturbed"))
+    ended = job.label()
+    assert ended.code == DONE, ended.said
+    assert len(job.committed()) == COUNT
+    assert scored_once(job)
+    return job
+
+
+@pytest.fixture
+def sealed(reference: Job, tmp_path: Path) -> Job:
+    """A copy of it, to be disturbed."""
+    return copy(reference, tmp_path / "sealed")
+
+
+@pytest.fixture(scope="session")
+def tagged_anew(reference: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The same, then tagged anew."""
+    job = copy(reference, tmp_path_factory.mktemp("tagged-anew") / "job")
+    ended = job.retag("p90")
+    assert ended.code == DONE, ended.said
+    return job

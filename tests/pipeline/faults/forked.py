@@ -1,0 +1,95 @@
+"""`phf` in processes that start in a tenth of a second: forked from one that has imported what labelling needs.
+
+They are real processes, to be killed for real; what is spared is the import of spaCy, two seconds each time. `label`
+runs without Ray: one process does unit after unit.
+"""
+
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        *("spacy", "pyarrow.parquet", "obstore", "phf", "rich.progress", "tests.pipeline.faults.forked"),
+        *("pipeline.labelling.driver", "pipeline.labelling.summary", "pipeline.object_storage", "scorers.sentences"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit status, negative for the signal that killed it, and what it said."""
+
+    code: int
+    said: str
+
+    @property
+    def died(self) -> bool:
+        """Whether SIGKILL was its end."""
+        return self.code == -9
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A process that runs, or has run; `log` is its stdout and stderr."""
+
+    process: ForkServerProcess
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def said(self) -> str:
+        """What it has said so far."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait(self, seconds: float = 120.0) -> Ended:
+        """Wait for its end; it is killed where that does not come."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise TimeoutError(f"not done after {seconds} s: {self.said}")
+        return Ended(self.process.exitcode, self.said)
+
+
+def start(arguments: Sequence[str], *, folder: Path, env: Mapping[str, str], log: Path, file_size: int = 0) -> Forked:
+    """Start `phf` with arguments in a working folder, its environment `env`.
+
+    Args:
+        arguments: of the command line, without `phf`.
+        folder: working folder.
+        env: all of its environment; folders on its PYTHONPATH come first.
+        log: where its output goes; replaced.
+        file_size: bytes that no file it writes may pass (RLIMIT_FSIZE); 0 for no limit.
+    """
+    log.unlink(missing_ok=True)
+    process = _CONTEXT.Process(target=_run, args=(list(arguments), str(folder), dict(env), str(log), file_size))
+    process.start()
+    return Forked(process, log)
+
+
+def _run(arguments: list[str], folder: str, env: dict[str, str], log: str, file_size: int) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:0] = env.get("PYTHONPATH", "").split(os.pathsep)
+    sys.argv[1:] = arguments
+    os.chdir(folder)
+    if file_size:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    runpy.run_module("tests.pipeline.without_ray", run_name="__main__")

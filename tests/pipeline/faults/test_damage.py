@@ -1,0 +1,70 @@
+"""Bits that flip, files that lose their ends: what is damaged is named, and the remedy brings the same bytes back."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage import Storage
+from tests.pipeline.faults.job import COUNT, DIED, DONE, INCOMPLETE, Job, check, records
+
+DAMAGED = 1
+"""Exit status of `phf verify`."""
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle is another one."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    """The end is gone."""
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+HARMS = pytest.mark.parametrize("harm", [flip, truncate])
+
+
+@HARMS
+def test_a_damaged_part_of_a_committed_unit_is_named_before_it_gets_into_the_dataset(
+    harm: Callable[[Path], None], reference: Job, tmp_path: Path
+) -> None:
+    job = Job(tmp_path)
+    assert job.label(failpoints=f"staged-written=kill@{COUNT + 1}").code == DIED
+    found = records(Storage.open(job.uri))
+    part = found[3]["parts"][0]["path"]  # type: ignore[index]
+    harm(job.output / part)
+    for _ in range(2):
+        ended = job.label()
+        assert ended.code == INCOMPLETE, ended.said
+        assert part in ended.said
+        assert "is damaged" in ended.said
+        assert not (job.output / "manifest.json").exists()
+    # The remedy that it names.
+    next((job.output / "units").rglob("00000003.json")).unlink()
+    assert job.label().code == DONE
+    check(job, reference, orphans=True)
+    assert job.scored().most_common(1)[0][1] == 2
+    assert sum(count == 2 for count in job.scored().values()) <= 7
+
+
+@HARMS
+def test_a_damaged_shard_is_named_by_verify_and_written_anew_from_its_units(
+    harm: Callable[[Path], None], reference: Job, sealed: Job
+) -> None:
+    shard = "data/0001/part-00001.parquet"
+    before = sealed.scored()
+    harm(sealed.output / shard)
+    ended = sealed.verify()
+    assert ended.code == DAMAGED, ended.said
+    assert shard in ended.said
+    assert "part-00000" not in ended.said
+    # The remedy that it names.
+    for path in [sealed.output / "manifest.json", *(sealed.output / "generations").iterdir()]:
+        path.unlink()
+    assert sealed.label().code == DONE
+    check(sealed, reference)
+    assert sealed.scored() == before
+    assert sealed.verify().code == DONE

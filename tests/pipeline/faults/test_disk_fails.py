@@ -1,0 +1,131 @@
+"""Disks that are full, go away for a while, or are written to no more."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.faults.job import COUNT, DONE, INCOMPLETE, Job, check
+from tests.pipeline.labelling import wait_for
+
+
+@contextlib.contextmanager
+def mounted(place: Path, *options: str) -> Iterator[None]:
+    """A file system at a place, for the length of the block; skips where mounting is not permitted."""
+    place.mkdir(exist_ok=True)
+    made = subprocess.run(["mount", *options, str(place)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"mounting is not permitted here: {made.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """Take all of a small file system but so many bytes."""
+    ballast = folder / ".ballast"
+    free = os.statvfs(folder)
+    with ballast.open("wb") as file:
+        file.write(b"\0" * max(0, free.f_bavail * free.f_frsize - leave))
+    return ballast
+
+
+def test_a_disk_that_fills_up_anywhere_ends_the_driver_with_4_and_no_half_file_is_trusted(
+    reference: Job, tmp_path: Path
+) -> None:
+    job = Job(tmp_path)
+    place = tmp_path / "small"
+    with mounted(place, "-t", "tmpfs", "-o", "size=2m", "tmpfs"):
+        job.output = place / "labelled"
+        job.uri = str(job.output)
+        reached = []
+        # Each time there is a little more room, and the disk fills up a little later.
+        for room in (4, 16, 32, 64, 96, 128, 144, 160, 176):
+            ballast = fill(place, room * 1024)
+            ended = job.label()
+            ballast.unlink()
+            assert ended.code in (INCOMPLETE, DONE), ended.said
+            if ended.code == INCOMPLETE:
+                assert "No space left on device" in " ".join(ended.said.split())
+            reached.append((ended.code, len(job.committed())))
+            if ended.code == DONE:
+                break
+        assert len(set(reached)) >= 3, reached
+        assert job.label().code == DONE
+        check(job, reference, orphans=True)
+
+
+@pytest.mark.parametrize("kilobytes", [1, 2, 3])
+def test_files_that_cannot_grow_end_the_driver_with_4(kilobytes: int, reference: Job, tmp_path: Path) -> None:
+    # Needs no privilege: the kernel refuses to let a file grow (EFBIG). Parts are smaller than shards.
+    job = Job(tmp_path)
+    ended = job.label(file_size=kilobytes * 1024)
+    assert ended.code == INCOMPLETE, ended.said
+    assert "same command goes on" in " ".join(ended.said.split())
+    assert job.label().code == DONE
+    check(job, reference)
+
+
+def test_an_output_that_becomes_read_only_for_a_while(reference: Job, tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    place = tmp_path / "share"
+    with mounted(place, "-t", "tmpfs", "-o", "size=8m", "tmpfs"):
+        job.output = place / "labelled"
+        job.uri = str(job.output)
+        job.hold(14)
+        driver = job.fork()
+        wait_for(lambda: len(job.committed()) >= 2)
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        job.release()
+        ended = driver.wait()
+        subprocess.run(["mount", "-o", "remount,rw", str(place)], check=True)
+        assert ended.code == INCOMPLETE, ended.said
+        assert "Read-only file system" in " ".join(ended.said.split())
+        assert 2 <= len(job.committed()) < COUNT
+        assert job.label().code == DONE
+        check(job, reference, orphans=True)
+
+
+def test_an_output_that_is_unmounted_for_a_while_gets_nothing_written_in_its_place(
+    reference: Job, tmp_path: Path
+) -> None:
+    job = Job(tmp_path)
+    share = tmp_path / "share"
+    share.mkdir()
+    with mounted(job.output, "--bind", str(share)):
+        job.hold(14)
+        driver = job.fork()
+        wait_for(lambda: len(job.committed()) >= 2)
+        subprocess.run(["umount", "-l", str(job.output)], check=True)
+        job.release()
+        ended = driver.wait()
+        assert ended.code == INCOMPLETE, ended.said
+        assert "not mounted now" in " ".join(ended.said.split())
+        assert not list(job.output.rglob("*.json"))
+        subprocess.run(["mount", "--bind", str(share), str(job.output)], check=True)
+        assert len(job.committed()) >= 2
+        assert job.label().code == DONE
+        check(job, reference, orphans=True)
+
+
+def test_an_output_that_is_moved_away_for_a_while_is_gone_on_with_where_it_was(reference: Job, tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.hold(14)
+    driver = job.fork()
+    wait_for(lambda: len(job.committed()) >= 2)
+    away = tmp_path / "away"
+    job.output.rename(away)
+    job.release()
+    ended = driver.wait()
+    assert ended.code == INCOMPLETE, ended.said
+    # Nothing has taken its place but what a worker staged meanwhile, which nobody will ever read.
+    assert {path.name for path in job.output.glob("*")} <= {"staging"}
+    shutil.rmtree(job.output, ignore_errors=True)
+    away.rename(job.output)
+    assert job.label().code == DONE
+    check(job, reference, orphans=True)

@@ -1,0 +1,109 @@
+"""What befalls a driver at the named failpoints: whatever it had begun, the same command finishes it.
+
+These jobs run without Ray, in one process that is driver and worker, so that each point is passed in order.
+"""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from pipeline.dataset import open_dataset
+from tests.pipeline.faults.job import COUNT, DIED, DONE, INCOMPLETE, STOPPED, TEXTS, Job, check
+from tests.pipeline.labelling import stopped, wait_for
+
+NAMES = sorted(
+    {
+        name
+        for path in Path(pipeline.__file__).parent.rglob("*.py")
+        for name in re.findall(r'failpoint\("([a-z-]+)"\)', path.read_text())
+    }
+)
+RETAG_ONLY = ["generation-deleted"]
+LABELLING = [name for name in NAMES if name not in RETAG_ONLY]
+IN_ORDER = [
+    *("staged-written", "staged-synced", "record-created", "part-moved", "segment-written"),
+    *("seal-staged", "generation-created", "seal-moved", "card-written", "manifest-written"),
+]
+SEALING = [f"staged-{when}@{COUNT + nth}" for when in ("written", "synced") for nth in (1, 4)]
+RETAGGING = [name for name in NAMES if name.startswith(("staged-", "seal-", "generation-", "card-", "manifest-"))]
+
+
+def rule(place: str, action: str) -> str:
+    """A rule for a name, or a name and how often it is passed before."""
+    name, _, nth = place.partition("@")
+    return f"{name}={action}@{nth or 1}"
+
+
+def test_the_failpoints_are_where_they_are_looked_for() -> None:
+    assert {"staged-written", "record-created", "part-moved", "generation-created", "manifest-written"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("place", LABELLING + SEALING)
+def test_a_driver_that_dies_again_and_again_at_one_point_loses_nothing(
+    place: str, reference: Job, tmp_path: Path
+) -> None:
+    job = Job(tmp_path)
+    first = job.label(failpoints=rule(place, "kill"))
+    assert first.code == DIED, f"{place} is passed by no run: {first.said}"
+    for _ in range(2):
+        again = job.label(failpoints=rule(place, "kill"))
+        assert again.code in (DIED, DONE), again.said
+    assert job.label().code == DONE
+    check(job, reference)
+
+
+def test_a_driver_that_dies_at_every_point_one_after_another_loses_nothing(reference: Job, tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    codes = [job.label(failpoints=rule(name, "kill")).code for name in sorted(LABELLING, key=IN_ORDER.index)]
+    assert set(codes) == {DIED}
+    assert job.label().code == DONE
+    # A run that finds the job done touches nothing, not even what a dead one had staged: `phf gc` takes that away.
+    check(job, reference, orphans=True)
+
+
+def test_a_disk_that_fails_at_any_point_ends_the_driver_with_4_and_the_same_command_goes_on(
+    reference: Job, tmp_path: Path
+) -> None:
+    job = Job(tmp_path)
+    for name in LABELLING:
+        ended = job.label(failpoints=rule(name, "raise"))
+        assert ended.code in (INCOMPLETE, DONE), ended.said
+        assert ended.code == DONE or "same command" in " ".join(ended.said.split())
+        assert "Traceback" not in ended.said
+    assert job.label().code == DONE
+    check(job, reference)
+
+
+@pytest.mark.parametrize("place", LABELLING + SEALING)
+def test_a_driver_that_wakes_up_after_a_newer_one_is_done_harms_nothing(
+    place: str, reference: Job, tmp_path: Path
+) -> None:
+    job = Job(tmp_path)
+    older = job.fork(failpoints=rule(place, "stop"), log="older.log")
+    wait_for(lambda: stopped(older.pid) or not older.process.is_alive())
+    newer = job.label()
+    assert newer.code == DONE, newer.said
+    os.kill(older.pid, signal.SIGCONT)
+    ended = older.wait()
+    # One that had committed the generation finds that all the rest is done.
+    done = [DONE] if place.startswith(("generation-", "manifest-")) else []
+    assert ended.code in [STOPPED, *done], ended.said
+    # What it may have staged since is nobody's, and never will be anybody's.
+    check(job, reference, orphans=True)
+
+
+@pytest.mark.parametrize("name", RETAGGING)
+def test_a_retag_that_dies_leaves_a_whole_dataset_and_is_finished_by_the_same_command(
+    name: str, tagged_anew: Job, sealed: Job
+) -> None:
+    for _ in range(3):
+        ended = sealed.retag("p90", failpoints=rule(name, "kill"))
+        assert ended.code in (DIED, DONE), ended.said
+        # Whatever was reached, readers find one whole generation.
+        assert sum(batch.num_rows for batch in open_dataset(sealed.uri).read_batches()) == len(TEXTS)
+    assert sealed.retag("p90").code == DONE
+    check(sealed, tagged_anew)
