@@ -28,7 +28,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: object) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("pipeline.labelling.driver.ray_cluster", started)
+    monkeypatch.setattr("pipeline.labelling.run.ray_cluster", started)
 
 
 @pytest.fixture
