@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from pipeline.checked_json import from_checked, to_checked
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.plan import Plan, Units
 from pipeline.corpus.records import Quarantined
@@ -75,8 +76,16 @@ def write_plan(storage: Storage, number: int, inputs: Sequence[str], plan: Plan)
     units = pa.table(
         {"unit": unit} | {name: plan.units.slices[:, index] for index, name in enumerate(("source", "start", "stop"))}
     )
-    file = PlanFile(inputs=list(inputs), sources=_write(storage, sources), units=_write(storage, units), cut=plan.cut)
-    return storage.put_if_absent(plan_path(number), file.model_dump_json(indent=2).encode())
+    tables = [_encode(sources), _encode(units)]
+    for file, data in tables:
+        storage.put(file.path, data)
+    named = PlanFile(inputs=list(inputs), sources=tables[0][0], units=tables[1][0], cut=plan.cut)
+    created = storage.put_if_absent(plan_path(number), to_checked(named, indent=2))
+    for file, data in tables:
+        # `phf gc` may have taken it away in the moment in which no plan named it yet.
+        if created and not storage.exists(file.path):
+            storage.put(file.path, data)
+    return created
 
 
 def read_plan(storage: Storage) -> StoredPlan | None:
@@ -111,8 +120,8 @@ def plan_files(storage: Storage) -> set[str]:
 
 def _read_file(storage: Storage, path: str) -> PlanFile:
     try:
-        return PlanFile.model_validate_json(storage.read(path))
-    except ValidationError:
+        return from_checked(PlanFile, storage.read(path))
+    except ValueError:
         raise _damaged(storage, path) from None
 
 
@@ -132,15 +141,13 @@ def _read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
     return file, plan
 
 
-def _write(storage: Storage, table: pa.Table) -> File:
+def _encode(table: pa.Table) -> tuple[File, bytes]:
     sink = pa.BufferOutputStream()
     with parquet_writer(sink, table.schema) as writer:
         writer.write_table(table)
     data: bytes = sink.getvalue().to_pybytes()
     digest = hashlib.sha256(data).hexdigest()
-    file = File(path=f"{PLANS}/{digest[:32]}.parquet", size=len(data), sha256=digest)
-    storage.put(file.path, data)
-    return file
+    return File(path=f"{PLANS}/{digest[:32]}.parquet", size=len(data), sha256=digest), data
 
 
 def _read(storage: Storage, file: File) -> pa.Table:
@@ -155,6 +162,5 @@ def _read(storage: Storage, file: File) -> pa.Table:
 
 def _damaged(storage: Storage, path: str) -> UserError:
     return UserError(
-        f"{storage.uri}/{path} is damaged or missing. If nothing else is, delete {PLANS}/ and run the same `phf label` "
-        "command again: the plan of the same inputs is made anew, and what is committed stays."
+        f"{storage.uri}/{path} is damaged or missing. `phf repair {storage.uri}` makes the plan anew from the inputs."
     )

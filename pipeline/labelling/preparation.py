@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.checked_json import to_checked
 from pipeline.config import LabelConfig, LabelExecution
 from pipeline.corpus.inputs import Source, find_sources
 from pipeline.corpus.plan import Plan
@@ -102,7 +103,7 @@ def write_job(storage: Storage, prepared: Prepared) -> StoredJob:
         UserError: another job was begun in this very moment.
         OSError: the storage fails.
     """
-    if not storage.put_if_absent(JOB, prepared.record.model_dump_json(indent=2).encode()):
+    if not storage.put_if_absent(JOB, to_checked(prepared.record, indent=2)):
         begun = read_job(storage)
         if begun is not None:
             inputs = {"inputs": prepared.record.config["inputs"]}
