@@ -73,3 +73,11 @@ class LabelConfig(BaseModel):
     def semantic(self) -> dict[str, Any]:
         """What can change the dataset, as plain JSON values; written into the job and the manifest."""
         return self.model_dump(mode="json", exclude={"output", "execution"})
+
+
+class ExecutionSettings(BaseModel):
+    """What may be set where a job is there already."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    execution: LabelExecution = Field(default_factory=LabelExecution)

@@ -11,7 +11,7 @@ from scorers.errors import UserError
 from scorers.settings import load_settings, read_yaml
 
 if TYPE_CHECKING:
-    from pipeline.config import LabelConfig
+    from pipeline.config import LabelConfig, LabelExecution
 
 
 class KindOption(StrEnum):
@@ -133,6 +133,20 @@ def label_config_from_flags(
         },
         overrides=overrides or [],
     )
+
+
+def execution_from_flags(
+    *, workers: int | None = None, address: str | None = None, overrides: Sequence[str] | None = None
+) -> "LabelExecution":
+    """How to run what is scored, for commands that take the rest from the job.
+
+    Raises:
+        UserError: an unknown key, or a value that does not fit; names the key.
+    """
+    from pipeline.config import ExecutionSettings
+
+    flags = {"execution": {"workers": workers, "address": address}}
+    return load_settings(ExecutionSettings, flags=flags, overrides=overrides or []).execution
 
 
 def _scorer_specs(given: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -120,7 +120,7 @@ class UnitChecker:
         first = folder * FOLDER_UNITS
         sealed = range(first, min(first + FOLDER_UNITS, self._sealed.get(store.layer, 0)))
         lost = {unit: "is missing" for unit in sealed if unit not in survey.records and unit not in survey.damaged}
-        for unit, what in sorted((survey.damaged | lost).items()):
+        for unit, what in sorted({**survey.damaged, **lost}.items()):
             if self._is_planned(unit):
                 self._findings.add(store.record_path(unit), what)
                 if unit in survey.records:

@@ -175,7 +175,7 @@ def examine(
     problems = findings.problems
     remedy = _remedy(uri, problems, has_units=checker is not None) if problems else None
     report = VerifyReport(uri, manifest, problems, remedy=remedy)
-    return Examination(report, sealed, quarantined, job, checker and checker.damage)
+    return Examination(report, sealed, quarantined, job, checker.damage if checker is not None else None)
 
 
 def _is_sealed(storage: Storage) -> bool:

@@ -150,12 +150,27 @@ class Run:
         self._timer.lap("seal")
         return Summary(self._epoch.storage.uri, manifest, self._progress, self._timer.seconds)
 
-    def _label(self, layer: int) -> None:
+    def relabel(self, layer: int, committer: Committer, groups: Mapping[str, list[str]]) -> None:
+        """Label again, by the columns of some groups, the units that `committer` finds missing; seal nothing."""
+        try:
+            self._label(layer, committer, groups)
+        except (StoppedError, StopRequest):
+            self._last_status("stopped")
+            raise
+        except (UserError, OSError):
+            self._last_status("incomplete")
+            raise
+        self._last_status("done")
+
+    def _label(
+        self, layer: int, committer: Committer | None = None, groups: Mapping[str, list[str]] | None = None
+    ) -> None:
         resolved = resolve_layer(self._stored, layer, self._execution)
         storage = self._epoch.storage
         self._scorers = self._stored.columns([layer])
-        self._job = Job(resolved.config, self._plan, resolved.specs, resolved.groups, storage.uri, layer=layer)
-        self._committer = Committer(self._epoch, UnitStore(storage, layer))
+        chosen = dict(groups or resolved.groups)
+        self._job = Job(resolved.config, self._plan, resolved.specs, chosen, storage.uri, layer=layer)
+        self._committer = committer or Committer(self._epoch, UnitStore(storage, layer))
         committed = self._committer.recover(len(self._plan.units), list(self._job.groups))
         missing = np.flatnonzero(~committed)
         before = int(committed.sum())

@@ -66,6 +66,19 @@ def write_plan(storage: Storage, number: int, inputs: Sequence[str], plan: Plan)
     Raises:
         OSError: the storage fails.
     """
+    named, files = encode_plan(inputs, plan)
+    for path, data in files.items():
+        storage.put(path, data)
+    created = storage.put_if_absent(plan_path(number), to_checked(named, indent=2))
+    for path, data in files.items():
+        # `phf gc` may have taken it away in the moment in which no plan named it yet.
+        if created and not storage.exists(path):
+            storage.put(path, data)
+    return created
+
+
+def encode_plan(inputs: Sequence[str], plan: Plan) -> tuple[PlanFile, dict[str, bytes]]:
+    """A part of a plan as it is written: the file that names the others, and those by path; equal for equal plans."""
     sources = pa.Table.from_pylist(
         [
             {**asdict(source), "entry": entry.model_dump()}
@@ -76,16 +89,9 @@ def write_plan(storage: Storage, number: int, inputs: Sequence[str], plan: Plan)
     units = pa.table(
         {"unit": unit} | {name: plan.units.slices[:, index] for index, name in enumerate(("source", "start", "stop"))}
     )
-    tables = [_encode(sources), _encode(units)]
-    for file, data in tables:
-        storage.put(file.path, data)
-    named = PlanFile(inputs=list(inputs), sources=tables[0][0], units=tables[1][0], cut=plan.cut)
-    created = storage.put_if_absent(plan_path(number), to_checked(named, indent=2))
-    for file, data in tables:
-        # `phf gc` may have taken it away in the moment in which no plan named it yet.
-        if created and not storage.exists(file.path):
-            storage.put(file.path, data)
-    return created
+    (first, first_data), (second, second_data) = _encode(sources), _encode(units)
+    named = PlanFile(inputs=list(inputs), sources=first, units=second, cut=plan.cut)
+    return named, {first.path: first_data, second.path: second_data}
 
 
 def read_plan(storage: Storage) -> StoredPlan | None:
@@ -102,7 +108,7 @@ def read_plan(storage: Storage) -> StoredPlan | None:
     )
     stored: StoredPlan | None = None
     for number in numbers:
-        file, plan = _read_part(storage, plan_path(number))
+        file, plan = read_part(storage, plan_path(number))
         stored = StoredPlan(stored.plan.then(plan) if stored else plan, number, file.inputs)
     return stored
 
@@ -125,7 +131,8 @@ def _read_file(storage: Storage, path: str) -> PlanFile:
         raise _damaged(storage, path) from None
 
 
-def _read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
+def read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
+    """One part of the plan, its sources numbered from 0; errors as `read_plan`."""
     file = _read_file(storage, path)
     sources = _read(storage, file.sources).to_pylist()
     units = _read(storage, file.units)

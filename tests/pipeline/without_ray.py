@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from phf import main
@@ -28,7 +29,13 @@ def _no_cluster(*_: Any) -> Any:
     yield {"CPU": 1.0, "GPU": 1.0}
 
 
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Run every driver of this process so."""
+    patch.setattr(driver.Run, "_schedule", _schedule)
+    patch.setattr(driver, "ray_cluster", _no_cluster)
+
+
 if __name__ == "__main__":
-    driver.Run._schedule = _schedule  # type: ignore[method-assign]
-    driver.ray_cluster = _no_cluster
-    main()
+    with pytest.MonkeyPatch.context() as patched:
+        install(patched)
+        main()
