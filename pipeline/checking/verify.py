@@ -167,6 +167,8 @@ def examine(
     checker = job = None
     if units and storage.children(UNITS):
         job = check_job(storage, findings)
+        if manifest is not None and not generations(storage):
+            findings.add(generation_path(manifest.generation), "is missing")
         checker = _unit_checker(storage, findings, job, manifest, bar.advance, sealed=sealed)
         bar.total += checker.size()
     quarantined = verification.run() if verification is not None else {}
@@ -198,7 +200,7 @@ def _unit_checker(
     elif manifest is not None:
         expected = {1: manifest.ledger.units}
     elif sealed and units is not None:
-        expected = {1: units}
+        expected = dict.fromkeys(range(1, check.layer_count + 1), units)
     return UnitChecker(storage, findings, check.layer_count, units, expected, advance)
 
 

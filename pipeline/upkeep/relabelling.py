@@ -75,8 +75,8 @@ def relabel(
         alike = record is not None and damaged and [part.group for part in record.parts] == list(groups)
         passes.setdefault(tuple(group for group in groups if group in damaged or not alike), {})[unit] = record
     if mending.epoch is None:
-        for names, units in passes.items():
-            mending.done += [_step(store, unit, names) for unit in units]
+        for units in passes.values():
+            mending.done += [_step(store, unit, lost[unit]) for unit in units]
         return outcome
     while passes:
         names, units = passes.popitem()
@@ -90,7 +90,7 @@ def relabel(
         except UserError as error:
             for unit in set(units) - replacer.finished - replacer.whole_again:
                 _leave(mending, store, unit, lost[unit][1], error)
-        mending.done += [_step(store, unit, names) for unit in sorted(replacer.finished)]
+        mending.done += [_step(store, unit, lost[unit]) for unit in sorted(replacer.finished)]
         outcome.replaced |= replacer.replaced
         outcome.other_rows |= replacer.other_rows
         if replacer.whole_again:
@@ -211,6 +211,7 @@ def _leave(mending: Mending, store: UnitStore, unit: int, damaged: Sequence[str]
         mending.leave(path, str(why))
 
 
-def _step(store: UnitStore, unit: int, groups: Sequence[str]) -> Step:
-    path = store.part_path(unit, groups[0]) if len(groups) == 1 else store.record_path(unit)
+def _step(store: UnitStore, unit: int, lost: tuple[UnitRecord | None, Sequence[str]]) -> Step:
+    record, groups = lost
+    path = store.part_path(unit, groups[0]) if record is not None and len(groups) == 1 else store.record_path(unit)
     return Step(path, "the unit is labelled again")

@@ -105,10 +105,12 @@ def repair(uri: str, execution: LabelExecution, reporter: Reporter, *, dry_run: 
         _mend(mending, job, examined, execution, reporter, signals)
         if mending.epoch is not None:
             storage.delete_folder(mending.epoch.staging)
-        left = list(mending.left) + [_stray(uri, each) for each in problems if each.stray]
-        if not dry_run:
-            told = {each.path for each in left}
-            left += [each for each in check().report.problems if each.path not in told]
+        told = {each.path for each in mending.left}
+        now = [each for each in problems if each.stray] if dry_run else check().report.problems
+        left = mending.left + [_told(uri, each) for each in now if each.path not in told]
+        if not examined.sealed:
+            # What of an uncommitted unit lies about is no damage as long as nothing is sealed.
+            left = [each for each in left if not each.stray]
         return _result(storage, uri, problems, mending, left, dry_run=dry_run)
 
 
@@ -132,8 +134,9 @@ def _mend(
     )
 
 
-def _stray(uri: str, problem: Problem) -> Problem:
-    return replace(problem, what=f"{problem.what}; `phf gc {uri} --delete` removes it")
+def _told(uri: str, problem: Problem) -> Problem:
+    remedy = f"; `phf gc {uri} --delete` removes it" if problem.stray else ""
+    return replace(problem, what=problem.what + remedy)
 
 
 def _result(

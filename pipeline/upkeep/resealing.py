@@ -21,7 +21,7 @@ from pipeline.sealing.generations import (
 )
 from pipeline.sealing.seal import Progress, Staged, stage
 from pipeline.upkeep.mending import Mending
-from scorers.errors import IncompleteError, StoppedError
+from scorers.errors import IncompleteError
 
 _ANEW = "sealed again from the scored units"
 
@@ -55,22 +55,27 @@ def mend_dataset(
     committed = generations(mending.storage)
     record = _record(mending, committed[-1]) if committed else None
     sealed = examined.report.manifest if record is None else record.manifest
-    if record is not None and examined.report.manifest not in (None, record.manifest):
-        # A run died after it had committed this generation and before it had swapped it in.
+    if record is None and sealed is not None and committed and committed[-1] > sealed.generation:
+        path = generation_path(committed[-1])
+        mending.do(path, "deleted: it was never swapped in", partial(mending.storage.delete, path))
+        record = _record(mending, sealed.generation) if sealed.generation in committed else None
+    unswapped = record is not None and examined.report.manifest not in (None, record.manifest)
+    if record is not None and (unswapped or len(committed) > 1):
+        # A run died after it had committed this generation: before it had swapped it in, or before it had tidied up.
         try:
             mending.do(MANIFEST_NAME, f"generation {record.manifest.generation} is swapped in", _finish(mending))
-            return
-        except StoppedError:
-            raise
+            if unswapped:
+                return
         except IncompleteError:
-            damaged = {file.path for file in listed_files(record.manifest)} | damaged
+            damaged |= {file.path for file in listed_files(record.manifest)}
     lost = {MANIFEST_NAME, *damaged} if sealed is None else {file.path for file in listed_files(sealed)} & damaged
     if replaced or lost or record is None:
         if job is None or not whole:
             for path in sorted(lost - {MANIFEST_NAME} | (damaged & {MANIFEST_NAME})):
                 mending.leave(path, "it is written from the scored units and the job, which must be mended first")
             return
-        _reseal(_Resealing(mending, job, sealed, lost, progress), record, max([1, *committed]))
+        newest = max([1, *committed]) if sealed is None else sealed.generation
+        _reseal(_Resealing(mending, job, sealed, lost, progress), record, newest)
     elif sealed is not None:
         _write_heads(mending, sealed, damaged)
 
@@ -117,7 +122,7 @@ def _reseal(sealing: _Resealing, record: GenerationRecord | None, newest: int) -
         if sealed is not None:
             _write_heads(mending, sealed, set())
         return
-    staged = sealing.stage(newest if sealed is None else sealed.generation)
+    staged = sealing.stage(newest)
     if sealed is not None and _equal(staged.manifest, sealed):
         for file in listed_files(sealed):
             if file.path in lost:

@@ -1,5 +1,6 @@
 """`phf repair`: one file of a sealed dataset is damaged, and afterwards everything is as it was."""
 
+import io
 import json
 import os
 import shutil
@@ -16,8 +17,8 @@ from pipeline.dataset import open_dataset
 from pipeline.labelling.reporter import PlainReporter
 from pipeline.sealing.retag import retag
 from pipeline.storage import LocalStorage, Storage
+from pipeline.units.rows import read_rows
 from pipeline.units.store import UnitStore
-from pipeline.upkeep import repair as repair_module
 from pipeline.upkeep.repair import Repaired, repair
 from scorers.errors import UserError
 from tests.pipeline import probe, upkept
@@ -50,8 +51,7 @@ def made(sealed, tmp_path, monkeypatch):
 
 
 def mend(made: Made, *, dry_run: bool = False, execution: LabelExecution = EXECUTION) -> Repaired:
-    with (made.folder / "stderr.txt").open("a") as stream:
-        return repair(str(made.out), execution, PlainReporter(stream), dry_run=dry_run)
+    return repair(str(made.out), execution, PlainReporter(io.StringIO()), dry_run=dry_run)
 
 
 def flip(path: Path) -> None:
@@ -96,13 +96,8 @@ def path_of(made: Made, kind: str) -> str:
 
 
 def texts_of(sealed: Made, unit: int) -> Counter[str]:
-    storage = sealed.storage
-    record = UnitStore(storage).read(unit)
-    rows = repair_module.read_rows(storage, record, []) if hasattr(repair_module, "read_rows") else None
-    assert rows is None
-    from pipeline.units.rows import read_rows
-
-    return Counter(probe.key(text) for text in read_rows(storage, record, []).column("text").to_pylist())
+    rows = read_rows(sealed.storage, UnitStore(sealed.storage).read(unit), [])
+    return Counter(probe.key(text) for text in rows.column("text").to_pylist())
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -302,7 +297,7 @@ def test_a_copy_without_units_is_refused_and_what_is_nothing_too(made, tmp_path)
     with pytest.raises(UserError, match="copy without its scored units"):
         mend(made)
     with pytest.raises(UserError, match="There is nothing at"):
-        repair(str(tmp_path / "none"), EXECUTION, PlainReporter((tmp_path / "log").open("w")))
+        repair(str(tmp_path / "none"), EXECUTION, PlainReporter(io.StringIO()))
 
 
 def test_a_newer_run_stops_it(made):
