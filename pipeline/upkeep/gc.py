@@ -83,7 +83,7 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
         driver = _driver_at_work(storage)
         if driver is not None:
             remains = find_remains(storage, before_epoch=driver.epoch)
-            orphans = [each for each in remains.orphans if each.path.startswith(f"{STAGING}/")]
+            orphans = [each for each in remains.orphans if _is_of_an_epoch(each)]
             for orphan in orphans if delete else ():
                 _remove_staged(storage, orphan)
             return Collected(uri, orphans, delete, [], driver)
@@ -113,6 +113,11 @@ def _driver_at_work(storage: Storage) -> RunStatus | None:
         return None
     silent_s = (datetime.now(UTC) - run.written).total_seconds()
     return run if silent_s < _SILENT_S else None
+
+
+def _is_of_an_epoch(orphan: Orphan) -> bool:
+    folder, _, name = orphan.path.partition("/")
+    return folder == STAGING and name[:8].isdigit()
 
 
 def _unfinished(remains: Remains) -> list[str]:

@@ -199,13 +199,13 @@ class _Search:
     def _search_staging(self) -> None:
         for name in self._storage.children(STAGING):
             number = int(name[:-1]) if name.endswith("/") and name[:-1].isdigit() else None
-            if self._before_epoch is not None and (number is None or number >= self._before_epoch):
+            if number is not None and self._before_epoch is not None and number >= self._before_epoch:
                 continue
             files = [
                 FileInfo(path, size) for path, size in self._staged.items() if path.startswith(f"{STAGING}/{name}")
             ]
             kept = [info for info in files if info.path in self._found.kept]
-            if not kept and name.endswith("/"):
+            if files and not kept and name.endswith("/"):
                 self._add(files, "staged by a run that is over", folder=f"{STAGING}/{name}")
                 continue
             for info in files:
