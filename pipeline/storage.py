@@ -179,6 +179,10 @@ class Storage(ABC):
     def delete_folder(self, folder: str) -> None:
         """Delete all files below a folder, and the folder; does nothing if there is none."""
 
+    def delete_empty(self, folder: str) -> None:
+        """Delete a folder and those below it, but none that holds a file; does nothing where folders are but names."""
+        return
+
     def unfinished(self, older_than_s: float) -> Iterator[FileInfo]:
         """Temporary files that a process left behind when it died while it wrote; nothing else lists them.
 
@@ -282,6 +286,11 @@ class LocalStorage(Storage):
     def delete_folder(self, folder: str) -> None:  # noqa: D102
         # An orphan of a killed run may still be writing there: what cannot be removed now is removed by a later run.
         shutil.rmtree(self._root / folder, ignore_errors=True)
+
+    def delete_empty(self, folder: str) -> None:  # noqa: D102
+        for parent, _, _ in os.walk(self._root / folder, topdown=False):
+            with contextlib.suppress(OSError):  # something is in it
+                Path(parent).rmdir()
 
     def unfinished(self, older_than_s: float) -> Iterator[FileInfo]:  # noqa: D102
         youngest = time.time() - older_than_s

@@ -45,8 +45,7 @@ def check_job(storage: Storage, findings: Findings) -> JobCheck:
         OSError: the storage fails.
     """
     check = JobCheck(config=_read(storage, JOB, JobRecord, findings) is None)
-    numbered = {int(name[:4]) for name in storage.children(UNITS) if name[:4].isdigit() and name.endswith("/")}
-    check.layer_count = max({1} | numbered | _numbers(storage, LAYERS))
+    check.layer_count = max({1} | _committed_layers(storage) | _numbers(storage, LAYERS))
     for layer in range(2, check.layer_count + 1):
         if _read(storage, layer_path(layer), LayerRecord, findings) is None:
             check.layers.append(layer)
@@ -80,6 +79,22 @@ def _read(storage: Storage, path: str, model: type[BaseModel], findings: Finding
     except ValueError:
         findings.add(path, "is damaged")
     return None
+
+
+def _committed_layers(storage: Storage) -> set[int]:
+    """Layers of which any unit is committed."""
+    return {
+        int(name[:-1])
+        for name in storage.children(UNITS)
+        if name.endswith("/") and name[:-1].isdigit() and _has_records(storage, f"{UNITS}/{name}")
+    }
+
+
+def _has_records(storage: Storage, layer: str) -> bool:
+    return any(
+        name.endswith(".parquet") or any(each.endswith(".json") for each in storage.children(f"{layer}{name}"))
+        for name in storage.children(layer)
+    )
 
 
 def _numbers(storage: Storage, folder: str) -> set[int]:

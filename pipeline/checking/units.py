@@ -59,6 +59,7 @@ class UnitChecker:
         advance: Callable[[int], None],
     ) -> None:
         self.damage = UnitDamage()
+        self.parts = 0
         self._storage = storage
         self._findings = findings
         self._layers = layers
@@ -102,6 +103,7 @@ class UnitChecker:
         survey = survey_folder(store, folder)
         lost = self._check_records(store, folder, survey)
         listed = [(record, part) for record in survey.records.values() for part in record.parts]
+        self.parts += len(listed)
         problems = threads.map(lambda each: self._check_part(store, *each), listed)
         for (record, part), problem in zip(listed, problems, strict=True):
             if problem is not None:

@@ -48,6 +48,7 @@ class VerifyReport:
         problems: in the order in which they were found.
         inputs_compared: whether the inputs were read again; they are not where something else is wrong.
         remedy: what to do, if anything is wrong.
+        parts: of scored units that were checked; None where the units were not.
     """
 
     uri: str
@@ -55,6 +56,7 @@ class VerifyReport:
     problems: list[Problem]
     inputs_compared: bool = False
     remedy: str | None = None
+    parts: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -76,6 +78,7 @@ class VerifyReport:
             "sentences": manifest.sentences if manifest else None,
             "records": manifest.ledger.records if manifest else None,
             "quarantined": sum(manifest.ledger.quarantined.values()) if manifest else None,
+            "parts": self.parts,
             "inputs_compared": self.inputs_compared,
         }
 
@@ -176,7 +179,7 @@ def examine(
         checker.run()
     problems = findings.problems
     remedy = _remedy(uri, problems, has_units=checker is not None) if problems else None
-    report = VerifyReport(uri, manifest, problems, remedy=remedy)
+    report = VerifyReport(uri, manifest, problems, remedy=remedy, parts=checker.parts if checker is not None else None)
     return Examination(report, sealed, quarantined, job, checker.damage if checker is not None else None)
 
 

@@ -16,6 +16,7 @@ def gc(
     """List what a labelling job has left behind and nobody needs any more, with sizes; --delete removes it.
 
     That is what dead runs had staged, parts that no commit record names, older generations, and half-written files.
+
     Nothing that is committed is ever removed, and a running `phf label` is not disturbed.
 
     Example: phf gc labelled --delete

@@ -31,12 +31,13 @@ def repair(
 ) -> None:
     """Mend what `phf verify` finds damaged in a labelled dataset, and touch nothing that is whole.
 
-    Manifest, card, shards, ledger, segments and plan are written anew from what they were made of. A unit of which a
-    part is damaged is labelled again from the inputs, that unit alone, with the same scorers: run it in the folder in
-    which `phf label` was run, with the same --set execution.devices.
+    Manifest, card, shards, ledger, segments and plan are written anew from what they were made of.
 
-    Exit status: 0 everything is whole; 2 wrong usage; 4 something cannot be mended; 75 stopped, the same command goes
-    on.
+    A unit of which a part is damaged is labelled again, that unit alone, from the inputs and with the same scorers.
+
+    Run it in the folder in which `phf label` was run, and with the same execution.devices, if any were set.
+
+    Exit status: 0 all is whole; 2 wrong usage; 4 something cannot be mended; 75 stopped, the same command goes on.
 
     Example: phf repair labelled --dry-run
     """

@@ -28,8 +28,9 @@ def verify(
 ) -> None:
     """Prove that a labelled dataset is whole: hashes, page checksums, lossless sentences, tags, and conservation.
 
-    Where the job lies beside it, its scored units are checked too. Exits with 0 if nothing is wrong, with 1 after
-    naming everything that is; `phf repair` mends it.
+    Where the job lies beside it, its scored units are checked too; --no-units leaves them out.
+
+    Exits with 0 if nothing is wrong, with 1 after naming everything that is; `phf repair` mends it.
 
     Example: phf verify labelled
     """

@@ -96,6 +96,7 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
         for orphan in remains.orphans:
             _remove(epoch, orphan)
         storage.delete_folder(epoch.staging)
+        storage.delete_empty(STAGING)
         return Collected(uri, remains.orphans, True, finished, None)
 
 
@@ -146,8 +147,7 @@ def _remove_staged(storage: Storage, orphan: Orphan) -> None:
         # A driver that was overtaken in this very moment may have committed it since it was found.
         if not any(part.staged == path for part in _parts_of(storage, path.rpartition("/")[2])):
             storage.delete(path)
-    if orphan.path.endswith("/") and not any(storage.list(orphan.path)):
-        storage.delete_folder(orphan.path)
+    storage.delete_empty(orphan.path)
 
 
 def _remove(epoch: Epoch, orphan: Orphan) -> None:
@@ -168,6 +168,7 @@ def _remove(epoch: Epoch, orphan: Orphan) -> None:
             if not storage.exists(path):
                 storage.move(aside, path)
             epoch.check()
+    storage.delete_empty(orphan.path if orphan.path.endswith("/") else orphan.path.rpartition("/")[0])
 
 
 def _is_needed_now(epoch: Epoch, path: str) -> bool:

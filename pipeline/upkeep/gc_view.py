@@ -3,7 +3,6 @@
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
 
 from pipeline.labelling.reporter import count_of
 from pipeline.upkeep.gc import Collected
@@ -26,14 +25,9 @@ def show_collected(console: Console, collected: Collected) -> None:
     if not orphans:
         console.print(f"Nothing lies in {uri} that is not needed.")
         return
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for justify in ("right", "right", "left", "left"):
-        table.add_column(justify=justify)
     for each in orphans[:_MOST_LINES]:
-        table.add_row(
-            decimal(each.size), count_of(each.files, "file"), f"[bold]{escape(each.path)}[/]", escape(each.why)
-        )
-    console.print(table)
+        files = f"{count_of(each.files, 'file')}, " if each.files != 1 else ""
+        console.print(f"  [bold]{escape(each.path)}[/]: {files}{decimal(each.size)}, {escape(each.why)}")
     if len(orphans) > _MOST_LINES:
         console.print(f"… and {len(orphans) - _MOST_LINES:,} more")
     total = f"{count_of(sum(each.files for each in orphans), 'file')}, {decimal(collected.size)}"

@@ -72,17 +72,21 @@ class _Search:
         self._storage = storage
         self._before_epoch = before_epoch
         self._found = Remains()
+        self._beyond: list[FileInfo] = []
         self._staged = {info.path: info.size for info in storage.list(STAGING)}
 
     def run(self) -> Remains:
         sealed = self._sealed()
         job = self._job()
         for layer in self._layers():
-            if job is not None and layer > len(job.layers) + 1:
-                self._add_folder(f"{UNITS}/{layer:04d}/", "belongs to no layer of the job")
-            else:
-                self._search_layer(UnitStore(self._storage, layer), job, sealed)
-        self._search_plan()
+            self._search_layer(UnitStore(self._storage, layer), job, sealed)
+        unnamed = self._unnamed_plan_files()
+        if not (unnamed and self._beyond):
+            # Both together are what is left of an extension whose plan was lost, which `phf repair` may bring back.
+            for info in unnamed:
+                self._add([info], "no plan names it")
+            for info in self._beyond:
+                self._add([info], "belongs to no unit of the plan")
         self._search_staging()
         for info in self._storage.unfinished(_UNFINISHED_S):
             self._add([info], "left by a process that died while it wrote")
@@ -148,7 +152,8 @@ class _Search:
             for name in self._storage.children(store.folder)
             if name[:5].isdigit() and name[5:] in {"/", ".parquet"}
         }
-        units = None if job is None else len(job.plan.units)
+        # What is sealed belongs to the plan, whatever is left of that.
+        units = None if job is None else max(len(job.plan.units), sealed.ledger.units if sealed is not None else 0)
         for folder in sorted(folders):
             survey = survey_folder(store, folder)
             self._find_unmoved(survey)
@@ -157,18 +162,13 @@ class _Search:
             for name, size in survey.files.items():
                 unit = int(name[:8]) if name[:8].isdigit() and name[8:9] == "." else None
                 if unit is not None and units is not None and unit >= units:
-                    self._add([FileInfo(prefix + name, size)], "belongs to no unit of the plan")
-                elif self._is_stray(survey, name, unit, prefix + name in named, sealed):
-                    self._add([FileInfo(prefix + name, size)], "no commit record names it")
-
-    def _is_stray(
-        self, survey: FolderSurvey, name: str, unit: int | None, named: bool, sealed: Manifest | None
-    ) -> bool:
-        if named or unit is None or name[8:] == ".json" or not name.endswith(".parquet"):
-            return False
-        # Of a unit whose record is lost the parts are kept, damaged as the job is.
-        is_lost = sealed is not None and unit < sealed.ledger.units and unit not in survey.records
-        return unit not in survey.unknown and not is_lost
+                    self._beyond.append(FileInfo(prefix + name, size))
+                elif prefix + name not in named and unit is not None and name.endswith(".parquet"):
+                    # Of a unit whose record is damaged or lost the parts are kept: damaged as the job is, not litter.
+                    is_known = job is None or store.layer <= len(job.layers) + 1 or bool(survey.records)
+                    is_lost = is_known and sealed is not None and unit < sealed.ledger.units
+                    if unit not in survey.unknown and (unit in survey.records or not is_lost):
+                        self._add([FileInfo(prefix + name, size)], "no commit record names it")
 
     def _find_unmoved(self, survey: FolderSurvey) -> None:
         for record in survey.records.values():
@@ -187,14 +187,13 @@ class _Search:
             and compare_bytes(self._storage, staged, "", lambda _: None) is None
         )
 
-    def _search_plan(self) -> None:
+    def _unnamed_plan_files(self) -> list[FileInfo]:
         try:
             named = plan_files(self._storage)
         except (UserError, FileNotFoundError):
-            return
-        for info in self._storage.list(PLANS):
-            if info.path.endswith(".parquet") and info.path not in named:
-                self._add([info], "no plan names it")
+            return []
+        files = self._storage.list(PLANS)
+        return [info for info in files if info.path.endswith(".parquet") and info.path not in named]
 
     def _search_staging(self) -> None:
         for name in self._storage.children(STAGING):
@@ -211,9 +210,6 @@ class _Search:
             for info in files:
                 if info.path not in self._found.kept:
                     self._add([info], "staged by a run that is over")
-
-    def _add_folder(self, folder: str, why: str) -> None:
-        self._add(self._storage.list(folder), why, folder=folder)
 
     def _add(self, files: Iterable[FileInfo], why: str, *, folder: str | None = None) -> None:
         found = list(files)

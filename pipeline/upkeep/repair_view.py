@@ -20,10 +20,14 @@ def show_repaired(console: Console, repaired: Repaired) -> None:
     if repaired.done:
         console.print("Would be done:" if repaired.dry_run else "Done:")
     _show(console, [(each.path, each.what) for each in repaired.done])
+    for title, stray in (("Cannot be mended:", False), ("Should not be there:", True)):
+        lines = [(each.path, each.what) for each in repaired.left if each.stray == stray]
+        if lines:
+            console.print(f"[bold red]✗[/] {title}")
+            _show(console, lines)
     if repaired.left:
-        console.print("[bold red]✗[/] Cannot be mended:")
-        _show(console, [(each.path, each.what) for each in repaired.left])
-    elif not repaired.dry_run:
+        return
+    if not repaired.dry_run:
         console.print("[bold green]✓[/] It is whole now.")
 
 

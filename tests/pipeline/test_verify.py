@@ -425,9 +425,7 @@ def test_a_manifest_that_is_none_is_named(dataset, content):
 
 def test_a_lost_manifest_of_a_sealed_dataset_is_damage(dataset):
     (dataset / "manifest.json").unlink()
-    assert problems(dataset) == [
-        "manifest.json: is missing, though generation 1 is sealed"
-    ]
+    assert problems(dataset) == ["manifest.json: is missing, though generation 1 is sealed"]
 
 
 def test_a_manifest_that_is_not_of_the_newest_generation_is_named(dataset):
