@@ -161,7 +161,8 @@ class _Search:
             named = {part.path for record in survey.records.values() for part in record.parts}
             for name, size in survey.files.items():
                 unit = int(name[:8]) if name[:8].isdigit() and name[8:9] == "." else None
-                if unit is not None and units is not None and unit >= units:
+                is_committed = name[8:] == ".json" or prefix + name in named or unit in survey.unknown
+                if unit is not None and units is not None and unit >= units and is_committed:
                     self._beyond.append(FileInfo(prefix + name, size))
                 elif prefix + name not in named and unit is not None and name.endswith(".parquet"):
                     # Of a unit whose record is damaged or lost the parts are kept: damaged as the job is, not litter.

@@ -138,7 +138,7 @@ def go_on(made: Made) -> None:
     state=st.sampled_from(sorted(STATES)),
     listed=st.booleans(),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 def test_whatever_lies_about_the_dataset_is_the_same_after_it(sealed, tmp_path_factory, litter, state, listed):
     folder = tmp_path_factory.mktemp("case")
     with pytest.MonkeyPatch.context() as patch:
