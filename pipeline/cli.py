@@ -3,9 +3,11 @@
 import typer
 
 from pipeline.commands.export import export
+from pipeline.commands.gc import gc
 from pipeline.commands.inspect import inspect
 from pipeline.commands.label import label
 from pipeline.commands.preview import preview
+from pipeline.commands.repair import repair
 from pipeline.commands.retag import retag
 from pipeline.commands.score import score
 from pipeline.commands.status import status
@@ -15,5 +17,5 @@ from scorers.console import command
 PANEL = "Labelling"
 
 app = typer.Typer()
-for function in (label, preview, status, verify, inspect, retag, score, export):
+for function in (label, preview, score, status, verify, inspect, retag, repair, gc, export):
     app.command(rich_help_panel=PANEL)(command(function))

@@ -173,6 +173,14 @@ class ScoreConfig(BaseModel):
 RunConfig = LabelConfig | ScoreConfig
 
 
+class ExecutionSettings(BaseModel):
+    """What may be set where a job is there already."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    execution: LabelExecution = Field(default_factory=LabelExecution)
+
+
 def given_by(config: LabelConfig) -> dict[str, str]:
     """Fields of the corpus that scorers ask for, by column; see `scorers.registry.given_field`."""
     fields = {column: given_field(column, spec) for column, spec in config.scorers.items()}

@@ -11,7 +11,7 @@ from scorers.errors import UserError
 from scorers.settings import load_settings, read_yaml
 
 if TYPE_CHECKING:
-    from pipeline.config import LabelConfig, ScoreConfig
+    from pipeline.config import LabelConfig, LabelExecution, ScoreConfig
 
 
 class LargeDocumentsOption(StrEnum):
@@ -262,6 +262,20 @@ def _scorers_and_file(
     if not specs and not values.get("scorers") and not any(each.startswith("scorers.") for each in overrides or []):
         raise UserError("No scorer is given. Add one or more, such as --scorer toxicity=linear or --scorer pii.")
     return specs, values
+
+
+def execution_from_flags(
+    *, workers: int | None = None, address: str | None = None, overrides: Sequence[str] | None = None
+) -> "LabelExecution":
+    """How to run what is scored, for commands that take the rest from the job.
+
+    Raises:
+        UserError: an unknown key, or a value that does not fit; names the key.
+    """
+    from pipeline.config import ExecutionSettings
+
+    flags = {"execution": {"workers": workers, "address": address}}
+    return load_settings(ExecutionSettings, flags=flags, overrides=overrides or []).execution
 
 
 def _scorer_specs(given: Sequence[str]) -> dict[str, dict[str, Any]]:

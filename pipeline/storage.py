@@ -18,6 +18,7 @@ import io
 import os
 import secrets
 import shutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 OBJECT_SCHEMES = ("s3", "gs", "az")
-_TEMPORARY = ".tmp"
+TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -181,6 +182,18 @@ class Storage(ABC):
     def delete_folder(self, folder: str) -> None:
         """Delete all files below a folder, and the folder; does nothing if there is none."""
 
+    def delete_empty(self, folder: str) -> None:
+        """Delete a folder and those below it, but none that holds a file; does nothing where folders are but names."""
+        return
+
+    def unfinished(self, older_than_s: float) -> Iterator[FileInfo]:
+        """Temporary files that a process left behind when it died while it wrote; nothing else lists them.
+
+        Args:
+            older_than_s: seconds since anything was written to them; a younger one may be in use.
+        """
+        yield from ()
+
 
 class LocalStorage(Storage):
     """A folder of a POSIX file system with hard links (also NFS)."""
@@ -279,10 +292,25 @@ class LocalStorage(Storage):
         # An orphan of a killed run may still be writing there: what cannot be removed now is removed by a later run.
         shutil.rmtree(self._root / folder, ignore_errors=True)
 
+    def delete_empty(self, folder: str) -> None:  # noqa: D102
+        for parent, _, _ in os.walk(self._root / folder, topdown=False):
+            with contextlib.suppress(OSError):  # something is in it
+                Path(parent).rmdir()
+
+    def unfinished(self, older_than_s: float) -> Iterator[FileInfo]:  # noqa: D102
+        youngest = time.time() - older_than_s
+        for parent, _, names in os.walk(self._root):
+            for name in filter(_is_temporary, names):
+                path = Path(parent, name)
+                with contextlib.suppress(FileNotFoundError):  # it was in use after all
+                    found = path.stat()
+                    if found.st_mtime <= youngest:
+                        yield FileInfo(path.relative_to(self._root).as_posix(), found.st_size)
+
     @contextlib.contextmanager
     def _written(self, target: Path, data: bytes) -> Iterator[Path]:
         """A durable file with `data` beside `target`, which nobody lists; gone afterwards, unless it was renamed."""
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}{_TEMPORARY}")
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}{TEMPORARY}")
         try:
             with _create(temporary) as file:
                 file.write(data)
@@ -293,7 +321,7 @@ class LocalStorage(Storage):
 
 
 def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(_TEMPORARY)
+    return name.startswith(".") and name.endswith(TEMPORARY)
 
 
 def _create(path: Path) -> IO[bytes]:

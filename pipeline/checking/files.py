@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,53 @@ _CHUNK = 1 << 20
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were read and hashed since the last call."""
+
+
+class FileLike(Protocol):
+    """A file and what is known of its content."""
+
+    @property
+    def path(self) -> str:
+        """Relative to the storage's root."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal."""
+        ...
+
+
+@dataclass(frozen=True)
+class BytesProblem:
+    """What is wrong with a file, and whether it can be read all the same."""
+
+    what: str
+    readable: bool
+
+
+def compare_bytes(storage: Storage, file: FileLike, said_by: str, progress: Progress) -> BytesProblem | None:
+    """Compare a file's size and sha256 with what `said_by` says of them, streaming; None if they are these."""
+    try:
+        with storage.open_read(file.path) as stream:
+            found, size = hashlib.sha256(), 0
+            while chunk := stream.read(_CHUNK):
+                found.update(chunk)
+                size += len(chunk)
+                progress(len(chunk))
+    except FileNotFoundError:
+        return BytesProblem("is missing", readable=False)
+    except OSError as error:
+        return BytesProblem(f"cannot be read: {_brief(error)}", readable=False)
+    if size != file.size:
+        return BytesProblem(f"has {size:,} bytes, not {file.size:,}", readable=True)
+    if found.hexdigest() != file.sha256:
+        return BytesProblem(f"its sha256 is not the one in {said_by}", readable=True)
+    return None
 
 
 class FileChecker:
@@ -30,25 +79,11 @@ class FileChecker:
         return None if any(each is None for each in tables) else pa.concat_tables([schema.empty_table(), *tables])
 
     def check_bytes(self, file: File) -> bool:
-        """Compare size and hash; False if there is no such file."""
-        try:
-            with self._storage.open_read(file.path) as stream:
-                found, size = hashlib.sha256(), 0
-                while chunk := stream.read(_CHUNK):
-                    found.update(chunk)
-                    size += len(chunk)
-                    self._progress(len(chunk))
-        except FileNotFoundError:
-            self._findings.add(file.path, "is missing")
-            return False
-        except OSError as error:
-            self._findings.add(file.path, f"cannot be read: {_brief(error)}")
-            return False
-        if size != file.size:
-            self._findings.add(file.path, f"has {size:,} bytes, not {file.size:,}")
-        elif found.hexdigest() != file.sha256:
-            self._findings.add(file.path, f"its sha256 is not the one in {MANIFEST_NAME}")
-        return True
+        """Compare size and hash; False if it cannot be read."""
+        problem = compare_bytes(self._storage, file, MANIFEST_NAME, self._progress)
+        if problem is not None:
+            self._findings.add(file.path, problem.what)
+        return problem is None or problem.readable
 
     def row_groups(self, file: File, schema: pa.Schema) -> Iterator[pa.Table | None]:
         """The row groups of a Parquet file, page checksums verified; ends with None where it cannot be read."""

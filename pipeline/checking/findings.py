@@ -6,10 +6,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong: the file, relative to the dataset, and what is wrong with it; without any text."""
+    """Something that is wrong, without any text of the corpus.
+
+    Attributes:
+        path: of the file, relative to the dataset.
+        what: is wrong with it.
+        stray: it should not be there, and `phf gc` would remove it; otherwise it is damaged or lost.
+    """
 
     path: str
     what: str
+    stray: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}"
@@ -25,6 +32,10 @@ class Findings:
     def add(self, path: str, what: str) -> None:
         """Something is wrong with a file."""
         self._problems.append(Problem(path, what))
+
+    def add_stray(self, path: str, what: str) -> None:
+        """A file should not be there."""
+        self._problems.append(Problem(path, what, stray=True))
 
     def add_rows(self, path: str, what: str, rows: Sequence[str]) -> None:
         """Something is wrong with some rows of a file; `rows` are their keys, `source#position`."""

@@ -3,36 +3,28 @@
 Every kind of damage is named, and one does not hide another: a shard whose hash is wrong is read all the same.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.checking.accounts import Accounts
-from pipeline.checking.files import FileChecker
 from pipeline.checking.findings import Findings, Problem
+from pipeline.checking.job_files import JobCheck, check_job
 from pipeline.checking.rereading import compare_with_inputs
-from pipeline.checking.rows import RowChecker
+from pipeline.checking.sealed import SealedChecker, check_card, check_manifest
+from pipeline.checking.units import UnitChecker, UnitDamage
 from pipeline.dataset import open_dataset
-from pipeline.dataset.card import CARD_NAME, data_files
 from pipeline.dataset.manifest import (
     MANIFEST_NAME,
     DamagedError,
     Manifest,
-    Shard,
     no_manifest,
     parse_manifest,
 )
-from pipeline.dataset.schema import LEDGER_SCHEMA, QUARANTINE_SCHEMA, dataset_schema
-from pipeline.dataset.tags import tag_column
 from pipeline.sealing.generations import (
-    GENERATIONS,
-    data_folder,
     generation_path,
     generations,
     listed_files,
@@ -56,6 +48,7 @@ class VerifyReport:
         problems: in the order in which they were found.
         inputs_compared: whether the inputs were read again; they are not where something else is wrong.
         remedy: what to do, if anything is wrong.
+        parts: of scored units that were checked; None where the units were not.
     """
 
     uri: str
@@ -63,6 +56,7 @@ class VerifyReport:
     problems: list[Problem]
     inputs_compared: bool = False
     remedy: str | None = None
+    parts: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -75,7 +69,7 @@ class VerifyReport:
         return {
             "dataset": self.uri,
             "ok": self.ok,
-            "problems": [{"path": each.path, "what": each.what} for each in self.problems],
+            "problems": [{"path": each.path, "what": each.what, "stray": each.stray} for each in self.problems],
             "remedy": self.remedy,
             "generation": manifest.generation if manifest else None,
             "shards": len(manifest.shards) if manifest else None,
@@ -84,21 +78,25 @@ class VerifyReport:
             "sentences": manifest.sentences if manifest else None,
             "records": manifest.ledger.records if manifest else None,
             "quarantined": sum(manifest.ledger.quarantined.values()) if manifest else None,
+            "parts": self.parts,
             "inputs_compared": self.inputs_compared,
         }
 
 
-def verify(uri: str, *, inputs: bool = False, progress: Progress | None = None) -> VerifyReport:
+def verify(uri: str, *, inputs: bool = False, units: bool = True, progress: Progress | None = None) -> VerifyReport:
     """Check everything about a sealed dataset that its files can tell.
 
     The manifest is the one that was sealed and adds up; every file that it lists is there, with its size and hash, and
     none beside them; every page has its checksum; `ends` cut every text into sentences without rest; every sentence has
     its score, finite and >= 0, and its tag, score <= threshold; every record stands once, in the order of the inputs,
-    and none is both labelled and quarantined; and each unit's records are its rows and its quarantine.
+    and none is both labelled and quarantined; and each unit's records are its rows and its quarantine. Where the job
+    lies beside the dataset: its configuration and plan are whole; every unit has its commit record, and every part that
+    one names is there, with its size and hash, and none beside them.
 
     Args:
         uri: the dataset.
         inputs: also read the inputs again and compare every record with them, if nothing else is wrong.
+        units: also check the scored units and the job, where there are any.
         progress: is told of the bytes as they are read.
 
     Raises:
@@ -106,70 +104,174 @@ def verify(uri: str, *, inputs: bool = False, progress: Progress | None = None) 
             asked for is gone.
     """
     try:
-        return _verify(uri, inputs=inputs, progress=progress)
+        examined = examine(Storage.open(uri), uri, units=units, progress=progress)
+        report = examined.report
+        if inputs and report.ok:
+            findings = Findings()
+            keys = {(source, int(each)) for source, positions in examined.quarantined.items() for each in positions}
+            compare_with_inputs(open_dataset(uri), keys, findings)
+            report = replace(report, problems=findings.problems, inputs_compared=True)
+            if findings.problems:
+                report = replace(report, remedy=_remedy(uri, findings.problems, has_units=examined.units is not None))
+        return report
     except OSError as error:
         raise UserError(f"Cannot read {uri}: {error.strerror or error}.") from None
 
 
-def _verify(uri: str, *, inputs: bool, progress: Progress | None) -> VerifyReport:
-    storage = Storage.open(uri)
+@dataclass(frozen=True)
+class Examination:
+    """What `verify` reports, and what `phf repair` needs to know beside it.
+
+    Attributes:
+        report: everything that is wrong; its manifest is None where none can be read, or nothing was ever sealed.
+        sealed: whether a dataset was ever sealed there.
+        quarantined: sorted positions by source.
+        job: None where the job was not checked, or there is none.
+        units: None where they were not checked, or there are none.
+    """
+
+    report: VerifyReport
+    sealed: bool
+    quarantined: Mapping[str, NDArray[np.int64]]
+    job: JobCheck | None
+    units: UnitDamage | None
+
+
+def examine(
+    storage: Storage, uri: str, *, units: bool = True, unsealed: bool = False, progress: Progress | None = None
+) -> Examination:
+    """Check what `verify` checks but for the inputs.
+
+    Args:
+        storage: the dataset.
+        uri: as the user names it.
+        units: also check the scored units and the job, where there are any.
+        unsealed: let a job pass whose dataset is not sealed yet.
+        progress: is told of the bytes as they are read.
+
+    Raises:
+        UserError: as `verify`.
+        OSError: the storage fails.
+    """
     findings = Findings()
+    bar = _Bar(progress)
+    sealed = not unsealed or _is_sealed(storage)
     try:
-        manifest = _read_manifest(storage, uri, findings)
+        manifest = _read_manifest(storage, uri, findings) if sealed else None
     except DamagedError as error:
         findings.add(MANIFEST_NAME, str(error))
-        manifest = None
-    compared = False
+        manifest = _sealed_record(storage, findings)
+    verification = None
     if manifest is not None:
-        _check_manifest(manifest, findings)
-        _check_card(storage, manifest, findings)
-        quarantined = _Verification(storage, manifest, findings, progress).run()
-        if inputs and not findings.problems:
-            keys = {(source, int(each)) for source, positions in quarantined.items() for each in positions}
-            compare_with_inputs(open_dataset(uri), keys, findings)
-            compared = True
+        check_manifest(manifest, findings)
+        check_card(storage, manifest, findings)
+        verification = SealedChecker(storage, manifest, findings, bar.advance)
+        bar.total += verification.size
+    checker = job = None
+    if units and storage.children(UNITS):
+        job = check_job(storage, findings)
+        if manifest is not None and not generations(storage):
+            findings.add(generation_path(manifest.generation), "is missing")
+        checker = _unit_checker(storage, findings, job, manifest, bar.advance, sealed=sealed)
+        bar.total += checker.size()
+    quarantined = verification.run() if verification is not None else {}
+    if checker is not None:
+        checker.run()
     problems = findings.problems
-    remedy = _remedy(bool(storage.children(UNITS))) if problems else None
-    return VerifyReport(uri, manifest, problems, compared, remedy)
+    remedy = _remedy(uri, problems, has_units=checker is not None) if problems else None
+    report = VerifyReport(uri, manifest, problems, remedy=remedy, parts=checker.parts if checker is not None else None)
+    return Examination(report, sealed, quarantined, job, checker.damage if checker is not None else None)
 
 
-def _remedy(has_units: bool) -> str:
+def _is_sealed(storage: Storage) -> bool:
+    return storage.exists(MANIFEST_NAME) or bool(generations(storage))
+
+
+def _unit_checker(
+    storage: Storage,
+    findings: Findings,
+    check: JobCheck,
+    manifest: Manifest | None,
+    advance: Callable[[int], None],
+    *,
+    sealed: bool,
+) -> UnitChecker:
+    units = None if check.job is None else len(check.job.plan.units)
+    expected: dict[int, int] = {}
+    if manifest is not None and check.job is not None:
+        expected = dict.fromkeys(check.job.layers_of(manifest.scorers), manifest.ledger.units)
+    elif manifest is not None:
+        expected = {1: manifest.ledger.units}
+    elif sealed and units is not None:
+        expected = dict.fromkeys(range(1, check.layer_count + 1), units)
+    return UnitChecker(storage, findings, check.layer_count, units, expected, advance)
+
+
+class _Bar:
+    """Adds up what is read, by several threads."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.total = 0
+        self._read = 0
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self._read += count
+            if self._progress:
+                self._progress(self._read, self.total)
+
+
+def _remedy(uri: str, problems: Sequence[Problem], *, has_units: bool) -> str:
+    if all(each.stray for each in problems):
+        return f"`phf gc {uri} --delete` removes what should not be there; nothing else is wrong."
     if has_units:
-        return (
-            f"To write the dataset anew from its scored units, delete {MANIFEST_NAME} and {GENERATIONS}/ and run the "
-            "same `phf label` command again: it tags by its own thresholds, and scores nothing twice."
-        )
+        return f"`phf repair {uri}` mends what can be mended; --dry-run says what it would do."
     return "Copy the dataset again from where it was labelled."
 
 
 def _read_manifest(storage: Storage, uri: str, findings: Findings) -> Manifest | None:
+    """The manifest to check by: the one that was sealed, where `manifest.json` is another one."""
     committed = generations(storage)
     try:
         data = storage.read(MANIFEST_NAME)
     except (FileNotFoundError, NotADirectoryError):
         if committed:
-            findings.add(MANIFEST_NAME, f"is missing, though generation {committed[-1]} is sealed; {_REPAIR}")
-            return None
+            findings.add(MANIFEST_NAME, f"is missing, though generation {committed[-1]} is sealed")
+            return _sealed_record(storage, findings)
         found = storage.children()
         raise no_manifest(uri, exists=bool(found), labelling="units/" in found) from None
     manifest = parse_manifest(data, f"{uri}/{MANIFEST_NAME}")
     if committed and committed[-1] != manifest.generation:
-        findings.add(MANIFEST_NAME, f"is generation {manifest.generation}, but {committed[-1]} is sealed; {_REPAIR}")
-    elif committed:
-        try:
-            sealed = read_generation(storage, manifest.generation).manifest
-        except DamagedError as error:
-            findings.add(generation_path(manifest.generation), str(error))
-            return manifest
-        different = sorted(_differences(manifest.model_dump(mode="json"), sealed.model_dump(mode="json")))
-        if different:
-            shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
-            where = generation_path(manifest.generation)
-            findings.add(MANIFEST_NAME, f"is not the one that was sealed ({where}): {shown} differ; {_REPAIR}")
+        what = f"is generation {manifest.generation}, but {committed[-1]} is sealed"
+        findings.add(MANIFEST_NAME, what)
+        return manifest
+    sealed = _sealed_record(storage, findings)
+    if sealed is None or sealed == manifest:
+        return manifest
+    different = sorted(_differences(manifest.model_dump(mode="json"), sealed.model_dump(mode="json")))
+    shown = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+    where = generation_path(manifest.generation)
+    findings.add(MANIFEST_NAME, f"is not the one that was sealed ({where}): {shown} differ")
+    return sealed
+
+
+def _sealed_record(storage: Storage, findings: Findings) -> Manifest | None:
+    """The manifest in the record of the newest generation; None where there is none, as in a copy."""
+    committed = generations(storage)
+    if not committed:
+        return None
+    path = generation_path(committed[-1])
+    try:
+        manifest = read_generation(storage, committed[-1]).manifest
+    except DamagedError:
+        findings.add(path, "is damaged")
+        return None
+    if manifest.generation != committed[-1]:
+        findings.add(path, f"is the record of generation {manifest.generation}")
+        return None
     return manifest
-
-
-_REPAIR = "the same `phf label` command again writes it anew"
 
 
 def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
@@ -182,135 +284,3 @@ def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
             yield from _differences(mine, its, f"{path}.{index}")
     elif one != other:
         yield path
-
-
-def _check_manifest(manifest: Manifest, findings: Findings) -> None:
-    """The manifest's own arithmetic."""
-    ledger = manifest.ledger
-    total = sum(ledger.quarantined.values())
-    claims = [
-        (
-            ledger.balanced,
-            f"{ledger.records} records are not {ledger.labelled} labelled + {ledger.empty} empty + {total} quarantined",
-        ),
-        (
-            manifest.rows == ledger.labelled + ledger.empty,
-            f"the shards hold {manifest.rows} rows, not {ledger.labelled} labelled + {ledger.empty} empty",
-        ),
-        (
-            sum(shard.sentences for shard in manifest.shards) == manifest.sentences,
-            f"the shards do not hold {manifest.sentences} sentences",
-        ),
-        (
-            sum(source.records for source in manifest.sources) == ledger.records,
-            f"the sources do not hold {ledger.records} records",
-        ),
-        (list(manifest.scorers) == list(manifest.thresholds), "the columns of its scorers and its thresholds differ"),
-        (
-            all(shard.path.startswith(data_folder(manifest.generation) + "/") for shard in manifest.shards),
-            f"a shard is not in {data_folder(manifest.generation)}",
-        ),
-    ]
-    for holds, what in claims:
-        if not holds:
-            findings.add(MANIFEST_NAME, f"does not add up: {what}")
-
-
-def _check_card(storage: Storage, manifest: Manifest, findings: Findings) -> None:
-    expected = f"path: {data_files(manifest.generation)}"
-    if not storage.exists(CARD_NAME):
-        findings.add(CARD_NAME, "the data card is missing; `datasets.load_dataset` finds the shards by it")
-    elif expected not in storage.read(CARD_NAME).decode(errors="replace"):
-        findings.add(CARD_NAME, f"the data card does not name the current generation ({expected})")
-
-
-class _Verification:
-    """Checks every file that the manifest lists, and that there are no others."""
-
-    def __init__(self, storage: Storage, manifest: Manifest, findings: Findings, progress: Progress | None) -> None:
-        self._storage = storage
-        self._manifest = manifest
-        self._findings = findings
-        self._files = FileChecker(storage, findings, self._advance)
-        self._progress = progress
-        self._bytes = sum(file.size for file in listed_files(manifest))
-        self._read = 0
-        self._columns = list(manifest.scorers)
-        self._current = ""
-
-    def run(self) -> Mapping[str, NDArray[np.int64]]:
-        """Check the files, the ledger, then all rows; returns the sorted positions of quarantined records by source."""
-        self._check_listing()
-        accounts = self._accounts()
-        checker = RowChecker(
-            {column: each.value for column, each in self._manifest.thresholds.items() if column in self._columns},
-            [source.uri for source in self._manifest.sources],
-            accounts.quarantined if accounts else {},
-            lambda what, rows: self._findings.add_rows(self._current, what, rows),
-        )
-        tagged: Counter[str] = Counter()
-        whole = [self._check_shard(shard, checker, accounts, tagged) for shard in self._manifest.shards]
-        if all(whole):
-            self._check_counts(tagged)
-            if accounts:
-                accounts.finish()
-        return accounts.quarantined if accounts else {}
-
-    def _advance(self, count: int) -> None:
-        self._read += count
-        if self._progress:
-            self._progress(self._read, self._bytes)
-
-    def _check_listing(self) -> None:
-        """Nothing lies beside the files that are listed, as some readers take all that they find."""
-        listed = {file.path for file in listed_files(self._manifest)}
-        for folder in ("data", "ledger"):
-            for file in self._storage.list(folder):
-                if file.path not in listed:
-                    self._findings.add(file.path, f"{MANIFEST_NAME} does not list it; delete it")
-
-    def _accounts(self) -> Accounts | None:
-        ledger = self._manifest.ledger
-        units = [self._files.table(file, LEDGER_SCHEMA) for file in ledger.segments]
-        references = [self._files.table(file, QUARANTINE_SCHEMA) for file in ledger.quarantine]
-        if any(table is None for table in (*units, *references)):
-            return None
-        return Accounts(
-            self._manifest,
-            pa.concat_tables([LEDGER_SCHEMA.empty_table(), *units]),
-            pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *references]),
-            self._findings,
-        )
-
-    def _check_shard(self, shard: Shard, checker: RowChecker, accounts: Accounts | None, tagged: Counter[str]) -> bool:
-        """Whether all of its rows could be read, whatever is wrong with them."""
-        self._current = shard.path
-        if not self._files.check_bytes(shard):
-            return False
-        rows = sentences = 0
-        for table in self._files.row_groups(shard, dataset_schema(self._columns)):
-            if table is None:
-                return False
-            rows += table.num_rows
-            sentences += pc.sum(pc.list_value_length(table.column("ends"))).as_py() or 0
-            checker.check(table)
-            if accounts:
-                accounts.add(table)
-            for column in self._columns:
-                tags = pc.list_flatten(table.column(tag_column(column)))
-                tagged[column] += len(tags)
-                tagged[tag_column(column)] += pc.sum(tags).as_py() or 0
-        for found, said, what in ((rows, shard.rows, "rows"), (sentences, shard.sentences, "sentences")):
-            if found != said:
-                self._findings.add(shard.path, f"has {found:,} {what}, not {said:,}")
-        return True
-
-    def _check_counts(self, tagged: Counter[str]) -> None:
-        for column, threshold in self._manifest.thresholds.items():
-            found = (tagged[column], tagged[tag_column(column)])
-            if found != (threshold.sentences, threshold.aligned):
-                self._findings.add(
-                    MANIFEST_NAME,
-                    f"says that by {column} {threshold.aligned:,} of {threshold.sentences:,} sentences are aligned, "
-                    f"but {found[1]:,} of {found[0]:,} are",
-                )

@@ -20,6 +20,8 @@ def show_report(console: Console, report: VerifyReport) -> None:
             f"  {facts['records']:,} records were read; each stands once, in the dataset or in quarantine "
             f"({facts['quarantined']:,})."
         )
+        if report.parts is not None:
+            console.print(f"  The job's plan and the {facts['parts']:,} parts of its scored units are whole too.")
         if report.inputs_compared:
             console.print("  Every text is the one that the inputs hold.")
         return

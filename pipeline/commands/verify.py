@@ -20,11 +20,17 @@ def verify(
             help="Also read the inputs again and compare every text with them; run it where `phf label` was run.",
         ),
     ] = False,
+    units: Annotated[
+        bool,
+        typer.Option(help="Also check the scored units and the job that the dataset was made from, where they are."),
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Prove that a labelled dataset is whole: hashes, page checksums, lossless sentences, tags, and conservation.
 
-    Exits with 0 if nothing is wrong, with 1 after naming everything that is.
+    Where the job lies beside it, its scored units are checked too; --no-units leaves them out.
+
+    Exits with 0 if nothing is wrong, with 1 after naming everything that is; `phf repair` mends it.
 
     Example: phf verify labelled
     """
@@ -35,7 +41,7 @@ def verify(
     from pipeline.labelling.reporter import reporter_for
 
     with reporter_for(Console(stderr=True)) as reporter:
-        report = verify_dataset(dataset, inputs=inputs, progress=partial(reporter.measure, "Checking"))
+        report = verify_dataset(dataset, inputs=inputs, units=units, progress=partial(reporter.measure, "Checking"))
     if as_json:
         print_json(report.to_dict())
     else:

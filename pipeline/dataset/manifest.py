@@ -150,7 +150,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         path = ".".join(str(part) for part in first["loc"])
         raise DamagedError(
             f"{where} is damaged at {path or 'its start'}: {first['msg']}. "
-            "Run the same `phf label` command again: it writes the manifest anew and scores nothing twice."
+            "Where the dataset was labelled, `phf repair` writes it anew; a copy must be copied again."
         ) from None
 
 

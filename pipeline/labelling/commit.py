@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.checked_json import to_checked
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
 from pipeline.failpoints import failpoint
@@ -48,7 +49,7 @@ class Committer:
             self._check_staged(part)
         self.epoch.check()
         record = self._record(unit, parts)
-        if not create(storage, self.store.record_path(unit.index), record.model_dump_json().encode()):
+        if not create(storage, self.store.record_path(unit.index), to_checked(record)):
             record = self.store.read(unit.index)
         failpoint("record-created")
         self._move_parts(record)

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from pipeline.checked_json import from_checked
 from pipeline.config import LabelConfig
 from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import MANIFEST_NAME, ScorerEntry
@@ -58,10 +59,10 @@ def read_job(storage: Storage) -> JobRecord | None:
         UserError: the folder holds something else, or a job that this version cannot read.
     """
     try:
-        return JobRecord.model_validate_json(storage.read(JOB))
+        return from_checked(JobRecord, storage.read(JOB))
     except FileNotFoundError:
         pass
-    except ValidationError:
+    except ValueError:
         raise UserError(
             f"{storage.uri}/{JOB} is damaged or was written by another version of phf. Choose another --output."
         ) from None
@@ -83,8 +84,8 @@ def read_layers(storage: Storage) -> list[LayerRecord]:
     layers = []
     for name in storage.children(LAYERS):
         try:
-            layers.append(LayerRecord.model_validate_json(storage.read(f"{LAYERS}/{name}")))
-        except ValidationError:
+            layers.append(from_checked(LayerRecord, storage.read(f"{LAYERS}/{name}")))
+        except ValueError:
             raise UserError(
                 f"{storage.uri}/{LAYERS}/{name} is damaged or was written by another version of phf."
             ) from None

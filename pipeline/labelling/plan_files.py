@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from pipeline.checked_json import from_checked, to_checked
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.plan import Plan, Units
 from pipeline.corpus.records import Quarantined
@@ -65,6 +66,19 @@ def write_plan(storage: Storage, number: int, inputs: Sequence[str], plan: Plan)
     Raises:
         OSError: the storage fails.
     """
+    named, files = encode_plan(inputs, plan)
+    for path, data in files.items():
+        storage.put(path, data)
+    created = storage.put_if_absent(plan_path(number), to_checked(named, indent=2))
+    for path, data in files.items():
+        # `phf gc` may have taken it away in the moment in which no plan named it yet.
+        if created and not storage.exists(path):
+            storage.put(path, data)
+    return created
+
+
+def encode_plan(inputs: Sequence[str], plan: Plan) -> tuple[PlanFile, dict[str, bytes]]:
+    """A part of a plan as it is written: the file that names the others, and those by path; equal for equal plans."""
     sources = pa.Table.from_pylist(
         [
             {**asdict(source), "entry": entry.model_dump()}
@@ -75,8 +89,9 @@ def write_plan(storage: Storage, number: int, inputs: Sequence[str], plan: Plan)
     units = pa.table(
         {"unit": unit} | {name: plan.units.slices[:, index] for index, name in enumerate(("source", "start", "stop"))}
     )
-    file = PlanFile(inputs=list(inputs), sources=_write(storage, sources), units=_write(storage, units), cut=plan.cut)
-    return storage.put_if_absent(plan_path(number), file.model_dump_json(indent=2).encode())
+    (first, first_data), (second, second_data) = _encode(sources), _encode(units)
+    named = PlanFile(inputs=list(inputs), sources=first, units=second, cut=plan.cut)
+    return named, {first.path: first_data, second.path: second_data}
 
 
 def read_plan(storage: Storage) -> StoredPlan | None:
@@ -93,7 +108,7 @@ def read_plan(storage: Storage) -> StoredPlan | None:
     )
     stored: StoredPlan | None = None
     for number in numbers:
-        file, plan = _read_part(storage, plan_path(number))
+        file, plan = read_part(storage, plan_path(number))
         stored = StoredPlan(stored.plan.then(plan) if stored else plan, number, file.inputs)
     return stored
 
@@ -111,12 +126,13 @@ def plan_files(storage: Storage) -> set[str]:
 
 def _read_file(storage: Storage, path: str) -> PlanFile:
     try:
-        return PlanFile.model_validate_json(storage.read(path))
-    except ValidationError:
+        return from_checked(PlanFile, storage.read(path))
+    except ValueError:
         raise _damaged(storage, path) from None
 
 
-def _read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
+def read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
+    """One part of the plan, its sources numbered from 0; errors as `read_plan`."""
     file = _read_file(storage, path)
     sources = _read(storage, file.sources).to_pylist()
     units = _read(storage, file.units)
@@ -132,15 +148,13 @@ def _read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
     return file, plan
 
 
-def _write(storage: Storage, table: pa.Table) -> File:
+def _encode(table: pa.Table) -> tuple[File, bytes]:
     sink = pa.BufferOutputStream()
     with parquet_writer(sink, table.schema) as writer:
         writer.write_table(table)
     data: bytes = sink.getvalue().to_pybytes()
     digest = hashlib.sha256(data).hexdigest()
-    file = File(path=f"{PLANS}/{digest[:32]}.parquet", size=len(data), sha256=digest)
-    storage.put(file.path, data)
-    return file
+    return File(path=f"{PLANS}/{digest[:32]}.parquet", size=len(data), sha256=digest), data
 
 
 def _read(storage: Storage, file: File) -> pa.Table:
@@ -155,6 +169,5 @@ def _read(storage: Storage, file: File) -> pa.Table:
 
 def _damaged(storage: Storage, path: str) -> UserError:
     return UserError(
-        f"{storage.uri}/{path} is damaged or missing. If nothing else is, delete {PLANS}/ and run the same `phf label` "
-        "command again: the plan of the same inputs is made anew, and what is committed stays."
+        f"{storage.uri}/{path} is damaged or missing. `phf repair {storage.uri}` makes the plan anew from the inputs."
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.checked_json import to_checked
 from pipeline.config import LabelConfig, LabelExecution
 from pipeline.corpus.fields import settle_sentences
 from pipeline.corpus.inputs import Source, find_sources
@@ -90,17 +91,17 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
             begun = begun.model_copy(update={"config": begun.config | inputs})
         refuse_changes(storage, begun, record)
     if stored is None:
-        plan = _read_inputs(resolved.config, sources, reporter)
+        plan = read_inputs(resolved.config, sources, reporter)
         return Prepared(resolved, record, plan, (1, plan))
     known = {each.uri: each for each in stored.plan.sources}
     new = [each for each in sources if each.uri not in known]
     refuse_other_inputs(storage, known, {each.uri: each for each in sources}, extend=extend)
     if sum(source.size for source in sources) <= _REREAD_BYTES:
-        now = _read_inputs(resolved.config, [each for each in sources if each.uri in known], reporter).entries
+        now = read_inputs(resolved.config, [each for each in sources if each.uri in known], reporter).entries
         refuse_other_inputs(storage, {each.uri: each for each in stored.plan.entries}, {each.uri: each for each in now})
     if not new:
         return Prepared(resolved, record, stored.plan)
-    added = _read_inputs(resolved.config, new, reporter)
+    added = read_inputs(resolved.config, new, reporter)
     return Prepared(resolved, record, stored.plan.then(added), (stored.parts + 1, added))
 
 
@@ -111,7 +112,7 @@ def write_job(storage: Storage, prepared: Prepared) -> StoredJob:
         UserError: another job was begun in this very moment.
         OSError: the storage fails.
     """
-    if not storage.put_if_absent(JOB, prepared.record.model_dump_json(indent=2).encode()):
+    if not storage.put_if_absent(JOB, to_checked(prepared.record, indent=2)):
         begun = read_job(storage)
         if begun is not None:
             inputs = {"inputs": prepared.record.config["inputs"]}
@@ -164,7 +165,12 @@ def check_layer(job: StoredJob, layer: int) -> None:
             )
 
 
-def _read_inputs(config: LabelConfig, sources: Sequence[Source], reporter: Reporter) -> Plan:
+def read_inputs(config: LabelConfig, sources: Sequence[Source], reporter: Reporter) -> Plan:
+    """Plan some sources, telling how far it is.
+
+    Raises:
+        UserError: one cannot be read.
+    """
     total = sum(source.size for source in sources)
     done = 0
 

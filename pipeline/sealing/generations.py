@@ -5,8 +5,9 @@ After it the files are moved into place, then the card and last `manifest.json` 
 readers see. Older generations are deleted after it. `finish_seal` does all that follows the record; it can be repeated.
 """
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from pipeline.checked_json import from_checked, to_checked
 from pipeline.dataset.card import CARD_NAME, render_card
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, File, Manifest
 from pipeline.failpoints import failpoint
@@ -54,12 +55,9 @@ def read_generation(storage: Storage, generation: int) -> GenerationRecord:
     """
     path = generation_path(generation)
     try:
-        return GenerationRecord.model_validate_json(storage.read(path))
-    except ValidationError:
-        raise DamagedError(
-            f"{storage.uri}/{path} is damaged. Delete it and run the same `phf label` command again: it seals the "
-            "dataset anew and scores nothing twice."
-        ) from None
+        return from_checked(GenerationRecord, storage.read(path))
+    except ValueError:
+        raise DamagedError(f"{storage.uri}/{path} is damaged. `phf repair {storage.uri}` writes it anew.") from None
 
 
 def generations(storage: Storage) -> list[int]:
@@ -76,8 +74,7 @@ def commit_generation(epoch: Epoch, staged: str, manifest: Manifest) -> None:
     failpoint("seal-staged")
     epoch.check()
     record = GenerationRecord(staged=staged, manifest=manifest)
-    data = record.model_dump_json(indent=2).encode()
-    created = epoch.storage.put_if_absent(generation_path(manifest.generation), data)
+    created = epoch.storage.put_if_absent(generation_path(manifest.generation), to_checked(record, indent=2))
     failpoint("generation-created")
     if created:
         return
@@ -148,6 +145,5 @@ def _move_files(epoch: Epoch, record: GenerationRecord) -> None:
         except FileNotFoundError:
             raise IncompleteError(
                 f"{epoch.storage.uri} is damaged: generation {record.manifest.generation} is committed, but its file "
-                f"{file.path} is missing. Delete {generation_path(record.manifest.generation)} and run the same "
-                "`phf label` command again: it seals the dataset anew and scores nothing twice."
+                f"{file.path} is missing. `phf repair {epoch.storage.uri}` writes it anew from the scored units."
             ) from None

@@ -29,6 +29,14 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many units of it are done, and of how many."""
 
 
+@dataclass(frozen=True)
+class Staged:
+    """A generation whose files are written below a staging folder, and that nobody has committed."""
+
+    folder: str
+    manifest: Manifest
+
+
 def seal(
     epoch: Epoch,
     *,
@@ -63,6 +71,35 @@ def seal(
         StoppedError: a newer run has claimed the output.
         OSError: the storage fails.
     """
+    staged = stage(
+        epoch,
+        config=config,
+        plan=plan,
+        scorers=scorers,
+        layers=layers,
+        generation=generation,
+        thresholds=thresholds,
+        known=known,
+        progress=progress,
+    )
+    commit_generation(epoch, staged.folder, staged.manifest)
+    finish_seal(epoch)
+    return staged.manifest
+
+
+def stage(
+    epoch: Epoch,
+    *,
+    config: LabelConfig,
+    plan: Plan,
+    scorers: Mapping[str, ScorerEntry],
+    layers: Sequence[int],
+    generation: int,
+    thresholds: Mapping[str, float | str] | None = None,
+    known: Mapping[str, float] | None = None,
+    progress: Progress | None = None,
+) -> Staged:
+    """The first half of `seal`: write all files of a generation, and commit nothing. Arguments and errors are those."""
     storage = epoch.storage
     columns = list(scorers)
     specs = threshold_specs(columns, config.thresholds if thresholds is None else thresholds)
@@ -99,9 +136,7 @@ def seal(
         sentences=ledger.sentences,
         bytes_text=ledger.bytes_text,
     )
-    commit_generation(epoch, files.folder, manifest)
-    finish_seal(epoch)
-    return manifest
+    return Staged(files.folder, manifest)
 
 
 @dataclass

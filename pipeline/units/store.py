@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
+from pipeline.checked_json import from_checked
 from pipeline.failpoints import failpoint
 from pipeline.storage import Storage
 from pipeline.units.records import SEGMENT_SCHEMA, UnitRecord, read_segment, records_of, to_segment
@@ -65,8 +65,8 @@ class UnitStore:
         """
         path = self.record_path(unit)
         try:
-            return UnitRecord.model_validate_json(self.storage.read(path))
-        except ValidationError:
+            return from_checked(UnitRecord, self.storage.read(path))
+        except ValueError:
             raise IncompleteError(
                 f"{self.storage.uri}/{path} is damaged. `phf repair {self.storage.uri}` has the unit labelled again."
             ) from None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.checked_json import to_checked
 from pipeline.config import LabelConfig
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.plan import Plan, Units
@@ -43,7 +44,7 @@ class Labelled:
         """Write down what the job is, for commands that start from there."""
         storage = self.epoch.storage
         job = JobRecord(config=self.config.semantic(), scorers=self.scorers, sentences="of-the-tests")
-        storage.put(JOB, job.model_dump_json().encode())
+        storage.put(JOB, to_checked(job))
         write_plan(storage, 1, self.config.inputs, self.plan)
 
     def seal(self, **options: Any) -> Manifest:
@@ -111,7 +112,7 @@ def commit_units(
             bytes_text=0,
             quarantined=entries,
         )
-        storage.put(store.record_path(index), record.model_dump_json().encode())
+        storage.put(store.record_path(index), to_checked(record))
     records = len(out) + sum(map(len, (quarantined or {}).values()))
     plan = Plan(
         sources=[Source(SOURCE, "jsonl", None, "prose", 1)],

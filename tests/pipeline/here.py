@@ -15,8 +15,7 @@ from tests.pipeline import without_ray
 def run(*arguments: object, expect: int = 0) -> Any:
     """What a command prints with --json; it must exit with `expect`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.labelling.run.Run._schedule", without_ray.schedule)
-        patch.setattr("pipeline.labelling.run.ray_cluster", without_ray.no_cluster)
+        without_ray.install(patch)
         result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
     assert result.exit_code == expect, result.output
     return json.loads(result.stdout) if result.stdout else result.stderr

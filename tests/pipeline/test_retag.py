@@ -104,9 +104,9 @@ def test_what_a_dead_run_had_committed_is_finished_first(labelled):
     retag(folder, {"toxicity": 0.3})
     # As after a crash between the commit of generation 3 and the move of its files.
     record = labelled.folder / generation_path(2)
-    third = GenerationRecord.model_validate_json(
-        record.read_text().replace("/0002/", "/0003/").replace('"generation": 2', '"generation": 3')
-    )
+    written = json.loads(record.read_text().replace("/0002/", "/0003/").replace('"generation": 2', '"generation": 3'))
+    written.pop("crc32")
+    third = GenerationRecord.model_validate(written)
     for folder_name in ("data", "ledger"):
         os.renames(labelled.folder / folder_name / "0002", labelled.folder / third.staged / folder_name / "0003")
     (labelled.folder / generation_path(3)).write_text(third.model_dump_json())
@@ -121,7 +121,7 @@ def test_a_damaged_unit_is_named_and_the_dataset_stays(labelled):
     with pytest.raises(IncompleteError, match=r"units/0001/00000/00000001\.cpu\.parquet is damaged"):
         retag(str(labelled.folder), {"toxicity": 0.3})
     assert open_dataset(str(labelled.folder)).manifest.generation == 1
-    assert verify(str(labelled.folder)).problems == []
+    assert verify(str(labelled.folder), units=False).problems == []
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.checked_json import to_checked
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset import open_dataset
 from pipeline.sealing.generations import GENERATIONS, finish_seal, listed_files, sealed_manifest
 from pipeline.storage import LocalStorage, Storage
 from pipeline.units.epoch import Epoch
+from pipeline.units.store import UnitStore
 from scorers.errors import IncompleteError, StoppedError, UserError
 from tests.datasets import SOURCE
 from tests.pipeline.committed import bytes_below, commit_units
@@ -134,8 +136,9 @@ def test_a_damaged_part_is_named_and_nothing_is_sealed(tmp_path, damage):
 
 def test_a_unit_whose_records_do_not_add_up_is_refused(tmp_path):
     labelled = commit_units(tmp_path / "out", UNITS)
-    record = labelled.folder / "units/0001/00000/00000000.json"
-    record.write_text(record.read_text().replace('"records":2', '"records":3'))
+    store = UnitStore(labelled.epoch.storage)
+    record = store.read(0).model_copy(update={"records": 3})
+    labelled.epoch.storage.put(store.record_path(0), to_checked(record))
     with pytest.raises(
         IncompleteError, match=r"unit 00000000 does not add up: 3 records were read, but 2 are labelled"
     ):

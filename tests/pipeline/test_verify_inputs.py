@@ -11,17 +11,21 @@ import pytest
 from typer.testing import CliRunner
 
 from phf import app
+from pipeline.checked_json import to_checked
 from pipeline.checking.verify import verify
 from pipeline.config import LabelConfig
 from pipeline.corpus.planning import make_plan
 from pipeline.dataset import open_dataset
 from pipeline.dataset.manifest import ScorerEntry
 from pipeline.labelling.commit import Committer
+from pipeline.labelling.job import JOB, JobRecord
+from pipeline.labelling.plan_files import write_plan
 from pipeline.labelling.worker import BASE_GROUP, Job, UnitLabeller
 from pipeline.sealing.seal import seal
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from pipeline.units.store import UnitStore
+from scorers import sentences
 from scorers.errors import UserError
 from scorers.registry import resolve
 from tests.pipeline.test_verify import SHARD, reforge
@@ -70,6 +74,9 @@ def label(corpus):
             kind="pycodestyle", options=specs["pep8"].options, fingerprint=labeller.fingerprints["pep8"]
         )
     }
+    record = JobRecord(config=config.semantic(), scorers=scorers, sentences=sentences.fingerprint())
+    epoch.storage.put(JOB, to_checked(record))
+    write_plan(epoch.storage, 1, config.inputs, plan)
     manifest = seal(epoch, config=config, plan=plan, scorers=scorers)
     assert len(plan.units) > 5
     assert manifest.ledger.sources_cut == 1

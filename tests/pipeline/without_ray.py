@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pytest
+
 from phf import main
 from pipeline.corpus.plan import Unit
 from pipeline.labelling import run as running
@@ -27,7 +29,13 @@ def no_cluster(*_: Any) -> Any:
     yield {"CPU": 8.0, "GPU": 8.0}
 
 
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Run every driver of this process so."""
+    patch.setattr(running.Run, "_schedule", schedule)
+    patch.setattr(running, "ray_cluster", no_cluster)
+
+
 if __name__ == "__main__":
-    running.Run._schedule = schedule  # type: ignore[method-assign]
-    running.ray_cluster = no_cluster
-    main()
+    with pytest.MonkeyPatch.context() as patched:
+        install(patched)
+        main()

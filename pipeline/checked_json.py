@@ -1,0 +1,37 @@
+"""JSON files that betray a flipped bit: the last key of the object is a checksum of all that is before it.
+
+Parquet pages have checksums of their own; commit records and the other JSON files of a job would read as other data.
+"""
+
+import re
+import zlib
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_CHECKSUM = re.compile(rb',\s*"crc32":\s*"([0-9a-f]{8})"\s*\}\s*\Z')
+_LONGEST = 64
+
+
+def to_checked(value: BaseModel, *, indent: int | None = None) -> bytes:
+    """A model as JSON with its checksum."""
+    body = value.model_dump_json(indent=indent).encode().removesuffix(b"}").rstrip()
+    start, end = (b"\n" + b" " * indent, b"\n}\n") if indent else (b"", b"}")
+    return body + b"," + start + b'"crc32":' + b" " * bool(indent) + b'"%08x"' % zlib.crc32(body) + end
+
+
+def from_checked(model: type[Model], data: bytes) -> Model:
+    """The model that `to_checked` wrote. JSON without a checksum passes too: people may have written it.
+
+    Raises:
+        ValueError: it is not what was written, or no such model.
+    """
+    found = _CHECKSUM.search(data, max(0, len(data) - _LONGEST))
+    if found is None:
+        return model.model_validate_json(data)
+    body = data[: found.start()]
+    if zlib.crc32(body) != int(found[1], 16):
+        raise ValueError("its checksum is wrong")
+    return model.model_validate_json(body + b"}")

@@ -1,0 +1,48 @@
+"""`phf repair`: mend a labelled dataset."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.options import Address, AsJson, Overrides, Workers, execution_from_flags
+from scorers.console import print_json
+from scorers.errors import EXIT_INCOMPLETE
+
+
+def repair(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DIR", help="The --output of a `phf label` run: a folder or a URI, with its job.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    workers: Workers = None,
+    address: Address = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Mend what `phf verify` finds damaged in a labelled dataset, and touch nothing that is whole.
+
+    Manifest, card, shards, ledger, segments and plan are written anew from what they were made of.
+
+    A unit of which a part is damaged is labelled again, that unit alone, from the inputs and with the same scorers.
+
+    Run it in the folder in which `phf label` was run, and with the same execution.pools, if any were set.
+
+    Exit status: 0 all is whole; 2 wrong usage; 4 something cannot be mended; 75 stopped, the same command goes on.
+
+    Example: phf repair labelled --dry-run
+    """
+    from rich.console import Console
+
+    from pipeline.labelling.reporter import reporter_for
+    from pipeline.upkeep.repair import repair as repair_dataset
+    from pipeline.upkeep.repair_view import show_repaired
+
+    execution = execution_from_flags(workers=workers, address=address, overrides=overrides)
+    with reporter_for(Console(stderr=True)) as reporter:
+        repaired = repair_dataset(dataset, execution, reporter, dry_run=dry_run)
+    if as_json:
+        print_json(repaired.to_dict())
+    else:
+        show_repaired(Console(highlight=False, soft_wrap=True), repaired)
+    if not repaired.ok:
+        raise typer.Exit(EXIT_INCOMPLETE)

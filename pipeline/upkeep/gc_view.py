@@ -1,0 +1,35 @@
+"""`phf gc` for people: what lies around, how large it is, and what was done about it."""
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+
+from pipeline.labelling.reporter import count_of
+from pipeline.upkeep.gc import Collected
+
+_MOST_LINES = 50
+
+
+def show_collected(console: Console, collected: Collected) -> None:
+    """Print it."""
+    uri = escape(collected.uri)
+    orphans = collected.orphans
+    if collected.driver is not None:
+        console.print(
+            f"{uri} is being labelled on {escape(collected.driver.host)}, process {collected.driver.pid}: only what "
+            "older runs have staged is looked at."
+        )
+    if collected.finished:
+        what = "was moved to its place" if collected.removed else "is not in its place yet; the next run moves it"
+        console.print(f"{count_of(len(collected.finished), 'file')} that a dead run had committed: {what}.")
+    if not orphans:
+        console.print(f"Nothing lies in {uri} that is not needed.")
+        return
+    for each in orphans[:_MOST_LINES]:
+        files = f"{count_of(each.files, 'file')}, " if each.files != 1 else ""
+        console.print(f"  [bold]{escape(each.path)}[/]: {files}{decimal(each.size)}, {escape(each.why)}")
+    if len(orphans) > _MOST_LINES:
+        console.print(f"… and {len(orphans) - _MOST_LINES:,} more")
+    total = f"{count_of(sum(each.files for each in orphans), 'file')}, {decimal(collected.size)}"
+    done = "removed." if collected.removed else "not needed. Add --delete to remove them."
+    console.print(f"{total}: {done}")

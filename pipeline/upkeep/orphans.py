@@ -1,0 +1,226 @@
+"""What lies in the output of a labelling job that no committed thing needs any more."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pipeline.checking.files import compare_bytes
+from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, parse_manifest
+from pipeline.labelling.job import StoredJob, load_job
+from pipeline.labelling.plan_files import PLANS, plan_files
+from pipeline.sealing.generations import (
+    GenerationRecord,
+    generation_path,
+    generations,
+    listed_files,
+    read_generation,
+)
+from pipeline.storage import FileInfo, Storage
+from pipeline.units.epoch import STAGING
+from pipeline.units.records import PartFile
+from pipeline.units.store import UNITS, UnitStore
+from pipeline.units.survey import FolderSurvey, survey_folder
+from scorers.errors import UserError
+
+# A writer of our own needs moments. What is older than this was left by one that died.
+_UNFINISHED_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A file, or a folder with all that is in it (its path ends in `/`), and why nobody needs it; size in bytes."""
+
+    path: str
+    files: int
+    size: int
+    why: str
+
+
+@dataclass
+class Remains:
+    """What was found.
+
+    Attributes:
+        orphans: what may be removed.
+        unmoved: parts of committed units that are still staged.
+        unswapped: whether a generation is committed that is not the current one yet.
+        kept: files below `staging/` that something committed needs.
+    """
+
+    orphans: list[Orphan] = field(default_factory=list)
+    unmoved: list[PartFile] = field(default_factory=list)
+    unswapped: bool = False
+    kept: set[str] = field(default_factory=set)
+
+
+def find_remains(storage: Storage, *, before_epoch: int | None = None) -> Remains:
+    """Look through the whole output, changing nothing.
+
+    Where something is damaged, what it might have named is kept.
+
+    Args:
+        storage: the output.
+        before_epoch: of the staging folders, look only at those of older epochs.
+
+    Raises:
+        OSError: the storage fails.
+    """
+    return _Search(storage, before_epoch).run()
+
+
+class _Search:
+    def __init__(self, storage: Storage, before_epoch: int | None) -> None:
+        self._storage = storage
+        self._before_epoch = before_epoch
+        self._found = Remains()
+        self._beyond: list[FileInfo] = []
+        self._staged = {info.path: info.size for info in storage.list(STAGING)}
+
+    def run(self) -> Remains:
+        sealed = self._sealed()
+        job = self._job()
+        for layer in self._layers():
+            self._search_layer(UnitStore(self._storage, layer), job, sealed)
+        unnamed = self._unnamed_plan_files()
+        if not (unnamed and self._beyond):
+            # Both together are what is left of an extension whose plan was lost, which `phf repair` may bring back.
+            for info in unnamed:
+                self._add([info], "no plan names it")
+            for info in self._beyond:
+                self._add([info], "belongs to no unit of the plan")
+        self._search_staging()
+        for info in self._storage.unfinished(_UNFINISHED_S):
+            self._add([info], "left by a process that died while it wrote")
+        return self._found
+
+    def _job(self) -> StoredJob | None:
+        try:
+            return load_job(self._storage)
+        except UserError:
+            return None
+
+    def _sealed(self) -> Manifest | None:
+        """The manifest of the current generation; finds what belongs to others."""
+        committed = generations(self._storage)
+        current = self._current()
+        try:
+            record = read_generation(self._storage, committed[-1]) if committed else None
+        except DamagedError:
+            return current
+        if record is not None and current != record.manifest:
+            self._found.unswapped = True
+            self._keep_generation(record)
+            return record.manifest
+        if current is not None:
+            listed = {file.path for file in listed_files(current)}
+            for folder in ("data", "ledger"):
+                self._search_generations(folder, listed)
+            for older in committed[:-1]:
+                path = generation_path(older)
+                size = self._storage.size(path) or 0
+                self._add([FileInfo(path, size)], "record of a generation that is not the current one")
+        return current
+
+    def _current(self) -> Manifest | None:
+        try:
+            return parse_manifest(self._storage.read(MANIFEST_NAME), MANIFEST_NAME)
+        except (FileNotFoundError, UserError):
+            return None
+
+    def _keep_generation(self, record: GenerationRecord) -> None:
+        self._found.kept |= {f"{record.staged}/{file.path}" for file in listed_files(record.manifest)}
+
+    def _search_generations(self, folder: str, listed: set[str]) -> None:
+        for name in self._storage.children(folder):
+            files = list(self._storage.list(f"{folder}/{name}")) if name.endswith("/") else []
+            if name.endswith("/") and not files:
+                continue  # an empty folder
+            if name.endswith("/") and not any(info.path in listed for info in files):
+                self._add(files, "of a generation that is not the current one", folder=f"{folder}/{name}")
+                continue
+            if not name.endswith("/"):
+                files = [FileInfo(f"{folder}/{name}", self._storage.size(f"{folder}/{name}") or 0)]
+            for info in files:
+                if info.path not in listed:
+                    self._add([info], f"{MANIFEST_NAME} does not list it")
+
+    def _layers(self) -> list[int]:
+        return [int(name[:-1]) for name in self._storage.children(UNITS) if name.endswith("/") and name[:-1].isdigit()]
+
+    def _search_layer(self, store: UnitStore, job: StoredJob | None, sealed: Manifest | None) -> None:
+        folders = {
+            int(name[:5])
+            for name in self._storage.children(store.folder)
+            if name[:5].isdigit() and name[5:] in {"/", ".parquet"}
+        }
+        # What is sealed belongs to the plan, whatever is left of that.
+        units = None if job is None else max(len(job.plan.units), sealed.ledger.units if sealed is not None else 0)
+        for folder in sorted(folders):
+            survey = survey_folder(store, folder)
+            self._find_unmoved(survey)
+            prefix = f"{store.folder}/{folder:05d}/"
+            named = {part.path for record in survey.records.values() for part in record.parts}
+            for name, size in survey.files.items():
+                unit = int(name[:8]) if name[:8].isdigit() and name[8:9] == "." else None
+                is_committed = name[8:] == ".json" or prefix + name in named or unit in survey.unknown
+                if unit is not None and units is not None and unit >= units and is_committed:
+                    self._beyond.append(FileInfo(prefix + name, size))
+                elif prefix + name not in named and unit is not None and name.endswith(".parquet"):
+                    # Of a unit whose record is damaged or lost the parts are kept: damaged as the job is, not litter.
+                    is_known = job is None or store.layer <= len(job.layers) + 1 or bool(survey.records)
+                    is_lost = is_known and sealed is not None and unit < sealed.ledger.units
+                    if unit not in survey.unknown and (unit in survey.records or not is_lost):
+                        self._add([FileInfo(prefix + name, size)], "no commit record names it")
+
+    def _find_unmoved(self, survey: FolderSurvey) -> None:
+        for record in survey.records.values():
+            for part in record.parts:
+                if part.staged in self._staged and self._is_needed(part):
+                    self._found.unmoved.append(part)
+                    self._found.kept.add(part.staged)
+        names = {f"{unit:08d}" for unit in survey.unknown}
+        self._found.kept |= {path for path in self._staged if path.rpartition("/")[2][:8] in names}
+
+    def _is_needed(self, part: PartFile) -> bool:
+        """Whether the staged part is the one that the record names, and the one in its place is not."""
+        staged = part.model_copy(update={"path": part.staged})
+        return (
+            compare_bytes(self._storage, part, "", lambda _: None) is not None
+            and compare_bytes(self._storage, staged, "", lambda _: None) is None
+        )
+
+    def _unnamed_plan_files(self) -> list[FileInfo]:
+        try:
+            named = plan_files(self._storage)
+        except (UserError, FileNotFoundError):
+            return []
+        files = self._storage.list(PLANS)
+        return [info for info in files if info.path.endswith(".parquet") and info.path not in named]
+
+    def _search_staging(self) -> None:
+        for name in self._storage.children(STAGING):
+            number = int(name[:-1]) if name.endswith("/") and name[:-1].isdigit() else None
+            if number is not None and self._before_epoch is not None and number >= self._before_epoch:
+                continue
+            files = [
+                FileInfo(path, size) for path, size in self._staged.items() if path.startswith(f"{STAGING}/{name}")
+            ]
+            kept = [info for info in files if info.path in self._found.kept]
+            if files and not kept and name.endswith("/"):
+                self._add(files, "staged by a run that is over", folder=f"{STAGING}/{name}")
+                continue
+            for info in files:
+                if info.path not in self._found.kept:
+                    self._add([info], "staged by a run that is over")
+
+    def _add(self, files: Iterable[FileInfo], why: str, *, folder: str | None = None) -> None:
+        found = list(files)
+        path = folder if folder is not None else found[0].path
+        self._found.orphans.append(Orphan(path, len(found), sum(info.size for info in found), why))
+
+
+def files_of(storage: Storage, orphan: Orphan) -> Iterator[str]:
+    """Paths of the files that an orphan stands for."""
+    if orphan.path.endswith("/"):
+        yield from (info.path for info in storage.list(orphan.path))
+    else:
+        yield orphan.path

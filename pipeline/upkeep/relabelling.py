@@ -1,0 +1,217 @@
+"""Label single units of a layer again, by the code that labelled them, and put what comes of it in their place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.checked_json import to_checked
+from pipeline.config import LabelExecution
+from pipeline.corpus.plan import Plan, Unit
+from pipeline.failpoints import failpoint
+from pipeline.labelling.commit import Committer
+from pipeline.labelling.job import StoredJob
+from pipeline.labelling.preparation import check_layer, resolve_layer
+from pipeline.labelling.reporter import Reporter
+from pipeline.labelling.run import Run, Surroundings
+from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.worker import PartResult
+from pipeline.units.epoch import Epoch
+from pipeline.units.records import UnitRecord
+from pipeline.units.store import FOLDER_UNITS, UnitStore
+from pipeline.upkeep.inputs import check_input, check_input_bytes
+from pipeline.upkeep.mending import Mending, Step
+from scorers import sentences
+from scorers.errors import StoppedError, UserError
+
+Lost = Mapping[int, tuple[UnitRecord | None, Sequence[str]]]
+"""By unit: its record, or None where that is lost; and the groups whose parts are damaged, none for all."""
+
+
+@dataclass
+class Outcome:
+    """What relabelling has come to.
+
+    Attributes:
+        replaced: units whose record is another one now.
+        other_rows: those of them with other records in quarantine than before.
+    """
+
+    replaced: set[int] = field(default_factory=set)
+    other_rows: set[int] = field(default_factory=set)
+
+
+def relabel(
+    mending: Mending,
+    job: StoredJob,
+    layer: int,
+    lost: Lost,
+    execution: LabelExecution,
+    reporter: Reporter,
+    signals: StopSignals,
+) -> Outcome:
+    """Label units of one layer again, those groups alone whose parts are damaged; what cannot be is left, with why.
+
+    Raises:
+        StoppedError: stopped by a signal or a newer driver.
+        OSError: the storage fails.
+    """
+    store = UnitStore(job.storage, layer)
+    outcome = Outcome()
+    try:
+        _check_code(job, layer)
+        groups = resolve_layer(job, layer, execution).groups
+    except UserError as error:
+        for unit, (_, damaged) in lost.items():
+            _leave(mending, store, unit, damaged, error)
+        return outcome
+    passes: dict[tuple[str, ...], dict[int, UnitRecord | None]] = {}
+    for unit, (record, damaged) in lost.items():
+        refused = _refused(job.plan, job.plan.units[unit]) if layer == 1 else None
+        if refused is not None:
+            _leave(mending, store, unit, damaged, refused)
+            continue
+        alike = record is not None and damaged and [part.group for part in record.parts] == list(groups)
+        passes.setdefault(tuple(group for group in groups if group in damaged or not alike), {})[unit] = record
+    if mending.epoch is None:
+        for units in passes.values():
+            mending.done += [_step(store, unit, lost[unit]) for unit in units]
+        return outcome
+    while passes:
+        names, units = passes.popitem()
+        replacer = Replacer(mending.epoch, store, job.plan, units, whole=len(names) == len(groups))
+        try:
+            Run(job, execution, mending.epoch, Surroundings(reporter, signals)).relabel(
+                layer, replacer, {name: groups[name] for name in names}
+            )
+        except StoppedError:
+            raise
+        except UserError as error:
+            for unit in set(units) - replacer.finished - replacer.whole_again:
+                _leave(mending, store, unit, lost[unit][1], error)
+        mending.done += [_step(store, unit, lost[unit]) for unit in sorted(replacer.finished)]
+        outcome.replaced |= replacer.replaced
+        outcome.other_rows |= replacer.other_rows
+        if replacer.whole_again:
+            passes.setdefault(tuple(groups), {}).update({unit: units[unit] for unit in replacer.whole_again})
+    return outcome
+
+
+class Replacer(Committer):
+    """Puts what was labelled again in its place: the part, if it has the hash of old; otherwise record and parts.
+
+    Args:
+        epoch: of the repair.
+        store: the layer.
+        plan: of the job.
+        wanted: records of the units to be labelled again, None where there is none any more.
+        whole: whether all groups of the units are labelled again.
+
+    Attributes:
+        finished: units that are mended.
+        replaced: those of them whose record is another one now.
+        other_rows: those of them with other records in quarantine than before.
+        whole_again: units whose other groups have to be labelled again too, as their parts are not what they were.
+    """
+
+    def __init__(
+        self, epoch: Epoch, store: UnitStore, plan: Plan, wanted: Mapping[int, UnitRecord | None], *, whole: bool
+    ) -> None:
+        super().__init__(epoch, store)
+        self.finished: set[int] = set()
+        self.replaced: set[int] = set()
+        self.other_rows: set[int] = set()
+        self.whole_again: set[int] = set()
+        self._plan = plan
+        self._wanted = wanted
+        self._whole = whole
+        self._unchanged: set[int] = set()
+
+    def recover(self, units: int, groups: Sequence[str]) -> NDArray[np.bool_]:
+        """All but the wanted units count as committed; nothing else is touched."""
+        committed = np.ones(units, dtype=np.bool_)
+        committed[list(self._wanted)] = False
+        return committed
+
+    def commit(self, unit: Unit, parts: Sequence[PartResult]) -> UnitRecord:
+        """See the class; raises what `Committer.commit` does, and UserError where an input has changed."""
+        for part in parts:
+            self._check_staged(part)
+        self.epoch.check()
+        record = self._wanted[unit.index]
+        if record is not None and _same(record, parts):
+            old = {part.group: part for part in record.parts}
+            for part in parts:
+                self.epoch.storage.move(part.staged, old[part.group].path)
+                failpoint("part-moved")
+            self.finished.add(unit.index)
+            return record
+        if record is not None and not self._whole:
+            self.whole_again.add(unit.index)
+            return record
+        if self.store.layer == 1:
+            self._check_inputs(unit)
+        return self._replace(record, self._record(unit, parts))
+
+    def _replace(self, old: UnitRecord | None, new: UnitRecord) -> UnitRecord:
+        storage = self.epoch.storage
+        storage.delete(self.store.segment_path(new.unit // FOLDER_UNITS))
+        storage.put(self.store.record_path(new.unit), to_checked(new))
+        failpoint("record-replaced")
+        self._move_parts(new)
+        paths = {part.path for part in new.parts}
+        for part in old.parts if old is not None else ():
+            if part.path not in paths:
+                storage.delete(part.path)
+        self.finished.add(new.unit)
+        self.replaced.add(new.unit)
+        if old is not None and _quarantine(old) != _quarantine(new):
+            self.other_rows.add(new.unit)
+        return new
+
+    def _check_inputs(self, unit: Unit) -> None:
+        """Another type of CPU may give other scores; another input must not pass for that."""
+        for number in {part.source for part in unit.slices} - self._unchanged:
+            check_input_bytes(self._plan.sources[number], self._plan.entries[number])
+            self._unchanged.add(number)
+
+
+def _same(record: UnitRecord, parts: Sequence[PartResult]) -> bool:
+    known = {part.group: (part.size, part.sha256) for part in record.parts}
+    return {part.group: (part.size, part.sha256) for part in parts}.items() <= known.items()
+
+
+def _quarantine(record: UnitRecord) -> set[tuple[str, int]]:
+    return {(each.source, each.position) for each in record.quarantined}
+
+
+def _check_code(job: StoredJob, layer: int) -> None:
+    check_layer(job, layer)
+    now = sentences.fingerprint()
+    if job.record.sentences != now:
+        raise UserError(
+            f"the sentence splitter is not the one that {job.storage.uri} was labelled with: its fingerprint was "
+            f"{job.record.sentences}, now {now}: spaCy changed"
+        )
+
+
+def _refused(plan: Plan, unit: Unit) -> UserError | None:
+    """Why a unit cannot be read again, cheaply."""
+    for part in unit.slices:
+        try:
+            check_input(plan.sources[part.source], plan.entries[part.source])
+        except UserError as error:
+            return error
+    return None
+
+
+def _leave(mending: Mending, store: UnitStore, unit: int, damaged: Sequence[str], why: UserError) -> None:
+    for path in [store.part_path(unit, group) for group in damaged] or [store.record_path(unit)]:
+        mending.leave(path, str(why))
+
+
+def _step(store: UnitStore, unit: int, lost: tuple[UnitRecord | None, Sequence[str]]) -> Step:
+    record, groups = lost
+    path = store.part_path(unit, groups[0]) if record is not None and len(groups) == 1 else store.record_path(unit)
+    return Step(path, "the unit is labelled again")

@@ -1,0 +1,152 @@
+"""`phf repair`: find what is damaged, and mend it with the least work.
+
+What is written from something else is written from it again: the manifest and the card from the record of their
+generation, that and shards and ledger from the scored units, segments from commit records and those from segments, the
+plan from the inputs. Scores alone come from nothing else: a unit of which a part is damaged is labelled again, and no
+other. Whatever step it dies at, the same command goes on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from pipeline.checking.findings import Problem
+from pipeline.checking.units import UnitDamage
+from pipeline.checking.verify import Examination, examine
+from pipeline.config import LabelExecution
+from pipeline.labelling.job import StoredJob, load_job
+from pipeline.labelling.reporter import Reporter
+from pipeline.labelling.run import storage_failures
+from pipeline.labelling.stopping import StopSignals
+from pipeline.sealing.generations import generations
+from pipeline.storage import Storage
+from pipeline.units.epoch import Epoch
+from pipeline.units.store import UNITS
+from pipeline.upkeep.job_files import mend_job
+from pipeline.upkeep.mending import Mending, Step
+from pipeline.upkeep.resealing import mend_dataset
+from pipeline.upkeep.unit_files import mend_units
+from scorers.errors import UserError
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair has come to.
+
+    Attributes:
+        uri: the dataset.
+        problems: that were found at first.
+        done: what was done about them, or would be, with `dry_run`.
+        left: what is wrong afterwards, or, with `dry_run`, would be.
+        dry_run: whether nothing was changed.
+        generation: of the dataset afterwards; None where it is not sealed.
+    """
+
+    uri: str
+    problems: Sequence[Problem]
+    done: Sequence[Step]
+    left: Sequence[Problem]
+    dry_run: bool
+    generation: int | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is whole now, or would be."""
+        return not self.left
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "dataset": self.uri,
+            "ok": self.ok,
+            "dry_run": self.dry_run,
+            "problems": [{"path": each.path, "what": each.what} for each in self.problems],
+            "done": [{"path": each.path, "what": each.what} for each in self.done],
+            "left": [{"path": each.path, "what": each.what} for each in self.left],
+            "generation": self.generation,
+        }
+
+
+def repair(uri: str, execution: LabelExecution, reporter: Reporter, *, dry_run: bool = False) -> Repaired:
+    """Mend a dataset, sealed or still being labelled, where its job lies beside it. Call it in the main thread.
+
+    Args:
+        uri: the output of `phf label`.
+        execution: how to run what must be labelled again.
+        reporter: is told what is going on.
+        dry_run: find out and change nothing.
+
+    Raises:
+        UserError: there is no dataset or job, or it cannot be read.
+        IncompleteError: a disk or store failed.
+        StoppedError: stopped by a signal or a newer driver; the same command goes on.
+    """
+    storage = Storage.open(uri)
+    with StopSignals() as signals, storage_failures(storage):
+        has_units = bool(storage.children(UNITS))
+        check = partial(examine, storage, uri, unsealed=has_units, progress=partial(reporter.measure, "Checking"))
+        examined = check()
+        problems = examined.report.problems
+        if not problems:
+            return _result(storage, uri, problems, Mending(storage, None), [], dry_run=dry_run)
+        if not has_units:
+            raise UserError(
+                f"{uri} is damaged, and a copy without its scored units (units/, job/), from which it could be mended. "
+                "Copy it again from where it was labelled."
+            )
+        mending = Mending(storage, None if dry_run else Epoch.claim(storage))
+        if examined.job is not None and examined.job.damaged:
+            mend_job(mending, examined.job, examined.report.manifest, reporter)
+            if not dry_run and not mending.left:
+                # Only with the job it is known which units there must be.
+                examined = check()
+        job = load_job(storage) if examined.job is not None and not examined.job.damaged else None
+        _mend(mending, job, examined, execution, reporter, signals)
+        if mending.epoch is not None:
+            storage.delete_folder(mending.epoch.staging)
+        told = {each.path for each in mending.left}
+        now = [each for each in problems if each.stray] if dry_run else check().report.problems
+        left = mending.left + [_told(uri, each) for each in now if each.path not in told]
+        if not examined.sealed:
+            # What of an uncommitted unit lies about is no damage as long as nothing is sealed.
+            left = [each for each in left if not each.stray]
+        return _result(storage, uri, problems, mending, left, dry_run=dry_run)
+
+
+def _mend(
+    mending: Mending,
+    job: StoredJob | None,
+    examined: Examination,
+    execution: LabelExecution,
+    reporter: Reporter,
+    signals: StopSignals,
+) -> None:
+    damage = examined.units or UnitDamage()
+    replaced = mend_units(mending, job, damage, execution, reporter, signals)
+    mend_dataset(
+        mending,
+        job,
+        examined,
+        replaced=replaced,
+        whole=not mending.left,
+        progress=lambda what, done, total: reporter.measure(what.capitalize(), done, total),
+    )
+
+
+def _told(uri: str, problem: Problem) -> Problem:
+    remedy = f"; `phf gc {uri} --delete` removes it" if problem.stray else ""
+    return replace(problem, what=problem.what + remedy)
+
+
+def _result(
+    storage: Storage,
+    uri: str,
+    problems: Sequence[Problem],
+    mending: Mending,
+    left: Sequence[Problem],
+    *,
+    dry_run: bool,
+) -> Repaired:
+    newest = max(generations(storage), default=None)
+    return Repaired(uri, problems, mending.done, left, dry_run, newest)

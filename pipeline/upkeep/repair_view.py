@@ -1,0 +1,38 @@
+"""`phf repair` for people: what was mended, and what is left."""
+
+from rich.console import Console
+from rich.markup import escape
+
+from pipeline.labelling.reporter import count_of
+from pipeline.upkeep.repair import Repaired
+
+_MOST_LINES = 50
+
+
+def show_repaired(console: Console, repaired: Repaired) -> None:
+    """Print it."""
+    uri = escape(repaired.uri)
+    if not repaired.problems:
+        console.print(f"[bold green]✓[/] {uri} is whole; nothing was done.")
+        return
+    found = count_of(len(repaired.problems), "problem")
+    console.print(f"{uri} had {found}." if not repaired.dry_run else f"{uri} has {found}. Nothing was changed.")
+    if repaired.done:
+        console.print("Would be done:" if repaired.dry_run else "Done:")
+    _show(console, [(each.path, each.what) for each in repaired.done])
+    for title, stray in (("Cannot be mended:", False), ("Should not be there:", True)):
+        lines = [(each.path, each.what) for each in repaired.left if each.stray == stray]
+        if lines:
+            console.print(f"[bold red]✗[/] {title}")
+            _show(console, lines)
+    if repaired.left:
+        return
+    if not repaired.dry_run:
+        console.print("[bold green]✓[/] It is whole now.")
+
+
+def _show(console: Console, lines: list[tuple[str, str]]) -> None:
+    for path, what in lines[:_MOST_LINES]:
+        console.print(f"  [bold]{escape(path)}[/]: {escape(what)}")
+    if len(lines) > _MOST_LINES:
+        console.print(f"  … and {len(lines) - _MOST_LINES:,} more")

@@ -1,0 +1,103 @@
+"""A sealed dataset of two layers and two groups, labelled in this process by scorers that keep a log, to be damaged."""
+
+import io
+import json
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.checked_json import to_checked
+from pipeline.config import LabelConfig, LabelExecution
+from pipeline.labelling.driver import run_label
+from pipeline.labelling.job import LayerRecord, layer_path, load_job
+from pipeline.labelling.reporter import PlainReporter
+from pipeline.labelling.resolve import scorer_entries
+from pipeline.labelling.run import Run, Surroundings
+from pipeline.labelling.stopping import StopSignals
+from pipeline.storage import Storage
+from pipeline.units.epoch import Epoch
+from scorers import registry
+from scorers.registry import ScorerSpec
+from tests.pipeline import probe, without_ray
+from tests.pipeline.committed import bytes_below
+
+FOLDER_UNITS = 2
+UNITS = 5
+EXECUTION = LabelExecution.model_validate({"pools": {"gpu": "cuda"}})
+TEXTS = [f"Sentence one of {number}. And a second one, {number * number}. " * 3 for number in range(15)]
+
+
+@dataclass(frozen=True)
+class Made:
+    """The folder that holds `corpus/` and the dataset `out/`; it is the working directory."""
+
+    folder: Path
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def storage(self) -> Storage:
+        return Storage.open(str(self.out))
+
+    def data(self) -> dict[str, bytes]:
+        return bytes_below(self.out, "data")
+
+    def scored(self) -> Counter[str]:
+        log = self.folder / "scored.log"
+        return Counter(log.read_text().split()) if log.exists() else Counter()
+
+    def copy(self, folder: Path, patch: pytest.MonkeyPatch) -> "Made":
+        """A copy, whose log begins empty, as the working directory."""
+        made = Made(Path(shutil.copytree(self.folder, folder)))
+        (folder / "scored.log").unlink(missing_ok=True)
+        made.enter(patch)
+        return made
+
+    def enter(self, patch: pytest.MonkeyPatch) -> None:
+        patch.chdir(self.folder)
+        patch.setenv(probe.LOG, str(self.folder / "scored.log"))
+
+
+def set_up(patch: pytest.MonkeyPatch, packages: Path) -> None:
+    """No Ray, small folders, and the probe as an installed package."""
+    without_ray.install(patch)
+    probe.install(packages)
+    patch.syspath_prepend(str(packages))
+    registry._plugins.cache_clear()
+    modules = ("units.store", "units.survey", "labelling.commit", "checking.units", "upkeep.relabelling")
+    for module in (*modules, "upkeep.unit_files"):
+        patch.setattr(f"pipeline.{module}.FOLDER_UNITS", FOLDER_UNITS)
+
+
+def label(made: Made, layers: int = 2) -> None:
+    """Label the corpus with a column on the CPU and one that says it is on a GPU; layer 2 adds a third."""
+    reporter = PlainReporter(io.StringIO())
+    corpus = made.folder / "corpus"
+    corpus.mkdir()
+    lines = [json.dumps({"id": f"r{index}", "text": text}) for index, text in enumerate(TEXTS)]
+    for number, (start, stop) in enumerate([(0, 3), (3, 9), (9, 15)]):
+        (corpus / f"{number}.jsonl").write_text("\n".join(lines[start:stop]) + "\nno json\n" * (number == 1))
+    size = sum(len(line) + 1 for line in lines)
+    config = LabelConfig.model_validate(
+        {
+            "inputs": ["corpus"],
+            "output": str(made.out),
+            "scorers": {"probe": {"kind": "probe"}, "gpu": {"kind": "gpu_probe"}},
+            "unit_size": size // UNITS + 20,
+            "shard_size": 1500,
+            "execution": EXECUTION,
+        }
+    )
+    run_label(config, reporter)
+    if layers == 2:
+        storage = made.storage
+        late = scorer_entries({"late": registry.resolve("late", ScorerSpec(kind="probe", version=2))})
+        storage.put(layer_path(2), to_checked(LayerRecord(scorers=late, thresholds={"late": "p25"}), indent=2))
+        with StopSignals() as signals:
+            run = Run(load_job(storage), EXECUTION, Epoch.claim(storage), Surroundings(reporter, signals))
+            run.finish([1, 2], label=[2])
