@@ -65,7 +65,8 @@ def read_job(storage: Storage) -> JobRecord | None:
     except ValueError:
         raise UserError(
             f"{storage.uri}/{JOB} is damaged or was written by another version of phf. "
-            f"`phf repair {storage.uri}` mends it where a sealed manifest says the same; otherwise choose another --output."
+            f"`phf repair {storage.uri}` mends it where a sealed manifest says the same; otherwise choose another "
+            "--output."
         ) from None
     names = storage.children()
     if names and names != ["job/"]:
