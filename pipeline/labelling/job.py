@@ -64,7 +64,9 @@ def read_job(storage: Storage) -> JobRecord | None:
         pass
     except ValueError:
         raise UserError(
-            f"{storage.uri}/{JOB} is damaged or was written by another version of phf. Choose another --output."
+            f"{storage.uri}/{JOB} is damaged or was written by another version of phf. "
+            f"`phf repair {storage.uri}` mends it where a sealed manifest says the same; otherwise choose another "
+            "--output."
         ) from None
     names = storage.children()
     if names and names != ["job/"]:
@@ -87,7 +89,8 @@ def read_layers(storage: Storage) -> list[LayerRecord]:
             layers.append(from_checked(LayerRecord, storage.read(f"{LAYERS}/{name}")))
         except ValueError:
             raise UserError(
-                f"{storage.uri}/{LAYERS}/{name} is damaged or was written by another version of phf."
+                f"{storage.uri}/{LAYERS}/{name} is damaged or was written by another version of phf. "
+                f"`phf repair {storage.uri}` mends it where a sealed manifest says the same."
             ) from None
     return layers
 

@@ -101,8 +101,13 @@ def repair(uri: str, execution: LabelExecution, reporter: Reporter, *, dry_run: 
             if not dry_run and not mending.left:
                 # Only with the job it is known which units there must be.
                 examined = check()
-        job = load_job(storage) if examined.job is not None and not examined.job.damaged else None
-        _mend(mending, job, examined, execution, reporter, signals)
+        if dry_run and examined.job is not None and examined.job.damaged and not mending.left:
+            told = {step.path for step in mending.done}
+            later = [each for each in problems if each.path not in told and not each.stray]
+            mending.done += [Step(each.path, "mended once the job is; only then it is known how") for each in later]
+        else:
+            job = load_job(storage) if examined.job is not None and not examined.job.damaged else None
+            _mend(mending, job, examined, execution, reporter, signals)
         if mending.epoch is not None:
             storage.delete_folder(mending.epoch.staging)
         told = {each.path for each in mending.left}

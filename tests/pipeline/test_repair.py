@@ -144,6 +144,14 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(made):
     assert {step.path for step in done.done} == {path_of(made, kind) for kind in ("part", "shard", "segment")}
 
 
+def test_a_dry_run_tells_what_depends_on_the_job(made):
+    for kind in ("part", "plan-units"):
+        flip(made.out / path_of(made, kind))
+    planned = mend(made, dry_run=True)
+    assert planned.left == []
+    assert {step.path for step in planned.done} == {path_of(made, kind) for kind in ("part", "plan-units")}
+
+
 def test_many_damaged_files_at_once_are_mended_in_one_go(sealed, made):
     for kind in ("part", "part-of-a-group", "record-in-a-segment", "shard", "manifest", "generation", "plan-units"):
         flip(made.out / path_of(made, kind))

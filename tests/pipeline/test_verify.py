@@ -501,6 +501,30 @@ def test_the_command_exits_with_2_where_there_is_no_dataset(tmp_path):
     assert "There is nothing at" in result.stderr
 
 
+def test_the_scored_units_are_checked_unless_they_are_left_out(dataset):
+    part = dataset / "units/0001/00000/00000001.cpu.parquet"
+    part.write_bytes(part.read_bytes()[:-1])
+    (dataset / "units/0001/00000/00000002.json").unlink()
+    (dataset / "job/config.json").write_text("{}")
+    report = verify(str(dataset))
+    assert {problem.path for problem in report.problems} == {
+        "job/config.json",
+        "units/0001/00000/00000001.cpu.parquet",
+        "units/0001/00000/00000002.json",
+    }
+    assert "phf repair" in str(report.remedy)
+    assert verify(str(dataset), units=False).problems == []
+    assert CliRunner().invoke(app, ["verify", str(dataset), "--no-units"]).exit_code == 0
+
+
+def test_what_no_record_names_is_named_with_its_own_remedy(dataset):
+    (dataset / "units/0001/00000/00000001.gpu.parquet").write_bytes(b"")
+    report = verify(str(dataset))
+    what = "the unit's commit record does not name it"
+    assert [str(each) for each in report.problems] == [f"units/0001/00000/00000001.gpu.parquet: {what}"]
+    assert "phf gc" in str(report.remedy)
+
+
 def test_the_remedy_of_a_copy_is_another_copy(dataset):
     shutil.rmtree(dataset / "units")
     (dataset / SHARD).unlink()

@@ -1,0 +1,53 @@
+"""Verify, repair and collect on a real S3 server."""
+
+import io
+
+import pyarrow.fs as pafs
+import pytest
+
+from pipeline.checking.verify import verify
+from pipeline.labelling.reporter import PlainReporter
+from pipeline.storage import Storage
+from pipeline.units.epoch import Epoch
+from pipeline.upkeep.gc import collect
+from pipeline.upkeep.repair import repair
+from tests.pipeline import upkept
+from tests.pipeline.committed import bytes_below
+from tests.pipeline.upkept import EXECUTION, Made
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_damaged_dataset_in_a_bucket_is_mended(s3, tmp_path, monkeypatch):
+    upkept.set_up(monkeypatch, tmp_path / "site")
+    made = Made(tmp_path / "made")
+    made.folder.mkdir()
+    made.enter(monkeypatch)
+    upkept.label(made, layers=1)
+    files = bytes_below(made.out, "")
+    filesystem, _ = pafs.FileSystem.from_uri("s3://bucket/?allow_bucket_creation=true")
+    filesystem.create_dir("bucket")
+    uri = "s3://bucket/repair/out"
+    storage = Storage.open(uri)
+    for path, data in files.items():
+        if path != "job/config.json":
+            storage.put(path, data.replace(str(made.out).encode(), uri.encode()))
+    storage.put("job/config.json", files["job/config.json"])
+    assert verify(uri).problems == []
+
+    storage.delete("units/0001/00001/00000003.cpu.parquet")
+    storage.put("data/0001/part-00000.parquet", b"damaged")
+    storage.delete("generations/0001.json")
+    assert repair(uri, EXECUTION, PlainReporter(io.StringIO())).left == []
+    assert verify(uri).problems == []
+    assert storage.read("data/0001/part-00000.parquet") == files["data/0001/part-00000.parquet"]
+
+    Epoch.claim(storage)
+    storage.put("staging/00000001/00000007.cpu.0.parquet", b"left")
+    storage.put("units/0001/00001/00000003.old.parquet", b"left")
+    assert {each.path for each in collect(uri, delete=True).orphans} == {
+        "staging/00000001/",
+        "units/0001/00001/00000003.old.parquet",
+    }
+    assert verify(uri).problems == []
+    assert list(storage.list("staging")) == []
