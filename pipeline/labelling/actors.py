@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 
 from pipeline.corpus.plan import Unit, Units
 from pipeline.labelling.crew import Event, Kind
-from pipeline.labelling.head import HeadWatch
+from pipeline.labelling.head import HeadWatch, answer_of
 from pipeline.labelling.isolation import brief, label_isolated
 from pipeline.labelling.memory import resident_memory, watch_memory
 from pipeline.labelling.pools import Pool
@@ -147,6 +147,7 @@ class RayCrew:
         self._over: queue.SimpleQueue[int] = queue.SimpleQueue()  # workers, a call of whom is over
         self._names = itertools.count()
         self._staged = itertools.count()
+        self._resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
 
     def hire(self, group: str) -> int:
@@ -185,9 +186,9 @@ class RayCrew:
             return events
 
     def resources(self) -> Mapping[str, float]:
-        """What the cluster's nodes have."""
-        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return found
+        """What the cluster's nodes have, or had when they were last asked."""
+        self._resources = answer_of(ray.cluster_resources) or self._resources
+        return self._resources
 
     def _call(self, worker: int, call: Any) -> None:
         future: Future[Any] = call.future()
@@ -262,7 +263,7 @@ def _options(pool: Pool) -> dict[str, Any]:
 
 
 def _is_alive(node_id: str) -> bool:
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return any(node["NodeID"] == node_id and node["Alive"] for node in answer_of(ray.nodes) or [])
 
 
 def _went_with_node(error: BaseException) -> bool:

@@ -1,9 +1,13 @@
 """Notice that a Ray cluster has lost its head, in time to say so: Ray ends the process in mid-air a minute later."""
 
+import contextlib
 import os
+import queue
 import socket
+import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from scorers.errors import IncompleteError
 
@@ -13,6 +17,27 @@ _RAY_VARIABLE, _RAY_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
 _SHARE = 2 / 3
 _EVERY_S = 2.0
 _ANSWER_S = 2.0
+
+
+Answer = TypeVar("Answer")
+
+
+def answer_of(ask: Callable[[], Answer], seconds: float = _ANSWER_S) -> Answer | None:
+    """What a question to the cluster's head comes to, or None where it does not come in time.
+
+    Without a head, Ray blocks whoever asks until it ends the process. So a thread asks, and nobody waits for its end.
+    """
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+
+    def wait() -> None:
+        with contextlib.suppress(Exception):  # no answer is an answer too
+            answers.put(ask())
+
+    threading.Thread(target=wait, daemon=True, name="question").start()
+    try:
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return None
 
 
 class HeadLostError(IncompleteError):

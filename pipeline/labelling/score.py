@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pipeline.checked_json import to_checked
 from pipeline.config import ScoreConfig
 from pipeline.dataset.manifest import Manifest, no_manifest
 from pipeline.labelling.cluster import check_address, check_metrics_port
@@ -53,7 +54,7 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
             _refuse_taken(storage, current, record.scorers)
             layer = _layer(job, record)
             epoch = Epoch.claim(storage)
-            storage.put_if_absent(layer_path(layer), record.model_dump_json(indent=2).encode())
+            storage.put_if_absent(layer_path(layer), to_checked(record, indent=2))
             job = load_job(storage)
             if job.layers[layer - 2] != record:
                 raise IncompleteError(

@@ -93,6 +93,9 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
         epoch = Epoch.claim(storage)
         remains = find_remains(storage, before_epoch=epoch.number)
         finished = _finish(epoch, remains)
+        if finished:
+            # A swap has removed some of it by itself, and may have left more.
+            remains = find_remains(storage, before_epoch=epoch.number)
         for orphan in remains.orphans:
             _remove(epoch, orphan)
         storage.delete_folder(epoch.staging)

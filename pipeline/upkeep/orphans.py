@@ -1,6 +1,6 @@
 """What lies in the output of a labelling job that no committed thing needs any more."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.checking.files import compare_bytes
@@ -9,8 +9,10 @@ from pipeline.labelling.job import StoredJob, load_job
 from pipeline.labelling.plan_files import PLANS, plan_files
 from pipeline.sealing.generations import (
     GenerationRecord,
+    data_folder,
     generation_path,
     generations,
+    ledger_folder,
     listed_files,
     read_generation,
 )
@@ -109,11 +111,12 @@ class _Search:
         if record is not None and current != record.manifest:
             self._found.unswapped = True
             self._keep_generation(record)
+            # What the swap itself deletes is its own affair, and readers may still be at it.
+            known = [record.manifest] + ([current] if current is not None else [])
+            self._search_generations(known, spared=set(committed) - {each.generation for each in known})
             return record.manifest
         if current is not None:
-            listed = {file.path for file in listed_files(current)}
-            for folder in ("data", "ledger"):
-                self._search_generations(folder, listed)
+            self._search_generations([current], spared=set())
             for older in committed[:-1]:
                 path = generation_path(older)
                 size = self._storage.size(path) or 0
@@ -129,8 +132,17 @@ class _Search:
     def _keep_generation(self, record: GenerationRecord) -> None:
         self._found.kept |= {f"{record.staged}/{file.path}" for file in listed_files(record.manifest)}
 
-    def _search_generations(self, folder: str, listed: set[str]) -> None:
+    def _search_generations(self, known: Sequence[Manifest], spared: Collection[int]) -> None:
+        """Find what lies below `data/` and `ledger/` beside known generations and those to be spared."""
+        listed = {file.path for manifest in known for file in listed_files(manifest)}
+        folders = {place(generation) for generation in spared for place in (data_folder, ledger_folder)}
+        for folder in ("data", "ledger"):
+            self._search_folder(folder, listed, folders)
+
+    def _search_folder(self, folder: str, listed: set[str], spared: set[str]) -> None:
         for name in self._storage.children(folder):
+            if f"{folder}/{name}".removesuffix("/") in spared:
+                continue
             files = list(self._storage.list(f"{folder}/{name}")) if name.endswith("/") else []
             if name.endswith("/") and not files:
                 continue  # an empty folder

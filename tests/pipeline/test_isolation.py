@@ -11,6 +11,7 @@ from pipeline.corpus.planning import make_plan
 from pipeline.labelling.isolation import IsolationError, Phase, Step, _Findings, _Loss, label_isolated
 from pipeline.labelling.resolve import resolve_config
 from pipeline.labelling.worker import Job
+from scorers import registry
 from tests.pipeline import probe
 
 
@@ -75,6 +76,7 @@ def test_other_columns_get_the_text_of_a_record_that_one_scorer_dies_over(
 ) -> None:
     probe.install(tmp_path / "packages")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "packages")])
+    registry._plugins.cache_clear()
     monkeypatch.setenv(probe.LOG, str(tmp_path / "log"))
     texts = ["One. Two.", f"Three. {probe.EXIT}", "Four."]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

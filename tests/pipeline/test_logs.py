@@ -25,6 +25,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_every_line_says_when_what_and_in_which_run(tmp_path: Path) -> None:
+    structlog.reset_defaults()
     config = make_config(tmp_path / "in.jsonl", output=str(tmp_path / "out"), execution={"log": str(tmp_path / "log")})
     unit = units(1)[0]
     record = UnitRecord(

@@ -148,7 +148,7 @@ def test_the_newer_of_two_drivers_wins(undisturbed: Labelling, tmp_path: Path) -
     _, stderr = newer.communicate(timeout=90)
     assert newer.returncode == 0, stderr
     assert data_hashes(made.output) == data_hashes(undisturbed.output)
-    epochs = {json.loads(path.read_text())["epoch"] for path in (made.output / "units").glob("*.json")}
+    epochs = {json.loads(path.read_text())["epoch"] for path in (made.output / "units").rglob("*.json")}
     assert epochs == {1, 2}
 
 

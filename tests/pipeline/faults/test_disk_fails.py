@@ -100,7 +100,7 @@ def test_an_output_that_is_unmounted_for_a_while_gets_nothing_written_in_its_pla
     with mounted(job.output, "--bind", str(share)):
         job.hold(14)
         driver = job.fork()
-        wait_for(lambda: len(job.committed()) >= 2)
+        wait_for(lambda: len(list((job.output / "units").rglob("*.parquet"))) >= 2)
         subprocess.run(["umount", "-l", str(job.output)], check=True)
         job.release()
         ended = driver.wait()
@@ -117,7 +117,7 @@ def test_an_output_that_is_moved_away_for_a_while_is_gone_on_with_where_it_was(r
     job = Job(tmp_path)
     job.hold(14)
     driver = job.fork()
-    wait_for(lambda: len(job.committed()) >= 2)
+    wait_for(lambda: len(list((job.output / "units").rglob("*.parquet"))) >= 2)
     away = tmp_path / "away"
     job.output.rename(away)
     job.release()

@@ -87,7 +87,8 @@ def test_a_document_of_100_mb_that_outgrows_the_memory_is_alone_in_quarantine(tm
     large = (CANARY + " " * 80 + "\n") * (100_000_000 // 93) + probe.EAT_MEMORY
     made.write([large], "large.jsonl")
     process = made.start(
-        *("--set", "kind=python", "--set", "max_record_size=200MB", "--max-quarantined", "1"),
+        *("--set", "kind=python", "--set", "max_record_size=200MB", "--max-document-size", "200MB"),
+        *("--max-quarantined", "1"),
         *("--set", "execution.memory_limit=2GB", "--set", "execution.attempts=1"),
     )
     stdout, stderr = process.communicate(timeout=500)
