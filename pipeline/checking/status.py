@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.dataset.manifest import MANIFEST_NAME
 from pipeline.labelling.job import load_job
-from pipeline.labelling.run_status import RunStatus, read_status
+from pipeline.labelling.telling.run_status import RunStatus, read_status
 from pipeline.storage import Storage
 from pipeline.units.store import UnitStore
 from scorers.errors import UserError

@@ -7,10 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.checking.status import JobStatus
-from pipeline.labelling.activity import WorkerState
-from pipeline.labelling.progress import STEPS
-from pipeline.labelling.reporter import count_of, duration, per_second, rate_of
-from pipeline.labelling.run_status import RunStatus
+from pipeline.labelling.telling.activity import WorkerState
+from pipeline.labelling.telling.progress import STEPS
+from pipeline.labelling.telling.reporter import count_of, duration, per_second, rate_of
+from pipeline.labelling.telling.run_status import RunStatus
 
 # Failures that are shown; the status holds some more.
 _FAILURES = 5

@@ -33,7 +33,7 @@ def repair(
     """
     from rich.console import Console
 
-    from pipeline.labelling.reporter import reporter_for
+    from pipeline.labelling.telling.reporter import reporter_for
     from pipeline.upkeep.repair import repair as repair_dataset
     from pipeline.upkeep.repair_view import show_repaired
 

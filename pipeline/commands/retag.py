@@ -32,7 +32,7 @@ def retag(
     """
     from rich.console import Console
 
-    from pipeline.labelling.reporter import reporter_for
+    from pipeline.labelling.telling.reporter import reporter_for
     from pipeline.sealing.retag import retag as retag_dataset
     from pipeline.sealing.retag_view import retag_facts, show_retagged
     from pipeline.sealing.thresholds import parse_flags

@@ -10,8 +10,8 @@ from scorers.errors import UserError
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.labelling.driver import Summary
-    from pipeline.labelling.logs import RunLog
-    from pipeline.labelling.reporter import Reporter
+    from pipeline.labelling.telling.logs import RunLog
+    from pipeline.labelling.telling.reporter import Reporter
 
 
 def run_and_show(settings: "RunConfig", run: "Callable[[Reporter, RunLog], Summary]", *, as_json: bool) -> None:
@@ -23,11 +23,11 @@ def run_and_show(settings: "RunConfig", run: "Callable[[Reporter, RunLog], Summa
     """
     from rich.console import Console
 
-    from pipeline.labelling.log_file import STDERR
     from pipeline.labelling.quarantine_limit import QuarantineLimit
-    from pipeline.labelling.reporting import reporting
-    from pipeline.labelling.secrecy import forbid_core_dumps
     from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
+    from pipeline.labelling.telling.log_file import STDERR
+    from pipeline.labelling.telling.reporting import reporting
+    from pipeline.labelling.workers.secrecy import forbid_core_dumps
     from scorers.console import print_json
 
     forbid_core_dumps()

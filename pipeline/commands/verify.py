@@ -38,7 +38,7 @@ def verify(
 
     from pipeline.checking.verify import verify as verify_dataset
     from pipeline.checking.verify_view import show_report
-    from pipeline.labelling.reporter import reporter_for
+    from pipeline.labelling.telling.reporter import reporter_for
 
     with reporter_for(Console(stderr=True)) as reporter:
         report = verify_dataset(dataset, inputs=inputs, units=units, progress=partial(reporter.measure, "Checking"))

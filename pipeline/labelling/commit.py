@@ -15,7 +15,7 @@ from pipeline.checked_json import to_checked
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
 from pipeline.failpoints import failpoint
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch, create
 from pipeline.units.records import PartFile, UnitRecord

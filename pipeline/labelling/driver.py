@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from pipeline.config import LabelConfig
 from pipeline.dataset.manifest import Manifest
-from pipeline.labelling.cluster import check_metrics_port
 from pipeline.labelling.job import StoredJob, load_job
-from pipeline.labelling.logs import RunLog
+from pipeline.labelling.on_ray.cluster import check_metrics_port
 from pipeline.labelling.preparation import check_layer, prepare, write_job
-from pipeline.labelling.progress import Progress
-from pipeline.labelling.reporter import Reporter
 from pipeline.labelling.run import Run, Surroundings, storage_failures
 from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.telling.logs import RunLog
+from pipeline.labelling.telling.progress import Progress
+from pipeline.labelling.telling.reporter import Reporter
 from pipeline.sealing.current import holds_all
 from pipeline.sealing.generations import sealed_manifest
 from pipeline.storage import Storage

@@ -9,7 +9,6 @@ from pipeline.corpus.fields import settle_sentences
 from pipeline.corpus.inputs import Source, find_sources
 from pipeline.corpus.plan import Plan
 from pipeline.corpus.planning import make_plan
-from pipeline.labelling.cluster import check_address
 from pipeline.labelling.job import (
     JOB,
     JobRecord,
@@ -19,10 +18,11 @@ from pipeline.labelling.job import (
     refuse_changes,
     refuse_other_inputs,
 )
+from pipeline.labelling.on_ray.cluster import check_address
 from pipeline.labelling.plan_files import read_plan, write_plan
-from pipeline.labelling.reporter import Reporter
 from pipeline.labelling.resolve import Resolved, resolve_config, scorer_entries
-from pipeline.labelling.worker import BASE_GROUP
+from pipeline.labelling.telling.reporter import Reporter
+from pipeline.labelling.workers.worker import BASE_GROUP
 from pipeline.storage import Storage
 from scorers import sentences
 from scorers.errors import IncompleteError, UserError

@@ -14,8 +14,8 @@ from pipeline.corpus.inputs import find_sources
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.tags import is_aligned
-from pipeline.labelling.label_records import Scored, label_records
 from pipeline.labelling.resolve import resolve_config
+from pipeline.labelling.workers.label_records import Scored, label_records
 from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
 from scorers.registry import build
 

@@ -5,8 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.checking.inspect_view import number, shortened
-from pipeline.labelling.label_records import Scored
 from pipeline.labelling.preview import Preview
+from pipeline.labelling.workers.label_records import Scored
 from pipeline.sealing.thresholds import percentile_of
 
 

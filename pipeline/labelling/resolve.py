@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.config import LabelConfig, LabelExecution
 from pipeline.dataset.manifest import ScorerEntry
 from pipeline.dataset.schema import RESERVED_COLUMNS
-from pipeline.labelling.worker import BASE_GROUP
+from pipeline.labelling.workers.worker import BASE_GROUP
 from pipeline.sealing.thresholds import threshold_specs
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec, build, resolve, runs_on_gpu

@@ -10,22 +10,22 @@ import numpy as np
 from pipeline.config import LabelExecution
 from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Manifest
-from pipeline.labelling.activity import Activity
-from pipeline.labelling.cluster import ray_cluster
 from pipeline.labelling.commit import Committer
-from pipeline.labelling.committing import Commits
 from pipeline.labelling.job import StoredJob
-from pipeline.labelling.logs import RunLog
-from pipeline.labelling.metrics import Metrics
-from pipeline.labelling.pools import Pool, cpus_of_own_ray, missing_resources, pools_of
+from pipeline.labelling.on_ray.cluster import ray_cluster
 from pipeline.labelling.preparation import resolve_layer
-from pipeline.labelling.progress import Progress
-from pipeline.labelling.reporter import Reporter, count_of
-from pipeline.labelling.run_status import RunStatus, State, StatusFile, status_of
-from pipeline.labelling.scheduler import Failure, Scheduler
+from pipeline.labelling.scheduling.committing import Commits
+from pipeline.labelling.scheduling.pools import Pool, cpus_of_own_ray, missing_resources, pools_of
+from pipeline.labelling.scheduling.scheduler import Failure, Scheduler
 from pipeline.labelling.stopping import StopRequest, StopSignals
-from pipeline.labelling.told import RunObserver, Told
-from pipeline.labelling.worker import Job, PartResult
+from pipeline.labelling.telling.activity import Activity
+from pipeline.labelling.telling.logs import RunLog
+from pipeline.labelling.telling.metrics import Metrics
+from pipeline.labelling.telling.progress import Progress
+from pipeline.labelling.telling.reporter import Reporter, count_of
+from pipeline.labelling.telling.run_status import RunStatus, State, StatusFile, status_of
+from pipeline.labelling.telling.told import RunObserver, Told
+from pipeline.labelling.workers.worker import Job, PartResult
 from pipeline.sealing.current import seal_current
 from pipeline.storage import LocalStorage, Storage
 from pipeline.units.epoch import STAGING, Epoch
@@ -187,7 +187,7 @@ class Run:
 
     def _schedule(self, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:
         # It imports Ray, which reads its environment when it is imported: not before `ray_cluster` has set that.
-        from pipeline.labelling.actors import RayCrew
+        from pipeline.labelling.on_ray.actors import RayCrew
 
         execution = self._job.config.execution
         observers: list[RunObserver] = [self.progress.activity, self._log]

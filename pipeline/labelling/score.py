@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pipeline.checked_json import to_checked
 from pipeline.config import ScoreConfig
 from pipeline.dataset.manifest import Manifest, no_manifest
-from pipeline.labelling.cluster import check_address, check_metrics_port
 from pipeline.labelling.driver import Summary
 from pipeline.labelling.job import LayerRecord, StoredJob, layer_path, load_job
-from pipeline.labelling.logs import RunLog
-from pipeline.labelling.reporter import Reporter
+from pipeline.labelling.on_ray.cluster import check_address, check_metrics_port
 from pipeline.labelling.resolve import resolve_config, scorer_entries
 from pipeline.labelling.run import Run, Surroundings, storage_failures
 from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.telling.logs import RunLog
+from pipeline.labelling.telling.reporter import Reporter
 from pipeline.sealing.current import holds_all
 from pipeline.sealing.generations import generations, read_generation
 from pipeline.storage import Storage

@@ -9,7 +9,7 @@ from pipeline.dataset.manifest import MANIFEST_NAME, no_manifest
 from pipeline.labelling.job import JOB
 from pipeline.labelling.plan_files import PLANS, plan_files
 from pipeline.labelling.run import storage_failures
-from pipeline.labelling.run_status import RunStatus, read_status
+from pipeline.labelling.telling.run_status import RunStatus, read_status
 from pipeline.sealing.generations import finish_seal
 from pipeline.storage import TEMPORARY, Storage
 from pipeline.units.epoch import STAGING, Epoch

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 
-from pipeline.labelling.reporter import count_of
+from pipeline.labelling.telling.reporter import count_of
 from pipeline.upkeep.gc import Collected
 
 _MOST_LINES = 50

@@ -12,7 +12,7 @@ from pipeline.dataset.manifest import Manifest, ScorerEntry
 from pipeline.labelling.job import JOB, JobRecord, LayerRecord, layer_path
 from pipeline.labelling.plan_files import PlanFile, encode_plan, plan_path, read_part
 from pipeline.labelling.preparation import read_inputs
-from pipeline.labelling.reporter import Reporter
+from pipeline.labelling.telling.reporter import Reporter
 from pipeline.units.rows import read_rows
 from pipeline.units.store import UnitStore
 from pipeline.upkeep.mending import Mending

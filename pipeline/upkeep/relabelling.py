@@ -13,10 +13,10 @@ from pipeline.failpoints import failpoint
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.job import StoredJob
 from pipeline.labelling.preparation import check_layer, resolve_layer
-from pipeline.labelling.reporter import Reporter
 from pipeline.labelling.run import Run, Surroundings
 from pipeline.labelling.stopping import StopSignals
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.telling.reporter import Reporter
+from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.epoch import Epoch
 from pipeline.units.records import UnitRecord
 from pipeline.units.store import FOLDER_UNITS, UnitStore

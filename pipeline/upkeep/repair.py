@@ -16,9 +16,9 @@ from pipeline.checking.units import UnitDamage
 from pipeline.checking.verify import Examination, examine
 from pipeline.config import LabelExecution
 from pipeline.labelling.job import StoredJob, load_job
-from pipeline.labelling.reporter import Reporter
 from pipeline.labelling.run import storage_failures
 from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.telling.reporter import Reporter
 from pipeline.sealing.generations import generations
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.labelling.reporter import count_of
+from pipeline.labelling.telling.reporter import count_of
 from pipeline.upkeep.repair import Repaired
 
 _MOST_LINES = 50

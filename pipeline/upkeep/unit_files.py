@@ -6,8 +6,8 @@ from pipeline.checked_json import to_checked
 from pipeline.checking.units import UnitDamage
 from pipeline.config import LabelExecution
 from pipeline.labelling.job import StoredJob
-from pipeline.labelling.reporter import Reporter
 from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.telling.reporter import Reporter
 from pipeline.units.records import UnitRecord
 from pipeline.units.store import FOLDER_UNITS, UnitStore
 from pipeline.upkeep.mending import Mending

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.crew import Event, Kind
-from pipeline.labelling.observing import Observer
-from pipeline.labelling.pools import Pool
-from pipeline.labelling.scheduler import Scheduler
-from pipeline.labelling.worker import Job, PartResult, UnitLabeller
+from pipeline.labelling.scheduling.crew import Event, Kind
+from pipeline.labelling.scheduling.observing import Observer
+from pipeline.labelling.scheduling.pools import Pool
+from pipeline.labelling.scheduling.scheduler import Scheduler
+from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
 from tests.benchmarks.measure import Comparison, compare
 from tests.pipeline import probe
 
@@ -140,7 +140,7 @@ def job(folder: Path, units: int, delay_s: float) -> Job:
 
 def on_ray(job: Job, workers: int) -> float:
     """Units a second with so many actors."""
-    from pipeline.labelling.actors import RayCrew
+    from pipeline.labelling.on_ray.actors import RayCrew
 
     pools = {"cpu": Pool(workers, workers, {"CPU": 1.0})}
     fingerprints = {column: scorer.fingerprint for column, scorer in UnitLabeller(job, "cpu").scorers.items()}
@@ -181,7 +181,7 @@ def run() -> Iterator[Comparison]:
 
 
 def _real() -> Iterator[Comparison]:
-    from pipeline.labelling.cluster import ray_cluster
+    from pipeline.labelling.on_ray.cluster import ray_cluster
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

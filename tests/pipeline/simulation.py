@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.crew import Event, Kind
-from pipeline.labelling.observing import Observer
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.scheduling.crew import Event, Kind
+from pipeline.labelling.scheduling.observing import Observer
+from pipeline.labelling.workers.worker import PartResult
 
 Fate = str  # "done", "raise", "die", "hang" or "lose-node"
 

@@ -13,7 +13,7 @@ import pytest
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
 from pipeline.labelling.commit import Committer
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage import LocalStorage, Storage
 from pipeline.units.epoch import Epoch
 from pipeline.units.records import UnitRecord

@@ -17,7 +17,7 @@ from pipeline.corpus.planning import make_plan
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import Ledger, ScorerEntry, SourceEntry
 from pipeline.labelling.commit import Committer
-from pipeline.labelling.worker import BASE_GROUP, Job, UnitLabeller
+from pipeline.labelling.workers.worker import BASE_GROUP, Job, UnitLabeller
 from pipeline.sealing.conservation import Conservation
 from pipeline.sealing.seal import seal
 from pipeline.storage import Storage

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.checking.verify import verify
 from pipeline.labelling.job import load_job
-from pipeline.labelling.reporter import PlainReporter
 from pipeline.labelling.run import Run, Surroundings
-from pipeline.labelling.run_status import PROGRESS
 from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.telling.reporter import PlainReporter
+from pipeline.labelling.telling.run_status import PROGRESS
 from pipeline.sealing.retag import retag
 from pipeline.storage import LocalStorage
 from pipeline.units.epoch import Epoch, newest_epoch

@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.planning import make_plan
-from pipeline.labelling.isolation import IsolationError, Phase, Step, _Findings, _Loss, label_isolated
 from pipeline.labelling.resolve import resolve_config
-from pipeline.labelling.worker import Job
+from pipeline.labelling.workers.isolation import IsolationError, Phase, Step, _Findings, _Loss, label_isolated
+from pipeline.labelling.workers.worker import Job
 from scorers import registry
 from tests.pipeline import probe
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.records import Record
-from pipeline.labelling.label_records import Labelled, label_records
-from pipeline.labelling.large_documents import groups
+from pipeline.labelling.workers.label_records import Labelled, label_records
+from pipeline.labelling.workers.large_documents import groups
 from scorers.contract import Document, DocumentKind, Scorer
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document

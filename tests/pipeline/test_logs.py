@@ -11,8 +11,8 @@ import pytest
 import structlog
 
 from pipeline.corpus.records import Quarantined
-from pipeline.labelling.log_file import LogFile
-from pipeline.labelling.logs import RunLog, run_log, without_secrets
+from pipeline.labelling.telling.log_file import LogFile
+from pipeline.labelling.telling.logs import RunLog, run_log, without_secrets
 from pipeline.units.records import UnitRecord
 from scorers.errors import IncompleteError, UserError
 from tests.pipeline.corpora import make_config
@@ -110,7 +110,7 @@ def test_a_line_that_was_cut_spoils_no_other(tmp_path: Path) -> None:
     # A limit on the size of files does to a write what a full disk does: it takes a piece, then nothing.
     code = (
         "import os, resource, signal, sys\n"
-        "from pipeline.labelling.log_file import LogFile; from pipeline.labelling.logs import RunLog\n"
+        "from pipeline.labelling.telling.log_file import LogFile; from pipeline.labelling.telling.logs import RunLog\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "log = RunLog(LogFile(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT), 'x'))\n"
         "log.hired(1, 'cpu')\n"

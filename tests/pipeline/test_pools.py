@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import LabelExecution
-from pipeline.labelling.pools import Pool, cpus_of_own_ray, missing_resources, most_workers, pools_of
-from pipeline.labelling.scheduler import Scheduler
+from pipeline.labelling.scheduling.pools import Pool, cpus_of_own_ray, missing_resources, most_workers, pools_of
+from pipeline.labelling.scheduling.scheduler import Scheduler
 from tests.pipeline.simulation import Completed, Heard, SimulatedCrew, units
 
 ONE_CPU = {"CPU": 1.0}

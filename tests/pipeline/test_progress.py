@@ -15,12 +15,12 @@ from rich.console import Console
 
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
-from pipeline.labelling.activity import Activity
-from pipeline.labelling.cluster import _private_folder
-from pipeline.labelling.isolation import brief
-from pipeline.labelling.progress import Progress
-from pipeline.labelling.reporter import LiveReporter, PlainReporter, duration, figures, rate_of, reporter_for
+from pipeline.labelling.on_ray.cluster import _private_folder
 from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.telling.activity import Activity
+from pipeline.labelling.telling.progress import Progress
+from pipeline.labelling.telling.reporter import LiveReporter, PlainReporter, duration, figures, rate_of, reporter_for
+from pipeline.labelling.workers.isolation import brief
 from pipeline.units.records import UnitRecord
 from scorers.errors import StoppedError, UserError
 
@@ -227,7 +227,8 @@ def test_errors_of_workers_are_told_without_text_of_the_corpus(error: Exception,
 
 def test_rays_folder_is_private_and_what_killed_runs_left_is_taken_away(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from pipeline.labelling.cluster import _private_folder\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from pipeline.labelling.on_ray.cluster import _private_folder\n"
         "with _private_folder(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

@@ -13,8 +13,8 @@ from phf import app
 from pipeline.checking.verify import verify
 from pipeline.config import LabelExecution
 from pipeline.dataset import open_dataset
-from pipeline.labelling.reporter import PlainReporter
-from pipeline.labelling.run_status import PROGRESS
+from pipeline.labelling.telling.reporter import PlainReporter
+from pipeline.labelling.telling.run_status import PROGRESS
 from pipeline.sealing.retag import retag
 from pipeline.storage import LocalStorage, Storage
 from pipeline.units.epoch import Epoch

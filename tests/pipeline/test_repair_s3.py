@@ -6,7 +6,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from pipeline.checking.verify import verify
-from pipeline.labelling.reporter import PlainReporter
+from pipeline.labelling.telling.reporter import PlainReporter
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from pipeline.upkeep.gc import collect

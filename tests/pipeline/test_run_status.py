@@ -15,13 +15,13 @@ from rich.console import Console
 from pipeline.checking.status import JobStatus, watch_status
 from pipeline.checking.status_view import status_view
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.activity import Activity
-from pipeline.labelling.pools import Pool
-from pipeline.labelling.progress import Progress
-from pipeline.labelling.run_status import PROGRESS, RunStatus, StatusFile, read_status, status_of
-from pipeline.labelling.scheduler import Scheduler
-from pipeline.labelling.told import RunObserver, Told
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.scheduling.pools import Pool
+from pipeline.labelling.scheduling.scheduler import Scheduler
+from pipeline.labelling.telling.activity import Activity
+from pipeline.labelling.telling.progress import Progress
+from pipeline.labelling.telling.run_status import PROGRESS, RunStatus, StatusFile, read_status, status_of
+from pipeline.labelling.telling.told import RunObserver, Told
+from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from pipeline.units.records import UnitRecord

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.labelling.scoring import ScorerFailedError, placeholder, score_documents
+from pipeline.labelling.workers.scoring import ScorerFailedError, placeholder, score_documents
 from scorers.contract import Document, DocumentKind, ScoringError
 from scorers.sentences import document
 from tests.pipeline.toy_scorers import ListlessScorer, ToyScorer, TroubleScorer

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.labelling.scoring import SCORER_ERROR, score_documents
 from pipeline.labelling.stopping import StopRequest
+from pipeline.labelling.workers.scoring import SCORER_ERROR, score_documents
 from scorers.contract import Document, Scorer, ScoringError
 from scorers.deadline import DeadlineExceededError
 from tests.pipeline.labelling import ROOT
@@ -56,7 +56,7 @@ def test_a_silent_process_prints_nothing_and_leaves_no_memory_in_a_core() -> Non
     code = (
         "import json, logging, os, subprocess, sys, warnings\n"
         "from pathlib import Path\n"
-        "from pipeline.labelling.secrecy import forbid_core_dumps, silence\n"
+        "from pipeline.labelling.workers.secrecy import forbid_core_dumps, silence\n"
         "told = os.dup(1)\n"
         "sys.stdout.write('before ')\n"
         "forbid_core_dumps(); silence()\n"

@@ -20,7 +20,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.job import JOB, JobRecord
 from pipeline.labelling.plan_files import write_plan
-from pipeline.labelling.worker import BASE_GROUP, Job, UnitLabeller
+from pipeline.labelling.workers.worker import BASE_GROUP, Job, UnitLabeller
 from pipeline.sealing.seal import seal
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch

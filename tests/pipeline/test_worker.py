@@ -12,9 +12,9 @@ from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.schema import unit_schema
-from pipeline.labelling.label_records import label_records
-from pipeline.labelling.scoring import ScorerFailedError
-from pipeline.labelling.worker import Job, PartResult, UnitLabeller
+from pipeline.labelling.workers.label_records import label_records
+from pipeline.labelling.workers.scoring import ScorerFailedError
+from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
 from scorers import registry
 from scorers.registry import ScorerSpec
 from scorers.sentences import document

@@ -13,10 +13,10 @@ from pipeline.checked_json import to_checked
 from pipeline.config import LabelConfig, LabelExecution
 from pipeline.labelling.driver import run_label
 from pipeline.labelling.job import LayerRecord, layer_path, load_job
-from pipeline.labelling.reporter import PlainReporter
 from pipeline.labelling.resolve import scorer_entries
 from pipeline.labelling.run import Run, Surroundings
 from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.telling.reporter import PlainReporter
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from scorers import registry

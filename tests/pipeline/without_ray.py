@@ -12,8 +12,8 @@ import pytest
 from phf import main
 from pipeline.corpus.plan import Unit
 from pipeline.labelling import run as running
-from pipeline.labelling.pools import Pool
-from pipeline.labelling.worker import UnitLabeller
+from pipeline.labelling.scheduling.pools import Pool
+from pipeline.labelling.workers.worker import UnitLabeller
 
 
 def schedule(run: running.Run, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:

@@ -117,7 +117,7 @@ def test_a_stop_in_the_middle_of_it_leaves_no_process_behind(tmp_path: Path) -> 
     process = made.start(*options, "--set", "execution.attempts=9")
 
     def child() -> set[int]:
-        return {pid for pid in descendants(process.pid) if "pipeline.labelling.isolated" in command_of(pid)}
+        return {pid for pid in descendants(process.pid) if "pipeline.labelling.workers.isolated" in command_of(pid)}
 
     wait_for(lambda: bool(child()) or process.poll() is not None, seconds=200)
     helpers = descendants(process.pid)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config import LabelExecution, PoolOptions
-from pipeline.labelling.worker import BASE_GROUP
+from pipeline.labelling.workers.worker import BASE_GROUP
 
 
 @dataclass(frozen=True, slots=True)

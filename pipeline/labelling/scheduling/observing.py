@@ -1,7 +1,7 @@
 """What the scheduler tells of its work while it goes: for logs, metrics and tests, which need know nothing else."""
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.workers.worker import PartResult
 
 
 class Observer:

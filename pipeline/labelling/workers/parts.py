@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.dataset.schema import unit_schema
-from pipeline.labelling.label_records import Scored
+from pipeline.labelling.workers.label_records import Scored
 
 _KEY_COLUMNS = ("source", "position")
 _ROW_GROUP_BYTES = 64 * 1024 * 1024

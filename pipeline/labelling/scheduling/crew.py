@@ -1,4 +1,4 @@
-"""What the scheduler needs of those who do the work: Ray actors (`pipeline.labelling.actors`), or simulated ones."""
+"""What the scheduler needs of those who do the work: Ray actors (`pipeline.labelling.on_ray`), or simulated ones."""
 
 import enum
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.workers.worker import PartResult
 
 
 class Kind(enum.Enum):

@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.told import RunObserver
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.telling.told import RunObserver
+from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.records import UnitRecord
 
 WorkerState = Literal["starting", "idle", "working"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from pipeline.labelling.progress import Progress
+from pipeline.labelling.telling.progress import Progress
 
 # Seconds between plain lines: at first, at most, and as a share of the time that has passed.
 _FIRST_S, _MOST_S, _SHARE = 5.0, 60.0, 0.05

@@ -1,7 +1,7 @@
 """Find the records of a unit that kill their process, hang in it or outgrow the memory, and label all the others.
 
-A child process (`pipeline.labelling.isolated`) scores the records of the unit one at a time and says before each step
-what it is about to do. Whatever it is doing when it ends, or when its time or its memory is used up, has then used up
+A child process (`isolated`) scores the records of the unit one at a time and says before each step what it is about to
+do. Whatever it is doing when it ends, or when its time or its memory is used up, has then used up
 an attempt; after `execution.attempts` that record is poison, and the child goes on without it in that scorer. At the
 end the unit is labelled as usual, all records together, with placeholders for poison: the others get the scores that
 they would have had beside a record that the scorer refuses.
@@ -20,9 +20,9 @@ from multiprocessing.connection import Pipe
 
 from pipeline.config import LabelExecution
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.label_records import Spared
-from pipeline.labelling.memory import machine_memory, resident_memory
-from pipeline.labelling.worker import Job, PartResult
+from pipeline.labelling.workers.label_records import Spared
+from pipeline.labelling.workers.memory import machine_memory, resident_memory
+from pipeline.labelling.workers.worker import Job, PartResult
 from scorers.contract import ScoringError
 from scorers.errors import UserError
 from scorers.isolation import CHARACTERS_A_DEADLINE, describe
@@ -189,7 +189,7 @@ class _Child:
         path = os.pathsep.join(each for each in sys.path if each)
         # What libraries print may quote the corpus; it goes nowhere.
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this package
-            [sys.executable, "-m", "pipeline.labelling.isolated", str(theirs.fileno())],
+            [sys.executable, "-m", "pipeline.labelling.workers.isolated", str(theirs.fileno())],
             env={**os.environ, "PYTHONPATH": path},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

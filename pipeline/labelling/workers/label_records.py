@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import MAX_DOCUMENT_SIZE
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.labelling.large_documents import LargeDocuments, Part, groups
-from pipeline.labelling.scoring import SCORER_ERROR, placeholder, score_documents
+from pipeline.labelling.workers.large_documents import LargeDocuments, Part, groups
+from pipeline.labelling.workers.scoring import SCORER_ERROR, placeholder, score_documents
 from scorers.contract import Document, Scorer, ScoringError
 from scorers.isolation import describe
 from scorers.sentences import document

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.progress import STEPS, Progress
-from pipeline.labelling.told import RunObserver
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.telling.progress import STEPS, Progress
+from pipeline.labelling.telling.told import RunObserver
+from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.records import UnitRecord
 
 # Seconds: a unit is about a minute of work, and may take up to `execution.unit_deadline_s`.
@@ -73,7 +73,7 @@ class Instruments:
     """
 
     def __init__(self, dataset: str, run: str) -> None:
-        # Importing Ray reads its environment, which `pipeline.labelling.cluster` sets.
+        # Importing Ray reads its environment, which `pipeline.labelling.on_ray.cluster` sets.
         from ray.util import metrics
 
         made: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.labelling.head import HeadLostError
+from pipeline.labelling.on_ray.head import HeadLostError
 from scorers.errors import UserError
 
 # Results are references and figures, never rows: a small store will do, also where a container has little /dev/shm.

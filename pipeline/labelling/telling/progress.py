@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.labelling.activity import Activity
-from pipeline.labelling.pace import Pace
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.telling.activity import Activity
+from pipeline.labelling.telling.pace import Pace
+from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.records import UnitRecord
 
 # Entries of `Progress.seconds` that are no score columns.

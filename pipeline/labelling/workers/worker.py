@@ -13,9 +13,9 @@ from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.writer import parquet_writer
-from pipeline.labelling.committed import CommittedReader
-from pipeline.labelling.label_records import Spared, label_records, timed
-from pipeline.labelling.parts import part_schema, row_groups, table_of
+from pipeline.labelling.workers.committed import CommittedReader
+from pipeline.labelling.workers.label_records import Spared, label_records, timed
+from pipeline.labelling.workers.parts import part_schema, row_groups, table_of
 from pipeline.storage import Storage
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document

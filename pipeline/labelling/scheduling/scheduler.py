@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.attempts import Attempts
-from pipeline.labelling.crew import Crew, Event, Kind
-from pipeline.labelling.observing import Observer
-from pipeline.labelling.pools import Pool
-from pipeline.labelling.worker import PartResult
-from pipeline.labelling.workforce import QUEUED, Worker, Workforce
+from pipeline.labelling.scheduling.attempts import Attempts
+from pipeline.labelling.scheduling.crew import Crew, Event, Kind
+from pipeline.labelling.scheduling.observing import Observer
+from pipeline.labelling.scheduling.pools import Pool
+from pipeline.labelling.scheduling.workforce import QUEUED, Worker, Workforce
+from pipeline.labelling.workers.worker import PartResult
 from scorers.errors import IncompleteError
 
 # Units that may be begun and not complete, a worker: how far one group may run ahead of another.

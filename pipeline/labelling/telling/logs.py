@@ -20,10 +20,10 @@ import structlog
 from pipeline.config import LabelConfig, RunConfig
 from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Manifest
-from pipeline.labelling.log_file import LogFile, open_log
-from pipeline.labelling.progress import Progress
-from pipeline.labelling.told import RunObserver
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.telling.log_file import LogFile, open_log
+from pipeline.labelling.telling.progress import Progress
+from pipeline.labelling.telling.told import RunObserver
+from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.records import UnitRecord
 from scorers.errors import EXIT_INCOMPLETE, EXIT_QUARANTINE, EXIT_STOPPED, EXIT_USAGE, UserError
 from scorers.isolation import describe

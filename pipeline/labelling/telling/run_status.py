@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.labelling.activity import RecentFailure, WorkerState
-from pipeline.labelling.progress import Progress
+from pipeline.labelling.telling.activity import RecentFailure, WorkerState
+from pipeline.labelling.telling.progress import Progress
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 

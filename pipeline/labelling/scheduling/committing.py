@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.workers.worker import PartResult
 
 Record = TypeVar("Record")
 

@@ -5,9 +5,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.crew import Crew
-from pipeline.labelling.observing import Observer
-from pipeline.labelling.pools import Load, Pool, missing_resources, most_workers, spare_workers, wanted_workers
+from pipeline.labelling.scheduling.crew import Crew
+from pipeline.labelling.scheduling.observing import Observer
+from pipeline.labelling.scheduling.pools import (
+    Load,
+    Pool,
+    missing_resources,
+    most_workers,
+    spare_workers,
+    wanted_workers,
+)
 
 # Units a worker is given at once: the one it works on, and one that spares it the wait for the driver.
 QUEUED = 2

@@ -16,13 +16,13 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError
 
 from pipeline.corpus.plan import Unit, Units
-from pipeline.labelling.crew import Event, Kind
-from pipeline.labelling.head import HeadWatch, answer_of
-from pipeline.labelling.isolation import brief, label_isolated
-from pipeline.labelling.memory import resident_memory, watch_memory
-from pipeline.labelling.pools import Pool
-from pipeline.labelling.secrecy import forbid_core_dumps, silence
-from pipeline.labelling.worker import Job, PartResult, UnitLabeller
+from pipeline.labelling.on_ray.head import HeadWatch, answer_of
+from pipeline.labelling.scheduling.crew import Event, Kind
+from pipeline.labelling.scheduling.pools import Pool
+from pipeline.labelling.workers.isolation import brief, label_isolated
+from pipeline.labelling.workers.memory import resident_memory, watch_memory
+from pipeline.labelling.workers.secrecy import forbid_core_dumps, silence
+from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
 from scorers.errors import UserError
 
 # Seconds in which an actor that does not answer must have been found dead, with its node or without, or be given up.
@@ -124,7 +124,7 @@ class _Unreachable:
 
 
 class RayCrew:
-    """Actors that label units of one job; see `pipeline.labelling.crew.Crew`.
+    """Actors that label units of one job; see `pipeline.labelling.scheduling.crew.Crew`.
 
     What an event costs does not depend on how many actors there are: each call tells when it is over.
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 
 from pipeline.config import RunConfig
-from pipeline.labelling.log_file import STDERR
-from pipeline.labelling.logs import RunLog, run_log
-from pipeline.labelling.progress import Progress
-from pipeline.labelling.reporter import Reporter, reporter_for
+from pipeline.labelling.telling.log_file import STDERR
+from pipeline.labelling.telling.logs import RunLog, run_log
+from pipeline.labelling.telling.progress import Progress
+from pipeline.labelling.telling.reporter import Reporter, reporter_for
 
 # Seconds between lines that say how far the run has come.
 _PROGRESS_EVERY_S = 60.0

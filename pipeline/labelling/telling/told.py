@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.observing import Observer
-from pipeline.labelling.worker import PartResult
+from pipeline.labelling.scheduling.observing import Observer
+from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.records import UnitRecord
 
 if TYPE_CHECKING:
-    from pipeline.labelling.progress import Progress
+    from pipeline.labelling.telling.progress import Progress
 
 
 class RunObserver(Observer):

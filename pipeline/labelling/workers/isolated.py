@@ -1,4 +1,4 @@
-"""The child process of `pipeline.labelling.isolation`: `python -m pipeline.labelling.isolated DESCRIPTOR`."""
+"""The child process of `isolation`: `python -m pipeline.labelling.workers.isolated DESCRIPTOR`."""
 
 import ctypes
 import signal
@@ -8,10 +8,10 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from pipeline.corpus.records import Record
-from pipeline.labelling.isolation import Order, Phase, Raised, Step, brief
-from pipeline.labelling.label_records import SPLIT, label_records
-from pipeline.labelling.secrecy import forbid_core_dumps, silence
-from pipeline.labelling.worker import PartResult, UnitLabeller
+from pipeline.labelling.workers.isolation import Order, Phase, Raised, Step, brief
+from pipeline.labelling.workers.label_records import SPLIT, label_records
+from pipeline.labelling.workers.secrecy import forbid_core_dumps, silence
+from pipeline.labelling.workers.worker import PartResult, UnitLabeller
 from scorers.contract import Document, DocumentKind, Scorer, ScoringError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The workers as Ray actors, and the cluster that they run on."""

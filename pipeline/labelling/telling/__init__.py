@@ -1,0 +1,1 @@
+"""What is told of a run: to people, to logs, to Prometheus, to `phf status`."""

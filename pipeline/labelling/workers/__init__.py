@@ -1,0 +1,1 @@
+"""What a worker does with a unit: read, split, score, stage; and records that it does not survive."""
