@@ -259,6 +259,8 @@ def storage_failures(storage: Storage) -> Iterator[None]:
     """Tell a failing disk or store to the user as what it is: the job is incomplete, and goes on later."""
     try:
         yield
+    except NotADirectoryError:
+        raise UserError(f"{storage.uri} is no folder. Give the --output of a `phf label` run.") from None
     except OSError as error:
         raise IncompleteError(
             f"{storage.uri} failed: {error.strerror or error}. What is committed stays; the same command goes on once "

@@ -44,6 +44,8 @@ def retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress | 
     """
     try:
         return _retag(uri, thresholds, progress)
+    except NotADirectoryError:
+        raise UserError(f"{uri} is no folder. Give the --output of a `phf label` run.") from None
     except OSError as error:
         raise IncompleteError(
             f"{uri} failed: {error.strerror or error}. The dataset is as it was, or finished by the same command again."
