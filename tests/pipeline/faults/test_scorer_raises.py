@@ -1,0 +1,46 @@
+"""Scorers that raise: on one record, and on every one."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.storage import Storage
+from tests.pipeline import probe
+from tests.pipeline.faults.job import DONE, INCOMPLETE, TEXTS, Job, check, rows
+
+OVER_LIMIT = 3
+
+
+@pytest.mark.slow
+def test_a_record_that_a_scorer_raises_on_is_alone_in_quarantine(reference: Job, tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.write([*TEXTS[:30], f"{TEXTS[30]} {probe.RAISE}", *TEXTS[31:]])
+    with job.driver() as driver:
+        assert driver.wait().code == OVER_LIMIT, driver.said
+    quarantined = [
+        row for path in (job.output / "ledger/0001").glob("quarantine-*") for row in pq.read_table(path).to_pylist()
+    ]
+    assert [row["reason"] for row in quarantined] == ["scorer-error"]
+    kept = {(text, score) for _, _, text, score in rows(Storage.open(job.uri))}
+    gone = {text for _, _, text, _ in rows(Storage.open(reference.uri))} - {text for text, _ in kept}
+    assert kept <= {(text, score) for _, _, text, score in rows(Storage.open(reference.uri))}
+    assert gone
+    assert all(text.strip() in TEXTS[30] for text in gone)
+
+
+@pytest.mark.slow
+def test_a_scorer_that_raises_on_everything_quarantines_nothing_and_goes_on_once_mended(
+    reference: Job, tmp_path: Path
+) -> None:
+    job = Job(tmp_path)
+    job.env[probe.RAISE_ALWAYS] = "1"
+    with job.driver() as driver:
+        ended = driver.wait()
+    assert ended.code == INCOMPLETE, ended.said
+    assert "fails on any document" in ended.said
+    assert job.committed() == set()
+    assert not (job.output / "manifest.json").exists()
+    del job.env[probe.RAISE_ALWAYS]
+    assert job.label().code == DONE
+    check(job, reference)
