@@ -20,7 +20,7 @@ from scorers.fingerprint import fingerprint as make_fingerprint
 from scorers.fingerprint import library_versions
 from scorers.tokenizer import make_linear, shorten_runs
 
-_REVISION = 2
+_REVISION = 3
 _MOST_STRINGS = 500_000
 _SHORT_RUN = 50  # characters of a run whose tokens are remembered
 
@@ -61,8 +61,7 @@ def _sentence_starts(text: str) -> Iterator[int]:
     A sentence starts with the first token after a mark that is neither a mark nor punctuation. spaCy makes its tokens
     of each run of characters without white space on its own, and one of the white space before it, less one space. So
     it is given only the runs that hold a mark and those that follow one: the tokens of a whole text take a hundred
-    bytes a character, and ten times as long. What this cannot see is that spaCy leaves an emoticon in pieces when
-    another one reaches into it from across white space; that moves a boundary in no text but one made of emoticons.
+    bytes a character, and ten times as long. Runs across which it could see an emoticon are given to it together.
     """
     patterns = _patterns()
     end, marked = 0, False
@@ -70,13 +69,29 @@ def _sentence_starts(text: str) -> Iterator[int]:
         if marked and (space := _white_space_token(text, end, run.start())) is not None:
             yield space
             marked = False
-        for offset, is_mark in _tokens(run[0]):
+        start, end = _linked(text, end, *run.span())
+        for offset, is_mark in _tokens(text[start:end]):
             if marked and not is_mark:
-                yield run.start() + offset
+                yield start + offset
             marked = is_mark
-        end = run.end()
     if marked and (space := _white_space_token(text, end, len(text))) is not None:
         yield space
+
+
+def _linked(text: str, floor: int, start: int, stop: int) -> tuple[int, int]:
+    """A run with the runs beside it, after `floor`, with which it may have special tokens in common.
+
+    spaCy looks for `:)` and its like in the sequence of tokens, and takes `: )` for it as well, only to drop it; but by
+    then a `)-:` beside it is lost.
+    """
+    links = _spacy().links
+    while text[stop : stop + 1] == " " and text[stop - 1] + text[stop + 1 : stop + 2] in links:
+        stop = _patterns().run.match(text, stop + 1).end()  # type: ignore[union-attr]
+    while start - 2 >= floor and text[start - 1] == " " and text[start - 2] + text[start] in links:
+        start -= 2
+        while start > floor and not text[start - 1].isspace():
+            start -= 1
+    return start, stop
 
 
 def _white_space_token(text: str, start: int, stop: int) -> int | None:
@@ -128,6 +143,8 @@ class _Spacy:
     tokenizer: Any
     strings: Any
     marks: frozenset[str]
+    # Two characters each, between which a special token such as `:)` falls apart.
+    links: frozenset[str]
 
 
 def _spacy() -> _Spacy:
@@ -146,4 +163,24 @@ def _load_spacy() -> _Spacy:
     nlp = English()
     make_linear(nlp.tokenizer)
     sentencizer: Any = nlp.create_pipe("sentencizer")
-    return _Spacy(nlp.tokenizer, nlp.vocab.strings, frozenset(sentencizer.punct_chars))
+    return _Spacy(nlp.tokenizer, nlp.vocab.strings, frozenset(sentencizer.punct_chars), _links(nlp.tokenizer))
+
+
+def _links(tokenizer: Any) -> frozenset[str]:
+    from spacy.tokenizer import Tokenizer
+
+    plain = Tokenizer(
+        tokenizer.vocab,
+        prefix_search=tokenizer.prefix_search,
+        suffix_search=tokenizer.suffix_search,
+        infix_finditer=tokenizer.infix_finditer,
+        token_match=tokenizer.token_match,
+        url_match=tokenizer.url_match,
+    )
+    return frozenset(
+        special[token.idx - 1 : token.idx + 1]
+        for special in tokenizer.rules
+        if not any(map(str.isspace, special))
+        for token in plain(special)
+        if token.idx
+    )

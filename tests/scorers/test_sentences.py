@@ -140,3 +140,33 @@ def test_the_vocabulary_is_renewed_without_changing_a_boundary(monkeypatch):
 def test_the_fingerprint_of_the_splitter_is_stable():
     assert fingerprint() == fingerprint()
     assert fingerprint().startswith("sentences-")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2pm10p.m. : ( :>-_- 12am  6p.m. ",
+        ":-P\n:'-) 7a.m.\n.:() :o:’)\n",
+        "°k. :-]'' 'cos’’\n",
+        "<3.) -:>",
+    ],
+)
+def test_emoticons_that_reach_across_white_space_are_seen_as_spacy_sees_them(spacy_sentencizer, text):
+    assert split(text).tolist() == _by_spacy(spacy_sentencizer, text)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_any_mixture_of_special_tokens_is_split_as_spacy_splits_it(spacy_sentencizer, data):
+    specials = sorted(rule for rule in spacy_sentencizer.tokenizer.rules if not rule[0].isalpha())
+    pieces = data.draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from([*specials, ".", "!", "Word", "x", ")", "(", ":", "8", "'s"]),
+                st.sampled_from(["", " ", " ", "  ", "\n"]),
+            ),
+            max_size=10,
+        )
+    )
+    text = "".join(piece + space for piece, space in pieces)
+    assert split(text).tolist() == _by_spacy(spacy_sentencizer, text)
