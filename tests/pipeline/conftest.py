@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.corpus import remote
 from tests.pipeline.object_store import object_store
 
 
@@ -13,4 +14,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with object_store(tmp_path_factory.mktemp("s3")) as environment, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
+        # Another module of this process may have had a server of its own.
+        remote._filesystem.cache_clear()
         yield environment

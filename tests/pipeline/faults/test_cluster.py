@@ -99,7 +99,7 @@ def test_a_driver_that_sleeps_while_another_one_takes_over_harms_nothing(
         time.sleep(3)
         os.kill(older.process.pid, signal.SIGCONT)
         held(job, older, made, 14)
-        assert len(job.committed()) >= 2
+        wait_for(lambda: len(job.committed()) >= 2)
         os.kill(older.process.pid, signal.SIGSTOP)
         job.release()
         newer = job.label()
