@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pipeline.checked_json import to_checked
 from pipeline.config import ScoreConfig
-from pipeline.dataset.manifest import Manifest, no_manifest
+from pipeline.dataset.manifest import Manifest
 from pipeline.labelling.driver import Summary
 from pipeline.labelling.job import LayerRecord, StoredJob, layer_path, load_job
 from pipeline.labelling.on_ray.cluster import check_address, check_metrics_port
@@ -13,8 +13,7 @@ from pipeline.labelling.run import Run, Surroundings, storage_failures
 from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.logs import RunLog
 from pipeline.labelling.telling.reporter import Reporter
-from pipeline.sealing.current import holds_all
-from pipeline.sealing.generations import generations, read_generation
+from pipeline.sealing.current import current_manifest, holds_all
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from scorers.errors import IncompleteError, UserError
@@ -42,7 +41,7 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
         if config.execution.metrics_port is not None:
             check_metrics_port(config.execution.metrics_port, config.execution.address)
         with storage_failures(storage):
-            current = _current(storage)
+            current = current_manifest(storage)
             job = load_job(storage)
             _check_complete(job, current)
         reporter.step("Loading the scorers")
@@ -63,19 +62,6 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
             run = Run(job, config.execution, epoch, around)
             manifest = run.finish([*job.layers_of(current.scorers), layer], label=[layer])
             return Summary(storage.uri, manifest, run.progress, around.timer.seconds)
-
-
-def _current(storage: Storage) -> Manifest:
-    committed = generations(storage)
-    if committed:
-        return read_generation(storage, committed[-1]).manifest
-    found = storage.children()
-    if "data/" in found:
-        raise UserError(
-            f"{storage.uri} is a copy without its scored units (units/, job/, generations/), to which columns are "
-            "added. Give the --output of the `phf label` run."
-        )
-    raise no_manifest(storage.uri, exists=bool(found), labelling="units/" in found)
 
 
 def _check_complete(job: StoredJob, current: Manifest) -> None:

@@ -2,11 +2,33 @@
 
 from collections.abc import Sequence
 
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import Manifest, no_manifest
 from pipeline.labelling.job import StoredJob
-from pipeline.sealing.generations import finish_seal
+from pipeline.sealing.generations import finish_seal, generations, read_generation
 from pipeline.sealing.seal import Progress, seal
+from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
+from scorers.errors import UserError
+
+
+def current_manifest(storage: Storage) -> Manifest:
+    """The manifest of the newest committed generation, of a dataset that has its scored units beside it.
+
+    Raises:
+        UserError: there is no such dataset.
+        DamagedError: the generation's record cannot be read.
+        OSError: the storage fails.
+    """
+    committed = generations(storage)
+    if committed:
+        return read_generation(storage, committed[-1]).manifest
+    found = storage.children()
+    if "data/" in found:
+        raise UserError(
+            f"{storage.uri} is a copy without its scored units (units/, job/, generations/), which this starts from. "
+            "Give the --output of the `phf label` run."
+        )
+    raise no_manifest(storage.uri, exists=bool(found), labelling="units/" in found)
 
 
 def holds_all(manifest: Manifest, job: StoredJob, layers: Sequence[int]) -> bool:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.dataset.manifest import Manifest, no_manifest
+from pipeline.dataset.manifest import Manifest
 from pipeline.labelling.job import load_job
+from pipeline.sealing.current import current_manifest
 from pipeline.sealing.generations import finish_seal, generations, read_generation, sealed_manifest
 from pipeline.sealing.seal import Progress, seal
 from pipeline.sealing.thresholds import threshold_specs
@@ -54,7 +55,7 @@ def retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress | 
 
 def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress | None) -> Retagged:
     storage = Storage.open(uri)
-    current = _current(storage, uri)
+    current = current_manifest(storage)
     specs = _specs(current, thresholds)
     job = load_job(storage)
     if specs == _specs(current, {}) and sealed_manifest(storage) is not None:
@@ -81,19 +82,6 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
     )
     storage.delete_folder(STAGING)
     return Retagged(current, sealed)
-
-
-def _current(storage: Storage, uri: str) -> Manifest:
-    committed = generations(storage)
-    if committed:
-        return read_generation(storage, committed[-1]).manifest
-    found = storage.children()
-    if "data/" in found:
-        raise UserError(
-            f"{uri} is a copy without its scored units (units/, job/, generations/), which retag starts from. "
-            "Give the --output of the `phf label` run."
-        )
-    raise no_manifest(uri, exists=bool(found), labelling="units/" in found)
 
 
 def _specs(current: Manifest, thresholds: Mapping[str, float | str]) -> dict[str, str]:
