@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
-from pipeline.labelling.quarantine_limit import check_limit
+from pipeline.quarantine_limit import check_limit
 from scorers.contract import Execution
 from scorers.registry import ScorerSpec, given_field
 

@@ -23,11 +23,11 @@ def run_and_show(settings: "RunConfig", run: "Callable[[Reporter, RunLog], Summa
     """
     from rich.console import Console
 
-    from pipeline.labelling.quarantine_limit import QuarantineLimit
     from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
     from pipeline.labelling.telling.log_file import STDERR
     from pipeline.labelling.telling.reporting import reporting
     from pipeline.labelling.workers.secrecy import forbid_core_dumps
+    from pipeline.quarantine_limit import QuarantineLimit
     from scorers.console import print_json
 
     forbid_core_dumps()

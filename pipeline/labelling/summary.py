@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.labelling.driver import Summary
-from pipeline.labelling.quarantine_limit import QuarantineLimit
 from pipeline.labelling.telling.reporter import count_of, duration, rate_of
+from pipeline.quarantine_limit import QuarantineLimit
 from scorers.errors import QuarantineLimitError
 
 _TASKS = ("toxicity", "pii", "pep8")

@@ -105,8 +105,9 @@ def read_segment(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
         pa.ArrowException: the file is damaged.
         OSError: the same.
     """
-    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
-        return parquet.read(columns)
+    # In this thread alone: one of pyarrow's that lets go of Python's bytes at the interpreter's end aborts the process.
+    with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True) as parquet:
+        return parquet.read(columns, use_threads=False)
 
 
 def records_of(segment: pa.Table) -> list[UnitRecord]:

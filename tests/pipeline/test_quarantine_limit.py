@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.labelling.quarantine_limit import QuarantineLimit, check_limit
 from pipeline.labelling.summary import percent
+from pipeline.quarantine_limit import QuarantineLimit, check_limit
 
 
 @pytest.mark.parametrize(
