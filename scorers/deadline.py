@@ -60,9 +60,9 @@ def _by_signal(seconds: float) -> Iterator[None]:
             left = max(outer_left - (time.monotonic() - began), 1e-3)
             signal.setitimer(signal.ITIMER_REAL, left, outer_interval)
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _REPEAT_S)
     with _disarmed_by(disarm):
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds, _REPEAT_S)
         yield
 
 
@@ -85,13 +85,14 @@ def _by_thread(seconds: float) -> Iterator[None]:
             done.set()
             _raise_in(target, None)
 
-    threading.Thread(target=watch, daemon=True, name="deadline").start()
     with _disarmed_by(disarm):
+        threading.Thread(target=watch, daemon=True, name="deadline").start()
         yield
 
 
 @contextmanager
 def _disarmed_by(disarm: Callable[[], None]) -> Iterator[None]:
+    # Armed inside, so that a deadline too short to be reached disarmed cannot go on firing at whatever comes next.
     try:
         try:
             yield

@@ -1,3 +1,4 @@
+import contextlib
 import re
 import signal
 import threading
@@ -144,3 +145,18 @@ def test_exhausted_memory_is_a_value_and_an_interrupt_is_not():
     assert attempt(fail(MemoryError()), document("x"), 5).reason == "scorer-error"
     with pytest.raises(KeyboardInterrupt):
         attempt(fail(KeyboardInterrupt()), document("x"), 5)
+
+
+@pytest.mark.parametrize("run", [lambda function: function(), _in_thread])
+def test_a_deadline_of_next_to_nothing_fires_for_its_own_block_only(run):
+    def work():
+        for seconds in [1e-6, 1e-5, 3e-5, 1e-4] * 50:
+            with contextlib.suppress(DeadlineExceededError):
+                _limited(lambda: sum(range(100)), seconds)()
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            pass
+        return "undisturbed"
+
+    assert run(work) == "undisturbed"
+    assert signal.getitimer(signal.ITIMER_REAL)[1] == 0

@@ -47,6 +47,9 @@ class HeadLostError(IncompleteError):
 class HeadWatch:
     """Looks every other second whether the head of the cluster still listens.
 
+    Only a head that has answered here before can be missed: a driver on a client's connection (`ray://`) may have no
+    way to that port although its cluster is well, and is told of a lost one by Ray alone.
+
     Args:
         address: `host:port` of its control service.
         clock: monotonic seconds.
@@ -57,7 +60,8 @@ class HeadWatch:
         self._place = (host.strip("[]"), int(port))
         self._clock = clock
         self._patience_s = _SHARE * float(os.environ.get(_RAY_VARIABLE, _RAY_S))
-        self._answered = self._due = clock()
+        self._due = clock()
+        self._answered: float | None = None
 
     def check(self) -> None:
         """Do nothing as long as the head listens, or may come back.
@@ -72,7 +76,7 @@ class HeadWatch:
             socket.create_connection(self._place, timeout=_ANSWER_S).close()
         except OSError:
             now = self._clock()
-            if now - self._answered >= self._patience_s:
+            if self._answered is not None and now - self._answered >= self._patience_s:
                 raise HeadLostError(
                     f"The head of the Ray cluster ({self._place[0]}:{self._place[1]}) has not answered for "
                     f"{now - self._answered:.0f} s: it is down, or this machine is cut off from it. What is committed "
