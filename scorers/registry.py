@@ -18,11 +18,11 @@ from scorers.settings import describe
 ENTRY_POINT_GROUP = "phf.scorers"
 
 KINDS = {
-    "detoxify": "scorers.detoxify:DetoxifyScorer",
+    "detoxify": "scorers.classifiers.detoxify:DetoxifyScorer",
     "linear": "scorers.linear:LinearScorer",
-    "scrubadub": "scorers.scrubadub:ScrubadubScorer",
-    "pycodestyle": "scorers.pycodestyle:PycodestyleScorer",
-    "pylint": "scorers.pylint:PylintScorer",
+    "scrubadub": "scorers.pii.scrubadub:ScrubadubScorer",
+    "pycodestyle": "scorers.linters.pycodestyle:PycodestyleScorer",
+    "pylint": "scorers.linters.pylint:PylintScorer",
     "column": "scorers.column:ColumnScorer",
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from scorers import detoxify_model
+from scorers.classifiers import detoxify_model
 from scorers.contract import Document, Execution, ScoringError
 from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorers.addresses import AddressFinder
-from scorers.birth_dates import BirthDateFinder
 from scorers.contract import Execution, ScoringError
 from scorers.errors import UserError
-from scorers.ner import cut, find_model
+from scorers.pii.addresses import AddressFinder
+from scorers.pii.birth_dates import BirthDateFinder
+from scorers.pii.entities import cut, find_model
+from scorers.pii.scrubadub import merged
 from scorers.registry import ScorerSpec, build
-from scorers.scrubadub import merged
 from scorers.sentences import document
 from tests.scorers.helpers import another_clock, check_scores, scores_of
 

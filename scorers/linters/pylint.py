@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from scorers import pylint_world
 from scorers.contract import Document, Execution, ScoringError, SemanticOptions
 from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.isolation import attempt
-from scorers.lines import line_of_syntax_error, per_character
+from scorers.linters import pylint_world
+from scorers.linters.lines import line_of_syntax_error, per_character
 from scorers.requirements import require
 
 _REVISION = 1

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorers import detoxify_model
+from scorers.classifiers import detoxify_model
+from scorers.classifiers.detoxify import batches
 from scorers.contract import Execution
-from scorers.detoxify import batches
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
 from scorers.registry import ScorerSpec, build, parse_scorer

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scorers.addresses import AddressFinder
-from scorers.birth_dates import BirthDateFinder
 from scorers.contract import Document, Execution, ScoringError
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.isolation import attempt
-from scorers.ner import EntityRecognizer, find_model
+from scorers.pii.addresses import AddressFinder
+from scorers.pii.birth_dates import BirthDateFinder
+from scorers.pii.entities import EntityRecognizer, find_model
 from scorers.requirements import require
 from scorers.text import TextOptions
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from scorers.contract import Document, Execution, ScoringError, SemanticOptions
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.isolation import attempt
-from scorers.lines import line_of_syntax_error, normalised_lines, per_character
+from scorers.linters.lines import line_of_syntax_error, normalised_lines, per_character
 from scorers.requirements import require
 
 _REVISION = 1

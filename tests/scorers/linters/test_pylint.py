@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 
-from scorers import pylint_world
 from scorers.contract import Execution, ScoringError
 from scorers.errors import UserError
-from scorers.pylint import DISABLED
+from scorers.linters import pylint_world
+from scorers.linters.pylint import DISABLED
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document
 from tests.scorers.helpers import check_scores, scores_of

@@ -1,0 +1,1 @@
+"""Linters of Python: a document is a file, and what they find counts on its physical line."""
