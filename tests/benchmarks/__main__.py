@@ -14,13 +14,14 @@ console = Console(highlight=False)
 
 
 def main(names: list[str]) -> None:
-    found = sorted(module.name for module in pkgutil.iter_modules(tests.benchmarks.__path__))
-    benchmarks = [name for name in found if name not in {"__main__", "measure"}]
+    found = sorted(module.name for module in pkgutil.iter_modules(tests.benchmarks.__path__) if not module.ispkg)
+    benchmarks = [name for name in found if name not in {"__main__", "measure", "text"}]
     unknown = sorted(set(names) - set(benchmarks))
     if unknown:
         sys.exit(f"No benchmark {', '.join(unknown)}; there are: {', '.join(benchmarks)}.")
     table = Table(
-        "benchmark", "ours", "reference", "ratio", "rounds", title="Medians; a ratio above 1 is in our favour"
+        *("benchmark", "ours", "reference", "ratio", "rounds", "agreement"),
+        title="Medians; a ratio above 1 is in our favour",
     )
     for name in names or benchmarks:
         console.print(f"{name} …")
@@ -32,7 +33,13 @@ def main(names: list[str]) -> None:
 def _cells(result: Comparison) -> tuple[str, ...]:
     low, high = min(result.ratios), max(result.ratios)
     rates = [f"{rate:,.4g} {result.unit}" for rate in (result.ours, result.reference)]
-    return result.name, *rates, f"{result.ratio:.2f} ({low:.2f} to {high:.2f})", str(len(result.ratios))
+    return (
+        result.name,
+        *rates,
+        f"{result.ratio:.2f} ({low:.2f} to {high:.2f})",
+        str(len(result.ratios)),
+        result.agreement,
+    )
 
 
 if __name__ == "__main__":

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rates of two ways a round, in `unit`, and their ratios round by round."""
+    """Rates of two ways a round, in `unit`, and their ratios round by round.
+
+    `agreement` says how the two results compare, in words, measured in the same run; empty where both only take time.
+    """
 
     name: str
     unit: str
     our_rates: tuple[float, ...]
     reference_rates: tuple[float, ...]
+    agreement: str = ""
 
     @property
     def ours(self) -> float:
