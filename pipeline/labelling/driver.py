@@ -28,12 +28,14 @@ class Summary:
         manifest: what it holds.
         progress: what this run did; None if everything had been done before.
         elapsed_s: seconds of this run, by phase: `prepare`, `start` (Ray), `label` and `seal`.
+        added: the columns that `phf score` has added; none by `phf label`.
     """
 
     output: str
     manifest: Manifest
     progress: Progress | None
     elapsed_s: dict[str, float]
+    added: tuple[str, ...] = ()
 
     @property
     def quarantined(self) -> int:

@@ -1,6 +1,7 @@
 """Everything that can be refused before a labelling job starts anything, and the job's own record of what it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pipeline.checked_json import to_checked
@@ -15,6 +16,7 @@ from pipeline.labelling.job import (
     StoredJob,
     load_job,
     read_job,
+    read_layers,
     refuse_changes,
     refuse_other_inputs,
 )
@@ -64,19 +66,13 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
             holds something else or a job with other settings or inputs.
         IncompleteError: the output's disk or store fails.
     """
-    resolved = resolve_config(config)
+    resolved = resolve_config(config, _later_scorers(storage) if extend else None)
     sources = find_sources(config.inputs, config.kind, output=config.output)
     storage.check()
     if config.execution.address:
         check_address(config.execution.address)
-    try:
+    with _reading(storage):
         begun, stored = read_job(storage), read_plan(storage)
-    except PermissionError as error:
-        raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
-    except OSError as error:
-        raise IncompleteError(
-            f"Cannot read {storage.uri}: {error.strerror or error}. The same command goes on once that is mended."
-        ) from None
     if extend and stored is None:
         raise UserError(f"{storage.uri} holds no job that could be extended. Leave --extend out to begin one.")
     before = None if begun is None else begun.config.get("sentences")
@@ -163,6 +159,28 @@ def check_layer(job: StoredJob, layer: int) -> None:
                 f"The scorer {column!r} is not the one that {job.storage.uri} was scored with: its fingerprint was "
                 f"{entry.fingerprint}, now {now[column].fingerprint}: its libraries, weights or code have changed."
             )
+
+
+@contextmanager
+def _reading(storage: Storage) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
+    except OSError as error:
+        raise IncompleteError(
+            f"Cannot read {storage.uri}: {error.strerror or error}. The same command goes on once that is mended."
+        ) from None
+
+
+def _later_scorers(storage: Storage) -> dict[str, ScorerSpec]:
+    with _reading(storage):
+        layers = read_layers(storage)
+    return {
+        column: ScorerSpec(kind=entry.kind, **entry.options)
+        for layer in layers
+        for column, entry in layer.scorers.items()
+    }
 
 
 def read_inputs(config: LabelConfig, sources: Sequence[Source], reporter: Reporter) -> Plan:

@@ -27,8 +27,12 @@ class Resolved:
     groups: dict[str, list[str]]
 
 
-def resolve_config(config: LabelConfig) -> Resolved:
+def resolve_config(config: LabelConfig, later: Mapping[str, ScorerSpec] | None = None) -> Resolved:
     """Fill in what was left open; equal jobs have equal results, however they were written down.
+
+    Args:
+        config: what is asked for.
+        later: scorers of columns that were added after the job was begun; `execution` may speak of them too.
 
     Raises:
         UserError: a column's name is taken, an option of a scorer is not valid, a threshold, a pool or a deadline is
@@ -44,7 +48,7 @@ def resolve_config(config: LabelConfig) -> Resolved:
     groups: dict[str, list[str]] = {BASE_GROUP: []}
     for column in specs:
         groups.setdefault(column if column in config.execution.pools else BASE_GROUP, []).append(column)
-    _check_execution(config.execution, specs)
+    _check_execution(config.execution, {**specs, **(later or {})})
     thresholds = threshold_specs(list(specs), config.thresholds)
     return Resolved(config.model_copy(update={"scorers": specs, "thresholds": thresholds}), specs, groups)
 

@@ -61,7 +61,7 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
                 )
             run = Run(job, config.execution, epoch, around)
             manifest = run.finish([*job.layers_of(current.scorers), layer], label=[layer])
-            return Summary(storage.uri, manifest, run.progress, around.timer.seconds)
+            return Summary(storage.uri, manifest, run.progress, around.timer.seconds, tuple(record.scorers))
 
 
 def _check_complete(job: StoredJob, current: Manifest) -> None:

@@ -67,8 +67,9 @@ def show_summary(summary: Summary, console: Console) -> None:
         console.print(f"Everything is labelled and sealed already: {summary.output}. Nothing was done.\n")
     else:
         total = duration(sum(summary.elapsed_s.values()))
+        what = f"Added {' and '.join(summary.added)} to" if summary.added else "Labelled"
         console.print(
-            f"Labelled {count_of(ledger.records, 'record')}, {count_of(manifest.sentences, 'sentence')}, in {total}.\n"
+            f"{what} {count_of(ledger.records, 'record')}, {count_of(manifest.sentences, 'sentence')}, in {total}.\n"
         )
     facts = Table.grid(padding=(0, 2))
     facts.add_row("documents", f"{ledger.labelled:,}" + (f" and {ledger.empty:,} empty" if ledger.empty else ""))

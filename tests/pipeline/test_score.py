@@ -65,6 +65,7 @@ def test_a_column_comes_later_and_nothing_is_scored_again(made: Labelling) -> No
     (made.corpus / "corpus.jsonl").unlink()
     result = run(made, score(made, "--scorer", "style=probe:0.0", "--threshold", "style=p10"))
     assert result.returncode == 0, result.stderr
+    assert "Added style to" in result.stdout
     manifest = json.loads((made.output / "manifest.json").read_text())
     assert manifest["generation"] == 2
     assert list(manifest["scorers"]) == list(manifest["config"]["scorers"]) == ["probe", "style"]
@@ -129,7 +130,12 @@ def test_inputs_that_came_later_are_labelled_too(made: Labelling) -> None:
     assert "--extend" in refused.stderr
     assert data_hashes(made.output) == first
 
-    result = again(made, "--extend")
+    # Workers may be given to a column that was added later, and to no other.
+    unknown = again(made, "--extend", "--set", "execution.pools.other.max=1")
+    assert unknown.returncode == 2
+    assert "the columns are: probe, style" in " ".join(unknown.stderr.split())
+
+    result = again(made, "--extend", "--set", "execution.pools.style.max=1")
     assert result.returncode == 0, result.stderr
     manifest = json.loads((made.output / "manifest.json").read_text())
     assert [source["uri"] for source in manifest["sources"]] == [
