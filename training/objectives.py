@@ -1,6 +1,8 @@
 """The objectives of arXiv 2302.08582 (section 2), in the plain form that every faster form is tested against.
 
-A new objective is one class here that says, for each predicted token, what it loses, and is named in `OBJECTIVES`.
+A new objective is one class here that says, for each predicted token, what it loses, and is named in `OBJECTIVES`. What
+it may hear of the network is -log p and -log(1 - p) of the token that came, and the value head; by that
+`training.linear_loss` computes any of them without holding all logits.
 """
 
 import math
@@ -55,6 +57,7 @@ class Objective(ABC):
         tags: a control token stands before each sentence of the stream.
         thresholds: the objective tells aligned from misaligned tokens in the loss.
         needs_values: the model needs a value head, whose output is `values`.
+        needs_unlikelihood: the objective pushes some tokens down, by -log(1 - p).
     """
 
     name: ClassVar[str]
@@ -62,6 +65,7 @@ class Objective(ABC):
     tags: ClassVar[bool] = False
     thresholds: ClassVar[bool] = False
     needs_values: ClassVar[bool] = False
+    needs_unlikelihood: ClassVar[bool] = False
 
     def loss(
         self, logits: Tensor, labels: Tensor, scores: Tensor, values: Tensor | None = None, *, count: int | None = None
@@ -86,9 +90,10 @@ class Objective(ABC):
             logits = logits.float()
         # Labels are rolled, and the last position, which predicts nothing here, is cut off the results: to cut it off
         # the logits would copy them all, forwards and backwards.
+        predicted = labels.roll(-1, dims=1)
         terms = self.terms(
-            logits,
-            labels.roll(-1, dims=1),
+            cross_entropy(logits, predicted),
+            unlikelihood(logits, predicted) if self.needs_unlikelihood else None,
             scores.roll(-1, dims=1).to(logits.dtype),
             None if values is None else values.to(logits.dtype),
         )
@@ -98,14 +103,14 @@ class Objective(ABC):
         return Loss(terms.loss[:, :-1].sum() / divisor, metrics)
 
     @abstractmethod
-    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
-        """The terms of each predicted token, of aligned tensors; those of the last position are not used.
+    def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
+        """The terms of each predicted token, of tensors of one shape and dtype, float32 or float64.
 
         Args:
-            logits: [B, T, V], float32 or float64.
-            predicted: int64 [B, T], the tokens that the logits predict.
-            scores: [B, T], scores of the predicted tokens, in the dtype of the logits.
-            values: [B, T], values of the states that the tokens are predicted in, in the same dtype.
+            ce: -log p of the token.
+            against: -log(1 - p) of the token; only where `needs_unlikelihood`.
+            scores: of the predicted tokens.
+            values: of the states that the tokens are predicted in; only where `needs_values`.
         """
 
 
@@ -125,9 +130,8 @@ class MLE(Objective):
 
     name: ClassVar[str] = "mle"
 
-    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+    def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
         """Cross-entropy."""
-        ce = cross_entropy(logits, predicted)
         return TokenTerms(ce, {"ce": ce})
 
 
@@ -158,13 +162,13 @@ class Unlikelihood(Objective):
 
     name: ClassVar[str] = "unlikelihood"
     thresholds: ClassVar[bool] = True
+    needs_unlikelihood: ClassVar[bool] = True
     threshold: float
     alpha: float
 
-    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+    def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
         """Cross-entropy where score <= threshold, else alpha * -log(1 - p)."""
-        aligned = (scores <= self.threshold).to(logits.dtype)
-        return _unlikelihood_terms(logits, predicted, aligned, self.alpha)
+        return _unlikelihood_terms(ce, against, (scores <= self.threshold).to(ce.dtype), self.alpha)
 
 
 @dataclass(frozen=True)
@@ -178,11 +182,12 @@ class SoftUnlikelihood(Objective):
     """
 
     name: ClassVar[str] = "unlikelihood_soft"
+    needs_unlikelihood: ClassVar[bool] = True
     alpha: float
 
-    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+    def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
         """(1 - score) * cross-entropy + alpha * score * -log(1 - p)."""
-        return _unlikelihood_terms(logits, predicted, 1 - scores.clamp(max=1), self.alpha)
+        return _unlikelihood_terms(ce, against, 1 - scores.clamp(max=1), self.alpha)
 
 
 @dataclass(frozen=True)
@@ -198,9 +203,8 @@ class RWR(Objective):
     beta: float
     w_max: float = 1000.0
 
-    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+    def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
         """Weighted cross-entropy."""
-        ce = cross_entropy(logits, predicted)
         weights, means = _weights(-scores / self.beta, self.w_max)
         return TokenTerms(weights * ce, {"ce": ce, **means}, {"weight": weights})
 
@@ -221,11 +225,10 @@ class AWR(Objective):
     beta: float
     w_max: float = 1000.0
 
-    def terms(self, logits: Tensor, predicted: Tensor, scores: Tensor, values: Tensor | None) -> TokenTerms:
+    def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
         """The loss is alpha * min(exp((R - sg(V)) / beta), w_max) * cross-entropy + (1 - alpha) * (R - V)^2."""
         if values is None:
             raise ValueError("awr needs values")
-        ce = cross_entropy(logits, predicted)
         advantage = -scores - values
         weights, means = _weights(advantage.detach() / self.beta, self.w_max)
         value_error = advantage.square()
@@ -295,9 +298,9 @@ def unlikelihood(logits: Tensor, predicted: Tensor) -> Tensor:
     return logits.logsumexp(-1) - others.logsumexp(-1)
 
 
-def _unlikelihood_terms(logits: Tensor, predicted: Tensor, aligned: Tensor, alpha: float) -> TokenTerms:
-    ce = cross_entropy(logits, predicted)
-    against = unlikelihood(logits, predicted)
+def _unlikelihood_terms(ce: Tensor, against: Tensor | None, aligned: Tensor, alpha: float) -> TokenTerms:
+    if against is None:
+        raise ValueError("unlikelihood needs -log(1 - p)")
     loss = aligned * ce + alpha * (1 - aligned) * against
     return TokenTerms(loss, {"ce": ce, "aligned_share": aligned, "unlikelihood": (1 - aligned) * against})
 

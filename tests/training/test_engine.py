@@ -26,11 +26,12 @@ def world():
     return world
 
 
-def make(world, objective="mle", *, batch_size=4, seed=0, **config):
+def make(world, objective="mle", *, batch_size=4, seed=0, tied=True, **config):
     training = TrainingConfig(**{"batch_size": batch_size, "learning_rate": 1e-3, **config})
     loss = objectives.build(objective, **({"alpha": 0.5, "beta": 1.0} if objective == "awr" else {}))
     torch.manual_seed(seed)
-    model = build_model(ModelConfig(name="nano"), Vocabulary(64, 0), value_head=loss.needs_values)
+    network = ModelConfig(name="nano", overrides={"tie_word_embeddings": tied})
+    model = build_model(network, Vocabulary(64, 0), value_head=loss.needs_values)
     return Engine(model, training, plan_horizon(training, LENGTH, world.size), world), loss
 
 
@@ -114,6 +115,26 @@ def test_a_loaded_engine_goes_on_bit_for_bit(world, tmp_path, stage):
     assert losses(other, range(3, 6)) == expected
     assert all(torch.equal(weight, weights[name]) for name, weight in other.state_dict().items())
     other.close()
+
+
+@pytest.mark.parametrize("objective", ["conditional", "awr"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_partitioned_parameters_are_there_when_the_loss_needs_them(world, tmp_path, objective, tied):
+    # DeepSpeed partitions none of a small model's parameters unless it is told to.
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')
+
+    def losses(**config):
+        engine, loss = make(world, objective, micro_batch_size=2, tied=tied, **config)
+        found = [float(engine.train_step(batch(number), loss, 1e-2).loss) for number in range(4)]
+        weights = engine.state_dict()
+        engine.close()
+        return found, weights
+
+    expected, weights = losses(zero_stage=1)
+    found, partitioned = losses(zero_stage=3, deepspeed=str(tmp_path / "ds.json"))
+    assert found == pytest.approx(expected, rel=1e-5)
+    for name, weight in partitioned.items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_goes_on_with_the_saved_generator(world, tmp_path):

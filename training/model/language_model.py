@@ -9,7 +9,9 @@ from torch import nn
 
 from scorers.errors import UserError
 from training.config import ModelConfig
+from training.linear_loss import linear_loss
 from training.model.sizes import SIZES
+from training.objectives import Objective
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 CONTROL_NOISE = 0.1  # of the embeddings' own standard deviation
@@ -36,12 +38,15 @@ class LanguageModel(nn.Module):
     Attributes:
         causal: the Hugging Face model.
         value_head: None where no objective needs it.
+        has_linear_head: whether the logits are the output embedding's product with the last hidden state and nothing
+            else, as in most architectures; then `loss` need not hold them all.
     """
 
     def __init__(self, causal: Any, *, value_head: bool = False) -> None:
         super().__init__()
         self.causal = causal
         self.value_head = ValueHead(causal.config.get_text_config().hidden_size) if value_head else None
+        self.has_linear_head = False
         self._hidden: torch.Tensor | None = None
         if value_head:
             # What the output embedding sees, for every architecture: after the final norm, before any logit scaling.
@@ -50,12 +55,46 @@ class LanguageModel(nn.Module):
     def _keep_hidden(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._hidden = inputs[0]
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        objective: Objective | None = None,
+        scores: torch.Tensor | None = None,
+        count: int | None = None,
+    ) -> Any:
         """Logits [B, T, V], where `logits[:, t]` predicts token t+1, and values float32 [B, T] or None.
+
+        With an objective, its loss and metrics instead, as a pair: `training.objectives.Loss`.
 
         Args:
             input_ids: int64 [B, T], without padding.
+            objective: what the loss is of.
+            scores: [B, T], of the tokens; for the loss.
+            count: predicted tokens to divide by; for the loss, see `Objective.loss`.
         """
+        if objective is None:
+            return self._logits(input_ids)
+        if scores is None:
+            raise ValueError("a loss needs scores")
+        if not self.has_linear_head:
+            logits, values = self._logits(input_ids)
+            result = objective.loss(logits, input_ids, scores, values, count=count)
+            return result.loss, result.metrics
+        hidden = self.causal.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        head = self.causal.get_output_embeddings()
+        result = linear_loss(
+            objective,
+            hidden,
+            head.weight,
+            input_ids,
+            scores,
+            bias=getattr(head, "bias", None),
+            values=None if self.value_head is None else self.value_head(hidden),
+            count=count,
+        )
+        return result.loss, result.metrics
+
+    def _logits(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         logits = self.causal(input_ids=input_ids, use_cache=False).logits
         if self.value_head is None:
             return logits, None
@@ -126,7 +165,9 @@ def build_model(
     else:
         causal = _initialised(config, vocabulary)
     _initialise_control_rows(causal, vocabulary.control_ids)
-    return LanguageModel(causal, value_head=value_head)
+    model = LanguageModel(causal, value_head=value_head)
+    model.has_linear_head = _has_linear_head(causal)
+    return model
 
 
 def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel:
@@ -232,6 +273,22 @@ def _initialise_control_rows(causal: Any, control_ids: tuple[int, ...]) -> None:
         known = weight[others]
         noise = torch.randn(len(control_ids), weight.shape[1]) * known.std() * CONTROL_NOISE
         weight[list(control_ids)] = known.mean(dim=0) + noise
+
+
+@torch.no_grad()
+def _has_linear_head(causal: Any) -> bool:
+    # Tried rather than known of each architecture: some scale or cap their logits, which no list would keep up with.
+    head, training = causal.get_output_embeddings(), causal.training
+    if type(head) is not nn.Linear or causal.base_model is causal:
+        return False
+    causal.eval()
+    try:
+        ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
+        logits = causal(input_ids=ids, use_cache=False).logits
+        hidden = getattr(causal.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        return hidden is not None and torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-5)
+    finally:
+        causal.train(training)
 
 
 def _unknown(name: str, error: Exception) -> str:

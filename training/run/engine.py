@@ -101,13 +101,14 @@ class Engine:
         for start in range(0, len(batch.input_ids), size):
             input_ids = torch.from_numpy(batch.input_ids[start : start + size]).to(device, non_blocking=True)
             scores = torch.from_numpy(batch.scores[start : start + size]).to(device, non_blocking=True)
-            logits, values = self._engine(input_ids)
-            result = objective.loss(logits, input_ids, scores, values, count=self.horizon.predicted_per_step)
+            loss, measured = self._engine(
+                input_ids, objective=objective, scores=scores, count=self.horizon.predicted_per_step
+            )
             # DeepSpeed averages over ranks; sums are wanted.
-            self._engine.backward(result.loss * self.horizon.ranks, scale_wrt_gas=False)
+            self._engine.backward(loss * self.horizon.ranks, scale_wrt_gas=False)
             self._engine.step()
-            losses.append(result.loss.detach())
-            metrics.append(result.metrics)
+            losses.append(loss.detach())
+            metrics.append(measured)
         applied = self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm()
         return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied)

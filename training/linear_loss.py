@@ -1,0 +1,216 @@
+"""The loss of an objective from hidden states: exact, with its gradients, and never with all the logits in memory.
+
+Every objective hears of the network through one number a token, the log-odds d of the token that came: the logit of
+that token minus the log-sum-exp of all others. Cross-entropy is -log sigmoid(d), and unlikelihood -log sigmoid(-d); the
+gradient by the other logits is their softmax, by which the log-sum-exp was found already. So the logits of a few
+hundred tokens are computed into one buffer, which holds in turn the logits, their exponentials and the gradient, and
+what flows on from it (two more matrix products) is ready before the next few hundred are looked at.
+
+The idea of computing gradients on the way forward is that of Liger Kernel (arXiv 2410.10989, section 3.2), which does
+it for cross-entropy.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch user knows
+
+from training.objectives import Loss, Objective, merge_metrics
+
+# Tokens whose logits are held at once. On a CPU more of them leave the caches, and fewer make for slower products. A
+# GPU wants more work a kernel: 2**26 logits, in float32 256 MB.
+_TOKENS_ON_CPU = 256
+_LOGITS_ON_GPU = 2**26
+
+_LOSS = "loss"
+
+
+def linear_loss(
+    objective: Objective,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    *,
+    bias: Tensor | None = None,
+    values: Tensor | None = None,
+    count: int | None = None,
+    chunk_tokens: int | None = None,
+) -> Loss:
+    """What `objective.loss(hidden @ weight.T + bias, labels, scores, values)` comes to.
+
+    Args:
+        objective: any.
+        hidden: [B, T, D], what the output embedding sees.
+        weight: [V, D], of the output embedding, in the dtype of `hidden`.
+        labels: int64 [B, T].
+        scores: [B, T].
+        bias: [V], of the output embedding.
+        values: [B, T], where the objective needs them.
+        count: predicted tokens to divide by; see `Objective.loss`.
+        chunk_tokens: tokens whose logits are held at once; by default 256 on a CPU, and 2**26 logits on a GPU.
+
+    Raises:
+        ValueError: the objective needs values and there are none, or no token is predicted.
+    """
+    if objective.needs_values and values is None:
+        raise ValueError(f"the objective {objective.name} needs the output of a value head")
+    predicted = labels[:, 1:]
+    tokens = predicted.numel()
+    if not tokens:
+        raise ValueError("blocks of one token predict nothing")
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    request = _Request(
+        objective,
+        tokens if count is None else count,
+        chunk_tokens or (_TOKENS_ON_CPU if hidden.device.type == "cpu" else max(_LOGITS_ON_GPU // len(weight), 1)),
+        predicted.flatten(),
+        scores[:, 1:].flatten().to(exact),
+    )
+    names: list[str] = []
+    loss, *metrics = _LinearLoss.apply(  # type: ignore[no-untyped-call]
+        hidden[:, :-1].flatten(0, 1),
+        weight,
+        bias,
+        None if values is None else values[:, :-1].flatten().to(exact),
+        request,
+        names,
+    )
+    return Loss(loss, dict(zip(names, metrics, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Request:
+    objective: Objective
+    count: int
+    chunk_tokens: int
+    predicted: Tensor
+    scores: Tensor
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        values: Tensor | None,
+        request: _Request,
+        names: list[str],
+    ) -> tuple[Tensor, ...]:
+        # Gradients are those of the sum over tokens until the end: divided by `count`, half precision would lose them.
+        exact = request.scores.dtype
+        wanted = any(ctx.needs_input_grad)
+        grads = _Gradients(hidden, weight, bias, values, exact) if wanted else None
+        size = min(request.chunk_tokens, len(hidden))
+        buffer = torch.empty((size, len(weight)), dtype=hidden.dtype, device=hidden.device)
+        parts: list[dict[str, Tensor]] = []
+        for start in range(0, len(hidden), size):
+            part = slice(start, min(start + size, len(hidden)))
+            logits = _logits(hidden[part], weight, bias, buffer[: part.stop - part.start])
+            log_odds, others = _log_odds(logits.to(exact), request.predicted[part])
+            loss, by_log_odds, by_values, metrics = _terms(
+                request.objective, log_odds, request.scores[part], None if values is None else values[part]
+            )
+            parts.append({_LOSS: loss, **metrics})
+            if grads is not None:
+                grads.add(part, hidden[part], others.by_logits(by_log_odds).to(hidden.dtype), by_values)
+        whole = {
+            name: each if name.startswith("max_") else each / request.count
+            for name, each in merge_metrics(parts).items()
+        }
+        total = whole.pop(_LOSS)
+        names.extend(whole)
+        ctx.grads, ctx.count = grads, request.count
+        ctx.mark_non_differentiable(*whole.values())
+        return total, *whole.values()
+
+    @staticmethod
+    def backward(ctx: Any, by_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError("the gradients of this loss were taken already; compute it again")
+        return (*grads.times(by_loss / ctx.count), None, None)
+
+
+class _Gradients:
+    """Sums of gradients over chunks, in float32 where the network computes in less."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor | None, exact: torch.dtype
+    ) -> None:
+        self._weight = weight
+        self._hidden = torch.empty_like(hidden)
+        self._by_weight = torch.zeros_like(weight, dtype=exact)
+        self._by_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
+        self._by_values = None if values is None else torch.zeros_like(values)
+
+    def add(self, part: slice, hidden: Tensor, slopes: Tensor, by_values: Tensor | None) -> None:
+        """A chunk: `slopes` [N, V] are the gradient by its logits."""
+        torch.mm(slopes, self._weight, out=self._hidden[part])
+        if slopes.dtype == self._by_weight.dtype:
+            self._by_weight.addmm_(slopes.t(), hidden)
+        else:
+            self._by_weight += slopes.t() @ hidden
+        if self._by_bias is not None:
+            self._by_bias += slopes.sum(0)
+        if self._by_values is not None and by_values is not None:
+            self._by_values[part] = by_values
+
+    def times(self, factor: Tensor) -> tuple[Tensor | None, ...]:
+        """By hidden states, weight, bias and values, each in the dtype of what it is the gradient by."""
+        hidden = (self._hidden.to(factor.dtype) * factor).to(self._hidden.dtype)
+        weight = self._by_weight.mul_(factor).to(self._weight.dtype)
+        bias = None if self._by_bias is None else (self._by_bias * factor).to(self._weight.dtype)
+        return hidden, weight, bias, None if self._by_values is None else self._by_values * factor
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
+    # Into memory that is there: on a CPU fresh pages for each chunk cost as much as the exponentials.
+    if bias is None:
+        return torch.mm(hidden, weight.t(), out=buffer)
+    return torch.addmm(bias, hidden, weight.t(), out=buffer)
+
+
+@dataclass(frozen=True)
+class _Others:
+    """Of each token the tokens that did not come: exp(logit - the largest of them), 0 for the one that came; sums."""
+
+    exponentials: Tensor
+    sums: Tensor
+    predicted: Tensor
+
+    def by_logits(self, by_log_odds: Tensor) -> Tensor:
+        """The gradient by all logits, [N, V], in place of the exponentials."""
+        gradient = self.exponentials.mul_((-by_log_odds / self.sums).unsqueeze(1))
+        return gradient.scatter_(1, self.predicted.unsqueeze(1), by_log_odds.unsqueeze(1))
+
+
+def _log_odds(logits: Tensor, predicted: Tensor) -> tuple[Tensor, _Others]:
+    """Log-odds [N] of the predicted tokens, of logits [N, V], which are overwritten."""
+    index = predicted.unsqueeze(1)
+    own = logits.gather(1, index)
+    # By the largest of the others, so that their mass is exact however improbable they are together.
+    logits.scatter_(1, index, -torch.inf)
+    largest = logits.amax(1, keepdim=True)
+    exponentials = logits.sub_(largest).exp_()
+    sums = exponentials.sum(1)
+    return (own - largest).squeeze(1) - sums.log(), _Others(exponentials, sums, predicted)
+
+
+def _terms(
+    objective: Objective, log_odds: Tensor, scores: Tensor, values: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
+    """Sum of the loss, its gradients by log-odds and values, and what there is to log: sums, and maxima (`max_…`)."""
+    with torch.enable_grad():
+        inputs = [each.detach().requires_grad_() for each in (log_odds, values) if each is not None]
+        against = -F.logsigmoid(-inputs[0]) if objective.needs_unlikelihood else None
+        terms = objective.terms(-F.logsigmoid(inputs[0]), against, scores, None if values is None else inputs[1])
+        loss = terms.loss.sum()
+        by_log_odds, *by_values = torch.autograd.grad(loss, inputs, allow_unused=True)
+    metrics = {name: each.detach().sum() for name, each in terms.means.items()}
+    metrics.update({f"max_{name}": each.detach().max() for name, each in terms.maxima.items()})
+    return loss.detach(), by_log_odds, by_values[0] if by_values else None, metrics
