@@ -144,7 +144,8 @@ class _Gradients:
     ) -> None:
         self._weight = weight
         self._hidden = torch.empty_like(hidden)
-        self._by_weight = torch.zeros_like(weight, dtype=exact)
+        self._by_weight = torch.empty_like(weight, dtype=exact)
+        self._kept = 0  # the first sum overwrites what the memory held
         self._by_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
         self._by_values = None if values is None else torch.zeros_like(values)
 
@@ -152,9 +153,12 @@ class _Gradients:
         """A chunk: `slopes` [N, V] are the gradient by its logits."""
         torch.mm(slopes, self._weight, out=self._hidden[part])
         if slopes.dtype == self._by_weight.dtype:
-            self._by_weight.addmm_(slopes.t(), hidden)
-        else:
+            self._by_weight.addmm_(slopes.t(), hidden, beta=self._kept)
+        elif self._kept:
             self._by_weight += slopes.t() @ hidden
+        else:
+            self._by_weight.copy_(slopes.t() @ hidden)
+        self._kept = 1
         if self._by_bias is not None:
             self._by_bias += slopes.sum(0)
         if self._by_values is not None and by_values is not None:

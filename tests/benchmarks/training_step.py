@@ -1,12 +1,19 @@
-"""A training step of `phf train`, against a plain PyTorch loop of the same model on the same batches, one process."""
+"""Training steps of `phf train`, one process: `mle` against a plain PyTorch loop of the same model on the same batches,
+and every other loss against `mle`."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tests.benchmarks.measure import Comparison, compare
 
-# Context, micro-batch and accumulation by model: five rounds of both take under a minute on two cores.
-SIZES = {"nano": (128, 8, 8), "tiny": (256, 8, 4)}
+# Context, micro-batch, accumulation and vocabulary by model.
+SIZES = {"nano": (128, 8, 8, 4096), "tiny": (256, 8, 8, 4096), "small": (256, 1, 8, 8192)}
+LOSSES: dict[str, dict[str, float]] = {
+    "unlikelihood": {"threshold": 0.5, "alpha": 1.0},
+    "rwr": {"beta": 10.0},
+    "awr": {"alpha": 0.5, "beta": 10.0},
+}
 
 
 def run() -> Iterator[Comparison]:
@@ -14,44 +21,92 @@ def run() -> Iterator[Comparison]:
 
     world = World.from_environment()
     world.start()
-    for name, (context, micro, accumulation) in SIZES.items():
-        yield _measure(name, context, micro, accumulation, world)
+    for name, sizes in SIZES.items():
+        setting = _Setting(name, *sizes, world)
+        yield _against_plain(setting)
+        for loss in LOSSES:
+            yield _against_mle(setting, loss)
     world.stop()
 
 
-def _measure(name: str, context: int, micro: int, accumulation: int, world: Any) -> Comparison:
-    import numpy as np
+@dataclass(frozen=True)
+class _Setting:
+    name: str
+    context: int
+    micro: int
+    accumulation: int
+    vocabulary: int
+    world: Any
+
+    def config(self) -> Any:
+        from training.config import TrainingConfig
+
+        return TrainingConfig(num_tokens=10**9, batch_size=self.micro * self.accumulation, micro_batch_size=self.micro)
+
+    def model(self, *, value_head: bool = False) -> Any:
+        from training.config import ModelConfig
+        from training.model.language_model import Vocabulary, build_model
+
+        network = ModelConfig(name=self.name)
+        return build_model(network, Vocabulary(self.vocabulary, 0), value_head=value_head, context_length=self.context)
+
+    def engine(self, *, value_head: bool = False) -> Any:
+        from training.run.engine import Engine
+        from training.run.schedule import plan_horizon
+
+        config = self.config()
+        horizon = plan_horizon(config, self.context, 1)
+        return Engine(self.model(value_head=value_head), config, horizon, self.world)
+
+    def batch(self) -> Any:
+        import numpy as np
+
+        from training.data.order import Batch
+
+        generator = np.random.default_rng(0)
+        shape = (self.micro * self.accumulation, self.context)
+        return Batch(generator.integers(0, self.vocabulary, shape), generator.random(shape, dtype=np.float32))
+
+
+def _against_plain(setting: _Setting) -> Comparison:
     import torch
 
-    from training.config import ModelConfig, TrainingConfig
-    from training.data.order import Batch
-    from training.model.language_model import Vocabulary, build_model
     from training.objectives import build
-    from training.run.engine import Engine, parameter_groups
-    from training.run.schedule import plan_horizon
+    from training.run.engine import parameter_groups
 
-    blocks, vocabulary = micro * accumulation, 4096
-    config = TrainingConfig(num_tokens=10**9, batch_size=blocks, micro_batch_size=micro)
-    model, plain = (
-        build_model(ModelConfig(name=name), Vocabulary(vocabulary, 0), context_length=context) for _ in range(2)
-    )
-    engine = Engine(model, config, plan_horizon(config, context, 1), world)
+    engine, plain, batch, objective = setting.engine(), setting.model(), setting.batch(), build("mle")
     optimizer = torch.optim.AdamW(parameter_groups(plain, 0.1), lr=5e-4, fused=True)
-    ids = np.random.default_rng(0).integers(0, vocabulary, (blocks, context))
-    batch, objective = Batch(ids, np.zeros(ids.shape, dtype=np.float32)), build("mle")
 
     def ours() -> None:
         engine.train_step(batch, objective, 5e-4)
 
     def bare() -> None:
-        for part in torch.from_numpy(ids).split(micro):
+        for part in torch.from_numpy(batch.input_ids).split(setting.micro):
             logits, _ = plain(part)
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), part[:, 1:].flatten())
-            (loss / accumulation).backward()
+            (loss / setting.accumulation).backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    result = compare(f"training step of {name}, against plain PyTorch", "tokens/s", ids.size, ours, bare)
+    title = f"training step of {setting.name}, mle, against plain PyTorch"
+    result = compare(title, "tokens/s", batch.input_ids.size, ours, bare)
     engine.close()
+    return result
+
+
+def _against_mle(setting: _Setting, name: str) -> Comparison:
+    from training.objectives import build
+
+    objective, mle, batch = build(name, **LOSSES[name]), build("mle"), setting.batch()
+    engine, plainer = setting.engine(value_head=objective.needs_values), setting.engine()
+    result = compare(
+        f"training step of {setting.name}, {name}, against mle",
+        "tokens/s",
+        batch.input_ids.size,
+        lambda: engine.train_step(batch, objective, 5e-4),
+        lambda: plainer.train_step(batch, mle, 5e-4),
+    )
+    engine.close()
+    plainer.close()
     return result
