@@ -8,7 +8,7 @@ import pytest
 
 from scorers.errors import IncompleteError, StoppedError, UserError
 from tests.training.jobs import figures, make_code_dataset, metrics, run_job
-from training.run.checkpoints import Checkpoint, newest
+from training.run.checkpoints import newest
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
@@ -191,20 +191,6 @@ def test_what_changes_no_number_may_change(tmp_path, code_dataset, undisturbed, 
     assert [step for step, *_ in figures(output)] == [1, 2, 3, 4, 8, 16, 20]
     assert figures(output)[-1] == figures(undisturbed)[-1]
     assert RunFolder(output).read_config().training.log_every == 8
-
-
-def test_another_number_of_ranks_is_refused(tmp_path, code_dataset, with_hook, monkeypatch):
-    output = tmp_path / "run"
-    stop(code_dataset, output, with_hook, 3)
-    original = newest
-
-    def by_two(folder):
-        found, damaged = original(folder)
-        return Checkpoint(found.path, found.marker.model_copy(update={"ranks": 2})), damaged
-
-    monkeypatch.setattr("training.run.checkpoints.newest", by_two)
-    with pytest.raises(UserError, match=r"was written by 2 ranks, and this run has 1\. Start 2 ranks"):
-        run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_keeps_the_earlier(tmp_path, code_dataset, monkeypatch):

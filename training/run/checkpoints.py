@@ -19,7 +19,7 @@ from training.run.folder import write_atomically
 
 MARKER_NAME = "COMMITTED"
 _NAME = re.compile(r"step-(\d{8,})")
-_STAGING = ".staging-"
+STAGING = ".staging-"
 
 
 class CheckpointFile(BaseModel):
@@ -71,7 +71,7 @@ class Damage:
 def stage(folder: Path, step: int) -> Path:
     """An empty staging folder for the checkpoint after `step` steps; what an interrupted one left is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{_STAGING}*"):
+    for left in folder.glob(f"{STAGING}*"):
         shutil.rmtree(left)
     staging = staging_path(folder, step)
     staging.mkdir()
@@ -80,7 +80,7 @@ def stage(folder: Path, step: int) -> Path:
 
 def staging_path(folder: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps is staged."""
-    return folder / f"{_STAGING}{_name(step)}"
+    return folder / f"{STAGING}{_name(step)}"
 
 
 def commit(folder: Path, step: int, *, ranks: int, seconds: float) -> Checkpoint:
@@ -100,7 +100,7 @@ def commit(folder: Path, step: int, *, ranks: int, seconds: float) -> Checkpoint
     write_atomically(staging / MARKER_NAME, marker.model_dump_json(indent=2) + "\n")
     _sync(staging)
     if target.exists():
-        replaced = folder / f"{_STAGING}replaced-{_name(step)}"
+        replaced = folder / f"{STAGING}replaced-{_name(step)}"
         target.rename(replaced)
         staging.rename(target)
         shutil.rmtree(replaced)
@@ -169,7 +169,7 @@ def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for path in _folders(folder)[:-keep]:
         # Renamed first: half a folder must not look like a checkpoint.
-        doomed = folder / f"{_STAGING}removed-{path.name}"
+        doomed = folder / f"{STAGING}removed-{path.name}"
         path.rename(doomed)
         shutil.rmtree(doomed)
 

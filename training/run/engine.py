@@ -1,5 +1,6 @@
 """DeepSpeed behind four verbs: train a step, save, load, and hand out the weights."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from training.config import TrainingConfig
 from training.data.order import Batch
 from training.model.language_model import LanguageModel
 from training.objectives import Objective, merge_metrics
+from training.run.checkpoints import STAGING
 from training.run.deepspeed_config import Precision, deepspeed_config
 from training.run.distributed import World, import_deepspeed
+from training.run.reshape import to_universal
 from training.run.schedule import Horizon
 
 _TAG = "deepspeed"
@@ -61,18 +64,25 @@ class Engine:
         config: of the training.
         horizon: the batch arithmetic.
         world: the ranks; started.
+        reshaped: whether the checkpoint to load is of another number of ranks.
     """
 
-    def __init__(self, model: LanguageModel, config: TrainingConfig, horizon: Horizon, world: World) -> None:
+    def __init__(
+        self, model: LanguageModel, config: TrainingConfig, horizon: Horizon, world: World, *, reshaped: bool = False
+    ) -> None:
         self.model = model
         self.horizon = horizon
         self.world = world
         self.precision = choose_precision(config, world.device)
         self._stage = config.zero_stage
+        # Without ZeRO no state is cut by ranks.
+        self._reshaped = reshaped and config.zero_stage > 0
         parameters = sum(parameter.numel() for parameter in model.parameters())
         json = deepspeed_config(
             config, horizon, self.precision, parameters=parameters, on_gpu=world.device.type == "cuda"
         )
+        if self._reshaped:
+            json["checkpoint"] = {**json.get("checkpoint", {}), "load_universal": True}
         offloaded = bool(json["zero_optimization"].get("offload_optimizer"))
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay),
@@ -123,15 +133,43 @@ class Engine:
         torch.save(_generator_state(self.world.device), self._generator_file(folder))
 
     def load(self, folder: Path) -> None:
-        """Take up the state that `save` wrote with as many ranks. The caller has verified the files' hashes.
+        """Take up the state that `save` wrote. The caller has verified the files' hashes. Every rank calls it.
+
+        With another number of ranks it is rewritten beside the folder first. Generators of ranks that were not there
+        then stay as they are.
 
         Raises:
             UserError: DeepSpeed finds nothing to load.
+            IncompleteError: there is no room to rewrite it in.
         """
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        if self._reshaped:
+            self._load_reshaped(folder)
+        else:
+            self._load(folder, _TAG)
+        generators = self._generator_file(folder)
+        if generators.is_file():
+            _set_generator_state(torch.load(generators, weights_only=True), self.world.device)
+
+    def _load_reshaped(self, folder: Path) -> None:
+        # Named as what is staged, so that the next save clears away what is left of it.
+        place = folder.parent / f"{STAGING}universal"
+        self.world.on_main(lambda: to_universal(folder / _TAG, place))
+        groups = self._optimizer.param_groups
+        decays = [group["weight_decay"] for group in groups]
+        self._load(place.parent, place.name)
+        # DeepSpeed 0.19 gives every group the settings of the first and, in ZeRO 3, all states one counter of steps,
+        # which each of them then counts up.
+        for group, decay in zip(groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in self._optimizer.state.values():
+            state["step"] = state["step"].clone()
+        self.world.barrier()
+        self.world.on_main(lambda: shutil.rmtree(place))
+
+    def _load(self, folder: Path, tag: str) -> None:
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if loaded is None:
             raise UserError(f"DeepSpeed cannot load the checkpoint {folder}: it holds no state of this kind.")
-        _set_generator_state(torch.load(self._generator_file(folder), weights_only=True), self.world.device)
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """The weights of the whole model on the CPU, on rank 0; None on the others. Every rank calls it."""

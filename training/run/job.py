@@ -85,7 +85,8 @@ class TrainingJob:
         """Train from the newest checkpoint, or from step 0, to the horizon, and export the model."""
         world, config = self.world, self.data.config
         checkpoint = world.on_main(self._find_checkpoint)
-        engine = Engine(self.model, config.training, self.horizon, world)
+        reshaped = checkpoint is not None and checkpoint.marker.ranks != world.size
+        engine = Engine(self.model, config.training, self.horizon, world, reshaped=reshaped)
         trainer = Trainer(
             engine,
             self.data.objective,
@@ -135,13 +136,10 @@ class TrainingJob:
                     soft_wrap=True,
                 )
             return None
-        if found.marker.ranks != self.world.size:
-            raise UserError(
-                f"{found.path} was written by {found.marker.ranks} ranks, and this run has {self.world.size}. "
-                f"Start {found.marker.ranks} ranks to go on with it."
-            )
+        ranks = found.marker.ranks
+        writers = "" if ranks == self.world.size else f", written by {ranks} rank{'s' if ranks > 1 else ''}"
         self.console.print(
-            f"Going on from {found.path}: step {found.marker.step:,} of {self.horizon.steps:,}.",
+            f"Going on from {found.path}{writers}: step {found.marker.step:,} of {self.horizon.steps:,}.",
             markup=False,
             soft_wrap=True,
         )

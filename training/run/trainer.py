@@ -57,7 +57,11 @@ class Trainer:
     _stop: bool = field(default=False, repr=False)
 
     def resume(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Take up a verified checkpoint of as many ranks."""
+        """Take up a verified checkpoint.
+
+        Raises:
+            IncompleteError: it is of another number of ranks, and there is no room to rewrite it in.
+        """
         self.engine.load(checkpoint.path)
         self.step = self.saved = checkpoint.marker.step
         self.seconds = checkpoint.marker.seconds
