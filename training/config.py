@@ -89,6 +89,10 @@ class TrainingConfig(_Section):
             warm-up; share of the steps that warm up; the rate at the end, relative to the peak.
         weight_decay, adam_beta1, adam_beta2, adam_epsilon: AdamW; biases and norms are not decayed.
         gradient_clipping: norm at which gradients are clipped; 0 for never.
+        skip_sigmas: the update of a batch whose loss is so many standard deviations above the mean of the last 128 is
+            skipped; None for never.
+        max_skipped: skipped updates in a row that end the run. Those whose loss or gradient is no number are skipped
+            always.
         seed: of the initialisation, the order of the blocks, dropped tags and dropout.
         precision: auto is bf16 where the device computes in it, else fp32.
         zero_stage: DeepSpeed's ZeRO stage; at least 1 with fp16 or bf16.
@@ -109,6 +113,8 @@ class TrainingConfig(_Section):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     gradient_clipping: float = Field(default=1.0, ge=0)
+    skip_sigmas: float | None = Field(default=None, gt=0)
+    max_skipped: Count = Field(default=10, ge=1)
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1

@@ -117,6 +117,54 @@ def test_a_loaded_engine_goes_on_bit_for_bit(world, tmp_path, stage):
     other.close()
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_update_without_a_number_leaves_everything_as_it_was(world, stage, precision):
+    def losses(numbers):
+        engine, loss = make(world, "awr", zero_stage=stage, micro_batch_size=2, precision=precision)
+        found = []
+        for number in numbers:
+            data = batch(0 if number is None else number)
+            if number is None:
+                data.scores[1, 3] = np.nan  # in the first of two micro-batches
+            outcome = engine.train_step(data, loss, 1e-2)
+            assert outcome.applied == (number is not None)
+            if number is not None:
+                found.append(outcome.loss.item())
+        weights = engine.state_dict()
+        engine.close()
+        return found, weights
+
+    expected, weights = losses([0, 1, 2, 3])
+    found, same = losses([None, 0, 1, None, None, 2, 3])
+    assert found == expected
+    assert all(torch.equal(weight, weights[name]) for name, weight in same.items())
+
+
+def test_a_spike_is_skipped_and_the_memory_of_losses_is_saved(world, tmp_path):
+    def spike(size):
+        data = batch(500)
+        data.scores[:] = size
+        return data
+
+    options = {"zero_stage": 1, "skip_sigmas": 6.0, "micro_batch_size": 2}
+    engine, loss = make(world, "awr", **options)
+    assert engine.train_step(spike(1000), loss, 1e-3).applied, "nothing is known of the losses yet"
+    engine.close()
+    engine, loss = make(world, "awr", **options)
+    for number in range(70):
+        assert engine.train_step(batch(number), loss, 1e-3).applied
+    engine.save(tmp_path)
+    for _ in range(3):
+        assert not engine.train_step(spike(1000), loss, 1e-3).applied
+    assert engine.train_step(batch(70), loss, 1e-3).applied
+    engine.close()
+    other, _ = make(world, "awr", **options, seed=7)
+    other.load(tmp_path)
+    assert not other.train_step(spike(1000), loss, 1e-3).applied
+    other.close()
+
+
 @pytest.mark.parametrize("objective", ["conditional", "awr"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_partitioned_parameters_are_there_when_the_loss_needs_them(world, tmp_path, objective, tied):

@@ -154,7 +154,8 @@ def test_only_the_newest_checkpoints_stay(tmp_path, code_dataset):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, code_dataset):
     with pytest.raises(
-        DivergedError, match=r"not finite at step \d+; .* newest checkpoint is of step 1\b.*learning_rate"
+        DivergedError,
+        match=r"3 updates in a row were skipped.* up to step 4 .* newest checkpoint is of step 3\b.*learning_rate",
     ):
         run_job(
             code_dataset,
@@ -163,7 +164,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, code_dataset):
             training__save_every=1,
             training__warmup_ratio=0,
             training__gradient_clipping=0,
+            training__max_skipped=3,
         )
+    dump = json.loads((tmp_path / "run" / "diverged-4.json").read_text())
+    data = prepare(job_config(code_dataset, tmp_path / "run"))
+    assert dump["blocks"] == data.batches.block_indices(3).tolist()
+    assert len(dump["blocks"]) == data.config.training.batch_size
+    documents = np.searchsorted(data.stream.documents, dump["dataset_rows"])
+    assert data.stream.documents[documents].tolist() == dump["dataset_rows"]
     facts = RunFolder(tmp_path / "run").read_facts()
     assert facts.status == "failed"
     assert not RunFolder(tmp_path / "run").model.exists()

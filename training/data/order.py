@@ -38,6 +38,10 @@ class Blocks(Protocol):
         """The blocks of these indices, in their order."""
         ...
 
+    def documents_in(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """The documents that these blocks are cut from, ascending, int64."""
+        ...
+
 
 @dataclass(frozen=True)
 class BatchSource:
@@ -61,6 +65,11 @@ class BatchSource:
     def batch(self, step: int) -> Batch:
         """The global batch of a step; batches straddle epochs."""
         return self.stream.blocks(self.block_indices(step))
+
+    def documents(self, step: int) -> list[int]:
+        """The documents of a step's batch, by their row in the dataset, from 0."""
+        found: list[int] = self.stream.documents_in(self.block_indices(step)).tolist()
+        return found
 
     def rank_batch(self, step: int, rank: int, world: int) -> Batch:
         """The part of a step's batch that a rank computes: the rank-th of `world` equal, contiguous parts.

@@ -121,6 +121,18 @@ class Stream:
         batch = self.blocks([index])
         return batch.input_ids[0], batch.scores[0]
 
+    def documents_in(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """The documents that blocks are cut from: numbers of the store, in the dataset's order, ascending, int64."""
+        begin = np.asarray(indices, dtype=np.int64).reshape(-1) * self.options.context_length
+        first, last = self._pieces(begin)
+        return np.unique(self._piece_document[_ragged_ranges(first, last - first)])
+
+    def _pieces(self, begin: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        # Pieces that touch a block: from the last that starts at or before its first token to the last that starts
+        # before its end.
+        first = np.searchsorted(self._piece_starts, begin, side="right") - 1
+        return first, np.searchsorted(self._piece_starts, begin + self.options.context_length - 1, side="right")
+
     def blocks(self, indices: ArrayLike) -> Batch:
         """Any blocks, in the order given.
 
@@ -137,10 +149,7 @@ class Stream:
         ids = np.zeros(len(chosen) * length, dtype=np.int64)
         scores = np.zeros(len(chosen) * length, dtype=np.float32)
         begin = chosen * length
-        # Pieces that touch a block: from the last that starts at or before its first token to the last that starts
-        # before its end.
-        first = np.searchsorted(self._piece_starts, begin, side="right") - 1
-        last = np.searchsorted(self._piece_starts, begin + length - 1, side="right")
+        first, last = self._pieces(begin)
         piece = _ragged_ranges(first, last - first)
         # `shift` turns a place in the stream into one in the flattened result, where a block spans low to low + length.
         row = np.repeat(np.arange(len(chosen)), last - first)

@@ -139,6 +139,12 @@ class World:
             dist.all_reduce(values, group=self._agreement)
         return values
 
+    def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks of a tensor where the model is, without waiting for it."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
     def max(self, values: torch.Tensor) -> torch.Tensor:
         """Maximum over all ranks of a tensor on the CPU; the tensor itself when alone."""
         if self.size > 1:

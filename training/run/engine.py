@@ -17,10 +17,12 @@ from training.objectives import Objective, merge_metrics
 from training.run.checkpoints import STAGING
 from training.run.deepspeed_config import Precision, deepspeed_config
 from training.run.distributed import World, import_deepspeed
+from training.run.guard import SpikeGuard
 from training.run.reshape import to_universal
 from training.run.schedule import Horizon
 
 _TAG = "deepspeed"
+_GUARD = "losses.pt"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class StepOutcome:
         loss: scalar, this rank's share of the global mean: over ranks, shares add up.
         metrics: scalars that add up likewise, but for `max_…` (see `training.objectives.merge_metrics`).
         gradient_norm: of the whole model before clipping, the same on every rank; None where DeepSpeed has none.
-        applied: false where fp16's loss scale overflowed and the update was skipped.
+        applied: false where the update was skipped: a spike, a loss or a gradient that is no number, or fp16's scale.
     """
 
     loss: Tensor
@@ -75,6 +77,7 @@ class Engine:
         self.world = world
         self.precision = choose_precision(config, world.device)
         self._stage = config.zero_stage
+        self._guard = None if config.skip_sigmas is None else SpikeGuard(config.skip_sigmas, world.device)
         # Without ZeRO no state is cut by ranks.
         self._reshaped = reshaped and config.zero_stage > 0
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -114,11 +117,13 @@ class Engine:
             loss, measured = self._engine(
                 input_ids, objective=objective, scores=scores, count=self.horizon.predicted_per_step
             )
+            losses.append(loss.detach())
+            metrics.append(measured)
+            if self._guard is not None and start + size >= len(batch.input_ids):
+                loss = loss * self._guard.factor(self.world.sum_on_device(torch.stack(losses).sum()))
             # DeepSpeed averages over ranks; sums are wanted.
             self._engine.backward(loss * self.horizon.ranks, scale_wrt_gas=False)
             self._engine.step()
-            losses.append(loss.detach())
-            metrics.append(measured)
         applied = self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm()
         return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied)
@@ -131,6 +136,8 @@ class Engine:
         # Without `latest`, which DeepSpeed writes before the other ranks have finished.
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
         torch.save(_generator_state(self.world.device), self._generator_file(folder))
+        if self._guard is not None and self.world.is_main:
+            torch.save(self._guard.state(), folder / _GUARD)
 
     def load(self, folder: Path) -> None:
         """Take up the state that `save` wrote. The caller has verified the files' hashes. Every rank calls it.
@@ -146,6 +153,8 @@ class Engine:
             self._load_reshaped(folder)
         else:
             self._load(folder, _TAG)
+        if self._guard is not None and (folder / _GUARD).is_file():
+            self._guard.load(torch.load(folder / _GUARD, weights_only=True))
         generators = self._generator_file(folder)
         if generators.is_file():
             _set_generator_state(torch.load(generators, weights_only=True), self.world.device)

@@ -21,6 +21,7 @@ _FREE = (
     "training.save_every",
     "training.evaluate_every",
     "training.keep_checkpoints",
+    "training.max_skipped",
     "evaluation",
     "tracking",
 )

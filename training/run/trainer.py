@@ -1,5 +1,6 @@
 """The training loop: a batch by its step's number, an update, and the hooks around them."""
 
+import json
 import math
 import shutil
 import signal
@@ -20,6 +21,7 @@ from training.objectives import Objective
 from training.run import checkpoints
 from training.run.distributed import World
 from training.run.engine import Engine, StepOutcome
+from training.run.folder import write_atomically
 from training.run.hooks import Hook, Step
 from training.run.schedule import Horizon, learning_rate
 
@@ -27,7 +29,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class DivergedError(IncompleteError):
-    """The loss or the gradient is not finite."""
+    """The loss or the gradient is not finite, or too many updates in a row were skipped."""
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Trainer:
         hooks: called in this order.
         step: optimiser steps done.
         seconds: time spent in steps, those of earlier processes of the run included.
+        skipped: updates that this process skipped.
         saved: the step of the newest checkpoint; None without one.
     """
 
@@ -54,6 +57,8 @@ class Trainer:
     step: int = 0
     seconds: float = 0.0
     saved: int | None = None
+    skipped: int = 0
+    _skipped_in_a_row: int = field(default=0, repr=False)
     _stop: bool = field(default=False, repr=False)
 
     def resume(self, checkpoint: checkpoints.Checkpoint) -> None:
@@ -71,7 +76,7 @@ class Trainer:
 
         Raises:
             StoppedError: SIGTERM, SIGUSR1 or SIGINT came; the state is saved, the same command goes on.
-            DivergedError: the loss or the gradient is not finite; nothing was saved since.
+            DivergedError: too many updates in a row were skipped, or without ZeRO one was not and did harm.
             IncompleteError: a checkpoint could not be written.
         """
         with self._signals():
@@ -125,9 +130,7 @@ class Trainer:
             self.step += 1
             finished = self.step == self.horizon.steps
             logged = self._is_logged(finished)
-            # Reading a number waits for the device: on a GPU only where a number is wanted.
-            checked = self.world.device.type == "cpu" or logged or finished or self._is_kept()
-            diverged, stopped = self.world.any(checked and not _is_finite(outcome, self.engine.precision), self._stop)
+            diverged, stopped = self.world.any(self._is_lost(outcome), self._stop)
             took = time.perf_counter() - began
             self.seconds += took
             window_seconds += took
@@ -149,8 +152,18 @@ class Trainer:
         every = self.config.log_every
         return bool(every) and (self.step == 1 or self.step % every == 0 or finished)
 
-    def _is_kept(self) -> bool:
-        return any(every and self.step % every == 0 for every in (self.config.save_every, self.config.evaluate_every))
+    def _is_lost(self, outcome: StepOutcome) -> bool:
+        if self.config.zero_stage == 0:
+            # DeepSpeed skips nothing then: what is not finite is in the weights.
+            return not (math.isfinite(float(outcome.loss)) and math.isfinite(float(outcome.gradient_norm or 0.0)))
+        if outcome.applied:
+            self._skipped_in_a_row = 0
+            return False
+        self.skipped += 1
+        # fp16's scaled gradients overflow now and then, and DeepSpeed lowers the scale.
+        if self.engine.precision != "fp16" or not math.isfinite(float(outcome.loss)):
+            self._skipped_in_a_row += 1
+        return self._skipped_in_a_row >= self.config.max_skipped
 
     def _values(self, outcome: StepOutcome, rate: float, tokens_per_second: float) -> dict[str, Any]:
         sums = {name: value for name, value in outcome.metrics.items() if not name.startswith("max_")}
@@ -167,17 +180,33 @@ class Trainer:
             "learning_rate": rate,
             "grad_norm": None if norm is None else float(norm),
             "tokens_per_second": tokens_per_second,
-            **({} if outcome.applied else {"skipped": 1}),
+            **({"skipped": self.skipped} if self.skipped else {}),
         }
 
     def _diverged(self, outcome: StepOutcome) -> str:
-        what = "loss" if not math.isfinite(float(outcome.loss)) else "gradient"
         kept = "no checkpoint was written" if self.saved is None else f"the newest checkpoint is of step {self.saved}"
+        what = "the loss or the gradient is not finite"
+        if self._skipped_in_a_row:
+            what = f"{self._skipped_in_a_row} updates in a row were skipped, their losses no numbers or spikes"
         return (
-            f"the {what} is not finite at step {self.step}; nothing was saved since, {kept}. "
+            f"{what}, up to step {self.step} (loss {float(outcome.loss):g}); {kept}. What the last batch was made of "
+            f"stands in {self.world.on_main(self._dump)}. "
             f"Train into another --output with a lower training.learning_rate (now {self.config.learning_rate:g}), "
             f"a longer training.warmup_ratio, or training.gradient_clipping (now {self.config.gradient_clipping:g})."
         )
+
+    def _dump(self) -> str:
+        """Which blocks, and rows of the dataset, the last batch was made of; never their text."""
+        step = self.step - 1
+        facts = {
+            "step": self.step,
+            "seed": self.batches.seed,
+            "blocks": self.batches.block_indices(step).tolist(),
+            "dataset_rows": self.batches.documents(step),
+        }
+        path = self.folder.parent / f"diverged-{self.step}.json"
+        write_atomically(path, json.dumps(facts, indent=2) + "\n")
+        return str(path)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -192,13 +221,6 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _is_finite(outcome: StepOutcome, precision: str) -> bool:
-    if not math.isfinite(float(outcome.loss)):
-        return False
-    # fp16's scaled gradients overflow now and then; DeepSpeed skips the update and lowers the scale.
-    return precision == "fp16" or outcome.gradient_norm is None or math.isfinite(float(outcome.gradient_norm))
 
 
 def _or_incomplete(folder: Path, work: Any) -> None:
