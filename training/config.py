@@ -87,6 +87,7 @@ class TrainingConfig(_Section):
             of the batch up to 8.
         learning_rate, schedule, warmup_ratio, min_learning_rate_ratio: peak; shape of the decay after the linear
             warm-up; share of the steps that warm up; the rate at the end, relative to the peak.
+        decay_ratio: with the schedule `wsd` (warm up, stay, decay), the share of the steps that decay.
         weight_decay, adam_beta1, adam_beta2, adam_epsilon: AdamW; biases and norms are not decayed.
         gradient_clipping: norm at which gradients are clipped; 0 for never.
         skip_sigmas: the update of a batch whose loss is so many standard deviations above the mean of the last 128 is
@@ -105,9 +106,10 @@ class TrainingConfig(_Section):
     batch_size: Count = Field(default=64, ge=1)
     micro_batch_size: Count | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     warmup_ratio: float = Field(default=0.01, ge=0, le=1)
     min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    decay_ratio: float = Field(default=0.2, gt=0, le=1)
     weight_decay: float = Field(default=0.1, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)

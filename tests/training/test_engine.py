@@ -264,6 +264,18 @@ class TestLearningRate:
         assert learning_rate(config, 50, 100) == pytest.approx(0.55)
         assert learning_rate(config, 100, 100) == pytest.approx(0.1)
 
+    def test_wsd_stays_and_then_falls_as_the_root_of_the_way(self):
+        config = TrainingConfig(learning_rate=1.0, warmup_ratio=0.1, schedule="wsd", decay_ratio=0.25)
+        rates = [learning_rate(config, step, 100) for step in range(101)]
+        assert rates[4] == pytest.approx(0.5)
+        assert set(rates[9:76]) == {1.0}
+        assert rates[76] == pytest.approx(1 - 0.2)
+        assert rates[84] == pytest.approx(1 - 0.6)
+        assert rates[100] == 0.0
+        # No more than is left after the warm-up, and at least a step.
+        assert learning_rate(config.model_copy(update={"decay_ratio": 1.0}), 10, 100) == 1.0
+        assert learning_rate(config.model_copy(update={"decay_ratio": 1e-6}), 99, 100) == 1.0
+
     def test_constant_stays(self):
         config = TrainingConfig(learning_rate=1.0, warmup_ratio=0, schedule="constant")
         assert {learning_rate(config, step, 7) for step in range(7)} == {1.0}

@@ -64,6 +64,12 @@ def test_a_step_writes_one_line_with_every_figure(tmp_path, code_dataset):
     assert [line["tokens"] for line in lines] == [step * 128 for step in range(1, 13)]
     expected = {"loss", "ce", "value_error", "value", "weight", "max_weight", "clipped_share", "advantage"}
     assert expected | {"learning_rate", "grad_norm", "tokens_per_second"} <= lines[0].keys()
+    for line in lines:
+        assert list(line["seconds"]) == ["data", "forward", "backward", "optimizer"]
+        assert 0 < line["mfu"] < 1.5
+        assert line["peak_memory"] > 100e6
+        # Of one step, and what the loop itself does is not in them.
+        assert 0 < sum(line["seconds"].values()) <= 128 / line["tokens_per_second"] + 1e-6
     assert lines[0]["value"] == pytest.approx(-0.5)
     assert lines[0]["ce"] == pytest.approx(math.log(400), abs=0.3)
 

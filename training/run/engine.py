@@ -20,6 +20,7 @@ from training.run.distributed import World, import_deepspeed
 from training.run.guard import SpikeGuard
 from training.run.reshape import to_universal
 from training.run.schedule import Horizon
+from training.run.speed import Stopwatch
 
 _TAG = "deepspeed"
 _GUARD = "losses.pt"
@@ -67,6 +68,10 @@ class Engine:
         horizon: the batch arithmetic.
         world: the ranks; started.
         reshaped: whether the checkpoint to load is of another number of ranks.
+
+    Attributes:
+        watch: where the seconds of the last step went: `forward` (the loss and its first gradients with it),
+            `backward` (with the communication that runs beside it) and `optimizer`.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Engine:
         self.horizon = horizon
         self.world = world
         self.precision = choose_precision(config, world.device)
+        self.watch = Stopwatch(world.device)
         self._stage = config.zero_stage
         self._guard = None if config.skip_sigmas is None else SpikeGuard(config.skip_sigmas, world.device)
         # Without ZeRO no state is cut by ranks.
@@ -108,6 +114,7 @@ class Engine:
         """
         size, device = self.horizon.micro_batch_size, self.world.device
         losses, metrics = [], []
+        self.watch.begin()
         self._engine.train()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -121,9 +128,12 @@ class Engine:
             metrics.append(measured)
             if self._guard is not None and start + size >= len(batch.input_ids):
                 loss = loss * self._guard.factor(self.world.sum_on_device(torch.stack(losses).sum()))
+            self.watch.lap("forward")
             # DeepSpeed averages over ranks; sums are wanted.
             self._engine.backward(loss * self.horizon.ranks, scale_wrt_gas=False)
+            self.watch.lap("backward")
             self._engine.step()
+            self.watch.lap("optimizer")
         applied = self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm()
         return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied)

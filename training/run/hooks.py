@@ -159,5 +159,6 @@ def _figures(values: dict[str, Any]) -> str:
         f"lr {values['learning_rate']:.2e}",
         *([] if norm is None else [f"norm {norm:.2f}"]),
         f"{values['tokens_per_second']:,.0f} tokens/s",
+        f"{values['mfu']:.0%} MFU",
     ]
     return "  ".join(shown)

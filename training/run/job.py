@@ -25,6 +25,7 @@ from training.run.plan import print_plan
 from training.run.progress import StageProgress
 from training.run.resume import check_folder, check_same
 from training.run.schedule import Horizon, plan_horizon
+from training.run.speed import peak_flops
 from training.run.tracking import Tracker
 from training.run.trainer import DivergedError, Trainer
 
@@ -95,6 +96,8 @@ class TrainingJob:
             config.training,
             world,
             self.folder.checkpoints,
+            self.facts.model.flops_per_token,
+            peak_flops(world.device, engine.precision)[0],
         )
         if checkpoint is not None:
             trainer.resume(checkpoint)

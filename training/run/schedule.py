@@ -73,7 +73,8 @@ def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
     """The learning rate of step number `step` (from 0) of `steps`: a pure function, so a resumed run needs no state.
 
     It rises linearly over ceil(warmup_ratio * steps) steps, whose last has the peak, then decays towards the minimum,
-    which it would reach at step number `steps`.
+    which it would reach at step number `steps`. `wsd` stays at the peak and decays over the last decay_ratio * steps
+    alone, by 1 - sqrt of the way (MiniCPM, arXiv 2404.06395; shape and share: Hägele et al., arXiv 2405.18392).
     """
     peak, low = config.learning_rate, config.learning_rate * config.min_learning_rate_ratio
     warmup = math.ceil(config.warmup_ratio * steps)
@@ -81,6 +82,9 @@ def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
         return peak * (step + 1) / warmup
     if config.schedule == "constant":
         return peak
+    if config.schedule == "wsd":
+        decay = max(1, min(math.ceil(config.decay_ratio * steps), steps - warmup))
+        return low + (peak - low) * (1 - math.sqrt(max(0, step - (steps - decay)) / decay))
     progress = (step - warmup) / max(1, steps - warmup)
     remaining = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return low + (peak - low) * remaining

@@ -24,6 +24,7 @@ from training.run.engine import Engine, StepOutcome
 from training.run.folder import write_atomically
 from training.run.hooks import Hook, Step
 from training.run.schedule import Horizon, learning_rate
+from training.run.speed import peak_memory
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -39,6 +40,8 @@ class Trainer:
     Attributes:
         engine, objective, batches, horizon, config, world: what is trained, how, on what.
         folder: of the checkpoints.
+        flops_per_token: floating-point operations a trained token.
+        peak_flops: what one rank could do of them in a second; see `training.run.speed`.
         hooks: called in this order.
         step: optimiser steps done.
         seconds: time spent in steps, those of earlier processes of the run included.
@@ -53,6 +56,8 @@ class Trainer:
     config: TrainingConfig
     world: World
     folder: Path
+    flops_per_token: float
+    peak_flops: float
     hooks: Sequence[Hook] = ()
     step: int = 0
     seconds: float = 0.0
@@ -126,6 +131,7 @@ class Trainer:
             began = time.perf_counter()
             rate = learning_rate(self.config, self.step, self.horizon.steps)
             batch = self.batches.rank_batch(self.step, self.world.rank, self.world.size)
+            waited = time.perf_counter() - began
             outcome = self.engine.train_step(batch, self.objective, rate)
             self.step += 1
             finished = self.step == self.horizon.steps
@@ -140,6 +146,7 @@ class Trainer:
             values: dict[str, Any] = {}
             if logged:
                 values = self._values(outcome, rate, window_tokens / window_seconds)
+                values["seconds"] = {"data": waited, **self.engine.watch.read()}
                 window_tokens, window_seconds = 0, 0.0
             step = Step(self.step, last=finished or stopped, logged=logged, values=values)
             for hook in self.hooks:
@@ -180,6 +187,8 @@ class Trainer:
             "learning_rate": rate,
             "grad_norm": None if norm is None else float(norm),
             "tokens_per_second": tokens_per_second,
+            "mfu": tokens_per_second * self.flops_per_token / (self.peak_flops * self.world.size),
+            "peak_memory": peak_memory(self.world.device),
             **({"skipped": self.skipped} if self.skipped else {}),
         }
 

@@ -1,0 +1,93 @@
+"""How fast a step is: where its seconds go, what share of the machine's arithmetic it uses, how much memory."""
+
+import resource
+import time
+from typing import Any
+
+import torch
+
+from training.run.deepspeed_config import Precision
+
+# Dense matrix products a second in bf16 or fp16, by a part of the card's name, as their makers state them; the first
+# that fits. (NVIDIA's data sheets; those that count structured sparsity are halved.)
+_PEAKS = {
+    "B200": 2.25e15,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "V100": 125e12,
+}
+_SIZE_ON_CPU, _SIZE_ON_GPU = 1024, 8192
+_ROUNDS = 5
+
+
+def peak_flops(device: torch.device, precision: Precision) -> tuple[float, str]:
+    """Floating-point operations a second that one rank could do at best, and where the number is from.
+
+    On a GPU that is known, its maker's for half precision; otherwise the fastest of some large matrix products, which
+    takes about a quarter of a second. Threads as they are set.
+    """
+    if device.type == "cuda" and precision != "fp32":
+        name = torch.cuda.get_device_name(device)
+        for part, peak in _PEAKS.items():
+            if part in name:
+                return peak, f"{name}, as its maker states it"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    size = _SIZE_ON_GPU if device.type == "cuda" else _SIZE_ON_CPU
+    factor = torch.ones(size, size, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(_ROUNDS + 1):
+        began = time.perf_counter()
+        factor @ factor
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds[1:]), f"measured with products of {size} x {size}"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: of the GPU where the model is on one, else of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Stopwatch:
+    """Seconds of one step by phase. On a GPU laps are events in its queue, which nobody waits for until they are read.
+
+    Args:
+        device: where the step is computed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._laps: list[tuple[str, Any]] = []
+
+    def begin(self) -> None:
+        """Another step begins; the laps of the one before are forgotten."""
+        self._laps = [("", self._now())]
+
+    def lap(self, phase: str) -> None:
+        """What has been done since the last lap was this."""
+        self._laps.append((phase, self._now()))
+
+    def read(self) -> dict[str, float]:
+        """Seconds by phase, in the order in which they occurred first. On a GPU it waits for the last of them."""
+        if self._on_gpu and self._laps:
+            self._laps[-1][1].synchronize()
+        found: dict[str, float] = {}
+        for (_, before), (phase, after) in zip(self._laps, self._laps[1:], strict=False):
+            seconds = before.elapsed_time(after) / 1000 if self._on_gpu else after - before
+            found[phase] = found.get(phase, 0.0) + seconds
+        return found
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
