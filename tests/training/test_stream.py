@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.stores import make_store
-from training.data.stream import Stream, StreamOptions
+from training.data.options import StreamOptions
+from training.data.stream import Stream
 
 EOS, ALIGNED, MISALIGNED = 900, 901, 902
 MASK = 2**64 - 1

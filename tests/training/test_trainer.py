@@ -1,5 +1,6 @@
 """The loop: it learns by every objective, calls its hooks, writes its numbers, and stops where there are none."""
 
+import hashlib
 import json
 import math
 
@@ -10,13 +11,15 @@ import torch
 from scorers.errors import UserError
 from tests.training import real_runs
 from tests.training.jobs import job_config, make_code_dataset, metrics, run_job
+from training.data.order import Batch
 from training.data.prepare import prepare
 from training.evaluation.heldout import held_out_loss
-from training.model.language_model import load_model
+from training.model.language_model import LanguageModel, load_model
 from training.objectives import OBJECTIVES
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
+from training.run.schedule import plan_horizon
 from training.run.trainer import DivergedError
 
 LONG = {"training__num_tokens": 150 * 16 * 64, "training__batch_size": 16, "data__context_length": 64}
@@ -150,6 +153,41 @@ def test_hooks_are_called_in_order(tmp_path, code_dataset, monkeypatch):
         "saved 3",
         "after",
     ]
+
+
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 1), (1, 2), (1, 8), (2, 1), (2, 4), (4, 2), (8, 1)])
+def test_the_model_sees_the_same_global_batches_however_they_are_cut(code_dataset, tmp_path, ranks, micro):
+    data = prepare(job_config(code_dataset, tmp_path / "run", "conditional", training__batch_size=8))
+    source = data.batches
+
+    def digest(parts):
+        return hashlib.sha256(b"".join(part.input_ids.tobytes() + part.scores.tobytes() for part in parts)).hexdigest()
+
+    config = data.config.training.model_copy(update={"micro_batch_size": micro})
+    horizon = plan_horizon(config, 32, ranks)
+    for step in range(40):  # some epochs
+        whole = source.batch(step)
+        shares = [source.rank_batch(step, rank, ranks) for rank in range(ranks)]
+        assert all(len(share.input_ids) == horizon.micro_batch_size * horizon.accumulation for share in shares)
+        rows = [Batch(share.input_ids[[row]], share.scores[[row]]) for share in shares for row in range(8 // ranks)]
+        assert digest(rows) == digest([Batch(whole.input_ids[[row]], whole.scores[[row]]) for row in range(8)])
+
+
+def test_a_micro_batch_is_the_next_blocks_of_the_batch(code_dataset, tmp_path):
+    seen = {}
+    original = LanguageModel.forward
+    for micro in (1, 2, 4):
+        seen[micro] = []
+
+        def forward(model, input_ids, *arguments, blocks=seen[micro], **keywords):
+            blocks.extend(input_ids.tolist())
+            return original(model, input_ids, *arguments, **keywords)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LanguageModel, "forward", forward)
+            run_job(code_dataset, tmp_path / str(micro), training__micro_batch_size=micro)
+    assert seen[1] == seen[2] == seen[4]
+    assert len(seen[1]) == 12 * 4
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path, code_dataset):

@@ -8,9 +8,10 @@ from pipeline.dataset import LabelledDataset, open_dataset
 from scorers.errors import UserError
 from training.config import DataConfig, ObjectiveConfig, TrainConfig
 from training.data.builder import ensure_store
+from training.data.options import StreamOptions
 from training.data.order import BatchSource
 from training.data.store import TokenStore
-from training.data.stream import Stream, StreamOptions
+from training.data.stream import Stream
 from training.data.thresholds import ThresholdChoice, check_stream, document_threshold, sentence_threshold
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
 from training.objectives import OBJECTIVES, Objective, build

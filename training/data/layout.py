@@ -1,0 +1,189 @@
+"""Which documents of a store a stream has, and where in it they stand: the index that makes any block a few look-ups.
+
+For a large store it takes seconds to compute where tags are dropped, as that is asked of every sentence. So it is kept
+beside the store, as arrays that are mapped, not read; where that is not possible, it is computed each time.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from training.data.arrays import read_array, write_array
+from training.data.hashing import combine, splitmix64, uniform
+from training.data.options import StreamOptions
+from training.data.store import TokenStore
+
+FOLDER = "streams"
+_VERSION = 1
+
+# Documents are indexed in pieces of at most so many sentences, so that a block of a very long document costs no more.
+_PIECE = 256
+# Sentences looked at together where all of them are: bounds the memory of a statistic.
+_CHUNK = 1 << 22
+# Sentences from which on keeping the layout pays: below, computing it takes a tenth of a second.
+_WORTH_KEEPING = 1_000_000
+
+# Salts keep choices apart that are made of the same seed.
+_HELD_OUT = 1
+_DROPPED_TAG = 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The documents of a stream, in its order, in pieces of at most 256 sentences; all but `piece_eos` are int64.
+
+    Attributes:
+        documents: [documents], numbers of the store.
+        held_out, filtered: those left out for that, though they have a score.
+        piece_document, piece_begin, piece_end: [pieces], the document, its first sentence, and the one after its last.
+        piece_starts: [pieces + 1], the place in the stream of a piece's first token, and the stream's length.
+        piece_eos: uint8 [pieces], 1 where the piece begins with EOS, as the first of a document.
+    """
+
+    documents: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    filtered: NDArray[np.int64]
+    piece_document: NDArray[np.int64]
+    piece_begin: NDArray[np.int64]
+    piece_end: NDArray[np.int64]
+    piece_starts: NDArray[np.int64]
+    piece_eos: NDArray[np.uint8]
+
+    def sentence_chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """All sentences of the stream in order, some millions at a time, and the document of each."""
+        for first in range(0, len(self.piece_begin), max(_CHUNK // _PIECE, 1)):
+            pieces = slice(first, first + max(_CHUNK // _PIECE, 1))
+            yield _sentences(self.piece_document[pieces], self.piece_begin[pieces], self.piece_end[pieces])
+
+
+def layout_of(store: TokenStore, column: str, options: StreamOptions) -> Layout:
+    """The layout of a stream: as it was kept beside the store, or computed, and kept if the store is large."""
+    if store.num_sentences < _WORTH_KEEPING:
+        return compute_layout(store, column, options)
+    folder = store.path / FOLDER / _key(column, options)
+    # Whatever is wrong with what was kept: it can be computed again.
+    with contextlib.suppress(OSError, pa.ArrowException):
+        return Layout(**{field.name: read_array(folder / f"{field.name}.arrow") for field in fields(Layout)})
+    layout = compute_layout(store, column, options)
+    # On a disk that is full, or another user's, nobody misses it but the next start.
+    with contextlib.suppress(OSError):
+        _keep(layout, folder)
+    return layout
+
+
+def compute_layout(store: TokenStore, column: str, options: StreamOptions) -> Layout:
+    """The layout of a stream, from the store's offsets, mean scores and hashes of texts."""
+    means = store.document_means(column)
+    null = np.isnan(means)
+    held_out = uniform(combine(options.held_out_seed, _HELD_OUT, store.text_hashes)) < options.held_out
+    held_out &= ~null
+    filtered = np.zeros_like(null)
+    if options.filter_threshold is not None:
+        filtered = (means > options.filter_threshold) & ~held_out
+    documents: NDArray[np.int64] = np.flatnonzero(~(null | held_out | filtered))
+    counts = np.diff(store.document_offsets)[documents]
+    pieces = np.maximum(-(-counts // _PIECE), 1)
+    document = np.repeat(documents, pieces)
+    number = ragged_ranges(np.zeros_like(pieces), pieces)
+    begin = store.document_offsets[document] + number * _PIECE
+    end = np.minimum(begin + _PIECE, store.document_offsets[document + 1])
+    eos = number == 0
+    lengths = store.sentence_offsets[end] - store.sentence_offsets[begin] + eos
+    lengths += _count_tags(store, options, document, begin, end)
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return Layout(
+        documents,
+        np.flatnonzero(held_out),
+        np.flatnonzero(filtered),
+        document,
+        begin,
+        end,
+        starts,
+        eos.astype(np.uint8),
+    )
+
+
+def has_tag(
+    store: TokenStore, options: StreamOptions, sentence: NDArray[np.int64], document: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether a control token stands before each sentence; sentences of one document stand together."""
+    if options.tag_threshold is None:
+        return np.zeros(len(sentence), dtype=np.bool_)
+    if not options.drop_tags:
+        return np.ones(len(sentence), dtype=np.bool_)
+    # One hash a document, as its sentences stand together, then one a sentence.
+    starts = np.flatnonzero(np.diff(document, prepend=-1))
+    keys = combine(options.seed, _DROPPED_TAG, store.text_hashes[document[starts]])
+    number = (sentence - store.document_offsets[document]).astype(np.uint64)
+    keys = np.repeat(keys, np.diff(starts, append=len(document)))
+    return uniform(splitmix64(keys ^ number)) >= options.drop_tags
+
+
+def ragged_ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`[starts[0], starts[0]+1, …]` of counts[0] numbers, then the same of starts[1], and so on, without a loop."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.asarray(np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - counts), counts))
+
+
+def _count_tags(
+    store: TokenStore,
+    options: StreamOptions,
+    document: NDArray[np.int64],
+    begin: NDArray[np.int64],
+    end: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    sizes = end - begin
+    if options.tag_threshold is None:
+        return np.zeros_like(sizes)
+    if not options.drop_tags:
+        return sizes
+    counts = []
+    for first in range(0, len(sizes), max(_CHUNK // _PIECE, 1)):
+        pieces = slice(first, first + max(_CHUNK // _PIECE, 1))
+        tagged = has_tag(store, options, *_sentences(document[pieces], begin[pieces], end[pieces]))
+        sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(tagged)])
+        ends = np.cumsum(sizes[pieces])
+        counts.append(sums[ends] - sums[ends - sizes[pieces]])
+    return np.concatenate(counts, dtype=np.int64) if counts else sizes
+
+
+def _sentences(
+    document: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    counts = end - begin
+    return ragged_ranges(begin, counts), np.repeat(document, counts)
+
+
+def _key(column: str, options: StreamOptions) -> str:
+    facts: dict[str, Any] = {
+        "version": _VERSION,
+        "column": column,
+        "held_out": [options.held_out, options.held_out_seed],
+        "filter": options.filter_threshold,
+        "tags": None if options.tag_threshold is None else [options.drop_tags, options.seed],
+    }
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _keep(layout: Layout, folder: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder.parent))
+    try:
+        for field in fields(Layout):
+            write_array(staging / f"{field.name}.arrow", np.ascontiguousarray(getattr(layout, field.name)))
+        # What lies there is damaged, or another process has just written the same.
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
