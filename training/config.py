@@ -98,6 +98,8 @@ class TrainingConfig(_Section):
         precision: auto is bf16 where the device computes in it, else fp32.
         zero_stage: DeepSpeed's ZeRO stage; at least 1 with fp16 or bf16.
         deepspeed: path of a user's own DeepSpeed JSON, merged under these settings.
+        hang_timeout_s: seconds after which a step that does not end is taken to hang: the rank writes where each of its
+            threads is into `stacks/` of the run's folder, and ends with status 1.
         log_every, save_every, evaluate_every: in steps; 0 for never (a checkpoint is always saved at the end).
         keep_checkpoints: how many of the newest checkpoints stay.
     """
@@ -121,6 +123,7 @@ class TrainingConfig(_Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
     deepspeed: str | None = None
+    hang_timeout_s: float = Field(default=3600.0, gt=0)
     log_every: Count = Field(default=10, ge=0)
     save_every: Count = Field(default=1000, ge=0)
     evaluate_every: Count = Field(default=0, ge=0)

@@ -1,5 +1,7 @@
 """`phf train`: pretrain a language model on a labelled dataset with one of the objectives."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +9,20 @@ import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
+from training.run.launch import LAUNCHED, launch, rank_command
+
+
+def _launch(ranks: int, max_restarts: int) -> int:
+    if "WORLD_SIZE" in os.environ:
+        raise UserError(
+            "A launcher has started this process as one of several (WORLD_SIZE is set): leave --ranks and "
+            "--max-restarts to it, such as torchrun --nproc-per-node and --max-restarts, or unset WORLD_SIZE."
+        )
+
+    def tell(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+
+    return launch(rank_command(), ranks=ranks, max_restarts=max_restarts, tell=tell)
 
 
 def train(
@@ -85,18 +101,31 @@ def train(
             "--set", metavar="KEY=VALUE", help="Any setting, such as training.warmup_ratio=0.02; wins over all else."
         ),
     ] = None,
+    ranks: Annotated[
+        int,
+        typer.Option("--ranks", min=1, metavar="N", help="Processes on this machine; one a GPU where there are GPUs."),
+    ] = 1,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts", min=0, metavar="N", help="How often to start again where a rank was killed or hung."
+        ),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts of the run as JSON on stdout.")] = False,
 ) -> None:
     """Pretrain a language model on a labelled dataset.
 
     The tokens are prepared on first use, and everything that was resolved is printed before step 0. The same command
     goes on with a run that was stopped, exactly, from its newest checkpoint; SIGTERM, SIGUSR1 and Ctrl-C save one and
-    exit with status 75. It works the same under launchers: torchrun --nproc-per-node 2 -m phf train labelled ...
+    exit with status 75. --ranks starts several processes; it works the same under launchers of yours:
+    torchrun --nproc-per-node 2 -m phf train labelled ...
 
     Example: phf train labelled --task toxicity --objective conditional --model tiny --output runs/conditional
     --set training.num_tokens=1e6
     """
     set_up_logs()
+    if (ranks > 1 or max_restarts) and LAUNCHED not in os.environ:
+        raise typer.Exit(_launch(ranks, max_restarts))
     from rich.console import Console
 
     from training.run.distributed import World

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,13 +14,15 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 
 Value = TypeVar("Value")
 
 PREPARATION_TIMEOUT = timedelta(days=1)
 # Ranks wait this long for each other: while rank 0 evaluates, or hashes a large checkpoint.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
+# Rank 0 waits so long for the others to hear that it failed; some may not have come up yet.
+_TELLING_S = 60.0
 
 
 @dataclass
@@ -78,8 +81,13 @@ class World:
             return work()
         store = self._rendezvous()
         if not self.is_main:
-            store.wait(["prepared"], PREPARATION_TIMEOUT)
-            status = int(store.get("prepared"))
+            try:
+                store.wait(["prepared"], PREPARATION_TIMEOUT)
+                status = int(store.get("prepared"))
+                store.add("told", 1)
+            except dist.DistError:
+                # Rank 0 is gone, and the store with it.
+                status = IncompleteError.exit_code
             if status:
                 raise SystemExit(status)
             return work()
@@ -87,6 +95,10 @@ class World:
             result = work()
         except BaseException as error:
             store.set("prepared", str(error.exit_code if isinstance(error, UserError) else 1))
+            # The store may be in this process.
+            until = time.monotonic() + _TELLING_S
+            while store.add("told", 0) < self.size - 1 and time.monotonic() < until:
+                time.sleep(0.05)
             raise
         store.set("prepared", "0")
         return result

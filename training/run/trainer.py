@@ -25,12 +25,17 @@ from training.run.folder import write_atomically
 from training.run.hooks import Hook, Step
 from training.run.schedule import Horizon, learning_rate
 from training.run.speed import peak_memory
+from training.run.watchdog import Watchdog
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class DivergedError(IncompleteError):
     """The loss or the gradient is not finite, or too many updates in a row were skipped."""
+
+
+class LostPeerError(IncompleteError):
+    """A collective failed, because another rank has died."""
 
 
 @dataclass
@@ -66,6 +71,10 @@ class Trainer:
     _skipped_in_a_row: int = field(default=0, repr=False)
     _stop: bool = field(default=False, repr=False)
 
+    def __post_init__(self) -> None:
+        stacks = self.folder.parent / "stacks"
+        self._watchdog = Watchdog(stacks, self.world.rank, self.config.hang_timeout_s)
+
     def resume(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Take up a verified checkpoint.
 
@@ -88,7 +97,8 @@ class Trainer:
             try:
                 for hook in self.hooks:
                     hook.before_training(self)
-                stopped = self._loop()
+                with self._watchdog.running():
+                    stopped = self._loop()
             finally:
                 for hook in self.hooks:
                     hook.after_training(self)
@@ -132,11 +142,12 @@ class Trainer:
             rate = learning_rate(self.config, self.step, self.horizon.steps)
             batch = self.batches.rank_batch(self.step, self.world.rank, self.world.size)
             waited = time.perf_counter() - began
-            outcome = self.engine.train_step(batch, self.objective, rate)
-            self.step += 1
+            with self._watchdog.step(), _peers_named():
+                outcome = self.engine.train_step(batch, self.objective, rate)
+                self.step += 1
+                diverged, stopped = self.world.any(self._is_lost(outcome), self._stop)
             finished = self.step == self.horizon.steps
             logged = self._is_logged(finished)
-            diverged, stopped = self.world.any(self._is_lost(outcome), self._stop)
             took = time.perf_counter() - began
             self.seconds += took
             window_seconds += took
@@ -230,6 +241,19 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def _peers_named() -> Iterator[None]:
+    """Tell a peer that is gone from a mistake of ours: gloo and NCCL say it in words of their own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            raise LostPeerError(
+                "Another rank is gone, or cannot be reached. The same command goes on from the newest checkpoint."
+            ) from error
+        raise
 
 
 def _or_incomplete(folder: Path, work: Any) -> None:

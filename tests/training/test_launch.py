@@ -1,0 +1,127 @@
+"""`phf train --ranks`: ranks start together and fall together, and go on where one was killed or hung."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.training.jobs import ENVIRONMENT, command, figures, job_config, run_phf
+from training.data.prepare import prepare
+from training.run.folder import RunFolder
+
+CHANGES = {"training__batch_size": 8, "training__num_tokens": 60 * 8 * 32, "training__save_every": 10}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared(tmp_path_factory, code_dataset):
+    prepare(job_config(code_dataset, tmp_path_factory.mktemp("prepared") / "run"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, code_dataset):
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = run_phf([*command(code_dataset, output, "awr", **CHANGES), "--ranks", "2"])
+    assert done.returncode == 0, done.stderr
+    assert RunFolder(output).read_facts().horizon.ranks == 2
+    return output
+
+
+def start(dataset, output, *options, **changes):
+    return subprocess.Popen(
+        [sys.executable, *command(dataset, output, "awr", **{**CHANGES, **changes}), "--ranks", "2", *options],
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=output.parent,
+    )
+
+
+def ranks_at_step(process, output, step):
+    """Wait until so many steps are done; the processes of the ranks, by rank."""
+    deadline = time.monotonic() + 200
+    lines = output / "metrics.jsonl"
+    while not (lines.is_file() and lines.read_text().count("\n") >= step):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    return {int(child.environ()["RANK"]): child for child in psutil.Process(process.pid).children()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "rank"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+def test_a_rank_that_dies_or_hangs_costs_the_steps_since_the_checkpoint(tmp_path, code_dataset, undisturbed, how, rank):
+    output = tmp_path / "run"
+    options = ("--max-restarts", "1")
+    with start(code_dataset, output, *options, training__hang_timeout_s=10) as process:
+        ranks = ranks_at_step(process, output, 12)
+        ranks[rank].send_signal(how)
+        _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert "starting again from the newest checkpoint (restart 1 of 1)" in said
+    assert "Traceback" not in said
+    assert "defect of phf" not in said
+    assert figures(output) == figures(undisturbed)
+    assert not any(child.is_running() for child in ranks.values())
+    stacks = [path.read_text() for path in (output / "stacks").glob("*")]
+    if how == signal.SIGSTOP:
+        assert "Rank 0 ended with status 1" in said
+        assert len(stacks) == 1
+        assert "train_step" in stacks[0]
+    else:
+        assert "Rank 0 was killed by SIGKILL" in said
+        assert stacks == []
+
+
+@pytest.mark.slow
+def test_ranks_stop_together_when_their_parent_is_asked_to(tmp_path, code_dataset, undisturbed):
+    output = tmp_path / "run"
+    with start(code_dataset, output, "--max-restarts", "3") as process:
+        ranks_at_step(process, output, 3)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 75, said
+    stopped = RunFolder(output).read_facts()
+    assert stopped.status == "stopped"
+    assert said.count("asked to stop after step") == 1
+    with start(code_dataset, output) as process:
+        ranks = ranks_at_step(process, output, stopped.step + 3)
+        # Without a parent nobody would collect them: they save, and stop.
+        process.kill()
+        for each in ranks.values():
+            each.wait(60)
+    assert RunFolder(output).read_facts().status == "stopped"
+
+
+@pytest.mark.slow
+def test_ranks_that_are_lost_too_often_are_given_up(tmp_path, code_dataset):
+    output = tmp_path / "run"
+    with start(code_dataset, output) as process:
+        ranks_at_step(process, output, 2)[1].kill()
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 4, said
+    assert "Rank 1 was killed by SIGKILL. The same command goes on" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "status", "message"),
+    [
+        (["--ranks", "3"], {}, 2, "cannot be divided among 3 ranks"),
+        (["--ranks", "2"], {"WORLD_SIZE": "2"}, 2, "A launcher has started this process"),
+        (["--max-restarts", "2"], {"WORLD_SIZE": "1"}, 2, "A launcher has started this process"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_once_and_not_again(
+    tmp_path, code_dataset, monkeypatch, options, environment, status, message
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    done = run_phf([*command(code_dataset, tmp_path / "run", training__batch_size=8), *options, "--max-restarts", "2"])
+    assert done.returncode == status, done.stderr
+    assert done.stderr.count(message) == 1
+    assert "starting again" not in done.stderr
