@@ -96,6 +96,8 @@ class TrainingConfig(_Section):
             always.
         seed: of the initialisation, the order of the blocks, dropped tags and dropout.
         precision: auto is bf16 where the device computes in it, else fp32.
+        activation_checkpointing: compute each layer again on the way back instead of keeping what it computed: less
+            memory, a third more time, the same numbers.
         zero_stage: DeepSpeed's ZeRO stage; at least 1 with fp16 or bf16.
         deepspeed: path of a user's own DeepSpeed JSON, merged under these settings.
         hang_timeout_s: seconds after which a step that does not end is taken to hang: the rank writes where each of its
@@ -121,6 +123,7 @@ class TrainingConfig(_Section):
     max_skipped: Count = Field(default=10, ge=1)
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    activation_checkpointing: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 1
     deepspeed: str | None = None
     hang_timeout_s: float = Field(default=3600.0, gt=0)

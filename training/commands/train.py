@@ -3,13 +3,33 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
 from training.run.launch import LAUNCHED, launch, rank_command
+
+
+def _start(folder: str, model: str | None) -> dict[str, Any]:
+    """The model's settings that start from what another run has learnt, or from any Hugging Face folder."""
+    from training.run.folder import RunFolder
+
+    if model is not None:
+        raise UserError("--init-from says which model it is: leave --model out.")
+    run = RunFolder(Path(folder))
+    if not run.facts.is_file():
+        if not (Path(folder) / "config.json").is_file():
+            raise UserError(f"--init-from {folder} is neither a run of phf train nor a Hugging Face folder.")
+        return {"name": folder, "pretrained": True}
+    if not run.model.is_dir():
+        facts = run.read_facts()
+        raise UserError(
+            f"--init-from {folder}: that run is {facts.status} at step {facts.step:,} of {facts.horizon.steps:,}, "
+            "without a model yet. The same command that began it goes on with it."
+        )
+    return {"name": str(run.model), "pretrained": True}
 
 
 def _launch(ranks: int, max_restarts: int) -> int:
@@ -56,6 +76,15 @@ def train(
             metavar="NAME",
             help="nano, tiny, mini, small, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or the path or name of a "
             "Hugging Face causal language model. [default: gpt2]",
+            show_default=False,
+        ),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            "--init-from",
+            metavar="DIR",
+            help="Start from the weights and the tokenizer of a finished run, or of a Hugging Face folder.",
             show_default=False,
         ),
     ] = None,
@@ -132,11 +161,12 @@ def train(
     from training.run.job import train as run
     from training.settings import resolve_config
 
+    start = {} if init_from is None else _start(init_from, model)
     flags = {
         "output": output,
         "task": task,
-        "data": {"dataset": dataset, "column": column, "tokenizer": tokenizer},
-        "model": {"name": model},
+        "data": {"dataset": dataset, "column": column, "tokenizer": tokenizer or start.get("name")},
+        "model": {"name": model, **start},
         "objective": {"name": objective},
         "training": {
             "num_tokens": num_tokens,

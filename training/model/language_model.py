@@ -143,8 +143,8 @@ def build_model(
 ) -> LanguageModel:
     """Build the model in float32 on the CPU; the result depends on the state of torch's generator.
 
-    The embedding has a row for every token of the vocabulary, and the rows of control tokens start at the mean of the
-    others plus small noise, so that a tag is at first nearly neutral.
+    The embedding has a row for every token of the vocabulary, and rows of control tokens that are new start at the mean
+    of the others plus small noise, so that a tag is at first nearly neutral.
 
     Args:
         config: which model.
@@ -157,17 +157,35 @@ def build_model(
     """
     if context_length is not None:
         check_context(config, context_length)
+    new = vocabulary.control_ids
     if config.pretrained:
         causal = _pretrained(config)
+        # A conditional model's own are trained already.
+        new = tuple(each for each in new if each >= causal.get_input_embeddings().num_embeddings)
         if causal.get_input_embeddings().num_embeddings < vocabulary.size:
             causal.resize_token_embeddings(vocabulary.size, mean_resizing=False)
         causal.config.eos_token_id = vocabulary.eos_id
     else:
         causal = _initialised(config, vocabulary)
-    _initialise_control_rows(causal, vocabulary.control_ids)
+    _initialise_control_rows(causal, new)
     model = LanguageModel(causal, value_head=value_head)
     model.has_linear_head = _has_linear_head(causal)
     return model
+
+
+def checkpoint_activations(model: LanguageModel) -> None:
+    """Keep of each layer only its input, and compute the layer again on the way back: less memory, a third more time.
+
+    Raises:
+        UserError: the architecture cannot.
+    """
+    try:
+        model.causal.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError:
+        raise UserError(
+            f"training.activation_checkpointing: {type(model.causal).__name__} cannot compute its layers again. "
+            "Set it to false."
+        ) from None
 
 
 def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel:

@@ -13,7 +13,7 @@ from training.evaluation.evaluate import evaluate_model
 from training.evaluation.report import EvaluationReport
 from training.evaluation.setup import EvaluationSetup, prepare_evaluation
 from training.model.export import export_model
-from training.model.language_model import LanguageModel, Vocabulary, build_model, check_context
+from training.model.language_model import LanguageModel, Vocabulary, build_model, check_context, checkpoint_activations
 from training.presets import CONTEXT_LENGTH
 from training.run import checkpoints, hooks
 from training.run.deepspeed_config import deepspeed_config
@@ -236,6 +236,8 @@ def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder
     model = build_model(
         config.model, vocabulary, value_head=data.objective.needs_values, context_length=horizon.context_length
     )
+    if config.training.activation_checkpointing:
+        checkpoint_activations(model)
     seed_generators(config.training.seed, world.rank)
     resumed, facts = world.on_main(lambda: _start(folder, config, run_facts(data, model, horizon)))
     if world.is_main:

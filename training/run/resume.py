@@ -17,6 +17,7 @@ _FREE = (
     "data.vocab_size",
     "data.store",
     "training.micro_batch_size",
+    "training.activation_checkpointing",
     "training.hang_timeout_s",
     "training.log_every",
     "training.save_every",

@@ -1,0 +1,95 @@
+"""Finetuning with feedback: a run starts from what another has learnt, control tokens and all."""
+
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from phf import app
+from scorers.errors import UserError
+from tests.training.jobs import command, metrics, run_job
+from training.config import ModelConfig
+from training.model.language_model import Vocabulary, build_model, checkpoint_activations, load_model
+from training.objectives import build
+from training.run.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, code_dataset):
+    """Folders of finished runs, by objective."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    for objective in ("mle", "conditional"):
+        run_job(code_dataset, folder / objective, objective, training__num_tokens=60 * 4 * 32)
+    return folder
+
+
+def train(dataset, output, objective, *options, **changes):
+    arguments = command(dataset, output, objective, **changes)[2:]
+    named = arguments.index("--model")
+    return CliRunner().invoke(app, [*arguments[:named], *arguments[named + 2 :], *options])
+
+
+@pytest.mark.parametrize(("first", "then", "size"), [("mle", "conditional", 402), ("conditional", "awr", 402)])
+def test_it_starts_from_what_the_other_run_has_learnt(tmp_path, code_dataset, pretrained, first, then, size):
+    result = train(code_dataset, tmp_path / "run", then, "--init-from", str(pretrained / first))
+    assert result.exit_code == 0, result.output
+    learnt = metrics(pretrained / first)[-1]["ce"]
+    assert metrics(tmp_path / "run")[0]["ce"] < learnt + 0.5 < math.log(400) - 0.3
+    facts = RunFolder(tmp_path / "run").read_facts()
+    assert facts.tokenizer.vocab_size == size
+    model = load_model(tmp_path / "run" / "model")
+    assert model.causal.get_input_embeddings().num_embeddings == size
+    assert (model.value_head is not None) == (then == "awr")
+
+
+def test_control_tokens_that_were_trained_stay_and_new_ones_are_neutral(pretrained):
+    learnt = load_model(pretrained / "conditional" / "model").causal.get_input_embeddings().weight
+    start = ModelConfig(name=str(pretrained / "conditional" / "model"), pretrained=True)
+    rows = build_model(start, Vocabulary(402, 0, (400, 401))).causal.get_input_embeddings().weight
+    assert torch.equal(rows, learnt)
+    start = ModelConfig(name=str(pretrained / "mle" / "model"), pretrained=True)
+    rows = build_model(start, Vocabulary(402, 0, (400, 401))).causal.get_input_embeddings().weight.detach()
+    assert (rows[400:] - rows[:400].mean(0)).norm() < 0.2 * rows[:400].norm(dim=1).mean()
+
+
+def test_what_it_cannot_start_from_is_refused(tmp_path, code_dataset, pretrained):
+    (tmp_path / "empty").mkdir()
+    for options, message in [
+        (["--init-from", str(tmp_path / "empty")], "is neither a run of phf train nor a Hugging Face folder"),
+        (["--init-from", str(pretrained / "mle"), "--model", "nano"], "leave --model out"),
+    ]:
+        result = train(code_dataset, tmp_path / "run", "mle", *options)
+        assert result.exit_code == 2, result.output
+        assert message in " ".join(result.output.split())
+    (pretrained / "mle" / "model").rename(tmp_path / "model")
+    try:
+        result = train(code_dataset, tmp_path / "run", "mle", "--init-from", str(pretrained / "mle"))
+    finally:
+        (tmp_path / "model").rename(pretrained / "mle" / "model")
+    assert result.exit_code == 2
+    assert "at step 60 of 60, without a model yet" in " ".join(result.output.split())
+
+
+def test_checkpointing_activations_changes_no_number():
+    computed = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model = build_model(ModelConfig(name="nano"), Vocabulary(64, 0)).train()
+        calls = []
+        model.causal.transformer.h[0].attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        if again:
+            checkpoint_activations(model)
+        torch.manual_seed(1)
+        loss, _ = model(torch.randint(0, 64, (2, 16)), objective=build("mle"), scores=torch.zeros(2, 16))
+        loss.backward()
+        assert len(calls) == 1 + again
+        computed.append([loss, *(each.grad for each in model.parameters())])
+    torch.testing.assert_close(computed[0], computed[1], rtol=0, atol=0)
+
+
+def test_an_architecture_that_cannot_compute_its_layers_again_says_so(monkeypatch):
+    model = build_model(ModelConfig(name="nano"), Vocabulary(64, 0))
+    monkeypatch.setattr(type(model.causal), "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match="activation_checkpointing: GPT2LMHeadModel cannot"):
+        checkpoint_activations(model)
