@@ -28,7 +28,7 @@ from pipeline.units.store import UnitStore
 from scorers import sentences
 from scorers.errors import UserError
 from scorers.registry import resolve
-from tests.pipeline.test_verify import SHARD, reforge
+from tests.pipeline.verify.forging import SHARD, reforge
 
 RECORDS = [{"id": f"r{n}", "text": f"Satz {n} — ja. Und\u2028weiter!\r\nNoch\0was", "source": "web"} for n in range(20)]
 

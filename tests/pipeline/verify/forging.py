@@ -1,0 +1,52 @@
+"""Damage that only the content of a file betrays."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.checking.verify import verify
+from tests.datasets import write_parquet
+
+SHARD = "data/0001/part-00000.parquet"
+UNITS = "ledger/0001/units-00000.parquet"
+QUARANTINE = "ledger/0001/quarantine-00000.parquet"
+
+
+def problems(folder):
+    return [str(problem) for problem in verify(str(folder)).problems]
+
+
+def reforge(folder, path=SHARD, change=None, schema=None):
+    """Rewrite a Parquet file with other rows, and every record of its hash too: only its content can betray it."""
+    table = pq.read_table(folder / path)
+    rows = table.to_pylist()
+    change(rows)
+    table = pa.Table.from_pylist(rows, schema=schema or table.schema)
+    file = write_parquet(folder, path, table, table.schema)
+    for name in ("manifest.json", "generations/0001.json"):
+        record = json.loads((folder / name).read_text())
+        record.pop("crc32", None)
+        manifest = record.get("manifest", record)
+        for entry in [*manifest["shards"], *manifest["ledger"]["segments"], *manifest["ledger"]["quarantine"]]:
+            if entry["path"] == path:
+                entry.update(size=file.size, sha256=file.sha256)
+        (folder / name).write_text(json.dumps(record))
+
+
+def edit(folder, *, sealed_too=False, **changes):
+    for name in ["manifest.json", *(["generations/0001.json"] if sealed_too else [])]:
+        record = json.loads((folder / name).read_text())
+        record.pop("crc32", None)
+        manifest = record.get("manifest", record)
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            target = manifest
+            for parent in parents:
+                target = target[int(parent)] if isinstance(target, list) else target[parent]
+            target[last] = value
+        (folder / name).write_text(json.dumps(record))
+
+
+def change_text(rows):
+    rows[3]["text"] += "!"
