@@ -91,11 +91,12 @@ def _cores() -> Iterator[Fact]:
     if limit is not None and limit < ours:
         text += f", the container is limited to {limit:g}"
         remedy = f"Give --workers {max(int(limit), 1)}: more would wait for each other."
-    data = {"usable": ours, "machine": os.cpu_count(), "container_limit": limit, "processor": _processor()}
+    data = {"usable": ours, "machine": os.cpu_count(), "container_limit": limit, "processor": processor()}
     yield Fact("cores", f"{text} ({data['processor']})", data, remedy)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name that this machine's processor gives itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,0 +1,300 @@
+"""How fast scorers are on a corpus, and what labelling it would cost; in this process, and nothing is written.
+
+Scorers get what a worker gives them: the documents of a unit, through `label_records`. A scorer that is too slow for
+whole units in the time it has gets the leading documents of each.
+"""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config import LabelConfig
+from pipeline.corpus.sampling import CorpusSample, Records, sample_corpus, text_size
+from pipeline.labelling.estimate import Estimate, ratio
+from pipeline.labelling.resolve import resolve_config
+from pipeline.labelling.telling.reporter import Reporter
+from pipeline.labelling.workers.label_records import Labelled, label_records
+from scorers.contract import Execution, Scorer
+from scorers.doctor.machine import processor
+from scorers.errors import UserError
+from scorers.isolation import describe
+from scorers.registry import ScorerSpec, build, runs_on_gpu
+from scorers.text import utf8_size
+
+# Text on which a scorer loads what it loads lazily, and then text from which its speed is guessed.
+_WARM_UP, _GUESS = 2_000, 8_000
+# Slices that are scored however long they take: of fewer nobody could say how much they differ.
+_LEAST_SLICES = 3
+# Less CPU time than this share of the wall's: something else was using the machine.
+_BUSY = 0.8
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What scoring some documents took: seconds, and bytes of their text, those included that are not scored."""
+
+    seconds: float
+    size: int
+
+
+@dataclass
+class Measured:
+    """One step of labelling on the sample.
+
+    Attributes:
+        name: the column, or `read` or `split`.
+        kind: of the scorer; empty for the others.
+        device: what it ran on.
+        slices: one a piece of the sample.
+        documents, sentences, size: that it scored, the size in UTF-8 bytes.
+        left_out: documents to which it does not apply.
+        failed: documents by the reason why they have no score.
+        cpu_s: CPU time of all threads and child processes.
+        ready_s: seconds to build it.
+    """
+
+    name: str
+    kind: str = ""
+    device: str = "cpu"
+    slices: list[Slice] = field(default_factory=list)
+    documents: int = 0
+    sentences: int = 0
+    size: int = 0
+    left_out: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    cpu_s: float = 0.0
+    ready_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all slices."""
+        return sum(each.seconds for each in self.slices)
+
+    @property
+    def seconds_a_byte(self) -> Estimate:
+        """Of the corpus's text; what it does not apply to counts as text that takes no time."""
+        return ratio([each.seconds for each in self.slices], [each.size for each in self.slices])
+
+    @property
+    def busy(self) -> bool:
+        """Whether something else was using the machine, or the scorer was waiting."""
+        return bool(self.kind) and self.device == "cpu" and self.seconds > 0.5 and self.cpu_s < _BUSY * self.seconds
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured, and on what.
+
+    Attributes:
+        sample: of the corpus.
+        threads: that a scorer computed with.
+        unit_size: of the job, what a worker gets at a time.
+        total: bytes of text for which the cost is given.
+        steps: read, split, and the scorers in their order.
+    """
+
+    sample: CorpusSample
+    threads: int
+    unit_size: int
+    total: float
+    steps: list[Measured]
+
+    def hours(self, step: Measured) -> Estimate:
+        """Hours of a core, or of a GPU, that the step takes for `total` bytes of text."""
+        cores = 1 if step.device != "cpu" else self.threads if step.kind else 1
+        return step.seconds_a_byte.times(self.total * cores / 3600)
+
+    def share(self, step: Measured) -> float:
+        """Of the seconds of all steps one after the other, in [0, 1]."""
+        total = sum(each.seconds_a_byte.value for each in self.steps)
+        return step.seconds_a_byte.value / total if total else 0.0
+
+    def together(self, *, on_gpu: bool) -> Estimate:
+        """Hours of all steps on cores, or on GPUs. The range is that of steps that err together: none is wider."""
+        parts = [self.hours(each) for each in self.steps if (each.device != "cpu") == on_gpu]
+        return Estimate(
+            sum(each.value for each in parts), sum(each.low for each in parts), sum(each.high for each in parts)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        sample = self.sample
+        return {
+            "corpus": {
+                "sources": sample.sources,
+                "bytes": sample.size,
+                "bytes_planned": sample.planned,
+                "units": sample.units,
+                "units_sampled": sample.sampled_units,
+                "text_bytes": sample.text_bytes,
+            },
+            "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "threads": self.threads},
+            "total_bytes": self.total,
+            "steps": [self._step(each) for each in self.steps],
+            "core_hours": self.together(on_gpu=False).to_dict(),
+            "gpu_hours": self.together(on_gpu=True).to_dict(),
+        }
+
+    def _step(self, step: Measured) -> dict[str, Any]:
+        seconds = step.seconds
+        return {
+            "name": step.name,
+            "kind": step.kind or None,
+            "device": step.device,
+            "documents": step.documents,
+            "sentences": step.sentences,
+            "bytes": step.size,
+            "slices": [{"seconds": each.seconds, "bytes": each.size} for each in step.slices],
+            "seconds": seconds,
+            "cpu_s": step.cpu_s,
+            "ready_s": step.ready_s,
+            "sentences_per_s": step.sentences / seconds if seconds else None,
+            "bytes_per_s": step.size / seconds if seconds else None,
+            "left_out": step.left_out,
+            "failed": dict(step.failed),
+            "share": self.share(step),
+            "hours": self.hours(step).to_dict(),
+        }
+
+
+def bench_scorers(
+    config: LabelConfig,
+    reporter: Reporter,
+    *,
+    seconds: float,
+    limit: int | None = None,
+    device: str | None = None,
+    total: float | None = None,
+) -> Bench:
+    """Measure the scorers of a job on a sample of its corpus.
+
+    Args:
+        config: the job.
+        reporter: is told what is done.
+        seconds: to measure each scorer for, beside building it; at least three slices are scored.
+        limit: bytes of text to measure each scorer on, at most.
+        device: of the scorers that can use one; None for what the job says.
+        total: bytes of text to give the cost for; None for the corpus's own.
+
+    Raises:
+        UserError: as of `phf label`: inputs, settings or scorers that are not right.
+    """
+    resolved = resolve_config(config)
+    sample = sample_corpus(resolved.config, reporter.measure)
+    read = Measured("read", slices=[Slice(sample.read_s, sample.read_bytes)], size=sample.read_bytes)
+    read.failed = sample.malformed
+    split, pieces = _split(sample.pieces, config)
+    steps = [read, split]
+    for column, spec in resolved.specs.items():
+        reporter.step(f"Measuring {column}")
+        execution = config.execution.of(column)
+        if device is not None and runs_on_gpu(spec):
+            execution = execution.model_copy(update={"device": device})
+        began = time.perf_counter()
+        scorer = _build(column, spec, execution)
+        step = Measured(column, spec.kind, execution.device if runs_on_gpu(spec) else "cpu")
+        step.ready_s = time.perf_counter() - began
+        _measure(step, scorer, pieces, config, seconds, limit)
+        steps.append(step)
+    wanted = sample.text_bytes if total is None else total
+    return Bench(sample, config.execution.threads, int(config.unit_size), wanted, steps)
+
+
+def _build(column: str, spec: ScorerSpec, execution: Execution) -> Scorer:
+    try:
+        scorer = build(column, spec, execution)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a device that is not there fails in the words of a library
+        raise UserError(
+            f"The scorer {column!r} cannot be built on {execution.device!r}: {describe(error)}. `phf doctor` says what "
+            "there is on this machine."
+        ) from None
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(execution.threads)
+    return scorer
+
+
+def _split(pieces: Sequence[Records], config: LabelConfig) -> tuple[Measured, list[Records]]:
+    """What splitting takes, and the pieces without the documents that cannot be labelled whatever the scorer."""
+    step = Measured("split")
+    kept: list[Records] = []
+    _label(pieces[-1][:1], {}, config)  # loads the splitter
+    for piece in pieces:
+        labelled = _label(piece, {}, config)
+        step.slices.append(Slice(labelled.seconds["split"], text_size(piece)))
+        _count(step, labelled, None)
+        kept.append([each.record for each in labelled.scored])
+    return step, [each for each in kept if each]
+
+
+def _measure(
+    step: Measured, scorer: Scorer, pieces: Sequence[Records], config: LabelConfig, seconds: float, limit: int | None
+) -> None:
+    pieces, size = _slice_size(scorer, step.name, pieces, config, seconds)
+    if limit is not None:
+        size = min(size, limit // len(pieces))
+    stop = time.perf_counter() + seconds
+    for number, piece in enumerate(pieces):
+        if number >= _LEAST_SLICES and time.perf_counter() >= stop:
+            break
+        given = _leading(piece, size)
+        cpu = _cpu_seconds()
+        labelled = _label(given, {step.name: scorer}, config)
+        # Splitting took some of it, and is measured by itself.
+        step.cpu_s += max(_cpu_seconds() - cpu - labelled.seconds["split"], 0.0)
+        step.slices.append(Slice(labelled.seconds[step.name], text_size(given)))
+        _count(step, labelled, step.name)
+
+
+def _slice_size(
+    scorer: Scorer, column: str, pieces: Sequence[Records], config: LabelConfig, seconds: float
+) -> tuple[list[Records], int]:
+    """Pieces without the documents that the scorer has seen here, and bytes of each that it can score in its time."""
+    last = pieces[-1]
+    warm = _leading(last, _WARM_UP)
+    known = _leading(last[len(warm) :], _GUESS)
+    rest = last[len(warm) + len(known) :]
+    _label(warm, {column: scorer}, config)
+    labelled = _label(known or warm, {column: scorer}, config)
+    speed = max(text_size(known or warm), 1) / max(labelled.seconds[column], 1e-6)
+    kept = [*pieces[:-1], rest] if rest or len(pieces) > 1 else list(pieces)
+    kept = [each for each in kept if each]
+    return kept, max(int(speed * seconds / len(kept)), 1)
+
+
+def _leading(records: Records, size: int) -> Records:
+    """The first records, at least one, up to so many bytes of text."""
+    kept: Records = []
+    for each in records:
+        if kept and size <= 0:
+            break
+        kept.append(each)
+        size -= text_size([each])
+    return kept
+
+
+def _label(records: Records, scorers: Mapping[str, Scorer], config: LabelConfig) -> Labelled:
+    return label_records(
+        records, scorers, max_document_size=config.max_document_size, large_documents=config.large_documents
+    )
+
+
+def _count(step: Measured, labelled: Labelled, column: str | None) -> None:
+    for each in labelled.scored:
+        if column is not None and each.scores[column] is None:
+            step.left_out += 1
+            continue
+        step.documents += 1
+        step.sentences += len(each.document.ends)
+        step.size += utf8_size(each.record.text)
+    step.failed.update(each.reason for each in labelled.quarantined)
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
