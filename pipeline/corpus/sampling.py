@@ -1,6 +1,5 @@
 """A sample of a corpus: records of units that are spread evenly over all of it, rather than its head."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
 from scorers.errors import UserError
+from scorers.stopwatch import stopwatch
 from scorers.text import utf8_size
 
 Progress = Callable[[str, int, int], None]
@@ -132,21 +132,25 @@ class _UnitRead:
 def _read(reader: UnitReader, unit: Unit, malformed: Counter[str]) -> _UnitRead:
     """All of a unit. The first record is not timed: what lies before it in a compressed file is read along with it."""
     found = _UnitRead([])
-    began = None
-    for each in reader.read(unit):
-        if isinstance(each, Quarantined):
-            malformed[each.reason] += 1
-            continue
-        size = text_size([each])
-        found.size += size
-        if began is not None:
-            found.timed_bytes += size
-        else:
-            began = time.perf_counter()
-        if found.size <= _MOST_KEPT or not found.kept:
-            found.kept.append(each)
-    found.seconds = time.perf_counter() - began if began is not None else 0.0
+    records = reader.read(unit)
+    first = next(records, None)
+    if first is not None:
+        _keep(found, first, malformed)
+    before = found.size
+    with stopwatch() as took:
+        for each in records:
+            _keep(found, each, malformed)
+    found.timed_bytes, found.seconds = found.size - before, took.seconds
     return found
+
+
+def _keep(found: _UnitRead, each: Record | Quarantined, malformed: Counter[str]) -> None:
+    if isinstance(each, Quarantined):
+        malformed[each.reason] += 1
+        return
+    found.size += text_size([each])
+    if found.size <= _MOST_KEPT or not found.kept:
+        found.kept.append(each)
 
 
 def _spread_over(sources: Sequence[Source]) -> list[Source]:

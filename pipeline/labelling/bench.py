@@ -23,19 +23,18 @@ from scorers.doctor.machine import processor
 from scorers.errors import UserError
 from scorers.isolation import describe
 from scorers.registry import ScorerSpec, build, runs_on_gpu
+from scorers.stopwatch import stopwatch
 from scorers.text import utf8_size
 
 # Text on which a scorer loads what it loads lazily, and then text from which its speed is guessed.
 _WARM_UP, _GUESS = 2_000, 8_000
 # Slices that are scored however long they take: of fewer nobody could say how much they differ.
 _LEAST_SLICES = 3
-# Less CPU time than this share of the wall's: something else was using the machine.
-_BUSY = 0.8
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What scoring some documents took: seconds, and bytes of their text, those included that are not scored."""
+    """What scoring some documents took: seconds of a core, and bytes of their text, not scored ones included."""
 
     seconds: float
     size: int
@@ -53,7 +52,7 @@ class Measured:
         documents, sentences, size: that it scored, the size in UTF-8 bytes.
         left_out: documents to which it does not apply.
         failed: documents by the reason why they have no score.
-        cpu_s: CPU time of all threads and child processes.
+        waited_s: beside `seconds`, waiting for a core that others were using.
         ready_s: seconds to build it.
     """
 
@@ -66,23 +65,18 @@ class Measured:
     size: int = 0
     left_out: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    cpu_s: float = 0.0
+    waited_s: float = 0.0
     ready_s: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Wall time of all slices."""
+        """Of all slices."""
         return sum(each.seconds for each in self.slices)
 
     @property
     def seconds_a_byte(self) -> Estimate:
         """Of the corpus's text; what it does not apply to counts as text that takes no time."""
         return ratio([each.seconds for each in self.slices], [each.size for each in self.slices])
-
-    @property
-    def busy(self) -> bool:
-        """Whether something else was using the machine, or the scorer was waiting."""
-        return bool(self.kind) and self.device == "cpu" and self.seconds > 0.5 and self.cpu_s < _BUSY * self.seconds
 
 
 @dataclass(frozen=True)
@@ -150,7 +144,7 @@ class Bench:
             "bytes": step.size,
             "slices": [{"seconds": each.seconds, "bytes": each.size} for each in step.slices],
             "seconds": seconds,
-            "cpu_s": step.cpu_s,
+            "waited_s": step.waited_s,
             "ready_s": step.ready_s,
             "sentences_per_s": step.sentences / seconds if seconds else None,
             "bytes_per_s": step.size / seconds if seconds else None,
@@ -225,7 +219,7 @@ def _split(pieces: Sequence[Records], config: LabelConfig) -> tuple[Measured, li
     kept: list[Records] = []
     _label(pieces[-1][:1], {}, config)  # loads the splitter
     for piece in pieces:
-        labelled = _label(piece, {}, config)
+        labelled = _timed(step, piece, {}, config)
         step.slices.append(Slice(labelled.seconds["split"], text_size(piece)))
         _count(step, labelled, None)
         kept.append([each.record for each in labelled.scored])
@@ -243,10 +237,7 @@ def _measure(
         if number >= _LEAST_SLICES and time.perf_counter() >= stop:
             break
         given = _leading(piece, size)
-        cpu = _cpu_seconds()
-        labelled = _label(given, {step.name: scorer}, config)
-        # Splitting took some of it, and is measured by itself.
-        step.cpu_s += max(_cpu_seconds() - cpu - labelled.seconds["split"], 0.0)
+        labelled = _timed(step, given, {step.name: scorer}, config)
         step.slices.append(Slice(labelled.seconds[step.name], text_size(given)))
         _count(step, labelled, step.name)
 
@@ -284,6 +275,15 @@ def _label(records: Records, scorers: Mapping[str, Scorer], config: LabelConfig)
     )
 
 
+def _timed(step: Measured, records: Records, scorers: Mapping[str, Scorer], config: LabelConfig) -> Labelled:
+    """The same, its seconds without the share of the time in which others had the core."""
+    with stopwatch() as took:
+        labelled = _label(records, scorers, config)
+    step.waited_s += took.waited
+    labelled.seconds = {name: seconds * took.share for name, seconds in labelled.seconds.items()}
+    return labelled
+
+
 def _count(step: Measured, labelled: Labelled, column: str | None) -> None:
     for each in labelled.scored:
         if column is not None and each.scores[column] is None:
@@ -293,8 +293,3 @@ def _count(step: Measured, labelled: Labelled, column: str | None) -> None:
         step.sentences += len(each.document.ends)
         step.size += utf8_size(each.record.text)
     step.failed.update(each.reason for each in labelled.quarantined)
-
-
-def _cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system

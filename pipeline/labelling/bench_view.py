@@ -13,6 +13,8 @@ from scorers.doctor.machine import processor
 
 # Less is told in seconds.
 _LEAST_HOURS = 0.1
+# Of the time that was counted.
+_MOST_WAITED = 0.1
 
 
 def show_bench(console: Console, bench: Bench) -> None:
@@ -94,10 +96,10 @@ def _notes(bench: Bench) -> list[str]:
                 f"{duration(step.seconds)}, in {count_of(len(step.slices), 'slice')} of {_bytes(size)}"
                 f"{_smaller(bench, size)}."
             )
-        if step.busy:
+        if step.kind and step.waited_s > _MOST_WAITED * step.seconds:
             notes.append(
-                f"{step.name}: had a core for {step.cpu_s / step.seconds:.0%} of the time; something else was using "
-                "the machine, and on a free one it is faster."
+                f"{step.name}: waited {duration(step.waited_s)} more for a core that something else was using; that is "
+                "not counted, but a machine that is free may be faster still."
             )
     notes.append("Writing the dataset and reading it again to seal it are not in these figures.")
     return notes

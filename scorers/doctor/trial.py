@@ -18,6 +18,7 @@ from scorers.fingerprint import collected_facts
 from scorers.isolation import describe
 from scorers.registry import ScorerSpec, build, given_field, runs_on_gpu
 from scorers.sentences import document
+from scorers.stopwatch import stopwatch
 from scorers.text import utf8_size
 
 # Characters scored at first, and at most at once: what a worker gets at once by default.
@@ -73,19 +74,18 @@ def _measure(scorer: Scorer, documents: Iterator[Document], seconds: float) -> d
         batch = list(_batch(documents, size))
         if not batch:
             break
-        began = time.perf_counter()
-        results = scorer.score(batch)
-        took = time.perf_counter() - began
+        with stopwatch() as took:
+            results = scorer.score(batch)
         tried += len(batch)
         failures.update(each.reason for each in results if isinstance(each, ScoringError))
         sentences = sum(len(each.ends) for each in batch)
         best = {
-            "seconds": took,
+            "seconds": took.seconds,
             "sentences": sentences,
             "bytes": sum(utf8_size(each.text) for each in batch),
         }
         # Large sets are what a worker gets, but the next one should fit into the time that is left.
-        if 4 * took < stop - time.perf_counter():
+        if 4 * took.seconds < stop - time.perf_counter():
             size = min(_MOST, 4 * size)
     return best | {"documents": tried, "failures": dict(failures)}
 

@@ -1,0 +1,38 @@
+import subprocess
+import sys
+
+import pytest
+
+from scorers import stopwatch as module
+from scorers.stopwatch import stopwatch
+
+BUSY = "import os, time\nos.sched_setaffinity(0, {CORE})\nend = time.time() + 3\nwhile time.time() < end: pass"
+
+
+@pytest.mark.skipif(not module._SCHEDULER.exists(), reason="this kernel does not tell")
+def test_the_time_that_others_had_the_core_is_not_counted():
+    code = f"""
+import os, subprocess, sys, time
+from scorers.stopwatch import stopwatch
+core = min(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {{core}})
+other = subprocess.Popen([sys.executable, "-c", {BUSY!r}.replace("CORE", str(core))])
+with stopwatch() as took:
+    end = time.perf_counter() + 1.5
+    while time.perf_counter() < end: pass
+other.kill(); other.wait()
+print(took.seconds, took.waited)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, waited = map(float, done.stdout.split())
+    assert seconds + waited == pytest.approx(1.5, abs=0.1)
+    assert waited > 0.3
+
+
+def test_where_the_kernel_does_not_tell_wall_time_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_SCHEDULER", tmp_path / "none")
+    with stopwatch() as took:
+        sum(range(100_000))
+    assert took.waited == 0
+    assert took.seconds > 0
+    assert took.share == 1
