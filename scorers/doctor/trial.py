@@ -24,6 +24,8 @@ from scorers.text import utf8_size
 # Characters scored at first, and at most at once: what a worker gets at once by default.
 _FIRST, _MOST = 2_000, 256 * 1024
 
+_PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+
 
 def try_scorer(column: str, spec: ScorerSpec, execution: Execution, seconds: float) -> dict[str, Any]:
     """Whether the scorer runs, on what it is based, and how fast it is on built-in text, as JSON values.
@@ -101,9 +103,9 @@ def _batch(documents: Iterator[Document], characters: int) -> Iterator[Document]
 def _precision(scorer: Scorer, spec: ScorerSpec, execution: Execution) -> str | None:
     """What a network computes in; None for a scorer without one. A scorer's attribute `precision` says it."""
     said = getattr(scorer, "precision", None)
-    if said is not None or not runs_on_gpu(spec):
-        return None if said is None else str(said)
-    return "fp32" if execution.device == "cpu" else None
+    if said is not None:
+        return _PRECISIONS.get(str(said), str(said))
+    return "fp32" if runs_on_gpu(spec) and execution.device == "cpu" else None
 
 
 def _peak_memory() -> int:

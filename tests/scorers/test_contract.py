@@ -27,9 +27,14 @@ from tests.scorers.helpers import CODE, PROSE
 BOUND_S = 20.0
 
 
-def _options(kind, tiny_bert):
-    checkpoint, folder = tiny_bert
-    return {"model": str(checkpoint), "config": str(folder)} if kind == "detoxify" else {}
+def _options(kind, request):
+    """Small weights for the kinds that need some."""
+    if kind == "detoxify":
+        checkpoint, folder = request.getfixturevalue("tiny_bert")
+        return {"model": str(checkpoint), "config": str(folder)}
+    if kind == "classifier":
+        return {"model": str(request.getfixturevalue("classifier_folder")), "label": "toxic"}
+    return {}
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +51,14 @@ def scorer_of(built):
 
 
 @pytest.fixture(scope="module")
-def hurried(tiny_bert):
+def hurried(request):
     """The scorer of a kind with a deadline that large documents exceed."""
     scorers = {}
 
     def of(kind):
         if kind not in scorers:
             try:
-                spec = ScorerSpec(kind=kind, **_options(kind, tiny_bert))
+                spec = ScorerSpec(kind=kind, **_options(kind, request))
                 scorers[kind] = build(kind, spec, Execution(deadline_s=0.05))
             except UserError as error:
                 pytest.skip(str(error))
