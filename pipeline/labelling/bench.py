@@ -23,6 +23,7 @@ from scorers.doctor.machine import processor
 from scorers.errors import UserError
 from scorers.isolation import describe
 from scorers.registry import ScorerSpec, build, runs_on_gpu
+from scorers.requirements import require_device
 from scorers.stopwatch import stopwatch
 from scorers.text import utf8_size
 
@@ -199,6 +200,7 @@ def bench_scorers(
 
 
 def _build(column: str, spec: ScorerSpec, execution: Execution) -> Scorer:
+    require_device(execution.device)
     try:
         scorer = build(column, spec, execution)
     except UserError:

@@ -23,8 +23,8 @@ _HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFF
 _LEAST_MEMORY = 2 * _GB
 # Logs and sockets of a local Ray, and inputs that are unpacked on the way.
 _LEAST_SPACE = 1 * _GB
-# bf16 that the processor computes in takes about half of fp32's time, emulated bf16 up to a hundred times as long.
-_SLOW_BF16 = 2.0
+# bf16 that the processor computes in takes at most fp32's time, emulated bf16 up to a hundred times as long.
+_SLOW_BF16 = 3.0
 
 
 @dataclass(frozen=True)

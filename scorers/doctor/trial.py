@@ -17,6 +17,7 @@ from scorers.errors import UserError
 from scorers.fingerprint import collected_facts
 from scorers.isolation import describe
 from scorers.registry import ScorerSpec, build, given_field, runs_on_gpu
+from scorers.requirements import require_device
 from scorers.sentences import document
 from scorers.stopwatch import stopwatch
 from scorers.text import utf8_size
@@ -37,6 +38,7 @@ def try_scorer(column: str, spec: ScorerSpec, execution: Execution, seconds: flo
         execution = execution.model_copy(update={"device": "cpu"})
     found: dict[str, Any] = {"device": execution.device, "problem": None}
     try:
+        require_device(execution.device)
         began = time.perf_counter()
         with collected_facts() as facts:
             scorer = build(column, spec, execution)

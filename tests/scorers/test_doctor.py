@@ -96,6 +96,13 @@ def test_weights_are_named_by_place_and_hash(tiny_bert):
     assert set(places(spec)) == {str(checkpoint), str(folder)}
 
 
+def test_a_device_that_is_not_there_is_named(tiny_bert):
+    checkpoint, folder = tiny_bert
+    spec = resolve("toxicity", ScorerSpec(kind="detoxify", model=str(checkpoint), config=str(folder)))
+    found = try_scorer("toxicity", spec, Execution(device="cuda:99"), 0.01)
+    assert "no device 'cuda:99'" in found["problem"]
+
+
 @pytest.mark.parametrize("kind", ["linear", "scrubadub"])
 def test_models_that_come_with_packages_are_found(kind):
     (place,) = places(resolve("column", ScorerSpec(kind=kind)))
