@@ -31,6 +31,8 @@ from scorers.text import utf8_size
 _WARM_UP, _GUESS = 2_000, 8_000
 # Slices that are scored however long they take: of fewer nobody could say how much they differ.
 _LEAST_SLICES = 3
+# Of the time, for slices whose speed says how large the others can be.
+_FIRST_ROUND = 0.2
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Measured:
         kind: of the scorer; empty for the others.
         device: what it ran on.
         slices: one a piece of the sample.
+        calls: of the scorer, each with some documents of a piece.
         documents, sentences, size: that it scored, the size in UTF-8 bytes.
         left_out: documents to which it does not apply.
         failed: documents by the reason why they have no score.
@@ -61,6 +64,7 @@ class Measured:
     kind: str = ""
     device: str = "cpu"
     slices: list[Slice] = field(default_factory=list)
+    calls: int = 0
     documents: int = 0
     sentences: int = 0
     size: int = 0
@@ -231,33 +235,48 @@ def _split(pieces: Sequence[Records], config: LabelConfig) -> tuple[Measured, li
 def _measure(
     step: Measured, scorer: Scorer, pieces: Sequence[Records], config: LabelConfig, seconds: float, limit: int | None
 ) -> None:
-    pieces, size = _slice_size(scorer, step.name, pieces, config, seconds)
-    if limit is not None:
-        size = min(size, limit // len(pieces))
+    """Score the pieces in rounds: the first finds out how much of each there is time for."""
     stop = time.perf_counter() + seconds
-    for number, piece in enumerate(pieces):
-        if number >= _LEAST_SLICES and time.perf_counter() >= stop:
+    rest, speed = _warmed_up(scorer, step.name, pieces, config)
+    slices = [Slice(0.0, 0)] * len(rest)
+    share = _FIRST_ROUND
+    while any(rest):
+        left = stop - time.perf_counter()
+        size = int(share * speed * max(left, 0.0) / len(rest))
+        if limit is not None:
+            size = min(size, (limit - sum(each.size for each in slices)) // len(rest))
+        if step.calls and size <= 0:
             break
-        given = _leading(piece, size)
-        labelled = _timed(step, given, {step.name: scorer}, config)
-        step.slices.append(Slice(labelled.seconds[step.name], text_size(given)))
-        _count(step, labelled, step.name)
+        began, done = time.perf_counter(), sum(each.size for each in slices)
+        for index, piece in enumerate(rest):
+            if not piece or (step.calls >= _LEAST_SLICES and time.perf_counter() >= stop):
+                continue
+            given = _leading(piece, size)
+            rest[index] = piece[len(given) :]
+            labelled = _timed(step, given, {step.name: scorer}, config)
+            before = slices[index]
+            slices[index] = Slice(before.seconds + labelled.seconds[step.name], before.size + text_size(given))
+            step.calls += 1
+            _count(step, labelled, step.name)
+        speed = max(sum(each.size for each in slices) - done, 1) / max(time.perf_counter() - began, 1e-6)
+        share = 1.0
+    step.slices = [each for each in slices if each.size]
 
 
-def _slice_size(
-    scorer: Scorer, column: str, pieces: Sequence[Records], config: LabelConfig, seconds: float
-) -> tuple[list[Records], int]:
-    """Pieces without the documents that the scorer has seen here, and bytes of each that it can score in its time."""
+def _warmed_up(
+    scorer: Scorer, column: str, pieces: Sequence[Records], config: LabelConfig
+) -> tuple[list[Records], float]:
+    """The pieces without the documents that the scorer has seen by now, and a guess of its bytes a second."""
     last = pieces[-1]
     warm = _leading(last, _WARM_UP)
     known = _leading(last[len(warm) :], _GUESS)
     rest = last[len(warm) + len(known) :]
     _label(warm, {column: scorer}, config)
-    labelled = _label(known or warm, {column: scorer}, config)
-    speed = max(text_size(known or warm), 1) / max(labelled.seconds[column], 1e-6)
+    began = time.perf_counter()
+    _label(known or warm, {column: scorer}, config)
+    speed = max(text_size(known or warm), 1) / max(time.perf_counter() - began, 1e-6)
     kept = [*pieces[:-1], rest] if rest or len(pieces) > 1 else list(pieces)
-    kept = [each for each in kept if each]
-    return kept, max(int(speed * seconds / len(kept)), 1)
+    return [each for each in kept if each], speed
 
 
 def _leading(records: Records, size: int) -> Records:

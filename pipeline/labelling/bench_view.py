@@ -90,10 +90,10 @@ def _notes(bench: Bench) -> list[str]:
         if step.left_out:
             notes.append(f"{step.name}: does not apply to {count_of(step.left_out, 'document')} of the sample.")
         if step.kind and step.slices:
-            size = sum(each.size for each in step.slices) / len(step.slices)
+            size = sum(each.size for each in step.slices) / max(step.calls, 1)
             notes.append(
                 f"{step.name}: ready after {duration(step.ready_s)}; {count_of(step.documents, 'document')} in "
-                f"{duration(step.seconds)}, in {count_of(len(step.slices), 'slice')} of {_bytes(size)}"
+                f"{duration(step.seconds)}, from {count_of(len(step.slices), 'place')}, {_bytes(size)} at once"
                 f"{_smaller(bench, size)}."
             )
         if step.kind and step.waited_s > _MOST_WAITED * step.seconds:
@@ -107,7 +107,7 @@ def _notes(bench: Bench) -> list[str]:
 
 def _smaller(bench: Bench, size: float) -> str:
     unit = min(bench.unit_size, bench.sample.text_bytes / bench.sample.units)
-    return "" if size >= unit / 2 else f" (a worker gets {_bytes(unit)} at once)"
+    return "" if size >= unit / 2 else f"; a worker gets {_bytes(unit)} at once"
 
 
 def _bytes(count: float) -> str:
