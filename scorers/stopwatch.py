@@ -1,5 +1,6 @@
 """Time that work takes, whatever else the machine is doing."""
 
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ class Took:
     """What a block took.
 
     Attributes:
-        seconds: of wall time, less the time that its thread waited for a core which others were using.
+        seconds: of wall time, less the time that its thread, or a process that it ran, waited for a core which others
+            were using.
         waited: that time; 0 where the kernel does not tell.
     """
 
@@ -33,13 +35,23 @@ class Took:
 def stopwatch() -> Iterator[Took]:
     """Time the block, which runs in the main thread; the figures are there when it ends."""
     took = Took()
-    began, waited = time.perf_counter(), _waited()
+    began, waited, own, children = time.perf_counter(), _waited(), time.thread_time(), _children()
     try:
         yield took
     finally:
         wall = time.perf_counter() - began
         took.waited = min(max(_waited() - waited, 0.0), wall)
+        ran = _children() - children
+        if ran and took.waited:
+            # While it slept, they had a core or waited for one: nobody says which, but how long they had one.
+            took.waited = max(took.waited, wall - (time.thread_time() - own) - ran)
         took.seconds = wall - took.waited
+
+
+def _children() -> float:
+    """CPU seconds of processes that this one has started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _waited() -> float:
