@@ -2,6 +2,7 @@
 
 import typer
 
+from pipeline.commands import bench
 from pipeline.commands.export import export
 from pipeline.commands.gc import gc
 from pipeline.commands.inspect import inspect
@@ -19,3 +20,9 @@ PANEL = "Labelling"
 app = typer.Typer()
 for function in (label, preview, score, status, verify, inspect, retag, repair, gc, export):
     app.command(rich_help_panel=PANEL)(command(function))
+
+# A group, since other steps may come to be measured on a corpus of one's own.
+bench_app = typer.Typer(no_args_is_help=True, help="Measure on a corpus of one's own how fast a step is.")
+bench_app.command()(command(bench.scorers))
+bench_app.callback()(lambda: None)
+app.add_typer(bench_app, name="bench", rich_help_panel=PANEL)

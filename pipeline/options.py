@@ -255,7 +255,9 @@ def _scorers_and_file(
     scorers: Sequence[str] | None, config: Path | None, overrides: Sequence[str] | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The scorers that flags name, and the YAML file without those of the same columns."""
-    specs = _scorer_specs(scorers or [])
+    from scorers.registry import parse_scorers
+
+    specs = {column: spec.model_dump() for column, spec in parse_scorers(scorers or []).items()}
     values = read_yaml(config) if config is not None else {}
     if isinstance(values.get("scorers"), dict):
         values["scorers"] = {column: each for column, each in values["scorers"].items() if column not in specs}
@@ -276,17 +278,3 @@ def execution_from_flags(
 
     flags = {"execution": {"workers": workers, "address": address}}
     return load_settings(ExecutionSettings, flags=flags, overrides=overrides or []).execution
-
-
-def _scorer_specs(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    from scorers.registry import parse_scorer
-
-    specs: dict[str, dict[str, Any]] = {}
-    for text in given:
-        column, spec = parse_scorer(text)
-        if column in specs:
-            raise UserError(
-                f"--scorer {text}: the column {column!r} is given twice; name another column for one of them."
-            )
-        specs[column] = spec.model_dump()
-    return specs

@@ -1,4 +1,4 @@
-"""The command that shows which scorers there are."""
+"""The commands that show which scorers there are, and which of them can run here, and how fast."""
 
 from typing import Annotated
 
@@ -38,3 +38,51 @@ def scorers(
     for each in found:
         if not each["ready"]:
             console.print(f"{each['kind']}: {each['missing']}", markup=False, highlight=False)
+
+
+@app.command(rich_help_panel="Labelling")
+@command
+def doctor(
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scorer",
+            "-s",
+            metavar="COLUMN[=KIND[:VALUE]]",
+            help="A scorer that has to run here, as for `phf label`; again for more. (default: all kinds)",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Device of the scorers that run a network, such as cuda.")
+    ] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads a scorer computes with.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, metavar="S", help="Time to measure each scorer for.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")] = False,
+) -> None:
+    """Try the scorers on this machine: from which weights they run, at which precision, how fast, and what is missing.
+
+    Each scorer is built and measured in a process of its own, on text of Python's documentation and library. Also says
+    what matters of the machine. Detoxify's weights are never downloaded.
+
+    Exit status: 0 every scorer that --scorer names runs here; 1 one of them does not; 2 wrong usage.
+
+    Example: phf doctor --scorer toxicity=detoxify:unbiased --scorer pii
+    """
+    from rich.console import Console
+
+    from scorers.contract import Execution
+    from scorers.doctor.report import all_scorers, examine
+    from scorers.doctor.view import show
+    from scorers.registry import parse_scorers
+
+    specs = parse_scorers(scorer or [])
+    execution = Execution(device=device, threads=threads)
+    with Console(stderr=True).status("") as status:
+        report = examine(specs or all_scorers(), execution, seconds, lambda what: status.update(f"Looking at {what} …"))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        show(Console(highlight=False), report)
+    if specs and any(each.problem is not None for each in report.scorers):
+        raise typer.Exit(1)

@@ -107,7 +107,8 @@ class ScorerType(Protocol):
 
     It may have a classmethod `check(options)` too, that raises `UserError` when something is missing to run here, such
     as weights, without loading or downloading anything; and a classmethod `given_field(options)`, that names the field
-    of the corpus which `Document.given` must hold.
+    of the corpus which `Document.given` must hold. An instance may have an attribute `precision`, what its network
+    computes in, for `phf doctor` to show.
     """
 
     Options: type[SemanticOptions]

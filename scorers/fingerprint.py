@@ -2,12 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 20
+
+_collected: ContextVar[list[dict[str, Any]] | None] = ContextVar("collected", default=None)
 
 
 def fingerprint(
@@ -34,8 +38,22 @@ def fingerprint(
         "libraries": dict(libraries or {}),
         "files": dict(files or {}),
     }
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(facts)
     canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return f"{kind}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+
+@contextmanager
+def collected_facts() -> Iterator[list[dict[str, Any]]]:
+    """The facts behind every fingerprint that the block makes, in order: the arguments of `fingerprint` by name."""
+    facts: list[dict[str, Any]] = []
+    token = _collected.set(facts)
+    try:
+        yield facts
+    finally:
+        _collected.reset(token)
 
 
 def library_versions(*distributions: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ A new kind is one file and one line in `KINDS`, or an entry point of the group `
 
 import importlib
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
@@ -75,6 +76,23 @@ def parse_scorer(text: str) -> tuple[str, ScorerSpec]:
     return column, ScorerSpec(**_read_text(rest or default_kind(column)))
 
 
+def parse_scorers(texts: Iterable[str]) -> dict[str, ScorerSpec]:
+    """What fills each column, in the order given; see `parse_scorer`.
+
+    Raises:
+        UserError: as `parse_scorer`, or a column that is given twice.
+    """
+    specs: dict[str, ScorerSpec] = {}
+    for text in texts:
+        column, spec = parse_scorer(text)
+        if column in specs:
+            raise UserError(
+                f"--scorer {text}: the column {column!r} is given twice; name another column for one of them."
+            )
+        specs[column] = spec
+    return specs
+
+
 def check_column(column: str) -> None:
     """Refuse a name that cannot be a column of scores.
 
@@ -125,8 +143,9 @@ def scorer_type(kind: str) -> ScorerType:
         raise UserError(f"There is no scorer of kind {kind!r}; the kinds here are {', '.join(kinds())}.")
     try:
         return cast(ScorerType, plugin.load())
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"The scorer {kind!r} ({_origin(plugin)}) cannot be loaded: {error}.") from error
+    except Exception as error:  # somebody else's module may fail in any way
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        raise UserError(f"The scorer {kind!r} ({_origin(plugin)}) cannot be loaded: {reason}.") from error
 
 
 def check_options(column: str, spec: ScorerSpec) -> SemanticOptions:

@@ -14,3 +14,24 @@ def require(kind: str, *packages: str, install: str) -> None:
     for package in packages:
         if find_spec(package) is None:
             raise UserError(f"The scorer {kind!r} needs {package}, which is not installed: pip install {install}")
+
+
+def require_device(device: str) -> None:
+    """Check that torch sees a CUDA device, importing torch only where one is asked for.
+
+    Args:
+        device: as in `Execution.device`.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not device.startswith("cuda"):
+        return
+    count = 0
+    if find_spec("torch") is not None:
+        import torch
+
+        count = torch.cuda.device_count()
+    number = device.partition(":")[2] or "0"
+    if not number.isdecimal() or int(number) >= count:
+        raise UserError(f"There is no device {device!r}: torch sees {count} CUDA devices here. Take the device cpu.")

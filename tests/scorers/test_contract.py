@@ -1,61 +1,215 @@
-"""What holds for every scorer."""
+"""What holds for every scorer: the checks of `scorers.testing`, and what only our own scorers promise."""
 
 import pickle
-from dataclasses import replace
+import time
 
 import numpy as np
 import pytest
 
-from scorers.contract import Scorer, ScoringError
-from scorers.registry import KINDS
+from scorers.contract import Execution, Scorer, ScoringError
+from scorers.errors import UserError
+from scorers.registry import KINDS, ScorerSpec, build, given_field, runs_on_gpu
 from scorers.sentences import document
-from tests.scorers.helpers import CODE, PROSE, check_scores, documents, scores_of
+from scorers.testing import (
+    check,
+    check_forgets,
+    check_order,
+    check_scores,
+    check_survives,
+    hostile_documents,
+    ordinary_documents,
+    with_field,
+)
+from tests.scorers.helpers import CODE, PROSE
 
-LINTERS = ("pycodestyle", "pylint")
+# Seconds that a strange document may take in a scorer whose deadline is a twentieth of a second. A deadline does not
+# end a call into C (a tokenizer, a matrix product) before it returns, and other tests run beside this one.
+BOUND_S = 20.0
 
 
-def _documents(kind):
-    if kind == "column":
-        return [
-            replace(each, given={"scores": [len(sentence) / 7 for sentence in each.sentences()]})
-            for each in documents(PROSE, "prose")
-        ]
-    return documents(CODE, "python") if kind in LINTERS else documents(PROSE, "prose")
+def _options(kind, request):
+    """Small weights for the kinds that need some."""
+    if kind == "detoxify":
+        checkpoint, folder = request.getfixturevalue("tiny_bert")
+        return {"model": str(checkpoint), "config": str(folder)}
+    if kind == "classifier":
+        return {"model": str(request.getfixturevalue("classifier_folder")), "label": "toxic"}
+    return {}
+
+
+@pytest.fixture(scope="module")
+def scorer_of(built):
+    """The scorer of a kind, if it can run here with its defaults."""
+
+    def of(kind):
+        try:
+            return built(kind)
+        except UserError as error:
+            pytest.skip(str(error))
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def hurried(request):
+    """The scorer of a kind with a deadline that large documents exceed."""
+    scorers = {}
+
+    def of(kind):
+        if kind not in scorers:
+            try:
+                spec = ScorerSpec(kind=kind, **_options(kind, request))
+                scorers[kind] = build(kind, spec, Execution(deadline_s=0.05))
+            except UserError as error:
+                pytest.skip(str(error))
+        return scorers[kind]
+
+    return of
+
+
+def _tolerance(kind):
+    """Equal, or for networks, whose matrix products round by their shapes, within 1e-6."""
+    return 1e-6 if runs_on_gpu(ScorerSpec(kind=kind)) else 0.0
+
+
+def _given(kind, documents):
+    field = given_field(kind, ScorerSpec(kind=kind)) if kind == "column" else None
+    return [each if field is None else with_field(each, field) for each in documents]
+
+
+def _ordinary(kind, scorer):
+    documents = ordinary_documents(scorer)
+    texts = PROSE if documents[0].kind == "prose" else CODE
+    return _given(kind, [*documents, *(document(text, documents[0].kind) for text in texts)])
+
+
+def _hostile(kind, scorer, size, only=None):
+    found = hostile_documents(ordinary_documents(scorer)[0].kind, size, only)
+    return {name: _given(kind, [each])[0] for name, each in found.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_finite_floats_one_a_sentence(built, kind):
-    scorer = built(kind)
+def test_scores_are_finite_floats_one_a_sentence(scorer_of, kind):
+    scorer = scorer_of(kind)
     assert isinstance(scorer, Scorer)
     assert scorer.name == kind
-    scores_of(scorer, *_documents(kind))
+    check_scores(scorer, _ordinary(kind, scorer))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_score_does_not_depend_on_the_others_or_their_order(built, kind):
-    scorer = built(kind)
-    given = _documents(kind)
-    together = scores_of(scorer, *given)
-    backwards = scores_of(scorer, *reversed(given))[::-1]
-    alone = [scores_of(scorer, each)[0] for each in given]
-    tolerance = 1e-6 if kind == "detoxify" else 0
-    for one, other, single in zip(together, backwards, alone, strict=True):
-        np.testing.assert_allclose(one, other, atol=tolerance, rtol=0)
-        np.testing.assert_allclose(one, single, atol=tolerance, rtol=0)
+def test_a_score_depends_neither_on_the_others_nor_on_their_order(scorer_of, kind):
+    scorer = scorer_of(kind)
+    check_order(scorer, _ordinary(kind, scorer), _tolerance(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_document_has_no_scores_and_no_documents_none(built, kind):
-    scorer = built(kind)
-    check_scores(scorer.score([document("", "python")])[0], document("", "python"))
-    assert scorer.score([]) == []
+def test_strange_documents_leave_nothing_behind(scorer_of, kind):
+    scorer = scorer_of(kind)
+    strange = list(_hostile(kind, scorer, 400).values())
+    check_forgets(scorer, _ordinary(kind, scorer), strange, _tolerance(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_linters_apply_to_python_and_the_others_to_any_document(built, kind):
-    scorer = built(kind)
-    assert scorer.applies(document("x", "python"))
-    assert scorer.applies(document("x", "prose")) == (kind not in LINTERS)
+def test_a_strange_document_ends_in_scores_or_a_reason_in_its_time(hurried, kind):
+    scorer = hurried(kind)
+    for name, each in _hostile(kind, scorer, 10_000).items():
+        check_survives(scorer, each, name, BOUND_S)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "size"), [("one line", 1_000_000), ("only newlines", 100_000)])
+def test_a_large_document_keeps_to_its_deadline(hurried, kind, name, size):
+    scorer = hurried(kind)
+    each = _hostile(kind, scorer, size, [name])[name]
+    result = check_survives(scorer, each, name, BOUND_S)
+    assert not isinstance(result, ScoringError) or result.reason == "deadline"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_that_exceed_their_deadline_leave_nothing_behind(hurried, scorer_of, kind):
+    scorer = hurried(kind)
+    large = _hostile(kind, scorer, 100_000, ["digits"])["digits"]
+    small = _given(kind, [document("x = 1  # one\n", large.kind)])
+    (expected,) = scorer_of(kind).score(small)
+    scorer.score([large])
+    result = scorer.score([large, *small])[1]
+    if isinstance(result, ScoringError):
+        # What the large one left half done may take longer to make anew than this small one has.
+        assert result.reason == "deadline"
+    else:
+        np.testing.assert_allclose(result, expected, atol=_tolerance(kind), rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_document_has_no_scores(scorer_of, kind):
+    check_scores(scorer_of(kind), _given(kind, [document("", "python")]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_scorer_applies_to_python(scorer_of, kind):
+    assert scorer_of(kind).applies(document("x", "python"))
+
+
+def test_linters_do_not_apply_to_prose(scorer_of):
+    prose = document("x", "prose")
+    assert not any(scorer_of(kind).applies(prose) for kind in ("pycodestyle", "pylint"))
+    assert all(scorer_of(kind).applies(prose) for kind in ("linear", "scrubadub", "detoxify", "column"))
+
+
+class Broken:
+    """A scorer that does one thing wrong."""
+
+    name, fingerprint = "broken", "broken"
+
+    def __init__(self, fault):
+        self.fault = fault
+        self.calls = 0
+
+    def applies(self, document):
+        return True
+
+    def score(self, documents):
+        self.calls += 1
+        if self.fault == "raises" and any(len(each.text) > 1000 for each in documents):
+            raise ValueError("too long")
+        if self.fault == "slow" and any(len(each.text) > 1000 for each in documents):
+            time.sleep(0.1)
+        results = [np.full(len(each.ends), 0.5, np.float32) for each in documents]
+        if self.fault == "batch":
+            results = [each * len(documents) for each in results]
+        if self.fault == "remembers":
+            results = [each + self.calls for each in results]
+        if self.fault == "double":
+            results = [each.astype(np.float64) for each in results]
+        if self.fault == "negative":
+            results = [-each for each in results]
+        if self.fault == "shape":
+            results = [each[:1] for each in results]
+        if self.fault == "short":
+            results = results[1:]
+        return results
+
+
+def test_the_checks_pass_a_scorer_that_does_nothing_wrong():
+    check(Broken(None), hostile_size=2_000)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raises", "not raise: ValueError"),
+        ("slow", "more than 0.05 s"),
+        ("batch", "apart"),
+        ("remembers", "apart"),
+        ("double", "float32"),
+        ("negative", ">= 0"),
+        ("shape", "one a sentence"),
+        ("short", "one result for each"),
+    ],
+)
+def test_the_checks_find_each_fault_and_say_what_it_is(fault, message):
+    with pytest.raises(AssertionError, match=message):
+        check(Broken(fault), hostile_size=2_000, seconds=0.05)
 
 
 def test_a_scoring_error_survives_the_way_between_processes():

@@ -2,10 +2,11 @@ import time
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scorers import sentences
+from scorers.doctor.sample import sample
 from scorers.sentences import document, fingerprint, split
 from scorers.tokenizer import LONGEST_RUN, make_linear, shorten_runs
 
@@ -42,6 +43,7 @@ def spacy_sentencizer():
 
     nlp = English()
     nlp.add_pipe("sentencizer")
+    nlp.max_length = 10_000_000
     return nlp
 
 
@@ -169,4 +171,30 @@ def test_any_mixture_of_special_tokens_is_split_as_spacy_splits_it(spacy_sentenc
         )
     )
     text = "".join(piece + space for piece, space in pieces)
+    assert split(text).tolist() == _by_spacy(spacy_sentencizer, text)
+
+
+WEB = (
+    " :", ":1", ":", "1", ": )", ":)", " ", "  ", "a", ".", "?!", "\r\n", "\r", "\n\n", "\x00", "👩\u200d👩\u200d👧",
+    "🇩🇪", "☠️", "e\u0301", "\u202eמה.", "שלום. ", "مرحبا؟ ", "你好。", "…", "\u00a0", "\ufeff", "(", "p.m.", "Ph.D.",
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.sampled_from(WEB), max_size=14).map("".join))
+@example("x. :1 y")
+@example("No : 1. :1 Yes :")
+@example("\x00")
+@example("\x00.\x00 \x00!\r\n\x00")
+@example(".\r\n\r\nA.\r\n")
+@example("👍. 👍! 👍")
+def test_what_texts_of_the_web_hold_is_split_as_spacy_splits_it(spacy_sentencizer, text):
+    assert split(text).tolist() == _by_spacy(spacy_sentencizer, text)
+
+
+def test_a_line_longer_than_spacys_limit_is_split_as_spacy_would(spacy_sentencizer):
+    line = " ".join(" ".join(sample("prose")).split())
+    text = line + " " + line.swapcase() + " " + line.replace(". ", "! ").replace("e", "é")
+    assert len(text) > 1_000_000
+    assert "\n" not in text
     assert split(text).tolist() == _by_spacy(spacy_sentencizer, text)

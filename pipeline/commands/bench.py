@@ -1,0 +1,125 @@
+"""`phf bench scorers`: how fast scorers are on the user's own corpus, and what labelling costs."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from pipeline.options import (
+    AsJson,
+    ConfigFile,
+    IdField,
+    Inputs,
+    Kind,
+    Overrides,
+    Scorers,
+    TextField,
+    label_config_from_flags,
+)
+from scorers.console import print_json
+from scorers.errors import UserError
+
+# Of English prose with GPT-2's vocabulary it is 4 to 4.5.
+BYTES_A_TOKEN = 4.2
+
+_TOKENS = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kMGBT]?)", re.ASCII)
+_FACTORS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+
+
+def scorers(
+    inputs: Inputs = None,
+    scorer: Scorers = None,
+    seconds: Annotated[float, typer.Option(min=0, metavar="S", help="Time to measure each scorer for.")] = 10.0,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Text to measure each scorer on, at most, such as 1MB. (default: none)",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Threads a scorer computes with. (default: 1)", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="Device of the scorers that run a network, such as cuda. (default: cpu)",
+            show_default=False,
+        ),
+    ] = None,
+    total: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Text in UTF-8 to give the cost for, such as 1TB. (default: the corpus's own)",
+            show_default=False,
+        ),
+    ] = None,
+    total_tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help=f"The same in tokens, such as 1T, at {BYTES_A_TOKEN} bytes a token.", show_default=False
+        ),
+    ] = None,
+    text_field: TextField = None,
+    id_field: IdField = None,
+    kind: Kind = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure scorers on a corpus: sentences/s, MB/s a core or GPU, failures, and what labelling all of it costs.
+
+    Each gets, as a worker would give it, the documents of units spread evenly over the corpus; nothing is written, and
+    no text is shown. The range is the 95 % confidence interval from how much these slices differ.
+
+    Example: phf bench scorers corpus.jsonl.gz --scorer pii --scorer toxicity=linear --total 1TB
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    def size_of(flag: str, text: str) -> int:
+        try:
+            return int(TypeAdapter(ByteSize).validate_python(text))
+        except ValidationError:
+            raise UserError(f"{flag} {text!r} is no size; write 500kB, 1MB or 1TB.") from None
+
+    if total is not None and total_tokens is not None:
+        raise UserError("Give --total or --total-tokens, not both.")
+    wanted = None if total is None else float(size_of("--total", total))
+    if total_tokens is not None:
+        wanted = _tokens(total_tokens) * BYTES_A_TOKEN
+    most = None if limit is None else size_of("--limit", limit)
+    settings = label_config_from_flags(
+        inputs=inputs,
+        output="bench",
+        scorers=scorer,
+        config=config,
+        overrides=[*(overrides or []), *([f"execution.threads={threads}"] if threads else [])],
+        text_field=text_field,
+        id_field=id_field,
+        kind=kind,
+    )
+    from rich.console import Console
+
+    from pipeline.labelling.bench import bench_scorers
+    from pipeline.labelling.bench_view import show_bench
+    from pipeline.labelling.telling.reporter import reporter_for
+    from pipeline.labelling.workers.secrecy import forbid_core_dumps
+
+    forbid_core_dumps()
+    with reporter_for(Console(stderr=True)) as reporter:
+        bench = bench_scorers(settings, reporter, seconds=seconds, limit=most, device=device, total=wanted)
+    if as_json:
+        print_json(bench.to_dict())
+    else:
+        show_bench(Console(highlight=False), bench)
+
+
+def _tokens(text: str) -> float:
+    match = _TOKENS.fullmatch(text.strip().replace("_", "").replace(",", ""))
+    if match is None:
+        raise UserError(f"--total-tokens {text!r} is no number of tokens; write 300B, 1T or 3.3e9.")
+    return float(match[1]) * _FACTORS[match[2]]

@@ -1,0 +1,182 @@
+"""A sample of a corpus: records of units that are spread evenly over all of it, rather than its head."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.config import MAX_DOCUMENT_SIZE, LabelConfig
+from pipeline.corpus.inputs import Source, find_sources
+from pipeline.corpus.plan import Unit
+from pipeline.corpus.planning import make_plan
+from pipeline.corpus.readers import UnitReader
+from pipeline.corpus.records import Quarantined, Record
+from scorers.errors import UserError
+from scorers.stopwatch import stopwatch
+from scorers.text import utf8_size
+
+Progress = Callable[[str, int, int], None]
+Records = list[Record]
+
+# Units that are looked at, and pieces of them where a corpus has fewer.
+_UNITS, _LEAST_PIECES = 16, 8
+# A plan reads its inputs once. Of a larger corpus some are planned, spread over all.
+_MOST_PLANNED = 1_000_000_000
+# Of a unit the leading records, since a scorer gets no more than this at once either.
+_MOST_KEPT = MAX_DOCUMENT_SIZE
+
+
+@dataclass(frozen=True)
+class CorpusSample:
+    """Records from all over a corpus.
+
+    Attributes:
+        pieces: records of a unit each, or of a part of one, in an order whose every beginning is spread evenly too.
+        sources, size: of the whole corpus: its files, and their bytes as they lie there.
+        planned: of these bytes those that were read to cut them into units.
+        units: of the planned sources.
+        sampled_units: of those that the records come from.
+        text_bytes: an estimate of the whole corpus's text in UTF-8; exact where every unit was sampled.
+        read_s, read_bytes: seconds that reading took, and the text that was read in them.
+        malformed: entries of quarantine among what was read, by reason.
+    """
+
+    pieces: list[Records]
+    sources: int
+    size: int
+    planned: int
+    units: int
+    sampled_units: int
+    text_bytes: float
+    read_s: float
+    read_bytes: int
+    malformed: Counter[str]
+
+
+def sample_corpus(config: LabelConfig, progress: Progress) -> CorpusSample:
+    """Read a sample of the inputs of a job.
+
+    Args:
+        config: whose units are taken: their size is what a worker gets at a time.
+        progress: told of what is done, bytes done and bytes in all.
+
+    Raises:
+        UserError: as of `phf label`: inputs or settings that are not right, or no record in them.
+        OSError: a disk or network failed.
+    """
+    sources = find_sources(config.inputs, config.kind)
+    chosen = _spread_over(sources)
+    total, done = sum(each.size for each in chosen), 0
+
+    def on_read(_source: Source, size: int) -> None:
+        nonlocal done
+        done += size
+        progress("Planning", done, total)
+
+    plan = make_plan(config, on_read, sources=chosen)
+    count = len(plan.units)
+    if not count:
+        raise UserError(f"There is no record in {', '.join(config.inputs)}.")
+    indexes = [(2 * index + 1) * count // (2 * min(count, _UNITS)) for index in range(min(count, _UNITS))]
+    pieces: list[Records] = []
+    unit_bytes = read_bytes = 0
+    read_s = 0.0
+    malformed: Counter[str] = Counter()
+    reader = UnitReader(plan, config)
+    try:
+        for number, index in enumerate(indexes):
+            progress("Reading", number, len(indexes))
+            unit = _read(reader, plan.units[index], malformed)
+            pieces.append(unit.kept)
+            unit_bytes += unit.size
+            read_bytes += unit.timed_bytes
+            read_s += unit.seconds
+    finally:
+        reader.close()
+    size = sum(each.size for each in sources)
+    planned = sum(each.size for each in plan.sources)
+    return CorpusSample(
+        pieces=spread(_cut(pieces)),
+        sources=len(sources),
+        size=size,
+        planned=planned,
+        units=count,
+        sampled_units=len(indexes),
+        text_bytes=unit_bytes / len(indexes) * count * (size / planned if planned else 1.0),
+        read_s=read_s,
+        read_bytes=read_bytes,
+        malformed=malformed,
+    )
+
+
+def text_size(records: Sequence[Record]) -> int:
+    """UTF-8 bytes of the texts of some records."""
+    return sum(utf8_size(each.text) for each in records)
+
+
+def spread(items: Sequence[Records]) -> list[Records]:
+    """The same items in another order: the first few of them are spread evenly over all, however few they are."""
+    bits = len(items).bit_length()
+    # Van der Corput's sequence: 0, 1/2, 1/4, 3/4, 1/8, …
+    places = (int(f"{number:0{bits}b}"[::-1], 2) * len(items) >> bits for number in range(1 << bits))
+    return [items[index] for index in dict.fromkeys(places)]
+
+
+@dataclass
+class _UnitRead:
+    kept: Records
+    size: int = 0
+    timed_bytes: int = 0
+    seconds: float = 0.0
+
+
+def _read(reader: UnitReader, unit: Unit, malformed: Counter[str]) -> _UnitRead:
+    """All of a unit. The first record is not timed: what lies before it in a compressed file is read along with it."""
+    found = _UnitRead([])
+    records = reader.read(unit)
+    first = next(records, None)
+    if first is not None:
+        _keep(found, first, malformed)
+    before = found.size
+    with stopwatch() as took:
+        for each in records:
+            _keep(found, each, malformed)
+    found.timed_bytes, found.seconds = found.size - before, took.seconds
+    return found
+
+
+def _keep(found: _UnitRead, each: Record | Quarantined, malformed: Counter[str]) -> None:
+    if isinstance(each, Quarantined):
+        malformed[each.reason] += 1
+        return
+    found.size += text_size([each])
+    if found.size <= _MOST_KEPT or not found.kept:
+        found.kept.append(each)
+
+
+def _spread_over(sources: Sequence[Source]) -> list[Source]:
+    """All sources, or of a large corpus those at evenly spread places of its bytes."""
+    total = sum(each.size for each in sources)
+    if total <= _MOST_PLANNED:
+        return list(sources)
+    chosen: list[Source] = []
+    passed = number = 0
+    for each in sources:
+        passed += each.size
+        if passed > (2 * number + 1) * total // (2 * _UNITS):
+            chosen.append(each)
+            while passed > (2 * number + 1) * total // (2 * _UNITS):
+                number += 1
+    return chosen
+
+
+def _cut(pieces: list[Records]) -> list[Records]:
+    """The pieces, cut in equal parts where they are few."""
+    parts = -(-_LEAST_PIECES // len(pieces))
+    if parts == 1:
+        return pieces
+    return [
+        piece[len(piece) * part // parts : len(piece) * (part + 1) // parts]
+        for piece in pieces
+        for part in range(parts)
+        if len(piece) * (part + 1) // parts > len(piece) * part // parts
+    ]

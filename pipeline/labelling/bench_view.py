@@ -1,0 +1,121 @@
+"""`phf bench scorers` for people: on what it was measured, a table of the steps, and what to know about it."""
+
+import os
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.labelling.bench import Bench, Measured
+from pipeline.labelling.estimate import Estimate
+from pipeline.labelling.telling.reporter import count_of, duration
+from scorers.doctor.machine import processor
+
+# Less is told in seconds.
+_LEAST_HOURS = 0.1
+# Of the time that was counted.
+_MOST_WAITED = 0.1
+
+
+def show_bench(console: Console, bench: Bench) -> None:
+    """Print everything; nothing of it is text of the corpus."""
+    for line in (_corpus(bench), _machine(bench)):
+        console.print(Text(line, style="dim"), soft_wrap=True)
+    console.print()
+    console.print(_steps(bench))
+    console.print()
+    for line in _notes(bench):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _corpus(bench: Bench) -> str:
+    sample = bench.sample
+    planned = (
+        "" if sample.planned == sample.size else f", of which {_bytes(sample.planned)} were read and cut into units"
+    )
+    exact = "" if sample.sampled_units == sample.units and not planned else "about "
+    return (
+        f"corpus: {exact}{_bytes(sample.text_bytes)} of text in {count_of(sample.sources, 'file')} of "
+        f"{_bytes(sample.size)}{planned}; measured on {sample.sampled_units:,} of {count_of(sample.units, 'unit')}, "
+        "spread evenly"
+    )
+
+
+def _machine(bench: Bench) -> str:
+    return (
+        f"machine: {processor()}, {count_of(len(os.sched_getaffinity(0)), 'core')}; "
+        f"{count_of(bench.threads, 'thread')} a scorer"
+    )
+
+
+def _steps(bench: Bench) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in ("sentences/s", "MB/s", "share", f"for {_bytes(bench.total)}", "95 % range"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for step in bench.steps:
+        table.add_row(*map(Text, _cells(bench, step)))
+    for unit, on_gpu in (("core", False), ("GPU", True)):
+        together = bench.together(on_gpu=on_gpu)
+        if together.value:
+            cells = ("together", "", "", "", *_hours(together, unit))
+            table.add_row(*(Text(each, style="bold") for each in cells))
+    return table
+
+
+def _cells(bench: Bench, step: Measured) -> list[str]:
+    seconds = step.seconds
+    name = f"{step.name}={step.kind}" if step.kind and step.kind != step.name else step.name
+    return [
+        name if step.device == "cpu" else f"{name} on {step.device}",
+        f"{step.sentences / seconds:,.{0 if step.sentences >= 10 * seconds else 1}f}" if step.sentences else "",
+        f"{step.size / seconds / 1e6:,.3g}" if step.size and seconds else "",
+        f"{bench.share(step):.1%}",
+        *_hours(bench.hours(step), "core" if step.device == "cpu" else "GPU"),
+    ]
+
+
+def _hours(estimate: Estimate, unit: str) -> tuple[str, str]:
+    time, factor = ("h", 1) if estimate.value >= _LEAST_HOURS else ("s", 3600)
+    value, low, high = (_number(each * factor) for each in (estimate.value, estimate.low, estimate.high))
+    return f"{value} {unit}-{time}", "" if estimate.low == estimate.high else f"{low} to {high}"
+
+
+def _notes(bench: Bench) -> list[str]:
+    notes = []
+    for step in bench.steps:
+        if step.failed:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in step.failed.most_common())
+            notes.append(f"{step.name}: without a score, to be quarantined: {reasons}.")
+        if step.left_out:
+            notes.append(f"{step.name}: does not apply to {count_of(step.left_out, 'document')} of the sample.")
+        if step.kind and step.slices:
+            size = sum(each.size for each in step.slices) / max(step.calls, 1)
+            notes.append(
+                f"{step.name}: ready after {duration(step.ready_s)}; {count_of(step.documents, 'document')} in "
+                f"{duration(step.seconds)}, from {count_of(len(step.slices), 'place')}, {_bytes(size)} at once"
+                f"{_smaller(bench, size)}."
+            )
+        if step.kind and step.waited_s > _MOST_WAITED * step.seconds:
+            notes.append(
+                f"{step.name}: waited {duration(step.waited_s)} more for a core that something else was using; that is "
+                "not counted, but a machine that is free may be faster still."
+            )
+    notes.append("Writing the dataset and reading it again to seal it are not in these figures.")
+    return notes
+
+
+def _smaller(bench: Bench, size: float) -> str:
+    unit = min(bench.unit_size, bench.sample.text_bytes / bench.sample.units)
+    return "" if size >= unit / 2 else f"; a worker gets {_bytes(unit)} at once"
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.3g} {unit}"
+    return f"{count:,.0f} B"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"

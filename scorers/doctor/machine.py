@@ -1,0 +1,237 @@
+"""The facts of a machine that decide how phf runs on it, each with one line of remedy where something is amiss."""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from scorers.errors import UserError
+from scorers.fingerprint import library_versions
+from scorers.isolation import describe
+
+_GB = 1e9
+_LIBRARIES = ("ray", "deepspeed", "transformers", "tokenizers", "spacy", "pyarrow", "numpy")
+_SPACY_MODEL = "en_core_web_sm"
+_HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TORCH_HOME")
+# A worker with spaCy's model or a base-size network holds one to two gigabytes.
+_LEAST_MEMORY = 2 * _GB
+# Logs and sockets of a local Ray, and inputs that are unpacked on the way.
+_LEAST_SPACE = 1 * _GB
+# bf16 that the processor computes in takes at most fp32's time, emulated bf16 up to a hundred times as long.
+_SLOW_BF16 = 3.0
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something about the machine.
+
+    Attributes:
+        name: what it is about.
+        text: the fact, for people.
+        data: the same as JSON values.
+        remedy: what to do, in one line, where something is amiss.
+    """
+
+    name: str
+    text: str
+    data: Any
+    remedy: str | None = None
+
+
+def machine_facts(torch: Mapping[str, Any]) -> list[Fact]:
+    """All facts; of torch those that `torch_here.look` found, or `{"problem": ...}`."""
+    looks: dict[str, Callable[[], Iterator[Fact]]] = {
+        "phf": _phf,
+        "cores": _cores,
+        "memory": _memory,
+        "torch": lambda: _torch(torch),
+        "libraries": _libraries,
+        "spaCy model": _spacy_model,
+        "folders": _folders,
+        "Hugging Face": _hub,
+    }
+    return [fact for name, look in looks.items() for fact in _looked(name, look)]
+
+
+def _looked(name: str, look: Callable[[], Iterator[Fact]]) -> Iterator[Fact]:
+    try:
+        yield from look()
+    except Exception as error:  # noqa: BLE001 - a strange machine keeps nothing else from being said
+        yield Fact(name, f"cannot be told: {describe(error)}", None)
+
+
+def cgroup_cores() -> float | None:
+    """Cores that the container around this process may use on average; None for no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            folder = Path("/sys/fs/cgroup/cpu")
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        except OSError:
+            return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def _phf() -> Iterator[Fact]:
+    data = {"phf": library_versions("phf")["phf"], "python": platform.python_version(), "executable": sys.executable}
+    yield Fact("phf", f"{data['phf']}, Python {data['python']} ({data['executable']})", data)
+
+
+def _cores() -> Iterator[Fact]:
+    ours, limit = len(os.sched_getaffinity(0)), cgroup_cores()
+    text = f"{ours} for this process, {os.cpu_count()} in the machine"
+    remedy = None
+    if limit is not None and limit < ours:
+        text += f", the container is limited to {limit:g}"
+        remedy = f"Give --workers {max(int(limit), 1)}: more would wait for each other."
+    data = {"usable": ours, "machine": os.cpu_count(), "container_limit": limit, "processor": processor()}
+    yield Fact("cores", f"{text} ({data['processor']})", data, remedy)
+
+
+def processor() -> str:
+    """The name that this machine's processor gives itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _memory() -> Iterator[Fact]:
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    free = min(os.sysconf("SC_AVPHYS_PAGES") * page, total)
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit = next(
+        (
+            int(each)
+            for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+            for each in _lines(path)[:1]
+            if each.isdigit() and int(each) < total
+        ),
+        None,
+    )
+    text = f"{_size(free)} free of {_size(total)}"
+    if limit is not None:
+        text += f", the container is limited to {_size(limit)}"
+    remedy = None
+    if min(free, limit or free) < _LEAST_MEMORY:
+        remedy = "A worker needs one to two gigabytes: free memory, or give --workers 1."
+    yield Fact("memory", text, {"total": total, "available": free, "container_limit": limit}, remedy)
+
+
+def _torch(found: Mapping[str, Any]) -> Iterator[Fact]:
+    if "problem" in found or found.get("version") is None:
+        problem = found.get("problem", "not installed")
+        remedy = "Install the pinned build: pip install -c constraints.txt torch"
+        yield Fact("torch", str(problem), dict(found), remedy)
+        return
+    build = f"for CUDA {found['cuda_build']}" if found["cuda_build"] else "for CPUs"
+    yield Fact("torch", f"{found['version']}, built {build}, {found['threads']} threads", dict(found))
+    yield _gpus(found)
+    yield _bf16(found["cpu_product_s"])
+
+
+def _gpus(found: Mapping[str, Any]) -> Fact:
+    devices = found["devices"]
+    if devices:
+        text = "; ".join(
+            f"cuda:{index} {each['name']}, compute capability {each['compute_capability']}, {_size(each['memory'])}, "
+            f"{'bf16' if each['bf16'] else 'no bf16'}"
+            for index, each in enumerate(devices)
+        )
+        old = [index for index, each in enumerate(devices) if not each["bf16"]]
+        remedy = f"cuda:{old[0]} emulates bf16: train with --set training.precision=fp16." if old else None
+        return Fact("gpus", text, devices, remedy)
+    if not Path("/proc/driver/nvidia/version").exists():
+        return Fact("gpus", "none", devices)
+    if not found["cuda_build"]:
+        return Fact("gpus", "a driver is there, but torch is built for CPUs", devices, "Install a CUDA build of torch.")
+    return Fact(
+        "gpus", "a driver is there, but torch sees no device", devices, "Check CUDA_VISIBLE_DEVICES and the driver."
+    )
+
+
+def _bf16(seconds: Mapping[str, float]) -> Fact:
+    ratio = seconds["bf16"] / seconds["fp32"]
+    text = f"a product in bf16 takes {ratio:.2g} times as long as in fp32"
+    if ratio < _SLOW_BF16:
+        return Fact("bf16 on the CPU", text, {"seconds": dict(seconds), "ratio": ratio, "emulated": False})
+    return Fact(
+        "bf16 on the CPU",
+        f"{text}: it is emulated",
+        {"seconds": dict(seconds), "ratio": ratio, "emulated": True},
+        "Compute in fp32 on this CPU, as phf does unless told otherwise.",
+    )
+
+
+def _libraries() -> Iterator[Fact]:
+    versions = library_versions(*_LIBRARIES)
+    missing = [name for name, each in versions.items() if each == "absent"]
+    remedy = f"Install what is missing: pip install -c constraints.txt {' '.join(missing)}" if missing else None
+    text = ", ".join(f"{name} {each}" for name, each in versions.items())
+    yield Fact("libraries", text, versions, remedy)
+
+
+def _spacy_model() -> Iterator[Fact]:
+    from scorers.pii.entities import find_model
+
+    try:
+        package = find_model(_SPACY_MODEL)
+    except UserError as error:
+        yield Fact("spaCy model", "none", {"package": None}, str(error))
+        return
+    spec = find_spec(package)
+    path = str(Path(spec.origin).parent) if spec and spec.origin else package
+    number = library_versions(package)[package]
+    yield Fact("spaCy model", f"{package} {number} ({path})", {"package": package, "version": number, "path": path})
+
+
+def _folders() -> Iterator[Fact]:
+    temp = Path(tempfile.gettempdir())
+    yield _space("temporary files", temp, "Free some, or name another place, for a local Ray too: TMPDIR=FOLDER.")
+    yield _space("shared memory", Path("/dev/shm"), None)  # noqa: S108 - it is only looked at
+    ray = os.environ.get("RAY_TMPDIR")
+    if ray:
+        yield _space("Ray's folder", Path(ray), "Free some, or name another place: RAY_TMPDIR=FOLDER.")
+
+
+def _space(name: str, folder: Path, remedy: str | None) -> Fact:
+    try:
+        space = shutil.disk_usage(folder)
+    except OSError as error:
+        return Fact(name, f"{folder}: {error.strerror}", {"path": str(folder), "free": None}, remedy)
+    text = f"{_size(space.free)} free of {_size(space.total)} ({folder})"
+    data = {"path": str(folder), "free": space.free, "total": space.total}
+    return Fact(name, text, data, remedy if space.free < _LEAST_SPACE else None)
+
+
+def _hub() -> Iterator[Fact]:
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    variables = {name: os.environ[name] for name in _HUB_VARIABLES if name in os.environ}
+    models = sorted(each.name.removeprefix("models--").replace("--", "/") for each in cache.glob("models--*"))
+    text = f"{len(models)} models in {cache}" if cache.is_dir() else f"no cache yet at {cache}"
+    said = "".join(f", {name}={value}" for name, value in variables.items())
+    data = {"cache": str(cache), "exists": cache.is_dir(), "models": models, "environment": variables}
+    yield Fact("Hugging Face", text + said, data)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _size(count: float) -> str:
+    return f"{count / _GB:,.1f} GB"

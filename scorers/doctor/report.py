@@ -1,0 +1,123 @@
+"""Examines the machine and the scorers, and puts together what there is to say of them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scorers import registry
+from scorers.contract import Execution
+from scorers.doctor.children import LostChildError, ask
+from scorers.doctor.machine import Fact, machine_facts
+from scorers.doctor.places import places
+from scorers.errors import UserError
+from scorers.registry import ScorerSpec
+
+# Weights of half a gigabyte are hashed and loaded, maybe from a network drive, maybe after a download.
+_PATIENCE_S = 600.0
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A scorer on this machine.
+
+    Attributes:
+        column, kind, options: which; the options with their defaults.
+        problem: why it cannot run here and what to do; None where it runs.
+        places: where its weights lie.
+        found: what `trial.try_scorer` found.
+    """
+
+    column: str
+    kind: str
+    options: dict[str, Any]
+    problem: str | None
+    places: list[str] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sentences_per_s(self) -> float | None:
+        """Sentences a second; None where nothing was measured."""
+        return self._rate("sentences")
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """Bytes of UTF-8 a second; None where nothing was measured."""
+        return self._rate("bytes")
+
+    def _rate(self, what: str) -> float | None:
+        measured = self.found.get("measured", {})
+        return measured[what] / measured["seconds"] if measured.get("seconds") else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that `phf doctor` says."""
+
+    machine: list[Fact]
+    scorers: list[Examined]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "machine": {each.name: each.data for each in self.machine},
+            "scorers": [
+                asdict(each) | {"sentences_per_s": each.sentences_per_s, "bytes_per_s": each.bytes_per_s}
+                for each in self.scorers
+            ],
+            "remedies": self.remedies(),
+        }
+
+    def remedies(self) -> dict[str, str]:
+        """What to do, by what is amiss."""
+        machine = {each.name: each.remedy for each in self.machine if each.remedy is not None}
+        return machine | {each.column: each.problem for each in self.scorers if each.problem is not None}
+
+
+def all_scorers() -> dict[str, ScorerSpec]:
+    """Every kind with its default options, in a column of its usual name."""
+    columns = {kind: column for column, kind in registry.DEFAULT_KINDS.items()}
+    return {columns.get(kind, kind): ScorerSpec(kind=kind) for kind in registry.kinds()}
+
+
+def examine(
+    specs: Mapping[str, ScorerSpec], execution: Execution, seconds: float, tell: Callable[[str], None]
+) -> Report:
+    """Look at this machine and try each scorer, one after the other, each in a process of its own.
+
+    Args:
+        specs: scorers by column.
+        execution: how they run; the device is for those that can use one.
+        seconds: to measure each.
+        tell: is told what is looked at.
+    """
+    tell("the machine")
+    try:
+        torch = ask({"what": "torch"}, patience_s=_PATIENCE_S)
+    except LostChildError as error:
+        torch = {"problem": str(error)}
+    return Report(machine_facts(torch), list(_examined(specs, execution, seconds, tell)))
+
+
+def _examined(
+    specs: Mapping[str, ScorerSpec], execution: Execution, seconds: float, tell: Callable[[str], None]
+) -> Iterator[Examined]:
+    for column, given in specs.items():
+        tell(column)
+        try:
+            spec = registry.resolve(column, given)
+            registry.check(column, spec)
+        except UserError as error:
+            yield Examined(column, given.kind, given.options, str(error))
+            continue
+        job = {
+            "what": "scorer",
+            "column": column,
+            "spec": spec.model_dump(mode="json"),
+            "execution": execution.model_dump(mode="json"),
+            "seconds": seconds,
+        }
+        try:
+            found = ask(job, patience_s=_PATIENCE_S + seconds)
+        except LostChildError as error:
+            found = {"problem": str(error)}
+        yield Examined(column, spec.kind, spec.options, found.pop("problem"), places(spec), found)

@@ -1,0 +1,42 @@
+import subprocess
+import sys
+
+import pytest
+
+from scorers import stopwatch as module
+from scorers.stopwatch import stopwatch
+
+BUSY = "import os, time\nos.sched_setaffinity(0, {CORE})\nend = time.time() + 3\nwhile time.time() < end: pass"
+
+# Half a second of a core.
+SPIN = "while time.process_time() < 0.5: pass"
+CHILD = f"import time\n{SPIN}"
+
+
+@pytest.mark.skipif(not module._SCHEDULER.exists(), reason="this kernel does not tell")
+@pytest.mark.parametrize("work", [SPIN, f"subprocess.run([sys.executable, '-c', {CHILD!r}])"], ids=["own", "child"])
+def test_the_time_that_others_had_the_core_is_not_counted(work):
+    code = f"""
+import os, subprocess, sys, time
+from scorers.stopwatch import stopwatch
+core = min(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {{core}})
+other = subprocess.Popen([sys.executable, "-c", {BUSY!r}.replace("CORE", str(core))])
+with stopwatch() as took:
+    {work}
+other.kill(); other.wait()
+print(took.seconds, took.waited)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, waited = map(float, done.stdout.split())
+    assert 0.3 < seconds < 1.1
+    assert waited > 0.2
+
+
+def test_where_the_kernel_does_not_tell_wall_time_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_SCHEDULER", tmp_path / "none")
+    with stopwatch() as took:
+        sum(range(100_000))
+    assert took.waited == 0
+    assert took.seconds > 0
+    assert took.share == 1
