@@ -6,11 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from scorers.classifiers import detoxify_model
-from scorers.classifiers.detoxify import batches
 from scorers.contract import Execution
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
@@ -48,7 +45,7 @@ def test_a_real_detoxify_gives_the_same_numbers(family, tmp_path, offline):
     )
     reference.tokenizer.model_max_length = 512
 
-    scorer = build("toxicity", _spec(checkpoint, folder))
+    scorer = build("toxicity", _spec(checkpoint, folder, long="truncate"))
     given = [document(TEXTS[0]), LONG, document("One."), document("")]
     for each, scores in zip(given, scores_of(scorer, *given), strict=True):
         expected = reference.predict(each.sentences())["toxicity"] if len(each.ends) else []
@@ -90,23 +87,6 @@ def test_the_threads_of_the_process_are_left_as_they_were(tiny_bert):
     assert torch.get_num_threads() == before
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 512), max_size=300), st.integers(64, 4096))
-def test_batches_hold_every_sequence_once_and_little_padding(lengths, tokens):
-    found = list(batches(lengths, tokens))
-    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
-    for batch in found:
-        longest = max(lengths[index] for index in batch)
-        assert len(batch) == 1 or len(batch) * longest <= tokens
-
-
-def test_batches_of_a_window_are_of_like_length():
-    lengths = [1 + 37 * index % 500 for index in range(4096)]
-    found = list(batches(lengths, 16_384))
-    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in found)
-    assert padded < 1.1 * sum(lengths)
-
-
 def test_the_fingerprint_is_of_the_content_not_of_where_it_lies(tmp_path, tiny_bert):
     checkpoint, folder = tiny_bert
     plain = build("toxicity", _spec(checkpoint, folder)).fingerprint
@@ -116,7 +96,8 @@ def test_the_fingerprint_is_of_the_content_not_of_where_it_lies(tmp_path, tiny_b
     assert build("x", moved, Execution(batch_tokens=64)).fingerprint == plain
     other = tiny_checkpoint("bert", folder, tmp_path / "other.ckpt", model_type="another")
     assert build("toxicity", _spec(other, folder)).fingerprint != plain
-    assert build("toxicity", _spec(checkpoint, folder, documents="prose")).fingerprint != plain
+    for change in ({"documents": "prose"}, {"long": "truncate"}):
+        assert build("toxicity", _spec(checkpoint, folder, **change)).fingerprint != plain
 
 
 class _Trap:
