@@ -83,11 +83,11 @@ def _snug(order: list[int], lengths: Sequence[int], shapes: Shapes) -> Iterator[
 
 
 def _static(order: list[int], lengths: Sequence[int], tokens: int, allowed: tuple[int, ...]) -> Iterator[Batch]:
-    by_length: dict[int, list[int]] = {}
-    for index in order:
-        length = next((each for each in allowed if each >= lengths[index]), lengths[index])
-        by_length.setdefault(length, []).append(index)
-    for length, indices in by_length.items():
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        length = next((each for each in allowed if each >= longest), longest)
+        # All but the last batch are full: sequences that would leave the next one half empty fill this one up.
         rows = max(tokens // length, 1)
-        for start in range(0, len(indices), rows):
-            yield Batch(indices[start : start + rows], rows, length)
+        yield Batch(order[start : start + rows], rows, length)
+        start += rows

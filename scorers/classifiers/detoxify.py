@@ -11,6 +11,7 @@ from scorers.classifiers import detoxify_model
 from scorers.classifiers.encoding import Encoder, Long
 from scorers.classifiers.network import Network
 from scorers.classifiers.sentences import score_sentences
+from scorers.classifiers.transformers_models import content_sha256
 from scorers.contract import Document, Execution, ScoringError
 from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions
@@ -75,7 +76,7 @@ class DetoxifyScorer:
                 name: version.partition("+")[0]
                 for name, version in library_versions("detoxify", "transformers", "tokenizers", "torch").items()
             },
-            files={"checkpoint": checkpoint.sha256, **detoxify_model.content_sha256(detoxify)},
+            files={"checkpoint": checkpoint.sha256, **content_sha256(detoxify.model, detoxify.tokenizer)},
         )
 
         self._encoder = Encoder(
