@@ -15,6 +15,8 @@ from scorers.fingerprint import file_sha256
 
 # What is downloaded of a repository: no code, no pickles, no weights of other frameworks.
 _FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+# A tokenizer has one of these at least.
+_VOCABULARIES = ["tokenizer.json", "vocab.*", "*.model"]
 _NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _TIMEOUT_S = 10.0
 
@@ -106,16 +108,16 @@ def load(found: Weights) -> tuple[Any, Any]:
             f"The weights in {folder} lack {absent[0]} ({len(absent)} in all), which would be random numbers: is it a "
             "sequence classifier, or the base model of one?"
         )
+    if not any(path for pattern in _VOCABULARIES for path in found.folder.glob(pattern)):
+        # Transformers would make a tokenizer without a vocabulary, to which every word is unknown.
+        raise UserError(f"{folder} has no tokenizer. Save it beside the model: tokenizer.save_pretrained({folder!r}).")
     try:
         with quiet_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # as above
-        raise UserError(
-            f"{folder} has no tokenizer that can be loaded ({type(error).__name__}: {error}). Save it beside the model: "
-            "tokenizer.save_pretrained(FOLDER)."
-        ) from error
+        raise UserError(f"The tokenizer in {folder} cannot be loaded: {type(error).__name__}: {error}") from error
     return model.eval(), tokenizer
 
 

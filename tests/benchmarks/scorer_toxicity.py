@@ -79,9 +79,7 @@ def _compared(layers: int, folder: Path, texts: list[str], sentences: list[str],
     return replace(result, agreement=_agreement(model, sentences, last, result))
 
 
-def _agreement(
-    model: Any, sentences: list[str], last: dict[str, NDArray[np.float32]], result: Comparison
-) -> str:
+def _agreement(model: Any, sentences: list[str], last: dict[str, NDArray[np.float32]], result: Comparison) -> str:
     tokens, padded = reference.padded_tokens(model, sentences)
     lengths = [len(ids) for ids in model.tokenizer(sorted(set(sentences)), truncation=True)["input_ids"]]
     computed, static = (
