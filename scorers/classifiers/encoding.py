@@ -42,9 +42,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, longest: int, long: Long, threads: int) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise UserError(
-                f"{type(tokenizer).__name__} has no fast tokenizer (tokenizer.json), and only those are used."
-            )
+            raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer, and only those are used.")
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorers.classifiers.encoding import Encoder, Ids
-from scorers.classifiers.network import Network
 from scorers.contract import Document, ScoringError
 from scorers.isolation import CHARACTERS_A_DEADLINE, describe
 

@@ -1,5 +1,6 @@
 import os
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_windows_cover_every_token_and_overlap(tokens, room):
     assert starts[0] == 0
     assert starts[-1] + room >= tokens
     assert starts[-1] == max(tokens - room, 0)
-    for one, other in zip(starts, starts[1:], strict=False):
+    for one, other in pairwise(starts):
         assert one < other <= one + room - OVERLAP
 
 
@@ -108,5 +109,5 @@ def test_memory_for_a_huge_sentence_is_a_few_bytes_a_token(tokenizer):
 def test_a_model_too_short_for_text_is_refused(tokenizer):
     with pytest.raises(UserError, match="takes 10 tokens at once"):
         Encoder(tokenizer, 10, "windows", 1)
-    with pytest.raises(UserError, match="no fast tokenizer"):
+    with pytest.raises(UserError, match="object is no fast tokenizer"):
         Encoder(object(), 512, "windows", 1)
