@@ -9,12 +9,12 @@ from pydantic import Field, field_validator
 
 from scorers.classifiers import detoxify_model
 from scorers.classifiers.encoding import Encoder, Long
-from scorers.classifiers.network import Network
+from scorers.classifiers.engine import Engine, build_engine, check_engine, libraries
 from scorers.classifiers.sentences import score_sentences
 from scorers.classifiers.transformers_models import content_sha256
 from scorers.contract import Document, Execution, ScoringError
 from scorers.errors import UserError
-from scorers.fingerprint import fingerprint, library_versions
+from scorers.fingerprint import fingerprint
 from scorers.requirements import require
 from scorers.text import TextOptions
 
@@ -30,12 +30,14 @@ class DetoxifyOptions(TextOptions):
         sha256: what the checkpoint must hash to, in hex; needed where a local one holds more than plain weights.
         long: what becomes of a sentence of more tokens than the model takes, 512 for the published ones: `windows` that
             overlap, and the largest of their scores; `truncate` for the score of its beginning, as Detoxify has it.
+        engine: `torch`, or `onnx-int8` for CPUs: faster, and not quite the same scores (needs `phf[onnx]`).
     """
 
     model: str = "unbiased"
     config: str | None = None
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
     long: Long = "windows"
+    engine: Engine = "torch"
 
     @field_validator("model", "config")
     @classmethod
@@ -62,32 +64,32 @@ class DetoxifyScorer:
         self._options = options
         self._execution = execution
         _require_packages()
+        check_engine(options.engine)
         checkpoint = detoxify_model.locate(options.model, options.sha256)
         folder = _folder(options)
         trusted = options.sha256 is not None or options.model in detoxify_model.VARIANTS
         detoxify = detoxify_model.load(checkpoint, folder, "cpu", trusted=trusted)
         toxicity = _toxicity(detoxify.class_names, checkpoint.path)
+        content = {"checkpoint": checkpoint.sha256, **content_sha256(detoxify.model, detoxify.tokenizer)}
         self.fingerprint = fingerprint(
             "detoxify",
-            {"documents": options.documents, "long": options.long},
+            {"documents": options.documents, "long": options.long, "engine": options.engine},
             revision=_REVISION,
-            # A build for another device ("2.13.0+cpu") is the same version.
-            libraries={
-                name: version.partition("+")[0]
-                for name, version in library_versions("detoxify", "transformers", "tokenizers", "torch").items()
-            },
-            files={"checkpoint": checkpoint.sha256, **content_sha256(detoxify.model, detoxify.tokenizer)},
+            libraries=libraries(options.engine, "detoxify"),
+            files=content,
         )
-
         self._encoder = Encoder(
             detoxify.tokenizer, detoxify.tokenizer.model_max_length, options.long, execution.threads
         )
-        self._network = Network(detoxify.model, lambda logits: logits[:, toxicity].sigmoid(), execution)
+        self._network = build_engine(
+            options.engine, detoxify.model, lambda logits: logits[:, toxicity].sigmoid(), execution, content
+        )
 
     @classmethod
     def check(cls, options: DetoxifyOptions) -> None:
         """Raise `UserError` when something is missing to run here, without loading or downloading anything."""
         _require_packages()
+        check_engine(options.engine)
         detoxify_model.locate(options.model, options.sha256, download=False)
         _folder(options)
 

@@ -9,20 +9,10 @@ from typing import Any
 
 # Families that number positions from the padding token's id plus one, so that some of the table is never used.
 _OFFSET_POSITIONS = frozenset(
-    [
-        "roberta",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "roberta-prelayernorm",
-        "camembert",
-        "mpnet",
-        "longformer",
-        "data2vec-text",
-        "ibert",
-        "esm",
-        "luke",
-        "mluke",
-    ]
+    (
+        *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet", "longformer"),
+        *("data2vec-text", "ibert", "esm", "luke", "mluke"),
+    )
 )
 
 # What a tokenizer without a limit of its own says is larger than this.

@@ -63,11 +63,11 @@ def make_checkpoint(folder: Path, texts: Iterable[str], *, layers: int = 12, see
     torch.manual_seed(seed)
     model = transformers.RobertaForSequenceClassification(config)
     with torch.no_grad():
-        # So that scores differ from sentence to sentence, as those of a trained model do.
-        model.classifier.out_proj.weight.normal_(0, 1)
+        # So that attention attends and scores differ from sentence to sentence, as in a trained model.
+        model.classifier.out_proj.weight.normal_(0, 0.2)
         for layer in model.roberta.encoder.layer:
             for linear in (layer.attention.self.query, layer.attention.self.key):
-                linear.weight.normal_(0, 0.1)
+                linear.weight.normal_(0, 0.05)
     arguments = {
         "num_classes": len(CLASSES),
         # Detoxify's loader finds a configuration without the hub only where the checkpoint itself names its folder.
