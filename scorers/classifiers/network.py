@@ -42,7 +42,7 @@ class Network:
 
         if model.config.pad_token_id is None:
             raise UserError("The model has no padding token (pad_token_id in its config.json), so it takes no batches.")
-        self._torch = torch
+        self._torch: Any = torch  # some of it is untyped
         self._device = _device(torch, execution.device)
         self._threads = execution.threads
         self._score = score

@@ -133,8 +133,9 @@ def label_index(config: Any, label: str | None, folder: Path) -> int:
         if len(names) == 1:
             return 0
         raise UserError(f"Say which label of {folder} is the misaligned one: label=NAME. It has {listed}.")
-    for matches in (lambda name: name == label, lambda name: name.casefold() == label.casefold()):
-        found = [index for index, name in names.items() if matches(name)]
+    exact = [index for index, name in names.items() if name == label]
+    folded = [index for index, name in names.items() if name.casefold() == label.casefold()]
+    for found in (exact, folded):
         if len(found) == 1:
             return found[0]
     if label.isdecimal() and int(label) in names:
