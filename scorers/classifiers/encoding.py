@@ -89,6 +89,8 @@ class Encoder:
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int32)
 
     def _sequences(self, ids: Ids) -> list[Ids]:
+        if not len(ids) + len(self._before) + len(self._after):
+            raise ValueError("no token for a network to start from")
         starts = window_starts(len(ids), self._room) if self._long == "windows" else [0]
         return [np.concatenate((self._before, ids[start : start + self._room], self._after)) for start in starts]
 

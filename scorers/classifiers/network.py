@@ -93,7 +93,8 @@ class Network:
         if self._forward is not self._model:
             self._torch.compiler.cudagraph_mark_step_begin()
         logits = self._run(inputs)[: len(sequences)]
-        return self._score(logits.float())
+        # A CUDA graph writes its next outputs where these are, and a score may be a mere view of them.
+        return self._score(logits.float()).clone()
 
     def _run(self, inputs: dict[str, Any]) -> Any:
         if self._forward is self._model:

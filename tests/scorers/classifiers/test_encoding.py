@@ -111,3 +111,14 @@ def test_a_model_too_short_for_text_is_refused(tokenizer):
         Encoder(tokenizer, 10, "windows", 1)
     with pytest.raises(UserError, match="object is no fast tokenizer"):
         Encoder(object(), 512, "windows", 1)
+
+
+def test_a_sentence_without_any_token_is_an_error():
+    import tokenizers
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    bare = transformers.PreTrainedTokenizerFast(tokenizer_object=words)
+    found, empty = Encoder(bare, 512, "windows", 1)(["a a", " "])
+    assert [each.tolist() for each in found] == [[0, 0]]
+    assert isinstance(empty, ValueError)

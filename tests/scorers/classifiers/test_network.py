@@ -150,6 +150,21 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is(load, caplog):
     assert "could not be compiled" in caplog.text
 
 
+def test_outputs_may_be_overwritten_by_the_next_batch(load):
+    import torch
+
+    buffer = torch.zeros(8, 3)
+
+    def graph(input_ids, **_mask):
+        buffer[: len(input_ids)] = input_ids[:, :1]
+        return SimpleNamespace(logits=buffer)
+
+    sequences = _sequences([9, 30, 60, 90])
+    replayed = Network(load("roberta"), lambda logits: logits[:, 0], Execution(batch_tokens=64))
+    replayed._forward = graph
+    assert replayed.scores(sequences).tolist() == [each[0] for each in sequences]
+
+
 def test_the_device_is_waited_for_once_a_call(load, monkeypatch):
     import torch
 
