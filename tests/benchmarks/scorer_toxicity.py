@@ -1,7 +1,7 @@
 """Toxicity by the scorer `detoxify` against Detoxify's own `predict` on batches of 512 sentences in corpus order.
 
-RoBERTa's base width with random weights, float32, one thread each, one batch of the reference. The repeats are on two
-layers; with PHF_BENCH_FULL=1 the true twelve follow, once, since the reference then takes minutes.
+RoBERTa's base width with random weights, float32, one batch of the reference, CPU time of one thread each. The repeats
+are on two layers; with PHF_BENCH_FULL=1 the true twelve follow, once, since the reference then takes minutes.
 """
 
 import os
@@ -19,7 +19,7 @@ from scorers.classifiers.batches import CPU_SLACK, CPU_TOKENS, GPU_LENGTHS, Shap
 from scorers.contract import Document, Execution, ScoringError
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document
-from tests.benchmarks.measure import Comparison, compare
+from tests.benchmarks.measure import Comparison
 from tests.benchmarks.references import toxicity as reference
 from tests.benchmarks.text import prose
 
@@ -70,12 +70,9 @@ def _compared(layers: int, folder: Path, texts: list[str], sentences: list[str],
         last["theirs"] = reference.scores(model, sentences)
 
     name = f"toxicity, {layers} layers, batch {reference.BATCH}"
-    if rounds > 1:
-        result = compare(name, "sentences/s", len(sentences), ours, theirs, rounds=rounds)
-    else:
-        ours()
-        rates = [len(sentences) / _cpu_seconds(work) for work in (ours, theirs)]
-        result = Comparison(name, "sentences/s", (rates[0],), (rates[1],))
+    ours()
+    rates = [[len(sentences) / _cpu_seconds(work) for work in (ours, theirs)] for _ in range(rounds)]
+    result = Comparison(name, "sentences/s", *zip(*rates, strict=True))
     return replace(result, agreement=_agreement(model, sentences, last, result))
 
 
