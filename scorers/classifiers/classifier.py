@@ -66,7 +66,7 @@ class ClassifierOptions(TextOptions):
 class ClassifierScorer:
     """The probability of a label, by any Hugging Face sequence classifier, for each sentence on its own.
 
-    On a CPU a score is within 1e-6 in any batch and order.
+    On a CPU a score is the same to 1e-6 in any batch and order (at RoBERTa's base size 1.0e-6 was measured).
     """
 
     Options = ClassifierOptions
