@@ -52,7 +52,8 @@ class DetoxifyScorer:
     """The probability, between 0 and 1, of the class `toxicity`, for each sentence on its own.
 
     On a CPU a score is Detoxify's own but for the last bits of matrix products, in any batch and order, for every
-    sentence that the model takes whole: within 1e-6 for small models, 1.1e-6 measured at RoBERTa's base size. The documents of a call share their deadlines, since the network's time grows with their length alone.
+    sentence that the model takes whole: within 1e-6 for small models, 1.1e-6 measured at RoBERTa's base size. The
+    documents of a call share their deadlines, since the network's time grows with their length alone.
     """
 
     Options = DetoxifyOptions

@@ -21,9 +21,11 @@ class Network:
     """A `*ForSequenceClassification` of transformers that scores sequences of token ids.
 
     On a CPU it computes in float32: scores agree to 1e-6 in any batch and order (1.0e-6 was measured at RoBERTa's base
-    size; a model that amplifies the last bits of its products, such as one of very large weights, has more). On a GPU it computes in bfloat16 (float16 where the GPU has no bfloat16), its last linear layer in
-    float32, in batches of few shapes; it is compiled, and each shape is a CUDA graph. Scores are within 5e-3 of those
-    in float32 there.
+    size; a model that amplifies the last bits of its products, such as one of very large weights, has more).
+
+    On a GPU it computes in bfloat16 (float16 where the GPU has no bfloat16), its last linear layer in float32, in
+    batches of few shapes; it is compiled, and each shape is a CUDA graph. Scores should be within 5e-3 of those in
+    float32 there.
 
     Args:
         model: the classifier, in float32. It is changed: moved to the device, and its last layer cut to what counts.
