@@ -58,7 +58,8 @@ class LabelExecution(BaseModel):
         pools: by column: that scorer has workers of its own; `cpu` for those of all the others. A device alone will do:
             `{toxicity: cuda}`.
         threads: threads a worker computes with.
-        batch_tokens: padded tokens that a network gets at once.
+        batch_tokens, precision, compile: how a network computes; see `scorers.contract.Execution`. On a GPU, precision
+            moves scores within the tolerance that is stated there.
         deadline_s: seconds a document may take in one scorer, and as much again for every 50,000 characters.
         deadlines: the same by column, where it is another.
         unit_deadline_s: seconds a unit may take before its worker is killed and the unit is tried record by record.
@@ -80,6 +81,8 @@ class LabelExecution(BaseModel):
     pools: dict[str, PoolOptions] = Field(default_factory=dict)
     threads: int = Field(default=1, ge=1)
     batch_tokens: int = Field(default=16_384, ge=64)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = True
     deadline_s: Seconds = 60.0
     deadlines: dict[str, Seconds] = Field(default_factory=dict)
     unit_deadline_s: Seconds = 3600.0
@@ -95,6 +98,8 @@ class LabelExecution(BaseModel):
             device=self.pools[column].device if column in self.pools else "cpu",
             threads=self.threads,
             batch_tokens=self.batch_tokens,
+            precision=self.precision,
+            compile=self.compile,
             deadline_s=self.deadlines.get(column, self.deadline_s),
         )
 

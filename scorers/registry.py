@@ -21,6 +21,7 @@ ENTRY_POINT_GROUP = "phf.scorers"
 KINDS = {
     "detoxify": "scorers.classifiers.detoxify:DetoxifyScorer",
     "linear": "scorers.linear:LinearScorer",
+    "classifier": "scorers.classifiers.classifier:ClassifierScorer",
     "scrubadub": "scorers.pii.scrubadub:ScrubadubScorer",
     "pycodestyle": "scorers.linters.pycodestyle:PycodestyleScorer",
     "pylint": "scorers.linters.pylint:PylintScorer",

@@ -5,18 +5,14 @@ takes that folder's configuration without the number of classes, so that the cla
 takes the place of the base model's name, which is all that is needed, with transformers 5 as well.
 """
 
-import contextlib
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from scorers.classifiers.transformers_models import longest_input, quiet_transformers
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
 
@@ -109,38 +105,15 @@ def load(checkpoint: Checkpoint, folder: Path | None, device: str, *, trusted: b
         return model, tokenizer
 
     try:
-        with _quiet_transformers(), mock.patch.object(library, "get_model_and_tokenizer", from_folder):
+        with quiet_transformers(), mock.patch.object(library, "get_model_and_tokenizer", from_folder):
             loaded = library.Detoxify(checkpoint=str(checkpoint.path), device=device)
     except UserError:
         raise
     except Exception as error:  # a foreign file fails in as many ways as there are files
         raise UserError(_explain(error, checkpoint, folder)) from error
     loaded.model.float().eval()
-    loaded.tokenizer.model_max_length = min(loaded.tokenizer.model_max_length, longest_input(loaded.model.config))
+    loaded.tokenizer.model_max_length = longest_input(loaded.model.config, loaded.tokenizer)
     return loaded
-
-
-def longest_input(config: Any) -> int:
-    """Tokens that a model of this configuration can take, special ones included.
-
-    RoBERTa and its kin number positions from the padding token's id plus one, so some of the table is never used.
-    """
-    positions = int(config.max_position_embeddings)
-    return positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions
-
-
-def content_sha256(detoxify: Any) -> dict[str, str]:
-    """Hashes of the configuration and the tokenizer, wherever they were read from."""
-    config = {
-        key: value
-        for key, value in detoxify.model.config.to_dict().items()
-        if key not in ("_name_or_path", "transformers_version")
-    }
-    facts = {
-        "config": json.dumps(config, sort_keys=True, default=str),
-        "tokenizer": f"{detoxify.tokenizer.backend_tokenizer.to_str()}\0{detoxify.tokenizer.model_max_length}",
-    }
-    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in facts.items()}
 
 
 def _download(model: str, path: Path) -> None:
@@ -195,24 +168,3 @@ def _explain(error: Exception, checkpoint: Checkpoint, folder: Path | None) -> s
         )
     place = f" and the folder {folder}" if folder else ""
     return f"No Detoxify model can be made of {checkpoint.path}{place}: {type(error).__name__}: {error}"
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bar over forty tensors and no report on them: what matters of it is checked and raised here."""
-    from transformers.utils import logging as transformers_logging
-
-    # Untyped in transformers.
-    library: Any = transformers_logging
-    hub = getLogger("huggingface_hub")
-    verbosity, bars, hub_level = library.get_verbosity(), library.is_progress_bar_enabled(), hub.level
-    library.set_verbosity(CRITICAL)
-    library.disable_progress_bar()
-    hub.setLevel(CRITICAL)
-    try:
-        yield
-    finally:
-        hub.setLevel(hub_level)
-        library.set_verbosity(verbosity)
-        if bars:
-            library.enable_progress_bar()

@@ -7,7 +7,7 @@ import pytest
 
 from scorers.contract import Scorer
 from scorers.registry import ScorerSpec, build
-from tests.scorers.helpers import tiny_checkpoint, tiny_folder
+from tests.scorers.helpers import tiny_checkpoint, tiny_classifier, tiny_folder
 
 
 @pytest.fixture(scope="session")
@@ -19,15 +19,24 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def built(tiny_bert: tuple[Path, Path]) -> Callable[[str], Scorer]:
-    """The scorer of a kind, with its defaults but for Detoxify's weights."""
+def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a sequence classifier of the labels `fine` and `toxic`, as transformers saves one."""
+    return tiny_classifier("roberta", tmp_path_factory.mktemp("classifier") / "model")
+
+
+@pytest.fixture(scope="session")
+def built(tiny_bert: tuple[Path, Path], classifier_folder: Path) -> Callable[[str], Scorer]:
+    """The scorer of a kind, with its defaults but for the weights of networks."""
     scorers: dict[str, Scorer] = {}
 
     def of(kind: str) -> Scorer:
         if kind not in scorers:
             checkpoint, folder = tiny_bert
-            options = {"model": str(checkpoint), "config": str(folder)} if kind == "detoxify" else {}
-            scorers[kind] = build(kind, ScorerSpec(kind=kind, **options))
+            options = {
+                "detoxify": {"model": str(checkpoint), "config": str(folder)},
+                "classifier": {"model": str(classifier_folder), "label": "toxic"},
+            }
+            scorers[kind] = build(kind, ScorerSpec(kind=kind, **options.get(kind, {})))
         return scorers[kind]
 
     return of

@@ -139,6 +139,31 @@ def tiny_checkpoint(family: str, folder: Path, path: Path, *, model_type: str | 
     return path
 
 
+def tiny_classifier(family: str, folder: Path, *, labels: Sequence[str] = ("fine", "toxic"), **config: Any) -> Path:
+    """A folder with a tiny sequence classifier as transformers saves one, its random weights as in `tiny_checkpoint`.
+
+    Args:
+        family: a key of `NAMES`.
+        folder: where it is written.
+        labels: names of its outputs.
+        config: more of its configuration, such as `problem_type`.
+    """
+    import torch
+    import transformers
+
+    tiny_folder(family, folder)
+    model_class = getattr(transformers, NAMES[family][1])
+    settings = model_class.config_class.from_pretrained(folder, id2label=dict(enumerate(labels)), **config)
+    torch.manual_seed(7)
+    model = model_class(settings)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.5)
+    model.save_pretrained(folder)
+    getattr(transformers, NAMES[family][2]).from_pretrained(folder).save_pretrained(folder)
+    return folder
+
+
 @contextmanager
 def another_clock(year: int) -> Iterator[None]:
     """Let scrubadub and dateparser believe that it is another year, as far as they ask `datetime`."""

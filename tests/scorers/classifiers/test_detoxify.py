@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scorers.classifiers import detoxify_model
-from scorers.classifiers.detoxify import batches
-from scorers.contract import Execution
+from scorers.contract import Document, Execution
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
 from scorers.registry import ScorerSpec, build, parse_scorer
@@ -48,7 +47,7 @@ def test_a_real_detoxify_gives_the_same_numbers(family, tmp_path, offline):
     )
     reference.tokenizer.model_max_length = 512
 
-    scorer = build("toxicity", _spec(checkpoint, folder))
+    scorer = build("toxicity", _spec(checkpoint, folder, long="truncate"))
     given = [document(TEXTS[0]), LONG, document("One."), document("")]
     for each, scores in zip(given, scores_of(scorer, *given), strict=True):
         expected = reference.predict(each.sentences())["toxicity"] if len(each.ends) else []
@@ -82,29 +81,84 @@ def test_batch_sizes_change_nothing_but_the_last_bits(tiny_bert):
         np.testing.assert_allclose(one, other, atol=1e-6, rtol=0)
 
 
+@pytest.fixture(scope="module")
+def long_ways(tmp_path_factory):
+    """The scorers of a tiny RoBERTa that cut a long sentence and that take it in windows, and its own Detoxify."""
+    import detoxify
+
+    root = tmp_path_factory.mktemp("roberta")
+    folder = tiny_folder("roberta", root / "config")
+    checkpoint = tiny_checkpoint("roberta", folder, root / "model.ckpt", model_type=str(folder))
+    reference = detoxify.Detoxify(checkpoint=str(checkpoint))
+    reference.tokenizer.model_max_length = 512
+    cut, windows = (build("toxicity", _spec(checkpoint, folder, long=long)) for long in ("truncate", "windows"))
+    return cut, windows, reference
+
+
+def _sentence(text):
+    return Document(text, np.array([len(text)], dtype=np.int32))
+
+
+def test_a_long_sentence_has_the_largest_score_of_its_windows_or_that_of_its_beginning(long_ways):
+    cut, windows, reference = long_ways
+    given = _sentence(" ".join(f"{word} {i}" for i in range(200) for word in ("awful", "the quick fox", "love", "42")))
+    ids = reference.tokenizer(given.text, add_special_tokens=False)["input_ids"]
+    starts = [*range(0, len(ids) - 510, 510 - 64), len(ids) - 510]
+    alone = [reference.predict(reference.tokenizer.decode(ids[at : at + 510]))["toxicity"] for at in starts]
+    assert len(alone) > 3
+    assert max(alone) - alone[0] > 1e-4
+    assert float(scores_of(cut, given)[0][0]) == pytest.approx(reference.predict(given.text)["toxicity"], abs=1e-6)
+    assert float(scores_of(windows, given)[0][0]) == pytest.approx(max(alone), abs=1e-5)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.lists(st.text(max_size=40) | st.sampled_from(["awful 42", "\0", "\r\n", "😀" * 20, " "]), min_size=1, max_size=5)
+)
+def test_sentences_that_fit_score_the_same_either_way_and_as_detoxify(long_ways, sentences):
+    cut, windows, reference = long_ways
+    given = [_sentence(each) for each in ["awful", *sentences] if each]
+    one, other = (np.concatenate(scores_of(scorer, *given)) for scorer in (cut, windows))
+    np.testing.assert_array_equal(one, other)
+    expected = [reference.predict(each.text)["toxicity"] for each in given]
+    np.testing.assert_allclose(one, expected, atol=1e-6, rtol=0)
+
+
+def test_a_sentence_of_hundreds_of_kilobytes(long_ways):
+    cut, windows, reference = long_ways
+    given = _sentence("the quick brown fox jumps over the lazy dog, " * 5000 + "x" * 100_000)
+    assert float(scores_of(cut, given)[0][0]) == pytest.approx(reference.predict(given.text)["toxicity"], abs=1e-6)
+    assert scores_of(windows, given)[0][0] >= scores_of(cut, given)[0][0] - 1e-6
+
+
+def test_a_sentence_that_occurs_twice_is_computed_once(tiny_bert, monkeypatch):
+    scorer = build("toxicity", _spec(*tiny_bert))
+    computed = []
+    original = scorer._network.scores
+    monkeypatch.setattr(scorer._network, "scores", lambda ids, check: computed.append(len(ids)) or original(ids, check))
+    one, other = scores_of(scorer, document("Awful. Fine. Awful. "), document("Fine. Awful. "))
+    assert computed == [2]
+    assert one[0] == one[2] == other[1]
+
+
+def test_documents_of_a_call_that_takes_too_long_are_late(tiny_bert):
+    results = build("toxicity", _spec(*tiny_bert), Execution(deadline_s=1e-9)).score([document("One. Two."), LONG])
+    assert [each.reason for each in results] == ["deadline", "deadline"]
+
+
+def test_a_sentence_that_cannot_be_encoded_is_an_error_of_its_document(tiny_bert):
+    good, bad = build("toxicity", _spec(*tiny_bert)).score([_sentence("Fine."), _sentence("A \ud800.")])
+    assert good.shape == (1,)
+    assert bad.reason == "scorer-error"
+    assert "ud800" not in str(bad)
+
+
 def test_the_threads_of_the_process_are_left_as_they_were(tiny_bert):
     import torch
 
     before = torch.get_num_threads()
     scores_of(build("toxicity", _spec(*tiny_bert), Execution(threads=1 + before)), document("One. Two."))
     assert torch.get_num_threads() == before
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 512), max_size=300), st.integers(64, 4096))
-def test_batches_hold_every_sequence_once_and_little_padding(lengths, tokens):
-    found = list(batches(lengths, tokens))
-    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
-    for batch in found:
-        longest = max(lengths[index] for index in batch)
-        assert len(batch) == 1 or len(batch) * longest <= tokens
-
-
-def test_batches_of_a_window_are_of_like_length():
-    lengths = [1 + 37 * index % 500 for index in range(4096)]
-    found = list(batches(lengths, 16_384))
-    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in found)
-    assert padded < 1.1 * sum(lengths)
 
 
 def test_the_fingerprint_is_of_the_content_not_of_where_it_lies(tmp_path, tiny_bert):
@@ -116,7 +170,8 @@ def test_the_fingerprint_is_of_the_content_not_of_where_it_lies(tmp_path, tiny_b
     assert build("x", moved, Execution(batch_tokens=64)).fingerprint == plain
     other = tiny_checkpoint("bert", folder, tmp_path / "other.ckpt", model_type="another")
     assert build("toxicity", _spec(other, folder)).fingerprint != plain
-    assert build("toxicity", _spec(checkpoint, folder, documents="prose")).fingerprint != plain
+    for change in ({"documents": "prose"}, {"long": "truncate"}):
+        assert build("toxicity", _spec(checkpoint, folder, **change)).fingerprint != plain
 
 
 class _Trap:

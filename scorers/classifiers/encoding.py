@@ -1,0 +1,165 @@
+"""Sentences to sequences of token ids, in Rust, many at a time; and what becomes of one that the model cannot take."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorers.errors import UserError
+
+Long = Literal["windows", "truncate"]
+Ids = NDArray[np.int32]
+
+# Tokens that two neighbouring windows share, so that a phrase at the edge of one is seen whole in the other.
+OVERLAP = 64
+
+# A longer text is encoded in pieces: what the tokenizers remember of a token takes some hundred times its bytes.
+PIECE = 1 << 16
+_BATCH_CHARACTERS = 1 << 18
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
+_SPACE = re.compile(r"\s")
+
+
+class Encoder:
+    """Encodes sentences by a fast tokenizer.
+
+    Args:
+        tokenizer: of transformers, backed by the `tokenizers` library.
+        longest: tokens that the model takes, special ones included.
+        long: what happens to a sentence of more. `truncate` takes its beginning, as Detoxify does. `windows` takes all
+            of it: windows of as many tokens as the model takes, special ones around each, each of them 64 tokens into
+            the one before, the last one ending where the sentence does.
+        threads: whether more than one may encode at a time; how many is up to the library.
+
+    Raises:
+        UserError: a tokenizer that is not fast, or special tokens that leave no room for text.
+    """
+
+    def __init__(self, tokenizer: Any, longest: int, long: Long, threads: int) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer, and only those are used.")
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._before, self._after = _frame(backend)
+        self._room = longest - len(self._before) - len(self._after)
+        if self._room <= OVERLAP:
+            raise UserError(f"The model takes {longest} tokens at once, which leaves no room for text.")
+        self._long = long
+        self._parallel = threads > 1
+
+    def __call__(self, sentences: Sequence[str]) -> list[list[Ids] | Exception]:
+        """One sequence a sentence, or several where it is longer than the model takes; or why it cannot be encoded."""
+        results: list[list[Ids] | Exception] = []
+        with _parallelism(self._parallel):
+            for batch in _batches(sentences):
+                results += self._encode(batch)
+        return results
+
+    def _encode(self, batch: list[str]) -> list[list[Ids] | Exception]:
+        if len(batch) == 1 and len(batch[0]) > PIECE:
+            return [self._attempt(batch[0])]
+        try:
+            return [self._sequences(ids) for ids in self._ids(batch)]
+        except Exception:  # noqa: BLE001 - then each on its own, to find whose fault it is
+            return [self._attempt(sentence) for sentence in batch]
+
+    def _attempt(self, sentence: str) -> list[Ids] | Exception:
+        try:
+            return self._sequences(self._long_ids(sentence))
+        except Exception as error:  # noqa: BLE001 - a lone surrogate, or whatever a tokenizer cannot bear
+            return error
+
+    def _ids(self, texts: list[str]) -> Iterator[Ids]:
+        # The fast variant leaves out where in the text each token was.
+        for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False):
+            yield np.asarray(encoding.ids, dtype=np.int32)
+
+    def _long_ids(self, text: str) -> Ids:
+        found: list[Ids] = []
+        for piece in pieces(text):
+            found += self._ids([piece])
+            if self._long == "truncate" and sum(map(len, found)) >= self._room:
+                break
+        return np.concatenate(found) if found else np.zeros(0, dtype=np.int32)
+
+    def _sequences(self, ids: Ids) -> list[Ids]:
+        if not len(ids) + len(self._before) + len(self._after):
+            raise ValueError("no token for a network to start from")
+        starts = window_starts(len(ids), self._room) if self._long == "windows" else [0]
+        return [np.concatenate((self._before, ids[start : start + self._room], self._after)) for start in starts]
+
+
+def window_starts(tokens: int, room: int) -> list[int]:
+    """Where the windows of `room` tokens begin that cover `tokens`, neighbours sharing `OVERLAP` at least."""
+    if tokens <= room:
+        return [0]
+    return [*range(0, tokens - room, room - OVERLAP), tokens - room]
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at most `PIECE` characters, cut before white space where there is any in the second half.
+
+    Tokenizers read no further than to the next white space, so the tokens are those of the whole text; but for a run
+    of some ten thousand characters without any, which no language has.
+    """
+    start = 0
+    while len(text) - start > PIECE:
+        end = start + PIECE
+        last = None
+        for last in _SPACE.finditer(text, start + PIECE // 2, end):  # noqa: B007 - the last one is what counts
+            pass
+        end = last.start() if last else end
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _batches(sentences: Sequence[str]) -> Iterator[list[str]]:
+    """Runs of sentences of limited size together; one that is to be cut in pieces alone."""
+    rest = iter(sentences)
+    batch: list[str] = []
+    size = 0
+    for sentence in rest:
+        if batch and (len(sentence) > PIECE or size + len(sentence) > _BATCH_CHARACTERS):
+            yield batch
+            batch, size = [], 0
+        batch.append(sentence)
+        size += len(sentence)
+        if len(sentence) > PIECE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _frame(backend: Any) -> tuple[Ids, Ids]:
+    """The special tokens before and behind a text."""
+    encoding = backend.encode("a")
+    special = encoding.special_tokens_mask
+    before = next((i for i, each in enumerate(special) if not each), len(special))
+    after = next((i for i, each in enumerate(reversed(special)) if not each), 0)
+    ids = np.asarray(encoding.ids, dtype=np.int32)
+    return ids[:before], ids[len(ids) - after :]
+
+
+@contextmanager
+def _parallelism(parallel: bool) -> Iterator[None]:
+    """Let the tokenizers use the machine's cores, or this thread alone: they ask the environment at each call.
+
+    Left to itself the library takes every core, beside a worker on each of them, and none after a fork, with a warning.
+    """
+    before = os.environ.get(_PARALLELISM)
+    os.environ[_PARALLELISM] = "true" if parallel else "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_PARALLELISM]
+        else:
+            os.environ[_PARALLELISM] = before

@@ -1,0 +1,173 @@
+"""A sequence classifier of transformers from a folder or the Hugging Face hub, checked before it is loaded.
+
+Nothing of what is loaded can run code: no code of a repository is trusted, and weights are safetensors, or pickles that
+somebody vouched for.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scorers.classifiers.transformers_models import quiet_transformers
+from scorers.errors import UserError
+from scorers.fingerprint import file_sha256
+
+# What is downloaded of a repository: no code, no pickles, no weights of other frameworks.
+_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+# A tokenizer has one of these at least.
+_VOCABULARIES = ["tokenizer.json", "vocab.*", "*.model"]
+_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of a model's weights and their sha256 by name; safetensors, or a pickle that was vouched for."""
+
+    folder: Path
+    sha256: dict[str, str]
+    pickled: bool
+
+
+def locate(model: str, revision: str | None, *, download: bool = True) -> Path:
+    """The folder of a model: the one that is named, or where the hub's cache has it, downloaded when it is not there.
+
+    Args:
+        model: a folder, or a name on the hub such as `unitary/toxic-bert`.
+        revision: branch, tag or commit of a model on the hub; None for what the cache has, or the newest.
+        download: whether it may be fetched.
+
+    Raises:
+        UserError: there is no such folder or model, the hub does not answer, or it is not here and not to be fetched.
+    """
+    if not model:
+        raise UserError("The scorer 'classifier' needs a model: COLUMN=classifier:FOLDER,label=LABEL.")
+    folder = Path(model)
+    if folder.is_dir():
+        if revision is not None:
+            raise UserError(f"The option revision is of models on the hub, and {model} is a folder.")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} is no model's folder: it has no config.json.")
+        return folder
+    if folder.is_absolute() or not _NAME.fullmatch(model):
+        raise UserError(f"There is no folder {model}, and it is no name of a model on the Hugging Face hub either.")
+    return _from_hub(model, revision, download=download)
+
+
+def weights(folder: Path, sha256: str | None) -> Weights:
+    """The weights in a folder, hashed, and compared with the hash that somebody vouched for.
+
+    Raises:
+        UserError: there are none, their hash differs, or they are pickled and nobody vouched for them.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    pickled = not files
+    if pickled:
+        files = sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise UserError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin.")
+    digests = {each.name: file_sha256(each) for each in files}
+    if sha256 is not None and (len(files) > 1 or sha256.lower() not in digests.values()):
+        found = ", ".join(f"{name} {digest}" for name, digest in digests.items())
+        raise UserError(f"The weights in {folder} have the sha256 {found}, not {sha256}; they are not loaded.")
+    if pickled and sha256 is None:
+        name, digest = next(iter(digests.items()))
+        raise UserError(
+            f"The weights {folder / name} are a pickle, which can run any code that its maker put in. Save the model "
+            f"as safetensors, or, if you trust the file, say so by its hash: sha256={digest}"
+        )
+    return Weights(folder, digests, pickled)
+
+
+def load(found: Weights) -> tuple[Any, Any]:
+    """The classifier, in evaluation mode and float32, and its tokenizer.
+
+    Raises:
+        UserError: no tokenizer, another kind of model, code that would have to be trusted, or weights that lack some.
+    """
+    import torch
+    import transformers
+
+    folder = str(found.folder)
+    try:
+        with quiet_transformers():
+            model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=not found.pickled,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Exception as error:  # a foreign folder fails in as many ways as there are folders
+        raise UserError(f"No sequence classifier can be made of {folder}: {type(error).__name__}: {error}") from error
+    absent = sorted(report["missing_keys"]) + [str(each) for each in report["mismatched_keys"]]
+    if absent:
+        raise UserError(
+            f"The weights in {folder} lack {absent[0]} ({len(absent)} in all), which would be random numbers: is it a "
+            "sequence classifier, or the base model of one?"
+        )
+    if not any(path for pattern in _VOCABULARIES for path in found.folder.glob(pattern)):
+        # Transformers would make a tokenizer without a vocabulary, to which every word is unknown.
+        raise UserError(f"{folder} has no tokenizer. Save it beside the model: tokenizer.save_pretrained({folder!r}).")
+    try:
+        with quiet_transformers():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # as above
+        raise UserError(f"The tokenizer in {folder} cannot be loaded: {type(error).__name__}: {error}") from error
+    return model.eval(), tokenizer
+
+
+def label_index(config: Any, label: str | None, folder: Path) -> int:
+    """The output that a label names, by its name in the configuration or its number; the only one needs no name.
+
+    Raises:
+        UserError: no such label, or none given where there are several; the message lists them.
+    """
+    names = {int(index): str(name) for index, name in config.id2label.items()}
+    listed = ", ".join(f"{index} {name}" for index, name in sorted(names.items()))
+    if label is None:
+        if len(names) == 1:
+            return 0
+        raise UserError(f"Say which label of {folder} is the misaligned one: label=NAME. It has {listed}.")
+    exact = [index for index, name in names.items() if name == label]
+    folded = [index for index, name in names.items() if name.casefold() == label.casefold()]
+    for found in (exact, folded):
+        if len(found) == 1:
+            return found[0]
+    if label.isdecimal() and int(label) in names:
+        return int(label)
+    raise UserError(f"The model in {folder} has no label {label!r}; its labels are {listed}.")
+
+
+def _from_hub(model: str, revision: str | None, *, download: bool) -> Path:
+    import huggingface_hub
+
+    def snapshot(local: bool) -> Path:
+        path = huggingface_hub.snapshot_download(
+            model, revision=revision, allow_patterns=_FILES, local_files_only=local
+        )
+        return Path(path)
+
+    try:
+        return snapshot(local=True)
+    except Exception as error:
+        if not download:
+            raise UserError(
+                f"The model {model!r} is no folder here and not in the hub's cache on this machine. It is downloaded "
+                "when the scorer is first used."
+            ) from error
+    try:
+        # One question first, because a download repeats a failed one for half a minute.
+        huggingface_hub.HfApi().model_info(model, revision=revision, timeout=_TIMEOUT_S)
+        with quiet_transformers():
+            return snapshot(local=False)
+    except Exception as error:
+        raise UserError(
+            f"The model {model!r}{f' at {revision}' if revision else ''} is no folder here, and the Hugging Face hub "
+            f"does not give it ({type(error).__name__}): no such model, no access, or no network. Give a folder that "
+            "has it: classifier:/models/FOLDER."
+        ) from error

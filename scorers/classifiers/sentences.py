@@ -1,0 +1,91 @@
+"""From documents to scores: sentences of all of them encoded, each distinct one computed once, windows put together."""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorers.classifiers.encoding import Encoder, Ids
+from scorers.contract import Document, ScoringError
+from scorers.isolation import CHARACTERS_A_DEADLINE, describe
+
+# Sentences that are encoded and sorted by length together; it bounds the memory of a call.
+_WINDOW = 16_384
+
+
+class _LateError(Exception):
+    """The time of all documents together is over."""
+
+
+def score_sentences(
+    documents: Sequence[Document],
+    encoder: Encoder,
+    scores: Callable[[Sequence[Ids], Callable[[], None]], NDArray[np.float32]],
+    deadline_s: float,
+) -> list[NDArray[np.float32] | ScoringError]:
+    """Scores of all documents at once, one array a document, of shape [n_sentences], or why it has none.
+
+    A sentence that occurs more than once in the call is computed once, and one that was cut into windows has the
+    largest score of them. The documents share their time: together they may take what `deadline_s` allows each of
+    them. It is asked for before each batch; those with a sentence that is not computed by then are late.
+
+    Args:
+        documents: what to score; results depend on nothing else.
+        encoder: from sentences to sequences of token ids.
+        scores: from sequences, and what to call before each batch of them, to float32 [n_sequences].
+        deadline_s: seconds a document, and as much again for every 50,000 characters of it.
+    """
+    sentences = [document.sentences() for document in documents]
+    distinct = iter(dict.fromkeys(each for some in sentences for each in some))
+    known: dict[str, float | ScoringError] = {}
+    allowed = deadline_s * sum(1 + len(document.text) / CHARACTERS_A_DEADLINE for document in documents)
+    end = time.monotonic() + allowed
+    late = ScoringError("deadline", f"its call took longer than {allowed:g} s")
+
+    def check() -> None:
+        if time.monotonic() > end:
+            raise _LateError
+
+    while window := list(islice(distinct, _WINDOW)):
+        try:
+            check()
+            known.update(zip(window, _scores(window, encoder, lambda ids: scores(ids, check)), strict=True))
+        except _LateError:
+            known.update(dict.fromkeys([*window, *distinct], late))
+    return [_document([known[each] for each in some]) for some in sentences]
+
+
+def _scores(
+    sentences: list[str], encoder: Encoder, scores: Callable[[Sequence[Ids]], NDArray[np.float32]]
+) -> list[float | ScoringError]:
+    encoded = encoder(sentences)
+    sequences = [ids for each in encoded if not isinstance(each, Exception) for ids in each]
+    found = scores(sequences)
+    results: list[float | ScoringError] = []
+    done = 0
+    for each in encoded:
+        if isinstance(each, Exception):
+            results.append(ScoringError("scorer-error", describe(each)))
+            continue
+        # The maximum of windows of which one is no number is none either.
+        score = float(found[done : done + len(each)].max())
+        done += len(each)
+        results.append(_checked(score))
+    return results
+
+
+def _checked(score: float) -> float | ScoringError:
+    if not np.isfinite(score):
+        return ScoringError("not-finite", "the network's output is no number")
+    if score < 0:
+        return ScoringError("negative", "the network's output is below 0, and a score is not: take activation=sigmoid")
+    return score
+
+
+def _document(scores: list[float | ScoringError]) -> NDArray[np.float32] | ScoringError:
+    for each in scores:
+        if isinstance(each, ScoringError):
+            return each
+    return np.asarray(scores, dtype=np.float32)

@@ -1,0 +1,65 @@
+"""What any classifier of the transformers library tells about itself, and how to load one without its chatter."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from logging import CRITICAL, getLogger
+from typing import Any
+
+# Families that number positions from the padding token's id plus one, so that some of the table is never used.
+_OFFSET_POSITIONS = frozenset(
+    (
+        *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet", "longformer"),
+        *("data2vec-text", "ibert", "esm", "luke", "mluke"),
+    )
+)
+
+# What a tokenizer without a limit of its own says is larger than this.
+_NO_LIMIT = 1_000_000
+_USUAL_LIMIT = 512
+
+
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """Tokens that a model can take at once, special ones included, by its table of positions and its tokenizer."""
+    limits = [tokenizer.model_max_length] if tokenizer.model_max_length <= _NO_LIMIT else []
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and positions > 0:
+        offset = config.model_type in _OFFSET_POSITIONS
+        limits.append(positions - config.pad_token_id - 1 if offset else positions)
+    return int(min(limits, default=_USUAL_LIMIT))
+
+
+def content_sha256(model: Any, tokenizer: Any) -> dict[str, str]:
+    """Hashes of the configuration and the tokenizer, wherever they were read from."""
+    config = {
+        key: value
+        for key, value in model.config.to_dict().items()
+        if key not in ("_name_or_path", "transformers_version")
+    }
+    facts = {
+        "config": json.dumps(config, sort_keys=True, default=str),
+        "tokenizer": f"{tokenizer.backend_tokenizer.to_str()}\0{tokenizer.model_max_length}",
+    }
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in facts.items()}
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bar over forty tensors and no report on them: what matters of it is checked and raised here."""
+    from transformers.utils import logging as transformers_logging
+
+    # Untyped in transformers.
+    library: Any = transformers_logging
+    hub = getLogger("huggingface_hub")
+    verbosity, bars, hub_level = library.get_verbosity(), library.is_progress_bar_enabled(), hub.level
+    library.set_verbosity(CRITICAL)
+    library.disable_progress_bar()
+    hub.setLevel(CRITICAL)
+    try:
+        yield
+    finally:
+        hub.setLevel(hub_level)
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()
