@@ -100,7 +100,7 @@ class EntityRecognizer:
         make_linear(self._nlp.tokenizer)
         self._strings = len(self._nlp.vocab.strings)
         # Only of spaCy's own recogniser, not in a beam and on its own embedding, is it known what it takes from others.
-        ner = self._nlp.get_pipe("ner")
+        ner: Any = self._nlp.get_pipe("ner")
         self._for_parser = [name for name in names if name in ("tok2vec", "parser")]
         listeners = [*getattr(self._nlp.get_pipe("tok2vec"), "listening_components", ())] if "tok2vec" in names else []
         self._staged = (

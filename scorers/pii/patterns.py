@@ -23,9 +23,9 @@ GATES = {
 # a run of white space, which makes it cubic in the length of the run. A name and a password are never white space, so
 # nothing is lost by never giving any back; where the word for the password would be taken for the user's name, the
 # white space before it is that in front of the empty name.
-_SECRET = r"(?:password|pw|p:)"
+_SECOND = r"(?:password|pw|p:)"
 CREDENTIAL = re.compile(
-    rf"(?:username|login|u:)\s*+(?::\s*+)?+(?:[\w\-\.@+]++\s++{_SECRET}|(?<=\s){_SECRET})\s*:?\s*.*",
+    rf"(?:username|login|u:)\s*+(?::\s*+)?+(?:[\w\-\.@+]++\s++{_SECOND}|(?<=\s){_SECOND})\s*:?\s*.*",
     re.MULTILINE | re.IGNORECASE,
 )
 
