@@ -3,7 +3,7 @@
 `scrubadub_spacy`, which does the same, pins a version of transformers from before Detoxify's.
 
 All that the recogniser takes from the parser is where sentences begin: an entity may not reach beyond one. So every
-text is read without the parser first, which takes half of the time. The parser then reads those texts in which an
+text is read without the parser first (`decoding.py`). The parser then reads those texts in which an
 entity of any label has several words, and where a sentence begins inside of one, the recogniser reads again. That is
 exact, because a start of a sentence that no entity crosses forbids nothing that the recogniser did: its choice of the
 best step among the permitted ones would have been the same (`Begin.is_valid` and `In.is_valid` of spaCy's `ner.pyx`).
@@ -18,6 +18,7 @@ from typing import Any
 from scorers.errors import UserError
 from scorers.findings import Finding
 from scorers.fingerprint import folder_sha256
+from scorers.pii.decoding import BatchDecoder, Entity
 from scorers.tokenizer import make_linear
 
 TYPES = {"PERSON": "name", "PER": "name", "ORG": "organisation"}
@@ -77,13 +78,19 @@ class EntityRecognizer:
 
     def _read(self, texts: list[str]) -> list[list[Finding]]:
         """The entities of each text."""
-        if not self._staged:
+        if self._decoder is None:
             return [_entities(each) for each in self._nlp.pipe(texts, batch_size=_BATCH_PIECES)]
-        documents = list(self._nlp.pipe(texts, batch_size=_BATCH_PIECES, disable=self._for_parser))
-        found = [_entities(each) for each in documents]
-        wide = [index for index, each in enumerate(documents) if any(len(entity) > 1 for entity in each.ents)]
+        documents = [self._nlp.make_doc(text) for text in texts]
+        read = self._decoder.entities(documents)
+        found = [
+            [_finding(document, *entity) for entity in entities if entity[2] in TYPES]
+            for document, entities in zip(documents, read, strict=True)
+        ]
+        if not self._parses:
+            return found
+        wide = [index for index, entities in enumerate(read) if any(end - start > 1 for start, end, _ in entities)]
         parsed = self._nlp.pipe((documents[index] for index in wide), batch_size=_BATCH_PIECES, disable=["ner"])
-        crossed = [index for index, each in zip(wide, parsed, strict=True) if _crosses(each)]
+        crossed = [index for index, each in zip(wide, parsed, strict=True) if _crosses(each, read[index])]
         again = self._nlp.pipe((texts[index] for index in crossed), batch_size=_BATCH_PIECES)
         for index, each in zip(crossed, again, strict=True):
             found[index] = _entities(each)
@@ -91,7 +98,6 @@ class EntityRecognizer:
 
     def _load(self) -> None:
         import spacy
-        from spacy.pipeline import EntityRecognizer as Recogniser
 
         self._nlp = spacy.load(self._name, exclude=self._excluded)
         names = self._nlp.pipe_names
@@ -99,29 +105,36 @@ class EntityRecognizer:
             raise UserError(f"The spaCy model {self._name!r} recognises no entities; take one with a component 'ner'.")
         make_linear(self._nlp.tokenizer)
         self._strings = len(self._nlp.vocab.strings)
-        # Only of spaCy's own recogniser, not in a beam and on its own embedding, is it known what it takes from others.
-        ner: Any = self._nlp.get_pipe("ner")
-        self._for_parser = [name for name in names if name in ("tok2vec", "parser")]
-        listeners = [*getattr(self._nlp.get_pipe("tok2vec"), "listening_components", ())] if "tok2vec" in names else []
-        self._staged = (
-            {*names} == {*self._for_parser, "ner"}
-            and type(ner) is Recogniser
-            and ner.cfg.get("beam_width") == 1
-            and "ner" not in listeners
-        )
+        self._parses = "parser" in names
+        self._decoder = _decoder(self._nlp)
+
+
+def _decoder(nlp: Any) -> BatchDecoder | None:
+    """A decoder for the pipeline's recogniser, where that takes nothing of other components but starts of sentences."""
+    from spacy.pipeline import EntityRecognizer as Recogniser
+
+    names, ner = nlp.pipe_names, nlp.get_pipe("ner")
+    shared = getattr(nlp.get_pipe("tok2vec"), "listening_components", ()) if "tok2vec" in names else ()
+    if type(ner) is not Recogniser or "ner" in shared or not {*names} <= {"tok2vec", "parser", "ner"}:
+        return None
+    try:
+        return BatchDecoder(ner)
+    except (AttributeError, KeyError, ValueError):
+        return None
 
 
 def _entities(document: Any) -> list[Finding]:
-    return [
-        Finding(entity.start_char, entity.end_char, TYPES[entity.label_])
-        for entity in document.ents
-        if entity.label_ in TYPES
-    ]
+    return [_finding(document, each.start, each.end, each.label_) for each in document.ents if each.label_ in TYPES]
 
 
-def _crosses(document: Any) -> bool:
-    """Whether a sentence begins inside an entity."""
-    return any(token.is_sent_start for entity in document.ents for token in entity[1:])
+def _finding(document: Any, start: int, end: int, label: str) -> Finding:
+    last = document[end - 1]
+    return Finding(document[start].idx, last.idx + len(last), TYPES[label])
+
+
+def _crosses(document: Any, entities: list[Entity]) -> bool:
+    """Whether a sentence begins inside one of the entities."""
+    return any(document[token].is_sent_start for start, end, _ in entities for token in range(start + 1, end))
 
 
 def find_model(model: str) -> str:
