@@ -19,9 +19,9 @@ _LETTERS = re.compile(r"[a-z]+")
 _SECRET = re.compile(r"\s(?:password|pw|p:)")
 
 # The fewest digits of a valid phone number: with a plus and its country code (Germany, Austria, Iran), and without,
-# which is ten of an American one, or 011 and an international one.
+# which is Canada's 310-1234, valid in the whole of North America; abroad it would take 011 and six digits.
 FEWEST_WITH_PLUS = 6
-FEWEST_WITHOUT_PLUS = 9
+FEWEST_WITHOUT_PLUS = 7
 
 Gate = Callable[["Clues"], bool]
 
@@ -70,7 +70,7 @@ def may_hold_email(clues: Clues) -> bool:
 
 
 def may_hold_phone(clues: Clues) -> bool:
-    """As many digits as the shortest valid number has; an international one is short, but for its plus or 011."""
+    """As many digits as the shortest valid number has; fewer after a plus."""
     fewest = FEWEST_WITH_PLUS if "+" in clues.text or "＋" in clues.text else FEWEST_WITHOUT_PLUS
     return clues.digits >= fewest
 

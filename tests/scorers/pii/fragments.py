@@ -38,7 +38,8 @@ _DIGITS = ["0", "1", "19", "1984", "12345", "٣", "٣٤٥", "５", "１２３", 
 
 _WHOLE = """jo@example.com jane|at|gmail.com jo|at|x|dot|com www.a-b.com http://x.y https://www.example.org/~j?x=1#y
 4242424242424242 4111111111111111 078-05-1120 078|05|1120 @jane_doe @jo +1|201-555-0123 (201)|555-0123 2015550123
-+49|30|12345 +6834000 07700|900123 201-555-0123|ext.|44 10-Nov-1988 05/06/1979 3|March|1990 5/6/99 twenty|years|ago
++49|30|12345 +6834000 07700|900123 201-555-0123|ext.|44 310-1234 3101234
+10-Nov-1988 05/06/1979 3|March|1990 5/6/99 twenty|years|ago
 225|E.|John|Carpenter|Freeway,|Suite|1500|Irving,|Texas|75062 12|Main|St,|Albany,|NY|12207 One|Hundred|Main|St,|Ohio
 12|Main|Street|Springfield|New|York skype:|lkjhgf_98 username:|root|password:|x login|password|y"""
 
