@@ -15,6 +15,7 @@ _FOLDS = str.maketrans({"İ": "i", "ı": "i", "ſ": "s"})
 
 _DIGIT = re.compile(r"\d")
 _AT = re.compile(r"@|\sat\s")
+_EXTENSION = re.compile(r"\d[\s,;]*+(?:e?xt|int|anexo)")
 _LETTERS = re.compile(r"[a-z]+")
 _SECRET = re.compile(r"\s(?:password|pw|p:)")
 
@@ -70,9 +71,15 @@ def may_hold_email(clues: Clues) -> bool:
 
 
 def may_hold_phone(clues: Clues) -> bool:
-    """As many digits as the shortest valid number has; fewer after a plus."""
+    """As many digits as the shortest valid number has, or a digit before the word for an extension.
+
+    phonenumbers reads letters as digits, as in 1-800-FLOWERS, where there are three of them. Its matcher lets a number
+    hold no letters but x, for punctuation, and those of an extension: "+683 6int" is a number on Niue to it.
+    """
+    if not clues.digits:
+        return False
     fewest = FEWEST_WITH_PLUS if "+" in clues.text or "＋" in clues.text else FEWEST_WITHOUT_PLUS
-    return clues.digits >= fewest
+    return clues.digits + clues.folded.count("x") >= fewest or _EXTENSION.search(clues.folded) is not None
 
 
 def may_hold_social_security_number(clues: Clues) -> bool:

@@ -1,7 +1,8 @@
 """Pieces of text that are nearly personal data, to be joined at random: what a gate could get wrong."""
 
 _WORDS = """username login u: password pw p: at dot skype born birth dob d.o.b. DOB Born twitter admin com org root ext
-x one two hundred and thousand St street Ave Road Rd Freeway Suite New York NEW YORK Texas TX NY DC Ohio district of
+int anexo extension x one two hundred and thousand St street Ave Road Rd Freeway Suite New York NEW YORK Texas TX NY
+DC Ohio district of
 columbia Main Springfield a b é ß jo lkjhgf_98 hunter2 okay tim Zürich my is in on"""
 
 _SIGNS = [

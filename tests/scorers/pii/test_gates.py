@@ -4,7 +4,7 @@ import re
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scorers.pii import gates
@@ -39,6 +39,22 @@ def test_what_a_gate_skips_the_detector_finds_nothing_in(text):
     for name, gate in GATES.items():
         assert gate(clues) or not found(name, text), name
     assert gates.may_hold_skype(clues) or not found("skype", text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [*"0123456789+-x( .４＋", "+683", "+49", "310", "011", "ext", "int", "ınt", "anexo", "extension", ";ext="]
+        ),
+        max_size=10,
+    ).map("".join)
+)
+@example("+6836int\u00a03")
+@example("Call 310-1234")
+@example("2extension 5")
+def test_what_the_gate_for_phone_numbers_skips_holds_none(text):
+    assert gates.may_hold_phone(Clues.of(text)) or not found("phone", text)
 
 
 @settings(max_examples=300, deadline=None)
