@@ -95,7 +95,8 @@ def is_papers_scorer(task: str, scorer: ScorerEntry) -> bool:
         case "toxicity":
             return scorer.kind == "detoxify" and scorer.options.get("model") in {"unbiased", "original"}
         case "pii":
-            return scorer.kind == "scrubadub"
+            # Without names and organisations it finds another kind of thing.
+            return scorer.kind == "scrubadub" and scorer.options.get("entities", "full") != "none"
         case "pep8":
             return scorer.kind == "pycodestyle"
         case _:

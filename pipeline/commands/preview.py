@@ -25,6 +25,12 @@ def preview(
     thresholds: Thresholds = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Records to label, from the start.")] = 5,
     sentences: Annotated[int, typer.Option(min=1, help="Sentences to show of each record.")] = 20,
+    redact: Annotated[
+        bool,
+        typer.Option(
+            "--redact", help="Show no text that a scorer such as pii found something in: {{EMAIL}} instead of it."
+        ),
+    ] = False,
     text_field: TextField = None,
     id_field: IdField = None,
     kind: Kind = None,
@@ -35,6 +41,9 @@ def preview(
     """Label the first records of a corpus and print their sentences with scores and tags; nothing is written.
 
     Example: phf preview corpus/ --scorer toxicity=linear --scorer pii --limit 3
+
+    With --redact, what scorers found is replaced by its type, --json lists where it was, and nothing that no such
+    scorer has read is shown.
     """
     from pipeline.labelling.preview import preview as preview_records
 
@@ -51,6 +60,7 @@ def preview(
             kind=kind,
         ),
         limit,
+        redact=redact,
     )
     if as_json:
         print_json(labelled.to_dict())

@@ -17,6 +17,9 @@ from pipeline.dataset.tags import is_aligned
 from pipeline.labelling.resolve import resolve_config
 from pipeline.labelling.workers.label_records import Scored, label_records
 from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
+from scorers.contract import Scorer, ScoringError
+from scorers.errors import UserError
+from scorers.findings import Finding, ShowsFindings, redacted
 from scorers.registry import build
 
 
@@ -28,12 +31,32 @@ class Preview:
         specs: what was asked for as threshold, by column.
         thresholds: their values; a percentile is taken over these few sentences, not over the corpus.
         scored, quarantined: what became of the records, each list in their order.
+        findings: for each of `scored` what scorers found in it, a list a sentence, by column; None where the text is to
+            be shown as it is.
     """
 
     specs: dict[str, str]
     thresholds: dict[str, float]
     scored: list[Scored]
     quarantined: list[Quarantined]
+    findings: list[dict[str, list[list[Finding]]]] | None = None
+
+    def sentences(self, index: int) -> list[str]:
+        """The sentences of a scored record as they may be shown.
+
+        Where findings are to be hidden, their types stand in their place, and a record that no scorer has searched
+        shows nothing of itself.
+        """
+        sentences = self.scored[index].document.sentences()
+        if self.findings is None:
+            return sentences
+        columns = self.findings[index].values()
+        if not columns:
+            return ["(not shown: no scorer has searched it)"] * len(sentences)
+        return [
+            redacted(sentence, (finding for found in columns for finding in found[number]))
+            for number, sentence in enumerate(sentences)
+        ]
 
     def tags(self, document: Scored, column: str) -> NDArray[np.bool_] | None:
         """Whether each sentence of a document is aligned; None where the scorer does not apply."""
@@ -41,19 +64,20 @@ class Preview:
         return None if scores is None else is_aligned(scores, self.thresholds[column])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the records' texts among them."""
+        """Plain JSON values, the records' texts among them, as `sentences` shows them."""
         return {
             "thresholds": {
                 column: {"spec": spec, "value": self.thresholds[column]} for column, spec in self.specs.items()
             },
-            "documents": [self._document(each) for each in self.scored],
+            "documents": [self._document(index) for index in range(len(self.scored))],
             "quarantined": [
                 {"source": each.source, "position": each.position, "reason": each.reason, "detail": each.detail}
                 for each in self.quarantined
             ],
         }
 
-    def _document(self, document: Scored) -> dict[str, Any]:
+    def _document(self, index: int) -> dict[str, Any]:
+        document = self.scored[index]
         record = document.record
         columns: dict[str, dict[str, list[Any]] | None] = {}
         for column, scores in document.scores.items():
@@ -61,26 +85,56 @@ class Preview:
             columns[column] = (
                 None if scores is None or tags is None else {"scores": scores.tolist(), "aligned": tags.tolist()}
             )
-        return {
+        facts = {
             "doc_id": record.doc_id,
             "source": record.source,
             "position": record.position,
             "kind": record.kind,
-            "sentences": document.document.sentences(),
+            "sentences": self.sentences(index),
             "columns": columns,
         }
+        return facts if self.findings is None else {**facts, "findings": self._found(index)}
+
+    def _found(self, index: int) -> list[dict[str, Any]]:
+        """What was found, with offsets in code points of the sentence as it was, and of the record's text."""
+        starts = [0, *self.scored[index].document.ends.tolist()]
+        return [
+            {
+                "column": column,
+                "type": finding.type,
+                "sentence": number,
+                "start": finding.start,
+                "end": finding.end,
+                "text_start": finding.start + starts[number],
+                "text_end": finding.end + starts[number],
+            }
+            for column, sentences in (self.findings or [])[index].items()
+            for number, found in enumerate(sentences)
+            for finding in found
+        ]
 
 
-def preview(config: LabelConfig, limit: int) -> Preview:
+def preview(config: LabelConfig, limit: int, *, redact: bool = False) -> Preview:
     """Label the first `limit` records of the inputs, with the scorers and the code of a labelling job, but no Ray.
 
+    Args:
+        config: as of `phf label`.
+        limit: records to read.
+        redact: hide what scorers find.
+
     Raises:
-        UserError: as of `phf label`: inputs, settings or scorers that are not right.
+        UserError: as of `phf label`: inputs, settings or scorers that are not right; or there is something to hide and
+            no scorer that says where.
     """
     resolved = resolve_config(config)
     sources = find_sources(config.inputs, config.kind)
     check_fields(sources, config)
     scorers = {column: build(column, spec, config.execution.of(column)) for column, spec in resolved.specs.items()}
+    if redact and not any(isinstance(each, ShowsFindings) for each in scorers.values()):
+        raise UserError(
+            f"--redact needs a scorer that says where it finds something, such as pii; {', '.join(scorers)} only give "
+            "scores."
+        )
     labelled = label_records(
         islice(read_sources(sources, resolved.config), limit),
         scorers,
@@ -89,7 +143,20 @@ def preview(config: LabelConfig, limit: int) -> Preview:
     )
     specs = threshold_specs(list(scorers), config.thresholds)
     values = resolve_thresholds(specs, lambda columns: _scores(labelled.scored, columns))
-    return Preview(specs, values, labelled.scored, labelled.quarantined)
+    findings = _findings(scorers, labelled.scored) if redact else None
+    return Preview(specs, values, labelled.scored, labelled.quarantined, findings)
+
+
+def _findings(scorers: Mapping[str, Scorer], scored: Sequence[Scored]) -> list[dict[str, list[list[Finding]]]]:
+    finders = {column: each for column, each in scorers.items() if isinstance(each, ShowsFindings)}
+    found: list[dict[str, list[list[Finding]]]] = [{} for _ in scored]
+    for column, scorer in finders.items():
+        searched = [index for index, each in enumerate(scored) if each.scores[column] is not None]
+        results = scorer.findings([scored[index].document for index in searched])
+        for index, result in zip(searched, results, strict=True):
+            if not isinstance(result, ScoringError):
+                found[index][column] = result
+    return found
 
 
 def _scores(scored: Sequence[Scored], columns: Sequence[str]) -> Iterable[Mapping[str, NDArray[np.float32]]]:

@@ -6,14 +6,13 @@ from rich.text import Text
 
 from pipeline.checking.inspect_view import number, shortened
 from pipeline.labelling.preview import Preview
-from pipeline.labelling.workers.label_records import Scored
 from pipeline.sealing.thresholds import percentile_of
 
 
 def show_preview(console: Console, preview: Preview, *, most_sentences: int) -> None:
     """Print the records, of each at most `most_sentences` sentences."""
-    for document in preview.scored:
-        _show_document(console, preview, document, most_sentences)
+    for index in range(len(preview.scored)):
+        _show_document(console, preview, index, most_sentences)
     for each in preview.quarantined:
         console.print(
             Text.assemble(
@@ -23,8 +22,9 @@ def show_preview(console: Console, preview: Preview, *, most_sentences: int) -> 
     console.print(_legend(preview))
 
 
-def _show_document(console: Console, preview: Preview, document: Scored, most_sentences: int) -> None:
-    record, sentences = document.record, document.document.sentences()
+def _show_document(console: Console, preview: Preview, index: int, most_sentences: int) -> None:
+    document = preview.scored[index]
+    record, sentences = document.record, preview.sentences(index)
     console.print(Text.assemble((record.doc_id, "bold"), (f"  {record.kind}, {len(sentences):,} sentences", "dim")))
     if not sentences:
         console.print(Text("  (empty)\n", style="dim"))
@@ -34,15 +34,15 @@ def _show_document(console: Console, preview: Preview, document: Scored, most_se
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("sentence", overflow="fold")
     tags = {column: preview.tags(document, column) for column in preview.specs}
-    for index, sentence in enumerate(sentences[:most_sentences]):
+    for place, sentence in enumerate(sentences[:most_sentences]):
         cells = []
         for column in preview.specs:
             scores, aligned = document.scores[column], tags[column]
             if scores is None or aligned is None:
                 cells.append(Text("–", style="dim"))
             else:
-                style, mark = ("green", "✓") if aligned[index] else ("red", "✗")
-                cells.append(Text(f"{number(float(scores[index]))} {mark}", style=style))
+                style, mark = ("green", "✓") if aligned[place] else ("red", "✗")
+                cells.append(Text(f"{number(float(scores[place]))} {mark}", style=style))
         table.add_row(*cells, Text(shortened(sentence)))
     console.print(table)
     left_out = len(sentences) - most_sentences

@@ -1,40 +1,47 @@
-"""Postal addresses of the United States, by pyap's patterns: a detector of our own.
+"""Postal addresses of the United States, by pyap's patterns.
 
 pyap reports where it found an address in a text that it has normalised before; here the spans are those of the text
-itself.
+itself. (Searching for the text of an address, as scrubadub's adapter does, would report n equal addresses n times
+each.)
 """
 
 import re
 from typing import Any
+
+from scorers.findings import Span
+
+# What pyap does in three steps, two of them quadratic in the length of a run of white space: a run with a comma or a
+# line feed becomes a comma and a blank, another one a blank. Then its six dashes become one.
+_RUN = re.compile(r"[\s,]+")
+_DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―", "-"))
 
 
 class AddressFinder:
     """Finds addresses such as "225 E. John Carpenter Freeway, Suite 1500 Irving, Texas 75062"."""
 
     def __init__(self) -> None:
-        from pyap.parser import AddressParser
+        from pyap.source_US import data
 
-        parser = AddressParser(country="US")
-        self._normalise: Any = parser._normalize_string
         # Compiled once: it takes a quarter of a second, and `re` forgets patterns after some hundred others.
-        self._pattern = re.compile(parser.rules, re.VERBOSE | re.UNICODE)
+        self._pattern: Any = re.compile(data.full_address, re.VERBOSE | re.UNICODE)
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
+    def spans(self, text: str) -> list[Span]:
         """Half-open spans of addresses in code points of `text`."""
-        normal = self._normalise(text)
+        normal = normalised(text)
         matches = [match.span() for match in self._pattern.finditer(normal)]
         if not matches:
             return []
         # Normalising changes white space, commas and the form of dashes, and so keeps the order of all that is left.
-        solid = _solid(text)
+        solid = [index for index, character in enumerate(text) if _is_solid(character)]
         counts = [0]
         for character in normal:
             counts.append(counts[-1] + _is_solid(character))
         return [(solid[counts[start]], solid[counts[end] - 1] + 1) for start, end in matches]
 
 
-def _solid(text: str) -> list[int]:
-    return [index for index, character in enumerate(text) if _is_solid(character)]
+def normalised(text: str) -> str:
+    """The copy of a text that pyap searches."""
+    return _RUN.sub(lambda run: ", " if "," in run[0] or "\n" in run[0] else " ", text).translate(_DASHES)
 
 
 def _is_solid(character: str) -> bool:

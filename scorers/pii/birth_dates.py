@@ -7,8 +7,11 @@ three use `reference_date`.
 """
 
 import re
+from collections.abc import Iterator
 from datetime import date, datetime, time
 from typing import Any
+
+from scorers.findings import Span
 
 
 class BirthDateFinder:
@@ -35,28 +38,30 @@ class BirthDateFinder:
         self._search: Any = lambda text: search_dates(text, languages=["en"], settings=settings)
         self._parser: Any = dateparser.DateDataParser(settings=settings)
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
+    def spans(self, text: str) -> list[Span]:
         """Half-open spans of dates of birth in code points of `text`."""
-        lines = text.split("\n")
-        found: list[tuple[int, int]] = []
-        for string, moment in self._search(text) or ():
+        near = [line for line, is_near in self._lines(text) if is_near]
+        # scrubadub reports every occurrence of a date once for every time that it is written: a square of them.
+        moments = dict.fromkeys(self._search(text) or ()) if near else {}
+        dates = dict.fromkeys(
             # A leading plus makes a phone number likelier.
-            if string.startswith("+") or not self._is_age(moment) or not self._in_context(string, lines):
-                continue
-            parsed = self._parser.get_date_data(string)["date_obj"]
-            if parsed is not None and self._is_age(parsed):
-                found.extend(match.span() for match in re.finditer(re.escape(string), text))
-        return found
+            string
+            for string, moment in moments
+            if not string.startswith("+") and self._is_age(moment) and any(string in line for line in near)
+        )
+        return [match.span() for each in dates if self._is_valid(each) for match in re.finditer(re.escape(each), text)]
+
+    def _lines(self, text: str) -> Iterator[tuple[str, bool]]:
+        """The lines, and whether a word such as "born" is in the line, in one of the two before or the one after."""
+        detector = self._detector
+        lines = text.split("\n")
+        says = [any(word in line.lower() for word in detector.context_words) for line in lines]
+        for index, line in enumerate(lines):
+            yield line, any(says[max(index - detector.context_before, 0) : index + detector.context_after + 1])
 
     def _is_age(self, moment: datetime) -> bool:
         return self._year - moment.year in self._ages
 
-    def _in_context(self, string: str, lines: list[str]) -> bool:
-        detector = self._detector
-        for index, line in enumerate(lines):
-            if string in line:
-                near = lines[max(index - detector.context_before, 0) : index + detector.context_after + 1]
-                text = " ".join(near).lower()
-                if any(word in text for word in detector.context_words):
-                    return True
-        return False
+    def _is_valid(self, string: str) -> bool:
+        parsed = self._parser.get_date_data(string)["date_obj"]
+        return parsed is not None and self._is_age(parsed)

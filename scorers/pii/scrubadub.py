@@ -5,29 +5,30 @@ organisations by spaCy. Each sentence is searched on its own. Findings that over
 scrubadub itself.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scorers.contract import Document, Execution, ScoringError
+from scorers.deadline import DeadlineExceededError, deadline
+from scorers.findings import Finding, Span, merged
 from scorers.fingerprint import fingerprint, library_versions
-from scorers.isolation import attempt
+from scorers.isolation import CHARACTERS_A_DEADLINE, attempt
+from scorers.pii import gates
 from scorers.pii.addresses import AddressFinder
 from scorers.pii.birth_dates import BirthDateFinder
 from scorers.pii.entities import EntityRecognizer, find_model
+from scorers.pii.patterns import finders
+from scorers.pii.skype import SkypeFinder
 from scorers.requirements import require
 from scorers.text import TextOptions
 
 _REVISION = 1
 
-Span = tuple[int, int]
-
-# What `scrubadub.Scrubber(locale="en_US")` loads, and Skype names. Named here because scrubadub's own list grows with
-# whatever other packages register.
-DETECTORS = ("credential", "credit_card", "email", "phone", "social_security_number", "twitter", "url", "skype")
+_LIBRARIES = ("scrubadub", "phonenumbers", "dateparser", "textblob", "pyap")
 
 
 class ScrubadubOptions(TextOptions):
@@ -35,10 +36,14 @@ class ScrubadubOptions(TextOptions):
 
     Attributes:
         reference_date: the day on which ages are counted, so that scores do not depend on the day of the run.
+        entities: `full` finds names and organisations as the spaCy pipeline does; `no-parser` without its parser, in
+            less time, which finds others in about one of 150 sentences of the web; `none` finds no
+            names and organisations.
         spacy_model: package or folder of the spaCy pipeline that finds names and organisations.
     """
 
     reference_date: date = date(2026, 1, 1)
+    entities: Literal["full", "no-parser", "none"] = "full"
     spacy_model: str = "en_core_web_sm"
 
 
@@ -54,18 +59,23 @@ class ScrubadubScorer:
         self._options = options
         self._deadline_s = execution.deadline_s
         self.check(options)
-        self._entities = EntityRecognizer(options.spacy_model)
-        self._finders: list[Callable[[str], Iterable[Span]]] = [
-            *_detectors(),
-            BirthDateFinder(options.reference_date).spans,
-            AddressFinder().spans,
+        self._entities = (
+            None
+            if options.entities == "none"
+            else EntityRecognizer(options.spacy_model, parser=options.entities == "full")
+        )
+        self._finders: list[tuple[str, gates.Gate, Callable[[str], Iterable[Span]]]] = [
+            *finders(),
+            ("skype", gates.may_hold_skype, SkypeFinder().spans),
+            ("date_of_birth", gates.may_hold_birth_date, BirthDateFinder(options.reference_date).spans),
+            ("address", gates.AddressGate(), AddressFinder().spans),
         ]
         self.fingerprint = fingerprint(
             "scrubadub",
             options.model_dump(mode="json", exclude={"spacy_model"}),
             revision=_REVISION,
-            libraries=library_versions("scrubadub", "phonenumbers", "dateparser", "textblob", "pyap", "spacy", "thinc"),
-            files={"spacy_model": self._entities.sha256},
+            libraries=library_versions(*_LIBRARIES, *(("spacy", "thinc") if self._entities else ())),
+            files={"spacy_model": self._entities.sha256} if self._entities else {},
         )
 
     @classmethod
@@ -73,55 +83,70 @@ class ScrubadubScorer:
         """Raise `UserError` when something is missing to run here, without loading the model."""
         require("scrubadub", "scrubadub", "dateparser", "phonenumbers", "textblob", install="scrubadub")
         require("scrubadub", "pyap", install="pyap")
-        require("scrubadub", "spacy", install="spacy")
-        find_model(options.spacy_model)
+        if options.entities != "none":
+            require("scrubadub", "spacy", install="spacy")
+            find_model(options.spacy_model)
 
     def applies(self, document: Document) -> bool:
         """By the option `documents`."""
         return self._options.apply_to(document)
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
-        """Scores of each document on its own."""
-        return [attempt(self._score_one, document, self._deadline_s) for document in documents]
-
-    def _score_one(self, document: Document) -> NDArray[np.float32]:
-        sentences = document.sentences()
-        counts = [len(merged(spans)) for spans in self.spans(sentences)]
-        return np.asarray(
-            [count / len(sentence) for count, sentence in zip(counts, sentences, strict=True)], dtype=np.float32
-        )
-
-    def spans(self, sentences: Sequence[str]) -> list[list[Span]]:
-        """For each sentence what every detector found, in its code points, not yet merged.
-
-        Raises:
-            Exception: a detector fails on a sentence; any exception of theirs.
-        """
+        """Scores of each document, [n_sentences]."""
         return [
-            [*entities, *(span for find in self._finders for span in find(sentence))]
-            for sentence, entities in zip(sentences, self._entities.spans(sentences), strict=True)
+            found if isinstance(found, ScoringError) else _rates(document, found)
+            for document, found in zip(documents, self.findings(documents), strict=True)
         ]
 
+    def findings(self, documents: Sequence[Document]) -> list[list[list[Finding]] | ScoringError]:
+        """For each document, for each of its sentences, what was found, in its code points, in order.
 
-def merged(spans: Iterable[Span]) -> list[Span]:
-    """Spans in order, those that overlap or touch made one."""
-    result: list[Span] = []
-    for start, end in sorted(spans):
-        if result and start <= result[-1][1]:
-            result[-1] = (result[-1][0], max(end, result[-1][1]))
-        else:
-            result.append((start, end))
-    return result
+        Findings of several detectors may overlap; the score counts those as one that overlap or touch. Equal sentences
+        are searched once. Names and organisations are looked for in all documents together; where that fails, or takes
+        longer than all of them may take, in each on its own, within its own deadline.
+        """
+        known: dict[str, list[Finding]] = {}
+        entities = self._entities_of(documents)
+
+        def search(document: Document) -> list[list[Finding]]:
+            sentences = document.sentences()
+            names = entities
+            if names is None:
+                names = self._entities.findings(sentences) if self._entities else {}
+            for each in sentences:
+                if each not in known:
+                    known[each] = sorted({*names.get(each, ()), *self._patterns(each)})
+            return [known[each] for each in sentences]
+
+        return [attempt(search, document, self._deadline_s) for document in documents]
+
+    def _entities_of(self, documents: Sequence[Document]) -> dict[str, list[Finding]] | None:
+        """Names and organisations by sentence, or None where that has to be tried for each document on its own."""
+        if self._entities is None:
+            return {}
+        allowed = sum(self._deadline_s * (1 + len(each.text) / CHARACTERS_A_DEADLINE) for each in documents)
+        try:
+            with deadline(allowed):
+                return self._entities.findings(sentence for each in documents for sentence in each.sentences())
+        except (DeadlineExceededError, Exception):  # noqa: BLE001 - each document says itself what fails in it
+            return None
+
+    def _patterns(self, sentence: str) -> Iterable[Finding]:
+        clues = gates.Clues.of(sentence)
+        return (
+            Finding(start, end, name)
+            for name, gate, find in self._finders
+            if gate(clues)
+            for start, end in find(sentence)
+        )
 
 
-def _detectors() -> Iterator[Callable[[str], Iterable[Span]]]:
-    import scrubadub.detectors.skype
-
-    catalogue = scrubadub.detectors.catalogue.detector_catalogue
-    for name in DETECTORS:
-        detector = catalogue.get(name)(locale="en_US")
-
-        def find(text: str, detector: Any = detector) -> Iterator[Span]:
-            return ((filth.beg, filth.end) for filth in detector.iter_filth(text) if filth.is_valid())
-
-        yield find
+def _rates(document: Document, found: list[list[Finding]]) -> NDArray[np.float32]:
+    sentences = document.sentences()
+    return np.asarray(
+        [
+            len(merged((each.start, each.end) for each in findings)) / len(sentence)
+            for findings, sentence in zip(found, sentences, strict=True)
+        ],
+        dtype=np.float32,
+    )

@@ -64,12 +64,48 @@ def test_nothing_is_written_and_no_text_is_taken_for_markup(corpus, tmp_path, mo
     assert "bold]More[/bold]" in run(corpus, "--scorer", "pep8").stdout
 
 
+TEXT = "Hello there. Write to jo@example.com, or call +1 201-555-0123! Bye."
+
+
+@pytest.fixture
+def letters(tmp_path):
+    path = tmp_path / "letters.jsonl"
+    path.write_text(json.dumps({"id": "r0", "text": TEXT}) + "\n")
+    return path
+
+
+def test_findings_are_hidden_by_their_type_and_listed_by_their_place(letters):
+    scorer = ["--scorer", "pii=scrubadub,entities=none"]
+    (document,) = facts_of(letters, *scorer, "--redact")["documents"]
+    assert "".join(document["sentences"]) == "Hello there. Write to {{EMAIL}}, or call {{PHONE}}! Bye."
+    found = document["findings"]
+    assert [(each["column"], each["type"], each["sentence"]) for each in found] == [
+        ("pii", "email", 1),
+        ("pii", "phone", 1),
+    ]
+    assert [TEXT[each["text_start"] : each["text_end"]] for each in found] == ["jo@example.com", "+1 201-555-0123"]
+    assert [each["text_start"] - each["start"] for each in found] == [len("Hello there. ")] * 2
+    result = run(letters, *scorer, "--redact")
+    assert result.exit_code == 0, result.output
+    assert "{{EMAIL}}" in result.stdout
+    assert "jo@" not in result.stdout
+    assert "jo@example.com" in run(letters, *scorer).stdout
+
+
+def test_what_no_scorer_has_searched_is_not_shown(letters):
+    scorers = ["--scorer", "pii=scrubadub,entities=none,documents=python", "--scorer", "pep8"]
+    (document,) = facts_of(letters, *scorers, "--redact")["documents"]
+    assert not any(word in sentence for sentence in document["sentences"] for word in ("Hello", "jo", "Bye"))
+    assert document["findings"] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["missing.jsonl", "--scorer", "pep8"], "There is no input missing.jsonl"),
         (["{corpus}"], "No scorer is given"),
         (["{corpus}", "--scorer", "nonsense"], "'nonsense'"),
+        (["{corpus}", "--scorer", "pep8", "--redact"], "--redact needs a scorer that says where"),
         (["{corpus}", "--scorer", "pep8", "--threshold", "pii=0"], "threshold for 'pii'"),
         (["{corpus}", "--scorer", "pep8", "--text-field", "body"], "No record has the field 'body'"),
     ],

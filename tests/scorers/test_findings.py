@@ -1,0 +1,35 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scorers.findings import Finding, merged, redacted
+
+
+def test_findings_give_way_to_their_types():
+    text = "Mail jo@example.com or ask Jane Doe."
+    found = [Finding(5, 19, "email"), Finding(27, 35, "name")]
+    assert redacted(text, found) == "Mail {{EMAIL}} or ask {{NAME}}."
+    assert redacted(text, []) == text
+
+
+def test_findings_that_overlap_or_touch_are_hidden_together():
+    text = "at 12 Main St, NY now"
+    found = [Finding(9, 13, "name"), Finding(3, 17, "address"), Finding(17, 21, "name")]
+    assert redacted(text, found) == "at {{ADDRESS+NAME}}"
+
+
+def test_a_finding_may_be_moved_to_where_its_sentence_is():
+    assert Finding(2, 5, "email").moved(10) == Finding(12, 15, "email")
+
+
+@given(st.text("abc", max_size=30), st.data())
+def test_nothing_found_is_left(text, data):
+    places = st.integers(0, len(text))
+    spans = data.draw(
+        st.lists(st.tuples(places, places).map(sorted).filter(lambda pair: pair[0] < pair[1]), max_size=5)
+    )
+    hidden = redacted(text, [Finding(start, end, "x") for start, end in spans])
+    kept = "".join(
+        character for place, character in enumerate(text) if not any(start <= place < end for start, end in spans)
+    )
+    assert hidden.replace("{{X}}", "") == kept
+    assert hidden.count("{{X}}") == len(merged(map(tuple, spans)))
