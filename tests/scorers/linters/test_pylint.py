@@ -15,7 +15,7 @@ from scorers.linters.pylint import DISABLED
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document
 from tests.scorers.helpers import check_scores, scores_of
-from tests.scorers.test_pycodestyle import SOURCE
+from tests.scorers.linters.test_pycodestyle import SOURCE
 
 LIBRARY = Path(string.__file__).parent
 FILES = ["colorsys.py", "chunk.py", "sched.py", "bisect.py", "json/encoder.py", "enum.py", "codeop.py"]
