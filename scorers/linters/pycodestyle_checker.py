@@ -62,7 +62,7 @@ class LineChecker(Checker):  # type: ignore[misc]
         self.indent_level = self.previous_indent_level = 0
         self.previous_logical = ""
         self.previous_unindented_logical_line = ""
-        self.tokens = []
+        self.tokens: list[Any] = []
         self.blank_lines = self.blank_before = 0
         self._last_line = ""
         self.lines_upwards = _LinesUpwards(self.lines)
