@@ -1,5 +1,6 @@
 """What the linters of Python share: the physical lines of a document, and violations a line as scores."""
 
+import re
 import warnings
 from collections.abc import Iterable
 
@@ -11,6 +12,11 @@ from scorers.sentences import split
 
 # Characters that linters take at once. CPython's parser needs up to 400 bytes for each.
 LONGEST = 2_000_000
+
+# The parser joins the parts of an imported name two by two, and keeps each of these strings: 50,000 parts, in 100 KB of
+# text, took 2.7 GB.
+_MOST_PARTS = 200
+_MANY_PARTS = re.compile(rf"(?<![\w.])(?:\w++[ \t\f\\\n]*+\.[ \t\f\\\n]*+){{{_MOST_PARTS}}}")
 
 # The compiler looks at futures when it has parsed the whole source, and before anything else that could fail or take
 # memory: the tree as Python objects would take more than parsing, and fails on long chains of operators.
@@ -28,6 +34,16 @@ def normalised_lines(text: str) -> list[str]:
     return [f"{line}\n" for line in lines] + ([last] if last else [])
 
 
+def refuse_too_long(text: str) -> None:
+    """Refuse what no linter takes.
+
+    Raises:
+        ScoringError: `too-long` for more than `LONGEST` characters.
+    """
+    if len(text) > LONGEST:
+        raise ScoringError("too-long", f"{len(text):,} characters of Python, more than {LONGEST:,}")
+
+
 def line_of_syntax_error(source: str) -> int | None:
     """The line, from 1, of the error that keeps Python from parsing `source`; None when it parses.
 
@@ -36,8 +52,9 @@ def line_of_syntax_error(source: str) -> int | None:
     Raises:
         ScoringError: `too-deep` for code nested too deeply to parse, `too-long` for more than `LONGEST` characters.
     """
-    if len(source) > LONGEST:
-        raise ScoringError("too-long", f"{len(source):,} characters of Python, more than {LONGEST:,}")
+    refuse_too_long(source)
+    if source.count(".") >= _MOST_PARTS and "import" in source and _MANY_PARTS.search(source) is not None:
+        raise ScoringError("too-deep", f"a dotted name of more than {_MOST_PARTS} parts")
     if "\0" in source:
         # Python refuses it without saying where.
         return source.partition("\0")[0].count("\n") + 1

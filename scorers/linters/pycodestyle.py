@@ -23,7 +23,7 @@ from pydantic import Field
 from scorers.contract import Document, Execution, ScoringError, SemanticOptions
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.isolation import attempt
-from scorers.linters.lines import line_of_syntax_error, normalised_lines, per_character
+from scorers.linters.lines import line_of_syntax_error, normalised_lines, per_character, refuse_too_long
 from scorers.requirements import require
 
 _REVISION = 2
@@ -86,6 +86,7 @@ class PycodestyleScorer:
             ScoringError: the text is too long, or nested too deeply for Python's parser.
             Exception: pycodestyle fails on the text; any exception of its own.
         """
+        refuse_too_long(text)
         lines = normalised_lines(text)
         error_line = line_of_syntax_error("".join(lines).removeprefix("\ufeff"))
         if error_line is not None and max(map(len, lines)) > LONGEST_BROKEN_LINE:

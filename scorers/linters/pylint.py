@@ -24,7 +24,7 @@ from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.isolation import attempt
 from scorers.linters import pylint_world
-from scorers.linters.lines import line_of_syntax_error, per_character
+from scorers.linters.lines import line_of_syntax_error, per_character, refuse_too_long
 from scorers.requirements import require
 
 _REVISION = 2
@@ -125,6 +125,7 @@ class PylintScorer:
             ScoringError: the text is too long, or nested too deeply.
             Exception: pylint or astroid fails on the text; any exception of theirs.
         """
+        refuse_too_long(text)
         source = _as_file(text)
         error_line = line_of_syntax_error(source)
         if error_line is not None:
@@ -136,11 +137,23 @@ class PylintScorer:
             self._linter = _Linter(self._options)
             self._checked = 0
         self._failed = True
-        found = self._linter.lint(source)
+        try:
+            found = self._linter.lint(source)
+        except Exception as error:
+            if _too_deep(error):
+                raise ScoringError("too-deep", "nested too deeply for pylint") from None
+            raise
         pylint_world.forget()
         self._failed = False
         self._checked += 1
         return sorted((line, symbol) for line, symbol in found if symbol not in DISABLED)
+
+
+def _too_deep(error: BaseException | None) -> bool:
+    """Whether an exception is, or was raised because of, one of too deep a recursion."""
+    while error is not None and not isinstance(error, RecursionError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class _Linter:
