@@ -112,14 +112,23 @@ class PylintScorer:
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
         """Scores of each document on its own."""
         # Outside the deadline of a document, which may end anywhere.
-        with pylint_world.closed(), _deep_enough(), _rare_gc():
+        with _surroundings():
             return [attempt(self._score_one, document, self._deadline_s) for document in documents]
 
     def _score_one(self, document: Document) -> NDArray[np.float32]:
         return per_character(document, [line for line, _ in self.messages(document.text)])
 
+    def messages_of(self, texts: Sequence[str]) -> list[list[tuple[int, str]]]:
+        """The physical line and the name of each message about each text, in the order of lines.
+
+        Raises:
+            Exception: as `messages`, about any of them.
+        """
+        with _surroundings():
+            return [self.messages(text) for text in texts]
+
     def messages(self, text: str) -> list[tuple[int, str]]:
-        """The physical line and the name of each message, in the order of lines.
+        """As `messages_of`, of one text, for callers that have closed the world around it.
 
         Raises:
             ScoringError: the text is too long, or nested too deeply.
@@ -216,8 +225,11 @@ def _as_file(text: str) -> str:
 def _new_linter(options: PylintOptions) -> Any:
     from pylint.exceptions import UnknownMessageError
     from pylint.lint import PyLinter
+    from pylint.message import MessageDefinitionStore
     from pylint.reporters import CollectingReporter
 
+    # It holds on to the messages of every linter that there was.
+    MessageDefinitionStore.get_message_definitions.cache_clear()
     linter = PyLinter()
     linter.load_default_plugins()
     linter.set_reporter(CollectingReporter())
@@ -229,6 +241,12 @@ def _new_linter(options: PylintOptions) -> Any:
                 raise UserError(f"The option disable names {name!r}, which is no message of pylint.") from None
     linter.initialize()
     return linter
+
+
+@contextmanager
+def _surroundings() -> Iterator[None]:
+    with pylint_world.closed(), _deep_enough(), _rare_gc():
+        yield
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from scorers.registry import KINDS
 from scorers.sentences import document
 from tests.scorers.helpers import CODE, PROSE, check_scores, documents, scores_of
 
-LINTERS = ("pycodestyle", "pylint")
+LINTERS = ("pycodestyle", "pylint", "ruff")
 
 
 def _documents(kind):
