@@ -25,6 +25,7 @@ KINDS = {
     "scrubadub": "scorers.pii.scrubadub:ScrubadubScorer",
     "pycodestyle": "scorers.linters.pycodestyle:PycodestyleScorer",
     "pylint": "scorers.linters.pylint:PylintScorer",
+    "ruff": "scorers.linters.ruff:RuffScorer",
     "column": "scorers.column:ColumnScorer",
 }
 

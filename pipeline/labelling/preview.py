@@ -132,8 +132,8 @@ def preview(config: LabelConfig, limit: int, *, redact: bool = False) -> Preview
     scorers = {column: build(column, spec, config.execution.of(column)) for column, spec in resolved.specs.items()}
     if redact and not any(isinstance(each, ShowsFindings) for each in scorers.values()):
         raise UserError(
-            f"--redact needs a scorer that says where it finds something, such as pii; {', '.join(scorers)} only give "
-            "scores."
+            f"--redact needs a scorer that says where it finds something, such as pii, and none of these does: "
+            f"{', '.join(scorers)}."
         )
     labelled = label_records(
         islice(read_sources(sources, resolved.config), limit),

@@ -1,14 +1,27 @@
 """What the linters of Python share: the physical lines of a document, and violations a line as scores."""
 
+import re
 import warnings
-from ast import PyCF_ONLY_AST
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scorers.contract import Document
+from scorers.contract import Document, ScoringError
 from scorers.sentences import split
+
+# Characters that linters take at once. CPython's parser needs up to 400 bytes for each.
+LONGEST = 2_000_000
+
+# The parser joins the parts of an imported name two by two, and keeps each of these strings: 50,000 parts, in 100 KB of
+# text, took 2.7 GB.
+_MOST_PARTS = 200
+_MANY_PARTS = re.compile(rf"(?<![\w.])(?:\w++[ \t\f\\\n]*+\.[ \t\f\\\n]*+){{{_MOST_PARTS}}}")
+
+# The compiler looks at futures when it has parsed the whole source, and before anything else that could fail or take
+# memory: the tree as Python objects would take more than parsing, and fails on long chains of operators.
+_PARSE_ONLY = "from __future__ import phf_parse_only\n"
+_PARSED = "future feature phf_parse_only is not defined"
 
 
 def normalised_lines(text: str) -> list[str]:
@@ -21,14 +34,27 @@ def normalised_lines(text: str) -> list[str]:
     return [f"{line}\n" for line in lines] + ([last] if last else [])
 
 
+def refuse_too_long(text: str) -> None:
+    """Refuse what no linter takes.
+
+    Raises:
+        ScoringError: `too-long` for more than `LONGEST` characters.
+    """
+    if len(text) > LONGEST:
+        raise ScoringError("too-long", f"{len(text):,} characters of Python, more than {LONGEST:,}")
+
+
 def line_of_syntax_error(source: str) -> int | None:
     """The line, from 1, of the error that keeps Python from parsing `source`; None when it parses.
 
     `source` is without the byte order mark that a file may begin with: a second one is an error.
 
     Raises:
-        RecursionError, MemoryError: code nested too deeply to parse.
+        ScoringError: `too-deep` for code nested too deeply to parse, `too-long` for more than `LONGEST` characters.
     """
+    refuse_too_long(source)
+    if source.count(".") >= _MOST_PARTS and "import" in source and _MANY_PARTS.search(source) is not None:
+        raise ScoringError("too-deep", f"a dotted name of more than {_MOST_PARTS} parts")
     if "\0" in source:
         # Python refuses it without saying where.
         return source.partition("\0")[0].count("\n") + 1
@@ -36,10 +62,14 @@ def line_of_syntax_error(source: str) -> int | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-            compile(source, "<document>", "exec", flags=PyCF_ONLY_AST, dont_inherit=True)
+            compile(_PARSE_ONLY + source, "<document>", "exec", dont_inherit=True)
     except SyntaxError as error:
-        return error.lineno or 1
-    return None
+        if error.msg == _PARSED:
+            return None
+        return max((error.lineno or 2) - 1, 1)
+    except MemoryError:
+        raise ScoringError("too-deep", "nested too deeply for Python's parser") from None
+    raise AssertionError("a future that Python does not know was imported")
 
 
 def per_character(document: Document, line_numbers: Iterable[int]) -> NDArray[np.float32]:

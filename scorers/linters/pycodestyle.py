@@ -1,8 +1,14 @@
 """Kind `pycodestyle`: violations of PEP 8 a character, line by line.
 
 The whole file is checked once, as `pycodestyle` checks a file on disk, and each violation counts on its physical line.
-No configuration file of a project or user is read. Code that does not parse has one violation for that, on the line
-where Python's parser stops; pycodestyle itself notices only some syntax errors, and others in Python 3.12 than in 3.11.
+No configuration file of a project or user is read. Code that does not parse, such as prose, has one violation for that,
+on the line where Python's parser stops; pycodestyle itself notices only some syntax errors, and others in Python 3.12
+than in 3.11. All else is what the library's own `Checker` finds, but
+
+- in a file that does not parse and has a line of more than 5,000 characters, the syntax error is all that counts;
+- on a logical line of more than 50,000 characters, E12x, E713, E714 and E721 are left out;
+- a file of more than 2,000,000 characters is not scored (`too-long`), nor code that is nested too deeply for Python's
+  parser (`too-deep`).
 """
 
 import platform
@@ -17,10 +23,13 @@ from pydantic import Field
 from scorers.contract import Document, Execution, ScoringError, SemanticOptions
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.isolation import attempt
-from scorers.linters.lines import line_of_syntax_error, normalised_lines, per_character
+from scorers.linters.lines import line_of_syntax_error, normalised_lines, per_character, refuse_too_long
 from scorers.requirements import require
 
-_REVISION = 1
+_REVISION = 2
+
+# Characters above which a line of code that does not parse is not looked at: the tokeniser is quadratic in such lines.
+LONGEST_BROKEN_LINE = 5_000
 
 
 class PycodestyleOptions(SemanticOptions):
@@ -46,7 +55,7 @@ class PycodestyleScorer:
         self.name = name
         self._deadline_s = execution.deadline_s
         self.check(options)
-        self._checker, self._options = _set_up(options)
+        self._checker, self._options, self._forget = _set_up(options)
         self.fingerprint = fingerprint(
             "pycodestyle",
             options.model_dump(mode="json"),
@@ -68,16 +77,20 @@ class PycodestyleScorer:
         return [attempt(self._score_one, document, self._deadline_s) for document in documents]
 
     def _score_one(self, document: Document) -> NDArray[np.float32]:
-        return per_character(document, self.violations(document.text))
+        return per_character(document, [line for line, _ in self.violations(document.text)])
 
-    def violations(self, text: str) -> list[int]:
-        """The numbers of the physical lines with violations, once for each violation.
+    def violations(self, text: str) -> list[tuple[int, str]]:
+        """The physical line, from 1, and the code of each violation; `E9` for the syntax error.
 
         Raises:
-            Exception: pycodestyle or the parser fails on the text; any exception of theirs.
+            ScoringError: the text is too long, or nested too deeply for Python's parser.
+            Exception: pycodestyle fails on the text; any exception of its own.
         """
+        refuse_too_long(text)
         lines = normalised_lines(text)
         error_line = line_of_syntax_error("".join(lines).removeprefix("\ufeff"))
+        if error_line is not None and max(map(len, lines)) > LONGEST_BROKEN_LINE:
+            return [(error_line, "E9")]
         report = _Report(self._options)
         try:
             self._checker(lines=lines, options=self._options, report=report).check_all()
@@ -85,9 +98,11 @@ class PycodestyleScorer:
             # It stumbles over what an unterminated string or bracket leaves behind; what it found before counts.
             if error_line is None:
                 raise
+        finally:
+            self._forget()
         if error_line is None:
-            return [line for line, _ in report.found]
-        return [line for line, code in report.found if not code.startswith("E9")] + [error_line]
+            return report.found
+        return [each for each in report.found if not each[1].startswith("E9")] + [(error_line, "E9")]
 
 
 class _Report:
@@ -114,20 +129,22 @@ class _Report:
         return code
 
 
-def _set_up(options: PycodestyleOptions) -> tuple[Any, Any]:
-    """The `Checker` of pycodestyle and the options it takes.
+def _set_up(options: PycodestyleOptions) -> tuple[Any, Any, Any]:
+    """The class that checks a file, the options it takes, and what forgets the lines that the library keeps.
 
     They are put together here because `StyleGuide`'s own constructor reads `~/.config/pycodestyle`.
     """
     import pycodestyle
 
+    from scorers.linters.pycodestyle_checker import LineChecker, prepared
+
     ignore = pycodestyle.DEFAULT_IGNORE.split(",") if options.ignore is None else options.ignore
     guide = object.__new__(pycodestyle.StyleGuide)
     guide.options = SimpleNamespace(select=(), ignore=tuple(ignore))
-    return pycodestyle.Checker, SimpleNamespace(
+    checking = SimpleNamespace(
         ignore_code=guide.ignore_code,
         physical_checks=guide.get_checks("physical_line"),
-        logical_checks=guide.get_checks("logical_line"),
+        logical_checks=prepared(guide.get_checks("logical_line")),
         ast_checks=[],
         max_line_length=options.max_line_length,
         max_doc_length=None,
@@ -135,3 +152,4 @@ def _set_up(options: PycodestyleOptions) -> tuple[Any, Any]:
         hang_closing=False,
         verbose=0,
     )
+    return LineChecker, checking, pycodestyle.noqa.cache_clear

@@ -5,12 +5,14 @@ No configuration file is read. Which messages count, and why some do not, stands
 of the world, in `pylint_world.py`.
 """
 
+import gc
 import platform
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,10 @@ from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.isolation import attempt
 from scorers.linters import pylint_world
-from scorers.linters.lines import line_of_syntax_error, per_character
+from scorers.linters.lines import line_of_syntax_error, per_character, refuse_too_long
 from scorers.requirements import require
 
-_REVISION = 1
+_REVISION = 2
 
 DISABLED = {
     # Whether an import can be resolved says something of the machine, not of the code.
@@ -55,6 +57,13 @@ _CODING = re.compile(r"(?a)\A((?:[ \t\f]*(?:#[^\r\n]*)?\r?\n)?[ \t\f]*#.*?)codin
 
 _RECURSION = 2000
 
+# Documents that one linter checks: some checkers never forget a class that they saw.
+_RENEWED_AFTER = 100
+
+# Objects that are made before Python looks for cycles among the youngest. A file's tree is full of cycles, and none
+# of them can be freed before the file is done: its usual 700 cost a sixth of the time.
+_GC_THRESHOLD = 50_000
+
 
 class PylintOptions(SemanticOptions):
     """Options of `pylint`.
@@ -81,7 +90,8 @@ class PylintScorer:
         self._options = options
         self._deadline_s = execution.deadline_s
         self.check(options)
-        self._linter = _new_linter(options)
+        self._linter = _Linter(options)
+        self._checked = 0
         self._failed = False
         self.fingerprint = fingerprint(
             "pylint",
@@ -102,18 +112,29 @@ class PylintScorer:
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
         """Scores of each document on its own."""
         # Outside the deadline of a document, which may end anywhere.
-        with pylint_world.closed(), _deep_enough():
+        with _surroundings():
             return [attempt(self._score_one, document, self._deadline_s) for document in documents]
 
     def _score_one(self, document: Document) -> NDArray[np.float32]:
         return per_character(document, [line for line, _ in self.messages(document.text)])
 
-    def messages(self, text: str) -> list[tuple[int, str]]:
-        """The physical line and the name of each message, in the order of lines.
+    def messages_of(self, texts: Sequence[str]) -> list[list[tuple[int, str]]]:
+        """The physical line and the name of each message about each text, in the order of lines.
 
         Raises:
+            Exception: as `messages`, about any of them.
+        """
+        with _surroundings():
+            return [self.messages(text) for text in texts]
+
+    def messages(self, text: str) -> list[tuple[int, str]]:
+        """As `messages_of`, of one text, for callers that have closed the world around it.
+
+        Raises:
+            ScoringError: the text is too long, or nested too deeply.
             Exception: pylint or astroid fails on the text; any exception of theirs.
         """
+        refuse_too_long(text)
         source = _as_file(text)
         error_line = line_of_syntax_error(source)
         if error_line is not None:
@@ -121,33 +142,78 @@ class PylintScorer:
         if self._failed:
             # A checker that was left in the middle may remember anything.
             pylint_world.forget(everything=True)
-            self._linter = _new_linter(self._options)
+        if self._failed or self._checked == _RENEWED_AFTER:
+            self._linter = _Linter(self._options)
+            self._checked = 0
         self._failed = True
-        found = _lint(self._linter, source)
+        try:
+            found = self._linter.lint(source)
+        except Exception as error:
+            if _too_deep(error):
+                raise ScoringError("too-deep", "nested too deeply for pylint") from None
+            raise
         pylint_world.forget()
         self._failed = False
+        self._checked += 1
         return sorted((line, symbol) for line, symbol in found if symbol not in DISABLED)
 
 
-def _lint(linter: Any, source: str) -> list[tuple[int, str]]:
-    from astroid.astroid_manager import MANAGER
-    from astroid.builder import AstroidBuilder
-    from pylint.typing import FileItem
-    from pylint.utils import LinterStats
+def _too_deep(error: BaseException | None) -> bool:
+    """Whether an exception is, or was raised because of, one of too deep a recursion."""
+    while error is not None and not isinstance(error, RecursionError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
-    path = f"{pylint_world.NAME}.py"
-    linter.stats = LinterStats()
-    linter.reporter.messages = []
-    with warnings.catch_warnings():
-        # Of the parser, on escapes in strings; pylint has messages of its own for them.
-        warnings.simplefilter("ignore")
-        with linter._astroid_module_checker() as check:
-            linter._check_file(
+
+class _Linter:
+    """pylint's linter with its checkers, looked through only once for what they visit."""
+
+    def __init__(self, options: PylintOptions) -> None:
+        from pylint.checkers import BaseRawFileChecker, BaseTokenChecker
+        from pylint.utils import ASTWalker
+
+        self._linter = _new_linter(options)
+        self._checkers = self._linter.prepare_checkers()
+        self._walker = ASTWalker(self._linter)
+        # It would print where a checker fails, with names of the document.
+        self._walker.exception_msg = True
+        for checker in self._checkers:
+            checker.open()
+            self._walker.add_checker(checker)
+        self._of_tokens = [each for each in self._checkers if isinstance(each, BaseTokenChecker)]
+        self._of_bytes = [each for each in self._checkers if isinstance(each, BaseRawFileChecker)]
+
+    def lint(self, source: str) -> list[tuple[int, str]]:
+        """The line and the name of each message: a run of the linter, from opening its checkers to closing them."""
+        from astroid.astroid_manager import MANAGER
+        from astroid.builder import AstroidBuilder
+        from pylint.typing import FileItem
+        from pylint.utils import LinterStats
+
+        path = f"{pylint_world.NAME}.py"
+        self._linter.stats = LinterStats()
+        self._linter.reporter.messages = []
+        self._walker.nbstatements = 0
+        check = partial(
+            self._linter.check_astroid_module,
+            walker=self._walker,
+            tokencheckers=self._of_tokens,
+            rawcheckers=self._of_bytes,
+        )
+        with warnings.catch_warnings():
+            # Of the parser, on escapes in strings; pylint has messages of its own for them.
+            warnings.simplefilter("ignore")
+            for checker in self._checkers:
+                checker.open()
+            self._linter._check_file(
                 lambda *_names: AstroidBuilder(MANAGER).string_build(source, pylint_world.NAME, path),
                 check,
                 FileItem(pylint_world.NAME, path, path),
             )
-    return [(message.line, message.symbol) for message in linter.reporter.messages]
+            self._linter.stats.statement = self._walker.nbstatements
+            for checker in reversed(self._checkers):
+                checker.close()
+        return [(message.line, message.symbol) for message in self._linter.reporter.messages]
 
 
 def _as_file(text: str) -> str:
@@ -159,8 +225,11 @@ def _as_file(text: str) -> str:
 def _new_linter(options: PylintOptions) -> Any:
     from pylint.exceptions import UnknownMessageError
     from pylint.lint import PyLinter
+    from pylint.message import MessageDefinitionStore
     from pylint.reporters import CollectingReporter
 
+    # It holds on to the messages of every linter that there was.
+    MessageDefinitionStore.get_message_definitions.cache_clear()
     linter = PyLinter()
     linter.load_default_plugins()
     linter.set_reporter(CollectingReporter())
@@ -172,6 +241,22 @@ def _new_linter(options: PylintOptions) -> Any:
                 raise UserError(f"The option disable names {name!r}, which is no message of pylint.") from None
     linter.initialize()
     return linter
+
+
+@contextmanager
+def _surroundings() -> Iterator[None]:
+    with pylint_world.closed(), _deep_enough(), _rare_gc():
+        yield
+
+
+@contextmanager
+def _rare_gc() -> Iterator[None]:
+    usual = gc.get_threshold()
+    gc.set_threshold(_GC_THRESHOLD, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 @contextmanager

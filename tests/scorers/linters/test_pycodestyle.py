@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scorers.contract import Document, Execution
+from scorers.linters.lines import LONGEST
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document
 from tests.scorers.helpers import check_scores, scores_of
@@ -23,7 +24,7 @@ def scorer():
 
 
 def _lines(scorer, text):
-    return sorted(scorer.violations(text))
+    return sorted(line for line, _ in scorer.violations(text))
 
 
 @pytest.mark.parametrize("name", ["cmd.py", "colorsys.py", "this.py", "chunk.py", "_strptime.py"])
@@ -96,6 +97,12 @@ def test_no_configuration_of_a_project_or_user_is_read(scorer, tmp_path, monkeyp
     assert other.fingerprint == scorer.fingerprint
 
 
+def test_what_is_too_long_has_a_reason_of_its_own(scorer):
+    long, fine = scorer.score([document("#" * (LONGEST + 1), "python"), document("x=1\n", "python")])
+    assert long.reason == "too-long"
+    assert fine.tolist() == [0.25]
+
+
 def test_options_change_what_counts():
     line = "x = '" + "a" * 80 + "'\n"
     assert _lines(build("pep8", ScorerSpec(kind="pycodestyle")), line) == [1]
@@ -137,8 +144,8 @@ def test_the_lines_that_were_passed_in_are_not_kept(scorer):
     assert _lines(scorer, text) == _lines(scorer, text) == [1]
 
 
-def test_a_line_of_quadratic_time_ends_at_the_deadline():
-    scorer = build("pep8", ScorerSpec(kind="pycodestyle"), Execution(deadline_s=0.1))
+def test_a_file_that_takes_too_long_ends_at_the_deadline():
+    scorer = build("pep8", ScorerSpec(kind="pycodestyle"), Execution(deadline_s=0.01))
     slow, fine = scorer.score([document("x = [" + "a, " * 40_000 + "]\n", "python"), document("x=1\n", "python")])
     assert slow.reason == "deadline"
     assert fine.tolist() == [0.25]
@@ -146,5 +153,5 @@ def test_a_line_of_quadratic_time_ends_at_the_deadline():
 
 def test_code_nested_too_deeply_is_an_error_of_its_document(scorer):
     deep, fine = scorer.score([document("x = " + "-" * 20_000 + "1\n", "python"), document("x=1\n", "python")])
-    assert deep.reason == "scorer-error"
+    assert deep.reason == "too-deep"
     assert fine.tolist() == [0.25]

@@ -1,3 +1,4 @@
+import importlib
 import json
 import random
 import string
@@ -10,6 +11,7 @@ from hypothesis import example, given, settings
 
 from scorers.contract import Execution, ScoringError
 from scorers.errors import UserError
+from scorers.linters import pylint as scorer_module
 from scorers.linters import pylint_world
 from scorers.linters.pylint import DISABLED
 from scorers.registry import ScorerSpec, build
@@ -136,16 +138,78 @@ def test_nothing_leaks_from_one_document_into_the_next(scorer):
     assert _messages(scorer, USING) == fresh
 
 
-def test_the_order_of_documents_changes_nothing(scorer):
-    texts = {name: (LIBRARY / name).read_text() for name in FILES}
-    names = list(FILES)
+def test_the_order_of_documents_changes_nothing_even_where_some_fail(scorer, monkeypatch):
+    lint = scorer_module._Linter.lint
+
+    def fail_on_one(self, source):
+        found = lint(self, source)
+        if "fails in the middle" in source:
+            raise RuntimeError
+        return found
+
+    monkeypatch.setattr(scorer_module._Linter, "lint", fail_on_one)
+    monkeypatch.setattr(scorer_module, "_RENEWED_AFTER", 3)
+    texts = [(LIBRARY / name).read_text() for name in FILES[:4]]
+    texts += [USING, MUTATING, "x = " + "1 + " * 5_000 + "1\n", MUTATING + "# fails in the middle\n", "x = (\n", ""]
+    texts += ["# pylint: disable=all\n" + USING, "# pylint: disable=C0111,C0103\nimport os\n", "from typing import *\n"]
+    documents = [document(text, "python") for text in texts]
     runs = []
     for seed in range(3):
-        random.Random(seed).shuffle(names)
-        if seed == 2:
-            pylint_world.forget(everything=True)
-        runs.append({name: _messages(scorer, texts[name]) for name in names})
+        order = random.Random(seed).sample(range(len(texts)), len(texts))
+        results = dict(zip(order, scorer.score([documents[index] for index in order]), strict=True))
+        runs.append(
+            [each.reason if isinstance(each, ScoringError) else each.tolist() for _, each in sorted(results.items())]
+        )
     assert runs[0] == runs[1] == runs[2]
+    assert runs[0][6:8] == ["too-deep", "scorer-error"]
+
+
+NUMERICAL = '''
+"""Uses a package that may be installed."""
+import numpy as np
+import numpy.random
+from numpy import array, no_such_name
+from numpy.linalg import norm as length
+
+
+class Stack(np.ndarray):
+    def __init__(self):
+        self.extra = array([1], np.float33)
+        np.random.seed(1, 2, 3, 4)
+        length(self).no_such_method()
+'''
+
+
+def test_messages_are_the_same_whether_a_package_is_installed_or_not(tmp_path, monkeypatch):
+    present = _fresh(NUMERICAL)
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("class ndarray:\n    def __init__(self, a): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    another = _fresh(NUMERICAL)
+
+    class Hidden:
+        def find_spec(self, name, *_):
+            if name.partition(".")[0] == "numpy":
+                raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Hidden(), *sys.meta_path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "numpy"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("numpy")
+    assert _fresh(NUMERICAL) == another == present
+    assert len(present) > 3
+
+
+def test_a_linter_is_renewed_before_its_checkers_fill_the_memory(scorer, monkeypatch):
+    made = []
+    renew = scorer_module._new_linter
+    monkeypatch.setattr(scorer_module, "_new_linter", lambda options: made.append(1) or renew(options))
+    monkeypatch.setattr(scorer_module, "_RENEWED_AFTER", 5)
+    monkeypatch.setattr(scorer, "_checked", 0)
+    for number in range(16):
+        _messages(scorer, f"x{number} = 1\n")
+    assert len(made) == 3
 
 
 def test_a_document_cannot_turn_on_what_never_counts(scorer):
@@ -172,7 +236,7 @@ def test_code_nested_too_deeply_is_an_error_and_the_next_is_scored_as_ever(score
     expected = scores_of(scorer, last)[0].tolist()
     results = scorer.score([document(nested, "python"), document(added, "python"), last])
     assert isinstance(results[1], ScoringError)
-    assert results[1].reason == "scorer-error"
+    assert results[1].reason == "too-deep"
     assert results[2].tolist() == expected
 
 

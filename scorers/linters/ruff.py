@@ -1,0 +1,215 @@
+"""Kind `ruff`: violations of ruff's pycodestyle and pylint families a character, line by line.
+
+For corpora where pylint, or even pycodestyle, cannot be afforded. One process checks many documents: they lie as
+numbered files in a temporary folder, so that no name of the corpus is a name of a file, and no configuration is read.
+
+- Many of the rules of the `E` family are what ruff calls a preview, and without them it finds a thirtieth of what
+  pycodestyle finds; so they are on. What pycodestyle ignores by default is ignored here too.
+- No comment turns anything off: `# noqa`, `# ruff: noqa` and the like are ignored, because a text must not hide what is
+  wrong with it. (pycodestyle heeds `# noqa` for some checks: its scores differ on those lines.)
+- Code is read as Python 3.13, whatever Python runs here: the newest version that does not read Python 2's
+  `except A, B:` as its own.
+- Code that does not parse has one violation for that, on the line of the first syntax error, beside what ruff finds
+  without a tree.
+- Code nested so deeply that ruff's stack overflows is not scored (`too-deep`), nor is a text of more than 2,000,000
+  characters (`too-long`). Such a file ends ruff's process: the others are checked again without it.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from scorers.contract import Document, Execution, ScoringError, SemanticOptions
+from scorers.errors import UserError
+from scorers.fingerprint import fingerprint, library_versions
+from scorers.isolation import CHARACTERS_A_DEADLINE
+from scorers.linters.lines import LONGEST, per_character
+from scorers.requirements import require
+
+_REVISION = 1
+_PYTHON = "py313"
+
+# What one process gets at most.
+_FILES = 2_000
+_CHARACTERS = 4_000_000
+
+# Seconds that a process with several files has, and more for each character, before they are looked at in halves; the
+# deadline of a document counts when it is alone.
+_PATIENCE_S = 5.0
+_PATIENCE_A_CHARACTER_S = 2e-6
+
+# Of each thread of ruff. With a file of ours beside those of the corpus, all are checked in such threads, and what
+# overflows the stack does not depend on which files come together.
+_STACK = 64 << 20
+_BESIDE = "beside.py"
+
+_LINE = re.compile(rb"(\d+)\.py:(\d+): \[([\w-]+)\]")
+_SYNTAX_ERROR = "invalid-syntax"
+
+
+class RuffOptions(SemanticOptions):
+    """Options of `ruff`.
+
+    Attributes:
+        select: prefixes of the rules that count.
+        ignore: prefixes of those of them that do not.
+        preview: whether rules count that ruff calls a preview, most of the whitespace rules among them.
+        max_line_length: width above which a line is too long.
+    """
+
+    select: list[str] = Field(default=["E", "W", "PL"], min_length=1)
+    ignore: list[str] = Field(default=["E226", "E241", "E242"])
+    preview: bool = True
+    max_line_length: int = Field(default=79, ge=1, le=320)
+
+
+class RuffScorer:
+    """Violations on a line divided by its characters, the terminator included."""
+
+    Options = RuffOptions
+    main_option: str | None = None
+    runs_on_gpu = False
+
+    def __init__(self, name: str, options: RuffOptions, execution: Execution) -> None:
+        self.name = name
+        self._deadline_s = execution.deadline_s
+        self.check(options)
+        self._command = _command(options)
+        self._environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("RUFF_", "RUST_", "RAYON_"))},
+            "RAYON_NUM_THREADS": str(execution.threads),
+            "RUST_MIN_STACK": str(_STACK),
+        }
+        self._refuse_unknown_rules()
+        self.fingerprint = fingerprint(
+            "ruff", options.model_dump(mode="json"), revision=_REVISION, libraries=library_versions("ruff")
+        )
+
+    @classmethod
+    def check(cls, _options: RuffOptions) -> None:
+        """Raise `UserError` when something is missing to run here."""
+        require("ruff", "ruff", install="ruff")
+
+    def applies(self, document: Document) -> bool:
+        """To Python alone."""
+        return document.kind == "python"
+
+    def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
+        """Scores of each document on its own, whichever come together."""
+        found = self.violations([document.text for document in documents])
+        return [
+            each if isinstance(each, ScoringError) else per_character(document, [line for line, _ in each])
+            for document, each in zip(documents, found, strict=True)
+        ]
+
+    def violations(self, texts: Sequence[str]) -> list[list[tuple[int, str]] | ScoringError]:
+        """For each text the physical line, from 1, and the name of the rule of each violation, in order."""
+        found: list[list[tuple[int, str]] | ScoringError] = [
+            ScoringError("too-long", f"{len(text):,} characters of Python, more than {LONGEST:,}") for text in texts
+        ]
+        for group in _groups(texts):
+            for index, each in zip(group, self._run([texts[index] for index in group]), strict=True):
+                found[index] = each
+        return found
+
+    def _run(self, texts: list[str]) -> list[list[tuple[int, str]] | ScoringError]:
+        allowed = self._deadline_s * (1 + max(map(len, texts)) / CHARACTERS_A_DEADLINE)
+        if len(texts) > 1:
+            allowed = min(allowed, _PATIENCE_S + _PATIENCE_A_CHARACTER_S * sum(map(len, texts)))
+        try:
+            return list(self._check_together(texts, allowed))
+        except subprocess.TimeoutExpired:
+            why = ScoringError("deadline", f"took longer than {allowed:g} s")
+        except subprocess.CalledProcessError as error:
+            # The signal of an overflowing stack.
+            deep = error.returncode == -6
+            why = ScoringError("too-deep" if deep else "scorer-error", f"ruff ended with status {error.returncode}")
+        if len(texts) == 1:
+            return [why]
+        middle = len(texts) // 2
+        return self._run(texts[:middle]) + self._run(texts[middle:])
+
+    def _check_together(self, texts: list[str], seconds: float) -> Iterator[list[tuple[int, str]]]:
+        found: list[list[tuple[int, str]]] = [[] for _ in texts]
+        with tempfile.TemporaryDirectory(prefix="phf-ruff-") as folder, tempfile.TemporaryFile() as output:
+            for number, text in enumerate(texts):
+                # Code points that UTF-8 cannot write become question marks.
+                Path(folder, f"{number}.py").write_bytes(text.encode(errors="replace"))
+            Path(folder, _BESIDE).touch()
+            subprocess.run(  # noqa: S603 - the arguments are options of this scorer, and no shell reads them
+                [*self._command, "."],
+                cwd=folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                timeout=seconds,
+                check=True,
+            )
+            output.seek(0)
+            for line in output:
+                match = _LINE.match(line)
+                if match is not None:
+                    found[int(match[1])].append((int(match[2]), match[3].decode()))
+        for each in found:
+            each.sort()
+            errors = [violation for violation in each if violation[1] == _SYNTAX_ERROR]
+            for further in errors[1:]:
+                each.remove(further)
+            yield each
+
+    def _refuse_unknown_rules(self) -> None:
+        aloud = [each for each in self._command if each != "--quiet"]
+        done = subprocess.run(  # noqa: S603 - as above
+            [*aloud, "-"], env=self._environment, input=b"", capture_output=True, check=False
+        )
+        said = done.stderr.decode(errors="replace")
+        # It ends well all the same where another one of the prefixes is known.
+        if done.returncode or "Unknown rule selector" in said:
+            raise UserError(f"ruff refuses the options select or ignore: {' '.join(said.split())}")
+
+
+def _command(options: RuffOptions) -> list[str]:
+    from ruff import find_ruff_bin
+
+    return [
+        find_ruff_bin(),
+        "check",
+        "--isolated",
+        "--no-cache",
+        "--no-respect-gitignore",
+        "--config=exclude = []",
+        "--quiet",
+        "--exit-zero",
+        "--no-fix",
+        "--ignore-noqa",
+        f"--target-version={_PYTHON}",
+        f"--line-length={options.max_line_length}",
+        f"--select={','.join(options.select)}",
+        *([f"--ignore={','.join(options.ignore)}"] if options.ignore else []),
+        "--preview" if options.preview else "--no-preview",
+        "--output-format=pylint",
+    ]
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[int]]:
+    """The indexes of texts that one process gets, in order; those that are too long are left out."""
+    group: list[int] = []
+    characters = 0
+    for index, text in enumerate(texts):
+        if len(text) > LONGEST:
+            continue
+        if group and (len(group) == _FILES or characters + len(text) > _CHARACTERS):
+            yield group
+            group, characters = [], 0
+        group.append(index)
+        characters += len(text)
+    if group:
+        yield group
