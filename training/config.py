@@ -104,6 +104,7 @@ class TrainingConfig(_Section):
             threads is into `stacks/` of the run's folder, and ends with status 1.
         log_every, save_every, evaluate_every: in steps; 0 for never (a checkpoint is always saved at the end).
         keep_checkpoints: how many of the newest checkpoints stay.
+        keep_every: checkpoints of a step that is a multiple of it stay too; 0 for none.
     """
 
     num_tokens: Count = Field(default=3_300_000_000, ge=1)
@@ -131,6 +132,7 @@ class TrainingConfig(_Section):
     save_every: Count = Field(default=1000, ge=0)
     evaluate_every: Count = Field(default=0, ge=0)
     keep_checkpoints: Count = Field(default=2, ge=1)
+    keep_every: Count = Field(default=0, ge=0)
 
 
 class EvaluationConfig(_Section):

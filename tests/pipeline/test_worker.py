@@ -77,6 +77,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
             "pools": {"pii": "cuda:0"},
             "threads": 2,
             "batch_tokens": 99,
+            "precision": "auto",
+            "compile": True,
             "deadline_s": 3.0,
             "deadlines": {"pii": 7},
         },
@@ -149,6 +151,8 @@ def test_scorers_get_the_execution_options_of_their_column(job: Job) -> None:
         "device": "cpu",
         "threads": 2,
         "batch_tokens": 99,
+        "precision": "auto",
+        "compile": True,
         "deadline_s": 3.0,
     }
     assert (pii.execution.device, pii.execution.deadline_s) == ("cuda:0", 7.0)

@@ -51,7 +51,7 @@ def test_two_ranks_give_the_losses_of_one(tmp_path, code_dataset, two):
     for one, other in pairs:
         # What rounds differently grows with the steps.
         allowed = 1e-5 if one["step"] <= 20 else 1e-3
-        for name in one.keys() - {"tokens_per_second"}:
+        for name in one.keys() - {"tokens_per_second", "mfu", "peak_memory", "seconds"}:
             assert other[name] == pytest.approx(one[name], abs=allowed, rel=10 * allowed), (one["step"], name)
     assert "4 micro x 1 accumulation x 2 ranks = 8 blocks" in done.stdout
     assert done.stdout.count("step 1/60") == 1

@@ -57,9 +57,9 @@ def test_samples_that_the_scorer_does_not_apply_to(scorer: Scorer) -> None:
 
 
 def test_a_scorers_failure_is_counted_by_its_reason() -> None:
-    hasty = build("pep8", ScorerSpec(kind="pycodestyle"), Execution(deadline_s=0.3))
-    scored = score_samples([list(b"x = 1\n"), list(b"x = [" + b"1," * 150_000)], decode, hasty, "python")
-    assert scored.unscored == {"deadline": 1}
+    deep = build("pep8", ScorerSpec(kind="pycodestyle"), Execution())
+    scored = score_samples([list(b"x = 1\n"), list(b"x = " + b"-" * 100_000 + b"1\n")], decode, deep, "python")
+    assert scored.unscored == {"too-deep": 1}
     assert scored.scores[0] == 0
 
 

@@ -191,9 +191,12 @@ def test_a_micro_batch_is_the_next_blocks_of_the_batch(code_dataset, tmp_path):
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path, code_dataset):
-    run_job(code_dataset, tmp_path / "run", training__save_every=3, training__keep_checkpoints=2)
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["step-00000009", "step-00000012"]
+    def kept(name, **changes):
+        run_job(code_dataset, tmp_path / name, training__save_every=2, training__keep_checkpoints=2, **changes)
+        return sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / name / "checkpoints").iterdir())
+
+    assert kept("newest") == [10, 12]
+    assert kept("every", training__keep_every=4) == [4, 8, 10, 12]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, code_dataset):

@@ -165,9 +165,11 @@ def require(folder: Path) -> tuple[Checkpoint | None, list[Damage]]:
     return found, damaged
 
 
-def rotate(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
+def rotate(folder: Path, keep: int, every: int = 0) -> None:
+    """Remove all but the newest `keep` checkpoints and those whose step is a multiple of `every`, if that is not 0."""
     for path in _folders(folder)[:-keep]:
+        if every and _step(path) % every == 0:
+            continue
         # Renamed first: half a folder must not look like a checkpoint.
         doomed = folder / f"{STAGING}removed-{path.name}"
         path.rename(doomed)
@@ -182,8 +184,11 @@ def describe_damage(damaged: Sequence[Damage]) -> str:
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _name(step: int) -> str:

@@ -23,6 +23,7 @@ _FREE = (
     "training.save_every",
     "training.evaluate_every",
     "training.keep_checkpoints",
+    "training.keep_every",
     "training.max_skipped",
     "evaluation",
     "tracking",

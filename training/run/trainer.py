@@ -133,7 +133,7 @@ class Trainer:
 
     def _commit(self) -> None:
         checkpoints.commit(self.folder, self.step, ranks=self.world.size, seconds=self.seconds)
-        checkpoints.rotate(self.folder, self.config.keep_checkpoints)
+        checkpoints.rotate(self.folder, self.config.keep_checkpoints, self.config.keep_every)
 
     def _loop(self) -> bool:
         window_tokens, window_seconds = 0, 0.0
