@@ -138,7 +138,13 @@ class Run:
             except (StoppedError, StopRequest):
                 self._show_status("stopped")
                 raise
-            except (UserError, OSError):
+            except OSError:
+                self._show_status("incomplete")
+                # An output that is not mounted any more is what failed then; a file that is not there only follows.
+                with contextlib.suppress(OSError):
+                    self._epoch.check()
+                raise
+            except UserError:
                 self._show_status("incomplete")
                 # What failed here may be nothing but what a newer driver has finished and cleared away.
                 with contextlib.suppress(IncompleteError, OSError):
