@@ -57,7 +57,7 @@ def ranks_at_step(process, output, step):
 def test_a_rank_that_dies_or_hangs_costs_the_steps_since_the_checkpoint(tmp_path, code_dataset, undisturbed, how, rank):
     output = tmp_path / "run"
     options = ("--max-restarts", "1")
-    with start(code_dataset, output, *options, training__hang_timeout_s=10) as process:
+    with start(code_dataset, output, *options, training__hang_timeout_s=20) as process:
         ranks = ranks_at_step(process, output, 12)
         ranks[rank].send_signal(how)
         _, said = process.communicate(timeout=240)
