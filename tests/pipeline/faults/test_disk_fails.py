@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,24 @@ def test_an_output_that_becomes_read_only_for_a_while(reference: Job, tmp_path: 
         check(job, reference, orphans=True)
 
 
+def wait_until_held(job: Job) -> None:
+    """Until some units are committed and nothing moves any more: between a check and the step that it is for, an output
+    could go and nobody would know.
+    """
+    seen: list[Path] = []
+
+    def still() -> bool:
+        before, seen[:] = list(seen), sorted(job.output.rglob("*"))
+        committed = [path for path in seen if path.suffix == ".parquet" and "units" in path.parts]
+        return (
+            len(committed) >= 2
+            and seen == before
+            and not any(path.is_file() for path in seen if "staging" in path.parts)
+        )
+
+    wait_for(lambda: still() and (time.sleep(1.5) or still()))
+
+
 def test_an_output_that_is_unmounted_for_a_while_gets_nothing_written_in_its_place(
     reference: Job, tmp_path: Path
 ) -> None:
@@ -100,7 +119,7 @@ def test_an_output_that_is_unmounted_for_a_while_gets_nothing_written_in_its_pla
     with mounted(job.output, "--bind", str(share)):
         job.hold(14)
         driver = job.fork()
-        wait_for(lambda: len(list((job.output / "units").rglob("*.parquet"))) >= 2)
+        wait_until_held(job)
         subprocess.run(["umount", "-l", str(job.output)], check=True)
         job.release()
         ended = driver.wait()
@@ -117,7 +136,7 @@ def test_an_output_that_is_moved_away_for_a_while_is_gone_on_with_where_it_was(r
     job = Job(tmp_path)
     job.hold(14)
     driver = job.fork()
-    wait_for(lambda: len(list((job.output / "units").rglob("*.parquet"))) >= 2)
+    wait_until_held(job)
     away = tmp_path / "away"
     job.output.rename(away)
     job.release()
