@@ -12,17 +12,22 @@ from scorers.deadline import DeadlineExceededError, deadline
 Result = TypeVar("Result")
 
 # A document has its deadline once, and once more for every so many characters.
-CHARACTERS_A_DEADLINE = 50_000
+_CHARACTERS_A_DEADLINE = 50_000
+
+
+def allowed_seconds(deadline_s: float, characters: int) -> float:
+    """What a document of so many characters may take: its deadline, and as much again for every 50,000 of them."""
+    return deadline_s * (1 + characters / _CHARACTERS_A_DEADLINE)
 
 
 def attempt(function: Callable[[Document], Result], document: Document, seconds: float) -> Result | ScoringError:
     """`function(document)`, or why it failed: reason `deadline` after its time, else `scorer-error`.
 
-    A document's time is `seconds`, and as much again for every 50,000 characters, so that length alone fails nobody.
+    A document's time is that of `allowed_seconds`, so that length alone fails nobody.
 
     A `MemoryError` counts as a failure of the document: it is what CPython's parser raises on code nested too deeply.
     """
-    allowed = seconds * (1 + len(document.text) / CHARACTERS_A_DEADLINE)
+    allowed = allowed_seconds(seconds, len(document.text))
     late = ScoringError("deadline", f"took longer than {allowed:g} s")
     began = time.monotonic()
     try:

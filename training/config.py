@@ -91,9 +91,9 @@ class TrainingConfig(_Section):
         weight_decay, adam_beta1, adam_beta2, adam_epsilon: AdamW; biases and norms are not decayed.
         gradient_clipping: norm at which gradients are clipped; 0 for never.
         skip_sigmas: the update of a batch whose loss is so many standard deviations above the mean of the last 128 is
-            skipped; None for never.
-        max_skipped: skipped updates in a row that end the run. Those whose loss or gradient is no number are skipped
-            always.
+            skipped; None for never. It needs ZeRO.
+        max_skipped: skipped updates in a row that end the run. With ZeRO, those whose loss or gradient is no number are
+            skipped always; without, the first of them ends the run.
         seed: of the initialisation, the order of the blocks, dropped tags and dropout.
         precision: auto is bf16 where the device computes in it, else fp32.
         activation_checkpointing: compute each layer again on the way back instead of keeping what it computed: less

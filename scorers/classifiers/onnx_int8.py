@@ -1,4 +1,4 @@
-"""A sentence classifier in 8-bit integers by ONNX Runtime: for CPUs, two to three times as fast, and another score.
+"""A sentence classifier in 8-bit integers by ONNX Runtime: for CPUs, about twice as fast, and another score.
 
 Weights are quantised once a channel, when the model is exported; activations anew for each input, by its own range. In
 a batch that range would be that of all its sentences, and a sentence's score would depend on the others beside it. So

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scorers.classifiers.encoding import Encoder, Ids
 from scorers.contract import Document, ScoringError
-from scorers.isolation import CHARACTERS_A_DEADLINE, describe
+from scorers.isolation import allowed_seconds, describe
 
 # Sentences that are encoded and sorted by length together; it bounds the memory of a call.
 _WINDOW = 16_384
@@ -40,7 +40,7 @@ def score_sentences(
     sentences = [document.sentences() for document in documents]
     distinct = iter(dict.fromkeys(each for some in sentences for each in some))
     known: dict[str, float | ScoringError] = {}
-    allowed = deadline_s * sum(1 + len(document.text) / CHARACTERS_A_DEADLINE for document in documents)
+    allowed = sum(allowed_seconds(deadline_s, len(document.text)) for document in documents)
     end = time.monotonic() + allowed
     late = ScoringError("deadline", f"its call took longer than {allowed:g} s")
 

@@ -45,7 +45,7 @@ def try_scorer(column: str, spec: ScorerSpec, execution: Execution, seconds: flo
         found["fingerprint"] = scorer.fingerprint
         found["libraries"] = {name: each for one in facts for name, each in one["libraries"].items()}
         found["sha256"] = {name: each for one in facts for name, each in one["files"].items()}
-        found["precision"] = _precision(scorer, spec, execution)
+        found["precision"] = _precision(scorer)
         field = given_field(column, spec)
         kind: DocumentKind = "prose" if scorer.applies(document("A sentence.")) else "python"
         documents = _documents(kind, field)
@@ -102,12 +102,10 @@ def _batch(documents: Iterator[Document], characters: int) -> Iterator[Document]
             return
 
 
-def _precision(scorer: Scorer, spec: ScorerSpec, execution: Execution) -> str | None:
-    """What a network computes in; None for a scorer without one. A scorer's attribute `precision` says it."""
+def _precision(scorer: Scorer) -> str | None:
+    """What a network computes in, as the scorer's attribute `precision` says; None for a scorer without one."""
     said = getattr(scorer, "precision", None)
-    if said is not None:
-        return _PRECISIONS.get(str(said), str(said))
-    return "fp32" if runs_on_gpu(spec) and execution.device == "cpu" else None
+    return None if said is None else _PRECISIONS.get(str(said), str(said))
 
 
 def _peak_memory() -> int:

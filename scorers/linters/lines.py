@@ -34,14 +34,22 @@ def normalised_lines(text: str) -> list[str]:
     return [f"{line}\n" for line in lines] + ([last] if last else [])
 
 
+def too_long(text: str) -> ScoringError | None:
+    """Why no linter takes the text, `too-long` for more than `LONGEST` characters; None where they do."""
+    if len(text) <= LONGEST:
+        return None
+    return ScoringError("too-long", f"{len(text):,} characters of Python, more than {LONGEST:,}")
+
+
 def refuse_too_long(text: str) -> None:
     """Refuse what no linter takes.
 
     Raises:
-        ScoringError: `too-long` for more than `LONGEST` characters.
+        ScoringError: as `too_long` says.
     """
-    if len(text) > LONGEST:
-        raise ScoringError("too-long", f"{len(text):,} characters of Python, more than {LONGEST:,}")
+    error = too_long(text)
+    if error is not None:
+        raise error
 
 
 def line_of_syntax_error(source: str) -> int | None:

@@ -17,6 +17,7 @@ numbered files in a temporary folder, so that no name of the corpus is a name of
 
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,8 @@ from pydantic import Field
 from scorers.contract import Document, Execution, ScoringError, SemanticOptions
 from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions
-from scorers.isolation import CHARACTERS_A_DEADLINE
-from scorers.linters.lines import LONGEST, per_character
+from scorers.isolation import allowed_seconds
+from scorers.linters.lines import per_character, too_long
 from scorers.requirements import require
 
 _REVISION = 1
@@ -111,16 +112,14 @@ class RuffScorer:
 
     def violations(self, texts: Sequence[str]) -> list[list[tuple[int, str]] | ScoringError]:
         """For each text the physical line, from 1, and the name of the rule of each violation, in order."""
-        found: list[list[tuple[int, str]] | ScoringError] = [
-            ScoringError("too-long", f"{len(text):,} characters of Python, more than {LONGEST:,}") for text in texts
-        ]
-        for group in _groups(texts):
-            for index, each in zip(group, self._run([texts[index] for index in group]), strict=True):
-                found[index] = each
-        return found
+        refused = {index: error for index, text in enumerate(texts) if (error := too_long(text)) is not None}
+        found: dict[int, list[tuple[int, str]] | ScoringError] = {**refused}
+        for group in _groups(texts, [index for index in range(len(texts)) if index not in refused]):
+            found.update(zip(group, self._run([texts[index] for index in group]), strict=True))
+        return [found[index] for index in range(len(texts))]
 
     def _run(self, texts: list[str]) -> list[list[tuple[int, str]] | ScoringError]:
-        allowed = self._deadline_s * (1 + max(map(len, texts)) / CHARACTERS_A_DEADLINE)
+        allowed = allowed_seconds(self._deadline_s, max(map(len, texts)))
         if len(texts) > 1:
             allowed = min(allowed, _PATIENCE_S + _PATIENCE_A_CHARACTER_S * sum(map(len, texts)))
         try:
@@ -128,8 +127,8 @@ class RuffScorer:
         except subprocess.TimeoutExpired:
             why = ScoringError("deadline", f"took longer than {allowed:g} s")
         except subprocess.CalledProcessError as error:
-            # The signal of an overflowing stack.
-            deep = error.returncode == -6
+            # What Rust ends with where its stack overflows.
+            deep = error.returncode == -signal.SIGABRT
             why = ScoringError("too-deep" if deep else "scorer-error", f"ruff ended with status {error.returncode}")
         if len(texts) == 1:
             return [why]
@@ -159,11 +158,8 @@ class RuffScorer:
                 if match is not None:
                     found[int(match[1])].append((int(match[2]), match[3].decode()))
         for each in found:
-            each.sort()
-            errors = [violation for violation in each if violation[1] == _SYNTAX_ERROR]
-            for further in errors[1:]:
-                each.remove(further)
-            yield each
+            errors = sorted(violation for violation in each if violation[1] == _SYNTAX_ERROR)
+            yield sorted([*(violation for violation in each if violation[1] != _SYNTAX_ERROR), *errors[:1]])
 
     def _refuse_unknown_rules(self) -> None:
         aloud = [each for each in self._command if each != "--quiet"]
@@ -199,17 +195,16 @@ def _command(options: RuffOptions) -> list[str]:
     ]
 
 
-def _groups(texts: Sequence[str]) -> Iterator[list[int]]:
-    """The indexes of texts that one process gets, in order; those that are too long are left out."""
+def _groups(texts: Sequence[str], indexes: Sequence[int]) -> Iterator[list[int]]:
+    """The indexes that one process gets, in order."""
     group: list[int] = []
     characters = 0
-    for index, text in enumerate(texts):
-        if len(text) > LONGEST:
-            continue
-        if group and (len(group) == _FILES or characters + len(text) > _CHARACTERS):
+    for index in indexes:
+        size = len(texts[index])
+        if group and (len(group) == _FILES or characters + size > _CHARACTERS):
             yield group
             group, characters = [], 0
         group.append(index)
-        characters += len(text)
+        characters += size
     if group:
         yield group

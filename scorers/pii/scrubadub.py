@@ -16,7 +16,7 @@ from scorers.contract import Document, Execution, ScoringError
 from scorers.deadline import DeadlineExceededError, deadline
 from scorers.findings import Finding, Span, merged
 from scorers.fingerprint import fingerprint, library_versions
-from scorers.isolation import CHARACTERS_A_DEADLINE, attempt
+from scorers.isolation import allowed_seconds, attempt
 from scorers.pii import gates
 from scorers.pii.addresses import AddressFinder
 from scorers.pii.birth_dates import BirthDateFinder
@@ -124,7 +124,7 @@ class ScrubadubScorer:
         """Names and organisations by sentence, or None where that has to be tried for each document on its own."""
         if self._entities is None:
             return {}
-        allowed = sum(self._deadline_s * (1 + len(each.text) / CHARACTERS_A_DEADLINE) for each in documents)
+        allowed = sum(allowed_seconds(self._deadline_s, len(each.text)) for each in documents)
         try:
             with deadline(allowed):
                 return self._entities.findings(sentence for each in documents for sentence in each.sentences())

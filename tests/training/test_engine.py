@@ -333,7 +333,10 @@ class TestDeepSpeedJson:
         with pytest.raises(UserError, match=r"Cannot read training\.deepspeed=/no/such\.json: No such file"):
             deepspeed_config(training, plan_horizon(training, 32, 1), "fp32", parameters=100, on_gpu=False)
 
-    def test_stage_0_in_bf16_is_refused(self):
+    def test_what_stage_0_cannot_do_is_refused(self):
+        spikes = TrainingConfig(zero_stage=0, skip_sigmas=6)
+        with pytest.raises(UserError, match=r"skip_sigmas needs ZeRO.*zero_stage=1"):
+            deepspeed_config(spikes, plan_horizon(spikes, LENGTH, 1), "fp32", parameters=1, on_gpu=False)
         training = TrainingConfig(zero_stage=0)
         with pytest.raises(UserError, match=r"zero_stage=0 does not train correctly in bf16.*zero_stage=1"):
             deepspeed_config(training, plan_horizon(training, 32, 1), "bf16", parameters=100, on_gpu=False)

@@ -78,7 +78,7 @@ def test_a_rank_that_dies_or_hangs_costs_the_steps_since_the_checkpoint(tmp_path
 
 
 @pytest.mark.slow
-def test_ranks_stop_together_when_their_parent_is_asked_to(tmp_path, code_dataset, undisturbed):
+def test_ranks_stop_together_when_their_parent_is_asked_to(tmp_path, code_dataset):
     output = tmp_path / "run"
     with start(code_dataset, output, "--max-restarts", "3") as process:
         ranks_at_step(process, output, 3)

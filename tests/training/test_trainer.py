@@ -225,6 +225,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, code_dataset):
     assert DivergedError("").exit_code == 4
 
 
+def test_where_the_batch_cannot_be_named_the_run_ends_as_it_would_have(tmp_path, code_dataset, monkeypatch):
+    def full(path, _text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("training.run.trainer.write_atomically", full)
+    wild = {"training__learning_rate": 1e30, "training__warmup_ratio": 0, "training__gradient_clipping": 0}
+    with pytest.raises(
+        DivergedError, match=r"could not be written to .*diverged-3\.json: No space left on device\. Tra"
+    ):
+        run_job(code_dataset, tmp_path / "run", training__max_skipped=2, **wild)
+    assert RunFolder(tmp_path / "run").read_facts().status == "failed"
+
+
 def test_while_training_the_model_is_evaluated_and_training_is_not_disturbed(tmp_path):
     dataset = real_runs.make_code_dataset(tmp_path / "labelled")
     small = {

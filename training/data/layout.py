@@ -61,8 +61,7 @@ class Layout:
 
     def sentence_chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """All sentences of the stream in order, some millions at a time, and the document of each."""
-        for first in range(0, len(self.piece_begin), max(_CHUNK // _PIECE, 1)):
-            pieces = slice(first, first + max(_CHUNK // _PIECE, 1))
+        for pieces in _chunks(len(self.piece_begin)):
             yield _sentences(self.piece_document[pieces], self.piece_begin[pieces], self.piece_end[pieces])
 
 
@@ -149,13 +148,16 @@ def _count_tags(
     if not options.drop_tags:
         return sizes
     counts = []
-    for first in range(0, len(sizes), max(_CHUNK // _PIECE, 1)):
-        pieces = slice(first, first + max(_CHUNK // _PIECE, 1))
+    for pieces in _chunks(len(sizes)):
         tagged = has_tag(store, options, *_sentences(document[pieces], begin[pieces], end[pieces]))
         sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(tagged)])
         ends = np.cumsum(sizes[pieces])
         counts.append(sums[ends] - sums[ends - sizes[pieces]])
     return np.concatenate(counts, dtype=np.int64) if counts else sizes
+
+
+def _chunks(pieces: int) -> Iterator[slice]:
+    return (slice(first, first + _CHUNK // _PIECE) for first in range(0, pieces, _CHUNK // _PIECE))
 
 
 def _sentences(

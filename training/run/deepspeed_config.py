@@ -51,6 +51,11 @@ def deepspeed_config(
             f"training.zero_stage=0 does not train correctly in {precision}: DeepSpeed's first step sees no gradients. "
             "Set training.zero_stage=1, or training.precision=fp32."
         )
+    if config.skip_sigmas is not None and config.zero_stage == 0:
+        raise UserError(
+            "training.skip_sigmas needs ZeRO, by which DeepSpeed skips an update. Set training.zero_stage=1, or leave "
+            "training.skip_sigmas out."
+        )
     decided: dict[str, Any] = {
         "train_batch_size": horizon.batch_size,
         "train_micro_batch_size_per_gpu": horizon.micro_batch_size,

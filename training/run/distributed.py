@@ -95,8 +95,8 @@ class World:
             result = work()
         except BaseException as error:
             store.set("prepared", str(error.exit_code if isinstance(error, UserError) else 1))
-            # The store may be in this process.
-            until = time.monotonic() + _TELLING_S
+            # The store may be in this process. Who interrupts it does not want to wait.
+            until = time.monotonic() + (_TELLING_S if isinstance(error, Exception) else 0.0)
             while store.add("told", 0) < self.size - 1 and time.monotonic() < until:
                 time.sleep(0.05)
             raise

@@ -97,7 +97,7 @@ class TrainingJob:
             world,
             self.folder.checkpoints,
             self.facts.model.flops_per_token,
-            peak_flops(world.device, engine.precision)[0],
+            peak_flops(world.device, engine.precision),
         )
         if checkpoint is not None:
             trainer.resume(checkpoint)

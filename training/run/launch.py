@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from scorers.errors import IncompleteError, UserError
+from scorers.errors import IncompleteError, StoppedError, UserError
 
 # Set in the environment of ranks, which have the same arguments as their parent.
 LAUNCHED = "PHF_LAUNCHED"
 # Of a rank that ended as it should: done, refused, incomplete, stopped. Whatever else it is, it was lost.
-_MEANT = (0, UserError.exit_code, IncompleteError.exit_code, 75)
+_MEANT = (0, UserError.exit_code, IncompleteError.exit_code, StoppedError.exit_code)
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _POLL_S = 0.1
 # Ranks find out by themselves that one of them is gone, unless they wait for it.
@@ -101,8 +101,8 @@ def _wait(processes: "Sequence[subprocess.Popen[bytes]]") -> int | str:
                 lost, deadline = _describe(*causes[0]), time.monotonic() + _LEAVE_S
         if len(ended) == len(processes):
             return next((status for _, status in ended if status), 0) if lost is None else lost
-        if time.monotonic() > deadline:
-            return lost or ""
+        if lost is not None and time.monotonic() > deadline:
+            return lost
         time.sleep(_POLL_S)
 
 

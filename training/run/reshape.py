@@ -32,12 +32,11 @@ def to_universal(source: Path, target: Path) -> None:
         # It wants the patterns of tensor parallelism, of which there is none here.
         inject_missing_state=True,
     )
-    # It prints every step to a terminal that is not its own.
-    quiet = (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()))
     try:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
-        with quiet[0], quiet[1]:
+        # It prints every step to a terminal that is not its own.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             ds_to_universal.main(settings)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError where its file writer fails
         shutil.rmtree(target, ignore_errors=True)

@@ -25,17 +25,17 @@ _SIZE_ON_CPU, _SIZE_ON_GPU = 1024, 8192
 _ROUNDS = 5
 
 
-def peak_flops(device: torch.device, precision: Precision) -> tuple[float, str]:
-    """Floating-point operations a second that one rank could do at best, and where the number is from.
+def peak_flops(device: torch.device, precision: Precision) -> float:
+    """Floating-point operations a second that one rank could do at best.
 
-    On a GPU that is known, its maker's for half precision; otherwise the fastest of some large matrix products, which
-    takes about a quarter of a second. Threads as they are set.
+    In half precision on a GPU that is known, its maker's number; otherwise that of the fastest of some large matrix
+    products, with as many threads as are set.
     """
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
         for part, peak in _PEAKS.items():
             if part in name:
-                return peak, f"{name}, as its maker states it"
+                return peak
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     size = _SIZE_ON_GPU if device.type == "cuda" else _SIZE_ON_CPU
     factor = torch.ones(size, size, dtype=dtype, device=device)
@@ -46,7 +46,7 @@ def peak_flops(device: torch.device, precision: Precision) -> tuple[float, str]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds[1:]), f"measured with products of {size} x {size}"
+    return 2 * size**3 / min(seconds[1:])
 
 
 def peak_memory(device: torch.device) -> int:

@@ -34,10 +34,6 @@ class DivergedError(IncompleteError):
     """The loss or the gradient is not finite, or too many updates in a row were skipped."""
 
 
-class LostPeerError(IncompleteError):
-    """A collective failed, because another rank has died."""
-
-
 @dataclass
 class Trainer:
     """Trains an engine to its horizon. All ranks run it alike.
@@ -91,13 +87,13 @@ class Trainer:
         Raises:
             StoppedError: SIGTERM, SIGUSR1 or SIGINT came; the state is saved, the same command goes on.
             DivergedError: too many updates in a row were skipped, or without ZeRO one was not and did harm.
-            IncompleteError: a checkpoint could not be written.
+            IncompleteError: a checkpoint could not be written, or another rank is gone.
         """
         with self._signals():
             try:
                 for hook in self.hooks:
                     hook.before_training(self)
-                with self._watchdog.running():
+                with self._watchdog.running(), _peers_named():
                     stopped = self._loop()
             finally:
                 for hook in self.hooks:
@@ -142,7 +138,7 @@ class Trainer:
             rate = learning_rate(self.config, self.step, self.horizon.steps)
             batch = self.batches.rank_batch(self.step, self.world.rank, self.world.size)
             waited = time.perf_counter() - began
-            with self._watchdog.step(), _peers_named():
+            with self._watchdog.step():
                 outcome = self.engine.train_step(batch, self.objective, rate)
                 self.step += 1
                 diverged, stopped = self.world.any(self._is_lost(outcome), self._stop)
@@ -209,14 +205,13 @@ class Trainer:
         if self._skipped_in_a_row:
             what = f"{self._skipped_in_a_row} updates in a row were skipped, their losses no numbers or spikes"
         return (
-            f"{what}, up to step {self.step} (loss {float(outcome.loss):g}); {kept}. What the last batch was made of "
-            f"stands in {self.world.on_main(self._dump)}. "
+            f"{what}, up to step {self.step} (loss {float(outcome.loss):g}); {kept}. {self.world.on_main(self._dump)} "
             f"Train into another --output with a lower training.learning_rate (now {self.config.learning_rate:g}), "
             f"a longer training.warmup_ratio, or training.gradient_clipping (now {self.config.gradient_clipping:g})."
         )
 
     def _dump(self) -> str:
-        """Which blocks, and rows of the dataset, the last batch was made of; never their text."""
+        """Write down which blocks, and rows of the dataset, the last batch was made of, never their text; say where."""
         step = self.step - 1
         facts = {
             "step": self.step,
@@ -225,8 +220,11 @@ class Trainer:
             "dataset_rows": self.batches.documents(step),
         }
         path = self.folder.parent / f"diverged-{self.step}.json"
-        write_atomically(path, json.dumps(facts, indent=2) + "\n")
-        return str(path)
+        try:
+            write_atomically(path, json.dumps(facts, indent=2) + "\n")
+        except OSError as error:
+            return f"What the last batch was made of could not be written to {path}: {error.strerror or error}."
+        return f"What the last batch was made of stands in {path}."
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -250,7 +248,7 @@ def _peers_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
-            raise LostPeerError(
+            raise IncompleteError(
                 "Another rank is gone, or cannot be reached. The same command goes on from the newest checkpoint."
             ) from error
         raise

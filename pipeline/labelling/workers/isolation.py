@@ -25,7 +25,7 @@ from pipeline.labelling.workers.memory import machine_memory, resident_memory
 from pipeline.labelling.workers.worker import Job, PartResult
 from scorers.contract import ScoringError
 from scorers.errors import UserError
-from scorers.isolation import CHARACTERS_A_DEADLINE, describe
+from scorers.isolation import allowed_seconds, describe
 
 WORKER_DIED, WORKER_HUNG, MEMORY_LIMIT = "worker-died", "worker-hung", "memory-limit"
 
@@ -239,7 +239,7 @@ class _Child:
             return _START_S
         if step.phase is Phase.RECORD:
             seconds = execution.deadlines.get(step.column, execution.deadline_s)
-            seconds *= 1 + step.characters / CHARACTERS_A_DEADLINE
+            seconds = allowed_seconds(seconds, step.characters)
             return min(seconds * (1 + _MARGIN) + _MARGIN_S, execution.unit_deadline_s)
         return execution.unit_deadline_s
 
