@@ -140,7 +140,7 @@ def test_it_never_starts_again_where_all_are_damaged(tmp_path, code_dataset, wit
 
 
 def test_a_run_that_died_before_its_first_checkpoint_says_that_it_starts_again(tmp_path, code_dataset, monkeypatch):
-    def die(trainer):
+    def die(trainer, _):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "_loop", die)

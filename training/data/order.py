@@ -15,7 +15,7 @@ _ROUNDS = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks of the stream.
+    """Blocks of the stream. After prefetching its arrays are tensors.
 
     Attributes:
         input_ids: int64 [B, T].

@@ -108,7 +108,7 @@ class Engine:
         """Forward and backward over this rank's blocks, micro-batch by micro-batch, and one update.
 
         Args:
-            batch: this rank's part of the global batch, `micro_batch_size * accumulation` blocks.
+            batch: this rank's part of the global batch, `micro_batch_size * accumulation` blocks; arrays or tensors.
             objective: the loss.
             learning_rate: of this update.
         """
@@ -119,8 +119,9 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         for start in range(0, len(batch.input_ids), size):
-            input_ids = torch.from_numpy(batch.input_ids[start : start + size]).to(device, non_blocking=True)
-            scores = torch.from_numpy(batch.scores[start : start + size]).to(device, non_blocking=True)
+            # From page-locked memory (`training.data.prefetch`) nobody waits for the copies.
+            input_ids = torch.as_tensor(batch.input_ids[start : start + size]).to(device, non_blocking=True)
+            scores = torch.as_tensor(batch.scores[start : start + size]).to(device, non_blocking=True)
             loss, measured = self._engine(
                 input_ids, objective=objective, scores=scores, count=self.horizon.predicted_per_step
             )

@@ -17,6 +17,7 @@ import torch
 from scorers.errors import IncompleteError, StoppedError
 from training.config import TrainingConfig
 from training.data.order import BatchSource
+from training.data.prefetch import Prefetcher
 from training.objectives import Objective
 from training.run import checkpoints
 from training.run.distributed import World
@@ -93,8 +94,8 @@ class Trainer:
             try:
                 for hook in self.hooks:
                     hook.before_training(self)
-                with self._watchdog.running(), _peers_named():
-                    stopped = self._loop()
+                with self._watchdog.running(), _peers_named(), self._prefetcher() as batches:
+                    stopped = self._loop(batches)
             finally:
                 for hook in self.hooks:
                     hook.after_training(self)
@@ -131,12 +132,18 @@ class Trainer:
         checkpoints.commit(self.folder, self.step, ranks=self.world.size, seconds=self.seconds)
         checkpoints.rotate(self.folder, self.config.keep_checkpoints, self.config.keep_every)
 
-    def _loop(self) -> bool:
+    def _prefetcher(self) -> Prefetcher:
+        rank, ranks = self.world.rank, self.world.size
+        return Prefetcher(
+            lambda step: self.batches.rank_batch(step, rank, ranks), self.horizon.steps, self.world.device
+        )
+
+    def _loop(self, batches: Prefetcher) -> bool:
         window_tokens, window_seconds = 0, 0.0
         while self.step < self.horizon.steps:
             began = time.perf_counter()
             rate = learning_rate(self.config, self.step, self.horizon.steps)
-            batch = self.batches.rank_batch(self.step, self.world.rank, self.world.size)
+            batch = batches.get(self.step)
             waited = time.perf_counter() - began
             with self._watchdog.step():
                 outcome = self.engine.train_step(batch, self.objective, rate)
