@@ -1,8 +1,9 @@
 """The configuration of a training run: a typed section for each component, the same fields in YAML and `--set`."""
 
-from typing import Annotated, Any, Literal
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 ObjectiveName = Literal["mle", "filtering", "conditional", "unlikelihood", "unlikelihood_soft", "rwr", "awr"]
 
@@ -18,6 +19,25 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class MixtureConfig(_Section):
+    """A dataset that is mixed into `data.dataset`.
+
+    Attributes:
+        dataset: folder or URI of a sealed labelled dataset.
+        share: of the run's blocks, and so of its tokens. What the shares leave of 1 is that of `data.dataset`.
+        column: its score column; by default that of `data.dataset`.
+        threshold: as `objective.threshold`, for this dataset. None takes that one where it is given and both are scored
+            by the same scorer, else this dataset's own.
+        store: folder of its token store; see `DataConfig`.
+    """
+
+    dataset: str
+    share: float = Field(ge=0.001, lt=1)
+    column: str | None = None
+    threshold: float | None = Field(default=None, ge=0)
+    store: str | None = None
+
+
 class DataConfig(_Section):
     """What is trained on.
 
@@ -30,6 +50,9 @@ class DataConfig(_Section):
         held_out: share of documents kept out of training, chosen by a seeded hash of their text.
         held_out_seed: seed of that hash.
         store: folder of the token store; None puts it beside a local dataset, or into the user's cache.
+        mixture: datasets that are trained on besides. They share the tokenizer, which is trained on all of them where
+            none is given, and the held-out documents; what is evaluated is `dataset`.
+        allow_mixed_scorers: let an objective whose loss computes with scores go over columns of different scorers.
     """
 
     dataset: str
@@ -40,6 +63,23 @@ class DataConfig(_Section):
     held_out: float = Field(default=0.01, ge=0, lt=1)
     held_out_seed: int = 0
     store: str | None = None
+    mixture: tuple[MixtureConfig, ...] = ()
+    allow_mixed_scorers: bool = False
+
+    @property
+    def shares(self) -> tuple[Fraction, ...]:
+        """Of `dataset` and of each of the mixture, exactly as they are written in decimals; their sum is 1."""
+        others = [Fraction(repr(each.share)) for each in self.mixture]
+        return (1 - sum(others, Fraction()), *others)
+
+    @model_validator(mode="after")
+    def _leaves_a_share(self) -> Self:
+        if self.shares[0] < Fraction(1, 1000):
+            raise ValueError(
+                f"the shares of mixture add up to {float(1 - self.shares[0]):g}; what they leave of 1 is the share "
+                "of the dataset itself, and has to be 0.001 at least. Lower them"
+            )
+        return self
 
 
 class ModelConfig(_Section):
@@ -67,6 +107,10 @@ class ObjectiveConfig(_Section):
         alpha: unlikelihood: weight of the unlikelihood term; awr: weight of the policy term.
         beta: rwr, awr: temperature of the weights.
         w_max: rwr, awr: upper clip of the weights.
+        starts_at: share of the steps that come before the preferences: they train plainly, without tags or filter, on
+            documents of their own.
+        cooldown: conditional: share of the steps, the last, that train on text without tags, so that the model does
+            without them (MeCo, arXiv 2501.01956, section 2), on documents of their own.
     """
 
     name: ObjectiveName = "mle"
@@ -75,6 +119,17 @@ class ObjectiveConfig(_Section):
     alpha: float | None = Field(default=None, ge=0)
     beta: float | None = Field(default=None, gt=0)
     w_max: float = Field(default=1000.0, gt=0)
+    starts_at: float = Field(default=0.0, ge=0, lt=1)
+    cooldown: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leaves_steps(self) -> Self:
+        if self.starts_at + self.cooldown >= 1:
+            raise ValueError(
+                f"starts_at={self.starts_at:g} and cooldown={self.cooldown:g} leave no step for the objective. "
+                "Lower them"
+            )
+        return self
 
 
 class TrainingConfig(_Section):
@@ -133,6 +188,10 @@ class TrainingConfig(_Section):
     evaluate_every: Count = Field(default=0, ge=0)
     keep_checkpoints: Count = Field(default=2, ge=1)
     keep_every: Count = Field(default=0, ge=0)
+
+    def steps(self, context_length: int) -> int:
+        """Optimiser steps: the whole batches in `num_tokens`, at least one."""
+        return max(1, self.num_tokens // (self.batch_size * context_length))
 
 
 class EvaluationConfig(_Section):

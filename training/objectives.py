@@ -7,7 +7,7 @@ it may hear of the network is -log p and -log(1 - p) of the token that came, and
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -101,6 +101,10 @@ class Objective(ABC):
         metrics = {name: mean.detach()[:, :-1].sum() / divisor for name, mean in terms.means.items()}
         metrics.update({f"max_{name}": value.detach()[:, :-1].max() for name, value in terms.maxima.items()})
         return Loss(terms.loss[:, :-1].sum() / divisor, metrics)
+
+    def plain(self) -> "Objective":
+        """What is trained for in steps that hear of no preference; the model stays the same."""
+        return MLE()
 
     @abstractmethod
     def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
@@ -235,6 +239,10 @@ class AWR(Objective):
         loss = self.alpha * weights * ce + (1 - self.alpha) * value_error
         means |= {"ce": ce, "value_error": value_error, "value": values, "advantage": advantage}
         return TokenTerms(loss, means, {"weight": weights})
+
+    def plain(self) -> Objective:
+        """Every token weighs 1, which is beta = infinity; the value head learns as always."""
+        return replace(self, beta=math.inf, w_max=max(1.0, self.w_max))
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

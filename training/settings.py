@@ -29,14 +29,17 @@ def resolve_config(
 
 
 def fill_in(config: TrainConfig) -> TrainConfig:
-    """Column and context length where they are None: the task's name, and 1024 tokens or what the model can take.
+    """Columns and context length where they are None: the task's name, and 1024 tokens or what the model can take.
 
     Raises:
         UserError: the model is unknown.
     """
+    column = config.data.column or config.task
+    mixture = tuple(each.model_copy(update={"column": each.column or column}) for each in config.data.mixture)
     data = config.data.model_copy(
         update={
-            "column": config.data.column or config.task,
+            "column": column,
+            "mixture": mixture,
             "context_length": config.data.context_length or _context_length(config),
         }
     )

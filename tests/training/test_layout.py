@@ -13,6 +13,7 @@ OPTIONS = [
     {"held_out": 0.3},
     {"held_out": 0.3, "held_out_seed": 1},
     {"filter_threshold": 0.5},
+    {"part": (0.2, 0.8)},
     {"tag_threshold": 0.5},
     {"tag_threshold": 0.5, "drop_tags": 0.3},
     {"tag_threshold": 0.5, "drop_tags": 0.3, "seed": 1},
@@ -40,7 +41,7 @@ def test_what_was_kept_is_what_is_computed(store, monkeypatch):
     assert [content(Stream(store, "x", options)) for options in streams] == computed
     # Where a block ends, which tokens are control tokens and what is above the threshold is no part of it.
     other = options_of(context_length=8, tag_threshold=0.1, drop_tags=0.3)
-    assert Stream(store, "x", other).num_tokens == computed[5][2]["tokens"]
+    assert Stream(store, "x", other).num_tokens == computed[6][2]["tokens"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"ARROW1 but not really"])

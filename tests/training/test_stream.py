@@ -37,6 +37,9 @@ def naive_stream(documents, hashes, options):
         mean = np.mean([score for _, score in document] or [0.0])
         if options.filter_threshold is not None and mean > options.filter_threshold:
             continue
+        place = (mixed(options.seed, 3, text_hash) >> 11) / 2**53
+        if options.part is not None and not options.part[0] <= place < options.part[1]:
+            continue
         ids.append(EOS)
         scores.append(0.0)
         for number, (tokens, score) in enumerate(document):
@@ -64,6 +67,7 @@ OPTIONS = st.fixed_dictionaries(
         "tag_threshold": st.sampled_from([None, 0.0, 0.125, 1.0]),
         "drop_tags": st.sampled_from([0.0, 0.4, 1.0]),
         "seed": st.integers(0, 3),
+        "part": st.sampled_from([None, None, (0.0, 0.4), (0.4, 1.0)]),
     }
 )
 

@@ -32,6 +32,19 @@ def _start(folder: str, model: str | None) -> dict[str, Any]:
     return {"name": str(run.model), "pretrained": True}
 
 
+def _mixed(given: str) -> dict[str, Any]:
+    """`DATASET=SHARE[:COLUMN]` as an entry of `data.mixture`; a URI may hold a `=` of its own."""
+    dataset, _, rest = given.rpartition("=")
+    share, _, column = rest.partition(":")
+    try:
+        entry: dict[str, Any] = {"dataset": dataset, "share": float(share)}
+    except ValueError:
+        entry = {}
+    if not dataset or not entry:
+        raise UserError(f"--mix {given!r} is not of the form DATASET=SHARE or DATASET=SHARE:COLUMN, such as code=0.3.")
+    return {**entry, "column": column} if column else entry
+
+
 def _launch(ranks: int, max_restarts: int) -> int:
     if "WORLD_SIZE" in os.environ:
         raise UserError(
@@ -101,6 +114,16 @@ def train(
         str | None,
         typer.Option("--column", metavar="NAME", help="Score column, where it is not named as the task."),
     ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mix",
+            metavar="DATASET=SHARE[:COLUMN]",
+            help="Mix in another labelled dataset, such as code=0.3 for three tenths of all tokens, or "
+            "code=0.3:pep8 where its score column is another. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     num_tokens: Annotated[
         float | None,
         typer.Option("--num-tokens", metavar="N", help="Tokens to train on in all, such as 1e6.", show_default=False),
@@ -165,7 +188,12 @@ def train(
     flags = {
         "output": output,
         "task": task,
-        "data": {"dataset": dataset, "column": column, "tokenizer": tokenizer or start.get("name")},
+        "data": {
+            "dataset": dataset,
+            "column": column,
+            "tokenizer": tokenizer or start.get("name"),
+            "mixture": [_mixed(each) for each in mix] if mix else None,
+        },
         "model": {"name": model, **start},
         "objective": {"name": objective},
         "training": {

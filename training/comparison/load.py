@@ -215,6 +215,11 @@ def _dataset(run: LoadedRun) -> str:
     return f"{run.facts.dataset.uri} ({run.facts.dataset.fingerprint[:12]})"
 
 
+def _mixture(run: LoadedRun) -> str:
+    each = [f"{mixed.share:.3g} of {mixed.uri} ({mixed.fingerprint[:12]})" for mixed in run.facts.mixture]
+    return " + ".join(each) or "one dataset"
+
+
 def _differences(runs: list[LoadedRun]) -> list[str]:
     def sampling(run: LoadedRun) -> str:
         config = run.report.config
@@ -225,6 +230,7 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
 
     checks: list[tuple[str, Callable[[LoadedRun], Any]]] = [
         ("The labelled datasets differ", _dataset),
+        ("They were trained on different mixtures", _mixture),
         ("Held-out text was not measured for every run", lambda run: "measured" if run.report.held_out else "not"),
         (
             "Tokenizers differ, so perplexities and distinct-n are not comparable; bits per byte are",

@@ -36,6 +36,7 @@ _WORTH_KEEPING = 1_000_000
 # Salts keep choices apart that are made of the same seed.
 _HELD_OUT = 1
 _DROPPED_TAG = 2
+_PART = 3
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,14 @@ def compute_layout(store: TokenStore, column: str, options: StreamOptions) -> La
     null = np.isnan(means)
     held_out = uniform(combine(options.held_out_seed, _HELD_OUT, store.text_hashes)) < options.held_out
     held_out &= ~null
+    outside = np.zeros_like(null)
+    if options.part is not None:
+        place = uniform(combine(options.seed, _PART, store.text_hashes))
+        outside = (place < options.part[0]) | (place >= options.part[1])
     filtered = np.zeros_like(null)
     if options.filter_threshold is not None:
-        filtered = (means > options.filter_threshold) & ~held_out
-    documents: NDArray[np.int64] = np.flatnonzero(~(null | held_out | filtered))
+        filtered = (means > options.filter_threshold) & ~(held_out | outside)
+    documents: NDArray[np.int64] = np.flatnonzero(~(null | held_out | outside | filtered))
     counts = np.diff(store.document_offsets)[documents]
     pieces = np.maximum(-(-counts // _PIECE), 1)
     document = np.repeat(documents, pieces)
@@ -175,6 +180,8 @@ def _key(column: str, options: StreamOptions) -> str:
         "filter": options.filter_threshold,
         "tags": None if options.tag_threshold is None else [options.drop_tags, options.seed],
     }
+    if options.part is not None:
+        facts["part"] = [*options.part, options.seed]
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -17,7 +17,9 @@ class StreamOptions:
         aligned_id, misaligned_id: the control tokens; needed with `tag_threshold`.
         drop_tags: share of sentences that get no control token, chosen by a hash of `seed`, the document's text and
             the sentence's number in it.
-        seed: of that hash.
+        seed: of that hash, and of the next.
+        part: only documents whose hash, as a number in [0, 1), is in [low, high); None for all. Streams of parts that
+            don't overlap share no text.
     """
 
     context_length: int
@@ -30,6 +32,7 @@ class StreamOptions:
     misaligned_id: int | None = None
     drop_tags: float = 0.0
     seed: int = 0
+    part: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.tag_threshold is not None and (self.aligned_id is None or self.misaligned_id is None):

@@ -1,8 +1,9 @@
 """The order of training: block k of the run, for any k, without an array of the epoch's order in memory."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,9 +44,45 @@ class Blocks(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class BatchSource:
+class Batches(ABC):
     """Batches by step number: a pure function, so a run resumes from one integer.
+
+    Attributes:
+        batch_size: blocks a step, over all ranks.
+    """
+
+    batch_size: int
+
+    @abstractmethod
+    def part(self, step: int, begin: int, end: int) -> Batch:
+        """Blocks `begin` to `end` (exclusive) of the global batch of a step, steps counted from 0."""
+
+    @abstractmethod
+    def origin(self, step: int) -> dict[str, Any]:
+        """What a step's batch is made of, for people: numbers of blocks, and rows of datasets from 0; never text."""
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of a step; batches straddle epochs."""
+        return self.part(step, 0, self.batch_size)
+
+    def rank_batch(self, step: int, rank: int, world: int) -> Batch:
+        """The part of a step's batch that a rank computes: the rank-th of `world` equal, contiguous parts.
+
+        Raises:
+            UserError: the batch cannot be divided among the ranks.
+        """
+        if self.batch_size % world:
+            raise UserError(
+                f"training.batch_size={self.batch_size} cannot be divided among {world} ranks; "
+                f"choose a multiple of {world}."
+            )
+        share = self.batch_size // world
+        return self.part(step, rank * share, (rank + 1) * share)
+
+
+@dataclass(frozen=True)
+class BatchSource(Batches):
+    """Batches of one stream, each epoch in another order.
 
     Attributes:
         stream: the blocks.
@@ -62,28 +99,22 @@ class BatchSource:
         first = step * self.batch_size
         return block_index(np.arange(first, first + self.batch_size), self.stream.num_blocks, self.seed)
 
-    def batch(self, step: int) -> Batch:
-        """The global batch of a step; batches straddle epochs."""
-        return self.stream.blocks(self.block_indices(step))
+    def part(self, step: int, begin: int, end: int) -> Batch:
+        """See `Batches`."""
+        return self.stream.blocks(self.block_indices(step)[begin:end])
 
     def documents(self, step: int) -> list[int]:
         """The documents of a step's batch, by their row in the dataset, from 0."""
         found: list[int] = self.stream.documents_in(self.block_indices(step)).tolist()
         return found
 
-    def rank_batch(self, step: int, rank: int, world: int) -> Batch:
-        """The part of a step's batch that a rank computes: the rank-th of `world` equal, contiguous parts.
-
-        Raises:
-            UserError: the batch cannot be divided among the ranks.
-        """
-        if self.batch_size % world:
-            raise UserError(
-                f"training.batch_size={self.batch_size} cannot be divided among {world} ranks; "
-                f"choose a multiple of {world}."
-            )
-        share = self.batch_size // world
-        return self.stream.blocks(self.block_indices(step)[rank * share : (rank + 1) * share])
+    def origin(self, step: int) -> dict[str, Any]:
+        """See `Batches`."""
+        return {
+            "seed": self.seed,
+            "blocks": self.block_indices(step).tolist(),
+            "dataset_rows": self.documents(step),
+        }
 
 
 def block_index(k: ArrayLike, n: int, seed: int) -> NDArray[np.int64]:

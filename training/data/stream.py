@@ -188,12 +188,13 @@ class Stream:
                     np.count_nonzero(tagged & is_aligned(self._scores[sentence], self.options.tag_threshold))
                 )
         used, held_out, filtered = len(self.documents), len(self._layout.held_out), len(self._layout.filtered)
+        null = int(np.count_nonzero(np.isnan(self.store.document_means(self.column))))
         statistics: dict[str, Any] = {
             "documents": self.store.num_documents,
             "documents_used": used,
             "documents_empty": int(np.count_nonzero(np.diff(self.store.document_offsets)[self.documents] == 0)),
             "documents_left_out": {
-                "null_score": self.store.num_documents - used - held_out - filtered,
+                "null_score": null,
                 "held_out": held_out,
                 "filtered": filtered,
             },
@@ -206,6 +207,9 @@ class Stream:
             "blocks": self.num_blocks,
             "tokens_dropped_at_end": self.num_tokens - self.num_blocks * self.options.context_length,
         }
+        if self.options.part is not None:
+            others = self.store.num_documents - used - held_out - filtered - null
+            statistics["documents_left_out"]["other_phases"] = others
         if self.options.tag_threshold is not None:
             statistics["tags"] = {"aligned": aligned, "misaligned": tags - aligned, "dropped": sentences - tags}
         return statistics

@@ -154,23 +154,36 @@ def train_tokenizer(
     """
     if output.exists():
         raise UserError(f"{output} exists already. Choose another --output, or delete it.")
-    build_once(output, lambda folder: _train(dataset, vocab_size, progress).save_pretrained(folder))
+    build_once(output, lambda folder: _train([dataset], vocab_size, progress).save_pretrained(folder))
     return load_tokenizer(str(output))
 
 
-def ensure_tokenizer(dataset: LabelledDataset, vocab_size: int, progress: Progress | None = None) -> Tokenizer:
+def ensure_tokenizer(
+    dataset: LabelledDataset,
+    vocab_size: int,
+    progress: Progress | None = None,
+    *,
+    others: Sequence[LabelledDataset] = (),
+) -> Tokenizer:
     """The tokenizer that is trained on a dataset when none is given; trained once, and kept beside its token stores.
+
+    Args:
+        dataset: beside which it is kept.
+        vocab_size: see `train_tokenizer`.
+        progress: see `train_tokenizer`.
+        others: datasets of a mixture, whose texts it is trained on besides, as if all were one.
 
     Raises:
         UserError: its folder cannot be written or is damaged.
     """
-    key = digest([dataset_identity(dataset.manifest), vocab_size])
+    every = [dataset, *others]
+    key = digest([*(dataset_identity(each.manifest) for each in every), vocab_size])
     place = derived_place(dataset.uri, f"tokenizer-{vocab_size}-{key}")
-    build_once(place, lambda folder: _train(dataset, vocab_size, progress).save_pretrained(folder))
+    build_once(place, lambda folder: _train(every, vocab_size, progress).save_pretrained(folder))
     return load_tokenizer(str(place))
 
 
-def _train(dataset: LabelledDataset, vocab_size: int, progress: Progress | None) -> Any:
+def _train(datasets: Sequence[LabelledDataset], vocab_size: int, progress: Progress | None) -> Any:
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -184,7 +197,7 @@ def _train(dataset: LabelledDataset, vocab_size: int, progress: Progress | None)
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(_training_sentences(dataset, progress), trainer)
+    backend.train_from_iterator(_training_sentences(datasets, progress), trainer)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         bos_token=END_OF_TEXT,
@@ -193,15 +206,15 @@ def _train(dataset: LabelledDataset, vocab_size: int, progress: Progress | None)
     )
 
 
-def _training_sentences(dataset: LabelledDataset, progress: Progress | None) -> Iterator[list[str]]:
-    share = TRAINING_BYTES / max(1, dataset.manifest.bytes_text)
-    rows = 0
-    for texts in read_texts(dataset):
+def _training_sentences(datasets: Sequence[LabelledDataset], progress: Progress | None) -> Iterator[list[str]]:
+    share = TRAINING_BYTES / max(1, sum(dataset.manifest.bytes_text for dataset in datasets))
+    rows, total = 0, sum(dataset.manifest.rows for dataset in datasets)
+    for texts in itertools.chain.from_iterable(read_texts(dataset) for dataset in datasets):
         chosen: Texts = texts if share >= 1 else texts.select(uniform(splitmix64(texts.hashes)) < share)
         yield from chosen.sentence_lists()
         rows += len(texts)
         if progress is not None:
-            progress(rows, dataset.manifest.rows)
+            progress(rows, total)
 
 
 def _add_control_tokens(fast: Any) -> tuple[int, int]:

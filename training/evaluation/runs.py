@@ -70,7 +70,7 @@ def evaluate_run(
             "Run the same `phf train` command again; it goes on where it stopped and exports the model at the end."
         )
     place = _device(device)
-    trained = _moved(trained, dataset)
+    trained = _main_data(trained, dataset)
     _check_scorer(run, facts, trained.data.dataset)
     data = prepare(trained, progress)
     warnings = _check_data(run, facts, data)
@@ -147,10 +147,11 @@ def _device(name: str) -> str:
     return name
 
 
-def _moved(config: TrainConfig, dataset: str | None) -> TrainConfig:
-    if dataset is None:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"dataset": dataset})})
+def _main_data(config: TrainConfig, dataset: str | None) -> TrainConfig:
+    """The main dataset, wherever it is now, in one phase: what is held out is the same, and the others may be gone."""
+    data = config.data.model_copy(update={"dataset": dataset or config.data.dataset, "mixture": ()})
+    objective = config.objective.model_copy(update={"starts_at": 0.0, "cooldown": 0.0})
+    return config.model_copy(update={"data": data, "objective": objective})
 
 
 def _check_scorer(run: RunFolder, facts: RunFacts, uri: str) -> None:
@@ -171,9 +172,16 @@ def _check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str
             f"The tokenizer {data.tokenizer.name!r} is not the one that {run.path} was trained with "
             f"({data.tokenizer.fingerprint}, then {facts.tokenizer.fingerprint}). Put the old one back, or train again."
         )
+    warnings = []
+    if facts.mixture:
+        others = ", ".join(f"{each.uri} ({each.share:.3g})" for each in facts.mixture[1:])
+        warnings.append(
+            f"The run was trained on a mixture. Held-out text, scorer and threshold are those of {facts.dataset.uri} "
+            f"alone; the samples show what was learnt from {others} too."
+        )
     if data.dataset.manifest.generation != facts.dataset.generation:
-        return [
+        warnings.append(
             f"The dataset has been retagged since training (generation {facts.dataset.generation}, now "
             f"{data.dataset.manifest.generation}); thresholds here are still those of the training."
-        ]
-    return []
+        )
+    return warnings

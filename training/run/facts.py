@@ -1,18 +1,21 @@
 """`run.json` and what is printed before step 0, computed from what was prepared."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.dataset import Manifest
 from scorers.contract import DocumentKind
 from scorers.fingerprint import library_versions
 from training.data.places import dataset_identity
-from training.data.prepare import PreparedData
+from training.data.prepare import PreparedData, PreparedDataset
 from training.data.thresholds import ThresholdChoice
 from training.model.language_model import LanguageModel, count_parameters, flops_per_token
 from training.run.folder import (
     DatasetFacts,
     HorizonFacts,
+    MixedFacts,
     ModelFacts,
+    PhaseFacts,
     RunFacts,
     ThresholdFacts,
     TokenizerFacts,
@@ -39,12 +42,7 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> Run
         scorer=manifest.scorers[data.stream.column],
         threshold=_threshold(data.threshold),
         sentence_threshold=_threshold(data.sentence_threshold),
-        dataset=DatasetFacts(
-            uri=config.data.dataset,
-            generation=manifest.generation,
-            fingerprint=dataset_identity(manifest),
-            rows=manifest.rows,
-        ),
+        dataset=DatasetFacts(**_dataset(config.data.dataset, manifest)),
         tokenizer=TokenizerFacts(
             name=tokens.name,
             fingerprint=tokens.fingerprint,
@@ -68,13 +66,15 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> Run
             micro_batch_size=horizon.micro_batch_size,
             accumulation=horizon.accumulation,
             ranks=horizon.ranks,
-            epochs=horizon.steps * horizon.batch_size / data.stream.num_blocks,
+            epochs=_epochs(data, data.datasets[0], horizon),
             tokens_per_parameter=horizon.tokens / parameters,
         ),
         stream={
             **data.stream.statistics,
             "sentences_aligned": data.stream.count_aligned(data.sentence_threshold.value)[0],
         },
+        mixture=[_mixed(data, each, horizon) for each in data.datasets] if len(data.datasets) > 1 else [],
+        phases=_phases(data, horizon) if len(data.phases) > 1 else [],
         versions=library_versions(*_LIBRARIES),
     )
 
@@ -100,8 +100,55 @@ def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
         "the tokenizer": (old.tokenizer.fingerprint, new.tokenizer.fingerprint),
         "the threshold": (_value(old.threshold), _value(new.threshold)),
         "the parameters": (old.model.parameters, new.model.parameters),
+        "the datasets of the mixture": (_identities(old), _identities(new)),
     }
     return [f"{what}: {then} in the run, {now} now" for what, (then, now) in pairs.items() if then != now]
+
+
+def _dataset(uri: str, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "uri": uri,
+        "generation": manifest.generation,
+        "fingerprint": dataset_identity(manifest),
+        "rows": manifest.rows,
+    }
+
+
+def _mixed(data: PreparedData, dataset: PreparedDataset, horizon: Horizon) -> MixedFacts:
+    source = dataset.source
+    return MixedFacts(
+        **_dataset(source.uri, source.manifest),
+        share=float(source.share),
+        column=source.column,
+        scorer=source.scorer,
+        threshold=_threshold(dataset.threshold),
+        epochs=_epochs(data, dataset, horizon),
+        stream=dataset.streams[data.with_preferences].statistics,
+    )
+
+
+def _epochs(data: PreparedData, dataset: PreparedDataset, horizon: Horizon) -> float:
+    number = data.with_preferences
+    blocks = data.phases[number].steps * horizon.batch_size * float(dataset.source.share)
+    return blocks / dataset.streams[number].num_blocks
+
+
+def _phases(data: PreparedData, horizon: Horizon) -> list[PhaseFacts]:
+    return [
+        PhaseFacts(
+            name=phase.name,
+            first_step=phase.first,
+            steps=phase.steps,
+            tokens=phase.steps * horizon.tokens_per_step,
+            documents=sum(len(each.streams[number].documents) for each in data.datasets),
+            tokens_in_stream=sum(each.streams[number].num_tokens for each in data.datasets),
+        )
+        for number, phase in enumerate(data.phases)
+    ]
+
+
+def _identities(facts: RunFacts) -> list[tuple[str, str, float | None]]:
+    return [(each.fingerprint, each.scorer.fingerprint, _value(each.threshold)) for each in facts.mixture]
 
 
 def _threshold(choice: ThresholdChoice | None) -> ThresholdFacts | None:

@@ -77,6 +77,35 @@ class ThresholdFacts(_Facts):
     origin: str
 
 
+class MixedFacts(DatasetFacts):
+    """One of the datasets of a mixture: its share of the blocks, how its scores are read, and what is seen of it.
+
+    Attributes:
+        share: of the run's blocks.
+        column, scorer, threshold: as of the run.
+        epochs: passes over its stream in the phase with preferences.
+        stream: its statistics there.
+    """
+
+    share: float
+    column: str
+    scorer: ScorerEntry
+    threshold: ThresholdFacts | None = None
+    epochs: float
+    stream: dict[str, Any]
+
+
+class PhaseFacts(_Facts):
+    """A phase: its first step, from 0, its steps and tokens, and what its streams hold, over all datasets."""
+
+    name: str
+    first_step: int
+    steps: int
+    tokens: int
+    documents: int
+    tokens_in_stream: int
+
+
 class RunFacts(_Facts):
     """`run.json`: what a run was made of and how far it has come.
 
@@ -91,7 +120,11 @@ class RunFacts(_Facts):
         threshold: of the training stream; None where the objective uses none.
         sentence_threshold: sentence threshold of the column for reports (hit rate), whatever the objective.
         stream: statistics of the training stream (`training.data.stream.Stream.statistics`), and `sentences_aligned`,
-            those of its sentences that `sentence_threshold` takes for aligned.
+            those of its sentences that `sentence_threshold` takes for aligned. With a mixture that of the main dataset,
+            which `dataset`, `column`, `scorer` and the thresholds are about too; in a run of phases that of the phase
+            with preferences.
+        mixture: all datasets, the main one first; empty for a run on one.
+        phases: empty for a run of one phase.
         versions: of the libraries that matter.
     """
 
@@ -111,6 +144,8 @@ class RunFacts(_Facts):
     model: ModelFacts
     horizon: HorizonFacts
     stream: dict[str, Any] = Field(default_factory=dict)
+    mixture: list[MixedFacts] = Field(default_factory=list)
+    phases: list[PhaseFacts] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property

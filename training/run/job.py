@@ -90,7 +90,7 @@ class TrainingJob:
         engine = Engine(self.model, config.training, self.horizon, world, reshaped=reshaped)
         trainer = Trainer(
             engine,
-            self.data.objective,
+            self.data.objective_at,
             self.data.batches,
             self.horizon,
             config.training,
@@ -242,6 +242,8 @@ def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder
     resumed, facts = world.on_main(lambda: _start(folder, config, run_facts(data, model, horizon)))
     if world.is_main:
         print_plan(console, config, facts, choose_precision(config.training, world.device), model, world)
+        for warning in data.warnings:
+            console.print(warning, style="bold yellow", markup=False, soft_wrap=True)
     return TrainingJob(world, folder, data, horizon, model, facts, console, resumed)
 
 

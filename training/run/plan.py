@@ -5,7 +5,7 @@ from typing import Any
 from training.config import TrainConfig
 from training.model.language_model import LanguageModel
 from training.run.deepspeed_config import Precision
-from training.run.folder import RunFacts
+from training.run.folder import MixedFacts, PhaseFacts, RunFacts
 
 
 def print_plan(
@@ -36,6 +36,10 @@ def print_plan(
     console.print()
     table(f"Run: {facts.objective} on {facts.task}", _run_rows(config, facts, precision, model, world))
     table("Data", _data_rows(facts))
+    if facts.mixture:
+        table("Mixture", {f"{number}": _mixed_row(each) for number, each in enumerate(facts.mixture, 1)})
+    if facts.phases:
+        table("Phases", dict(map(_phase_row, facts.phases)))
     table("Configuration", _config_rows(config.model_dump(mode="json")))
 
 
@@ -94,9 +98,25 @@ def _data_rows(facts: RunFacts) -> dict[str, str]:
     return rows
 
 
+def _mixed_row(mixed: MixedFacts) -> str:
+    stream, threshold = mixed.stream, mixed.threshold
+    return (
+        f"{mixed.share:.3g} of the blocks from {mixed.uri}: {stream['documents_used']:,} documents, "
+        f"{stream['tokens']:,} tokens, {mixed.epochs:.3g} epochs; column {mixed.column} ({mixed.scorer.fingerprint})"
+        + ("" if threshold is None else f", threshold {threshold.value:g} ({threshold.origin})")
+    )
+
+
+def _phase_row(phase: PhaseFacts) -> tuple[str, str]:
+    return phase.name, (
+        f"from step {phase.first_step:,}: {phase.steps:,} steps, {phase.tokens:,} tokens, "
+        f"of {phase.documents:,} documents with {phase.tokens_in_stream:,}"
+    )
+
+
 def _config_rows(values: dict[str, Any]) -> dict[str, str]:
     rows = {}
     for section, content in values.items():
         if isinstance(content, dict):
-            rows[section] = ", ".join(f"{key}={value}" for key, value in content.items() if value not in (None, {}))
+            rows[section] = ", ".join(f"{key}={value}" for key, value in content.items() if value not in (None, {}, []))
     return rows

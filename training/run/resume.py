@@ -1,6 +1,7 @@
 """Whether an output folder can be trained into: a new one, a run that goes on, or something else that is refused."""
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from scorers.errors import UserError
@@ -16,6 +17,8 @@ _FREE = (
     "data.tokenizer",
     "data.vocab_size",
     "data.store",
+    "data.mixture.*.dataset",
+    "data.mixture.*.store",
     "training.micro_batch_size",
     "training.activation_checkpointing",
     "training.hang_timeout_s",
@@ -72,7 +75,7 @@ def check_same(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> None:
 
 
 def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    return any(fnmatchcase(key, free) or key.startswith(f"{free}.") for free in _FREE)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +84,9 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _items(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+            yield from _items({str(number): each for number, each in enumerate(value)}, f"{prefix}{key}.")
+        elif isinstance(value, Mapping) and value:
             yield from _items(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

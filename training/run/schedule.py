@@ -65,7 +65,7 @@ def plan_horizon(config: TrainingConfig, context_length: int, ranks: int) -> Hor
             f"training.micro_batch_size={micro} does not divide a rank's share of the batch, {share} blocks "
             f"(batch_size={config.batch_size} over {ranks} ranks); choose a divisor of {share}."
         )
-    steps = max(1, config.num_tokens // (config.batch_size * context_length))
+    steps = config.steps(context_length)
     return Horizon(steps, config.batch_size, micro, share // micro, ranks, context_length)
 
 

@@ -5,7 +5,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 from scorers.errors import IncompleteError, StoppedError
 from training.config import TrainingConfig
-from training.data.order import BatchSource
+from training.data.order import Batches
 from training.data.prefetch import Prefetcher
 from training.objectives import Objective
 from training.run import checkpoints
@@ -40,7 +40,8 @@ class Trainer:
     """Trains an engine to its horizon. All ranks run it alike.
 
     Attributes:
-        engine, objective, batches, horizon, config, world: what is trained, how, on what.
+        engine, batches, horizon, config, world: what is trained, on what, for how long.
+        objective: the loss of a step, steps counted from 0.
         folder: of the checkpoints.
         flops_per_token: floating-point operations a trained token.
         peak_flops: what one rank could do of them in a second; see `training.run.speed`.
@@ -52,8 +53,8 @@ class Trainer:
     """
 
     engine: Engine
-    objective: Objective
-    batches: BatchSource
+    objective: Callable[[int], Objective]
+    batches: Batches
     horizon: Horizon
     config: TrainingConfig
     world: World
@@ -146,7 +147,7 @@ class Trainer:
             batch = batches.get(self.step)
             waited = time.perf_counter() - began
             with self._watchdog.step():
-                outcome = self.engine.train_step(batch, self.objective, rate)
+                outcome = self.engine.train_step(batch, self.objective(self.step), rate)
                 self.step += 1
                 diverged, stopped = self.world.any(self._is_lost(outcome), self._stop)
             finished = self.step == self.horizon.steps
@@ -222,9 +223,7 @@ class Trainer:
         step = self.step - 1
         facts = {
             "step": self.step,
-            "seed": self.batches.seed,
-            "blocks": self.batches.block_indices(step).tolist(),
-            "dataset_rows": self.batches.documents(step),
+            **self.batches.origin(step),
         }
         path = self.folder.parent / f"diverged-{self.step}.json"
         try:

@@ -1,0 +1,132 @@
+"""Every dataset of a mixture has its exact share, and goes through epochs of its own, wherever one looks."""
+
+from fractions import Fraction
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scorers.errors import UserError
+from training.data.mixture import GROUP, MixtureSource, group_counts, interleave
+from training.data.order import Batch
+
+OFFSET = 10**6
+
+WEIGHTS = st.lists(st.integers(10, 999), min_size=2, max_size=5)
+
+
+class Numbers:
+    """Blocks of two tokens: the dataset and the block, as one number."""
+
+    def __init__(self, dataset, num_blocks):
+        self.dataset = dataset
+        self.num_blocks = num_blocks
+
+    def blocks(self, indices):
+        ids = np.repeat(np.asarray(indices, dtype=np.int64).reshape(-1, 1) + OFFSET * self.dataset, 2, axis=1)
+        return Batch(ids, ids.astype(np.float32))
+
+    def documents_in(self, indices):
+        return np.unique(np.asarray(indices) // 10)
+
+
+def shares_of(weights):
+    return tuple(Fraction(weight, sum(weights)) for weight in weights)
+
+
+def source_of(sizes, shares, batch_size=8, seed=3):
+    streams = tuple(Numbers(number, size) for number, size in enumerate(sizes))
+    return MixtureSource(streams, tuple("abcdefg"[: len(sizes)]), shares, batch_size, seed)
+
+
+def ids(batch):
+    assert np.array_equal(batch.scores, batch.input_ids.astype(np.float32))
+    return batch.input_ids[:, 0].tolist()
+
+
+@given(WEIGHTS)
+def test_a_group_has_every_share_to_the_block(weights):
+    shares = shares_of(weights)
+    counts = group_counts(shares)
+    assert sum(counts) == GROUP
+    assert all(abs(count - share * GROUP) < 1 for count, share in zip(counts, shares, strict=True))
+
+
+def test_what_is_over_goes_to_the_largest_remainders():
+    third = Fraction(1, 3)
+    assert group_counts((third, third, third)) == (1366, 1365, 1365)
+    assert group_counts((Fraction(7, 10), Fraction(3, 10))) == (2867, 1229)
+
+
+@given(WEIGHTS, st.integers(0, 2**32), st.integers(0, 10**9))
+@settings(deadline=None, max_examples=30)
+def test_every_group_holds_the_counts_and_numbers_each_dataset_without_a_gap(weights, seed, first_group):
+    counts = group_counts(shares_of(weights))
+    numbers = np.arange(first_group * GROUP, (first_group + 2) * GROUP)
+    chosen, before = interleave(numbers, counts, seed)
+    for group in (0, 1):
+        assert np.bincount(chosen[group * GROUP : (group + 1) * GROUP], minlength=len(counts)).tolist() == list(counts)
+    for dataset, count in enumerate(counts):
+        assert np.array_equal(before[chosen == dataset], np.arange(first_group * count, (first_group + 2) * count))
+
+
+@given(WEIGHTS, st.integers(0, 2**32), st.lists(st.integers(0, 10**12), min_size=1, max_size=20))
+@settings(deadline=None, max_examples=30)
+def test_a_block_depends_on_its_number_alone(weights, seed, numbers):
+    source = source_of([7 + weight for weight in weights], shares_of(weights), seed=seed)
+    chosen, block = source.places(np.array(numbers))
+    for number, dataset, index in zip(numbers, chosen.tolist(), block.tolist(), strict=True):
+        one = source_of([7 + weight for weight in weights], shares_of(weights), seed=seed)
+        assert [each.tolist() for each in one.places(np.array([number]))] == [[dataset], [index]]
+
+
+@given(st.lists(st.integers(1, 900), min_size=2, max_size=4), st.data())
+@settings(deadline=None, max_examples=30)
+def test_each_dataset_is_gone_through_once_an_epoch(sizes, data):
+    weights = data.draw(st.lists(st.integers(10, 99), min_size=len(sizes), max_size=len(sizes)))
+    chosen, block = source_of(sizes, shares_of(weights)).places(np.arange(2 * GROUP))
+    for dataset, size in enumerate(sizes):
+        own = block[chosen == dataset]
+        for start in range(0, len(own) - size + 1, size):
+            assert np.array_equal(np.sort(own[start : start + size]), np.arange(size))
+
+
+@given(st.integers(0, 2000), st.sampled_from([1, 2, 3, 4, 6, 12]))
+@settings(deadline=None, max_examples=50)
+def test_ranks_share_the_global_batch(step, world):
+    source = source_of([17, 5, 40], (Fraction(1, 2), Fraction(1, 5), Fraction(3, 10)), batch_size=12)
+    parts = [ids(source.rank_batch(step, rank, world)) for rank in range(world)]
+    assert list(chain(*parts)) == ids(source.batch(step))
+
+
+def test_the_order_does_not_depend_on_the_batch_size():
+    shares = (Fraction(3, 5), Fraction(2, 5))
+    small, large = source_of([31, 20], shares, batch_size=2), source_of([31, 20], shares, batch_size=10)
+    of_small = chain(*(ids(small.batch(step)) for step in range(3000)))
+    assert list(of_small) == list(chain(*(ids(large.batch(step)) for step in range(600))))
+
+
+def test_shares_hold_nearly_everywhere_and_equal_datasets_have_other_orders():
+    source = source_of([5000, 5000], (Fraction(1, 2), Fraction(1, 2)))
+    chosen, block = source.places(np.arange(2 * GROUP))
+    of_256 = chosen.reshape(-1, 256).mean(axis=1)
+    assert 0.35 < of_256.min() < of_256.max() < 0.65
+    assert not np.array_equal(chosen[:GROUP], chosen[GROUP:])
+    assert np.mean(block[chosen == 0] == block[chosen == 1]) < 0.01
+
+
+def test_where_a_batch_is_from_is_told_by_dataset():
+    source = source_of([50, 30], (Fraction(3, 4), Fraction(1, 4)), batch_size=16)
+    told = source.origin(7)
+    assert [each["dataset"] for each in told["datasets"]] == ["a", "b"]
+    every = [each + OFFSET * number for number, part in enumerate(told["datasets"]) for each in part["blocks"]]
+    assert sorted(every) == sorted(ids(source.batch(7)))
+    for part in told["datasets"]:
+        assert part["dataset_rows"] == sorted({each // 10 for each in part["blocks"]})
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    with pytest.raises(UserError, match=r"training\.batch_size=8.*3 ranks"):
+        source_of([5, 5], (Fraction(1, 2), Fraction(1, 2))).rank_batch(0, 0, 3)
