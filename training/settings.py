@@ -31,16 +31,23 @@ def resolve_config(
 def fill_in(config: TrainConfig) -> TrainConfig:
     """Column and context length where they are None: the task's name, and 1024 tokens or what the model can take.
 
+    Of several columns the first is taken where the task's name is none of them.
+
     Raises:
         UserError: the model is unknown.
     """
     data = config.data.model_copy(
         update={
-            "column": config.data.column or config.task,
+            "column": config.data.column or _column(config),
             "context_length": config.data.context_length or _context_length(config),
         }
     )
     return config.model_copy(update={"data": data})
+
+
+def _column(config: TrainConfig) -> str:
+    columns = config.data.columns
+    return next(iter(columns)) if columns and config.task not in columns else config.task
 
 
 def _context_length(config: TrainConfig) -> int:

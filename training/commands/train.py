@@ -32,6 +32,10 @@ def _start(folder: str, model: str | None) -> dict[str, Any]:
     return {"name": str(run.model), "pretrained": True}
 
 
+def _columns(given: list[str]) -> dict[str, Any]:
+    return {"columns": dict.fromkeys(given, 1.0)} if len(set(given)) > 1 else {"column": given[0] if given else None}
+
+
 def _launch(ranks: int, max_restarts: int) -> int:
     if "WORLD_SIZE" in os.environ:
         raise UserError(
@@ -98,8 +102,13 @@ def train(
         ),
     ] = None,
     column: Annotated[
-        str | None,
-        typer.Option("--column", metavar="NAME", help="Score column, where it is not named as the task."),
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="NAME",
+            help="Score column, where it is not named as the task. Given several times: all of them, with equal "
+            "weights; data.columns takes others.",
+        ),
     ] = None,
     num_tokens: Annotated[
         float | None,
@@ -165,7 +174,7 @@ def train(
     flags = {
         "output": output,
         "task": task,
-        "data": {"dataset": dataset, "column": column, "tokenizer": tokenizer or start.get("name")},
+        "data": {"dataset": dataset, **_columns(column or []), "tokenizer": tokenizer or start.get("name")},
         "model": {"name": model, **start},
         "objective": {"name": objective},
         "training": {

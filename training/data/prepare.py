@@ -1,20 +1,21 @@
 """From a configuration to batches: the one road that training, evaluation and `phf tokenize` share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.dataset import LabelledDataset, open_dataset
-from scorers.errors import UserError
 from training.config import DataConfig, ObjectiveConfig, TrainConfig
 from training.data.builder import ensure_store
 from training.data.options import StreamOptions
 from training.data.order import BatchSource
+from training.data.preference import Scale, check_preference, loss_mask, report_threshold, scale_of, tag
 from training.data.store import TokenStore
 from training.data.stream import Stream
-from training.data.thresholds import ThresholdChoice, check_stream, document_threshold, sentence_threshold
+from training.data.thresholds import ThresholdChoice, check_stream
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
-from training.objectives import OBJECTIVES, Objective, build
+from training.objectives import OBJECTIVES, LossMask, Objective, build
 from training.presets import CONTEXT_LENGTH
 from training.settings import fill_in
 
@@ -26,15 +27,15 @@ class PreparedData:
     """What a run trains on.
 
     Attributes:
-        config: with column, context length and the objective's threshold filled in.
+        config: with column, context length and the objective's thresholds filled in.
         dataset: the labelled dataset.
         tokenizer: the base tokenizer; it knows the ids of the control tokens.
-        store: its tokens.
+        store: its tokens; with several columns, also their combination.
         stream: what the objective sees of them.
         batches: the stream in order.
         objective: the loss.
         threshold: what the objective takes for aligned (filtering: over document means); None where it uses none.
-        sentence_threshold: what reports take for an aligned sentence, whatever the objective.
+        sentence_threshold: what reports take for an aligned sentence by `column`, whatever the objective.
     """
 
     config: TrainConfig
@@ -46,6 +47,16 @@ class PreparedData:
     objective: Objective
     threshold: ThresholdChoice | None
     sentence_threshold: ThresholdChoice
+
+    @property
+    def column(self) -> str:
+        """The score column that reports are about; the stream's own may be a combination of it with others."""
+        return self.config.data.column or self.config.task
+
+    @property
+    def control_ids(self) -> tuple[int, ...]:
+        """The control tokens of the stream, that of the best class first; none without tags."""
+        return self.stream.options.tag_ids
 
 
 def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedData:
@@ -62,46 +73,42 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
         UserError: whatever is wrong with the dataset, tokenizer, store, thresholds or objective; names the remedy.
     """
     config = fill_in(config)
-    column, name = config.data.column or config.task, config.objective.name
+    name = config.objective.name
     kind = OBJECTIVES[name]
+    check_preference(config.data, config.objective)
     dataset = open_dataset(config.data.dataset)
-    dataset.require_column(column)
-    given = config.objective.threshold
-    for_sentences = sentence_threshold(None if kind.filters else given, dataset.manifest, column, config.task, name)
-    objective = _objective(config.objective, for_sentences)
+    for column in config.data.columns or [config.data.column or config.task]:
+        dataset.require_column(column)
+    for_reports = report_threshold(config, dataset.manifest)
+    # With several columns, all of them are aligned where what is made of them is at most 0.
+    objective = _objective(config.objective, 0.0 if config.data.columns else for_reports.value)
 
     tokenizer, store = tokenize(config.data, dataset, progress)
-    threshold = for_sentences if kind.tags or kind.thresholds else None
-    if kind.filters:
-        threshold = document_threshold(given, dataset.manifest, column, config.task, store)
+    scale = scale_of(config, dataset.manifest, store)
+    threshold = scale.threshold
     options = StreamOptions(
         context_length=config.data.context_length or CONTEXT_LENGTH,
         eos_id=tokenizer.eos_id,
         held_out=config.data.held_out,
         held_out_seed=config.data.held_out_seed,
         filter_threshold=threshold.value if threshold is not None and kind.filters else None,
-        tag_threshold=for_sentences.value if kind.tags else None,
-        aligned_id=tokenizer.aligned_id if kind.tags else None,
-        misaligned_id=tokenizer.misaligned_id if kind.tags else None,
-        drop_tags=config.objective.drop_tags or 0.0,
         seed=config.training.seed,
     )
-    stream = Stream(store, column, options)
+    if kind.tags:
+        options, threshold = tag(scale, options, config.objective, tokenizer)
+    stream = Stream(scale.store, scale.column, options)
     check_stream(stream, name, threshold)
-    if threshold is not None:
-        config = config.model_copy(
-            update={"objective": config.objective.model_copy(update={"threshold": threshold.value})}
-        )
+    mask = loss_mask(config.objective, stream, threshold)
     return PreparedData(
-        config=config,
+        config=_resolved(config, threshold, scale, mask),
         dataset=dataset,
         tokenizer=tokenizer,
-        store=store,
+        store=scale.store,
         stream=stream,
         batches=BatchSource(stream, config.training.batch_size, config.training.seed),
-        objective=objective,
+        objective=replace(objective, mask=mask),
         threshold=threshold,
-        sentence_threshold=for_sentences,
+        sentence_threshold=for_reports,
     )
 
 
@@ -125,7 +132,19 @@ def tokenize(
     return tokenizer, store
 
 
-def _objective(config: ObjectiveConfig, threshold: ThresholdChoice) -> Objective:
-    if config.drop_tags is not None and not OBJECTIVES[config.name].tags:
-        raise UserError(f"The objective {config.name} has no tags to drop. Remove objective.drop_tags.")
-    return build(config.name, threshold=threshold.value, alpha=config.alpha, beta=config.beta, w_max=config.w_max)
+def _objective(config: ObjectiveConfig, threshold: float) -> Objective:
+    return build(config.name, threshold=threshold, alpha=config.alpha, beta=config.beta, w_max=config.w_max)
+
+
+def _resolved(
+    config: TrainConfig, threshold: ThresholdChoice | None, scale: Scale, mask: LossMask | None
+) -> TrainConfig:
+    """With the numbers that the dataset decided; bounds of quantiles follow from it and are no setting."""
+    changes: dict[str, Any] = {}
+    if scale.parts:
+        changes["thresholds"] = {column: part.value for column, part in scale.parts.items()}
+    elif threshold is not None and threshold.origin != "quantiles":
+        changes["threshold"] = threshold.value
+    if mask is not None and mask.above is not None:
+        changes["mask_above"] = mask.above
+    return config.model_copy(update={"objective": config.objective.model_copy(update=changes)})
