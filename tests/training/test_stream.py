@@ -11,6 +11,7 @@ from training.data.options import StreamOptions
 from training.data.stream import Stream
 
 EOS, ALIGNED, MISALIGNED = 900, 901, 902
+QUANTILES = (901, 903, 902, 904)
 MASK = 2**64 - 1
 
 
@@ -42,7 +43,10 @@ def naive_stream(documents, hashes, options):
         for number, (tokens, score) in enumerate(document):
             dropped = (mix(mixed(options.seed, 2, text_hash) ^ number) >> 11) / 2**53 < options.drop_tags
             if options.tag_bounds is not None and not dropped:
-                ids.append(ALIGNED if np.float32(score) <= np.float32(options.tag_bounds[0]) else MISALIGNED)
+                if len(options.tag_bounds) == 1:
+                    ids.append(ALIGNED if np.float32(score) <= np.float32(options.tag_bounds[0]) else MISALIGNED)
+                else:
+                    ids.append(QUANTILES[sum(np.float32(score) > np.float32(bound) for bound in options.tag_bounds)])
                 scores.append(score)
             ids += tokens
             scores += [score] * len(tokens)
@@ -50,7 +54,9 @@ def naive_stream(documents, hashes, options):
 
 
 def options_of(**given):
-    return StreamOptions(eos_id=EOS, tag_ids=(ALIGNED, MISALIGNED), **{"context_length": 4, **given})
+    bounds = given.get("tag_bounds") or ()
+    ids = (ALIGNED, MISALIGNED) if len(bounds) < 2 else QUANTILES[: len(bounds) + 1]
+    return StreamOptions(eos_id=EOS, tag_ids=ids, **{"context_length": 4, **given})
 
 
 SENTENCE = st.tuples(st.lists(st.integers(0, 99), max_size=6), st.sampled_from([0.0, 0.125, 0.25, 0.5]))
@@ -61,7 +67,7 @@ OPTIONS = st.fixed_dictionaries(
         "held_out": st.sampled_from([0.0, 0.3]),
         "held_out_seed": st.integers(0, 3),
         "filter_threshold": st.sampled_from([None, 0.0, 0.25]),
-        "tag_bounds": st.sampled_from([None, (0.0,), (0.125,), (1.0,)]),
+        "tag_bounds": st.sampled_from([None, (0.0,), (0.125,), (1.0,), (0.0, 0.25), (0.0, 0.125, 0.3)]),
         "drop_tags": st.sampled_from([0.0, 0.4, 1.0]),
         "seed": st.integers(0, 3),
     }
@@ -102,14 +108,16 @@ def test_statistics_count_what_the_naive_stream_holds(documents, given_options):
         ids, _ = naive_stream(documents, hashes, options)
     assert statistics["tokens"] == len(ids)
     assert statistics["tokens_eos"] == ids.count(EOS) == statistics["documents_used"]
-    assert statistics["tokens_control"] == ids.count(ALIGNED) + ids.count(MISALIGNED)
+    assert statistics["tokens_control"] == sum(ids.count(each) for each in QUANTILES)
     assert statistics["tokens_text"] == sum(each < EOS for each in ids)
     assert statistics["documents_used"] + sum(statistics["documents_left_out"].values()) == len(documents)
     assert statistics["documents_left_out"]["null_score"] == sum(is_null for _, is_null in documents)
     assert statistics["blocks"] * options.context_length + statistics["tokens_dropped_at_end"] == len(ids)
     if options.tag_bounds is not None:
         tags = statistics["tags"]
-        assert (tags["aligned"], tags["misaligned"]) == (ids.count(ALIGNED), ids.count(MISALIGNED))
+        names = [name for name in tags if name != "dropped"]
+        assert names[:2] == (["aligned", "misaligned"] if len(names) == 2 else ["quantile_1", "quantile_2"])
+        assert [tags[name] for name in names] == [ids.count(each) for each in options.tag_ids]
         assert sum(tags.values()) == statistics["sentences"]
     else:
         assert "tags" not in statistics
@@ -229,6 +237,9 @@ def test_a_document_alone_has_every_tag_and_says_what_is_text(tmp_path):
     assert document.text_bytes == 77
     swapped = stream.document(1, swap_tags=True)
     assert swapped.input_ids.tolist() == [EOS, MISALIGNED, 1, 2, ALIGNED, ALIGNED, 3]
+    many = Stream(store, "x", options_of(tag_bounds=(-1.0, 0.5, 0.7)))
+    assert many.document(1).input_ids.tolist() == [EOS, 903, 1, 2, 904, 904, 3]
+    assert many.document(1, swap_tags=True).input_ids.tolist() == [EOS, 902, 1, 2, 901, 901, 3]
     plain = Stream(store, "x", options_of()).document(1)
     assert plain.input_ids.tolist() == [EOS, 1, 2, 3]
 

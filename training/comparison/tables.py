@@ -157,8 +157,8 @@ def stream_table(comparison: Comparison) -> Table:
         )
     return Table(
         "What each run was trained on",
-        "Tags: the share of control tokens that say aligned (of quantiles: the best). Threshold: what the objective takes for aligned, of a "
-        "sentence (filtering: of a document).",
+        "Tags: the share of control tokens that say aligned (of quantiles: the best). Threshold: what the objective "
+        "takes for aligned, of a sentence (filtering: of a document).",
         [
             "documents",
             "filtered",

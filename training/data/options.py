@@ -20,8 +20,8 @@ class StreamOptions:
         held_out: share of documents left out, chosen by a hash of `held_out_seed` and the document's text.
         held_out_seed: of that hash.
         filter_threshold: documents whose mean score is above it are left out; None for none.
-        tag_bounds: ascending, compared as float32: sentences get the control token `tag_ids[i]`, i being how many bounds
-            their score is above. One bound for aligned and misaligned, K - 1 for K classes; None for no tags.
+        tag_bounds: ascending, compared as float32: sentences get the control token `tag_ids[i]` where their score is
+            above i of the bounds. One bound for aligned and misaligned, K - 1 for K classes; None for no tags.
         tag_ids: the control tokens, best first, one more than bounds.
         drop_tags: share of sentences that get no control token, chosen by a hash of `seed`, the document's text and
             the sentence's number in it.

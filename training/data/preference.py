@@ -1,4 +1,4 @@
-"""What a stream and an objective take for better and worse: columns, thresholds, quantiles, and what carries no loss."""
+"""What a stream and an objective take for better and worse: columns, thresholds, quantiles, and masks of the loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import Manifest
 from scorers.errors import UserError
 from training.config import DataConfig, ObjectiveConfig, TrainConfig
-from training.data.combined import CombinedStore, Combination
+from training.data.combined import Combination, CombinedStore
 from training.data.options import StreamOptions
 from training.data.store import TokenStore
 from training.data.stream import Stream
@@ -77,7 +77,11 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
     if others:
         raise UserError(
             f"objective.thresholds.{others[0]}: data.columns has no such column"
-            + (f"; it has: {', '.join(data.columns)}." if data.columns else ". For one column, set objective.threshold.")
+            + (
+                f"; it has: {', '.join(data.columns)}."
+                if data.columns
+                else ". For one column, set objective.threshold."
+            )
         )
 
 
