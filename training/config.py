@@ -43,7 +43,9 @@ class DataConfig(_Section):
 
     Attributes:
         dataset: folder or URI of a sealed labelled dataset.
-        column: score column; by default the task's name.
+        column: score column; by default the task's name. With `columns`, the one that reports are about.
+        columns: several score columns and their weights, such as `{toxicity: 1, pii: 0.5}`: see
+            `training.data.combined`. Documents without a score in any of them are left out.
         tokenizer: path or name of a Hugging Face tokenizer; None trains a byte-level BPE on the dataset.
         vocab_size: entries of the tokenizer that is trained when none is given.
         context_length: tokens a block; None takes the preset's, at most what the model has positions for.
@@ -57,6 +59,7 @@ class DataConfig(_Section):
 
     dataset: str
     column: str | None = None
+    columns: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     tokenizer: str | None = None
     vocab_size: Count = Field(default=8192, ge=260)
     context_length: Count | None = Field(default=None, ge=2)
@@ -103,6 +106,14 @@ class ObjectiveConfig(_Section):
         name: the objective.
         threshold: sentences (filtering: documents, by their mean) with score <= threshold are aligned. None takes the
             dataset's, or with the paper's scorer of the task the preset's.
+        thresholds: the same by column, where `data.columns` are several; a sentence is aligned when it is by each.
+        quantiles: conditional: classes of equally many sentences, by score, with a control token each, in place of
+            aligned and misaligned (Quark, arXiv 2205.13636, "quantization"). Equal scores stay in one class, so there
+            may come out fewer. Two are called `<|aligned|>` and `<|misaligned|>`, more `<|quantile_1|>` (the best) on.
+        mask_control_tokens: conditional: learn nothing about when a control token comes, only what comes after it
+            (MeCo, arXiv 2501.01956, does so with metadata).
+        mask_above: sentences with a higher score are read but not learnt ("masked SLUNG", arXiv 2505.03052); a score,
+            or a percentile of the stream's sentences such as `p99`. See `training.objectives.LossMask`.
         drop_tags: conditional: share of sentences whose control token is left out.
         alpha: unlikelihood: weight of the unlikelihood term; awr: weight of the policy term.
         beta: rwr, awr: temperature of the weights.
@@ -115,6 +126,10 @@ class ObjectiveConfig(_Section):
 
     name: ObjectiveName = "mle"
     threshold: float | None = Field(default=None, ge=0)
+    thresholds: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    quantiles: Count | None = Field(default=None, ge=2, le=1000)
+    mask_control_tokens: bool = False
+    mask_above: float | Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")] | None = None
     drop_tags: float | None = Field(default=None, ge=0, le=1)
     alpha: float | None = Field(default=None, ge=0)
     beta: float | None = Field(default=None, gt=0)

@@ -113,7 +113,11 @@ class _LinearLoss(torch.autograd.Function):
             logits = _logits(hidden[part], weight, bias, buffer[: part.stop - part.start])
             log_odds, others = _log_odds(logits.to(exact), request.predicted[part])
             loss, by_log_odds, by_values, metrics = _terms(
-                request.objective, log_odds, request.scores[part], None if values is None else values[part]
+                request.objective,
+                request.predicted[part],
+                log_odds,
+                request.scores[part],
+                None if values is None else values[part],
             )
             parts.append({_LOSS: loss, **metrics})
             if grads is not None:
@@ -206,13 +210,15 @@ def _log_odds(logits: Tensor, predicted: Tensor) -> tuple[Tensor, _Others]:
 
 
 def _terms(
-    objective: Objective, log_odds: Tensor, scores: Tensor, values: Tensor | None
+    objective: Objective, predicted: Tensor, log_odds: Tensor, scores: Tensor, values: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
     """Sum of the loss, its gradients by log-odds and values, and what there is to log: sums, and maxima (`max_…`)."""
     with torch.enable_grad():
         inputs = [each.detach().requires_grad_() for each in (log_odds, values) if each is not None]
         against = -F.logsigmoid(-inputs[0]) if objective.needs_unlikelihood else None
-        terms = objective.terms(-F.logsigmoid(inputs[0]), against, scores, None if values is None else inputs[1])
+        terms = objective.counted_terms(
+            predicted, -F.logsigmoid(inputs[0]), against, scores, None if values is None else inputs[1]
+        )
         loss = terms.loss.sum()
         by_log_odds, *by_values = torch.autograd.grad(loss, inputs, allow_unused=True)
     metrics = {name: each.detach().sum() for name, each in terms.means.items()}

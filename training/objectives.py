@@ -48,10 +48,47 @@ class TokenTerms:
 
 
 @dataclass(frozen=True)
+class LossMask:
+    """Predicted tokens that are context only: they carry no loss, and what is logged of them is 0.
+
+    What they lose is replaced by 0, not multiplied by it, so that no gradient comes of it whatever it was. The divisor
+    of the loss stays the number of all predicted tokens of the global batch: a constant, known without asking any rank.
+    So with a share m of the tokens masked, losses and gradients are 1 - m times the mean over the others, which Adam
+    does not see and gradient clipping does; `masked_share` is logged to tell.
+
+    Masking tags is MeCo's treatment of metadata (arXiv 2501.01956, section 2: the loss is over the document's tokens
+    alone). Masking what is bad is "Masked SLUNG" (arXiv 2505.03052, section 2): the model reads it, and never learns to
+    write it.
+
+    Attributes:
+        ids: tokens that carry no loss.
+        above: tokens whose sentence's score is above it carry none, compared as float32; None for all scores.
+    """
+
+    ids: tuple[int, ...] = ()
+    above: float | None = None
+
+    def apply(self, terms: "TokenTerms", predicted: Tensor, scores: Tensor) -> "TokenTerms":
+        """The terms of the tokens that carry loss, 0 for the others; `predicted` and `scores` are of their shape."""
+        masked = torch.zeros_like(predicted, dtype=torch.bool)
+        for token in self.ids:
+            masked |= predicted == token
+        if self.above is not None:
+            masked |= scores.float() > self.above
+        means = {name: each.masked_fill(masked, 0) for name, each in terms.means.items()}
+        return TokenTerms(
+            terms.loss.masked_fill(masked, 0),
+            {**means, "masked_share": masked.to(terms.loss.dtype)},
+            {name: each.masked_fill(masked, 0) for name, each in terms.maxima.items()},
+        )
+
+
+@dataclass(frozen=True)
 class Objective(ABC):
     """What a model is trained for.
 
     Attributes:
+        mask: which tokens carry no loss; None where all do.
         name: as in the configuration.
         filters: documents whose mean score exceeds the threshold are left out of the stream.
         tags: a control token stands before each sentence of the stream.
@@ -66,6 +103,7 @@ class Objective(ABC):
     thresholds: ClassVar[bool] = False
     needs_values: ClassVar[bool] = False
     needs_unlikelihood: ClassVar[bool] = False
+    mask: LossMask | None = field(default=None, kw_only=True)
 
     def loss(
         self, logits: Tensor, labels: Tensor, scores: Tensor, values: Tensor | None = None, *, count: int | None = None
@@ -91,7 +129,8 @@ class Objective(ABC):
         # Labels are rolled, and the last position, which predicts nothing here, is cut off the results: to cut it off
         # the logits would copy them all, forwards and backwards.
         predicted = labels.roll(-1, dims=1)
-        terms = self.terms(
+        terms = self.counted_terms(
+            predicted,
             cross_entropy(logits, predicted),
             unlikelihood(logits, predicted) if self.needs_unlikelihood else None,
             scores.roll(-1, dims=1).to(logits.dtype),
@@ -103,8 +142,15 @@ class Objective(ABC):
         return Loss(terms.loss[:, :-1].sum() / divisor, metrics)
 
     def plain(self) -> "Objective":
-        """What is trained for in steps that hear of no preference; the model stays the same."""
+        """What is trained for in steps that hear of no preference yet; the model stays the same."""
         return MLE()
+
+    def counted_terms(
+        self, predicted: Tensor, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None
+    ) -> TokenTerms:
+        """The terms of each predicted token, masked; `predicted` are the tokens' ids, the others as in `terms`."""
+        terms = self.terms(ce, against, scores, values)
+        return terms if self.mask is None else self.mask.apply(terms, predicted, scores)
 
     @abstractmethod
     def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
@@ -242,7 +288,7 @@ class AWR(Objective):
 
     def plain(self) -> Objective:
         """Every token weighs 1, which is beta = infinity; the value head learns as always."""
-        return replace(self, beta=math.inf, w_max=max(1.0, self.w_max))
+        return replace(self, beta=math.inf, w_max=max(1.0, self.w_max), mask=None)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -257,6 +303,7 @@ def build(
     alpha: float | None = None,
     beta: float | None = None,
     w_max: float = 1000.0,
+    mask: LossMask | None = None,
 ) -> Objective:
     """An objective by name, such as `build("awr", alpha=0.5, beta=10)`.
 
@@ -267,6 +314,7 @@ def build(
         alpha: unlikelihood, unlikelihood_soft, awr; see the classes.
         beta: rwr, awr; see the classes.
         w_max: rwr, awr: upper clip of the weights.
+        mask: tokens that carry no loss.
 
     Raises:
         UserError: an unknown name, an option missing, or an option that this objective has no use for.
@@ -274,11 +322,11 @@ def build(
     if name not in OBJECTIVES:
         raise UserError(f"There is no objective {name!r}; choose one of: {', '.join(OBJECTIVES)}.")
     kind = OBJECTIVES[name]
-    takes = [each.name for each in fields(kind)]
+    takes = _options(kind)
     options: dict[str, Any] = {"threshold": threshold, "alpha": alpha, "beta": beta, "w_max": w_max}
     for option in ("alpha", "beta"):
         if options[option] is not None and option not in takes:
-            users = ", ".join(each.name for each in OBJECTIVES.values() if option in [one.name for one in fields(each)])
+            users = ", ".join(each.name for each in OBJECTIVES.values() if option in _options(each))
             raise UserError(f"The objective {name} has no {option} (objective.{option} is for: {users}). Remove it.")
     missing = [option for option in takes if options[option] is None]
     if missing:
@@ -286,7 +334,7 @@ def build(
             f"The objective {name} needs {' and '.join(f'objective.{option}' for option in missing)}: "
             f"give --set objective.{missing[0]}=NUMBER."
         )
-    return kind(**{option: value for option, value in options.items() if option in takes})
+    return kind(**{option: value for option, value in options.items() if option in takes}, mask=mask)
 
 
 def cross_entropy(logits: Tensor, predicted: Tensor) -> Tensor:
@@ -304,6 +352,10 @@ def unlikelihood(logits: Tensor, predicted: Tensor) -> Tensor:
     """
     others = logits.scatter(-1, predicted.unsqueeze(-1), -math.inf)
     return logits.logsumexp(-1) - others.logsumexp(-1)
+
+
+def _options(kind: type[Objective]) -> list[str]:
+    return [each.name for each in fields(kind) if each.name != "mask"]
 
 
 def _unlikelihood_terms(ce: Tensor, against: Tensor | None, aligned: Tensor, alpha: float) -> TokenTerms:

@@ -31,10 +31,12 @@ def resolve_config(
 def fill_in(config: TrainConfig) -> TrainConfig:
     """Columns and context length where they are None: the task's name, and 1024 tokens or what the model can take.
 
+    Of several columns the first is taken where the task's name is none of them.
+
     Raises:
         UserError: the model is unknown.
     """
-    column = config.data.column or config.task
+    column = config.data.column or _column(config)
     mixture = tuple(each.model_copy(update={"column": each.column or column}) for each in config.data.mixture)
     data = config.data.model_copy(
         update={
@@ -44,6 +46,11 @@ def fill_in(config: TrainConfig) -> TrainConfig:
         }
     )
     return config.model_copy(update={"data": data})
+
+
+def _column(config: TrainConfig) -> str:
+    columns = config.data.columns
+    return next(iter(columns)) if columns and config.task not in columns else config.task
 
 
 def _context_length(config: TrainConfig) -> int:

@@ -20,7 +20,7 @@ def run() -> Iterator[Comparison]:
     from training.data.store import TokenStore
     from training.data.stream import Stream
 
-    tags: dict[str, Any] = {"tag_threshold": 0.005, "aligned_id": 1, "misaligned_id": 2}
+    tags: dict[str, Any] = {"tag_bounds": (0.005,), "tag_ids": (1, 2)}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         _write_store(folder)

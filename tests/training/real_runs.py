@@ -76,13 +76,11 @@ def config_of(
 
 def build_for(data: PreparedData) -> LanguageModel:
     """The model of a run, initialised by its seed."""
-    tags = data.objective.tags
-    control = (data.tokenizer.aligned_id, data.tokenizer.misaligned_id) if tags else ()
     with torch.random.fork_rng():
         torch.manual_seed(data.config.training.seed)
         return build_model(
             data.config.model,
-            Vocabulary(data.tokenizer.size(tags=tags), data.tokenizer.eos_id, control),
+            Vocabulary(data.tokenizer.size(data.control_ids), data.tokenizer.eos_id, data.control_ids),
             value_head=data.objective.needs_values,
         )
 
@@ -111,12 +109,11 @@ def make_real_run(
     facts = run_facts(data, model, horizon).model_copy(update={"status": "finished", "step": horizon.steps})
     run.write_config(data.config)
     run.write_facts(facts)
-    tags = data.objective.tags
     export_model(
         run.model,
         model.causal,
         model.state_dict(),
-        data.tokenizer.with_control_tokens() if tags else data.tokenizer.fast,
+        data.tokenizer.with_control_tokens(len(data.control_ids)) if data.control_ids else data.tokenizer.fast,
         eos_id=data.tokenizer.eos_id,
         control_ids=facts.tokenizer.control_ids,
     )

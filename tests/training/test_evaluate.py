@@ -89,7 +89,7 @@ def test_held_out_documents_are_those_that_the_stream_leaves_out(mle: RunFolder)
 
 def test_unigram_counts_are_of_the_training_text(mle: RunFolder) -> None:
     data = prepare(mle.read_config())
-    expected = np.zeros(data.tokenizer.size(tags=False), dtype=np.int64)
+    expected = np.zeros(data.tokenizer.size(), dtype=np.int64)
     for index in data.stream.documents:
         each = data.stream.document(int(index))
         np.add.at(expected, each.input_ids[each.is_text], 1)

@@ -98,6 +98,6 @@ def test_the_tokenizer_of_a_model_without_tags_does_not_know_them(tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = wrap_tokenizer("bytes", byte_tokenizer())
-    model = build_model(ModelConfig(name="nano"), Vocabulary(tokenizer.size(tags=False), tokenizer.eos_id))
+    model = build_model(ModelConfig(name="nano"), Vocabulary(tokenizer.size(), tokenizer.eos_id))
     export_model(tmp_path / "model", model.causal, model.state_dict(), tokenizer.fast, eos_id=tokenizer.eos_id)
     assert ALIGNED not in AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab()

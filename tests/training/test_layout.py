@@ -14,10 +14,10 @@ OPTIONS = [
     {"held_out": 0.3, "held_out_seed": 1},
     {"filter_threshold": 0.5},
     {"part": (0.2, 0.8)},
-    {"tag_threshold": 0.5},
-    {"tag_threshold": 0.5, "drop_tags": 0.3},
-    {"tag_threshold": 0.5, "drop_tags": 0.3, "seed": 1},
-    {"tag_threshold": 0.5, "drop_tags": 0.3, "held_out": 0.3, "filter_threshold": 0.5},
+    {"tag_bounds": (0.5,)},
+    {"tag_bounds": (0.5,), "drop_tags": 0.3},
+    {"tag_bounds": (0.5,), "drop_tags": 0.3, "seed": 1},
+    {"tag_bounds": (0.5,), "drop_tags": 0.3, "held_out": 0.3, "filter_threshold": 0.5},
 ]
 
 
@@ -40,13 +40,13 @@ def test_what_was_kept_is_what_is_computed(store, monkeypatch):
     monkeypatch.setattr(layout, "compute_layout", None)
     assert [content(Stream(store, "x", options)) for options in streams] == computed
     # Where a block ends, which tokens are control tokens and what is above the threshold is no part of it.
-    other = options_of(context_length=8, tag_threshold=0.1, drop_tags=0.3)
+    other = options_of(context_length=8, tag_bounds=(0.1,), drop_tags=0.3)
     assert Stream(store, "x", other).num_tokens == computed[6][2]["tokens"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"ARROW1 but not really"])
 def test_what_is_damaged_is_computed_again(store, damage):
-    options = options_of(context_length=16, tag_threshold=0.5, drop_tags=0.3)
+    options = options_of(context_length=16, tag_bounds=(0.5,), drop_tags=0.3)
     expected = content(Stream(store, "x", options))
     (file,) = (store.path / layout.FOLDER).glob("*/piece_starts.arrow")
     whole = file.read_bytes()

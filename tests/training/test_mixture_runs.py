@@ -138,7 +138,7 @@ def test_each_phase_has_its_stream_and_each_dataset_its_threshold(tmp_path, code
     for step in range(40):
         seen = set(data.batches.batch(step).input_ids.ravel().tolist()) & tags
         assert bool(seen) == (10 <= step < 30), step
-    thresholds = [each.streams[1].options.tag_threshold for each in data.datasets]
+    thresholds = [bound for each in data.datasets for bound in each.streams[1].options.tag_bounds]
     assert thresholds == [0.0, data.datasets[1].source.manifest.thresholds["short"].value]
     assert [each.threshold for each in data.config.data.mixture] == thresholds[1:]
     # A batch can be traced to rows of the datasets.
@@ -287,3 +287,19 @@ def test_two_ranks_learn_the_same_from_a_mixture_in_phases(tmp_path, code_datase
     assert done.returncode == 0, done.stderr
     found, expected = np.array(figures(tmp_path / "run")), np.array(figures(undisturbed[0]))
     assert np.allclose(found, expected, atol=1e-4)
+
+
+def test_quantiles_are_those_of_each_dataset_and_masks_those_of_one_scale(tmp_path, code_dataset, prose):
+    changes = mixed(prose, **PHASES, training__num_tokens=40 * 4 * 32)
+    data = prepare(job_config(code_dataset, tmp_path / "run", "conditional", **changes, objective__quantiles=2))
+    bounds = [each.streams[1].options.tag_bounds for each in data.datasets]
+    assert len({len(each) for each in bounds}) == 1
+    assert bounds[0] != bounds[1]
+    assert {each.streams[1].options.tag_ids for each in data.datasets} == {data.control_ids}
+    with pytest.raises(UserError, match=r"as many of their scores are equal. Ask for fewer quantiles"):
+        prepare(job_config(code_dataset, tmp_path / "run", "conditional", **changes, objective__quantiles=9))
+    with pytest.raises(UserError, match=r"mle with objective.mask_above computes with the scores themselves"):
+        prepare(job_config(code_dataset, tmp_path / "run", "mle", **mixed(prose), objective__mask_above=0.01))
+    with pytest.raises(UserError, match=r"data.columns is for one dataset"):
+        columns = {"data__columns": {"pep8": 1.0}}
+        prepare(job_config(code_dataset, tmp_path / "run", "conditional", **mixed(prose), **columns))

@@ -124,6 +124,6 @@ def test_before_their_start_the_others_are_maximum_likelihood(name):
 
 def test_a_stream_of_its_own_part_is_not_cut_by_tags_or_order(store):
     plain = Stream(store, "x", options_of(part=(0.0, 0.5)))
-    tagged = Stream(store, "x", options_of(part=(0.0, 0.5), tag_threshold=0.3))
+    tagged = Stream(store, "x", options_of(part=(0.0, 0.5), tag_bounds=(0.3,)))
     assert np.array_equal(plain.documents, tagged.documents)
     assert plain.statistics["tokens_control"] == 0 < tagged.statistics["tokens_control"]

@@ -11,6 +11,7 @@ from training.data.options import StreamOptions
 from training.data.stream import Stream
 
 EOS, ALIGNED, MISALIGNED = 900, 901, 902
+QUANTILES = (901, 903, 902, 904)
 MASK = 2**64 - 1
 
 
@@ -44,8 +45,11 @@ def naive_stream(documents, hashes, options):
         scores.append(0.0)
         for number, (tokens, score) in enumerate(document):
             dropped = (mix(mixed(options.seed, 2, text_hash) ^ number) >> 11) / 2**53 < options.drop_tags
-            if options.tag_threshold is not None and not dropped:
-                ids.append(ALIGNED if np.float32(score) <= np.float32(options.tag_threshold) else MISALIGNED)
+            if options.tag_bounds is not None and not dropped:
+                if len(options.tag_bounds) == 1:
+                    ids.append(ALIGNED if np.float32(score) <= np.float32(options.tag_bounds[0]) else MISALIGNED)
+                else:
+                    ids.append(QUANTILES[sum(np.float32(score) > np.float32(bound) for bound in options.tag_bounds)])
                 scores.append(score)
             ids += tokens
             scores += [score] * len(tokens)
@@ -53,7 +57,9 @@ def naive_stream(documents, hashes, options):
 
 
 def options_of(**given):
-    return StreamOptions(eos_id=EOS, aligned_id=ALIGNED, misaligned_id=MISALIGNED, **{"context_length": 4, **given})
+    bounds = given.get("tag_bounds") or ()
+    ids = (ALIGNED, MISALIGNED) if len(bounds) < 2 else QUANTILES[: len(bounds) + 1]
+    return StreamOptions(eos_id=EOS, tag_ids=ids, **{"context_length": 4, **given})
 
 
 SENTENCE = st.tuples(st.lists(st.integers(0, 99), max_size=6), st.sampled_from([0.0, 0.125, 0.25, 0.5]))
@@ -64,7 +70,7 @@ OPTIONS = st.fixed_dictionaries(
         "held_out": st.sampled_from([0.0, 0.3]),
         "held_out_seed": st.integers(0, 3),
         "filter_threshold": st.sampled_from([None, 0.0, 0.25]),
-        "tag_threshold": st.sampled_from([None, 0.0, 0.125, 1.0]),
+        "tag_bounds": st.sampled_from([None, (0.0,), (0.125,), (1.0,), (0.0, 0.25), (0.0, 0.125, 0.3)]),
         "drop_tags": st.sampled_from([0.0, 0.4, 1.0]),
         "seed": st.integers(0, 3),
         "part": st.sampled_from([None, None, (0.0, 0.4), (0.4, 1.0)]),
@@ -106,14 +112,16 @@ def test_statistics_count_what_the_naive_stream_holds(documents, given_options):
         ids, _ = naive_stream(documents, hashes, options)
     assert statistics["tokens"] == len(ids)
     assert statistics["tokens_eos"] == ids.count(EOS) == statistics["documents_used"]
-    assert statistics["tokens_control"] == ids.count(ALIGNED) + ids.count(MISALIGNED)
+    assert statistics["tokens_control"] == sum(ids.count(each) for each in QUANTILES)
     assert statistics["tokens_text"] == sum(each < EOS for each in ids)
     assert statistics["documents_used"] + sum(statistics["documents_left_out"].values()) == len(documents)
     assert statistics["documents_left_out"]["null_score"] == sum(is_null for _, is_null in documents)
     assert statistics["blocks"] * options.context_length + statistics["tokens_dropped_at_end"] == len(ids)
-    if options.tag_threshold is not None:
+    if options.tag_bounds is not None:
         tags = statistics["tags"]
-        assert (tags["aligned"], tags["misaligned"]) == (ids.count(ALIGNED), ids.count(MISALIGNED))
+        names = [name for name in tags if name != "dropped"]
+        assert names[:2] == (["aligned", "misaligned"] if len(names) == 2 else ["quantile_1", "quantile_2"])
+        assert [tags[name] for name in names] == [ids.count(each) for each in options.tag_ids]
         assert sum(tags.values()) == statistics["sentences"]
     else:
         assert "tags" not in statistics
@@ -133,7 +141,7 @@ def long_documents(seed=0):
     ]
 
 
-@pytest.mark.parametrize("given_options", [{}, {"tag_threshold": 0.5}, {"tag_threshold": 0.5, "drop_tags": 0.3}])
+@pytest.mark.parametrize("given_options", [{}, {"tag_bounds": (0.5,)}, {"tag_bounds": (0.5,), "drop_tags": 0.3}])
 def test_documents_of_many_sentences(tmp_path, given_options):
     options = options_of(context_length=16, **given_options)
     documents = [
@@ -150,7 +158,7 @@ def test_documents_of_many_sentences(tmp_path, given_options):
 
 def test_a_sentence_longer_than_many_blocks(tmp_path):
     documents = [([([7] * 50, 0.25)], False)]
-    stream = Stream(make_store(tmp_path / "store", documents), "x", options_of(context_length=8, tag_threshold=0.0))
+    stream = Stream(make_store(tmp_path / "store", documents), "x", options_of(context_length=8, tag_bounds=(0.0,)))
     assert stream.block(0)[0].tolist() == [EOS, MISALIGNED] + [7] * 6
     assert stream.block(0)[1].tolist() == [0.0] + [0.25] * 7
     assert stream.block(5)[0].tolist() == [7] * 8
@@ -158,7 +166,7 @@ def test_a_sentence_longer_than_many_blocks(tmp_path):
 
 def test_a_tag_can_be_the_last_token_of_a_block_and_its_sentence_the_next(tmp_path):
     documents = [([([1, 2], 0.0), ([3, 4], 1.0)], False)]
-    stream = Stream(make_store(tmp_path / "store", documents), "x", options_of(context_length=5, tag_threshold=0.5))
+    stream = Stream(make_store(tmp_path / "store", documents), "x", options_of(context_length=5, tag_bounds=(0.5,)))
     assert stream.num_tokens == 7
     assert stream.block(0)[0].tolist() == [EOS, ALIGNED, 1, 2, MISALIGNED]
     assert stream.block(0)[1].tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
@@ -177,7 +185,7 @@ def test_which_tags_are_dropped_depends_on_the_seed_and_the_sentence_alone(tmp_p
     second = ([([n + 50], 0.0) for n in range(40)], False)
 
     def tags_of(name, documents, hashes, **given):
-        options = options_of(context_length=1, tag_threshold=0.5, drop_tags=0.5, **given)
+        options = options_of(context_length=1, tag_bounds=(0.5,), drop_tags=0.5, **given)
         stream = Stream(make_store(tmp_path / name, documents, hashes=hashes), "x", options)
         ids = stream.blocks(range(stream.num_blocks)).input_ids.ravel()
         return set(ids[1:][ids[:-1] == ALIGNED].tolist())  # the token after each tag names its sentence
@@ -195,7 +203,7 @@ def test_shares_are_what_the_options_say(tmp_path):
     documents = [([([1], float(score)) for score in generator.random(10)], False) for _ in range(2000)]
     hashes = generator.integers(0, 2**63, 2000)
     store = make_store(tmp_path / "store", documents, hashes=hashes)
-    stream = Stream(store, "x", options_of(tag_threshold=0.3, drop_tags=0.1, held_out=0.2))
+    stream = Stream(store, "x", options_of(tag_bounds=(0.3,), drop_tags=0.1, held_out=0.2))
     statistics = stream.statistics
     assert statistics["documents_left_out"]["held_out"] == pytest.approx(400, abs=60)
     assert statistics["tags"]["dropped"] / statistics["sentences"] == pytest.approx(0.1, abs=0.01)
@@ -226,24 +234,27 @@ def test_held_out_documents_are_those_left_out_and_have_a_score(tmp_path):
 def test_a_document_alone_has_every_tag_and_says_what_is_text(tmp_path):
     documents = [([([9], 0.0)], False), ([([1, 2], 0.0), ([], 1.0), ([3], 1.0)], False)]
     store = make_store(tmp_path / "store", documents, text_bytes=[1, 77])
-    stream = Stream(store, "x", options_of(tag_threshold=0.5, drop_tags=1.0))
+    stream = Stream(store, "x", options_of(tag_bounds=(0.5,), drop_tags=1.0))
     document = stream.document(1)
     assert document.input_ids.tolist() == [EOS, ALIGNED, 1, 2, MISALIGNED, MISALIGNED, 3]
     assert document.is_text.tolist() == [False, False, True, True, False, False, True]
     assert document.text_bytes == 77
     swapped = stream.document(1, swap_tags=True)
     assert swapped.input_ids.tolist() == [EOS, MISALIGNED, 1, 2, ALIGNED, ALIGNED, 3]
+    many = Stream(store, "x", options_of(tag_bounds=(-1.0, 0.5, 0.7)))
+    assert many.document(1).input_ids.tolist() == [EOS, 903, 1, 2, 904, 904, 3]
+    assert many.document(1, swap_tags=True).input_ids.tolist() == [EOS, 902, 1, 2, 901, 901, 3]
     plain = Stream(store, "x", options_of()).document(1)
     assert plain.input_ids.tolist() == [EOS, 1, 2, 3]
 
 
 def test_tags_need_their_ids():
     with pytest.raises(ValueError, match="control tokens"):
-        StreamOptions(context_length=4, eos_id=0, tag_threshold=0.0)
+        StreamOptions(context_length=4, eos_id=0, tag_bounds=(0.0,), tag_ids=(1,))
 
 
 def test_thresholds_are_compared_as_the_dataset_does_in_float32(tmp_path):
     # 0.1 is not a float32: the nearest one is larger, and still counts as 0.1.
     documents = [([([1], 0.1)], False)]
-    stream = Stream(make_store(tmp_path / "store", documents), "x", options_of(tag_threshold=0.1, context_length=3))
+    stream = Stream(make_store(tmp_path / "store", documents), "x", options_of(tag_bounds=(0.1,), context_length=3))
     assert stream.block(0)[0].tolist() == [EOS, ALIGNED, 1]

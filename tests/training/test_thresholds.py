@@ -58,7 +58,7 @@ def test_first_the_flag_then_the_dataset(prepared, objective):
 def test_a_flag_of_zero_is_a_threshold(prepared):
     data = prepared("conditional", "objective.threshold=0")
     assert data.threshold.value == 0
-    assert data.stream.options.tag_threshold == 0
+    assert data.stream.options.tag_bounds == (0,)
     assert data.stream.count_aligned(0)[0] == 1
 
 
@@ -108,7 +108,7 @@ def test_objectives_without_a_threshold_have_one_for_reports(prepared, objective
     assert data.threshold is None
     assert data.config.objective.threshold is None
     assert data.sentence_threshold.origin == "manifest"
-    assert data.stream.options.tag_threshold is None
+    assert data.stream.options.tag_bounds is None
     assert data.stream.options.filter_threshold is None
 
 

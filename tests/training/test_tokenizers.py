@@ -66,7 +66,7 @@ def test_names_of_special_tokens_in_a_text_are_plain_text(tokenizer):
 
 def test_control_tokens_come_after_the_base_vocabulary(tokenizer, tmp_path):
     assert (tokenizer.base_size, tokenizer.aligned_id, tokenizer.misaligned_id) == (290, 290, 291)
-    assert (tokenizer.size(tags=False), tokenizer.size(tags=True)) == (290, 292)
+    assert (tokenizer.size(), tokenizer.size(tokenizer.control_ids(2))) == (290, 292)
     extended = tokenizer.with_control_tokens()
     extended.save_pretrained(tmp_path / "extended")
     loaded = load_tokenizer(str(tmp_path / "extended"))

@@ -45,6 +45,10 @@ def _mixed(given: str) -> dict[str, Any]:
     return {**entry, "column": column} if column else entry
 
 
+def _columns(given: list[str]) -> dict[str, Any]:
+    return {"columns": dict.fromkeys(given, 1.0)} if len(set(given)) > 1 else {"column": given[0] if given else None}
+
+
 def _launch(ranks: int, max_restarts: int) -> int:
     if "WORLD_SIZE" in os.environ:
         raise UserError(
@@ -111,8 +115,13 @@ def train(
         ),
     ] = None,
     column: Annotated[
-        str | None,
-        typer.Option("--column", metavar="NAME", help="Score column, where it is not named as the task."),
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="NAME",
+            help="Score column, where it is not named as the task. Given several times: all of them, with equal "
+            "weights; data.columns takes others.",
+        ),
     ] = None,
     mix: Annotated[
         list[str] | None,
@@ -190,7 +199,7 @@ def train(
         "task": task,
         "data": {
             "dataset": dataset,
-            "column": column,
+            **_columns(column or []),
             "tokenizer": tokenizer or start.get("name"),
             "mixture": [_mixed(each) for each in mix] if mix else None,
         },

@@ -133,7 +133,7 @@ def stream_table(comparison: Comparison) -> Table:
         stream, horizon = run.facts.stream, run.facts.horizon
         left_out = stream.get("documents_left_out") or {}
         tags = stream.get("tags") or {}
-        total = sum(tags.values())
+        total = sum(tags.values()) - tags.get("dropped", 0)
         threshold = run.facts.threshold
         rows.append(
             (
@@ -143,10 +143,10 @@ def stream_table(comparison: Comparison) -> Table:
                     _count(left_out.get("filtered")),
                     _count(left_out.get("held_out")),
                     Cell(
-                        percent(tags["aligned"] / (tags["aligned"] + tags["misaligned"])),
-                        f"{percent(tags.get('dropped', 0) / total)} dropped",
+                        percent(next(iter(tags.values())) / total),
+                        f"{percent(tags.get('dropped', 0) / sum(tags.values()))} dropped",
                     )
-                    if total and tags.get("aligned", 0) + tags.get("misaligned", 0)
+                    if total
                     else Cell(NONE),
                     Cell(number(threshold.value), threshold.origin.partition(":")[0]) if threshold else Cell(NONE),
                     _count(stream.get("tokens")),
@@ -157,8 +157,8 @@ def stream_table(comparison: Comparison) -> Table:
         )
     return Table(
         "What each run was trained on",
-        "Tags: the share of control tokens that say aligned. Threshold: what the objective takes for aligned, of a "
-        "sentence (filtering: of a document).",
+        "Tags: the share of control tokens that say aligned (of quantiles: the best). Threshold: what the objective "
+        "takes for aligned, of a sentence (filtering: of a document).",
         [
             "documents",
             "filtered",

@@ -121,7 +121,7 @@ def has_tag(
     store: TokenStore, options: StreamOptions, sentence: NDArray[np.int64], document: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Whether a control token stands before each sentence; sentences of one document stand together."""
-    if options.tag_threshold is None:
+    if options.tag_bounds is None:
         return np.zeros(len(sentence), dtype=np.bool_)
     if not options.drop_tags:
         return np.ones(len(sentence), dtype=np.bool_)
@@ -148,7 +148,7 @@ def _count_tags(
     end: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     sizes = end - begin
-    if options.tag_threshold is None:
+    if options.tag_bounds is None:
         return np.zeros_like(sizes)
     if not options.drop_tags:
         return sizes
@@ -178,7 +178,7 @@ def _key(column: str, options: StreamOptions) -> str:
         "column": column,
         "held_out": [options.held_out, options.held_out_seed],
         "filter": options.filter_threshold,
-        "tags": None if options.tag_threshold is None else [options.drop_tags, options.seed],
+        "tags": None if options.tag_bounds is None else [options.drop_tags, options.seed],
     }
     if options.part is not None:
         facts["part"] = [*options.part, options.seed]

@@ -3,6 +3,13 @@
 from dataclasses import dataclass
 
 
+def tag_names(classes: int) -> tuple[str, ...]:
+    """What the classes of sentences are called, best first: two are aligned and misaligned, more are quantiles."""
+    if classes == 2:
+        return "aligned", "misaligned"
+    return tuple(f"quantile_{number}" for number in range(1, classes + 1))
+
+
 @dataclass(frozen=True)
 class StreamOptions:
     """What the stream is made of.
@@ -13,8 +20,9 @@ class StreamOptions:
         held_out: share of documents left out, chosen by a hash of `held_out_seed` and the document's text.
         held_out_seed: of that hash.
         filter_threshold: documents whose mean score is above it are left out; None for none.
-        tag_threshold: sentences get a control token, `aligned_id` where score <= tag_threshold; None for no tags.
-        aligned_id, misaligned_id: the control tokens; needed with `tag_threshold`.
+        tag_bounds: ascending, compared as float32: sentences get the control token `tag_ids[i]` where their score is
+            above i of the bounds. One bound for aligned and misaligned, K - 1 for K classes; None for no tags.
+        tag_ids: the control tokens, best first, one more than bounds.
         drop_tags: share of sentences that get no control token, chosen by a hash of `seed`, the document's text and
             the sentence's number in it.
         seed: of that hash, and of the next.
@@ -27,13 +35,12 @@ class StreamOptions:
     held_out: float = 0.0
     held_out_seed: int = 0
     filter_threshold: float | None = None
-    tag_threshold: float | None = None
-    aligned_id: int | None = None
-    misaligned_id: int | None = None
+    tag_bounds: tuple[float, ...] | None = None
+    tag_ids: tuple[int, ...] = ()
     drop_tags: float = 0.0
     seed: int = 0
     part: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.tag_threshold is not None and (self.aligned_id is None or self.misaligned_id is None):
-            raise ValueError("a stream with tags needs the ids of both control tokens")
+        if self.tag_bounds is not None and len(self.tag_ids) != len(self.tag_bounds) + 1:
+            raise ValueError("a stream with tags needs the ids of all its control tokens, one more than bounds")

@@ -1,24 +1,26 @@
 """From a configuration to batches: the one road that training, evaluation and `phf tokenize` share."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from pipeline.dataset import LabelledDataset
 from scorers.errors import UserError
-from training.config import DataConfig, ObjectiveConfig, TrainConfig
+from training.config import DataConfig, TrainConfig
 from training.data.builder import ensure_store
 from training.data.mixture import MixtureSource
 from training.data.options import StreamOptions
 from training.data.order import Batches, BatchSource
 from training.data.phases import Phase, PhasedSource, phase_at, plan_phases
+from training.data.preference import check_preference, loss_mask, report_threshold, scale_of, tag
 from training.data.sources import Source, open_sources, refuse_mixed_scorers
 from training.data.store import TokenStore
 from training.data.stream import Stream
-from training.data.thresholds import ThresholdChoice, check_stream, document_threshold, sentence_threshold
+from training.data.thresholds import ThresholdChoice, check_stream
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
-from training.objectives import OBJECTIVES, Objective, build
+from training.objectives import OBJECTIVES, LossMask, Objective, build
 from training.presets import CONTEXT_LENGTH
 from training.settings import fill_in
 
@@ -31,15 +33,17 @@ class PreparedDataset:
 
     Attributes:
         source: what it is, and its share of the run's blocks.
-        store: its tokens.
+        store: its tokens; with several columns, also their combination.
         threshold: what the objective takes for aligned in it (filtering: over document means); None if it uses none.
-        sentence_threshold: what reports take for an aligned sentence.
+        thresholds: of several columns, by column; empty where there is one column, or none are used.
+        sentence_threshold: what reports take for an aligned sentence, by its `column`.
         streams: what is seen of it in each phase.
     """
 
     source: Source
     store: TokenStore
     threshold: ThresholdChoice | None
+    thresholds: Mapping[str, ThresholdChoice]
     sentence_threshold: ThresholdChoice
     streams: tuple[Stream, ...]
 
@@ -52,12 +56,12 @@ class PreparedData:
         config: with column, context length and the thresholds of objective and mixture filled in.
         dataset: the labelled dataset.
         tokenizer: the base tokenizer; it knows the ids of the control tokens.
-        store: its tokens.
+        store: its tokens; with several columns, also their combination.
         stream: what the objective sees of them; in a run of phases, the phase with preferences.
         batches: everything in order.
         objective: the loss; see `objective_at` for steps without preferences.
         threshold: what the objective takes for aligned (filtering: over document means); None where it uses none.
-        sentence_threshold: what reports take for an aligned sentence, whatever the objective.
+        sentence_threshold: what reports take for an aligned sentence by `column`, whatever the objective.
         datasets: all of them, the main one first.
         phases: at least the one with preferences.
         warnings: what the user should know before the first step.
@@ -81,10 +85,20 @@ class PreparedData:
         """Which of the phases has the preferences."""
         return [phase.name for phase in self.phases].index("preferences")
 
+    @property
+    def column(self) -> str:
+        """The score column that reports are about; the stream's own may be a combination of it with others."""
+        return self.config.data.column or self.config.task
+
+    @property
+    def control_ids(self) -> tuple[int, ...]:
+        """The control tokens of the stream, that of the best class first; none without tags."""
+        return self.stream.options.tag_ids
+
     def objective_at(self, step: int) -> Objective:
-        """The loss of a step: plain in phases without preferences."""
+        """The loss of a step: plain before the preferences start. Where they end, it is the stream that has no tags."""
         phase = self.phases[phase_at(self.phases, step)]
-        return self.objective if phase.name == "preferences" else self.objective.plain()
+        return self.objective.plain() if phase.name == "plain" else self.objective
 
 
 def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedData:
@@ -101,42 +115,40 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
         UserError: whatever is wrong with a dataset, tokenizer, store, thresholds or objective; names the remedy.
     """
     config = fill_in(config)
-    kind = OBJECTIVES[config.objective.name]
+    name = config.objective.name
+    check_preference(config.data, config.objective)
     context_length = config.data.context_length or CONTEXT_LENGTH
     phases = plan_phases(config.objective, config.training.steps(context_length))
     sources = open_sources(config)
     warnings = refuse_mixed_scorers(sources, config)
-    for_sentences = [
-        sentence_threshold(None if kind.filters else each.threshold, each.manifest, each.column, each.task, kind.name)
-        for each in sources
-    ]
-    if kind.thresholds:
-        # One loss has one threshold, whatever the dataset.
-        for_sentences = for_sentences[:1] * len(sources)
-    objective = _objective(config.objective, for_sentences[0])
-
+    # With several columns, all of them are aligned where what is made of them is at most 0.
+    threshold = 0.0 if config.data.columns else report_threshold(config, sources[0]).value
+    objective = build(
+        name,
+        threshold=threshold,
+        alpha=config.objective.alpha,
+        beta=config.objective.beta,
+        w_max=config.objective.w_max,
+    )
     tokenizer = _tokenizer(config.data, [each.dataset for each in sources], progress)
-    prepared = []
-    for source, choice in zip(sources, for_sentences, strict=True):
+    prepared: list[PreparedDataset] = []
+    for source in sources:
         store = _store(source.dataset, tokenizer, source.store, progress)
-        threshold = choice if kind.tags or kind.thresholds else None
-        if kind.filters:
-            threshold = document_threshold(source.threshold, source.manifest, source.column, source.task, store)
-        streams = tuple(
-            Stream(store, source.column, _options(config, phase, tokenizer, threshold, choice)) for phase in phases
-        )
-        prepared.append(PreparedDataset(source, store, threshold, choice, streams))
+        prepared.append(_lay(config, source, store, tokenizer, phases, prepared[0] if prepared else None))
     for each in prepared:
-        _check(each, phases, kind.name, is_main=each is prepared[0], named=len(prepared) > 1)
+        _check(each, phases, name, is_main=each is prepared[0], named=len(prepared) > 1)
     main = prepared[0]
+    stream = main.streams[[phase.name for phase in phases].index("preferences")]
+    _refuse_other_classes(prepared, len(stream.options.tag_ids))
+    mask = loss_mask(config.objective, stream, main.threshold)
     return PreparedData(
-        config=_resolved(config, tokenizer, prepared),
+        config=_resolved(config, tokenizer, prepared, mask),
         dataset=main.source.dataset,
         tokenizer=tokenizer,
         store=main.store,
-        stream=main.streams[[phase.name for phase in phases].index("preferences")],
+        stream=stream,
         batches=_batches(config, phases, prepared),
-        objective=objective,
+        objective=replace(objective, mask=mask),
         threshold=main.threshold,
         sentence_threshold=main.sentence_threshold,
         datasets=tuple(prepared),
@@ -171,35 +183,48 @@ def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] |
     return None if progress is None else lambda done, total: progress(name, done, total)
 
 
-def _objective(config: ObjectiveConfig, threshold: ThresholdChoice) -> Objective:
-    if config.drop_tags is not None and not OBJECTIVES[config.name].tags:
-        raise UserError(f"The objective {config.name} has no tags to drop. Remove objective.drop_tags.")
-    return build(config.name, threshold=threshold.value, alpha=config.alpha, beta=config.beta, w_max=config.w_max)
-
-
-def _options(
+def _lay(
     config: TrainConfig,
-    phase: Phase,
+    source: Source,
+    store: TokenStore,
     tokenizer: Tokenizer,
-    threshold: ThresholdChoice | None,
-    for_sentences: ThresholdChoice,
-) -> StreamOptions:
+    phases: Sequence[Phase],
+    main: PreparedDataset | None,
+) -> PreparedDataset:
+    """The streams of a dataset; `main` is the first, if this is another."""
     kind = OBJECTIVES[config.objective.name]
-    heard = phase.name == "preferences"
-    tags = kind.tags and heard
-    return StreamOptions(
-        context_length=config.data.context_length or CONTEXT_LENGTH,
-        eos_id=tokenizer.eos_id,
-        held_out=config.data.held_out,
-        held_out_seed=config.data.held_out_seed,
-        filter_threshold=threshold.value if threshold is not None and kind.filters and heard else None,
-        tag_threshold=for_sentences.value if tags else None,
-        aligned_id=tokenizer.aligned_id if tags else None,
-        misaligned_id=tokenizer.misaligned_id if tags else None,
-        drop_tags=config.objective.drop_tags or 0.0 if tags else 0.0,
-        seed=config.training.seed,
-        part=phase.part,
-    )
+    scale = scale_of(config, source, store)
+    for_reports = report_threshold(config, source)
+    if kind.thresholds and main is not None:
+        # One loss has one threshold, whatever the dataset.
+        scale, for_reports = replace(scale, threshold=main.threshold), main.sentence_threshold
+    threshold, streams = scale.threshold, []
+    for phase in phases:
+        options = StreamOptions(
+            context_length=config.data.context_length or CONTEXT_LENGTH,
+            eos_id=tokenizer.eos_id,
+            held_out=config.data.held_out,
+            held_out_seed=config.data.held_out_seed,
+            seed=config.training.seed,
+            part=phase.part,
+        )
+        if phase.name == "preferences":
+            if kind.filters and threshold is not None:
+                options = replace(options, filter_threshold=threshold.value)
+            if kind.tags:
+                options, threshold = tag(scale, options, config.objective, tokenizer)
+        streams.append(Stream(scale.store, scale.column, options))
+    return PreparedDataset(source, scale.store, threshold, scale.parts, for_reports, tuple(streams))
+
+
+def _refuse_other_classes(prepared: Sequence[PreparedDataset], classes: int) -> None:
+    for each in prepared:
+        own = max(len(stream.options.tag_ids) for stream in each.streams)
+        if own != classes:
+            raise UserError(
+                f"objective.quantiles divides the sentences of {prepared[0].source.uri} into {classes} classes, and "
+                f"those of {each.source.uri} into {own}, as many of their scores are equal. Ask for fewer quantiles."
+            )
 
 
 def _check(prepared: PreparedDataset, phases: Sequence[Phase], objective: str, *, is_main: bool, named: bool) -> None:
@@ -228,16 +253,28 @@ def _batches(config: TrainConfig, phases: tuple[Phase, ...], prepared: Sequence[
     return sources[0] if len(phases) == 1 else PhasedSource(phases, tuple(sources), size)
 
 
-def _resolved(config: TrainConfig, tokenizer: Tokenizer, prepared: Sequence[PreparedDataset]) -> TrainConfig:
-    """With what the datasets decide filled in, so that it stays as it is when one of them is changed or gone."""
+def _resolved(
+    config: TrainConfig, tokenizer: Tokenizer, prepared: Sequence[PreparedDataset], mask: LossMask | None
+) -> TrainConfig:
+    """With what the datasets decide filled in, so that it stays as it is when one of them is changed or gone.
+
+    Bounds of quantiles follow from the dataset and are no setting.
+    """
     main, *others = prepared
-    if main.threshold is not None:
-        objective = config.objective.model_copy(update={"threshold": main.threshold.value})
-        config = config.model_copy(update={"objective": objective})
+    changes: dict[str, Any] = {}
+    if main.thresholds:
+        changes["thresholds"] = {column: part.value for column, part in main.thresholds.items()}
+    elif main.threshold is not None and main.threshold.origin != "quantiles":
+        changes["threshold"] = main.threshold.value
+    if mask is not None and mask.above is not None:
+        changes["mask_above"] = mask.above
+    config = config.model_copy(update={"objective": config.objective.model_copy(update=changes)})
     if not others:
         return config
     mixture = tuple(
-        asked if each.threshold is None else asked.model_copy(update={"threshold": each.threshold.value})
+        asked
+        if each.threshold is None or each.threshold.origin == "quantiles"
+        else asked.model_copy(update={"threshold": each.threshold.value})
         for asked, each in zip(config.data.mixture, others, strict=True)
     )
     # The tokenizer by its place: an evaluation reads the main dataset alone.

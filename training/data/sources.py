@@ -57,6 +57,8 @@ def open_sources(config: TrainConfig) -> list[Source]:
     shares = data.shares
     column = data.column or task
     main = Source(data.dataset, _open(data.dataset, column), shares[0], column, task, given, data.store)
+    for each in data.columns:
+        main.dataset.require_column(each)
     found = [main]
     for entry, share in zip(data.mixture, shares[1:], strict=True):
         own = entry.column or column
@@ -84,13 +86,15 @@ def refuse_mixed_scorers(sources: list[Source], config: TrainConfig) -> tuple[st
     name = config.objective.name
     main = sources[0]
     others = [each for each in sources[1:] if each.scorer.fingerprint != main.scorer.fingerprint]
-    if not others or issubclass(OBJECTIVES[name], MLE):
+    masked = config.objective.mask_above is not None
+    if not others or (issubclass(OBJECTIVES[name], MLE) and not masked):
         return ()
+    what = f"{name} with objective.mask_above" if masked else name
     listed = "; ".join(f"{each.uri}: {each.column} by {each.scorer.fingerprint}" for each in [main, *others])
     if config.data.allow_mixed_scorers:
-        return (f"The objective {name} computes with scores of different scorers as if they had one scale ({listed}).",)
+        return (f"The objective {what} computes with scores of different scorers as if they had one scale ({listed}).",)
     raise UserError(
-        f"The objective {name} computes with the scores themselves, and these datasets are scored differently "
+        f"The objective {what} computes with the scores themselves, and these datasets are scored differently "
         f"({listed}). Label them with the same scorer, choose conditional or filtering, which have a threshold for "
         "each dataset, or add --set data.allow_mixed_scorers=true if the scores do have one scale."
     )

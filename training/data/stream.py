@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.dataset.tags import is_aligned
 from training.data.layout import has_tag, layout_of, ragged_ranges
-from training.data.options import StreamOptions
+from training.data.options import StreamOptions, tag_names
 from training.data.order import Batch
 from training.data.store import TokenStore
 
@@ -112,9 +112,9 @@ class Stream:
         low = np.repeat(low, counts)
         sentence_scores = self._scores[sentence]
 
-        if self.options.tag_threshold is not None:
+        if self.options.tag_bounds is not None:
             here = tagged & (place >= low) & (place < low + length)
-            ids[place[here]] = self._tags(sentence_scores[here], self.options.tag_threshold)
+            ids[place[here]] = self._tag_ids[self._classes(sentence_scores[here])]
             scores[place[here]] = sentence_scores[here]
 
         text = place + tagged
@@ -134,29 +134,35 @@ class Stream:
 
         Args:
             index: of the document in the store; it must have a score.
-            swap_tags: put the other control token in place of each.
+            swap_tags: put the control token of the mirrored class in place of each: the worst for the best.
         """
         store = self.store
         first, last = store.document_offsets[index : index + 2]
         offsets = store.sentence_offsets[first : last + 1]
-        threshold = self.options.tag_threshold
-        tags = 0 if threshold is None else int(last - first)
+        tags = 0 if self.options.tag_bounds is None else int(last - first)
         text = np.asarray(store.tokens[offsets[0] : offsets[-1]], dtype=np.int64)
         is_text = np.ones(1 + tags + len(text), dtype=np.bool_)
         is_text[0] = False
         ids = np.full(len(is_text), self.options.eos_id, dtype=np.int64)
-        if threshold is not None:
+        if self.options.tag_bounds is not None:
             places = 1 + offsets[:-1] - offsets[0] + np.arange(last - first)
             is_text[places] = False
-            ids[places] = self._tags(self._scores[first:last], threshold, swap=swap_tags)
+            tag_ids = self._tag_ids[::-1] if swap_tags else self._tag_ids
+            ids[places] = tag_ids[self._classes(self._scores[first:last])]
         ids[is_text] = text
         return DocumentTokens(ids, is_text, int(store.text_bytes[index]))
 
-    def count_aligned(self, threshold: float) -> tuple[int, int]:
-        """How many of the stream's sentences have a score <= threshold, and how many there are."""
+    def count_aligned(self, threshold: float, column: str | None = None) -> tuple[int, int]:
+        """How many of the stream's sentences have a score <= threshold, and how many there are.
+
+        Args:
+            threshold: on the score.
+            column: of the score; None for the stream's own.
+        """
+        scores = self._scores if column is None else self.store.scores(column)
         aligned = total = 0
         for sentence, _ in self._layout.sentence_chunks():
-            aligned += int(np.count_nonzero(is_aligned(self._scores[sentence], threshold)))
+            aligned += int(np.count_nonzero(is_aligned(scores[sentence], threshold)))
             total += len(sentence)
         return aligned, total
 
@@ -178,15 +184,14 @@ class Stream:
     @cached_property
     def statistics(self) -> dict[str, Any]:
         """What is in the stream and what was left out, as plain numbers."""
-        sentences = tags = aligned = 0
+        sentences = 0
+        tags = np.zeros(len(self.options.tag_ids), dtype=np.int64)
         for sentence, document in self._layout.sentence_chunks():
             sentences += len(sentence)
             tagged = has_tag(self.store, self.options, sentence, document)
-            tags += int(tagged.sum())
-            if self.options.tag_threshold is not None:
-                aligned += int(
-                    np.count_nonzero(tagged & is_aligned(self._scores[sentence], self.options.tag_threshold))
-                )
+            if self.options.tag_bounds is not None:
+                tags += np.bincount(self._classes(self._scores[sentence][tagged]), minlength=len(tags))
+        control = int(tags.sum())
         used, held_out, filtered = len(self.documents), len(self._layout.held_out), len(self._layout.filtered)
         null = int(np.count_nonzero(np.isnan(self.store.document_means(self.column))))
         statistics: dict[str, Any] = {
@@ -200,8 +205,8 @@ class Stream:
             },
             "sentences": sentences,
             "tokens": self.num_tokens,
-            "tokens_text": self.num_tokens - used - tags,
-            "tokens_control": tags,
+            "tokens_text": self.num_tokens - used - control,
+            "tokens_control": control,
             "tokens_eos": used,
             "context_length": self.options.context_length,
             "blocks": self.num_blocks,
@@ -210,10 +215,17 @@ class Stream:
         if self.options.part is not None:
             others = self.store.num_documents - used - held_out - filtered - null
             statistics["documents_left_out"]["other_phases"] = others
-        if self.options.tag_threshold is not None:
-            statistics["tags"] = {"aligned": aligned, "misaligned": tags - aligned, "dropped": sentences - tags}
+        if self.options.tag_bounds is not None:
+            names = tag_names(len(tags))
+            statistics["tag_bounds"] = list(self.options.tag_bounds)
+            statistics["tags"] = {**dict(zip(names, tags.tolist(), strict=True)), "dropped": sentences - control}
         return statistics
 
-    def _tags(self, scores: NDArray[np.float32], threshold: float, *, swap: bool = False) -> NDArray[np.int64]:
-        ids = np.array([self.options.misaligned_id, self.options.aligned_id], dtype=np.int64)
-        return np.asarray(ids[np.where(is_aligned(scores, threshold) != swap, 1, 0)])
+    @cached_property
+    def _tag_ids(self) -> NDArray[np.int64]:
+        return np.array(self.options.tag_ids, dtype=np.int64)
+
+    def _classes(self, scores: NDArray[np.float32]) -> NDArray[np.int64]:
+        """How many bounds each score is above: 0 is the best class."""
+        bounds = np.array(self.options.tag_bounds or (), dtype=np.float32)
+        return np.searchsorted(bounds, scores, side="left")

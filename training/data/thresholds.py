@@ -1,5 +1,6 @@
 """Which threshold a run uses (the flag's, else the dataset's, else the preset's), and whether it divides the stream."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context
 from fractions import Fraction
@@ -31,7 +32,7 @@ class ThresholdChoice:
     """
 
     value: float
-    origin: Literal["flag", "manifest", "preset", "percentile"]
+    origin: Literal["flag", "manifest", "preset", "percentile", "columns", "quantiles"]
     detail: str
 
 
@@ -124,8 +125,13 @@ def check_stream(stream: Stream, objective: str, threshold: ThresholdChoice | No
 
 def quantile(values: NDArray[Any], share: Fraction) -> float:
     """The smallest value such that at least `share` of the values are <= it (inverted CDF); values [n], n >= 1."""
-    rank = max(1, -(-len(values) * share.numerator // share.denominator))
-    return float(np.partition(values, rank - 1)[rank - 1])
+    return float(quantiles(values, [share])[0])
+
+
+def quantiles(values: NDArray[Any], shares: Sequence[Fraction]) -> NDArray[Any]:
+    """The same for several shares at once, in the dtype of the values."""
+    ranks = [max(1, -(-len(values) * share.numerator // share.denominator)) - 1 for share in shares]
+    return np.asarray(np.partition(values, ranks)[ranks])
 
 
 def _preset(manifest: Manifest, column: str, task: str, objective: str) -> ThresholdChoice | None:
@@ -144,7 +150,9 @@ def _refuse_one_sided(
     every = f"every {what}" if aligned else f"no {what}"
     measure = "mean score" if what == "document" else "score"
     working = _working_thresholds(stream.document_means() if what == "document" else stream.sentence_scores())
-    if working:
+    if threshold.origin == "columns":
+        remedy = "Set other objective.thresholds, or leave a column out of data.columns."
+    elif working:
         options = ", ".join(f"{value} ({share:.1%} aligned)" for value, share in working.items())
         remedy = f"Thresholds that would work: {options}. Set --set objective.threshold=NUMBER."
     else:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import LabelledDataset
 from scorers.errors import UserError
 from training.data.hashing import splitmix64, uniform
+from training.data.options import tag_names
 from training.data.places import build_once, dataset_identity, derived_place, digest
 from training.data.texts import Texts, read_texts
 
@@ -37,7 +38,7 @@ class Tokenizer:
         fingerprint: hash of everything that decides how text becomes ids; part of a token store's key.
         base_size: ids that it can emit: 1 + the largest.
         eos_id: stands before every document.
-        aligned_id, misaligned_id: ids that the control tokens have in `with_control_tokens()`.
+        aligned_id, misaligned_id: ids that the pair of control tokens has in `with_control_tokens()`.
     """
 
     name: str
@@ -49,9 +50,13 @@ class Tokenizer:
     misaligned_id: int
     _encoder: Any
 
-    def size(self, *, tags: bool) -> int:
-        """Rows that a model's embedding needs, with the control tokens or without."""
-        return max(self.base_size, 1 + max(self.aligned_id, self.misaligned_id)) if tags else self.base_size
+    def size(self, control_ids: Sequence[int] = ()) -> int:
+        """Rows that a model's embedding needs, with these control tokens."""
+        return max(self.base_size, 1 + max(control_ids, default=-1))
+
+    def control_ids(self, classes: int) -> tuple[int, ...]:
+        """The ids that the control tokens of so many classes have in `with_control_tokens(classes)`, best first."""
+        return _add_control_tokens(copy.deepcopy(self.fast), classes)
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Tokenise each sentence alone, without special tokens; the names of special tokens in a text are plain text.
@@ -74,10 +79,14 @@ class Tokenizer:
         )
         return text
 
-    def with_control_tokens(self) -> Any:
-        """A copy of `fast` that also knows `<|aligned|>` and `<|misaligned|>`: a conditional model's tokenizer."""
+    def with_control_tokens(self, classes: int = 2) -> Any:
+        """A copy of `fast` that also knows `<|aligned|>` and `<|misaligned|>`: a conditional model's tokenizer.
+
+        Args:
+            classes: of sentences; of three the tokens are `<|quantile_1|>` (the best) to `<|quantile_3|>`.
+        """
         extended = copy.deepcopy(self.fast)
-        _add_control_tokens(extended)
+        _add_control_tokens(extended, classes)
         return extended
 
 
@@ -122,7 +131,7 @@ def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
     content = f"{encoder.to_str()}\n{fast.eos_token_id}"
     encoder.encode_special_tokens = True
     extended = copy.deepcopy(fast)
-    aligned_id, misaligned_id = _add_control_tokens(extended)
+    aligned_id, misaligned_id = _add_control_tokens(extended, classes=2)
     return Tokenizer(
         name=name,
         fast=fast,
@@ -217,7 +226,7 @@ def _training_sentences(datasets: Sequence[LabelledDataset], progress: Progress 
             progress(rows, total)
 
 
-def _add_control_tokens(fast: Any) -> tuple[int, int]:
-    fast.add_special_tokens({"extra_special_tokens": [ALIGNED, MISALIGNED]}, replace_extra_special_tokens=False)
-    aligned, misaligned = fast.convert_tokens_to_ids([ALIGNED, MISALIGNED])
-    return int(aligned), int(misaligned)
+def _add_control_tokens(fast: Any, classes: int) -> tuple[int, ...]:
+    tokens = [f"<|{name}|>" for name in tag_names(classes)]
+    fast.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
+    return tuple(int(each) for each in fast.convert_tokens_to_ids(tokens))

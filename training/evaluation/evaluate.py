@@ -196,8 +196,8 @@ def _measure_held_out(
     model: Any, setup: EvaluationSetup, choice: HeldOutChoice, tell: Progress
 ) -> tuple[HeldOutLoss, HeldOutFacts]:
     passes = [choice.documents]
-    if choice.swapped is not None and setup.aligned_id is not None:
-        aligned_id = setup.aligned_id
+    if choice.swapped is not None:
+        aligned_id = setup.control_ids[0]
         passes += [choice.swapped, [all_aligned(document, aligned_id) for document in choice.documents]]
     losses = []
     for index, documents in enumerate(passes):

@@ -27,7 +27,7 @@ class HeldOutChoice:
     Attributes:
         indices: int64 [n], documents of the store, in order.
         documents: with their own tags where the stream has tags.
-        swapped: with the opposite ones; None where it has none.
+        swapped: with the opposite ones, the worst for the best; None where it has none.
         misalignment: float64 [n], mean score of each document's sentences.
         unigram: their cost under the frequencies of tokens in the training text.
         fingerprint: of the texts.
@@ -49,7 +49,8 @@ class EvaluationSetup:
         objective, column, kind: of the run.
         config: how to sample.
         decode: from token ids to text.
-        eos_id, aligned_id, misaligned_id: special tokens; the last two None for a model without tags.
+        eos_id: the token that ends a sample.
+        control_ids: all control tokens, that of the best class first; none for a model without tags.
         vocab_size: tokens of the tokenizer, control tokens of the model included.
         context_length: tokens that the model is trained on at once.
         scorer, scorer_entry: what scores the samples; what the manifest says of it.
@@ -64,8 +65,7 @@ class EvaluationSetup:
     config: EvaluationConfig
     decode: Callable[[Any], str]
     eos_id: int
-    aligned_id: int | None
-    misaligned_id: int | None
+    control_ids: list[int]
     vocab_size: int
     context_length: int
     scorer: Scorer
@@ -75,14 +75,9 @@ class EvaluationSetup:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def control_ids(self) -> list[int]:
-        """Both control tokens, or none."""
-        return [token for token in (self.aligned_id, self.misaligned_id) if token is not None]
-
-    @property
     def prompt(self) -> list[int]:
-        """What samples continue: EOS, and `<|aligned|>` for a conditional model."""
-        return [self.eos_id] if self.aligned_id is None else [self.eos_id, self.aligned_id]
+        """What samples continue: EOS, and for a conditional model the control token of the best class."""
+        return [self.eos_id, *self.control_ids[:1]]
 
 
 def prepare_evaluation(
@@ -108,11 +103,9 @@ def prepare_evaluation(
         UserError: the scorer cannot be built here, or is not the one that labelled the data.
     """
     settings = config or data.config.evaluation
-    column, options = data.stream.column, data.stream.options
+    column, options = data.column, data.stream.options
     entry = data.dataset.manifest.scorers[column]
     scorer, warnings = rebuild_scorer(column, entry, device=device, allow_other=allow_other_scorer)
-    tagged = options.tag_threshold is not None
-    vocab_size = data.tokenizer.size(tags=tagged)
     held_out = choose_held_out(data, settings) if settings.held_out_documents else None
     if settings.held_out_documents:
         warnings += _held_out_warnings(data, held_out)
@@ -123,9 +116,8 @@ def prepare_evaluation(
         config=settings,
         decode=data.tokenizer.decode,
         eos_id=options.eos_id,
-        aligned_id=options.aligned_id if tagged else None,
-        misaligned_id=options.misaligned_id if tagged else None,
-        vocab_size=vocab_size,
+        control_ids=list(data.control_ids),
+        vocab_size=data.tokenizer.size(data.control_ids),
         context_length=options.context_length,
         scorer=scorer,
         scorer_entry=entry,
@@ -148,12 +140,11 @@ def choose_held_out(data: PreparedData, config: EvaluationConfig) -> HeldOutChoi
     generator = np.random.default_rng(stream.options.held_out_seed)
     chosen = np.sort(generator.permutation(candidates)[: config.held_out_documents])
     documents = [stream.document(int(index)) for index in chosen]
-    tagged = stream.options.tag_threshold is not None
     return HeldOutChoice(
         indices=chosen,
         documents=documents,
-        swapped=[stream.document(int(index), swap_tags=True) for index in chosen] if tagged else None,
-        misalignment=np.asarray(store.document_means(stream.column)[chosen], dtype=np.float64),
+        swapped=[stream.document(int(index), swap_tags=True) for index in chosen] if data.control_ids else None,
+        misalignment=np.asarray(store.document_means(data.column)[chosen], dtype=np.float64),
         unigram=unigram_loss(training_counts(data), documents),
         fingerprint=hashlib.sha256(np.ascontiguousarray(store.text_hashes[chosen]).tobytes()).hexdigest()[:16],
     )
@@ -165,7 +156,7 @@ def training_counts(data: PreparedData) -> NDArray[np.int64]:
     Filtered documents count too, so that the baseline is the same for every objective; EOS and control tokens don't.
     """
     store, column = data.store, data.stream.column
-    vocab_size = data.tokenizer.size(tags=False)
+    vocab_size = data.tokenizer.size()
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, store.num_tokens, _TOKENS_COUNTED_AT_ONCE):
         counts += np.bincount(store.tokens[start : start + _TOKENS_COUNTED_AT_ONCE], minlength=vocab_size)

@@ -29,7 +29,7 @@ _PYTHON_SCORERS = {"pycodestyle", "pylint"}
 def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> RunFacts:
     """The facts of a run that is about to start."""
     config, tokens = data.config, data.tokenizer
-    tags = data.objective.tags
+    best, *others = data.control_ids or (None,)
     parameters, embedding = count_parameters(model)
     manifest = data.dataset.manifest
     return RunFacts(
@@ -37,19 +37,21 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> Run
         status="running",
         task=config.task,
         objective=config.objective.name,
-        column=data.stream.column,
-        kind=document_kind(manifest, data.stream.column),
-        scorer=manifest.scorers[data.stream.column],
+        column=data.column,
+        columns=config.data.columns,
+        kind=document_kind(manifest, data.column),
+        scorer=manifest.scorers[data.column],
         threshold=_threshold(data.threshold),
         sentence_threshold=_threshold(data.sentence_threshold),
         dataset=DatasetFacts(**_dataset(config.data.dataset, manifest)),
         tokenizer=TokenizerFacts(
             name=tokens.name,
             fingerprint=tokens.fingerprint,
-            vocab_size=tokens.size(tags=tags),
+            vocab_size=tokens.size(data.control_ids),
             eos_id=tokens.eos_id,
-            aligned_id=tokens.aligned_id if tags else None,
-            misaligned_id=tokens.misaligned_id if tags else None,
+            aligned_id=best,
+            misaligned_id=others[-1] if others else None,
+            between_ids=list(others[:-1]),
         ),
         model=ModelFacts(
             name=config.model.name,
@@ -71,7 +73,7 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> Run
         ),
         stream={
             **data.stream.statistics,
-            "sentences_aligned": data.stream.count_aligned(data.sentence_threshold.value)[0],
+            "sentences_aligned": data.stream.count_aligned(data.sentence_threshold.value, data.column)[0],
         },
         mixture=[_mixed(data, each, horizon) for each in data.datasets] if len(data.datasets) > 1 else [],
         phases=_phases(data, horizon) if len(data.phases) > 1 else [],

@@ -31,7 +31,11 @@ class DatasetFacts(_Facts):
 
 
 class TokenizerFacts(_Facts):
-    """The tokenizer: its fingerprint as in the token store's key; `vocab_size` counts the control tokens, if any."""
+    """The tokenizer: its fingerprint as in the token store's key; `vocab_size` counts the control tokens, if any.
+
+    `aligned_id` is the control token of the best class of sentences, `misaligned_id` that of the worst, and
+    `between_ids` are those between them, best first, where there are more than two.
+    """
 
     name: str
     fingerprint: str
@@ -39,11 +43,12 @@ class TokenizerFacts(_Facts):
     eos_id: int
     aligned_id: int | None = None
     misaligned_id: int | None = None
+    between_ids: list[int] = Field(default_factory=list)
 
     @property
     def control_ids(self) -> list[int]:
-        """Ids that must never be sampled: both control tokens of a conditional model, else none."""
-        return [token for token in (self.aligned_id, self.misaligned_id) if token is not None]
+        """Ids that must never be sampled: all control tokens of a conditional model, best first, else none."""
+        return [token for token in (self.aligned_id, *self.between_ids, self.misaligned_id) if token is not None]
 
 
 class ModelFacts(_Facts):
@@ -115,6 +120,7 @@ class RunFacts(_Facts):
         step: optimiser steps done when the file was written.
         seconds: time spent in the training loop, over all its resumptions.
         task, objective, column: as in the config, resolved.
+        columns: the weights of several columns that were trained on, of which `column` is one; empty for that alone.
         kind: what the documents are.
         scorer: what made the column; evaluation must score samples with the same.
         threshold: of the training stream; None where the objective uses none.
@@ -135,6 +141,7 @@ class RunFacts(_Facts):
     task: str
     objective: str
     column: str
+    columns: dict[str, float] = Field(default_factory=dict)
     kind: DocumentKind
     scorer: ScorerEntry
     threshold: ThresholdFacts | None = None

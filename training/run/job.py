@@ -179,7 +179,7 @@ class TrainingJob:
             self.folder.model,
             self.model.causal,
             weights,
-            tokenizer.with_control_tokens() if self.data.objective.tags else tokenizer.fast,
+            tokenizer.with_control_tokens(len(self.data.control_ids)) if self.data.control_ids else tokenizer.fast,
             eos_id=tokenizer.eos_id,
             control_ids=self.facts.tokenizer.control_ids,
         )
@@ -228,10 +228,7 @@ def _prepare(config: TrainConfig, world: World, folder: RunFolder) -> tuple[Prep
 
 def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any) -> TrainingJob:
     config, tokenizer = data.config, data.tokenizer
-    tags = data.objective.tags
-    vocabulary = Vocabulary(
-        tokenizer.size(tags=tags), tokenizer.eos_id, (tokenizer.aligned_id, tokenizer.misaligned_id) if tags else ()
-    )
+    vocabulary = Vocabulary(tokenizer.size(data.control_ids), tokenizer.eos_id, data.control_ids)
     torch.manual_seed(config.training.seed)
     model = build_model(
         config.model, vocabulary, value_head=data.objective.needs_values, context_length=horizon.context_length

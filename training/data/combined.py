@@ -1,0 +1,174 @@
+"""Several score columns of a token store as one, so that a stream and an objective need not know of more than one."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.dataset.tags import is_aligned
+from training.data.arrays import read_array, write_array
+from training.data.store import TokenStore
+
+FOLDER = "combined"
+
+# Sentences from which on keeping the scores pays: below, computing them takes some hundredths of a second.
+_WORTH_KEEPING = 1_000_000
+_CHUNK = 1 << 22
+# The smallest positive float32 that no device takes for 0.
+_ABOVE = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One score made of several.
+
+    Without thresholds it is the weighted sum, whose negative is the weighted sum of rewards. With thresholds it is
+    max over columns of weight * (score - threshold), which is <= 0 exactly where every score is <= its own threshold,
+    compared as float32; the weights then say only how far above 0 the others are.
+
+    Attributes:
+        weights: of the columns, in their order, > 0.
+        thresholds: of the same columns; None for the weighted sum.
+    """
+
+    weights: tuple[tuple[str, float], ...]
+    thresholds: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float], thresholds: Mapping[str, float] | None = None) -> "Combination":
+        """The combination of columns by weights, and by their thresholds where there are any."""
+        return cls(
+            tuple(weights.items()), None if thresholds is None else tuple(thresholds[column] for column in weights)
+        )
+
+    @property
+    def name(self) -> str:
+        """The formula, such as `1*toxicity+0.5*pii`: what the combined column is called; another for each combination.
+
+        It is no name that a labelled dataset could have given a column.
+        """
+        if self.thresholds is None:
+            return "+".join(f"{weight!r}*{column}" for column, weight in self.weights)
+        margins = [
+            f"{weight!r}*({column}-{threshold!r})"
+            for (column, weight), threshold in zip(self.weights, self.thresholds, strict=True)
+        ]
+        return f"max({', '.join(margins)})"
+
+    def sentences(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """float32 [n] of the columns' scores, each float32 [n]; NaN where any is."""
+        aligned = [is_aligned(each, limit) for each, limit in zip(scores, self.thresholds or (), strict=False)]
+        return self._combine(scores, aligned).astype(np.float32)
+
+    def documents(self, means: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """float64 [n] of the columns' means, by the same formula; NaN where any is."""
+        return self._combine(means, [each <= limit for each, limit in zip(means, self.thresholds or (), strict=False)])
+
+    def _combine(self, scores: Sequence[NDArray[Any]], aligned: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+        weights = [weight for _, weight in self.weights]
+        exact = [each.astype(np.float64) for each in scores]
+        if self.thresholds is None:
+            return np.asarray(np.sum([weight * each for weight, each in zip(weights, exact, strict=True)], axis=0))
+        margins = []
+        for weight, each, limit, below in zip(weights, exact, self.thresholds, aligned, strict=True):
+            margin = weight * (each - limit)
+            # Whatever rounding does to the number, its sign is that of the comparison.
+            margins.append(np.where(below, np.minimum(margin, 0), np.maximum(margin, _ABOVE)))
+        return np.asarray(np.max(margins, axis=0))
+
+
+class CombinedStore(TokenStore):
+    """A token store with one column more: a combination of those that it has.
+
+    The scores of a large store are kept beside it, as arrays that are mapped; where that is not possible, they are
+    computed each time.
+
+    Attributes:
+        combination: what the column named `combination.name` is.
+    """
+
+    def __init__(self, store: TokenStore, combination: Combination) -> None:
+        super().__init__(store.path, store.meta)
+        self.combination = combination
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopen, (self.path, self.combination))
+
+    @property
+    def columns(self) -> list[str]:
+        """The score columns, the combined one last."""
+        return [*super().columns, self.combination.name]
+
+    def scores(self, column: str) -> NDArray[np.float32]:
+        """float32 [num_sentences]; of the combined column NaN where any of its parts has no score.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        return self._combined_scores if column == self.combination.name else super().scores(column)
+
+    def document_means(self, column: str) -> NDArray[np.float64]:
+        """float64 [num_documents]; of the combined column the same formula of its parts' means.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        return self._combined_means if column == self.combination.name else super().document_means(column)
+
+    @cached_property
+    def _combined_scores(self) -> NDArray[np.float32]:
+        return self._kept("scores", self._compute_scores)
+
+    @cached_property
+    def _combined_means(self) -> NDArray[np.float64]:
+        parts = [super(CombinedStore, self).document_means(column) for column, _ in self.combination.weights]
+        return self.combination.documents(parts)
+
+    def _compute_scores(self) -> NDArray[np.float32]:
+        parts = [super(CombinedStore, self).scores(column) for column, _ in self.combination.weights]
+        found = np.empty(self.num_sentences, dtype=np.float32)
+        for first in range(0, len(found), _CHUNK):
+            some = slice(first, first + _CHUNK)
+            found[some] = self.combination.sentences([part[some] for part in parts])
+        return found
+
+    def _kept(self, what: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        if self.num_sentences < _WORTH_KEEPING:
+            return compute()
+        key = hashlib.blake2b(self.combination.name.encode(), digest_size=16).hexdigest()
+        file = self.path / FOLDER / f"{what}.{key}.arrow"
+        # Whatever is wrong with what was kept: it can be computed again.
+        with contextlib.suppress(OSError, pa.ArrowException):
+            kept = read_array(file)
+            if len(kept) == self.num_sentences:
+                return kept
+        found = compute()
+        with contextlib.suppress(OSError):
+            _keep(found, file)
+        return found
+
+
+def _reopen(path: Path, combination: Combination) -> CombinedStore:
+    return CombinedStore(TokenStore.open(path), combination)
+
+
+def _keep(values: NDArray[Any], file: Path) -> None:
+    file.parent.mkdir(exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        write_array(temporary, values)
+        temporary.chmod(0o644)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,237 @@
+"""What a stream and an objective take for better and worse: columns, thresholds, quantiles, and masks of the loss."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorers.errors import UserError
+from training.config import DataConfig, ObjectiveConfig, TrainConfig
+from training.data.combined import Combination, CombinedStore
+from training.data.options import StreamOptions
+from training.data.sources import Source
+from training.data.store import TokenStore
+from training.data.stream import Stream
+from training.data.thresholds import (
+    ThresholdChoice,
+    check_stream,
+    document_threshold,
+    quantile,
+    quantiles,
+    sentence_threshold,
+)
+from training.data.tokenizers import Tokenizer
+from training.objectives import OBJECTIVES, LossMask
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The column that a stream is made by, and where on it aligned ends.
+
+    Attributes:
+        store: with the column; a combination of several is added to those that it has.
+        column: its name in the store.
+        threshold: aligned means score <= value (filtering: mean); None for an objective that uses none.
+        parts: the thresholds of several columns, by column; empty where there is one column, or none are used.
+    """
+
+    store: TokenStore
+    column: str
+    threshold: ThresholdChoice | None
+    parts: Mapping[str, ThresholdChoice]
+
+
+def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
+    """Refuse settings that don't go together, before any work is done.
+
+    Raises:
+        UserError: names the setting to change.
+    """
+    name, kind = objective.name, OBJECTIVES[objective.name]
+    if not kind.tags:
+        for setting, what, given in (
+            ("drop_tags", "tags to drop", objective.drop_tags is not None),
+            ("quantiles", "tags to give by quantiles", objective.quantiles is not None),
+            ("mask_control_tokens", "control tokens to mask", objective.mask_control_tokens),
+        ):
+            if given:
+                raise UserError(f"The objective {name} has no {what}. Remove objective.{setting}.")
+    if objective.quantiles is not None and (objective.threshold is not None or objective.thresholds):
+        raise UserError(
+            "objective.quantiles takes the place of a threshold: remove it, or objective.threshold and "
+            "objective.thresholds."
+        )
+    if data.columns and data.column is not None and data.column not in data.columns:
+        raise UserError(
+            f"data.column={data.column} is none of data.columns ({', '.join(data.columns)}), of which it says the one "
+            "that reports are about. Add it there, or choose one of them."
+        )
+    if data.columns and objective.threshold is not None:
+        raise UserError(
+            "One objective.threshold cannot be for several columns. Give one a column: "
+            f"--set objective.thresholds.{next(iter(data.columns))}=NUMBER."
+        )
+    if data.columns and data.mixture:
+        raise UserError("data.columns is for one dataset: remove it, or data.mixture.")
+    others = [column for column in objective.thresholds if column not in data.columns]
+    if others:
+        raise UserError(
+            f"objective.thresholds.{others[0]}: data.columns has no such column"
+            + (
+                f"; it has: {', '.join(data.columns)}."
+                if data.columns
+                else ". For one column, set objective.threshold."
+            )
+        )
+
+
+def report_threshold(config: TrainConfig, source: Source) -> ThresholdChoice:
+    """What reports take for an aligned sentence of a dataset, by its one `column`, whatever the objective."""
+    column, name = source.column, config.objective.name
+    given = config.objective.thresholds.get(column, source.threshold)
+    task = column if config.data.columns else source.task
+    return sentence_threshold(None if OBJECTIVES[name].filters else given, source.manifest, column, task, name)
+
+
+def scale_of(config: TrainConfig, source: Source, store: TokenStore) -> Scale:
+    """The column of a dataset to train by.
+
+    Several columns become one. For an objective that tells aligned from misaligned, it is above 0 where any column is
+    above its threshold; for the others, which go by how bad a sentence is (quantiles too), it is the weighted sum.
+
+    Args:
+        config: with its column filled in, checked by `check_preference`.
+        source: the dataset, which has the columns.
+        store: its tokens.
+    """
+    objective, columns = config.objective, config.data.columns
+    kind = OBJECTIVES[objective.name]
+    divides = kind.filters or ((kind.tags or kind.thresholds) and objective.quantiles is None)
+
+    def choose(column: str, task: str, given: float | None) -> ThresholdChoice:
+        if kind.filters:
+            return document_threshold(given, source.manifest, column, task, store)
+        return sentence_threshold(given, source.manifest, column, task, objective.name)
+
+    if not columns:
+        threshold = choose(source.column, source.task, source.threshold) if divides else None
+        return Scale(store, source.column, threshold, {})
+    if not divides:
+        combination = Combination.of(columns)
+        return Scale(CombinedStore(store, combination), combination.name, None, {})
+    parts = {column: choose(column, column, objective.thresholds.get(column)) for column in columns}
+    combination = Combination.of(columns, {column: part.value for column, part in parts.items()})
+    each = ", ".join(f"{column} <= {part.value:g} ({part.detail})" for column, part in parts.items())
+    threshold = ThresholdChoice(0.0, "columns", f"how far above its threshold any column is: {each}")
+    return Scale(CombinedStore(store, combination), combination.name, threshold, parts)
+
+
+def tag(
+    scale: Scale, options: StreamOptions, objective: ObjectiveConfig, tokenizer: Tokenizer
+) -> tuple[StreamOptions, ThresholdChoice]:
+    """Options with control tokens, and the threshold of the best class.
+
+    Args:
+        scale: what is good.
+        options: of the stream without tags.
+        objective: whose quantiles, or None for the pair by the scale's threshold.
+        tokenizer: that knows the ids.
+
+    Raises:
+        UserError: the stream is empty, or quantiles do not divide it.
+    """
+    threshold = scale.threshold
+    if objective.quantiles is None:
+        if threshold is None:
+            raise ValueError("tags without quantiles need a threshold")
+        bounds: Sequence[float] = [threshold.value]
+    else:
+        plain = Stream(scale.store, scale.column, options)
+        check_stream(plain, objective.name, None)
+        bounds = quantile_bounds(_scores(plain), objective.quantiles)
+        threshold = _best_class(bounds, objective.quantiles)
+    ids = tokenizer.control_ids(len(bounds) + 1)
+    return replace(options, tag_bounds=tuple(bounds), tag_ids=ids, drop_tags=objective.drop_tags or 0.0), threshold
+
+
+def quantile_bounds(scores: NDArray[np.float32], classes: int) -> list[float]:
+    """The upper bounds of all classes but the last, ascending: class i holds scores in (bounds[i-1], bounds[i]].
+
+    They are the k/classes quantiles (inverted CDF). Equal scores are in one class, so where many are equal some
+    quantiles coincide, and there are fewer classes; none is empty.
+
+    Args:
+        scores: [n], n >= 1.
+        classes: that are asked for, >= 2.
+
+    Raises:
+        UserError: all scores are equal.
+    """
+    found = np.unique(quantiles(scores, [Fraction(number, classes) for number in range(1, classes)]))
+    found = found[found < scores.max()]
+    if not len(found):
+        raise UserError(
+            f"objective.quantiles={classes}: so many of the stream's sentences have the highest score, "
+            f"{scores.max():g}, that one class would hold nearly all. Ask for more quantiles, set objective.threshold "
+            "in their place, or choose another column."
+        )
+    return [float(each) for each in found]
+
+
+def loss_mask(objective: ObjectiveConfig, stream: Stream, threshold: ThresholdChoice | None) -> LossMask | None:
+    """What carries no loss; None where everything does.
+
+    Args:
+        objective: what is asked for.
+        stream: whose percentiles are meant.
+        threshold: what the objective takes for aligned, if it does.
+
+    Raises:
+        UserError: the mask takes nothing or everything, or the objective's own treatment of bad tokens would be lost.
+    """
+    above = objective.mask_above
+    if above is None and not objective.mask_control_tokens:
+        return None
+    limit = None
+    if above is not None:
+        if isinstance(above, str):
+            limit = quantile(_scores(stream), Fraction(above[1:]) / 100)
+        else:
+            limit = float(np.float32(above))
+        _check_limit(above, limit, objective, stream, threshold)
+    return LossMask(stream.options.tag_ids if objective.mask_control_tokens else (), limit)
+
+
+def _check_limit(
+    above: float | str, limit: float, objective: ObjectiveConfig, stream: Stream, threshold: ThresholdChoice | None
+) -> None:
+    shown = f"objective.mask_above={above}" + (f" ({limit:g})" if isinstance(above, str) else "")
+    kept, sentences = stream.count_aligned(limit)
+    if kept in (0, sentences):
+        shares = (Fraction(number, 100) for number in (50, 75, 90, 95, 99))
+        values = ", ".join(f"p{100 * share} = {quantile(_scores(stream), share):g}" for share in shares)
+        raise UserError(
+            f"{shown} masks {'no sentence' if kept else 'every sentence'} of the stream. Its scores: {values}. "
+            "Set another, or remove it."
+        )
+    if OBJECTIVES[objective.name].thresholds and threshold is not None and limit <= np.float32(threshold.value):
+        raise UserError(
+            f"{shown} masks every token that {objective.name} would push down (score > {threshold.value:g}). "
+            "Set it above the threshold, or take the objective mle."
+        )
+
+
+def _scores(stream: Stream) -> NDArray[np.float32]:
+    scores = stream.sentence_scores()
+    if not len(scores):
+        raise UserError("No document of the stream has a sentence, so there are no scores to find percentiles of.")
+    return scores
+
+
+def _best_class(bounds: Sequence[float], asked: int) -> ThresholdChoice:
+    classes = len(bounds) + 1
+    fewer = "" if classes == asked else f" of {asked} asked for, as many scores are equal"
+    limits = ", ".join(f"{bound:g}" for bound in bounds)
+    return ThresholdChoice(bounds[0], "quantiles", f"{classes} classes{fewer}, up to {limits} and above")
