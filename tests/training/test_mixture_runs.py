@@ -204,6 +204,12 @@ def test_two_datasets_from_the_command_line_to_the_evaluation(tmp_path):
     (report,) = json.loads(result.stdout)["runs"]
     assert report["held_out"]["documents"] == facts.stream["documents_left_out"]["held_out"]
     assert any(f"those of {code} alone" in warning and f"{other} (0.25)" in warning for warning in report["warnings"])
+    for name in ("code", "code.tokens"):
+        (tmp_path / name).rename(tmp_path / f"moved{name.removeprefix('code')}")
+    moved = ("evaluate", output, "--samples", 4, "--set", "leakage_samples=2", "--dataset", tmp_path / "moved")
+    result = invoke(*moved, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["runs"][0]["held_out"]["bits_per_byte"] == report["held_out"]["bits_per_byte"]
 
 
 @pytest.fixture(scope="module")
