@@ -158,6 +158,8 @@ def test_a_spike_is_skipped_and_the_memory_of_losses_is_saved(world, tmp_path):
     for _ in range(3):
         assert not engine.train_step(spike(1000), loss, 1e-3).applied
     assert engine.train_step(batch(70), loss, 1e-3).applied
+    engine.forget_losses()
+    assert engine.train_step(spike(1000), loss, 1e-3).applied
     engine.close()
     other, _ = make(world, "awr", **options, seed=7)
     other.load(tmp_path)

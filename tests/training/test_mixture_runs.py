@@ -112,6 +112,15 @@ def test_awr_starts_with_weights_of_one_and_every_step_has_the_same_figures(tmp_
     assert lines[5]["value"] != pytest.approx(-0.5, abs=1e-4), "the value head has learnt"
 
 
+def test_a_loss_of_another_scale_is_no_spike_where_the_preferences_start(tmp_path, code_dataset):
+    options = {"objective__alpha": 0.5, "objective__beta": 0.001, "objective__starts_at": 0.5}
+    changes = {"training__skip_sigmas": 6, "training__num_tokens": 144 * 4 * 32, "data__held_out": 0}
+    run_job(code_dataset, tmp_path / "run", "awr", **options, **changes)
+    before, after = metrics(tmp_path / "run")[71:73]
+    assert after["loss"] > 20 * before["loss"]
+    assert "skipped" not in metrics(tmp_path / "run")[-1]
+
+
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 1), (1, 8), (2, 1), (2, 4), (4, 2)])
 def test_the_model_sees_the_same_global_batches_however_they_are_cut(tmp_path, code_dataset, prose, ranks, micro):
     changes = mixed(prose, **PHASES, training__batch_size=8, training__num_tokens=40 * 8 * 32)
@@ -195,6 +204,12 @@ def test_two_datasets_from_the_command_line_to_the_evaluation(tmp_path):
     (report,) = json.loads(result.stdout)["runs"]
     assert report["held_out"]["documents"] == facts.stream["documents_left_out"]["held_out"]
     assert any(f"those of {code} alone" in warning and f"{other} (0.25)" in warning for warning in report["warnings"])
+    for name in ("code", "code.tokens"):
+        (tmp_path / name).rename(tmp_path / f"moved{name.removeprefix('code')}")
+    moved = ("evaluate", output, "--samples", 4, "--set", "leakage_samples=2", "--dataset", tmp_path / "moved")
+    result = invoke(*moved, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["runs"][0]["held_out"]["bits_per_byte"] == report["held_out"]["bits_per_byte"]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pipeline.dataset import open_dataset
 from pipeline.dataset.writer import parquet_writer
 from scorers.errors import UserError
 from training.config import EvaluationConfig, TrainConfig
+from training.data.places import derived_place
 from training.data.prepare import PreparedData, prepare
 from training.evaluation.evaluate import Evaluation, Progress, evaluate_model
 from training.evaluation.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME
@@ -149,7 +150,13 @@ def _device(name: str) -> str:
 
 def _main_data(config: TrainConfig, dataset: str | None) -> TrainConfig:
     """The main dataset, wherever it is now, in one phase: what is held out is the same, and the others may be gone."""
-    data = config.data.model_copy(update={"dataset": dataset or config.data.dataset, "mixture": ()})
+    tokenizer = config.data.tokenizer
+    if dataset and config.data.mixture and tokenizer and not Path(tokenizer).exists():
+        # The one that was trained on the mixture lies beside the main dataset, and has moved with it.
+        moved = derived_place(dataset, Path(tokenizer).name)
+        tokenizer = str(moved) if moved.exists() else tokenizer
+    changes = {"dataset": dataset or config.data.dataset, "mixture": (), "tokenizer": tokenizer}
+    data = config.data.model_copy(update=changes)
     objective = config.objective.model_copy(update={"starts_at": 0.0, "cooldown": 0.0})
     return config.model_copy(update={"data": data, "objective": objective})
 

@@ -139,6 +139,11 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied)
 
+    def forget_losses(self) -> None:
+        """Tell no spike by the losses so far: what comes is trained for something else."""
+        if self._guard is not None:
+            self._guard.forget()
+
     def save(self, folder: Path) -> None:
         """Write this rank's part of the state into an existing, empty folder: weights, optimiser and generators.
 

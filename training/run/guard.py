@@ -44,6 +44,10 @@ class SpikeGuard:
         self._count = torch.where(bad, self._count, (self._count + 1).clamp(max=WINDOW))
         return torch.where(bad, torch.full_like(loss, torch.nan), torch.ones_like(loss))
 
+    def forget(self) -> None:
+        """Begin anew: another loss is another scale."""
+        self._count = torch.zeros_like(self._count)
+
     def state(self) -> dict[str, Tensor]:
         """What `load` takes up again."""
         return {"losses": self._losses.cpu(), "count": self._count.cpu()}

@@ -147,7 +147,7 @@ class Trainer:
             batch = batches.get(self.step)
             waited = time.perf_counter() - began
             with self._watchdog.step():
-                outcome = self.engine.train_step(batch, self.objective(self.step), rate)
+                outcome = self.engine.train_step(batch, self._objective_of_step(), rate)
                 self.step += 1
                 diverged, stopped = self.world.any(self._is_lost(outcome), self._stop)
             finished = self.step == self.horizon.steps
@@ -169,6 +169,12 @@ class Trainer:
             if stopped and not finished:
                 return True
         return False
+
+    def _objective_of_step(self) -> Objective:
+        objective = self.objective(self.step)
+        if self.step and objective != self.objective(self.step - 1):
+            self.engine.forget_losses()
+        return objective
 
     def _is_logged(self, finished: bool) -> bool:
         every = self.config.log_every
