@@ -85,11 +85,18 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
         )
 
 
-def report_threshold(config: TrainConfig, manifest: Manifest) -> ThresholdChoice:
-    """What reports take for an aligned sentence, by the one column that they are about, whatever the objective."""
-    column, name = config.data.column or config.task, config.objective.name
-    given = config.objective.thresholds.get(column, config.objective.threshold)
-    task = column if config.data.columns else config.task
+def report_threshold(config: TrainConfig, manifest: Manifest, column: str | None = None) -> ThresholdChoice:
+    """What reports take for an aligned sentence, whatever the objective.
+
+    Args:
+        config: of the run, with its column filled in.
+        manifest: of the dataset.
+        column: that the report is about; None for the run's own.
+    """
+    own, name = config.data.column or config.task, config.objective.name
+    column = column or own
+    given = config.objective.thresholds.get(column, config.objective.threshold if column == own else None)
+    task = config.task if column == own and not config.data.columns else column
     return sentence_threshold(None if OBJECTIVES[name].filters else given, manifest, column, task, name)
 
 
