@@ -1,5 +1,6 @@
 """Runs on a small labelled dataset of real scores, trained for a few steps without DeepSpeed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from training.run.schedule import plan_horizon
 from training.settings import resolve_config
 
 
-def make_code_dataset(folder: Path, documents: int = 60) -> Path:
-    """Small Python files, every second line of which breaks PEP 8, scored by pycodestyle."""
+def make_code_dataset(folder: Path, documents: int = 60, others: Mapping[str, ScorerSpec] | None = None) -> Path:
+    """Small Python files, every second line of which breaks PEP 8, scored by pycodestyle, and by other columns'."""
     texts = [
         "".join(
             f"value_{index} = {line}\n" if (index + line) % 2 else f"value_{index}={line} ;x=1\n"
@@ -28,20 +29,15 @@ def make_code_dataset(folder: Path, documents: int = 60) -> Path:
         )
         for index in range(documents)
     ]
-    scorer = build("pep8", ScorerSpec(kind="pycodestyle"))
-    scores = [array.tolist() for array in scorer.score([document(text, "python") for text in texts])]  # type: ignore[union-attr]
-    entry = ScorerEntry(
-        kind="pycodestyle",
-        options=resolve("pep8", ScorerSpec(kind="pycodestyle")).options,
-        fingerprint=scorer.fingerprint,
-    )
-    return make_dataset(
-        folder,
-        [(text, "python") for text in texts],
-        {"pep8": scores},
-        {"pep8": 0.0},
-        scorers={"pep8": entry},
-    )
+    scores, entries = {}, {}
+    for column, spec in {"pep8": ScorerSpec(kind="pycodestyle"), **(others or {})}.items():
+        scorer = build(column, spec)
+        found = scorer.score([document(text, "python") for text in texts])
+        scores[column] = [array.tolist() for array in found]  # type: ignore[union-attr]
+        options = resolve(column, spec).options
+        entries[column] = ScorerEntry(kind=spec.kind, options=options, fingerprint=scorer.fingerprint)
+    python = [(text, "python") for text in texts]
+    return make_dataset(folder, python, scores, dict.fromkeys(scores, 0.0), scorers=entries)
 
 
 def config_of(

@@ -16,6 +16,7 @@ from training.data.combined import Combination, CombinedStore
 from training.data.preference import quantile_bounds
 from training.data.prepare import prepare
 from training.data.store import TokenStore
+from training.run.folder import RunFolder
 from training.settings import resolve_config
 
 TEXTS = [f"Sentence {n} is this. And another, number {n}." for n in range(100)]
@@ -231,6 +232,11 @@ def test_the_command_takes_columns_and_says_what_is_wrong(tmp_path, dataset, tok
         given = [str(dataset), "--output", str(tmp_path / "run"), "--task", "toxicity", "--model", "nano"]
         return CliRunner().invoke(phf.app, ["train", *given, "--tokenizer", tokenizer, *arguments])
 
+    sizes = {
+        "data.context_length": 16, "data.held_out": 0.1, "training.num_tokens": 256, "training.batch_size": 4,
+        "tracking.tensorboard": "false", "training.log_every": 1, "objective.mask_control_tokens": "true",
+        "objective.quantiles": 3,
+    }  # fmt: skip
     result = train("--column", "toxicity", "--column", "style")
     assert result.exit_code == 2
     assert "has no score column 'style'" in result.output
@@ -238,3 +244,17 @@ def test_the_command_takes_columns_and_says_what_is_wrong(tmp_path, dataset, tok
     assert result.exit_code == 2
     assert "takes the place of a threshold" in result.output
     assert not (tmp_path / "run").exists()
+    wanted = ["--objective", "conditional", "--column", "toxicity", "--column", "pii"]
+    wanted += [part for key, value in sizes.items() for part in ("--set", f"{key}={value}")]
+    for _ in range(2):  # asked again, it is the same run, which is finished
+        result = train(*wanted)
+        assert result.exit_code == 0, result.output
+    facts = RunFolder(tmp_path / "run").read_facts()
+    assert facts.columns == {"toxicity": 1.0, "pii": 1.0}
+    assert facts.threshold is not None
+    assert facts.threshold.origin.startswith("quantiles: 3 classes, up to")
+    assert facts.tokenizer.vocab_size == facts.tokenizer.control_ids[-1] + 1
+    assert facts.stream["documents_left_out"]["null_score"] == 10
+    result = train(*wanted, "--set", "objective.quantiles=4")
+    assert result.exit_code == 2
+    assert "objective.quantiles: 3 in the run, 4 now" in result.output

@@ -14,6 +14,14 @@ def compare(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Evaluate those runs first that have not been since they were trained.")
     ] = False,
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            "--scorer",
+            metavar="NAME",
+            help="Compare what this column or scorer found (`phf evaluate --column` or --scorer), not each run's own.",
+        ),
+    ] = None,
     allow_mismatch: Annotated[
         bool,
         typer.Option("--allow-mismatch", help="Compare runs with another column, scorer or data; the page says so."),
@@ -35,12 +43,13 @@ def compare(
     check_output(output)
     if evaluate:
         from training.evaluation.runs import evaluate_run
+        from training.evaluation.setup import Judge
         from training.run.progress import StageProgress
 
-        for run in [folder for folder in map(RunFolder.existing, runs) if not is_evaluated(folder)]:
+        for run in [folder for folder in map(RunFolder.existing, runs) if not is_evaluated(folder, scorer)]:
             with StageProgress(str(run.path)) as progress:
-                evaluate_run(run, progress=progress)
-    comparison = load_comparison(runs, allow_mismatch=allow_mismatch)
+                evaluate_run(run, judge=None if scorer is None else Judge(scorer), progress=progress)
+    comparison = load_comparison(runs, scorer=scorer, allow_mismatch=allow_mismatch)
     page = write_comparison(comparison, output)
     if as_json:
         print_json({"page": str(page), **to_dict(comparison)})

@@ -8,6 +8,7 @@ from scorers.console import print_json, set_up_logs
 
 if TYPE_CHECKING:
     from training.config import EvaluationConfig
+    from training.evaluation.setup import Judge
     from training.run.folder import RunFolder
 
 
@@ -34,6 +35,28 @@ def evaluate(
             help="Score with a scorer whose fingerprint is not the dataset's; the report says so.",
         ),
     ] = False,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="NAME",
+            help="Judge by what scored this column of the dataset, instead of the one trained on; repeatable.",
+        ),
+    ] = None,
+    scorers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scorer",
+            metavar="NAME=KIND[:VALUE][,OPTION=VALUE...]",
+            help="Judge by another scorer, written as for `phf label`; needs --hit-threshold; repeatable.",
+        ),
+    ] = None,
+    hit_threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--hit-threshold", metavar="X", help="A sample with a higher score is a hit; by default what was aligned."
+        ),
+    ] = None,
     show_text: Annotated[
         int, typer.Option("--show-text", min=0, metavar="N", help="Print N samples of each run with their scores.")
     ] = 0,
@@ -46,6 +69,11 @@ def evaluate(
     they would be is measured apart. Figures have 95 % intervals and are kept in
     RUN/evaluation for `phf compare`.
 
+    A run on several columns is judged by each. --column and --scorer judge by
+    something else, to see whether a model has only learnt to please what it was
+    trained by; that is kept apart, and judges the samples that are there
+    already, where they were drawn by the same settings.
+
     Example: phf evaluate runs/conditional --samples 512
     """
     set_up_logs()
@@ -56,24 +84,42 @@ def evaluate(
     # What is wrong with the last run should not be found after an hour of evaluating the others.
     chosen = [RunFolder.existing(run) for run in runs]
     configs = [_config(run, samples, overrides or []) for run in chosen]
+    asked = [_judges(run, columns or [], scorers or []) for run in chosen]
     found = []
-    for run, config in zip(chosen, configs, strict=True):
-        with StageProgress(str(run.path)) as progress:
-            evaluation = evaluate_run(
-                run,
-                config=config,
-                dataset=dataset,
-                device=device,
-                allow_other_scorer=allow_other_scorer,
-                progress=progress,
-            )
-        found.append({"path": str(run.path), **evaluation.report.model_dump(mode="json")})
-        if not as_json:
-            from training.evaluation.tables import print_report
+    for run, config, judges in zip(chosen, configs, asked, strict=True):
+        for judge in judges:
+            with StageProgress(str(run.path)) as progress:
+                evaluation = evaluate_run(
+                    run,
+                    config=config,
+                    dataset=dataset,
+                    device=device,
+                    allow_other_scorer=allow_other_scorer,
+                    judge=judge,
+                    hit_threshold=hit_threshold,
+                    progress=progress,
+                )
+            found.append({"path": str(run.path), **evaluation.report.model_dump(mode="json")})
+            if not as_json:
+                from training.evaluation.tables import print_report
 
-            print_report(run, evaluation, show_text)
+                print_report(run, evaluation, show_text)
     if as_json:
         print_json({"runs": found})
+
+
+def _judges(run: "RunFolder", columns: list[str], scorers: list[str]) -> "list[Judge]":
+    from scorers.registry import parse_scorers
+    from training.evaluation.setup import Judge
+
+    facts = run.read_facts()
+    if not columns and not scorers:
+        # Its own first: it draws the samples that the others judge.
+        columns = [facts.column, *facts.columns]
+    return [
+        *(Judge(column) for column in dict.fromkeys(columns)),
+        *(Judge(name, spec) for name, spec in parse_scorers(scorers).items()),
+    ]
 
 
 def _config(run: "RunFolder", samples: int | None, overrides: list[str]) -> "EvaluationConfig":

@@ -46,7 +46,7 @@ def score_distributions(comparison: Comparison, look: Look) -> bytes:
                 " hit threshold", (threshold, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8,
                 color=look.faint,
             )  # fmt: skip
-        axes.set_xlabel(f"score of a sample ({comparison.baseline.facts.column})")
+        axes.set_xlabel(f"score of a sample ({comparison.baseline.report.column})")
         axes.set_ylabel("samples with a higher score")
         axes.legend(
             frameon=False, fontsize=8.5, loc="upper right", ncols=1 if look.narrow else 2, handlelength=1.4,

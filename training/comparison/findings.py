@@ -115,8 +115,8 @@ def _about_held_out(comparison: Comparison) -> list[Finding]:
             f"{base.label} needs {_shown(base.report.held_out.bits_per_byte)} bits for a byte of held-out text.",
             *_by_verdict(differences, lambda each: f"{each.run.label} {_signed(each.estimate)}"),
             *(
-                f"{run.label} was told each sentence's own tag, which the others were not; told <|aligned|> before "
-                f"every sentence, it needs {_shown(run.report.held_out.bits_per_byte_aligned)}."
+                f"{run.label} was told each sentence's own tag, which the others were not; told {run.facts.best_tag} "
+                f"before every sentence, it needs {_shown(run.report.held_out.bits_per_byte_aligned)}."
                 for run in measured
                 if run.report.held_out is not None and run.report.held_out.bits_per_byte_aligned is not None
             ),
@@ -184,7 +184,7 @@ def _about_tags(comparison: Comparison) -> list[Finding]:
 
 def _about_corpus(comparison: Comparison) -> list[Finding]:
     held_out = comparison.baseline.report.held_out
-    if held_out is None:
+    if held_out is None or held_out.misalignment is None:
         return []
     return [
         Finding(

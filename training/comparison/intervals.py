@@ -49,7 +49,7 @@ def estimates(comparison: Comparison, look: Look) -> bytes:
 
 def estimate_panels(comparison: Comparison) -> list[Panel]:
     """The figures that at least one run has."""
-    column = comparison.baseline.facts.column
+    column = comparison.baseline.report.column
     panels: list[Panel] = [
         (f"mean misalignment ({column})", lambda run: run.report.samples.misalignment, False),
         (f"expected maximum of {MAXIMUM_OF}", lambda run: run.report.samples.expected_maximum, False),

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scorers.errors import UserError
 from training.config import ObjectiveName, TrainConfig
-from training.evaluation.report import HELD_OUT_NAME, SAMPLES_NAME, EvaluationReport, read_report
-from training.evaluation.runs import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, run_fingerprint
+from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, read_table, run_fingerprint
+from training.evaluation.report import HELD_OUT_NAME, SAMPLES_NAME, EvaluationReport, read_report, report_folder
 from training.run.folder import RunFacts, RunFolder
 
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
@@ -29,7 +27,7 @@ class HeldOutCosts:
         sizes, tokens: int64, UTF-8 bytes and tokens.
         bits: float64.
         unigram_bits: float64, what it costs by the frequencies of tokens alone.
-        misalignment: float64, mean score.
+        misalignment: float64, mean score; NaN where there is none.
     """
 
     documents: NDArray[np.int64]
@@ -87,25 +85,31 @@ class Comparison:
         return [run for run in self.runs if run is not self.baseline]
 
 
-def load_comparison(paths: Sequence[str | Path], *, allow_mismatch: bool = False) -> Comparison:
+def load_comparison(
+    paths: Sequence[str | Path], *, scorer: str | None = None, allow_mismatch: bool = False
+) -> Comparison:
     """Load the runs and check that they can be compared.
 
     Args:
         paths: folders of runs; one that is named twice counts once.
+        scorer: the column or scorer whose evaluations are compared; None for each run's own column.
         allow_mismatch: accept runs whose figures are not comparable; the page says so.
 
     Raises:
         UserError: a folder is no run, a run is not evaluated, or the runs cannot be compared.
     """
     folders = list({Path(path).resolve(): RunFolder.existing(path) for path in paths}.values())
-    missing = [folder for folder in folders if not is_evaluated(folder)]
+    missing = [folder for folder in folders if not is_evaluated(folder, scorer)]
     if missing:
         names = " ".join(str(folder.path) for folder in missing)
+        by, how = "", f"`phf evaluate {names}`"
+        if scorer is not None:
+            by, how = f" by {scorer}", f"`phf evaluate {names} --column {scorer}` (or --scorer {scorer}=KIND)"
         raise UserError(
-            f"Not evaluated since {'it was' if len(missing) == 1 else 'they were'} trained: {names}. "
-            f"Run `phf evaluate {names}` first, or add --evaluate."
+            f"Not evaluated{by} since {'it was' if len(missing) == 1 else 'they were'} trained: {names}. "
+            f"Run {how} first, or add --evaluate."
         )
-    runs = _labelled([_load(folder) for folder in folders])
+    runs = _labelled([_load(folder, scorer) for folder in folders])
     runs.sort(key=lambda run: (OBJECTIVES.index(run.facts.objective), run.label))
     mismatches = _mismatches(runs)
     if mismatches and not allow_mismatch:
@@ -123,20 +127,25 @@ def load_comparison(paths: Sequence[str | Path], *, allow_mismatch: bool = False
     )
 
 
-def is_evaluated(folder: RunFolder) -> bool:
-    """Whether a run has a report that is about the model that it has now."""
-    report = read_report(folder)
+def is_evaluated(folder: RunFolder, scorer: str | None = None) -> bool:
+    """Whether a run has a report, by its own column or another scorer, that is about the model that it has now."""
+    report = read_report(folder, _kept_as(folder, scorer))
     return report is not None and report.run == run_fingerprint(folder)
 
 
-def _load(folder: RunFolder) -> LoadedRun:
-    report = read_report(folder)
+def _kept_as(folder: RunFolder, scorer: str | None) -> str | None:
+    return None if scorer == folder.read_facts().column else scorer
+
+
+def _load(folder: RunFolder, scorer: str | None) -> LoadedRun:
+    kept = _kept_as(folder, scorer)
+    place, report = report_folder(folder, kept), read_report(folder, kept)
     if report is None:
         raise UserError(f"{folder.path} is not evaluated. Run `phf evaluate {folder.path}` first.")
-    scores = _read_table(folder, SAMPLES_NAME, SAMPLES_SCHEMA).column("score").drop_null().to_numpy()
+    scores = read_table(place / SAMPLES_NAME, SAMPLES_SCHEMA, folder).column("score").drop_null().to_numpy()
     costs = None
     if report.held_out is not None:
-        table = _read_table(folder, HELD_OUT_NAME, HELD_OUT_SCHEMA)
+        table = read_table(place / HELD_OUT_NAME, HELD_OUT_SCHEMA, folder)
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
         costs = HeldOutCosts(
             documents=columns["document"],
@@ -158,19 +167,6 @@ def _load(folder: RunFolder) -> LoadedRun:
     )
 
 
-def _read_table(folder: RunFolder, name: str, schema: pa.Schema) -> pa.Table:
-    path = folder.evaluation / name
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path} is missing or damaged ({type(error).__name__}). Run `phf evaluate {folder.path}` again."
-        ) from None
-    if not table.schema.equals(schema):
-        raise UserError(f"{path} was written by another version of phf. Run `phf evaluate {folder.path}` again.")
-    return table
-
-
 def _labelled(runs: list[LoadedRun]) -> list[LoadedRun]:
     """Objectives as labels where each occurs once, else names of folders, with a number where these are alike too."""
     objectives = Counter(run.facts.objective for run in runs)
@@ -188,7 +184,7 @@ def _labelled(runs: list[LoadedRun]) -> list[LoadedRun]:
 
 def _mismatches(runs: list[LoadedRun]) -> list[str]:
     found = [
-        _groups(runs, "They are about different score columns", lambda run: run.facts.column),
+        _groups(runs, "They are about different score columns", lambda run: run.report.column),
         _groups(runs, "Their samples were scored by different scorers", lambda run: run.report.scorer.fingerprint),
     ]
     if _paired(runs) is False:
@@ -231,6 +227,7 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
     checks: list[tuple[str, Callable[[LoadedRun], Any]]] = [
         ("The labelled datasets differ", _dataset),
         ("They were trained on different mixtures", _mixture),
+        ("They were trained on different score columns", trained_on),
         ("Held-out text was not measured for every run", lambda run: "measured" if run.report.held_out else "not"),
         (
             "Tokenizers differ, so perplexities and distinct-n are not comparable; bits per byte are",
@@ -250,6 +247,11 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
     if settings:
         found.append(f"Settings of model or training differ: {', '.join(settings)}; the values are below.")
     return found
+
+
+def trained_on(run: LoadedRun) -> str:
+    """The score columns that a run was trained on."""
+    return " and ".join(run.facts.columns or [run.facts.column])
 
 
 def config_differences(runs: Sequence[LoadedRun]) -> list[tuple[str, list[Any]]]:

@@ -12,7 +12,7 @@ from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training.comparison.commands import commands
 from training.comparison.findings import Difference, findings, held_out_differences, misalignment_differences
-from training.comparison.load import Comparison, LoadedRun, config_differences
+from training.comparison.load import Comparison, LoadedRun, config_differences, trained_on
 from training.comparison.plots import plots
 from training.comparison.style import Look, page_colours
 from training.comparison.tables import (
@@ -145,7 +145,7 @@ def _context(comparison: Comparison, figures: list[Any]) -> dict[str, Any]:
 
 
 def _title(comparison: Comparison) -> str:
-    column = comparison.baseline.facts.column
+    column = comparison.baseline.report.column
     objectives = {run.facts.objective for run in comparison.runs}
     count = len(comparison.runs)
     what = "objective" if len(objectives) == count else "run"
@@ -167,10 +167,14 @@ def _lede(comparison: Comparison) -> str:
     samples = {run.report.samples.number for run in comparison.runs}
     number = f"{next(iter(samples)):,}" if len(samples) == 1 else "their"
     each = "" if count == 1 else "each "
+    judge = base.report.scorer.entry.kind
+    trained = {trained_on(run) for run in comparison.runs}
+    judged = f"judged by what scored the training data, {judge}"
+    if trained != {base.report.column}:
+        judged = f"judged by {base.report.column} ({judge}); trained on {', '.join(sorted(trained))}"
     return (
         f"{_count(count)} run{'' if count == 1 else 's'} of {model}, {each}trained on {budget} of "
-        f"{base.facts.dataset.uri}; {number} samples {each}drawn without a prompt and judged by what scored the "
-        f"training data, {base.report.scorer.entry.kind}. "
+        f"{base.facts.dataset.uri}; {number} samples {each}drawn without a prompt and {judged}. "
         "A score is a misalignment score: 0 is perfect, higher is worse."
     )
 
@@ -180,7 +184,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     facts, report = run.facts, run.report
     options = ", ".join(f"{key}={value}" for key, value in report.scorer.entry.options.items() if value is not None)
     held_out = report.held_out
-    threshold = facts.sentence_threshold
+    threshold = facts.sentence_threshold if report.column == facts.column else None
     return [
         (
             "Dataset",
@@ -199,7 +203,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
             "Sampling",
             f"temperature {report.config.temperature:g}, top-p {report.config.top_p:g}, at most "
             f"{report.samples.max_new_tokens} tokens, seed {report.config.seed}; conditional models after "
-            "<|aligned|>; control tokens banned; no dropout",
+            f"{_best_tags(comparison)}; control tokens banned; no dropout",
         ),
         (
             "Held-out text",
@@ -210,6 +214,12 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
             else "none",
         ),
     ]
+
+
+def _best_tags(comparison: Comparison) -> str:
+    return (
+        " or ".join(sorted({run.facts.best_tag for run in comparison.runs if run.facts.conditional})) or "<|aligned|>"
+    )
 
 
 def _tokenizer(run: LoadedRun) -> str:

@@ -32,7 +32,7 @@ class Plot:
 
 def plots(comparison: Comparison) -> list[Plot]:
     """The figures that the runs have numbers for, in the order of the page."""
-    column, base = comparison.baseline.facts.column, comparison.baseline.label
+    column, base = comparison.baseline.report.column, comparison.baseline.label
     found = []
     both = [run for run in comparison.runs if run.report.held_out and run.report.samples.misalignment]
     if both:

@@ -34,7 +34,7 @@ def trade_off(comparison: Comparison, look: Look) -> bytes:
         _maybe_log(axes, "y", [value for _, _, y in shown for value in ends(y)], at_least=8)
         axes.margins(0.12)
         axes.set_xlabel("held-out " + ("perplexity of a token" if same_tokenizer(comparison) else "bits per byte"))
-        axes.set_ylabel(f"mean misalignment of samples ({comparison.baseline.facts.column})")
+        axes.set_ylabel(f"mean misalignment of samples ({comparison.baseline.report.column})")
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         axes.annotate(

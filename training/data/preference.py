@@ -87,11 +87,18 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
         )
 
 
-def report_threshold(config: TrainConfig, source: Source) -> ThresholdChoice:
-    """What reports take for an aligned sentence of a dataset, by its one `column`, whatever the objective."""
-    column, name = source.column, config.objective.name
-    given = config.objective.thresholds.get(column, source.threshold)
-    task = column if config.data.columns else source.task
+def report_threshold(config: TrainConfig, source: Source, column: str | None = None) -> ThresholdChoice:
+    """What reports take for an aligned sentence of a dataset, whatever the objective.
+
+    Args:
+        config: of the run, with its column filled in.
+        source: the dataset.
+        column: that the report is about; None for the dataset's own.
+    """
+    own, name = source.column, config.objective.name
+    column = column or own
+    given = config.objective.thresholds.get(column, source.threshold if column == own else None)
+    task = source.task if column == own and not config.data.columns else column
     return sentence_threshold(None if OBJECTIVES[name].filters else given, source.manifest, column, task, name)
 
 

@@ -31,6 +31,26 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a model did, whoever judges its samples.
+
+    Attributes:
+        samples: drawn with control tokens banned.
+        leakage: None for a model without tags.
+        held_out, loss, held_out_facts: the documents that were predicted, what each cost, and the figures; None where
+            there were none.
+        device: where it ran.
+    """
+
+    samples: Samples
+    leakage: LeakageFacts | None
+    held_out: HeldOutChoice | None
+    loss: HeldOutLoss | None
+    held_out_facts: HeldOutFacts | None
+    device: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A report, and what it was computed from.
 
@@ -60,16 +80,61 @@ def evaluate_model(model: Any, setup: EvaluationSetup, *, step: int, progress: P
         progress: called with a stage (`samples`, `scores`, `leakage`, `held-out text`), what is done and of how much.
     """
     began = time.perf_counter()
-    warnings = list(setup.warnings)
-    tell = progress or (lambda stage, done, total: None)
-    samples = _sample(
-        model, setup, setup.config.num_samples, banned=setup.control_ids, seed=setup.config.seed, tell=tell
-    )
+    return judge(_measure(model, setup, progress or _silence), setup, step=step, began=began, progress=progress)
+
+
+def judge(
+    measured: Measured,
+    setup: EvaluationSetup,
+    *,
+    step: int,
+    began: float | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score samples that are drawn already, and report.
+
+    Args:
+        measured: of a model that `setup` is for.
+        setup: whose scorer judges.
+        step: optimiser steps that the model was trained for.
+        began: `time.perf_counter()` when it began; None for now.
+        progress: as for `evaluate_model`.
+    """
+    began = time.perf_counter() if began is None else began
+    tell = progress or _silence
+    samples = measured.samples
     tell("scores", 0, len(samples.ids))
     scored = score_samples(samples.ids, setup.decode, setup.scorer, setup.kind)
     tell("scores", len(samples.ids), len(samples.ids))
     facts = _sample_facts(samples, scored, setup)
-    warnings += _sample_warnings(facts, setup)
+    report = EvaluationReport(
+        created_by=f"phf {library_versions('phf')['phf']}",
+        objective=setup.objective,
+        column=setup.column,
+        kind=setup.kind,
+        step=step,
+        prompt=setup.prompt,
+        config=setup.config,
+        device=measured.device,
+        seconds=round(time.perf_counter() - began, 3),
+        scorer=ScorerFacts(entry=setup.scorer_entry, fingerprint=setup.scorer.fingerprint),
+        samples=facts,
+        leakage=measured.leakage,
+        held_out=measured.held_out_facts,
+        warnings=[*setup.warnings, *_sample_warnings(facts, setup)],
+        versions=library_versions("torch", "transformers", "tokenizers", "numpy"),
+    )
+    return Evaluation(report, samples, scored, measured.held_out, measured.loss)
+
+
+def _silence(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def _measure(model: Any, setup: EvaluationSetup, tell: Progress) -> Measured:
+    samples = _sample(
+        model, setup, setup.config.num_samples, banned=setup.control_ids, seed=setup.config.seed, tell=tell
+    )
     leakage = None
     if setup.control_ids and setup.config.leakage_samples:
         # Seeds of their own, so that the evaluated samples don't depend on how many are drawn here.
@@ -86,24 +151,7 @@ def evaluate_model(model: Any, setup: EvaluationSetup, *, step: int, progress: P
     loss, held_out = None, None
     if setup.held_out is not None:
         loss, held_out = _measure_held_out(model, setup, setup.held_out, tell)
-    report = EvaluationReport(
-        created_by=f"phf {library_versions('phf')['phf']}",
-        objective=setup.objective,
-        column=setup.column,
-        kind=setup.kind,
-        step=step,
-        prompt=setup.prompt,
-        config=setup.config,
-        device=str(next(model.parameters()).device),
-        seconds=round(time.perf_counter() - began, 3),
-        scorer=ScorerFacts(entry=setup.scorer_entry, fingerprint=setup.scorer.fingerprint),
-        samples=facts,
-        leakage=leakage,
-        held_out=held_out,
-        warnings=warnings,
-        versions=library_versions("torch", "transformers", "tokenizers", "numpy"),
-    )
-    return Evaluation(report, samples, scored, setup.held_out, loss)
+    return Measured(samples, leakage, setup.held_out, loss, held_out, str(next(model.parameters()).device))
 
 
 def _sample(
@@ -217,8 +265,13 @@ def _measure_held_out(
         swap_cost=_bits_per_byte(losses[1].bits - own.bits, own) if len(losses) > 1 else None,
         bits_per_byte_aligned=_bits_per_byte(losses[2].bits, own) if len(losses) > 1 else None,
         unigram_bits_per_byte=_bits_per_byte(choice.unigram.bits, own),
-        misalignment=_present(metrics.mean(choice.misalignment)),
+        misalignment=corpus_misalignment(choice.misalignment),
     )
+
+
+def corpus_misalignment(means: NDArray[np.float64]) -> Estimate | None:
+    """The mean score of documents, float64 [n], of those that have one (not NaN); None where none has."""
+    return Estimate.of(metrics.mean(means[~np.isnan(means)]))
 
 
 def _bits_per_byte(bits: NDArray[np.float64], loss: HeldOutLoss) -> Estimate:

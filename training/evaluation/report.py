@@ -1,5 +1,6 @@
 """What an evaluation found: the contract between `phf evaluate` and everything that reads its report."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +15,7 @@ from training.run.folder import RunFolder
 REPORT_NAME = "report.json"
 SAMPLES_NAME = "samples.parquet"
 HELD_OUT_NAME = "held_out.parquet"
+OTHERS = "scorers"
 MAXIMUM_OF = 25
 
 
@@ -108,7 +110,8 @@ class HeldOutFacts(_Part):
         swap_cost: `bits_per_byte_swapped - bits_per_byte`, by document; above 0 where the model heeds tags.
         bits_per_byte_aligned: given `<|aligned|>` before each sentence, as when sampling; conditional only.
         unigram_bits_per_byte: of the same tokens under their frequencies in the training text, which a model must beat.
-        misalignment: mean score of these documents, each the mean over its sentences: what the corpus itself is like.
+        misalignment: mean score of these documents, each the mean over its sentences: what the corpus itself is like;
+            None where the scorer of the samples has not scored them.
     """
 
     documents: int
@@ -122,7 +125,7 @@ class HeldOutFacts(_Part):
     swap_cost: Estimate | None = None
     bits_per_byte_aligned: Estimate | None = None
     unigram_bits_per_byte: Estimate
-    misalignment: Estimate
+    misalignment: Estimate | None = None
 
 
 class EvaluationReport(_Part):
@@ -132,7 +135,9 @@ class EvaluationReport(_Part):
         schema_version: of this format.
         created_by: distribution and version.
         run: fingerprint of the run's facts (`run.json`) when it was evaluated; empty while it is being trained.
-        objective, column, kind: of the run.
+        objective, kind: of the run.
+        column: what scored the samples: the run's own score column, another of its dataset, or the name of a scorer
+            that the dataset knows nothing of.
         step: optimiser steps that the model was trained for.
         prompt: token ids that samples continue.
         config: as asked for; `samples.max_new_tokens` may be less.
@@ -162,13 +167,22 @@ class EvaluationReport(_Part):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
-def read_report(run: RunFolder) -> EvaluationReport | None:
+def report_folder(run: RunFolder, scorer: str | None = None) -> Path:
+    """Where an evaluation is kept: by the run's own column, or by another column or scorer of that name."""
+    return run.evaluation if scorer is None else run.evaluation / OTHERS / scorer
+
+
+def read_report(run: RunFolder, scorer: str | None = None) -> EvaluationReport | None:
     """The report of a run's last evaluation; None where it was not evaluated.
+
+    Args:
+        run: the run.
+        scorer: another than the run's own column.
 
     Raises:
         UserError: the report is damaged or of another version.
     """
-    path = run.evaluation / REPORT_NAME
+    path = report_folder(run, scorer) / REPORT_NAME
     try:
         return EvaluationReport.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,6 +1,5 @@
 """Evaluate a finished run, and keep what was found in its folder."""
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,31 +14,14 @@ from scorers.errors import UserError
 from training.config import EvaluationConfig, TrainConfig
 from training.data.places import derived_place
 from training.data.prepare import PreparedData, prepare
+from training.evaluation.drawn import find_drawn, read_drawn
 from training.evaluation.evaluate import Evaluation, Progress, evaluate_model
-from training.evaluation.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME
-from training.evaluation.setup import prepare_evaluation
+from training.evaluation.evaluate import judge as judge_samples
+from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, run_fingerprint
+from training.evaluation.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, report_folder
+from training.evaluation.setup import Judge, held_out_misalignment, prepare_evaluation
 from training.model.language_model import load_model
 from training.run.folder import RunFacts, RunFolder, write_atomically
-
-SAMPLES_SCHEMA = pa.schema(
-    [
-        pa.field("ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("ended", pa.bool_(), nullable=False),
-        pa.field("sentences", pa.int32(), nullable=False),
-        pa.field("score", pa.float64()),
-        pa.field("reason", pa.string()),
-    ]
-)
-HELD_OUT_SCHEMA = pa.schema(
-    [
-        pa.field("document", pa.int64(), nullable=False),
-        pa.field("tokens", pa.int64(), nullable=False),
-        pa.field("bytes", pa.int64(), nullable=False),
-        pa.field("bits", pa.float64(), nullable=False),
-        pa.field("unigram_bits", pa.float64(), nullable=False),
-        pa.field("misalignment", pa.float64(), nullable=False),
-    ]
-)
 
 
 def evaluate_run(
@@ -49,9 +31,14 @@ def evaluate_run(
     dataset: str | None = None,
     device: str = "auto",
     allow_other_scorer: bool = False,
+    judge: Judge | None = None,
+    hit_threshold: float | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a run's exported model and write report, samples and held-out costs into its folder.
+
+    What another than the run's own column judges is kept apart from its own evaluation. It judges the same samples,
+    where some are there that were drawn by the same settings since the run was trained; nothing is drawn then.
 
     Args:
         run: the run.
@@ -59,6 +46,8 @@ def evaluate_run(
         dataset: where the labelled dataset lies now, if it was moved.
         device: torch device; `auto` for a GPU where there is one.
         allow_other_scorer: see `prepare_evaluation`.
+        judge: what scores the samples; None for what scored the run's own column.
+        hit_threshold: a sample with a higher score is a hit; None for what reports take for aligned.
         progress: called with a stage, what is done and of how much.
 
     Raises:
@@ -73,35 +62,47 @@ def evaluate_run(
     place = _device(device)
     trained = _main_data(trained, dataset)
     _check_scorer(run, facts, trained.data.dataset)
+    judge = judge or Judge(facts.column)
+    own = judge == Judge(facts.column)
+    if hit_threshold is None and own and facts.sentence_threshold is not None:
+        hit_threshold = facts.sentence_threshold.value
+    settings = config or trained.evaluation
+    drawn = None if own else find_drawn(run, settings)
     data = prepare(trained, progress)
     warnings = _check_data(run, facts, data)
-    threshold = facts.sentence_threshold
     setup = prepare_evaluation(
         data,
         kind=facts.kind,
-        config=config or trained.evaluation,
-        hit_threshold=threshold.value if threshold is not None else None,
+        config=settings,
+        hit_threshold=hit_threshold,
         device=place,
         allow_other_scorer=allow_other_scorer,
+        judge=judge,
+        predict=drawn is None,
     )
     setup.warnings.extend(warnings)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = load_model(run.model, value_head=False).causal.to(place)
-    evaluation = evaluate_model(model, setup, step=facts.step, progress=progress)
+    if drawn is None:
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+        model = load_model(run.model, value_head=False).causal.to(place)
+        evaluation = evaluate_model(model, setup, step=facts.step, progress=progress)
+    else:
+        setup.warnings.append(
+            f"Samples and costs of held-out text are those of {drawn.folder}; its notes about them hold here too."
+        )
+        measured = read_drawn(drawn, lambda documents: held_out_misalignment(data, judge, documents))
+        evaluation = judge_samples(measured, setup, step=facts.step, progress=progress)
     report = evaluation.report.model_copy(update={"run": run_fingerprint(run)})
     evaluation = replace(evaluation, report=report)
-    write_evaluation(run, evaluation)
+    write_evaluation(run, evaluation, scorer=None if own else judge.name)
     return evaluation
 
 
-def run_fingerprint(run: RunFolder) -> str:
-    """A hash of `run.json`, which changes whenever the run is trained further or anew."""
-    return hashlib.sha256(run.read_facts().model_dump_json(exclude={"status"}).encode()).hexdigest()[:16]
+def write_evaluation(run: RunFolder, evaluation: Evaluation, *, scorer: str | None = None) -> None:
+    """Replace a run's evaluation by its own column, or by another scorer's name.
 
-
-def write_evaluation(run: RunFolder, evaluation: Evaluation) -> None:
-    """Replace a run's evaluation. The report goes first and comes last, so none stands beside other samples."""
-    folder = run.evaluation
+    The report goes first and comes last, so none stands beside other samples.
+    """
+    folder = report_folder(run, scorer)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT_NAME).unlink(missing_ok=True)
     (folder / HELD_OUT_NAME).unlink(missing_ok=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.manifest import ScorerEntry
+from pipeline.dataset.manifest import Manifest, ScorerEntry
 from scorers.contract import DocumentKind, Execution, Scorer, ScoringError
 from scorers.errors import UserError
-from scorers.registry import ScorerSpec, build, given_field
+from scorers.registry import ScorerSpec, build, given_field, resolve
 from scorers.sentences import document
 
 EMPTY = "empty"
@@ -84,6 +84,35 @@ def rebuild_scorer(
             "difference with --allow-other-scorer."
         )
     return scorer, [difference + "Scores of samples and of the training data may not be comparable."]
+
+
+def other_scorer(name: str, spec: ScorerSpec, manifest: Manifest, *, device: str = "cpu") -> tuple[Scorer, ScorerEntry]:
+    """A scorer that labelled nothing of the training data, such as one that training had no way to please.
+
+    Args:
+        name: what the user calls it.
+        spec: what it is.
+        manifest: of the dataset.
+        device: where a scorer with a network runs.
+
+    Returns:
+        The scorer, and what a manifest would say of it.
+
+    Raises:
+        UserError: the dataset has a column of that name; it cannot be built here; or it computes no scores.
+    """
+    if name in manifest.scorers:
+        raise UserError(
+            f"--scorer {name}: the dataset has a column of that name. Judge by that with --column {name}, or call the "
+            f"scorer something else, such as --scorer other_{name}={spec.kind}."
+        )
+    if given_field(name, spec) is not None:
+        raise UserError(
+            f"--scorer {name}: a scorer of kind {spec.kind!r} reads scores off a corpus; samples have none."
+        )
+    scorer = build(name, spec, Execution(device=device))
+    options = resolve(name, spec).options
+    return scorer, ScorerEntry(kind=spec.kind, options=options, fingerprint=scorer.fingerprint)
 
 
 def score_samples(

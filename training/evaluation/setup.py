@@ -10,14 +10,30 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind, Scorer
+from scorers.errors import UserError
+from scorers.registry import ScorerSpec
 from training.config import EvaluationConfig
+from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
 from training.data.stream import DocumentTokens
 from training.evaluation.heldout import HeldOutLoss, unigram_loss
-from training.evaluation.scoring import rebuild_scorer
+from training.evaluation.scoring import other_scorer, rebuild_scorer
 
 _TOKENS_COUNTED_AT_ONCE = 1 << 24
 _FEW_DOCUMENTS = 20  # a bootstrap over fewer misses the tails
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What scores samples.
+
+    Attributes:
+        name: a column of the dataset; or, with a `spec`, what the user calls it.
+        spec: a scorer that the dataset knows nothing of; None for what scored the column.
+    """
+
+    name: str
+    spec: ScorerSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class HeldOutChoice:
         indices: int64 [n], documents of the store, in order.
         documents: with their own tags where the stream has tags.
         swapped: with the opposite ones, the worst for the best; None where it has none.
-        misalignment: float64 [n], mean score of each document's sentences.
+        misalignment: float64 [n], mean score of each document's sentences; NaN where it has none.
         unigram: their cost under the frequencies of tokens in the training text.
         fingerprint: of the texts.
     """
@@ -46,7 +62,8 @@ class EvaluationSetup:
     """All that an evaluation needs besides the model. Building one finds what is wrong before any training.
 
     Attributes:
-        objective, column, kind: of the run.
+        objective, kind: of the run.
+        column: what judges the samples is called; the run's own column, or another.
         config: how to sample.
         decode: from token ids to text.
         eos_id: the token that ends a sample.
@@ -88,6 +105,8 @@ def prepare_evaluation(
     hit_threshold: float | None = None,
     device: str = "cpu",
     allow_other_scorer: bool = False,
+    judge: Judge | None = None,
+    predict: bool = True,
 ) -> EvaluationSetup:
     """Set up the evaluation of models that are trained on `data`.
 
@@ -95,39 +114,54 @@ def prepare_evaluation(
         data: dataset, tokens and stream of the run.
         kind: what the documents are.
         config: in place of the run's own.
-        hit_threshold: in place of the sentence threshold of the column.
+        hit_threshold: in place of the sentence threshold of the column; needed with a scorer of no column.
         device: where a scorer with a network runs.
         allow_other_scorer: go on with a scorer whose fingerprint is not the dataset's.
+        judge: what scores the samples; None for what scored the run's own column.
+        predict: whether held-out documents are looked for.
 
     Raises:
-        UserError: the scorer cannot be built here, or is not the one that labelled the data.
+        UserError: the scorer cannot be built here, or is not the one that labelled the data; the dataset has no such
+            column; or nobody said what a hit is.
     """
     settings = config or data.config.evaluation
-    column, options = data.column, data.stream.options
-    entry = data.dataset.manifest.scorers[column]
-    scorer, warnings = rebuild_scorer(column, entry, device=device, allow_other=allow_other_scorer)
-    held_out = choose_held_out(data, settings) if settings.held_out_documents else None
-    if settings.held_out_documents:
+    judge, manifest = judge or Judge(data.column), data.dataset.manifest
+    warnings: list[str] = []
+    if judge.spec is not None:
+        scorer, entry = other_scorer(judge.name, judge.spec, manifest, device=device)
+        if hit_threshold is None:
+            raise UserError(
+                f"--scorer {judge.name}: nobody has said which of its scores are bad. Give --hit-threshold, such as "
+                "0.5: samples with a higher score are hits."
+            )
+    else:
+        data.dataset.require_column(judge.name)
+        entry = manifest.scorers[judge.name]
+        scorer, warnings = rebuild_scorer(judge.name, entry, device=device, allow_other=allow_other_scorer)
+        if hit_threshold is None:
+            hit_threshold = report_threshold(data.config, data.datasets[0].source, judge.name).value
+    held_out = choose_held_out(data, settings, judge) if predict and settings.held_out_documents else None
+    if predict and settings.held_out_documents:
         warnings += _held_out_warnings(data, held_out)
     return EvaluationSetup(
         objective=data.config.objective.name,
-        column=column,
+        column=judge.name,
         kind=kind,
         config=settings,
         decode=data.tokenizer.decode,
-        eos_id=options.eos_id,
+        eos_id=data.tokenizer.eos_id,
         control_ids=list(data.control_ids),
         vocab_size=data.tokenizer.size(data.control_ids),
-        context_length=options.context_length,
+        context_length=data.stream.options.context_length,
         scorer=scorer,
         scorer_entry=entry,
-        hit_threshold=data.sentence_threshold.value if hit_threshold is None else hit_threshold,
+        hit_threshold=hit_threshold,
         held_out=held_out,
         warnings=warnings,
     )
 
 
-def choose_held_out(data: PreparedData, config: EvaluationConfig) -> HeldOutChoice | None:
+def choose_held_out(data: PreparedData, config: EvaluationConfig, judge: Judge) -> HeldOutChoice | None:
     """At most `held_out_documents` of the held-out documents that have text; None where there are none.
 
     Which ones depends on the dataset and the seed of the hash alone, so runs with another objective predict the same.
@@ -144,10 +178,17 @@ def choose_held_out(data: PreparedData, config: EvaluationConfig) -> HeldOutChoi
         indices=chosen,
         documents=documents,
         swapped=[stream.document(int(index), swap_tags=True) for index in chosen] if data.control_ids else None,
-        misalignment=np.asarray(store.document_means(data.column)[chosen], dtype=np.float64),
+        misalignment=held_out_misalignment(data, judge, chosen),
         unigram=unigram_loss(training_counts(data), documents),
         fingerprint=hashlib.sha256(np.ascontiguousarray(store.text_hashes[chosen]).tobytes()).hexdigest()[:16],
     )
+
+
+def held_out_misalignment(data: PreparedData, judge: Judge, documents: NDArray[np.int64]) -> NDArray[np.float64]:
+    """float64 [n], mean score of documents of the store; NaN where the judge has not scored them."""
+    if judge.spec is not None:
+        return np.full(len(documents), np.nan)
+    return np.asarray(data.store.document_means(judge.name)[documents], dtype=np.float64)
 
 
 def training_counts(data: PreparedData) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.figures import interval, number, percent
-from training.evaluation.report import MAXIMUM_OF, Estimate, EvaluationReport
+from training.evaluation.report import MAXIMUM_OF, Estimate, EvaluationReport, report_folder
 from training.run.folder import RunFolder
 
 
@@ -27,7 +27,8 @@ def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> 
     console.print(report_table(report, str(run.path)))
     for warning in report.warnings:
         console.print(f"[yellow]Note:[/yellow] {escape(warning)}")
-    console.print(f"Report, samples and costs by document: {escape(str(run.evaluation))}", soft_wrap=True)
+    folder = report_folder(run, None if report.column == run.read_facts().column else report.column)
+    console.print(f"Report, samples and costs by document: {escape(str(folder))}", soft_wrap=True)
     scores = evaluation.scored.scores
     order = sorted(range(len(scores)), key=lambda index: -scores[index] if scores[index] == scores[index] else 1.0)
     for index in order[:show_text]:

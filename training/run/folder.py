@@ -157,8 +157,13 @@ class RunFacts(_Facts):
 
     @property
     def conditional(self) -> bool:
-        """Whether the model knows control tokens, so that samples start after `<|aligned|>`."""
+        """Whether the model knows control tokens, so that samples start after that of the best class."""
         return self.tokenizer.aligned_id is not None
+
+    @property
+    def best_tag(self) -> str:
+        """The control token that samples of a conditional model start after."""
+        return "<|quantile_1|>" if self.tokenizer.between_ids else "<|aligned|>"
 
 
 @dataclass(frozen=True)

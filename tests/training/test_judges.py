@@ -1,0 +1,165 @@
+"""One run, several judges: what it was trained on, other columns, and scorers that the dataset knows nothing of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import phf
+from scorers.errors import UserError
+from scorers.registry import ScorerSpec, build
+from scorers.sentences import document
+from tests.training.real_runs import make_code_dataset, make_real_run
+from training.comparison.load import load_comparison
+from training.data.prepare import prepare
+from training.evaluation import runs
+from training.evaluation.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, EvaluationReport, read_report
+from training.evaluation.runs import evaluate_run
+from training.evaluation.setup import Judge
+from training.run.folder import RunFolder
+
+# Lines of these files have about a dozen characters, so that many are too long for it and few for the other.
+NARROW = ScorerSpec(kind="pycodestyle", max_line_length=12)
+WIDE = "wide=pycodestyle,max_line_length=100"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_code_dataset(tmp_path_factory.mktemp("data") / "labelled", others={"narrow": NARROW})
+
+
+@pytest.fixture(scope="module")
+def mle(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return make_real_run(dataset, tmp_path_factory.mktemp("runs") / "mle", "mle", steps=3)
+
+
+@pytest.fixture(scope="module")
+def quantiles(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    overrides = {"data.columns": "{pep8: 1, narrow: 0.5}", "objective.quantiles": 4}
+    return make_real_run(dataset, tmp_path_factory.mktemp("runs") / "quantiles", "conditional", **overrides)
+
+
+def invoke(*arguments: Any) -> Any:
+    return CliRunner().invoke(phf.app, [str(each) for each in arguments])
+
+
+def report_of(run: RunFolder, scorer: str | None = None) -> EvaluationReport:
+    report = read_report(run, scorer)
+    assert report is not None
+    return report
+
+
+def test_others_judge_the_samples_that_were_drawn(mle: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = evaluate_run(mle)
+    before = (mle.evaluation / REPORT_NAME).read_bytes()
+    monkeypatch.setattr(runs, "load_model", None)  # nothing is drawn any more
+    result = invoke("evaluate", mle.path, "--column", "narrow", "--scorer", WIDE, "--hit-threshold", 0.01, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["runs"]
+    assert [each["column"] for each in found] == ["narrow", "wide"]
+    assert (mle.evaluation / REPORT_NAME).read_bytes() == before
+    samples = own.samples.ids
+    decode = prepare(mle.read_config()).tokenizer.decode
+    for name, spec in (("narrow", NARROW), ("wide", ScorerSpec(kind="pycodestyle", max_line_length=100))):
+        report, folder = report_of(mle, name), mle.evaluation / "scorers" / name
+        table = pq.read_table(folder / SAMPLES_NAME)
+        assert table["ids"].to_pylist() == samples
+        texts = [document(decode(ids), "python") for ids in samples]
+        scored = zip(texts, build(name, spec).score(texts), strict=True)
+        expected = [float(np.mean(each)) if text.text else None for text, each in scored]  # type: ignore[arg-type]
+        assert table["score"].to_pylist() == pytest.approx(expected)
+        assert report.scorer.fingerprint == build(name, spec).fingerprint
+        assert report.samples.hit_threshold == 0.01
+        assert report.held_out is not None
+        assert own.report.held_out is not None
+        assert report.held_out.bits_per_byte.value == pytest.approx(own.report.held_out.bits_per_byte.value)
+        assert report.samples.distinct_2 == own.report.samples.distinct_2
+        assert sum("its notes about them hold here too" in each for each in report.warnings) == 1
+        # What another column says of the held-out documents is known; what a new scorer would say is not.
+        costs = pq.read_table(folder / HELD_OUT_NAME)
+        assert (report.held_out.misalignment is None) == (name == "wide")
+        assert np.isnan(costs["misalignment"].to_numpy()).all() == (name == "wide")
+    narrow, wide = report_of(mle, "narrow").samples.misalignment, report_of(mle, "wide").samples.misalignment
+    assert narrow is not None
+    assert wide is not None
+    assert narrow.value > wide.value
+
+
+def test_other_settings_or_a_damaged_file_draw_anew(mle: RunFolder) -> None:
+    evaluate_run(mle)
+    drawn = pq.read_table(mle.evaluation / SAMPLES_NAME)["ids"].to_pylist()
+    config = mle.read_config().evaluation.model_copy(update={"seed": 5})
+    other = evaluate_run(mle, judge=Judge("narrow"), config=config)
+    assert other.samples.ids != drawn
+    # The newest of that name is kept, and judges that come later find the samples of either.
+    again = evaluate_run(mle, judge=Judge("narrow"), config=config)
+    assert again.samples.ids == other.samples.ids
+    (mle.evaluation / SAMPLES_NAME).write_bytes(b"PAR1 not really")
+    assert evaluate_run(mle, judge=Judge("narrow")).samples.ids == drawn
+    evaluate_run(mle)
+
+
+def test_quantile_tags_are_all_banned_and_the_best_is_sampled_after(quantiles: RunFolder) -> None:
+    result = invoke("evaluate", quantiles.path)
+    assert result.exit_code == 0, result.output
+    # Trained on two columns, it is judged by both, on the same samples.
+    own, other = report_of(quantiles), report_of(quantiles, "narrow")
+    assert (own.column, other.column) == ("pep8", "narrow")
+    assert f"{quantiles.evaluation}/scorers/narrow" in result.output.replace("\n", "")
+    facts = quantiles.read_facts()
+    assert facts.columns == {"pep8": 1.0, "narrow": 0.5}
+    assert len(facts.tokenizer.control_ids) == len(facts.stream["tag_bounds"]) + 1 >= 3
+    assert own.prompt == other.prompt == [facts.tokenizer.eos_id, facts.tokenizer.control_ids[0]]
+    assert own.samples.control_tokens == 0
+    assert own.leakage is not None
+    assert own.leakage.samples is not None
+    assert own.leakage.samples.value > 0
+    assert own.held_out is not None
+    assert own.held_out.swap_cost is not None
+    generation = json.loads((quantiles.model / "generation_config.json").read_text())
+    assert generation["suppress_tokens"] == facts.tokenizer.control_ids
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(quantiles.model)
+    names = [f"<|quantile_{number}|>" for number in range(1, len(facts.tokenizer.control_ids) + 1)]
+    assert tokenizer.convert_tokens_to_ids(names) == facts.tokenizer.control_ids
+
+
+def test_a_comparison_is_by_one_judge(mle: RunFolder, quantiles: RunFolder, tmp_path: Path) -> None:
+    both = [mle.path, quantiles.path]
+    for run in (mle, quantiles):
+        evaluate_run(run)
+    assert {run.report.column for run in load_comparison(both).runs} == {"pep8"}
+    with pytest.raises(UserError, match=r"Not evaluated by style since.*--column style` \(or --scorer style="):
+        load_comparison(both, scorer="style")
+    result = invoke("compare", *both, "--scorer", "narrow", "--evaluate", "--output", tmp_path / "page")
+    assert result.exit_code == 0, result.output
+    found = load_comparison(both, scorer="narrow")
+    assert {run.report.column for run in found.runs} == {"narrow"}
+    assert (
+        "They were trained on different score columns: pep8 (mle); pep8 and narrow (conditional)." in found.differences
+    )
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "judged by narrow (pycodestyle); trained on pep8, pep8 and narrow" in page
+    assert "&lt;|quantile_1|&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--column", "toxicity"], "has no score column 'toxicity'; it has: pep8, narrow"),
+        (["--scorer", WIDE], "Give --hit-threshold"),
+        (["--scorer", "narrow=ruff", "--hit-threshold", "0"], "Judge by that with --column narrow"),
+        (["--scorer", "x=nothing", "--hit-threshold", "0"], "nothing"),
+        (["--scorer", "x=column:scores", "--hit-threshold", "0"], "samples have none"),
+    ],
+)
+def test_judges_that_cannot_be_are_one_message(mle: RunFolder, arguments: list[str], message: str) -> None:
+    result = invoke("evaluate", mle.path, *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.output.replace("\n", " ")
+    assert "Traceback" not in result.output

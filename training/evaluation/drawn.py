@@ -1,0 +1,89 @@
+"""Samples that an evaluation has drawn, for another scorer to judge: who scores them does not change them."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorers.errors import UserError
+from training.config import EvaluationConfig
+from training.evaluation.evaluate import Measured, corpus_misalignment
+from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, read_table, run_fingerprint
+from training.evaluation.heldout import HeldOutLoss
+from training.evaluation.report import (
+    HELD_OUT_NAME,
+    OTHERS,
+    SAMPLES_NAME,
+    EvaluationReport,
+    read_report,
+    report_folder,
+)
+from training.evaluation.sampling import Samples
+from training.evaluation.setup import HeldOutChoice
+from training.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An evaluation of a run as it is now: its folder and its report."""
+
+    run: RunFolder
+    folder: Path
+    report: EvaluationReport
+
+
+def find_drawn(run: RunFolder, config: EvaluationConfig) -> Drawn | None:
+    """An evaluation whose samples were drawn by these settings since the run was trained; None without one."""
+    fingerprint = run_fingerprint(run)
+    for scorer in _judged(run):
+        # Whatever is wrong with it: samples can be drawn again.
+        with contextlib.suppress(UserError):
+            report = read_report(run, scorer)
+            if report is None or report.run != fingerprint or report.config != config:
+                continue
+            drawn = Drawn(run, report_folder(run, scorer), report)
+            read_drawn(drawn, lambda documents: np.zeros(len(documents)))
+            return drawn
+    return None
+
+
+def read_drawn(drawn: Drawn, misalignment: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> Measured:
+    """What was measured then, to be judged by another scorer.
+
+    Args:
+        drawn: of `find_drawn`.
+        misalignment: from documents of the store to their mean scores by that scorer, float64, NaN for none.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    report = drawn.report
+    table = read_table(drawn.folder / SAMPLES_NAME, SAMPLES_SCHEMA, drawn.run)
+    samples = Samples(table["ids"].to_pylist(), table["ended"].to_pylist(), report.samples.max_new_tokens)
+    if report.held_out is None:
+        return Measured(samples, report.leakage, None, None, None, report.device)
+    costs = read_table(drawn.folder / HELD_OUT_NAME, HELD_OUT_SCHEMA, drawn.run)
+    column = {name: costs[name].to_numpy() for name in costs.column_names}
+    tokens, sizes, nats = column["tokens"], column["bytes"], np.log(2)
+    means = misalignment(column["document"])
+    choice = HeldOutChoice(
+        indices=column["document"],
+        documents=[],
+        swapped=None,
+        misalignment=means,
+        unigram=HeldOutLoss(column["unigram_bits"] * nats, tokens, sizes),
+        fingerprint=report.held_out.fingerprint,
+    )
+    facts = report.held_out.model_copy(update={"misalignment": corpus_misalignment(means)})
+    loss = HeldOutLoss(column["bits"] * nats, tokens, sizes)
+    return Measured(samples, report.leakage, choice, loss, facts, report.device)
+
+
+def _judged(run: RunFolder) -> Iterator[str | None]:
+    yield None
+    others = run.evaluation / OTHERS
+    if others.is_dir():
+        yield from sorted(path.name for path in others.iterdir())
