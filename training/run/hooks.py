@@ -64,7 +64,7 @@ class Tracking(Hook):
 
 
 class Checkpointing(Hook):
-    """Saves every `every` steps, 0 for never, and at the last step always."""
+    """Saves every `every` steps, 0 for never, and at the last step always: that one is a checkpoint before it ends."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -72,7 +72,7 @@ class Checkpointing(Hook):
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Save when it is time to."""
         if step.last or (self.every and step.number % self.every == 0):
-            trainer.save()
+            trainer.save(last=step.last)
 
 
 class Evaluation(Hook):
