@@ -59,6 +59,13 @@ def test_a_checkpoint_of_other_ranks_is_gone_on_from(saved, before, now):
     assert not list(folder.glob(".staging*"))
 
 
+@pytest.mark.slow
+def test_a_checkpoint_that_was_written_later_is_of_the_step_it_was_taken_at(saved):
+    folder, losses = saved[2]
+    for case, found in on_ranks(2, folder, "load", 2, ["2-fp32", "3-fp32"]).items():
+        assert found == losses[case][len(ranks.BEFORE) :], case
+
+
 def test_where_there_is_no_room_to_rewrite_it_in_that_is_said(tmp_path):
     source = tmp_path / "step-00000001" / "deepspeed"
     source.mkdir(parents=True)

@@ -121,6 +121,7 @@ class TrainingJob:
 
     def _find_checkpoint(self) -> checkpoints.Checkpoint | None:
         found, damaged = checkpoints.require(self.folder.checkpoints)
+        checkpoints.clear_staging(self.folder.checkpoints)
         if damaged:
             self.console.print(checkpoints.describe_damage(damaged), style="bold red", markup=False, soft_wrap=True)
         then = self.facts.step

@@ -79,9 +79,7 @@ class Saving:
         try:
             if beside:
                 self._snapshot.begin()
-                files = self._engine.save(
-                    staging, lambda state, path: states.append((path, self._snapshot.copy(state)))
-                )
+                files = self._engine.save(staging, lambda state, path: states.append((path, self._copy(state))))
             else:
                 files = self._engine.save(staging)
         except (OSError, RuntimeError) as failure:
