@@ -1,4 +1,4 @@
-"""How long the loop stands still for a checkpoint: while it is written, against while it is copied and written beside."""
+"""How long the loop stands still for a checkpoint that it waits for, against one that is written beside it."""
 
 import tempfile
 import time

@@ -46,6 +46,8 @@ def main(folder: Path, action: str, cases: list[str], written_by: int = 0) -> di
             losses = [step(engine, loss, number) for number in BEFORE]
             world.on_main(lambda place=place: place.mkdir(parents=True))
             states = []
+            weights = engine.state_dict()
+            torch.save(weights, folder / f"{case}.whole{world.rank}.pt")
             engine.save(place, partial(copy, Snapshot(), states))
             found[case] = losses + [step(engine, loss, number) for number in AFTER]
             for path, state in states:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 from training.config import TrainConfig
 from training.run import checkpoints
 from training.run.folder import write_atomically
@@ -28,11 +28,17 @@ def record(folder: Path, step: int, figures: Mapping[str, float]) -> None:
         figures: by name; those that are not finite are left out.
 
     Raises:
-        OSError: the file cannot be written.
+        IncompleteError: the file cannot be written.
     """
     known = read(folder)
     known[step] = {**known.get(step, {}), **{name: value for name, value in figures.items() if math.isfinite(value)}}
-    write_atomically(folder / FIGURES_NAME, json.dumps(known, indent=2, sort_keys=True) + "\n")
+    try:
+        write_atomically(folder / FIGURES_NAME, json.dumps(known, indent=2) + "\n")
+    except OSError as error:
+        raise IncompleteError(
+            f"{folder / FIGURES_NAME} cannot be written: {error.strerror or error}. Make room and run the same command "
+            "again."
+        ) from error
 
 
 def read(folder: Path) -> dict[int, dict[str, float]]:

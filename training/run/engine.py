@@ -23,7 +23,7 @@ from training.run.reshape import to_universal
 from training.run.schedule import Horizon
 from training.run.speed import Stopwatch
 
-_TAG = "deepspeed"
+TAG = "deepspeed"
 _GUARD = "losses.pt"
 
 
@@ -167,7 +167,7 @@ class Engine:
         # DeepSpeed's ranks meet while they save: one that left in the middle would leave the others waiting.
         with _replaced(self._engine.checkpoint_engine, "save", guarded):
             # Without `latest`, which DeepSpeed writes before the other ranks have finished.
-            self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+            self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         guarded(_generator_state(self.world.device), self._generator_file(folder))
         if self._guard is not None and self.world.is_main:
             guarded(self._guard.state(), folder / _GUARD)
@@ -188,7 +188,7 @@ class Engine:
         if self._reshaped:
             self._load_reshaped(folder)
         else:
-            self._load(folder, _TAG)
+            self._load(folder, TAG)
         if self._guard is not None and (folder / _GUARD).is_file():
             self._guard.load(torch.load(folder / _GUARD, weights_only=True))
         generators = self._generator_file(folder)
@@ -198,7 +198,7 @@ class Engine:
     def _load_reshaped(self, folder: Path) -> None:
         # Named as what is staged, so that the next save clears away what is left of it.
         place = folder.parent / f"{STAGING}universal"
-        self.world.on_main(lambda: to_universal(folder / _TAG, place))
+        self.world.on_main(lambda: to_universal(folder / TAG, place))
         groups = self._optimizer.param_groups
         decays = [group["weight_decay"] for group in groups]
         self._load(place.parent, place.name)
