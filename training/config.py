@@ -175,6 +175,14 @@ class TrainingConfig(_Section):
         log_every, save_every, evaluate_every: in steps; 0 for never (a checkpoint is always saved at the end).
         keep_checkpoints: how many of the newest checkpoints stay.
         keep_every: checkpoints of a step that is a multiple of it stay too; 0 for none.
+        keep_best: how many of the best checkpoints by `best_metric` stay too.
+        best_metric: what makes a checkpoint the best: a figure of the evaluations at its step (`misalignment`,
+            `expected_maximum`, `hit_rate`, `bits_per_byte`), or `loss`, the mean of the logged training losses since
+            the checkpoint before it.
+        best_mode: whether the lowest or the highest value is the best.
+        save_async: go on training while a checkpoint is written and hashed; the loop stands still only while the state
+            is copied. From the first save to the end of the run that takes host memory as large as a checkpoint, over
+            all ranks: in fp32 16 bytes a parameter, in half precision 14.
     """
 
     num_tokens: Count = Field(default=3_300_000_000, ge=1)
@@ -203,6 +211,10 @@ class TrainingConfig(_Section):
     evaluate_every: Count = Field(default=0, ge=0)
     keep_checkpoints: Count = Field(default=2, ge=1)
     keep_every: Count = Field(default=0, ge=0)
+    keep_best: Count = Field(default=0, ge=0)
+    best_metric: str | None = None
+    best_mode: Literal["min", "max"] = "min"
+    save_async: bool = False
 
     def steps(self, context_length: int) -> int:
         """Optimiser steps: the whole batches in `num_tokens`, at least one."""

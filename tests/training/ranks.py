@@ -2,14 +2,17 @@
 
     python -m tests.training.ranks FOLDER save|load RANKS CASE...
 
-RANKS have written what is loaded; a CASE is STAGE-PRECISION, such as 1-fp32.
+RANKS have written what is loaded; a CASE is STAGE-PRECISION, such as 1-fp32. What is saved is copied, and written after
+the steps that follow.
 
 Rank 0 prints the losses as JSON, by case.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from training.model.language_model import Vocabulary, build_model
 from training.run.distributed import World
 from training.run.engine import Engine
 from training.run.schedule import plan_horizon
+from training.run.snapshot import Snapshot
 
 BLOCKS, LENGTH, VOCABULARY = 8, 16, 67
 BEFORE, AFTER = range(3), range(3, 7)
@@ -41,14 +45,23 @@ def main(folder: Path, action: str, cases: list[str], written_by: int = 0) -> di
         else:
             losses = [step(engine, loss, number) for number in BEFORE]
             world.on_main(lambda place=place: place.mkdir(parents=True))
-            engine.save(place)
-            world.barrier()
+            states = []
+            weights = engine.state_dict()
+            torch.save(weights, folder / f"{case}.whole{world.rank}.pt")
+            engine.save(place, partial(copy, Snapshot(), states))
             found[case] = losses + [step(engine, loss, number) for number in AFTER]
+            for path, state in states:
+                torch.save(state, path)
+            world.barrier()
         engine.close()
     if world.is_main:
         sys.stdout.write(f"{json.dumps(found)}\n")
     world.stop()
     return found
+
+
+def copy(snapshot: Snapshot, states: list[tuple[Path, Any]], state: Any, path: Path) -> None:
+    states.append((path, snapshot.copy(state)))
 
 
 def make(world: World, case: str, folder: Path, *, reshaped: bool) -> tuple[Engine, objectives.Objective]:

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from scorers.errors import IncompleteError
 from tests.training import ranks
 from tests.training.jobs import ENVIRONMENT
+from training.run.consolidate import checkpoint_weights
 from training.run.reshape import to_universal
 
 CASES = ["0-fp32", "1-fp32", "2-fp32", "3-fp32"]
@@ -57,6 +59,23 @@ def test_a_checkpoint_of_other_ranks_is_gone_on_from(saved, before, now):
     for case in CASES:
         assert found[case] == pytest.approx(losses[case][len(ranks.BEFORE) :], abs=1e-4), case
     assert not list(folder.glob(".staging*"))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_was_written_later_is_of_the_step_it_was_taken_at(saved):
+    folder, losses = saved[2]
+    for case, found in on_ranks(2, folder, "load", 2, ["2-fp32", "3-fp32"]).items():
+        assert found == losses[case][len(ranks.BEFORE) :], case
+
+
+@pytest.mark.slow
+def test_the_whole_weights_are_read_from_any_checkpoint(saved):
+    for folder, _ in saved.values():
+        for case in CASES:
+            expected, found = torch.load(folder / f"{case}.whole0.pt"), checkpoint_weights(folder / case)
+            assert found.keys() == expected.keys()
+            assert "value_head.weight" in found
+            assert all(torch.equal(found[name], expected[name]) for name in found), case
 
 
 def test_where_there_is_no_room_to_rewrite_it_in_that_is_said(tmp_path):

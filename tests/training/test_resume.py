@@ -199,10 +199,10 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_keeps_the_earlier(
 
     original = Engine.save
 
-    def full(engine, folder):
+    def full(engine, folder, *write):
         if "00000008" in folder.name:
             raise OSError(28, "No space left on device")
-        original(engine, folder)
+        return original(engine, folder, *write)
 
     monkeypatch.setattr(Engine, "save", full)
     with pytest.raises(IncompleteError, match=r"could not be written .*No space left on device.*free there"):

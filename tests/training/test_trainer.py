@@ -16,6 +16,8 @@ from training.data.prepare import prepare
 from training.evaluation.heldout import held_out_loss
 from training.model.language_model import LanguageModel, load_model
 from training.objectives import OBJECTIVES
+from training.run.best import EVALUATED, read
+from training.run.checkpoints import steps
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
@@ -243,28 +245,36 @@ def test_while_training_the_model_is_evaluated_and_training_is_not_disturbed(tmp
     small = {
         "training.num_tokens": 8 * 8 * 64,
         "training.log_every": 1,
-        "training.save_every": 0,
+        "training.save_every": 2,
+        "training.keep_checkpoints": 1,
         "data.held_out": 0.2,
         "evaluation.num_samples": 8,
         "evaluation.max_new_tokens": 8,
     }
     lines = {}
     for every in (0, 4):
-        config = real_runs.config_of(
-            dataset, tmp_path / f"run{every}", "conditional", **small, **{"training.evaluate_every": every}
-        )
+        # The worst stays: the best is the newest anyway.
+        best = {"training.keep_best": 1, "training.best_metric": "bits_per_byte", "training.best_mode": "max"}
+        changes = {**small, "training.evaluate_every": every, **(best if every else {})}
+        config = real_runs.config_of(dataset, tmp_path / f"run{every}", "conditional", **changes)
         import io
 
         from rich.console import Console
 
         from training.run.job import train
 
-        train(config, Console(file=io.StringIO()))
+        printed = io.StringIO()
+        train(config, Console(file=printed, width=300))
         lines[every] = metrics(tmp_path / f"run{every}")
     evaluations = [line for line in lines[4] if "evaluation" in line]
     assert [line["step"] for line in evaluations] == [4, 8]
     assert {"misalignment", "bits_per_byte"} <= evaluations[0]["evaluation"].keys()
     assert json.dumps(evaluations)
+    assert set(EVALUATED) <= evaluations[0]["evaluation"].keys()
+    folder = tmp_path / "run4" / "checkpoints"
+    assert read(folder) == {line["step"]: line["evaluation"] for line in evaluations}
+    assert steps(folder) == [4, 8]
+    assert "By bits_per_byte the best checkpoint is that of step 4 (" in printed.getvalue()
     losses = {every: [line["loss"] for line in kept if "loss" in line] for every, kept in lines.items()}
     assert losses[4] == losses[0]
 
@@ -280,6 +290,7 @@ def test_what_would_fail_later_is_refused_before_tokenising(tmp_path, monkeypatc
         ({"training__precision": "fp16"}, "fp16 needs a GPU"),
         ({"training__deepspeed": "/no/such.json"}, "Cannot read training.deepspeed"),
         ({"training__precision": "bf16", "training__zero_stage": 0}, "zero_stage=0"),
+        ({"training__keep_best": 1}, "keep_best=1 needs training.best_metric: misalignment"),
     ]:
         with pytest.raises(UserError, match=message):
             run_job(missing, tmp_path / "run", **changes)

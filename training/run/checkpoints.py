@@ -4,18 +4,24 @@ A checkpoint is written into a staging folder, hashed, marked, and renamed in on
 `step-…` was once whole, and one that is no longer so is found out before anything is loaded from it.
 """
 
+import errno
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scorers.errors import UserError
 from training.run.folder import write_atomically
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 MARKER_NAME = "COMMITTED"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -71,11 +77,16 @@ class Damage:
 def stage(folder: Path, step: int) -> Path:
     """An empty staging folder for the checkpoint after `step` steps; what an interrupted one left is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{STAGING}*"):
-        shutil.rmtree(left)
+    clear_staging(folder)
     staging = staging_path(folder, step)
     staging.mkdir()
     return staging
+
+
+def clear_staging(folder: Path) -> None:
+    """Remove what an interrupted writer left."""
+    for left in folder.glob(f"{STAGING}*"):
+        shutil.rmtree(left)
 
 
 def staging_path(folder: Path, step: int) -> Path:
@@ -83,17 +94,42 @@ def staging_path(folder: Path, step: int) -> Path:
     return folder / f"{STAGING}{_name(step)}"
 
 
-def commit(folder: Path, step: int, *, ranks: int, seconds: float) -> Checkpoint:
-    """Hash and flush the staged files, mark them, and move the folder into place. All ranks must have written.
+def describe(root: Path, paths: Iterable[Path]) -> list[CheckpointFile]:
+    """Hash and flush files under `root`, several at a time; in the order of their paths.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    return _side_by_side(lambda path: _describe(root, path), sorted(paths))
+
+
+def commit(
+    folder: Path, step: int, *, ranks: int, seconds: float, described: Iterable[CheckpointFile] = ()
+) -> Checkpoint:
+    """Mark the staged files, and move their folder into place. All ranks must have written.
 
     A folder of the same step is replaced: it is one that did not verify, or the same state.
+
+    Args:
+        folder: of the checkpoints.
+        step: as in `stage`.
+        ranks: as in `Marker`.
+        seconds: as in `Marker`.
+        described: files that who wrote them has hashed and flushed already; the others are now.
 
     Raises:
         OSError: the disk is full or fails; the staging folder does not count, older checkpoints are untouched.
     """
     staging, target = staging_path(folder, step), folder / _name(step)
-    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
-    files = [_describe(staging, name) for name in names]
+    known = {file.path: file for file in described}
+    found = {path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()}
+    for file in known.values():
+        size = found[file.path].stat().st_size if file.path in found else None
+        if size != file.size:
+            raise OSError(errno.EIO, f"{file.path} has {size} bytes, not {file.size} as it was written")
+    others = describe(staging, [path for name, path in found.items() if name not in known])
+    files = sorted([*known.values(), *others], key=lambda file: file.path)
+    names = [file.path for file in files]
     marker = Marker(step=step, ranks=ranks, seconds=seconds, files=files)
     for directory in {(staging / name).parent for name in names}:
         _sync(directory)
@@ -125,25 +161,15 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[Damage]]:
 
 
 def verify(path: Path) -> Checkpoint | Damage:
-    """Compare a checkpoint's files with its marker."""
+    """Compare a checkpoint's files with its marker, several at a time."""
     try:
         marker = Marker.model_validate_json((path / MARKER_NAME).read_bytes())
     except OSError:
         return Damage(path, f"it has no {MARKER_NAME} marker")
     except ValidationError:
         return Damage(path, f"its {MARKER_NAME} marker is unreadable")
-    for file in marker.files:
-        try:
-            size = (path / file.path).stat().st_size
-            if size != file.size:
-                return Damage(path, f"{file.path} has {size} bytes, not {file.size}")
-            if _sha256(path / file.path) != file.sha256:
-                return Damage(path, f"the content of {file.path} has changed")
-        except FileNotFoundError:
-            return Damage(path, f"{file.path} is missing")
-        except OSError as error:
-            return Damage(path, f"{file.path} cannot be read: {error.strerror or type(error).__name__}")
-    return Checkpoint(path, marker)
+    reasons = [reason for reason in _side_by_side(lambda file: _harm(path, file), marker.files) if reason]
+    return Damage(path, reasons[0]) if reasons else Checkpoint(path, marker)
 
 
 def require(folder: Path) -> tuple[Checkpoint | None, list[Damage]]:
@@ -165,10 +191,20 @@ def require(folder: Path) -> tuple[Checkpoint | None, list[Damage]]:
     return found, damaged
 
 
-def rotate(folder: Path, keep: int, every: int = 0) -> None:
-    """Remove all but the newest `keep` checkpoints and those whose step is a multiple of `every`, if that is not 0."""
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints there, none of them verified, in rising order."""
+    return [_step(path) for path in _folders(folder)]
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is, once it is committed."""
+    return folder / _name(step)
+
+
+def rotate(folder: Path, keep: int, every: int = 0, best: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints, those in `best`, and every `every`th step's, if that is not 0."""
     for path in _folders(folder)[:-keep]:
-        if every and _step(path) % every == 0:
+        if _step(path) in best or (every and _step(path) % every == 0):
             continue
         # Renamed first: half a folder must not look like a checkpoint.
         doomed = folder / f"{STAGING}removed-{path.name}"
@@ -195,17 +231,32 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _describe(root: Path, name: str) -> CheckpointFile:
-    path = root / name
+def _describe(root: Path, path: Path) -> CheckpointFile:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-        return CheckpointFile(path=name, size=os.fstat(file.fileno()).st_size, sha256=digest)
+        size = os.fstat(file.fileno()).st_size
+    return CheckpointFile(path=path.relative_to(root).as_posix(), size=size, sha256=digest)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _harm(folder: Path, file: CheckpointFile) -> str | None:
+    try:
+        size = (folder / file.path).stat().st_size
+        if size != file.size:
+            return f"{file.path} has {size} bytes, not {file.size}"
+        with (folder / file.path).open("rb") as content:
+            same = hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+        return None if same else f"the content of {file.path} has changed"
+    except FileNotFoundError:
+        return f"{file.path} is missing"
+    except OSError as error:
+        return f"{file.path} cannot be read: {error.strerror or type(error).__name__}"
+
+
+def _side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    # Hashing and reading let go of Python's lock.
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(work, items))
 
 
 def _sync(directory: Path) -> None:

@@ -104,6 +104,12 @@ def _read(path: Path, decided: Mapping[str, Any]) -> dict[str, Any]:
         if theirs.get(key) not in (None, "auto"):
             raise UserError(f"{path} sets {key!r}, which {setting} decides here. Remove it from the file.")
         theirs.pop(key, None)
+    checkpoint = theirs.get("checkpoint")
+    if isinstance(checkpoint, dict) and checkpoint.get("writer"):
+        raise UserError(
+            f"{path} sets checkpoint.writer, but phf itself writes checkpoints. Remove it from the file; "
+            "training.save_async=true writes them beside the training."
+        )
     return _checked(theirs, decided, path, "")
 
 

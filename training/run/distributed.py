@@ -163,6 +163,14 @@ class World:
             dist.all_reduce(values, dist.ReduceOp.MAX, group=self._agreement)
         return values
 
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all ranks, which must be picklable, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._agreement)
+        return values
+
     def on_main(self, work: Callable[[], Value]) -> Value:
         """Run `work` on rank 0 while the others wait, and return its result, which must be picklable, on every rank.
 

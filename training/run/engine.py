@@ -1,7 +1,8 @@
 """DeepSpeed behind four verbs: train a step, save, load, and hand out the weights."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from training.run.reshape import to_universal
 from training.run.schedule import Horizon
 from training.run.speed import Stopwatch
 
-_TAG = "deepspeed"
+TAG = "deepspeed"
 _GUARD = "losses.pt"
 
 
@@ -144,16 +145,41 @@ class Engine:
         if self._guard is not None:
             self._guard.forget()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, write: Callable[[Any, Path], object] = torch.save) -> list[Path]:
         """Write this rank's part of the state into an existing, empty folder: weights, optimiser and generators.
 
         Every rank calls it. The folder is whole when all have returned.
+
+        Args:
+            folder: where the files go.
+            write: takes a file's content, which changes with the next step, and its path.
+
+        Returns:
+            The files of this rank, but for scripts of DeepSpeed's beside them.
+
+        Raises:
+            OSError, RuntimeError: a file could not be written. The ranks are in step all the same.
         """
-        # Without `latest`, which DeepSpeed writes before the other ranks have finished.
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-        torch.save(_generator_state(self.world.device), self._generator_file(folder))
+        written: list[Path] = []
+        failures: list[Exception] = []
+
+        def guarded(state_dict: Any, path: str | Path) -> None:
+            try:
+                write(state_dict, Path(path))
+                written.append(Path(path))
+            except (OSError, RuntimeError) as failure:  # torch raises RuntimeError where its file writer fails
+                failures.append(failure)
+
+        # DeepSpeed's ranks meet while they save: one that left in the middle would leave the others waiting.
+        with _replaced(self._engine.checkpoint_engine, "save", guarded):
+            # Without `latest`, which DeepSpeed writes before the other ranks have finished.
+            self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        guarded(_generator_state(self.world.device), self._generator_file(folder))
         if self._guard is not None and self.world.is_main:
-            torch.save(self._guard.state(), folder / _GUARD)
+            guarded(self._guard.state(), folder / _GUARD)
+        if failures:
+            raise failures[0]
+        return written
 
     def load(self, folder: Path) -> None:
         """Take up the state that `save` wrote. The caller has verified the files' hashes. Every rank calls it.
@@ -168,7 +194,7 @@ class Engine:
         if self._reshaped:
             self._load_reshaped(folder)
         else:
-            self._load(folder, _TAG)
+            self._load(folder, TAG)
         if self._guard is not None and (folder / _GUARD).is_file():
             self._guard.load(torch.load(folder / _GUARD, weights_only=True))
         generators = self._generator_file(folder)
@@ -178,7 +204,7 @@ class Engine:
     def _load_reshaped(self, folder: Path) -> None:
         # Named as what is staged, so that the next save clears away what is left of it.
         place = folder.parent / f"{STAGING}universal"
-        self.world.on_main(lambda: to_universal(folder / _TAG, place))
+        self.world.on_main(lambda: to_universal(folder / TAG, place))
         groups = self._optimizer.param_groups
         decays = [group["weight_decay"] for group in groups]
         self._load(place.parent, place.name)
@@ -224,6 +250,15 @@ class Engine:
 
     def _generator_file(self, folder: Path) -> Path:
         return folder / f"generators-{self.world.rank:05d}.pt"
+
+
+@contextmanager
+def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        delattr(holder, name)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

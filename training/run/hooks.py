@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from training.run import best
 from training.run.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -64,15 +65,29 @@ class Tracking(Hook):
 
 
 class Checkpointing(Hook):
-    """Saves every `every` steps, 0 for never, and at the last step always."""
+    """Saves every `every` steps, 0 for never, and at the last step always: that one is a checkpoint before it ends.
 
-    def __init__(self, every: int) -> None:
+    Args:
+        every: steps.
+        loss: whether to note the mean of the losses logged since the last checkpoint, by which the best one is chosen.
+    """
+
+    def __init__(self, every: int, *, loss: bool = False) -> None:
         self.every = every
+        self._loss = loss
+        self._losses: list[float] = []
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Save when it is time to."""
-        if step.last or (self.every and step.number % self.every == 0):
-            trainer.save()
+        if step.logged:
+            self._losses.append(step.values["loss"])
+        if not (step.last or (self.every and step.number % self.every == 0)):
+            return
+        if self._loss and self._losses:
+            mean = sum(self._losses) / len(self._losses)
+            trainer.world.on_main(lambda: best.record(trainer.folder, step.number, {best.LOSS: mean}))
+        self._losses.clear()
+        trainer.save(last=step.last)
 
 
 class Evaluation(Hook):
@@ -94,11 +109,14 @@ class Evaluation(Hook):
         if not self.every or step.number % self.every:
             return
         model = trainer.engine.whole_model()
-        if model is not None and self.tracker is not None:
-            figures = self.evaluate(model, step.number)
-            tokens = step.number * trainer.horizon.tokens_per_step
-            self.tracker.write(step.number, {"step": step.number, "tokens": tokens, "evaluation": figures})
-        trainer.world.barrier()
+        trainer.world.on_main(lambda: self._evaluate(model, trainer, step.number))
+
+    def _evaluate(self, model: Any, trainer: Trainer, step: int) -> None:
+        figures = self.evaluate(model, step)
+        best.record(trainer.folder, step, figures)
+        if self.tracker is not None:
+            tokens = step * trainer.horizon.tokens_per_step
+            self.tracker.write(step, {"step": step, "tokens": tokens, "evaluation": figures})
 
 
 class Console(Hook):

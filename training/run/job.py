@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from scorers.errors import StoppedError, UserError
-from training.config import TrainConfig
+from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.report import EvaluationReport
@@ -16,6 +16,7 @@ from training.model.export import export_model
 from training.model.language_model import LanguageModel, Vocabulary, build_model, check_context, checkpoint_activations
 from training.presets import CONTEXT_LENGTH
 from training.run import checkpoints, hooks
+from training.run.best import LOSS, best_steps, check_best, read
 from training.run.deepspeed_config import deepspeed_config
 from training.run.distributed import World
 from training.run.engine import Engine, choose_precision, seed_generators
@@ -121,6 +122,7 @@ class TrainingJob:
 
     def _find_checkpoint(self) -> checkpoints.Checkpoint | None:
         found, damaged = checkpoints.require(self.folder.checkpoints)
+        checkpoints.clear_staging(self.folder.checkpoints)
         if damaged:
             self.console.print(checkpoints.describe_damage(damaged), style="bold red", markup=False, soft_wrap=True)
         then = self.facts.step
@@ -154,7 +156,7 @@ class TrainingJob:
         if self.world.is_main:
             tracker = Tracker(self.folder, step=step, tensorboard=config.tracking.tensorboard)
         made: list[hooks.Hook] = [hooks.Console(self.console)] if self.world.is_main else []
-        made += [hooks.Tracking(tracker), hooks.Checkpointing(config.training.save_every), _Facts(self)]
+        made += [hooks.Tracking(tracker), _checkpointing(config.training), _Facts(self)]
         if config.training.evaluate_every:
             setups: list[EvaluationSetup] = []
             self.world.on_main(lambda: setups.append(self._prepare_evaluation()))
@@ -192,6 +194,15 @@ class TrainingJob:
             markup=False,
             soft_wrap=True,
         )
+        training, place = self.data.config.training, self.folder.checkpoints
+        best = best_steps(place, training.best_metric, training.best_mode)
+        if best and training.best_metric is not None:
+            self.console.print(
+                f"By {training.best_metric} the best checkpoint is that of step {best[0]:,} "
+                f"({read(place)[best[0]][training.best_metric]:.4g}); its model: phf export {self.folder.path} --best",
+                markup=False,
+                soft_wrap=True,
+            )
 
     def write_facts(self, status: str, trainer: Trainer) -> None:
         """Bring `run.json` up to date, on rank 0."""
@@ -199,6 +210,10 @@ class TrainingJob:
         self.facts = self.facts.model_copy(update=changes)
         if self.world.is_main:
             self.folder.write_facts(self.facts)
+
+
+def _checkpointing(training: TrainingConfig) -> hooks.Checkpointing:
+    return hooks.Checkpointing(training.save_every, loss=training.best_metric == LOSS)
 
 
 class _Facts(hooks.Hook):
@@ -215,6 +230,7 @@ class _Facts(hooks.Hook):
 def _prepare(config: TrainConfig, world: World, folder: RunFolder) -> tuple[PreparedData, Horizon]:
     # What a user may have got wrong is looked at before tokenising, which can take hours.
     check_folder(folder)
+    check_best(config)
     context_length = config.data.context_length or CONTEXT_LENGTH
     check_context(config.model, context_length)
     horizon = plan_horizon(config.training, context_length, world.size)

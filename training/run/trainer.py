@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from training.run.distributed import World
 from training.run.engine import Engine, StepOutcome
 from training.run.folder import write_atomically
 from training.run.hooks import Hook, Step
+from training.run.saving import Saving
 from training.run.schedule import Horizon, learning_rate
 from training.run.speed import peak_memory
 from training.run.watchdog import Watchdog
@@ -49,7 +49,6 @@ class Trainer:
         step: optimiser steps done.
         seconds: time spent in steps, those of earlier processes of the run included.
         skipped: updates that this process skipped.
-        saved: the step of the newest checkpoint; None without one.
     """
 
     engine: Engine
@@ -64,7 +63,6 @@ class Trainer:
     hooks: Sequence[Hook] = ()
     step: int = 0
     seconds: float = 0.0
-    saved: int | None = None
     skipped: int = 0
     _skipped_in_a_row: int = field(default=0, repr=False)
     _stop: bool = field(default=False, repr=False)
@@ -72,6 +70,7 @@ class Trainer:
     def __post_init__(self) -> None:
         stacks = self.folder.parent / "stacks"
         self._watchdog = Watchdog(stacks, self.world.rank, self.config.hang_timeout_s)
+        self._saving = Saving(self.engine, self.config, self.world, self.folder, self._after_save)
 
     def resume(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Take up a verified checkpoint.
@@ -80,7 +79,7 @@ class Trainer:
             IncompleteError: it is of another number of ranks, and there is no room to rewrite it in.
         """
         self.engine.load(checkpoint.path)
-        self.step = self.saved = checkpoint.marker.step
+        self.step = self._saving.saved = checkpoint.marker.step
         self.seconds = checkpoint.marker.seconds
 
     def train(self) -> None:
@@ -98,6 +97,7 @@ class Trainer:
                 with self._watchdog.running(), _peers_named(), self._prefetcher() as batches:
                     stopped = self._loop(batches)
             finally:
+                self._saving.close()
                 for hook in self.hooks:
                     hook.after_training(self)
         if stopped:
@@ -106,32 +106,29 @@ class Trainer:
                 f"{self.folder}. The same command goes on from there."
             )
 
-    def save(self) -> None:
-        """Write and commit a checkpoint of the current step, and let the oldest go.
+    @property
+    def saved(self) -> int | None:
+        """The step of the newest checkpoint; None without one."""
+        return self._saving.saved
+
+    def save(self, *, last: bool = False) -> None:
+        """Save the current step, and let the oldest checkpoint go.
+
+        Args:
+            last: whether the run ends here; then it is a checkpoint when this returns, also with
+                `training.save_async`.
 
         Raises:
-            IncompleteError: it could not be written; the earlier ones are untouched.
+            IncompleteError: it, or the one before, could not be written; the earlier ones are untouched.
         """
-        if self.saved == self.step:
-            return
-        world, folder = self.world, self.folder
-        world.on_main(lambda: _or_incomplete(folder, lambda: checkpoints.stage(folder, self.step)))
-        staging = checkpoints.staging_path(folder, self.step)
-        error: BaseException | None = None
-        try:
-            self.engine.save(staging)
-        except (OSError, RuntimeError) as failure:  # torch raises RuntimeError where its file writer fails
-            error = failure
-        if world.any(error is not None)[0]:
-            raise IncompleteError(_unsaved(folder, error)) from error
-        world.on_main(lambda: _or_incomplete(folder, self._commit))
-        self.saved = self.step
+        if self.step not in (self._saving.saved, self._saving.pending):
+            self._saving.save(self.step, self.seconds, beside=self.config.save_async and not last)
+        if last:
+            self._saving.wait()
+
+    def _after_save(self) -> None:
         for hook in self.hooks:
             hook.after_save(self)
-
-    def _commit(self) -> None:
-        checkpoints.commit(self.folder, self.step, ranks=self.world.size, seconds=self.seconds)
-        checkpoints.rotate(self.folder, self.config.keep_checkpoints, self.config.keep_every)
 
     def _prefetcher(self) -> Prefetcher:
         rank, ranks = self.world.rank, self.world.size
@@ -149,7 +146,9 @@ class Trainer:
             with self._watchdog.step():
                 outcome = self.engine.train_step(batch, self._objective_of_step(), rate)
                 self.step += 1
-                diverged, stopped = self.world.any(self._is_lost(outcome), self._stop)
+                flags = (self._is_lost(outcome), self._stop, *self._saving.under_way)
+                diverged, stopped, *under_way = self.world.any(*flags)
+            self._saving.advance(*under_way)
             finished = self.step == self.horizon.steps
             logged = self._is_logged(finished)
             took = time.perf_counter() - began
@@ -157,11 +156,14 @@ class Trainer:
             window_seconds += took
             window_tokens += self.horizon.tokens_per_step
             if diverged:
+                self._saving.wait()
                 raise DivergedError(self._diverged(outcome))
             values: dict[str, Any] = {}
             if logged:
                 values = self._values(outcome, rate, window_tokens / window_seconds)
                 values["seconds"] = {"data": waited, **self.engine.watch.read()}
+                if saving := self._saving.read():
+                    values["saving"] = saving
                 window_tokens, window_seconds = 0, 0.0
             step = Step(self.step, last=finished or stopped, logged=logged, values=values)
             for hook in self.hooks:
@@ -264,21 +266,3 @@ def _peers_named() -> Iterator[None]:
                 "Another rank is gone, or cannot be reached. The same command goes on from the newest checkpoint."
             ) from error
         raise
-
-
-def _or_incomplete(folder: Path, work: Any) -> None:
-    try:
-        work()
-    except OSError as error:
-        raise IncompleteError(_unsaved(folder, error)) from error
-
-
-def _unsaved(folder: Path, error: BaseException | None) -> str:
-    reason = "another rank failed" if error is None else getattr(error, "strerror", None) or type(error).__name__
-    free = ""
-    if folder.exists():
-        free = f" ({shutil.disk_usage(folder).free / 1e9:.1f} GB are free there)"
-    return (
-        f"a checkpoint could not be written to {folder}: {reason}{free}. Earlier checkpoints are untouched; "
-        "make room and run the same command again."
-    )

@@ -1,0 +1,100 @@
+"""Which checkpoint is the best: figures by step, in a file beside the checkpoints that is no part of any."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from scorers.errors import IncompleteError, UserError
+from training.config import TrainConfig
+from training.run import checkpoints
+from training.run.folder import write_atomically
+
+FIGURES_NAME = "figures.json"
+LOSS = "loss"
+# Of an evaluation, see `training.evaluation.report`.
+EVALUATED = ("misalignment", "expected_maximum", "hit_rate", "bits_per_byte")
+
+Mode = Literal["min", "max"]
+
+
+def record(folder: Path, step: int, figures: Mapping[str, float]) -> None:
+    """Note figures of the model after `step` steps, beside those noted before.
+
+    Args:
+        folder: of the checkpoints.
+        step: optimiser steps done.
+        figures: by name; those that are not finite are left out.
+
+    Raises:
+        IncompleteError: the file cannot be written.
+    """
+    known = read(folder)
+    known[step] = {**known.get(step, {}), **{name: value for name, value in figures.items() if math.isfinite(value)}}
+    try:
+        write_atomically(folder / FIGURES_NAME, json.dumps(known, indent=2) + "\n")
+    except OSError as error:
+        raise IncompleteError(
+            f"{folder / FIGURES_NAME} cannot be written: {error.strerror or error}. Make room and run the same command "
+            "again."
+        ) from error
+
+
+def read(folder: Path) -> dict[int, dict[str, float]]:
+    """The figures by step; none where none were noted, or where the file is damaged: no training depends on it."""
+    try:
+        return {int(step): dict(figures) for step, figures in json.loads((folder / FIGURES_NAME).read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def best_steps(folder: Path, metric: str | None, mode: Mode) -> list[int]:
+    """Steps whose checkpoint is there and has the figure, the best first; of equals the later."""
+    if metric is None:
+        return []
+    figures = read(folder)
+    found = [(figures[step][metric], step) for step in checkpoints.steps(folder) if metric in figures.get(step, {})]
+    sign = 1 if mode == "min" else -1
+    return [step for _, step in sorted(found, key=lambda each: (sign * each[0], -each[1]))]
+
+
+def check_best(config: TrainConfig) -> None:
+    """Refuse settings by which no checkpoint would ever be the best.
+
+    Raises:
+        UserError: says which setting to change.
+    """
+    training, metric = config.training, config.training.best_metric
+    if metric is None:
+        if training.keep_best:
+            raise UserError(
+                f"training.keep_best={training.keep_best} needs training.best_metric: {', '.join((*EVALUATED, LOSS))}."
+            )
+        return
+    if metric not in (*EVALUATED, LOSS):
+        raise UserError(f"training.best_metric={metric} is not known. It is one of {', '.join((*EVALUATED, LOSS))}.")
+    if not training.save_every:
+        raise UserError(
+            f"training.best_metric={metric} has no checkpoints to choose from: training.save_every is 0. Set it."
+        )
+    if metric == LOSS:
+        if not training.log_every:
+            raise UserError("training.best_metric=loss is over logged steps, and training.log_every is 0. Set it.")
+        return
+    if not training.evaluate_every:
+        raise UserError(
+            f"training.best_metric={metric} is measured by evaluations: set training.evaluate_every to a multiple of "
+            f"training.save_every (now {training.save_every})."
+        )
+    if training.evaluate_every % training.save_every:
+        raise UserError(
+            f"training.evaluate_every={training.evaluate_every} is not a multiple of training.save_every="
+            f"{training.save_every}: models would be evaluated for training.best_metric={metric} that no checkpoint "
+            "holds. Change one of them."
+        )
+    if metric == "bits_per_byte" and not (config.data.held_out and config.evaluation.held_out_documents):
+        raise UserError(
+            "training.best_metric=bits_per_byte is measured on held-out documents: set data.held_out and "
+            "evaluation.held_out_documents above 0."
+        )

@@ -1,0 +1,42 @@
+"""The whole weights of a model out of a checkpoint, however DeepSpeed has cut them, without ranks or a GPU."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.run.distributed import import_deepspeed
+from training.run.engine import TAG
+
+_WHOLE = "mp_rank_00_model_states.pt"
+_PARTITIONED = "zero_pp_rank_0_mp_rank_00_model_states.pt"
+
+
+def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the `LanguageModel`, on the CPU and in the precision of the training.
+
+    Args:
+        folder: of a checkpoint whose files were verified: they are unpickled.
+    """
+    import_deepspeed()
+    place = folder / TAG
+    if (place / _WHOLE).is_file():
+        state = torch.load(place / _WHOLE, map_location="cpu", mmap=True, weights_only=False)
+        return dict(state["module"])
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    settings = torch.load(place / _PARTITIONED, map_location="cpu", mmap=True, weights_only=False)["ds_config"]
+    # It prints every step to a terminal that is not its own.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
+    # ZeRO 3 keeps the weights that are trained in float32 only in pieces, and rounds them for each step.
+    return {name: each.to(_precision(settings)) for name, each in weights.items()}
+
+
+def _precision(settings: dict[str, dict[str, bool]]) -> torch.dtype:
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if settings.get(name, {}).get("enabled"):
+            return dtype
+    return torch.float32

@@ -1,0 +1,114 @@
+"""A run's model from any of its checkpoints: the newest, the best, or that of a step."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.dataset import open_dataset
+from scorers.errors import IncompleteError, UserError
+from training.config import DataConfig
+from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
+from training.model.export import export_model
+from training.model.language_model import LanguageModel, Vocabulary, build_model
+from training.run import checkpoints
+from training.run.best import best_steps, read
+from training.run.consolidate import checkpoint_weights
+from training.run.folder import RunFacts, RunFolder
+
+
+def best_step(run: RunFolder, metric: str | None = None) -> int:
+    """The step of the best checkpoint of a run.
+
+    Args:
+        run: the run.
+        metric: by which figure; by default `training.best_metric` of the run.
+
+    Raises:
+        UserError: there is no figure to choose by.
+    """
+    training = run.read_config().training
+    metric = metric or training.best_metric
+    there = checkpoints.steps(run.checkpoints)
+    known = sorted({name for step, figures in read(run.checkpoints).items() if step in there for name in figures})
+    if metric is None or metric not in known:
+        what = "The run has no training.best_metric" if metric is None else f"No checkpoint of {run.path} has {metric}"
+        remedy = f"give one of {', '.join(known)}" if known else "none of its checkpoints was evaluated; give a step"
+        raise UserError(f"{what}: {remedy}.")
+    return best_steps(run.checkpoints, metric, training.best_mode)[0]
+
+
+def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: str | None = None) -> int:
+    """Write the model of a checkpoint as a Hugging Face folder, as `phf train` does at its end.
+
+    Args:
+        run: the run.
+        step: of the checkpoint; None for the newest.
+        output: a new folder.
+        dataset: where the labelled dataset lies now, if it was moved.
+
+    Returns:
+        The step.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or its tokenizer is not to be found; or `output` exists.
+        IncompleteError: `output` cannot be written.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists already. Give a new folder by --output.")
+    checkpoint = _checkpoint(run, step)
+    facts, config = run.read_facts(), run.read_config()
+    tokenizer = _tokenizer(run, facts, config.data.model_copy(update={"dataset": dataset or config.data.dataset}))
+    words = facts.tokenizer
+    vocabulary = Vocabulary(words.vocab_size, words.eos_id, tuple(words.control_ids))
+    model = build_model(config.model, vocabulary, value_head=facts.model.value_head)
+    try:
+        export_model(
+            output,
+            model.causal,
+            _fitting(checkpoint_weights(checkpoint.path), model),
+            tokenizer,
+            eos_id=words.eos_id,
+            control_ids=words.control_ids,
+        )
+    except OSError as error:
+        raise IncompleteError(f"The model cannot be written to {output}: {error.strerror or error}.") from error
+    return checkpoint.marker.step
+
+
+def _checkpoint(run: RunFolder, step: int | None) -> checkpoints.Checkpoint:
+    there = checkpoints.steps(run.checkpoints)
+    if not there:
+        raise UserError(f"{run.path} has no checkpoint yet.")
+    if step is None:
+        step = there[-1]
+    if step not in there:
+        shown = ", ".join(f"{each:,}" for each in there)
+        raise UserError(f"{run.path} has no checkpoint of step {step:,}; it has: {shown}.")
+    found = checkpoints.verify(checkpoints.checkpoint_path(run.checkpoints, step))
+    if isinstance(found, checkpoints.Damage):
+        raise UserError(f"The checkpoint {found.path} is damaged: {found.reason}. Give another --step.")
+    return found
+
+
+def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
+    """The Hugging Face tokenizer, with control tokens if the model has any."""
+    if run.model.is_dir():
+        from transformers import AutoTokenizer
+
+        # That of the finished model: neither the dataset nor what was trained from is needed any more.
+        return AutoTokenizer.from_pretrained(str(run.model))
+    tokenizer: Tokenizer
+    if data.tokenizer is None:
+        tokenizer = ensure_tokenizer(open_dataset(data.dataset), data.vocab_size)
+    else:
+        tokenizer = load_tokenizer(data.tokenizer)
+    if tokenizer.fingerprint != facts.tokenizer.fingerprint:
+        raise UserError(f"The tokenizer {tokenizer.name} is not the one that {run.path} was trained with. Restore it.")
+    return tokenizer.with_control_tokens() if facts.conditional else tokenizer.fast
+
+
+def _fitting(weights: dict[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:
+    """Without the rows by which a table was made longer than the vocabulary."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return {name: each[: shapes[name][0]] if each.ndim and name in shapes else each for name, each in weights.items()}
