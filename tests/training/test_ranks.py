@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from scorers.errors import IncompleteError
 from tests.training import ranks
 from tests.training.jobs import ENVIRONMENT
+from training.config import ModelConfig
+from training.model.language_model import build_model
+from training.model.vocabulary import Vocabulary
 from training.run.reshape import to_universal
 
 CASES = ["0-fp32", "1-fp32", "2-fp32", "3-fp32"]
@@ -57,6 +61,19 @@ def test_a_checkpoint_of_other_ranks_is_gone_on_from(saved, before, now):
     for case in CASES:
         assert found[case] == pytest.approx(losses[case][len(ranks.BEFORE) :], abs=1e-4), case
     assert not list(folder.glob(".staging*"))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_grown_by_control_tokens_learns_the_same_in_every_stage(tmp_path):
+    torch.manual_seed(3)
+    build_model(ModelConfig(name="nano"), Vocabulary(ranks.VOCABULARY, 0)).causal.save_pretrained(tmp_path / "base")
+    cases = ["1-fp32-grown", "2-fp32-grown-optimizer", "3-fp32-grown", "3-fp32-grown-parameters"]
+    found = on_ranks(2, tmp_path, "save", 2, cases)
+    *losses, rows, _ = expected = found[cases[0]]
+    assert rows == ranks.VOCABULARY + 2
+    assert len(set(losses)) == len(losses) == 7
+    for case in cases[1:]:
+        assert found[case] == pytest.approx(expected, rel=1e-5), case
 
 
 def test_where_there_is_no_room_to_rewrite_it_in_that_is_said(tmp_path):
