@@ -65,6 +65,8 @@ class LanguageModel(nn.Module):
         self.padding = padding or Padding(causal, 1)
         self.has_linear_head = False
         self._documents_begin_with = documents_begin_with
+        # Flash Attention takes documents of different lengths only end to end, in one row.
+        self._end_to_end = "flash" in (causal.config._attn_implementation or "")
         self._body: Callable[..., Tensor] = self._run_body
         self._hidden: Tensor | None = None
         if value_head:
@@ -149,8 +151,7 @@ class LanguageModel(nn.Module):
         if self._documents_begin_with is None:
             return input_ids, None
         positions = document_positions(input_ids, self._documents_begin_with)
-        if "flash" in self.causal.config._attn_implementation:
-            # Flash Attention takes documents of different lengths only end to end, in one row.
+        if self._end_to_end:
             return input_ids.reshape(1, -1), positions.reshape(1, -1)
         return input_ids, positions
 
