@@ -30,7 +30,8 @@ class DataConfig(_Section):
         held_out: share of documents kept out of training, chosen by a seeded hash of their text.
         held_out_seed: seed of that hash.
         store: folder of the token store; None puts it beside a local dataset, or into the user's cache.
-        document_masking: tokens attend only to their own document, whose positions begin at 0 in each block anew.
+        document_masking: tokens attend only to their own document; positions begin at 0 with each document, and with
+            the block where a document goes on from the one before.
     """
 
     dataset: str

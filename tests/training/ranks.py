@@ -93,7 +93,7 @@ def make(world: World, case: str, folder: Path, *, reshaped: bool) -> tuple[Engi
 def exported(engine: Engine) -> list[float]:
     """Rows of the embedding, and the magnitudes of all weights, on rank 0."""
     weights = engine.state_dict() or {}
-    rows = [len(each) for name, each in weights.items() if name.endswith("wte.weight")]
+    rows = [len(each) for name, each in weights.items() if name.endswith("embed_tokens.weight")]
     return [*rows, sum(float(each.double().abs().sum()) for each in weights.values())]
 
 

@@ -156,3 +156,15 @@ def test_embeddings_of_another_kind_are_not_padded(monkeypatch):
     monkeypatch.setattr(GPT2LMHeadModel, "get_output_embeddings", lambda self: Scaled(64, SIZE, bias=False))
     with pytest.raises(UserError, match=r"model\.pad_vocab_to: the embeddings of GPT2LMHeadModel .* Set it to 1"):
         make()
+    monkeypatch.undo()
+    # One whose logits do not come by way of its output embedding.
+    forward = GPT2LMHeadModel.forward
+
+    def beside(self, *args, **options):
+        output = forward(self, *args, **options)
+        output.logits = torch.zeros(*output.logits.shape[:-1], 128)
+        return output
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", beside)
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel cannot be padded"):
+        make()

@@ -12,6 +12,7 @@ import torch
 from scorers.errors import IncompleteError
 from tests.training import ranks
 from tests.training.jobs import ENVIRONMENT
+from tests.training.test_models import small_llama
 from training.config import ModelConfig
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
@@ -66,7 +67,10 @@ def test_a_checkpoint_of_other_ranks_is_gone_on_from(saved, before, now):
 @pytest.mark.slow
 def test_a_checkpoint_grown_by_control_tokens_learns_the_same_in_every_stage(tmp_path):
     torch.manual_seed(3)
-    build_model(ModelConfig(name="nano"), Vocabulary(ranks.VOCABULARY, 0)).causal.save_pretrained(tmp_path / "base")
+    # With an output embedding of its own, and frequencies that are no parameters.
+    small_llama(tie=False).save_pretrained(tmp_path / "config")
+    start = build_model(ModelConfig(name=str(tmp_path / "config")), Vocabulary(ranks.VOCABULARY, 0))
+    start.causal.save_pretrained(tmp_path / "base")
     cases = ["1-fp32-grown", "2-fp32-grown-optimizer", "3-fp32-grown", "3-fp32-grown-parameters"]
     found = on_ranks(2, tmp_path, "save", 2, cases)
     *losses, rows, _ = expected = found[cases[0]]

@@ -196,6 +196,7 @@ def build_model(
             documents_begin_with=vocabulary.eos_id if documents_apart else None,
         )
     if not skeleton:
+        model.padding.check(causal)
         model.has_linear_head = has_linear_head(causal)
         if documents_apart:
             check_documents_apart(causal)

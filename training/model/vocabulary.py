@@ -43,8 +43,7 @@ class Padding:
     none of theirs (`training.linear_loss`), and `remove` takes them off what is exported. Their gradient is zero, so
     they stay zeros. The config's `vocab_size` is without them.
 
-    Source: nanoGPT pads GPT-2's 50,257 rows to 50,304, a multiple of 64, which its author measured to be a quarter
-    faster; tensor cores want 128 bytes, 64 rows of bf16, and the tiles of most kernels are 128 wide.
+    Source: nanoGPT's GPTConfig, which pads GPT-2's 50,257 rows to 50,304 for efficiency.
 
     Args:
         causal: a Hugging Face causal language model whose embeddings have no padding yet.
@@ -68,9 +67,7 @@ class Padding:
         if self.rows == self.size:
             return
         if type(head) is not nn.Linear or type(embedding) is not nn.Embedding or head.out_features != self.size:
-            raise UserError(
-                f"model.pad_vocab_to: the embeddings of {type(causal).__name__} cannot be padded. Set it to 1."
-            )
+            raise _not_padded(causal)
         tied = head.weight is embedding.weight
         embedding.weight = self._padded(embedding.weight)
         embedding.num_embeddings = self.rows
@@ -82,6 +79,18 @@ class Padding:
         for name, module in causal.named_modules(remove_duplicate=False):
             if module is embedding or module is head:
                 self._names |= {f"{name}.{each}" for each, _ in module.named_parameters(recurse=False)}
+
+    @torch.no_grad()
+    def check(self, causal: Any) -> None:
+        """Try whether the logits are without padding, whatever way the architecture comes to them.
+
+        Raises:
+            UserError: they are not.
+        """
+        if self.rows > self.size:
+            ids = torch.zeros((1, 2), dtype=torch.long, device=causal.get_input_embeddings().weight.device)
+            if causal(input_ids=ids, use_cache=False).logits.shape[-1] != self.size:
+                raise _not_padded(causal)
 
     def remove(self, weights: Mapping[str, Tensor], *, prefix: str = "") -> dict[str, Tensor]:
         """Whole weights by name as they would be without padding; tables that share their memory still do.
@@ -98,3 +107,7 @@ class Padding:
         zeros = weight.new_zeros((self.rows - self.size, *weight.shape[1:]))
         self.parameters += zeros.numel()
         return nn.Parameter(torch.cat([weight.detach(), zeros]), requires_grad=weight.requires_grad)
+
+
+def _not_padded(causal: Any) -> UserError:
+    return UserError(f"model.pad_vocab_to: the embeddings of {type(causal).__name__} cannot be padded. Set it to 1.")
