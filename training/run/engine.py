@@ -113,13 +113,12 @@ class Engine:
             torch.set_float32_matmul_precision("high")
         if config.zero_stage == 3 and world.size > 1:
             shard(model, json, world, _DTYPES[self.precision])
-        offloaded = bool(json["zero_optimization"].get("offload_optimizer"))
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay),
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
-            fused=not offloaded,
+            fused=True,
         )
         self._engine, self._optimizer, _, _ = import_deepspeed().initialize(
             model=model, optimizer=optimizer, config=json, dist_init_required=False

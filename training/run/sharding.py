@@ -39,8 +39,9 @@ def shard(model: nn.Module, config: Mapping[str, Any], world: World, dtype: torc
                 parameter.data = parameter.data.to(dtype)
         for name, buffer in module.named_buffers(recurse=False):
             theirs = torch.empty_like(buffer, device=world.device) if buffer.is_meta else buffer.to(world.device)
-            dist.broadcast(theirs, 0)
-            setattr(module, name, theirs)
+            setattr(module, name, theirs.contiguous())
+            # As bytes, because not every backend knows every dtype.
+            dist.broadcast(getattr(module, name).reshape(-1).view(torch.uint8), 0)
         # Parameters of children are partitioned by now, and passed over.
         partition(
             module=module,
