@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test smoke demo bench clean
+.PHONY: help install lint format test smoke demo bench bench-gpu clean
 
 help:  ## show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 11
 
 install: $(STAMP)  ## create .venv with everything pinned
 
@@ -47,6 +47,9 @@ demo: $(STAMP)  ## label real text, train six models on it, compare them: about 
 
 bench: $(STAMP)  ## the benchmarks of tests/benchmarks, as ratios measured side by side
 	$(BIN)/python -m tests.benchmarks
+
+bench-gpu: $(STAMP)  ## training on one GPU beside a plain compiled loop: tokens/s, MFU and memory, into bench-gpu.json
+	$(BIN)/python -m tests.benchmarks.gpu_training
 
 clean:  ## remove what the other targets made, the environment included
 	rm -rf $(VENV) demo smoke build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

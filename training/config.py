@@ -52,6 +52,8 @@ class DataConfig(_Section):
         held_out: share of documents kept out of training, chosen by a seeded hash of their text.
         held_out_seed: seed of that hash.
         store: folder of the token store; None puts it beside a local dataset, or into the user's cache.
+        document_masking: tokens attend only to their own document; positions begin at 0 with each document, and with
+            the block where a document goes on from the one before.
         mixture: datasets that are trained on besides. They share the tokenizer, which is trained on all of them where
             none is given, and the held-out documents; what is evaluated is `dataset`.
         allow_mixed_scorers: let an objective whose loss computes with scores go over columns of different scorers.
@@ -68,6 +70,7 @@ class DataConfig(_Section):
     store: str | None = None
     mixture: tuple[MixtureConfig, ...] = ()
     allow_mixed_scorers: bool = False
+    document_masking: bool = False
 
     @property
     def shares(self) -> tuple[Fraction, ...]:
@@ -92,11 +95,20 @@ class ModelConfig(_Section):
         name: a size by name (`tiny`, `gpt2`, ...), or path or name of a Hugging Face causal LM config or checkpoint.
         pretrained: start from the weights of the checkpoint `name` instead of a random initialisation.
         overrides: fields of the Hugging Face config to change, such as `n_layer: 4`.
+        pad_vocab_to: the embeddings get so many rows of zeros that their number is a multiple of this; 1 for none.
+            None is 128 on a GPU, whose matrix products want it, and 1 on a CPU. Losses are the same, and the exported
+            model is without them.
+        attention: auto is torch's scaled dot product where the architecture has it; `flash_attention_2` and
+            `flash_attention_3` need their package, a GPU and half precision.
+        kernels: `liger` replaces norms, rotary embeddings and gated layers by Liger's fused ones (GPU, extra `liger`).
     """
 
     name: str = "gpt2"
     pretrained: bool = False
     overrides: dict[str, Any] = Field(default_factory=dict)
+    pad_vocab_to: Count | None = Field(default=None, ge=1)
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "auto"
+    kernels: Literal["torch", "liger"] = "torch"
 
 
 class ObjectiveConfig(_Section):
@@ -168,7 +180,11 @@ class TrainingConfig(_Section):
         precision: auto is bf16 where the device computes in it, else fp32.
         activation_checkpointing: compute each layer again on the way back instead of keeping what it computed: less
             memory, a third more time, the same numbers.
+        compile: let torch.compile fuse the network; the first step takes minutes. Not with ZeRO stage 3.
+        tf32: matrix products of float32 on a GPU in TF32: 10 bits of mantissa instead of 23, several times as fast.
         zero_stage: DeepSpeed's ZeRO stage; at least 1 with fp16 or bf16.
+        offload: what waits in the CPU's memory while a GPU does not need it: nothing, the optimiser's state (ZeRO
+            stage 1 to 3), or the parameters too (ZeRO stage 3).
         deepspeed: path of a user's own DeepSpeed JSON, merged under these settings.
         hang_timeout_s: seconds after which a step that does not end is taken to hang: the rank writes where each of its
             threads is into `stacks/` of the run's folder, and ends with status 1.
@@ -203,7 +219,10 @@ class TrainingConfig(_Section):
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     activation_checkpointing: bool = False
+    compile: bool = False
+    tf32: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "parameters"] = "none"
     deepspeed: str | None = None
     hang_timeout_s: float = Field(default=3600.0, gt=0)
     log_every: Count = Field(default=10, ge=0)

@@ -38,6 +38,7 @@ def linear_loss(
     values: Tensor | None = None,
     count: int | None = None,
     chunk_tokens: int | None = None,
+    vocabulary: int | None = None,
 ) -> Loss:
     """What `objective.loss(hidden @ weight.T + bias, labels, scores, values)` comes to.
 
@@ -51,6 +52,7 @@ def linear_loss(
         values: [B, T], where the objective needs them.
         count: predicted tokens to divide by; see `Objective.loss`.
         chunk_tokens: tokens whose logits are held at once; by default 256 on a CPU, and 2**26 logits on a GPU.
+        vocabulary: rows of `weight` from here on are padding, which has no probability and no gradient; by default V.
 
     Raises:
         ValueError: the objective needs values and there are none, or no token is predicted.
@@ -66,6 +68,7 @@ def linear_loss(
         objective,
         tokens if count is None else count,
         chunk_tokens or (_TOKENS_ON_CPU if hidden.device.type == "cpu" else max(_LOGITS_ON_GPU // len(weight), 1)),
+        len(weight) if vocabulary is None else vocabulary,
         predicted.flatten(),
         scores[:, 1:].flatten().to(exact),
     )
@@ -86,6 +89,7 @@ class _Request:
     objective: Objective
     count: int
     chunk_tokens: int
+    vocabulary: int
     predicted: Tensor
     scores: Tensor
 
@@ -111,6 +115,7 @@ class _LinearLoss(torch.autograd.Function):
         for start in range(0, len(hidden), size):
             part = slice(start, min(start + size, len(hidden)))
             logits = _logits(hidden[part], weight, bias, buffer[: part.stop - part.start])
+            logits[:, request.vocabulary :] = -torch.inf
             log_odds, others = _log_odds(logits.to(exact), request.predicted[part])
             loss, by_log_odds, by_values, metrics = _terms(
                 request.objective,

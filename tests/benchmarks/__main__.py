@@ -15,7 +15,7 @@ console = Console(highlight=False)
 
 def main(names: list[str]) -> None:
     found = sorted(module.name for module in pkgutil.iter_modules(tests.benchmarks.__path__) if not module.ispkg)
-    benchmarks = [name for name in found if name not in {"__main__", "measure", "text"}]
+    benchmarks = [name for name in found if name not in {"__main__", "gpu_training", "measure", "text"}]
     unknown = sorted(set(names) - set(benchmarks))
     if unknown:
         sys.exit(f"No benchmark {', '.join(unknown)}; there are: {', '.join(benchmarks)}.")

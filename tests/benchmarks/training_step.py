@@ -45,7 +45,8 @@ class _Setting:
 
     def model(self, *, value_head: bool = False) -> Any:
         from training.config import ModelConfig
-        from training.model.language_model import Vocabulary, build_model
+        from training.model.language_model import build_model
+        from training.model.vocabulary import Vocabulary
 
         network = ModelConfig(name=self.name)
         return build_model(network, Vocabulary(self.vocabulary, 0), value_head=value_head, context_length=self.context)

@@ -2,10 +2,15 @@
 
     python -m tests.training.ranks FOLDER save|load RANKS CASE...
 
-RANKS have written what is loaded; a CASE is STAGE-PRECISION, such as 1-fp32. What is saved is copied, and written after
-the steps that follow.
+RANKS have written what is loaded, a copy that is written after the steps that follow; a CASE is STAGE-PRECISION, such
+as 1-fp32, and perhaps more:
+- `grown`: it starts from the checkpoint FOLDER/base, with two control tokens more, its embeddings padded;
+- `optimizer` or `parameters`: what is offloaded.
 
-Rank 0 prints the losses as JSON, by case.
+With ZeRO 3 only rank 0 has the weights at first.
+
+Rank 0 prints the losses as JSON, by case; those that have grown are followed by what is exported: the rows of the
+embedding, and the sum of all weights' magnitudes.
 """
 
 import json
@@ -20,7 +25,8 @@ import torch
 from training import objectives
 from training.config import ModelConfig, TrainingConfig
 from training.data.order import Batch
-from training.model.language_model import Vocabulary, build_model
+from training.model.language_model import build_model
+from training.model.vocabulary import Vocabulary
 from training.run.distributed import World
 from training.run.engine import Engine
 from training.run.schedule import plan_horizon
@@ -53,6 +59,8 @@ def main(folder: Path, action: str, cases: list[str], written_by: int = 0) -> di
             for path, state in states:
                 torch.save(state, path)
             world.barrier()
+            if "grown" in case:
+                found[case] += exported(engine)
         engine.close()
     if world.is_main:
         sys.stdout.write(f"{json.dumps(found)}\n")
@@ -65,19 +73,41 @@ def copy(snapshot: Snapshot, states: list[tuple[Path, Any]], state: Any, path: P
 
 
 def make(world: World, case: str, folder: Path, *, reshaped: bool) -> tuple[Engine, objectives.Objective]:
-    stage, precision = case.split("-")
+    stage, precision, *more = case.split("-")
+    grown = "grown" in more
+    offload = next((each for each in more if each in ("optimizer", "parameters")), "none")
     settings = folder / "deepspeed.json"
     world.on_main(
         # DeepSpeed partitions none of a small model's parameters unless it is told to.
         lambda: settings.write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')
     )
     config = TrainingConfig(
-        batch_size=BLOCKS, micro_batch_size=2, zero_stage=int(stage), precision=precision, deepspeed=str(settings)
+        batch_size=BLOCKS,
+        micro_batch_size=2,
+        zero_stage=int(stage),
+        precision=precision,
+        deepspeed=str(settings),
+        offload=offload,
     )
     torch.manual_seed(5 if reshaped else 0)
-    model = build_model(ModelConfig(name="nano"), Vocabulary(VOCABULARY, 0), value_head=True)
+    control = (VOCABULARY, VOCABULARY + 1) if grown else ()
+    model = build_model(
+        ModelConfig(name=str(folder / "base") if grown else "nano", pretrained=grown),
+        Vocabulary(VOCABULARY + len(control), 0, control),
+        value_head=True,
+        rows_multiple=16 if grown else 1,
+        skeleton=stage == "3" and not world.is_main,
+    )
+    model.has_linear_head = True
     engine = Engine(model, config, plan_horizon(config, LENGTH, world.size), world, reshaped=reshaped)
     return engine, objectives.build("awr", alpha=0.5, beta=1.0)
+
+
+def exported(engine: Engine) -> list[float]:
+    """Rows of the embedding, and the magnitudes of all weights, on rank 0."""
+    weights = engine.state_dict() or {}
+    rows = [len(each) for name, each in weights.items() if name.endswith("embed_tokens.weight")]
+    return [*rows, sum(float(each.double().abs().sum()) for each in weights.values())]
 
 
 def step(engine: Engine, loss: objectives.Objective, number: int) -> float:

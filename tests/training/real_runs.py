@@ -13,7 +13,8 @@ from tests.datasets import make_dataset
 from training.config import TrainConfig
 from training.data.prepare import PreparedData, prepare
 from training.model.export import export_model
-from training.model.language_model import LanguageModel, Vocabulary, build_model
+from training.model.language_model import LanguageModel, build_model
+from training.model.vocabulary import Vocabulary
 from training.run.facts import run_facts
 from training.run.folder import RunFolder
 from training.run.schedule import plan_horizon

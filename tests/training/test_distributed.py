@@ -9,10 +9,12 @@ import sys
 import time
 
 import pytest
+import torch
 
 from scorers.errors import UserError
 from tests.training.jobs import ENVIRONMENT, command, figures, job_config, metrics, run_job, run_phf
 from training.data.prepare import prepare
+from training.model.language_model import load_model
 from training.run.distributed import World
 from training.run.folder import RunFolder
 
@@ -40,6 +42,19 @@ def two(tmp_path_factory, code_dataset):
     done = run_phf(command(code_dataset, output, "awr", **CHANGES), launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
     return output, done
+
+
+@pytest.mark.slow
+def test_weights_that_only_rank_0_has_made_are_those_of_a_run_without_partitions(tmp_path, code_dataset):
+    changes = {"training__num_tokens": 6 * 4 * 32, "data__document_masking": "true"}
+    run_job(code_dataset, tmp_path / "one", "conditional", **changes)
+    changes |= {"training__zero_stage": 3, "model__pad_vocab_to": 128}
+    done = run_phf(command(code_dataset, tmp_path / "two", "conditional", **changes), launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    for mine, theirs in zip(figures(tmp_path / "two"), figures(tmp_path / "one"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    ours, other = (load_model(tmp_path / each / "model").causal.state_dict() for each in ("two", "one"))
+    torch.testing.assert_close(ours, other, rtol=1e-2, atol=2e-3)
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from scorers.errors import UserError
 from training import objectives
 from training.config import ModelConfig, TrainingConfig
 from training.data.order import Batch
-from training.model.language_model import Vocabulary, build_model
+from training.model.language_model import build_model
+from training.model.vocabulary import Vocabulary
 from training.run.deepspeed_config import deepspeed_config
 from training.run.distributed import World
 from training.run.engine import Engine, choose_precision, parameter_groups

@@ -11,7 +11,8 @@ from tests.training.stores import byte_tokenizer
 from training.config import ModelConfig
 from training.data.tokenizers import ALIGNED, MISALIGNED, wrap_tokenizer
 from training.model.export import export_model
-from training.model.language_model import VALUE_HEAD_FILE, Vocabulary, build_model, load_model
+from training.model.language_model import VALUE_HEAD_FILE, build_model, load_model
+from training.model.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from phf import app
 from scorers.errors import UserError
 from tests.training.jobs import command, metrics, run_job
 from training.config import ModelConfig
-from training.model.language_model import Vocabulary, build_model, checkpoint_activations, load_model
+from training.model.language_model import build_model, checkpoint_activations, load_model
+from training.model.vocabulary import Vocabulary
 from training.objectives import build
 from training.run.folder import RunFolder
 

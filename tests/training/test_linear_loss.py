@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.training.test_objectives import EXAMPLES
 from training.config import ModelConfig
 from training.linear_loss import linear_loss
-from training.model.language_model import Vocabulary, build_model
+from training.model.language_model import build_model
+from training.model.vocabulary import Vocabulary
 from training.objectives import build
 
 

@@ -5,15 +5,11 @@ import torch
 
 from scorers.errors import UserError
 from training.config import ModelConfig
-from training.model.language_model import (
-    Vocabulary,
-    build_model,
-    check_context,
-    count_parameters,
-    flops_per_token,
-    max_positions,
-)
+from training.model.counting import count_parameters, flops_per_token
+from training.model.language_model import build_model
 from training.model.sizes import SIZES
+from training.model.sources import check_context, max_positions
+from training.model.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(size=302, eos_id=0, control_ids=(300, 301))
 

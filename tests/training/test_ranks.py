@@ -12,6 +12,10 @@ import torch
 from scorers.errors import IncompleteError
 from tests.training import ranks
 from tests.training.jobs import ENVIRONMENT
+from tests.training.test_models import small_llama
+from training.config import ModelConfig
+from training.model.language_model import build_model
+from training.model.vocabulary import Vocabulary
 from training.run.consolidate import checkpoint_weights
 from training.run.reshape import to_universal
 
@@ -76,6 +80,22 @@ def test_the_whole_weights_are_read_from_any_checkpoint(saved):
             assert found.keys() == expected.keys()
             assert "value_head.weight" in found
             assert all(torch.equal(found[name], expected[name]) for name in found), case
+
+
+@pytest.mark.slow
+def test_a_checkpoint_grown_by_control_tokens_learns_the_same_in_every_stage(tmp_path):
+    torch.manual_seed(3)
+    # With an output embedding of its own, and frequencies that are no parameters.
+    small_llama(tie=False).save_pretrained(tmp_path / "config")
+    start = build_model(ModelConfig(name=str(tmp_path / "config")), Vocabulary(ranks.VOCABULARY, 0))
+    start.causal.save_pretrained(tmp_path / "base")
+    cases = ["1-fp32-grown", "2-fp32-grown-optimizer", "3-fp32-grown", "3-fp32-grown-parameters"]
+    found = on_ranks(2, tmp_path, "save", 2, cases)
+    *losses, rows, _ = expected = found[cases[0]]
+    assert rows == ranks.VOCABULARY + 2
+    assert len(set(losses)) == len(losses) == 7
+    for case in cases[1:]:
+        assert found[case] == pytest.approx(expected, rel=1e-5), case
 
 
 def test_where_there_is_no_room_to_rewrite_it_in_that_is_said(tmp_path):

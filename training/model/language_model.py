@@ -1,20 +1,22 @@
 """The network: a Hugging Face causal language model, and a value head where the objective asks for one."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scorers.errors import UserError
 from training.config import ModelConfig
 from training.linear_loss import linear_loss
-from training.model.sizes import SIZES
+from training.model.masking import check_documents_apart, document_positions
+from training.model.sources import check_context, first_line, has_linear_head, initialised, pretrained
+from training.model.vocabulary import Padding, Vocabulary, initialise_control_rows
 from training.objectives import Objective
 
 VALUE_HEAD_FILE = "value_head.safetensors"
-CONTROL_NOISE = 0.1  # of the embeddings' own standard deviation
 
 
 class ValueHead(nn.Module):
@@ -35,22 +37,56 @@ class ValueHead(nn.Module):
 class LanguageModel(nn.Module):
     """A causal language model whose one `forward` runs every head, as DeepSpeed requires.
 
+    Args:
+        causal: the Hugging Face model.
+        value_head: whether the objective needs values.
+        padding: of its embeddings; None where they have none.
+        documents_begin_with: the token that documents begin with, if they are not to see each other; None if they are.
+
     Attributes:
         causal: the Hugging Face model.
         value_head: None where no objective needs it.
+        padding: rows under the embeddings.
         has_linear_head: whether the logits are the output embedding's product with the last hidden state and nothing
             else, as in most architectures; then `loss` need not hold them all.
     """
 
-    def __init__(self, causal: Any, *, value_head: bool = False) -> None:
+    def __init__(
+        self,
+        causal: Any,
+        *,
+        value_head: bool = False,
+        padding: Padding | None = None,
+        documents_begin_with: int | None = None,
+    ) -> None:
         super().__init__()
         self.causal = causal
         self.value_head = ValueHead(causal.config.get_text_config().hidden_size) if value_head else None
+        self.padding = padding or Padding(causal, 1)
         self.has_linear_head = False
-        self._hidden: torch.Tensor | None = None
+        self._documents_begin_with = documents_begin_with
+        # Flash Attention takes documents of different lengths only end to end, in one row.
+        self._end_to_end = "flash" in (causal.config._attn_implementation or "")
+        self._body: Callable[..., Tensor] = self._run_body
+        self._hidden: Tensor | None = None
         if value_head:
             # What the output embedding sees, for every architecture: after the final norm, before any logit scaling.
             causal.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
+
+    def compile_body(self) -> None:
+        """Let torch.compile fuse what lies between the tokens and the loss of an architecture with a linear head.
+
+        Only for training: what samples from the model calls it with ever other shapes.
+
+        Raises:
+            UserError: the head is not linear.
+        """
+        if not self.has_linear_head:
+            raise UserError(
+                f"training.compile: the logits of {type(self.causal).__name__} are more than a product with its output "
+                "embedding. Set it to false."
+            )
+        self._body = torch.compile(self._run_body)
 
     def _keep_hidden(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._hidden = inputs[0]
@@ -80,7 +116,7 @@ class LanguageModel(nn.Module):
             logits, values = self._logits(input_ids)
             result = objective.loss(logits, input_ids, scores, values, count=count)
             return result.loss, result.metrics
-        hidden = self.causal.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden = self._body(*self._laid_out(input_ids)).reshape(*input_ids.shape, -1)
         head = self.causal.get_output_embeddings()
         result = linear_loss(
             objective,
@@ -91,86 +127,101 @@ class LanguageModel(nn.Module):
             bias=getattr(head, "bias", None),
             values=None if self.value_head is None else self.value_head(hidden),
             count=count,
+            vocabulary=self.padding.size,
         )
         return result.loss, result.metrics
 
     def _logits(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        logits = self.causal(input_ids=input_ids, use_cache=False).logits
+        ids, positions = self._laid_out(input_ids)
+        logits = self.causal(input_ids=ids, use_cache=False, **_known(positions)).logits
+        logits = logits.reshape(*input_ids.shape, -1)
         if self.value_head is None:
             return logits, None
         hidden, self._hidden = self._hidden, None
-        return logits, self.value_head(hidden)
+        return logits, self.value_head(hidden).reshape(input_ids.shape)
 
+    def _run_body(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
+        hidden: Tensor = self.causal.base_model(
+            input_ids=input_ids, use_cache=False, **_known(positions)
+        ).last_hidden_state
+        return hidden
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a model has to know of the tokenizer; `size` counts the control tokens, whose ids are `control_ids`."""
-
-    size: int
-    eos_id: int
-    control_ids: tuple[int, ...] = ()
-
-
-def max_positions(config: ModelConfig) -> int | None:
-    """The longest context that a model has positions for; None where its config sets no limit.
-
-    Raises:
-        UserError: the model's name is unknown.
-    """
-    size = SIZES.get(config.name)
-    if size is not None:
-        return int(config.overrides.get("n_positions", config.overrides.get("max_position_embeddings", size.positions)))
-    positions = getattr(_published_config(config).get_text_config(), "max_position_embeddings", None)
-    return int(positions) if positions else None
-
-
-def check_context(config: ModelConfig, context_length: int) -> None:
-    """Refuse a context that a model has no positions for.
-
-    Raises:
-        UserError: names both numbers.
-    """
-    positions = max_positions(config)
-    if positions is not None and context_length > positions:
-        raise UserError(
-            f"data.context_length is {context_length}, but model {config.name!r} has positions for {positions} tokens. "
-            "Lower the first" + ("." if config.pretrained else ", or raise model.overrides.max_position_embeddings.")
-        )
+    def _laid_out(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        # Tokens and positions as the network gets them, with documents apart where they are to be.
+        if self._documents_begin_with is None:
+            return input_ids, None
+        positions = document_positions(input_ids, self._documents_begin_with)
+        if self._end_to_end:
+            return input_ids.reshape(1, -1), positions.reshape(1, -1)
+        return input_ids, positions
 
 
 def build_model(
-    config: ModelConfig, vocabulary: Vocabulary, *, value_head: bool = False, context_length: int | None = None
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    *,
+    value_head: bool = False,
+    context_length: int | None = None,
+    rows_multiple: int = 1,
+    documents_apart: bool = False,
+    skeleton: bool = False,
 ) -> LanguageModel:
     """Build the model in float32 on the CPU; the result depends on the state of torch's generator.
 
     The embedding has a row for every token of the vocabulary, and rows of control tokens that are new start at the mean
-    of the others plus small noise, so that a tag is at first nearly neutral.
+    of the others plus small noise, so that a tag is at first nearly neutral. Padding comes after all else, so that it
+    changes none of the numbers.
 
     Args:
         config: which model.
         vocabulary: of the tokenizer.
         value_head: whether the objective needs values.
         context_length: refused when the model has fewer positions.
+        rows_multiple: the embeddings are padded to a multiple of so many rows (`training.model.vocabulary.Padding`).
+        documents_apart: tokens see only their own document (`training.model.masking`).
+        skeleton: the same modules without numbers, on torch's meta device; whether the head is linear is not tried.
 
     Raises:
-        UserError: unknown name, a config that cannot be built, or a context that is too long.
+        UserError: unknown name, a config that cannot be built, a context that is too long, or an architecture that
+            cannot do what is asked for.
     """
     if context_length is not None:
         check_context(config, context_length)
+    with torch.device("meta") if skeleton else nullcontext():
+        causal = _causal(config, vocabulary, skeleton=skeleton)
+        model = LanguageModel(
+            causal,
+            value_head=value_head,
+            padding=Padding(causal, rows_multiple),
+            documents_begin_with=vocabulary.eos_id if documents_apart else None,
+        )
+    if not skeleton:
+        model.padding.check(causal)
+        model.has_linear_head = has_linear_head(causal)
+        if documents_apart:
+            check_documents_apart(causal)
+    return model
+
+
+def _causal(config: ModelConfig, vocabulary: Vocabulary, *, skeleton: bool) -> Any:
     new = vocabulary.control_ids
     if config.pretrained:
-        causal = _pretrained(config)
+        causal = pretrained(config, skeleton=skeleton)
         # A conditional model's own are trained already.
         new = tuple(each for each in new if each >= causal.get_input_embeddings().num_embeddings)
         if causal.get_input_embeddings().num_embeddings < vocabulary.size:
             causal.resize_token_embeddings(vocabulary.size, mean_resizing=False)
         causal.config.eos_token_id = vocabulary.eos_id
     else:
-        causal = _initialised(config, vocabulary)
-    _initialise_control_rows(causal, new)
-    model = LanguageModel(causal, value_head=value_head)
-    model.has_linear_head = _has_linear_head(causal)
-    return model
+        causal = initialised(config, vocabulary)
+    if not skeleton:
+        initialise_control_rows(causal, new)
+    return causal
+
+
+def _known(positions: Tensor | None) -> dict[str, Tensor]:
+    # Not every architecture takes positions.
+    return {} if positions is None else {"position_ids": positions}
 
 
 def checkpoint_activations(model: LanguageModel) -> None:
@@ -209,113 +260,5 @@ def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel
         if model.value_head is not None:
             model.value_head.load_state_dict(load_file(file))
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"Cannot load a model from {folder}: {_first_line(error)}") from None
+        raise UserError(f"Cannot load a model from {folder}: {first_line(error)}") from None
     return model
-
-
-def count_parameters(model: LanguageModel) -> tuple[int, int]:
-    """Parameters in all (shared ones once), and those of them that are embedding tables of tokens or positions."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    tables = {
-        id(module.weight): module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding)
-    }
-    return total, sum(tables.values())
-
-
-def flops_per_token(model: LanguageModel, context_length: int) -> float:
-    """Floating-point operations a trained token: 6 for each parameter in a matrix product, plus those of attention.
-
-    The output embedding is a matrix product also where it shares the input's table; looking up is none. Attention
-    counts 12 * layers * width * context_length, without halving for causality. Source: PaLM, arXiv 2204.02311,
-    appendix B.
-    """
-    text = model.causal.config.get_text_config()
-    total, tables = count_parameters(model)
-    head = model.causal.get_output_embeddings().weight
-    shared = head is model.causal.get_input_embeddings().weight
-    products = total - tables + (head.numel() if shared else 0)
-    return 6.0 * products + 12.0 * int(text.num_hidden_layers) * int(text.hidden_size) * context_length
-
-
-def _initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
-    from transformers import AutoModelForCausalLM, GPT2Config
-
-    size = SIZES.get(config.name)
-    published = GPT2Config(**size.fields()) if size is not None else _published_config(config)
-    text = published.get_text_config()
-    known = {**published.to_dict(), **text.to_dict(), **getattr(published, "attribute_map", {})}
-    for key, value in config.overrides.items():
-        if key not in known:
-            raise UserError(f"model.overrides.{key}: {type(published).__name__} has no such field.")
-        setattr(published, key, value)
-    text.vocab_size = vocabulary.size
-    for holder in (published, text):
-        holder.bos_token_id = holder.eos_token_id = vocabulary.eos_id
-        holder.pad_token_id = None
-    try:
-        return AutoModelForCausalLM.from_config(published, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"Cannot build model {config.name!r}: {_first_line(error)} Check model.overrides.") from None
-
-
-def _pretrained(config: ModelConfig) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    if config.name in SIZES and not config.name.startswith("gpt2") and not Path(config.name).is_dir():
-        raise UserError(
-            f"model.pretrained: {config.name!r} is a size without published weights; give a checkpoint's path."
-        )
-    try:
-        return AutoModelForCausalLM.from_pretrained(config.name, dtype=torch.float32, **config.overrides)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(_unknown(config.name, error)) from None
-
-
-def _published_config(config: ModelConfig) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(config.name)
-    except (OSError, ValueError) as error:
-        raise UserError(_unknown(config.name, error)) from None
-
-
-@torch.no_grad()
-def _initialise_control_rows(causal: Any, control_ids: tuple[int, ...]) -> None:
-    if not control_ids:
-        return
-    source, output = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
-    for weight in [source] if output is source else [source, output]:
-        others = torch.ones(len(weight), dtype=torch.bool)
-        others[list(control_ids)] = False
-        known = weight[others]
-        noise = torch.randn(len(control_ids), weight.shape[1]) * known.std() * CONTROL_NOISE
-        weight[list(control_ids)] = known.mean(dim=0) + noise
-
-
-@torch.no_grad()
-def _has_linear_head(causal: Any) -> bool:
-    # Tried rather than known of each architecture: some scale or cap their logits, which no list would keep up with.
-    head, training = causal.get_output_embeddings(), causal.training
-    if type(head) is not nn.Linear or causal.base_model is causal:
-        return False
-    causal.eval()
-    try:
-        ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
-        logits = causal(input_ids=ids, use_cache=False).logits
-        hidden = getattr(causal.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-        return hidden is not None and torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-5)
-    finally:
-        causal.train(training)
-
-
-def _unknown(name: str, error: Exception) -> str:
-    return (
-        f"Cannot load model {name!r}: {_first_line(error)} model.name is one of {', '.join(SIZES)}, "
-        "or the path or name of a Hugging Face causal language model."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return f"{line}."

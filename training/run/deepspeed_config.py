@@ -18,6 +18,8 @@ _DECIDED_BY = {
     "gradient_accumulation_steps": "training.batch_size / (training.micro_batch_size * ranks)",
     "gradient_clipping": "training.gradient_clipping",
     "zero_optimization.stage": "training.zero_stage",
+    "zero_optimization.offload_optimizer.device": "training.offload",
+    "zero_optimization.offload_param.device": "training.offload",
     "bf16.enabled": "training.precision",
     "fp16.enabled": "training.precision",
 }
@@ -56,13 +58,24 @@ def deepspeed_config(
             "training.skip_sigmas needs ZeRO, by which DeepSpeed skips an update. Set training.zero_stage=1, or leave "
             "training.skip_sigmas out."
         )
+    if config.offload == "optimizer" and config.zero_stage == 0:
+        raise UserError("training.offload=optimizer needs ZeRO. Set training.zero_stage=1, 2 or 3.")
+    if config.offload == "parameters" and config.zero_stage != 3:
+        raise UserError(
+            "training.offload=parameters needs ZeRO stage 3. Set training.zero_stage=3, or training.offload=optimizer."
+        )
+    if config.compile and config.zero_stage == 3:
+        raise UserError(
+            "training.compile does not go with ZeRO stage 3, which fetches parameters by hooks at every module, where "
+            "torch.compile ends a graph. Set training.zero_stage=1 or 2, or training.compile=false."
+        )
     decided: dict[str, Any] = {
         "train_batch_size": horizon.batch_size,
         "train_micro_batch_size_per_gpu": horizon.micro_batch_size,
         "gradient_accumulation_steps": horizon.accumulation,
         # DeepSpeed clips at 1.0 when nothing is said; 0.0 means never.
         "gradient_clipping": config.gradient_clipping,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.zero_stage, **_offload(config, on_gpu=on_gpu)},
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16"},
     }
@@ -89,6 +102,12 @@ def _defaults(parameters: int, *, on_gpu: bool) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
+
+
+def _offload(config: TrainingConfig, *, on_gpu: bool) -> dict[str, Any]:
+    away = {"device": "cpu", "pin_memory": on_gpu}
+    found = {} if config.offload == "none" else {"offload_optimizer": away}
+    return {**found, "offload_param": away} if config.offload == "parameters" else found
 
 
 def _read(path: Path, decided: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """DeepSpeed behind four verbs: train a step, save, load, and hand out the weights."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from training.run.distributed import World, import_deepspeed
 from training.run.guard import SpikeGuard
 from training.run.reshape import to_universal
 from training.run.schedule import Horizon
+from training.run.sharding import shard
 from training.run.speed import Stopwatch
 
 TAG = "deepspeed"
 _GUARD = "losses.pt"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,18 @@ def choose_precision(config: TrainingConfig, device: torch.device) -> Precision:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
+def check_compiler(device: torch.device) -> None:
+    """Refuse torch.compile where it would find nothing to compile with.
+
+    Raises:
+        UserError: says what is missing.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError("training.compile needs a C++ compiler on a CPU, such as g++. Install one, or set it to false.")
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise UserError("training.compile needs the package triton on a GPU. Install it, or set it to false.")
+
+
 class Engine:
     """A model, its optimiser, and DeepSpeed around both.
 
@@ -64,7 +80,8 @@ class Engine:
     are summed, never averaged, and the update does not depend on how the batch was cut.
 
     Args:
-        model: in float32; built alike on every rank.
+        model: in float32; built alike on every rank. With ZeRO stage 3, rank 0's counts, and the others may have
+            skeletons (`training.model.language_model.build_model`).
         config: of the training.
         horizon: the batch arithmetic.
         world: the ranks; started.
@@ -93,17 +110,22 @@ class Engine:
         )
         if self._reshaped:
             json["checkpoint"] = {**json.get("checkpoint", {}), "load_universal": True}
-        offloaded = bool(json["zero_optimization"].get("offload_optimizer"))
+        if config.tf32 and world.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        if config.zero_stage == 3 and world.size > 1:
+            shard(model, json, world, _DTYPES[self.precision])
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay),
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
-            fused=not offloaded,
+            fused=True,
         )
         self._engine, self._optimizer, _, _ = import_deepspeed().initialize(
             model=model, optimizer=optimizer, config=json, dist_init_required=False
         )
+        if config.compile:
+            model.compile_body()
 
     def train_step(self, batch: Batch, objective: Objective, learning_rate: float) -> StepOutcome:
         """Forward and backward over this rank's blocks, micro-batch by micro-batch, and one update.
@@ -223,13 +245,15 @@ class Engine:
             raise UserError(f"DeepSpeed cannot load the checkpoint {folder}: it holds no state of this kind.")
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """The weights of the whole model on the CPU, on rank 0; None on the others. Every rank calls it."""
+        """The whole model's weights without padding, on the CPU of rank 0; None elsewhere. Every rank calls it."""
         if self._stage == 3:
             gathered: Mapping[str, Tensor] | None = self._engine._zero3_consolidated_16bit_state_dict()
-            return dict(gathered) if self.world.is_main and gathered is not None else None
-        if not self.world.is_main:
+        else:
+            gathered = self.model.state_dict() if self.world.is_main else None
+        if gathered is None or not self.world.is_main:
             return None
-        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        weights = {name: tensor.detach().cpu() for name, tensor in gathered.items()}
+        return self.model.padding.remove(weights, prefix="causal.")
 
     def whole_model(self) -> Any | None:
         """The Hugging Face model with whole weights, on rank 0; None on the others. Every rank calls it."""
@@ -263,8 +287,10 @@ def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and embeddings decay; vectors (biases and norms) don't. Shared parameters occur once."""
-    decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim < 2]
+    # What ZeRO 3 has partitioned is flat, and remembers its shape.
+    trained = [(each, len(getattr(each, "ds_shape", each.shape))) for each in model.parameters() if each.requires_grad]
+    decayed = [parameter for parameter, dimensions in trained if dimensions >= 2]
+    others = [parameter for parameter, dimensions in trained if dimensions < 2]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}]
     return [*groups, {"params": others, "weight_decay": 0.0}] if others else groups
 

@@ -10,7 +10,8 @@ from scorers.errors import IncompleteError, UserError
 from training.config import DataConfig
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
 from training.model.export import export_model
-from training.model.language_model import LanguageModel, Vocabulary, build_model
+from training.model.language_model import LanguageModel, build_model
+from training.model.vocabulary import Vocabulary
 from training.run import checkpoints
 from training.run.best import best_steps, read
 from training.run.consolidate import checkpoint_weights
@@ -105,7 +106,8 @@ def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
         tokenizer = load_tokenizer(data.tokenizer)
     if tokenizer.fingerprint != facts.tokenizer.fingerprint:
         raise UserError(f"The tokenizer {tokenizer.name} is not the one that {run.path} was trained with. Restore it.")
-    return tokenizer.with_control_tokens() if facts.conditional else tokenizer.fast
+    classes = len(facts.tokenizer.control_ids)
+    return tokenizer.with_control_tokens(classes) if classes else tokenizer.fast
 
 
 def _fitting(weights: dict[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from scorers.fingerprint import library_versions
 from training.data.places import dataset_identity
 from training.data.prepare import PreparedData, PreparedDataset
 from training.data.thresholds import ThresholdChoice
-from training.model.language_model import LanguageModel, count_parameters, flops_per_token
+from training.model.counting import count_parameters, flops_per_token
+from training.model.language_model import LanguageModel
 from training.run.folder import (
     DatasetFacts,
     HorizonFacts,
@@ -60,6 +61,7 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> Run
             flops_per_token=flops_per_token(model, horizon.context_length),
             context_length=horizon.context_length,
             value_head=model.value_head is not None,
+            rows=model.padding.rows,
         ),
         horizon=HorizonFacts(
             steps=horizon.steps,
@@ -102,6 +104,7 @@ def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
         "the tokenizer": (old.tokenizer.fingerprint, new.tokenizer.fingerprint),
         "the threshold": (_value(old.threshold), _value(new.threshold)),
         "the parameters": (old.model.parameters, new.model.parameters),
+        "the rows of the embedding (model.pad_vocab_to)": (old.model.rows or new.model.rows, new.model.rows),
         "the datasets of the mixture": (_identities(old), _identities(new)),
     }
     return [f"{what}: {then} in the run, {now} now" for what, (then, now) in pairs.items() if then != now]

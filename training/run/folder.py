@@ -52,7 +52,10 @@ class TokenizerFacts(_Facts):
 
 
 class ModelFacts(_Facts):
-    """The network. FLOPs a token: forward and backward (see `training.model.language_model.flops_per_token`)."""
+    """The network. FLOPs a token: forward and backward (see `training.model.counting.flops_per_token`).
+
+    Rows are those of the embedding with its padding, and 0 where they were not written down.
+    """
 
     name: str
     parameters: int
@@ -60,6 +63,7 @@ class ModelFacts(_Facts):
     flops_per_token: float
     context_length: int
     value_head: bool = False
+    rows: int = 0
 
 
 class HorizonFacts(_Facts):

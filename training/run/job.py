@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from scorers.errors import StoppedError, UserError
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
@@ -13,7 +11,8 @@ from training.evaluation.evaluate import evaluate_model
 from training.evaluation.report import EvaluationReport
 from training.evaluation.setup import EvaluationSetup, prepare_evaluation
 from training.model.export import export_model
-from training.model.language_model import LanguageModel, Vocabulary, build_model, check_context, checkpoint_activations
+from training.model.language_model import LanguageModel
+from training.model.sources import check_context
 from training.presets import CONTEXT_LENGTH
 from training.run import checkpoints, hooks
 from training.run.best import LOSS, best_steps, check_best, read
@@ -22,6 +21,7 @@ from training.run.distributed import World
 from training.run.engine import Engine, choose_precision, seed_generators
 from training.run.facts import run_facts
 from training.run.folder import RunFacts, RunFolder
+from training.run.network import build_network, check_network
 from training.run.plan import print_plan
 from training.run.progress import StageProgress
 from training.run.resume import check_folder, check_same
@@ -236,6 +236,7 @@ def _prepare(config: TrainConfig, world: World, folder: RunFolder) -> tuple[Prep
     horizon = plan_horizon(config.training, context_length, world.size)
     precision = choose_precision(config.training, world.device)
     deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
+    check_network(config, world, precision)
     if not world.is_main:
         return prepare(config), horizon
     with StageProgress() as progress:
@@ -243,14 +244,8 @@ def _prepare(config: TrainConfig, world: World, folder: RunFolder) -> tuple[Prep
 
 
 def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any) -> TrainingJob:
-    config, tokenizer = data.config, data.tokenizer
-    vocabulary = Vocabulary(tokenizer.size(data.control_ids), tokenizer.eos_id, data.control_ids)
-    torch.manual_seed(config.training.seed)
-    model = build_model(
-        config.model, vocabulary, value_head=data.objective.needs_values, context_length=horizon.context_length
-    )
-    if config.training.activation_checkpointing:
-        checkpoint_activations(model)
+    config = data.config
+    model = build_network(data, world)
     seed_generators(config.training.seed, world.rank)
     resumed, facts = world.on_main(lambda: _start(folder, config, run_facts(data, model, horizon)))
     if world.is_main:

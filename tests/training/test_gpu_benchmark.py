@@ -1,0 +1,32 @@
+"""The benchmark for GPUs runs, on a small model and a CPU, and says plainly where there is no GPU."""
+
+import json
+
+import pytest
+import torch
+
+from tests.benchmarks import gpu_training
+
+
+def test_every_way_is_measured_and_written_down(tmp_path, capsys):
+    output = tmp_path / "found.json"
+    small = ["--device", "cpu", "--sizes", "nano", "--context", "32", "--vocabulary", "300", "--micro-batch", "2"]
+    few = ["--accumulation", "2", "--steps", "2", "--warm-up", "1", "--no-compile", "--one-process"]
+    assert gpu_training.main([*small, *few, "--objectives", "mle", "awr", "--output", str(output)]) == 0
+    results = json.loads(output.read_text())["results"]
+    assert [each["way"] for each in results] == ["plain loop", "mle", "awr"]
+    for each in results:
+        assert each["size"] == "nano"
+        assert len(each["seconds"]) == 2
+        assert each["tokens_per_second"] > 0 < each["mfu"] < 1 < each["peak_memory"]
+    printed = capsys.readouterr().out
+    assert "nano: 2 x 2 blocks of 32 tokens" in printed
+    assert "awr" in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(capsys):
+    assert gpu_training.main([]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "make bench-gpu needs a GPU" in said

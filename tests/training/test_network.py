@@ -1,0 +1,143 @@
+"""What a run asks of its network is refused where it cannot be had, and what is had computes the same."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from scorers.errors import UserError
+from tests.training.jobs import figures, job_config, run_job
+from tests.training.test_models import small_llama
+from training.config import ModelConfig, TrainingConfig
+from training.model.kernels import use_liger
+from training.model.language_model import build_model
+from training.model.vocabulary import Vocabulary
+from training.objectives import build
+from training.run.deepspeed_config import deepspeed_config
+from training.run.distributed import World
+from training.run.engine import check_compiler
+from training.run.network import check_network
+from training.run.schedule import plan_horizon
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def check(tmp_path, *, device=GPU, precision="bf16", **changes):
+    check_network(job_config(tmp_path, tmp_path, **changes), World(0, 0, 1, 1, device), precision)
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "precision", "message"),
+    [
+        ({"model__attention": "flash_attention_2"}, CPU, "fp32", "attention=flash_attention_2 needs a GPU.*=auto"),
+        ({"model__attention": "flash_attention_2"}, GPU, "fp32", "bf16 or fp16 alone.*precision=bf16"),
+        ({"model__attention": "flash_attention_2"}, GPU, "bf16", r"package flash_attn \(pip install flash-attn"),
+        ({"model__attention": "flash_attention_3"}, GPU, "bf16", r"package flash_attn_interface \(the folder hopper"),
+        ({"model__kernels": "liger"}, CPU, "fp32", "kernels=liger needs a GPU.*=torch"),
+        ({"model__kernels": "liger"}, GPU, "bf16", r"liger_kernel is not installed. pip install 'phf\[liger\]'"),
+    ],
+)
+def test_what_cannot_run_here_is_refused_before_the_data(tmp_path, changes, device, precision, message):
+    with pytest.raises(UserError, match=message):
+        check(tmp_path, device=device, precision=precision, **changes)
+    check(tmp_path, device=device, precision=precision)
+
+
+def test_the_kernels_of_an_architecture_are_looked_for_when_it_is_known():
+    with pytest.raises(UserError, match="liger_kernel is not installed"):
+        use_liger(build_model(ModelConfig(name="nano"), Vocabulary(40, 0)).causal)
+
+
+def test_a_compiler_is_looked_for(monkeypatch):
+    check_compiler(CPU)
+    monkeypatch.setattr("training.run.engine.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="package triton"):
+        check_compiler(GPU)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler on a CPU"):
+        check_compiler(CPU)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_is_the_one_that_was_asked_for(tmp_path, attention):
+    small_llama().save_pretrained(tmp_path)
+    for name in ("nano", str(tmp_path)):
+        model = build_model(ModelConfig(name=name, attention=attention), Vocabulary(40, 0))
+        assert model.causal.config._attn_implementation == attention
+        model.causal.save_pretrained(tmp_path / "again")
+        again = ModelConfig(name=str(tmp_path / "again"), pretrained=True, attention=attention)
+        assert build_model(again, Vocabulary(40, 0)).causal.config._attn_implementation == attention
+
+
+class TestOffload:
+    def config(self, **training):
+        config = TrainingConfig(batch_size=4, **training)
+        horizon = plan_horizon(config, 16, 1)
+        return deepspeed_config(config, horizon, "fp32", parameters=1, on_gpu=True)["zero_optimization"]
+
+    def test_it_becomes_deepspeeds(self):
+        away = {"device": "cpu", "pin_memory": True}
+        assert self.config(zero_stage=2, offload="optimizer")["offload_optimizer"] == away
+        whole = self.config(zero_stage=3, offload="parameters")
+        assert whole["offload_optimizer"] == whole["offload_param"] == away
+        assert not {"offload_optimizer", "offload_param"} & self.config(zero_stage=3).keys()
+
+    @pytest.mark.parametrize(
+        ("training", "message"),
+        [
+            ({"zero_stage": 0, "offload": "optimizer"}, "offload=optimizer needs ZeRO. Set training.zero_stage=1"),
+            ({"zero_stage": 2, "offload": "parameters"}, "offload=parameters needs ZeRO stage 3"),
+            ({"zero_stage": 3, "compile": True}, "compile does not go with ZeRO stage 3"),
+        ],
+    )
+    def test_what_does_not_go_together_is_refused(self, training, message):
+        with pytest.raises(UserError, match=message):
+            self.config(**training)
+
+    @pytest.mark.parametrize(("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "parameters")])
+    def test_it_changes_no_number(self, tmp_path, code_dataset, stage, offload):
+        steps = {"training__num_tokens": 4 * 4 * 32, "training__zero_stage": stage}
+        run_job(code_dataset, tmp_path / "here", "awr", objective__alpha=0.5, objective__beta=1.0, **steps)
+        run_job(
+            code_dataset,
+            tmp_path / "away",
+            "awr",
+            objective__alpha=0.5,
+            objective__beta=1.0,
+            training__offload=offload,
+            **steps,
+        )
+        for mine, theirs in zip(figures(tmp_path / "away"), figures(tmp_path / "here"), strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_compiled_network_computes_the_same(monkeypatch):
+    # All but the generated C++, which takes a minute; without a break in the graph.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    computed = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = build_model(
+            ModelConfig(name="nano", overrides={"n_layer": 1}),
+            Vocabulary(67, 0),
+            value_head=True,
+            rows_multiple=128,
+            documents_apart=True,
+        )
+        names = list(model.state_dict())
+        if compiled:
+            model.compile_body()
+        ids = torch.randint(0, 67, (2, 16), generator=torch.Generator().manual_seed(0))
+        ids[0, 7] = 0
+        loss, _ = model(ids, objective=build("awr", alpha=0.5, beta=1.0), scores=torch.ones(2, 16))
+        loss.backward()
+        computed.append([loss, *(each.grad for each in model.parameters())])
+        assert list(model.state_dict()) == names
+    torch.testing.assert_close(computed[0], computed[1], rtol=1e-4, atol=1e-5)
+
+
+def test_an_architecture_whose_loss_needs_logits_is_not_compiled():
+    model = build_model(ModelConfig(name="nano"), Vocabulary(40, 0))
+    model.has_linear_head = False
+    with pytest.raises(UserError, match=r"training\.compile: the logits of GPT2LMHeadModel"):
+        model.compile_body()

@@ -1,0 +1,168 @@
+"""Where a network comes from: a size by name, a Hugging Face config, or a checkpoint."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from scorers.errors import UserError
+from training.config import ModelConfig
+from training.model.sizes import SIZES
+from training.model.vocabulary import Vocabulary
+
+# What brings an attention that torch has not, by the setting's value: package to import, and how to get it.
+_ATTENTION_PACKAGES = {
+    "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": ("flash_attn_interface", "the folder hopper of github.com/Dao-AILab/flash-attention"),
+}
+
+
+def max_positions(config: ModelConfig) -> int | None:
+    """The longest context that a model has positions for; None where its config sets no limit.
+
+    Raises:
+        UserError: the model's name is unknown.
+    """
+    size = SIZES.get(config.name)
+    if size is not None:
+        return int(config.overrides.get("n_positions", config.overrides.get("max_position_embeddings", size.positions)))
+    positions = getattr(_published_config(config).get_text_config(), "max_position_embeddings", None)
+    return int(positions) if positions else None
+
+
+def check_context(config: ModelConfig, context_length: int) -> None:
+    """Refuse a context that a model has no positions for.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    positions = max_positions(config)
+    if positions is not None and context_length > positions:
+        raise UserError(
+            f"data.context_length is {context_length}, but model {config.name!r} has positions for {positions} tokens. "
+            "Lower the first" + ("." if config.pretrained else ", or raise model.overrides.max_position_embeddings.")
+        )
+
+
+def check_attention(config: ModelConfig, device: torch.device, *, half_precision: bool) -> None:
+    """Refuse an attention that cannot run here, before anything is loaded.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    if config.attention not in _ATTENTION_PACKAGES:
+        return
+    setting = f"model.attention={config.attention}"
+    if device.type != "cuda":
+        raise UserError(f"{setting} needs a GPU, and there is none here. Set model.attention=auto.")
+    if not half_precision:
+        raise UserError(
+            f"{setting} computes in bf16 or fp16 alone. Set training.precision=bf16, or model.attention=sdpa."
+        )
+    package, source = _ATTENTION_PACKAGES[config.attention]
+    if find_spec(package) is None:
+        raise UserError(f"{setting} needs the package {package} ({source}). Install it, or set model.attention=sdpa.")
+
+
+def initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
+    """A Hugging Face model with random weights in float32, whose embeddings have the vocabulary's size.
+
+    Raises:
+        UserError: an unknown name, or a config that cannot be built.
+    """
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    size = SIZES.get(config.name)
+    published = GPT2Config(**size.fields()) if size is not None else _published_config(config)
+    text = published.get_text_config()
+    known = {**published.to_dict(), **text.to_dict(), **getattr(published, "attribute_map", {})}
+    for key, value in config.overrides.items():
+        if key not in known:
+            raise UserError(f"model.overrides.{key}: {type(published).__name__} has no such field.")
+        setattr(published, key, value)
+    text.vocab_size = vocabulary.size
+    for holder in (published, text):
+        holder.bos_token_id = holder.eos_token_id = vocabulary.eos_id
+        holder.pad_token_id = None
+    try:
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            published, dtype=torch.float32, **_attention(config)
+        )
+    except (ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        setting = "model.overrides" if config.attention == "auto" else "model.overrides and model.attention"
+        raise UserError(f"Cannot build model {config.name!r}: {first_line(error)} Check {setting}.") from None
+
+
+def pretrained(config: ModelConfig, *, skeleton: bool = False) -> Any:
+    """A checkpoint's Hugging Face model in float32, or only its shape.
+
+    Args:
+        config: names the checkpoint.
+        skeleton: read its config alone, and make the weights those of the default device (meta, if they are not to
+            take memory).
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if config.name in SIZES and not config.name.startswith("gpt2") and not Path(config.name).is_dir():
+        raise UserError(
+            f"model.pretrained: {config.name!r} is a size without published weights; give a checkpoint's path."
+        )
+    try:
+        if skeleton:
+            shape = AutoConfig.from_pretrained(config.name, **config.overrides)
+            return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                shape, dtype=torch.float32, **_attention(config)
+            )
+        return AutoModelForCausalLM.from_pretrained(
+            config.name, dtype=torch.float32, **_attention(config), **config.overrides
+        )
+    except (ImportError, OSError, ValueError, TypeError) as error:
+        raise UserError(_unknown(config.name, error)) from None
+
+
+def _attention(config: ModelConfig) -> dict[str, str]:
+    return {} if config.attention == "auto" else {"attn_implementation": config.attention}
+
+
+def _published_config(config: ModelConfig) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(config.name)
+    except (OSError, ValueError) as error:
+        raise UserError(_unknown(config.name, error)) from None
+
+
+@torch.no_grad()
+def has_linear_head(causal: Any) -> bool:
+    """Whether the logits are the output embedding's product with the last hidden state and nothing else."""
+    # Tried rather than known of each architecture: some scale or cap their logits, which no list would keep up with.
+    head, training = causal.get_output_embeddings(), causal.training
+    if type(head) is not nn.Linear or causal.base_model is causal:
+        return False
+    causal.eval()
+    try:
+        ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
+        logits = causal(input_ids=ids, use_cache=False).logits
+        hidden = getattr(causal.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        return hidden is not None and torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-5)
+    finally:
+        causal.train(training)
+
+
+def _unknown(name: str, error: Exception) -> str:
+    return (
+        f"Cannot load model {name!r}: {first_line(error)} model.name is one of {', '.join(SIZES)}, "
+        "or the path or name of a Hugging Face causal language model."
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, as a sentence."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return f"{line}."

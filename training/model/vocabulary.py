@@ -1,0 +1,113 @@
+"""Rows of the embeddings: those of control tokens, and the padding that makes their number a round one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scorers.errors import UserError
+
+CONTROL_NOISE = 0.1  # of the embeddings' own standard deviation
+ROWS_ON_GPU = 128
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model has to know of the tokenizer; `size` counts the control tokens, whose ids are `control_ids`."""
+
+    size: int
+    eos_id: int
+    control_ids: tuple[int, ...] = ()
+
+
+@torch.no_grad()
+def initialise_control_rows(causal: Any, control_ids: tuple[int, ...]) -> None:
+    """Let the rows of new control tokens start at the mean of all others plus small noise."""
+    if not control_ids:
+        return
+    source, output = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
+    for weight in [source] if output is source else [source, output]:
+        others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+        others[list(control_ids)] = False
+        known = weight[others]
+        noise = torch.randn(len(control_ids), weight.shape[1], device=weight.device) * known.std() * CONTROL_NOISE
+        weight[list(control_ids)] = known.mean(dim=0) + noise
+
+
+class Padding:
+    """Rows of zeros under the embeddings, so that the largest matrix product of a small model has an aligned shape.
+
+    Nothing sees them but that product: the output embedding gives the logits of the vocabulary alone, the loss counts
+    none of theirs (`training.linear_loss`), and `remove` takes them off what is exported. Their gradient is zero, so
+    they stay zeros. The config's `vocab_size` is without them.
+
+    Source: nanoGPT's GPTConfig, which pads GPT-2's 50,257 rows to 50,304 for efficiency.
+
+    Args:
+        causal: a Hugging Face causal language model whose embeddings have no padding yet.
+        multiple: of which the number of rows becomes one; 1 adds none.
+
+    Attributes:
+        size: rows without the padding.
+        rows: rows in all.
+        parameters: numbers in the padding, those of shared tables once.
+
+    Raises:
+        UserError: the architecture's logits are not what its output embedding gives.
+    """
+
+    def __init__(self, causal: Any, multiple: int) -> None:
+        embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+        self.size = int(embedding.num_embeddings)
+        self.rows = -(-self.size // multiple) * multiple
+        self.parameters = 0
+        self._names: set[str] = set()
+        if self.rows == self.size:
+            return
+        if type(head) is not nn.Linear or type(embedding) is not nn.Embedding or head.out_features != self.size:
+            raise _not_padded(causal)
+        tied = head.weight is embedding.weight
+        embedding.weight = self._padded(embedding.weight)
+        embedding.num_embeddings = self.rows
+        head.weight = embedding.weight if tied else self._padded(head.weight)
+        if head.bias is not None:
+            head.bias = self._padded(head.bias)
+        head.out_features = self.rows
+        head.register_forward_hook(lambda _, __, logits: logits[..., : self.size])
+        for name, module in causal.named_modules(remove_duplicate=False):
+            if module is embedding or module is head:
+                self._names |= {f"{name}.{each}" for each, _ in module.named_parameters(recurse=False)}
+
+    @torch.no_grad()
+    def check(self, causal: Any) -> None:
+        """Try whether the logits are without padding, whatever way the architecture comes to them.
+
+        Raises:
+            UserError: they are not.
+        """
+        if self.rows > self.size:
+            ids = torch.zeros((1, 2), dtype=torch.long, device=causal.get_input_embeddings().weight.device)
+            if causal(input_ids=ids, use_cache=False).logits.shape[-1] != self.size:
+                raise _not_padded(causal)
+
+    def remove(self, weights: Mapping[str, Tensor], *, prefix: str = "") -> dict[str, Tensor]:
+        """Whole weights by name as they would be without padding; tables that share their memory still do.
+
+        Args:
+            weights: of the causal model; others are left as they are.
+            prefix: of the causal model's names.
+        """
+        names = {prefix + name for name in self._names}
+        cut = {each.data_ptr(): each[: self.size].clone() for name, each in weights.items() if name in names}
+        return {name: cut[each.data_ptr()] if name in names else each for name, each in weights.items()}
+
+    def _padded(self, weight: Tensor) -> nn.Parameter:
+        zeros = weight.new_zeros((self.rows - self.size, *weight.shape[1:]))
+        self.parameters += zeros.numel()
+        return nn.Parameter(torch.cat([weight.detach(), zeros]), requires_grad=weight.requires_grad)
+
+
+def _not_padded(causal: Any) -> UserError:
+    return UserError(f"model.pad_vocab_to: the embeddings of {type(causal).__name__} cannot be padded. Set it to 1.")
