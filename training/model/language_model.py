@@ -173,6 +173,23 @@ def build_model(
     return model
 
 
+def outline(config: ModelConfig, vocabulary: int, dtype: torch.dtype, *, value_head: bool = False) -> LanguageModel:
+    """The model as `build_model` would build it, with whatever numbers: for use under a mode without memory.
+
+    Whether its head is linear is told by its kind, as there are no logits to look at.
+
+    Raises:
+        UserError: unknown name, or a config that cannot be built.
+    """
+    if config.pretrained:
+        published = _published_config(config).get_text_config()
+        vocabulary = max(vocabulary, int(published.vocab_size))
+    causal = _initialised(config, Vocabulary(vocabulary, 0), dtype)
+    model = LanguageModel(causal, value_head=value_head)
+    model.has_linear_head = type(causal.get_output_embeddings()) is nn.Linear and causal.base_model is not causal
+    return model
+
+
 def checkpoint_activations(model: LanguageModel) -> None:
     """Keep of each layer only its input, and compute the layer again on the way back: less memory, a third more time.
 
@@ -237,7 +254,7 @@ def flops_per_token(model: LanguageModel, context_length: int) -> float:
     return 6.0 * products + 12.0 * int(text.num_hidden_layers) * int(text.hidden_size) * context_length
 
 
-def _initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
+def _initialised(config: ModelConfig, vocabulary: Vocabulary, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM, GPT2Config
 
     size = SIZES.get(config.name)
@@ -253,7 +270,7 @@ def _initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
         holder.bos_token_id = holder.eos_token_id = vocabulary.eos_id
         holder.pad_token_id = None
     try:
-        return AutoModelForCausalLM.from_config(published, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        return AutoModelForCausalLM.from_config(published, dtype=dtype)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"Cannot build model {config.name!r}: {_first_line(error)} Check model.overrides.") from None
 
