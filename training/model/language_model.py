@@ -139,7 +139,12 @@ def check_context(config: ModelConfig, context_length: int) -> None:
 
 
 def build_model(
-    config: ModelConfig, vocabulary: Vocabulary, *, value_head: bool = False, context_length: int | None = None
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    *,
+    value_head: bool = False,
+    context_length: int | None = None,
+    skeleton: bool = False,
 ) -> LanguageModel:
     """Build the model in float32 on the CPU; the result depends on the state of torch's generator.
 
@@ -151,12 +156,16 @@ def build_model(
         vocabulary: of the tokenizer.
         value_head: whether the objective needs values.
         context_length: refused when the model has fewer positions.
+        skeleton: the same modules without numbers, on torch's meta device; whether the head is linear is not tried.
 
     Raises:
         UserError: unknown name, a config that cannot be built, or a context that is too long.
     """
     if context_length is not None:
         check_context(config, context_length)
+    if skeleton:
+        with torch.device("meta"):
+            return LanguageModel(_skeleton(config, vocabulary), value_head=value_head)
     new = vocabulary.control_ids
     if config.pretrained:
         causal = _pretrained(config)
@@ -170,23 +179,6 @@ def build_model(
     _initialise_control_rows(causal, new)
     model = LanguageModel(causal, value_head=value_head)
     model.has_linear_head = _has_linear_head(causal)
-    return model
-
-
-def outline(config: ModelConfig, vocabulary: int, dtype: torch.dtype, *, value_head: bool = False) -> LanguageModel:
-    """The model as `build_model` would build it, with whatever numbers: for use under a mode without memory.
-
-    Whether its head is linear is told by its kind, as there are no logits to look at.
-
-    Raises:
-        UserError: unknown name, or a config that cannot be built.
-    """
-    if config.pretrained:
-        published = _published_config(config).get_text_config()
-        vocabulary = max(vocabulary, int(published.vocab_size))
-    causal = _initialised(config, Vocabulary(vocabulary, 0), dtype)
-    model = LanguageModel(causal, value_head=value_head)
-    model.has_linear_head = type(causal.get_output_embeddings()) is nn.Linear and causal.base_model is not causal
     return model
 
 
@@ -254,7 +246,7 @@ def flops_per_token(model: LanguageModel, context_length: int) -> float:
     return 6.0 * products + 12.0 * int(text.num_hidden_layers) * int(text.hidden_size) * context_length
 
 
-def _initialised(config: ModelConfig, vocabulary: Vocabulary, dtype: torch.dtype = torch.float32) -> Any:
+def _initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
     from transformers import AutoModelForCausalLM, GPT2Config
 
     size = SIZES.get(config.name)
@@ -270,9 +262,16 @@ def _initialised(config: ModelConfig, vocabulary: Vocabulary, dtype: torch.dtype
         holder.bos_token_id = holder.eos_token_id = vocabulary.eos_id
         holder.pad_token_id = None
     try:
-        return AutoModelForCausalLM.from_config(published, dtype=dtype)  # type: ignore[no-untyped-call]
+        return AutoModelForCausalLM.from_config(published, dtype=torch.float32)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"Cannot build model {config.name!r}: {_first_line(error)} Check model.overrides.") from None
+
+
+def _skeleton(config: ModelConfig, vocabulary: Vocabulary) -> Any:
+    if config.pretrained:
+        published = int(_published_config(config).get_text_config().vocab_size)
+        vocabulary = Vocabulary(max(vocabulary.size, published), vocabulary.eos_id)
+    return _initialised(config, vocabulary)
 
 
 def _pretrained(config: ModelConfig) -> Any:

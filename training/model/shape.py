@@ -7,14 +7,7 @@ import torch
 from torch import nn
 
 from scorers.errors import UserError
-from training.config import ModelConfig
-from training.model.language_model import (
-    LanguageModel,
-    checkpoint_activations,
-    count_parameters,
-    flops_per_token,
-    outline,
-)
+from training.model.language_model import LanguageModel, checkpoint_activations, count_parameters, flops_per_token
 
 
 @dataclass(frozen=True)
@@ -55,67 +48,84 @@ class ModelShape:
     kept_checkpointed: int | None
 
 
-def trace_shape(
-    config: ModelConfig, vocabulary: int, *, context_length: int, dtype: torch.dtype, value_head: bool = False
-) -> ModelShape:
-    """Build the model of tensors without content, pass a block through it, and count what autograd keeps.
+def trace_shape(model: LanguageModel, name: str, *, context_length: int, dtype: torch.dtype) -> ModelShape:
+    """Pass a block of no content through a model of no content, and count what autograd keeps.
 
     That holds for any architecture and attention without a formula for each. It takes about a second, and no memory.
+    The model is used up: its tensors are replaced.
 
     Args:
-        config: which model; of a checkpoint only its config is read.
-        vocabulary: entries of the tokenizer, control tokens included.
+        model: of `training.model.language_model.build_model`, a skeleton.
+        name: of the model's setting.
         context_length: tokens a block.
         dtype: that the model computes in.
-        value_head: whether the objective needs values.
 
     Raises:
-        UserError: the model is unknown, or decides by its numbers what it computes, which cannot be traced.
+        UserError: what the model computes depends on its numbers, so that it cannot be traced.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    parameters, embedding = count_parameters(model)
+    causal = model.causal
+    text, head = causal.config.get_text_config(), causal.get_output_embeddings()
+    tied = head.weight is causal.get_input_embeddings().weight
+    # Told by its kind, as there are no logits to look at.
+    is_linear = type(head) is nn.Linear and causal.base_model is not causal
+    flops = flops_per_token(model, context_length)
     with FakeTensorMode():
-        model = outline(config, vocabulary, dtype, value_head=value_head).train()
+        _without_memory(causal, dtype)
+        causal.train()
+        network = causal.base_model if is_linear else causal
         try:
-            kept = _kept(model, context_length)
+            kept = _kept(network, context_length)
             try:
                 checkpoint_activations(model)
-                checkpointed = _kept(model, context_length)
+                checkpointed = _kept(network, context_length)
             except UserError:
                 checkpointed = None
         except (RuntimeError, NotImplementedError) as error:
             raise UserError(
-                f"{type(model.causal).__name__} cannot be planned for: what it computes depends on its weights "
-                f"({type(error).__name__}). Set training.micro_batch_size yourself."
+                f"Memory and time of {type(causal).__name__} cannot be estimated: what it computes depends on its "
+                f"weights ({type(error).__name__})."
             ) from None
-        text = model.causal.config.get_text_config()
-        head = model.causal.get_output_embeddings().weight
-        parameters, embedding = count_parameters(model)
-        return ModelShape(
-            name=config.name,
-            architecture=type(model.causal).__name__,
-            layers=int(text.num_hidden_layers),
-            width=int(text.hidden_size),
-            heads=int(text.num_attention_heads),
-            context_length=context_length,
-            vocabulary=len(head),
-            parameters=parameters,
-            parameters_embedding=embedding,
-            tied=head is model.causal.get_input_embeddings().weight,
-            value_head=value_head,
-            linear_head=model.has_linear_head,
-            flops_per_token=flops_per_token(model, context_length),
-            bytes_per_value=dtype.itemsize,
-            kept=kept,
-            kept_checkpointed=checkpointed,
-        )
+    return ModelShape(
+        name=name,
+        architecture=type(causal).__name__,
+        layers=int(text.num_hidden_layers),
+        width=int(text.hidden_size),
+        heads=int(text.num_attention_heads),
+        context_length=context_length,
+        vocabulary=len(head.weight),
+        parameters=parameters,
+        parameters_embedding=embedding,
+        tied=tied,
+        value_head=model.value_head is not None,
+        linear_head=is_linear,
+        flops_per_token=flops,
+        bytes_per_value=dtype.itemsize,
+        kept=kept,
+        kept_checkpointed=checkpointed,
+    )
 
 
-def _kept(model: LanguageModel, context_length: int) -> int:
-    base: Any = model.causal.base_model if model.has_linear_head else model.causal
-    own = {_storage(each) for each in [*model.parameters(), *model.buffers()]}
+def _without_memory(model: nn.Module, dtype: torch.dtype) -> None:
+    # On the meta device attention would take its slowest way, which keeps what the others do not.
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for holder in (module._parameters, module._buffers):
+            for name, tensor in holder.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    fake = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+                    made[id(tensor)] = nn.Parameter(fake) if isinstance(tensor, nn.Parameter) else fake
+                holder[name] = made[id(tensor)]
+
+
+def _kept(network: Any, context_length: int) -> int:
+    own = {_storage(each) for each in [*network.parameters(), *network.buffers()]}
     found: dict[int, torch.UntypedStorage] = {}
-    is_fused = getattr(model.causal.config, "_attn_implementation", "eager") != "eager"
+    is_fused = getattr(network.config, "_attn_implementation", "eager") != "eager"
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         # Transformers makes a mask for what it takes for a trace; really a causal one is a flag of the fused kernels.
@@ -126,9 +136,10 @@ def _kept(model: LanguageModel, context_length: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        base(input_ids=torch.zeros(1, context_length, dtype=torch.int64), use_cache=False)
+        network(input_ids=torch.zeros(1, context_length, dtype=torch.int64), use_cache=False)
     return sum(storage.nbytes() for storage in found.values())
 
 
-def _storage(tensor: torch.Tensor | nn.Parameter) -> int:
-    return tensor.untyped_storage()._cdata
+def _storage(tensor: torch.Tensor) -> int:
+    storage: int = tensor.untyped_storage()._cdata
+    return storage

@@ -20,7 +20,7 @@ _MATMUL_SHARE = {False: 0.85, True: 0.65}
 _PASSES = 8
 _UPDATE_BYTES = 40  # that are read or written for each parameter a rank updates: gradients, AdamW, the copies
 # What glibc keeps of freed activations on the CPU, as a share of them: their sizes differ, and it splits its holes.
-_CPU_ALLOCATOR = 0.8
+_CPU_ALLOCATOR = 1.2
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,7 @@ def estimate_seconds(job: Job, machine: Machine) -> Seconds:
         compute = again * (flops / (_MATMUL_SHARE[machine.on_gpu] * machine.flops) + kept)
     else:
         compute = again * flops / (machine.utilisation * machine.flops)
-    return Seconds(
-        compute, _UPDATE_BYTES * own / machine.memory_bandwidth, bytes_sent(job) / machine.link_bandwidth
-    )
+    return Seconds(compute, _UPDATE_BYTES * own / machine.memory_bandwidth, bytes_sent(job) / machine.link_bandwidth)
 
 
 def bytes_sent(job: Job) -> float:

@@ -21,6 +21,7 @@ from training.run.distributed import World
 from training.run.engine import Engine, choose_precision, seed_generators
 from training.run.facts import run_facts
 from training.run.folder import RunFacts, RunFolder
+from training.run.forecast import fitted
 from training.run.plan import print_plan
 from training.run.progress import StageProgress
 from training.run.resume import check_folder, check_same
@@ -220,10 +221,12 @@ def _prepare(config: TrainConfig, world: World, folder: RunFolder) -> tuple[Prep
     horizon = plan_horizon(config.training, context_length, world.size)
     precision = choose_precision(config.training, world.device)
     deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
-    if not world.is_main:
-        return prepare(config), horizon
-    with StageProgress() as progress:
-        return prepare(config, progress), horizon
+    if world.is_main:
+        with StageProgress() as progress:
+            data = prepare(config, progress)
+    else:
+        data = prepare(config)
+    return data, fitted(data.config, horizon, data.tokenizer.size(tags=data.objective.tags), world.device)
 
 
 def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any) -> TrainingJob:
