@@ -165,8 +165,8 @@ class TrainingConfig(_Section):
     Attributes:
         num_tokens: tokens to train on in all; the number of steps is the whole batches in it, at least one.
         batch_size: blocks in one optimiser step over all ranks.
-        micro_batch_size: blocks a rank passes through the model at once; None picks the largest divisor of its share
-            of the batch up to 8.
+        micro_batch_size: blocks a rank passes through the model at once; None picks a divisor of its share of the
+            batch: on a CPU the largest up to 8, on a GPU the largest that fits by the estimate of `phf train --plan`.
         learning_rate, schedule, warmup_ratio, min_learning_rate_ratio: peak; shape of the decay after the linear
             warm-up; share of the steps that warm up; the rate at the end, relative to the peak.
         decay_ratio: with the schedule `wsd` (warm up, stay, decay), the share of the steps that decay.

@@ -10,7 +10,11 @@ from training.presets import CONTEXT_LENGTH, preset
 
 
 def resolve_config(
-    file: Path | None = None, flags: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    defaults: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
     """The configuration of a run, with everything filled in that neither the dataset nor the machine decides.
 
@@ -18,14 +22,15 @@ def resolve_config(
         file: YAML with the fields of `TrainConfig`.
         flags: nested values of flags; None values count as not given.
         overrides: `--set` arguments.
+        defaults: sections that no preset fills in, such as those that a plan can do without; weaker than all else.
 
     Raises:
         UserError: an unreadable file, an unknown key, a value of the wrong type, or an unknown model; names the key.
     """
     layers = [read_yaml(file) if file is not None else {}, flags or {}, *map(parse_override, overrides)]
     task, objective = _strongest(layers, "task"), _strongest(layers, "objective", "name")
-    defaults = preset(str(task), "mle" if objective is None else str(objective))
-    return fill_in(load_settings(TrainConfig, file=file, flags=flags, overrides=overrides, defaults=defaults))
+    under = {**(defaults or {}), **preset(str(task), "mle" if objective is None else str(objective))}
+    return fill_in(load_settings(TrainConfig, file=file, flags=flags, overrides=overrides, defaults=under))
 
 
 def fill_in(config: TrainConfig) -> TrainConfig:

@@ -62,6 +62,23 @@ def _launch(ranks: int, max_restarts: int) -> int:
     return launch(rank_command(), ranks=ranks, max_restarts=max_restarts, tell=tell)
 
 
+def _plan(config: Any, ranks: int, described: dict[str, Any], console: Any, *, as_json: bool) -> None:
+    from training.run.forecast import Asked, forecast
+    from training.run.plan import print_forecast
+
+    giga = {name: described[name] * 1e9 for name in ("memory", "bandwidth") if described[name] is not None}
+    found = forecast(config, Asked(ranks, described["device"], **giga, utilisation=described["utilisation"]))
+    print_forecast(console, found)
+    if as_json:
+        print_json(found.facts())
+    if not found.fits:
+        remedies = "; or ".join(found.remedies) or "a smaller model, a shorter data.context_length, or more memory"
+        raise UserError(
+            f"A rank would need {found.memory.total / 1e9:,.1f} GB, and {found.machine.name} has "
+            f"{found.machine.memory / 1e9:,.1f} GB. What would help: {remedies}."
+        )
+
+
 def train(
     dataset: Annotated[
         str | None,
@@ -172,7 +189,30 @@ def train(
             "--max-restarts", min=0, metavar="N", help="How often to start again where a rank was killed or hung."
         ),
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts of the run as JSON on stdout.")] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what the run would take of memory and time, and start nothing."),
+    ] = False,
+    plan_device: Annotated[
+        str | None,
+        typer.Option("--plan-device", metavar="NAME", help="With --plan: a card, such as H100. [default: here]"),
+    ] = None,
+    plan_memory: Annotated[
+        float | None, typer.Option("--plan-memory", min=0.001, metavar="GB", help="With --plan: memory of a device.")
+    ] = None,
+    plan_bandwidth: Annotated[
+        float | None,
+        typer.Option("--plan-bandwidth", min=0.001, metavar="GB/S", help="With --plan: between two ranks."),
+    ] = None,
+    plan_utilisation: Annotated[
+        float | None,
+        typer.Option(
+            "--plan-utilisation", min=0.001, max=1, metavar="X", help="With --plan: share of the peak that is reached."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the facts of the run, or the plan, as JSON on stdout.")
+    ] = False,
 ) -> None:
     """Pretrain a language model on a labelled dataset.
 
@@ -185,12 +225,14 @@ def train(
     --set training.num_tokens=1e6
     """
     set_up_logs()
-    if (ranks > 1 or max_restarts) and LAUNCHED not in os.environ:
+    described = {"device": plan_device, "memory": plan_memory, "bandwidth": plan_bandwidth}
+    described["utilisation"] = plan_utilisation
+    if not plan and any(value is not None for value in described.values()):
+        raise UserError("--plan-device and the other --plan-… flags say what --plan is for; give --plan too.")
+    if not plan and (ranks > 1 or max_restarts) and LAUNCHED not in os.environ:
         raise typer.Exit(_launch(ranks, max_restarts))
     from rich.console import Console
 
-    from training.run.distributed import World
-    from training.run.job import train as run
     from training.settings import resolve_config
 
     start = {} if init_from is None else _start(init_from, model)
@@ -213,9 +255,20 @@ def train(
             "deepspeed": deepspeed,
         },
     }
+    console = Console(stderr=as_json, highlight=False)
+    if plan:
+        # What a plan can do without.
+        missing = {"output": "", "task": "none", "data": {"dataset": ""}}
+        resolved = resolve_config(config, flags, overrides or [], defaults=missing)
+        _plan(resolved, ranks, described, console, as_json=as_json)
+        return
+
+    from training.run.distributed import World
+    from training.run.job import train as run
+
     world = World.from_environment()
     try:
-        facts = run(resolve_config(config, flags, overrides or []), Console(stderr=as_json, highlight=False))
+        facts = run(resolve_config(config, flags, overrides or []), console)
     except UserError as error:
         if not world.is_main:
             # Rank 0 says it for all.

@@ -21,6 +21,7 @@ from training.run.distributed import World
 from training.run.engine import Engine, choose_precision, seed_generators
 from training.run.facts import run_facts
 from training.run.folder import RunFacts, RunFolder
+from training.run.forecast import fitted
 from training.run.network import build_network, check_network
 from training.run.plan import print_plan
 from training.run.progress import StageProgress
@@ -237,10 +238,12 @@ def _prepare(config: TrainConfig, world: World, folder: RunFolder) -> tuple[Prep
     precision = choose_precision(config.training, world.device)
     deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
     check_network(config, world, precision)
-    if not world.is_main:
-        return prepare(config), horizon
-    with StageProgress() as progress:
-        return prepare(config, progress), horizon
+    if world.is_main:
+        with StageProgress() as progress:
+            data = prepare(config, progress)
+    else:
+        data = prepare(config)
+    return data, fitted(data.config, horizon, data.tokenizer.size(data.control_ids), world.device)
 
 
 def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any) -> TrainingJob:

@@ -1,4 +1,4 @@
-"""The plan that is printed before step 0: what will be trained, on what, for how long, by which settings."""
+"""What is printed before step 0, or instead of it: what is trained, on what, for how long, and what it takes."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from training.config import TrainConfig
 from training.model.language_model import LanguageModel
 from training.run.deepspeed_config import Precision
 from training.run.folder import MixedFacts, PhaseFacts, RunFacts
+from training.run.forecast import Forecast
 
 
 def print_plan(
@@ -21,26 +22,108 @@ def print_plan(
         model: for its shape.
         world: the ranks.
     """
+    console.print()
+    _table(console, f"Run: {facts.objective} on {facts.task}", _run_rows(config, facts, precision, model, world))
+    _table(console, "Data", _data_rows(facts))
+    if facts.mixture:
+        _table(console, "Mixture", {f"{number}": _mixed_row(each) for number, each in enumerate(facts.mixture, 1)})
+    if facts.phases:
+        _table(console, "Phases", dict(map(_phase_row, facts.phases)))
+    _table(console, "Configuration", _config_rows(config.model_dump(mode="json")))
+
+
+def print_forecast(console: Any, found: Forecast) -> None:
+    """Print what a run would take.
+
+    Args:
+        console: a `rich.console.Console`.
+        found: the forecast.
+    """
+    shape, horizon, machine = found.job.shape, found.horizon, found.machine
+    console.print()
+    _table(
+        console,
+        f"Plan: {found.config.objective.name}, {shape.name}, on {horizon.ranks} x {machine.name}",
+        {
+            "model": f"{shape.layers} layers, width {shape.width}, {shape.heads} heads, {shape.architecture}"
+            + (", value head" if shape.value_head else ""),
+            "parameters": f"{shape.parameters:,} ({shape.parameters_embedding:,} of them in embedding tables; "
+            f"a vocabulary of {shape.vocabulary:,})",
+            "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x {horizon.ranks} ranks "
+            f"= {horizon.batch_size} blocks = {horizon.tokens_per_step:,} tokens a step",
+            "horizon": f"{horizon.steps:,} steps, {horizon.tokens:,} tokens: "
+            f"{horizon.tokens / shape.parameters:.3g} a parameter",
+            "engine": f"DeepSpeed ZeRO {found.job.layout.zero_stage}, {found.precision}"
+            + (", activation checkpointing" if found.job.checkpointing else ""),
+        },
+    )
+    _table(console, f"Memory of a rank, {'fits' if found.fits else 'DOES NOT FIT'}", _memory_rows(found))
+    _table(console, "Time", _time_rows(found))
+
+
+def _memory_rows(found: Forecast) -> dict[str, str]:
+    memory = found.memory
+    parts = {
+        "weights": memory.weights,
+        "optimiser": memory.optimizer,
+        "gradients": memory.gradients,
+        "activations": memory.activations,
+        "loss": memory.loss,
+        "buckets": memory.buckets,
+        "allocator": memory.allocator,
+    }
+    rows = {name: _bytes(value) for name, value in parts.items() if value}
+    rows["at most"] = f"{_bytes(memory.total)} of {_bytes(found.machine.memory)}, of which a tenth is left free"
+    if memory.main:
+        rows["main memory"] = _bytes(memory.main)
+    if found.remedies:
+        rows["would fit"] = "; or ".join(found.remedies)
+    rows["checkpoints"] = (
+        f"{_bytes(found.checkpoint)} each, at most {found.checkpoints_kept} on disk: "
+        f"{_bytes(found.checkpoint * found.checkpoints_kept)}"
+    )
+    return rows
+
+
+def _time_rows(found: Forecast) -> dict[str, str]:
+    seconds, machine = found.seconds, found.machine
+    facts = found.facts()
+    reached = (
+        f"{machine.utilisation:.0%} of it reached, as asked"
+        if machine.utilisation is not None
+        else f"{facts['mfu']:.0%} of it reached, matrix products and activations at "
+        f"{machine.memory_bandwidth / 1e9:,.0f} GB/s together"
+    )
+    return {
+        "a step": f"{seconds.total:.3g} s: model {seconds.compute:.3g}, update {seconds.update:.3g}, "
+        f"communication {seconds.communication:.3g}",
+        "in all": f"{_hours(facts['total_seconds'])} at {facts['tokens_per_second']:,.0f} tokens/s",
+        "assumed": f"{machine.flops / 1e12:,.3g} TFLOP/s a rank at best, {reached}; "
+        f"{machine.link_bandwidth / 1e9:,.3g} GB/s between ranks, none of it hidden",
+    }
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 1e9:,.2f} GB" if value >= 1e8 else f"{value / 1e6:,.1f} MB"
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{seconds / 60:,.1f} minutes"
+    return f"{seconds / 3600:,.1f} hours" + (f" ({seconds / 86400:,.1f} days)" if seconds > 172_800 else "")
+
+
+def _table(console: Any, title: str, rows: dict[str, str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    def table(title: str, rows: dict[str, str]) -> None:
-        made = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
-        made.add_column(style="dim", no_wrap=True)
-        made.add_column(overflow="fold")
-        for name, value in rows.items():
-            made.add_row(name, escape(value))
-        console.print(made)
-        console.print()
-
+    made = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows.items():
+        made.add_row(name, escape(value))
+    console.print(made)
     console.print()
-    table(f"Run: {facts.objective} on {facts.task}", _run_rows(config, facts, precision, model, world))
-    table("Data", _data_rows(facts))
-    if facts.mixture:
-        table("Mixture", {f"{number}": _mixed_row(each) for number, each in enumerate(facts.mixture, 1)})
-    if facts.phases:
-        table("Phases", dict(map(_phase_row, facts.phases)))
-    table("Configuration", _config_rows(config.model_dump(mode="json")))
 
 
 def _run_rows(

@@ -6,21 +6,9 @@ from typing import Any
 
 import torch
 
+from training.run.cards import find_card
 from training.run.deepspeed_config import Precision
 
-# Dense matrix products a second in bf16 or fp16, by a part of the card's name, as their makers state them; the first
-# that fits. (NVIDIA's data sheets; those that count structured sparsity are halved.)
-_PEAKS = {
-    "B200": 2.25e15,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "V100": 125e12,
-}
 _SIZE_ON_CPU, _SIZE_ON_GPU = 1024, 8192
 _ROUNDS = 5
 
@@ -32,10 +20,9 @@ def peak_flops(device: torch.device, precision: Precision) -> float:
     products, with as many threads as are set.
     """
     if device.type == "cuda" and precision != "fp32":
-        name = torch.cuda.get_device_name(device)
-        for part, peak in _PEAKS.items():
-            if part in name:
-                return peak
+        card = find_card(torch.cuda.get_device_name(device))
+        if card is not None:
+            return card.half
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     size = _SIZE_ON_GPU if device.type == "cuda" else _SIZE_ON_CPU
     factor = torch.ones(size, size, dtype=dtype, device=device)

@@ -1,0 +1,45 @@
+"""What cards can do, as their makers state it: NVIDIA's data sheets."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Card:
+    """One accelerator.
+
+    Attributes:
+        half, single: dense matrix products a second in bf16 or fp16, and in fp32.
+        memory: bytes.
+        memory_bandwidth: bytes a second, of its own memory.
+        link_bandwidth: bytes a second to its neighbours, one way: NVLink where the card has it, else PCIe.
+        computes_bf16: whether in hardware.
+    """
+
+    half: float
+    single: float
+    memory: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    computes_bf16: bool = True
+
+
+# By a part of the card's name; the first that fits. Peaks that count structured sparsity are halved.
+CARDS: dict[str, Card] = {
+    "B200": Card(2.25e15, 75e12, 180e9, 8.0e12, 900e9),
+    "H200": Card(989e12, 67e12, 141e9, 4.8e12, 450e9),
+    "H100 PCIe": Card(756e12, 51e12, 80e9, 2.0e12, 64e9),
+    "H100 NVL": Card(835e12, 60e12, 94e9, 3.9e12, 300e9),
+    "H100": Card(989e12, 67e12, 80e9, 3.35e12, 450e9),
+    "A100": Card(312e12, 19.5e12, 80e9, 2.0e12, 300e9),
+    "L40S": Card(362e12, 91.6e12, 48e9, 864e9, 32e9),
+    "L4": Card(121e12, 30.3e12, 24e9, 300e9, 32e9),
+    "V100": Card(125e12, 15.7e12, 32e9, 900e9, 150e9, computes_bf16=False),
+}
+
+
+def find_card(name: str) -> Card | None:
+    """The card of a name such as `NVIDIA H100 80GB HBM3`, or of a part of one, in any case; None for an unknown."""
+    for part, card in CARDS.items():
+        if part.lower() in name.lower():
+            return card
+    return None
