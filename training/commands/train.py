@@ -1,15 +1,23 @@
 """`phf train`: pretrain a language model on a labelled dataset with one of the objectives."""
 
 import os
+import pkgutil
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
-from training.run.launch import LAUNCHED, launch, rank_command
+from training.run.launch import LAUNCHED, LAUNCHERS, Launch
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
+
+_HERE = "here"
 
 
 def _start(folder: str, model: str | None) -> dict[str, Any]:
@@ -32,17 +40,29 @@ def _start(folder: str, model: str | None) -> dict[str, Any]:
     return {"name": str(run.model), "pretrained": True}
 
 
-def _launch(ranks: int, max_restarts: int) -> int:
+def _launch(on: str, asked: Launch, config: "Callable[[], TrainConfig]") -> int:
+    if on not in LAUNCHERS:
+        raise UserError(f"--on {on}: there is no such place to train; there are {', '.join(sorted(LAUNCHERS))}.")
+    if on == _HERE and (asked.address is not None or asked.gpus is not None):
+        raise UserError("--address and --gpus-per-rank are for a cluster: say --on ray with them, or leave them out.")
     if "WORLD_SIZE" in os.environ:
         raise UserError(
-            "A launcher has started this process as one of several (WORLD_SIZE is set): leave --ranks and "
+            "A launcher has started this process as one of several (WORLD_SIZE is set): leave --on, --ranks and "
             "--max-restarts to it, such as torchrun --nproc-per-node and --max-restarts, or unset WORLD_SIZE."
         )
+    if on != _HERE:
+        from training.run.job import check_settings
 
-    def tell(line: str) -> None:
-        sys.stderr.write(f"{line}\n")
+        # What is wrong is said before a cluster is troubled.
+        settings = config()
+        check_settings(settings, asked.ranks)
+        asked = replace(asked, output=Path(settings.output).absolute())
+    status: int = pkgutil.resolve_name(LAUNCHERS[on])(asked)
+    return status
 
-    return launch(rank_command(), ranks=ranks, max_restarts=max_restarts, tell=tell)
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def train(
@@ -132,7 +152,7 @@ def train(
     ] = None,
     ranks: Annotated[
         int,
-        typer.Option("--ranks", min=1, metavar="N", help="Processes on this machine; one a GPU where there are GPUs."),
+        typer.Option("--ranks", min=1, metavar="N", help="Processes to start; one a GPU where there are GPUs."),
     ] = 1,
     max_restarts: Annotated[
         int,
@@ -140,27 +160,46 @@ def train(
             "--max-restarts", min=0, metavar="N", help="How often to start again where a rank was killed or hung."
         ),
     ] = 0,
+    on: Annotated[
+        str,
+        typer.Option("--on", metavar="PLACE", help="Where ranks are started: here, or ray: on the nodes of a cluster."),
+    ] = _HERE,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="ADDRESS",
+            help="With --on ray, the cluster to join, such as auto or head:6379. (default: a local Ray of its own)",
+            show_default=False,
+        ),
+    ] = None,
+    cpus_per_rank: Annotated[
+        int, typer.Option("--cpus-per-rank", min=1, metavar="N", help="Cores that Ray reserves for each rank.")
+    ] = 1,
+    gpus_per_rank: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus-per-rank",
+            min=0,
+            max=1,
+            metavar="N",
+            help="GPUs that Ray reserves for each rank, 0 or 1. (default: 1 where the cluster has any)",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts of the run as JSON on stdout.")] = False,
 ) -> None:
     """Pretrain a language model on a labelled dataset.
 
     The tokens are prepared on first use, and everything that was resolved is printed before step 0. The same command
     goes on with a run that was stopped, exactly, from its newest checkpoint; SIGTERM, SIGUSR1 and Ctrl-C save one and
-    exit with status 75. --ranks starts several processes; it works the same under launchers of yours:
-    torchrun --nproc-per-node 2 -m phf train labelled ...
+    exit with status 75. --ranks starts several processes, with --on ray on a cluster; it works the same under
+    launchers of yours: torchrun --nproc-per-node 2 -m phf train labelled ...
 
     Example: phf train labelled --task toxicity --objective conditional --model tiny --output runs/conditional
     --set training.num_tokens=1e6
     """
     set_up_logs()
-    if (ranks > 1 or max_restarts) and LAUNCHED not in os.environ:
-        raise typer.Exit(_launch(ranks, max_restarts))
-    from rich.console import Console
-
-    from training.run.distributed import World
-    from training.run.job import train as run
-    from training.settings import resolve_config
-
     start = {} if init_from is None else _start(init_from, model)
     flags = {
         "output": output,
@@ -176,9 +215,26 @@ def train(
             "deepspeed": deepspeed,
         },
     }
+
+    def settings() -> "TrainConfig":
+        from training.settings import resolve_config
+
+        return resolve_config(config, flags, overrides or [])
+
+    launch = Launch(sys.argv[1:], ranks, max_restarts, _tell, None, address, cpus_per_rank, gpus_per_rank)
+    elsewhere = on != _HERE or address is not None or gpus_per_rank is not None
+    if LAUNCHED not in os.environ and (elsewhere or ranks > 1 or max_restarts):
+        raise typer.Exit(_launch(on, launch, settings))
+    from rich.console import Console
+
+    from training.run.distributed import World
+    from training.run.job import train as run
+    from training.run.stopping import stoppable
+
     world = World.from_environment()
     try:
-        facts = run(resolve_config(config, flags, overrides or []), Console(stderr=as_json, highlight=False))
+        with stoppable():
+            facts = run(settings(), Console(stderr=as_json, highlight=False))
     except UserError as error:
         if not world.is_main:
             # Rank 0 says it for all.

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from scorers.errors import IncompleteError, UserError
+from scorers.errors import IncompleteError, StoppedError, UserError
 
 Value = TypeVar("Value")
 
@@ -96,7 +96,8 @@ class World:
         except BaseException as error:
             store.set("prepared", str(error.exit_code if isinstance(error, UserError) else 1))
             # The store may be in this process. Who interrupts it does not want to wait.
-            until = time.monotonic() + (_TELLING_S if isinstance(error, Exception) else 0.0)
+            interrupted = isinstance(error, StoppedError) or not isinstance(error, Exception)
+            until = time.monotonic() + (0.0 if interrupted else _TELLING_S)
             while store.add("told", 0) < self.size - 1 and time.monotonic() < until:
                 time.sleep(0.05)
             raise
