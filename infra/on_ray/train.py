@@ -32,7 +32,7 @@ _POLL_S = 0.2
 # For the desk to answer; a head that has gone away is noticed by its watch.
 _ANSWER_S = 5.0
 # After so long it is said that the cluster has no room.
-_PATIENCE_S = 30.0
+_PATIENCE_S = 60.0
 _ENVIRONMENT = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 
@@ -140,7 +140,7 @@ class _Run:
                         raise StoppedError("stopped before any rank was started. The same command goes on.")
                     if not told and time.monotonic() - began > _PATIENCE_S:
                         told = True
-                        self._asked.tell(f"Waiting for the Ray cluster to have room for {self._wanted()}.")
+                        self._asked.tell(f"Still waiting: the Ray cluster may have no room for {self._wanted()}.")
             return self._conclude()
 
     def _wanted(self) -> str:

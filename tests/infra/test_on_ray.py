@@ -1,8 +1,9 @@
 """`phf train --on ray`: the same run as with ranks of this machine, on a local Ray and on a cluster that is joined."""
 
+import contextlib
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -146,17 +147,14 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         yield f"127.0.0.1:{port}", private
     finally:
         below = [child for process in started for child in psutil.Process(process.pid).children(recursive=True)]
+        for each in [*started, *below]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         for process in started:
-            process.terminate()
-        for process in started:
-            process.wait(30)
-        for child in psutil.wait_procs(below, timeout=5)[1]:
-            child.kill()
+            process.wait()
 
 
 def listens(port: int) -> bool:
-    import socket
-
     try:
         socket.create_connection(("127.0.0.1", port), 1).close()
     except OSError:
@@ -183,6 +181,6 @@ def test_nodes_that_do_not_share_the_output_are_named_before_training(
     assert process.returncode == 2, said
     assert "Error: Folders must be on a file system that all nodes of the Ray cluster share: on " in said
     assert f"there is no folder {private}" in said or f"--output {output} does not hold" in said
-    assert said.count("\n") == 1, said
+    assert said.count("Error:") == 1
+    assert "Traceback" not in said
     assert list(private.iterdir()) == []
-    shutil.rmtree(output, ignore_errors=True)

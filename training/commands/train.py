@@ -13,6 +13,7 @@ import typer
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
 from training.run.launch import LAUNCHED, LAUNCHERS, Launch
+from training.run.slurm import slurm_ranks
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
@@ -45,10 +46,11 @@ def _launch(on: str, asked: Launch, config: "Callable[[], TrainConfig]") -> int:
         raise UserError(f"--on {on}: there is no such place to train; there are {', '.join(sorted(LAUNCHERS))}.")
     if on == _HERE and (asked.address is not None or asked.gpus is not None):
         raise UserError("--address and --gpus-per-rank are for a cluster: say --on ray with them, or leave them out.")
-    if "WORLD_SIZE" in os.environ:
+    if "WORLD_SIZE" in os.environ or slurm_ranks(os.environ):
         raise UserError(
-            "A launcher has started this process as one of several (WORLD_SIZE is set): leave --on, --ranks and "
-            "--max-restarts to it, such as torchrun --nproc-per-node and --max-restarts, or unset WORLD_SIZE."
+            "A launcher has started this process as one of several (WORLD_SIZE is set, or srun has several tasks): "
+            "leave --on, --ranks and --max-restarts to it, such as torchrun --nproc-per-node and --max-restarts, or "
+            "unset WORLD_SIZE."
         )
     if on != _HERE:
         from training.run.job import check_settings

@@ -15,18 +15,20 @@ def stoppable() -> Iterator[None]:
     """Let the signals that stop a run end the block with status 75; the training loop takes them in between.
 
     Raises:
-        StoppedError: one came.
+        StoppedError: one came; from then on they are ignored.
     """
     before = {number: signal.signal(number, _stop) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Not of a process that is leaving.
+            if signal.getsignal(number) is _stop:
+                signal.signal(number, handler)
 
 
 def leave() -> None:
-    """Within `stoppable`, a run that has stopped is not asked again.
+    """Within `stoppable`, a run that has stopped is not asked again, to the end of its process.
 
     Ranks stop together when any of them is asked, so that for some the signal comes when they are about to leave.
     """
