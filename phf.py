@@ -8,6 +8,7 @@ import typer
 from pipeline.cli import app as pipeline_app
 from scorers.cli import app as scorers_app
 from training.cli import app as training_app
+from training.run.launch import LAUNCHERS
 
 app = typer.Typer(
     name="phf",
@@ -18,6 +19,8 @@ app = typer.Typer(
 )
 for part in (pipeline_app, training_app, scorers_app):
     app.add_typer(part)
+# Training knows nothing of Ray: what starts its ranks there is above it, and imported only when it is asked for.
+LAUNCHERS["ray"] = "infra.on_ray.train:launch"
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import typer
 from scorers.console import command
 from training.commands.compare import compare
 from training.commands.evaluate import evaluate
-from training.commands.export import export
+from training.commands.export_model import export_model
 from training.commands.tokenize import tokenize
 from training.commands.tokenizer import app as tokenizer_app
 from training.commands.train import train
@@ -13,6 +13,6 @@ from training.commands.train import train
 PANEL = "Training"
 
 app = typer.Typer()
-for function in (tokenize, train, export, evaluate, compare):
+for function in (tokenize, train, export_model, evaluate, compare):
     app.command(rich_help_panel=PANEL)(command(function))
 app.add_typer(tokenizer_app, rich_help_panel=PANEL)

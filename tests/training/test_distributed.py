@@ -17,6 +17,7 @@ from training.data.prepare import prepare
 from training.model.language_model import load_model
 from training.run.distributed import World
 from training.run.folder import RunFolder
+from training.run.slurm import first_host
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -111,17 +112,85 @@ def test_two_ranks_stop_together_and_go_on_exactly_or_as_one(tmp_path, code_data
     assert figures(tmp_path / "parts") == figures(two[0])
 
 
+# Stands in for ssh to other machines: every host is this one.
+PDSH = """#!/usr/bin/env bash
+[[ "$*" == *pkill* ]] && exit
+hosts=${5//,/ } number=0 status=0
+shift 5
+for host in $hosts; do
+  bash -c "${*//%n/$number}" &
+  number=$((number + 1))
+done
+for job in $(jobs -p); do wait "$job" || status=$?; done
+exit $status
+"""
+
+
 @pytest.mark.slow
-def test_the_deepspeed_launcher_starts_the_same(tmp_path, code_dataset):
-    # The launcher puts `--local_rank=N` before the command.
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port"]
+def test_the_deepspeed_launcher_starts_the_same_on_the_hosts_of_a_file(tmp_path, code_dataset, monkeypatch):
+    (tmp_path / "pdsh").write_text(PDSH)
+    (tmp_path / "pdsh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 slots=1\nlocalhost slots=1\n")
+    # It puts `--local_rank=N` before the command.
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hosts), "--no_ssh_check"]
     module, name, *rest = command(code_dataset, tmp_path / "run")
     assert module == "-m"
-    done = run_phf(["--module", name, *rest], launcher=[*launcher, str(free_port())])
+    there = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    done = run_phf(["--module", name, *rest], launcher=[*launcher, *there])
     assert done.returncode == 0, done.stdout + done.stderr
+    assert RunFolder(tmp_path / "run").read_facts().horizon.ranks == 2
     run_job(code_dataset, tmp_path / "one")
     for first, second in zip(figures(tmp_path / "one"), figures(tmp_path / "run"), strict=True):
         assert second == pytest.approx(first, abs=1e-5, rel=1e-4)
+
+
+def slurm_task(number, **more):
+    """What `srun` sets for a task of two on this machine."""
+    return {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+        "SLURM_NODEID": "0",
+        **more,
+    }
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_are_ranks_and_its_signal_stops_them_resumable(tmp_path, code_dataset):
+    output = tmp_path / "run"
+    arguments = [sys.executable, *command(code_dataset, output, training__num_tokens=5000 * 4 * 32)]
+    ranks = [
+        subprocess.Popen(
+            arguments,
+            env={**os.environ, **ENVIRONMENT, **slurm_task(number)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        for number in range(2)
+    ]
+    deadline = time.monotonic() + 200
+    lines = output / "metrics.jsonl"
+    while not (lines.is_file() and lines.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline
+        assert all(rank.poll() is None for rank in ranks), [rank.communicate() for rank in ranks]
+        time.sleep(0.01)
+    for rank in ranks:
+        rank.send_signal(signal.SIGUSR1)
+        # A task elsewhere may hear of it when the others have stopped already.
+        time.sleep(1)
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], said
+    stopped = RunFolder(output).read_facts()
+    assert (stopped.status, stopped.horizon.ranks) == ("stopped", 2)
+    assert "".join(said).count("asked to stop after step") == 1
 
 
 @pytest.mark.slow
@@ -137,6 +206,8 @@ def test_an_error_is_said_once_and_ends_every_rank(tmp_path, code_dataset):
 class TestEnvironment:
     @pytest.fixture(autouse=True)
     def clean(self, monkeypatch):
+        # Not `os.environ` itself: what is written there would stay.
+        monkeypatch.setattr("os.environ", {name: value for name, value in os.environ.items() if "SLURM" not in name})
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             monkeypatch.delenv(name, raising=False)
 
@@ -163,3 +234,35 @@ class TestEnvironment:
         monkeypatch.setenv("WORLD_SIZE", "2")
         with pytest.raises(UserError, match=r"WORLD_SIZE is 2, but .* are not all set.*torchrun"):
             World.from_environment()
+
+    def test_a_task_of_slurm_finds_its_place_among_unequal_nodes(self, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        says = slurm_task(17, SLURM_STEP_NUM_TASKS="20", SLURM_STEP_TASKS_PER_NODE="8(x2),4", SLURM_NODEID="2")
+        os.environ.update(says, SLURM_LOCALID="1", SLURM_STEP_NODELIST="gpu[007-008,12]-ib", SLURM_JOB_ID="41")
+        world = World.from_environment()
+        assert (world.rank, world.local_rank, world.size, world.local_size) == (17, 1, 20, 4)
+        assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu007-ib", "15041")
+
+    @pytest.mark.parametrize("more", [{"SLURM_STEP_NUM_TASKS": "1"}, {"WORLD_SIZE": "1"}])
+    def test_one_task_and_another_launcher_in_it_are_not_slurms_ranks(self, more):
+        os.environ.update(slurm_task(0, **more))
+        assert World.from_environment().size == 1
+
+    def test_a_batch_script_is_alone_whatever_its_job_has(self):
+        os.environ.update(SLURM_NTASKS="16", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_JOB_ID="41")
+        assert World.from_environment().size == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("login", "login"),
+        ("a,b[1-2]", "a"),
+        ("n[3-5]", "n3"),
+        ("gpu[003,005-9],x", "gpu003"),
+        ("rack[2-3]n[10,11]", "rack2n10"),
+        ("p[1,2]-s", "p1-s"),
+    ],
+)
+def test_the_first_host_of_a_list_is_found(nodes, first):
+    assert first_host(nodes) == first

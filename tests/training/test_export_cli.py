@@ -1,4 +1,4 @@
-"""`phf export`: what a checkpoint holds, as the folder that `phf train` writes at its end, under every ZeRO stage."""
+"""`phf export-model`: what a checkpoint holds, as the folder that `phf train` writes at its end, under every ZeRO stage."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ STEADY = {"training__schedule": "constant", "training__warmup_ratio": 0, "traini
 
 
 def export(run, *options, status=0):
-    result = CliRunner().invoke(app, ["export", str(run), *map(str, options)])
+    result = CliRunner().invoke(app, ["export-model", str(run), *map(str, options)])
     assert result.exit_code == status, result.output
     return " ".join(result.output.split())
 

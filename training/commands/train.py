@@ -3,80 +3,17 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
-from training.run.launch import LAUNCHED, launch, rank_command
+from training.commands.starting import HERE, columns, launch_ranks, mixed_in, start_from, tell, tell_plan
+from training.run.launch import LAUNCHED, Launch
 
-
-def _start(folder: str, model: str | None) -> dict[str, Any]:
-    """The model's settings that start from what another run has learnt, or from any Hugging Face folder."""
-    from training.run.folder import RunFolder
-
-    if model is not None:
-        raise UserError("--init-from says which model it is: leave --model out.")
-    run = RunFolder(Path(folder))
-    if not run.facts.is_file():
-        if not (Path(folder) / "config.json").is_file():
-            raise UserError(f"--init-from {folder} is neither a run of phf train nor a Hugging Face folder.")
-        return {"name": folder, "pretrained": True}
-    if not run.model.is_dir():
-        facts = run.read_facts()
-        raise UserError(
-            f"--init-from {folder}: that run is {facts.status} at step {facts.step:,} of {facts.horizon.steps:,}, "
-            "without a model yet. The same command that began it goes on with it."
-        )
-    return {"name": str(run.model), "pretrained": True}
-
-
-def _mixed(given: str) -> dict[str, Any]:
-    """`DATASET=SHARE[:COLUMN]` as an entry of `data.mixture`; a URI may hold a `=` of its own."""
-    dataset, _, rest = given.rpartition("=")
-    share, _, column = rest.partition(":")
-    try:
-        entry: dict[str, Any] = {"dataset": dataset, "share": float(share)}
-    except ValueError:
-        entry = {}
-    if not dataset or not entry:
-        raise UserError(f"--mix {given!r} is not of the form DATASET=SHARE or DATASET=SHARE:COLUMN, such as code=0.3.")
-    return {**entry, "column": column} if column else entry
-
-
-def _columns(given: list[str]) -> dict[str, Any]:
-    return {"columns": dict.fromkeys(given, 1.0)} if len(set(given)) > 1 else {"column": given[0] if given else None}
-
-
-def _launch(ranks: int, max_restarts: int) -> int:
-    if "WORLD_SIZE" in os.environ:
-        raise UserError(
-            "A launcher has started this process as one of several (WORLD_SIZE is set): leave --ranks and "
-            "--max-restarts to it, such as torchrun --nproc-per-node and --max-restarts, or unset WORLD_SIZE."
-        )
-
-    def tell(line: str) -> None:
-        sys.stderr.write(f"{line}\n")
-
-    return launch(rank_command(), ranks=ranks, max_restarts=max_restarts, tell=tell)
-
-
-def _plan(config: Any, ranks: int, described: dict[str, Any], console: Any, *, as_json: bool) -> None:
-    from training.run.forecast import Asked, forecast
-    from training.run.plan import print_forecast
-
-    giga = {name: described[name] * 1e9 for name in ("memory", "bandwidth") if described[name] is not None}
-    found = forecast(config, Asked(ranks, described["device"], **giga, utilisation=described["utilisation"]))
-    print_forecast(console, found)
-    if as_json:
-        print_json(found.facts())
-    if not found.fits:
-        remedies = "; or ".join(found.remedies) or "a smaller model, a shorter data.context_length, or more memory"
-        raise UserError(
-            f"A rank would need {found.memory.total / 1e9:,.1f} GB, and {found.machine.name} has "
-            f"{found.machine.memory / 1e9:,.1f} GB. What would help: {remedies}."
-        )
+if TYPE_CHECKING:
+    from training.config import TrainConfig
 
 
 def train(
@@ -181,7 +118,7 @@ def train(
     ] = None,
     ranks: Annotated[
         int,
-        typer.Option("--ranks", min=1, metavar="N", help="Processes on this machine; one a GPU where there are GPUs."),
+        typer.Option("--ranks", min=1, metavar="N", help="Processes to start; one a GPU where there are GPUs."),
     ] = 1,
     max_restarts: Annotated[
         int,
@@ -210,16 +147,41 @@ def train(
             "--plan-utilisation", min=0.001, max=1, metavar="X", help="With --plan: share of the peak that is reached."
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the facts of the run, or the plan, as JSON on stdout.")
-    ] = False,
+    on: Annotated[
+        str,
+        typer.Option("--on", metavar="PLACE", help="Where ranks are started: here, or ray: on the nodes of a cluster."),
+    ] = HERE,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="ADDRESS",
+            help="With --on ray, the cluster to join, such as auto or head:6379. (default: a local Ray of its own)",
+            show_default=False,
+        ),
+    ] = None,
+    cpus_per_rank: Annotated[
+        int, typer.Option("--cpus-per-rank", min=1, metavar="N", help="Cores that Ray reserves for each rank.")
+    ] = 1,
+    gpus_per_rank: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus-per-rank",
+            min=0,
+            max=1,
+            metavar="N",
+            help="GPUs that Ray reserves for each rank, 0 or 1. (default: 1 where the cluster has any)",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts of the run as JSON on stdout.")] = False,
 ) -> None:
     """Pretrain a language model on a labelled dataset.
 
     The tokens are prepared on first use, and everything that was resolved is printed before step 0. The same command
     goes on with a run that was stopped, exactly, from its newest checkpoint; SIGTERM, SIGUSR1 and Ctrl-C save one and
-    exit with status 75. --ranks starts several processes; it works the same under launchers of yours:
-    torchrun --nproc-per-node 2 -m phf train labelled ...
+    exit with status 75. --ranks starts several processes, with --on ray on a cluster; it works the same under
+    launchers of yours: torchrun --nproc-per-node 2 -m phf train labelled ...
 
     Example: phf train labelled --task toxicity --objective conditional --model tiny --output runs/conditional
     --set training.num_tokens=1e6
@@ -229,21 +191,15 @@ def train(
     described["utilisation"] = plan_utilisation
     if not plan and any(value is not None for value in described.values()):
         raise UserError("--plan-device and the other --plan-… flags say what --plan is for; give --plan too.")
-    if not plan and (ranks > 1 or max_restarts) and LAUNCHED not in os.environ:
-        raise typer.Exit(_launch(ranks, max_restarts))
-    from rich.console import Console
-
-    from training.settings import resolve_config
-
-    start = {} if init_from is None else _start(init_from, model)
+    start = {} if init_from is None else start_from(init_from, model)
     flags = {
         "output": output,
         "task": task,
         "data": {
             "dataset": dataset,
-            **_columns(column or []),
+            **columns(column or []),
             "tokenizer": tokenizer or start.get("name"),
-            "mixture": [_mixed(each) for each in mix] if mix else None,
+            "mixture": [mixed_in(each) for each in mix] if mix else None,
         },
         "model": {"name": model, **start},
         "objective": {"name": objective},
@@ -255,20 +211,33 @@ def train(
             "deepspeed": deepspeed,
         },
     }
+    from rich.console import Console
+
     console = Console(stderr=as_json, highlight=False)
+
+    def settings(defaults: dict[str, Any] | None = None) -> "TrainConfig":
+        from training.settings import resolve_config
+
+        return resolve_config(config, flags, overrides or [], defaults=defaults or {})
+
     if plan:
         # What a plan can do without.
         missing = {"output": "", "task": "none", "data": {"dataset": ""}}
-        resolved = resolve_config(config, flags, overrides or [], defaults=missing)
-        _plan(resolved, ranks, described, console, as_json=as_json)
+        tell_plan(settings(missing), ranks, described, console, as_json=as_json)
         return
+    launch = Launch(sys.argv[1:], ranks, max_restarts, tell, None, address, cpus_per_rank, gpus_per_rank)
+    elsewhere = on != HERE or address is not None or gpus_per_rank is not None
+    if LAUNCHED not in os.environ and (elsewhere or ranks > 1 or max_restarts):
+        raise typer.Exit(launch_ranks(on, launch, settings))
 
     from training.run.distributed import World
     from training.run.job import train as run
+    from training.run.stopping import stoppable
 
     world = World.from_environment()
     try:
-        facts = run(resolve_config(config, flags, overrides or []), console)
+        with stoppable():
+            facts = run(settings(), console)
     except UserError as error:
         if not world.is_main:
             # Rank 0 says it for all.

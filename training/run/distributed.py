@@ -1,4 +1,4 @@
-"""Ranks: who we are and how we agree, under torchrun, the deepspeed launcher, and alone; and a quiet DeepSpeed."""
+"""Ranks: who we are and how we agree, under torchrun, deepspeed's launcher, srun, and alone; and a quiet DeepSpeed."""
 
 import logging
 import os
@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from scorers.errors import IncompleteError, UserError
+from scorers.errors import IncompleteError, StoppedError, UserError
+from training.run.slurm import slurm_ranks
 
 Value = TypeVar("Value")
 
@@ -44,16 +45,18 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """Read what a launcher set (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE); alone without one.
+        """Read what a launcher set (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE), or `srun`; alone without one.
 
         Raises:
             UserError: the variables are half set, or there are more local ranks than GPUs.
         """
+        # Libraries look there too.
+        os.environ.update(slurm_ranks(os.environ))
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             raise UserError(
                 f"WORLD_SIZE is {size}, but RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are not all set. "
-                "Start ranks with torchrun or the deepspeed launcher, or unset WORLD_SIZE to train alone."
+                "Start ranks with torchrun, the deepspeed launcher or srun, or unset WORLD_SIZE to train alone."
             )
         rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", str(size))))
@@ -96,7 +99,8 @@ class World:
         except BaseException as error:
             store.set("prepared", str(error.exit_code if isinstance(error, UserError) else 1))
             # The store may be in this process. Who interrupts it does not want to wait.
-            until = time.monotonic() + (_TELLING_S if isinstance(error, Exception) else 0.0)
+            interrupted = isinstance(error, StoppedError) or not isinstance(error, Exception)
+            until = time.monotonic() + (0.0 if interrupted else _TELLING_S)
             while store.add("told", 0) < self.size - 1 and time.monotonic() < until:
                 time.sleep(0.05)
             raise

@@ -28,6 +28,7 @@ from training.run.progress import StageProgress
 from training.run.resume import check_folder, check_same
 from training.run.schedule import Horizon, plan_horizon
 from training.run.speed import peak_flops
+from training.run.stopping import leave
 from training.run.tracking import Tracker
 from training.run.trainer import DivergedError, Trainer
 
@@ -48,7 +49,7 @@ def train(config: TrainConfig, console: Any) -> RunFacts:
         IncompleteError: the loss diverged, or a checkpoint could not be written.
     """
     world, folder = World.from_environment(), RunFolder(Path(config.output))
-    data, horizon = world.first(lambda: _prepare(config, world, folder))
+    data, horizon = world.first(lambda: _prepare(config, world))
     world.start()
     try:
         job = _build(data, horizon, world, folder, console)
@@ -109,6 +110,7 @@ class TrainingJob:
             trainer.train()
             self._export(engine)
         except StoppedError:
+            leave()
             self.write_facts("stopped", trainer)
             raise
         except DivergedError:
@@ -200,7 +202,7 @@ class TrainingJob:
         if best and training.best_metric is not None:
             self.console.print(
                 f"By {training.best_metric} the best checkpoint is that of step {best[0]:,} "
-                f"({read(place)[best[0]][training.best_metric]:.4g}); its model: phf export {self.folder.path} --best",
+                f"({read(place)[best[0]][training.best_metric]:.4g}); its model: phf export-model {self.folder.path} --best",
                 markup=False,
                 soft_wrap=True,
             )
@@ -228,13 +230,22 @@ class _Facts(hooks.Hook):
         self.job.write_facts("running", trainer)
 
 
-def _prepare(config: TrainConfig, world: World, folder: RunFolder) -> tuple[PreparedData, Horizon]:
-    # What a user may have got wrong is looked at before tokenising, which can take hours.
-    check_folder(folder)
+def check_settings(config: TrainConfig, ranks: int) -> Horizon:
+    """What a user may have got wrong, as far as it shows without the data; what is to be done otherwise.
+
+    Raises:
+        UserError: the output folder holds something else, or model, context, batch and ranks do not fit together.
+    """
+    check_folder(RunFolder(Path(config.output)))
     check_best(config)
     context_length = config.data.context_length or CONTEXT_LENGTH
     check_context(config.model, context_length)
-    horizon = plan_horizon(config.training, context_length, world.size)
+    return plan_horizon(config.training, context_length, ranks)
+
+
+def _prepare(config: TrainConfig, world: World) -> tuple[PreparedData, Horizon]:
+    # Before tokenising, which can take hours.
+    horizon = check_settings(config, world.size)
     precision = choose_precision(config.training, world.device)
     deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
     check_network(config, world, precision)

@@ -11,31 +11,59 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from scorers.errors import IncompleteError, StoppedError, UserError
+from training.run.stopping import SIGNALS
 
 # Set in the environment of ranks, which have the same arguments as their parent.
 LAUNCHED = "PHF_LAUNCHED"
 # Of a rank that ended as it should: done, refused, incomplete, stopped. Whatever else it is, it was lost.
-_MEANT = (0, UserError.exit_code, IncompleteError.exit_code, StoppedError.exit_code)
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+MEANT = (0, UserError.exit_code, IncompleteError.exit_code, StoppedError.exit_code)
 _POLL_S = 0.1
 # Ranks find out by themselves that one of them is gone, unless they wait for it.
 _LEAVE_S = 10.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+# Looked up before there are threads: nothing may be loaded between fork and exec.
+_prctl = ctypes.CDLL(None).prctl
+
+# Where ranks can be started, and the function that does it (`module:name`): `phf.py` adds those of other parts.
+LAUNCHERS: dict[str, str] = {"here": "training.run.launch:launch"}
 
 
-def launch(command: Sequence[str], *, ranks: int, max_restarts: int, tell: Callable[[str], None]) -> int:
-    """Run `command` in so many processes until all end well, or end as they mean to.
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher is asked for.
 
-    Args:
-        command: of one rank; which one it is stands in its environment, as under torchrun.
+    Attributes:
+        arguments: of `phf`, as they were given: ranks have the same, and LAUNCHED in their environment.
         ranks: processes.
         max_restarts: how often all are started again when one was lost: killed, or ended by an error of no kind.
         tell: is told of it, a line a time.
+        output: folder of the run; None where the launcher need not know.
+        address: cluster on which they start; None for one of its own, or for none.
+        cpus: cores a rank, to be reserved on a cluster.
+        gpus: GPUs a rank, 0 or 1; None for one where there are any.
+    """
+
+    arguments: Sequence[str]
+    ranks: int
+    max_restarts: int
+    tell: Callable[[str], None]
+    output: Path | None = None
+    address: str | None = None
+    cpus: int = 1
+    gpus: int | None = None
+
+
+def launch(asked: Launch) -> int:
+    """Run the ranks as processes of this one until all end well, or end as they mean to.
 
     Returns:
         0, or the status with which the ranks left (2, 4 or 75).
@@ -43,23 +71,34 @@ def launch(command: Sequence[str], *, ranks: int, max_restarts: int, tell: Calla
     Raises:
         IncompleteError: ranks were lost once more than `max_restarts`.
     """
-    for restart in range(max_restarts + 1):
-        lost, asked_to_stop = _run(command, ranks)
+    command = [sys.executable, "-m", "phf", *asked.arguments]
+    restarts = 0
+    while True:
+        lost, asked_to_stop = _run(command, asked.ranks)
         if isinstance(lost, int):
             return lost
-        if asked_to_stop:
-            raise IncompleteError(f"{lost}, when all were asked to stop. The same command goes on.")
-        if restart < max_restarts:
-            tell(f"{lost}; starting again from the newest checkpoint (restart {restart + 1} of {max_restarts}).")
-    again = f" after {max_restarts} restart{'s' if max_restarts > 1 else ''}" if max_restarts else ""
-    raise IncompleteError(f"{lost}{again}. The same command goes on from the newest checkpoint.")
+        if asked_to_stop or restarts == asked.max_restarts:
+            raise given_up(lost, restarts, asked_to_stop=asked_to_stop)
+        restarts += 1
+        asked.tell(restarting(lost, restarts, asked.max_restarts))
+
+
+def restarting(lost: str, restart: int, of: int) -> str:
+    """What is said where all ranks start again; `lost` says which was lost and how."""
+    return f"{lost}; starting again from the newest checkpoint (restart {restart} of {of})."
+
+
+def given_up(lost: str, restarts: int, *, asked_to_stop: bool) -> IncompleteError:
+    """The error where they do not."""
+    if asked_to_stop:
+        return IncompleteError(f"{lost}, when all were asked to stop. The same command goes on.")
+    again = f" after {restarts} restart{'s' if restarts > 1 else ''}" if restarts else ""
+    return IncompleteError(f"{lost}{again}. The same command goes on from the newest checkpoint.")
 
 
 def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
     """The status with which all ranks left, or which of them was lost and how; and whether they were asked to stop."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
+    port = free_port()
     processes: list[subprocess.Popen[bytes]] = []
     try:
         with _forwarding(processes) as signals:
@@ -72,20 +111,49 @@ def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
 
 
 def _start(command: Sequence[str], rank: int, ranks: int, port: int) -> "subprocess.Popen[bytes]":
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-    environment = {name: str(number) for name, number in numbers.items()}
+    environment = os.environ | rank_environment(rank, ranks, rank, ranks, "127.0.0.1", port)
+    # Without their parent nobody would collect them: they save, and stop.
+    return start_rank(command, environment, orphaned=signal.SIGTERM)
+
+
+def rank_environment(rank: int, size: int, local_rank: int, local_size: int, address: str, port: int) -> dict[str, str]:
+    """What a rank finds in its environment, as under torchrun: who it is, and where rank 0 listens."""
+    return {
+        # torch prints a stack of C++ where a peer is gone, which is said in one line here.
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL"),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        LAUNCHED: "1",
+    }
+
+
+def start_rank(
+    command: Sequence[str], environment: Mapping[str, str], *, orphaned: signal.Signals, **options: Any
+) -> "subprocess.Popen[bytes]":
+    """Start the process of a rank, which gets the signal `orphaned` when the thread that called this is gone.
+
+    `options` are those of `subprocess.Popen`.
+    """
     return subprocess.Popen(  # noqa: S603 - this very command
         command,
-        # torch prints a stack of C++ where a peer is gone, which is said in one line here.
-        env={"TORCH_CPP_LOG_LEVEL": "FATAL", **os.environ, **environment, "MASTER_ADDR": "127.0.0.1", LAUNCHED: "1"},
+        env=environment,
         # A terminal's Ctrl-C goes to a whole group: the ranks would get it twice.
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=partial(_prctl, _DIE_WITH_PARENT, int(orphaned)),
+        **options,
     )
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port at which nobody listens now."""
+    with socket.socket() as listening:
+        listening.bind((host, 0))
+        port: int = listening.getsockname()[1]
+    return port
 
 
 def _wait(processes: "Sequence[subprocess.Popen[bytes]]") -> int | str:
@@ -96,9 +164,9 @@ def _wait(processes: "Sequence[subprocess.Popen[bytes]]") -> int | str:
         ended = [(rank, status) for rank, status in enumerate(statuses) if status is not None]
         if lost is None:
             # A signal is a cause; an error of another rank at the same time is what follows from it.
-            causes = sorted((status, rank) for rank, status in ended if status not in _MEANT)
+            causes = sorted((status, rank) for rank, status in ended if status not in MEANT)
             if causes:
-                lost, deadline = _describe(*causes[0]), time.monotonic() + _LEAVE_S
+                lost, deadline = describe_loss(*causes[0]), time.monotonic() + _LEAVE_S
         if len(ended) == len(processes):
             return next((status for _, status in ended if status), 0) if lost is None else lost
         if lost is not None and time.monotonic() > deadline:
@@ -106,7 +174,8 @@ def _wait(processes: "Sequence[subprocess.Popen[bytes]]") -> int | str:
         time.sleep(_POLL_S)
 
 
-def _describe(status: int, rank: int) -> str:
+def describe_loss(status: int, rank: int) -> str:
+    """Which rank was lost, and how its process ended; `status` is negative for the signal that killed it."""
     if status < 0:
         return f"Rank {rank} was killed by {signal.Signals(-status).name}"
     return (
@@ -124,14 +193,9 @@ def _forwarding(processes: "Sequence[subprocess.Popen[bytes]]") -> Iterator[list
         for process in processes:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
         yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def rank_command() -> list[str]:
-    """This very command, for a rank."""
-    return [sys.executable, "-m", "phf", *sys.argv[1:]]

@@ -26,9 +26,8 @@ from training.run.hooks import Hook, Step
 from training.run.saving import Saving
 from training.run.schedule import Horizon, learning_rate
 from training.run.speed import peak_memory
+from training.run.stopping import SIGNALS
 from training.run.watchdog import Watchdog
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class DivergedError(IncompleteError):

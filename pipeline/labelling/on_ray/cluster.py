@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.labelling.on_ray.head import HeadLostError
@@ -70,7 +70,7 @@ def check_metrics_port(port: int, address: str | None) -> None:
 
 @contextlib.contextmanager
 def ray_cluster(
-    address: str | None, cpus: int | None = None, metrics_port: int | None = None
+    address: str | None, cpus: int | None = None, metrics_port: int | None = None, code: Sequence[Path] = ()
 ) -> Iterator[dict[str, float]]:
     """Ray, local and private when `address` is None; yields its resources, such as `CPU` and `GPU`.
 
@@ -83,11 +83,12 @@ def ray_cluster(
             libraries, models, and the scorers of other packages must be installed there.
         cpus: of the local Ray; None for those of this machine (or container).
         metrics_port: where the local Ray serves its metrics, to all who can reach this machine; None for any port.
+        code: packages and modules that a cluster is sent besides those that label.
 
     Raises:
         UserError: the cluster cannot be joined, or Ray does not start.
     """
-    with _local(cpus, metrics_port) if address is None else _remote(address):
+    with _local(cpus, metrics_port) if address is None else _remote(address, code):
         import ray
 
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -143,13 +144,13 @@ def _private_folder(parent: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _remote(address: str) -> Iterator[None]:
+def _remote(address: str, more: Sequence[Path]) -> Iterator[None]:
     import ray
 
     import pipeline
     import scorers
 
-    code = [str(Path(package.__path__[0])) for package in (scorers, pipeline)]
+    code = [*(str(Path(package.__path__[0])) for package in (scorers, pipeline)), *map(str, more)]
     with _joined(
         lambda: ray.init(
             address=address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level=logging.ERROR

@@ -1,4 +1,4 @@
-"""`phf export`: a run's model from any of its checkpoints, as a Hugging Face folder."""
+"""`phf export-model`: a run's model from any of its checkpoints, as a Hugging Face folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
 
 
-def export(
+def export_model(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder that `phf train` writes, finished or not.")],
     step: Annotated[
         int | None,
@@ -35,7 +35,7 @@ def export(
     control tokens; a value head beside them. It works while the run goes on, on a CPU, whatever ranks and ZeRO stage
     wrote the checkpoint, whose hashes are verified first.
 
-    Example: phf export runs/conditional --best
+    Example: phf export-model runs/conditional --best
     """
     set_up_logs()
     if step is not None and (best or metric is not None):

@@ -1,0 +1,186 @@
+"""`phf train --on ray`: the same run as with ranks of this machine, on a local Ray and on a cluster that is joined."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.training.jobs import ENVIRONMENT, command, figures, job_config, make_code_dataset, run_phf
+from training.data.prepare import prepare
+from training.run.folder import RunFolder
+
+CHANGES = {"training__batch_size": 8, "training__num_tokens": 100 * 8 * 32, "training__save_every": 10}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared, so that ranks start at once."""
+    made = make_code_dataset(tmp_path_factory.mktemp("on-ray") / "labelled")
+    prepare(job_config(made, made.parent / "run"))
+    return made
+
+
+def start(dataset: Path, output: Path, *options: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, *command(dataset, output, "awr", **CHANGES), "--ranks", "2", "--on", "ray", *options],
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=output.parent,
+    )
+
+
+def ranks_of(driver: int) -> dict[int, psutil.Process]:
+    """Processes of the ranks on a local Ray, by rank."""
+    found = {}
+    for child in psutil.Process(driver).children(recursive=True):
+        try:
+            if child.cmdline()[1:4] == ["-m", "phf", "train"]:
+                found[int(child.environ()["RANK"])] = child
+        except psutil.Error:
+            continue
+    return found
+
+
+def at_step(process: "subprocess.Popen[str]", output: Path, step: int) -> dict[int, psutil.Process]:
+    deadline = time.monotonic() + 200
+    lines = output / "metrics.jsonl"
+    while not (lines.is_file() and lines.read_text().count("\n") >= step):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return ranks_of(process.pid)
+
+
+@pytest.mark.slow
+def test_lost_ranks_lost_workers_and_a_stop_leave_the_curve_of_ranks_on_one_machine(
+    tmp_path: Path, dataset: Path
+) -> None:
+    output = tmp_path / "run"
+    with start(dataset, output, "--max-restarts", "2") as process:
+        first = at_step(process, output, 12)
+        first[1].kill()
+        first[0].wait(60)
+        second = at_step(process, output, 24)
+        # Its Ray worker goes, and the rank with it: two of them would write into the same folder.
+        second[0].parent().kill()  # type: ignore[union-attr]
+        second[0].wait(10)
+        third = at_step(process, output, 36)
+        process.send_signal(signal.SIGTERM)
+        printed, said = process.communicate(timeout=200)
+    assert process.returncode == 75, said
+    assert "Rank 1 was killed by SIGKILL; starting again from the newest checkpoint (restart 1 of 2)" in said
+    assert "Rank 0 was lost with its Ray worker or its machine; starting again" in said
+    assert "(restart 2 of 2)" in said
+    assert "Run: awr on style" in printed
+    stopped = RunFolder(output).read_facts()
+    assert stopped.status == "stopped"
+    assert 36 <= stopped.step < 100
+    assert said.count("asked to stop after step") == 1
+    for noise in ("Traceback", "defect of phf", "ray.", "WARNING"):
+        assert noise not in said, said
+    assert not any(rank.is_running() for ranks in (first, second, third) for rank in ranks.values())
+
+    with start(dataset, output, "--json") as process:
+        printed, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert f"step {stopped.step} of 100" in said
+    assert printed.startswith("{")
+    assert '"status": "finished"' in printed
+    whole = run_phf([*command(dataset, tmp_path / "whole", "awr", **CHANGES), "--ranks", "2"])
+    assert whole.returncode == 0, whole.stderr
+    assert figures(output) == figures(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ranks", "3", "--on", "ray"), "cannot be divided among 3 ranks"),
+        (("--on", "ray", "--model", "/no/model"), "Cannot load model"),
+        (("--on", "ray", "--address", "127.0.0.1:9"), "Cannot join the Ray cluster 127.0.0.1:9"),
+        (("--on", "moon"), "--on moon: there is no such place to train; there are here, ray."),
+        (("--address", "auto"), "say --on ray"),
+    ],
+)
+def test_what_is_wrong_is_said_once_before_ray_is_asked_for_anything(
+    tmp_path: Path, dataset: Path, options: tuple[str, ...], message: str
+) -> None:
+    began = time.monotonic()
+    done = run_phf([*command(dataset, tmp_path / "run", training__batch_size=8), *options, "--max-restarts", "2"])
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count(message) == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "run").exists()
+    assert time.monotonic() - began < 60
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A Ray cluster of two nodes of one core, the second of which has another file system at a folder."""
+    from tests.pipeline.network import free_port
+
+    private = tmp_path / "private"
+    private.mkdir()
+    port = free_port()
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block", "--disable-usage-stats"]
+    head = [*ray, "--head", f"--port={port}", "--include-dashboard=false"]
+    node = [*ray, f"--address=127.0.0.1:{port}"]
+    hide = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(private)]
+    options = {
+        "env": {**os.environ, **ENVIRONMENT},
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
+    started = [subprocess.Popen(head, **options)]  # type: ignore[call-overload]
+    try:
+        wait_until(lambda: listens(port))
+        started.append(subprocess.Popen([*hide, *node], **options))  # type: ignore[call-overload]
+        yield f"127.0.0.1:{port}", private
+    finally:
+        below = [child for process in started for child in psutil.Process(process.pid).children(recursive=True)]
+        for each in [*started, *below]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        for process in started:
+            process.wait()
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own for a node takes root")
+def test_nodes_that_do_not_share_the_output_are_named_before_training(
+    tmp_path: Path, dataset: Path, two_nodes: tuple[str, Path]
+) -> None:
+    address, private = two_nodes
+    output = private / "run"
+    with start(dataset, output, "--address", address) as process:
+        _, said = process.communicate(timeout=200)
+    assert process.returncode == 2, said
+    assert "Error: Folders must be on a file system that all nodes of the Ray cluster share: on " in said
+    assert f"there is no folder {private}" in said or f"--output {output} does not hold" in said
+    assert said.count("Error:") == 1
+    assert "Traceback" not in said
+    assert list(private.iterdir()) == []

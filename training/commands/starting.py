@@ -1,0 +1,117 @@
+"""What `phf train` does before a rank starts: flags that stand for several settings, launchers, and the plan."""
+
+import os
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scorers.console import print_json
+from scorers.errors import UserError
+from training.run.launch import LAUNCHERS, Launch
+from training.run.slurm import slurm_ranks
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
+
+HERE = "here"
+
+
+def start_from(folder: str, model: str | None) -> dict[str, Any]:
+    """The model's settings that start from what another run has learnt, or from any Hugging Face folder."""
+    from training.run.folder import RunFolder
+
+    if model is not None:
+        raise UserError("--init-from says which model it is: leave --model out.")
+    run = RunFolder(Path(folder))
+    if not run.facts.is_file():
+        if not (Path(folder) / "config.json").is_file():
+            raise UserError(f"--init-from {folder} is neither a run of phf train nor a Hugging Face folder.")
+        return {"name": folder, "pretrained": True}
+    if not run.model.is_dir():
+        facts = run.read_facts()
+        raise UserError(
+            f"--init-from {folder}: that run is {facts.status} at step {facts.step:,} of {facts.horizon.steps:,}, "
+            "without a model yet. The same command that began it goes on with it."
+        )
+    return {"name": str(run.model), "pretrained": True}
+
+
+def mixed_in(given: str) -> dict[str, Any]:
+    """`DATASET=SHARE[:COLUMN]` as an entry of `data.mixture`; a URI may hold a `=` of its own."""
+    dataset, _, rest = given.rpartition("=")
+    share, _, column = rest.partition(":")
+    try:
+        entry: dict[str, Any] = {"dataset": dataset, "share": float(share)}
+    except ValueError:
+        entry = {}
+    if not dataset or not entry:
+        raise UserError(f"--mix {given!r} is not of the form DATASET=SHARE or DATASET=SHARE:COLUMN, such as code=0.3.")
+    return {**entry, "column": column} if column else entry
+
+
+def columns(given: list[str]) -> dict[str, Any]:
+    """`--column` as settings: one column, or several of equal weight."""
+    return {"columns": dict.fromkeys(given, 1.0)} if len(set(given)) > 1 else {"column": given[0] if given else None}
+
+
+def launch_ranks(on: str, asked: Launch, config: "Callable[[], TrainConfig]") -> int:
+    """Start ranks, here or elsewhere, and wait for them; the status with which they left.
+
+    Args:
+        on: where; one of `LAUNCHERS`.
+        asked: the flags.
+        config: the settings, read where a place wants them checked first.
+
+    Raises:
+        UserError: flags that do not go together, or wrong settings.
+        IncompleteError: ranks were lost too often.
+    """
+    if on not in LAUNCHERS:
+        raise UserError(f"--on {on}: there is no such place to train; there are {', '.join(sorted(LAUNCHERS))}.")
+    if on == HERE and (asked.address is not None or asked.gpus is not None):
+        raise UserError("--address and --gpus-per-rank are for a cluster: say --on ray with them, or leave them out.")
+    if "WORLD_SIZE" in os.environ or slurm_ranks(os.environ):
+        raise UserError(
+            "A launcher has started this process as one of several (WORLD_SIZE is set, or srun has several tasks): "
+            "leave --on, --ranks and --max-restarts to it, such as torchrun --nproc-per-node and --max-restarts, or "
+            "unset WORLD_SIZE."
+        )
+    if on != HERE:
+        from training.run.job import check_settings
+
+        # What is wrong is said before a cluster is troubled.
+        settings = config()
+        check_settings(settings, asked.ranks)
+        asked = replace(asked, output=Path(settings.output).absolute())
+    status: int = pkgutil.resolve_name(LAUNCHERS[on])(asked)
+    return status
+
+
+def tell(line: str) -> None:
+    """A line about ranks, on stderr."""
+    sys.stderr.write(f"{line}\n")
+
+
+def tell_plan(config: "TrainConfig", ranks: int, described: dict[str, Any], console: Any, *, as_json: bool) -> None:
+    """Print what a run would take of memory and time.
+
+    Raises:
+        UserError: it does not fit; says what would help.
+    """
+    from training.run.forecast import Asked, forecast
+    from training.run.plan import print_forecast
+
+    giga = {name: described[name] * 1e9 for name in ("memory", "bandwidth") if described[name] is not None}
+    found = forecast(config, Asked(ranks, described["device"], **giga, utilisation=described["utilisation"]))
+    print_forecast(console, found)
+    if as_json:
+        print_json(found.facts())
+    if not found.fits:
+        remedies = "; or ".join(found.remedies) or "a smaller model, a shorter data.context_length, or more memory"
+        raise UserError(
+            f"A rank would need {found.memory.total / 1e9:,.1f} GB, and {found.machine.name} has "
+            f"{found.machine.memory / 1e9:,.1f} GB. What would help: {remedies}."
+        )
