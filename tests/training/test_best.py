@@ -86,6 +86,14 @@ def test_over_a_resumption_the_best_stay(tmp_path, code_dataset, monkeypatch):
             {"training__best_metric": "bits_per_byte", "training__evaluate_every": 1000, "data__held_out": 0},
             "set data.held_out",
         ),
+        (
+            {
+                "training__best_metric": "expected_maximum",
+                "training__evaluate_every": 1000,
+                "evaluation__num_samples": 8,
+            },
+            r"num_samples \(now 8\)",
+        ),
     ],
 )
 def test_what_could_never_choose_one_is_refused(tmp_path, changes, message):

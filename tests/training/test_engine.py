@@ -322,6 +322,7 @@ class TestDeepSpeedJson:
             ({"bf16": {"enabled": True}}, r"bf16\.enabled to True, but training\.precision makes it False"),
             ({"train_batch_size": 16}, r"train_batch_size to 16, but training\.batch_size makes it 8"),
             ({"optimizer": {"type": "Adam"}}, r"sets 'optimizer', which training\.learning_rate.* decides"),
+            ({"checkpoint": {"writer": {"decoupled": True}}}, r"sets checkpoint\.writer, .* training\.save_async=true"),
             ({"scheduler": {"type": "WarmupLR"}}, r"sets 'scheduler', which training\.schedule"),
             ("{", r"is not valid JSON"),
             ("[]", r"must hold a JSON object, not a list"),

@@ -194,7 +194,7 @@ def test_whatever_happens_meanwhile_costs_the_steps_since_the_checkpoint_before(
         second_rank(process).rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         _, said = process.communicate(timeout=200)
     assert process.returncode == 4, said
-    assert "Rank 1 was killed by SIGKILL: starting again" in said
+    assert "Rank 1 was killed by SIGKILL; starting again" in said
     assert "a checkpoint could not be written" in said
     assert "another rank failed" in said
     assert "Traceback" not in said

@@ -270,7 +270,8 @@ def test_while_training_the_model_is_evaluated_and_training_is_not_disturbed(tmp
     assert [line["step"] for line in evaluations] == [4, 8]
     assert {"misalignment", "bits_per_byte"} <= evaluations[0]["evaluation"].keys()
     assert json.dumps(evaluations)
-    assert set(EVALUATED) <= evaluations[0]["evaluation"].keys()
+    # The maximum is expected over more samples than these.
+    assert set(EVALUATED) - {"expected_maximum"} <= evaluations[0]["evaluation"].keys()
     folder = tmp_path / "run4" / "checkpoints"
     assert read(folder) == {line["step"]: line["evaluation"] for line in evaluations}
     assert steps(folder) == [4, 8]

@@ -8,6 +8,7 @@ from typing import Literal
 
 from scorers.errors import IncompleteError, UserError
 from training.config import TrainConfig
+from training.evaluation.report import MAXIMUM_OF
 from training.run import checkpoints
 from training.run.folder import write_atomically
 
@@ -92,6 +93,11 @@ def check_best(config: TrainConfig) -> None:
             f"training.evaluate_every={training.evaluate_every} is not a multiple of training.save_every="
             f"{training.save_every}: models would be evaluated for training.best_metric={metric} that no checkpoint "
             "holds. Change one of them."
+        )
+    if metric == "expected_maximum" and config.evaluation.num_samples < MAXIMUM_OF:
+        raise UserError(
+            f"training.best_metric=expected_maximum is over {MAXIMUM_OF} samples: set evaluation.num_samples (now "
+            f"{config.evaluation.num_samples}) to at least that."
         )
     if metric == "bits_per_byte" and not (config.data.held_out and config.evaluation.held_out_documents):
         raise UserError(

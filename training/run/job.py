@@ -197,15 +197,21 @@ class TrainingJob:
             markup=False,
             soft_wrap=True,
         )
+        self._tell_best()
+
+    def _tell_best(self) -> None:
         training, place = self.data.config.training, self.folder.checkpoints
+        if training.best_metric is None:
+            return
         best = best_steps(place, training.best_metric, training.best_mode)
-        if best and training.best_metric is not None:
-            self.console.print(
-                f"By {training.best_metric} the best checkpoint is that of step {best[0]:,} "
-                f"({read(place)[best[0]][training.best_metric]:.4g}); its model: phf export-model {self.folder.path} --best",
-                markup=False,
-                soft_wrap=True,
+        said = f"None of the checkpoints has {training.best_metric}, by which the best was to be chosen."
+        if best:
+            value = read(place)[best[0]][training.best_metric]
+            said = (
+                f"By {training.best_metric} the best checkpoint is that of step {best[0]:,} ({value:.4g}); its model: "
+                f"phf export-model {self.folder.path} --best"
             )
+        self.console.print(said, markup=False, soft_wrap=True)
 
     def write_facts(self, status: str, trainer: Trainer) -> None:
         """Bring `run.json` up to date, on rank 0."""

@@ -147,7 +147,7 @@ class Trainer:
                 self.step += 1
                 flags = (self._is_lost(outcome), self._stop, *self._saving.under_way)
                 diverged, stopped, *under_way = self.world.any(*flags)
-            self._saving.advance(*under_way)
+                self._saving.advance(*under_way)
             finished = self.step == self.horizon.steps
             logged = self._is_logged(finished)
             took = time.perf_counter() - began
