@@ -27,6 +27,7 @@ from training.run.progress import StageProgress
 from training.run.resume import check_folder, check_same
 from training.run.schedule import Horizon, plan_horizon
 from training.run.speed import peak_flops
+from training.run.trackers.opening import check_trackers, open_trackers
 from training.run.tracking import Tracker
 from training.run.trainer import DivergedError, Trainer
 
@@ -153,7 +154,10 @@ class TrainingJob:
         config = self.data.config
         tracker = None
         if self.world.is_main:
-            tracker = Tracker(self.folder, step=step, tensorboard=config.tracking.tensorboard)
+            told = {"config": config.model_dump(mode="json"), "facts": self.facts.model_dump(mode="json")}
+            tracker = Tracker(
+                self.folder, step=step, mirrors=open_trackers(config.tracking, self.folder, step, told, self._warn)
+            )
         made: list[hooks.Hook] = [hooks.Console(self.console)] if self.world.is_main else []
         made += [hooks.Tracking(tracker), hooks.Checkpointing(config.training.save_every), _Facts(self)]
         if config.training.evaluate_every:
@@ -167,6 +171,9 @@ class TrainingJob:
                 )
             )
         return made
+
+    def _warn(self, line: str) -> None:
+        self.console.print(line, style="bold yellow", markup=False, soft_wrap=True)
 
     def _prepare_evaluation(self) -> EvaluationSetup:
         return prepare_evaluation(self.data, kind=self.facts.kind, device=str(self.world.device))
@@ -216,6 +223,7 @@ class _Facts(hooks.Hook):
 def _prepare(config: TrainConfig, world: World, folder: RunFolder) -> tuple[PreparedData, Horizon]:
     # What a user may have got wrong is looked at before tokenising, which can take hours.
     check_folder(folder)
+    check_trackers(config.tracking)
     context_length = config.data.context_length or CONTEXT_LENGTH
     check_context(config.model, context_length)
     horizon = plan_horizon(config.training, context_length, world.size)
