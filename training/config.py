@@ -263,10 +263,59 @@ class EvaluationConfig(_Section):
     seed: int = 0
 
 
+class WandbConfig(_Section):
+    """Weights & Biases (extra `wandb`).
+
+    Attributes:
+        project, entity, name: where the run stands there; by default the run is named as its folder.
+        mode: `offline` writes files into the run's folder, for `wandb sync`.
+    """
+
+    project: str = "phf"
+    entity: str | None = None
+    name: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
+class MlflowConfig(_Section):
+    """MLflow (extra `mlflow`).
+
+    Attributes:
+        experiment, name: where the run stands there; by default the run is named as its folder.
+        tracking_uri: a server, or a folder; None takes MLFLOW_TRACKING_URI, or `mlflow/` in the run's folder.
+    """
+
+    experiment: str = "phf"
+    name: str | None = None
+    tracking_uri: str | None = None
+
+
+class TrackioConfig(_Section):
+    """trackio (extra `trackio`).
+
+    Attributes:
+        project, name: where the run stands there; by default the run is named as its folder.
+        space_id: a Space of Hugging Face; None keeps it on this machine (TRACKIO_DIR).
+    """
+
+    project: str = "phf"
+    name: str | None = None
+    space_id: str | None = None
+
+
 class TrackingConfig(_Section):
-    """Where metrics go besides the console and `metrics.jsonl`."""
+    """Where metrics go besides the console and `metrics.jsonl`.
+
+    Attributes:
+        tensorboard: event files in the run's folder.
+        wandb, mlflow, trackio: None for none; `{}` for one with its defaults. Only rank 0 speaks to them; they get the
+            numbers, the settings and the facts of the run, and no text. One that fails does not end the run.
+    """
 
     tensorboard: bool = True
+    wandb: WandbConfig | None = None
+    mlflow: MlflowConfig | None = None
+    trackio: TrackioConfig | None = None
 
 
 class TrainConfig(_Section):

@@ -18,7 +18,8 @@ _TOKENS_ON_CPU, _LOGITS_ON_GPU = 256, 2**26
 # written. On the CPU fitted to the sizes measured in tests/benchmarks/README.md; on a GPU an assumption.
 _MATMUL_SHARE = {False: 0.85, True: 0.65}
 _PASSES = 8
-_UPDATE_BYTES = 40  # that are read or written for each parameter a rank updates: gradients, AdamW, the copies
+# Read or written for each parameter a rank updates: gradients, AdamW, the copies; on a CPU into fresh pages, measured.
+_UPDATE_BYTES = {False: 120, True: 40}
 # What glibc keeps of freed activations on the CPU, as a share of them: their sizes differ, and it splits its holes.
 _CPU_ALLOCATOR = 1.2
 
@@ -195,7 +196,11 @@ def estimate_seconds(job: Job, machine: Machine) -> Seconds:
         compute = again * (flops / (_MATMUL_SHARE[machine.on_gpu] * machine.flops) + kept)
     else:
         compute = again * flops / (machine.utilisation * machine.flops)
-    return Seconds(compute, _UPDATE_BYTES * own / machine.memory_bandwidth, bytes_sent(job) / machine.link_bandwidth)
+    return Seconds(
+        compute,
+        _UPDATE_BYTES[machine.on_gpu] * own / machine.memory_bandwidth,
+        bytes_sent(job) / machine.link_bandwidth,
+    )
 
 
 def bytes_sent(job: Job) -> float:

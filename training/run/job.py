@@ -29,6 +29,7 @@ from training.run.resume import check_folder, check_same
 from training.run.schedule import Horizon, plan_horizon
 from training.run.speed import peak_flops
 from training.run.stopping import leave
+from training.run.trackers.opening import check_trackers, open_trackers
 from training.run.tracking import Tracker
 from training.run.trainer import DivergedError, Trainer
 
@@ -157,7 +158,10 @@ class TrainingJob:
         config = self.data.config
         tracker = None
         if self.world.is_main:
-            tracker = Tracker(self.folder, step=step, tensorboard=config.tracking.tensorboard)
+            told = {"config": config.model_dump(mode="json"), "facts": self.facts.model_dump(mode="json")}
+            tracker = Tracker(
+                self.folder, step=step, mirrors=open_trackers(config.tracking, self.folder, step, told, self._warn)
+            )
         made: list[hooks.Hook] = [hooks.Console(self.console)] if self.world.is_main else []
         made += [hooks.Tracking(tracker), _checkpointing(config.training), _Facts(self)]
         if config.training.evaluate_every:
@@ -171,6 +175,9 @@ class TrainingJob:
                 )
             )
         return made
+
+    def _warn(self, line: str) -> None:
+        self.console.print(line, style="bold yellow", markup=False, soft_wrap=True)
 
     def _prepare_evaluation(self) -> EvaluationSetup:
         return prepare_evaluation(self.data, kind=self.facts.kind, device=str(self.world.device))
@@ -244,6 +251,7 @@ def check_settings(config: TrainConfig, ranks: int) -> Horizon:
     """
     check_folder(RunFolder(Path(config.output)))
     check_best(config)
+    check_trackers(config.tracking)
     context_length = config.data.context_length or CONTEXT_LENGTH
     check_context(config.model, context_length)
     return plan_horizon(config.training, context_length, ranks)

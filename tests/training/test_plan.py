@@ -1,0 +1,299 @@
+"""`phf train --plan`: exact where it counts, within stated bounds where it estimates, and without touching anything."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from typer.testing import CliRunner
+
+from phf import app
+from scorers.errors import UserError
+from tests.training.footprint import resident
+from tests.training.jobs import ENVIRONMENT, ROOT
+from training.config import ModelConfig, TrainingConfig
+from training.model.language_model import Vocabulary, build_model, count_parameters, flops_per_token
+from training.model.shape import trace_shape
+from training.run.deepspeed_config import deepspeed_config
+from training.run.estimate import (
+    Job,
+    Layout,
+    Machine,
+    bytes_sent,
+    checkpoint_bytes,
+    estimate_memory,
+    estimate_seconds,
+)
+from training.run.forecast import FILL, Asked, fitted, forecast
+from training.run.schedule import plan_horizon
+from training.settings import resolve_config
+
+# How far memory may be off; see tests/benchmarks/README.md.
+BOUND = 0.15
+
+
+def shape(name, vocabulary=4096, context=128, dtype=torch.float32, **config):
+    model = build_model(ModelConfig(name=str(name), **config), Vocabulary(vocabulary, 0), skeleton=True)
+    return trace_shape(model, str(name), context_length=context, dtype=dtype)
+
+
+def config(model="gpt2", objective="mle", **training):
+    sets = [f"training.{key}={value}" for key, value in training.items()]
+    missing = {"output": "", "task": "none", "data": {"dataset": ""}}
+    flags = {"model": {"name": str(model)}, "objective": {"name": objective}}
+    return resolve_config(None, flags, sets, defaults=missing)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    LlamaConfig(
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=100,
+        max_position_embeddings=128,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+)
+def test_the_parameters_of_gpt2_are_those_it_is_known_for(name, parameters):
+    assert count_parameters(build_model(ModelConfig(name=name), Vocabulary(50257, 0), skeleton=True))[0] == parameters
+
+
+def really_kept(model, context):
+    own = {each.untyped_storage().data_ptr() for each in [*model.parameters(), *model.buffers()]}
+    found = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # What it gives is held too, so that none of its memory is given out twice.
+        result = model.causal.base_model(input_ids=torch.zeros(1, context, dtype=torch.int64), use_cache=False)
+    return sum(each.nbytes() for each in found.values()), result
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_model_without_weights_is_the_built_one(kind, llama):
+    name = llama if kind == "llama" else "nano"
+    built = build_model(ModelConfig(name=str(name)), Vocabulary(300, 0), value_head=True).train()
+    model = build_model(ModelConfig(name=str(name)), Vocabulary(300, 0), value_head=True, skeleton=True)
+    before = resident("VmRSS")
+    found = trace_shape(model, "any", context_length=128, dtype=torch.float32)
+    assert resident("VmRSS") - before < 500e6
+    assert (found.parameters, found.parameters_embedding) == count_parameters(built)
+    assert found.flops_per_token == flops_per_token(built, 128)
+    assert (found.tied, found.linear_head, found.value_head) == (kind == "gpt2", built.has_linear_head, True)
+    kept, _ = really_kept(built, 128)
+    # With a mask, which transformers makes for a trace, keys and values that heads share are repeated.
+    assert kept <= found.kept <= 1.06 * kept
+    assert found.kept_checkpointed < found.kept / 4
+
+
+def test_eager_attention_keeps_what_the_fused_one_does_not():
+    model = build_model(ModelConfig(name="nano"), Vocabulary(4096, 0), skeleton=True)
+    model.causal.set_attn_implementation("eager")
+    fused, eager = shape("nano"), trace_shape(model, "nano", context_length=128, dtype=torch.float32)
+    assert eager.kept - fused.kept >= 2 * 2 * 128 * 128 * 4  # the weights of each layer and head
+
+
+def job(of, *, micro=1, accumulation=2, ranks=1, stage=1, checkpointing=False, on_gpu=False, **training):
+    settings = TrainingConfig(
+        batch_size=micro * accumulation * ranks, micro_batch_size=micro, zero_stage=stage, **training
+    )
+    precision = "fp32" if of.bytes_per_value == 4 else "bf16"
+    horizon = plan_horizon(settings, of.context_length, ranks)
+    made = deepspeed_config(settings, horizon, precision, parameters=of.parameters, on_gpu=on_gpu)
+    return Job(of, Layout.of(made, of.parameters), ranks, micro, accumulation, checkpointing)
+
+
+CPU = Machine("a CPU", False, 100e9, 16e9, 10e9, 1e9)
+GPU = Machine("H100", True, 989e12, 80e9, 3.35e12, 225e9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "measured",
+    [
+        {"model": "tiny", "context": 256, "micro": 12, "steps": 2},  # mostly activations
+        {"model": "mini", "context": 16, "micro": 1, "steps": 2, "vocabulary": 32768},  # mostly states
+    ],
+)
+def test_the_estimate_is_near_what_a_fresh_process_takes(measured):
+    # With glibc's thresholds fixed, freed tensors go back to the system, and what is left is what tensors take.
+    fixed = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.footprint", json.dumps(measured)],
+        env={**os.environ, **ENVIRONMENT, **fixed},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])["memory"]
+    of = shape(measured["model"], measured.get("vocabulary", 4096), measured["context"])
+    estimate = estimate_memory(job(of, micro=measured["micro"]), CPU)
+    assert estimate.total - estimate.allocator == pytest.approx(found, rel=BOUND)
+
+
+def test_states_shrink_with_the_stage_and_the_ranks():
+    of = shape("gpt2", 50257, 1024, torch.bfloat16)
+    by_stage = [estimate_memory(job(of, ranks=8, stage=stage, on_gpu=True), GPU).optimizer for stage in (1, 2, 3)]
+    assert by_stage == [12 * of.parameters / 8] * 3
+    totals = [estimate_memory(job(of, ranks=ranks, stage=2, on_gpu=True), GPU).total for ranks in (1, 2, 4, 8)]
+    assert totals == sorted(totals, reverse=True)
+    away = job(of, stage=2, on_gpu=True)
+    away = replace(away, layout=replace(away.layout, offload_optimizer=True))
+    found = estimate_memory(away, GPU)
+    assert found.optimizer == 0
+    assert found.main >= 12 * of.parameters
+
+
+def test_communication_is_counted_by_rings():
+    of = shape("nano")
+    once = (3 / 4) * of.parameters * 4
+    assert bytes_sent(job(of)) == 0
+    assert [bytes_sent(job(of, ranks=4, accumulation=5, stage=stage)) / once for stage in (1, 2, 3)] == [2, 6, 15]
+
+
+def test_more_arithmetic_takes_longer_and_a_given_share_of_the_peak_is_used():
+    of = shape("tiny", context=256)
+    plain, again = (estimate_seconds(job(of, checkpointing=each), CPU).compute for each in (False, True))
+    assert again == pytest.approx(plain * 4 / 3)
+    given = estimate_seconds(job(of), replace(CPU, utilisation=0.5)).compute
+    assert given == pytest.approx(2 * 256 * of.flops_per_token / 50e9)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_micro_batch_is_the_largest_that_fits(stage):
+    asked = Asked(ranks=4, device="H100", memory=8e9)
+    found = forecast(config(zero_stage=stage), asked)
+    horizon = found.horizon
+    assert found.fits
+    assert horizon.micro_batch_size * horizon.accumulation * 4 == 64
+    assert 1 < horizon.micro_batch_size < 16
+    larger = forecast(config(zero_stage=stage, micro_batch_size=2 * horizon.micro_batch_size), asked)
+    assert not larger.fits
+    assert larger.memory.total > FILL * 8e9
+
+
+def test_each_remedy_makes_it_fit():
+    asked = Asked(ranks=2, device="A100", memory=16e9)
+    found = forecast(config("gpt2-xl"), asked)
+    assert not found.fits
+    assert found.horizon.micro_batch_size == 1
+    assert found.remedies
+    for remedy in found.remedies:
+        changes, ranks = {}, 2
+        for part in remedy.split(" and "):
+            if part.startswith("--ranks"):
+                ranks = int(part.split()[1])
+            else:
+                key, _, value = part.removeprefix("training.").partition("=")
+                changes[key] = value
+        assert forecast(config("gpt2-xl", **changes), replace(asked, ranks=ranks)).fits, remedy
+
+
+def test_on_a_cpu_the_batch_is_cut_as_a_run_cuts_it():
+    of = config("nano", batch_size=24)
+    assert forecast(of, Asked(ranks=2, memory=1e12)).horizon == plan_horizon(of.training, 128, 2)
+    horizon = plan_horizon(of.training, 128, 1)
+    assert fitted(of, horizon, 400, torch.device("cpu")) is horizon
+
+
+def test_the_value_head_and_the_control_tokens_are_counted():
+    asked = Asked(device="H100")
+    plain, awr, conditional = (
+        forecast(config("nano", objective), asked).job.shape.parameters for objective in ("mle", "awr", "conditional")
+    )
+    assert (awr - plain, conditional - plain) == (64, 2 * 64)
+
+
+def test_a_checkpoint_is_as_large_as_it_says(tmp_path):
+    from training.run.distributed import World
+    from training.run.engine import Engine
+
+    world = World.from_environment()
+    world.start()
+    settings = TrainingConfig(batch_size=2, micro_batch_size=1)
+    model = build_model(ModelConfig(name="nano"), Vocabulary(4096, 0))
+    engine = Engine(model, settings, plan_horizon(settings, 128, 1), world)
+    engine.save(tmp_path)
+    engine.close()
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    # The moments are there from the first update on.
+    of = shape("nano")
+    assert written + 8 * of.parameters == pytest.approx(checkpoint_bytes(job(of)), rel=0.1)
+
+
+def plan(*arguments):
+    return CliRunner().invoke(app, ["train", "--plan", *map(str, arguments)])
+
+
+def test_a_plan_needs_nothing_and_touches_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = plan("--model", "gpt2", "--ranks", 8, "--plan-device", "H100", "--output", "run", "missing", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["fits"]
+    assert found["model"]["parameters"] == 124_439_808 - (50257 - 8192) * 768
+    assert found["horizon"]["ranks"] == 8
+    assert found["memory"]["total"] <= found["memory"]["available"] == FILL * 80e9
+    assert 0 < found["mfu"] < 0.65
+    assert found["total_seconds"] == pytest.approx(found["step_seconds"]["total"] * found["horizon"]["steps"])
+    assert "Memory of a rank" in result.stderr
+    assert "225 GB/s between ranks" in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plan-device", "abacus"], "not a card that is known"),
+        (["--ranks", 3, "--plan-device", "H100"], "cannot be divided among 3 ranks"),
+        (["--model", "/no/model"], "Cannot load model"),
+        (["--set", "data.context_length=4096", "--model", "gpt2"], "has positions for 1024"),
+        (["--model", "gpt2-xl", "--plan-device", "L4"], "--ranks 2"),
+        (["--model", "gpt2-xl", "--plan-device", "L4", "--set", "model.overrides.n_embd=12800"], "What would help"),
+        (["--tokenizer", "/no/tokenizer", "--model", "nano"], "Cannot load the tokenizer"),
+    ],
+)
+def test_what_cannot_be_planned_or_does_not_fit_exits_2(arguments, message):
+    result = plan(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
+def test_its_flags_need_it():
+    result = CliRunner().invoke(app, ["train", "data", "--output", "run", "--task", "t", "--plan-device", "H100"])
+    assert result.exit_code == 2
+    assert "give --plan too" in result.stderr
+
+
+def test_a_model_that_looks_at_its_numbers_is_refused(monkeypatch):
+    model = build_model(ModelConfig(name="nano"), Vocabulary(64, 0), skeleton=True)
+    forward = model.causal.base_model.forward
+
+    def looks(**inputs):
+        result = forward(**inputs)
+        assert float(result.last_hidden_state.detach().sum()) < 1e9
+        return result
+
+    monkeypatch.setattr(model.causal.base_model, "forward", looks)
+    with pytest.raises(UserError, match="cannot be estimated"):
+        trace_shape(model, "nano", context_length=16, dtype=torch.float32)

@@ -1,0 +1,1 @@
+"""Where logged numbers go besides `metrics.jsonl`: TensorBoard, and others by extra, each behind `Sink`."""

@@ -1,0 +1,109 @@
+"""What a tracker is to a run, and what a run does when one fails: it goes on."""
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+_WAITING = 1000  # logged steps that may wait for a slow tracker
+_CLOSING_S = 60.0
+
+
+class Sink(Protocol):
+    """A tracker that is open."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers of a step, by names such as `train/loss`. It may raise anything."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left."""
+        ...
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a tracker is opened with.
+
+    Attributes:
+        folder: of the run, as a string.
+        name: of the run, as the tracker shows it, where its settings have none.
+        config: the settings and facts of the run; never any text of the corpus.
+        run_id: what the tracker called the run in an earlier process; None for the first.
+    """
+
+    folder: str
+    name: str
+    config: Mapping[str, Any]
+    run_id: str | None
+
+
+class Guarded:
+    """A sink in a thread of its own, whose failures are counted and told once.
+
+    Nothing that a tracker does, be it to raise or to wait for a network, stops a step: what it has no room for is
+    counted as not sent.
+
+    Args:
+        name: to tell.
+        sink: the tracker.
+        tell: called with a sentence, in the thread that logs.
+        closing_s: seconds that the end of a run waits for it.
+    """
+
+    def __init__(self, name: str, sink: Sink, tell: Callable[[str], None], *, closing_s: float = _CLOSING_S) -> None:
+        self.name = name
+        self.lost = 0
+        self._sink = sink
+        self._tell = tell
+        self._closing_s = closing_s
+        self._error: BaseException | None = None
+        self._told = False
+        self._queue: queue.Queue[tuple[Mapping[str, float], int] | None] = queue.Queue(_WAITING)
+        self._thread = threading.Thread(target=self._send, name=f"tracker {name}", daemon=True)
+        self._thread.start()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Hand over the numbers of a step; never raises, never waits."""
+        try:
+            self._queue.put_nowait((values, step))
+        except queue.Full:
+            self.lost += 1
+        self._tell_once()
+
+    def close(self) -> None:
+        """Wait for what is left to be sent, but not forever, and tell how much was not."""
+        try:
+            self._queue.put(None, timeout=self._closing_s)
+        except queue.Full:
+            pass
+        else:
+            self._thread.join(self._closing_s)
+        self._tell_once()
+        waiting = self._queue.qsize() if self._thread.is_alive() else 0
+        if self.lost or waiting:
+            self._tell(
+                f"{self.name} has not got {self.lost + waiting:,} of the logged steps; metrics.jsonl has them all."
+            )
+
+    def _tell_once(self) -> None:
+        if self._error is not None and not self._told:
+            self._told = True
+            # Its words may hold an address or a key.
+            self._tell(
+                f"{self.name} failed ({type(self._error).__name__}); the run goes on without it where it has to, and "
+                "metrics.jsonl has every number."
+            )
+
+    def _send(self) -> None:
+        while (item := self._queue.get()) is not None:
+            try:
+                self._sink.log(*item)
+            except Exception as error:  # noqa: BLE001 - a tracker must not end a run
+                self._error = error
+                self.lost += 1
+        try:
+            self._sink.close()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._error = error

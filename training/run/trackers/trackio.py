@@ -1,0 +1,40 @@
+"""trackio: local, or in a Space of Hugging Face."""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from training.config import TrackioConfig
+from training.run.trackers.sink import Opening
+
+
+class Trackio:
+    """A run of trackio, which knows a run by its name.
+
+    Args:
+        config: of the tracker.
+        opening: of the run.
+    """
+
+    def __init__(self, config: TrackioConfig, opening: Opening) -> None:
+        import trackio
+
+        self.run_id = opening.run_id or config.name or f"{opening.name}-{uuid.uuid4().hex[:6]}"
+        self._run: Any = trackio.init(
+            project=config.project,
+            name=self.run_id,
+            space_id=config.space_id,
+            config=dict(opening.config),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """The numbers of a step."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Write or send what is left."""
+        self._run.finish()
