@@ -96,8 +96,8 @@ class ModelConfig(_Section):
         pretrained: start from the weights of the checkpoint `name` instead of a random initialisation.
         overrides: fields of the Hugging Face config to change, such as `n_layer: 4`.
         pad_vocab_to: the embeddings get so many rows of zeros that their number is a multiple of this; 1 for none.
-            None is 128 on a GPU, whose matrix products want it, and 1 on a CPU. Losses are the same, and the exported
-            model is without them.
+            None is 128 on a GPU, whose matrix products want it, where the architecture lets it, and 1 on a CPU. Losses
+            are the same, and the exported model is without them.
         attention: auto is torch's scaled dot product where the architecture has it; `flash_attention_2` and
             `flash_attention_3` need their package, a GPU and half precision.
         kernels: `liger` replaces norms, rotary embeddings and gated layers by Liger's fused ones (GPU, extra `liger`).

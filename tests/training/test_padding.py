@@ -150,12 +150,15 @@ def test_padding_is_never_sampled_while_training():
 def test_embeddings_of_another_kind_are_not_padded(monkeypatch):
     from transformers import GPT2LMHeadModel
 
-    class Scaled(torch.nn.Linear):
-        pass
+    assert make(multiple=None).padding.rows == 128
 
-    monkeypatch.setattr(GPT2LMHeadModel, "get_output_embeddings", lambda self: Scaled(64, SIZE, bias=False))
+    class Head(torch.nn.Module):
+        weight = torch.zeros(SIZE, 64)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "get_output_embeddings", lambda self: Head())
     with pytest.raises(UserError, match=r"model\.pad_vocab_to: the embeddings of GPT2LMHeadModel .* Set it to 1"):
         make()
+    assert make(multiple=None).padding.rows == SIZE
     monkeypatch.undo()
     # One whose logits do not come by way of its output embedding.
     forward = GPT2LMHeadModel.forward

@@ -133,7 +133,7 @@ class LanguageModel(nn.Module):
 
     def _logits(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         ids, positions = self._laid_out(input_ids)
-        logits = self.causal(input_ids=ids, use_cache=False, **_known(positions)).logits
+        logits = self.causal(input_ids=ids, use_cache=False, **_at(positions)).logits
         logits = logits.reshape(*input_ids.shape, -1)
         if self.value_head is None:
             return logits, None
@@ -142,7 +142,7 @@ class LanguageModel(nn.Module):
 
     def _run_body(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
         hidden: Tensor = self.causal.base_model(
-            input_ids=input_ids, use_cache=False, **_known(positions)
+            input_ids=input_ids, use_cache=False, **_at(positions)
         ).last_hidden_state
         return hidden
 
@@ -162,7 +162,7 @@ def build_model(
     *,
     value_head: bool = False,
     context_length: int | None = None,
-    rows_multiple: int = 1,
+    rows_multiple: int | None = 1,
     documents_apart: bool = False,
     skeleton: bool = False,
 ) -> LanguageModel:
@@ -177,7 +177,8 @@ def build_model(
         vocabulary: of the tokenizer.
         value_head: whether the objective needs values.
         context_length: refused when the model has fewer positions.
-        rows_multiple: the embeddings are padded to a multiple of so many rows (`training.model.vocabulary.Padding`).
+        rows_multiple: the embeddings are padded to a multiple of so many rows; None is 128 where the architecture lets
+            it (`training.model.vocabulary.Padding`).
         documents_apart: tokens see only their own document (`training.model.masking`).
         skeleton: the same modules without numbers, on torch's meta device; whether the head is linear is not tried.
 
@@ -219,7 +220,7 @@ def _causal(config: ModelConfig, vocabulary: Vocabulary, *, skeleton: bool) -> A
     return causal
 
 
-def _known(positions: Tensor | None) -> dict[str, Tensor]:
+def _at(positions: Tensor | None) -> dict[str, Tensor]:
     # Not every architecture takes positions.
     return {} if positions is None else {"position_ids": positions}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scorers.errors import UserError
 
 CONTROL_NOISE = 0.1  # of the embeddings' own standard deviation
-ROWS_ON_GPU = 128
+_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Padding:
 
     Args:
         causal: a Hugging Face causal language model whose embeddings have no padding yet.
-        multiple: of which the number of rows becomes one; 1 adds none.
+        multiple: of which the number of rows becomes one; 1 adds none. None is 128 where the architecture lets it.
 
     Attributes:
         size: rows without the padding.
@@ -58,15 +58,18 @@ class Padding:
         UserError: the architecture's logits are not what its output embedding gives.
     """
 
-    def __init__(self, causal: Any, multiple: int) -> None:
+    def __init__(self, causal: Any, multiple: int | None) -> None:
         embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
         self.size = int(embedding.num_embeddings)
+        possible = isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding)
+        if multiple is None:
+            multiple = _ROWS if possible else 1
         self.rows = -(-self.size // multiple) * multiple
         self.parameters = 0
         self._names: set[str] = set()
         if self.rows == self.size:
             return
-        if type(head) is not nn.Linear or type(embedding) is not nn.Embedding or head.out_features != self.size:
+        if not possible or head.out_features != self.size:
             raise _not_padded(causal)
         tied = head.weight is embedding.weight
         embedding.weight = self._padded(embedding.weight)

@@ -7,7 +7,7 @@ from training.data.prepare import PreparedData
 from training.model.kernels import check_kernels, use_liger
 from training.model.language_model import LanguageModel, build_model, checkpoint_activations
 from training.model.sources import check_attention
-from training.model.vocabulary import ROWS_ON_GPU, Vocabulary
+from training.model.vocabulary import Vocabulary
 from training.run.deepspeed_config import Precision
 from training.run.distributed import World
 from training.run.engine import check_compiler
@@ -44,7 +44,7 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
             vocabulary,
             value_head=data.objective.needs_values,
             context_length=config.data.context_length,
-            rows_multiple=config.model.pad_vocab_to or (ROWS_ON_GPU if world.device.type == "cuda" else 1),
+            rows_multiple=config.model.pad_vocab_to or (None if world.device.type == "cuda" else 1),
             documents_apart=config.data.document_masking,
             skeleton=skeleton,
         )
