@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Two workers on two cores; the tests start Ray clusters and training ranks of their own.
-TEST_WORKERS ?= 2
+# One more than the two cores of a small machine: many tests wait, for deadlines and for Ray clusters of their own. Each
+# may take 3 GB with all that it starts.
+TEST_WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help install lint format test smoke demo bench bench-gpu clean

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.pipeline import probe
+from tests.pipeline import forked, probe
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,10 +45,10 @@ class Labelling:
         lines = (json.dumps({"id": f"{name}-{index}", "text": text}) for index, text in enumerate(texts))
         (self.corpus / name).write_text("".join(f"{line}\n" for line in lines))
 
-    def command(self, *options: str, output: str | Path | None = None, module: str = "phf") -> list[str]:
+    def command(self, *options: str, output: str | Path | None = None) -> list[str]:
         """The command, whose working directory is `folder` so that two of them give the same names of sources."""
         return [
-            *(sys.executable, "-m", module, "label", "corpus", "--output", str(output or self.output)),
+            *(sys.executable, "-m", "phf", "label", "corpus", "--output", str(output or self.output)),
             *("--scorer", self.scorer, "--threshold", "probe=p50", "--workers", "2", *options),
         ]
 
@@ -64,12 +64,10 @@ class Labelling:
             start_new_session=True,
         )
 
-    def run(
-        self, *options: str, output: str | Path | None = None, module: str = "phf"
-    ) -> "subprocess.CompletedProcess[str]":
+    def run(self, *options: str, output: str | Path | None = None) -> "subprocess.CompletedProcess[str]":
         """Run it to its end."""
         return subprocess.run(
-            self.command(*options, output=output, module=module),
+            self.command(*options, output=output),
             cwd=self.folder,
             env=self.env,
             capture_output=True,
@@ -78,9 +76,13 @@ class Labelling:
             check=False,
         )
 
+    def run_without_ray(self, *options: str, output: str | Path | None = None) -> "subprocess.CompletedProcess[str]":
+        """Do the same in one process, without Ray, which takes no time to start."""
+        return forked.run(self.command(*options, output=output)[3:], folder=self.folder, env=self.env)
+
     def run_undisturbed(self, *options: str, output: str | Path | None = None) -> None:
-        """Do the same in one process, without Ray."""
-        result = self.run(*options, output=output, module="tests.pipeline.without_ray")
+        """So, and it must go well."""
+        result = self.run_without_ray(*options, output=output)
         assert result.returncode == 0, result.stderr
 
     def hold(self, documents: int) -> None:

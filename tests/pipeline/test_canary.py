@@ -147,7 +147,7 @@ def test_no_text_is_left_anywhere_when_scorers_raise_print_crash_and_hang(
     with repeating(look):
         process = made.start(
             *("--unit-size", "600", "--log", "run.log", "--metrics-port", str(port)),
-            *("--set", "execution.unit_deadline_s=8", "--set", "execution.attempts=2"),
+            *("--set", "execution.unit_deadline_s=5", "--set", "execution.attempts=2"),
             *("--set", "execution.deadline_s=0.5", "--set", "max_record_size=2500", "--max-quarantined", "100"),
         )
         stdout, stderr = process.communicate(timeout=300)
@@ -190,10 +190,9 @@ def test_no_text_is_left_anywhere_when_scorers_raise_print_crash_and_hang(
 
 def test_quarantine_that_keeps_text_keeps_it_in_its_own_column_alone(tmp_path: Path) -> None:
     made = prepared(tmp_path, leaky.POISON)
-    result = made.run(
+    result = made.run_without_ray(
         *("--unit-size", "600", "--log", "run.log", "--set", "execution.deadline_s=0.5", "--max-quarantined", "100"),
         *("--set", "max_record_size=2500", "--set", "quarantine_text=true"),
-        module="tests.pipeline.without_ray",
     )
     assert result.returncode == 0, result.stderr[-2000:]
     check_dataset(made.output, keep=True)

@@ -156,7 +156,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Labelling:
 
 
 def test_a_log_on_stderr_is_all_that_stderr_holds(made: Labelling) -> None:
-    result = made.run("--log", "-", module="tests.pipeline.without_ray")
+    result = made.run_without_ray("--log", "-")
     assert result.returncode == 3
     written = [json.loads(line) for line in result.stderr.splitlines()]
     assert [line["event"] for line in written if line["event"] not in {"step", "step-progress"}] == [
@@ -174,7 +174,7 @@ def test_a_log_on_stderr_is_all_that_stderr_holds(made: Labelling) -> None:
     assert "1 entry is in quarantine" in written[-1]["error"]
     assert "Labelled 3 records" in result.stdout
 
-    refused = made.run("--log", "-", "--unit-size", "77", module="tests.pipeline.without_ray")
+    refused = made.run_without_ray("--log", "-", "--unit-size", "77")
     assert refused.returncode == 2
     last = json.loads(refused.stderr.splitlines()[-1])
     assert (last["state"], last["exit_code"]) == ("refused", 2)
@@ -183,9 +183,7 @@ def test_a_log_on_stderr_is_all_that_stderr_holds(made: Labelling) -> None:
 
 def test_a_log_that_cannot_be_written_any_more_does_not_end_the_labelling(made: Labelling) -> None:
     output = made.folder / "full"
-    result = made.run(
-        "--log", "/dev/full", "--max-quarantined", "1", output=output, module="tests.pipeline.without_ray"
-    )
+    result = made.run_without_ray("--log", "/dev/full", "--max-quarantined", "1", output=output)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("Cannot write the log /dev/full: No space left on device") == 1
     assert (output / "manifest.json").exists()

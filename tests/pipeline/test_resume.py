@@ -156,7 +156,7 @@ def test_a_finished_job_is_left_alone_and_a_changed_one_refused(undisturbed: Lab
     before = snapshot(undisturbed.output)
 
     def again(*options: str) -> "subprocess.CompletedProcess[str]":
-        result = undisturbed.run(*UNITS, *options)
+        result = undisturbed.run_without_ray(*UNITS, *options)
         assert snapshot(undisturbed.output) == before
         assert "Ray" not in result.stderr
         return result
@@ -181,7 +181,7 @@ def test_a_finished_job_is_left_alone_and_a_changed_one_refused(undisturbed: Lab
     manifest = undisturbed.output / "manifest.json"
     content, times = manifest.read_bytes(), manifest.stat()
     manifest.write_bytes(b"{")
-    assert undisturbed.run(*UNITS).returncode == 0
+    assert undisturbed.run_without_ray(*UNITS).returncode == 0
     assert manifest.read_bytes() == content
     os.utime(manifest, ns=(times.st_atime_ns, times.st_mtime_ns))
     before = snapshot(undisturbed.output)
@@ -198,11 +198,11 @@ def test_a_lost_unit_of_a_finished_job_is_labelled_anew(undisturbed: Labelling) 
     part = undisturbed.output / "units/0001/00000/00000003.cpu.parquet"
     content, lost, before = part.read_bytes(), texts_of(undisturbed, {3}), undisturbed.scored()
     part.unlink()
-    result = undisturbed.run(*UNITS)
+    result = undisturbed.run_without_ray(*UNITS)
     # The dataset is whole without it; whoever needs the unit says how to mend it.
     assert result.returncode == 0, result.stderr
     (undisturbed.output / "units/0001/00000/00000003.json").unlink()
-    result = undisturbed.run(*UNITS)
+    result = undisturbed.run_without_ray(*UNITS)
     assert result.returncode == 0, result.stderr
     assert undisturbed.scored() - before == Counter(lost)
     assert part.read_bytes() == content
@@ -216,7 +216,7 @@ def test_changed_inputs_are_refused_by_name(undisturbed: Labelling) -> None:
     content = corpus.read_bytes()
 
     def refused() -> str:
-        result = undisturbed.run(*UNITS)
+        result = undisturbed.run_without_ray(*UNITS)
         assert result.returncode == 2, result.stdout
         assert snapshot(undisturbed.output) == before
         return result.stderr

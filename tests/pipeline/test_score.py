@@ -13,23 +13,23 @@ import pytest
 
 from pipeline.checking.verify import verify
 from pipeline.dataset import open_dataset
-from tests.pipeline import probe
+from tests.pipeline import forked, probe
 from tests.pipeline.labelling import Labelling, data_hashes, wait_for
 
 TEXTS = [f"Sentence one of {number}. And a second one, {number * number}. " * 20 for number in range(40)]
 UNITS = ("--unit-size", "4000")
 
 
-def score(made: Labelling, *options: str, module: str = "tests.pipeline.without_ray") -> list[str]:
-    return [sys.executable, "-m", module, "score", str(made.output), *options]
+def score(made: Labelling, *options: str) -> list[str]:
+    return ["score", str(made.output), *options]
 
 
-def run(made: Labelling, command: list[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, cwd=made.folder, env=made.env, capture_output=True, text=True, timeout=120)
+def run(made: Labelling, arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    return forked.run(arguments, folder=made.folder, env=made.env)
 
 
 def again(made: Labelling, *options: str) -> "subprocess.CompletedProcess[str]":
-    return made.run(*UNITS, *options, module="tests.pipeline.without_ray")
+    return made.run_without_ray(*UNITS, *options)
 
 
 def rows(output: Path, *columns: str) -> list[tuple]:
@@ -77,7 +77,7 @@ def test_a_column_comes_later_and_nothing_is_scored_again(made: Labelling) -> No
     assert not (made.output / "data/0001").exists()
     assert verify(str(made.output)).problems == []
 
-    retagged = run(made, [sys.executable, "-m", "phf", "retag", str(made.output), "--threshold", "style=0"])
+    retagged = run(made, ["retag", str(made.output), "--threshold", "style=0"])
     assert retagged.returncode == 0, retagged.stderr
     assert verify(str(made.output)).problems == []
     assert rows(made.output, "probe") == before
@@ -91,7 +91,7 @@ def test_a_column_comes_later_and_nothing_is_scored_again(made: Labelling) -> No
 def test_a_record_that_a_new_scorer_cannot_score_leaves_the_dataset(tmp_path: Path) -> None:
     other = Labelling(tmp_path / "other", scorer="lines=pycodestyle")
     other.write(["Fine.", f"Not {probe.RAISE}.", "Fine again.", ""])
-    command = other.command("--kind", "python", module="tests.pipeline.without_ray")
+    command = other.command("--kind", "python")[3:]
     command = [each for each in command if each != "probe=p50" and each != "--threshold"]
     assert run(other, command).returncode == 0
     result = run(other, score(other, "--scorer", "probe=probe"))
@@ -147,7 +147,7 @@ def test_inputs_that_came_later_are_labelled_too(made: Labelling) -> None:
     assert list(manifest["scorers"]) == ["probe", "style"]
     new = {probe.key(f"New {number}. Indeed."): 2 for number in range(30)}
     assert made.scored() - settled == Counter(new), "only what is new, by both scorers"
-    checked = run(made, [sys.executable, "-m", "phf", "verify", str(made.output), "--inputs"])
+    checked = run(made, ["verify", str(made.output), "--inputs"])
     assert checked.returncode == 0, checked.stdout
 
     # The same content as if it had been there from the start, in another order.
@@ -189,7 +189,7 @@ def test_a_killed_score_goes_on_and_ends_with_the_same_bytes(made: Labelling, tm
 
     made.hold(made.scored().total() + 10)
     process = subprocess.Popen(
-        score(made, "--scorer", "style=probe", "--workers", "1", module="phf"),
+        [sys.executable, "-m", "phf", *score(made, "--scorer", "style=probe", "--workers", "1")],
         cwd=made.folder,
         env=made.env,
         stderr=subprocess.PIPE,

@@ -49,7 +49,13 @@ def ranks_at_step(process, output, step):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
-    return {int(child.environ()["RANK"]): child for child in psutil.Process(process.pid).children()}
+    return ranks_of(process)
+
+
+def ranks_of(process):
+    """The processes of the ranks that there are by now, by rank."""
+    below = psutil.Process(process.pid).children()
+    return {int(child.environ()["RANK"]): child for child in below if "RANK" in child.environ()}
 
 
 @pytest.mark.slow
@@ -101,7 +107,11 @@ def test_ranks_stop_together_when_their_parent_is_asked_to(tmp_path, code_datase
 def test_ranks_that_are_lost_too_often_are_given_up(tmp_path, code_dataset):
     output = tmp_path / "run"
     with start(code_dataset, output) as process:
-        ranks_at_step(process, output, 2)[1].kill()
+        # As they start; the other one waits for it, and is not waited for.
+        while 1 not in (ranks := ranks_of(process)):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        ranks[1].kill()
         _, said = process.communicate(timeout=100)
     assert process.returncode == 4, said
     assert "Rank 1 was killed by SIGKILL. The same command goes on" in said

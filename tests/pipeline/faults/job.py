@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.checking.verify import verify
 from pipeline.failpoints import VARIABLE
 from pipeline.storage import Storage
-from tests.pipeline import probe
-from tests.pipeline.faults import forked
+from tests.pipeline import forked, probe
 from tests.pipeline.labelling import Labelling, alive, descendants
 
 DONE, INCOMPLETE, STOPPED, DIED = 0, 4, 75, -9

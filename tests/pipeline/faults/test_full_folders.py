@@ -7,7 +7,7 @@ import pytest
 from pipeline.checking.verify import verify
 from pipeline.storage import Storage
 from pipeline.units.store import FOLDER_UNITS, UnitStore
-from tests.pipeline.faults import forked
+from tests.pipeline import forked
 from tests.pipeline.faults.job import DIED, DONE, Job
 from tests.pipeline.labelling import data_hashes
 

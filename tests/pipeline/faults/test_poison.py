@@ -55,12 +55,12 @@ def test_records_that_kill_their_process_go_into_quarantine_and_nothing_else_doe
     options = ("--unit-size", "2000", "--set", "execution.attempts=2", "--max-quarantined", "3")
     # The oracle: the same scorer, but it refuses these four texts, and nothing dies over the fifth.
     calm.log.with_suffix(".killed").touch()
-    refused = calm.run(*options, module="tests.pipeline.without_ray")
+    refused = calm.run_without_ray(*options)
     assert refused.returncode == 3, refused.stderr
 
     process = made.start(
         *(*options, "--set", "execution.memory_limit=900MB"),
-        *("--set", "execution.unit_deadline_s=20", "--set", "execution.deadlines.probe=1"),
+        *("--set", "execution.unit_deadline_s=10", "--set", "execution.deadlines.probe=1"),
     )
     stdout, stderr = process.communicate(timeout=500)
     assert process.returncode == 3, stderr
@@ -113,7 +113,7 @@ def test_a_scorer_that_dies_whatever_it_is_given_quarantines_nothing(tmp_path: P
 def test_a_stop_in_the_middle_of_it_leaves_no_process_behind(tmp_path: Path) -> None:
     made = Labelling(tmp_path, scorer="probe=poison_probe")
     made.write([f"{CANARY} {number}. {'x' * 100}" for number in range(8)] + [probe.HANG_IN_C])
-    options = ("--unit-size", "500", "--set", "execution.unit_deadline_s=15", "--max-quarantined", "1")
+    options = ("--unit-size", "500", "--set", "execution.unit_deadline_s=6", "--max-quarantined", "1")
     process = made.start(*options, "--set", "execution.attempts=9")
 
     def child() -> set[int]:
@@ -125,15 +125,16 @@ def test_a_stop_in_the_middle_of_it_leaves_no_process_behind(tmp_path: Path) -> 
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 75, stderr
     assert CANARY not in stdout + stderr
-    # Ray's own helpers look for their head now and then; nothing that labels is left at once.
+    # Ray's own helpers look for their head now and then, and have the next run's time for it; nothing that labels is
+    # left at once.
     assert not {pid for pid in alive(helpers) if "isolated" in command_of(pid)}
-    wait_for(lambda: not alive(helpers), seconds=100)
 
     process = made.start(*options, "--set", "execution.attempts=1")
     stdout, stderr = process.communicate(timeout=500)
     assert process.returncode == 0, stderr
-    assert list(quarantined(made.output).values()) == [("worker-hung", "probe: nothing came for 15 s, once")]
+    assert list(quarantined(made.output).values()) == [("worker-hung", "probe: nothing came for 6 s, once")]
     assert len(positions(made.output)) == 8
+    wait_for(lambda: not alive(helpers), seconds=100)
 
 
 def command_of(pid: int) -> str:

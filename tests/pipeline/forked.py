@@ -7,7 +7,9 @@ runs without Ray: one process does unit after unit.
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -16,7 +18,7 @@ from pathlib import Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        *("spacy", "pyarrow.parquet", "obstore", "phf", "rich.progress", "tests.pipeline.faults.forked"),
+        *("spacy", "pyarrow.parquet", "obstore", "phf", "rich.progress", "tests.pipeline.forked"),
         *("pipeline.labelling.driver", "pipeline.labelling.summary", "pipeline.object_storage", "scorers.sentences"),
     ]
 )
@@ -37,7 +39,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Forked:
-    """A process that runs, or has run; `log` is its stdout and stderr."""
+    """A process that runs, or has run; `log` is its stdout, and its stderr where that has no file of its own."""
 
     process: ForkServerProcess
     log: Path
@@ -63,7 +65,23 @@ class Forked:
         return Ended(self.process.exitcode, self.said)
 
 
-def start(arguments: Sequence[str], *, folder: Path, env: Mapping[str, str], log: Path, file_size: int = 0) -> Forked:
+def run(arguments: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Run `phf` to its end, as `subprocess.run` would."""
+    with tempfile.TemporaryDirectory(prefix="phf-forked-") as place:
+        out, errors = Path(place, "stdout"), Path(place, "stderr")
+        ended = start(arguments, folder=folder, env=env, log=out, errors=errors).wait()
+        return subprocess.CompletedProcess(["phf", *arguments], ended.code, ended.said, errors.read_text())
+
+
+def start(
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    env: Mapping[str, str],
+    log: Path,
+    errors: Path | None = None,
+    file_size: int = 0,
+) -> Forked:
     """Start `phf` with arguments in a working folder, its environment `env`.
 
     Args:
@@ -71,18 +89,21 @@ def start(arguments: Sequence[str], *, folder: Path, env: Mapping[str, str], log
         folder: working folder.
         env: all of its environment; folders on its PYTHONPATH come first.
         log: where its output goes; replaced.
+        errors: where its stderr goes; None for the log.
         file_size: bytes that no file it writes may pass (RLIMIT_FSIZE); 0 for no limit.
     """
     log.unlink(missing_ok=True)
-    process = _CONTEXT.Process(target=_run, args=(list(arguments), str(folder), dict(env), str(log), file_size))
+    process = _CONTEXT.Process(
+        target=_run, args=(list(arguments), str(folder), dict(env), str(log), str(errors or log), file_size)
+    )
     process.start()
     return Forked(process, log)
 
 
-def _run(arguments: list[str], folder: str, env: dict[str, str], log: str, file_size: int) -> None:
+def _run(arguments: list[str], folder: str, env: dict[str, str], log: str, errors: str, file_size: int) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    os.dup2(descriptor if errors == log else os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.environ.clear()
     os.environ.update(env)
     sys.path[:0] = env.get("PYTHONPATH", "").split(os.pathsep)
