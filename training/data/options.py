@@ -26,6 +26,8 @@ class StreamOptions:
         drop_tags: share of sentences that get no control token, chosen by a hash of `seed`, the document's text and
             the sentence's number in it.
         seed: of that hash.
+        findings: what a scorer has found in the store's tokens, by name: a token of the text carries its sentence's
+            score where it overlaps a finding, else 0; None for the sentence's score on every token of it.
     """
 
     context_length: int
@@ -37,6 +39,7 @@ class StreamOptions:
     tag_ids: tuple[int, ...] = ()
     drop_tags: float = 0.0
     seed: int = 0
+    findings: str | None = None
 
     def __post_init__(self) -> None:
         if self.tag_bounds is not None and len(self.tag_ids) != len(self.tag_bounds) + 1:

@@ -23,7 +23,7 @@ from training.data.thresholds import (
     sentence_threshold,
 )
 from training.data.tokenizers import Tokenizer
-from training.objectives import OBJECTIVES, LossMask
+from training.objectives import MLE, OBJECTIVES, LossMask
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
         raise UserError(
             "One objective.threshold cannot be for several columns. Give one a column: "
             f"--set objective.thresholds.{next(iter(data.columns))}=NUMBER."
+        )
+    if data.token_scores and data.columns:
+        raise UserError("data.token_scores is for one score column. Set it to false, or leave data.columns out.")
+    if data.token_scores and issubclass(kind, MLE) and objective.mask_above is None:
+        raise UserError(
+            f"The objective {name} has no use for data.token_scores: nothing that it does with a token depends on the "
+            "token's own score. Set objective.mask_above, choose unlikelihood, rwr or awr, or set it to false."
         )
     others = [column for column in objective.thresholds if column not in data.columns]
     if others:

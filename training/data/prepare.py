@@ -8,6 +8,8 @@ from typing import Any
 from pipeline.dataset import LabelledDataset, open_dataset
 from training.config import DataConfig, ObjectiveConfig, TrainConfig
 from training.data.builder import ensure_store
+from training.data.findings import ensure_findings
+from training.data.kinds import document_kind
 from training.data.options import StreamOptions
 from training.data.order import BatchSource
 from training.data.preference import Scale, check_preference, loss_mask, report_threshold, scale_of, tag
@@ -94,6 +96,8 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
         filter_threshold=threshold.value if threshold is not None and kind.filters else None,
         seed=config.training.seed,
     )
+    if config.data.token_scores:
+        options = replace(options, findings=_findings(config, dataset, tokenizer, store, progress))
     if kind.tags:
         options, threshold = tag(scale, options, config.objective, tokenizer)
     stream = Stream(scale.store, scale.column, options)
@@ -134,6 +138,14 @@ def tokenize(
 
 def _objective(config: ObjectiveConfig, threshold: float) -> Objective:
     return build(config.name, threshold=threshold, alpha=config.alpha, beta=config.beta, w_max=config.w_max)
+
+
+def _findings(
+    config: TrainConfig, dataset: LabelledDataset, tokenizer: Tokenizer, store: TokenStore, progress: Progress | None
+) -> str:
+    column = config.data.column or config.task
+    tell = None if progress is None else lambda done, total: progress("findings", done, total)
+    return ensure_findings(store, dataset, tokenizer, column, document_kind(dataset.manifest, column), tell)
 
 
 def _resolved(
