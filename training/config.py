@@ -76,7 +76,7 @@ class ObjectiveConfig(_Section):
         mask_control_tokens: conditional: learn nothing about when a control token comes, only what comes after it
             (MeCo, arXiv 2501.01956, does so with metadata).
         mask_above: sentences with a higher score are read but not learnt ("masked SLUNG", arXiv 2505.03052); a score,
-            or a percentile of the stream's sentences such as `p99`. See `training.objectives.LossMask`.
+            or a percentile of the stream's sentences such as `p99`. See `training.loss_mask`.
         drop_tags: conditional: share of sentences whose control token is left out.
         alpha: unlikelihood: weight of the unlikelihood term; awr: weight of the policy term.
         beta: rwr, awr: temperature of the weights.

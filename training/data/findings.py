@@ -3,6 +3,8 @@
 A labelled dataset has a score a sentence. Some scorers can say more: which characters they counted. They are asked
 again, by what the manifest says of them and proved the same by their fingerprint, for the documents in which they found
 anything; it takes about as long as labelling these on one core did, and is done once for a store and a scorer.
+
+That a reward says more the finer it is: Fine-Grained RLHF (arXiv 2306.01693).
 """
 
 import json

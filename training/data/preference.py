@@ -23,7 +23,8 @@ from training.data.thresholds import (
     sentence_threshold,
 )
 from training.data.tokenizers import Tokenizer
-from training.objectives import MLE, OBJECTIVES, LossMask
+from training.loss_mask import LossMask
+from training.objectives import MLE, OBJECTIVES
 
 
 @dataclass(frozen=True)

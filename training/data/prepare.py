@@ -17,7 +17,8 @@ from training.data.store import TokenStore
 from training.data.stream import Stream
 from training.data.thresholds import ThresholdChoice, check_stream
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
-from training.objectives import OBJECTIVES, LossMask, Objective, build
+from training.loss_mask import LossMask
+from training.objectives import OBJECTIVES, Objective, build
 from training.presets import CONTEXT_LENGTH
 from training.settings import fill_in
 
