@@ -46,6 +46,8 @@ class DataConfig(_Section):
         column: score column; by default the task's name. With `columns`, the one that reports are about.
         columns: several score columns and their weights, such as `{toxicity: 1, pii: 0.5}`: see
             `training.data.combined`. Documents without a score in any of them are left out.
+        token_scores: a token carries its sentence's score only where it overlaps what the scorer has found in the
+            sentence, else 0; for scorers that can say where (scrubadub). See `training.data.findings`.
         tokenizer: path or name of a Hugging Face tokenizer; None trains a byte-level BPE on the dataset.
         vocab_size: entries of the tokenizer that is trained when none is given.
         context_length: tokens a block; None takes the preset's, at most what the model has positions for.
@@ -62,6 +64,7 @@ class DataConfig(_Section):
     dataset: str
     column: str | None = None
     columns: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    token_scores: bool = False
     tokenizer: str | None = None
     vocab_size: Count = Field(default=8192, ge=260)
     context_length: Count | None = Field(default=None, ge=2)
@@ -125,7 +128,7 @@ class ObjectiveConfig(_Section):
         mask_control_tokens: conditional: learn nothing about when a control token comes, only what comes after it
             (MeCo, arXiv 2501.01956, does so with metadata).
         mask_above: sentences with a higher score are read but not learnt ("masked SLUNG", arXiv 2505.03052); a score,
-            or a percentile of the stream's sentences such as `p99`. See `training.objectives.LossMask`.
+            or a percentile of the stream's sentences such as `p99`. See `training.loss_mask`.
         drop_tags: conditional: share of sentences whose control token is left out.
         alpha: unlikelihood: weight of the unlikelihood term; awr: weight of the policy term.
         beta: rwr, awr: temperature of the weights.

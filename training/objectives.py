@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch user knows
 
 from scorers.errors import UserError
+from training.loss_mask import LossMask
 
 
 @dataclass(frozen=True)
@@ -45,42 +46,6 @@ class TokenTerms:
     loss: Tensor
     means: dict[str, Tensor] = field(default_factory=dict)
     maxima: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LossMask:
-    """Predicted tokens that are context only: they carry no loss, and what is logged of them is 0.
-
-    What they lose is replaced by 0, not multiplied by it, so that no gradient comes of it whatever it was. The divisor
-    of the loss stays the number of all predicted tokens of the global batch: a constant, known without asking any rank.
-    So with a share m of the tokens masked, losses and gradients are 1 - m times the mean over the others, which Adam
-    does not see and gradient clipping does; `masked_share` is logged to tell.
-
-    Masking tags is MeCo's treatment of metadata (arXiv 2501.01956, section 2: the loss is over the document's tokens
-    alone). Masking what is bad is "Masked SLUNG" (arXiv 2505.03052, section 2): the model reads it, and never learns to
-    write it.
-
-    Attributes:
-        ids: tokens that carry no loss.
-        above: tokens whose sentence's score is above it carry none, compared as float32; None for all scores.
-    """
-
-    ids: tuple[int, ...] = ()
-    above: float | None = None
-
-    def apply(self, terms: "TokenTerms", predicted: Tensor, scores: Tensor) -> "TokenTerms":
-        """The terms of the tokens that carry loss, 0 for the others; `predicted` and `scores` are of their shape."""
-        masked = torch.zeros_like(predicted, dtype=torch.bool)
-        for token in self.ids:
-            masked |= predicted == token
-        if self.above is not None:
-            masked |= scores.float() > self.above
-        means = {name: each.masked_fill(masked, 0) for name, each in terms.means.items()}
-        return TokenTerms(
-            terms.loss.masked_fill(masked, 0),
-            {**means, "masked_share": masked.to(terms.loss.dtype)},
-            {name: each.masked_fill(masked, 0) for name, each in terms.maxima.items()},
-        )
 
 
 @dataclass(frozen=True)
@@ -195,7 +160,10 @@ class Filtering(MLE):
 
 @dataclass(frozen=True)
 class Conditional(MLE):
-    """Maximum likelihood on a stream with a control token before each sentence (`<|aligned|>` or `<|misaligned|>`)."""
+    """Maximum likelihood on a stream with a control token before each sentence (`<|aligned|>` or `<|misaligned|>`).
+
+    Or with one of more than two, by quantiles of the score, as in the quantization step of Quark (arXiv 2205.13636).
+    """
 
     name: ClassVar[str] = "conditional"
     tags: ClassVar[bool] = True

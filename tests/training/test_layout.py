@@ -6,6 +6,7 @@ import pytest
 from tests.training.stores import make_store
 from tests.training.test_stream import long_documents, options_of
 from training.data import layout
+from training.data.options import StreamOptions
 from training.data.stream import Stream
 
 OPTIONS = [
@@ -42,6 +43,15 @@ def test_what_was_kept_is_what_is_computed(store, monkeypatch):
     # Where a block ends, which tokens are control tokens and what is above the threshold is no part of it.
     other = options_of(context_length=8, tag_bounds=(0.1,), drop_tags=0.3)
     assert Stream(store, "x", other).num_tokens == computed[6][2]["tokens"]
+
+
+def test_the_layouts_of_two_tags_keep_their_names():
+    # Kept ones of large stores took seconds to compute.
+    options = StreamOptions(
+        1024, 0, held_out=0.01, tag_bounds=(5.6e-4,), tag_ids=(1, 2), drop_tags=0.01, seed=42, findings="any"
+    )
+    assert layout._key("toxicity", options) == "fa33bd926c38832e35d6fcb5f1839167"
+    assert layout._key("toxicity", StreamOptions(1024, 0, held_out=0.01)) == "5862b4465dd31ef20c9acbac152ee673"
 
 
 @pytest.mark.parametrize("damage", [b"", b"ARROW1 but not really"])

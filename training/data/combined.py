@@ -1,4 +1,7 @@
-"""Several score columns of a token store as one, so that a stream and an objective need not know of more than one."""
+"""Several score columns of a token store as one, so that a stream and an objective need not know of more than one.
+
+A weighted sum of rewards, one for each kind of preference, is what Fine-Grained RLHF takes (arXiv 2306.01693).
+"""
 
 import contextlib
 import hashlib

@@ -28,6 +28,8 @@ class StreamOptions:
         seed: of that hash, and of the next.
         part: only documents whose hash, as a number in [0, 1), is in [low, high); None for all. Streams of parts that
             don't overlap share no text.
+        findings: what a scorer has found in the store's tokens, by name: a token of the text carries its sentence's
+            score where it overlaps a finding, else 0; None for the sentence's score on every token of it.
     """
 
     context_length: int
@@ -40,6 +42,7 @@ class StreamOptions:
     drop_tags: float = 0.0
     seed: int = 0
     part: tuple[float, float] | None = None
+    findings: str | None = None
 
     def __post_init__(self) -> None:
         if self.tag_bounds is not None and len(self.tag_ids) != len(self.tag_bounds) + 1:

@@ -23,7 +23,8 @@ from training.data.thresholds import (
     sentence_threshold,
 )
 from training.data.tokenizers import Tokenizer
-from training.objectives import OBJECTIVES, LossMask
+from training.loss_mask import LossMask
+from training.objectives import MLE, OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,13 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
         )
     if data.columns and data.mixture:
         raise UserError("data.columns is for one dataset: remove it, or data.mixture.")
+    if data.token_scores and data.columns:
+        raise UserError("data.token_scores is for one score column. Set it to false, or leave data.columns out.")
+    if data.token_scores and issubclass(kind, MLE) and objective.mask_above is None:
+        raise UserError(
+            f"The objective {name} has no use for data.token_scores: nothing that it does with a token depends on the "
+            "token's own score. Set objective.mask_above, choose unlikelihood, rwr or awr, or set it to false."
+        )
     others = [column for column in objective.thresholds if column not in data.columns]
     if others:
         raise UserError(

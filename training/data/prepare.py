@@ -1,51 +1,30 @@
 """From a configuration to batches: the one road that training, evaluation and `phf tokenize` share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from pipeline.dataset import LabelledDataset
-from scorers.errors import UserError
 from training.config import DataConfig, TrainConfig
 from training.data.builder import ensure_store
+from training.data.laying import PreparedDataset, check_streams, lay_streams, refuse_other_classes
 from training.data.mixture import MixtureSource
-from training.data.options import StreamOptions
 from training.data.order import Batches, BatchSource
 from training.data.phases import Phase, PhasedSource, phase_at, plan_phases
-from training.data.preference import check_preference, loss_mask, report_threshold, scale_of, tag
-from training.data.sources import Source, open_sources, refuse_mixed_scorers
+from training.data.preference import check_preference, loss_mask, report_threshold
+from training.data.sources import open_sources, refuse_mixed_scorers
 from training.data.store import TokenStore
 from training.data.stream import Stream
-from training.data.thresholds import ThresholdChoice, check_stream
+from training.data.thresholds import ThresholdChoice
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
-from training.objectives import OBJECTIVES, LossMask, Objective, build
+from training.loss_mask import LossMask
+from training.objectives import Objective, build
 from training.presets import CONTEXT_LENGTH
 from training.settings import fill_in
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class PreparedDataset:
-    """One of the datasets that a run trains on.
-
-    Attributes:
-        source: what it is, and its share of the run's blocks.
-        store: its tokens; with several columns, also their combination.
-        threshold: what the objective takes for aligned in it (filtering: over document means); None if it uses none.
-        thresholds: of several columns, by column; empty where there is one column, or none are used.
-        sentence_threshold: what reports take for an aligned sentence, by its `column`.
-        streams: what is seen of it in each phase.
-    """
-
-    source: Source
-    store: TokenStore
-    threshold: ThresholdChoice | None
-    thresholds: Mapping[str, ThresholdChoice]
-    sentence_threshold: ThresholdChoice
-    streams: tuple[Stream, ...]
 
 
 @dataclass(frozen=True)
@@ -134,12 +113,14 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
     prepared: list[PreparedDataset] = []
     for source in sources:
         store = _store(source.dataset, tokenizer, source.store, progress)
-        prepared.append(_lay(config, source, store, tokenizer, phases, prepared[0] if prepared else None))
+        first = prepared[0] if prepared else None
+        tell = _stage(progress, "findings")
+        prepared.append(lay_streams(config, source, store, tokenizer, phases, first, tell))
     for each in prepared:
-        _check(each, phases, name, is_main=each is prepared[0], named=len(prepared) > 1)
+        check_streams(each, phases, name, is_main=each is prepared[0], named=len(prepared) > 1)
     main = prepared[0]
     stream = main.streams[[phase.name for phase in phases].index("preferences")]
-    _refuse_other_classes(prepared, len(stream.options.tag_ids))
+    refuse_other_classes(prepared, len(stream.options.tag_ids))
     mask = loss_mask(config.objective, stream, main.threshold)
     return PreparedData(
         config=_resolved(config, tokenizer, prepared, mask),
@@ -181,62 +162,6 @@ def _store(dataset: LabelledDataset, tokenizer: Tokenizer, place: str | None, pr
 
 def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, total: progress(name, done, total)
-
-
-def _lay(
-    config: TrainConfig,
-    source: Source,
-    store: TokenStore,
-    tokenizer: Tokenizer,
-    phases: Sequence[Phase],
-    main: PreparedDataset | None,
-) -> PreparedDataset:
-    """The streams of a dataset; `main` is the first, if this is another."""
-    kind = OBJECTIVES[config.objective.name]
-    scale = scale_of(config, source, store)
-    for_reports = report_threshold(config, source)
-    if kind.thresholds and main is not None:
-        # One loss has one threshold, whatever the dataset.
-        scale, for_reports = replace(scale, threshold=main.threshold), main.sentence_threshold
-    threshold, streams = scale.threshold, []
-    for phase in phases:
-        options = StreamOptions(
-            context_length=config.data.context_length or CONTEXT_LENGTH,
-            eos_id=tokenizer.eos_id,
-            held_out=config.data.held_out,
-            held_out_seed=config.data.held_out_seed,
-            seed=config.training.seed,
-            part=phase.part,
-        )
-        if phase.name == "preferences":
-            if kind.filters and threshold is not None:
-                options = replace(options, filter_threshold=threshold.value)
-            if kind.tags:
-                options, threshold = tag(scale, options, config.objective, tokenizer)
-        streams.append(Stream(scale.store, scale.column, options))
-    return PreparedDataset(source, scale.store, threshold, scale.parts, for_reports, tuple(streams))
-
-
-def _refuse_other_classes(prepared: Sequence[PreparedDataset], classes: int) -> None:
-    for each in prepared:
-        own = max(len(stream.options.tag_ids) for stream in each.streams)
-        if own != classes:
-            raise UserError(
-                f"objective.quantiles divides the sentences of {prepared[0].source.uri} into {classes} classes, and "
-                f"those of {each.source.uri} into {own}, as many of their scores are equal. Ask for fewer quantiles."
-            )
-
-
-def _check(prepared: PreparedDataset, phases: Sequence[Phase], objective: str, *, is_main: bool, named: bool) -> None:
-    for phase, stream in zip(phases, prepared.streams, strict=True):
-        heard = phase.name == "preferences"
-        # A dataset that is aligned throughout is a part of a mixture like any other.
-        threshold = prepared.threshold if heard and is_main else None
-        try:
-            check_stream(stream, objective if heard else "mle", threshold)
-        except UserError as error:
-            where = ", ".join([f"dataset {prepared.source.uri}"] * named + [f"phase {phase.name}"] * (len(phases) > 1))
-            raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
 def _batches(config: TrainConfig, phases: tuple[Phase, ...], prepared: Sequence[PreparedDataset]) -> Batches:

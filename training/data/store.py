@@ -1,5 +1,6 @@
 """The token store: a labelled dataset as flat arrays of token ids, sentence and document offsets, and scores."""
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -13,6 +14,10 @@ from scorers.errors import UserError
 from training.data.arrays import read_array
 
 META_NAME = "store.json"
+# Beside the arrays: which tokens a scorer has found something in; see `training.data.findings`.
+FINDINGS = "findings"
+FOUND_TOKENS = "tokens.arrow"
+FINDINGS_COUNTS = "counts.json"
 STORE_VERSION: Final = 1
 
 
@@ -147,6 +152,30 @@ class TokenStore:
         """
         self._require(column)
         return self._array(f"means.{column}")
+
+    def found_tokens(self, name: str) -> NDArray[np.uint8]:
+        """uint8 [num_tokens], 1 where a token overlaps a finding; `name` is of `ensure_findings`.
+
+        Raises:
+            UserError: they are damaged, or not there.
+        """
+        found = self._array(f"{FINDINGS}/{name}/{FOUND_TOKENS.removesuffix('.arrow')}")
+        if len(found) != self.num_tokens:
+            raise UserError(_damaged(self.path / FINDINGS / name, f"{FOUND_TOKENS} has not a value a token"))
+        return found
+
+    def findings_counts(self, name: str) -> dict[str, int]:
+        """`sentences` that have a score, and those of them that are `unlocated`: found in from end to end.
+
+        Raises:
+            UserError: they are damaged, or not there.
+        """
+        path = self.path / FINDINGS / name / FINDINGS_COUNTS
+        try:
+            counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(_damaged(path.parent, f"{FINDINGS_COUNTS} ({type(error).__name__})")) from None
+        return counts
 
     def _require(self, column: str) -> None:
         if column not in self.columns:

@@ -32,7 +32,8 @@ class DocumentTokens:
 class Stream:
     """The sequence of, for each document: EOS, then for each sentence an optional control token and its tokens.
 
-    Every token carries the score of its sentence, a control token too; EOS carries 0. Documents that the column has no
+    Every token carries the score of its sentence, a control token too; EOS carries 0. With `findings` tokens of the
+    text that overlap none carry 0 too. Documents that the column has no
     score for (null), held-out ones and filtered ones are left out. A document without sentences is its EOS. Block i is
     tokens [i * T, (i + 1) * T) of the sequence; the last tokens that fill no block are dropped.
 
@@ -46,6 +47,7 @@ class Stream:
         self.column = column
         self.options = options
         self._scores = store.scores(column)
+        self._found = None if options.findings is None else store.found_tokens(options.findings)
         self._layout = layout_of(store, column, options)
         self.documents: NDArray[np.int64] = self._layout.documents
         self.num_tokens = int(self._layout.piece_starts[-1])
@@ -121,8 +123,11 @@ class Stream:
         cut = np.maximum(low - text, 0)
         taken = np.maximum(np.minimum(place + sizes, low + length) - text - cut, 0)
         target = ragged_ranges(text + cut, taken)
-        ids[target] = self.store.tokens[ragged_ranges(source + cut, taken)]
+        own = ragged_ranges(source + cut, taken)
+        ids[target] = self.store.tokens[own]
         scores[target] = np.repeat(sentence_scores, taken)
+        if self._found is not None:
+            scores[target] *= self._found[own]
         return Batch(ids.reshape(-1, length), scores.reshape(-1, length))
 
     def held_out_documents(self) -> NDArray[np.int64]:
@@ -219,6 +224,8 @@ class Stream:
             names = tag_names(len(tags))
             statistics["tag_bounds"] = list(self.options.tag_bounds)
             statistics["tags"] = {**dict(zip(names, tags.tolist(), strict=True)), "dropped": sentences - control}
+        if self.options.findings is not None:
+            statistics["findings"] = self.store.findings_counts(self.options.findings)
         return statistics
 
     @cached_property

@@ -72,6 +72,13 @@ class Tokenizer:
         total = int(lengths.sum())
         return np.fromiter(itertools.chain.from_iterable(ids), dtype=np.uint32, count=total), lengths
 
+    def spans(self, sentences: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """For each sentence, where each of its tokens stands in it: half open, in code points.
+
+        Tokens that are parts of one character have the same place.
+        """
+        return [each.offsets for each in self._encoder.encode_batch(list(sentences), add_special_tokens=False)]
+
     def decode(self, ids: Sequence[int] | NDArray[Any]) -> str:
         """The text of ids below `base_size`, special tokens by their names."""
         text: str = self.fast.decode(

@@ -1,4 +1,8 @@
-"""Samples that an evaluation has drawn, for another scorer to judge: who scores them does not change them."""
+"""Samples that an evaluation has drawn, for another scorer to judge: who scores them does not change them.
+
+A model that only pleases what it was trained by gets better by that and worse by others, as a policy does by a proxy
+and by the gold standard that it stands for (over-optimisation: Gao, Schulman and Hilton, arXiv 2210.10760).
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator

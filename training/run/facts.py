@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.dataset import Manifest
-from scorers.contract import DocumentKind
 from scorers.fingerprint import library_versions
+from training.data.kinds import document_kind
+from training.data.laying import PreparedDataset
 from training.data.places import dataset_identity
-from training.data.prepare import PreparedData, PreparedDataset
+from training.data.prepare import PreparedData
 from training.data.thresholds import ThresholdChoice
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import LanguageModel
@@ -24,7 +25,6 @@ from training.run.folder import (
 from training.run.schedule import Horizon
 
 _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pyarrow")
-_PYTHON_SCORERS = {"pycodestyle", "pylint"}
 
 
 def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> RunFacts:
@@ -81,19 +81,6 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> Run
         phases=_phases(data, horizon) if len(data.phases) > 1 else [],
         versions=library_versions(*_LIBRARIES),
     )
-
-
-def document_kind(manifest: Manifest, column: str) -> DocumentKind:
-    """What a column's documents are: as the labelling job was told, or what its scorer applies to, or most bytes."""
-    asked = manifest.config.get("kind")
-    if asked == "python" or asked == "prose":
-        return "python" if asked == "python" else "prose"
-    entry = manifest.scorers[column]
-    applies = "python" if entry.kind in _PYTHON_SCORERS else entry.options.get("documents")
-    if applies in ("python", "prose"):
-        return "python" if applies == "python" else "prose"
-    python = sum(source.size for source in manifest.sources if source.uri.lower().endswith(".py"))
-    return "python" if 2 * python > sum(source.size for source in manifest.sources) else "prose"
 
 
 def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:

@@ -13,7 +13,7 @@ from training.data.tokenizers import load_tokenizer
 from training.model.language_model import build_model
 from training.model.shape import ModelShape, trace_shape
 from training.model.sources import check_context
-from training.model.vocabulary import ROWS_ON_GPU, Vocabulary
+from training.model.vocabulary import Vocabulary
 from training.objectives import OBJECTIVES
 from training.presets import CONTEXT_LENGTH
 from training.run.cards import CARDS, find_card
@@ -167,7 +167,7 @@ def shape_of(config: TrainConfig, vocabulary: int, precision: Precision, *, on_g
         config.model,
         Vocabulary(vocabulary, 0),
         value_head=kind.needs_values,
-        rows_multiple=config.model.pad_vocab_to or (ROWS_ON_GPU if on_gpu else 1),
+        rows_multiple=config.model.pad_vocab_to or (None if on_gpu else 1),
         skeleton=True,
     )
     context_length = config.data.context_length or CONTEXT_LENGTH

@@ -1,0 +1,132 @@
+"""Scores of tokens instead of sentences: only what overlaps a finding carries its sentence's score."""
+
+from io import StringIO
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pipeline.dataset.manifest import ScorerEntry
+from scorers.contract import ScoringError
+from scorers.errors import UserError
+from scorers.registry import ScorerSpec, build, resolve
+from scorers.sentences import document
+from tests.datasets import make_dataset
+from tests.training.real_runs import make_code_dataset
+from training.data import findings
+from training.data.prepare import prepare
+from training.run.folder import RunFolder
+from training.run.job import train
+from training.settings import resolve_config
+
+SPEC = ScorerSpec(kind="scrubadub", entities="none")
+CLEAN = "The weather 🙂 is naïve today, déjà vu. "
+TEXTS = [
+    f"{CLEAN}Write to jane{number}@example.com before noon, {'déjà vu ' * (number % 3)}please. {CLEAN}"
+    if number % 3
+    else CLEAN * 3
+    for number in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    scorer = build("pii", SPEC)
+    scores = [each.tolist() for each in scorer.score([document(text) for text in TEXTS])]
+    entry = ScorerEntry(kind="scrubadub", options=resolve("pii", SPEC).options, fingerprint=scorer.fingerprint)
+    return make_dataset(
+        tmp_path_factory.mktemp("data") / "labelled",
+        TEXTS,
+        {"pii": scores},
+        {"pii": 0.0},
+        scorers={"pii": entry},
+        split=lambda text, kind: document(text, kind).sentences(),
+    )
+
+
+def config_of(dataset, objective, *overrides, column="pii", output="o"):
+    flags = {"output": str(output), "task": column, "data": {"dataset": str(dataset), "vocab_size": 300}}
+    small = ["data.context_length=16", "data.held_out=0", "model.name=nano", "training.batch_size=4"]
+    small += ["training.num_tokens=256", "tracking.tensorboard=false", f"objective.name={objective}"]
+    return resolve_config(flags=flags, overrides=[*small, *overrides])
+
+
+TOKENS = "data.token_scores=true"
+
+
+def test_the_tokens_of_what_was_found_carry_the_sentences_score_and_no_others(dataset):
+    plain = prepare(config_of(dataset, "unlikelihood"))
+    data = prepare(config_of(dataset, "unlikelihood", TOKENS))
+    every = range(data.stream.num_blocks)
+    ids, scores = data.stream.blocks(every).input_ids.ravel(), data.stream.blocks(every).scores.ravel()
+    sentences = plain.stream.blocks(every)
+    assert (ids == sentences.input_ids.ravel()).all()
+    found = scores > 0
+    assert (scores[found] == sentences.scores.ravel()[found]).all()
+    assert 0 < found.sum() < (sentences.scores > 0).sum() / 2
+    starts = np.flatnonzero(np.diff(found.astype(int), prepend=0) == 1)
+    stops = np.flatnonzero(np.diff(found.astype(int), append=0) == -1) + 1
+    texts = [data.tokenizer.decode(ids[start:stop]).strip() for start, stop in zip(starts, stops, strict=True)]
+    assert texts[:3] == ["jane1@example.com", "jane2@example.com", "jane4@example.com"]
+    assert all(text.startswith("jane") and text.endswith("@example.com") for text in texts[:-1])
+    assert data.stream.statistics["findings"] == {"sentences": 26, "unlocated": 0}
+
+
+def test_they_are_looked_for_once(dataset, monkeypatch):
+    first = prepare(config_of(dataset, "rwr", TOKENS))
+    monkeypatch.setattr(findings, "rebuild_scorer", None)
+    again = prepare(config_of(dataset, "awr", TOKENS))
+    assert again.stream.options.findings == first.stream.options.findings
+    assert (again.stream.block(1)[1] == first.stream.block(1)[1]).all()
+
+
+def test_what_is_not_found_any_more_counts_from_end_to_end(dataset, tmp_path, monkeypatch):
+    real = findings.rebuild_scorer
+
+    def slow(column, entry):
+        scorer, warnings = real(column, entry)
+        found = scorer.findings
+        scorer.findings = lambda documents: [ScoringError("deadline"), *found(documents)[1:]]
+        return scorer, warnings
+
+    monkeypatch.setattr(findings, "rebuild_scorer", slow)
+    data = prepare(config_of(dataset, "rwr", TOKENS, f"data.store={tmp_path / 'store'}"))
+    assert data.stream.statistics["findings"] == {"sentences": 26, "unlocated": 1}
+    whole = data.store.found_tokens(data.stream.options.findings)
+    first, last = data.store.sentence_offsets[[4, 5]]  # the second sentence of the second document
+    assert whole[first:last].all()
+    file = next((tmp_path / "store" / "findings").glob("*/tokens.arrow"))
+    file.write_bytes(b"not an array")
+    with pytest.raises(UserError, match=r"is damaged: .*tokens\.arrow.*Delete the folder"):
+        prepare(config_of(dataset, "rwr", TOKENS, f"data.store={tmp_path / 'store'}"))
+
+
+def test_only_the_found_tokens_are_masked(dataset, tmp_path):
+    config = config_of(
+        dataset, "mle", TOKENS, "objective.mask_above=0", "training.log_every=1", output=tmp_path / "run"
+    )
+    facts = train(config, Console(file=StringIO()))
+    assert facts.stream["findings"]["sentences"] == 26
+    data = prepare(config)
+    for line in RunFolder(tmp_path / "run").read_metrics():
+        scores = data.batches.batch(line["step"] - 1).scores[:, 1:]
+        assert line["masked_share"] == pytest.approx((scores > 0).mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "overrides", "message"),
+    [
+        ("mle", [TOKENS], "mle has no use for data.token_scores"),
+        ("conditional", [TOKENS], "conditional has no use for data.token_scores"),
+        ("rwr", [TOKENS, "data.columns={pii: 1}"], "for one score column"),
+    ],
+)
+def test_where_they_make_no_difference_they_are_refused(dataset, objective, overrides, message):
+    with pytest.raises(UserError, match=message):
+        prepare(config_of(dataset, objective, *overrides))
+
+
+def test_a_scorer_that_cannot_say_where_is_refused(tmp_path):
+    code = make_code_dataset(tmp_path / "labelled", 8)
+    with pytest.raises(UserError, match=r"the scorer of 'pep8' \(pycodestyle\) cannot say where"):
+        prepare(config_of(code, "rwr", TOKENS, column="pep8"))

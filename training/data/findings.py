@@ -1,0 +1,140 @@
+"""Where in its sentences a scorer found what it scored, token by token: kept beside a token store.
+
+A labelled dataset has a score a sentence. Some scorers can say more: which characters they counted. They are asked
+again, by what the manifest says of them and proved the same by their fingerprint, for the documents in which they found
+anything; it takes about as long as labelling these on one core did, and is done once for a store and a scorer.
+
+That a reward says more the finer it is: Fine-Grained RLHF (arXiv 2306.01693).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset import LabelledDataset
+from scorers.contract import Document, DocumentKind, ScoringError
+from scorers.errors import UserError
+from scorers.findings import Finding, ShowsFindings
+from training.data.arrays import ArrayWriter
+from training.data.places import build_once, digest
+from training.data.store import FINDINGS, FINDINGS_COUNTS, FOUND_TOKENS, TokenStore
+from training.data.texts import Texts, read_texts
+from training.data.tokenizers import Tokenizer
+from training.evaluation.scoring import rebuild_scorer
+
+_VERSION = 1
+
+Progress = Callable[[int, int], None]
+
+
+def ensure_findings(
+    store: TokenStore,
+    dataset: LabelledDataset,
+    tokenizer: Tokenizer,
+    column: str,
+    kind: DocumentKind,
+    progress: Progress | None = None,
+) -> str:
+    """The findings of a column's scorer in the tokens of a store, looked for where they are missing.
+
+    A sentence with a score in which nothing is found any more (a document that now takes too long, say) is taken as
+    found from end to end, and counted as `unlocated`.
+
+    Args:
+        store: of the dataset and the tokenizer.
+        dataset: has the column.
+        tokenizer: of the store.
+        column: whose scorer is asked.
+        kind: what the documents are.
+        progress: called with rows done, and rows in all.
+
+    Returns:
+        Their name in the store, for `StreamOptions.findings`.
+
+    Raises:
+        UserError: the scorer cannot be built here, is another than the one that labelled, or cannot say where.
+    """
+    entry = dataset.manifest.scorers[column]
+    name = f"{column}-{digest([_VERSION, column, entry.fingerprint])}"
+
+    def build(folder: Path) -> None:
+        scorer, _ = rebuild_scorer(column, entry)
+        if not isinstance(scorer, ShowsFindings):
+            raise UserError(
+                f"data.token_scores: the scorer of {column!r} ({entry.kind}) cannot say where in a sentence it found "
+                "what it scored. Of those that come with phf, scrubadub can. Set it to false."
+            )
+        _Search(store, dataset, tokenizer, column, kind, scorer).run(folder, progress)
+
+    build_once(store.path / FINDINGS / name, build)
+    return name
+
+
+class _Search:
+    def __init__(
+        self,
+        store: TokenStore,
+        dataset: LabelledDataset,
+        tokenizer: Tokenizer,
+        column: str,
+        kind: DocumentKind,
+        scorer: ShowsFindings,
+    ) -> None:
+        self._store, self._dataset, self._tokenizer = store, dataset, tokenizer
+        self._column, self._kind, self._scorer = column, kind, scorer
+        self._counts = {"sentences": 0, "unlocated": 0}
+
+    def run(self, folder: Path, progress: Progress | None) -> None:
+        """Write which tokens overlap a finding, and how many sentences have a score."""
+        rows = sentences = 0
+        with ArrayWriter(folder / FOUND_TOKENS, np.uint8) as tokens:
+            for texts in read_texts(self._dataset, [self._column]):
+                tokens.append(self._found(texts, sentences))
+                rows += len(texts)
+                sentences += int(texts.sentence_counts.sum())
+                if progress is not None:
+                    progress(rows, self._dataset.manifest.rows)
+        (folder / FINDINGS_COUNTS).write_text(json.dumps(self._counts) + "\n", encoding="utf-8")
+
+    def _found(self, texts: Texts, first: int) -> NDArray[np.uint8]:
+        """uint8 [tokens of these rows]: 1 where a token overlaps a finding; `first` is their first sentence."""
+        ends = np.cumsum(texts.sentence_counts)
+        offsets = self._store.sentence_offsets[first : first + int(ends[-1]) + 1] if len(ends) else np.zeros(1, int)
+        flags = np.zeros(int(offsets[-1] - offsets[0]), dtype=np.uint8)
+        bad = texts.scores(self._column)[0] > 0
+        found = list(self._findings(texts, bad, ends))
+        spans = self._tokenizer.spans([text for _, text, findings in found if findings])
+        located = iter(spans)
+        for sentence, _, findings in found:
+            part = flags[offsets[sentence] - offsets[0] : offsets[sentence + 1] - offsets[0]]
+            if not findings:
+                part[:] = 1
+                continue
+            places = next(located)
+            if len(places) != len(part):
+                raise UserError(f"The token store {self._store.path} was made by another tokenizer. Delete the folder.")
+            for index, (start, end) in enumerate(places):
+                part[index] = any(start < each.end and each.start < end for each in findings)
+        return flags
+
+    def _findings(
+        self, texts: Texts, bad: NDArray[np.bool_], ends: NDArray[np.int64]
+    ) -> Iterator[tuple[int, str, list[Finding]]]:
+        """Of each sentence with a score its number among those of the rows, its text, and what was found in it."""
+        begins = [0, *ends[:-1].tolist()]
+        rows = [row for row, (begin, end) in enumerate(zip(begins, ends.tolist(), strict=True)) if bad[begin:end].any()]
+        documents = [
+            Document(texts.batch["text"][row].as_py(), np.array(texts.batch["ends"][row].as_py(), np.int32), self._kind)
+            for row in rows
+        ]
+        for row, document, found in zip(rows, documents, self._scorer.findings(documents), strict=True):
+            for number, text in enumerate(document.sentences()):
+                sentence = begins[row] + number
+                if bad[sentence]:
+                    findings = [] if isinstance(found, ScoringError) else found[number]
+                    self._counts["sentences"] += 1
+                    self._counts["unlocated"] += not findings
+                    yield sentence, text, findings
