@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -97,6 +98,7 @@ def test_stopped_in_a_phase_or_at_its_edge_it_goes_on_exactly(
     with pytest.raises(StoppedError, match=f"after step {step + 1} of 12"):
         run_job(code_dataset, output, "conditional", **changes)
     monkeypatch.undo()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
     run_job(code_dataset, output, "conditional", **changes)
     assert figures(output) == figures(undisturbed[0])
     weights = [(folder / "model/model.safetensors").read_bytes() for folder in (output, undisturbed[0])]
