@@ -136,7 +136,7 @@ class ObjectiveConfig(_Section):
         starts_at: share of the steps that come before the preferences: they train plainly, without tags or filter, on
             documents of their own.
         cooldown: conditional: share of the steps, the last, that train on text without tags, so that the model does
-            without them (MeCo, arXiv 2501.01956, section 2), on documents of their own.
+            without them (MeCo, arXiv 2501.01956), on documents of their own.
     """
 
     name: ObjectiveName = "mle"
