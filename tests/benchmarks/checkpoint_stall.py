@@ -1,12 +1,13 @@
 """How long the loop stands still for a checkpoint that it waits for, against one that is written beside it."""
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.measure import Comparison
+from tests.benchmarks.measure import Comparison, compare
 
 # Context and vocabulary by model: 30 and 124 million parameters.
 SIZES = {"small": (64, 8192), "gpt2": (64, 50304)}
@@ -19,17 +20,18 @@ def run() -> Iterator[Comparison]:
     world = World.from_environment()
     world.start()
     for name, (context, vocabulary) in SIZES.items():
-        yield _stall(name, context, vocabulary, world)
+        yield from _measure(name, context, vocabulary, world)
     world.stop()
 
 
-def _stall(name: str, context: int, vocabulary: int, world: Any) -> Comparison:
+def _measure(name: str, context: int, vocabulary: int, world: Any) -> Iterator[Comparison]:
     import numpy as np
 
     from training import objectives
     from training.config import ModelConfig, TrainingConfig
     from training.data.order import Batch
     from training.model.language_model import Vocabulary, build_model
+    from training.run import checkpoints
     from training.run.engine import Engine
     from training.run.saving import Saving
     from training.run.schedule import plan_horizon
@@ -59,17 +61,31 @@ def _stall(name: str, context: int, vocabulary: int, world: Any) -> Comparison:
             # The first of each way also makes the buffers and the optimiser's pages.
             if number > 2:
                 (beside if number % 2 else waiting).append(stalled)
-        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         saving.close()
+        path = next(Path(folder).iterdir())
+        files = [each for each in path.rglob("*") if each.is_file()]
+        size = sum(each.stat().st_size for each in files)
+        yield Comparison(
+            f"checkpoint of {name}, {size / 1e9:.2f} GB, the loop's time for it",
+            "checkpoints/s",
+            tuple(1 / each for each in beside),
+            tuple(1 / each for each in waiting),
+            f"a step took {_median(alone):.2f} s alone, {_median(meanwhile):.2f} s while one was written",
+        )
+        yield compare(
+            f"verifying a checkpoint of {name}, against its files one by one",
+            "GB/s",
+            size / 1e9,
+            lambda: checkpoints.verify(path),
+            lambda: [_hash(each) for each in files],
+            rounds=ROUNDS,
+        )
     engine.close()
-    steps = f"a step took {_median(alone):.2f} s alone, {_median(meanwhile):.2f} s while one was written"
-    return Comparison(
-        f"checkpoint of {name}, {size / 1e9:.2f} GB, the loop's time for it",
-        "checkpoints/s",
-        tuple(1 / each for each in beside),
-        tuple(1 / each for each in waiting),
-        steps,
-    )
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _median(values: list[float]) -> float:
