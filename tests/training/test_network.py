@@ -133,3 +133,22 @@ def test_an_architecture_whose_loss_needs_logits_is_not_compiled():
     model.has_linear_head = False
     with pytest.raises(UserError, match=r"training\.compile: the logits of GPT2LMHeadModel"):
         model.compile_body()
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_skeleton_has_the_shape_of_the_model_and_no_memory(tmp_path, pretrained, tie):
+    small_llama(tie=tie).save_pretrained(tmp_path / "config")
+    network = ModelConfig(name=str(tmp_path / "config"))
+    if pretrained:
+        build_model(network, Vocabulary(40, 0)).causal.save_pretrained(tmp_path / "weights")
+        network = ModelConfig(name=str(tmp_path / "weights"), pretrained=True)
+    asked = {"value_head": True, "rows_multiple": 64, "documents_apart": True}
+    whole, skeleton = (
+        build_model(network, Vocabulary(42, 0, (40, 41)), **asked, skeleton=skeleton) for skeleton in (False, True)
+    )
+    assert all(each.is_meta for each in [*skeleton.parameters(), *skeleton.buffers()])
+    for kind in ("named_parameters", "named_buffers"):
+        theirs = [(name, each.shape, each.dtype) for name, each in getattr(whole, kind)()]
+        assert [(name, each.shape, each.dtype) for name, each in getattr(skeleton, kind)()] == theirs
+    assert (skeleton.padding.size, skeleton.padding.rows) == (42, 64)
