@@ -196,7 +196,11 @@ def estimate_seconds(job: Job, machine: Machine) -> Seconds:
         compute = again * (flops / (_MATMUL_SHARE[machine.on_gpu] * machine.flops) + kept)
     else:
         compute = again * flops / (machine.utilisation * machine.flops)
-    return Seconds(compute, _UPDATE_BYTES[machine.on_gpu] * own / machine.memory_bandwidth, bytes_sent(job) / machine.link_bandwidth)
+    return Seconds(
+        compute,
+        _UPDATE_BYTES[machine.on_gpu] * own / machine.memory_bandwidth,
+        bytes_sent(job) / machine.link_bandwidth,
+    )
 
 
 def bytes_sent(job: Job) -> float:
