@@ -23,7 +23,7 @@ def run() -> Iterator[Comparison]:
     tags: dict[str, Any] = {"tag_bounds": (0.005,), "tag_ids": (1, 2)}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        _write_store(folder)
+        write_store(folder, DOCUMENTS)
 
         def read(**options: Any) -> None:
             stream = Stream(TokenStore.open(folder), "toxicity", StreamOptions(1024, 0, held_out=0.01, **options))
@@ -44,19 +44,20 @@ def run() -> Iterator[Comparison]:
             )
 
 
-def _write_store(folder: Path) -> None:
+def write_store(folder: Path, count: int) -> None:
+    """A store of so many documents, about a thousand tokens each."""
     from training.data.arrays import write_array
     from training.data.store import META_NAME, StoreMeta
 
     generator = np.random.default_rng(0)
-    sentences = generator.integers(10, 70, DOCUMENTS)
+    sentences = generator.integers(10, 70, count)
     documents = np.concatenate([[0], np.cumsum(sentences)])
     offsets = np.concatenate([[0], np.cumsum(generator.integers(5, 46, documents[-1]))])
     scores = generator.random(documents[-1], dtype=np.float32) * np.float32(0.01)
     arrays = {
         "document_offsets": documents,
         "sentence_offsets": offsets,
-        "text_hashes": generator.integers(0, 2**63, DOCUMENTS).astype(np.uint64),
+        "text_hashes": generator.integers(0, 2**63, count).astype(np.uint64),
         "text_bytes": sentences * 100,
         "scores.toxicity": scores,
         "means.toxicity": np.add.reduceat(scores.astype(np.float64), documents[:-1]) / sentences,
@@ -71,7 +72,7 @@ def _write_store(folder: Path) -> None:
         tokenizer_name="",
         created_by="",
         columns=["toxicity"],
-        documents=DOCUMENTS,
+        documents=count,
         sentences=int(documents[-1]),
         tokens=int(offsets[-1]),
         text_bytes=int(sentences.sum() * 100),

@@ -108,7 +108,8 @@ def test_eager_attention_keeps_what_the_fused_one_does_not():
     model = build_model(ModelConfig(name="nano"), Vocabulary(4096, 0), skeleton=True)
     model.causal.set_attn_implementation("eager")
     fused, eager = shape("nano"), trace_shape(model, "nano", context_length=128, dtype=torch.float32)
-    assert eager.kept - fused.kept >= 2 * 2 * 128 * 128 * 4  # the weights of each layer and head
+    # Of each layer and head the weights, instead of a sum for each token.
+    assert eager.kept - fused.kept == 2 * 2 * (128 * 128 - 128) * 4
 
 
 def job(of, *, micro=1, accumulation=2, ranks=1, stage=1, checkpointing=False, on_gpu=False, **training):
@@ -193,11 +194,12 @@ def test_the_micro_batch_is_the_largest_that_fits(stage):
 
 
 def test_each_remedy_makes_it_fit():
-    asked = Asked(ranks=2, device="A100", memory=16e9)
-    found = forecast(config("gpt2-xl"), asked)
+    asked = Asked(ranks=2, device="A100", memory=6e9)
+    found = forecast(config("gpt2-medium"), asked)
     assert not found.fits
     assert found.horizon.micro_batch_size == 1
-    assert found.remedies
+    assert "training.activation_checkpointing=true" in found.remedies
+    assert any(remedy.startswith("--ranks") for remedy in found.remedies)
     for remedy in found.remedies:
         changes, ranks = {}, 2
         for part in remedy.split(" and "):
@@ -206,7 +208,7 @@ def test_each_remedy_makes_it_fit():
             else:
                 key, _, value = part.removeprefix("training.").partition("=")
                 changes[key] = value
-        assert forecast(config("gpt2-xl", **changes), replace(asked, ranks=ranks)).fits, remedy
+        assert forecast(config("gpt2-medium", **changes), replace(asked, ranks=ranks)).fits, remedy
 
 
 def test_on_a_cpu_the_batch_is_cut_as_a_run_cuts_it():
@@ -268,8 +270,8 @@ def test_a_plan_needs_nothing_and_touches_nothing(tmp_path, monkeypatch):
         (["--ranks", 3, "--plan-device", "H100"], "cannot be divided among 3 ranks"),
         (["--model", "/no/model"], "Cannot load model"),
         (["--set", "data.context_length=4096", "--model", "gpt2"], "has positions for 1024"),
-        (["--model", "gpt2-xl", "--plan-device", "L4"], "--ranks 2"),
-        (["--model", "gpt2-xl", "--plan-device", "L4", "--set", "model.overrides.n_embd=12800"], "What would help"),
+        (["--model", "gpt2-medium", "--plan-device", "L4", "--plan-memory", 6], "What would help: --ranks 2"),
+        (["--model", "gpt2", "--plan-device", "L4", "--plan-memory", 0.1], "a smaller model"),
         (["--tokenizer", "/no/tokenizer", "--model", "nano"], "Cannot load the tokenizer"),
     ],
 )

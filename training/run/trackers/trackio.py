@@ -1,7 +1,9 @@
 """trackio: local, or in a Space of Hugging Face."""
 
+import sys
 import uuid
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 from training.config import TrackioConfig
@@ -20,16 +22,18 @@ class Trackio:
         import trackio
 
         self.run_id = opening.run_id or config.name or f"{opening.name}-{uuid.uuid4().hex[:6]}"
-        self._run: Any = trackio.init(
-            project=config.project,
-            name=self.run_id,
-            space_id=config.space_id,
-            config=dict(opening.config),
-            resume="allow",
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
+        # It prints where it is, and stdout is for what `--json` gives.
+        with redirect_stdout(sys.stderr):
+            self._run: Any = trackio.init(
+                project=config.project,
+                name=self.run_id,
+                space_id=config.space_id,
+                config=dict(opening.config),
+                resume="allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """The numbers of a step."""
@@ -37,4 +41,5 @@ class Trackio:
 
     def close(self) -> None:
         """Write or send what is left."""
-        self._run.finish()
+        with redirect_stdout(sys.stderr):
+            self._run.finish()
