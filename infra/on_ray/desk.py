@@ -1,7 +1,7 @@
 """Where the driver and the ranks of a run on Ray leave messages for each other: an actor, which both can reach."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 STDOUT, STDERR = 1, 2
 
@@ -13,14 +13,16 @@ class News:
     Attributes:
         output: pieces of what ranks printed, and on which stream, in order.
         started: whether any rank has ever been started.
+        running: ranks that are.
         losses: for each time that ranks were lost, the status of each (negative for a signal), None for one whose
             worker or machine is gone.
-        ends: by rank, the status with which it left of its own accord.
+        ends: by rank, the status with which it left of its own accord, since ranks were last lost.
         refusals: by node, what is wrong there, so that no rank was started.
     """
 
     output: list[tuple[int, bytes]] = field(default_factory=list)
     started: bool = False
+    running: set[int] = field(default_factory=set)
     losses: list[Mapping[int, int | None]] = field(default_factory=list)
     ends: dict[int, int] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
@@ -47,10 +49,11 @@ class Desk:
     def start(self, rank: int) -> None:
         """A rank is about to be started."""
         self._news.started = True
-        self._news.ends.pop(rank, None)
+        self._news.running.add(rank)
 
     def end(self, rank: int, status: int) -> None:
         """A rank has left of its own accord."""
+        self._news.running.discard(rank)
         self._news.ends[rank] = status
 
     def refuse(self, node: str, problem: str) -> None:
@@ -62,8 +65,10 @@ class Desk:
         return bool(self._news.refusals)
 
     def lose(self, losses: Mapping[int, int | None]) -> None:
-        """Ray Train has missed ranks."""
+        """Ray Train has missed ranks, and ends the others."""
         self._news.losses.append(losses)
+        self._news.running.clear()
+        self._news.ends.clear()
 
     # What the driver does.
 
@@ -74,5 +79,5 @@ class Desk:
     def news(self) -> News:
         """All that was left; output is handed out once."""
         news = self._news
-        self._news = News([], news.started, news.losses, news.ends, news.refusals)
+        self._news = replace(news, output=[])
         return news

@@ -4,36 +4,32 @@ The driver trains nothing itself: it passes signals on, shows what ranks print, 
 with ranks of its own machine (`training.run.launch`).
 """
 
-import contextlib
 import os
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from infra.on_ray.desk import STDOUT, Desk, News
-from infra.on_ray.rank import RankJob, run_rank
+from infra.on_ray.rank import RankJob
+from infra.on_ray.ray_train import Losses, Outcome, fit
 from pipeline.labelling.on_ray.cluster import check_address, ray_cluster
 from pipeline.labelling.on_ray.head import HeadWatch, answer_of
 from scorers.errors import IncompleteError, StoppedError, UserError
 from training.run.launch import Launch, describe_loss, given_up, restarting
 from training.run.stopping import SIGNALS
 
-if TYPE_CHECKING:
-    from ray.train import Result
-
 _POLL_S = 0.2
 # For the desk to answer; a head that has gone away is noticed by its watch.
 _ANSWER_S = 5.0
 # After so long it is said that the cluster has no room.
 _PATIENCE_S = 60.0
-_ENVIRONMENT = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 
 def launch(asked: Launch) -> int:
@@ -48,8 +44,12 @@ def launch(asked: Launch) -> int:
         StoppedError: asked to stop before any rank was started.
     """
     if asked.address is not None:
+        if asked.address.startswith("ray://"):
+            raise UserError(
+                f"Cannot train through a Ray client ({asked.address}): start the command on a machine of the cluster, "
+                "with --address auto."
+            )
         check_address(asked.address)
-    os.environ.update(_ENVIRONMENT)
     with _Signals() as signals, ray_cluster(asked.address, _own_cpus(asked), code=_code()) as resources:
         # Ray has claimed SIGTERM.
         signals.install()
@@ -114,50 +114,40 @@ class _Run:
         import ray
 
         self._asked, self._gpus, self._came = asked, gpus, came
-        here = ray.get_runtime_context().get_node_id()
-        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
-        self._desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=strategy).remote()
-        self._head = HeadWatch(ray.get_runtime_context().gcs_address)
+        context = ray.get_runtime_context()
+        # What belongs to the driver stays beside it.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True)
+        self._beside: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here}
+        self._desk: Any = ray.remote(Desk).options(**self._beside).remote()
+        self._head = HeadWatch(context.gcs_address)
         self._passed = 0
         self._restarts = 0
-        self._fitted: Result | None = None
-        self._failed: Exception | None = None
 
     def wait(self) -> int:
         """Until the ranks have ended; returns their status."""
-        began, told = time.monotonic(), False
-        with _scratch() as scratch:
-            fit = threading.Thread(target=self._fit, args=(scratch,), daemon=True, name="ray-train")
-            fit.start()
-            while fit.is_alive():
-                fit.join(_POLL_S)
+        self._asked.tell(f"Ray Train starts {self._wanted()}.")
+        late = time.monotonic() + _PATIENCE_S
+        with tempfile.TemporaryDirectory(prefix="phf-ray-train-", ignore_cleanup_errors=True) as scratch:
+            outcome = self._start(scratch)
+            while not outcome.done():
+                time.sleep(_POLL_S)
                 self._head.check()
                 self._pass_on()
                 news = self._ask()
+                if news is None:
+                    continue
                 self._tell(news)
-                if news is not None and not news.started:
-                    if self._came:
-                        raise StoppedError("stopped before any rank was started. The same command goes on.")
-                    if not told and time.monotonic() - began > _PATIENCE_S:
-                        told = True
-                        self._asked.tell(f"Still waiting: the Ray cluster may have no room for {self._wanted()}.")
-            return self._conclude()
+                if self._came:
+                    self._leave_unless_running(news)
+                if not news.started and time.monotonic() > late:
+                    self._asked.tell(f"Still waiting: the Ray cluster may have no room for {self._wanted()}.")
+                    late = float("inf")
+        error = outcome.exception()
+        brief = f"its task was lost ({type(error).__name__})"
+        return self._conclude(outcome.result() if error is None else Outcome(problem=brief))
 
-    def _wanted(self) -> str:
-        each = f"{self._asked.cpus} CPU" + (f" and {self._gpus} GPU" if self._gpus else "")
-        return f"{self._asked.ranks} ranks of {each} each"
-
-    def _fit(self, scratch: str) -> None:
-        try:
-            self._fitted = self._trainer(scratch).fit()
-        except Exception as error:  # noqa: BLE001 - whatever Ray Train raises is looked at when the ranks have ended
-            self._failed = error
-
-    def _trainer(self, scratch: str) -> Any:
-        from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-        from infra.on_ray.ray_train import Losses, PlainBackendConfig
+    def _start(self, scratch: str) -> "Future[Outcome]":
+        import ray
 
         job = RankJob(
             arguments=tuple(self._asked.arguments),
@@ -167,22 +157,24 @@ class _Run:
             gpu=bool(self._gpus),
             desk=self._desk,
         )
-        return DataParallelTrainer(
-            lambda: run_rank(job),
-            # Not torch's: the process group is between the ranks' processes, not between Ray's workers.
-            backend_config=PlainBackendConfig(),
-            scaling_config=ScalingConfig(
-                num_workers=self._asked.ranks,
-                use_gpu=bool(self._gpus),
-                resources_per_worker={"CPU": self._asked.cpus, **({"GPU": self._gpus} if self._gpus else {})},
-            ),
-            run_config=RunConfig(  # type: ignore[arg-type] # the signature names the class of Ray Train's first version
-                # Nothing is kept there: checkpoints are the run's own.
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=self._asked.max_restarts),
-                callbacks=[Losses(self._desk)],
-            ),
-        )
+        needs = {"CPU": self._asked.cpus} | ({"GPU": self._gpus} if self._gpus else {})
+        task: Any = ray.remote(fit).options(max_retries=0, **self._beside)
+        ref = task.remote(job, self._asked.ranks, needs, self._asked.max_restarts, scratch)
+        outcome: Future[Outcome] = ref.future()
+        return outcome
+
+    def _wanted(self) -> str:
+        each = f"{self._asked.cpus} CPU" + (f" and {self._gpus} GPU" if self._gpus else "")
+        return f"{self._asked.ranks} ranks of {each} each"
+
+    def _leave_unless_running(self, news: News) -> None:
+        """When asked to stop, not to wait for ranks that Ray Train has no room to start, again or at all."""
+        if news.running or len(news.ends) == self._asked.ranks:
+            return
+        if news.losses:
+            raise given_up(_describe(news.losses[-1]), self._restarts, asked_to_stop=True)
+        if not news.started:
+            raise StoppedError("stopped before any rank was started. The same command goes on.")
 
     def _pass_on(self) -> None:
         for number in self._came[self._passed :]:
@@ -198,9 +190,7 @@ class _Run:
 
         return answer_of(ask, _ANSWER_S)
 
-    def _tell(self, news: News | None) -> None:
-        if news is None:
-            return
+    def _tell(self, news: News) -> None:
         for stream, piece in news.output:
             target = sys.stdout if stream == STDOUT else sys.stderr
             target.write(piece.decode(errors="replace"))
@@ -210,45 +200,27 @@ class _Run:
             if not self._came:
                 self._asked.tell(restarting(_describe(loss), self._restarts, self._asked.max_restarts))
 
-    def _conclude(self) -> int:
-        from ray.train import WorkerGroupError
-
-        from infra.on_ray.ray_train import losses_of
-
+    def _conclude(self, outcome: Outcome) -> int:
         news = self._ask()
-        self._tell(news)
         if news is None:
             raise IncompleteError("The Ray cluster does not answer any more. The same command goes on.")
+        self._tell(news)
         if news.refusals:
             places = "; ".join(f"on {node}, {problem}" for node, problem in sorted(news.refusals.items()))
             raise UserError(f"Folders must be on a file system that all nodes of the Ray cluster share: {places}.")
-        stopped = bool(self._came)
-        if isinstance(self._failed, WorkerGroupError):
-            raise given_up(
-                _describe(losses_of(self._failed.worker_failures)), self._asked.max_restarts, asked_to_stop=stopped
-            )
-        if self._failed is not None:
-            brief = str(self._failed).strip().splitlines()[-1].rstrip(".") or type(self._failed).__name__
-            raise IncompleteError(f"Ray Train could not start {self._wanted()}: {brief}. The same command goes on.")
+        if outcome.problem is not None:
+            raise IncompleteError(f"Ray Train cannot go on: {outcome.problem}. The same command goes on.")
+        if outcome.lost is not None:
+            raise given_up(_describe(outcome.lost), self._asked.max_restarts, asked_to_stop=bool(self._came))
         if len(news.ends) < self._asked.ranks:
-            lost = _describe(news.losses[-1]) if news.losses else "Ranks were not started"
-            raise given_up(lost, self._restarts, asked_to_stop=stopped)
+            lost = _describe(news.losses[-1]) if news.losses else "Not all ranks were started"
+            raise given_up(lost, self._restarts, asked_to_stop=bool(self._came))
         return next((status for status in news.ends.values() if status), 0)
 
 
-def _describe(losses: Mapping[int, int | None]) -> str:
+def _describe(losses: Losses) -> str:
     """What was lost first: a signal is a cause, and so is a machine that is gone; an error may be what follows."""
     order = sorted(losses.items(), key=lambda loss: (loss[1] is not None, loss[1] or 0, loss[0]))
     killed = [loss for loss in order if loss[1] is not None and loss[1] < 0]
     rank, status = (killed or order)[0]
     return f"Rank {rank} was lost with its Ray worker or its machine" if status is None else describe_loss(status, rank)
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[str]:
-    """A folder that Ray Train insists on."""
-    folder = tempfile.mkdtemp(prefix="phf-ray-train-")
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

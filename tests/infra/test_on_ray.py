@@ -3,11 +3,10 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -107,6 +106,7 @@ def test_lost_ranks_lost_workers_and_a_stop_leave_the_curve_of_ranks_on_one_mach
         (("--ranks", "3", "--on", "ray"), "cannot be divided among 3 ranks"),
         (("--on", "ray", "--model", "/no/model"), "Cannot load model"),
         (("--on", "ray", "--address", "127.0.0.1:9"), "Cannot join the Ray cluster 127.0.0.1:9"),
+        (("--on", "ray", "--address", "ray://head:10001"), "start the command on a machine of the cluster"),
         (("--on", "moon"), "--on moon: there is no such place to train; there are here, ray."),
         (("--address", "auto"), "say --on ray"),
     ],
@@ -135,15 +135,22 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     head = [*ray, "--head", f"--port={port}", "--include-dashboard=false"]
     node = [*ray, f"--address=127.0.0.1:{port}"]
     hide = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(private)]
-    options = {
-        "env": {**os.environ, **ENVIRONMENT},
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-    }
-    started = [subprocess.Popen(head, **options)]  # type: ignore[call-overload]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(arguments: list[str]) -> None:
+        """Returns when the node says that it is there."""
+        with (tmp_path / f"node-{len(started)}").open("wb") as log:
+            environment = {**os.environ, **ENVIRONMENT}
+            started.append(subprocess.Popen(arguments, env=environment, stdout=log, stderr=subprocess.STDOUT))
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in (said := Path(log.name).read_text()):
+            assert time.monotonic() < deadline, said
+            assert started[-1].poll() is None, said
+            time.sleep(0.05)
+
     try:
-        wait_until(lambda: listens(port))
-        started.append(subprocess.Popen([*hide, *node], **options))  # type: ignore[call-overload]
+        begin(head)
+        begin([*hide, *node])
         yield f"127.0.0.1:{port}", private
     finally:
         below = [child for process in started for child in psutil.Process(process.pid).children(recursive=True)]
@@ -154,28 +161,22 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
             process.wait()
 
 
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own for a node takes root")
-def test_nodes_that_do_not_share_the_output_are_named_before_training(
+def test_nodes_without_room_can_be_left_and_nodes_that_do_not_share_the_output_are_named(
     tmp_path: Path, dataset: Path, two_nodes: tuple[str, Path]
 ) -> None:
     address, private = two_nodes
     output = private / "run"
+    with start(dataset, output, "--address", address, "--cpus-per-rank", "9") as process:
+        # No node has so many, and none may come.
+        assert process.stderr is not None
+        assert process.stderr.readline() == "Ray Train starts 2 ranks of 9 CPU each.\n"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 75, said
+    assert said == "Stopped: stopped before any rank was started. The same command goes on.\n"
+
     with start(dataset, output, "--address", address) as process:
         _, said = process.communicate(timeout=200)
     assert process.returncode == 2, said
