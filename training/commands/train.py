@@ -66,6 +66,7 @@ def train(
             metavar="NAME",
             help="Hugging Face tokenizer: a folder, or a name on the hub. By default one is trained on the dataset.",
             show_default=False,
+            rich_help_panel="Data",
         ),
     ] = None,
     column: Annotated[
@@ -75,6 +76,7 @@ def train(
             metavar="NAME",
             help="Score column, where it is not named as the task. Given several times: all of them, with equal "
             "weights; data.columns takes others.",
+            rich_help_panel="Data",
         ),
     ] = None,
     mix: Annotated[
@@ -85,6 +87,7 @@ def train(
             help="Mix in another labelled dataset, such as code=0.3 for three tenths of all tokens, or "
             "code=0.3:pep8 where its score column is another. May be repeated.",
             show_default=False,
+            rich_help_panel="Data",
         ),
     ] = None,
     num_tokens: Annotated[
@@ -118,38 +121,74 @@ def train(
     ] = None,
     ranks: Annotated[
         int,
-        typer.Option("--ranks", min=1, metavar="N", help="Processes to start; one a GPU where there are GPUs."),
+        typer.Option(
+            "--ranks",
+            min=1,
+            metavar="N",
+            help="Processes to start; one a GPU where there are GPUs.",
+            rich_help_panel="Ranks",
+        ),
     ] = 1,
     max_restarts: Annotated[
         int,
         typer.Option(
-            "--max-restarts", min=0, metavar="N", help="How often to start again where a rank was killed or hung."
+            "--max-restarts",
+            min=0,
+            metavar="N",
+            help="How often to start again where a rank was killed or hung.",
+            rich_help_panel="Ranks",
         ),
     ] = 0,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Say what the run would take of memory and time, and start nothing."),
+        typer.Option(
+            "--plan", help="Say what the run would take of memory and time, and start nothing.", rich_help_panel="Plan"
+        ),
     ] = False,
     plan_device: Annotated[
         str | None,
-        typer.Option("--plan-device", metavar="NAME", help="With --plan: a card, such as H100. [default: here]"),
+        typer.Option(
+            "--plan-device",
+            metavar="NAME",
+            help="With --plan: a card, such as H100. [default: here]",
+            rich_help_panel="Plan",
+        ),
     ] = None,
     plan_memory: Annotated[
-        float | None, typer.Option("--plan-memory", min=0.001, metavar="GB", help="With --plan: memory of a device.")
+        float | None,
+        typer.Option(
+            "--plan-memory", min=0.001, metavar="GB", help="With --plan: memory of a device.", rich_help_panel="Plan"
+        ),
     ] = None,
     plan_bandwidth: Annotated[
         float | None,
-        typer.Option("--plan-bandwidth", min=0.001, metavar="GB/S", help="With --plan: between two ranks."),
+        typer.Option(
+            "--plan-bandwidth",
+            min=0.001,
+            metavar="GB/S",
+            help="With --plan: between two ranks.",
+            rich_help_panel="Plan",
+        ),
     ] = None,
     plan_utilisation: Annotated[
         float | None,
         typer.Option(
-            "--plan-utilisation", min=0.001, max=1, metavar="X", help="With --plan: share of the peak that is reached."
+            "--plan-utilisation",
+            min=0.001,
+            max=1,
+            metavar="X",
+            help="With --plan: share of the peak that is reached.",
+            rich_help_panel="Plan",
         ),
     ] = None,
     on: Annotated[
         str,
-        typer.Option("--on", metavar="PLACE", help="Where ranks are started: here, or ray: on the nodes of a cluster."),
+        typer.Option(
+            "--on",
+            metavar="PLACE",
+            help="Where ranks are started: here, or ray: on the nodes of a cluster.",
+            rich_help_panel="Ranks",
+        ),
     ] = HERE,
     address: Annotated[
         str | None,
@@ -158,10 +197,18 @@ def train(
             metavar="ADDRESS",
             help="With --on ray, the cluster to join, such as auto or head:6379. (default: a local Ray of its own)",
             show_default=False,
+            rich_help_panel="Ranks",
         ),
     ] = None,
     cpus_per_rank: Annotated[
-        int, typer.Option("--cpus-per-rank", min=1, metavar="N", help="Cores that Ray reserves for each rank.")
+        int,
+        typer.Option(
+            "--cpus-per-rank",
+            min=1,
+            metavar="N",
+            help="Cores that Ray reserves for each rank.",
+            rich_help_panel="Ranks",
+        ),
     ] = 1,
     gpus_per_rank: Annotated[
         int | None,
@@ -172,6 +219,7 @@ def train(
             metavar="N",
             help="GPUs that Ray reserves for each rank, 0 or 1. (default: 1 where the cluster has any)",
             show_default=False,
+            rich_help_panel="Ranks",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts of the run as JSON on stdout.")] = False,
