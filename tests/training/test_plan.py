@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,7 +195,7 @@ def test_the_micro_batch_is_the_largest_that_fits(stage):
 
 
 def test_each_remedy_makes_it_fit():
-    asked = Asked(ranks=2, device="A100", memory=6e9)
+    asked = Asked(ranks=2, device="A100", memory=5e9)
     found = forecast(config("gpt2-medium"), asked)
     assert not found.fits
     assert found.horizon.micro_batch_size == 1
@@ -299,3 +300,19 @@ def test_a_model_that_looks_at_its_numbers_is_refused(monkeypatch):
     monkeypatch.setattr(model.causal.base_model, "forward", looks)
     with pytest.raises(UserError, match="cannot be estimated"):
         trace_shape(model, "nano", context_length=16, dtype=torch.float32)
+
+
+def test_on_a_gpu_a_run_takes_the_micro_batch_of_the_plan(monkeypatch):
+    # No GPU is here: only what is read of one is stood in for.
+    card = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=int(40e9))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    of = config("gpt2", precision="bf16")
+    planned = forecast(of, Asked(ranks=4, device="H100", memory=40e9)).horizon
+    horizon = plan_horizon(of.training, 1024, 4)
+    assert planned.micro_batch_size != horizon.micro_batch_size
+    assert fitted(of, horizon, 8192, torch.device("cuda", 0)) == planned
+    monkeypatch.setattr(card, "total_memory", int(1e9))
+    assert fitted(of, horizon, 8192, torch.device("cuda", 0)).micro_batch_size == 1
+    chosen = config("gpt2", precision="bf16", micro_batch_size=2)
+    set_by_hand = plan_horizon(chosen.training, 1024, 4)
+    assert fitted(chosen, set_by_hand, 8192, torch.device("cuda", 0)) is set_by_hand
