@@ -29,7 +29,8 @@ from training.run.estimate import (
     estimate_memory,
     estimate_seconds,
 )
-from training.run.forecast import FILL, Asked, fitted, forecast
+from training.run.forecast import FILL, fitted, forecast
+from training.run.machines import Asked
 from training.run.schedule import plan_horizon
 from training.settings import resolve_config
 
@@ -316,3 +317,12 @@ def test_on_a_gpu_a_run_takes_the_micro_batch_of_the_plan(monkeypatch):
     chosen = config("gpt2", precision="bf16", micro_batch_size=2)
     set_by_hand = plan_horizon(chosen.training, 1024, 4)
     assert fitted(chosen, set_by_hand, 8192, torch.device("cuda", 0)) is set_by_hand
+
+
+def test_where_no_change_is_enough_alone_all_of_them_are_named_once():
+    # ZeRO 1 has 4.2 GB of states at two ranks, and a block of 1.5 GB.
+    found = forecast(config("gpt2-medium", batch_size=2, micro_batch_size=1), Asked(2, "A100", memory=4e9))
+    assert not found.fits
+    for remedy in found.remedies:
+        keys = [part.partition("=")[0] for part in remedy.split(" and ")]
+        assert len(keys) == len(set(keys))

@@ -46,7 +46,8 @@ def _launch(ranks: int, max_restarts: int) -> int:
 
 
 def _plan(config: Any, ranks: int, described: dict[str, Any], console: Any, *, as_json: bool) -> None:
-    from training.run.forecast import Asked, forecast
+    from training.run.forecast import forecast
+    from training.run.machines import Asked
     from training.run.plan import print_forecast
 
     giga = {name: described[name] * 1e9 for name in ("memory", "bandwidth") if described[name] is not None}
