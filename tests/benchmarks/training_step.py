@@ -12,7 +12,7 @@ SIZES = {
     "nano": (128, 8, 8, 4096),
     "tiny": (256, 8, 8, 4096),
     "small": (256, 1, 8, 8192),
-    "gpt2": (64, 1, 8, 50257),
+    "gpt2": (128, 1, 8, 50257),
 }
 LOSSES: dict[str, dict[str, float]] = {
     "unlikelihood": {"threshold": 0.5, "alpha": 1.0},

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ from training.run.estimate import (
     estimate_memory,
     estimate_seconds,
 )
-from training.run.forecast import FILL, Asked, fitted, forecast
+from training.run.forecast import FILL, fitted, forecast
+from training.run.machines import Asked
 from training.run.schedule import plan_horizon
 from training.settings import resolve_config
 
@@ -194,7 +196,7 @@ def test_the_micro_batch_is_the_largest_that_fits(stage):
 
 
 def test_each_remedy_makes_it_fit():
-    asked = Asked(ranks=2, device="A100", memory=6e9)
+    asked = Asked(ranks=2, device="A100", memory=5e9)
     found = forecast(config("gpt2-medium"), asked)
     assert not found.fits
     assert found.horizon.micro_batch_size == 1
@@ -299,3 +301,28 @@ def test_a_model_that_looks_at_its_numbers_is_refused(monkeypatch):
     monkeypatch.setattr(model.causal.base_model, "forward", looks)
     with pytest.raises(UserError, match="cannot be estimated"):
         trace_shape(model, "nano", context_length=16, dtype=torch.float32)
+
+
+def test_on_a_gpu_a_run_takes_the_micro_batch_of_the_plan(monkeypatch):
+    # No GPU is here: only what is read of one is stood in for.
+    card = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=int(40e9))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    of = config("gpt2", precision="bf16")
+    planned = forecast(of, Asked(ranks=4, device="H100", memory=40e9)).horizon
+    horizon = plan_horizon(of.training, 1024, 4)
+    assert planned.micro_batch_size != horizon.micro_batch_size
+    assert fitted(of, horizon, 8192, torch.device("cuda", 0)) == planned
+    monkeypatch.setattr(card, "total_memory", int(1e9))
+    assert fitted(of, horizon, 8192, torch.device("cuda", 0)).micro_batch_size == 1
+    chosen = config("gpt2", precision="bf16", micro_batch_size=2)
+    set_by_hand = plan_horizon(chosen.training, 1024, 4)
+    assert fitted(chosen, set_by_hand, 8192, torch.device("cuda", 0)) is set_by_hand
+
+
+def test_where_no_change_is_enough_alone_all_of_them_are_named_once():
+    # ZeRO 1 has 4.2 GB of states at two ranks, and a block of 1.5 GB.
+    found = forecast(config("gpt2-medium", batch_size=2, micro_batch_size=1), Asked(2, "A100", memory=4e9))
+    assert not found.fits
+    for remedy in found.remedies:
+        keys = [part.partition("=")[0] for part in remedy.split(" and ")]
+        assert len(keys) == len(set(keys))

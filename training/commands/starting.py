@@ -101,7 +101,8 @@ def tell_plan(config: "TrainConfig", ranks: int, described: dict[str, Any], cons
     Raises:
         UserError: it does not fit; says what would help.
     """
-    from training.run.forecast import Asked, forecast
+    from training.run.forecast import forecast
+    from training.run.machines import Asked
     from training.run.plan import print_forecast
 
     giga = {name: described[name] * 1e9 for name in ("memory", "bandwidth") if described[name] is not None}

@@ -1,6 +1,5 @@
 """`phf train --plan`: what a run would take, on this machine or another, and which micro-batch it would choose."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 
 from scorers.errors import UserError
-from training.config import TrainConfig, TrainingConfig
+from training.config import TrainConfig
 from training.data.tokenizers import load_tokenizer
 from training.model.language_model import build_model
 from training.model.shape import ModelShape, trace_shape
@@ -16,7 +15,6 @@ from training.model.sources import check_context
 from training.model.vocabulary import Vocabulary
 from training.objectives import OBJECTIVES
 from training.presets import CONTEXT_LENGTH
-from training.run.cards import CARDS, find_card
 from training.run.deepspeed_config import Precision, deepspeed_config
 from training.run.engine import choose_precision
 from training.run.estimate import (
@@ -30,38 +28,12 @@ from training.run.estimate import (
     estimate_memory,
     estimate_seconds,
 )
+from training.run.machines import Asked, describe_machine
 from training.run.schedule import Horizon, plan_horizon
-from training.run.speed import peak_flops
 
 # Of a machine's memory, what a plan may fill: the rest is for the process itself, the GPU's context and holes.
 FILL = 0.9
-# Bytes a second between ranks, where nobody says: over gloo on one machine, and over a network card of 400 Gb/s; of
-# what a link could do, what collectives reach.
-_BETWEEN_PROCESSES, _BETWEEN_NODES, _LINK_SHARE = 1e9, 50e9, 0.5
-_RANKS_A_NODE = 8
-# Matrix products in the time of a byte from memory, where the rate of the memory is not known: measured on one core of
-# a Xeon (150e9 a second against 10 GB/s); about that of an H100.
-_FLOPS_A_BYTE = {False: 15.0, True: 300.0}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the flags of `--plan` say; None where they don't.
-
-    Attributes:
-        ranks: processes.
-        device: a card's name, or None for this machine.
-        memory: bytes of a card, or of this machine.
-        bandwidth: bytes a second between ranks.
-        utilisation: share of the peak that a step reaches.
-    """
-
-    ranks: int = 1
-    device: str | None = None
-    memory: float | None = None
-    bandwidth: float | None = None
-    utilisation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +114,7 @@ def forecast(config: TrainConfig, asked: Asked) -> Forecast:
     context_length = config.data.context_length or CONTEXT_LENGTH
     check_context(config.model, context_length)
     plan_horizon(config.training, context_length, asked.ranks)
-    machine, precision = _machine(config.training, asked)
+    machine, precision = describe_machine(config.training, asked)
     kind = OBJECTIVES[config.objective.name]
     classes = (config.objective.quantiles or 2) if kind.tags else 0
     vocabulary = config.data.vocab_size + classes
@@ -163,8 +135,12 @@ def shape_of(config: TrainConfig, vocabulary: int, precision: Precision, *, on_g
         UserError: it cannot be built, or not be estimated.
     """
     kind = OBJECTIVES[config.objective.name]
+    attention = config.model.attention
+    if attention.startswith("flash"):
+        # A plan may be for another machine; what torch's own attention keeps is the same.
+        attention = "sdpa"
     model = build_model(
-        config.model,
+        config.model.model_copy(update={"attention": attention}),
         Vocabulary(vocabulary, 0),
         value_head=kind.needs_values,
         rows_multiple=config.model.pad_vocab_to or (None if on_gpu else 1),
@@ -232,39 +208,37 @@ def _estimate(config: TrainConfig, shape: ModelShape, machine: Machine, precisio
 
 
 def _remedies(found: Forecast) -> Iterator[str]:
-    """What would make it fit: each change alone, then all of them together."""
-    changes = dict(_changes(found))
-    alone = [name for name, change in changes.items() if _with(found, change).fits]
-    if alone or not changes:
-        yield from alone
-    elif _with(found, {key: value for change in changes.values() for key, value in change.items()}).fits:
-        yield " and ".join(changes)
+    """What would make it fit: each change alone, or all of them where none is enough; and more ranks."""
+    changes = list(_changes(found))
+    together = {key: value for change in changes for key, value in change.items()}
+    enough = [change for change in changes if _with(found, change).fits] or [together]
+    yield from (_named(change) for change in enough if change and _with(found, change).fits)
     blocks, ranks = found.horizon.batch_size, found.horizon.ranks
     # Each GPU brings its memory; more processes on one CPU would share what there is.
     more = (each for each in range(2 * ranks, blocks + 1, ranks) if found.machine.on_gpu and blocks % each == 0)
-    enough = next((each for each in more if _with_ranks(found, each).fits), None)
-    if enough is not None:
-        yield f"--ranks {enough}"
+    least = next((each for each in more if _with_ranks(found, each).fits), None)
+    if least is not None:
+        yield f"--ranks {least}"
 
 
-def _changes(found: Forecast) -> Iterator[tuple[str, dict[str, Any]]]:
+def _changes(found: Forecast) -> Iterator[dict[str, Any]]:
     training, machine = found.config.training, found.machine
     if found.horizon.micro_batch_size > 1:
-        yield "training.micro_batch_size=1", {"micro_batch_size": 1}
+        yield {"micro_batch_size": 1}
     if not training.activation_checkpointing and found.job.shape.kept_checkpointed is not None:
-        yield "training.activation_checkpointing=true", {"activation_checkpointing": True}
+        yield {"activation_checkpointing": True}
     if found.horizon.ranks > 1:
-        for stage in range(max(training.zero_stage, 1) + 1, 4):
-            yield f"training.zero_stage={stage}", {"zero_stage": stage}
-    if machine.on_gpu and "offload" in TrainingConfig.model_fields and not found.job.layout.offload_optimizer:
-        yield "training.offload=optimizer", {"offload": "optimizer"}
+        yield from ({"zero_stage": stage} for stage in range(max(training.zero_stage, 1) + 1, 4))
+    if machine.on_gpu and training.zero_stage > 0 and not found.job.layout.offload_optimizer:
+        yield {"offload": "optimizer"}
+
+
+def _named(change: dict[str, Any]) -> str:
+    return " and ".join(f"training.{key}={str(value).lower()}" for key, value in change.items())
 
 
 def _with(found: Forecast, change: dict[str, Any]) -> Forecast:
-    training = found.config.training.model_copy(
-        update={"zero_stage": max(found.config.training.zero_stage, 1), **change}
-    )
-    config = found.config.model_copy(update={"training": training})
+    config = found.config.model_copy(update={"training": found.config.training.model_copy(update=change)})
     return _estimate(config, found.job.shape, found.machine, found.precision, found.horizon.ranks)
 
 
@@ -272,61 +246,3 @@ def _with_ranks(found: Forecast, ranks: int) -> Forecast:
     training = found.config.training.model_copy(update={"micro_batch_size": 1})
     config = found.config.model_copy(update={"training": training})
     return _estimate(config, found.job.shape, found.machine, found.precision, ranks)
-
-
-def _machine(training: TrainingConfig, asked: Asked) -> tuple[Machine, Precision]:
-    if asked.device is None:
-        return _here(training, asked)
-    card = find_card(asked.device)
-    if card is None:
-        raise UserError(
-            f"--plan-device {asked.device}: not a card that is known; there are {', '.join(CARDS)}. "
-            "Leave it out for this machine."
-        )
-    precision: Precision = training.precision if training.precision != "auto" else _automatic(card.computes_bf16)
-    link = card.link_bandwidth if asked.ranks <= _RANKS_A_NODE else min(card.link_bandwidth, _BETWEEN_NODES)
-    machine = Machine(
-        name=asked.device,
-        on_gpu=True,
-        flops=card.single if precision == "fp32" else card.half,
-        memory=asked.memory or card.memory,
-        memory_bandwidth=card.memory_bandwidth,
-        link_bandwidth=asked.bandwidth or _LINK_SHARE * link,
-        utilisation=asked.utilisation,
-    )
-    return machine, precision
-
-
-def _automatic(computes_bf16: bool) -> Precision:
-    return "bf16" if computes_bf16 else "fp32"
-
-
-def _here(training: TrainingConfig, asked: Asked) -> tuple[Machine, Precision]:
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    precision = choose_precision(training, device)
-    card = find_card(torch.cuda.get_device_name(device)) if on_gpu else None
-    if on_gpu:
-        name, memory = torch.cuda.get_device_name(device), float(torch.cuda.get_device_properties(device).total_memory)
-        link = card.link_bandwidth * _LINK_SHARE if card is not None else _BETWEEN_PROCESSES
-    else:
-        cores = len(os.sched_getaffinity(0))
-        name = f"this machine's CPU, {cores} cores"
-        memory, link = _main_memory() / asked.ranks, _BETWEEN_PROCESSES
-        # As the ranks of a run share the cores.
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // asked.ranks)))
-    flops = peak_flops(device, precision)
-    machine = Machine(
-        name=name,
-        on_gpu=on_gpu,
-        flops=flops,
-        memory=(asked.memory / (1 if on_gpu else asked.ranks)) if asked.memory else memory,
-        memory_bandwidth=card.memory_bandwidth if card is not None else flops / _FLOPS_A_BYTE[on_gpu],
-        link_bandwidth=asked.bandwidth or link,
-        utilisation=asked.utilisation,
-    )
-    return machine, precision
-
-
-def _main_memory() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

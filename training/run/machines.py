@@ -1,0 +1,108 @@
+"""The machine that a plan is for: a card by its name, or this one as it is measured."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from scorers.errors import UserError
+from training.config import TrainingConfig
+from training.run.cards import CARDS, find_card
+from training.run.deepspeed_config import Precision
+from training.run.engine import choose_precision
+from training.run.estimate import Machine
+from training.run.speed import peak_flops
+
+# Bytes a second between ranks, where nobody says: over gloo on one machine, and over a network card of 400 Gb/s; of
+# what a link could do, what collectives reach.
+_BETWEEN_PROCESSES, _BETWEEN_NODES, _LINK_SHARE = 1e9, 50e9, 0.5
+_RANKS_A_NODE = 8
+# Matrix products in the time of a byte from memory, where the rate of the memory is not known: measured on one core of
+# a Xeon (150e9 a second against 10 GB/s); about that of an H100.
+_FLOPS_A_BYTE = {False: 15.0, True: 300.0}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the flags of `--plan` say; None where they don't.
+
+    Attributes:
+        ranks: processes.
+        device: a card's name, or None for this machine.
+        memory: bytes of a card, or of this machine.
+        bandwidth: bytes a second between ranks.
+        utilisation: share of the peak that a step reaches.
+    """
+
+    ranks: int = 1
+    device: str | None = None
+    memory: float | None = None
+    bandwidth: float | None = None
+    utilisation: float | None = None
+
+
+def describe_machine(training: TrainingConfig, asked: Asked) -> tuple[Machine, Precision]:
+    """What a rank computes on, and in which precision.
+
+    Args:
+        training: settings of the training.
+        asked: the flags.
+
+    Raises:
+        UserError: the card is unknown, or the precision needs another device.
+    """
+    if asked.device is None:
+        return _here(training, asked)
+    card = find_card(asked.device)
+    if card is None:
+        raise UserError(
+            f"--plan-device {asked.device}: not a card that is known; there are {', '.join(CARDS)}. "
+            "Leave it out for this machine."
+        )
+    precision: Precision = training.precision if training.precision != "auto" else _automatic(card.computes_bf16)
+    link = card.link_bandwidth if asked.ranks <= _RANKS_A_NODE else min(card.link_bandwidth, _BETWEEN_NODES)
+    machine = Machine(
+        name=asked.device,
+        on_gpu=True,
+        flops=card.single if precision == "fp32" else card.half,
+        memory=asked.memory or card.memory,
+        memory_bandwidth=card.memory_bandwidth,
+        link_bandwidth=asked.bandwidth or _LINK_SHARE * link,
+        utilisation=asked.utilisation,
+    )
+    return machine, precision
+
+
+def _automatic(computes_bf16: bool) -> Precision:
+    return "bf16" if computes_bf16 else "fp32"
+
+
+def _here(training: TrainingConfig, asked: Asked) -> tuple[Machine, Precision]:
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    precision = choose_precision(training, device)
+    card = find_card(torch.cuda.get_device_name(device)) if on_gpu else None
+    if on_gpu:
+        name, memory = torch.cuda.get_device_name(device), float(torch.cuda.get_device_properties(device).total_memory)
+        link = card.link_bandwidth * _LINK_SHARE if card is not None else _BETWEEN_PROCESSES
+    else:
+        cores = len(os.sched_getaffinity(0))
+        name = f"this machine's CPU, {cores} cores"
+        memory, link = _main_memory() / asked.ranks, _BETWEEN_PROCESSES
+        # As the ranks of a run share the cores.
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // asked.ranks)))
+    flops = peak_flops(device, precision)
+    machine = Machine(
+        name=name,
+        on_gpu=on_gpu,
+        flops=flops,
+        memory=(asked.memory / (1 if on_gpu else asked.ranks)) if asked.memory else memory,
+        memory_bandwidth=card.memory_bandwidth if card is not None else flops / _FLOPS_A_BYTE[on_gpu],
+        link_bandwidth=asked.bandwidth or link,
+        utilisation=asked.utilisation,
+    )
+    return machine, precision
+
+
+def _main_memory() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
