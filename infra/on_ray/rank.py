@@ -116,10 +116,10 @@ def _check_folders(job: RankJob, rank: int, address: str, mark: str) -> None:
     barrier()
     if rank:
         until = time.monotonic() + _SHARED_S
-        while not (seen := file.exists()) and time.monotonic() < until and not ray.get(job.desk.refused.remote()):
+        while not file.exists() and not ray.get(job.desk.refused.remote()):
+            if time.monotonic() > until:
+                refuse(f"--output {job.output} does not hold what the node of rank 0 writes there")
             time.sleep(_POLL_S)
-        if not seen:
-            refuse(f"--output {job.output} does not hold what the node of rank 0 writes there")
     barrier()
     if rank == 0:
         with contextlib.suppress(OSError):

@@ -114,13 +114,11 @@ def test_lost_ranks_lost_workers_and_a_stop_leave_the_curve_of_ranks_on_one_mach
 def test_what_is_wrong_is_said_once_before_ray_is_asked_for_anything(
     tmp_path: Path, dataset: Path, options: tuple[str, ...], message: str
 ) -> None:
-    began = time.monotonic()
     done = run_phf([*command(dataset, tmp_path / "run", training__batch_size=8), *options, "--max-restarts", "2"])
     assert done.returncode == 2, done.stderr
     assert done.stderr.count(message) == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "run").exists()
-    assert time.monotonic() - began < 60
 
 
 @pytest.fixture
