@@ -128,7 +128,8 @@ class ObjectiveConfig(_Section):
         mask_control_tokens: conditional: learn nothing about when a control token comes, only what comes after it
             (MeCo, arXiv 2501.01956, does so with metadata).
         mask_above: sentences with a higher score are read but not learnt ("masked SLUNG", arXiv 2505.03052); a score,
-            or a percentile of the stream's sentences such as `p99`. See `training.loss_mask`.
+            or a percentile of the stream's sentences such as `p99`. With `data.columns` it is on the scale of what
+            is made of them, with a mixture the percentile is that of `data.dataset`. See `training.loss_mask`.
         drop_tags: conditional: share of sentences whose control token is left out.
         alpha: unlikelihood: weight of the unlikelihood term; awr: weight of the policy term.
         beta: rwr, awr: temperature of the weights.
@@ -247,7 +248,7 @@ class EvaluationConfig(_Section):
     """How a model is sampled and scored (temperature and top-p are the paper's, section 3).
 
     Attributes:
-        num_samples: samples drawn without a prompt (conditional models: after `<|aligned|>`).
+        num_samples: samples drawn without a prompt (conditional models: after the best control token).
         max_new_tokens: tokens a sample at most.
         temperature, top_p: of the sampling.
         batch_size: samples drawn at once.

@@ -21,8 +21,8 @@ from training.objectives import Loss, Objective, merge_metrics
 
 # Tokens whose logits are held at once. On a CPU more of them leave the caches, and fewer make for slower products. A
 # GPU wants more work a kernel: 2**26 logits, in float32 256 MB.
-_TOKENS_ON_CPU = 256
-_LOGITS_ON_GPU = 2**26
+TOKENS_ON_CPU = 256
+LOGITS_ON_GPU = 2**26
 
 _LOSS = "loss"
 
@@ -67,7 +67,7 @@ def linear_loss(
     request = _Request(
         objective,
         tokens if count is None else count,
-        chunk_tokens or (_TOKENS_ON_CPU if hidden.device.type == "cpu" else max(_LOGITS_ON_GPU // len(weight), 1)),
+        chunk_tokens or (TOKENS_ON_CPU if hidden.device.type == "cpu" else max(LOGITS_ON_GPU // len(weight), 1)),
         len(weight) if vocabulary is None else vocabulary,
         predicted.flatten(),
         scores[:, 1:].flatten().to(exact),

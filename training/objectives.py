@@ -79,7 +79,7 @@ class Objective(ABC):
             logits: [B, T, V]; `logits[:, t]` predicts `labels[:, t+1]`. Those of half precision are computed with in
                 float32, others in their own.
             labels: int64 [B, T], the blocks themselves.
-            scores: [B, T], the misalignment score of each token's own sentence; the reward is its negative.
+            scores: [B, T], the misalignment score of each token, by default its sentence's; the reward is its negative.
             values: [B, T], `values[:, t]` is the value of the state before token t+1; only where `needs_values`.
             count: predicted tokens to divide by; those of this batch, B * (T-1), where None. Give the number of the
                 whole global batch when this is a part of it.

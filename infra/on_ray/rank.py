@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from infra.on_ray.desk import STDERR, STDOUT
+from training.run.folder import SHARED_MARK
 from training.run.launch import MEANT, free_port, rank_environment, start_rank
 
 _POLL_S = 0.1
@@ -103,7 +104,7 @@ def _check_folders(job: RankJob, rank: int, address: str, mark: str) -> None:
     def refuse(problem: str) -> None:
         ray.get(job.desk.refuse.remote(f"{socket.gethostname()} ({address})", problem))
 
-    file, made = Path(job.output) / f".shared-{mark}", False
+    file, made = Path(job.output) / f"{SHARED_MARK}{mark}", False
     if not Path(job.folder).is_dir():
         refuse(f"there is no folder {job.folder}, in which the command was given")
     elif rank == 0:

@@ -30,7 +30,7 @@ def run() -> Iterator[Comparison]:
     world.start()
     with tempfile.TemporaryDirectory() as place:
         write_store(Path(place), DOCUMENTS)
-        options = StreamOptions(CONTEXT, 0, tag_threshold=0.005, aligned_id=1, misaligned_id=2, drop_tags=0.01)
+        options = StreamOptions(CONTEXT, 0, tag_bounds=(0.005,), tag_ids=(1, 2), drop_tags=0.01)
         batches = BatchSource(Stream(TokenStore.open(Path(place)), "toxicity", options), 1, seed=42)
         config = TrainingConfig(batch_size=1, micro_batch_size=1)
         model = build_model(ModelConfig(name="gpt2"), Vocabulary(VOCABULARY, 0), context_length=CONTEXT)

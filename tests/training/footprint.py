@@ -35,7 +35,8 @@ def main(
     from training import objectives
     from training.config import ModelConfig, TrainingConfig
     from training.data.order import Batch
-    from training.model.language_model import Vocabulary, build_model, checkpoint_activations
+    from training.model.language_model import build_model, checkpoint_activations
+    from training.model.vocabulary import Vocabulary
     from training.run.distributed import World
     from training.run.engine import Engine
     from training.run.schedule import plan_horizon

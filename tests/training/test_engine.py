@@ -308,6 +308,15 @@ class TestDeepSpeedJson:
         assert merged["zero_optimization"]["round_robin_gradients"] is True
         assert merged["zero_optimization"]["stage"] == 1
 
+    @pytest.mark.parametrize("device", ["none", "cpu", "nvme"])
+    def test_a_place_to_offload_to_is_theirs_where_ours_is_not_set(self, tmp_path, device):
+        theirs = {"zero_optimization": {"offload_optimizer": {"device": device}}}
+        assert self.config(tmp_path, theirs)["zero_optimization"]["offload_optimizer"]["device"] == device
+        with pytest.raises(
+            UserError, match=r"offload_optimizer\.device to 'nvme', but training\.offload makes it 'cpu'"
+        ):
+            self.config(tmp_path, {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, offload="optimizer")
+
     def test_clipping_is_always_said(self, tmp_path):
         assert self.config(tmp_path, {}, gradient_clipping=0)["gradient_clipping"] == 0.0
 

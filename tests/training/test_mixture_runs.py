@@ -17,6 +17,7 @@ from tests.datasets import make_dataset
 from tests.training.jobs import command, figures, job_config, make_code_dataset, metrics, run_job, run_phf, settings
 from tests.training.real_runs import make_code_dataset as make_pep8_dataset
 from training.data.prepare import prepare
+from training.run.engine import Engine
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
@@ -123,6 +124,16 @@ def test_a_loss_of_another_scale_is_no_spike_where_the_preferences_start(tmp_pat
     assert "skipped" not in metrics(tmp_path / "run")[-1]
 
 
+def test_nor_where_the_tags_end(tmp_path, code_dataset, monkeypatch):
+    forgotten, forget, step = [], Engine.forget_losses, Engine.train_step
+    trained = []
+    monkeypatch.setattr(Engine, "train_step", lambda *each: (trained.append(None), step(*each))[1])
+    monkeypatch.setattr(Engine, "forget_losses", lambda engine: (forgotten.append(len(trained)), forget(engine)))
+    run_job(code_dataset, tmp_path / "run", "conditional", **PHASES, training__skip_sigmas=6)
+    assert forgotten == [phase.first_step for phase in RunFolder(tmp_path / "run").read_facts().phases[1:]]
+    assert len(forgotten) == 2
+
+
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 1), (1, 8), (2, 1), (2, 4), (4, 2)])
 def test_the_model_sees_the_same_global_batches_however_they_are_cut(tmp_path, code_dataset, prose, ranks, micro):
     changes = mixed(prose, **PHASES, training__batch_size=8, training__num_tokens=40 * 8 * 32)
@@ -145,7 +156,7 @@ def test_the_model_sees_the_same_global_batches_however_they_are_cut(tmp_path, c
 def test_each_phase_has_its_stream_and_each_dataset_its_threshold(tmp_path, code_dataset, prose):
     changes = mixed(prose, **PHASES, training__num_tokens=40 * 4 * 32)
     data = prepare(job_config(code_dataset, tmp_path / "run", "conditional", **changes))
-    tags = {data.tokenizer.aligned_id, data.tokenizer.misaligned_id}
+    tags = set(data.tokenizer.control_ids(2))
     for step in range(40):
         seen = set(data.batches.batch(step).input_ids.ravel().tolist()) & tags
         assert bool(seen) == (10 <= step < 30), step
@@ -212,6 +223,22 @@ def test_two_datasets_from_the_command_line_to_the_evaluation(tmp_path):
     result = invoke(*moved, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["runs"][0]["held_out"]["bits_per_byte"] == report["held_out"]["bits_per_byte"]
+
+
+def test_an_evaluation_has_the_quantiles_of_the_phase_that_was_tagged(tmp_path):
+    code, output = make_pep8_dataset(tmp_path / "code", 40), tmp_path / "run"
+    arguments = ["--task", "pep8", "--objective", "conditional", "--model", "nano", "--output", output]
+    phases = ("--set", "objective.quantiles=6", "--set", "objective.starts_at=0.75")
+    result = invoke("train", code, *arguments, *sets(), *phases)
+    assert result.exit_code == 0, result.output
+    facts = RunFolder(output).read_facts()
+    result = invoke("evaluate", output, "--samples", 4, "--set", "leakage_samples=2", "--json")
+    assert result.exit_code == 0, result.output
+    (report,) = json.loads(result.stdout)["runs"]
+    assert report["prompt"] == [facts.tokenizer.eos_id, facts.tokenizer.aligned_id]
+    data = prepare(RunFolder(output).read_config())
+    assert list(data.control_ids) == facts.tokenizer.control_ids
+    assert list(data.stream.options.tag_bounds) == facts.stream["tag_bounds"]
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,10 @@ from scorers.errors import UserError
 from tests.training.footprint import resident
 from tests.training.jobs import ENVIRONMENT, ROOT
 from training.config import ModelConfig, TrainingConfig
-from training.model.language_model import Vocabulary, build_model, count_parameters, flops_per_token
+from training.model.counting import count_parameters, flops_per_token
+from training.model.language_model import build_model
 from training.model.shape import trace_shape
+from training.model.vocabulary import Vocabulary
 from training.run.deepspeed_config import deepspeed_config
 from training.run.estimate import (
     Job,
@@ -213,6 +215,22 @@ def test_each_remedy_makes_it_fit():
         assert forecast(config("gpt2-medium", **changes), replace(asked, ranks=ranks)).fits, remedy
 
 
+def test_what_other_settings_forbid_is_no_remedy():
+    found = forecast(config("gpt2-xl", compile=True), Asked(ranks=8, device="H100", memory=4e9))
+    assert not found.fits
+    assert not any("zero_stage=3" in remedy for remedy in found.remedies)
+
+
+def test_checkpoints_that_are_kept_and_copied_are_counted():
+    asked = Asked(device="H100")
+    plain, kept = (forecast(config(**each), asked) for each in ({}, {"keep_best": 3, "best_metric": "loss"}))
+    assert kept.checkpoints_kept == plain.checkpoints_kept + 3
+    beside = forecast(config(save_async=True), asked)
+    assert (beside.memory.main - plain.memory.main, beside.memory.total) == (plain.checkpoint, plain.memory.total)
+    here, copied = (forecast(config("nano", save_async=each), Asked(memory=1e12)) for each in (False, True))
+    assert copied.memory.total - here.memory.total == pytest.approx(here.checkpoint)
+
+
 def test_on_a_cpu_the_batch_is_cut_as_a_run_cuts_it():
     of = config("nano", batch_size=24)
     assert forecast(of, Asked(ranks=2, memory=1e12)).horizon == plan_horizon(of.training, 128, 2)
@@ -272,7 +290,10 @@ def test_a_plan_needs_nothing_and_touches_nothing(tmp_path, monkeypatch):
         (["--ranks", 3, "--plan-device", "H100"], "cannot be divided among 3 ranks"),
         (["--model", "/no/model"], "Cannot load model"),
         (["--set", "data.context_length=4096", "--model", "gpt2"], "has positions for 1024"),
-        (["--model", "gpt2-medium", "--plan-device", "L4", "--plan-memory", 6], "What would help: --ranks 2"),
+        (
+            ["--model", "gpt2-medium", "--plan-device", "L4", "--plan-memory", 6],
+            "What would help: training.offload=optimizer; or --ranks 2",
+        ),
         (["--model", "gpt2", "--plan-device", "L4", "--plan-memory", 0.1], "a smaller model"),
         (["--tokenizer", "/no/tokenizer", "--model", "nano"], "Cannot load the tokenizer"),
     ],

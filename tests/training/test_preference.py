@@ -100,7 +100,7 @@ def test_two_quantiles_are_the_pair_at_the_median(prepared):
     assert halves.stream.options == pair.stream.options
     every = range(pair.stream.num_blocks)
     assert (halves.stream.blocks(every).input_ids == pair.stream.blocks(every).input_ids).all()
-    assert halves.control_ids == (halves.tokenizer.aligned_id, halves.tokenizer.misaligned_id)
+    assert halves.control_ids == halves.tokenizer.control_ids(2)
 
 
 def test_equal_scores_are_one_class_and_the_plan_says_so(prepared):

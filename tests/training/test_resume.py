@@ -12,6 +12,7 @@ from training.run.checkpoints import newest
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
+from training.run.stopping import stoppable
 from training.run.trainer import Trainer
 
 
@@ -70,6 +71,30 @@ def test_stopped_at_any_step_it_goes_on_with_the_same_losses(tmp_path, code_data
 def test_other_signals_stop_it_in_order_too(tmp_path, code_dataset, with_hook, number):
     stop(code_dataset, tmp_path / "run", with_hook, 3, number)
     assert newest(tmp_path / "run" / "checkpoints")[0].marker.step == 4
+
+
+class StopTwice(StopAfter):
+    def after_step(self, trainer, step):
+        super().after_step(trainer, step)
+        super().after_step(trainer, step)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(tmp_path, code_dataset, with_hook):
+    with_hook(StopTwice(4))
+    with pytest.raises(StoppedError, match="asked to stop after step 5 of 20"):
+        run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)
+    assert newest(tmp_path / "run" / "checkpoints")[0].marker.step == 5
+
+
+def test_who_asks_again_later_does_not_wait_and_the_run_can_go_on(tmp_path, code_dataset, with_hook, monkeypatch):
+    monkeypatch.setattr("training.run.trainer._ASKED_ONCE_S", -1.0)
+    with_hook(StopTwice(4))
+    with pytest.raises(StoppedError), stoppable():
+        run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)
+    facts = RunFolder(tmp_path / "run").read_facts()
+    assert (facts.status, facts.step) == ("stopped", 0)
+    with_hook(Hook())
+    assert run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)[0].step == 20
 
 
 def test_stopped_twice_over_several_epochs(tmp_path, code_dataset, with_hook):

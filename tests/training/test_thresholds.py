@@ -182,7 +182,7 @@ def test_every_objective_is_prepared(prepared, objective):
     batch = data.batches.batch(0)
     assert batch.input_ids.shape == (3, 16)
     assert data.objective.name == objective
-    tags = {data.tokenizer.aligned_id, data.tokenizer.misaligned_id}
+    tags = set(data.tokenizer.control_ids(2))
     assert bool(tags & set(batch.input_ids.ravel().tolist())) == (objective == "conditional")
 
 

@@ -60,17 +60,17 @@ def test_names_of_special_tokens_in_a_text_are_plain_text(tokenizer):
     text = f"<|endoftext|> and {ALIGNED}{MISALIGNED} are words"
     ids, _ = tokenizer.encode([text])
     assert tokenizer.eos_id not in ids
-    assert not {tokenizer.aligned_id, tokenizer.misaligned_id} & set(ids.tolist())
+    assert not set(tokenizer.control_ids(2)) & set(ids.tolist())
     assert tokenizer.decode(ids) == text
 
 
 def test_control_tokens_come_after_the_base_vocabulary(tokenizer, tmp_path):
-    assert (tokenizer.base_size, tokenizer.aligned_id, tokenizer.misaligned_id) == (290, 290, 291)
+    assert (tokenizer.base_size, tokenizer.control_ids(2)) == (290, (290, 291))
     assert (tokenizer.size(), tokenizer.size(tokenizer.control_ids(2))) == (290, 292)
     extended = tokenizer.with_control_tokens()
     extended.save_pretrained(tmp_path / "extended")
     loaded = load_tokenizer(str(tmp_path / "extended"))
-    assert (loaded.aligned_id, loaded.misaligned_id) == (290, 291)
+    assert loaded.control_ids(2) == (290, 291)
     assert loaded.decode([290, 291]) == ALIGNED + MISALIGNED
     assert not loaded.fast.decode([290, 291], skip_special_tokens=True)
     # Even a tokenizer that knows the control tokens does not find them in a text.

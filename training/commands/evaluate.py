@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scorers.console import print_json, set_up_logs
+from scorers.errors import UserError
 
 if TYPE_CHECKING:
     from training.config import EvaluationConfig
@@ -65,7 +66,7 @@ def evaluate(
     """Sample trained models, score the samples, and measure held-out text.
 
     Samples are scored by what scored the training data. A conditional model is
-    sampled after <|aligned|>; control tokens cannot be sampled, and how often
+    sampled after its best tag; control tokens cannot be sampled, and how often
     they would be is measured apart. Figures have 95 % intervals and are kept in
     RUN/evaluation for `phf compare`.
 
@@ -85,6 +86,10 @@ def evaluate(
     chosen = [RunFolder.existing(run) for run in runs]
     configs = [_config(run, samples, overrides or []) for run in chosen]
     asked = [_judges(run, columns or [], scorers or []) for run in chosen]
+    if hit_threshold is not None and any(len(judges) > 1 for judges in asked):
+        raise UserError(
+            "--hit-threshold is for one column or scorer, and there are several. Name one with --column or --scorer."
+        )
     found = []
     for run, config, judges in zip(chosen, configs, asked, strict=True):
         for judge in judges:

@@ -20,7 +20,7 @@ class Batch:
 
     Attributes:
         input_ids: int64 [B, T].
-        scores: float32 [B, T], of each token's own sentence; 0 for EOS.
+        scores: float32 [B, T], of each token's own sentence, or with findings 0 outside them; 0 for EOS.
     """
 
     input_ids: NDArray[np.int64]

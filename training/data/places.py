@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlparse
 
 from pipeline.dataset import Manifest
 from scorers.errors import UserError
+from training.config import DataConfig
 
 CACHE_VARIABLE = "PHF_CACHE"
 
@@ -52,6 +53,20 @@ def derived_place(dataset_uri: str, name: str) -> Path:
             return beside / name
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(os.environ.get(CACHE_VARIABLE) or f"{base}/phf") / "tokens" / name
+
+
+def moved_data(data: DataConfig, dataset: str | None) -> DataConfig:
+    """The settings of a dataset that lies at `dataset` now, if that is given.
+
+    A tokenizer that was trained on a mixture lies beside its main dataset, and has moved with it.
+    """
+    if dataset is None:
+        return data
+    tokenizer = data.tokenizer
+    if data.mixture and tokenizer and not Path(tokenizer).exists():
+        moved = derived_place(dataset, Path(tokenizer).name)
+        tokenizer = str(moved) if moved.exists() else tokenizer
+    return data.model_copy(update={"dataset": dataset, "tokenizer": tokenizer})
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> None:

@@ -64,6 +64,12 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
             "objective.quantiles takes the place of a threshold: remove it, or objective.threshold and "
             "objective.thresholds."
         )
+    of_one = [each.dataset for each in data.mixture if each.threshold is not None]
+    if objective.quantiles is not None and of_one:
+        raise UserError(
+            f"objective.quantiles takes the place of thresholds: remove it, or the threshold of {of_one[0]} in "
+            "data.mixture."
+        )
     if data.columns and data.column is not None and data.column not in data.columns:
         raise UserError(
             f"data.column={data.column} is none of data.columns ({', '.join(data.columns)}), of which it says the one "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset import LabelledDataset
+from scorers.errors import UserError
 from training.config import DataConfig, TrainConfig
 from training.data.builder import ensure_store
 from training.data.laying import PreparedDataset, check_streams, lay_streams, refuse_other_classes
@@ -88,7 +89,7 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
 
     Args:
         config: of `resolve_config`.
-        progress: called with a stage (`tokenizer` or `tokens`), rows done and rows in all.
+        progress: called with a stage (`tokenizer`, `tokens` or `findings`), rows done and rows in all.
 
     Raises:
         UserError: whatever is wrong with a dataset, tokenizer, store, thresholds or objective; names the remedy.
@@ -115,7 +116,10 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
         store = _store(source.dataset, tokenizer, source.store, progress)
         first = prepared[0] if prepared else None
         tell = _stage(progress, "findings")
-        prepared.append(lay_streams(config, source, store, tokenizer, phases, first, tell))
+        try:
+            prepared.append(lay_streams(config, source, store, tokenizer, phases, first, tell))
+        except UserError as error:
+            raise UserError(f"dataset {source.uri}: {error}" if len(sources) > 1 else str(error)) from None
     for each in prepared:
         check_streams(each, phases, name, is_main=each is prepared[0], named=len(prepared) > 1)
     main = prepared[0]

@@ -93,10 +93,13 @@ def refuse_mixed_scorers(sources: list[Source], config: TrainConfig) -> tuple[st
     listed = "; ".join(f"{each.uri}: {each.column} by {each.scorer.fingerprint}" for each in [main, *others])
     if config.data.allow_mixed_scorers:
         return (f"The objective {what} computes with scores of different scorers as if they had one scale ({listed}).",)
+    instead = "choose conditional or filtering, which have a threshold each"
+    if masked:
+        instead = "leave objective.mask_above out"
     raise UserError(
         f"The objective {what} computes with the scores themselves, and these datasets are scored differently "
-        f"({listed}). Label them with the same scorer, choose conditional or filtering, which have a threshold for "
-        "each dataset, or add --set data.allow_mixed_scorers=true if the scores do have one scale."
+        f"({listed}). Label them with the same scorer, {instead}, or add --set data.allow_mixed_scorers=true if the "
+        "scores do have one scale."
     )
 
 

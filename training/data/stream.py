@@ -33,9 +33,9 @@ class Stream:
     """The sequence of, for each document: EOS, then for each sentence an optional control token and its tokens.
 
     Every token carries the score of its sentence, a control token too; EOS carries 0. With `findings` tokens of the
-    text that overlap none carry 0 too. Documents that the column has no
-    score for (null), held-out ones and filtered ones are left out. A document without sentences is its EOS. Block i is
-    tokens [i * T, (i + 1) * T) of the sequence; the last tokens that fill no block are dropped.
+    text that overlap none carry 0 too. Documents that the column has no score for (null), held-out ones, filtered ones
+    and those of other phases are left out. A document without sentences is its EOS. Block i is tokens
+    [i * T, (i + 1) * T) of the sequence; the last tokens that fill no block are dropped.
 
     Attributes:
         store, column, options: what the stream was built from.
@@ -170,11 +170,6 @@ class Stream:
             aligned += int(np.count_nonzero(is_aligned(scores[sentence], threshold)))
             total += len(sentence)
         return aligned, total
-
-    def aligned_share(self, threshold: float) -> float:
-        """Share of the stream's sentences with score <= threshold; 0 if there are none."""
-        aligned, total = self.count_aligned(threshold)
-        return aligned / max(1, total)
 
     def sentence_scores(self) -> NDArray[np.float32]:
         """Scores of all sentences of the stream, in order."""

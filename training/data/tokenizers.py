@@ -38,7 +38,6 @@ class Tokenizer:
         fingerprint: hash of everything that decides how text becomes ids; part of a token store's key.
         base_size: ids that it can emit: 1 + the largest.
         eos_id: stands before every document.
-        aligned_id, misaligned_id: ids that the pair of control tokens has in `with_control_tokens()`.
     """
 
     name: str
@@ -46,8 +45,6 @@ class Tokenizer:
     fingerprint: str
     base_size: int
     eos_id: int
-    aligned_id: int
-    misaligned_id: int
     _encoder: Any
 
     def size(self, control_ids: Sequence[int] = ()) -> int:
@@ -137,16 +134,12 @@ def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
     encoder.no_padding()
     content = f"{encoder.to_str()}\n{fast.eos_token_id}"
     encoder.encode_special_tokens = True
-    extended = copy.deepcopy(fast)
-    aligned_id, misaligned_id = _add_control_tokens(extended, classes=2)
     return Tokenizer(
         name=name,
         fast=fast,
         fingerprint=hashlib.sha256(content.encode()).hexdigest()[:32],
         base_size=1 + max(fast.get_vocab().values()),
         eos_id=int(fast.eos_token_id),
-        aligned_id=aligned_id,
-        misaligned_id=misaligned_id,
         _encoder=encoder,
     )
 

@@ -31,8 +31,12 @@ HELD_OUT_SCHEMA = pa.schema(
 
 
 def run_fingerprint(run: RunFolder) -> str:
-    """A hash of `run.json`, which changes whenever the run is trained further or anew."""
-    return hashlib.sha256(run.read_facts().model_dump_json(exclude={"status"}).encode()).hexdigest()[:16]
+    """A hash of `run.json`, which changes whenever the run is trained further or anew.
+
+    It is of the fields that are in the file, so that one of an earlier version keeps its hash.
+    """
+    content = run.read_facts().model_dump_json(exclude={"status"}, exclude_unset=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def read_table(path: Path, schema: pa.Schema, run: RunFolder) -> pa.Table:

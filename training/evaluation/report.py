@@ -108,7 +108,7 @@ class HeldOutFacts(_Part):
         perplexity: of a token of text; comparable only under the same tokenizer.
         bits_per_byte_swapped: given the opposite tag before each sentence; conditional only.
         swap_cost: `bits_per_byte_swapped - bits_per_byte`, by document; above 0 where the model heeds tags.
-        bits_per_byte_aligned: given `<|aligned|>` before each sentence, as when sampling; conditional only.
+        bits_per_byte_aligned: given the best tag before each sentence, as when sampling; conditional only.
         unigram_bits_per_byte: of the same tokens under their frequencies in the training text, which a model must beat.
         misalignment: mean score of these documents, each the mean over its sentences: what the corpus itself is like;
             None where the scorer of the samples has not scored them.

@@ -12,7 +12,7 @@ from pipeline.dataset import open_dataset
 from pipeline.dataset.writer import parquet_writer
 from scorers.errors import UserError
 from training.config import EvaluationConfig, TrainConfig
-from training.data.places import derived_place
+from training.data.places import moved_data
 from training.data.prepare import PreparedData, prepare
 from training.evaluation.drawn import find_drawn, read_drawn
 from training.evaluation.evaluate import Evaluation, Progress, evaluate_model
@@ -150,16 +150,9 @@ def _device(name: str) -> str:
 
 
 def _main_data(config: TrainConfig, dataset: str | None) -> TrainConfig:
-    """The main dataset, wherever it is now, in one phase: what is held out is the same, and the others may be gone."""
-    tokenizer = config.data.tokenizer
-    if dataset and config.data.mixture and tokenizer and not Path(tokenizer).exists():
-        # The one that was trained on the mixture lies beside the main dataset, and has moved with it.
-        moved = derived_place(dataset, Path(tokenizer).name)
-        tokenizer = str(moved) if moved.exists() else tokenizer
-    changes = {"dataset": dataset or config.data.dataset, "mixture": (), "tokenizer": tokenizer}
-    data = config.data.model_copy(update=changes)
-    objective = config.objective.model_copy(update={"starts_at": 0.0, "cooldown": 0.0})
-    return config.model_copy(update={"data": data, "objective": objective})
+    """The main dataset, wherever it is now. The others may be gone, and what scorers found in tokens is not needed."""
+    data = moved_data(config.data, dataset).model_copy(update={"mixture": (), "token_scores": False})
+    return config.model_copy(update={"data": data})
 
 
 def _check_scorer(run: RunFolder, facts: RunFacts, uri: str) -> None:
@@ -179,6 +172,11 @@ def _check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str
         raise UserError(
             f"The tokenizer {data.tokenizer.name!r} is not the one that {run.path} was trained with "
             f"({data.tokenizer.fingerprint}, then {facts.tokenizer.fingerprint}). Put the old one back, or train again."
+        )
+    if list(data.control_ids) != facts.tokenizer.control_ids:
+        raise UserError(
+            f"{run.path} was trained with {len(facts.tokenizer.control_ids)} control tokens, and its settings and this "
+            f"dataset now make {len(data.control_ids)}. Give the dataset that it was trained on with --dataset."
         )
     warnings = []
     if facts.mixture:

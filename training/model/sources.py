@@ -125,8 +125,26 @@ def pretrained(config: ModelConfig, *, skeleton: bool = False) -> Any:
         raise UserError(_unknown(config.name, error)) from None
 
 
+def use_attention(causal: Any, config: ModelConfig) -> None:
+    """Let a model that was built with torch's attention compute with another package's, on a GPU in half precision.
+
+    Until then it is tried and read on a CPU, where such a package computes nothing.
+
+    Raises:
+        UserError: the architecture cannot.
+    """
+    if config.attention not in _ATTENTION_PACKAGES:
+        return
+    try:
+        causal.set_attn_implementation(config.attention)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"model.attention={config.attention}: {first_line(error)} Set model.attention=sdpa.") from None
+
+
 def _attention(config: ModelConfig) -> dict[str, str]:
-    return {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    if config.attention == "auto":
+        return {}
+    return {"attn_implementation": "sdpa" if config.attention in _ATTENTION_PACKAGES else config.attention}
 
 
 def _published_config(config: ModelConfig) -> Any:

@@ -82,6 +82,11 @@ def check_best(config: TrainConfig) -> None:
     if metric == LOSS:
         if not training.log_every:
             raise UserError("training.best_metric=loss is over logged steps, and training.log_every is 0. Set it.")
+        if config.objective.starts_at or config.objective.cooldown:
+            raise UserError(
+                "training.best_metric=loss would compare losses of different phases (objective.starts_at, "
+                f"objective.cooldown). Choose one of {', '.join(EVALUATED)}."
+            )
         return
     if not training.evaluate_every:
         raise UserError(

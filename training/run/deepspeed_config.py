@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from scorers.errors import UserError
 from training.config import TrainingConfig
 from training.run.schedule import Horizon
 
 Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+_OFFLOAD = ("zero_optimization.offload_optimizer.device", "zero_optimization.offload_param.device")
 # Which of our settings decides a field, so that a conflict can name it.
 _DECIDED_BY = {
     "train_batch_size": "training.batch_size",
@@ -18,8 +22,7 @@ _DECIDED_BY = {
     "gradient_accumulation_steps": "training.batch_size / (training.micro_batch_size * ranks)",
     "gradient_clipping": "training.gradient_clipping",
     "zero_optimization.stage": "training.zero_stage",
-    "zero_optimization.offload_optimizer.device": "training.offload",
-    "zero_optimization.offload_param.device": "training.offload",
+    **dict.fromkeys(_OFFLOAD, "training.offload"),
     "bf16.enabled": "training.precision",
     "fp16.enabled": "training.precision",
 }
@@ -140,6 +143,9 @@ def _checked(theirs: Mapping[str, Any], decided: Mapping[str, Any], path: Path, 
             kept[key] = _checked(value, ours if isinstance(ours, dict) else {}, path, f"{name}.")
         elif value == "auto":
             continue
+        elif name in _OFFLOAD and ours is None:
+            # Without a setting of ours the file's own holds: it knows places that the setting does not.
+            kept[key] = value
         elif name in _DECIDED_BY and value != ours:
             raise UserError(
                 f"{path} sets {name} to {value!r}, but {_DECIDED_BY[name]} makes it {ours!r}. "

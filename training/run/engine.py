@@ -18,7 +18,7 @@ from training.data.order import Batch
 from training.model.language_model import LanguageModel
 from training.objectives import Objective, merge_metrics
 from training.run.checkpoints import STAGING
-from training.run.deepspeed_config import Precision, deepspeed_config
+from training.run.deepspeed_config import DTYPES, Precision, deepspeed_config
 from training.run.distributed import World, import_deepspeed
 from training.run.guard import SpikeGuard
 from training.run.reshape import to_universal
@@ -28,7 +28,6 @@ from training.run.speed import Stopwatch
 
 TAG = "deepspeed"
 _GUARD = "losses.pt"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Engine:
         if config.tf32 and world.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         if config.zero_stage == 3 and world.size > 1:
-            shard(model, json, world, _DTYPES[self.precision])
+            shard(model, json, world, DTYPES[self.precision])
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay),
             lr=config.learning_rate,
@@ -266,7 +265,8 @@ class Engine:
         copy.load_state_dict(
             {name.removeprefix("causal."): each for name, each in weights.items() if name.startswith("causal.")}
         )
-        return copy.to(self.world.device)
+        # In the precision of the training, as the model of other stages is, and as some attention must have it.
+        return copy.to(self.world.device, DTYPES[self.precision])
 
     def close(self) -> None:
         """Let go of DeepSpeed's hooks on the model."""

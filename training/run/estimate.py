@@ -7,13 +7,12 @@ section 3), and what DeepSpeed 0.19 holds beside them as it was measured; see te
 from dataclasses import dataclass
 from typing import Any
 
+from training.linear_loss import LOGITS_ON_GPU, TOKENS_ON_CPU
 from training.model.shape import ModelShape
 
 # Bytes of a value in float32; for each parameter those of the float32 weights, and of AdamW's moments.
 _EXACT, _MASTER, _MOMENTS = 4, 4, 8
 _GRADIENTS_OF_A_LAYER = 0.25  # of what it keeps; measured
-# Tokens whose logits are held at once, as in `training.linear_loss`.
-_TOKENS_ON_CPU, _LOGITS_ON_GPU = 256, 2**26
 # Of the peak, what the matrix products of a step reach, and how often what is kept of the activations is read or
 # written. On the CPU fitted to the sizes measured in tests/benchmarks/README.md; on a GPU an assumption.
 _MATMUL_SHARE = {False: 0.85, True: 0.65}
@@ -114,7 +113,8 @@ class Memory:
         loss: logits of a chunk, and the gradients that the loss is done with at once.
         buckets: of gradients that are reduced, or flattened for the update.
         allocator: what the allocator keeps of what was freed.
-        main: of main memory beside a GPU's, by offloading.
+        main: of main memory beside a GPU's, by offloading, or for the copy of what is written.
+        copy: of the state, while a checkpoint is written beside the loop; beside a GPU it is in `main`.
     """
 
     weights: float
@@ -125,12 +125,13 @@ class Memory:
     buckets: float
     allocator: float
     main: float = 0.0
+    copy: float = 0.0
 
     @property
     def total(self) -> float:
         """All but main memory."""
         held = self.weights + self.optimizer + self.gradients
-        return held + self.activations + self.loss + self.buckets + self.allocator
+        return held + self.activations + self.loss + self.buckets + self.allocator + self.copy
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,6 @@ def _loss(job: Job, machine: Machine) -> tuple[float, float, float]:
     if not shape.linear_head:
         # All logits, their log-probabilities in float32, and the gradients by both.
         return 0.0, tokens * shape.vocabulary * 2.0 * (_EXACT + size), 0.0
-    chunk = min(tokens, max(_LOGITS_ON_GPU // shape.vocabulary, 1) if machine.on_gpu else _TOKENS_ON_CPU)
+    chunk = min(tokens, max(LOGITS_ON_GPU // shape.vocabulary, 1) if machine.on_gpu else TOKENS_ON_CPU)
     logits = float(chunk * shape.vocabulary * (size if size == _EXACT else 2 * size + _EXACT))
     return hidden, logits, float(shape.vocabulary * shape.width * (_EXACT + (size if size < _EXACT else 0)))

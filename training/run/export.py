@@ -8,6 +8,7 @@ from torch import Tensor
 from pipeline.dataset import open_dataset
 from scorers.errors import IncompleteError, UserError
 from training.config import DataConfig
+from training.data.places import moved_data
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
 from training.model.export import export_model
 from training.model.language_model import LanguageModel, build_model
@@ -59,15 +60,21 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
         raise UserError(f"{output} exists already. Give a new folder by --output.")
     checkpoint = _checkpoint(run, step)
     facts, config = run.read_facts(), run.read_config()
-    tokenizer = _tokenizer(run, facts, config.data.model_copy(update={"dataset": dataset or config.data.dataset}))
+    tokenizer = _tokenizer(run, facts, moved_data(config.data, dataset))
     words = facts.tokenizer
     vocabulary = Vocabulary(words.vocab_size, words.eos_id, tuple(words.control_ids))
     model = build_model(config.model, vocabulary, value_head=facts.model.value_head)
     try:
+        weights = checkpoint_weights(checkpoint.path)
+    except OSError:
+        raise UserError(
+            f"{checkpoint.path} went away while it was read, as the run has newer ones by now. Try again."
+        ) from None
+    try:
         export_model(
             output,
             model.causal,
-            _fitting(checkpoint_weights(checkpoint.path), model),
+            _fitting(weights, model),
             tokenizer,
             eos_id=words.eos_id,
             control_ids=words.control_ids,

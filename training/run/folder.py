@@ -16,6 +16,9 @@ from scorers.contract import DocumentKind
 from scorers.errors import UserError
 from training.config import TrainConfig
 
+# What ranks look for in a folder that they must share, before a run is in it.
+SHARED_MARK = ".shared-"
+
 
 class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -15,7 +15,7 @@ from training.model.sources import check_context
 from training.model.vocabulary import Vocabulary
 from training.objectives import OBJECTIVES
 from training.presets import CONTEXT_LENGTH
-from training.run.deepspeed_config import Precision, deepspeed_config
+from training.run.deepspeed_config import DTYPES, Precision, deepspeed_config
 from training.run.engine import choose_precision
 from training.run.estimate import (
     Job,
@@ -33,7 +33,6 @@ from training.run.schedule import Horizon, plan_horizon
 
 # Of a machine's memory, what a plan may fill: the rest is for the process itself, the GPU's context and holes.
 FILL = 0.9
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Forecast:
         every = training.save_every
         written = -(-steps // every) if every else 1
         lasting = steps // training.keep_every if training.keep_every else 0
-        return min(written, training.keep_checkpoints + lasting) + 1
+        return min(written, training.keep_checkpoints + training.keep_best + lasting) + 1
 
     def facts(self) -> dict[str, Any]:
         """The forecast as JSON; bytes and seconds."""
@@ -135,26 +134,22 @@ def shape_of(config: TrainConfig, vocabulary: int, precision: Precision, *, on_g
         UserError: it cannot be built, or not be estimated.
     """
     kind = OBJECTIVES[config.objective.name]
-    attention = config.model.attention
-    if attention.startswith("flash"):
-        # A plan may be for another machine; what torch's own attention keeps is the same.
-        attention = "sdpa"
     model = build_model(
-        config.model.model_copy(update={"attention": attention}),
+        config.model,
         Vocabulary(vocabulary, 0),
         value_head=kind.needs_values,
         rows_multiple=config.model.pad_vocab_to or (None if on_gpu else 1),
         skeleton=True,
     )
     context_length = config.data.context_length or CONTEXT_LENGTH
-    return trace_shape(model, config.model.name, context_length=context_length, dtype=_DTYPES[precision])
+    return trace_shape(model, config.model.name, context_length=context_length, dtype=DTYPES[precision])
 
 
 def fitted(config: TrainConfig, horizon: Horizon, vocabulary: int, device: torch.device) -> Horizon:
     """The horizon with the largest micro-batch that a GPU's memory holds by the estimate, where none is set.
 
     On a CPU, and for a model that cannot be estimated, it stays as it is; where nothing fits, the micro-batch is 1, as
-    an estimate may err. All ranks must have cards of the same kind, so that they choose alike.
+    an estimate may err. Of ranks with different cards each may choose another.
 
     Args:
         config: of the run.
@@ -169,9 +164,10 @@ def fitted(config: TrainConfig, horizon: Horizon, vocabulary: int, device: torch
     precision = choose_precision(config.training, device)
     try:
         shape = shape_of(config, vocabulary, precision, on_gpu=True)
+        return _choose(config, shape, machine, precision, horizon.ranks).horizon
     except UserError:
+        # It cannot be estimated, or the user's DeepSpeed JSON has another micro-batch.
         return horizon
-    return _choose(config, shape, machine, precision, horizon.ranks).horizon
 
 
 def _choose(config: TrainConfig, shape: ModelShape, machine: Machine, precision: Precision, ranks: int) -> Forecast:
@@ -186,9 +182,18 @@ def _choose(config: TrainConfig, shape: ModelShape, machine: Machine, precision:
         # On a CPU a run takes the largest divisor up to 8: more at once is no faster there.
         return attempt(training.micro_batch_size)
     share = plan_horizon(training, context_length, ranks).batch_size // ranks
-    sizes = [size for size in range(share, 0, -1) if share % size == 0]
-    attempts = map(attempt, sizes)
-    return next((each for each in attempts if each.fits), attempt(1))
+    found = refused = None
+    for size in (each for each in range(share, 0, -1) if share % each == 0):
+        try:
+            found = attempt(size)
+        except UserError as error:
+            # The user's DeepSpeed JSON may have one of its own.
+            refused = error
+        if found is not None and found.fits:
+            break
+    if found is None:
+        raise refused or ValueError(f"a rank's share of {share} blocks has no divisor")
+    return found
 
 
 def _estimate(config: TrainConfig, shape: ModelShape, machine: Machine, precision: Precision, ranks: int) -> Forecast:
@@ -202,17 +207,19 @@ def _estimate(config: TrainConfig, shape: ModelShape, machine: Machine, precisio
         horizon.accumulation,
         config.training.activation_checkpointing,
     )
-    return Forecast(
-        config, horizon, machine, precision, job, estimate_memory(job, machine), estimate_seconds(job, machine), ()
-    )
+    memory = estimate_memory(job, machine)
+    if config.training.save_async:
+        copy = checkpoint_bytes(job) / ranks
+        memory = replace(memory, main=memory.main + copy) if machine.on_gpu else replace(memory, copy=copy)
+    return Forecast(config, horizon, machine, precision, job, memory, estimate_seconds(job, machine), ())
 
 
 def _remedies(found: Forecast) -> Iterator[str]:
     """What would make it fit: each change alone, or all of them where none is enough; and more ranks."""
     changes = list(_changes(found))
     together = {key: value for change in changes for key, value in change.items()}
-    enough = [change for change in changes if _with(found, change).fits] or [together]
-    yield from (_named(change) for change in enough if change and _with(found, change).fits)
+    enough = [change for change in changes if _would_fit(found, change)] or [together]
+    yield from (_named(change) for change in enough if change and _would_fit(found, change))
     blocks, ranks = found.horizon.batch_size, found.horizon.ranks
     # Each GPU brings its memory; more processes on one CPU would share what there is.
     more = (each for each in range(2 * ranks, blocks + 1, ranks) if found.machine.on_gpu and blocks % each == 0)
@@ -237,9 +244,13 @@ def _named(change: dict[str, Any]) -> str:
     return " and ".join(f"training.{key}={str(value).lower()}" for key, value in change.items())
 
 
-def _with(found: Forecast, change: dict[str, Any]) -> Forecast:
+def _would_fit(found: Forecast, change: dict[str, Any]) -> bool:
     config = found.config.model_copy(update={"training": found.config.training.model_copy(update=change)})
-    return _estimate(config, found.job.shape, found.machine, found.precision, found.horizon.ranks)
+    try:
+        return _estimate(config, found.job.shape, found.machine, found.precision, found.horizon.ranks).fits
+    except UserError:
+        # It does not go with the other settings.
+        return False
 
 
 def _with_ranks(found: Forecast, ranks: int) -> Forecast:

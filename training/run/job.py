@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from scorers.errors import StoppedError, UserError
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
@@ -53,6 +55,7 @@ def train(config: TrainConfig, console: Any) -> RunFacts:
     data, horizon = world.first(lambda: _prepare(config, world))
     world.start()
     try:
+        horizon = _agreed(horizon, config, world)
         job = _build(data, horizon, world, folder, console)
         done = world.on_main(lambda: job.facts.status == "finished" and folder.model.is_dir())
         if done:
@@ -102,6 +105,7 @@ class TrainingJob:
             self.folder.checkpoints,
             self.facts.model.flops_per_token,
             peak_flops(world.device, engine.precision),
+            anew=frozenset(phase.first for phase in self.data.phases[1:]),
         )
         if checkpoint is not None:
             trainer.resume(checkpoint)
@@ -158,7 +162,11 @@ class TrainingJob:
         config = self.data.config
         tracker = None
         if self.world.is_main:
-            told = {"config": config.model_dump(mode="json"), "facts": self.facts.model_dump(mode="json")}
+            # A tracker need not know the others' addresses.
+            told = {
+                "config": config.model_dump(mode="json", exclude={"tracking"}),
+                "facts": self.facts.model_dump(mode="json"),
+            }
             tracker = Tracker(
                 self.folder, step=step, mirrors=open_trackers(config.tracking, self.folder, step, told, self._warn)
             )
@@ -222,7 +230,9 @@ class TrainingJob:
 
     def write_facts(self, status: str, trainer: Trainer) -> None:
         """Bring `run.json` up to date, on rank 0."""
-        changes = {"status": status, "step": trainer.step, "seconds": trainer.seconds}
+        # Of a run that can go on, the step that it goes on from.
+        step = trainer.step if status in ("finished", "failed") else trainer.saved or 0
+        changes = {"status": status, "step": step, "seconds": trainer.seconds}
         self.facts = self.facts.model_copy(update=changes)
         if self.world.is_main:
             self.folder.write_facts(self.facts)
@@ -269,6 +279,15 @@ def _prepare(config: TrainConfig, world: World) -> tuple[PreparedData, Horizon]:
     else:
         data = prepare(config)
     return data, fitted(data.config, horizon, data.tokenizer.size(data.control_ids), world.device)
+
+
+def _agreed(horizon: Horizon, config: TrainConfig, world: World) -> Horizon:
+    """The horizon with the smallest micro-batch of all ranks: where their cards differ, each has chosen its own."""
+    smallest = -int(world.max(torch.tensor([-horizon.micro_batch_size])).item())
+    if smallest == horizon.micro_batch_size:
+        return horizon
+    training = config.training.model_copy(update={"micro_batch_size": smallest})
+    return plan_horizon(training, horizon.context_length, horizon.ranks)
 
 
 def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any) -> TrainingJob:

@@ -102,7 +102,12 @@ def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
     processes: list[subprocess.Popen[bytes]] = []
     try:
         with _forwarding(processes) as signals:
-            processes += [_start(command, rank, ranks, port) for rank in range(ranks)]
+            for rank in range(ranks):
+                processes.append(_start(command, rank, ranks, port))  # noqa: PERF401 - `finally` must see each
+            for number in list(signals):
+                # It came while they were started, and not all of them have heard it.
+                for process in processes:
+                    process.send_signal(number)
             return _wait(processes), bool(signals)
     finally:
         for process in processes:

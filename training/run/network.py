@@ -6,7 +6,7 @@ from training.config import TrainConfig
 from training.data.prepare import PreparedData
 from training.model.kernels import check_kernels, use_liger
 from training.model.language_model import LanguageModel, build_model, checkpoint_activations
-from training.model.sources import check_attention
+from training.model.sources import check_attention, use_attention
 from training.model.vocabulary import Vocabulary
 from training.run.deepspeed_config import Precision
 from training.run.distributed import World
@@ -60,6 +60,7 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
             build(skeleton=True)
             made[0].has_linear_head = has_linear_head
     model = made[0]
+    use_attention(model.causal, config.model)
     if config.model.kernels == "liger":
         use_liger(model.causal)
     if config.training.activation_checkpointing:

@@ -71,6 +71,7 @@ def _memory_rows(found: Forecast) -> dict[str, str]:
         "loss": memory.loss,
         "buckets": memory.buckets,
         "allocator": memory.allocator,
+        "copy to write": memory.copy,
     }
     rows = {name: _bytes(value) for name, value in parts.items() if value}
     rows["at most"] = f"{_bytes(memory.total)} of {_bytes(found.machine.memory)}, of which a tenth is left free"

@@ -7,7 +7,7 @@ from typing import Any
 from scorers.errors import UserError
 from training.config import TrainConfig
 from training.run.facts import semantic_difference
-from training.run.folder import RunFacts, RunFolder
+from training.run.folder import SHARED_MARK, RunFacts, RunFolder
 
 # What may change between the start of a run and its resumption: nothing here changes what is learned.
 # The dataset's and the tokenizer's place may; that their content has not is checked by fingerprints.
@@ -52,8 +52,10 @@ def check_folder(folder: RunFolder) -> bool:
         return True
     if folder.path.exists() and not folder.path.is_dir():
         raise UserError(f"--output {folder.path} is a file. Give a folder that is new, empty, or a run to go on with.")
-    # `config.yaml` is written before `run.json`: alone, it is of a run that ended in between.
-    if folder.path.is_dir() and any(path.name != folder.config.name for path in folder.path.iterdir()):
+    # `config.yaml` is written before `run.json`: alone, it is of a run that ended in between. A network's file system
+    # may still list what ranks have looked for on it (`infra.on_ray.rank`).
+    expected = (folder.config.name, SHARED_MARK)
+    if folder.path.is_dir() and any(not path.name.startswith(expected) for path in folder.path.iterdir()):
         raise UserError(
             f"--output {folder.path} holds something that is not a training run. "
             "Give a folder that is new, empty, or a run to go on with."

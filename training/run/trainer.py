@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ from training.run.speed import peak_memory
 from training.run.stopping import SIGNALS
 from training.run.watchdog import Watchdog
 
+# Signals that come within so many seconds are one.
+_ASKED_ONCE_S = 5.0
+
 
 class DivergedError(IncompleteError):
     """The loss or the gradient is not finite, or too many updates in a row were skipped."""
@@ -45,6 +49,7 @@ class Trainer:
         flops_per_token: floating-point operations a trained token.
         peak_flops: what one rank could do of them in a second; see `training.run.speed`.
         hooks: called in this order.
+        anew: steps with which another phase begins, whose losses are not to be compared with those before.
         step: optimiser steps done.
         seconds: time spent in steps, those of earlier processes of the run included.
         skipped: updates that this process skipped.
@@ -60,6 +65,7 @@ class Trainer:
     flops_per_token: float
     peak_flops: float
     hooks: Sequence[Hook] = ()
+    anew: Collection[int] = ()
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
@@ -172,10 +178,9 @@ class Trainer:
         return False
 
     def _objective_of_step(self) -> Objective:
-        objective = self.objective(self.step)
-        if self.step and objective != self.objective(self.step - 1):
+        if self.step in self.anew:
             self.engine.forget_losses()
-        return objective
+        return self.objective(self.step)
 
     def _is_logged(self, finished: bool) -> bool:
         every = self.config.log_every
@@ -241,10 +246,16 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        def stop(number: int, _: FrameType | None) -> None:
+        asked: list[float] = []
+
+        def stop(number: int, frame: FrameType | None) -> None:
             self._stop = True
-            # Whoever asks a second time does not want to wait.
-            signal.signal(number, before[number])
+            asked.append(time.monotonic())
+            # Whoever asks again later does not want to wait. At once it is the same asking: a launcher passes on what
+            # its ranks were sent too.
+            if asked[-1] - asked[0] > _ASKED_ONCE_S:
+                signal.signal(number, before[number])
+                os.kill(os.getpid(), number)
 
         before: dict[int, Any] = {number: signal.signal(number, stop) for number in SIGNALS}
         try:

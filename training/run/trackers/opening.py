@@ -1,9 +1,11 @@
 """Which trackers a run has: looked at before any work, opened on rank 0, and known again when the run goes on."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,6 +17,7 @@ from training.run.trackers.sink import Guarded, Opening
 from training.run.trackers.tensorboard import TensorBoard
 
 _FILE = "trackers.json"
+_USER = re.compile(r"://[^/@\s]+@")
 # The class of each, in the module of `training.run.trackers` that is named as its setting, its package and its extra.
 _REMOTE = {"wandb": "Wandb", "mlflow": "Mlflow", "trackio": "Trackio"}
 
@@ -50,14 +53,21 @@ def open_trackers(
     """
     opened: list[Mirror] = []
     if config.tensorboard:
-        opened.append(Mirror(Guarded("TensorBoard", TensorBoard(folder.tensorboard, step), tell), after=step))
+        try:
+            board = TensorBoard(folder.tensorboard, step)
+        except OSError as error:
+            tell(f"TensorBoard cannot be opened ({error.strerror or error}); the run goes on without it.")
+        else:
+            opened.append(Mirror(Guarded("TensorBoard", board, tell), after=step))
     file = folder.path / _FILE
-    known: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = _known(file)
     # What was written down was sent too; a run that goes on from an earlier checkpoint does those steps again.
     written = max((int(line["step"]) for line in folder.read_metrics()), default=0)
     for name, settings in _asked(config):
         earlier = known.get(name)
-        opening = Opening(str(folder.path), folder.path.resolve().name, facts, earlier["id"] if earlier else None)
+        opening = Opening(
+            str(folder.path), folder.path.resolve().name, _without_users(facts), earlier["id"] if earlier else None
+        )
         try:
             sink = getattr(import_module(f"training.run.trackers.{name}"), _REMOTE[name])(settings, opening)
         except Exception as error:  # noqa: BLE001 - a tracker must not end a run
@@ -67,7 +77,10 @@ def open_trackers(
         known[name] = {"id": sink.run_id, "sent": sent}
         opened.append(Mirror(Guarded(name, sink, tell), after=sent))
     if _asked(config):
-        write_atomically(file, json.dumps(known, indent=2) + "\n")
+        try:
+            write_atomically(file, json.dumps(known, indent=2) + "\n")
+        except OSError as error:
+            tell(f"{file} cannot be written ({error.strerror or error}): going on, trackers will see another run.")
     return opened
 
 
@@ -91,6 +104,24 @@ class Mirror:
     def close(self) -> None:
         """Send what is left."""
         self._sink.close()
+
+
+def _known(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        known: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # The first time there is none; a damaged one costs a second run in the tracker.
+        return {}
+    return known
+
+
+def _without_users(value: Any) -> Any:
+    """The same without the name and password that an address may hold."""
+    if isinstance(value, Mapping):
+        return {key: _without_users(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_users(each) for each in value]
+    return _USER.sub("://", value) if isinstance(value, str) else value
 
 
 def _asked(config: TrackingConfig) -> list[tuple[str, BaseModel]]:

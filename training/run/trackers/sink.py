@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 _WAITING = 1000  # logged steps that may wait for a slow tracker
-_CLOSING_S = 60.0
+CLOSING_S = 60.0
 
 
 class Sink(Protocol):
@@ -52,7 +52,7 @@ class Guarded:
         closing_s: seconds that the end of a run waits for it.
     """
 
-    def __init__(self, name: str, sink: Sink, tell: Callable[[str], None], *, closing_s: float = _CLOSING_S) -> None:
+    def __init__(self, name: str, sink: Sink, tell: Callable[[str], None], *, closing_s: float = CLOSING_S) -> None:
         self.name = name
         self.lost = 0
         self._sink = sink

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.config import WandbConfig
-from training.run.trackers.sink import Opening
+from training.run.trackers.sink import CLOSING_S, Opening
 
 
 class Wandb:
@@ -22,6 +22,10 @@ class Wandb:
 
         import wandb
 
+        quiet: dict[str, Any] = {"console": "off", "silent": True, "save_code": False, "disable_git": True}
+        if "finish_timeout" in wandb.Settings.model_fields:
+            # It would hold the process for as long as its server does not answer.
+            quiet["finish_timeout"] = CLOSING_S
         self.run_id = opening.run_id or uuid.uuid4().hex[:12]
         self._run: Any = wandb.init(
             project=config.project,
@@ -34,7 +38,7 @@ class Wandb:
             dir=opening.folder,
             config=dict(opening.config),
             allow_val_change=True,
-            settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
+            settings=wandb.Settings(**quiet),
         )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
