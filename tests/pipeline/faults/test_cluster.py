@@ -46,6 +46,8 @@ def job(nodes: tuple[Cluster, Job], tmp_path: Path) -> Job:
 
 def held(job: Job, driver: Driver, made: Cluster, more: int, workers: int = 2) -> None:
     """Wait until more texts are scored and so many workers wait with a unit each."""
+    # Until this driver's have scored something, the workers that are there may be those of the one before.
+    wait_for(lambda: job.scored().total() > 0 or _over(driver), PATIENCE_S)
     wait_for(lambda: len(made.workers()) == workers or _over(driver), PATIENCE_S)
     job.hold(job.scored().total() + more)
     wait_for(lambda: job.scored().total() >= int(job.log.with_suffix(".hold").read_text()) or _over(driver), PATIENCE_S)
