@@ -73,7 +73,7 @@ def test_others_judge_the_samples_that_were_drawn(mle: RunFolder, monkeypatch: p
         expected = [float(np.mean(each)) if text.text else None for text, each in scored]  # type: ignore[arg-type]
         assert table["score"].to_pylist() == pytest.approx(expected)
         assert report.scorer.fingerprint == build(name, spec).fingerprint
-        assert report.samples.hit_threshold == 0.01
+        assert (report.samples.hit_threshold == 0.01) == (name == "wide")
         assert report.held_out is not None
         assert own.report.held_out is not None
         assert report.held_out.bits_per_byte.value == pytest.approx(own.report.held_out.bits_per_byte.value)

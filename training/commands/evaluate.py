@@ -86,10 +86,13 @@ def evaluate(
     chosen = [RunFolder.existing(run) for run in runs]
     configs = [_config(run, samples, overrides or []) for run in chosen]
     asked = [_judges(run, columns or [], scorers or []) for run in chosen]
-    if hit_threshold is not None and any(len(judges) > 1 for judges in asked):
-        raise UserError(
-            "--hit-threshold is for one column or scorer, and there are several. Name one with --column or --scorer."
-        )
+    for judges in asked:
+        # Columns have thresholds of their own.
+        meant = judges if len(judges) == 1 else [judge for judge in judges if judge.spec is not None]
+        if hit_threshold is not None and len(meant) != 1:
+            raise UserError(
+                "--hit-threshold is for one column or one scorer, and here are several. Ask for them one by one."
+            )
     found = []
     for run, config, judges in zip(chosen, configs, asked, strict=True):
         for judge in judges:
@@ -101,7 +104,7 @@ def evaluate(
                     device=device,
                     allow_other_scorer=allow_other_scorer,
                     judge=judge,
-                    hit_threshold=hit_threshold,
+                    hit_threshold=hit_threshold if len(judges) == 1 or judge.spec is not None else None,
                     progress=progress,
                 )
             found.append({"path": str(run.path), **evaluation.report.model_dump(mode="json")})
