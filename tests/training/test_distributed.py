@@ -45,6 +45,16 @@ def two(tmp_path_factory, code_dataset):
     return output, done
 
 
+def waits_for_the_other_rank(output):
+    lines = metrics(output)
+    for line in lines:
+        seconds = line["seconds"]
+        assert list(seconds) == ["data", "forward", "backward", "optimizer", "communication"]
+        assert min(seconds.values()) > 0
+    tokens = lines[0]["tokens"]
+    assert all(sum(line["seconds"].values()) <= tokens / line["tokens_per_second"] + 1e-6 for line in lines)
+
+
 @pytest.mark.slow
 def test_weights_that_only_rank_0_has_made_are_those_of_a_run_without_partitions(tmp_path, code_dataset):
     changes = {"training__num_tokens": 6 * 4 * 32, "data__document_masking": "true"}
@@ -54,6 +64,7 @@ def test_weights_that_only_rank_0_has_made_are_those_of_a_run_without_partitions
     assert done.returncode == 0, done.stderr
     for mine, theirs in zip(figures(tmp_path / "two"), figures(tmp_path / "one"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
+    waits_for_the_other_rank(tmp_path / "two")
     ours, other = (load_model(tmp_path / each / "model").causal.state_dict() for each in ("two", "one"))
     torch.testing.assert_close(ours, other, rtol=1e-2, atol=2e-3)
 
@@ -61,6 +72,7 @@ def test_weights_that_only_rank_0_has_made_are_those_of_a_run_without_partitions
 @pytest.mark.slow
 def test_two_ranks_give_the_losses_of_one(tmp_path, code_dataset, two):
     output, done = two
+    waits_for_the_other_rank(output)
     run_job(code_dataset, tmp_path / "one", "awr", **CHANGES)
     pairs = list(zip(metrics(tmp_path / "one"), metrics(output), strict=True))
     assert len(pairs) == 60

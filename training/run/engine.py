@@ -18,6 +18,7 @@ from training.data.order import Batch
 from training.model.language_model import LanguageModel
 from training.objectives import Objective, merge_metrics
 from training.run.checkpoints import STAGING
+from training.run.communication import time_collectives
 from training.run.deepspeed_config import DTYPES, Precision, deepspeed_config
 from training.run.distributed import World, import_deepspeed
 from training.run.guard import SpikeGuard
@@ -88,7 +89,8 @@ class Engine:
 
     Attributes:
         watch: where the seconds of the last step went: `forward` (the loss and its first gradients with it),
-            `backward` (with the communication that runs beside it) and `optimizer`.
+            `backward` and `optimizer`, and with several ranks `communication`, which is in none of the others but
+            where it runs beside them.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Engine:
         )
         if config.compile:
             model.compile_body()
+        self._stop_timing = time_collectives(self.watch) if world.size > 1 else None
 
     def train_step(self, batch: Batch, objective: Objective, learning_rate: float) -> StepOutcome:
         """Forward and backward over this rank's blocks, micro-batch by micro-batch, and one update.
@@ -270,6 +273,8 @@ class Engine:
 
     def close(self) -> None:
         """Let go of DeepSpeed's hooks on the model."""
+        if self._stop_timing is not None:
+            self._stop_timing()
         self._engine.destroy()
 
     def _generator_file(self, folder: Path) -> Path:

@@ -1,0 +1,42 @@
+"""Where a step's seconds are said to go."""
+
+import pytest
+import torch
+
+from training.run import speed
+from training.run.speed import COMMUNICATION, Stopwatch
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+
+    def passes(seconds):
+        now[0] += seconds
+
+    return passes
+
+
+def test_what_is_aside_is_in_no_lap_around_it(clock):
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(2):
+        watch.begin()
+        clock(1)
+        watch.lap("forward")
+        clock(2)
+        with watch.aside(COMMUNICATION):
+            clock(10)
+            with watch.aside(COMMUNICATION):
+                clock(20)
+        clock(4)
+        watch.lap("backward")
+        with pytest.raises(RuntimeError), watch.aside(COMMUNICATION):
+            clock(30)
+            raise RuntimeError
+        clock(8)
+        watch.lap("optimizer")
+        clock(100)
+        found = watch.read()
+        assert list(found) == ["forward", "backward", "optimizer", COMMUNICATION]
+        assert found == {"forward": 1, "backward": 6, "optimizer": 8, COMMUNICATION: 60}
