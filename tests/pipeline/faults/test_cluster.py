@@ -74,7 +74,8 @@ def test_workers_and_nodes_that_die_one_after_another_lose_nothing(
         os.kill(made.workers()[0], signal.SIGKILL)
         held(job, driver, made, 7)
         # A whole node, by its raylet; what its workers still do is in vain. Another one joins.
-        first, second = made.nodes
+        # (The worker that came in place of the dead one may be on either.)
+        first, second = sorted(made.nodes, key=lambda node: not made.workers(node))
         assert made.workers(first)
         made.kill_raylet(first)
         wait_for(lambda: lost(driver) >= 2 or _over(driver), PATIENCE_S)
