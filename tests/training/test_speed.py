@@ -18,20 +18,20 @@ def clock(monkeypatch):
     return passes
 
 
-def test_what_is_aside_is_in_no_lap_around_it(clock):
+def test_communication_is_in_no_lap_around_it(clock):
     watch = Stopwatch(torch.device("cpu"))
     for _ in range(2):
         watch.begin()
         clock(1)
         watch.lap("forward")
         clock(2)
-        with watch.aside(COMMUNICATION):
+        with watch.communicating():
             clock(10)
-            with watch.aside(COMMUNICATION):
+            with watch.communicating():
                 clock(20)
         clock(4)
         watch.lap("backward")
-        with pytest.raises(RuntimeError), watch.aside(COMMUNICATION):
+        with pytest.raises(RuntimeError), watch.communicating():
             clock(30)
             raise RuntimeError
         clock(8)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from training.run.distributed import import_deepspeed
-from training.run.speed import COMMUNICATION, Stopwatch
+from training.run.speed import Stopwatch
 
 _COLLECTIVES = (
     "all_reduce",
@@ -46,7 +46,7 @@ def time_collectives(watch: Stopwatch) -> Callable[[], None]:
 
 
 def _timed(collective: Callable[..., Any], watch: Stopwatch, *arguments: Any, **options: Any) -> Any:
-    with watch.aside(COMMUNICATION):
+    with watch.communicating():
         handle = collective(*arguments, **options)
     return handle if handle is None else _Waited(handle, watch)
 
@@ -60,7 +60,7 @@ class _Waited:
 
     def wait(self, *arguments: Any) -> Any:
         """See torch's `Work.wait`."""
-        with self._watch.aside(COMMUNICATION):
+        with self._watch.communicating():
             return self._work.wait(*arguments)
 
     def __getattr__(self, name: str) -> Any:

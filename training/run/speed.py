@@ -12,7 +12,7 @@ from training.run.cards import find_card
 from training.run.deepspeed_config import Precision
 
 COMMUNICATION = "communication"
-# Of a lap that goes on after something that is aside of it.
+# Of a lap that goes on after communication.
 _AROUND = ""
 _SIZE_ON_CPU, _SIZE_ON_GPU = 1024, 8192
 _ROUNDS = 5
@@ -58,46 +58,46 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._laps: list[tuple[str, Any]] = []
-        self._aside = 0
+        self._depth = 0
 
     def begin(self) -> None:
         """Another step begins; the laps of the one before are forgotten."""
         self._laps = [("", self._now())]
 
     def lap(self, phase: str) -> None:
-        """What has been done since the last lap was this, but for what was aside."""
+        """What has been done since the last lap was this, but for communication."""
         self._laps.append((phase, self._now()))
 
     @contextmanager
-    def aside(self, phase: str) -> Iterator[None]:
-        """What is done in here is of another phase than the lap around it."""
-        self._aside += 1
-        if self._aside == 1:
+    def communicating(self) -> Iterator[None]:
+        """What is done in here is communication, and not of the lap around it."""
+        self._depth += 1
+        if self._depth == 1:
             self._laps.append((_AROUND, self._now()))
         try:
             yield
         finally:
-            self._aside -= 1
-            if not self._aside:
-                self._laps.append((phase, self._now()))
+            self._depth -= 1
+            if not self._depth:
+                self._laps.append((COMMUNICATION, self._now()))
 
     def read(self) -> dict[str, float]:
-        """Seconds by phase, in the order in which they occurred first. On a GPU it waits for the last of them."""
+        """Seconds by phase, in order, communication last. On a GPU it waits for the last lap."""
         if self._on_gpu and self._laps:
             self._laps[-1][1].synchronize()
         found: dict[str, float] = {}
-        aside: dict[str, float] = {}
+        communication: dict[str, float] = {}
         around = 0.0
         for (_, before), (phase, after) in zip(self._laps, self._laps[1:], strict=False):
             seconds = before.elapsed_time(after) / 1000 if self._on_gpu else after - before
             if phase == _AROUND:
                 around += seconds
             elif phase == COMMUNICATION:
-                aside[phase] = aside.get(phase, 0.0) + seconds
+                communication[phase] = communication.get(phase, 0.0) + seconds
             else:
                 found[phase] = found.get(phase, 0.0) + around + seconds
                 around = 0.0
-        return {**found, **aside}
+        return {**found, **communication}
 
     def _now(self) -> Any:
         if not self._on_gpu:
