@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from scorers.errors import UserError
+from scorers.stopping import behind
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -34,18 +35,24 @@ def command(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except KeyboardInterrupt:
-            sys.stderr.write("Interrupted.\n")
-            raise typer.Exit(130) from None
+            _interrupted()
         except (typer.Exit, typer.Abort, TyperException):
             raise
         except Exception as error:
             if os.environ.get("PHF_TRACEBACK"):
                 raise
+            if behind(error, KeyboardInterrupt):
+                _interrupted()
             # Neither the message nor the values of an unexpected error: they may hold text of the corpus.
             sys.stderr.write(f"Error: {_origin(error)}. This is a defect of phf; PHF_TRACEBACK=1 shows where it is.\n")
             raise typer.Exit(1) from None
 
     return run
+
+
+def _interrupted() -> NoReturn:
+    sys.stderr.write("Interrupted.\n")
+    raise typer.Exit(130) from None
 
 
 def _origin(error: Exception) -> str:

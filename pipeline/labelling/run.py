@@ -17,7 +17,7 @@ from pipeline.labelling.preparation import resolve_layer
 from pipeline.labelling.scheduling.committing import Commits
 from pipeline.labelling.scheduling.pools import Pool, cpus_of_own_ray, missing_resources, pools_of
 from pipeline.labelling.scheduling.scheduler import Failure, Scheduler
-from pipeline.labelling.stopping import StopRequest, StopSignals
+from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.activity import Activity
 from pipeline.labelling.telling.logs import RunLog
 from pipeline.labelling.telling.metrics import Metrics
@@ -32,6 +32,7 @@ from pipeline.units.epoch import STAGING, Epoch
 from pipeline.units.records import UnitRecord
 from pipeline.units.store import UnitStore
 from scorers.errors import IncompleteError, StoppedError, UserError
+from scorers.stopping import is_stop
 
 # After a request to stop: seconds in which the units being worked on may still be finished.
 GRACE_S = 10.0
@@ -135,20 +136,19 @@ class Run:
             try:
                 self._show_status("starting")
                 yield
-            except (StoppedError, StopRequest):
-                self._show_status("stopped")
-                raise
-            except OSError:
-                self._show_status("incomplete")
-                # An output that is not mounted any more is what failed then; a file that is not there only follows.
-                with contextlib.suppress(OSError):
-                    self._epoch.check()
-                raise
-            except UserError:
-                self._show_status("incomplete")
-                # What failed here may be nothing but what a newer driver has finished and cleared away.
-                with contextlib.suppress(IncompleteError, OSError):
-                    self._epoch.check()
+            except BaseException as error:
+                if is_stop(error):
+                    self._show_status("stopped")
+                elif isinstance(error, OSError):
+                    self._show_status("incomplete")
+                    # An output that is not mounted any more is what failed; a file that is not there only follows.
+                    with contextlib.suppress(OSError):
+                        self._epoch.check()
+                elif isinstance(error, UserError):
+                    self._show_status("incomplete")
+                    # What failed here may be nothing but what a newer driver has finished and cleared away.
+                    with contextlib.suppress(IncompleteError, OSError):
+                        self._epoch.check()
                 raise
             self._show_status("done")
 
@@ -214,12 +214,11 @@ class Run:
                 unit_deadline_s=execution.unit_deadline_s,
                 observer=self._told,
             )
-            self._signals.on_request = lambda: scheduler.stop(GRACE_S)
             try:
-                scheduler.run(missing, lambda: self._tick(scheduler, commits))
-                commits.drain()
+                with self._signals.asking(lambda: scheduler.stop(GRACE_S)):
+                    scheduler.run(missing, lambda: self._tick(scheduler, commits))
+                    commits.drain()
             finally:
-                self._signals.on_request = None
                 self._told.ticked(self.progress)
         if scheduler.stopping:
             raise StoppedError(

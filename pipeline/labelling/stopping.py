@@ -1,27 +1,26 @@
 """SIGTERM, SIGHUP and Ctrl-C as a request to stop in good order, with the exit status that says "resumable"."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 from scorers.errors import StoppedError
+from scorers.stopping import StopRequest, behind
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class StopRequest(BaseException):  # not an `Exception`: libraries catch those and forget them
-    """Raised by a signal wherever the main thread is; leaves `StopSignals` as a `StoppedError`."""
-
-
 class StopSignals:
-    """While it is entered, a signal calls `on_request` if that is set; a second one, or without it, stops at once.
+    """While it is entered, a signal stops at once; within `asking`, only a second one does.
 
     Enter it in the main thread. Until `reinstall`, Ray has SIGTERM raise `SystemExit`, which counts as well.
+    What leaves it is a `StoppedError` then, whatever the code that was interrupted has made of it.
     """
 
     def __init__(self) -> None:
-        self.on_request: Callable[[], None] | None = None
+        self._on_request: Callable[[], None] | None = None
         self._requested = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -34,9 +33,22 @@ class StopSignals:
     ) -> None:
         for each, handler in self._before.items():
             signal.signal(each, handler)
-        if isinstance(error, StopRequest | SystemExit):
-            name = str(error) if isinstance(error, StopRequest) else signal.SIGTERM.name
+        request = behind(error, StopRequest)
+        if request is not None or isinstance(error, SystemExit):
+            name = str(request) if request is not None else signal.SIGTERM.name
             raise StoppedError(f"received {name}. Nothing is lost: the same command goes on.") from None
+
+    @contextmanager
+    def asking(self, on_request: Callable[[], None]) -> Iterator[None]:
+        """Have the first signal call `on_request`, which must not mind being called twice, and stop nothing."""
+        self._on_request = on_request
+        try:
+            if self._requested:
+                # It came before, and nothing of it was left: what a destructor raises is lost.
+                on_request()
+            yield
+        finally:
+            self._on_request = None
 
     def reinstall(self) -> None:
         """Take the signals back from a library that has claimed them."""
@@ -45,7 +57,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self._requested = not self._requested, True
-        if first and self.on_request is not None:
-            self.on_request()
+        if first and self._on_request is not None:
+            self._on_request()
         else:
             raise StopRequest(signal.Signals(number).name)

@@ -23,6 +23,7 @@ from pipeline.labelling.telling.reporter import LiveReporter, PlainReporter, dur
 from pipeline.labelling.workers.isolation import brief
 from pipeline.units.records import UnitRecord
 from scorers.errors import StoppedError, UserError
+from tests.interrupting import interrupted_in_a_class
 
 
 class Clock:
@@ -190,8 +191,7 @@ def test_a_signal_asks_first_and_insists_the_second_time(number: signal.Signals)
     asked: list[int] = []
 
     def work() -> None:
-        with StopSignals() as signals:
-            signals.on_request = lambda: asked.append(1)
+        with StopSignals() as signals, signals.asking(lambda: asked.append(1)):
             signal.raise_signal(number)
             assert asked == [1]
             signal.raise_signal(number)
@@ -211,6 +211,29 @@ def test_a_signal_is_not_swallowed_by_code_that_catches_every_exception() -> Non
 
     with pytest.raises(StoppedError):
         work()
+
+
+def test_a_signal_is_one_whatever_the_interrupted_code_makes_of_it() -> None:
+    def work() -> None:
+        with StopSignals():
+            interrupted_in_a_class(signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        work()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_was_lost_in_a_destructor_still_stops_the_labelling() -> None:
+    class Closing:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    asked: list[int] = []
+    with StopSignals() as signals:
+        Closing()
+        with signals.asking(lambda: asked.append(1)):
+            pass
+    assert asked == [1]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.labelling.stopping import StopRequest
 from pipeline.labelling.workers.scoring import SCORER_ERROR, score_documents
 from scorers.contract import Document, Scorer, ScoringError
 from scorers.deadline import DeadlineExceededError
+from scorers.stopping import StopRequest
 from tests.pipeline.labelling import ROOT
 from tests.pipeline.toy_scorers import Results, ToyScorer
 

@@ -1,6 +1,7 @@
 """What holds for every scorer: the checks of `scorers.testing`, and what only our own scorers promise."""
 
 import pickle
+import sys
 import time
 
 import numpy as np
@@ -48,6 +49,15 @@ def scorer_of(built):
             pytest.skip(str(error))
 
     return of
+
+
+@pytest.fixture(autouse=True)
+def _lost_deadlines(monkeypatch):
+    """A deadline that comes in a destructor is lost, and the next one comes at once.
+
+    Pytest's own hook for such errors would be hit by that one, and fail the test for it.
+    """
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
 
 
 @pytest.fixture(scope="module")

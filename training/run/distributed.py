@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from scorers.errors import IncompleteError, StoppedError, UserError
+from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
+from scorers.stopping import is_stop
 from training.run.slurm import slurm_ranks
 
 Value = TypeVar("Value")
@@ -97,9 +98,9 @@ class World:
         try:
             result = work()
         except BaseException as error:
-            store.set("prepared", str(error.exit_code if isinstance(error, UserError) else 1))
+            store.set("prepared", str(_exit_code(error)))
             # The store may be in this process. Who interrupts it does not want to wait.
-            interrupted = isinstance(error, StoppedError) or not isinstance(error, Exception)
+            interrupted = is_stop(error) or not isinstance(error, Exception)
             until = time.monotonic() + (0.0 if interrupted else _TELLING_S)
             while store.add("told", 0) < self.size - 1 and time.monotonic() < until:
                 time.sleep(0.05)
@@ -187,7 +188,7 @@ class World:
             if self.is_main:
                 box = [work(), 0]
         except BaseException as error:
-            box = [None, error.exit_code if isinstance(error, UserError) else 1]
+            box = [None, _exit_code(error)]
             raise
         finally:
             dist.broadcast_object_list(box, src=0, group=self._agreement)
@@ -201,6 +202,12 @@ class World:
             store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=COLLECTIVE_TIMEOUT))
             self._store = PrefixStore("phf", store)
         return self._store
+
+
+def _exit_code(error: BaseException) -> int:
+    if is_stop(error):
+        return EXIT_STOPPED
+    return error.exit_code if isinstance(error, UserError) else 1
 
 
 def import_deepspeed() -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from scorers.errors import StoppedError, UserError
+from scorers.errors import UserError
+from scorers.stopping import is_stop
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
 from training.evaluation.evaluate import evaluate_model
@@ -114,12 +115,12 @@ class TrainingJob:
         try:
             trainer.train()
             self._export(engine)
-        except StoppedError:
-            leave()
-            self.write_facts("stopped", trainer)
-            raise
-        except DivergedError:
-            self.write_facts("failed", trainer)
+        except BaseException as error:
+            if is_stop(error):
+                leave()
+                self.write_facts("stopped", trainer)
+            elif isinstance(error, DivergedError):
+                self.write_facts("failed", trainer)
             raise
         finally:
             engine.close()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from scorers.errors import StoppedError
+from scorers.stopping import StopRequest, behind
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -20,6 +21,11 @@ def stoppable() -> Iterator[None]:
     before = {number: signal.signal(number, _stop) for number in SIGNALS}
     try:
         yield
+    except BaseException as error:
+        request = behind(error, StopRequest)
+        if request is None:
+            raise
+        raise StoppedError(f"received {request} outside of training. The same command goes on.") from None
     finally:
         for number, handler in before.items():
             # Not of a process that is leaving.
@@ -39,4 +45,4 @@ def leave() -> None:
 
 def _stop(number: int, _: FrameType | None) -> None:
     leave()
-    raise StoppedError(f"received {signal.Signals(number).name} outside of training. The same command goes on.")
+    raise StopRequest(signal.Signals(number).name)

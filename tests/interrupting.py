@@ -1,0 +1,16 @@
+"""A signal at the worst moment: where Python makes another exception of the one that the handler raises."""
+
+import signal
+
+
+class _Member:
+    def __init__(self, number: signal.Signals) -> None:
+        self._number = number
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        signal.raise_signal(self._number)
+
+
+def interrupted_in_a_class(number: signal.Signals) -> None:
+    """Be interrupted while a class is made: a `RuntimeError` in Python 3.11. An import of pandas is full of them."""
+    type("Made", (), {"member": _Member(number)})
