@@ -190,8 +190,9 @@ class TrainingConfig(_Section):
         offload: what waits in the CPU's memory while a GPU does not need it: nothing, the optimiser's state (ZeRO
             stage 1 to 3), or the parameters too (ZeRO stage 3).
         deepspeed: path of a user's own DeepSpeed JSON, merged under these settings.
-        hang_timeout_s: seconds after which a step that does not end is taken to hang: the rank writes where each of its
-            threads is into `stacks/` of the run's folder, and ends with status 1.
+        hang_timeout_s: seconds after which a step that does not end, its data and what it waits for included, or a
+            checkpoint that the loop waits for, is taken to hang: the rank writes where each of its threads is into
+            `stacks/` of the run's folder, and ends with status 1.
         log_every, save_every, evaluate_every: in steps; 0 for never (a checkpoint is always saved at the end).
         keep_checkpoints: how many of the newest checkpoints stay.
         keep_every: checkpoints of a step that is a multiple of it stay too; 0 for none.

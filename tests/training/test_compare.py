@@ -20,7 +20,7 @@ from training.comparison.findings import findings, held_out_differences, misalig
 from training.comparison.load import Comparison, config_differences, load_comparison
 from training.comparison.page import check_output, to_dict, write_comparison
 from training.comparison.tables import difference_table, duration, result_table, sample_table, short_count, stream_table
-from training.run.folder import RunFolder
+from training.run.folder import MixedFacts, RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +302,19 @@ def test_figures_are_the_same_bytes_again(page: Path, comparison: Comparison, tm
     again = write_comparison(comparison, tmp_path / "again").parent
     for path in page.parent.glob("*.png"):
         assert (again / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_mixture_is_named_with_its_shares_and_its_tokenizer_without_the_folder_around_it(tmp_path: Path) -> None:
+    of_code = {"generation": 1, "rows": 412, "column": "pep8", "scorer": SCORER, "epochs": 1.5, "stream": {}}
+    mixed = [
+        MixedFacts(uri="labelled-code", fingerprint="7c9e2b4f" * 8, share=0.75, **of_code),
+        MixedFacts(uri="more-code", fingerprint="2d40a7c1" * 8, share=0.25, **of_code),
+    ]
+    tokenizer = str(tmp_path / "cache" / "tokenizer-2048-5be1")
+    make_run(tmp_path / "run", "mle", changes={"mixture": mixed}, data={"tokenizer": tokenizer})
+    text = write_comparison(load_comparison([tmp_path / "run"]), tmp_path / "page").read_text()
+    assert "0.75 of labelled-code (7c9e2b4f7c9e) + 0.25 of more-code (2d40a7c12d40)" in text
+    assert ">tokenizer-2048-5be1, 2,048 entries" in text
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

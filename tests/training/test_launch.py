@@ -75,6 +75,7 @@ def test_a_rank_that_dies_or_hangs_costs_the_steps_since_the_checkpoint(tmp_path
     assert not any(child.is_running() for child in ranks.values())
     stacks = [path.read_text() for path in (output / "stacks").glob("*")]
     if how == signal.SIGSTOP:
+        assert "rank 0 has hung for 20 s" in said
         assert "Rank 0 ended with status 1" in said
         assert len(stacks) == 1
         assert "train_step" in stacks[0]

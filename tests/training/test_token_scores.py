@@ -1,5 +1,7 @@
 """Scores of tokens instead of sentences: only what overlaps a finding carries its sentence's score."""
 
+import os
+import signal
 from io import StringIO
 
 import numpy as np
@@ -8,12 +10,12 @@ from rich.console import Console
 
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import ScoringError
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 from scorers.registry import ScorerSpec, build, resolve
 from scorers.sentences import document
 from tests.datasets import make_dataset
 from tests.training.real_runs import make_code_dataset
-from training.data import findings
+from training.data import asking, findings, texts
 from training.data.prepare import prepare
 from training.run.folder import RunFolder
 from training.run.job import train
@@ -70,6 +72,37 @@ def test_the_tokens_of_what_was_found_carry_the_sentences_score_and_no_others(da
     assert texts[:3] == ["jane1@example.com", "jane2@example.com", "jane4@example.com"]
     assert all(text.startswith("jane") and text.endswith("@example.com") for text in texts[:-1])
     assert data.stream.statistics["findings"] == {"sentences": 26, "unlocated": 0}
+
+
+def test_on_several_cores_the_same_is_found(dataset, tmp_path, monkeypatch):
+    alone = prepare(config_of(dataset, "rwr", TOKENS))
+    monkeypatch.setattr(asking, "_SENTENCES_A_PROCESS", 10)
+    monkeypatch.setattr(texts, "_ROWS", 7)
+    asked = []
+    real = asking.Asking.findings
+    monkeypatch.setattr(
+        asking.Asking, "findings", lambda self, groups: asked.append(self.processes) or real(self, groups)
+    )
+    data = prepare(config_of(dataset, "rwr", TOKENS, f"data.store={tmp_path / 'store'}"))
+    assert set(asked) == {min(2, len(os.sched_getaffinity(0)))}
+    assert data.stream.statistics["findings"] == alone.stream.statistics["findings"]
+    name = alone.stream.options.findings
+    assert (data.store.found_tokens(name) == alone.store.found_tokens(name)).all()
+
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_process_that_is_killed_while_it_is_asked_is_told(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "_SENTENCES_A_PROCESS", 10)
+    monkeypatch.setattr(asking, "_ask", killed)
+    store = tmp_path / "store"
+    with pytest.raises(IncompleteError, match=r"asked the scorer 'pii' .* was killed"):
+        prepare(config_of(dataset, "rwr", TOKENS, f"data.store={store}"))
+    monkeypatch.undo()
+    assert prepare(config_of(dataset, "rwr", TOKENS, f"data.store={store}")).stream.statistics["findings"]
 
 
 def test_they_are_looked_for_once(dataset, monkeypatch):

@@ -211,7 +211,8 @@ def _dataset(run: LoadedRun) -> str:
     return f"{run.facts.dataset.uri} ({run.facts.dataset.fingerprint[:12]})"
 
 
-def _mixture(run: LoadedRun) -> str:
+def mixture(run: LoadedRun) -> str:
+    """The datasets of a run with their shares of its tokens."""
     each = [f"{mixed.share:.3g} of {mixed.uri} ({mixed.fingerprint[:12]})" for mixed in run.facts.mixture]
     return " + ".join(each) or "one dataset"
 
@@ -226,7 +227,7 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
 
     checks: list[tuple[str, Callable[[LoadedRun], Any]]] = [
         ("The labelled datasets differ", _dataset),
-        ("They were trained on different mixtures", _mixture),
+        ("They were trained on different mixtures", mixture),
         ("They were trained on different score columns", trained_on),
         ("Held-out text was not measured for every run", lambda run: "measured" if run.report.held_out else "not"),
         (

@@ -12,7 +12,7 @@ from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training.comparison.commands import commands
 from training.comparison.findings import Difference, findings, held_out_differences, misalignment_differences
-from training.comparison.load import Comparison, LoadedRun, config_differences, trained_on
+from training.comparison.load import Comparison, LoadedRun, config_differences, mixture, trained_on
 from training.comparison.plots import plots
 from training.comparison.style import Look, page_colours
 from training.comparison.tables import (
@@ -191,6 +191,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
             f"{facts.dataset.uri}, generation {facts.dataset.generation}, {facts.dataset.rows:,} documents "
             f"({facts.dataset.fingerprint[:12]})",
         ),
+        *([("Mixture", mixture(run))] if facts.mixture else []),
         ("Scorer", f"{report.scorer.entry.kind}{f' ({options})' if options else ''}, {report.scorer.fingerprint}"),
         (
             "Threshold of a sentence",
@@ -223,9 +224,11 @@ def _best_tags(comparison: Comparison) -> str:
 
 
 def _tokenizer(run: LoadedRun) -> str:
-    if run.config.data.tokenizer is None:
+    given = run.config.data.tokenizer
+    if given is None:
         return f"byte-level BPE trained on the dataset, {run.config.data.vocab_size:,} entries at most"
-    return f"{run.config.data.tokenizer}, {run.facts.tokenizer.vocab_size:,} entries"
+    # Of a folder the name alone: where a machine keeps it is nothing to its readers, and a mixture's own is in a cache.
+    return f"{Path(given).name if Path(given).is_absolute() else given}, {run.facts.tokenizer.vocab_size:,} entries"
 
 
 def _difference(difference: Difference) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 A labelled dataset has a score a sentence. Some scorers can say more: which characters they counted. They are asked
 again, by what the manifest says of them and proved the same by their fingerprint, for the documents in which they found
-anything; it takes about as long as labelling these on one core did, and is done once for a store and a scorer.
+anything; it takes as long as labelling these on the cores of this machine did, and is done once for a store and a
+scorer.
 
 That a reward says more the finer it is: Fine-Grained RLHF (arXiv 2306.01693).
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from scorers.contract import Document, DocumentKind, ScoringError
 from scorers.errors import UserError
 from scorers.findings import Finding, ShowsFindings
 from training.data.arrays import ArrayWriter
+from training.data.asking import Asking
 from training.data.places import build_once, digest
 from training.data.store import FINDINGS, FINDINGS_COUNTS, FOUND_TOKENS, TokenStore
 from training.data.texts import Texts, read_texts
@@ -26,8 +29,12 @@ from training.data.tokenizers import Tokenizer
 from training.evaluation.scoring import rebuild_scorer
 
 _VERSION = 1
+# Batches of rows a process that are asked about together.
+_AT_ONCE = 4
 
 Progress = Callable[[int, int], None]
+_Answer = list[list[Finding]] | ScoringError
+_Located = tuple[int, str, list[Finding]]
 
 
 def ensure_findings(
@@ -67,7 +74,9 @@ def ensure_findings(
                 f"data.token_scores: the scorer of {column!r} ({entry.kind}) cannot say where in a sentence it found "
                 "what it scored. Of those that come with phf, scrubadub can. Set it to false."
             )
-        _Search(store, dataset, tokenizer, column, kind, scorer).run(folder, progress)
+        to_ask = int(np.count_nonzero(store.scores(column) > 0))
+        with Asking(column, entry, scorer, to_ask) as asking:
+            _Search(store, dataset, tokenizer, column, kind, asking).run(folder, progress)
 
     build_once(store.path / FINDINGS / name, build)
     return name
@@ -81,56 +90,45 @@ class _Search:
         tokenizer: Tokenizer,
         column: str,
         kind: DocumentKind,
-        scorer: ShowsFindings,
+        asking: Asking,
     ) -> None:
         self._store, self._dataset, self._tokenizer = store, dataset, tokenizer
-        self._column, self._kind, self._scorer = column, kind, scorer
+        self._column, self._kind, self._asking = column, kind, asking
         self._counts = {"sentences": 0, "unlocated": 0}
 
     def run(self, folder: Path, progress: Progress | None) -> None:
         """Write which tokens overlap a finding, and how many sentences have a score."""
         rows = sentences = 0
         with ArrayWriter(folder / FOUND_TOKENS, np.uint8) as tokens:
-            for texts in read_texts(self._dataset, [self._column]):
-                tokens.append(self._found(texts, sentences))
-                rows += len(texts)
-                sentences += int(texts.sentence_counts.sum())
+            every = read_texts(self._dataset, [self._column])
+            while some := list(islice(every, _AT_ONCE * self._asking.processes)):
+                chosen = [self._rows_to_ask(texts) for texts in some]
+                documents = [self._documents(texts, each) for texts, each in zip(some, chosen, strict=True)]
+                found = self._asking.findings(documents)
+                for texts, numbers, asked, answers in zip(some, chosen, documents, found, strict=True):
+                    located = self._located(texts, zip(numbers, asked, answers, strict=True))
+                    tokens.append(self._flags(texts, located, sentences))
+                    rows += len(texts)
+                    sentences += int(texts.sentence_counts.sum())
                 if progress is not None:
                     progress(rows, self._dataset.manifest.rows)
         (folder / FINDINGS_COUNTS).write_text(json.dumps(self._counts) + "\n", encoding="utf-8")
 
-    def _found(self, texts: Texts, first: int) -> NDArray[np.uint8]:
-        """uint8 [tokens of these rows]: 1 where a token overlaps a finding; `first` is their first sentence."""
-        ends = np.cumsum(texts.sentence_counts)
-        offsets = self._store.sentence_offsets[first : first + int(ends[-1]) + 1] if len(ends) else np.zeros(1, int)
-        flags = np.zeros(int(offsets[-1] - offsets[0]), dtype=np.uint8)
+    def _rows_to_ask(self, texts: Texts) -> list[int]:
+        """Those of the rows in which a sentence has a score."""
         bad = texts.scores(self._column)[0] > 0
-        found = list(self._findings(texts, bad, ends))
-        spans = self._tokenizer.spans([text for _, text, findings in found if findings])
-        located = iter(spans)
-        for sentence, _, findings in found:
-            part = flags[offsets[sentence] - offsets[0] : offsets[sentence + 1] - offsets[0]]
-            if not findings:
-                part[:] = 1
-                continue
-            places = next(located)
-            if len(places) != len(part):
-                raise UserError(f"The token store {self._store.path} was made by another tokenizer. Delete the folder.")
-            for index, (start, end) in enumerate(places):
-                part[index] = any(start < each.end and each.start < end for each in findings)
-        return flags
+        ends = np.cumsum(texts.sentence_counts).tolist()
+        return [row for row, (begin, end) in enumerate(pairwise([0, *ends])) if bad[begin:end].any()]
 
-    def _findings(
-        self, texts: Texts, bad: NDArray[np.bool_], ends: NDArray[np.int64]
-    ) -> Iterator[tuple[int, str, list[Finding]]]:
+    def _documents(self, texts: Texts, rows: list[int]) -> list[Document]:
+        text, ends = texts.batch["text"], texts.batch["ends"]
+        return [Document(text[row].as_py(), np.array(ends[row].as_py(), np.int32), self._kind) for row in rows]
+
+    def _located(self, texts: Texts, answers: Iterable[tuple[int, Document, _Answer]]) -> Iterator[_Located]:
         """Of each sentence with a score its number among those of the rows, its text, and what was found in it."""
-        begins = [0, *ends[:-1].tolist()]
-        rows = [row for row, (begin, end) in enumerate(zip(begins, ends.tolist(), strict=True)) if bad[begin:end].any()]
-        documents = [
-            Document(texts.batch["text"][row].as_py(), np.array(texts.batch["ends"][row].as_py(), np.int32), self._kind)
-            for row in rows
-        ]
-        for row, document, found in zip(rows, documents, self._scorer.findings(documents), strict=True):
+        bad = texts.scores(self._column)[0] > 0
+        begins = [0, *np.cumsum(texts.sentence_counts).tolist()]
+        for row, document, found in answers:
             for number, text in enumerate(document.sentences()):
                 sentence = begins[row] + number
                 if bad[sentence]:
@@ -138,3 +136,21 @@ class _Search:
                     self._counts["sentences"] += 1
                     self._counts["unlocated"] += not findings
                     yield sentence, text, findings
+
+    def _flags(self, texts: Texts, located: Iterator[_Located], first: int) -> NDArray[np.uint8]:
+        """uint8 [tokens of these rows]: 1 where a token overlaps a finding; `first` is their first sentence."""
+        offsets = self._store.sentence_offsets[first : first + int(texts.sentence_counts.sum()) + 1]
+        flags = np.zeros(int(offsets[-1] - offsets[0]) if len(offsets) else 0, dtype=np.uint8)
+        every = list(located)
+        spans = iter(self._tokenizer.spans([text for _, text, findings in every if findings]))
+        for sentence, _, findings in every:
+            part = flags[offsets[sentence] - offsets[0] : offsets[sentence + 1] - offsets[0]]
+            if not findings:
+                part[:] = 1
+                continue
+            places = next(spans)
+            if len(places) != len(part):
+                raise UserError(f"The token store {self._store.path} was made by another tokenizer. Delete the folder.")
+            for index, (start, end) in enumerate(places):
+                part[index] = any(start < each.end and each.start < end for each in findings)
+        return flags

@@ -119,7 +119,9 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
         try:
             prepared.append(lay_streams(config, source, store, tokenizer, phases, first, tell))
         except UserError as error:
-            raise UserError(f"dataset {source.uri}: {error}" if len(sources) > 1 else str(error)) from None
+            if len(sources) == 1:
+                raise
+            raise type(error)(f"dataset {source.uri}: {error}") from None
     for each in prepared:
         check_streams(each, phases, name, is_main=each is prepared[0], named=len(prepared) > 1)
     main = prepared[0]

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -210,6 +212,19 @@ def _exit_code(error: BaseException) -> int:
     return error.exit_code if isinstance(error, UserError) else 1
 
 
+@contextmanager
+def _absent(module: str) -> Iterator[None]:
+    """What is imported in the block does not find a module, unless it has been imported before."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
 def import_deepspeed() -> Any:
     """DeepSpeed without its chatter, and without a compiler where it runs on the CPU.
 
@@ -221,7 +236,9 @@ def import_deepspeed() -> Any:
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
+    # Its autotuner, which is not used here, imports MLflow where there is one: two seconds of every rank's start.
+    with _absent("mlflow"):
+        import deepspeed
 
     if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -126,10 +126,11 @@ class Trainer:
         Raises:
             IncompleteError: it, or the one before, could not be written; the earlier ones are untouched.
         """
-        if self.step not in (self._saving.saved, self._saving.pending):
-            self._saving.save(self.step, self.seconds, beside=self.config.save_async and not last)
-        if last:
-            self._saving.wait()
+        with self._watchdog.bounded():
+            if self.step not in (self._saving.saved, self._saving.pending):
+                self._saving.save(self.step, self.seconds, beside=self.config.save_async and not last)
+            if last:
+                self._saving.wait()
 
     def _after_save(self) -> None:
         for hook in self.hooks:
@@ -146,30 +147,30 @@ class Trainer:
         while self.step < self.horizon.steps:
             began = time.perf_counter()
             rate = learning_rate(self.config, self.step, self.horizon.steps)
-            batch = batches.get(self.step)
-            waited = time.perf_counter() - began
-            with self._watchdog.step():
+            with self._watchdog.bounded():
+                batch = batches.get(self.step)
+                waited = time.perf_counter() - began
                 outcome = self.engine.train_step(batch, self._objective_of_step(), rate)
                 self.step += 1
                 flags = (self._is_lost(outcome), self._stop, *self._saving.under_way)
                 diverged, stopped, *under_way = self.world.any(*flags)
                 self._saving.advance(*under_way)
-            finished = self.step == self.horizon.steps
-            logged = self._is_logged(finished)
-            took = time.perf_counter() - began
-            self.seconds += took
-            window_seconds += took
-            window_tokens += self.horizon.tokens_per_step
-            if diverged:
-                self._saving.wait()
-                raise DivergedError(self._diverged(outcome))
-            values: dict[str, Any] = {}
-            if logged:
-                values = self._values(outcome, rate, window_tokens / window_seconds)
-                values["seconds"] = {"data": waited, **self.engine.watch.read()}
-                if saving := self._saving.read():
-                    values["saving"] = saving
-                window_tokens, window_seconds = 0, 0.0
+                finished = self.step == self.horizon.steps
+                logged = self._is_logged(finished)
+                took = time.perf_counter() - began
+                self.seconds += took
+                window_seconds += took
+                window_tokens += self.horizon.tokens_per_step
+                if diverged:
+                    self._saving.wait()
+                    raise DivergedError(self._diverged(outcome))
+                values: dict[str, Any] = {}
+                if logged:
+                    values = self._values(outcome, rate, window_tokens / window_seconds)
+                    values["seconds"] = {"data": waited, **self.engine.watch.read()}
+                    if saving := self._saving.read():
+                        values["saving"] = saving
+                    window_tokens, window_seconds = 0, 0.0
             step = Step(self.step, last=finished or stopped, logged=logged, values=values)
             for hook in self.hooks:
                 hook.after_step(self, step)

@@ -1,40 +1,55 @@
-"""An end for steps that hang: in a collective whose peer is gone, on a disk that does not answer, in a lock."""
+"""An end for what hangs: in a collective whose peer is gone, on a disk that does not answer, in a lock."""
 
 import contextlib
 import faulthandler
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# How long after its time Python may still take to say what happened.
+_SAYING_S = 5.0
+
 
 class Watchdog:
-    """Ends this process when a step takes too long, and leaves behind where each of its threads was.
+    """Ends this process when a step or a checkpoint takes too long, and leaves behind where each of its threads was.
 
-    The clock is a thread in C, which no lock of Python's can stop.
+    A thread says so and ends it. Where that cannot run, because something keeps Python's lock, a clock in C does,
+    and says nothing.
 
     Args:
         folder: gets a file a rank and process; those that stay empty are removed.
         rank: of this process.
-        seconds: that a step may take.
+        seconds: that either may take.
     """
 
     def __init__(self, folder: Path, rank: int, seconds: float) -> None:
         self._folder = folder
-        self._rank = f"rank-{rank:05d}-"
+        self._rank = rank
         self._seconds = seconds
+        self._due: float | None = None
+        self._over = threading.Event()
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Keep the file open for what may have to be written in a hurry."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{self._rank}{os.getpid()}.txt").open("w") as self._file:
+        self._over.clear()
+        prefix = f"rank-{self._rank:05d}-"
+        with (self._folder / f"{prefix}{os.getpid()}.txt").open("w") as self._file:
+            watching = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            watching.start()
             try:
                 yield
             finally:
                 faulthandler.cancel_dump_traceback_later()
+                self._over.set()
+                watching.join()
         # Also of processes of this rank that were killed.
-        for path in self._folder.glob(f"{self._rank}*.txt"):
+        for path in self._folder.glob(f"{prefix}*.txt"):
             if not path.stat().st_size:
                 path.unlink()
         # Another rank may still have its own.
@@ -42,10 +57,25 @@ class Watchdog:
             self._folder.rmdir()
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def bounded(self) -> Iterator[None]:
         """The block must end in time, or the process does, with status 1."""
-        faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
+        self._due = time.monotonic() + self._seconds
+        faulthandler.dump_traceback_later(self._seconds + _SAYING_S, exit=True, file=self._file)
         try:
             yield
         finally:
+            self._due = None
             faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self._seconds / 4)):
+            due = self._due
+            if due is not None and time.monotonic() > due:
+                faulthandler.dump_traceback(file=self._file)
+                sys.stderr.write(
+                    f"Stopped: rank {self._rank} has hung for {self._seconds:g} s (training.hang_timeout_s) in a step "
+                    f"or a checkpoint; where each of its threads was stands in {self._file.name}. The same command "
+                    "goes on from the newest checkpoint.\n"
+                )
+                sys.stderr.flush()
+                os._exit(1)

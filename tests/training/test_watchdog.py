@@ -1,0 +1,47 @@
+"""A rank whose disk does not answer any more ends, and says where it stood."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.training.jobs import ENVIRONMENT, ROOT
+
+# Stands for a read or a write on a network file system whose server is gone.
+HANGING = """
+import sys, time
+from pathlib import Path
+from tests.training.jobs import run_job
+from training.data.order import BatchSource
+from training.run import checkpoints
+
+def does_not_answer(*_, **__):
+    time.sleep(600)
+
+place, name = {"data": (BatchSource, "rank_batch"), "checkpoint": (checkpoints, "describe")}[sys.argv[1]]
+setattr(place, name, does_not_answer)
+run_job(Path(sys.argv[2]), Path(sys.argv[3]), training__hang_timeout_s=8, training__save_every=2, **eval(sys.argv[4]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "changes"), [("data", {}), ("checkpoint", {}), ("checkpoint", {"training__save_async": True})]
+)
+def test_a_disk_that_does_not_answer_ends_the_rank_in_bounded_time(tmp_path, code_dataset, what, changes):
+    output = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, what, str(code_dataset), str(output), repr(changes)],
+        env={**os.environ, **ENVIRONMENT},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "rank 0 has hung for 8 s (training.hang_timeout_s)" in done.stderr
+    assert "Traceback" not in done.stderr
+    (stacks,) = (output / "stacks").iterdir()
+    assert "does_not_answer" in stacks.read_text()
