@@ -25,9 +25,10 @@ class MixtureConfig(_Section):
     Attributes:
         dataset: folder or URI of a sealed labelled dataset.
         share: of the run's blocks, and so of its tokens. What the shares leave of 1 is that of `data.dataset`.
-        column: its score column; by default that of `data.dataset`.
+        column: its score column; by default that of `data.dataset`. With `data.columns` it needs all of those.
         threshold: as `objective.threshold`, for this dataset. None takes that one where it is given and both are scored
             by the same scorer, else this dataset's own.
+        thresholds: the same by column, where `data.columns` are several.
         store: folder of its token store; see `DataConfig`.
     """
 
@@ -35,6 +36,7 @@ class MixtureConfig(_Section):
     share: float = Field(ge=0.001, lt=1)
     column: str | None = None
     threshold: float | None = Field(default=None, ge=0)
+    thresholds: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     store: str | None = None
 
 

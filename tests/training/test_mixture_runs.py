@@ -344,6 +344,3 @@ def test_quantiles_are_those_of_each_dataset_and_masks_those_of_one_scale(tmp_pa
         prepare(job_config(code_dataset, tmp_path / "run", "conditional", **changes, objective__quantiles=9))
     with pytest.raises(UserError, match=r"mle with objective.mask_above computes with the scores themselves"):
         prepare(job_config(code_dataset, tmp_path / "run", "mle", **mixed(prose), objective__mask_above=0.01))
-    with pytest.raises(UserError, match=r"data.columns is for one dataset"):
-        columns = {"data__columns": {"pep8": 1.0}}
-        prepare(job_config(code_dataset, tmp_path / "run", "conditional", **mixed(prose), **columns))

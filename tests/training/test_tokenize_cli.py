@@ -7,6 +7,8 @@ from typer.testing import CliRunner
 
 from phf import app
 from tests.datasets import make_dataset
+from training.data.prepare import prepare
+from training.settings import resolve_config
 
 TEXTS = ["Good morning. Good evening!", "", "Is it good? It is."] * 3
 
@@ -42,6 +44,24 @@ def test_tokenise_without_a_tokenizer(dataset):
     made = run("tokenize", dataset, "--vocab-size", 260, "--json")
     assert made.exit_code == 0, made.output
     assert json.loads(made.stdout)["vocab_size"] == 260
+
+
+def test_what_is_tokenised_for_a_mixture_is_what_training_on_it_takes(dataset, tmp_path):
+    other = str(make_dataset(tmp_path / "other", ["Quite another text. Yes."] * 8, {"toxicity": lambda sentence: 0.1}))
+    made = run("tokenize", dataset, "--mix", other, "--vocab-size", 262, "--json")
+    assert made.exit_code == 0, made.output
+    facts = json.loads(made.stdout)
+    mixture = json.dumps([{"dataset": other, "share": 0.5}])
+    flags = {"output": "o", "task": "toxicity", "data": {"dataset": dataset, "vocab_size": 262}}
+    small = ["data.context_length=8", "data.held_out=0", "model.name=nano", f"data.mixture={mixture}"]
+    before = sorted(tmp_path.rglob("*"))
+    data = prepare(resolve_config(flags=flags, overrides=[*small, "objective.name=rwr"]))
+    assert [str(each.store.path) for each in data.datasets] == [facts["store"], facts["mixed"][0]["store"]]
+    assert sorted(tmp_path.rglob("*")) == before
+    shown = run("tokenize", dataset, "--mix", other, "--vocab-size", 262)
+    assert "9 documents" in shown.stdout
+    assert "8 documents" in shown.stdout
+    assert run("tokenize", dataset, "--mix", "missing").exit_code == 2
 
 
 def test_fewer_entries_than_asked_for_are_said(dataset, tmp_path):

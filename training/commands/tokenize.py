@@ -22,6 +22,15 @@ def tokenize(
     vocab_size: Annotated[
         int, typer.Option("--vocab-size", min=260, metavar="N", help="Entries of the tokenizer that is trained.")
     ] = 8192,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mix",
+            metavar="DATASET",
+            help="A dataset that training mixes in: tokenised too, a tokenizer trained on all of them. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     store: Annotated[
         str | None,
         typer.Option(
@@ -50,18 +59,22 @@ def tokenize(
     from training.run.progress import StageProgress
 
     config = DataConfig(dataset=dataset, tokenizer=tokenizer, vocab_size=vocab_size, store=store)
-    labelled = open_dataset(dataset)
+    labelled = [open_dataset(each) for each in [dataset, *(mix or [])]]
     with StageProgress() as progress:
-        used, made = tokenize_dataset(config, labelled, progress)
-    meta = made.meta
+        used, stores = tokenize_dataset(config, labelled, progress)
     if as_json:
-        facts = meta.model_dump(mode="json", exclude={"files", "version"})
-        print_json({"store": str(made.path), **facts, "eos_id": used.eos_id, "vocab_size": used.base_size})
+        main, *mixed = [
+            {"store": str(each.path), **each.meta.model_dump(mode="json", exclude={"files", "version"})}
+            for each in stores
+        ]
+        print_json({**main, "eos_id": used.eos_id, "vocab_size": used.base_size, "mixed": mixed})
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold green]✓[/] Token store {escape(str(made.path))}")
-    console.print(
-        f"  {meta.documents:,} documents, {meta.sentences:,} sentences, {meta.tokens:,} tokens; "
-        f"{meta.text_bytes / max(1, meta.tokens):.2f} bytes a token"
-    )
-    console.print(f"  tokenizer {escape(meta.tokenizer_name)}, {used.base_size:,} entries")
+    for each in stores:
+        meta = each.meta
+        console.print(f"[bold green]✓[/] Token store {escape(str(each.path))}")
+        console.print(
+            f"  {meta.documents:,} documents, {meta.sentences:,} sentences, {meta.tokens:,} tokens; "
+            f"{meta.text_bytes / max(1, meta.tokens):.2f} bytes a token"
+        )
+    console.print(f"  tokenizer {escape(used.name)}, {used.base_size:,} entries")

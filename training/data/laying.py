@@ -66,8 +66,8 @@ def lay_streams(
     kind = OBJECTIVES[config.objective.name]
     scale = scale_of(config, source, store)
     for_reports = report_threshold(config, source)
-    if kind.thresholds and main is not None:
-        # One loss has one threshold, whatever the dataset.
+    if kind.thresholds and main is not None and not config.data.columns:
+        # One loss has one threshold, whatever the dataset. With several columns it is 0, above which is bad in each.
         scale, for_reports = replace(scale, threshold=main.threshold), main.sentence_threshold
     findings = None
     if config.data.token_scores:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorers.errors import UserError
-from training.config import DataConfig, ObjectiveConfig, TrainConfig
+from training.config import DataConfig, MixtureConfig, ObjectiveConfig, TrainConfig
 from training.data.combined import Combination, CombinedStore
 from training.data.options import StreamOptions
 from training.data.sources import Source
@@ -64,12 +64,6 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
             "objective.quantiles takes the place of a threshold: remove it, or objective.threshold and "
             "objective.thresholds."
         )
-    of_one = [each.dataset for each in data.mixture if each.threshold is not None]
-    if objective.quantiles is not None and of_one:
-        raise UserError(
-            f"objective.quantiles takes the place of thresholds: remove it, or the threshold of {of_one[0]} in "
-            "data.mixture."
-        )
     if data.columns and data.column is not None and data.column not in data.columns:
         raise UserError(
             f"data.column={data.column} is none of data.columns ({', '.join(data.columns)}), of which it says the one "
@@ -80,8 +74,8 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
             "One objective.threshold cannot be for several columns. Give one a column: "
             f"--set objective.thresholds.{next(iter(data.columns))}=NUMBER."
         )
-    if data.columns and data.mixture:
-        raise UserError("data.columns is for one dataset: remove it, or data.mixture.")
+    for entry in data.mixture:
+        _check_mixed(entry, data.columns, quantiles=objective.quantiles is not None)
     if data.token_scores and data.columns:
         raise UserError("data.token_scores is for one score column. Set it to false, or leave data.columns out.")
     if data.token_scores and issubclass(kind, MLE) and objective.mask_above is None:
@@ -101,6 +95,25 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
         )
 
 
+def _check_mixed(entry: MixtureConfig, columns: Mapping[str, float], *, quantiles: bool) -> None:
+    if quantiles and (entry.threshold is not None or entry.thresholds):
+        raise UserError(
+            f"objective.quantiles takes the place of thresholds: remove it, or the threshold of {entry.dataset} in "
+            "data.mixture."
+        )
+    if columns and (entry.column is not None or entry.threshold is not None):
+        raise UserError(
+            f"data.columns are those of {entry.dataset} too: remove its own column from data.mixture (or --mix), and "
+            "give its thresholds by column (thresholds)."
+        )
+    others = [column for column in entry.thresholds if column not in columns]
+    if others:
+        raise UserError(
+            f"The thresholds of {entry.dataset} in data.mixture are for data.columns, which has no {others[0]!r}. "
+            + (f"It has: {', '.join(columns)}." if columns else "For one column, set threshold.")
+        )
+
+
 def report_threshold(config: TrainConfig, source: Source, column: str | None = None) -> ThresholdChoice:
     """What reports take for an aligned sentence of a dataset, whatever the objective.
 
@@ -111,7 +124,7 @@ def report_threshold(config: TrainConfig, source: Source, column: str | None = N
     """
     own, name = source.column, config.objective.name
     column = column or own
-    given = config.objective.thresholds.get(column, source.threshold if column == own else None)
+    given = source.thresholds.get(column, source.threshold if column == own else None)
     task = source.task if column == own and not config.data.columns else column
     return sentence_threshold(None if OBJECTIVES[name].filters else given, source.manifest, column, task, name)
 
@@ -142,7 +155,7 @@ def scale_of(config: TrainConfig, source: Source, store: TokenStore) -> Scale:
     if not divides:
         combination = Combination.of(columns)
         return Scale(CombinedStore(store, combination), combination.name, None, {})
-    parts = {column: choose(column, column, objective.thresholds.get(column)) for column in columns}
+    parts = {column: choose(column, column, source.thresholds.get(column)) for column in columns}
     combination = Combination.of(columns, {column: part.value for column, part in parts.items()})
     each = ", ".join(f"{column} <= {part.value:g} ({part.detail})" for column, part in parts.items())
     threshold = ThresholdChoice(0.0, "columns", f"how far above its threshold any column is: {each}")

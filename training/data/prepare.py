@@ -145,15 +145,23 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
 
 
 def tokenize(
-    data: DataConfig, dataset: LabelledDataset, progress: Progress | None = None
-) -> tuple[Tokenizer, TokenStore]:
-    """The tokenizer and the token store that a configuration names, built where they are missing.
+    data: DataConfig, datasets: Sequence[LabelledDataset], progress: Progress | None = None
+) -> tuple[Tokenizer, list[TokenStore]]:
+    """The tokenizer and the token stores that a configuration names, built where they are missing.
+
+    Args:
+        data: where the tokenizer comes from, and where the store of the first dataset goes.
+        datasets: one, or the main one of a mixture and the others.
+        progress: as of `prepare`.
 
     Raises:
         UserError: see `load_tokenizer` and `ensure_store`.
     """
-    tokenizer = _tokenizer(data, [dataset], progress)
-    return tokenizer, _store(dataset, tokenizer, data.store, progress)
+    tokenizer = _tokenizer(data, datasets, progress)
+    places = [data.store, *(None for _ in datasets[1:])]
+    return tokenizer, [
+        _store(dataset, tokenizer, place, progress) for dataset, place in zip(datasets, places, strict=True)
+    ]
 
 
 def _tokenizer(data: DataConfig, datasets: Sequence[LabelledDataset], progress: Progress | None) -> Tokenizer:
@@ -192,22 +200,24 @@ def _resolved(
     Bounds of quantiles follow from the dataset and are no setting.
     """
     main, *others = prepared
-    changes: dict[str, Any] = {}
-    if main.thresholds:
-        changes["thresholds"] = {column: part.value for column, part in main.thresholds.items()}
-    elif main.threshold is not None and main.threshold.origin != "quantiles":
-        changes["threshold"] = main.threshold.value
+    changes = _own_thresholds(main)
     if mask is not None and mask.above is not None:
         changes["mask_above"] = mask.above
     config = config.model_copy(update={"objective": config.objective.model_copy(update=changes)})
     if not others:
         return config
     mixture = tuple(
-        asked
-        if each.threshold is None or each.threshold.origin == "quantiles"
-        else asked.model_copy(update={"threshold": each.threshold.value})
-        for asked, each in zip(config.data.mixture, others, strict=True)
+        asked.model_copy(update=_own_thresholds(each)) for asked, each in zip(config.data.mixture, others, strict=True)
     )
     # The tokenizer by its place: an evaluation reads the main dataset alone.
     data = config.data.model_copy(update={"mixture": mixture, "tokenizer": tokenizer.name})
     return config.model_copy(update={"data": data})
+
+
+def _own_thresholds(dataset: PreparedDataset) -> dict[str, Any]:
+    """The threshold or thresholds that were chosen for a dataset, under the names that they are set by."""
+    if dataset.thresholds:
+        return {"thresholds": {column: part.value for column, part in dataset.thresholds.items()}}
+    if dataset.threshold is None or dataset.threshold.origin == "quantiles":
+        return {}
+    return {"threshold": dataset.threshold.value}

@@ -1,5 +1,6 @@
 """The datasets that a configuration names, opened, and whether they can be trained on together."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,6 +23,7 @@ class Source:
         column: its score column.
         task: whose preset its threshold is from, where it has none of its own.
         threshold: given for it; see `training.config.MixtureConfig`.
+        thresholds: given for it by column, where there are several.
         store: where its tokens go, if that is given.
     """
 
@@ -31,6 +33,7 @@ class Source:
     column: str
     task: str
     threshold: float | None
+    thresholds: Mapping[str, float]
     store: str | None
 
     @property
@@ -53,19 +56,25 @@ def open_sources(config: TrainConfig) -> list[Source]:
     Raises:
         UserError: a dataset is missing, unfinished or without the column, or is named twice, under whatever name.
     """
-    data, task, given = config.data, config.task, config.objective.threshold
+    data, objective, task = config.data, config.objective, config.task
     shares = data.shares
     column = data.column or task
-    main = Source(data.dataset, _open(data.dataset, column), shares[0], column, task, given, data.store)
-    for each in data.columns:
-        main.dataset.require_column(each)
-    found = [main]
+    dataset = _open(data.dataset, [column, *data.columns])
+    given, by_column = objective.threshold, objective.thresholds
+    found = [Source(data.dataset, dataset, shares[0], column, task, given, by_column, data.store)]
+    known = dataset.manifest.scorers
     for entry, share in zip(data.mixture, shares[1:], strict=True):
         own = entry.column or column
-        dataset = _open(entry.dataset, own)
-        same = dataset.manifest.scorers[own].fingerprint == main.scorer.fingerprint
+        dataset = _open(entry.dataset, [own, *data.columns])
+        scorers = dataset.manifest.scorers
+        same = scorers[own].fingerprint == known[column].fingerprint
         threshold = entry.threshold if entry.threshold is not None else given if same else None
-        found.append(Source(entry.dataset, dataset, share, own, task if own == column else own, threshold, entry.store))
+        shared = {
+            each: limit for each, limit in by_column.items() if scorers[each].fingerprint == known[each].fingerprint
+        }
+        thresholds = {**shared, **entry.thresholds}
+        task_of_own = task if own == column else own
+        found.append(Source(entry.dataset, dataset, share, own, task_of_own, threshold, thresholds, entry.store))
     _refuse_twice(found)
     _refuse_thresholds(config, data.mixture, given)
     return found
@@ -85,12 +94,16 @@ def refuse_mixed_scorers(sources: list[Source], config: TrainConfig) -> tuple[st
     """
     name = config.objective.name
     main = sources[0]
-    others = [each for each in sources[1:] if each.scorer.fingerprint != main.scorer.fingerprint]
+    scales = [_scorers(each, config.data.columns) for each in sources]
     masked = config.objective.mask_above is not None
-    if not others or (issubclass(OBJECTIVES[name], MLE) and not masked):
+    if all(each == scales[0] for each in scales) or (issubclass(OBJECTIVES[name], MLE) and not masked):
         return ()
     what = f"{name} with objective.mask_above" if masked else name
-    listed = "; ".join(f"{each.uri}: {each.column} by {each.scorer.fingerprint}" for each in [main, *others])
+    listed = "; ".join(
+        f"{each.uri}: " + ", ".join(f"{column} by {fingerprint}" for column, fingerprint in scale.items())
+        for each, scale in zip(sources, scales, strict=True)
+        if each is main or scale != scales[0]
+    )
     if config.data.allow_mixed_scorers:
         return (f"The objective {what} computes with scores of different scorers as if they had one scale ({listed}).",)
     instead = "choose conditional or filtering, which have a threshold each"
@@ -103,9 +116,14 @@ def refuse_mixed_scorers(sources: list[Source], config: TrainConfig) -> tuple[st
     )
 
 
-def _open(uri: str, column: str) -> LabelledDataset:
+def _scorers(source: Source, columns: Iterable[str]) -> dict[str, str]:
+    return {column: source.manifest.scorers[column].fingerprint for column in columns or [source.column]}
+
+
+def _open(uri: str, columns: Iterable[str]) -> LabelledDataset:
     dataset = open_dataset(uri)
-    dataset.require_column(column)
+    for column in columns:
+        dataset.require_column(column)
     return dataset
 
 
@@ -126,7 +144,7 @@ def _refuse_thresholds(config: TrainConfig, mixture: tuple[MixtureConfig, ...], 
     if kind.tags or kind.filters:
         return
     for entry in mixture:
-        if entry.threshold is not None and entry.threshold != given:
+        if entry.threshold not in (None, given) or (entry.thresholds and not kind.thresholds):
             raise UserError(
                 f"The objective {kind.name} has no threshold of its own for {entry.dataset}. Remove the threshold from "
                 "data.mixture" + (", or set objective.threshold, which is for all." if kind.thresholds else ".")
