@@ -13,6 +13,8 @@ def _whole(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(_whole)]
+# NumPy takes no negative one, and torch is given a million times as much, in 64 bits.
+Seed = Annotated[Count, Field(ge=0, lt=2**32)]
 
 
 class _Section(BaseModel):
@@ -71,7 +73,7 @@ class DataConfig(_Section):
     vocab_size: Count = Field(default=8192, ge=260)
     context_length: Count | None = Field(default=None, ge=2)
     held_out: float = Field(default=0.01, ge=0, lt=1)
-    held_out_seed: int = 0
+    held_out_seed: Seed = 0
     store: str | None = None
     mixture: tuple[MixtureConfig, ...] = ()
     allow_mixed_scorers: bool = False
@@ -223,7 +225,7 @@ class TrainingConfig(_Section):
     gradient_clipping: float = Field(default=1.0, ge=0)
     skip_sigmas: float | None = Field(default=None, gt=0)
     max_skipped: Count = Field(default=10, ge=1)
-    seed: int = 42
+    seed: Seed = 42
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     activation_checkpointing: bool = False
     compile: bool = False
@@ -267,7 +269,7 @@ class EvaluationConfig(_Section):
     batch_size: Count = Field(default=64, ge=1)
     leakage_samples: Count = Field(default=256, ge=0)
     held_out_documents: Count = Field(default=1000, ge=0)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class WandbConfig(_Section):

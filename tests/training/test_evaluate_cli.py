@@ -49,6 +49,7 @@ def test_the_table_and_the_samples_that_are_asked_for(run: RunFolder) -> None:
         (["missing"], "There is no folder missing"),
         (["RUN", "--set", "samples=3"], "samples: no such setting; did you mean 'num_samples'"),
         (["RUN", "--set", "top_p=7"], "top_p"),
+        (["RUN", "--set", "seed=-1"], "seed: Input should be greater than or equal to 0"),
         (["RUN", "--device", "abacus"], "--device abacus"),
         (["RUN", "--dataset", "nowhere"], "nowhere. Give the --output of a `phf label` run"),
     ],

@@ -73,6 +73,10 @@ def test_the_column_is_the_tasks_unless_given():
         ({"output": "o", "data": {"dataset": "d"}}, [], "task: required"),
         ({"output": "o", "task": "pii"}, [], "data: required"),
         (FLAGS, ["objective=awr"], "objective"),
+        (FLAGS, ["data.held_out_seed=-1"], r"data\.held_out_seed.*greater than or equal to 0"),
+        (FLAGS, ["training.seed=20250101123456"], r"training\.seed.*less than 4294967296"),
+        ({**FLAGS, "training": {"seed": -1}}, [], r"training\.seed.*greater than or equal to 0"),
+        (FLAGS, ["evaluation.seed=4294967296"], r"evaluation\.seed.*less than 4294967296"),
         (FLAGS, ["model.name=gigantic/model/of/mine"], "gigantic"),
     ],
 )
