@@ -125,8 +125,6 @@ def test_ranks_on_ray_stop_in_order_and_the_run_goes_on_anywhere(tmp_path: Path,
         (("--on", "ray", "--model", "/no/model"), "Cannot load model"),
         (("--on", "ray", "--address", "127.0.0.1:9"), "Cannot join the Ray cluster 127.0.0.1:9"),
         (("--on", "ray", "--address", "ray://head:10001"), "start the command on a machine of the cluster"),
-        (("--on", "moon"), "--on moon: there is no such place to train; there are here, ray."),
-        (("--address", "auto"), "say --on ray"),
     ],
 )
 def test_what_is_wrong_is_said_once_before_ray_is_asked_for_anything(

@@ -54,6 +54,8 @@ def test_what_is_tokenised_for_a_mixture_is_what_training_on_it_takes(dataset, t
     mixture = json.dumps([{"dataset": other, "share": 0.5}])
     flags = {"output": "o", "task": "toxicity", "data": {"dataset": dataset, "vocab_size": 262}}
     small = ["data.context_length=8", "data.held_out=0", "model.name=nano", f"data.mixture={mixture}"]
+    # Made-up scorers are each its own.
+    small.append("data.allow_mixed_scorers=true")
     before = sorted(tmp_path.rglob("*"))
     data = prepare(resolve_config(flags=flags, overrides=[*small, "objective.name=rwr"]))
     assert [str(each.store.path) for each in data.datasets] == [facts["store"], facts["mixed"][0]["store"]]
@@ -75,6 +77,7 @@ def test_fewer_entries_than_asked_for_are_said(dataset, tmp_path):
     [
         (["tokenize", "missing"], "There is nothing at missing"),
         (["tokenize", "DATASET", "--tokenizer", "/nowhere/at/all"], "Cannot load the tokenizer '/nowhere/at/all'"),
+        (["tokenize", "missing", "--tokenizer", "any", "--vocab-size", "8192"], "leave --tokenizer out"),
         (["tokenize", "DATASET", "--store", "DATASET"], "exists, but is no token store"),
         (["tokenizer", "train", "DATASET", "--output", "DATASET"], "exists already"),
         (["tokenizer", "train", "missing", "--output", "new"], "There is nothing at missing"),

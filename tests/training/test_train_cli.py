@@ -103,6 +103,10 @@ def test_terminated_it_saves_and_exits_75(tmp_path, code_dataset, running):
         (["missing", "--output", "run", "--task", "t", "--model", "/no/model"], "Cannot load model '/no/model'"),
         (["missing", "--output", "run", "--task", "t", "--objective", "dpo"], "objective.name"),
         (["missing", "--output", "run", "--task", "t", "--set", "training.lr=1"], "training.lr: no such setting"),
+        (
+            ["missing", "--output", "run", "--task", "t", "--seed", "20250101123456"],
+            "training.seed: Input should be less",
+        ),
         (["missing", "--output", "run", "--task", "t", "--set", "training.batch_size"], "is not of the form KEY=VALUE"),
         (["missing", "--output", "run", "--task", "t", "--config", "no.yaml"], "Cannot read the configuration no.yaml"),
         (
@@ -118,6 +122,27 @@ def test_what_a_user_gets_wrong_is_one_message_and_exit_2(tmp_path, monkeypatch,
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--on", "moon"], "--on moon: there is no such place to train; there are here, ray."),
+        (["--on", "moon", "--plan"], "--on moon: there is no such place to train"),
+        (["--address", "auto"], "--address: for a cluster only; say --on ray too"),
+        (["--cpus-per-rank", 1], "--cpus-per-rank: for a cluster only"),
+        (["--gpus-per-rank", 0, "--ranks", 2], "--gpus-per-rank: for a cluster only"),
+        (["--plan", "--address", "x", "--max-restarts", 3], "leave --address and --max-restarts out"),
+        (["--plan", "--on", "ray", "--cpus-per-rank", 2], "leave --cpus-per-rank and --on out"),
+    ],
+)
+def test_flags_about_places_that_nobody_would_read_are_refused(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("missing", "--output", "run", "--task", "t", "--model", "nano", *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_column_names_those_that_there_are(tmp_path, code_dataset):

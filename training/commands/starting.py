@@ -3,7 +3,7 @@
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,22 +57,41 @@ def columns(given: list[str]) -> dict[str, Any]:
     return {"columns": dict.fromkeys(given, 1.0)} if len(set(given)) > 1 else {"column": given[0] if given else None}
 
 
+def check_place(on: str, reserved: Mapping[str, object], max_restarts: int, *, plan: bool) -> None:
+    """Refuse flags about where ranks are started that nobody would read.
+
+    Args:
+        on: where; one of `LAUNCHERS`.
+        reserved: flags that are for a cluster, by name; None where they were not given.
+        max_restarts: how often ranks may be started again.
+        plan: nothing is started.
+
+    Raises:
+        UserError: there is no such place, or it has no use for a flag.
+    """
+    if on not in LAUNCHERS:
+        raise UserError(f"--on {on}: there is no such place to train; there are {', '.join(sorted(LAUNCHERS))}.")
+    given = [name for name, value in reserved.items() if value is not None]
+    if plan:
+        given += ["--on"] * (on != HERE) + ["--max-restarts"] * bool(max_restarts)
+        if given:
+            raise UserError(f"--plan starts nothing, wherever: leave {' and '.join(given)} out, or leave --plan out.")
+    elif given and on == HERE:
+        raise UserError(f"{' and '.join(given)}: for a cluster only; say --on ray too, or leave out what is for it.")
+
+
 def launch_ranks(on: str, asked: Launch, config: "Callable[[], TrainConfig]") -> int:
     """Start ranks, here or elsewhere, and wait for them; the status with which they left.
 
     Args:
         on: where; one of `LAUNCHERS`.
-        asked: the flags.
+        asked: the flags, as `check_place` lets them.
         config: the settings, read where a place wants them checked first.
 
     Raises:
-        UserError: flags that do not go together, or wrong settings.
+        UserError: a launcher has started this process already, or wrong settings.
         IncompleteError: ranks were lost too often.
     """
-    if on not in LAUNCHERS:
-        raise UserError(f"--on {on}: there is no such place to train; there are {', '.join(sorted(LAUNCHERS))}.")
-    if on == HERE and (asked.address is not None or asked.gpus is not None):
-        raise UserError("--address and --gpus-per-rank are for a cluster: say --on ray with them, or leave them out.")
     if "WORLD_SIZE" in os.environ or slurm_ranks(os.environ):
         raise UserError(
             "A launcher has started this process as one of several (WORLD_SIZE is set, or srun has several tasks): "

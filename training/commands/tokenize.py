@@ -1,10 +1,11 @@
 """`phf tokenize`: build the token store of a labelled dataset ahead of training."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from scorers.console import print_json, set_up_logs
+from scorers.errors import UserError
 
 
 def tokenize(
@@ -20,8 +21,15 @@ def tokenize(
         ),
     ] = None,
     vocab_size: Annotated[
-        int, typer.Option("--vocab-size", min=260, metavar="N", help="Entries of the tokenizer that is trained.")
-    ] = 8192,
+        int | None,
+        typer.Option(
+            "--vocab-size",
+            min=260,
+            metavar="N",
+            help="Entries of the tokenizer that is trained. [default: 8192]",
+            show_default=False,
+        ),
+    ] = None,
     mix: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,6 +58,8 @@ def tokenize(
     Example: phf tokenize labelled --tokenizer runs/tokenizer
     """
     set_up_logs()
+    if tokenizer is not None and vocab_size is not None:
+        raise UserError("--vocab-size is for the tokenizer that is trained: leave it out, or leave --tokenizer out.")
     from rich.console import Console
     from rich.markup import escape
 
@@ -58,7 +68,8 @@ def tokenize(
     from training.data.prepare import tokenize as tokenize_dataset
     from training.run.progress import StageProgress
 
-    config = DataConfig(dataset=dataset, tokenizer=tokenizer, vocab_size=vocab_size, store=store)
+    trained: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
+    config = DataConfig(dataset=dataset, tokenizer=tokenizer, store=store, **trained)
     labelled = [open_dataset(each) for each in [dataset, *(mix or [])]]
     with StageProgress() as progress:
         used, stores = tokenize_dataset(config, labelled, progress)

@@ -9,7 +9,7 @@ import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
-from training.commands.starting import HERE, columns, launch_ranks, mixed_in, start_from, tell, tell_plan
+from training.commands.starting import HERE, check_place, columns, launch_ranks, mixed_in, start_from, tell, tell_plan
 from training.run.launch import LAUNCHED, Launch
 
 if TYPE_CHECKING:
@@ -201,15 +201,16 @@ def train(
         ),
     ] = None,
     cpus_per_rank: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--cpus-per-rank",
             min=1,
             metavar="N",
-            help="Cores that Ray reserves for each rank.",
+            help="Cores that Ray reserves for each rank. (default: 1)",
+            show_default=False,
             rich_help_panel="Ranks",
         ),
-    ] = 1,
+    ] = None,
     gpus_per_rank: Annotated[
         int | None,
         typer.Option(
@@ -239,6 +240,8 @@ def train(
     described["utilisation"] = plan_utilisation
     if not plan and any(value is not None for value in described.values()):
         raise UserError("--plan-device and the other --plan-… flags say what --plan is for; give --plan too.")
+    reserved = {"--address": address, "--cpus-per-rank": cpus_per_rank, "--gpus-per-rank": gpus_per_rank}
+    check_place(on, reserved, max_restarts, plan=plan)
     start = {} if init_from is None else start_from(init_from, model)
     flags = {
         "output": output,
@@ -273,9 +276,8 @@ def train(
         missing = {"output": "", "task": "none", "data": {"dataset": ""}}
         tell_plan(settings(missing), ranks, described, console, as_json=as_json)
         return
-    launch = Launch(sys.argv[1:], ranks, max_restarts, tell, None, address, cpus_per_rank, gpus_per_rank)
-    elsewhere = on != HERE or address is not None or gpus_per_rank is not None
-    if LAUNCHED not in os.environ and (elsewhere or ranks > 1 or max_restarts):
+    launch = Launch(sys.argv[1:], ranks, max_restarts, tell, None, address, cpus_per_rank or 1, gpus_per_rank)
+    if LAUNCHED not in os.environ and (on != HERE or ranks > 1 or max_restarts):
         raise typer.Exit(launch_ranks(on, launch, settings))
 
     from training.run.distributed import World
