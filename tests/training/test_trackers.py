@@ -2,6 +2,8 @@
 
 import json
 import math
+import socket
+import sys
 import threading
 from importlib.util import find_spec
 
@@ -114,8 +116,11 @@ def test_one_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_wandb_offline_writes_its_files_and_none_of_the_corpus(tmp_path, code_dataset):
+def test_wandb_offline_writes_its_files_and_none_of_the_corpus(tmp_path, code_dataset, monkeypatch):
     pytest.importorskip("wandb")
+    secret, host = "AKIA0123456789SECRET", "machine-with-a-name"
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    monkeypatch.setattr(sys, "argv", ["phf", "train", f"s3://{secret}:{secret}@bucket/labelled"])
     changes = {"tracking__wandb": "{mode: offline, project: a}", "training__num_tokens": 4 * 4 * 32}
     run_job(code_dataset, tmp_path / "run", **changes)
     known = json.loads((tmp_path / "run" / "trackers.json").read_text())["wandb"]
@@ -125,6 +130,10 @@ def test_wandb_offline_writes_its_files_and_none_of_the_corpus(tmp_path, code_da
     assert b"sha256" in content or b"flops_per_token" in content
     for text in (b"def ", b"import os", b"return "):
         assert text not in content
+    written = [each for each in (tmp_path / "run" / "wandb").rglob("*") if each.is_file()]
+    assert file in written
+    for text in (secret, host, "pytest=="):
+        assert not [each for each in written if text.encode() in each.read_bytes()]
     assert len(metrics(tmp_path / "run")) == 4
 
 

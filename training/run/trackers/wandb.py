@@ -10,7 +10,8 @@ from training.run.trackers.sink import CLOSING_S, Opening
 class Wandb:
     """A run of W&B; its id is ours, so that a run that goes on is the same there.
 
-    Its console capture is off: what a run prints, and whatever else writes to the terminal, is not sent.
+    Its console capture is off: what a run prints, and whatever else writes to the terminal, is not sent. Neither is
+    what W&B would collect: the command line, which may hold the key of an object store, and host, user and packages.
 
     Args:
         config: of the tracker.
@@ -22,10 +23,10 @@ class Wandb:
 
         import wandb
 
-        quiet: dict[str, Any] = {"console": "off", "silent": True, "save_code": False, "disable_git": True}
-        if "finish_timeout" in wandb.Settings.model_fields:
-            # It would hold the process for as long as its server does not answer.
-            quiet["finish_timeout"] = CLOSING_S
+        quiet: dict[str, Any] = {"console": "off", "silent": True, "save_code": False, "disable_git": True, "host": ""}
+        # Without the first it would hold the process for as long as its server does not answer; the others collect.
+        may_be_unknown = {"finish_timeout": CLOSING_S, "x_disable_meta": True, "x_save_requirements": False}
+        quiet |= {name: value for name, value in may_be_unknown.items() if name in wandb.Settings.model_fields}
         self.run_id = opening.run_id or uuid.uuid4().hex[:12]
         self._run: Any = wandb.init(
             project=config.project,
