@@ -32,7 +32,7 @@ from training.run.estimate import (
     estimate_seconds,
 )
 from training.run.forecast import FILL, fitted, forecast
-from training.run.machines import Asked
+from training.run.machines import Asked, describe_machine
 from training.run.schedule import plan_horizon
 from training.settings import resolve_config
 
@@ -338,6 +338,20 @@ def test_on_a_gpu_a_run_takes_the_micro_batch_of_the_plan(monkeypatch):
     chosen = config("gpt2", precision="bf16", micro_batch_size=2)
     set_by_hand = plan_horizon(chosen.training, 1024, 4)
     assert fitted(chosen, set_by_hand, 8192, torch.device("cuda", 0)) is set_by_hand
+
+
+@pytest.mark.parametrize(("ranks", "between"), [(8, 225e9), (16, 25e9)])
+def test_on_a_gpu_ranks_are_as_far_apart_as_with_its_name(monkeypatch, ranks, between):
+    # No GPU is here: only what is read of one is stood in for.
+    name = "NVIDIA H100 80GB HBM3"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80e9))
+    here, named = (
+        describe_machine(TrainingConfig(precision="bf16"), Asked(ranks, device))[0] for device in (None, name)
+    )
+    assert here == named
+    assert here.link_bandwidth == between
 
 
 def test_where_no_change_is_enough_alone_all_of_them_are_named_once():

@@ -7,7 +7,7 @@ import torch
 
 from scorers.errors import UserError
 from training.config import TrainingConfig
-from training.run.cards import CARDS, find_card
+from training.run.cards import CARDS, Card, find_card
 from training.run.deepspeed_config import Precision
 from training.run.engine import choose_precision
 from training.run.estimate import Machine
@@ -60,17 +60,22 @@ def describe_machine(training: TrainingConfig, asked: Asked) -> tuple[Machine, P
             "Leave it out for this machine."
         )
     precision: Precision = training.precision if training.precision != "auto" else _automatic(card.computes_bf16)
-    link = card.link_bandwidth if asked.ranks <= _RANKS_A_NODE else min(card.link_bandwidth, _BETWEEN_NODES)
     machine = Machine(
         name=asked.device,
         on_gpu=True,
         flops=card.single if precision == "fp32" else card.half,
         memory=asked.memory or card.memory,
         memory_bandwidth=card.memory_bandwidth,
-        link_bandwidth=asked.bandwidth or _LINK_SHARE * link,
+        link_bandwidth=asked.bandwidth or _between_cards(card, asked.ranks),
         utilisation=asked.utilisation,
     )
     return machine, precision
+
+
+def _between_cards(card: Card, ranks: int) -> float:
+    """Bytes a second between ranks; more of them than a machine has cards talk over the network."""
+    link = card.link_bandwidth if ranks <= _RANKS_A_NODE else min(card.link_bandwidth, _BETWEEN_NODES)
+    return _LINK_SHARE * link
 
 
 def _automatic(computes_bf16: bool) -> Precision:
@@ -84,7 +89,7 @@ def _here(training: TrainingConfig, asked: Asked) -> tuple[Machine, Precision]:
     card = find_card(torch.cuda.get_device_name(device)) if on_gpu else None
     if on_gpu:
         name, memory = torch.cuda.get_device_name(device), float(torch.cuda.get_device_properties(device).total_memory)
-        link = card.link_bandwidth * _LINK_SHARE if card is not None else _BETWEEN_PROCESSES
+        link = _between_cards(card, asked.ranks) if card is not None else _BETWEEN_PROCESSES
     else:
         cores = len(os.sched_getaffinity(0))
         name = f"this machine's CPU, {cores} cores"
