@@ -14,6 +14,7 @@ from scorers.errors import EXIT_STOPPED, EXIT_USAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
+DOCKERFILE = INFRA / "image" / "Dockerfile"
 SCRIPTS = sorted((INFRA / "slurm").glob("*.sbatch"))
 
 
@@ -31,6 +32,38 @@ def test_a_ray_cluster_runs_the_pinned_ray_and_one_image(name: str) -> None:
     assert cluster["rayVersion"] == pinned("ray")
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     assert len({container["image"] for group in groups for container in containers(group["template"])}) == 1
+
+
+@pytest.mark.parametrize("name", ["label", "train"])
+def test_a_ray_job_names_the_kuberay_that_its_fields_need_and_bounds_that_somebody_reads(name: str) -> None:
+    text = (INFRA / "kuberay" / f"{name}.yaml").read_text()
+    spec = yaml.safe_load(text)["spec"]
+    # `backoffLimit` came with 1.2.
+    assert spec["backoffLimit"] > 0
+    assert "KubeRay operator (1.2 or newer)" in text
+    cluster = spec["rayClusterSpec"]
+    for group in cluster["workerGroupSpecs"]:
+        assert group["replicas"] > 0
+        # Only an autoscaler goes by them.
+        assert cluster.get("enableInTreeAutoscaling") or not {"minReplicas", "maxReplicas"} & set(group)
+
+
+def pods() -> list[Any]:
+    """Of all manifests."""
+    found = [yaml.safe_load((INFRA / "kubernetes" / "train.yaml").read_text())["spec"]["template"]["spec"]]
+    for name in ("label", "train"):
+        cluster = yaml.safe_load((INFRA / "kuberay" / f"{name}.yaml").read_text())["spec"]["rayClusterSpec"]
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        found += [group["template"]["spec"] for group in groups]
+    return found
+
+
+def test_a_pod_with_a_volume_lets_the_user_of_the_image_write_to_it() -> None:
+    user = re.search(r"^RUN useradd .*--uid (\d+) (\w+)\nUSER \2$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert user
+    claiming = [pod for pod in pods() if any("persistentVolumeClaim" in each for each in pod.get("volumes", []))]
+    assert len(claiming) == 3
+    assert {pod["securityContext"]["fsGroup"] for pod in claiming} == {int(user[1])}
 
 
 def containers(template: Any) -> list[Any]:
@@ -74,11 +107,24 @@ def test_a_pod_that_was_asked_to_stop_is_started_again_and_one_that_was_refused_
 
 
 def test_the_image_installs_the_pinned_torch_and_copies_every_part() -> None:
-    dockerfile = (INFRA / "image" / "Dockerfile").read_text()
+    dockerfile = DOCKERFILE.read_text()
     assert f"torch=={pinned('torch')}" in dockerfile
     for part in ("phf.py", "scorers", "pipeline", "training", "infra"):
         assert f"COPY {part} " in dockerfile
         assert f"!{part}\n" in (ROOT / ".dockerignore").read_text()
+
+
+def test_a_login_shell_in_the_image_finds_the_programs_of_its_environment_first(tmp_path: Path) -> None:
+    dockerfile = DOCKERFILE.read_text()
+    written = re.search(r"^RUN (echo .*) > /etc/profile\.d/phf\.sh$", dockerfile, re.MULTILINE)
+    environment = re.search(r"^RUN python -m venv (\S+)$", dockerfile, re.MULTILINE)
+    assert written
+    assert environment
+    # What a login shell reads of Debian's /etc/profile: PATH anew, then the files in profile.d.
+    subprocess.run(["sh", "-c", f"{written[1]} > {tmp_path}/phf.sh"], check=True, timeout=60)
+    login = f"PATH=/usr/local/bin:/usr/bin:/bin; . {tmp_path}/phf.sh; sh -c 'echo $PATH'"
+    done = subprocess.run(["sh", "-c", login], env={}, check=True, timeout=60, capture_output=True, text=True)
+    assert done.stdout == f"{environment[1]}/bin:/usr/local/bin:/usr/bin:/bin\n"
 
 
 def test_the_packaged_spacy_model_is_pinned_by_hash() -> None:
