@@ -154,7 +154,8 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     def begin(arguments: list[str]) -> None:
         """Returns when the node says that it is there."""
         with (tmp_path / f"node-{len(started)}").open("wb") as log:
-            environment = {**os.environ, **ENVIRONMENT}
+            # A head would ask for the token that another Ray has left in the home folder, and no node has it.
+            environment = {**os.environ, **ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
             started.append(subprocess.Popen(arguments, env=environment, stdout=log, stderr=subprocess.STDOUT))
         deadline = time.monotonic() + 120
         while "Ray runtime started" not in (said := Path(log.name).read_text()):
@@ -167,7 +168,8 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         begin([*hide, *node])
         yield f"127.0.0.1:{port}", private
     finally:
-        below = [child for process in started for child in psutil.Process(process.pid).children(recursive=True)]
+        running = [psutil.Process(process.pid) for process in started if process.poll() is None]
+        below = [child for process in running for child in process.children(recursive=True)]
         for each in [*started, *below]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
