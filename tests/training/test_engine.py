@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scorers.errors import UserError
+from tests.training.ranks import no_room
 from training import objectives
 from training.config import ModelConfig, TrainingConfig
 from training.data.order import Batch
@@ -116,6 +117,20 @@ def test_a_loaded_engine_goes_on_bit_for_bit(world, tmp_path, stage):
     assert losses(other, range(3, 6)) == expected
     assert all(torch.equal(weight, weights[name]) for name, weight in other.state_dict().items())
     other.close()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_nothing_is_saved_but_by_what_says_where_it_failed(world, tmp_path, stage):
+    engine, _ = make(world, zero_stage=stage, skip_sigmas=6.0 if stage else None)
+    taken = []
+    # A file that rank 0 wrote by itself would end it here, while other ranks wait for it.
+    with no_room(limit=1):
+        assert engine.save(tmp_path, lambda _, path: taken.append(path)) == taken
+    assert len(taken) == {0: 2}.get(stage, 4)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    with no_room(), pytest.raises((OSError, RuntimeError)):
+        engine.save(tmp_path)
+    engine.close()
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

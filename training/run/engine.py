@@ -179,7 +179,7 @@ class Engine:
             write: takes a file's content, which changes with the next step, and its path.
 
         Returns:
-            The files of this rank, but for scripts of DeepSpeed's beside them.
+            The files of this rank.
 
         Raises:
             OSError, RuntimeError: a file could not be written. The ranks are in step all the same.
@@ -194,8 +194,12 @@ class Engine:
             except (OSError, RuntimeError) as failure:  # torch raises RuntimeError where its file writer fails
                 failures.append(failure)
 
-        # DeepSpeed's ranks meet while they save: one that left in the middle would leave the others waiting.
-        with _replaced(self._engine.checkpoint_engine, "save", guarded):
+        # DeepSpeed's ranks meet while they save: one that left in the middle would leave the others waiting. So rank 0
+        # copies no scripts beside the files either, which nobody here needs.
+        with (
+            _replaced(self._engine.checkpoint_engine, "save", guarded),
+            _replaced(self._engine, "_copy_recovery_script", lambda _: None),
+        ):
             # Without `latest`, which DeepSpeed writes before the other ranks have finished.
             self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         guarded(_generator_state(self.world.device), self._generator_file(folder))
