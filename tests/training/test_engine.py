@@ -8,6 +8,7 @@ import torch
 
 from scorers.errors import UserError
 from tests.training.ranks import no_room
+from tests.training.test_models import small_llama
 from training import objectives
 from training.config import ModelConfig, TrainingConfig
 from training.data.order import Batch
@@ -28,11 +29,11 @@ def world():
     return world
 
 
-def make(world, objective="mle", *, batch_size=4, seed=0, tied=True, **config):
+def make(world, objective="mle", *, name="nano", batch_size=4, seed=0, tied=True, **config):
     training = TrainingConfig(**{"batch_size": batch_size, "learning_rate": 1e-3, **config})
     loss = objectives.build(objective, **({"alpha": 0.5, "beta": 1.0} if objective == "awr" else {}))
     torch.manual_seed(seed)
-    network = ModelConfig(name="nano", overrides={"tie_word_embeddings": tied})
+    network = ModelConfig(name=name, overrides={"tie_word_embeddings": tied})
     model = build_model(network, Vocabulary(64, 0), value_head=loss.needs_values)
     return Engine(model, training, plan_horizon(training, LENGTH, world.size), world), loss
 
@@ -231,6 +232,23 @@ def test_the_whole_model_computes_what_the_engine_does(world, stage):
     ce = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert float(engine.train_step(batch(1), loss, 1e-2).metrics["ce"]) == pytest.approx(ce.item(), abs=1e-5)
     engine.close()
+
+
+def test_a_whole_model_in_bf16_is_as_the_trained_one_and_building_it_draws_nothing(world, tmp_path):
+    # Its rotary frequencies are no parameters: bf16 would turn positions by wrong angles.
+    small_llama().save_pretrained(tmp_path)
+    wholes, parts = [], []
+    for stage in (1, 3):
+        engine, _ = make(world, name=str(tmp_path), zero_stage=stage, precision="bf16")
+        state = torch.get_rng_state()
+        whole = engine.whole_model().eval()
+        assert torch.equal(torch.get_rng_state(), state)
+        wholes.append(whole(input_ids=torch.from_numpy(batch(0).input_ids)).logits)
+        parts.append({name: each.dtype for name, each in (*whole.named_parameters(), *whole.named_buffers())})
+        engine.close()
+    assert set(parts[0].values()) == {torch.bfloat16, torch.float32}
+    assert parts[1] == parts[0]
+    assert torch.equal(*wholes)
 
 
 def test_bf16_learns_too(world):

@@ -268,12 +268,16 @@ class Engine:
         weights = self.state_dict()
         if weights is None:
             return None
-        copy = type(self.model.causal)(self.model.causal.config)
+        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once; the training's dropout goes on
+            copy = type(self.model.causal)(self.model.causal.config)
         copy.load_state_dict(
             {name.removeprefix("causal."): each for name, each in weights.items() if name.startswith("causal.")}
         )
-        # In the precision of the training, as the model of other stages is, and as some attention must have it.
-        return copy.to(self.world.device, DTYPES[self.precision])
+        # In the precision of the training, as the model of other stages is, and as some attention must have it. Like
+        # there, buffers keep theirs: rotary frequencies in bf16 would be other ones.
+        for parameter in copy.parameters():
+            parameter.data = parameter.data.to(DTYPES[self.precision])
+        return copy.to(self.world.device)
 
     def close(self) -> None:
         """Let go of DeepSpeed's hooks on the model."""
