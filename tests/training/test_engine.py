@@ -333,6 +333,8 @@ class TestDeepSpeedJson:
             "gradient_clipping": 1.0,
             "zero_optimization": {"stage": "auto", "reduce_bucket_size": 5, "round_robin_gradients": True},
             "wall_clock_breakdown": True,
+            "managed_gradient_accumulation": True,
+            "bf16": {"check_grad_overflow": "auto"},
         }
         merged = self.config(tmp_path, theirs)
         assert merged["train_batch_size"] == 8
@@ -366,6 +368,12 @@ class TestDeepSpeedJson:
             ({"optimizer": {"type": "Adam"}}, r"sets 'optimizer', which training\.learning_rate.* decides"),
             ({"checkpoint": {"writer": {"decoupled": True}}}, r"sets checkpoint\.writer, .* training\.save_async=true"),
             ({"scheduler": {"type": "WarmupLR"}}, r"sets 'scheduler', which training\.schedule"),
+            ({"bf16": {"check_grad_overflow": False}}, r"bf16\.check_grad_overflow to False.* no number.*Remove it"),
+            (
+                {"zero_optimization": {"compute_grad_norm": False}},
+                r"zero_optimization\.compute_grad_norm to False.* no number.*Remove it",
+            ),
+            ({"managed_gradient_accumulation": False}, r"managed_.* to False.* every micro-batch.*Remove it"),
             ("{", r"is not valid JSON"),
             ("[]", r"must hold a JSON object, not a list"),
         ],
