@@ -227,6 +227,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, code_dataset):
     assert DivergedError("").exit_code == 4
 
 
+def test_an_update_that_did_harm_ends_the_run_when_it_is_logged(tmp_path, code_dataset, monkeypatch):
+    # What skips such an update cannot be switched off by a user.
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"compute_grad_norm": false}}')
+    monkeypatch.setattr("training.run.deepspeed_config._ALWAYS_ON", {})
+    wild = {"training__learning_rate": 1e30, "training__warmup_ratio": 0, "training__gradient_clipping": 0}
+    with pytest.raises(DivergedError, match=r"or the gradient is not finite, up to step 4 .* is of step 3\b"):
+        run_job(
+            code_dataset,
+            tmp_path / "run",
+            training__deepspeed=tmp_path / "ds.json",
+            training__log_every=4,
+            training__save_every=1,
+            **wild,
+        )
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1]
+
+
 def test_where_the_batch_cannot_be_named_the_run_ends_as_it_would_have(tmp_path, code_dataset, monkeypatch):
     def full(path, _text):
         raise OSError(28, "No space left on device", str(path))

@@ -92,7 +92,7 @@ class Trainer:
 
         Raises:
             StoppedError: SIGTERM, SIGUSR1 or SIGINT came; the state is saved, the same command goes on.
-            DivergedError: too many updates in a row were skipped, or without ZeRO one was not and did harm.
+            DivergedError: too many updates in a row were skipped, or one was not and did harm.
             IncompleteError: a checkpoint could not be written, or another rank is gone.
         """
         with self._signals():
@@ -161,12 +161,14 @@ class Trainer:
                 self.seconds += took
                 window_seconds += took
                 window_tokens += self.horizon.tokens_per_step
+                asked = logged and not diverged
+                values = self._values(outcome, rate, window_tokens / window_seconds) if asked else {}
+                # Of logged steps alone: at each it would be to wait for the device.
+                diverged |= outcome.applied and not math.isfinite(values.get("loss", 0.0))
                 if diverged:
                     self._saving.wait()
                     raise DivergedError(self._diverged(outcome))
-                values: dict[str, Any] = {}
                 if logged:
-                    values = self._values(outcome, rate, window_tokens / window_seconds)
                     values["seconds"] = {"data": waited, **self.engine.watch.read()}
                     if saving := self._saving.read():
                         values["saving"] = saving
