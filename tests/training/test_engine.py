@@ -158,12 +158,13 @@ def test_an_update_without_a_number_leaves_everything_as_it_was(world, stage, pr
     assert all(torch.equal(weight, weights[name]) for name, weight in same.items())
 
 
-def test_a_spike_is_skipped_and_the_memory_of_losses_is_saved(world, tmp_path):
-    def spike(size):
-        data = batch(500)
-        data.scores[:] = size
-        return data
+def spike(size):
+    data = batch(500)
+    data.scores[:] = size
+    return data
 
+
+def test_a_spike_is_skipped_and_the_memory_of_losses_is_saved(world, tmp_path):
     options = {"zero_stage": 1, "skip_sigmas": 6.0, "micro_batch_size": 2}
     engine, loss = make(world, "awr", **options)
     assert engine.train_step(spike(1000), loss, 1e-3).applied, "nothing is known of the losses yet"
@@ -173,8 +174,12 @@ def test_a_spike_is_skipped_and_the_memory_of_losses_is_saved(world, tmp_path):
         assert engine.train_step(batch(number), loss, 1e-3).applied
     engine.save(tmp_path)
     for _ in range(3):
-        assert not engine.train_step(spike(1000), loss, 1e-3).applied
-    assert engine.train_step(batch(70), loss, 1e-3).applied
+        outcome = engine.train_step(spike(1000), loss, 1e-3)
+        assert outcome.harmful
+        assert not outcome.applied
+    outcome = engine.train_step(batch(70), loss, 1e-3)
+    assert outcome.applied
+    assert not outcome.harmful
     engine.forget_losses()
     assert engine.train_step(spike(1000), loss, 1e-3).applied
     engine.close()

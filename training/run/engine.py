@@ -40,12 +40,15 @@ class StepOutcome:
         metrics: scalars that add up likewise, but for `max_…` (see `training.objectives.merge_metrics`).
         gradient_norm: of the whole model before clipping, the same on every rank; None where DeepSpeed has none.
         applied: false where the update was skipped: a spike, a loss or a gradient that is no number, or fp16's scale.
+        harmful: scalar, whether it was to be skipped for the loss of the global batch, a spike or no number; None where
+            spikes are not looked for.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
     gradient_norm: Tensor | float | None
     applied: bool
+    harmful: Tensor | None = None
 
 
 def choose_precision(config: TrainingConfig, device: torch.device) -> Precision:
@@ -139,6 +142,7 @@ class Engine:
         """
         size, device = self.horizon.micro_batch_size, self.world.device
         losses, metrics = [], []
+        harmful: Tensor | None = None
         self.watch.begin()
         self._engine.train()
         for group in self._optimizer.param_groups:
@@ -153,7 +157,8 @@ class Engine:
             losses.append(loss.detach())
             metrics.append(measured)
             if self._guard is not None and start + size >= len(batch.input_ids):
-                loss = loss * self._guard.factor(self.world.sum_on_device(torch.stack(losses).sum()))
+                factor = self._guard.factor(self.world.sum_on_device(torch.stack(losses).sum()))
+                loss, harmful = loss * factor, factor.isnan()
             self.watch.lap("forward")
             # DeepSpeed averages over ranks; sums are wanted.
             self._engine.backward(loss * self.horizon.ranks, scale_wrt_gas=False)
@@ -162,7 +167,7 @@ class Engine:
             self.watch.lap("optimizer")
         applied = self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm()
-        return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied)
+        return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied, harmful)
 
     def forget_losses(self) -> None:
         """Tell no spike by the losses so far: what comes is trained for something else."""

@@ -197,8 +197,9 @@ class Trainer:
             self._skipped_in_a_row = 0
             return False
         self.skipped += 1
-        # fp16's scaled gradients overflow now and then, and DeepSpeed lowers the scale.
-        if self.engine.precision != "fp16" or not math.isfinite(float(outcome.loss)):
+        # fp16's scaled gradients overflow now and then, and DeepSpeed lowers the scale. Those of a spike are made to.
+        overflow = self.engine.precision == "fp16" and math.isfinite(float(outcome.loss)) and not outcome.harmful
+        if not overflow:
             self._skipped_in_a_row += 1
         return self._skipped_in_a_row >= self.config.max_skipped
 
