@@ -7,14 +7,17 @@ as 1-fp32, and perhaps more:
 - `grown`: it starts from the checkpoint FOLDER/base, with two control tokens more, its embeddings padded;
 - `optimizer` or `parameters`: what is offloaded.
 
-With ZeRO 3 only rank 0 has the weights at first.
+With ZeRO 3 only rank 0 has the weights at first. Before what is saved is, a save fails for want of room.
 
 Rank 0 prints the losses as JSON, by case; those that have grown are followed by what is exported: the rows of the
 embedding, and the sum of all weights' magnitudes.
 """
 
 import json
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,7 @@ def main(folder: Path, action: str, cases: list[str], written_by: int = 0) -> di
             states = []
             weights = engine.state_dict()
             torch.save(weights, folder / f"{case}.whole{world.rank}.pt")
+            refused(engine, folder / f"{case}.full")
             engine.save(place, partial(copy, Snapshot(), states))
             found[case] = losses + [step(engine, loss, number) for number in AFTER]
             for path, state in states:
@@ -66,6 +70,28 @@ def main(folder: Path, action: str, cases: list[str], written_by: int = 0) -> di
         sys.stdout.write(f"{json.dumps(found)}\n")
     world.stop()
     return found
+
+
+@contextmanager
+def no_room(limit: int = 1000) -> Iterator[None]:
+    """No file grows beyond so many bytes: to who writes, the disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def refused(engine: Engine, folder: Path) -> None:
+    """Save where there is no room: every rank is to find that out, and none to wait for one that has."""
+    engine.world.on_main(folder.mkdir)
+    with no_room():
+        try:
+            engine.save(folder)
+        except (OSError, RuntimeError):
+            return
+    raise AssertionError("there was room")
 
 
 def copy(snapshot: Snapshot, states: list[tuple[Path, Any]], state: Any, path: Path) -> None:

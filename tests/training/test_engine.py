@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from scorers.errors import UserError
+from tests.training.ranks import no_room
+from tests.training.test_models import small_llama
 from training import objectives
 from training.config import ModelConfig, TrainingConfig
 from training.data.order import Batch
@@ -27,11 +29,11 @@ def world():
     return world
 
 
-def make(world, objective="mle", *, batch_size=4, seed=0, tied=True, **config):
+def make(world, objective="mle", *, name="nano", batch_size=4, seed=0, tied=True, **config):
     training = TrainingConfig(**{"batch_size": batch_size, "learning_rate": 1e-3, **config})
     loss = objectives.build(objective, **({"alpha": 0.5, "beta": 1.0} if objective == "awr" else {}))
     torch.manual_seed(seed)
-    network = ModelConfig(name="nano", overrides={"tie_word_embeddings": tied})
+    network = ModelConfig(name=name, overrides={"tie_word_embeddings": tied})
     model = build_model(network, Vocabulary(64, 0), value_head=loss.needs_values)
     return Engine(model, training, plan_horizon(training, LENGTH, world.size), world), loss
 
@@ -118,6 +120,20 @@ def test_a_loaded_engine_goes_on_bit_for_bit(world, tmp_path, stage):
     other.close()
 
 
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_nothing_is_saved_but_by_what_says_where_it_failed(world, tmp_path, stage):
+    engine, _ = make(world, zero_stage=stage, skip_sigmas=6.0 if stage else None)
+    taken = []
+    # A file that rank 0 wrote by itself would end it here, while other ranks wait for it.
+    with no_room(limit=1):
+        assert engine.save(tmp_path, lambda _, path: taken.append(path)) == taken
+    assert len(taken) == {0: 2}.get(stage, 4)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    with no_room(), pytest.raises((OSError, RuntimeError)):
+        engine.save(tmp_path)
+    engine.close()
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_update_without_a_number_leaves_everything_as_it_was(world, stage, precision):
@@ -142,12 +158,13 @@ def test_an_update_without_a_number_leaves_everything_as_it_was(world, stage, pr
     assert all(torch.equal(weight, weights[name]) for name, weight in same.items())
 
 
-def test_a_spike_is_skipped_and_the_memory_of_losses_is_saved(world, tmp_path):
-    def spike(size):
-        data = batch(500)
-        data.scores[:] = size
-        return data
+def spike(size):
+    data = batch(500)
+    data.scores[:] = size
+    return data
 
+
+def test_a_spike_is_skipped_and_the_memory_of_losses_is_saved(world, tmp_path):
     options = {"zero_stage": 1, "skip_sigmas": 6.0, "micro_batch_size": 2}
     engine, loss = make(world, "awr", **options)
     assert engine.train_step(spike(1000), loss, 1e-3).applied, "nothing is known of the losses yet"
@@ -157,8 +174,12 @@ def test_a_spike_is_skipped_and_the_memory_of_losses_is_saved(world, tmp_path):
         assert engine.train_step(batch(number), loss, 1e-3).applied
     engine.save(tmp_path)
     for _ in range(3):
-        assert not engine.train_step(spike(1000), loss, 1e-3).applied
-    assert engine.train_step(batch(70), loss, 1e-3).applied
+        outcome = engine.train_step(spike(1000), loss, 1e-3)
+        assert outcome.harmful
+        assert not outcome.applied
+    outcome = engine.train_step(batch(70), loss, 1e-3)
+    assert outcome.applied
+    assert not outcome.harmful
     engine.forget_losses()
     assert engine.train_step(spike(1000), loss, 1e-3).applied
     engine.close()
@@ -216,6 +237,23 @@ def test_the_whole_model_computes_what_the_engine_does(world, stage):
     ce = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert float(engine.train_step(batch(1), loss, 1e-2).metrics["ce"]) == pytest.approx(ce.item(), abs=1e-5)
     engine.close()
+
+
+def test_a_whole_model_in_bf16_is_as_the_trained_one_and_building_it_draws_nothing(world, tmp_path):
+    # Its rotary frequencies are no parameters: bf16 would turn positions by wrong angles.
+    small_llama().save_pretrained(tmp_path)
+    wholes, parts = [], []
+    for stage in (1, 3):
+        engine, _ = make(world, name=str(tmp_path), zero_stage=stage, precision="bf16")
+        state = torch.get_rng_state()
+        whole = engine.whole_model().eval()
+        assert torch.equal(torch.get_rng_state(), state)
+        wholes.append(whole(input_ids=torch.from_numpy(batch(0).input_ids)).logits)
+        parts.append({name: each.dtype for name, each in (*whole.named_parameters(), *whole.named_buffers())})
+        engine.close()
+    assert set(parts[0].values()) == {torch.bfloat16, torch.float32}
+    assert parts[1] == parts[0]
+    assert torch.equal(*wholes)
 
 
 def test_bf16_learns_too(world):
@@ -300,6 +338,8 @@ class TestDeepSpeedJson:
             "gradient_clipping": 1.0,
             "zero_optimization": {"stage": "auto", "reduce_bucket_size": 5, "round_robin_gradients": True},
             "wall_clock_breakdown": True,
+            "managed_gradient_accumulation": True,
+            "bf16": {"check_grad_overflow": "auto"},
         }
         merged = self.config(tmp_path, theirs)
         assert merged["train_batch_size"] == 8
@@ -333,6 +373,12 @@ class TestDeepSpeedJson:
             ({"optimizer": {"type": "Adam"}}, r"sets 'optimizer', which training\.learning_rate.* decides"),
             ({"checkpoint": {"writer": {"decoupled": True}}}, r"sets checkpoint\.writer, .* training\.save_async=true"),
             ({"scheduler": {"type": "WarmupLR"}}, r"sets 'scheduler', which training\.schedule"),
+            ({"bf16": {"check_grad_overflow": False}}, r"bf16\.check_grad_overflow to False.* no number.*Remove it"),
+            (
+                {"zero_optimization": {"compute_grad_norm": False}},
+                r"zero_optimization\.compute_grad_norm to False.* no number.*Remove it",
+            ),
+            ({"managed_gradient_accumulation": False}, r"managed_.* to False.* every micro-batch.*Remove it"),
             ("{", r"is not valid JSON"),
             ("[]", r"must hold a JSON object, not a list"),
         ],

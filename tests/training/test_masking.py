@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BloomConfig, MambaConfig
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import BloomConfig, MambaConfig, PreTrainedModel, modeling_flash_attention_utils
+from transformers.integrations import flash_attention
 
 from scorers.errors import UserError
 from tests.datasets import make_dataset
@@ -15,6 +17,7 @@ from tests.training.test_models import small_llama
 from training.config import ModelConfig
 from training.model.language_model import build_model
 from training.model.masking import document_positions
+from training.model.sources import use_attention
 from training.model.vocabulary import Vocabulary
 from training.objectives import build
 
@@ -28,7 +31,36 @@ IDS = torch.tensor([list(chain.from_iterable(documents)) for documents in BLOCKS
 def make(name="nano", *, apart=True, attention="auto", **options):
     torch.manual_seed(0)
     config = ModelConfig(name=name, attention=attention)
-    return build_model(config, VOCABULARY, documents_apart=apart, **options)
+    model = build_model(config, VOCABULARY, documents_apart=apart, **options)
+    use_attention(model.causal, config)
+    return model
+
+
+def dense(queries, keys, values, **options):
+    """Attention [B, T, heads, width] of blocks, each of which is one text."""
+    parts = [each.transpose(1, 2) for each in (queries, keys, values)]
+    scale = options["softmax_scale"]
+    found = scaled_dot_product_attention(*parts, is_causal=options["causal"], scale=scale, enable_gqa=True)
+    return found.transpose(1, 2)
+
+
+def end_to_end(queries, keys, values, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):
+    """Attention [tokens, heads, width] of texts that lie end to end."""
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+    cuts = cu_seqlens_q[1:-1].tolist()
+    texts = zip(*(each.tensor_split(cuts) for each in (queries, keys, values)), strict=True)
+    return torch.cat([dense(*(each.unsqueeze(0) for each in text), **options)[0] for text in texts])
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """Flash Attention without its package and a GPU: transformers as it is, over torch's attention."""
+    monkeypatch.setattr(PreTrainedModel, "_flash_attn_can_dispatch", lambda *_, **__: True)
+    monkeypatch.setattr(flash_attention, "get_target_dtype", lambda *_: None)  # a GPU has no float32 to cast
+    utils = modeling_flash_attention_utils
+    monkeypatch.setattr(utils, "_lazy_imports", lambda *_, **__: (dense, end_to_end, None, None, None))
+    # It is imported once for all.
+    monkeypatch.setattr(utils, "_loaded_implementation", None)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), min_size=1, max_size=3))
@@ -44,15 +76,14 @@ def test_positions_count_from_the_last_beginning(rows):
     assert document_positions(torch.tensor(rows), 0).tolist() == expected
 
 
-@pytest.mark.parametrize("attention", ["auto", "sdpa", "eager"])
+@pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@pytest.mark.parametrize("end_to_end", [False, True])
-def test_a_document_is_computed_as_if_it_were_alone(tmp_path, kind, attention, end_to_end):
+def test_a_document_is_computed_as_if_it_were_alone(tmp_path, kind, attention):
     if kind == "llama":
         small_llama().save_pretrained(tmp_path)
     name = str(tmp_path) if kind == "llama" else "nano"
     model = make(name, attention=attention, value_head=True).eval()
-    model._end_to_end = end_to_end  # as Flash Attention has them
     with torch.no_grad():
         model.value_head.weight.normal_()
     logits, values = model(IDS)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from scorers.errors import UserError
 from tests.training import real_runs
 from tests.training.jobs import job_config, make_code_dataset, metrics, run_job
+from tests.training.test_engine import batch, make, spike
+from training.config import TrainingConfig
 from training.data.order import Batch
 from training.data.prepare import prepare
 from training.evaluation.heldout import held_out_loss
@@ -18,11 +21,12 @@ from training.model.language_model import LanguageModel, load_model
 from training.objectives import OBJECTIVES
 from training.run.best import EVALUATED, read
 from training.run.checkpoints import steps
+from training.run.distributed import World
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
 from training.run.schedule import plan_horizon
-from training.run.trainer import DivergedError
+from training.run.trainer import DivergedError, Trainer
 
 LONG = {"training__num_tokens": 150 * 16 * 64, "training__batch_size": 16, "data__context_length": 64}
 OPTIONS = {
@@ -225,6 +229,56 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, code_dataset):
     assert facts.status == "failed"
     assert not RunFolder(tmp_path / "run").model.exists()
     assert DivergedError("").exit_code == 4
+
+
+class TestSkippedInARow:
+    def trainer(self, tmp_path, precision):
+        world = World.from_environment()
+        world.start()
+        engine, loss = make(world, "awr", zero_stage=1, skip_sigmas=6.0, max_skipped=3)
+        engine.precision = precision  # it computes in fp32 all the same, as fp16 is nothing for a CPU
+        training = TrainingConfig(zero_stage=1, max_skipped=3)
+        horizon = plan_horizon(training, 16, 1)
+        return Trainer(engine, lambda _: loss, None, horizon, training, world, tmp_path, 1.0, 1.0), loss
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+    def test_spikes_count_whatever_the_precision(self, tmp_path, precision):
+        trainer, loss = self.trainer(tmp_path, precision)
+
+        def lost(data):
+            return trainer._is_lost(trainer.engine.train_step(data, loss, 1e-3))
+
+        assert not any(lost(batch(number)) for number in range(70))
+        assert [lost(each) for each in [spike(1000)] * 2 + [batch(70)] + [spike(1000)] * 3] == [False] * 5 + [True]
+        assert trainer.skipped == 5
+        trainer.engine.close()
+
+    def test_what_fp16s_scale_overflows_at_does_not(self, tmp_path):
+        trainer, loss = self.trainer(tmp_path, "fp16")
+        fine = trainer.engine.train_step(batch(0), loss, 1e-3)
+        overflown = replace(fine, applied=False)
+        unguarded = replace(overflown, harmful=None)
+        assert not any(map(trainer._is_lost, [overflown, unguarded] * 9))
+        nothing = replace(unguarded, loss=torch.tensor(math.nan))
+        assert [trainer._is_lost(nothing) for _ in range(3)] == [False, False, True]
+        trainer.engine.close()
+
+
+def test_an_update_that_did_harm_ends_the_run_when_it_is_logged(tmp_path, code_dataset, monkeypatch):
+    # What skips such an update cannot be switched off by a user.
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"compute_grad_norm": false}}')
+    monkeypatch.setattr("training.run.deepspeed_config._ALWAYS_ON", {})
+    wild = {"training__learning_rate": 1e30, "training__warmup_ratio": 0, "training__gradient_clipping": 0}
+    with pytest.raises(DivergedError, match=r"or the gradient is not finite, up to step 4 .* is of step 3\b"):
+        run_job(
+            code_dataset,
+            tmp_path / "run",
+            training__deepspeed=tmp_path / "ds.json",
+            training__log_every=4,
+            training__save_every=1,
+            **wild,
+        )
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1]
 
 
 def test_where_the_batch_cannot_be_named_the_run_ends_as_it_would_have(tmp_path, code_dataset, monkeypatch):

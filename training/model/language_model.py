@@ -65,8 +65,6 @@ class LanguageModel(nn.Module):
         self.padding = padding or Padding(causal, 1)
         self.has_linear_head = False
         self._documents_begin_with = documents_begin_with
-        # Flash Attention takes documents of different lengths only end to end, in one row.
-        self._end_to_end = "flash" in (causal.config._attn_implementation or "")
         self._body: Callable[..., Tensor] = self._run_body
         self._hidden: Tensor | None = None
         if value_head:
@@ -151,7 +149,9 @@ class LanguageModel(nn.Module):
         if self._documents_begin_with is None:
             return input_ids, None
         positions = document_positions(input_ids, self._documents_begin_with)
-        if self._end_to_end:
+        # Flash Attention takes documents of different lengths only end to end, in one row; in more it lets them see
+        # each other. Asked now, because the model gets its attention after it was built (`use_attention`).
+        if "flash" in (self.causal.config._attn_implementation or ""):
             return input_ids.reshape(1, -1), positions.reshape(1, -1)
         return input_ids, positions
 

@@ -35,6 +35,14 @@ _OURS_ALONE = {
     "zero_allow_untested_optimizer": "phf itself",
 }
 
+_HARM = "an update whose loss or gradient is no number would be applied"
+# What DeepSpeed would let be switched off, and what would then happen.
+_ALWAYS_ON = {
+    "bf16.check_grad_overflow": _HARM,
+    "zero_optimization.compute_grad_norm": _HARM,
+    "managed_gradient_accumulation": "every micro-batch would be an update of its own",
+}
+
 
 def deepspeed_config(
     config: TrainingConfig, horizon: Horizon, precision: Precision, *, parameters: int, on_gpu: bool
@@ -49,7 +57,8 @@ def deepspeed_config(
         on_gpu: whether the model lives on a GPU.
 
     Raises:
-        UserError: the user's file cannot be read, or sets what a setting of ours decides to another value.
+        UserError: the user's file cannot be read, sets what a setting of ours decides to another value, or switches off
+            what a step rests on.
     """
     if precision != "fp32" and config.zero_stage == 0:
         raise UserError(
@@ -143,6 +152,8 @@ def _checked(theirs: Mapping[str, Any], decided: Mapping[str, Any], path: Path, 
             kept[key] = _checked(value, ours if isinstance(ours, dict) else {}, path, f"{name}.")
         elif value == "auto":
             continue
+        elif name in _ALWAYS_ON and value is not True:
+            raise UserError(f"{path} sets {name} to {value!r}, by which {_ALWAYS_ON[name]}. Remove it from the file.")
         elif name in _OFFLOAD and ours is None:
             # Without a setting of ours the file's own holds: it knows places that the setting does not.
             kept[key] = value

@@ -40,12 +40,15 @@ class StepOutcome:
         metrics: scalars that add up likewise, but for `max_…` (see `training.objectives.merge_metrics`).
         gradient_norm: of the whole model before clipping, the same on every rank; None where DeepSpeed has none.
         applied: false where the update was skipped: a spike, a loss or a gradient that is no number, or fp16's scale.
+        harmful: scalar, whether it was to be skipped for the loss of the global batch, a spike or no number; None where
+            spikes are not looked for.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
     gradient_norm: Tensor | float | None
     applied: bool
+    harmful: Tensor | None = None
 
 
 def choose_precision(config: TrainingConfig, device: torch.device) -> Precision:
@@ -139,6 +142,7 @@ class Engine:
         """
         size, device = self.horizon.micro_batch_size, self.world.device
         losses, metrics = [], []
+        harmful: Tensor | None = None
         self.watch.begin()
         self._engine.train()
         for group in self._optimizer.param_groups:
@@ -153,7 +157,8 @@ class Engine:
             losses.append(loss.detach())
             metrics.append(measured)
             if self._guard is not None and start + size >= len(batch.input_ids):
-                loss = loss * self._guard.factor(self.world.sum_on_device(torch.stack(losses).sum()))
+                factor = self._guard.factor(self.world.sum_on_device(torch.stack(losses).sum()))
+                loss, harmful = loss * factor, factor.isnan()
             self.watch.lap("forward")
             # DeepSpeed averages over ranks; sums are wanted.
             self._engine.backward(loss * self.horizon.ranks, scale_wrt_gas=False)
@@ -162,7 +167,7 @@ class Engine:
             self.watch.lap("optimizer")
         applied = self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm()
-        return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied)
+        return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied, harmful)
 
     def forget_losses(self) -> None:
         """Tell no spike by the losses so far: what comes is trained for something else."""
@@ -179,7 +184,7 @@ class Engine:
             write: takes a file's content, which changes with the next step, and its path.
 
         Returns:
-            The files of this rank, but for scripts of DeepSpeed's beside them.
+            The files of this rank.
 
         Raises:
             OSError, RuntimeError: a file could not be written. The ranks are in step all the same.
@@ -194,8 +199,12 @@ class Engine:
             except (OSError, RuntimeError) as failure:  # torch raises RuntimeError where its file writer fails
                 failures.append(failure)
 
-        # DeepSpeed's ranks meet while they save: one that left in the middle would leave the others waiting.
-        with _replaced(self._engine.checkpoint_engine, "save", guarded):
+        # DeepSpeed's ranks meet while they save: one that left in the middle would leave the others waiting. So rank 0
+        # copies no scripts beside the files either, which nobody here needs.
+        with (
+            _replaced(self._engine.checkpoint_engine, "save", guarded),
+            _replaced(self._engine, "_copy_recovery_script", lambda _: None),
+        ):
             # Without `latest`, which DeepSpeed writes before the other ranks have finished.
             self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         guarded(_generator_state(self.world.device), self._generator_file(folder))
@@ -264,12 +273,16 @@ class Engine:
         weights = self.state_dict()
         if weights is None:
             return None
-        copy = type(self.model.causal)(self.model.causal.config)
+        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once; the training's dropout goes on
+            copy = type(self.model.causal)(self.model.causal.config)
         copy.load_state_dict(
             {name.removeprefix("causal."): each for name, each in weights.items() if name.startswith("causal.")}
         )
-        # In the precision of the training, as the model of other stages is, and as some attention must have it.
-        return copy.to(self.world.device, DTYPES[self.precision])
+        # In the precision of the training, as the model of other stages is, and as some attention must have it. Like
+        # there, buffers keep theirs: rotary frequencies in bf16 would be other ones.
+        for parameter in copy.parameters():
+            parameter.data = parameter.data.to(DTYPES[self.precision])
+        return copy.to(self.world.device)
 
     def close(self) -> None:
         """Let go of DeepSpeed's hooks on the model."""

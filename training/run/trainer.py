@@ -92,7 +92,7 @@ class Trainer:
 
         Raises:
             StoppedError: SIGTERM, SIGUSR1 or SIGINT came; the state is saved, the same command goes on.
-            DivergedError: too many updates in a row were skipped, or without ZeRO one was not and did harm.
+            DivergedError: too many updates in a row were skipped, or one was not and did harm.
             IncompleteError: a checkpoint could not be written, or another rank is gone.
         """
         with self._signals():
@@ -161,12 +161,14 @@ class Trainer:
                 self.seconds += took
                 window_seconds += took
                 window_tokens += self.horizon.tokens_per_step
+                asked = logged and not diverged
+                values = self._values(outcome, rate, window_tokens / window_seconds) if asked else {}
+                # Of logged steps alone: at each it would be to wait for the device.
+                diverged |= outcome.applied and not math.isfinite(values.get("loss", 0.0))
                 if diverged:
                     self._saving.wait()
                     raise DivergedError(self._diverged(outcome))
-                values: dict[str, Any] = {}
                 if logged:
-                    values = self._values(outcome, rate, window_tokens / window_seconds)
                     values["seconds"] = {"data": waited, **self.engine.watch.read()}
                     if saving := self._saving.read():
                         values["saving"] = saving
@@ -195,8 +197,9 @@ class Trainer:
             self._skipped_in_a_row = 0
             return False
         self.skipped += 1
-        # fp16's scaled gradients overflow now and then, and DeepSpeed lowers the scale.
-        if self.engine.precision != "fp16" or not math.isfinite(float(outcome.loss)):
+        # fp16's scaled gradients overflow now and then, and DeepSpeed lowers the scale. Those of a spike are made to.
+        overflow = self.engine.precision == "fp16" and math.isfinite(float(outcome.loss)) and not outcome.harmful
+        if not overflow:
             self._skipped_in_a_row += 1
         return self._skipped_in_a_row >= self.config.max_skipped
 
