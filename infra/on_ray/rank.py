@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from infra.on_ray.desk import STDERR, STDOUT
 from training.run.folder import SHARED_MARK
-from training.run.launch import MEANT, free_port, rank_environment, start_rank
+from training.run.launch import MEANT, free_port, meant, passed_on, rank_environment, start_rank
 
 _POLL_S = 0.1
 # Signals are looked for so often where nothing is printed.
@@ -161,6 +161,7 @@ def _run(job: RankJob, environment: Mapping[str, str]) -> int:
     ]
     for reader in readers:
         reader.start()
+    signals: list[int] = []
     passed, asked = 0, time.monotonic()
     try:
         while process.poll() is None:
@@ -170,13 +171,13 @@ def _run(job: RankJob, environment: Mapping[str, str]) -> int:
                 signals = ray.get(job.desk.print.remote(output))
                 asked = time.monotonic()
                 for number in signals[passed:]:
-                    process.send_signal(number)
+                    process.send_signal(passed_on(number))
                 passed = len(signals)
         for reader in readers:
             # A process that the rank has left behind may keep its end open.
             reader.join(_ASK_S)
         ray.get(job.desk.print.remote(_all(pieces)))
-        return process.returncode
+        return meant(process.returncode, signals)
     finally:
         process.kill()
         process.wait()

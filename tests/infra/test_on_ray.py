@@ -168,8 +168,11 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         begin([*hide, *node])
         yield f"127.0.0.1:{port}", private
     finally:
-        running = [psutil.Process(process.pid) for process in started if process.poll() is None]
-        below = [child for process in running for child in process.children(recursive=True)]
+        below = []
+        for process in started:
+            # One that has just ended is still a zombie of ours; its children go while they are listed.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                below += psutil.Process(process.pid).children(recursive=True)
         for each in [*started, *below]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()

@@ -29,7 +29,8 @@ print(took.seconds, took.waited)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, waited = map(float, done.stdout.split())
-    assert 0.3 < seconds < 1.1
+    # Half a second, and the child's start; the other has had the core for as long again.
+    assert 0.3 < seconds < 2
     assert waited > 0.2
 
 

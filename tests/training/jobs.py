@@ -95,14 +95,14 @@ def command(dataset: Path, output: Path, objective: str = "mle", **changes: Any)
     return arguments
 
 
-def run_phf(arguments: Sequence[str], *, launcher: Sequence[str] = (), timeout: float = 240) -> Any:
+def run_phf(arguments: Sequence[str], *, launcher: Sequence[str] = (), timeout: float = 240, **environment: str) -> Any:
     """Run it in a process of its own, or under a launcher such as `torchrun --nproc-per-node 2`."""
     return subprocess.run(
         [*(launcher or [sys.executable]), *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, **environment},
         cwd=output_folder(arguments),
         check=False,
     )

@@ -1,6 +1,7 @@
 """`phf train --ranks`: ranks start together and fall together, and go on where one was killed or hung."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,53 @@ def test_ranks_stop_together_when_their_parent_is_asked_to(tmp_path, code_datase
         for each in ranks.values():
             each.wait(60)
     assert RunFolder(output).read_facts().status == "stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_while_the_ranks_start_they_leave_resumable(tmp_path, code_dataset, number):
+    with start(code_dataset, tmp_path / "run", "--max-restarts", "1") as process:
+        while len(ranks_of(process)) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 75, said
+    assert "Traceback" not in said
+    assert "starting again" not in said
+
+
+# Rank 1 alone finds something missing on its machine.
+UNFIT = """
+import os
+if os.environ.get("RANK") == "1":
+    from scorers.errors import UserError
+    from training.run import {module}
+
+    def missing(*_):
+        raise UserError("There is no such thing here.")
+
+    {module}.{name} = missing
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "name"), [("distributed", "World._check_device"), ("job", "_prepare")])
+def test_what_one_rank_alone_cannot_do_ends_all_at_once_and_is_said_once(tmp_path, code_dataset, module, name):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(UNFIT.format(module=module, name=name))
+    path = os.pathsep.join([str(tmp_path / "site"), ENVIRONMENT["PYTHONPATH"]])
+    began = time.monotonic()
+    done = run_phf(
+        [*command(code_dataset, tmp_path / "run", training__batch_size=8), "--ranks", "2", "--max-restarts", "2"],
+        PYTHONPATH=path,
+    )
+    assert done.returncode == 2, done.stderr
+    said = " ".join(done.stderr.split())
+    assert re.search(r"Error: on rank 1 \(\S+\): There is no such thing here\.", said)
+    assert said.count("no such thing") == 1
+    assert "Error: rank 1 could not start, so none does; it says why." in said
+    assert "starting again" not in said
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow

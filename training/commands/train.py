@@ -280,18 +280,21 @@ def train(
     if LAUNCHED not in os.environ and (on != HERE or ranks > 1 or max_restarts):
         raise typer.Exit(launch_ranks(on, launch, settings))
 
-    from training.run.distributed import World
-    from training.run.job import train as run
     from training.run.stopping import stoppable
 
-    world = World.from_environment()
-    try:
-        with stoppable():
+    # What is imported takes seconds, in which a signal may come as well.
+    with stoppable():
+        from training.run.distributed import World
+        from training.run.job import train as run
+        from training.run.rendezvous import RankError
+
+        world = World.from_environment()
+        try:
             facts = run(settings(), console)
-    except UserError as error:
-        if not world.is_main:
-            # Rank 0 says it for all.
-            raise typer.Exit(error.exit_code) from None
-        raise
+        except UserError as error:
+            if not world.is_main and not isinstance(error, RankError):
+                # Rank 0 says it for all.
+                raise typer.Exit(error.exit_code) from None
+            raise
     if as_json and world.is_main:
         print_json(facts.model_dump(mode="json"))

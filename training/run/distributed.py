@@ -3,30 +3,22 @@
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
-from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
-from scorers.stopping import is_stop
+from scorers.errors import UserError
+from training.run.rendezvous import COLLECTIVE_TIMEOUT, Rendezvous, exit_code_of
 from training.run.slurm import slurm_ranks
 
 Value = TypeVar("Value")
-
-PREPARATION_TIMEOUT = timedelta(days=1)
-# Ranks wait this long for each other: while rank 0 evaluates, or hashes a large checkpoint.
-COLLECTIVE_TIMEOUT = timedelta(hours=2)
-# Rank 0 waits so long for the others to hear that it failed; some may not have come up yet.
-_TELLING_S = 60.0
 
 
 @dataclass
@@ -43,7 +35,6 @@ class World:
     size: int
     local_size: int
     device: torch.device
-    _store: Any = field(default=None, repr=False)
     _agreement: Any = field(default=None, repr=False)
 
     @classmethod
@@ -51,7 +42,7 @@ class World:
         """Read what a launcher set (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE), or `srun`; alone without one.
 
         Raises:
-            UserError: the variables are half set, or there are more local ranks than GPUs.
+            UserError: the variables are half set.
         """
         # Libraries look there too.
         os.environ.update(slurm_ranks(os.environ))
@@ -65,11 +56,6 @@ class World:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", str(size))))
         if not torch.cuda.is_available():
             return cls(rank, local_rank, size, local_size, torch.device("cpu"))
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"Local rank {local_rank} has no GPU: there are {torch.cuda.device_count()} here. "
-                "Start one rank a GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU."
-            )
         return cls(rank, local_rank, size, local_size, torch.device("cuda", local_rank))
 
     @property
@@ -81,34 +67,30 @@ class World:
         """Run `work` on rank 0, then, when it has ended well, on the others. Needs no process group.
 
         Work that takes hours (a token store) must not run into the timeout of a collective, so the others wait on the
-        rendezvous store. Where rank 0 fails, its peers leave with its exit status and say nothing.
+        rendezvous store. Every rank goes on, or none: where one fails, the others leave with its exit status.
+
+        Raises:
+            UserError: `work` has, or there are more ranks on this machine than GPUs.
+            RankError: that is so on one rank and not on rank 0: raised by both, once with the reason.
+            SystemExit: on the others, which have nothing to say.
         """
         if self.size == 1:
+            self._check_device()
             return work()
-        store = self._rendezvous()
-        if not self.is_main:
-            try:
-                store.wait(["prepared"], PREPARATION_TIMEOUT)
-                status = int(store.get("prepared"))
-                store.add("told", 1)
-            except dist.DistError:
-                # Rank 0 is gone, and the store with it.
-                status = IncompleteError.exit_code
-            if status:
-                raise SystemExit(status)
-            return work()
-        try:
-            result = work()
-        except BaseException as error:
-            store.set("prepared", str(_exit_code(error)))
-            # The store may be in this process. Who interrupts it does not want to wait.
-            interrupted = is_stop(error) or not isinstance(error, Exception)
-            until = time.monotonic() + (0.0 if interrupted else _TELLING_S)
-            while store.add("told", 0) < self.size - 1 and time.monotonic() < until:
-                time.sleep(0.05)
-            raise
-        store.set("prepared", "0")
-        return result
+        # Before hours of preparation, what each rank can tell of its machine.
+        self._rendezvous.together("started", self._check_device)
+        return self._rendezvous.together("prepared", work, after_main=True)
+
+    @cached_property
+    def _rendezvous(self) -> Rendezvous:
+        return Rendezvous(self.rank, self.size)
+
+    def _check_device(self) -> None:
+        if self.device.type == "cuda" and self.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"Local rank {self.local_rank} has no GPU: there are {torch.cuda.device_count()} here. "
+                "Start one rank a GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU."
+            )
 
     def start(self) -> None:
         """Start the process group (nccl on GPUs, else gloo) and share the cores among the ranks of this machine."""
@@ -124,7 +106,7 @@ class World:
             alone = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(
                 "nccl" if self.device.type == "cuda" else "gloo",
-                store=PrefixStore("ranks", self._rendezvous()) if self.size > 1 else alone,
+                store=PrefixStore("ranks", self._rendezvous.store) if self.size > 1 else alone,
                 rank=self.rank,
                 world_size=self.size,
                 timeout=COLLECTIVE_TIMEOUT,
@@ -190,7 +172,7 @@ class World:
             if self.is_main:
                 box = [work(), 0]
         except BaseException as error:
-            box = [None, _exit_code(error)]
+            box = [None, exit_code_of(error)]
             raise
         finally:
             dist.broadcast_object_list(box, src=0, group=self._agreement)
@@ -198,18 +180,6 @@ class World:
             raise SystemExit(box[1])
         result: Value = box[0]
         return result
-
-    def _rendezvous(self) -> Any:
-        if self._store is None:
-            store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=COLLECTIVE_TIMEOUT))
-            self._store = PrefixStore("phf", store)
-        return self._store
-
-
-def _exit_code(error: BaseException) -> int:
-    if is_stop(error):
-        return EXIT_STOPPED
-    return error.exit_code if isinstance(error, UserError) else 1
 
 
 @contextmanager

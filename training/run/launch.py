@@ -29,6 +29,8 @@ MEANT = (0, UserError.exit_code, IncompleteError.exit_code, StoppedError.exit_co
 _POLL_S = 0.1
 # Ranks find out by themselves that one of them is gone, unless they wait for it.
 _LEAVE_S = 10.0
+# They hear that one of them was refused, unless it could not tell them.
+_REFUSED_S = 90.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 # Looked up before there are threads: nothing may be loaded between fork and exec.
 _prctl = ctypes.CDLL(None).prctl
@@ -107,8 +109,8 @@ def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
             for number in list(signals):
                 # It came while they were started, and not all of them have heard it.
                 for process in processes:
-                    process.send_signal(number)
-            return _wait(processes), bool(signals)
+                    process.send_signal(passed_on(number))
+            return _wait(processes, signals), bool(signals)
     finally:
         for process in processes:
             process.kill()
@@ -161,22 +163,32 @@ def free_port(host: str = "127.0.0.1") -> int:
     return port
 
 
-def _wait(processes: "Sequence[subprocess.Popen[bytes]]") -> int | str:
+def _wait(processes: "Sequence[subprocess.Popen[bytes]]", asked: Sequence[int]) -> int | str:
     lost: str | None = None
     deadline = float("inf")
     while True:
         statuses = [process.poll() for process in processes]
-        ended = [(rank, status) for rank, status in enumerate(statuses) if status is not None]
+        ended = [(rank, meant(status, asked)) for rank, status in enumerate(statuses) if status is not None]
         if lost is None:
             # A signal is a cause; an error of another rank at the same time is what follows from it.
             causes = sorted((status, rank) for rank, status in ended if status not in MEANT)
             if causes:
                 lost, deadline = describe_loss(*causes[0]), time.monotonic() + _LEAVE_S
-        if len(ended) == len(processes):
+            elif any(status == UserError.exit_code for _, status in ended):
+                deadline = min(deadline, time.monotonic() + _REFUSED_S)
+        if len(ended) == len(processes) or time.monotonic() > deadline:
             return next((status for _, status in ended if status), 0) if lost is None else lost
-        if lost is not None and time.monotonic() > deadline:
-            return lost
         time.sleep(_POLL_S)
+
+
+def meant(status: int, asked: Sequence[int]) -> int:
+    """The status of a rank; stopped, where a signal that it was sent on purpose ended it before it could listen."""
+    return StoppedError.exit_code if -status in map(passed_on, asked) else status
+
+
+def passed_on(number: int) -> int:
+    """What ranks are sent for a signal to their parent: of Ctrl-C, Python prints a traceback until it can listen."""
+    return signal.SIGTERM if number == signal.SIGINT else number
 
 
 def describe_loss(status: int, rank: int) -> str:
@@ -196,7 +208,7 @@ def _forwarding(processes: "Sequence[subprocess.Popen[bytes]]") -> Iterator[list
     def forward(number: int, _: FrameType | None) -> None:
         came.append(number)
         for process in processes:
-            process.send_signal(number)
+            process.send_signal(passed_on(number))
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
