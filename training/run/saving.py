@@ -183,6 +183,7 @@ class Saving:
         step, config = self.pending, self._config
         if self._world.is_main and step is not None:
             checkpoints.commit(self._folder, step, ranks=self._world.size, seconds=self._seconds, described=described)
+            checkpoints.set_aside(self._folder, self.saved or 0, step)
             best = best_steps(self._folder, config.best_metric, config.best_mode)[: config.keep_best]
             checkpoints.rotate(self._folder, config.keep_checkpoints, config.keep_every, best)
         return []
