@@ -164,7 +164,7 @@ class Saving:
     def _copy(self, state: Any) -> Any:
         try:
             return self._snapshot.copy(state)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             if "memory" not in str(error):
                 raise
             reason = "there is no host memory for a copy of the state, which training.save_async needs"
