@@ -105,6 +105,11 @@ def test_a_stop_does_not_wait_for_an_evaluation_which_comes_when_the_run_goes_on
         with pytest.raises(StoppedError, match=f"asked to stop after step {at} of 8; the state is saved"):
             run(dataset, tmp_path / "run")
         assert time.monotonic() - began < 60
+    with monkeypatch.context() as patch:
+        # Also where it is made up for.
+        while_it_scores(patch, 4)
+        with pytest.raises(StoppedError, match=f"asked to stop after step {at} of 8; the state is saved"):
+            run(dataset, tmp_path / "run")
     stopped = RunFolder(tmp_path / "run").read_facts()
     assert (stopped.status, stopped.step) == ("stopped", at)
     assert told(tmp_path / "run") == undisturbed[: 4 if at == 4 else 9]
