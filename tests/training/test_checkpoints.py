@@ -17,8 +17,10 @@ from training.run.checkpoints import (
     newest,
     require,
     rotate,
+    set_aside,
     stage,
     staging_path,
+    steps,
     verify,
 )
 
@@ -127,6 +129,29 @@ def test_rotation_keeps_the_newest(tmp_path):
         write(tmp_path, step)
     rotate(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000020"]
+
+
+def test_what_the_run_has_gone_back_behind_is_set_aside_and_never_in_the_way(tmp_path):
+    for step in (5, 9, 10):
+        write(tmp_path, step)
+    whole = (tmp_path / "step-00000009/generators-00000.pt").read_bytes()
+    for before, step in ((5, 6), (6, 9)):
+        write(tmp_path, step)
+        set_aside(tmp_path, before, step)
+        rotate(tmp_path, 2)
+        assert newest(tmp_path)[0].marker.step == step
+    assert steps(tmp_path) == [6, 9]
+    assert (tmp_path / "damaged-step-00000009/generators-00000.pt").read_bytes() == whole
+    write(tmp_path, 7)
+    set_aside(tmp_path, 6, 7)
+    assert steps(tmp_path) == [6, 7]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "step-00000006",
+        "step-00000007",
+        "damaged-step-00000009",
+        "damaged-step-00000009-2",
+        "damaged-step-00000010",
+    }
 
 
 def test_a_failing_commit_leaves_the_earlier_ones_alone(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from scorers.errors import IncompleteError, StoppedError, UserError
 from tests.training.jobs import figures, make_code_dataset, metrics, run_job
-from training.run.checkpoints import newest
+from training.run.checkpoints import checkpoint_path, newest, steps
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
@@ -145,6 +145,26 @@ def test_a_damaged_checkpoint_is_reported_and_an_older_one_taken(tmp_path, code_
     assert "Skipped the damaged checkpoint" in printed
     assert "the content of deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt has changed" in printed
     assert "step-00000010: step 10 of 20" in printed
+    assert figures(output) == figures(undisturbed)
+
+
+def test_damaged_checkpoints_beyond_do_not_take_the_place_of_those_that_it_makes_now(
+    tmp_path, code_dataset, undisturbed, with_hook
+):
+    output = tmp_path / "run"
+    place = output / "checkpoints"
+    stop(code_dataset, output, with_hook, 14, training__save_every=5, training__keep_checkpoints=9)
+    for step in (10, 15):
+        (checkpoint_path(place, step) / "generators-00000.pt").write_bytes(b"")
+    stop(code_dataset, output, with_hook, 7, training__save_every=0, training__keep_checkpoints=2)
+    assert steps(place) == [5, 8]
+    assert newest(place)[0].marker.step == 8
+    aside = ["damaged-step-00000010", "damaged-step-00000015"]
+    assert sorted(path.name for path in place.glob("damaged-*")) == aside
+    run_job(code_dataset, output, "awr", training__num_tokens=20 * 128, training__save_every=5)
+    assert steps(place) == [15, 20]
+    assert newest(place)[1] == []
+    assert sorted(path.name for path in place.glob("damaged-*")) == aside
     assert figures(output) == figures(undisturbed)
 
 

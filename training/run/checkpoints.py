@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 MARKER_NAME = "COMMITTED"
 _NAME = re.compile(r"step-(\d{8,})")
 STAGING = ".staging-"
+_ASIDE = "damaged-"
 
 
 class CheckpointFile(BaseModel):
@@ -212,9 +213,33 @@ def rotate(folder: Path, keep: int, every: int = 0, best: Collection[int] = ()) 
         shutil.rmtree(doomed)
 
 
+def set_aside(folder: Path, behind: int, committed: int) -> None:
+    """Rename the checkpoints that the run has gone back behind, which could not be loaded when it went on.
+
+    As `damaged-step-…` they count no more: neither as the newest, in place of those that the run makes now, nor as
+    something to go on from. They are not removed, as what could not be read then may be whole.
+
+    Args:
+        folder: of the checkpoints.
+        behind: the step that was committed, or gone on from, before `committed`.
+        committed: the step that was committed just now.
+    """
+    for path in _folders(folder):
+        if _step(path) > behind and _step(path) != committed:
+            target, number = folder / f"{_ASIDE}{path.name}", 1
+            while target.exists():
+                number += 1
+                target = folder / f"{_ASIDE}{path.name}-{number}"
+            path.rename(target)
+
+
 def describe_damage(damaged: Sequence[Damage]) -> str:
     """One line a checkpoint that was skipped."""
-    return "\n".join(f"Skipped the damaged checkpoint {each.path}: {each.reason}." for each in damaged)
+    return "\n".join(
+        f"Skipped the damaged checkpoint {each.path}: {each.reason}. "
+        f"When the run has saved again, it is renamed to {_ASIDE}{each.path.name}."
+        for each in damaged
+    )
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from training.run import best
+from training.run.abandoning import unless_stopped
+from training.run.folder import RunFolder
 from training.run.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -93,30 +95,65 @@ class Checkpointing(Hook):
 class Evaluation(Hook):
     """Evaluates the model on rank 0 every `every` steps, while the others wait.
 
+    A run that is asked to stop does not wait for it: it stops at this step, saved, and is evaluated when it goes on.
+
     Args:
         every: steps; 0 for never.
-        evaluate: from the Hugging Face model and the step to numbers for `metrics.jsonl`.
+        evaluate: from the Hugging Face model, the step, and a function to call between batches, which may raise, to
+            numbers for `metrics.jsonl`.
         tracker: of rank 0.
     """
 
-    def __init__(self, every: int, evaluate: Callable[[Any, int], dict[str, float]], tracker: Tracker | None) -> None:
+    def __init__(
+        self,
+        every: int,
+        evaluate: Callable[[Any, int, Callable[[], None]], dict[str, float]],
+        tracker: Tracker | None,
+    ) -> None:
         self.every = every
         self.evaluate = evaluate
         self.tracker = tracker
 
+    def before_training(self, trainer: Trainer) -> None:
+        """Evaluate where the process before ended between its checkpoint and the figures of that step."""
+        if trainer.step and self._is_due(trainer.step) and not trainer.world.on_main(lambda: _is_evaluated(trainer)):
+            self._evaluate(trainer)
+
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Evaluate when it is time to."""
-        if not self.every or step.number % self.every:
-            return
-        model = trainer.engine.whole_model()
-        trainer.world.on_main(lambda: self._evaluate(model, trainer, step.number))
+        if self._is_due(step.number) and not trainer.stopping:
+            self._evaluate(trainer)
 
-    def _evaluate(self, model: Any, trainer: Trainer, step: int) -> None:
-        figures = self.evaluate(model, step)
+    def _is_due(self, step: int) -> bool:
+        return bool(self.every) and step % self.every == 0
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        world, step, figures = trainer.world, trainer.step, None
+        if not any(world.any(trainer.asked_to_stop)):
+            model = trainer.engine.whole_model()
+
+            def evaluate(look: Callable[[], None]) -> dict[str, float]:
+                with trainer.interruptible():
+                    return self.evaluate(model, step, look)
+
+            figures = unless_stopped(world, lambda: trainer.asked_to_stop, evaluate)
+        if figures is None:
+            trainer.stop_here()
+        else:
+            found = figures
+            world.on_main(lambda: self._record(trainer, step, found))
+
+    def _record(self, trainer: Trainer, step: int, figures: dict[str, float]) -> None:
         best.record(trainer.folder, step, figures)
+        # The line comes last: where it is, all is there.
         if self.tracker is not None:
             tokens = step * trainer.horizon.tokens_per_step
             self.tracker.write(step, {"step": step, "tokens": tokens, "evaluation": figures})
+
+
+def _is_evaluated(trainer: Trainer) -> bool:
+    lines = RunFolder(trainer.folder.parent).read_metrics()
+    return any("evaluation" in line and line["step"] == trainer.step for line in lines)
 
 
 class Console(Hook):

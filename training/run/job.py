@@ -179,7 +179,9 @@ class TrainingJob:
             made.append(
                 hooks.Evaluation(
                     config.training.evaluate_every,
-                    lambda model, step: _figures(evaluate_model(model, setups[0], step=step).report),
+                    lambda model, step, look: _figures(
+                        evaluate_model(model, setups[0], step=step, progress=lambda *_: look()).report
+                    ),
                     tracker,
                 )
             )

@@ -164,7 +164,7 @@ class Saving:
     def _copy(self, state: Any) -> Any:
         try:
             return self._snapshot.copy(state)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             if "memory" not in str(error):
                 raise
             reason = "there is no host memory for a copy of the state, which training.save_async needs"
@@ -183,6 +183,7 @@ class Saving:
         step, config = self.pending, self._config
         if self._world.is_main and step is not None:
             checkpoints.commit(self._folder, step, ranks=self._world.size, seconds=self._seconds, described=described)
+            checkpoints.set_aside(self._folder, self.saved or 0, step)
             best = best_steps(self._folder, config.best_metric, config.best_mode)[: config.keep_best]
             checkpoints.rotate(self._folder, config.keep_checkpoints, config.keep_every, best)
         return []

@@ -8,6 +8,8 @@ import torch
 from torch import UntypedStorage
 from torch.storage import TypedStorage
 
+from training.run.pages import host_buffer
+
 
 class Snapshot:
     """Copies states into buffers that it keeps: after the first time, copying costs no more than moving the bytes.
@@ -15,7 +17,7 @@ class Snapshot:
     A state is any picklable object with tensors in it, on any device. The copy holds what saving and loading it would
     give back: storages that tensors share are copied once and shared again, and no object is the original's.
 
-    On a GPU the buffers are pinned, which makes copying to them several times faster.
+    On a GPU the larger buffers are pinned, which makes copying to them several times faster.
     """
 
     def __init__(self) -> None:
@@ -39,16 +41,12 @@ class Snapshot:
 
     def _copied(self, storage: UntypedStorage) -> UntypedStorage:
         if self._used == len(self._buffers):
-            self._buffers.append(_buffer(0))
+            self._buffers.append(host_buffer(0))
         buffer = self._buffers[self._used]
         if buffer.nbytes() != storage.nbytes():
-            buffer = self._buffers[self._used] = _buffer(storage.nbytes(), pinned=storage.device.type == "cuda")
+            buffer = self._buffers[self._used] = host_buffer(storage.nbytes(), pinned=storage.device.type == "cuda")
         self._used += 1
         return buffer.copy_(storage, non_blocking=True) if storage.nbytes() else buffer
-
-
-def _buffer(size: int, *, pinned: bool = False) -> UntypedStorage:
-    return torch.empty(size, dtype=torch.uint8, pin_memory=pinned).untyped_storage()
 
 
 class _Pickler(pickle.Pickler):

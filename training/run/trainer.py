@@ -20,6 +20,7 @@ from training.data.order import Batches
 from training.data.prefetch import Prefetcher
 from training.objectives import Objective
 from training.run import checkpoints
+from training.run.abandoning import Abandoned
 from training.run.distributed import World
 from training.run.engine import Engine, StepOutcome
 from training.run.folder import write_atomically
@@ -53,6 +54,7 @@ class Trainer:
         step: optimiser steps done.
         seconds: time spent in steps, those of earlier processes of the run included.
         skipped: updates that this process skipped.
+        stopping: whether the run stops here, as any rank was asked to; the same on every rank.
     """
 
     engine: Engine
@@ -69,8 +71,10 @@ class Trainer:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    stopping: bool = False
     _skipped_in_a_row: int = field(default=0, repr=False)
     _stop: bool = field(default=False, repr=False)
+    _interruptible: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         stacks = self.folder.parent / "stacks"
@@ -95,17 +99,17 @@ class Trainer:
             DivergedError: too many updates in a row were skipped, or one was not and did harm.
             IncompleteError: a checkpoint could not be written, or another rank is gone.
         """
-        with self._signals():
+        with self._signals(), _peers_named():
             try:
                 for hook in self.hooks:
                     hook.before_training(self)
-                with self._watchdog.running(), _peers_named(), self._prefetcher() as batches:
-                    stopped = self._loop(batches)
+                with self._watchdog.running(), self._prefetcher() as batches:
+                    self._loop(batches)
             finally:
                 self._saving.close()
                 for hook in self.hooks:
                     hook.after_training(self)
-        if stopped:
+        if self.stopping:
             raise StoppedError(
                 f"asked to stop after step {self.step} of {self.horizon.steps}; the state is saved in "
                 f"{self.folder}. The same command goes on from there."
@@ -132,6 +136,32 @@ class Trainer:
             if last:
                 self._saving.wait()
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a signal asked this rank to stop."""
+        return self._stop
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """What the loop does not need and can be given up: a first signal to stop raises `Abandoned` in the block."""
+        self._interruptible = True
+        try:
+            if self._stop:
+                raise Abandoned
+            yield
+        finally:
+            self._interruptible = False
+
+    def stop_here(self) -> None:
+        """Stop after this step, which is saved, whatever else was to be done. Every rank calls it.
+
+        Raises:
+            IncompleteError: as `save`.
+        """
+        if self.saved != self.step:
+            self.save(last=True)
+        self.stopping = True
+
     def _after_save(self) -> None:
         for hook in self.hooks:
             hook.after_save(self)
@@ -142,9 +172,9 @@ class Trainer:
             lambda step: self.batches.rank_batch(step, rank, ranks), self.horizon.steps, self.world.device
         )
 
-    def _loop(self, batches: Prefetcher) -> bool:
+    def _loop(self, batches: Prefetcher) -> None:
         window_tokens, window_seconds = 0, 0.0
-        while self.step < self.horizon.steps:
+        while self.step < self.horizon.steps and not self.stopping:
             began = time.perf_counter()
             rate = learning_rate(self.config, self.step, self.horizon.steps)
             with self._watchdog.bounded():
@@ -174,11 +204,9 @@ class Trainer:
                         values["saving"] = saving
                     window_tokens, window_seconds = 0, 0.0
             step = Step(self.step, last=finished or stopped, logged=logged, values=values)
+            self.stopping = stopped and not finished
             for hook in self.hooks:
                 hook.after_step(self, step)
-            if stopped and not finished:
-                return True
-        return False
 
     def _objective_of_step(self) -> Objective:
         if self.step in self.anew:
@@ -260,6 +288,9 @@ class Trainer:
             if asked[-1] - asked[0] > _ASKED_ONCE_S:
                 signal.signal(number, before[number])
                 os.kill(os.getpid(), number)
+            elif self._interruptible:
+                self._interruptible = False
+                raise Abandoned(signal.Signals(number).name)
 
         before: dict[int, Any] = {number: signal.signal(number, stop) for number in SIGNALS}
         try:
