@@ -93,7 +93,7 @@ class Trainer:
         Raises:
             StoppedError: SIGTERM, SIGUSR1 or SIGINT came; the state is saved, the same command goes on.
             DivergedError: too many updates in a row were skipped, or without ZeRO one was not and did harm.
-            IncompleteError: a checkpoint could not be written, or another rank is gone.
+            IncompleteError: a checkpoint or a hook's file could not be written, or another rank is gone.
         """
         with self._signals():
             try:
@@ -131,6 +131,11 @@ class Trainer:
                 self._saving.save(self.step, self.seconds, beside=self.config.save_async and not last)
             if last:
                 self._saving.wait()
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """`World.on_main` for what takes no longer than a step, so that none waits for a rank that hangs in it."""
+        with self._watchdog.bounded():
+            self.world.on_main(work)
 
     def _after_save(self) -> None:
         for hook in self.hooks:
