@@ -1,15 +1,15 @@
 """Evaluation of real, small runs: the report, its files, and that a training around it goes on undisturbed."""
 
 import json
+import resource
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 from tests.datasets import make_dataset
 from tests.training.real_runs import build_for, config_of, make_code_dataset, make_real_run, train_a_little
 from training.data.prepare import prepare
@@ -242,15 +242,16 @@ def test_another_tokenizer_is_refused(mle: RunFolder, dataset: Path, tmp_path: P
         evaluate_run(run)
 
 
-def test_a_failed_evaluation_leaves_no_report_beside_other_samples(mle: RunFolder, monkeypatch: Any) -> None:
-    def fail(*_: Any) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr("training.evaluation.runs._write_table", fail)
-    with pytest.raises(OSError, match="no space"):
-        evaluate_run(mle)
+def test_a_full_disk_leaves_no_report_beside_other_samples_and_nothing_half_written(mle: RunFolder) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(IncompleteError, match=r"evaluation cannot be written: File too large\. Make room"):
+            evaluate_run(mle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (mle.evaluation / REPORT_NAME).exists()
-    monkeypatch.undo()
+    assert not list(mle.evaluation.glob(".*"))
     evaluate_run(mle)
 
 

@@ -1,14 +1,18 @@
 """`phf evaluate` as it is typed."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 import phf
 from tests.training.real_runs import make_code_dataset, make_real_run
-from training.evaluation.report import read_report
+from training.evaluation import runs
+from training.evaluation.report import SAMPLES_NAME, read_report
 from training.run.folder import RunFolder
 
 runner = CliRunner()
@@ -66,3 +70,71 @@ def test_the_last_run_is_looked_at_before_the_first_is_evaluated(run: RunFolder,
     result = runner.invoke(phf.app, ["evaluate", str(run.path), str(tmp_path / "missing")])
     assert result.exit_code == 2
     assert ((run.evaluation / "report.json").stat().st_mtime_ns if run.evaluation.exists() else None) == before
+
+
+@pytest.fixture
+def untouched(run: RunFolder) -> Iterator[None]:
+    """Nothing is evaluated in the test."""
+    before = {path: path.stat().st_mtime_ns for path in run.evaluation.rglob("*")}
+    yield
+    assert {path: path.stat().st_mtime_ns for path in run.evaluation.rglob("*")} == before
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["compare", "--evaluate", "--output", "page"]])
+def test_a_run_without_a_model_is_found_before_another_is_evaluated(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    without = shutil.ignore_patterns("evaluation")
+    whole, unfinished = (shutil.copytree(run.path, tmp_path / name, ignore=without) for name in ("whole", "unfinished"))
+    shutil.rmtree(unfinished / "model")
+    result = runner.invoke(phf.app, [*command, str(whole), str(unfinished)])
+    assert result.exit_code == 2, result.output
+    assert "unfinished has no model yet" in result.output
+    assert not (whole / "evaluation").exists()
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--column", "pep8", "--scorer", "x=pycodestyle"], "Give --hit-threshold"),
+        (["--column", "pep8", "--scorer", "x=column:scores", "--hit-threshold", "0"], "samples have none"),
+        (["--column", "pep8", "--column", "style"], "no score column 'style'"),
+        (["--hit-threshold", "nan"], "--hit-threshold nan is no number"),
+        (["--hit-threshold=-inf"], "--hit-threshold -inf is no number"),
+    ],
+)
+def test_a_judge_that_cannot_be_is_found_before_another_judges(
+    run: RunFolder, arguments: list[str], message: str
+) -> None:
+    result = runner.invoke(phf.app, ["evaluate", str(run.path), *arguments])
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+
+
+@pytest.mark.parametrize("judge", [[], ["--scorer", "x=pycodestyle", "--hit-threshold", "0"]])
+def test_where_nothing_can_be_written_nothing_is_drawn(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: list[str]
+) -> None:
+    # A file where the folder would be: permissions do not stop root.
+    shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    (tmp_path / "run" / "evaluation").touch()
+    monkeypatch.setattr(runs, "prepare", None)
+    result = runner.invoke(phf.app, ["evaluate", str(tmp_path / "run"), *judge])
+    assert result.exit_code == 2, result.output
+    assert "Not a directory. An evaluation is kept in the folder of its run" in result.output.replace("\n", " ")
+
+
+def test_samples_that_are_asked_for_are_in_the_json_too(run: RunFolder) -> None:
+    command = ["evaluate", str(run.path), "--samples", "4", "--set", "leakage_samples=2", "--json", "--show-text", "3"]
+    result = runner.invoke(phf.app, command)
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)["runs"]
+    table = pq.read_table(run.evaluation / SAMPLES_NAME).to_pydict()
+    scores = [each["score"] for each in found["examples"]]
+    assert len(scores) == 3
+    assert scores == sorted(table["score"], key=lambda score: (score is None, -(score or 0)))[:3]
+    for each in found["examples"]:
+        assert (each["score"], each["reason"]) == (table["score"][each["sample"]], table["reason"][each["sample"]])
+        assert isinstance(each["text"], str)

@@ -42,13 +42,17 @@ def compare(
 
     check_output(output)
     if evaluate:
+        from training.evaluation.checks import Asked, check_evaluations
         from training.evaluation.runs import evaluate_run
         from training.evaluation.setup import Judge
         from training.run.progress import StageProgress
 
-        for run in [folder for folder in map(RunFolder.existing, runs) if not is_evaluated(folder, scorer)]:
-            with StageProgress(str(run.path)) as progress:
-                evaluate_run(run, judge=None if scorer is None else Judge(scorer), progress=progress)
+        missing = [folder for folder in map(RunFolder.existing, runs) if not is_evaluated(folder, scorer)]
+        asked = [Asked(run, Judge(scorer or run.read_facts().column)) for run in missing]
+        check_evaluations(asked)
+        for each in asked:
+            with StageProgress(str(each.run.path)) as progress:
+                evaluate_run(each.run, judge=each.judge, progress=progress)
     comparison = load_comparison(runs, scorer=scorer, allow_mismatch=allow_mismatch)
     page = write_comparison(comparison, output)
     if as_json:

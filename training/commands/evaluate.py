@@ -1,6 +1,6 @@
 """`phf evaluate`: sample runs, score the samples, and measure how well the models predict held-out text."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +9,7 @@ from scorers.errors import UserError
 
 if TYPE_CHECKING:
     from training.config import EvaluationConfig
+    from training.evaluation.scoring import ScoredSamples
     from training.evaluation.setup import Judge
     from training.run.folder import RunFolder
 
@@ -78,40 +79,46 @@ def evaluate(
     Example: phf evaluate runs/conditional --samples 512
     """
     set_up_logs()
+    from training.evaluation.checks import Asked, check_evaluations
     from training.evaluation.runs import evaluate_run
     from training.run.folder import RunFolder
     from training.run.progress import StageProgress
 
     # What is wrong with the last run should not be found after an hour of evaluating the others.
     chosen = [RunFolder.existing(run) for run in runs]
-    configs = [_config(run, samples, overrides or []) for run in chosen]
-    asked = [_judges(run, columns or [], scorers or []) for run in chosen]
-    for judges in asked:
+    configs = {run: _config(run, samples, overrides or []) for run in chosen}
+    asked: list[Asked] = []
+    for run in chosen:
+        judges = _judges(run, columns or [], scorers or [])
         # Columns have thresholds of their own.
         meant = judges if len(judges) == 1 else [judge for judge in judges if judge.spec is not None]
         if hit_threshold is not None and len(meant) != 1:
             raise UserError(
                 "--hit-threshold is for one column or one scorer, and here are several. Ask for them one by one."
             )
+        asked += [Asked(run, judge, hit_threshold if judge in meant else None) for judge in judges]
+    check_evaluations(asked, dataset=dataset, device=device, allow_other_scorer=allow_other_scorer)
     found = []
-    for run, config, judges in zip(chosen, configs, asked, strict=True):
-        for judge in judges:
-            with StageProgress(str(run.path)) as progress:
-                evaluation = evaluate_run(
-                    run,
-                    config=config,
-                    dataset=dataset,
-                    device=device,
-                    allow_other_scorer=allow_other_scorer,
-                    judge=judge,
-                    hit_threshold=hit_threshold if len(judges) == 1 or judge.spec is not None else None,
-                    progress=progress,
-                )
-            found.append({"path": str(run.path), **evaluation.report.model_dump(mode="json")})
-            if not as_json:
-                from training.evaluation.tables import print_report
+    for each in asked:
+        run = each.run
+        with StageProgress(str(run.path)) as progress:
+            evaluation = evaluate_run(
+                run,
+                config=configs[run],
+                dataset=dataset,
+                device=device,
+                allow_other_scorer=allow_other_scorer,
+                judge=each.judge,
+                hit_threshold=each.hit_threshold,
+                progress=progress,
+            )
+        if as_json:
+            shown = {"examples": _examples(evaluation.scored, show_text)} if show_text else {}
+            found.append({"path": str(run.path), **evaluation.report.model_dump(mode="json"), **shown})
+        else:
+            from training.evaluation.tables import print_report
 
-                print_report(run, evaluation, show_text)
+            print_report(run, evaluation, show_text)
     if as_json:
         print_json({"runs": found})
 
@@ -127,6 +134,18 @@ def _judges(run: "RunFolder", columns: list[str], scorers: list[str]) -> "list[J
     return [
         *(Judge(column) for column in dict.fromkeys(columns)),
         *(Judge(name, spec) for name, spec in parse_scorers(scorers).items()),
+    ]
+
+
+def _examples(scored: "ScoredSamples", number: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "sample": index,
+            "score": None if scored.reasons[index] else float(scored.scores[index]),
+            "reason": scored.reasons[index],
+            "text": scored.texts[index],
+        }
+        for index in scored.worst(number)
     ]
 
 

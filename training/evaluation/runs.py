@@ -5,15 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.dataset import open_dataset
 from pipeline.dataset.writer import parquet_writer
 from scorers.errors import UserError
-from training.config import EvaluationConfig, TrainConfig
-from training.data.places import moved_data
+from training.config import EvaluationConfig
 from training.data.prepare import PreparedData, prepare
+from training.disk import writing
+from training.evaluation.checks import Asked, check_evaluation, is_own, main_data, torch_device
 from training.evaluation.drawn import find_drawn, read_drawn
 from training.evaluation.evaluate import Evaluation, Progress, evaluate_model
 from training.evaluation.evaluate import judge as judge_samples
@@ -51,19 +50,14 @@ def evaluate_run(
         progress: called with a stage, what is done and of how much.
 
     Raises:
-        UserError: the run has no model yet, or its dataset, tokenizer or scorer is not what it was trained with.
+        UserError: the run has no model yet, its dataset, tokenizer or scorer is not what it was trained with, or its
+            folder is not to be written.
+        IncompleteError: the disk is full.
     """
-    facts, trained = run.read_facts(), run.read_config()
-    if not run.model.is_dir():
-        raise UserError(
-            f"{run.path} has no model yet (status: {facts.status}, step {facts.step} of {facts.horizon.steps}). "
-            "Run the same `phf train` command again; it goes on where it stopped and exports the model at the end."
-        )
-    place = _device(device)
-    trained = _main_data(trained, dataset)
-    _check_scorer(run, facts, trained.data.dataset)
+    facts, place = run.read_facts(), torch_device(device)
     judge = judge or Judge(facts.column)
-    own = judge == Judge(facts.column)
+    check_evaluation(Asked(run, judge, hit_threshold), dataset)
+    trained, own = main_data(run.read_config(), dataset), is_own(judge, facts)
     if hit_threshold is None and own and facts.sentence_threshold is not None:
         hit_threshold = facts.sentence_threshold.value
     settings = config or trained.evaluation
@@ -101,8 +95,16 @@ def write_evaluation(run: RunFolder, evaluation: Evaluation, *, scorer: str | No
     """Replace a run's evaluation by its own column, or by another scorer's name.
 
     The report goes first and comes last, so none stands beside other samples.
+
+    Raises:
+        IncompleteError: it cannot be written.
     """
     folder = report_folder(run, scorer)
+    with writing(folder):
+        _write(folder, evaluation)
+
+
+def _write(folder: Path, evaluation: Evaluation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT_NAME).unlink(missing_ok=True)
     (folder / HELD_OUT_NAME).unlink(missing_ok=True)
@@ -131,40 +133,13 @@ def write_evaluation(run: RunFolder, evaluation: Evaluation, *, scorer: str | No
 
 def _write_table(path: Path, table: pa.Table) -> None:
     temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as sink, parquet_writer(sink, table.schema) as writer:
-        writer.write_table(table)
-    temporary.replace(path)
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        # Some devices that were not compiled in raise AssertionError.
-        raise UserError(
-            f"--device {name}: torch cannot use it here ({type(error).__name__}); try auto or cpu."
-        ) from None
-    return name
-
-
-def _main_data(config: TrainConfig, dataset: str | None) -> TrainConfig:
-    """The main dataset, wherever it is now. The others may be gone, and what scorers found in tokens is not needed."""
-    data = moved_data(config.data, dataset).model_copy(update={"mixture": (), "token_scores": False})
-    return config.model_copy(update={"data": data})
-
-
-def _check_scorer(run: RunFolder, facts: RunFacts, uri: str) -> None:
-    dataset = open_dataset(uri)
-    dataset.require_column(facts.column)
-    entry = dataset.manifest.scorers[facts.column]
-    if entry != facts.scorer:
-        raise UserError(
-            f"{uri} is not labelled by the scorer that it was labelled by when {run.path} was trained "
-            f"(column {facts.column!r}: {entry.fingerprint} now, {facts.scorer.fingerprint} then). "
-            "Give the dataset that it was trained on with --dataset, or train again."
-        )
+        with temporary.open("wb") as sink, parquet_writer(sink, table.schema) as writer:
+            writer.write_table(table)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str]:

@@ -1,5 +1,6 @@
 """Score samples with the scorer that labelled the training data, and with no other unless asked to."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,11 @@ class ScoredSamples:
     def unscored(self) -> dict[str, int]:
         """Samples without a score, counted by reason."""
         return dict(sorted(Counter(reason for reason in self.reasons if reason is not None).items()))
+
+    def worst(self, number: int) -> list[int]:
+        """Indices of at most so many samples, worst scores first; those without a score come last."""
+        scores = self.scores.tolist()
+        return sorted(range(len(scores)), key=lambda index: (math.isnan(scores[index]), -scores[index]))[:number]
 
 
 def rebuild_scorer(

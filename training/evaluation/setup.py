@@ -1,6 +1,7 @@
 """What an evaluation needs besides the model: the scorer, and the held-out documents that it is asked to predict."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset import LabelledDataset
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind, Scorer
 from scorers.errors import UserError
@@ -125,21 +127,11 @@ def prepare_evaluation(
             column; or nobody said what a hit is.
     """
     settings = config or data.config.evaluation
-    judge, manifest = judge or Judge(data.column), data.dataset.manifest
-    warnings: list[str] = []
-    if judge.spec is not None:
-        scorer, entry = other_scorer(judge.name, judge.spec, manifest, device=device)
-        if hit_threshold is None:
-            raise UserError(
-                f"--scorer {judge.name}: nobody has said which of its scores are bad. Give --hit-threshold, such as "
-                "0.5: samples with a higher score are hits."
-            )
-    else:
-        data.dataset.require_column(judge.name)
-        entry = manifest.scorers[judge.name]
-        scorer, warnings = rebuild_scorer(judge.name, entry, device=device, allow_other=allow_other_scorer)
-        if hit_threshold is None:
-            hit_threshold = report_threshold(data.config, data.datasets[0].source, judge.name).value
+    judge = judge or Judge(data.column)
+    check_threshold(judge, hit_threshold)
+    scorer, entry, warnings = build_judge(judge, data.dataset, device=device, allow_other=allow_other_scorer)
+    if hit_threshold is None:
+        hit_threshold = report_threshold(data.config, data.datasets[0].source, judge.name).value
     held_out = choose_held_out(data, settings, judge) if predict and settings.held_out_documents else None
     if predict and settings.held_out_documents:
         warnings += _held_out_warnings(data, held_out)
@@ -159,6 +151,37 @@ def prepare_evaluation(
         held_out=held_out,
         warnings=warnings,
     )
+
+
+def check_threshold(judge: Judge, hit_threshold: float | None) -> None:
+    """Refuse a threshold above which nothing is a hit or not, and none where only the user knows one.
+
+    Raises:
+        UserError: says what to give.
+    """
+    if hit_threshold is None and judge.spec is not None:
+        raise UserError(
+            f"--scorer {judge.name}: nobody has said which of its scores are bad. Give --hit-threshold, such as "
+            "0.5: samples with a higher score are hits."
+        )
+    if hit_threshold is not None and not math.isfinite(hit_threshold):
+        raise UserError(f"--hit-threshold {hit_threshold} is no number that scores can be above or below. Give one.")
+
+
+def build_judge(
+    judge: Judge, dataset: LabelledDataset, *, device: str, allow_other: bool
+) -> tuple[Scorer, ScorerEntry, list[str]]:
+    """The scorer of a judge, what a manifest says of it, and warnings that belong into the report.
+
+    Raises:
+        UserError: as `other_scorer` and `rebuild_scorer`, or the dataset has no such column.
+    """
+    if judge.spec is not None:
+        return *other_scorer(judge.name, judge.spec, dataset.manifest, device=device), []
+    dataset.require_column(judge.name)
+    entry = dataset.manifest.scorers[judge.name]
+    scorer, warnings = rebuild_scorer(judge.name, entry, device=device, allow_other=allow_other)
+    return scorer, entry, warnings
 
 
 def choose_held_out(data: PreparedData, config: EvaluationConfig, judge: Judge) -> HeldOutChoice | None:

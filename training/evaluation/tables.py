@@ -29,12 +29,10 @@ def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> 
         console.print(f"[yellow]Note:[/yellow] {escape(warning)}")
     folder = report_folder(run, None if report.column == run.read_facts().column else report.column)
     console.print(f"Report, samples and costs by document: {escape(str(folder))}", soft_wrap=True)
-    scores = evaluation.scored.scores
-    order = sorted(range(len(scores)), key=lambda index: -scores[index] if scores[index] == scores[index] else 1.0)
-    for index in order[:show_text]:
-        reason = evaluation.scored.reasons[index]
-        console.print(f"\n[bold]sample {index}[/bold]  {reason or number(float(scores[index]))}")
-        console.print(escape(evaluation.scored.texts[index]), soft_wrap=True)
+    scored = evaluation.scored
+    for index in scored.worst(show_text):
+        console.print(f"\n[bold]sample {index}[/bold]  {scored.reasons[index] or number(float(scored.scores[index]))}")
+        console.print(escape(scored.texts[index]), soft_wrap=True)
 
 
 def report_table(report: EvaluationReport, title: str) -> Table:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from training.disk import os_errors
 from training.model.language_model import VALUE_HEAD_FILE
 
 _CAUSAL, _VALUES = "causal.", "value_head."
@@ -32,7 +33,7 @@ def export_model(
         control_ids: tokens that generation must never emit.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written; nothing is left of it, and one that was there stays.
     """
     from safetensors.torch import save_file
     from transformers import GenerationConfig
@@ -46,17 +47,24 @@ def export_model(
     causal.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id, suppress_tokens=list(control_ids) or None
     )
-    causal.save_pretrained(
-        staging,
-        state_dict={name.removeprefix(_CAUSAL): each for name, each in weights.items() if name.startswith(_CAUSAL)},
-    )
     values = {name.removeprefix(_VALUES): each for name, each in weights.items() if name.startswith(_VALUES)}
-    if values:
-        save_file({name: each.float().contiguous() for name, each in values.items()}, staging / VALUE_HEAD_FILE)
-    tokenizer.save_pretrained(staging)
-    replaced = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    staging.rename(folder)
+    try:
+        with os_errors():
+            causal.save_pretrained(
+                staging,
+                state_dict={
+                    name.removeprefix(_CAUSAL): each for name, each in weights.items() if name.startswith(_CAUSAL)
+                },
+            )
+            if values:
+                save_file({name: each.float().contiguous() for name, each in values.items()}, staging / VALUE_HEAD_FILE)
+            tokenizer.save_pretrained(staging)
+        replaced = folder.with_name(f".{folder.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        staging.rename(folder)
+    finally:
+        # Where it was not moved, so as to leave room.
+        shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from scorers.errors import IncompleteError, UserError
+from scorers.errors import UserError
 from training.config import TrainConfig
+from training.disk import writing
 from training.evaluation.report import MAXIMUM_OF
 from training.run import checkpoints
 from training.run.folder import write_atomically
@@ -33,13 +34,8 @@ def record(folder: Path, step: int, figures: Mapping[str, float]) -> None:
     """
     known = read(folder)
     known[step] = {**known.get(step, {}), **{name: value for name, value in figures.items() if math.isfinite(value)}}
-    try:
+    with writing(folder / FIGURES_NAME):
         write_atomically(folder / FIGURES_NAME, json.dumps(known, indent=2) + "\n")
-    except OSError as error:
-        raise IncompleteError(
-            f"{folder / FIGURES_NAME} cannot be written: {error.strerror or error}. Make room and run the same command "
-            "again."
-        ) from error
 
 
 def read(folder: Path) -> dict[int, dict[str, float]]:

@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.dataset import open_dataset
-from scorers.errors import IncompleteError, UserError
+from scorers.errors import UserError
 from training.config import DataConfig
 from training.data.places import moved_data
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
+from training.disk import writing
 from training.model.export import export_model
 from training.model.language_model import LanguageModel, build_model
 from training.model.vocabulary import Vocabulary
@@ -70,7 +71,7 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
         raise UserError(
             f"{checkpoint.path} went away while it was read, as the run has newer ones by now. Try again."
         ) from None
-    try:
+    with writing(output):
         export_model(
             output,
             model.causal,
@@ -79,8 +80,6 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
             eos_id=words.eos_id,
             control_ids=words.control_ids,
         )
-    except OSError as error:
-        raise IncompleteError(f"The model cannot be written to {output}: {error.strerror or error}.") from error
     return checkpoint.marker.step
 
 

@@ -57,13 +57,17 @@ class Tracking(Hook):
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """One line a logged step."""
-        if step.logged and self.tracker is not None:
-            self.tracker.write(step.number, step.values)
+        if step.logged:
+            trainer.on_main(lambda: self._write(step))
 
     def after_training(self, trainer: Trainer) -> None:
         """Close the files."""
         if self.tracker is not None:
             self.tracker.close()
+
+    def _write(self, step: Step) -> None:
+        if self.tracker is not None:
+            self.tracker.write(step.number, step.values)
 
 
 class Checkpointing(Hook):

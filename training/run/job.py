@@ -1,15 +1,18 @@
 """`phf train` from a configuration to an exported model: prepare, print the plan, train, export."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 from scorers.stopping import is_stop
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
+from training.disk import writing
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.report import EvaluationReport
 from training.evaluation.setup import EvaluationSetup, prepare_evaluation
@@ -50,7 +53,7 @@ def train(config: TrainConfig, console: Any) -> RunFacts:
     Raises:
         UserError: whatever is wrong with settings, data or the output folder.
         StoppedError: asked to stop by a signal; saved and resumable.
-        IncompleteError: the loss diverged, or a checkpoint could not be written.
+        IncompleteError: the loss diverged, or the disk is full.
     """
     world, folder = World.from_environment(), RunFolder(Path(config.output))
     data, horizon = world.first(lambda: _prepare(config, world))
@@ -114,18 +117,21 @@ class TrainingJob:
         self.write_facts("running", trainer)
         try:
             trainer.train()
-            self._export(engine)
+            weights = engine.state_dict()
+            world.on_main(lambda: self._export(weights or {}))
         except BaseException as error:
             if is_stop(error):
                 leave()
-                self.write_facts("stopped", trainer)
+                self._write_last("stopped", trainer)
             elif isinstance(error, DivergedError):
-                self.write_facts("failed", trainer)
+                self._write_last("failed", trainer)
             raise
         finally:
             engine.close()
-        self.write_facts("finished", trainer)
+        self._note("finished", trainer)
         if world.is_main:
+            # The others have nothing to wait for any more.
+            self._write_facts()
             self._tell_end()
         return self.facts
 
@@ -161,16 +167,9 @@ class TrainingJob:
 
     def _hooks(self, step: int) -> list[hooks.Hook]:
         config = self.data.config
-        tracker = None
-        if self.world.is_main:
-            # A tracker need not know the others' addresses.
-            told = {
-                "config": config.model_dump(mode="json", exclude={"tracking"}),
-                "facts": self.facts.model_dump(mode="json"),
-            }
-            tracker = Tracker(
-                self.folder, step=step, mirrors=open_trackers(config.tracking, self.folder, step, told, self._warn)
-            )
+        opened: list[Tracker] = []
+        self.world.on_main(lambda: opened.append(self._open_tracker(step)))
+        tracker = opened[0] if opened else None
         made: list[hooks.Hook] = [hooks.Console(self.console)] if self.world.is_main else []
         made += [hooks.Tracking(tracker), _checkpointing(config.training), _Facts(self)]
         if config.training.evaluate_every:
@@ -187,25 +186,34 @@ class TrainingJob:
             )
         return made
 
+    def _open_tracker(self, step: int) -> Tracker:
+        config = self.data.config
+        # A tracker need not know the others' addresses.
+        told = {
+            "config": config.model_dump(mode="json", exclude={"tracking"}),
+            "facts": self.facts.model_dump(mode="json"),
+        }
+        return Tracker(
+            self.folder, step=step, mirrors=open_trackers(config.tracking, self.folder, step, told, self._warn)
+        )
+
     def _warn(self, line: str) -> None:
         self.console.print(line, style="bold yellow", markup=False, soft_wrap=True)
 
     def _prepare_evaluation(self) -> EvaluationSetup:
         return prepare_evaluation(self.data, kind=self.facts.kind, device=str(self.world.device))
 
-    def _export(self, engine: Engine) -> None:
-        weights = engine.state_dict()
+    def _export(self, weights: Mapping[str, Tensor]) -> None:
         tokenizer = self.data.tokenizer
-        if weights is None:
-            return
-        export_model(
-            self.folder.model,
-            self.model.causal,
-            weights,
-            tokenizer.with_control_tokens(len(self.data.control_ids)) if self.data.control_ids else tokenizer.fast,
-            eos_id=tokenizer.eos_id,
-            control_ids=self.facts.tokenizer.control_ids,
-        )
+        with writing(self.folder.model):
+            export_model(
+                self.folder.model,
+                self.model.causal,
+                weights,
+                tokenizer.with_control_tokens(len(self.data.control_ids)) if self.data.control_ids else tokenizer.fast,
+                eos_id=tokenizer.eos_id,
+                control_ids=self.facts.tokenizer.control_ids,
+            )
 
     def _tell_end(self) -> None:
         facts = self.facts
@@ -232,12 +240,31 @@ class TrainingJob:
         self.console.print(said, markup=False, soft_wrap=True)
 
     def write_facts(self, status: str, trainer: Trainer) -> None:
-        """Bring `run.json` up to date, on rank 0."""
+        """Bring `run.json` up to date. Every rank calls it.
+
+        Raises:
+            IncompleteError: it cannot be written.
+        """
+        self._note(status, trainer)
+        self.world.on_main(self._write_facts)
+
+    def _write_last(self, status: str, trainer: Trainer) -> None:
+        # Of a run that is ending by an error, which matters more than this file. Other ranks may be gone.
+        self._note(status, trainer)
+        if self.world.is_main:
+            try:
+                self._write_facts()
+            except IncompleteError as error:
+                self._warn(str(error))
+
+    def _note(self, status: str, trainer: Trainer) -> None:
         # Of a run that can go on, the step that it goes on from.
         step = trainer.step if status in ("finished", "failed") else trainer.saved or 0
         changes = {"status": status, "step": step, "seconds": trainer.seconds}
         self.facts = self.facts.model_copy(update=changes)
-        if self.world.is_main:
+
+    def _write_facts(self) -> None:
+        with writing(self.folder.facts):
             self.folder.write_facts(self.facts)
 
 

@@ -1,10 +1,12 @@
 """Where numbers go: `metrics.jsonl`, always, and what mirrors it."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from training.disk import writing
 from training.run.folder import RunFolder, write_atomically
 from training.run.trackers.opening import Mirror
 
@@ -19,13 +21,18 @@ class Tracker:
         folder: of the run.
         step: steps done; later lines are dropped.
         mirrors: trackers that are open.
+
+    Raises:
+        IncompleteError: the file cannot be written.
     """
 
     def __init__(self, folder: RunFolder, *, step: int, mirrors: Sequence[Mirror] = ()) -> None:
-        kept = [line for line in folder.read_metrics() if line["step"] <= step]
-        write_atomically(folder.metrics, "".join(_line(each) for each in kept))
-        self._file = folder.metrics.open("a", encoding="utf-8")
+        self._path = folder.metrics
         self._mirrors = mirrors
+        with writing(self._path):
+            kept = [line for line in folder.read_metrics() if line["step"] <= step]
+            write_atomically(self._path, "".join(_line(each) for each in kept))
+            self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, Any], *, prefix: str = "train") -> None:
         """One line; `values` must hold `step`. Numbers that are not finite are written as null, which JSON can say.
@@ -34,18 +41,35 @@ class Tracker:
             step: the axis of the trackers.
             values: of the line; numbers, or one mapping of numbers for an evaluation.
             prefix: of the names in the trackers.
+
+        Raises:
+            IncompleteError: the line cannot be written.
         """
-        self._file.write(_line(values))
-        self._file.flush()
+        with writing(self._path):
+            try:
+                self._file.write(_line(values))
+                self._file.flush()
+            except OSError:
+                # What is left in its buffer must not be tried again at the end, where it would hide this error.
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                raise
         numbers = dict(_numbers(values, prefix))
         for mirror in self._mirrors:
             mirror.log(numbers, step)
 
     def close(self) -> None:
-        """Flush and close everything."""
-        self._file.close()
-        for mirror in self._mirrors:
-            mirror.close()
+        """Close everything.
+
+        Raises:
+            IncompleteError: what was written did not all reach the disk, as a network's file system says only now.
+        """
+        try:
+            with writing(self._path):
+                self._file.close()
+        finally:
+            for mirror in self._mirrors:
+                mirror.close()
 
 
 def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

@@ -97,7 +97,7 @@ class Trainer:
         Raises:
             StoppedError: SIGTERM, SIGUSR1 or SIGINT came; the state is saved, the same command goes on.
             DivergedError: too many updates in a row were skipped, or one was not and did harm.
-            IncompleteError: a checkpoint could not be written, or another rank is gone.
+            IncompleteError: a checkpoint or a hook's file could not be written, or another rank is gone.
         """
         with self._signals(), _peers_named():
             try:
@@ -161,6 +161,11 @@ class Trainer:
         if self.saved != self.step:
             self.save(last=True)
         self.stopping = True
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """`World.on_main` for what takes no longer than a step, so that none waits for a rank that hangs in it."""
+        with self._watchdog.bounded():
+            self.world.on_main(work)
 
     def _after_save(self) -> None:
         for hook in self.hooks:

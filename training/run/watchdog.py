@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 # How long after its time Python may still take to say what happened.
 _SAYING_S = 5.0
@@ -31,6 +32,7 @@ class Watchdog:
         self._rank = rank
         self._seconds = seconds
         self._due: float | None = None
+        self._file: IO[str] | None = None
         self._over = threading.Event()
 
     @contextmanager
@@ -39,8 +41,9 @@ class Watchdog:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._over.clear()
         prefix = f"rank-{self._rank:05d}-"
-        with (self._folder / f"{prefix}{os.getpid()}.txt").open("w") as self._file:
-            watching = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        with (self._folder / f"{prefix}{os.getpid()}.txt").open("w") as file:
+            self._file = file
+            watching = threading.Thread(target=self._watch, args=(file,), name="watchdog", daemon=True)
             watching.start()
             try:
                 yield
@@ -48,6 +51,7 @@ class Watchdog:
                 faulthandler.cancel_dump_traceback_later()
                 self._over.set()
                 watching.join()
+                self._file = None
         # Also of processes of this rank that were killed.
         for path in self._folder.glob(f"{prefix}*.txt"):
             if not path.stat().st_size:
@@ -58,7 +62,10 @@ class Watchdog:
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
-        """The block must end in time, or the process does, with status 1."""
+        """The block must end in time, or the process does, with status 1. One within another is a part of that."""
+        if self._file is None or self._due is not None:
+            yield
+            return
         self._due = time.monotonic() + self._seconds
         faulthandler.dump_traceback_later(self._seconds + _SAYING_S, exit=True, file=self._file)
         try:
@@ -67,14 +74,14 @@ class Watchdog:
             self._due = None
             faulthandler.cancel_dump_traceback_later()
 
-    def _watch(self) -> None:
+    def _watch(self, file: IO[str]) -> None:
         while not self._over.wait(min(1.0, self._seconds / 4)):
             due = self._due
             if due is not None and time.monotonic() > due:
-                faulthandler.dump_traceback(file=self._file)
+                faulthandler.dump_traceback(file=file)
                 sys.stderr.write(
                     f"Stopped: rank {self._rank} has hung for {self._seconds:g} s (training.hang_timeout_s) in a step "
-                    f"or a checkpoint; where each of its threads was stands in {self._file.name}. The same command "
+                    f"or a checkpoint; where each of its threads was stands in {file.name}. The same command "
                     "goes on from the newest checkpoint.\n"
                 )
                 sys.stderr.flush()

@@ -1,0 +1,190 @@
+"""A disk that is full, wherever it is that a run finds out: status 4, one sentence, and the same command goes on."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from typer.testing import CliRunner
+
+from phf import app
+from scorers.errors import IncompleteError, StoppedError
+from tests.training.jobs import ENVIRONMENT, command, figures, job_config, metrics, run_job, run_phf
+from training.data.prepare import prepare
+from training.disk import os_errors, writing
+from training.run.folder import RunFolder
+from training.run.hooks import Hook
+from training.run.job import TrainingJob
+from training.run.trainer import DivergedError
+
+CHANGES = {"training__save_every": 4}
+REMEDY = "Make room and run the same command again"
+
+
+@contextmanager
+def no_room(size=10):
+    """No file of this process may be longer: the system refuses, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class At(Hook):
+    """Does something at a moment of the run, before what is there anyway does its own."""
+
+    def __init__(self, moment, work):
+        setattr(self, moment, work)
+
+
+@pytest.fixture
+def with_hook(monkeypatch):
+    original = TrainingJob._hooks
+
+    def use(*hooks):
+        monkeypatch.setattr(TrainingJob, "_hooks", lambda job, step: [*hooks, *original(job, step)])
+
+    yield use
+    monkeypatch.undo()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, code_dataset):
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_job(code_dataset, output, **CHANGES)
+    return output
+
+
+def goes_on(dataset, output, undisturbed, step):
+    """From the checkpoint of that step the same command comes to the same end."""
+    assert RunFolder(output).read_facts().status == "running"
+    facts, printed = run_job(dataset, output, **CHANGES)
+    assert f"step {step} of 12" in printed
+    assert facts.status == "finished"
+    assert figures(output) == figures(undisturbed)
+    assert not list(output.glob(".*"))
+
+
+def test_the_metrics(tmp_path, code_dataset, undisturbed, with_hook):
+    output = tmp_path / "run"
+
+    def fill(trainer, step):
+        if step.number == 6:
+            files = [Path(each) for each in Path("/proc/self/fd").iterdir()]
+            (own,) = [int(each.name) for each in files if each.resolve() == (output / "metrics.jsonl").resolve()]
+            with Path("/dev/full").open("wb") as full:
+                os.dup2(full.fileno(), own)
+
+    with_hook(At("after_step", fill))
+    with pytest.raises(IncompleteError, match=rf"metrics\.jsonl cannot be written: No space left on device\. {REMEDY}"):
+        run_job(code_dataset, output, **CHANGES)
+    with_hook()
+    assert len(metrics(output)) == 5
+    goes_on(code_dataset, output, undisturbed, 4)
+
+
+def test_the_facts_after_a_checkpoint(tmp_path, code_dataset, undisturbed, with_hook):
+    output = tmp_path / "run"
+    with no_room() as fill:
+        with_hook(At("after_save", lambda trainer: fill()))
+        with pytest.raises(IncompleteError, match=rf"run\.json cannot be written: File too large\. {REMEDY}"):
+            run_job(code_dataset, output, **CHANGES)
+    with_hook()
+    goes_on(code_dataset, output, undisturbed, 4)
+
+
+def test_the_model_at_the_end(tmp_path, code_dataset, undisturbed, with_hook):
+    output = tmp_path / "run"
+    with no_room(20_000) as fill:
+        with_hook(At("after_training", lambda trainer: fill()))
+        with pytest.raises(IncompleteError, match=rf"run/model cannot be written: File too large\. {REMEDY}"):
+            run_job(code_dataset, output, **CHANGES)
+    with_hook()
+    assert not list(output.glob(".*"))
+    goes_on(code_dataset, output, undisturbed, 12)
+
+
+def stop(trainer, step):
+    if step.number == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def diverge(trainer, step):
+    if step.number == 3:
+        raise DivergedError("the loss is not finite")
+
+
+@pytest.mark.parametrize(("end", "error"), [(stop, StoppedError), (diverge, DivergedError)])
+def test_the_facts_of_a_run_that_ends_by_something_else_hide_nothing(tmp_path, code_dataset, with_hook, end, error):
+    with no_room() as fill:
+        with_hook(At("after_step", end), At("after_training", lambda trainer: fill()))
+        with pytest.raises(error):
+            run_job(code_dataset, tmp_path / "run", **CHANGES)
+    assert RunFolder(tmp_path / "run").read_facts().status == "running"
+
+
+def test_the_model_of_a_checkpoint(tmp_path, undisturbed):
+    arguments = ["export-model", str(undisturbed), "--output", str(tmp_path / "model")]
+    with no_room(20_000) as fill:
+        fill()
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 4, result.output
+    assert f"{tmp_path}/model cannot be written: File too large. {REMEDY}" in result.output
+    assert not list(tmp_path.iterdir())
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
+def test_what_libraries_in_rust_say_is_an_error_of_the_system():
+    said = pytest.raises(IncompleteError, match="a place cannot be written: No space left on device")
+    with said, writing(Path("a place")), os_errors():
+        Tokenizer(BPE()).save("/dev/full")
+    with pytest.raises(ValueError, match="something else"), os_errors():
+        raise ValueError("something else")
+
+
+@pytest.mark.slow
+def test_ranks_are_not_started_again_for_it_and_none_hangs(tmp_path, code_dataset):
+    prepare(job_config(code_dataset, tmp_path / "prepared"))
+    output = tmp_path / "run"
+    arguments = command(
+        code_dataset, output, training__batch_size=8, training__num_tokens=60 * 8 * 32, training__save_every=0
+    )
+    arguments += ["--ranks", "2", "--max-restarts", "3"]
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    ) as process:
+        deadline = time.monotonic() + 200
+        lines = output / "metrics.jsonl"
+        while not (lines.is_file() and lines.read_text().count("\n") >= 5):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.005)
+        (first,) = [each for each in psutil.Process(process.pid).children() if each.environ().get("RANK") == "0"]
+        first.rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        # The next line would not fit.
+        (output / ".model.staging").touch()
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 4, said
+    assert said.count("cannot be written: File too large") == said.count(REMEDY) == 1
+    assert "starting again" not in said
+    assert "defect" not in said
+    # A file where the model would be written aside.
+    done = run_phf(arguments)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.count("run/model cannot be written: File exists") == done.stderr.count(REMEDY) == 1
+    assert "starting again" not in done.stderr
+    assert "defect" not in done.stderr

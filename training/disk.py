@@ -1,0 +1,42 @@
+"""A disk that is full, or fails: libraries say so each in its own way, and a person is told in one."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scorers.errors import IncompleteError
+
+_NUMBER = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the block writes is `path`, a file or a folder.
+
+    Raises:
+        IncompleteError: it cannot be written; says where, why, and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise IncompleteError(
+            f"{path} cannot be written: {error.strerror or error}. Make room and run the same command again."
+        ) from error
+
+
+@contextmanager
+def os_errors() -> Iterator[None]:
+    """Make an `OSError` of what safetensors and tokenizers, which are in Rust, raise where a file cannot be written.
+
+    It is a `SafetensorError` of the one and a bare `Exception` of the other; both end with the number of the error.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = None if isinstance(error, OSError) else _NUMBER.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number)) from error
