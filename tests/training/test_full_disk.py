@@ -177,7 +177,7 @@ def test_ranks_are_not_started_again_for_it_and_none_hangs(tmp_path, code_datase
         first.rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         # The next line would not fit.
         (output / ".model.staging").touch()
-        _, said = process.communicate(timeout=100)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 4, said
     assert said.count("cannot be written: File too large") == said.count(REMEDY) == 1
     assert "starting again" not in said
