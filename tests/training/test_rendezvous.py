@@ -22,6 +22,8 @@ def place(monkeypatch):
 def meet(work, *, after_main=False, absent=()):
     """What came of `work(rank)` on each rank: its result, or what was raised."""
     found, order = {}, []
+    # They last until all have come through, as that of rank 0 has the store.
+    ranks = [Rendezvous(rank, SIZE) for rank in range(SIZE)]
 
     def run(rank):
         def do():
@@ -29,7 +31,7 @@ def meet(work, *, after_main=False, absent=()):
             return work(rank)
 
         try:
-            found[rank] = Rendezvous(rank, SIZE).together("stage", do, after_main=after_main)
+            found[rank] = ranks[rank].together("stage", do, after_main=after_main)
         except BaseException as error:  # noqa: BLE001 - compared below
             found[rank] = error
 

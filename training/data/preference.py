@@ -75,7 +75,7 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
             f"--set objective.thresholds.{next(iter(data.columns))}=NUMBER."
         )
     for entry in data.mixture:
-        _check_mixed(entry, data.columns, quantiles=objective.quantiles is not None)
+        _check_mixed(entry, data, quantiles=objective.quantiles is not None)
     if data.token_scores and data.columns:
         raise UserError("data.token_scores is for one score column. Set it to false, or leave data.columns out.")
     if data.token_scores and issubclass(kind, MLE) and objective.mask_above is None:
@@ -95,13 +95,14 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
         )
 
 
-def _check_mixed(entry: MixtureConfig, columns: Mapping[str, float], *, quantiles: bool) -> None:
+def _check_mixed(entry: MixtureConfig, data: DataConfig, *, quantiles: bool) -> None:
+    columns = data.columns
     if quantiles and (entry.threshold is not None or entry.thresholds):
         raise UserError(
             f"objective.quantiles takes the place of thresholds: remove it, or the threshold of {entry.dataset} in "
             "data.mixture."
         )
-    if columns and (entry.column is not None or entry.threshold is not None):
+    if columns and (entry.column not in (None, data.column) or entry.threshold is not None):
         raise UserError(
             f"data.columns are those of {entry.dataset} too: remove its own column from data.mixture (or --mix), and "
             "give its thresholds by column (thresholds)."
