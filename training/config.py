@@ -18,7 +18,8 @@ Seed = Annotated[Count, Field(ge=0, lt=2**32)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Infinity and NaN are no settings; a report that held one could not be read again.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MixtureConfig(_Section):

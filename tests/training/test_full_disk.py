@@ -16,9 +16,11 @@ from tokenizers.models import BPE
 from typer.testing import CliRunner
 
 from phf import app
-from scorers.errors import IncompleteError, StoppedError
+from pipeline.dataset import open_dataset
+from scorers.errors import IncompleteError, StoppedError, UserError
 from tests.training.jobs import ENVIRONMENT, command, figures, job_config, metrics, run_job, run_phf
 from training.data.prepare import prepare
+from training.data.tokenizers import ensure_tokenizer
 from training.disk import os_errors, writing
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
@@ -90,6 +92,15 @@ def test_the_metrics(tmp_path, code_dataset, undisturbed, with_hook):
     with_hook()
     assert len(metrics(output)) == 5
     goes_on(code_dataset, output, undisturbed, 4)
+
+
+def test_the_tokenizer_that_is_trained_first(code_dataset):
+    dataset = open_dataset(str(code_dataset))
+    with no_room(2000) as fill:
+        fill()
+        with pytest.raises(UserError, match="File too large"):
+            ensure_tokenizer(dataset, 290)
+    assert ensure_tokenizer(dataset, 290).base_size == 290
 
 
 def test_the_facts_after_a_checkpoint(tmp_path, code_dataset, undisturbed, with_hook):

@@ -77,6 +77,8 @@ def test_the_column_is_the_tasks_unless_given():
         (FLAGS, ["training.seed=20250101123456"], r"training\.seed.*less than 4294967296"),
         ({**FLAGS, "training": {"seed": -1}}, [], r"training\.seed.*greater than or equal to 0"),
         (FLAGS, ["evaluation.seed=4294967296"], r"evaluation\.seed.*less than 4294967296"),
+        (FLAGS, ["evaluation.temperature=.inf"], r"evaluation\.temperature.*finite"),
+        (FLAGS, ["objective.threshold=.nan"], r"objective\.threshold.*finite"),
         (FLAGS, ["model.name=gigantic/model/of/mine"], "gigantic"),
     ],
 )

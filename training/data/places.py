@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlparse
 from pipeline.dataset import Manifest
 from scorers.errors import UserError
 from training.config import DataConfig
+from training.disk import os_errors
 
 CACHE_VARIABLE = "PHF_CACHE"
 
@@ -91,7 +92,8 @@ def build_once(target: Path, build: Callable[[Path], None]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             try:
-                build(temporary)
+                with os_errors():
+                    build(temporary)
                 for path in [*temporary.rglob("*"), temporary]:
                     _sync(path)
                 temporary.rename(target)

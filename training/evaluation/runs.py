@@ -163,6 +163,6 @@ def _check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str
     if data.dataset.manifest.generation != facts.dataset.generation:
         warnings.append(
             f"The dataset has been retagged since training (generation {facts.dataset.generation}, now "
-            f"{data.dataset.manifest.generation}); thresholds here are still those of the training."
+            f"{data.dataset.manifest.generation}); here the columns that it was trained on keep the thresholds of then."
         )
     return warnings
