@@ -6,8 +6,9 @@ import pytest
 
 from scorers.errors import IncompleteError, UserError
 from scorers.stopping import StopRequest
+from training.run.errors import RankError
 from training.run.launch import free_port
-from training.run.rendezvous import RankError, Rendezvous
+from training.run.rendezvous import Rendezvous
 
 SIZE = 3
 

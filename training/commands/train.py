@@ -280,21 +280,21 @@ def train(
     if LAUNCHED not in os.environ and (on != HERE or ranks > 1 or max_restarts):
         raise typer.Exit(launch_ranks(on, launch, settings))
 
+    from training.run.errors import RankError
     from training.run.stopping import stoppable
 
-    # What is imported takes seconds, in which a signal may come as well.
-    with stoppable():
-        from training.run.distributed import World
-        from training.run.job import train as run
-        from training.run.rendezvous import RankError
+    try:
+        # What is imported takes seconds, in which a signal may come as well.
+        with stoppable():
+            from training.run.distributed import World
+            from training.run.job import train as run
 
-        world = World.from_environment()
-        try:
+            world = World.from_environment()
             facts = run(settings(), console)
-        except UserError as error:
-            if not world.is_main and not isinstance(error, RankError):
-                # Rank 0 says it for all.
-                raise typer.Exit(error.exit_code) from None
-            raise
+    except UserError as error:
+        if os.environ.get("RANK", "0") != "0" and not isinstance(error, RankError):
+            # Rank 0 says it for all.
+            raise typer.Exit(error.exit_code) from None
+        raise
     if as_json and world.is_main:
         print_json(facts.model_dump(mode="json"))

@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
 from scorers.stopping import is_stop
+from training.run.errors import RankError
 
 Value = TypeVar("Value")
 
@@ -30,14 +31,6 @@ _AGAIN_S = 0.2
 _ANSWER_S = 5.0
 # Rank 0 waits so long for the others to hear that one has failed; some may not have come up yet.
 _TELLING_S = 60.0
-
-
-class RankError(UserError):
-    """What one rank cannot do, where the others could. Its exit status is that of the error behind it."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass
