@@ -1,4 +1,4 @@
-"""A cluster that is joined from outside: it serves the metrics, and its logs, which stay there, hold no text."""
+"""A cluster that is joined from outside: it serves the metrics, its logs hold no text, and it may ask for a token."""
 
 import contextlib
 import json
@@ -26,9 +26,10 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Head:
-    """A Ray node: where clients reach it, where it serves metrics, and its folder."""
+    """A Ray node: where clients and drivers reach it, where it serves metrics, and its folder."""
 
     address: str
+    drivers: str
     metrics_port: int
     folder: Path
 
@@ -37,11 +38,11 @@ class Head:
 def ray_head(env: dict[str, str]) -> Iterator[Head]:
     """`ray start --head`, until the block ends."""
     folder = Path(tempfile.mkdtemp(prefix="phf-h", dir="/tmp"))
-    client_port, metrics_port = free_port(), free_port()
+    port, client_port, metrics_port = free_port(), free_port(), free_port()
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"),
-            *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", f"--port={free_port()}"),
+            *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", f"--port={port}"),
             *(f"--ray-client-server-port={client_port}", f"--metrics-export-port={metrics_port}"),
         ],
         env=env,
@@ -63,7 +64,7 @@ def ray_head(env: dict[str, str]) -> Iterator[Head]:
 
     try:
         wait_for(answers, 120)
-        yield Head(f"ray://127.0.0.1:{client_port}", metrics_port, folder)
+        yield Head(f"ray://127.0.0.1:{client_port}", f"127.0.0.1:{port}", metrics_port, folder)
     finally:
         started = descendants(process.pid)
         process.terminate()
@@ -76,8 +77,19 @@ def ray_head(env: dict[str, str]) -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def at_home(made: Labelling, token: str) -> dict[str, str]:
+    """The command's environment, where the user's home holds a token for Ray and nothing else speaks of one."""
+    folder = made.folder / "home"
+    (folder / ".ray").mkdir(parents=True)
+    (folder / ".ray" / "auth_token").write_text(token)
+    plain = {name: value for name, value in made.env.items() if not name.startswith("RAY_AUTH")}
+    return plain | {"HOME": str(folder)}
+
+
 def test_a_joined_cluster_serves_the_metrics_and_keeps_no_text(tmp_path: Path) -> None:
     made: Labelling = prepared(tmp_path, leaky.POISON)
+    # It asks for a token, which the driver must find.
+    made.env = at_home(made, "1" * 64)
     with ray_head(made.env | {"RAY_metrics_report_interval_ms": "1000"}) as head:
         result = made.run(
             *("--address", head.address, "--unit-size", "600", "--log", "run.log", "--max-quarantined", "100"),
@@ -99,3 +111,29 @@ def test_a_joined_cluster_serves_the_metrics_and_keeps_no_text(tmp_path: Path) -
         assert list(leaky.leaks([head.folder, tmp_path / "run.log"])) == []
         check_dataset(made.output)
         assert not any(leaky.traces(text.encode(), leaky.forms()) for text in (result.stdout, result.stderr))
+
+
+def test_a_cluster_that_asks_for_a_token_gets_the_users(tmp_path: Path) -> None:
+    made = Labelling(tmp_path)
+    made.write(["One. Two."])
+    own, others = "1" * 64, "2" * 64
+    base = at_home(made, own)
+    with ray_head(base) as head:
+
+        def label(address: str, **changes: str) -> "subprocess.CompletedProcess[str]":
+            made.env = base | changes
+            return made.run("--address", address)
+
+        for address, changes, message in (
+            (head.address, {"HOME": str(tmp_path)}, f"into RAY_AUTH_TOKEN, or into {tmp_path}/.ray/auth_token"),
+            (head.drivers, {"RAY_AUTH_TOKEN": others}, "the one in RAY_AUTH_TOKEN is not its"),
+            (head.drivers, {"RAY_AUTH_TOKEN": own, "RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=disabled keeps yours"),
+        ):
+            result = label(address, **changes)
+            assert result.returncode == 2, result.stderr
+            assert f"The Ray cluster {address} asks for a token" in result.stderr
+            assert message in result.stderr
+            assert not any(token in result.stderr for token in (own, others))
+        # Not as a client: the heads of one machine take each other's ports for those.
+        result = label(head.drivers, RAY_AUTH_TOKEN=own)
+        assert result.returncode == 0, result.stderr

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.labelling.on_ray.head import HeadLostError
+from pipeline.labelling.on_ray.token import bring_token
 from scorers.errors import UserError
 
 # Results are references and figures, never rows: a small store will do, also where a container has little /dev/shm.
@@ -145,6 +146,7 @@ def _private_folder(parent: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _remote(address: str, more: Sequence[Path]) -> Iterator[None]:
+    bring_token(address)
     import ray
 
     import pipeline
@@ -168,8 +170,7 @@ def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
         try:
             start()
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
-            brief = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-            raise UserError(f"{problem}: {brief}.") from None
+            raise UserError(f"{problem}: {_brief(error)}.") from None
         # Whatever `log_to_driver` says, Ray prints what its raylets tell to stdout, which is for results.
         setattr(ray._private.worker, "print_to_stdstream", lambda *_, **__: None)  # noqa: B010 - for mypy
         yield
@@ -182,6 +183,12 @@ def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
         ray.shutdown()
         raise
     ray.shutdown()
+
+
+def _brief(error: Exception) -> str:
+    """What it says in a line: the first, or the last where the first only announces a traceback from the cluster."""
+    first, *_, last = (str(error).strip() or type(error).__name__).splitlines() * 2
+    return (last if first.endswith(":") else first).rstrip(".")
 
 
 def _leave(status: int) -> None:
