@@ -12,11 +12,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.training.jobs import ENVIRONMENT, command, figures, job_config, make_code_dataset, run_phf
+from tests.training.jobs import (
+    ENVIRONMENT,
+    LONGER,
+    command,
+    figures,
+    job_config,
+    make_code_dataset,
+    run_phf,
+    undisturbed_run,
+)
 from training.data.prepare import prepare
 from training.run.folder import RunFolder
-
-CHANGES = {"training__batch_size": 8, "training__num_tokens": 60 * 8 * 32, "training__save_every": 10}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(dataset: Path, output: Path, *options: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, *command(dataset, output, "awr", **CHANGES), "--ranks", "2", "--on", "ray", *options],
+        [sys.executable, *command(dataset, output, "awr", **LONGER), "--ranks", "2", "--on", "ray", *options],
         env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -63,10 +70,7 @@ def at_step(process: "subprocess.Popen[str]", output: Path, step: int) -> dict[i
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     """The same run by ranks of this machine."""
-    output = tmp_path_factory.mktemp("whole") / "run"
-    done = run_phf([*command(dataset, output, "awr", **CHANGES), "--ranks", "2"])
-    assert done.returncode == 0, done.stderr
-    return output
+    return undisturbed_run(tmp_path_factory.getbasetemp(), dataset)
 
 
 @pytest.mark.slow
@@ -112,7 +116,7 @@ def test_ranks_on_ray_stop_in_order_and_the_run_goes_on_anywhere(tmp_path: Path,
     for noise in ("Traceback", "defect of phf", "ray.", "WARNING"):
         assert noise not in said, said
     assert not any(rank.is_running() for rank in ranks.values())
-    done = run_phf([*command(dataset, output, "awr", **CHANGES), "--ranks", "2"])
+    done = run_phf([*command(dataset, output, "awr", **LONGER), "--ranks", "2"])
     assert done.returncode == 0, done.stderr
     assert f"step {stopped.step} of 60" in done.stdout
     assert figures(output) == figures(whole)

@@ -23,3 +23,11 @@ def code_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.training.jobs import make_code_dataset
 
     return make_code_dataset(tmp_path_factory.mktemp("code") / "labelled")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, code_dataset: Path) -> Path:
+    """The folder of a run by two ranks that others are compared with."""
+    from tests.training.jobs import undisturbed_run
+
+    return undisturbed_run(tmp_path_factory.getbasetemp(), code_dataset)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from rich.console import Console
 
 from tests.datasets import make_dataset
@@ -106,6 +107,28 @@ def run_phf(arguments: Sequence[str], *, launcher: Sequence[str] = (), timeout: 
         cwd=output_folder(arguments),
         check=False,
     )
+
+
+# Of a run that takes its time, so that something can happen meanwhile.
+LONGER = {"training__batch_size": 8, "training__num_tokens": 60 * 8 * 32, "training__save_every": 10}
+
+
+def undisturbed_run(basetemp: Path, dataset: Path) -> Path:
+    """`awr` of `LONGER` by two ranks to which nothing happens, with what was printed in `printed` beside its folder.
+
+    Two ranks are long to start: whichever worker of pytest needs the run first makes it, for all.
+
+    Args:
+        basetemp: pytest's temporary folder of this process.
+        dataset: of `make_code_dataset`.
+    """
+    folder = (basetemp.parent if "PYTEST_XDIST_WORKER" in os.environ else basetemp) / "undisturbed"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "printed").exists():
+            done = run_phf([*command(dataset, folder / "run", "awr", **LONGER), "--ranks", "2"])
+            assert done.returncode == 0, done.stderr
+            (folder / "printed").write_text(done.stdout)
+    return folder / "run"
 
 
 def output_folder(arguments: Sequence[str]) -> Path:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scorers.errors import UserError
-from tests.training.jobs import ENVIRONMENT, command, figures, job_config, metrics, run_job, run_phf
+from tests.training.jobs import ENVIRONMENT, LONGER, command, figures, job_config, metrics, run_job, run_phf
 from training.data.prepare import prepare
 from training.model.language_model import load_model
 from training.run.distributed import World
@@ -31,18 +31,6 @@ def free_port():
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return listening.getsockname()[1]
-
-
-CHANGES = {"training__batch_size": 8, "training__num_tokens": 60 * 8 * 32}
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory, code_dataset):
-    """A run of 60 steps on two ranks: its folder, and what the command printed."""
-    output = tmp_path_factory.mktemp("distributed") / "two"
-    done = run_phf(command(code_dataset, output, "awr", **CHANGES), launcher=TORCHRUN)
-    assert done.returncode == 0, done.stderr
-    return output, done
 
 
 def waits_for_the_other_rank(output):
@@ -70,27 +58,27 @@ def test_weights_that_only_rank_0_has_made_are_those_of_a_run_without_partitions
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_losses_of_one(tmp_path, code_dataset, two):
-    output, done = two
-    waits_for_the_other_rank(output)
-    run_job(code_dataset, tmp_path / "one", "awr", **CHANGES)
-    pairs = list(zip(metrics(tmp_path / "one"), metrics(output), strict=True))
+def test_two_ranks_give_the_losses_of_one(tmp_path, code_dataset, undisturbed):
+    waits_for_the_other_rank(undisturbed)
+    run_job(code_dataset, tmp_path / "one", "awr", **LONGER)
+    pairs = list(zip(metrics(tmp_path / "one"), metrics(undisturbed), strict=True))
     assert len(pairs) == 60
     for one, other in pairs:
         # What rounds differently grows with the steps.
         allowed = 1e-5 if one["step"] <= 20 else 1e-3
-        for name in one.keys() - {"tokens_per_second", "mfu", "peak_memory", "seconds"}:
+        for name in one.keys() - {"tokens_per_second", "mfu", "peak_memory", "seconds", "saving"}:
             assert other[name] == pytest.approx(one[name], abs=allowed, rel=10 * allowed), (one["step"], name)
-    assert "4 micro x 1 accumulation x 2 ranks = 8 blocks" in done.stdout
-    assert done.stdout.count("step 1/60") == 1
-    facts = RunFolder(output).read_facts()
+    printed = (undisturbed.parent / "printed").read_text()
+    assert "4 micro x 1 accumulation x 2 ranks = 8 blocks" in printed
+    assert printed.count("step 1/60") == 1
+    facts = RunFolder(undisturbed).read_facts()
     assert (facts.horizon.ranks, facts.status) == (2, "finished")
-    assert (output / "model/value_head.safetensors").exists()
+    assert (undisturbed / "model/value_head.safetensors").exists()
 
 
 @pytest.mark.slow
-def test_two_ranks_stop_together_and_go_on_exactly_or_as_one(tmp_path, code_dataset, two):
-    parts = command(code_dataset, tmp_path / "parts", "awr", **CHANGES)
+def test_two_ranks_stop_together_and_go_on_exactly_or_as_one(tmp_path, code_dataset, undisturbed):
+    parts = command(code_dataset, tmp_path / "parts", "awr", **LONGER)
     with subprocess.Popen(
         [*TORCHRUN, *parts],
         env={**os.environ, **ENVIRONMENT},
@@ -112,15 +100,15 @@ def test_two_ranks_stop_together_and_go_on_exactly_or_as_one(tmp_path, code_data
     assert 3 <= stopped.step < 60
     assert said.count("asked to stop after step") == 1
     shutil.copytree(tmp_path / "parts", tmp_path / "alone")
-    _, printed = run_job(code_dataset, tmp_path / "alone", "awr", **CHANGES)
+    _, printed = run_job(code_dataset, tmp_path / "alone", "awr", **LONGER)
     assert f"written by 2 ranks: step {stopped.step} of 60" in printed
     assert RunFolder(tmp_path / "alone").read_facts().horizon.ranks == 1
-    for one, other in zip(metrics(two[0]), metrics(tmp_path / "alone"), strict=True):
+    for one, other in zip(metrics(undisturbed), metrics(tmp_path / "alone"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-4 if one["step"] <= stopped.step + 10 else 1e-3)
     done = run_phf(parts, launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
     assert f"step {stopped.step} of 60" in done.stdout
-    assert figures(tmp_path / "parts") == figures(two[0])
+    assert figures(tmp_path / "parts") == figures(undisturbed)
 
 
 # Stands in for ssh to other machines: every host is this one.

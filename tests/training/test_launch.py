@@ -10,11 +10,9 @@ import time
 import psutil
 import pytest
 
-from tests.training.jobs import ENVIRONMENT, command, figures, job_config, run_phf
+from tests.training.jobs import ENVIRONMENT, LONGER, command, figures, job_config, run_phf
 from training.data.prepare import prepare
 from training.run.folder import RunFolder
-
-CHANGES = {"training__batch_size": 8, "training__num_tokens": 60 * 8 * 32, "training__save_every": 10}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,18 +20,9 @@ def prepared(tmp_path_factory, code_dataset):
     prepare(job_config(code_dataset, tmp_path_factory.mktemp("prepared") / "run"))
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, code_dataset):
-    output = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = run_phf([*command(code_dataset, output, "awr", **CHANGES), "--ranks", "2"])
-    assert done.returncode == 0, done.stderr
-    assert RunFolder(output).read_facts().horizon.ranks == 2
-    return output
-
-
 def start(dataset, output, *options, **changes):
     return subprocess.Popen(
-        [sys.executable, *command(dataset, output, "awr", **{**CHANGES, **changes}), "--ranks", "2", *options],
+        [sys.executable, *command(dataset, output, "awr", **{**LONGER, **changes}), "--ranks", "2", *options],
         env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

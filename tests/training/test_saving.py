@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scorers.errors import IncompleteError
-from tests.training.jobs import ENVIRONMENT, command, figures, job_config, metrics, run_job, run_phf
+from tests.training.jobs import ENVIRONMENT, LONGER, command, figures, job_config, metrics, run_job
 from training.data.prepare import prepare
 from training.run import checkpoints, saving
 from training.run.folder import RunFolder
@@ -122,23 +122,6 @@ def prepared(tmp_path_factory, code_dataset):
     prepare(job_config(code_dataset, tmp_path_factory.mktemp("prepared") / "run"))
 
 
-CHANGES = {
-    "training__batch_size": 8,
-    "training__num_tokens": 60 * 8 * 32,
-    "training__save_every": 10,
-    "training__zero_stage": 2,
-}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, code_dataset):
-    """A run of two ranks whose loop waits for its checkpoints."""
-    output = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = run_phf([*command(code_dataset, output, "awr", **CHANGES), "--ranks", "2"])
-    assert done.returncode == 0, done.stderr
-    return output
-
-
 def start(dataset, output, *options, slow=True):
     environment = {**os.environ, **ENVIRONMENT}
     if slow:
@@ -146,7 +129,7 @@ def start(dataset, output, *options, slow=True):
         (output.parent / "disk/sitecustomize.py").write_text(SLOW_DISK)
         environment["PYTHONPATH"] = f"{output.parent / 'disk'}{os.pathsep}{environment['PYTHONPATH']}"
     return subprocess.Popen(
-        [sys.executable, *command(dataset, output, "awr", **CHANGES, **BESIDE), "--ranks", "2", *options],
+        [sys.executable, *command(dataset, output, "awr", **LONGER, **BESIDE), "--ranks", "2", *options],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
