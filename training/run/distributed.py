@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from scorers.errors import UserError
+from training.run.machine import own_cores, share_of_cores, way_to_others
 from training.run.rendezvous import COLLECTIVE_TIMEOUT, Rendezvous, exit_code_of
 from training.run.slurm import slurm_ranks
 
@@ -96,10 +98,8 @@ class World:
         """Start the process group (nccl on GPUs, else gloo) and share the cores among the ranks of this machine."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        # Also when alone, for what it does besides: it forbids MKL to choose a number of threads by itself, on which
-        # the last bits of a matrix product depend.
-        cores = len(os.sched_getaffinity(0)) // self.local_size
-        torch.set_num_threads(torch.get_num_threads() if self.local_size == 1 else max(1, cores))
+        if self.size > self.local_size:
+            os.environ.update(way_to_others(os.environ["MASTER_ADDR"], os.environ))
         deepspeed = import_deepspeed()
         os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
         if not dist.is_initialized():
@@ -115,6 +115,14 @@ class World:
         # Agreement among ranks is on the CPU, so that it never waits for a GPU's queue.
         if self.size > 1 and self.device.type == "cuda":
             self._agreement = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        # Also when alone, for what it does besides: it forbids MKL to choose a number of threads by itself, on which
+        # the last bits of a matrix product depend.
+        torch.set_num_threads(self._threads())
+
+    def _threads(self) -> int:
+        cores, host = own_cores(), socket.gethostname()
+        here = [theirs for place, theirs in self.gather((host, cores)) if place == host]
+        return torch.get_num_threads() if self.local_size == 1 else share_of_cores(cores, here)
 
     def stop(self) -> None:
         """End the process group. A process that is alone keeps its own: DeepSpeed's globals would outlive it."""
