@@ -1,5 +1,6 @@
 """A run that was stopped, killed or damaged goes on exactly, or says why not; never silently from the start."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,7 +9,9 @@ import pytest
 
 from scorers.errors import IncompleteError, StoppedError, UserError
 from tests.training.jobs import figures, make_code_dataset, metrics, run_job
+from training.config import TrainingConfig
 from training.run.checkpoints import checkpoint_path, newest, steps
+from training.run.deepspeed_config import own_settings
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
@@ -227,6 +230,74 @@ def test_another_dataset_is_refused_and_a_moved_one_is_not(tmp_path, code_datase
         run_job(other, undisturbed, "awr", training__num_tokens=20 * 128)
     moved = shutil.copytree(code_dataset, tmp_path / "moved")
     assert run_job(moved, undisturbed, "awr", training__num_tokens=20 * 128)[0].status == "finished"
+
+
+def deepspeed_file(path, **zero):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"zero_optimization": zero, "train_micro_batch_size_per_gpu": "auto"}))
+    return {"training__deepspeed": path}
+
+
+def without(output, *names):
+    """Make the facts those of a version that did not write these down."""
+    facts = json.loads((output / "run.json").read_text())
+    for name in names:
+        del facts[name]
+    (output / "run.json").write_text(json.dumps(facts))
+
+
+def test_what_the_deepspeed_file_says_must_not_change_and_where_it_lies_may(tmp_path, code_dataset, with_hook):
+    output = tmp_path / "run"
+    stop(code_dataset, output, with_hook, 3, **deepspeed_file(tmp_path / "ds.json", overlap_comm=False))
+    changed = deepspeed_file(tmp_path / "ds.json", overlap_comm=False, round_robin_gradients=True)
+    with pytest.raises(UserError, match=r"round_robin_gradients in the file of training\.deepspeed: None .* True now"):
+        run_job(code_dataset, output, "awr", training__num_tokens=20 * 128, **changed)
+    with pytest.raises(UserError, match=r"overlap_comm in the file of training\.deepspeed: False .* None now"):
+        run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
+    moved = deepspeed_file(tmp_path / "elsewhere" / "ds.json", overlap_comm=False)
+    (tmp_path / "ds.json").unlink()
+    assert run_job(code_dataset, output, "awr", training__num_tokens=20 * 128, **moved)[0].status == "finished"
+
+
+def test_what_is_measured_is_no_part_of_the_deepspeed_settings(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(
+        json.dumps(
+            {
+                "gradient_accumulation_steps": 4,
+                "wandb": {"enabled": True, "team": "ours"},
+                "flops_profiler": {"enabled": True},
+                "zero_optimization": {"stage": 1, "allgather_partitions": False, "overlap_comm": "auto"},
+            }
+        )
+    )
+    assert own_settings(TrainingConfig(deepspeed=str(path))) == {"zero_optimization.allgather_partitions": False}
+    assert own_settings(TrainingConfig()) == {}
+
+
+def test_a_run_that_goes_on_keeps_its_precision(tmp_path, code_dataset, with_hook, monkeypatch):
+    output = tmp_path / "run"
+    stop(code_dataset, output, with_hook, 3)
+    for module in ("job", "engine"):
+        monkeypatch.setattr(
+            f"training.run.{module}.choose_precision",
+            lambda config, _: "bf16" if config.precision == "auto" else config.precision,
+        )
+    with pytest.raises(UserError, match=r"fp32 in the run, bf16 now.*--set training\.precision=fp32"):
+        run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
+    told = {"training__num_tokens": 20 * 128, "training__precision": "fp32"}
+    assert run_job(code_dataset, output, "awr", **told)[0].status == "finished"
+
+
+def test_a_run_that_has_not_written_down_precision_or_deepspeed_goes_on(tmp_path, code_dataset, with_hook):
+    output, here = tmp_path / "run", deepspeed_file(tmp_path / "ds.json", overlap_comm=False)
+    stop(code_dataset, output, with_hook, 3, **here)
+    without(output, "precision", "deepspeed")
+    with pytest.raises(UserError, match=r"training\.deepspeed: .*ds\.json' in the run, None now"):
+        run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
+    facts, _ = run_job(code_dataset, output, "awr", training__num_tokens=20 * 128, **here)
+    assert (facts.status, facts.precision) == ("finished", "fp32")
+    assert facts.deepspeed == {"zero_optimization.overlap_comm": False}
 
 
 def test_what_changes_no_number_may_change(tmp_path, code_dataset, undisturbed, with_hook):

@@ -126,6 +126,9 @@ class RunFacts(_Facts):
         status: `running`, `stopped` (by a signal, resumable), `failed` (the loss was not finite) or `finished`.
         step: optimiser steps done when the file was written.
         seconds: time spent in the training loop, over all its resumptions.
+        precision: that the network is trained in, also where the setting is `auto`; None where it was not written down.
+        deepspeed: what the user's file adds, by dotted names (`training.run.deepspeed_config.own_settings`); None where
+            it was not written down.
         task, objective, column: as in the config, resolved.
         columns: the weights of several columns that were trained on, of which `column` is one; empty for that alone.
         kind: what the documents are.
@@ -145,6 +148,8 @@ class RunFacts(_Facts):
     status: Literal["running", "stopped", "failed", "finished"]
     step: int = 0
     seconds: float = 0.0
+    precision: str | None = None
+    deepspeed: dict[str, Any] | None = None
     task: str
     objective: str
     column: str

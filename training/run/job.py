@@ -324,9 +324,10 @@ def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder
     config = data.config
     model = build_network(data, world)
     seed_generators(config.training.seed, world.rank)
-    resumed, facts = world.on_main(lambda: _start(folder, config, run_facts(data, model, horizon)))
+    precision = choose_precision(config.training, world.device)
+    resumed, facts = world.on_main(lambda: _start(folder, config, run_facts(data, model, horizon, precision)))
     if world.is_main:
-        print_plan(console, config, facts, choose_precision(config.training, world.device), model, world)
+        print_plan(console, config, facts, precision, model, world)
         for warning in data.warnings:
             console.print(warning, style="bold yellow", markup=False, soft_wrap=True)
     return TrainingJob(world, folder, data, horizon, model, facts, console, resumed)

@@ -71,12 +71,16 @@ def check_same(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> None:
     """
     then = _flat(folder.read_config().model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
+    old = folder.read_facts()
+    # Runs of earlier versions have not written down what became of these two: then the settings themselves count.
+    known = {"training.deepspeed": old.deepspeed, "training.precision": old.precision}
+    free = {key for key, fact in known.items() if fact is not None}
     lines = [
         f"{key}: {then.get(key)!r} in the run, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not _is_free(key)
+        if then.get(key) != now.get(key) and key not in free and not _is_free(key)
     ]
-    lines += semantic_difference(folder.read_facts(), facts)
+    lines += semantic_difference(old, facts)
     if lines:
         shown = "\n".join(f"  {line}" for line in lines)
         raise UserError(
