@@ -1,5 +1,6 @@
 """A run that was stopped, killed or damaged goes on exactly, or says why not; never silently from the start."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ from training.run.deepspeed_config import own_settings
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
+from training.run.resume import check_folder
 from training.run.stopping import stoppable
-from training.run.trainer import Trainer
+from training.run.trainer import DivergedError, Trainer
 
 
 class StopAfter(Hook):
@@ -198,6 +200,58 @@ def test_a_run_that_died_before_its_first_checkpoint_says_that_it_starts_again(t
     facts, printed = run_job(code_dataset, tmp_path / "run")
     assert "ended before its first checkpoint: it starts again at step 0" in printed
     assert facts.status == "finished"
+
+
+WILD = {"training__warmup_ratio": 0, "training__gradient_clipping": 0, "training__max_skipped": 2}
+
+
+def test_a_run_that_diverged_before_its_first_checkpoint_may_start_again(tmp_path, code_dataset):
+    wild = {**WILD, "training__learning_rate": 1e30}
+    for attempt in range(2):
+        with pytest.raises(DivergedError, match="no checkpoint was written"):
+            run_job(code_dataset, tmp_path / "run", **wild)
+        facts = RunFolder(tmp_path / "run").read_facts()
+        assert (facts.status, facts.step, facts.saved) == ("failed", 3, 0), attempt
+
+
+def test_a_run_that_diverged_after_a_checkpoint_never_starts_again_without_it(tmp_path, code_dataset):
+    wild = {**WILD, "training__learning_rate": 1e30, "training__save_every": 1}
+    with pytest.raises(DivergedError, match=r"newest checkpoint is of step 2\b"):
+        run_job(code_dataset, tmp_path / "run", **wild)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(UserError, match=r"has come to step 2, but there is no checkpoint"):
+        run_job(code_dataset, tmp_path / "run", **wild)
+
+
+def test_a_run_of_which_only_its_step_is_known_never_starts_again_without_a_checkpoint(
+    tmp_path, code_dataset, with_hook
+):
+    stop(code_dataset, tmp_path / "run", with_hook, 3)
+    without(tmp_path / "run", "saved")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(UserError, match=r"has come to step 4, but there is no checkpoint"):
+        run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)
+
+
+@pytest.mark.parametrize("left", [".config.yaml.x1y2", ".run.json.x1y2"])
+def test_what_a_process_left_that_was_killed_while_it_wrote_is_no_hindrance(tmp_path, left):
+    (tmp_path / left).touch()
+    assert not check_folder(RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.ENOSPC, IncompleteError), (errno.EDQUOT, IncompleteError), (errno.EACCES, UserError)],
+)
+def test_a_disk_that_is_still_full_may_be_tried_again(tmp_path, code_dataset, with_hook, monkeypatch, number, error):
+    stop(code_dataset, tmp_path / "run", with_hook, 3)
+
+    def refused(folder, config):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(RunFolder, "write_config", refused)
+    with pytest.raises(error, match=rf"Cannot write to --output .*: {os.strerror(number)}\."):
+        run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)
 
 
 def test_a_finished_run_is_left_alone(code_dataset, undisturbed):

@@ -37,6 +37,7 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon, precis
     return RunFacts(
         created_by=f"phf {library_versions('phf')['phf']}",
         status="running",
+        saved=0,
         precision=precision,
         deepspeed=own_settings(config.training),
         task=config.task,
