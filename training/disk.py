@@ -1,5 +1,6 @@
 """A disk that is full, or fails: libraries say so each in its own way, and a person is told in one."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +10,11 @@ from pathlib import Path
 from scorers.errors import IncompleteError
 
 _NUMBER = re.compile(r"\(os error (\d+)\)")
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room, on the disk or in what a user may take of it, so that a later attempt may succeed."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def make_real_run(
     train_a_little(data, model, steps)
     run = RunFolder(output)
     horizon = plan_horizon(data.config.training, data.config.data.context_length or 0, 1)
-    facts = run_facts(data, model, horizon).model_copy(update={"status": "finished", "step": horizon.steps})
+    facts = run_facts(data, model, horizon, "fp32").model_copy(update={"status": "finished", "step": horizon.steps})
     run.write_config(data.config)
     run.write_facts(facts)
     export_model(

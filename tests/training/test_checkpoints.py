@@ -116,12 +116,15 @@ def test_where_all_are_damaged_the_run_is_refused_and_each_is_named(tmp_path):
         require(tmp_path)
 
 
-def test_a_damaged_one_of_the_same_step_is_replaced(tmp_path):
-    write(tmp_path, 1)
-    (tmp_path / "step-00000001" / "generators-00000.pt").write_bytes(b"")
+def test_a_damaged_one_of_the_same_step_is_set_aside_and_a_whole_one_replaced(tmp_path):
+    for _ in range(2):
+        write(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    (tmp_path / "step-00000001" / "generators-00000.pt").write_bytes(b"what is left")
     write(tmp_path, 1)
     assert isinstance(verify(tmp_path / "step-00000001"), Checkpoint)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-00000001", "step-00000001"]
+    assert (tmp_path / "damaged-step-00000001" / "generators-00000.pt").read_bytes() == b"what is left"
 
 
 def test_rotation_keeps_the_newest(tmp_path):

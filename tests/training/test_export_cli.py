@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from phf import app
 from tests.training.jobs import make_code_dataset, run_job
+from training.run import checkpoints
 from training.run.best import record
 from training.run.consolidate import _precision
 
@@ -77,6 +78,19 @@ def test_what_cannot_be_exported_is_refused(tmp_path, code_dataset, conditional)
     assert "is not the one that" in export(copy, "--dataset", other, status=2)
     shutil.rmtree(copy / "checkpoints")
     assert "has no checkpoint yet" in export(copy, status=2)
+
+
+def test_one_that_goes_away_while_it_is_verified_is_not_called_damaged(tmp_path, conditional, monkeypatch):
+    copy, original = shutil.copytree(conditional, tmp_path / "copy"), checkpoints.verify
+
+    def rotated(path):
+        path.rename(path.with_name(".staging-removed"))
+        return original(path)
+
+    monkeypatch.setattr(checkpoints, "verify", rotated)
+    said = export(copy, status=2)
+    assert "step-00000012 went away while it was read" in said
+    assert "damaged" not in said
 
 
 def test_the_weights_have_the_precision_of_the_training():

@@ -1,5 +1,7 @@
 """A run that was stopped, killed or damaged goes on exactly, or says why not; never silently from the start."""
 
+import errno
+import json
 import os
 import shutil
 import signal
@@ -8,12 +10,15 @@ import pytest
 
 from scorers.errors import IncompleteError, StoppedError, UserError
 from tests.training.jobs import figures, make_code_dataset, metrics, run_job
+from training.config import TrainingConfig
 from training.run.checkpoints import checkpoint_path, newest, steps
+from training.run.deepspeed_config import own_settings
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
+from training.run.resume import check_folder
 from training.run.stopping import stoppable
-from training.run.trainer import Trainer
+from training.run.trainer import DivergedError, Trainer
 
 
 class StopAfter(Hook):
@@ -197,6 +202,58 @@ def test_a_run_that_died_before_its_first_checkpoint_says_that_it_starts_again(t
     assert facts.status == "finished"
 
 
+WILD = {"training__warmup_ratio": 0, "training__gradient_clipping": 0, "training__max_skipped": 2}
+
+
+def test_a_run_that_diverged_before_its_first_checkpoint_may_start_again(tmp_path, code_dataset):
+    wild = {**WILD, "training__learning_rate": 1e30}
+    for attempt in range(2):
+        with pytest.raises(DivergedError, match="no checkpoint was written"):
+            run_job(code_dataset, tmp_path / "run", **wild)
+        facts = RunFolder(tmp_path / "run").read_facts()
+        assert (facts.status, facts.step, facts.saved) == ("failed", 3, 0), attempt
+
+
+def test_a_run_that_diverged_after_a_checkpoint_never_starts_again_without_it(tmp_path, code_dataset):
+    wild = {**WILD, "training__learning_rate": 1e30, "training__save_every": 1}
+    with pytest.raises(DivergedError, match=r"newest checkpoint is of step 2\b"):
+        run_job(code_dataset, tmp_path / "run", **wild)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(UserError, match=r"has come to step 2, but there is no checkpoint"):
+        run_job(code_dataset, tmp_path / "run", **wild)
+
+
+def test_a_run_of_which_only_its_step_is_known_never_starts_again_without_a_checkpoint(
+    tmp_path, code_dataset, with_hook
+):
+    stop(code_dataset, tmp_path / "run", with_hook, 3)
+    without(tmp_path / "run", "saved")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(UserError, match=r"has come to step 4, but there is no checkpoint"):
+        run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)
+
+
+@pytest.mark.parametrize("left", [".config.yaml.x1y2", ".run.json.x1y2"])
+def test_what_a_process_left_that_was_killed_while_it_wrote_is_no_hindrance(tmp_path, left):
+    (tmp_path / left).touch()
+    assert not check_folder(RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.ENOSPC, IncompleteError), (errno.EDQUOT, IncompleteError), (errno.EACCES, UserError)],
+)
+def test_a_disk_that_is_still_full_may_be_tried_again(tmp_path, code_dataset, with_hook, monkeypatch, number, error):
+    stop(code_dataset, tmp_path / "run", with_hook, 3)
+
+    def refused(folder, config):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(RunFolder, "write_config", refused)
+    with pytest.raises(error, match=rf"Cannot write to --output .*: {os.strerror(number)}\."):
+        run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)
+
+
 def test_a_finished_run_is_left_alone(code_dataset, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
     facts, printed = run_job(code_dataset, undisturbed, "awr", training__num_tokens=20 * 128)
@@ -227,6 +284,74 @@ def test_another_dataset_is_refused_and_a_moved_one_is_not(tmp_path, code_datase
         run_job(other, undisturbed, "awr", training__num_tokens=20 * 128)
     moved = shutil.copytree(code_dataset, tmp_path / "moved")
     assert run_job(moved, undisturbed, "awr", training__num_tokens=20 * 128)[0].status == "finished"
+
+
+def deepspeed_file(path, **zero):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"zero_optimization": zero, "train_micro_batch_size_per_gpu": "auto"}))
+    return {"training__deepspeed": path}
+
+
+def without(output, *names):
+    """Make the facts those of a version that did not write these down."""
+    facts = json.loads((output / "run.json").read_text())
+    for name in names:
+        del facts[name]
+    (output / "run.json").write_text(json.dumps(facts))
+
+
+def test_what_the_deepspeed_file_says_must_not_change_and_where_it_lies_may(tmp_path, code_dataset, with_hook):
+    output = tmp_path / "run"
+    stop(code_dataset, output, with_hook, 3, **deepspeed_file(tmp_path / "ds.json", overlap_comm=False))
+    changed = deepspeed_file(tmp_path / "ds.json", overlap_comm=False, round_robin_gradients=True)
+    with pytest.raises(UserError, match=r"round_robin_gradients in the file of training\.deepspeed: None .* True now"):
+        run_job(code_dataset, output, "awr", training__num_tokens=20 * 128, **changed)
+    with pytest.raises(UserError, match=r"overlap_comm in the file of training\.deepspeed: False .* None now"):
+        run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
+    moved = deepspeed_file(tmp_path / "elsewhere" / "ds.json", overlap_comm=False)
+    (tmp_path / "ds.json").unlink()
+    assert run_job(code_dataset, output, "awr", training__num_tokens=20 * 128, **moved)[0].status == "finished"
+
+
+def test_what_is_measured_is_no_part_of_the_deepspeed_settings(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(
+        json.dumps(
+            {
+                "gradient_accumulation_steps": 4,
+                "wandb": {"enabled": True, "team": "ours"},
+                "flops_profiler": {"enabled": True},
+                "zero_optimization": {"stage": 1, "allgather_partitions": False, "overlap_comm": "auto"},
+            }
+        )
+    )
+    assert own_settings(TrainingConfig(deepspeed=str(path))) == {"zero_optimization.allgather_partitions": False}
+    assert own_settings(TrainingConfig()) == {}
+
+
+def test_a_run_that_goes_on_keeps_its_precision(tmp_path, code_dataset, with_hook, monkeypatch):
+    output = tmp_path / "run"
+    stop(code_dataset, output, with_hook, 3)
+    for module in ("job", "engine"):
+        monkeypatch.setattr(
+            f"training.run.{module}.choose_precision",
+            lambda config, _: "bf16" if config.precision == "auto" else config.precision,
+        )
+    with pytest.raises(UserError, match=r"fp32 in the run, bf16 now.*--set training\.precision=fp32"):
+        run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
+    told = {"training__num_tokens": 20 * 128, "training__precision": "fp32"}
+    assert run_job(code_dataset, output, "awr", **told)[0].status == "finished"
+
+
+def test_a_run_that_has_not_written_down_precision_or_deepspeed_goes_on(tmp_path, code_dataset, with_hook):
+    output, here = tmp_path / "run", deepspeed_file(tmp_path / "ds.json", overlap_comm=False)
+    stop(code_dataset, output, with_hook, 3, **here)
+    without(output, "precision", "deepspeed")
+    with pytest.raises(UserError, match=r"training\.deepspeed: .*ds\.json' in the run, None now"):
+        run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
+    facts, _ = run_job(code_dataset, output, "awr", training__num_tokens=20 * 128, **here)
+    assert (facts.status, facts.precision) == ("finished", "fp32")
+    assert facts.deepspeed == {"zero_optimization.overlap_comm": False}
 
 
 def test_what_changes_no_number_may_change(tmp_path, code_dataset, undisturbed, with_hook):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
 from training.run.schedule import plan_horizon
+from training.run.trackers.tensorboard import TensorBoard
 from training.run.trainer import DivergedError, Trainer
 
 LONG = {"training__num_tokens": 150 * 16 * 64, "training__batch_size": 16, "data__context_length": 64}
@@ -129,6 +131,19 @@ def test_tensorboard_has_the_same_figures(tmp_path, code_dataset):
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]
     expected = [(line["step"], np.float32(line["loss"])) for line in metrics(tmp_path / "run")]
     assert found == expected
+
+
+def test_tensorboard_has_each_step_once_of_a_run_that_starts_again(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for attempt, last in enumerate((4, 3)):
+        time.sleep(1.1 * attempt)  # event files are read in the order of the seconds in their names
+        board = TensorBoard(tmp_path, 0)
+        for step in range(1, last + 1):
+            board.log({"train/loss": attempt}, step)
+        board.close()
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in events] == [(1, 1.0), (2, 1.0), (3, 1.0)]
 
 
 def test_hooks_are_called_in_order(tmp_path, code_dataset, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.training.jobs import ENVIRONMENT, ROOT
+from training.run.watchdog import Watchdog
 
 # Stands for a read or a write on a network file system whose server is gone.
 HANGING = """
@@ -45,3 +46,19 @@ def test_a_disk_that_does_not_answer_ends_the_rank_in_bounded_time(tmp_path, cod
     assert "Traceback" not in done.stderr
     (stacks,) = (output / "stacks").iterdir()
     assert "does_not_answer" in stacks.read_text()
+
+
+def test_what_ends_by_an_error_leaves_no_empty_file(tmp_path):
+    folder = tmp_path / "stacks"
+    with pytest.raises(RuntimeError), Watchdog(folder, 0, 60).running():
+        assert list(folder.iterdir())
+        raise RuntimeError
+    assert not folder.exists()
+
+
+def test_what_was_written_and_what_others_write_stays(tmp_path):
+    for name in ("rank-00000-1.txt", "rank-00001-2.txt"):
+        (tmp_path / name).write_text("a stack" * (name < "rank-00001"))
+    with pytest.raises(RuntimeError), Watchdog(tmp_path, 0, 60).running():
+        raise RuntimeError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-00000-1.txt", "rank-00001-2.txt"]

@@ -1,5 +1,6 @@
 """What cards can do, as their makers state it: NVIDIA's data sheets."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -23,23 +24,35 @@ class Card:
     computes_bf16: bool = True
 
 
-# By a part of the card's name; the first that fits. Peaks that count structured sparsity are halved.
+# By words of the card's name; of those that fit, that of the most words. Peaks that count structured sparsity are
+# halved. A GH200 is a Hopper with 96 GB of its own, whatever the memory of the CPU that its name tells (480 GB).
 CARDS: dict[str, Card] = {
+    "GB200": Card(2.5e15, 80e12, 186e9, 8.0e12, 900e9),
     "B200": Card(2.25e15, 75e12, 180e9, 8.0e12, 900e9),
+    "H200 NVL": Card(835e12, 60e12, 141e9, 4.8e12, 450e9),
     "H200": Card(989e12, 67e12, 141e9, 4.8e12, 450e9),
     "H100 PCIe": Card(756e12, 51e12, 80e9, 2.0e12, 64e9),
     "H100 NVL": Card(835e12, 60e12, 94e9, 3.9e12, 300e9),
     "H100": Card(989e12, 67e12, 80e9, 3.35e12, 450e9),
+    "GH200 144GB": Card(989e12, 67e12, 144e9, 4.9e12, 450e9),
+    "GH200": Card(989e12, 67e12, 96e9, 4.0e12, 450e9),
+    "A100 40GB": Card(312e12, 19.5e12, 40e9, 1.555e12, 300e9),
     "A100": Card(312e12, 19.5e12, 80e9, 2.0e12, 300e9),
     "L40S": Card(362e12, 91.6e12, 48e9, 864e9, 32e9),
+    "L40": Card(181e12, 90.5e12, 48e9, 864e9, 32e9),
     "L4": Card(121e12, 30.3e12, 24e9, 300e9, 32e9),
+    "V100 16GB": Card(125e12, 15.7e12, 16e9, 900e9, 150e9, computes_bf16=False),
     "V100": Card(125e12, 15.7e12, 32e9, 900e9, 150e9, computes_bf16=False),
 }
 
 
 def find_card(name: str) -> Card | None:
-    """The card of a name such as `NVIDIA H100 80GB HBM3`, or of a part of one, in any case; None for an unknown."""
-    for part, card in CARDS.items():
-        if part.lower() in name.lower():
-            return card
-    return None
+    """The card of a name such as `NVIDIA H100 80GB HBM3`, or of words of one, in any case; None for an unknown."""
+    words = _words(name)
+    fitting = [part for part in CARDS if _words(part) <= words]
+    return CARDS[max(fitting, key=lambda part: len(_words(part)))] if fitting else None
+
+
+def _words(name: str) -> set[str]:
+    # Some drivers write "144G", and people "40 GB".
+    return set(re.findall("[a-z0-9]+", re.sub(r"(\d) ?gb?\b", r"\1gb", name.lower())))

@@ -109,7 +109,8 @@ def commit(
 ) -> Checkpoint:
     """Mark the staged files, and move their folder into place. All ranks must have written.
 
-    A folder of the same step is replaced: it is one that did not verify, or the same state.
+    A folder of the same step is replaced if it is whole, as it holds the same state. One that is not is renamed, as by
+    `set_aside`.
 
     Args:
         folder: of the checkpoints.
@@ -136,6 +137,8 @@ def commit(
         _sync(directory)
     write_atomically(staging / MARKER_NAME, marker.model_dump_json(indent=2) + "\n")
     _sync(staging)
+    if target.exists() and isinstance(verify(target), Damage):
+        _put_aside(target)
     if target.exists():
         replaced = folder / f"{STAGING}replaced-{_name(step)}"
         target.rename(replaced)
@@ -226,11 +229,15 @@ def set_aside(folder: Path, behind: int, committed: int) -> None:
     """
     for path in _folders(folder):
         if _step(path) > behind and _step(path) != committed:
-            target, number = folder / f"{_ASIDE}{path.name}", 1
-            while target.exists():
-                number += 1
-                target = folder / f"{_ASIDE}{path.name}-{number}"
-            path.rename(target)
+            _put_aside(path)
+
+
+def _put_aside(path: Path) -> None:
+    target, number = path.with_name(f"{_ASIDE}{path.name}"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{_ASIDE}{path.name}-{number}")
+    path.rename(target)
 
 
 def describe_damage(damaged: Sequence[Damage]) -> str:

@@ -43,6 +43,46 @@ _ALWAYS_ON = {
     "managed_gradient_accumulation": "every micro-batch would be an update of its own",
 }
 
+# What of a file changes no number: what is printed or measured, and where states lie meanwhile.
+_NO_MATTER = (
+    "aio",
+    "comet",
+    "comms_logger",
+    "csv_monitor",
+    "dump_state",
+    "flops_profiler",
+    "memory_breakdown",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "wandb",
+    "zero_optimization.offload_optimizer.nvme_path",
+    "zero_optimization.offload_optimizer.pin_memory",
+    "zero_optimization.offload_param.nvme_path",
+    "zero_optimization.offload_param.pin_memory",
+)
+
+
+def own_settings(config: TrainingConfig) -> dict[str, Any]:
+    """What the user's file adds to a training, by dotted names: by this a run that goes on is compared with itself.
+
+    Left out is what settings of ours decide, which are compared themselves, and what changes no number.
+
+    Args:
+        config: of the training.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if config.deepspeed is None:
+        return {}
+    found = _flat(_read(Path(config.deepspeed)), "")
+    left_out = (*_DECIDED_BY, *_NO_MATTER)
+    return {
+        name: value
+        for name, value in sorted(found.items())
+        if value != "auto" and not any(name == each or name.startswith(f"{each}.") for each in left_out)
+    }
+
 
 def deepspeed_config(
     config: TrainingConfig, horizon: Horizon, precision: Precision, *, parameters: int, on_gpu: bool
@@ -93,7 +133,8 @@ def deepspeed_config(
     }
     merged = _merge(_defaults(parameters, on_gpu=on_gpu), {})
     if config.deepspeed is not None:
-        merged = _merge(merged, _read(Path(config.deepspeed), decided))
+        path = Path(config.deepspeed)
+        merged = _merge(merged, _checked(_read(path), decided, path, ""))
     return _merge(merged, decided)
 
 
@@ -122,7 +163,7 @@ def _offload(config: TrainingConfig, *, on_gpu: bool) -> dict[str, Any]:
     return {**found, "offload_param": away} if config.offload == "parameters" else found
 
 
-def _read(path: Path, decided: Mapping[str, Any]) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -141,7 +182,7 @@ def _read(path: Path, decided: Mapping[str, Any]) -> dict[str, Any]:
             f"{path} sets checkpoint.writer, but phf itself writes checkpoints. Remove it from the file; "
             "training.save_async=true writes them beside the training."
         )
-    return _checked(theirs, decided, path, "")
+    return theirs
 
 
 def _checked(theirs: Mapping[str, Any], decided: Mapping[str, Any], path: Path, prefix: str) -> dict[str, Any]:
@@ -165,6 +206,13 @@ def _checked(theirs: Mapping[str, Any], decided: Mapping[str, Any], path: Path, 
         else:
             kept[key] = value
     return kept
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
         The step.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or its tokenizer is not to be found; or `output` exists.
+        UserError: there is no such checkpoint, it is damaged or went away meanwhile, its tokenizer is not to be found,
+            or `output` exists.
         IncompleteError: `output` cannot be written.
     """
     if output.exists():
@@ -68,9 +69,7 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
     try:
         weights = checkpoint_weights(checkpoint.path)
     except OSError:
-        raise UserError(
-            f"{checkpoint.path} went away while it was read, as the run has newer ones by now. Try again."
-        ) from None
+        raise _gone(checkpoint.path) from None
     with writing(output):
         export_model(
             output,
@@ -94,8 +93,14 @@ def _checkpoint(run: RunFolder, step: int | None) -> checkpoints.Checkpoint:
         raise UserError(f"{run.path} has no checkpoint of step {step:,}; it has: {shown}.")
     found = checkpoints.verify(checkpoints.checkpoint_path(run.checkpoints, step))
     if isinstance(found, checkpoints.Damage):
+        if not found.path.exists():
+            raise _gone(found.path)
         raise UserError(f"The checkpoint {found.path} is damaged: {found.reason}. Give another --step.")
     return found
+
+
+def _gone(path: Path) -> UserError:
+    return UserError(f"{path} went away while it was read, as the run has newer ones by now. Try again.")
 
 
 def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:

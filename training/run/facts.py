@@ -12,6 +12,7 @@ from training.data.prepare import PreparedData
 from training.data.thresholds import ThresholdChoice
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import LanguageModel
+from training.run.deepspeed_config import Precision, own_settings
 from training.run.folder import (
     DatasetFacts,
     HorizonFacts,
@@ -27,8 +28,8 @@ from training.run.schedule import Horizon
 _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
-def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> RunFacts:
-    """The facts of a run that is about to start."""
+def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon, precision: Precision) -> RunFacts:
+    """The facts of a run that is about to start, in this precision."""
     config, tokens = data.config, data.tokenizer
     best, *others = data.control_ids or (None,)
     parameters, embedding = count_parameters(model)
@@ -36,6 +37,9 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> Run
     return RunFacts(
         created_by=f"phf {library_versions('phf')['phf']}",
         status="running",
+        saved=0,
+        precision=precision,
+        deepspeed=own_settings(config.training),
         task=config.task,
         objective=config.objective.name,
         column=data.column,
@@ -84,7 +88,7 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> Run
 
 
 def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
-    """What of the data differs between two runs that must be one, a line a difference."""
+    """What of the data and of what computes differs between two runs that must be one, a line a difference."""
     pairs = {
         "the dataset's texts, sentences or scores": (old.dataset.fingerprint, new.dataset.fingerprint),
         "the scorer": (old.scorer.fingerprint, new.scorer.fingerprint),
@@ -94,7 +98,20 @@ def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
         "the rows of the embedding (model.pad_vocab_to)": (old.model.rows or new.model.rows, new.model.rows),
         "the datasets of the mixture": (_identities(old), _identities(new)),
     }
-    return [f"{what}: {then} in the run, {now} now" for what, (then, now) in pairs.items() if then != now]
+    lines = [f"{what}: {then} in the run, {now} now" for what, (then, now) in pairs.items() if then != now]
+    if old.deepspeed is not None:
+        before, after = old.deepspeed, new.deepspeed or {}
+        lines += [
+            f"{name} in the file of training.deepspeed: {before.get(name)!r} in the run, {after.get(name)!r} now"
+            for name in sorted(before.keys() | after.keys())
+            if before.get(name) != after.get(name)
+        ]
+    if old.precision not in (None, new.precision):
+        lines.append(
+            f"the precision: {old.precision} in the run, {new.precision} now; to go on in {old.precision}, give "
+            f"--set training.precision={old.precision}"
+        )
+    return lines
 
 
 def _dataset(uri: str, manifest: Manifest) -> dict[str, Any]:

@@ -125,7 +125,11 @@ class RunFacts(_Facts):
         created_by: distribution and version.
         status: `running`, `stopped` (by a signal, resumable), `failed` (the loss was not finite) or `finished`.
         step: optimiser steps done when the file was written.
+        saved: step of the newest checkpoint then, 0 without one; None where it was not written down.
         seconds: time spent in the training loop, over all its resumptions.
+        precision: that the network is trained in, also where the setting is `auto`; None where it was not written down.
+        deepspeed: what the user's file adds, by dotted names (`training.run.deepspeed_config.own_settings`); None where
+            it was not written down.
         task, objective, column: as in the config, resolved.
         columns: the weights of several columns that were trained on, of which `column` is one; empty for that alone.
         kind: what the documents are.
@@ -144,7 +148,10 @@ class RunFacts(_Facts):
     created_by: str
     status: Literal["running", "stopped", "failed", "finished"]
     step: int = 0
+    saved: int | None = None
     seconds: float = 0.0
+    precision: str | None = None
+    deepspeed: dict[str, Any] | None = None
     task: str
     objective: str
     column: str

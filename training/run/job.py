@@ -12,7 +12,7 @@ from scorers.errors import IncompleteError, UserError
 from scorers.stopping import is_stop
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
-from training.disk import writing
+from training.disk import is_full, writing
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.report import EvaluationReport
 from training.evaluation.setup import EvaluationSetup, prepare_evaluation
@@ -140,7 +140,8 @@ class TrainingJob:
         checkpoints.clear_staging(self.folder.checkpoints)
         if damaged:
             self.console.print(checkpoints.describe_damage(damaged), style="bold red", markup=False, soft_wrap=True)
-        then = self.facts.step
+        # A run that diverged has come further than it has saved.
+        then = self.facts.step if self.facts.saved is None else self.facts.saved
         if found is None:
             if then:
                 raise UserError(
@@ -260,7 +261,7 @@ class TrainingJob:
     def _note(self, status: str, trainer: Trainer) -> None:
         # Of a run that can go on, the step that it goes on from.
         step = trainer.step if status in ("finished", "failed") else trainer.saved or 0
-        changes = {"status": status, "step": step, "seconds": trainer.seconds}
+        changes = {"status": status, "step": step, "saved": trainer.saved or 0, "seconds": trainer.seconds}
         self.facts = self.facts.model_copy(update=changes)
 
     def _write_facts(self) -> None:
@@ -324,9 +325,10 @@ def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder
     config = data.config
     model = build_network(data, world)
     seed_generators(config.training.seed, world.rank)
-    resumed, facts = world.on_main(lambda: _start(folder, config, run_facts(data, model, horizon)))
+    precision = choose_precision(config.training, world.device)
+    resumed, facts = world.on_main(lambda: _start(folder, config, run_facts(data, model, horizon, precision)))
     if world.is_main:
-        print_plan(console, config, facts, choose_precision(config.training, world.device), model, world)
+        print_plan(console, config, facts, precision, model, world)
         for warning in data.warnings:
             console.print(warning, style="bold yellow", markup=False, soft_wrap=True)
     return TrainingJob(world, folder, data, horizon, model, facts, console, resumed)
@@ -337,13 +339,18 @@ def _start(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> tuple[boo
     if resumed:
         check_same(folder, config, facts)
         then = folder.read_facts()
-        facts = facts.model_copy(update={"status": then.status, "step": then.step, "seconds": then.seconds})
+        far = {"status": then.status, "step": then.step, "saved": then.saved, "seconds": then.seconds}
+        facts = facts.model_copy(update=far)
         if then.status == "finished":
             return resumed, facts
     try:
         folder.write_config(config)
         folder.write_facts(facts)
     except OSError as error:
+        if is_full(error):
+            raise IncompleteError(
+                f"Cannot write to --output {folder.path}: {error.strerror}. Make room and run the same command again."
+            ) from error
         raise UserError(f"Cannot write to --output {folder.path}: {error.strerror or error}.") from None
     return resumed, facts
 

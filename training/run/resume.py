@@ -54,7 +54,8 @@ def check_folder(folder: RunFolder) -> bool:
         raise UserError(f"--output {folder.path} is a file. Give a folder that is new, empty, or a run to go on with.")
     # `config.yaml` is written before `run.json`: alone, it is of a run that ended in between. A network's file system
     # may still list what ranks have looked for on it (`infra.on_ray.rank`).
-    expected = (folder.config.name, SHARED_MARK)
+    # What was half written (`training.run.folder.write_atomically`) stays where a process was killed meanwhile.
+    expected = (folder.config.name, SHARED_MARK, *(f".{file.name}." for file in (folder.config, folder.facts)))
     if folder.path.is_dir() and any(not path.name.startswith(expected) for path in folder.path.iterdir()):
         raise UserError(
             f"--output {folder.path} holds something that is not a training run. "
@@ -71,12 +72,16 @@ def check_same(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> None:
     """
     then = _flat(folder.read_config().model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
+    old = folder.read_facts()
+    # Runs of earlier versions have not written down what became of these two: then the settings themselves count.
+    known = {"training.deepspeed": old.deepspeed, "training.precision": old.precision}
+    free = {key for key, fact in known.items() if fact is not None}
     lines = [
         f"{key}: {then.get(key)!r} in the run, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not _is_free(key)
+        if then.get(key) != now.get(key) and key not in free and not _is_free(key)
     ]
-    lines += semantic_difference(folder.read_facts(), facts)
+    lines += semantic_difference(old, facts)
     if lines:
         shown = "\n".join(f"  {line}" for line in lines)
         raise UserError(

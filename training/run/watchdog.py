@@ -41,24 +41,20 @@ class Watchdog:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._over.clear()
         prefix = f"rank-{self._rank:05d}-"
-        with (self._folder / f"{prefix}{os.getpid()}.txt").open("w") as file:
-            self._file = file
-            watching = threading.Thread(target=self._watch, args=(file,), name="watchdog", daemon=True)
-            watching.start()
-            try:
-                yield
-            finally:
-                faulthandler.cancel_dump_traceback_later()
-                self._over.set()
-                watching.join()
-                self._file = None
-        # Also of processes of this rank that were killed.
-        for path in self._folder.glob(f"{prefix}*.txt"):
-            if not path.stat().st_size:
-                path.unlink()
-        # Another rank may still have its own.
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()
+        try:
+            with (self._folder / f"{prefix}{os.getpid()}.txt").open("w") as file:
+                self._file = file
+                watching = threading.Thread(target=self._watch, args=(file,), name="watchdog", daemon=True)
+                watching.start()
+                try:
+                    yield
+                finally:
+                    faulthandler.cancel_dump_traceback_later()
+                    self._over.set()
+                    watching.join()
+                    self._file = None
+        finally:
+            self._clear(prefix)
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
@@ -73,6 +69,15 @@ class Watchdog:
         finally:
             self._due = None
             faulthandler.cancel_dump_traceback_later()
+
+    def _clear(self, prefix: str) -> None:
+        # Another rank may still have its own; and what ends the block matters more than a file that stays.
+        with contextlib.suppress(OSError):
+            # Also of processes of this rank that were killed.
+            for path in self._folder.glob(f"{prefix}*.txt"):
+                if not path.stat().st_size:
+                    path.unlink()
+            self._folder.rmdir()
 
     def _watch(self, file: IO[str]) -> None:
         while not self._over.wait(min(1.0, self._seconds / 4)):

@@ -9,13 +9,13 @@ class TensorBoard:
 
     Args:
         folder: of the files.
-        step: steps done: TensorBoard hides what an earlier attempt has written after them.
+        step: steps done, 0 where a run starts again: TensorBoard hides what an earlier attempt has written after them.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """A scalar a name."""
