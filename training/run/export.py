@@ -104,7 +104,13 @@ def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
         from transformers import AutoTokenizer
 
         # That of the finished model: neither the dataset nor what was trained from is needed any more.
-        return AutoTokenizer.from_pretrained(str(run.model))
+        try:
+            return AutoTokenizer.from_pretrained(str(run.model))
+        except Exception as error:  # noqa: BLE001 - whatever transformers or a damaged file raises
+            raise UserError(
+                f"Cannot read the tokenizer in {run.model} ({type(error).__name__}): it is damaged. Restore it, or move "
+                f"{run.model} away: then the tokenizer that the run was trained with is taken."
+            ) from None
     tokenizer: Tokenizer
     if data.tokenizer is None:
         tokenizer = ensure_tokenizer(open_dataset(data.dataset), data.vocab_size)

@@ -240,7 +240,7 @@ class RunFolder:
             return TrainConfig.model_validate(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         except OSError as error:
             raise UserError(f"Cannot read {self.config}: {error.strerror or error}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(_damaged(self.config, error)) from None
 
     def write_config(self, config: TrainConfig) -> None:
@@ -265,7 +265,11 @@ class RunFolder:
         write_atomically(self.facts, facts.model_dump_json(indent=2) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl` in the order of their steps; an unfinished last line is left out."""
+        """The lines of `metrics.jsonl` in the order of their steps; an unfinished last line is left out.
+
+        Raises:
+            UserError: another line is damaged; names it.
+        """
         return list(_lines(self.metrics)) if self.metrics.is_file() else []
 
 
@@ -287,10 +291,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                try:
+                    values = json.loads(line)
+                except ValueError:
+                    values = None
+                if not isinstance(values, dict):
+                    raise UserError(f"{path}, line {number:,} is damaged: it is no JSON object. Restore it, or remove it.")
+                yield values
 
 
 def _damaged(path: Path, error: Exception) -> str:
