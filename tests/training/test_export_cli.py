@@ -68,6 +68,8 @@ def test_the_best_is_chosen_by_its_figures(tmp_path, conditional):
 def test_what_cannot_be_exported_is_refused(tmp_path, code_dataset, conditional):
     assert "no checkpoint of step 5; it has: 4, 8, 12" in export(conditional, "--step", 5, status=2)
     assert "exists already" in export(conditional, "--output", tmp_path, status=2)
+    (tmp_path / "file").write_text("")
+    assert "Cannot write" in export(conditional, "--output", tmp_path / "file/x", status=2)
     assert "exclude each other" in export(conditional, "--best", "--step", 4, status=2)
     copy = shutil.copytree(conditional, tmp_path / "copy")
     (copy / "checkpoints/step-00000004/generators-00000.pt").write_bytes(b"")

@@ -1,9 +1,7 @@
 """What is wrong with evaluations, found before any of them is made: one takes minutes to hours."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -12,6 +10,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
 from training.config import TrainConfig
 from training.data.places import moved_data
+from training.disk import check_writable
 from training.evaluation.report import report_folder
 from training.evaluation.setup import Judge, build_judge, check_threshold
 from training.run.folder import RunFacts, RunFolder
@@ -78,7 +77,10 @@ def check_evaluation(asked: Asked, dataset: str | None = None) -> LabelledDatase
     _check_scorer(run, facts, labelled)
     if judge.spec is None:
         labelled.require_column(judge.name)
-    _check_writable(report_folder(run, None if is_own(judge, facts) else judge.name))
+    check_writable(
+        report_folder(run, None if is_own(judge, facts) else judge.name),
+        "An evaluation is kept in the folder of its run: make that writable, or evaluate a copy of it.",
+    )
     return labelled
 
 
@@ -120,16 +122,3 @@ def _check_scorer(run: RunFolder, facts: RunFacts, dataset: LabelledDataset) -> 
             f"(column {facts.column!r}: {entry.fingerprint} now, {facts.scorer.fingerprint} then). "
             "Give the dataset that it was trained on with --dataset, or train again."
         )
-
-
-def _check_writable(folder: Path) -> None:
-    """Permissions do not tell all, such as that a file system is mounted to be read only: write something."""
-    try:
-        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {folder}: {error.strerror or error}. An evaluation is kept in the folder of its run: make "
-            "that writable, or evaluate a copy of it."
-        ) from None

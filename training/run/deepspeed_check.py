@@ -50,7 +50,9 @@ def check_deepspeed(path: Path, theirs: Mapping[str, Any], merged: Mapping[str, 
     try:
         DeepSpeedConfig(read)
     except Exception as error:  # noqa: BLE001 - DeepSpeed raises what comes: TypeError, AssertionError, its own
-        raise UserError(f"training.deepspeed={path}: DeepSpeed cannot read it: {_reason(error)} Change the file.") from None
+        raise UserError(
+            f"training.deepspeed={path}: DeepSpeed cannot read it: {_reason(error)} Change the file."
+        ) from None
     for key in theirs:
         near = difflib.get_close_matches(key, read.names, n=1, cutoff=0.8)
         if near and key not in read.names:

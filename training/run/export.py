@@ -10,7 +10,7 @@ from scorers.errors import UserError
 from training.config import DataConfig
 from training.data.places import moved_data
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
-from training.disk import writing
+from training.disk import check_writable, writing
 from training.model.export import export_model
 from training.model.language_model import LanguageModel, build_model
 from training.model.vocabulary import Vocabulary
@@ -54,11 +54,13 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
         The step.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or its tokenizer is not to be found; or `output` exists.
+        UserError: there is no such checkpoint, it is damaged, or its tokenizer is not to be found; or `output` exists or
+            cannot be there.
         IncompleteError: `output` cannot be written.
     """
     if output.exists():
         raise UserError(f"{output} exists already. Give a new folder by --output.")
+    check_writable(output, "Give another folder by --output.")
     checkpoint = _checkpoint(run, step)
     facts, config = run.read_facts(), run.read_config()
     tokenizer = _tokenizer(run, facts, moved_data(config.data, dataset))

@@ -15,6 +15,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
 from training.config import TrainConfig
+from training.disk import check_writable
 
 # What ranks look for in a folder that they must share, before a run is in it.
 SHARED_MARK = ".shared-"
@@ -264,6 +265,15 @@ class RunFolder:
         """Replace `run.json` in one step."""
         write_atomically(self.facts, facts.model_dump_json(indent=2) + "\n")
 
+    def check_new(self) -> None:
+        """Refuse a folder that has no run in it yet and cannot be written.
+
+        Raises:
+            UserError: says why.
+        """
+        if not self.facts.is_file():
+            check_writable(self.path, "Give another --output, or make it writable.")
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl` in the order of their steps; an unfinished last line is left out.
 
@@ -299,7 +309,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 except ValueError:
                     values = None
                 if not isinstance(values, dict):
-                    raise UserError(f"{path}, line {number:,} is damaged: it is no JSON object. Restore it, or remove it.")
+                    raise UserError(
+                        f"{path}, line {number:,} is damaged: it is no JSON object. Restore it, or remove it."
+                    )
                 yield values
 
 
