@@ -58,8 +58,8 @@ def deepspeed_config(
         on_gpu: whether the model lives on a GPU.
 
     Raises:
-        UserError: the user's file cannot be read, by us or by DeepSpeed, sets what a setting of ours decides to another value, or switches off
-            what a step rests on.
+        UserError: the user's file cannot be read, by us or by DeepSpeed, sets what a setting of ours decides to another
+            value, or switches off what a step rests on.
     """
     if precision != "fp32" and config.zero_stage == 0:
         raise UserError(

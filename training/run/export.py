@@ -54,8 +54,8 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
         The step.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or its tokenizer is not to be found; or `output` exists or
-            cannot be there.
+        UserError: there is no such checkpoint, it is damaged, or its tokenizer is not to be found; or `output` exists,
+            or cannot be there.
         IncompleteError: `output` cannot be written.
     """
     if output.exists():
@@ -110,8 +110,8 @@ def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
             return AutoTokenizer.from_pretrained(str(run.model))
         except Exception as error:  # noqa: BLE001 - whatever transformers or a damaged file raises
             raise UserError(
-                f"Cannot read the tokenizer in {run.model} ({type(error).__name__}): it is damaged. Restore it, or move "
-                f"{run.model} away: then the tokenizer that the run was trained with is taken."
+                f"Cannot read the tokenizer in {run.model} ({type(error).__name__}): it is damaged. Restore it, or "
+                f"move {run.model} away: then the tokenizer that the run was trained with is taken."
             ) from None
     tokenizer: Tokenizer
     if data.tokenizer is None:
