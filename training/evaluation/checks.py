@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -73,6 +74,8 @@ def check_evaluation(asked: Asked, dataset: str | None = None) -> LabelledDatase
             "Run the same `phf train` command again; it goes on where it stopped and exports the model at the end."
         )
     check_threshold(judge, asked.hit_threshold)
+    if dataset is None:
+        _check_relative(run, trained.data.dataset)
     labelled = open_dataset(main_data(trained, dataset).data.dataset)
     _check_scorer(run, facts, labelled)
     if judge.spec is None:
@@ -111,6 +114,14 @@ def torch_device(name: str) -> str:
             f"--device {name}: torch cannot use it here ({type(error).__name__}); try auto or cpu."
         ) from None
     return name
+
+
+def _check_relative(run: RunFolder, uri: str) -> None:
+    if "://" not in uri and not Path(uri).is_absolute() and not Path(uri).exists():
+        raise UserError(
+            f"{run.path} was trained on {uri!r}, which is relative to the folder that the command was given in, and "
+            "there is no such dataset here. Say where it lies with --dataset, or give the command in that folder."
+        )
 
 
 def _check_scorer(run: RunFolder, facts: RunFacts, dataset: LabelledDataset) -> None:

@@ -95,8 +95,8 @@ def initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
         try:
             setattr(published, key, value)
         except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"model.overrides.{key}: {reason[-1].strip()}. Check the value.") from None
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"model.overrides.{key}: {lines[-1].strip()}. Check the value.") from None
     text.vocab_size = vocabulary.size
     for holder in (published, text):
         holder.bos_token_id = holder.eos_token_id = vocabulary.eos_id
