@@ -157,7 +157,7 @@ def _check_sizes(config: ModelConfig) -> None:
     for key, value in config.overrides.items():
         if key == "vocab_size":
             raise UserError(
-                f"model.overrides.{key}: the tokenizer decides it. Leave it out; data.vocab_size sizes one of its own."
+                f"model.overrides.{key}: the tokenizer decides it. Leave it out, or set data.vocab_size."
             )
         if key not in _COUNTS or (value is None and key in _COUNTS_OR_NONE):
             continue
