@@ -156,9 +156,7 @@ def _check_sizes(config: ModelConfig) -> None:
     """Refuse overrides that leave nothing of a model, or that are not theirs to decide."""
     for key, value in config.overrides.items():
         if key == "vocab_size":
-            raise UserError(
-                f"model.overrides.{key}: the tokenizer decides it. Leave it out, or set data.vocab_size."
-            )
+            raise UserError(f"model.overrides.{key}: the tokenizer decides it. Leave it out, or set data.vocab_size.")
         if key not in _COUNTS or (value is None and key in _COUNTS_OR_NONE):
             continue
         if type(value) is not int or value < 1:
