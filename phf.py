@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -17,6 +18,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from scorers.fingerprint import library_versions
+
+        typer.echo(f"phf {library_versions('phf')['phf']}")
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of `phf` itself."""
+
+
 for part in (pipeline_app, training_app, scorers_app):
     app.add_typer(part)
 # Training knows nothing of Ray: what starts its ranks there is above it, and imported only when it is asked for.

@@ -56,10 +56,12 @@ def read_yaml(file: Path) -> dict[str, Any]:
         UserError: the file is missing, is no YAML or holds something other than a mapping.
     """
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = _load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the configuration {file}: {error.strerror or error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start:,}). Save it as UTF-8.") from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{file}{line} is not valid YAML: {getattr(error, 'problem', None) or error}.") from None
@@ -81,21 +83,39 @@ def parse_override(override: str) -> dict[str, Any]:
     if not separator or not all(parts):
         raise UserError(f"--set {override!r} is not of the form KEY=VALUE, such as training.num_tokens=1e6.")
     try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value: Any = _load(text)
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"--set {key}: the value {text!r} is not valid YAML; quote it.") from None
     if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            pass
-        else:
-            if math.isfinite(number):
-                value = int(number) if number.is_integer() else number
+        value = read_number(value)
     for part in reversed(parts):
         value = {part: value}
     nested: dict[str, Any] = value
     return nested
+
+
+def read_number(text: str) -> str | int | float:
+    """The finite number that a text is, an int where it is whole, or the text: YAML 1.1 reads `1e6` as one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(number):
+        return text
+    return int(number) if number.is_integer() else number
+
+
+def _load(text: str) -> Any:
+    """What YAML says.
+
+    Raises:
+        yaml.YAMLError: it is none.
+        ValueError: a date or a number is none, or a value holds itself.
+    """
+    try:
+        return _copied(yaml.safe_load(text))
+    except RecursionError:
+        raise ValueError("it is nested too deeply, or holds itself") from None
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
@@ -112,7 +132,8 @@ def _describe_one(detail: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{path}: no such setting{'; ' + hint if hint else ''}"
     if detail["type"] == "missing":
         return f"{path}: required, but not given"
-    message = detail["msg"].removeprefix("Value error, ")
+    # Lists are kept as tuples, of which a file knows nothing.
+    message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     given = detail["input"]
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{path + ': ' if path else ''}{message}{shown}"
@@ -138,7 +159,9 @@ def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
 
 
 def _copied(value: Any) -> Any:
-    return {key: _copied(each) for key, each in value.items()} if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def test_every_help_reads_well(path: tuple[str, ...]) -> None:
     # An option without a word of help is one that nobody can use.
     for line in result.output.splitlines():
         assert not line.rstrip(" │").endswith(("<text>", "<path>", "<integer>", "<float>")), line
+
+
+def test_it_says_its_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"phf {version('phf')}\n")
 
 
 @pytest.mark.parametrize("heavy", HEAVY)

@@ -5,10 +5,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from scorers.settings import read_number
+
 ObjectiveName = Literal["mle", "filtering", "conditional", "unlikelihood", "unlikelihood_soft", "rwr", "awr"]
 
 
 def _whole(value: Any) -> Any:
+    if isinstance(value, str) and "e" in value.lower():
+        # `1e6`, which a YAML file holds as text.
+        value = read_number(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -3,12 +3,15 @@
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scorers.errors import IncompleteError
+from scorers.errors import IncompleteError, UserError
 
+# No space is left, or not for this user, or not for so large a file.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
@@ -27,9 +30,30 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        remedy = "Make room" if error.errno in _FULL else "See to that"
         raise IncompleteError(
-            f"{path} cannot be written: {error.strerror or error}. Make room and run the same command again."
+            f"{path} cannot be written: {error.strerror or error}. {remedy} and run the same command again."
         ) from error
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Refuse a folder, there or not yet, that cannot be written, before there is anything to write.
+
+    Permissions do not tell all, such as that a file system is mounted to be read only: something is written.
+
+    Args:
+        folder: the folder.
+        remedy: what to do, as a sentence.
+
+    Raises:
+        UserError: says why.
+    """
+    try:
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"Cannot write {folder}: {error.strerror or error}. {remedy}") from None
 
 
 @contextmanager

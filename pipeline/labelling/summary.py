@@ -12,6 +12,8 @@ from pipeline.quarantine_limit import QuarantineLimit
 from scorers.errors import QuarantineLimitError
 
 _TASKS = ("toxicity", "pii", "pep8")
+# Kinds of scorers that have nothing to say of prose.
+_OF_PYTHON = ("pycodestyle", "pylint", "ruff")
 
 
 def summary_facts(summary: Summary) -> dict[str, Any]:
@@ -85,6 +87,8 @@ def show_summary(summary: Summary, console: Console) -> None:
         f"The dataset is in {summary.output} ({count_of(len(manifest.shards), 'shard')}, {_megabytes(size)}).",
         soft_wrap=True,
     )
+    for warning in _warnings(summary):
+        console.print(warning, style="bold yellow", soft_wrap=True, markup=False)
     console.print("Next:")
     for line in _next_steps(summary):
         console.print(f"  {line}", soft_wrap=True, markup=False)
@@ -153,10 +157,25 @@ def _speed(summary: Summary) -> str:
     )
 
 
+def _warnings(summary: Summary) -> list[str]:
+    """Of each column in which not one sentence has a score, although there are some."""
+    manifest = summary.manifest
+    said = []
+    for column in manifest.scorers if manifest.sentences else ():
+        if manifest.thresholds[column].sentences:
+            continue
+        line = f"Not one sentence has a score in {column}: there is nothing to train on by it."
+        if manifest.scorers[column].kind in _OF_PYTHON:
+            line += " Its scorer is for Python, and these documents were read as prose: give --kind python."
+        said.append(line)
+    return said
+
+
 def _next_steps(summary: Summary) -> list[str]:
     where = shlex.quote(summary.output)
     steps = [f"phf verify {where}", f"phf inspect {where}"]
-    task = next((task for task in _TASKS if task in summary.manifest.scorers), None)
+    scored = [column for column, threshold in summary.manifest.thresholds.items() if threshold.sentences]
+    task = next((task for task in _TASKS if task in scored), None)
     if task is not None:
         steps.append(f"phf train {where} --task {task} --objective conditional --output runs/conditional")
     return steps

@@ -101,6 +101,13 @@ def test_damaged_evaluations_are_named(tmp_path: Path, name: str, content: bytes
         load_comparison([run.path])
 
 
+@pytest.mark.parametrize("line", [b"{\n", b"3\n", b"\xff\n"])
+def test_a_damaged_line_of_metrics_is_named(tmp_path: Path, line: bytes) -> None:
+    (run := RunFolder(tmp_path)).metrics.write_bytes(b'{"step": 1}\n' + line)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged"):
+        run.read_metrics()
+
+
 def test_evaluations_of_another_version_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "mle")
     path = run.evaluation / "held_out.parquet"

@@ -234,6 +234,12 @@ class TestEnvironment:
         with pytest.raises(UserError, match=r"WORLD_SIZE is 2, but .* are not all set.*torchrun"):
             World.from_environment()
 
+    @pytest.mark.parametrize("variable", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+    def test_what_is_no_number_is_refused(self, monkeypatch, variable):
+        monkeypatch.setenv(variable, "abc")
+        with pytest.raises(UserError, match=rf"{variable} is 'abc', which is no number.*torchrun"):
+            World.from_environment()
+
     def test_a_task_of_slurm_finds_its_place_among_unequal_nodes(self, monkeypatch):
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         says = slurm_task(17, SLURM_STEP_NUM_TASKS="20", SLURM_STEP_TASKS_PER_NODE="8(x2),4", SLURM_NODEID="2")

@@ -72,6 +72,20 @@ def test_the_last_run_is_looked_at_before_the_first_is_evaluated(run: RunFolder,
     assert ((run.evaluation / "report.json").stat().st_mtime_ns if run.evaluation.exists() else None) == before
 
 
+def test_a_dataset_that_is_named_relative_to_another_folder_is_told_apart(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    config = copy.read_config()
+    copy.write_config(config.model_copy(update={"data": config.data.model_copy(update={"dataset": "web"})}))
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(phf.app, ["evaluate", str(copy.path)])
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "was trained on 'web', which is relative to the folder" in said
+    assert "--dataset" in said
+
+
 @pytest.fixture
 def untouched(run: RunFolder) -> Iterator[None]:
     """Nothing is evaluated in the test."""

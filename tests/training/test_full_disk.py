@@ -1,5 +1,6 @@
 """A disk that is full, wherever it is that a run finds out: status 4, one sentence, and the same command goes on."""
 
+import errno
 import os
 import resource
 import signal
@@ -199,3 +200,19 @@ def test_ranks_are_not_started_again_for_it_and_none_hangs(tmp_path, code_datase
     assert done.stderr.count("run/model cannot be written: File exists") == done.stderr.count(REMEDY) == 1
     assert "starting again" not in done.stderr
     assert "defect" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "Make room"), (errno.EDQUOT, "Make room"), (errno.EACCES, "See to that")]
+)
+def test_room_is_asked_for_where_it_is_wanted(tmp_path, number, remedy):
+    with pytest.raises(IncompleteError, match=rf"{remedy} and run the same command again"), writing(tmp_path):
+        raise OSError(number, os.strerror(number))
+
+
+def test_an_output_that_cannot_be_is_found_before_anything_is_made(tmp_path, code_dataset):
+    (tmp_path / "file").write_text("")
+    store = tmp_path / "store"
+    with pytest.raises(UserError, match=r"Cannot write .*file/run: Not a directory\. Give another --output"):
+        run_job(code_dataset, tmp_path / "file" / "run", data__store=store)
+    assert not store.exists()

@@ -1,15 +1,20 @@
 """Finetuning with feedback: a run starts from what another has learnt, control tokens and all."""
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from phf import app
+from pipeline.dataset import open_dataset
 from scorers.errors import UserError
-from tests.training.jobs import command, metrics, run_job
+from tests.training.jobs import command, job_config, metrics, run_job
+from training.commands.starting import check_tokenizer
 from training.config import ModelConfig
+from training.data.tokenizers import train_tokenizer
 from training.model.language_model import build_model, checkpoint_activations, load_model
 from training.model.vocabulary import Vocabulary
 from training.objectives import build
@@ -56,9 +61,13 @@ def test_control_tokens_that_were_trained_stay_and_new_ones_are_neutral(pretrain
 
 def test_what_it_cannot_start_from_is_refused(tmp_path, code_dataset, pretrained):
     (tmp_path / "empty").mkdir()
+    other = str(tmp_path / "other")
+    train_tokenizer(open_dataset(str(code_dataset)), 300, Path(other))
     for options, message in [
         (["--init-from", str(tmp_path / "empty")], "is neither a run of phf train nor a Hugging Face folder"),
         (["--init-from", str(pretrained / "mle"), "--model", "nano"], "leave --model out"),
+        (["--init-from", str(pretrained / "mle"), "--tokenizer", other], "is not that of --init-from"),
+        (["--init-from", str(pretrained / "mle"), "--set", "data.tokenizer=null"], "do not set data.tokenizer"),
     ]:
         result = train(code_dataset, tmp_path / "run", "mle", *options)
         assert result.exit_code == 2, result.output
@@ -70,6 +79,25 @@ def test_what_it_cannot_start_from_is_refused(tmp_path, code_dataset, pretrained
         (tmp_path / "model").rename(pretrained / "mle" / "model")
     assert result.exit_code == 2
     assert "at step 60 of 60, without a model yet" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("objective", ["mle", "conditional"])
+def test_the_tokenizer_of_its_run_may_be_named(tmp_path, pretrained, code_dataset, objective, capsys):
+    run = pretrained / objective
+    trained = job_config(code_dataset, tmp_path / "run")
+    config = trained.model_copy(update={"model": ModelConfig(name=str(run / "model"), pretrained=True)})
+    for same in (run / "model", shutil.copytree(run / "model", tmp_path / "copy"), pretrained / "mle" / "model"):
+        data = trained.data.model_copy(update={"tokenizer": str(same)})
+        check_tokenizer(str(run), config.model_copy(update={"data": data}))
+    assert capsys.readouterr().err == ""
+
+
+def test_another_tokenizer_than_that_of_a_hugging_face_folder_is_told(tmp_path, pretrained, code_dataset, capsys):
+    train_tokenizer(open_dataset(str(code_dataset)), 300, tmp_path / "other")
+    folder = str(pretrained / "mle" / "model")
+    config = job_config(code_dataset, tmp_path / "run", data__tokenizer=tmp_path / "other")
+    check_tokenizer(folder, config.model_copy(update={"model": ModelConfig(name=folder, pretrained=True)}))
+    assert "Warning: the tokenizer" in capsys.readouterr().err
 
 
 def test_checkpointing_activations_changes_no_number():

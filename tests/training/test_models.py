@@ -6,7 +6,7 @@ import torch
 from scorers.errors import UserError
 from training.config import ModelConfig
 from training.model.counting import count_parameters, flops_per_token
-from training.model.language_model import build_model
+from training.model.language_model import build_model, load_model
 from training.model.sizes import SIZES
 from training.model.sources import check_context, max_positions
 from training.model.vocabulary import Vocabulary
@@ -145,6 +145,13 @@ def test_a_longer_context_than_positions_is_refused():
     [
         ({"overrides": {"n_heads": 3}}, r"model\.overrides\.n_heads: GPT2Config has no such field"),
         ({"overrides": {"n_head": 3}}, r"Cannot build model 'nano'.*Check model\.overrides"),
+        *(
+            ({"overrides": {key: value}}, rf"model\.overrides\.{key}.*at least 1")
+            for key, value in {"n_head": 0, "n_embd": 0, "n_layer": -1, "n_inner": 0, "n_positions": "abc"}.items()
+        ),
+        ({"overrides": {"layer_norm_epsilon": "abc"}}, r"model\.overrides\.layer_norm_epsilon: .*expected float"),
+        ({"overrides": {"activation_function": "foo"}}, r"Cannot build model 'nano': there is no 'foo'.*overrides"),
+        ({"overrides": {"vocab_size": 7}}, r"model\.overrides\.vocab_size: the tokenizer decides"),
         ({"pretrained": True}, r"'nano' is a size without published weights"),
         ({"name": "/no/such/model"}, r"Cannot load model '/no/such/model'.*one of nano, tiny"),
     ],
@@ -152,6 +159,21 @@ def test_a_longer_context_than_positions_is_refused():
 def test_a_model_that_cannot_be_built_is_an_error_with_a_remedy(config, message):
     with pytest.raises(UserError, match=message):
         make(**{"name": "nano", **config})
+
+
+def test_positions_that_are_no_number_are_refused_where_they_are_first_read():
+    with pytest.raises(UserError, match=r"model\.overrides\.n_positions='abc' has to be a whole number"):
+        max_positions(ModelConfig(name="nano", overrides={"n_positions": "abc"}))
+
+
+def test_weights_that_were_cut_off_are_named(tmp_path):
+    make("nano").causal.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"weights in .* are damaged or cut off"):
+        load_model(tmp_path)
+    with pytest.raises(UserError, match=r"weights of model .* damaged or cut off"):
+        make(str(tmp_path), pretrained=True)
 
 
 def test_sizes_grow():

@@ -296,6 +296,9 @@ def test_a_plan_needs_nothing_and_touches_nothing(tmp_path, monkeypatch):
         ),
         (["--model", "gpt2", "--plan-device", "L4", "--plan-memory", 0.1], "a smaller model"),
         (["--tokenizer", "/no/tokenizer", "--model", "nano"], "Cannot load the tokenizer"),
+        (["--model", "nano", "--set", "training.best_metric=bits"], "training.best_metric=bits is not known"),
+        (["--model", "nano", "--set", "objective.drop_tags=0.1"], "The objective mle has no tags to drop"),
+        (["--model", "nano", "--set", "objective.cooldown=0.1"], "objective mle has no tags to leave out at the end"),
     ],
 )
 def test_what_cannot_be_planned_or_does_not_fit_exits_2(arguments, message):

@@ -79,9 +79,38 @@ def test_the_column_is_the_tasks_unless_given():
         (FLAGS, ["evaluation.seed=4294967296"], r"evaluation\.seed.*less than 4294967296"),
         (FLAGS, ["evaluation.temperature=.inf"], r"evaluation\.temperature.*finite"),
         (FLAGS, ["objective.threshold=.nan"], r"objective\.threshold.*finite"),
+        (FLAGS, ["training.seed=2024-13-45"], r"training\.seed: the value '2024-13-45' is not valid YAML"),
+        (FLAGS, ["training.seed=!!int x"], r"training\.seed: .* is not valid YAML"),
+        (FLAGS, ["model.overrides=&x {a: *x}"], r"model\.overrides: .* is not valid YAML"),
+        (FLAGS, ["model.overrides.a=&x [*x]"], r"model\.overrides\.a: .* is not valid YAML"),
+        (FLAGS, ["data.mixture={dataset: b, share: 0.1}"], r"data\.mixture: Input should be a list"),
+        (FLAGS, ["training.num_tokens=1.5e-1"], r"training\.num_tokens"),
         (FLAGS, ["model.name=gigantic/model/of/mine"], "gigantic"),
     ],
 )
 def test_what_is_wrong_is_named(flags, overrides, message):
     with pytest.raises(UserError, match=message):
         resolve_config(flags=flags, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"training: {seed: 2024-13-45}", r"run\.yaml is not valid YAML: month must be in"),
+        (b"model: &x {overrides: *x}", r"run\.yaml is not valid YAML: it is nested too deeply, or holds itself"),
+        (b"output: caf\xe9", r"run\.yaml is not UTF-8 text \(byte 11\)"),
+        (b"training: {num_tokens: 1.5e0}", r"training\.num_tokens: Input should be a valid integer"),
+    ],
+)
+def test_a_file_that_says_nothing_is_refused(tmp_path, content, message):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        resolve_config(file, FLAGS)
+
+
+def test_a_file_writes_numbers_as_set_does(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("training: {num_tokens: 1e6, batch_size: 6.4e+1}")
+    training = resolve_config(file, FLAGS).training
+    assert (training.num_tokens, training.batch_size) == (1_000_000, 64)

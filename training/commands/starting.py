@@ -39,6 +39,42 @@ def start_from(folder: str, model: str | None) -> dict[str, Any]:
     return {"name": str(run.model), "pretrained": True}
 
 
+def check_tokenizer(start: str, config: "TrainConfig") -> None:
+    """Refuse another tokenizer than that of the run which training starts from; of a Hugging Face folder, say so.
+
+    Args:
+        start: what was given as --init-from.
+        config: the settings.
+
+    Raises:
+        UserError: names both.
+    """
+    from training.data.tokenizers import load_tokenizer
+    from training.run.folder import RunFolder
+
+    given, source = config.data.tokenizer, RunFolder(Path(start))
+    if given == config.model.name or RunFolder(Path(config.output)).facts.is_file():
+        return
+    is_run = source.facts.is_file()
+    if given is None:
+        if is_run:
+            raise UserError(f"--init-from {start} reads texts by its own tokenizer: do not set data.tokenizer to null.")
+        return
+    try:
+        own = load_tokenizer(config.model.name).fingerprint
+    except UserError:
+        # A folder of weights alone.
+        return
+    # That of a conditional run has control tokens, and what it was made of had none.
+    if load_tokenizer(given).fingerprint in (own, source.read_facts().tokenizer.fingerprint if is_run else own):
+        return
+    differs = f"the tokenizer {given} is not that of --init-from {start}: to its model, other tokens mean other things"
+    if is_run:
+        raise UserError(f"{differs}. Leave --tokenizer (data.tokenizer) out.")
+    if os.environ.get("RANK", "0") == "0":
+        tell(f"Warning: {differs}. Leave --tokenizer out to read texts as that model does.")
+
+
 def mixed_in(given: str) -> dict[str, Any]:
     """`DATASET=SHARE[:COLUMN]` as an entry of `data.mixture`; a URI may hold a `=` of its own."""
     dataset, _, rest = given.rpartition("=")

@@ -55,7 +55,7 @@ def tokenize(
     `phf train` does the same when it finds no store. A store that is there already is checked and kept; changing
     thresholds by `phf retag` does not touch it. All cores are used; RAYON_NUM_THREADS limits them.
 
-    Example: phf tokenize labelled --tokenizer runs/tokenizer
+    Example: phf tokenize labelled --tokenizer tokenizers/8k
     """
     set_up_logs()
     if tokenizer is not None and vocab_size is not None:

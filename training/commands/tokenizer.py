@@ -31,7 +31,7 @@ def train(
     The same texts and size give the same tokenizer. It has no control tokens: `phf train` adds them for a conditional
     model. Of more than 500 MB of text, documents are chosen by a hash.
 
-    Example: phf tokenizer train labelled --vocab-size 8192 --output runs/tokenizer
+    Example: phf tokenizer train labelled --vocab-size 8192 --output tokenizers/8k
     """
     set_up_logs()
     from rich.console import Console

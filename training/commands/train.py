@@ -9,7 +9,17 @@ import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
-from training.commands.starting import HERE, check_place, columns, launch_ranks, mixed_in, start_from, tell, tell_plan
+from training.commands.starting import (
+    HERE,
+    check_place,
+    check_tokenizer,
+    columns,
+    launch_ranks,
+    mixed_in,
+    start_from,
+    tell,
+    tell_plan,
+)
 from training.run.launch import LAUNCHED, Launch
 
 if TYPE_CHECKING:
@@ -269,7 +279,10 @@ def train(
     def settings(defaults: dict[str, Any] | None = None) -> "TrainConfig":
         from training.settings import resolve_config
 
-        return resolve_config(config, flags, overrides or [], defaults=defaults or {})
+        resolved = resolve_config(config, flags, overrides or [], defaults=defaults or {})
+        if init_from is not None:
+            check_tokenizer(init_from, resolved)
+        return resolved
 
     if plan:
         # What a plan can do without.

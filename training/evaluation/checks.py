@@ -1,6 +1,5 @@
 """What is wrong with evaluations, found before any of them is made: one takes minutes to hours."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
 from training.config import TrainConfig
 from training.data.places import moved_data
+from training.disk import check_writable
 from training.evaluation.report import report_folder
 from training.evaluation.setup import Judge, build_judge, check_threshold
 from training.run.folder import RunFacts, RunFolder
@@ -74,11 +74,16 @@ def check_evaluation(asked: Asked, dataset: str | None = None) -> LabelledDatase
             "Run the same `phf train` command again; it goes on where it stopped and exports the model at the end."
         )
     check_threshold(judge, asked.hit_threshold)
+    if dataset is None:
+        _check_relative(run, trained.data.dataset)
     labelled = open_dataset(main_data(trained, dataset).data.dataset)
     _check_scorer(run, facts, labelled)
     if judge.spec is None:
         labelled.require_column(judge.name)
-    _check_writable(report_folder(run, None if is_own(judge, facts) else judge.name))
+    check_writable(
+        report_folder(run, None if is_own(judge, facts) else judge.name),
+        "An evaluation is kept in the folder of its run: make that writable, or evaluate a copy of it.",
+    )
     return labelled
 
 
@@ -111,6 +116,14 @@ def torch_device(name: str) -> str:
     return name
 
 
+def _check_relative(run: RunFolder, uri: str) -> None:
+    if "://" not in uri and not Path(uri).is_absolute() and not Path(uri).exists():
+        raise UserError(
+            f"{run.path} was trained on {uri!r}, which is relative to the folder that the command was given in, and "
+            "there is no such dataset here. Say where it lies with --dataset, or give the command in that folder."
+        )
+
+
 def _check_scorer(run: RunFolder, facts: RunFacts, dataset: LabelledDataset) -> None:
     dataset.require_column(facts.column)
     entry = dataset.manifest.scorers[facts.column]
@@ -120,16 +133,3 @@ def _check_scorer(run: RunFolder, facts: RunFacts, dataset: LabelledDataset) -> 
             f"(column {facts.column!r}: {entry.fingerprint} now, {facts.scorer.fingerprint} then). "
             "Give the dataset that it was trained on with --dataset, or train again."
         )
-
-
-def _check_writable(folder: Path) -> None:
-    """Permissions do not tell all, such as that a file system is mounted to be read only: write something."""
-    try:
-        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {folder}: {error.strerror or error}. An evaluation is kept in the folder of its run: make "
-            "that writable, or evaluate a copy of it."
-        ) from None

@@ -250,6 +250,7 @@ def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel
     Raises:
         UserError: the folder is missing or cannot be loaded.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
@@ -260,6 +261,11 @@ def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel
         model = LanguageModel(causal, value_head=with_values)
         if model.value_head is not None:
             model.value_head.load_state_dict(load_file(file))
+    except SafetensorError as error:
+        raise UserError(
+            f"The weights in {folder} are damaged or cut off ({first_line(error).rstrip('.')}). Restore them, or have "
+            "the model of a checkpoint written by `phf export-model`."
+        ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"Cannot load a model from {folder}: {first_line(error)}") from None
     return model

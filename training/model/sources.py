@@ -18,6 +18,14 @@ _ATTENTION_PACKAGES = {
     "flash_attention_3": ("flash_attn_interface", "the folder hopper of github.com/Dao-AILab/flash-attention"),
 }
 
+# Sizes of a model that are at least 1, as most configs and GPT-2's call them, or that follow from others.
+_COUNTS_OR_NONE = ("intermediate_size", "num_key_value_heads", "head_dim", "n_inner")
+_COUNTS = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings"),
+    *("n_layer", "n_embd", "n_head", "n_positions"),
+    *_COUNTS_OR_NONE,
+)
+
 
 def max_positions(config: ModelConfig) -> int | None:
     """The longest context that a model has positions for; None where its config sets no limit.
@@ -27,6 +35,7 @@ def max_positions(config: ModelConfig) -> int | None:
     """
     size = SIZES.get(config.name)
     if size is not None:
+        _check_sizes(config)
         return int(config.overrides.get("n_positions", config.overrides.get("max_position_embeddings", size.positions)))
     positions = getattr(_published_config(config).get_text_config(), "max_position_embeddings", None)
     return int(positions) if positions else None
@@ -72,16 +81,22 @@ def initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
     Raises:
         UserError: an unknown name, or a config that cannot be built.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM, GPT2Config
 
     size = SIZES.get(config.name)
     published = GPT2Config(**size.fields()) if size is not None else _published_config(config)
     text = published.get_text_config()
     known = {**published.to_dict(), **text.to_dict(), **getattr(published, "attribute_map", {})}
+    _check_sizes(config)
     for key, value in config.overrides.items():
         if key not in known:
             raise UserError(f"model.overrides.{key}: {type(published).__name__} has no such field.")
-        setattr(published, key, value)
+        try:
+            setattr(published, key, value)
+        except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"model.overrides.{key}: {lines[-1].strip()}. Check the value.") from None
     text.vocab_size = vocabulary.size
     for holder in (published, text):
         holder.bos_token_id = holder.eos_token_id = vocabulary.eos_id
@@ -90,9 +105,10 @@ def initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
         return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             published, dtype=torch.float32, **_attention(config)
         )
-    except (ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (ImportError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, KeyError) as error:
         setting = "model.overrides" if config.attention == "auto" else "model.overrides and model.attention"
-        raise UserError(f"Cannot build model {config.name!r}: {first_line(error)} Check {setting}.") from None
+        reason = f"there is no {error}." if isinstance(error, KeyError) else first_line(error)
+        raise UserError(f"Cannot build model {config.name!r}: {reason} Check {setting}.") from None
 
 
 def pretrained(config: ModelConfig, *, skeleton: bool = False) -> Any:
@@ -106,12 +122,15 @@ def pretrained(config: ModelConfig, *, skeleton: bool = False) -> Any:
     Raises:
         UserError: it cannot be loaded.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if config.name in SIZES and not config.name.startswith("gpt2") and not Path(config.name).is_dir():
         raise UserError(
             f"model.pretrained: {config.name!r} is a size without published weights; give a checkpoint's path."
         )
+    _check_sizes(config)
     try:
         if skeleton:
             shape = AutoConfig.from_pretrained(config.name, **config.overrides)
@@ -121,8 +140,27 @@ def pretrained(config: ModelConfig, *, skeleton: bool = False) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             config.name, dtype=torch.float32, **_attention(config), **config.overrides
         )
-    except (ImportError, OSError, ValueError, TypeError) as error:
+    except SafetensorError as error:
+        raise UserError(
+            f"Cannot load the weights of model {config.name!r}: a file of them is damaged or cut off "
+            f"({first_line(error).rstrip('.')}). Restore it."
+        ) from None
+    except (
+        *(ImportError, OSError, ValueError, TypeError, AttributeError),
+        *(RuntimeError, ArithmeticError, KeyError, StrictDataclassError),
+    ) as error:
         raise UserError(_unknown(config.name, error)) from None
+
+
+def _check_sizes(config: ModelConfig) -> None:
+    """Refuse overrides that leave nothing of a model, or that are not theirs to decide."""
+    for key, value in config.overrides.items():
+        if key == "vocab_size":
+            raise UserError(f"model.overrides.{key}: the tokenizer decides it. Leave it out, or set data.vocab_size.")
+        if key not in _COUNTS or (value is None and key in _COUNTS_OR_NONE):
+            continue
+        if type(value) is not int or value < 1:
+            raise UserError(f"model.overrides.{key}={value!r} has to be a whole number of at least 1.")
 
 
 def use_attention(causal: Any, config: ModelConfig) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from scorers.errors import UserError
 from training.config import TrainingConfig
+from training.run.deepspeed_check import check_deepspeed
 from training.run.schedule import Horizon
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -97,8 +98,8 @@ def deepspeed_config(
         on_gpu: whether the model lives on a GPU.
 
     Raises:
-        UserError: the user's file cannot be read, sets what a setting of ours decides to another value, or switches off
-            what a step rests on.
+        UserError: the user's file cannot be read, by us or by DeepSpeed, sets what a setting of ours decides to another
+            value, or switches off what a step rests on.
     """
     if precision != "fp32" and config.zero_stage == 0:
         raise UserError(
@@ -132,10 +133,13 @@ def deepspeed_config(
         "fp16": {"enabled": precision == "fp16"},
     }
     merged = _merge(_defaults(parameters, on_gpu=on_gpu), {})
-    if config.deepspeed is not None:
-        path = Path(config.deepspeed)
-        merged = _merge(merged, _checked(_read(path), decided, path, ""))
-    return _merge(merged, decided)
+    if config.deepspeed is None:
+        return _merge(merged, decided)
+    path = Path(config.deepspeed)
+    theirs = _checked(_read(path), decided, path, "")
+    merged = _merge(_merge(merged, theirs), decided)
+    check_deepspeed(path, theirs, merged)
+    return merged
 
 
 def _defaults(parameters: int, *, on_gpu: bool) -> dict[str, Any]:
@@ -193,6 +197,8 @@ def _checked(theirs: Mapping[str, Any], decided: Mapping[str, Any], path: Path, 
             kept[key] = _checked(value, ours if isinstance(ours, dict) else {}, path, f"{name}.")
         elif value == "auto":
             continue
+        elif isinstance(ours, dict):
+            raise UserError(f"{path} sets {name} to {value!r}, where DeepSpeed has an object of settings. Change it.")
         elif name in _ALWAYS_ON and value is not True:
             raise UserError(f"{path} sets {name} to {value!r}, by which {_ALWAYS_ON[name]}. Remove it from the file.")
         elif name in _OFFLOAD and ours is None:

@@ -23,6 +23,16 @@ from training.run.slurm import slurm_ranks
 Value = TypeVar("Value")
 
 
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.strip().isdecimal():
+        raise UserError(
+            f"The environment variable {variable} is {text!r}, which is no number of ranks or of one. Start ranks with "
+            f"torchrun, the deepspeed launcher or srun, or unset {variable} to train alone."
+        )
+    return int(text)
+
+
 @dataclass
 class World:
     """The process among its peers; `World.from_environment` before the process group starts, `start` starts it.
@@ -44,18 +54,18 @@ class World:
         """Read what a launcher set (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE), or `srun`; alone without one.
 
         Raises:
-            UserError: the variables are half set.
+            UserError: the variables are half set, or no numbers.
         """
         # Libraries look there too.
         os.environ.update(slurm_ranks(os.environ))
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        size = _number("WORLD_SIZE", 1)
         if size > 1 and not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             raise UserError(
                 f"WORLD_SIZE is {size}, but RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are not all set. "
                 "Start ranks with torchrun, the deepspeed launcher or srun, or unset WORLD_SIZE to train alone."
             )
-        rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", str(size))))
+        rank, local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0)
+        local_size = _number("LOCAL_WORLD_SIZE", _number("LOCAL_SIZE", size))
         if not torch.cuda.is_available():
             return cls(rank, local_rank, size, local_size, torch.device("cpu"))
         return cls(rank, local_rank, size, local_size, torch.device("cuda", local_rank))

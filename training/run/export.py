@@ -10,7 +10,7 @@ from scorers.errors import UserError
 from training.config import DataConfig
 from training.data.places import moved_data
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
-from training.disk import writing
+from training.disk import check_writable, writing
 from training.model.export import export_model
 from training.model.language_model import LanguageModel, build_model
 from training.model.vocabulary import Vocabulary
@@ -54,12 +54,13 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
         The step.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged or went away meanwhile, its tokenizer is not to be found,
-            or `output` exists.
+        UserError: there is no such checkpoint, it is damaged or went away meanwhile, its tokenizer is not to be found;
+            or `output` exists, or cannot be there.
         IncompleteError: `output` cannot be written.
     """
     if output.exists():
         raise UserError(f"{output} exists already. Give a new folder by --output.")
+    check_writable(output, "Give another folder by --output.")
     checkpoint = _checkpoint(run, step)
     facts, config = run.read_facts(), run.read_config()
     tokenizer = _tokenizer(run, facts, moved_data(config.data, dataset))
@@ -109,7 +110,13 @@ def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
         from transformers import AutoTokenizer
 
         # That of the finished model: neither the dataset nor what was trained from is needed any more.
-        return AutoTokenizer.from_pretrained(str(run.model))
+        try:
+            return AutoTokenizer.from_pretrained(str(run.model))
+        except Exception as error:  # noqa: BLE001 - whatever transformers or a damaged file raises
+            raise UserError(
+                f"Cannot read the tokenizer in {run.model} ({type(error).__name__}): it is damaged. Restore it, or "
+                f"move {run.model} away: then the tokenizer that the run was trained with is taken."
+            ) from None
     tokenizer: Tokenizer
     if data.tokenizer is None:
         tokenizer = ensure_tokenizer(open_dataset(data.dataset), data.vocab_size)

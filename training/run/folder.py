@@ -15,6 +15,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
 from training.config import TrainConfig
+from training.disk import check_writable
 
 # What ranks look for in a folder that they must share, before a run is in it.
 SHARED_MARK = ".shared-"
@@ -247,7 +248,7 @@ class RunFolder:
             return TrainConfig.model_validate(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         except OSError as error:
             raise UserError(f"Cannot read {self.config}: {error.strerror or error}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(_damaged(self.config, error)) from None
 
     def write_config(self, config: TrainConfig) -> None:
@@ -271,8 +272,21 @@ class RunFolder:
         """Replace `run.json` in one step."""
         write_atomically(self.facts, facts.model_dump_json(indent=2) + "\n")
 
+    def check_new(self) -> None:
+        """Refuse a folder that has no run in it yet and cannot be written.
+
+        Raises:
+            UserError: says why.
+        """
+        if not self.facts.is_file():
+            check_writable(self.path, "Give another --output, or make it writable.")
+
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl` in the order of their steps; an unfinished last line is left out."""
+        """The lines of `metrics.jsonl` in the order of their steps; an unfinished last line is left out.
+
+        Raises:
+            UserError: another line is damaged; names it.
+        """
         return list(_lines(self.metrics)) if self.metrics.is_file() else []
 
 
@@ -294,10 +308,18 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                try:
+                    values = json.loads(line)
+                except ValueError:
+                    values = None
+                if not isinstance(values, dict):
+                    raise UserError(
+                        f"{path}, line {number:,} is damaged: it is no JSON object. Restore it, or remove it."
+                    )
+                yield values
 
 
 def _damaged(path: Path, error: Exception) -> str:

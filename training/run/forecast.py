@@ -8,6 +8,8 @@ import torch
 
 from scorers.errors import UserError
 from training.config import TrainConfig
+from training.data.phases import plan_phases
+from training.data.preference import check_preference
 from training.data.tokenizers import load_tokenizer
 from training.model.language_model import build_model
 from training.model.shape import ModelShape, trace_shape
@@ -15,6 +17,7 @@ from training.model.sources import check_context
 from training.model.vocabulary import Vocabulary
 from training.objectives import OBJECTIVES
 from training.presets import CONTEXT_LENGTH
+from training.run.best import check_best
 from training.run.deepspeed_config import DTYPES, Precision, deepspeed_config
 from training.run.engine import choose_precision
 from training.run.estimate import (
@@ -110,8 +113,11 @@ def forecast(config: TrainConfig, asked: Asked) -> Forecast:
     Raises:
         UserError: a setting is wrong, or the device unknown.
     """
+    check_best(config)
+    check_preference(config.data, config.objective)
     context_length = config.data.context_length or CONTEXT_LENGTH
     check_context(config.model, context_length)
+    plan_phases(config.objective, config.training.steps(context_length))
     plan_horizon(config.training, context_length, asked.ranks)
     machine, precision = describe_machine(config.training, asked)
     kind = OBJECTIVES[config.objective.name]

@@ -300,6 +300,7 @@ def check_settings(config: TrainConfig, ranks: int) -> Horizon:
 
 def _prepare(config: TrainConfig, world: World) -> tuple[PreparedData, Horizon]:
     # Before tokenising, which can take hours.
+    RunFolder(Path(config.output)).check_new()
     horizon = check_settings(config, world.size)
     precision = choose_precision(config.training, world.device)
     deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")

@@ -1,0 +1,24 @@
+"""What `phf label` offers at its end."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from phf import app
+from tests.pipeline import without_ray
+
+
+@pytest.mark.parametrize("options", [(), ("--kind", "python")])
+def test_training_is_offered_only_where_something_has_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    without_ray.install(monkeypatch)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "1", "text": "import os\n\nx=1\n"}) + "\n")
+    labelled = ["label", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "out"), "--scorer", "pep8"]
+    result = CliRunner().invoke(app, [*labelled, *options])
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert ("phf train" in said) == bool(options)
+    assert ("Not one sentence has a score in pep8" in said and "give --kind python" in said) != bool(options)
