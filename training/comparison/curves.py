@@ -90,12 +90,9 @@ def _label_line_ends(figure: Figure, grid: Any, look: Look, comparison: Comparis
 
 
 def training_loss(run: LoadedRun) -> list[Point]:
-    """Cross-entropy against tokens, smoothed by a mean over the last few logged steps."""
-    points = [
-        (float(line["tokens"]), float(line["ce"] if "ce" in line else line["loss"]))
-        for line in run.metrics
-        if "tokens" in line and ("ce" in line or "loss" in line)
-    ]
+    """Cross-entropy against tokens, smoothed by a mean over the last few logged steps; skipped ones may have none."""
+    losses = [(line.get("tokens"), line["ce"] if "ce" in line else line.get("loss")) for line in run.metrics]
+    points = [(float(tokens), float(loss)) for tokens, loss in losses if tokens is not None and loss is not None]
     if not points:
         return []
     tokens, values = (np.array(each) for each in zip(*points, strict=True))
@@ -110,7 +107,8 @@ def training_loss(run: LoadedRun) -> list[Point]:
 def _measured(run: LoadedRun, name: str) -> list[Point]:
     found = []
     for line in run.metrics:
-        figures = line.get("evaluation", {})
+        # A figure that is no number is written as null.
+        figures = {key: value for key, value in line.get("evaluation", {}).items() if value is not None}
         if name in figures and "tokens" in line:
             value = float(figures[name])
             low, high = (float(figures.get(f"{name}_{end}", value)) for end in ("low", "high"))

@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from training.data.texts import Texts, read_texts
 
 ALIGNED = "<|aligned|>"
 MISALIGNED = "<|misaligned|>"
+_CONTROL_TOKEN = re.compile(r"<\|(aligned|misaligned|quantile_[1-9][0-9]*)\|>")
 END_OF_TEXT = "<|endoftext|>"
 
 # Text that a tokenizer is trained on at most, in UTF-8 bytes: more changes the merges little and takes long.
@@ -112,6 +114,17 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
             "Give the folder or the name of a Hugging Face tokenizer, or leave it out to have one trained."
         ) from None
     return wrap_tokenizer(name_or_path, fast)
+
+
+def foreign_control_ids(fast: Any, own: Collection[int]) -> list[int]:
+    """Ids of control tokens that a run's stream does not use: those of a conditional run that it started from.
+
+    Args:
+        fast: a Hugging Face tokenizer.
+        own: ids of the control tokens of the run's own stream.
+    """
+    known = (number for name, number in fast.get_added_vocab().items() if _CONTROL_TOKEN.fullmatch(name))
+    return sorted(set(known) - set(own))
 
 
 def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:

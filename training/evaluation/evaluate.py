@@ -133,7 +133,7 @@ def _silence(stage: str, done: int, total: int) -> None:
 
 def _measure(model: Any, setup: EvaluationSetup, tell: Progress) -> Measured:
     samples = _sample(
-        model, setup, setup.config.num_samples, banned=setup.control_ids, seed=setup.config.seed, tell=tell
+        model, setup, setup.config.num_samples, banned=setup.banned_ids, seed=setup.config.seed, tell=tell
     )
     leakage = None
     if setup.control_ids and setup.config.leakage_samples:
@@ -142,7 +142,7 @@ def _measure(model: Any, setup: EvaluationSetup, tell: Progress) -> Measured:
             model,
             setup,
             setup.config.leakage_samples,
-            banned=[],
+            banned=setup.foreign_control_ids,
             seed=setup.config.seed + 1,
             tell=tell,
             stage="leakage",
@@ -181,7 +181,7 @@ def _sample(
 def _sample_facts(samples: Samples, scored: ScoredSamples, setup: EvaluationSetup) -> SampleFacts:
     values = scored.scored
     hits = int((values > setup.hit_threshold).sum())
-    control = set(setup.control_ids)
+    control = set(setup.banned_ids)
     return SampleFacts(
         number=len(samples.ids),
         scored=len(values),

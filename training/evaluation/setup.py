@@ -18,6 +18,7 @@ from training.config import EvaluationConfig
 from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
 from training.data.stream import DocumentTokens
+from training.data.tokenizers import foreign_control_ids
 from training.evaluation.heldout import HeldOutLoss, unigram_loss
 from training.evaluation.scoring import other_scorer, rebuild_scorer
 
@@ -76,6 +77,7 @@ class EvaluationSetup:
         hit_threshold: a sample with a higher score is a hit.
         held_out: None where there is nothing to predict.
         warnings: what a reader of the figures must know.
+        foreign_control_ids: control tokens of a run that this one started from, which its stream does not use.
     """
 
     objective: str
@@ -92,6 +94,12 @@ class EvaluationSetup:
     hit_threshold: float
     held_out: HeldOutChoice | None
     warnings: list[str] = field(default_factory=list)
+    foreign_control_ids: list[int] = field(default_factory=list)
+
+    @property
+    def banned_ids(self) -> list[int]:
+        """What is no text: its own control tokens, and those of a run that it started from."""
+        return [*self.control_ids, *self.foreign_control_ids]
 
     @property
     def prompt(self) -> list[int]:
@@ -150,6 +158,7 @@ def prepare_evaluation(
         hit_threshold=hit_threshold,
         held_out=held_out,
         warnings=warnings,
+        foreign_control_ids=foreign_control_ids(data.tokenizer.fast, data.control_ids),
     )
 
 

@@ -9,7 +9,7 @@ from pipeline.dataset import open_dataset
 from scorers.errors import UserError
 from training.config import DataConfig
 from training.data.places import moved_data
-from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
+from training.data.tokenizers import Tokenizer, ensure_tokenizer, foreign_control_ids, load_tokenizer
 from training.disk import check_writable, writing
 from training.model.export import export_model
 from training.model.language_model import LanguageModel, build_model
@@ -78,7 +78,7 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
             _fitting(weights, model),
             tokenizer,
             eos_id=words.eos_id,
-            control_ids=words.control_ids,
+            control_ids=[*words.control_ids, *foreign_control_ids(tokenizer, words.control_ids)],
         )
     return checkpoint.marker.step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -85,7 +86,8 @@ class Checkpointing(Hook):
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Save when it is time to."""
-        if step.logged:
+        # That of a skipped step may be no number.
+        if step.logged and math.isfinite(step.values["loss"]):
             self._losses.append(step.values["loss"])
         if not (step.last or (self.every and step.number % self.every == 0)):
             return
@@ -133,6 +135,8 @@ class Evaluation(Hook):
 
     def _evaluate(self, trainer: Trainer) -> None:
         world, step, figures = trainer.world, trainer.step, None
+        # It would be lost with a run that is killed meanwhile, however long ago it was written.
+        trainer.finish_saving()
         if not any(world.any(trainer.asked_to_stop)):
             model = trainer.engine.whole_model()
 

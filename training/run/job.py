@@ -12,6 +12,7 @@ from scorers.errors import IncompleteError, UserError
 from scorers.stopping import is_stop
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
+from training.data.tokenizers import foreign_control_ids
 from training.disk import is_full, writing
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.report import EvaluationReport
@@ -26,6 +27,7 @@ from training.run.deepspeed_config import deepspeed_config
 from training.run.distributed import World
 from training.run.engine import Engine, choose_precision, seed_generators
 from training.run.facts import run_facts
+from training.run.failures import failures_named
 from training.run.folder import RunFacts, RunFolder
 from training.run.forecast import fitted
 from training.run.network import build_network, check_network
@@ -53,25 +55,26 @@ def train(config: TrainConfig, console: Any) -> RunFacts:
     Raises:
         UserError: whatever is wrong with settings, data or the output folder.
         StoppedError: asked to stop by a signal; saved and resumable.
-        IncompleteError: the loss diverged, or the disk is full.
+        IncompleteError: the loss diverged, the disk is full, memory runs out, or another rank is gone.
     """
     world, folder = World.from_environment(), RunFolder(Path(config.output))
     data, horizon = world.first(lambda: _prepare(config, world))
-    world.start()
-    try:
-        horizon = _agreed(horizon, config, world)
-        job = _build(data, horizon, world, folder, console)
-        done = world.on_main(lambda: job.facts.status == "finished" and folder.model.is_dir())
-        if done:
-            if world.is_main:
-                console.print(
-                    f"{folder.path} is finished ({job.facts.step:,} steps); its model is in {folder.model}.",
-                    markup=False,
-                )
-            return job.facts
-        return job.run()
-    finally:
-        world.stop()
+    with failures_named():
+        world.start()
+        try:
+            horizon = _agreed(horizon, config, world)
+            job = _build(data, horizon, world, folder, console)
+            done = world.on_main(lambda: job.facts.status == "finished" and folder.model.is_dir())
+            if done:
+                if world.is_main:
+                    console.print(
+                        f"{folder.path} is finished ({job.facts.step:,} steps); its model is in {folder.model}.",
+                        markup=False,
+                    )
+                return job.facts
+            return job.run()
+        finally:
+            world.stop()
 
 
 @dataclass
@@ -213,7 +216,10 @@ class TrainingJob:
                 weights,
                 tokenizer.with_control_tokens(len(self.data.control_ids)) if self.data.control_ids else tokenizer.fast,
                 eos_id=tokenizer.eos_id,
-                control_ids=self.facts.tokenizer.control_ids,
+                control_ids=[
+                    *self.facts.tokenizer.control_ids,
+                    *foreign_control_ids(tokenizer.fast, self.data.control_ids),
+                ],
             )
 
     def _tell_end(self) -> None:
@@ -300,8 +306,8 @@ def check_settings(config: TrainConfig, ranks: int) -> Horizon:
 
 def _prepare(config: TrainConfig, world: World) -> tuple[PreparedData, Horizon]:
     # Before tokenising, which can take hours.
-    RunFolder(Path(config.output)).check_new()
     horizon = check_settings(config, world.size)
+    RunFolder(Path(config.output)).check_new()
     precision = choose_precision(config.training, world.device)
     deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
     check_network(config, world, precision)

@@ -29,7 +29,7 @@ MEANT = (0, UserError.exit_code, IncompleteError.exit_code, StoppedError.exit_co
 _POLL_S = 0.1
 # Ranks find out by themselves that one of them is gone, unless they wait for it.
 _LEAVE_S = 10.0
-# They hear that one of them was refused, unless it could not tell them.
+# They hear that one of them was refused or cannot go on, unless it could not tell them.
 _REFUSED_S = 90.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 # Looked up before there are threads: nothing may be loaded between fork and exec.
@@ -174,7 +174,7 @@ def _wait(processes: "Sequence[subprocess.Popen[bytes]]", asked: Sequence[int]) 
             causes = sorted((status, rank) for rank, status in ended if status not in MEANT)
             if causes:
                 lost, deadline = describe_loss(*causes[0]), time.monotonic() + _LEAVE_S
-            elif any(status == UserError.exit_code for _, status in ended):
+            elif any(status in (UserError.exit_code, IncompleteError.exit_code) for _, status in ended):
                 deadline = min(deadline, time.monotonic() + _REFUSED_S)
         if len(ended) == len(processes) or time.monotonic() > deadline:
             return next((status for _, status in ended if status), 0) if lost is None else lost

@@ -23,6 +23,7 @@ from training.run import checkpoints
 from training.run.abandoning import Abandoned
 from training.run.distributed import World
 from training.run.engine import Engine, StepOutcome
+from training.run.failures import failures_named
 from training.run.folder import write_atomically
 from training.run.hooks import Hook, Step
 from training.run.saving import Saving
@@ -99,7 +100,7 @@ class Trainer:
             DivergedError: too many updates in a row were skipped, or one was not and did harm.
             IncompleteError: a checkpoint or a hook's file could not be written, or another rank is gone.
         """
-        with self._signals(), _peers_named():
+        with self._signals(), failures_named():
             try:
                 for hook in self.hooks:
                     hook.before_training(self)
@@ -135,6 +136,15 @@ class Trainer:
                 self._saving.save(self.step, self.seconds, beside=self.config.save_async and not last)
             if last:
                 self._saving.wait()
+
+    def finish_saving(self) -> None:
+        """Wait until a checkpoint that is being written beside the loop is one. Every rank calls it.
+
+        Raises:
+            IncompleteError: as `save`.
+        """
+        with self._watchdog.bounded():
+            self._saving.wait()
 
     @property
     def asked_to_stop(self) -> bool:
@@ -303,16 +313,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-@contextmanager
-def _peers_named() -> Iterator[None]:
-    """Tell a peer that is gone from a mistake of ours: gloo and NCCL say it in words of their own."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
-            raise IncompleteError(
-                "Another rank is gone, or cannot be reached. The same command goes on from the newest checkpoint."
-            ) from error
-        raise
