@@ -321,7 +321,7 @@ def test_without_a_tokenizer_one_is_trained_on_all_datasets(tmp_path, code_datas
     alone = prepare(job_config(code_dataset, tmp_path / "run"))
     assert data.tokenizer.fingerprint != alone.tokenizer.fingerprint
     assert data.config.data.tokenizer == data.tokenizer.name
-    assert alone.config.data.tokenizer is None
+    assert alone.config.data.tokenizer == alone.tokenizer.name
     assert {each.store.meta.tokenizer for each in data.datasets} == {data.tokenizer.fingerprint}
 
 

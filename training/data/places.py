@@ -17,6 +17,8 @@ from training.config import DataConfig
 from training.disk import os_errors
 
 CACHE_VARIABLE = "PHF_CACHE"
+# Of folders with tokenizers that were trained because none was given; the number of entries asked for follows.
+TOKENIZER_PREFIX = "tokenizer-"
 
 # Of a labelling job's configuration, what changes tags and files but no text, sentence or score.
 _NOT_CONTENT = {"thresholds", "shard_size", "quarantine_text"}
@@ -59,15 +61,17 @@ def derived_place(dataset_uri: str, name: str) -> Path:
 def moved_data(data: DataConfig, dataset: str | None) -> DataConfig:
     """The settings of a dataset that lies at `dataset` now, if that is given.
 
-    A tokenizer that was trained on a mixture lies beside its main dataset, and has moved with it.
+    A tokenizer that was trained for a run lies beside its main dataset, and has moved with it. Where it is gone and
+    was trained on that dataset alone, it is left out, so that it is trained again: the same texts give the same one.
     """
-    if dataset is None:
-        return data
-    tokenizer = data.tokenizer
-    if data.mixture and tokenizer and not Path(tokenizer).exists():
-        moved = derived_place(dataset, Path(tokenizer).name)
-        tokenizer = str(moved) if moved.exists() else tokenizer
-    return data.model_copy(update={"dataset": dataset, "tokenizer": tokenizer})
+    place, tokenizer = dataset or data.dataset, data.tokenizer
+    if tokenizer and Path(tokenizer).is_absolute() and not Path(tokenizer).exists():
+        moved = derived_place(place, Path(tokenizer).name)
+        if moved.exists():
+            tokenizer = str(moved)
+        elif not data.mixture and moved.name.startswith(f"{TOKENIZER_PREFIX}{data.vocab_size}-"):
+            tokenizer = None
+    return data.model_copy(update={"dataset": place, "tokenizer": tokenizer})
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> None:

@@ -204,12 +204,10 @@ def _resolved(
     if mask is not None and mask.above is not None:
         changes["mask_above"] = mask.above
     config = config.model_copy(update={"objective": config.objective.model_copy(update=changes)})
-    if not others:
-        return config
     mixture = tuple(
         asked.model_copy(update=_own_thresholds(each)) for asked, each in zip(config.data.mixture, others, strict=True)
     )
-    # The tokenizer by its place: an evaluation reads the main dataset alone.
+    # The tokenizer by its place: an evaluation reads the main dataset alone, and that may have grown by then.
     data = config.data.model_copy(update={"mixture": mixture, "tokenizer": tokenizer.name})
     return config.model_copy(update={"data": data})
 

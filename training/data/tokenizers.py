@@ -15,7 +15,7 @@ from pipeline.dataset import LabelledDataset
 from scorers.errors import UserError
 from training.data.hashing import splitmix64, uniform
 from training.data.options import tag_names
-from training.data.places import build_once, dataset_identity, derived_place, digest
+from training.data.places import TOKENIZER_PREFIX, build_once, dataset_identity, derived_place, digest
 from training.data.texts import Texts, read_texts
 
 ALIGNED = "<|aligned|>"
@@ -187,7 +187,7 @@ def ensure_tokenizer(
     """
     every = [dataset, *others]
     key = digest([*(dataset_identity(each.manifest) for each in every), vocab_size])
-    place = derived_place(dataset.uri, f"tokenizer-{vocab_size}-{key}")
+    place = derived_place(dataset.uri, f"{TOKENIZER_PREFIX}{vocab_size}-{key}")
     build_once(place, lambda folder: _train(every, vocab_size, progress).save_pretrained(folder))
     return load_tokenizer(str(place))
 
