@@ -236,7 +236,8 @@ def loss_mask(objective: ObjectiveConfig, stream: Stream, threshold: ThresholdCh
         else:
             limit = float(np.float32(above))
         _check_limit(above, limit, objective, stream, threshold)
-    return LossMask(stream.options.tag_ids if objective.mask_control_tokens else (), limit)
+    ids = stream.options.tag_ids if objective.mask_control_tokens else ()
+    return LossMask(ids, limit, stream.options.eos_id)
 
 
 def _check_limit(
