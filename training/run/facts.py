@@ -8,6 +8,7 @@ from scorers.fingerprint import library_versions
 from training.data.kinds import document_kind
 from training.data.laying import PreparedDataset
 from training.data.places import dataset_identity
+from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
 from training.data.thresholds import ThresholdChoice
 from training.model.counting import count_parameters, flops_per_token
@@ -44,6 +45,11 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon) -> Run
         scorer=manifest.scorers[data.column],
         threshold=_threshold(data.threshold),
         sentence_threshold=_threshold(data.sentence_threshold),
+        sentence_thresholds={
+            column: ThresholdFacts(value=choice.value, origin=f"{choice.origin}: {choice.detail}")
+            for column in config.data.columns
+            for choice in [report_threshold(config, data.datasets[0].source, column)]
+        },
         dataset=DatasetFacts(**_dataset(config.data.dataset, manifest)),
         tokenizer=TokenizerFacts(
             name=tokens.name,

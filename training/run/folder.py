@@ -132,6 +132,7 @@ class RunFacts(_Facts):
         scorer: what made the column; evaluation must score samples with the same.
         threshold: of the training stream; None where the objective uses none.
         sentence_threshold: sentence threshold of the column for reports (hit rate), whatever the objective.
+        sentence_thresholds: the same of each of several columns; empty where it was not written down.
         stream: statistics of the training stream (`training.data.stream.Stream.statistics`), and `sentences_aligned`,
             those of its sentences that `sentence_threshold` takes for aligned. With a mixture that of the main dataset,
             which `dataset`, `column`, `scorer` and the thresholds are about too; in a run of phases that of the phase
@@ -153,6 +154,7 @@ class RunFacts(_Facts):
     scorer: ScorerEntry
     threshold: ThresholdFacts | None = None
     sentence_threshold: ThresholdFacts | None = None
+    sentence_thresholds: dict[str, ThresholdFacts] = Field(default_factory=dict)
     dataset: DatasetFacts
     tokenizer: TokenizerFacts
     model: ModelFacts
