@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,24 @@ TOKENIZER_PREFIX = "tokenizer-"
 _NOT_CONTENT = {"thresholds", "shard_size", "quarantine_text"}
 
 
-def dataset_identity(manifest: Manifest) -> str:
-    """A hash of all that decides a dataset's texts, sentences and scores; not of thresholds, tags or generations."""
+def dataset_identity(manifest: Manifest, columns: Collection[str] | None = None) -> str:
+    """A hash of all that decides a dataset's texts, sentences and scores; not of thresholds, tags or generations.
+
+    Args:
+        manifest: of the dataset.
+        columns: whose scores are meant, so that the hash stays when others are added; None for all.
+    """
     ledger = manifest.ledger
+    meant = manifest.scorers if columns is None else columns
+    # What the job was asked for tells of all columns; what came of it, the scorers' entries, of those that are meant.
+    left_out = _NOT_CONTENT if columns is None else _NOT_CONTENT | {"scorers"}
     return digest(
         {
             "sources": [source.model_dump() for source in manifest.sources],
-            "scorers": [[name, entry.model_dump(mode="json")] for name, entry in manifest.scorers.items()],
-            "config": {name: value for name, value in manifest.config.items() if name not in _NOT_CONTENT},
+            "scorers": [
+                [name, entry.model_dump(mode="json")] for name, entry in manifest.scorers.items() if name in meant
+            ],
+            "config": {name: value for name, value in manifest.config.items() if name not in left_out},
             "records": [ledger.records, ledger.labelled, ledger.empty, ledger.quarantined],
             "totals": [manifest.rows, manifest.sentences, manifest.bytes_text],
         }

@@ -25,11 +25,15 @@ class _Facts(BaseModel):
 
 
 class DatasetFacts(_Facts):
-    """The labelled dataset: what the user called it, its generation, and a hash of its texts, sentences and scores."""
+    """The labelled dataset: what the user called it, its generation, and a hash of its texts, sentences and scores.
+
+    `own_fingerprint` is one of the scores of the run's own columns alone; None where it was not written down.
+    """
 
     uri: str
     generation: int
     fingerprint: str
+    own_fingerprint: str | None = None
     rows: int
 
 
