@@ -11,6 +11,7 @@ from phf import app
 from tests.training.jobs import make_code_dataset, run_job
 from training.run.best import record
 from training.run.consolidate import _precision
+from training.run.folder import RunFolder
 
 # The rate does not depend on how long the run is.
 STEADY = {"training__schedule": "constant", "training__warmup_ratio": 0, "training__keep_checkpoints": 9}
@@ -74,6 +75,10 @@ def test_what_cannot_be_exported_is_refused(tmp_path, code_dataset, conditional)
     assert "is damaged: generators-00000.pt has 0 bytes" in export(copy, "--step", 4, status=2)
     shutil.rmtree(copy / "model")
     other = make_code_dataset(tmp_path / "other", ["textwrap", "string", "queue", "cmd"])
+    run = RunFolder(copy)
+    data = run.read_config().data
+    # One that names no tokenizer trains it on what it is given.
+    run.write_config(run.read_config().model_copy(update={"data": data.model_copy(update={"tokenizer": None})}))
     assert "is not the one that" in export(copy, "--dataset", other, status=2)
     shutil.rmtree(copy / "checkpoints")
     assert "has no checkpoint yet" in export(copy, status=2)

@@ -79,9 +79,17 @@ def moved_data(data: DataConfig, dataset: str | None) -> DataConfig:
         moved = derived_place(place, Path(tokenizer).name)
         if moved.exists():
             tokenizer = str(moved)
-        elif not data.mixture and moved.name.startswith(f"{TOKENIZER_PREFIX}{data.vocab_size}-"):
+        elif trained_on_dataset(data):
             tokenizer = None
     return data.model_copy(update={"dataset": place, "tokenizer": tokenizer})
+
+
+def trained_on_dataset(data: DataConfig) -> bool:
+    """Whether the tokenizer is one that was trained on the dataset alone, because none was given."""
+    if data.tokenizer is None:
+        return not data.mixture
+    place = Path(data.tokenizer)
+    return not data.mixture and place.is_absolute() and place.name.startswith(f"{TOKENIZER_PREFIX}{data.vocab_size}-")
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> None:
