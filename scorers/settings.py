@@ -15,6 +15,10 @@ from scorers.errors import UserError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
+class Whole(dict[str, Any]):
+    """A mapping that takes the place of a weaker one, in place of being merged with it."""
+
+
 def load_settings(
     model: type[Settings],
     *,
@@ -152,7 +156,7 @@ def _known_fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[s
 
 def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
     for key, value in source.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict) and not isinstance(value, Whole):
             _merge(target[key], value)
         else:
             target[key] = _copied(value)
@@ -167,7 +171,9 @@ def _copied(value: Any) -> Any:
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Whole):
+            kept[key] = value
+        elif isinstance(value, Mapping):
             nested = _without_none(value)
             if nested:
                 kept[key] = nested

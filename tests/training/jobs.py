@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,13 @@ def style(line: str) -> float:
     return faults / max(1, len(line))
 
 
-def make_code_dataset(folder: Path, modules: Sequence[str] = MODULES) -> Path:
-    """Modules of the standard library, a document each, with the column `style`."""
+def make_code_dataset(
+    folder: Path, modules: Sequence[str] = MODULES, others: Mapping[str, Callable[[str], float]] | None = None
+) -> Path:
+    """Modules of the standard library, a document each, with the column `style`, and others."""
     library = Path(sysconfig.get_paths()["stdlib"])
     documents = [((library / f"{name}.py").read_text(encoding="utf-8"), "python") for name in modules]
-    return make_dataset(folder, documents, {"style": style}, {"style": 0.0})
+    return make_dataset(folder, documents, {"style": style, **(others or {})}, {"style": 0.0})
 
 
 def settings(**changes: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,29 @@ def test_another_tokenizer_is_refused(mle: RunFolder, dataset: Path, tmp_path: P
     run.write_facts(facts.model_copy(update={"tokenizer": facts.tokenizer.model_copy(update={"fingerprint": "other"})}))
     with pytest.raises(UserError, match=r"is not the one that .* was trained with"):
         evaluate_run(run)
+
+
+@pytest.mark.parametrize("tokenizer", ["kept", "gone", "not written down"])
+def test_a_tokenizer_that_was_trained_for_a_run_is_found_again(tmp_path: Path, tokenizer: str) -> None:
+    labelled, settings = tmp_path / "labelled", {"data.store": "null"}
+    run = make_real_run(make_code_dataset(labelled, 40), tmp_path / "run", **settings)
+    trained = run.read_facts().tokenizer.fingerprint
+    if tokenizer == "kept":
+        # As `phf label --extend` leaves it: another dataset in the same place.
+        shutil.rmtree(labelled)
+        grown = make_code_dataset(labelled, 60)
+        assert prepare(config_of(grown, tmp_path / "new", **settings)).tokenizer.fingerprint != trained
+        evaluate_run(run)
+        grown.rename(tmp_path / "moved")
+        grown.with_name("labelled.tokens").rename(tmp_path / "moved.tokens")
+        evaluate_run(run, dataset=str(tmp_path / "moved"))
+        return
+    shutil.rmtree(tmp_path / "labelled.tokens")
+    if tokenizer == "not written down":
+        config = run.read_config()
+        run.write_config(config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": None})}))
+    evaluate_run(run)
+    assert Path(run.read_facts().tokenizer.name).exists()
 
 
 def test_a_full_disk_leaves_no_report_beside_other_samples_and_nothing_half_written(mle: RunFolder) -> None:

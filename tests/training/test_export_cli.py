@@ -12,6 +12,7 @@ from tests.training.jobs import make_code_dataset, run_job
 from training.run import checkpoints
 from training.run.best import record
 from training.run.consolidate import _precision
+from training.run.folder import RunFolder
 
 # The rate does not depend on how long the run is.
 STEADY = {"training__schedule": "constant", "training__warmup_ratio": 0, "training__keep_checkpoints": 9}
@@ -79,6 +80,10 @@ def test_what_cannot_be_exported_is_refused(tmp_path, code_dataset, conditional)
     assert "Cannot read the tokenizer in" in export(copy, "--output", tmp_path / "new", status=2)
     shutil.rmtree(copy / "model")
     other = make_code_dataset(tmp_path / "other", ["textwrap", "string", "queue", "cmd"])
+    run = RunFolder(copy)
+    data = run.read_config().data
+    # One that names no tokenizer trains it on what it is given.
+    run.write_config(run.read_config().model_copy(update={"data": data.model_copy(update={"tokenizer": None})}))
     assert "is not the one that" in export(copy, "--dataset", other, status=2)
     shutil.rmtree(copy / "checkpoints")
     assert "has no checkpoint yet" in export(copy, status=2)

@@ -53,6 +53,29 @@ def report_of(run: RunFolder, scorer: str | None = None) -> EvaluationReport:
     return report
 
 
+@pytest.mark.parametrize("written_down", [True, False])
+def test_after_a_retag_trained_columns_keep_their_thresholds_where_they_were_written_down(
+    tmp_path: Path, written_down: bool
+) -> None:
+    dataset = make_code_dataset(tmp_path / "labelled", 30, others={"narrow": NARROW})
+    columns = {"data.columns": "{pep8: 1, narrow: 0.5}", "data.held_out": 0, "evaluation.num_samples": 4}
+    run = make_real_run(dataset, tmp_path / "run", "mle", **columns)
+    facts = run.read_facts()
+    assert {column: each.value for column, each in facts.sentence_thresholds.items()} == {"pep8": 0, "narrow": 0}
+    if not written_down:
+        run.write_facts(facts.model_copy(update={"sentence_thresholds": {}}))
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    manifest["generation"] += 1
+    for threshold in manifest["thresholds"].values():
+        threshold.update(value=0.5, spec="0.5")
+    (dataset / "manifest.json").write_text(json.dumps(manifest))
+    own, other = evaluate_run(run).report, evaluate_run(run, judge=Judge("narrow")).report
+    assert own.samples.hit_threshold == 0
+    assert other.samples.hit_threshold == (0 if written_down else 0.5)
+    which = "narrow, pep8 keep" if written_down else "pep8 keeps"
+    assert any(f"here {which} the threshold of then, and others" in each for each in own.warnings)
+
+
 def test_others_judge_the_samples_that_were_drawn(mle: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     own = evaluate_run(mle)
     before = (mle.evaluation / REPORT_NAME).read_bytes()

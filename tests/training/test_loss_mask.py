@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scorers.errors import UserError
+from tests.datasets import make_dataset
 from tests.training.jobs import job_config, make_code_dataset, metrics, run_job
 from tests.training.test_linear_loss import computed, inputs_of, plain
 from tests.training.test_objectives import EXAMPLES
 from training.data.prepare import prepare
 from training.linear_loss import linear_loss
 from training.loss_mask import LossMask
-from training.objectives import build, merge_metrics
+from training.objectives import TokenTerms, build, merge_metrics
 
 CONTROL = (1, 3)
 
@@ -111,6 +112,21 @@ def test_a_percentile_is_of_the_streams_sentences(tmp_path, code_dataset):
     assert 0.8 <= kept / sentences < 1
     assert data.config.objective.mask_above == data.objective.mask.above
     assert prepare(data.config).objective.mask == data.objective.mask
+
+
+@pytest.mark.parametrize("above", [-0.01, 0.05])
+def test_the_end_of_a_document_is_learnt_also_where_the_limit_is_a_margin_below_0(tmp_path, above):
+    scores = {"long": lambda each: len(each) / 1000, "short": lambda each: 1 / (1 + len(each))}
+    texts = [f"{'x' * (7 * number)} y. And {number}. " * 3 for number in range(40)]
+    dataset = make_dataset(tmp_path / "labelled", texts, scores, {"long": 0.2, "short": 0.5})
+    settings = {"data__columns": "{long: 1, short: 1}", "data__held_out": 0, "objective__mask_above": above}
+    settings |= {"objective__thresholds": "{long: 0.2, short: 0.5}"}
+    data = prepare(job_config(dataset, tmp_path / "run", "conditional", **settings))
+    mask, eos = data.objective.mask, data.tokenizer.eos_id
+    zero = torch.zeros(2, 3)
+    terms = TokenTerms(loss=zero + 1, means={}, maxima={})
+    kept = mask.apply(terms, torch.tensor([[eos, 5, 5]] * 2), torch.tensor([[0.0, above - 1, above + 1]] * 2)).loss
+    assert kept.tolist() == [[1, 1, 0]] * 2
 
 
 @pytest.mark.parametrize(

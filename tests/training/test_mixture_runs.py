@@ -16,6 +16,7 @@ from scorers.errors import StoppedError, UserError
 from tests.datasets import make_dataset
 from tests.training.jobs import command, figures, job_config, make_code_dataset, metrics, run_job, run_phf, settings
 from tests.training.real_runs import make_code_dataset as make_pep8_dataset
+from training.data.places import trained_on_dataset
 from training.data.prepare import prepare
 from training.run.engine import Engine
 from training.run.folder import RunFolder
@@ -321,7 +322,9 @@ def test_without_a_tokenizer_one_is_trained_on_all_datasets(tmp_path, code_datas
     alone = prepare(job_config(code_dataset, tmp_path / "run"))
     assert data.tokenizer.fingerprint != alone.tokenizer.fingerprint
     assert data.config.data.tokenizer == data.tokenizer.name
-    assert alone.config.data.tokenizer is None
+    assert alone.config.data.tokenizer == alone.tokenizer.name
+    assert trained_on_dataset(alone.config.data)
+    assert not trained_on_dataset(data.config.data)
     assert {each.store.meta.tokenizer for each in data.datasets} == {data.tokenizer.fingerprint}
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from scorers.errors import UserError
+from tests.training.stores import byte_tokenizer
 from training.config import ModelConfig
+from training.data.tokenizers import wrap_tokenizer
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import build_model, load_model
 from training.model.sizes import SIZES
@@ -118,6 +120,33 @@ def test_a_checkpoint_is_continued_and_grows_by_the_control_tokens(tmp_path):
 def test_a_checkpoint_with_spare_rows_keeps_its_size(tmp_path):
     make("nano", Vocabulary(320, 0)).causal.save_pretrained(tmp_path)
     assert make(str(tmp_path), pretrained=True).causal.get_input_embeddings().num_embeddings == 320
+
+
+def test_control_tokens_in_spare_rows_start_at_the_mean(tmp_path):
+    make("nano", Vocabulary(320, 0)).causal.save_pretrained(tmp_path)
+    padded = make("nano", Vocabulary(320, 0)).causal.get_input_embeddings().weight
+    byte_tokenizer().save_pretrained(tmp_path)
+    size = len(byte_tokenizer())
+    vocabulary = Vocabulary(size + 2, 0, (size, size + 1), size)
+    table = make(str(tmp_path), vocabulary, pretrained=True).causal.get_input_embeddings().weight
+    tags, spread = slice(size, size + 2), padded.std()
+    assert (padded[tags] - padded.mean(0)).std() > spread / 2
+    assert (table[tags] - padded.mean(0)).std() < spread / 2
+    assert torch.equal(table[:size], padded[:size])
+    assert torch.equal(table[size + 2 :], padded[size + 2 :])
+
+
+@pytest.mark.parametrize("knows_tags", [True, False])
+def test_control_tokens_that_a_checkpoint_has_learnt_are_kept(tmp_path, knows_tags):
+    tokenizer = wrap_tokenizer("bytes", byte_tokenizer())
+    ids = tokenizer.control_ids(2)
+    source = make("nano", Vocabulary(tokenizer.size(ids), 0, ids)).causal
+    source.save_pretrained(tmp_path)
+    tokenizer.with_control_tokens().save_pretrained(tmp_path)
+    base = tokenizer.size(ids) if knows_tags else tokenizer.base_size
+    vocabulary = Vocabulary(tokenizer.size(ids), 0, ids, base)
+    model = make(str(tmp_path), vocabulary, pretrained=True, seed=1)
+    assert torch.equal(model.causal.get_input_embeddings().weight, source.get_input_embeddings().weight)
 
 
 def test_fields_can_be_overridden():

@@ -354,6 +354,22 @@ def test_a_run_that_has_not_written_down_precision_or_deepspeed_goes_on(tmp_path
     assert facts.deepspeed == {"zero_optimization.overlap_comm": False}
 
 
+def test_a_column_that_the_run_has_no_use_for_may_come_and_one_that_it_uses_may_not_change(
+    tmp_path, code_dataset, undisturbed, with_hook
+):
+    output = tmp_path / "run"
+    stop(code_dataset, output, with_hook, 3)
+    scored = make_code_dataset(tmp_path / "labelled", others={"length": len})
+    manifest = (scored / "manifest.json").read_text()
+    (scored / "manifest.json").write_text(manifest.replace('"made-up-', '"other-'))
+    assert (scored / "manifest.json").read_text() != manifest
+    with pytest.raises(UserError, match="the dataset's texts, sentences or scores"):
+        run_job(scored, output, "awr", training__num_tokens=20 * 128)
+    (scored / "manifest.json").write_text(manifest)
+    assert run_job(scored, output, "awr", training__num_tokens=20 * 128)[0].status == "finished"
+    assert figures(output) == figures(undisturbed)
+
+
 def test_what_changes_no_number_may_change(tmp_path, code_dataset, undisturbed, with_hook):
     output = tmp_path / "run"
     stop(code_dataset, output, with_hook, 3)

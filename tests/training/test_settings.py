@@ -1,6 +1,7 @@
 import pytest
 
 from scorers.errors import UserError
+from training.commands.starting import columns
 from training.settings import fill_in, resolve_config
 
 FLAGS = {"output": "runs/a", "task": "toxicity", "data": {"dataset": "labelled"}}
@@ -16,6 +17,18 @@ def test_a_preset_lies_under_the_file_under_flags_under_set(tmp_path):
     assert config.training.batch_size == 32
     assert config.training.learning_rate == 0.3
     assert config.training.seed == 1  # a flag of None was not given
+
+
+def test_columns_of_flags_take_the_place_of_the_files(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {columns: {toxicity: 2, style: 1}, held_out: 0.2}\n")
+
+    def resolved(*given):
+        return resolve_config(file, {**FLAGS, "data": {"dataset": "labelled", **columns([*given])}}).data
+
+    assert resolved("pii", "toxicity").columns == {"pii": 1, "toxicity": 1}
+    assert resolved("pii", "toxicity").held_out == 0.2
+    assert resolved().columns == {"toxicity": 2, "style": 1}
 
 
 @pytest.mark.parametrize(

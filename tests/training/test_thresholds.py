@@ -68,6 +68,10 @@ def test_a_flag_of_zero_is_a_threshold(prepared):
 def test_with_the_papers_scorer_and_no_threshold_asked_for_it_is_the_presets(prepared, objective, value):
     data = prepared(objective, "data.context_length=4", scorers=DETOXIFY)
     assert (data.threshold.value, data.threshold.origin) == (value, "preset")
+    # Reports compare runs of all objectives: they take the same for aligned, and the loss goes by its own.
+    assert data.sentence_threshold.value == 5.6e-4
+    if objective == "unlikelihood":
+        assert data.objective.threshold == value
 
 
 @pytest.mark.parametrize(("spec", "asked"), [("p60", False), ("p50", True), (0.02, True)])
@@ -97,9 +101,16 @@ def test_filtering_takes_the_datasets_percentile_over_document_means(prepared, s
 def test_filterings_flag_is_on_document_means_and_no_sentence_threshold(prepared):
     data = prepared("filtering", "objective.threshold=0.0305", thresholds={"toxicity": 0.07})
     assert (data.threshold.value, data.threshold.origin) == (0.0305, "flag")
-    assert data.stream.options.filter_threshold == 0.0305
+    assert data.stream.options.filter_threshold == pytest.approx(0.0305)
     assert data.sentence_threshold.value == np.float32(0.07)
     assert data.stream.statistics["documents_used"] in (30, 31)  # 0.0305 itself is a mean, give or take a rounding
+
+
+def test_a_document_of_one_sentence_is_kept_where_its_sentence_is_aligned(prepared):
+    scores = [[0.1], [0.5]] * 50
+    data = prepared("filtering", "objective.threshold=0.1", scores=scores, texts=[f"Number {n}." for n in range(100)])
+    assert data.stream.statistics["documents_used"] == 50
+    assert prepared("conditional", "objective.threshold=0.1").stream.count_aligned(0.1)[0] == 50
 
 
 @pytest.mark.parametrize("objective", ["mle", "rwr", "awr", "unlikelihood_soft"])

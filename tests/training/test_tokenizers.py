@@ -1,8 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.dataset import open_dataset
 from scorers.errors import UserError
@@ -54,6 +57,23 @@ def test_of_too_much_text_some_documents_are_chosen(dataset, tokenizer, tmp_path
     monkeypatch.setattr("training.data.tokenizers.TRAINING_BYTES", 0)
     small = train_tokenizer(dataset, 290, tmp_path / "small")
     assert small.base_size == 257  # no text, no merges: the bytes and <|endoftext|>
+
+
+def test_a_control_token_never_gets_the_id_of_another_token():
+    whole = byte_tokenizer()
+    state = json.loads(whole.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary[last] += 1
+    for added in state["added_tokens"]:
+        added["id"] = vocabulary.get(added["content"], added["id"])
+    holed = PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(state)), eos_token="<|endoftext|>")
+    tokenizer = wrap_tokenizer("holed", holed)
+    assert len(holed) == tokenizer.base_size - 1
+    with pytest.raises(UserError, match=r"ids up to .*Number its ids without holes"):
+        tokenizer.control_ids(2)
+    with pytest.raises(UserError, match="would get the id of another token"):
+        tokenizer.with_control_tokens(3)
 
 
 def test_names_of_special_tokens_in_a_text_are_plain_text(tokenizer):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scorers.console import print_json
 from scorers.errors import UserError
+from scorers.settings import Whole
 from training.run.launch import LAUNCHERS, Launch
 from training.run.slurm import slurm_ranks
 
@@ -89,8 +90,8 @@ def mixed_in(given: str) -> dict[str, Any]:
 
 
 def columns(given: list[str]) -> dict[str, Any]:
-    """`--column` as settings: one column, or several of equal weight."""
-    return {"columns": dict.fromkeys(given, 1.0)} if len(set(given)) > 1 else {"column": given[0] if given else None}
+    """`--column` as settings: one column, or several of equal weight, in place of those of a file."""
+    return {"columns": Whole.fromkeys(given, 1.0)} if len(set(given)) > 1 else {"column": given[0] if given else None}
 
 
 def check_place(on: str, reserved: Mapping[str, object], max_restarts: int, *, plan: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from scorers.errors import UserError
 from training.comparison.load import Comparison, LoadedRun, flat_settings
+from training.data.places import trained_on_dataset
 from training.settings import resolve_config
 
 
@@ -37,6 +38,9 @@ def _train(run: LoadedRun) -> str:
         # The model's own config is not here, so nobody knows what would be filled in: say everything.
         usual = {}
     named = {"output", "task", "data.dataset", "model.name", "objective.name"}
+    if trained_on_dataset(config.data):
+        # Where a machine keeps it is nothing to others, for whom the same one is trained.
+        named.add("data.tokenizer")
     for key, value in flat_settings(config.model_dump(mode="json")).items():
         if key not in named and value != usual.get(key):
             words += ["--set", f"{key}={_yaml(value)}"]

@@ -25,6 +25,7 @@ from training.comparison.tables import (
     stream_table,
     trained_tokens,
 )
+from training.data.places import trained_on_dataset
 from training.run.folder import write_atomically
 
 PAGE_NAME = "index.html"
@@ -225,7 +226,7 @@ def _best_tags(comparison: Comparison) -> str:
 
 def _tokenizer(run: LoadedRun) -> str:
     given = run.config.data.tokenizer
-    if given is None:
+    if given is None or trained_on_dataset(run.config.data):
         return f"byte-level BPE trained on the dataset, {run.config.data.vocab_size:,} entries at most"
     # Of a folder the name alone: where a machine keeps it is nothing to its readers, and a mixture's own is in a cache.
     return f"{Path(given).name if Path(given).is_absolute() else given}, {run.facts.tokenizer.vocab_size:,} entries"

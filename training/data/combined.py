@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.dataset.tags import is_aligned
 from training.data.arrays import read_array, write_array
 from training.data.store import TokenStore
+from training.data.thresholds import document_limit
 
 FOLDER = "combined"
 
@@ -74,7 +75,8 @@ class Combination:
 
     def documents(self, means: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
         """float64 [n] of the columns' means, by the same formula; NaN where any is."""
-        return self._combine(means, [each <= limit for each, limit in zip(means, self.thresholds or (), strict=False)])
+        limits = map(document_limit, self.thresholds or ())
+        return self._combine(means, [each <= limit for each, limit in zip(means, limits, strict=False)])
 
     def _combine(self, scores: Sequence[NDArray[Any]], aligned: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
         weights = [weight for _, weight in self.weights]

@@ -13,7 +13,7 @@ from training.data.preference import report_threshold, scale_of, tag
 from training.data.sources import Source
 from training.data.store import TokenStore
 from training.data.stream import Stream
-from training.data.thresholds import ThresholdChoice, check_stream
+from training.data.thresholds import ThresholdChoice, check_stream, document_limit
 from training.data.tokenizers import Tokenizer
 from training.objectives import OBJECTIVES
 from training.presets import CONTEXT_LENGTH
@@ -86,7 +86,7 @@ def lay_streams(
         )
         if phase.name == "preferences":
             if kind.filters and threshold is not None:
-                options = replace(options, filter_threshold=threshold.value)
+                options = replace(options, filter_threshold=document_limit(threshold.value))
             if kind.tags:
                 options, threshold = tag(scale, options, config.objective, tokenizer)
         streams.append(Stream(scale.store, scale.column, options))

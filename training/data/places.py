@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,31 @@ from training.config import DataConfig
 from training.disk import os_errors
 
 CACHE_VARIABLE = "PHF_CACHE"
+# Of folders with tokenizers that were trained because none was given; the number of entries asked for follows.
+TOKENIZER_PREFIX = "tokenizer-"
 
 # Of a labelling job's configuration, what changes tags and files but no text, sentence or score.
 _NOT_CONTENT = {"thresholds", "shard_size", "quarantine_text"}
 
 
-def dataset_identity(manifest: Manifest) -> str:
-    """A hash of all that decides a dataset's texts, sentences and scores; not of thresholds, tags or generations."""
+def dataset_identity(manifest: Manifest, columns: Collection[str] | None = None) -> str:
+    """A hash of all that decides a dataset's texts, sentences and scores; not of thresholds, tags or generations.
+
+    Args:
+        manifest: of the dataset.
+        columns: whose scores are meant, so that the hash stays when others are added; None for all.
+    """
     ledger = manifest.ledger
+    meant = manifest.scorers if columns is None else columns
+    # What the job was asked for tells of all columns; what came of it, the scorers' entries, of those that are meant.
+    left_out = _NOT_CONTENT if columns is None else _NOT_CONTENT | {"scorers"}
     return digest(
         {
             "sources": [source.model_dump() for source in manifest.sources],
-            "scorers": [[name, entry.model_dump(mode="json")] for name, entry in manifest.scorers.items()],
-            "config": {name: value for name, value in manifest.config.items() if name not in _NOT_CONTENT},
+            "scorers": [
+                [name, entry.model_dump(mode="json")] for name, entry in manifest.scorers.items() if name in meant
+            ],
+            "config": {name: value for name, value in manifest.config.items() if name not in left_out},
             "records": [ledger.records, ledger.labelled, ledger.empty, ledger.quarantined],
             "totals": [manifest.rows, manifest.sentences, manifest.bytes_text],
         }
@@ -59,15 +71,25 @@ def derived_place(dataset_uri: str, name: str) -> Path:
 def moved_data(data: DataConfig, dataset: str | None) -> DataConfig:
     """The settings of a dataset that lies at `dataset` now, if that is given.
 
-    A tokenizer that was trained on a mixture lies beside its main dataset, and has moved with it.
+    A tokenizer that was trained for a run lies beside its main dataset, and has moved with it. Where it is gone and
+    was trained on that dataset alone, it is left out, so that it is trained again: the same texts give the same one.
     """
-    if dataset is None:
-        return data
-    tokenizer = data.tokenizer
-    if data.mixture and tokenizer and not Path(tokenizer).exists():
-        moved = derived_place(dataset, Path(tokenizer).name)
-        tokenizer = str(moved) if moved.exists() else tokenizer
-    return data.model_copy(update={"dataset": dataset, "tokenizer": tokenizer})
+    place, tokenizer = dataset or data.dataset, data.tokenizer
+    if tokenizer and Path(tokenizer).is_absolute() and not Path(tokenizer).exists():
+        moved = derived_place(place, Path(tokenizer).name)
+        if moved.exists():
+            tokenizer = str(moved)
+        elif trained_on_dataset(data):
+            tokenizer = None
+    return data.model_copy(update={"dataset": place, "tokenizer": tokenizer})
+
+
+def trained_on_dataset(data: DataConfig) -> bool:
+    """Whether the tokenizer is one that was trained on the dataset alone, because none was given."""
+    if data.tokenizer is None:
+        return not data.mixture
+    place = Path(data.tokenizer)
+    return not data.mixture and place.is_absolute() and place.name.startswith(f"{TOKENIZER_PREFIX}{data.vocab_size}-")
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> None:

@@ -116,7 +116,7 @@ def _check_mixed(entry: MixtureConfig, data: DataConfig, *, quantiles: bool) -> 
 
 
 def report_threshold(config: TrainConfig, source: Source, column: str | None = None) -> ThresholdChoice:
-    """What reports take for an aligned sentence of a dataset, whatever the objective.
+    """What reports take for an aligned sentence of a dataset, whatever the objective: as conditional would.
 
     Args:
         config: of the run, with its column filled in.
@@ -127,7 +127,17 @@ def report_threshold(config: TrainConfig, source: Source, column: str | None = N
     column = column or own
     given = source.thresholds.get(column, source.threshold if column == own else None)
     task = source.task if column == own and not config.data.columns else column
-    return sentence_threshold(None if OBJECTIVES[name].filters else given, source.manifest, column, task, name)
+    return sentence_threshold(None if OBJECTIVES[name].filters else given, source.manifest, column, task, "conditional")
+
+
+def loss_threshold(config: TrainConfig, source: Source) -> float:
+    """What an objective that tells aligned from misaligned tokens in its loss takes for aligned in the main dataset."""
+    if config.data.columns:
+        # All of them are aligned where what is made of them is at most 0.
+        return 0.0
+    return sentence_threshold(
+        source.threshold, source.manifest, source.column, source.task, config.objective.name
+    ).value
 
 
 def scale_of(config: TrainConfig, source: Source, store: TokenStore) -> Scale:
@@ -236,7 +246,8 @@ def loss_mask(objective: ObjectiveConfig, stream: Stream, threshold: ThresholdCh
         else:
             limit = float(np.float32(above))
         _check_limit(above, limit, objective, stream, threshold)
-    return LossMask(stream.options.tag_ids if objective.mask_control_tokens else (), limit)
+    ids = stream.options.tag_ids if objective.mask_control_tokens else ()
+    return LossMask(ids, limit, stream.options.eos_id)
 
 
 def _check_limit(

@@ -14,7 +14,7 @@ from training.data.laying import PreparedDataset, check_streams, lay_streams, re
 from training.data.mixture import MixtureSource
 from training.data.order import Batches, BatchSource
 from training.data.phases import Phase, PhasedSource, phase_at, plan_phases
-from training.data.preference import check_preference, loss_mask, report_threshold
+from training.data.preference import check_preference, loss_mask, loss_threshold
 from training.data.sources import open_sources, refuse_mixed_scorers
 from training.data.store import TokenStore
 from training.data.stream import Stream
@@ -101,11 +101,9 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
     phases = plan_phases(config.objective, config.training.steps(context_length))
     sources = open_sources(config)
     warnings = refuse_mixed_scorers(sources, config)
-    # With several columns, all of them are aligned where what is made of them is at most 0.
-    threshold = 0.0 if config.data.columns else report_threshold(config, sources[0]).value
     objective = build(
         name,
-        threshold=threshold,
+        threshold=loss_threshold(config, sources[0]),
         alpha=config.objective.alpha,
         beta=config.objective.beta,
         w_max=config.objective.w_max,
@@ -204,12 +202,10 @@ def _resolved(
     if mask is not None and mask.above is not None:
         changes["mask_above"] = mask.above
     config = config.model_copy(update={"objective": config.objective.model_copy(update=changes)})
-    if not others:
-        return config
     mixture = tuple(
         asked.model_copy(update=_own_thresholds(each)) for asked, each in zip(config.data.mixture, others, strict=True)
     )
-    # The tokenizer by its place: an evaluation reads the main dataset alone.
+    # The tokenizer by its place: an evaluation reads the main dataset alone, and that may have grown by then.
     data = config.data.model_copy(update={"mixture": mixture, "tokenizer": tokenizer.name})
     return config.model_copy(update={"data": data})
 

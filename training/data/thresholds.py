@@ -93,6 +93,15 @@ def document_threshold(
     return ThresholdChoice(value, "percentile", detail)
 
 
+def document_limit(threshold: float) -> float:
+    """What document means, float64, are compared with: a score that equals the threshold as float32 is aligned.
+
+    Else a document of one sentence, of score float32(0.1), would be misaligned by 0.1 as a document and aligned as a
+    sentence.
+    """
+    return max(threshold, float(np.float32(threshold)))
+
+
 def check_stream(stream: Stream, objective: str, threshold: ThresholdChoice | None) -> None:
     """Refuse a stream that holds no block, or that a threshold does not divide.
 

@@ -16,7 +16,7 @@ from pipeline.dataset import LabelledDataset
 from scorers.errors import UserError
 from training.data.hashing import splitmix64, uniform
 from training.data.options import tag_names
-from training.data.places import build_once, dataset_identity, derived_place, digest
+from training.data.places import TOKENIZER_PREFIX, build_once, dataset_identity, derived_place, digest
 from training.data.texts import Texts, read_texts
 
 ALIGNED = "<|aligned|>"
@@ -54,7 +54,11 @@ class Tokenizer:
         return max(self.base_size, 1 + max(control_ids, default=-1))
 
     def control_ids(self, classes: int) -> tuple[int, ...]:
-        """The ids that the control tokens of so many classes have in `with_control_tokens(classes)`, best first."""
+        """The ids that the control tokens of so many classes have in `with_control_tokens(classes)`, best first.
+
+        Raises:
+            UserError: the tokenizer's ids have a hole, so that a control token would get another token's.
+        """
         return _add_control_tokens(copy.deepcopy(self.fast), classes)
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
@@ -200,7 +204,7 @@ def ensure_tokenizer(
     """
     every = [dataset, *others]
     key = digest([*(dataset_identity(each.manifest) for each in every), vocab_size])
-    place = derived_place(dataset.uri, f"tokenizer-{vocab_size}-{key}")
+    place = derived_place(dataset.uri, f"{TOKENIZER_PREFIX}{vocab_size}-{key}")
     build_once(place, lambda folder: _train(every, vocab_size, progress).save_pretrained(folder))
     return load_tokenizer(str(place))
 
@@ -240,6 +244,14 @@ def _training_sentences(datasets: Sequence[LabelledDataset], progress: Progress 
 
 
 def _add_control_tokens(fast: Any, classes: int) -> tuple[int, ...]:
-    tokens = [f"<|{name}|>" for name in tag_names(classes)]
+    tokens, known = [f"<|{name}|>" for name in tag_names(classes)], fast.get_vocab()
     fast.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
-    return tuple(int(each) for each in fast.convert_tokens_to_ids(tokens))
+    ids = tuple(int(each) for each in fast.convert_tokens_to_ids(tokens))
+    # The library numbers what is new by how many there are: with a hole below, that is an id which text may have.
+    if any(token not in known and number <= max(known.values()) for token, number in zip(tokens, ids, strict=True)):
+        raise UserError(
+            f"The tokenizer {fast.name_or_path!r} has {len(known):,} entries, and ids up to {max(known.values()):,}: "
+            "a control token would get the id of another token. Number its ids without holes, choose another "
+            "data.tokenizer, or an objective without control tokens."
+        )
+    return ids

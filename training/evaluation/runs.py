@@ -58,8 +58,9 @@ def evaluate_run(
     judge = judge or Judge(facts.column)
     check_evaluation(Asked(run, judge, hit_threshold), dataset)
     trained, own = main_data(run.read_config(), dataset), is_own(judge, facts)
-    if hit_threshold is None and own and facts.sentence_threshold is not None:
-        hit_threshold = facts.sentence_threshold.value
+    if hit_threshold is None:
+        then = facts.sentence_threshold if own else None if judge.spec else facts.sentence_thresholds.get(judge.name)
+        hit_threshold = None if then is None else then.value
     settings = config or trained.evaluation
     drawn = None if own else find_drawn(run, settings)
     data = prepare(trained, progress)
@@ -160,9 +161,11 @@ def _check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str
             f"The run was trained on a mixture. Held-out text, scorer and threshold are those of {facts.dataset.uri} "
             f"alone; the samples show what was learnt from {others} too."
         )
+    columns = sorted({facts.column, *facts.sentence_thresholds})
+    kept = f"{', '.join(columns)} {'keeps' if len(columns) == 1 else 'keep'}"
     if data.dataset.manifest.generation != facts.dataset.generation:
         warnings.append(
             f"The dataset has been retagged since training (generation {facts.dataset.generation}, now "
-            f"{data.dataset.manifest.generation}); here the columns that it was trained on keep the thresholds of then."
+            f"{data.dataset.manifest.generation}); here {kept} the threshold of then, and others have that of now."
         )
     return warnings

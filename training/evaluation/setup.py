@@ -139,7 +139,10 @@ def prepare_evaluation(
     check_threshold(judge, hit_threshold)
     scorer, entry, warnings = build_judge(judge, data.dataset, device=device, allow_other=allow_other_scorer)
     if hit_threshold is None:
-        hit_threshold = report_threshold(data.config, data.datasets[0].source, judge.name).value
+        # Of the own column not asked again: by now the settings name the threshold of the objective.
+        own = judge == Judge(data.column)
+        asked = data.sentence_threshold if own else report_threshold(data.config, data.datasets[0].source, judge.name)
+        hit_threshold = asked.value
     held_out = choose_held_out(data, settings, judge) if predict and settings.held_out_documents else None
     if predict and settings.held_out_documents:
         warnings += _held_out_warnings(data, held_out)

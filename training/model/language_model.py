@@ -12,7 +12,7 @@ from scorers.errors import UserError
 from training.config import ModelConfig
 from training.linear_loss import linear_loss
 from training.model.masking import check_documents_apart, document_positions
-from training.model.sources import check_context, first_line, has_linear_head, initialised, pretrained
+from training.model.sources import check_context, first_line, has_linear_head, initialised, known_ids, pretrained
 from training.model.vocabulary import Padding, Vocabulary, initialise_control_rows
 from training.objectives import Objective
 
@@ -208,8 +208,8 @@ def _causal(config: ModelConfig, vocabulary: Vocabulary, *, skeleton: bool) -> A
     new = vocabulary.control_ids
     if config.pretrained:
         causal = pretrained(config, skeleton=skeleton)
-        # A conditional model's own are trained already.
-        new = tuple(each for each in new if each >= causal.get_input_embeddings().num_embeddings)
+        if not skeleton:
+            new = _untrained(config, vocabulary, causal.get_input_embeddings().num_embeddings)
         if causal.get_input_embeddings().num_embeddings < vocabulary.size:
             causal.resize_token_embeddings(vocabulary.size, mean_resizing=False)
         causal.config.eos_token_id = vocabulary.eos_id
@@ -218,6 +218,17 @@ def _causal(config: ModelConfig, vocabulary: Vocabulary, *, skeleton: bool) -> A
     if not skeleton:
         initialise_control_rows(causal, new)
     return causal
+
+
+def _untrained(config: ModelConfig, vocabulary: Vocabulary, rows: int) -> tuple[int, ...]:
+    """The control tokens that a checkpoint with so many rows has not learnt: a conditional model's own are trained."""
+    base = rows if vocabulary.base_size is None else vocabulary.base_size
+    new = tuple(each for each in vocabulary.control_ids if each >= min(base, rows))
+    if any(each < rows for each in new):
+        # Spare rows, as of Pythia and Qwen, or a conditional model that is trained on with the tokenizer it began with.
+        named = known_ids(config)
+        new = tuple(each for each in new if each >= rows or each not in named)
+    return new
 
 
 def _at(positions: Tensor | None) -> dict[str, Tensor]:

@@ -163,6 +163,16 @@ def _check_sizes(config: ModelConfig) -> None:
             raise UserError(f"model.overrides.{key}={value!r} has to be a whole number of at least 1.")
 
 
+def known_ids(config: ModelConfig) -> set[int]:
+    """The ids that a checkpoint's own tokenizer has a token for; empty where none lies beside its weights."""
+    from transformers import AutoTokenizer
+
+    try:
+        return set(AutoTokenizer.from_pretrained(config.name).get_vocab().values())
+    except Exception:  # noqa: BLE001 - whatever transformers or its hub client raises where there is none
+        return set()
+
+
 def use_attention(causal: Any, config: ModelConfig) -> None:
     """Let a model that was built with torch's attention compute with another package's, on a GPU in half precision.
 

@@ -15,11 +15,15 @@ _ROWS = 128
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model has to know of the tokenizer; `size` counts the control tokens, whose ids are `control_ids`."""
+    """What a model has to know of the tokenizer; `size` counts the control tokens, whose ids are `control_ids`.
+
+    `base_size` is without the control tokens that the tokenizer itself has not; None where that is not known.
+    """
 
     size: int
     eos_id: int
     control_ids: tuple[int, ...] = ()
+    base_size: int | None = None
 
 
 @torch.no_grad()

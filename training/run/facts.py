@@ -1,6 +1,6 @@
 """`run.json` and what is printed before step 0, computed from what was prepared."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pipeline.dataset import Manifest
@@ -8,6 +8,7 @@ from scorers.fingerprint import library_versions
 from training.data.kinds import document_kind
 from training.data.laying import PreparedDataset
 from training.data.places import dataset_identity
+from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
 from training.data.thresholds import ThresholdChoice
 from training.model.counting import count_parameters, flops_per_token
@@ -48,7 +49,12 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon, precis
         scorer=manifest.scorers[data.column],
         threshold=_threshold(data.threshold),
         sentence_threshold=_threshold(data.sentence_threshold),
-        dataset=DatasetFacts(**_dataset(config.data.dataset, manifest)),
+        sentence_thresholds={
+            column: ThresholdFacts(value=choice.value, origin=f"{choice.origin}: {choice.detail}")
+            for column in config.data.columns
+            for choice in [report_threshold(config, data.datasets[0].source, column)]
+        },
+        dataset=DatasetFacts(**_dataset(config.data.dataset, manifest, {data.column, *config.data.columns})),
         tokenizer=TokenizerFacts(
             name=tokens.name,
             fingerprint=tokens.fingerprint,
@@ -90,13 +96,13 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon, precis
 def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
     """What of the data and of what computes differs between two runs that must be one, a line a difference."""
     pairs = {
-        "the dataset's texts, sentences or scores": (old.dataset.fingerprint, new.dataset.fingerprint),
+        "the dataset's texts, sentences or scores": (old.dataset.fingerprint, _fingerprint(new.dataset, old.dataset)),
         "the scorer": (old.scorer.fingerprint, new.scorer.fingerprint),
         "the tokenizer": (old.tokenizer.fingerprint, new.tokenizer.fingerprint),
         "the threshold": (_value(old.threshold), _value(new.threshold)),
         "the parameters": (old.model.parameters, new.model.parameters),
         "the rows of the embedding (model.pad_vocab_to)": (old.model.rows or new.model.rows, new.model.rows),
-        "the datasets of the mixture": (_identities(old), _identities(new)),
+        "the datasets of the mixture": (_identities(old, old), _identities(new, old)),
     }
     lines = [f"{what}: {then} in the run, {now} now" for what, (then, now) in pairs.items() if then != now]
     if old.deepspeed is not None:
@@ -114,11 +120,12 @@ def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
     return lines
 
 
-def _dataset(uri: str, manifest: Manifest) -> dict[str, Any]:
+def _dataset(uri: str, manifest: Manifest, columns: Collection[str]) -> dict[str, Any]:
     return {
         "uri": uri,
         "generation": manifest.generation,
         "fingerprint": dataset_identity(manifest),
+        "own_fingerprint": dataset_identity(manifest, columns),
         "rows": manifest.rows,
     }
 
@@ -126,7 +133,7 @@ def _dataset(uri: str, manifest: Manifest) -> dict[str, Any]:
 def _mixed(data: PreparedData, dataset: PreparedDataset, horizon: Horizon) -> MixedFacts:
     source = dataset.source
     return MixedFacts(
-        **_dataset(source.uri, source.manifest),
+        **_dataset(source.uri, source.manifest, {source.column, *data.config.data.columns}),
         share=float(source.share),
         column=source.column,
         scorer=source.scorer,
@@ -156,8 +163,18 @@ def _phases(data: PreparedData, horizon: Horizon) -> list[PhaseFacts]:
     ]
 
 
-def _identities(facts: RunFacts) -> list[tuple[str, str, float | None]]:
-    return [(each.fingerprint, each.scorer.fingerprint, _value(each.threshold)) for each in facts.mixture]
+def _fingerprint(dataset: DatasetFacts, then: DatasetFacts) -> str:
+    """Of a dataset; that of then where only columns that the run has no use for have been added since."""
+    same = dataset.own_fingerprint is not None and dataset.own_fingerprint == then.own_fingerprint
+    return then.fingerprint if same else dataset.fingerprint
+
+
+def _identities(facts: RunFacts, then: RunFacts) -> list[tuple[str, str, float | None]]:
+    of_then = [*then.mixture, *facts.mixture[len(then.mixture) :]]
+    return [
+        (_fingerprint(each, before), each.scorer.fingerprint, _value(each.threshold))
+        for each, before in zip(facts.mixture, of_then, strict=False)
+    ]
 
 
 def _threshold(choice: ThresholdChoice | None) -> ThresholdFacts | None:

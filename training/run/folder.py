@@ -26,11 +26,15 @@ class _Facts(BaseModel):
 
 
 class DatasetFacts(_Facts):
-    """The labelled dataset: what the user called it, its generation, and a hash of its texts, sentences and scores."""
+    """The labelled dataset: what the user called it, its generation, and a hash of its texts, sentences and scores.
+
+    `own_fingerprint` is one of the scores of the run's own columns alone; None where it was not written down.
+    """
 
     uri: str
     generation: int
     fingerprint: str
+    own_fingerprint: str | None = None
     rows: int
 
 
@@ -137,6 +141,7 @@ class RunFacts(_Facts):
         scorer: what made the column; evaluation must score samples with the same.
         threshold: of the training stream; None where the objective uses none.
         sentence_threshold: sentence threshold of the column for reports (hit rate), whatever the objective.
+        sentence_thresholds: the same of each of several columns; empty where it was not written down.
         stream: statistics of the training stream (`training.data.stream.Stream.statistics`), and `sentences_aligned`,
             those of its sentences that `sentence_threshold` takes for aligned. With a mixture that of the main dataset,
             which `dataset`, `column`, `scorer` and the thresholds are about too; in a run of phases that of the phase
@@ -161,6 +166,7 @@ class RunFacts(_Facts):
     scorer: ScorerEntry
     threshold: ThresholdFacts | None = None
     sentence_threshold: ThresholdFacts | None = None
+    sentence_thresholds: dict[str, ThresholdFacts] = Field(default_factory=dict)
     dataset: DatasetFacts
     tokenizer: TokenizerFacts
     model: ModelFacts
