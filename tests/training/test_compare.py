@@ -16,6 +16,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
 from tests.training.run_folders import SCORER, make_run, make_six
 from training.comparison.commands import commands
+from training.comparison.curves import training_loss
 from training.comparison.findings import findings, held_out_differences, misalignment_differences
 from training.comparison.load import Comparison, config_differences, load_comparison
 from training.comparison.page import check_output, to_dict, write_comparison
@@ -318,10 +319,21 @@ def test_a_mixture_is_named_with_its_shares_and_its_tokenizer_without_the_folder
         MixedFacts(uri="more-code", fingerprint="2d40a7c1" * 8, share=0.25, **of_code),
     ]
     tokenizer = str(tmp_path / "cache" / "tokenizer-2048-5be1")
-    make_run(tmp_path / "run", "mle", changes={"mixture": mixed}, data={"tokenizer": tokenizer})
+    data = {"tokenizer": tokenizer, "mixture": [{"dataset": "more-code", "share": 0.25}]}
+    make_run(tmp_path / "run", "mle", changes={"mixture": mixed}, data=data)
     text = write_comparison(load_comparison([tmp_path / "run"]), tmp_path / "page").read_text()
     assert "0.75 of labelled-code (7c9e2b4f7c9e) + 0.25 of more-code (2d40a7c12d40)" in text
     assert ">tokenizer-2048-5be1, 2,048 entries" in text
+
+
+def test_a_step_whose_loss_was_no_number_is_left_out_of_the_curve(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "mle")
+    before = training_loss(load_comparison([run.path]).runs[0])
+    lines = run.metrics.read_text().splitlines()
+    skipped = json.loads(lines[-1]) | {"loss": None, "ce": None, "evaluation": {"misalignment": None}}
+    run.metrics.write_text("".join(f"{line}\n" for line in [*lines, json.dumps(skipped)]))
+    assert training_loss(load_comparison([run.path]).runs[0]) == before
+    assert write_comparison(load_comparison([run.path]), tmp_path / "page").is_file()
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ from scorers.errors import IncompleteError, UserError
 from tests.datasets import make_dataset
 from tests.training.real_runs import build_for, config_of, make_code_dataset, make_real_run, train_a_little
 from training.data.prepare import prepare
+from training.data.tokenizers import wrap_tokenizer
 from training.evaluation import metrics
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.heldout import held_out_loss
 from training.evaluation.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, read_report
 from training.evaluation.runs import evaluate_run, run_fingerprint
 from training.evaluation.setup import prepare_evaluation, training_counts
+from training.model.language_model import build_model
+from training.model.vocabulary import Vocabulary
 from training.run.folder import RunFolder
 
 
@@ -107,6 +111,23 @@ def test_a_conditional_model_is_sampled_after_its_tag_and_never_emits_one(condit
     assert report.samples.control_tokens == 0
     assert not sampled & set(tokens.control_ids)
     assert tokens.eos_id not in sampled
+
+
+def test_a_model_that_started_from_a_conditional_one_never_emits_its_tags(dataset: Path, tmp_path: Path) -> None:
+    # An untrained model draws them as often as any other token.
+    data = prepare(config_of(dataset, tmp_path / "run", "mle"))
+    setup = prepare_evaluation(data, kind="python")
+    assert setup.banned_ids == []
+    size = setup.vocab_size
+    data = replace(data, tokenizer=wrap_tokenizer("of another run", data.tokenizer.with_control_tokens()))
+    setup = prepare_evaluation(data, kind="python")
+    assert (setup.control_ids, setup.banned_ids, setup.vocab_size) == ([], [size, size + 1], size + 2)
+    model = build_model(data.config.model, Vocabulary(size + 2, setup.eos_id, ()))
+    found = evaluate_model(model.causal, setup, step=0)
+    sampled = {token for ids in found.samples.ids for token in ids}
+    assert len(sampled) > 100
+    assert not sampled & {size, size + 1}
+    assert found.report.samples.control_tokens == 0
 
 
 def test_leakage_is_counted_on_ids_with_tags_allowed(conditional: RunFolder) -> None:

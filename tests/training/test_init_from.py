@@ -47,6 +47,7 @@ def test_it_starts_from_what_the_other_run_has_learnt(tmp_path, code_dataset, pr
     model = load_model(tmp_path / "run" / "model")
     assert model.causal.get_input_embeddings().num_embeddings == size
     assert (model.value_head is not None) == (then == "awr")
+    assert model.causal.generation_config.suppress_tokens == [400, 401]
 
 
 def test_control_tokens_that_were_trained_stay_and_new_ones_are_neutral(pretrained):

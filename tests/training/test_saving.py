@@ -18,6 +18,7 @@ from tests.training.jobs import ENVIRONMENT, LONGER, command, figures, job_confi
 from training.data.prepare import prepare
 from training.run import checkpoints, saving
 from training.run.folder import RunFolder
+from training.run.job import TrainingJob
 
 BESIDE = {"training__save_async": "true", "training__keep_checkpoints": 9}
 # A disk that takes its time, so that something can happen meanwhile.
@@ -82,6 +83,24 @@ def test_a_save_waits_for_the_one_before_and_says_how_long(tmp_path, code_datase
     lines = [line["saving"] for line in metrics(tmp_path / "run") if "saving" in line]
     assert lines[0]["waited"] < 0.05 < 0.2 < lines[1]["waited"] < lines[1]["stalled"]
     assert checkpoints.steps(tmp_path / "run/checkpoints") == [4, 8, 12]
+
+
+def test_it_is_a_checkpoint_before_the_model_is_evaluated(tmp_path, code_dataset, monkeypatch):
+    original = saving.Saving._write
+
+    def slow(self, staging, files, states):
+        time.sleep(0.3)
+        return original(self, staging, files, states)
+
+    def killed(*_, **__):
+        assert checkpoints.steps(tmp_path / "run/checkpoints") == [4]
+        raise IncompleteError("the machine is gone")
+
+    monkeypatch.setattr(saving.Saving, "_write", slow)
+    monkeypatch.setattr(TrainingJob, "_prepare_evaluation", lambda _: None)
+    monkeypatch.setattr("training.run.job.evaluate_model", killed)
+    with pytest.raises(IncompleteError, match="the machine is gone"):
+        run_job(code_dataset, tmp_path / "run", training__save_every=4, training__evaluate_every=4, **BESIDE)
 
 
 @pytest.mark.parametrize("failing", [8, 12])

@@ -8,8 +8,8 @@ import torch
 from scorers.errors import IncompleteError
 
 _LESS = (
-    "Lower training.micro_batch_size, or set training.activation_checkpointing=true or training.offload=optimizer: the run "
-    "goes on from its newest checkpoint. `phf train --plan` estimates each, and ZeRO stages for a new run."
+    "Lower training.micro_batch_size, or set training.activation_checkpointing=true or training.offload=optimizer: the "
+    "run goes on from its newest checkpoint. `phf train --plan` estimates each, and ZeRO stages for a new run."
 )
 # As torch's allocator for the CPU says it; where the kernel has promised more than there is, it kills instead.
 _NO_HOST_MEMORY = ("can't allocate memory", "not enough memory")
