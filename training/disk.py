@@ -20,6 +20,16 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def output_error(folder: Path, error: OSError) -> UserError:
+    """What to tell of a run's folder that cannot be written: the same command may do once there is room."""
+    problem = f"Cannot write to --output {folder}: {error.strerror or error}."
+    return (
+        IncompleteError(f"{problem} Make room and run the same command again.")
+        if is_full(error)
+        else UserError(problem)
+    )
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What the block writes is `path`, a file or a folder.

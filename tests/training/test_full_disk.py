@@ -74,7 +74,7 @@ def goes_on(dataset, output, undisturbed, step):
     assert f"step {step} of 12" in printed
     assert facts.status == "finished"
     assert figures(output) == figures(undisturbed)
-    assert not list(output.glob(".*"))
+    assert [path.name for path in output.glob(".*")] == [".lock"]
 
 
 def test_the_metrics(tmp_path, code_dataset, undisturbed, with_hook):
@@ -121,7 +121,7 @@ def test_the_model_at_the_end(tmp_path, code_dataset, undisturbed, with_hook):
         with pytest.raises(IncompleteError, match=rf"run/model cannot be written: File too large\. {REMEDY}"):
             run_job(code_dataset, output, **CHANGES)
     with_hook()
-    assert not list(output.glob(".*"))
+    assert [path.name for path in output.glob(".*")] == [".lock"]
     goes_on(code_dataset, output, undisturbed, 12)
 
 

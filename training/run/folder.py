@@ -220,6 +220,11 @@ class RunFolder:
         return self.path / "run.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the launch that trains; see `training.run.lock`."""
+        return self.path / ".lock"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line: a logged step, or an evaluation (key `evaluation`) after a step."""
         return self.path / "metrics.jsonl"

@@ -1,7 +1,9 @@
 """`phf train` from a configuration to an exported model: prepare, print the plan, train, export."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from scorers.stopping import is_stop
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
 from training.data.tokenizers import foreign_control_ids
-from training.disk import is_full, writing
+from training.disk import output_error, writing
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.report import EvaluationReport
 from training.evaluation.setup import EvaluationSetup, prepare_evaluation
@@ -30,6 +32,7 @@ from training.run.facts import run_facts
 from training.run.failures import failures_named
 from training.run.folder import RunFacts, RunFolder
 from training.run.forecast import fitted
+from training.run.lock import sole_launch
 from training.run.network import build_network, check_network
 from training.run.plan import print_plan
 from training.run.progress import StageProgress
@@ -61,11 +64,12 @@ def train(config: TrainConfig, console: Any) -> RunFacts:
     data, horizon = world.first(lambda: _prepare(config, world))
     with failures_named():
         world.start()
+        held, tell = ExitStack(), partial(_tell, console)
         try:
             horizon = _agreed(horizon, config, world)
+            world.on_main(lambda: None if _is_finished(folder) else held.enter_context(sole_launch(folder, tell)))
             job = _build(data, horizon, world, folder, console)
-            done = world.on_main(lambda: job.facts.status == "finished" and folder.model.is_dir())
-            if done:
+            if world.on_main(lambda: _is_finished(folder)):
                 if world.is_main:
                     console.print(
                         f"{folder.path} is finished ({job.facts.step:,} steps); its model is in {folder.model}.",
@@ -74,7 +78,16 @@ def train(config: TrainConfig, console: Any) -> RunFacts:
                 return job.facts
             return job.run()
         finally:
+            held.close()
             world.stop()
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    return folder.facts.is_file() and folder.read_facts().status == "finished" and folder.model.is_dir()
+
+
+def _tell(console: Any, line: str) -> None:
+    console.print(line, style="bold yellow", markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -354,11 +367,7 @@ def _start(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> tuple[boo
         folder.write_config(config)
         folder.write_facts(facts)
     except OSError as error:
-        if is_full(error):
-            raise IncompleteError(
-                f"Cannot write to --output {folder.path}: {error.strerror}. Make room and run the same command again."
-            ) from error
-        raise UserError(f"Cannot write to --output {folder.path}: {error.strerror or error}.") from None
+        raise output_error(folder.path, error) from error
     return resumed, facts
 
 

@@ -55,7 +55,8 @@ def check_folder(folder: RunFolder) -> bool:
     # `config.yaml` is written before `run.json`: alone, it is of a run that ended in between. A network's file system
     # may still list what ranks have looked for on it (`infra.on_ray.rank`).
     # What was half written (`training.run.folder.write_atomically`) stays where a process was killed meanwhile.
-    expected = (folder.config.name, SHARED_MARK, *(f".{file.name}." for file in (folder.config, folder.facts)))
+    half_written = (f".{file.name}." for file in (folder.config, folder.facts))
+    expected = (folder.config.name, folder.lock.name, SHARED_MARK, *half_written)
     if folder.path.is_dir() and any(not path.name.startswith(expected) for path in folder.path.iterdir()):
         raise UserError(
             f"--output {folder.path} holds something that is not a training run. "
