@@ -60,6 +60,16 @@ def test_runs_of_one_objective_go_by_their_folders(tmp_path: Path) -> None:
     assert [run.label for run in found.runs] == ["mle", "seed1 (1)", "seed1 (2)", "seed2"]
 
 
+def test_a_folder_that_is_called_like_an_objective_has_a_label_of_its_own(tmp_path: Path) -> None:
+    for name, objective in (("rwr", "mle"), ("plain", "mle"), ("weighted", "rwr")):
+        make_run(tmp_path / name, objective)
+    found = load_comparison([tmp_path / name for name in ("rwr", "plain", "weighted")])
+    assert sorted(run.label for run in found.runs) == ["plain", "rwr (1)", "rwr (2)"]
+    table = difference_table(found)
+    assert table is not None
+    assert len({str(cells) for _, cells in table.rows}) == len(table.rows) == 2
+
+
 def test_a_folder_named_twice_counts_once(six: list[RunFolder]) -> None:
     path = six[0].path
     assert len(load_comparison([path, f"{path}/", path.parent / "." / path.name]).runs) == 1

@@ -53,6 +53,20 @@ def report_of(run: RunFolder, scorer: str | None = None) -> EvaluationReport:
     return report
 
 
+def test_costs_of_documents_of_another_dataset_are_not_judged(tmp_path: Path) -> None:
+    dataset = make_code_dataset(tmp_path / "labelled", others={"narrow": NARROW})
+    run = make_real_run(dataset, tmp_path / "run", "mle", **{"data.store": "null"})
+    own = evaluate_run(run)
+    assert own.held_out is not None
+    assert own.held_out.indices.max() >= 40
+    assert not any("is not as it was" in each for each in own.report.warnings)
+    fewer = make_code_dataset(tmp_path / "fewer", 40, others={"narrow": NARROW})
+    found = evaluate_run(run, judge=Judge("narrow"), dataset=str(fewer))
+    assert found.held_out is not None
+    assert found.held_out.indices.max() < 40
+    assert sum("The dataset is not as it was when the run was trained" in each for each in found.report.warnings) == 1
+
+
 @pytest.mark.parametrize("written_down", [True, False])
 def test_after_a_retag_trained_columns_keep_their_thresholds_where_they_were_written_down(
     tmp_path: Path, written_down: bool

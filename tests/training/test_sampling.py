@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from scorers.errors import UserError
 from training.config import EvaluationConfig
 from training.evaluation.sampling import draw, evaluating, sample
 
@@ -148,6 +149,12 @@ def test_draw_follows_the_distribution() -> None:
     tokens = draw(probabilities.log().expand(20_000, -1), 1.0, uniform)
     shares = torch.bincount(tokens, minlength=4) / 20_000
     assert torch.allclose(shares, probabilities, atol=0.015)
+
+
+def test_outputs_that_are_no_numbers_are_said_to_be() -> None:
+    logits = torch.tensor([[0.0, 1.0], [0.0, float("nan")]])
+    with pytest.raises(UserError, match=r"outputs are no numbers \(NaN\).*phf export-model"):
+        draw(logits, 0.9, torch.zeros(2, dtype=torch.float64))
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:

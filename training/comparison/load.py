@@ -168,17 +168,16 @@ def _load(folder: RunFolder, scorer: str | None) -> LoadedRun:
 
 
 def _labelled(runs: list[LoadedRun]) -> list[LoadedRun]:
-    """Objectives as labels where each occurs once, else names of folders, with a number where these are alike too."""
+    """Objectives as labels where each occurs once, else names of folders; with a number where labels are alike."""
     objectives = Counter(run.facts.objective for run in runs)
-    names = Counter(run.label for run in runs)
+    labels = [run.facts.objective if objectives[run.facts.objective] == 1 else run.label for run in runs]
+    alike = Counter(labels)
     seen: Counter[str] = Counter()
     labelled = []
-    for run in runs:
-        label = run.facts.objective if objectives[run.facts.objective] == 1 else run.label
-        if label == run.label and names[label] > 1 and objectives[run.facts.objective] > 1:
-            seen[label] += 1
-            label = f"{label} ({seen[label]})"
-        labelled.append(LoadedRun(**{**run.__dict__, "label": label}))
+    for run, label in zip(runs, labels, strict=True):
+        seen[label] += 1
+        unique = f"{label} ({seen[label]})" if alike[label] > 1 else label
+        labelled.append(LoadedRun(**{**run.__dict__, "label": unique}))
     return labelled
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scorers.errors import UserError
 from training.config import EvaluationConfig
+from training.data.store import TokenStore
 from training.evaluation.evaluate import Measured, corpus_misalignment
 from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, read_table, run_fingerprint
 from training.evaluation.heldout import HeldOutLoss
@@ -26,7 +27,7 @@ from training.evaluation.report import (
     report_folder,
 )
 from training.evaluation.sampling import Samples
-from training.evaluation.setup import HeldOutChoice
+from training.evaluation.setup import HeldOutChoice, texts_fingerprint
 from training.run.folder import RunFolder
 
 
@@ -52,6 +53,17 @@ def find_drawn(run: RunFolder, config: EvaluationConfig) -> Drawn | None:
             read_drawn(drawn, lambda documents: np.zeros(len(documents)))
             return drawn
     return None
+
+
+def is_about(drawn: Drawn, store: TokenStore) -> bool:
+    """Whether the held-out documents of an evaluation are those of a dataset: it may have grown, or be another."""
+    held_out = drawn.report.held_out
+    if held_out is None:
+        return True
+    costs = read_table(drawn.folder / HELD_OUT_NAME, HELD_OUT_SCHEMA, drawn.run)
+    documents = costs["document"].to_numpy()
+    there = len(documents) == 0 or documents.max() < store.num_documents
+    return bool(there) and texts_fingerprint(store, documents) == held_out.fingerprint
 
 
 def read_drawn(drawn: Drawn, misalignment: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> Measured:

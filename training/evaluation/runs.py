@@ -10,10 +10,11 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline.dataset.writer import parquet_writer
 from scorers.errors import UserError
 from training.config import EvaluationConfig
+from training.data.places import dataset_identity
 from training.data.prepare import PreparedData, prepare
 from training.disk import writing
 from training.evaluation.checks import Asked, check_evaluation, is_own, main_data, torch_device
-from training.evaluation.drawn import find_drawn, read_drawn
+from training.evaluation.drawn import find_drawn, is_about, read_drawn
 from training.evaluation.evaluate import Evaluation, Progress, evaluate_model
 from training.evaluation.evaluate import judge as judge_samples
 from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, run_fingerprint
@@ -65,6 +66,8 @@ def evaluate_run(
     drawn = None if own else find_drawn(run, settings)
     data = prepare(trained, progress)
     warnings = _check_data(run, facts, data)
+    if drawn is not None and not is_about(drawn, data.store):
+        drawn = None
     setup = prepare_evaluation(
         data,
         kind=facts.kind,
@@ -160,6 +163,13 @@ def _check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str
         warnings.append(
             f"The run was trained on a mixture. Held-out text, scorer and threshold are those of {facts.dataset.uri} "
             f"alone; the samples show what was learnt from {others} too."
+        )
+    manifest, then = data.dataset.manifest, facts.dataset
+    own = dataset_identity(manifest, {facts.column, *data.config.data.columns})
+    if dataset_identity(manifest) != then.fingerprint and own != then.own_fingerprint:
+        warnings.append(
+            f"The dataset is not as it was when the run was trained ({then.uri}): its documents, sentences or scores "
+            "differ, and text that the run was trained on may be among what is held out."
         )
     columns = sorted({facts.column, *facts.sentence_thresholds})
     kept = f"{', '.join(columns)} {'keeps' if len(columns) == 1 else 'keep'}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from scorers.errors import UserError
 from training.config import EvaluationConfig
 
 _CANDIDATES = 1024  # likeliest tokens that are looked at before the whole vocabulary is sorted
@@ -144,8 +145,16 @@ def draw(logits: torch.Tensor, top_p: float, uniform: torch.Tensor) -> torch.Ten
 
     Returns:
         int64 [rows].
+
+    Raises:
+        UserError: the logits of a row are no numbers.
     """
     probabilities = torch.softmax(logits, dim=-1)
+    if bool(probabilities.isnan().any()):
+        raise UserError(
+            "The model's outputs are no numbers (NaN): it has diverged, or its weights are damaged. Export an earlier "
+            "checkpoint (phf export-model RUN --step N), or train again with a lower training.learning_rate."
+        )
     size = logits.shape[-1]
     # Sorting a whole vocabulary costs more than a small model's forward pass, and the nucleus is nearly always small.
     tokens, complete = _draw_from_likeliest(probabilities, min(size, _CANDIDATES), top_p, uniform)

@@ -17,6 +17,7 @@ from scorers.registry import ScorerSpec
 from training.config import EvaluationConfig
 from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
+from training.data.store import TokenStore
 from training.data.stream import DocumentTokens
 from training.data.tokenizers import foreign_control_ids
 from training.evaluation.heldout import HeldOutLoss, unigram_loss
@@ -196,6 +197,16 @@ def build_judge(
     return scorer, entry, warnings
 
 
+def texts_fingerprint(store: TokenStore, documents: NDArray[np.int64]) -> str:
+    """Of the texts of documents, in this order; 16 hexadecimal digits.
+
+    Args:
+        store: of a dataset.
+        documents: int64 [documents], rows of the store.
+    """
+    return hashlib.sha256(np.ascontiguousarray(store.text_hashes[documents]).tobytes()).hexdigest()[:16]
+
+
 def choose_held_out(data: PreparedData, config: EvaluationConfig, judge: Judge) -> HeldOutChoice | None:
     """At most `held_out_documents` of the held-out documents that have text; None where there are none.
 
@@ -215,7 +226,7 @@ def choose_held_out(data: PreparedData, config: EvaluationConfig, judge: Judge) 
         swapped=[stream.document(int(index), swap_tags=True) for index in chosen] if data.control_ids else None,
         misalignment=held_out_misalignment(data, judge, chosen),
         unigram=unigram_loss(training_counts(data), documents),
-        fingerprint=hashlib.sha256(np.ascontiguousarray(store.text_hashes[chosen]).tobytes()).hexdigest()[:16],
+        fingerprint=texts_fingerprint(store, chosen),
     )
 
 
