@@ -6,6 +6,7 @@ import torch
 from scorers.errors import IncompleteError
 from tests.training.jobs import run_job
 from training.run.engine import Engine
+from training.run.errors import RankError
 from training.run.failures import failures_named
 from training.run.job import TrainingJob
 
@@ -25,6 +26,13 @@ from training.run.job import TrainingJob
 def test_libraries_words_become_ours(error, message):
     with pytest.raises(IncompleteError, match=message), failures_named():
         raise error
+
+
+def test_a_rank_that_runs_out_of_memory_says_so_itself(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(RankError, match=r"on rank 3 \(\S+\): The memory of the GPU") as raised, failures_named():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert raised.value.exit_code == IncompleteError.exit_code
 
 
 def test_a_mistake_stays_one():

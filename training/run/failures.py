@@ -1,11 +1,14 @@
 """What fails outside of phf, in words for its user: memory that runs out, and a peer that is gone."""
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from scorers.errors import IncompleteError
+from scorers.errors import IncompleteError, UserError
+from training.run.errors import RankError
 
 _LESS = (
     "Lower training.micro_batch_size, or set training.activation_checkpointing=true or training.offload=optimizer: the "
@@ -21,16 +24,24 @@ def failures_named() -> Iterator[None]:
 
     Raises:
         IncompleteError: memory ran out in the block, or another rank is gone.
+        RankError: memory ran out on a rank other than 0, which says so itself: to the others it is just gone.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise IncompleteError(f"The memory of the GPU does not suffice. {_LESS}") from error
+        raise _no_memory("the GPU") from error
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
             raise IncompleteError(
                 "Another rank is gone, or cannot be reached. The same command goes on from the newest checkpoint."
             ) from error
         if any(words in str(error) for words in _NO_HOST_MEMORY):
-            raise IncompleteError(f"The memory of this machine does not suffice. {_LESS}") from error
+            raise _no_memory("this machine") from error
         raise
+
+
+def _no_memory(where: str) -> UserError:
+    problem, rank = f"The memory of {where} does not suffice. {_LESS}", os.environ.get("RANK", "0")
+    if rank == "0":
+        return IncompleteError(problem)
+    return RankError(f"on rank {rank} ({socket.gethostname()}): {problem}", IncompleteError.exit_code)
