@@ -10,8 +10,6 @@ from pathlib import Path
 
 from scorers.errors import IncompleteError, UserError
 
-# No space is left, or not for this user, or not for so large a file.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
@@ -23,11 +21,9 @@ def is_full(error: OSError) -> bool:
 def output_error(folder: Path, error: OSError) -> UserError:
     """What to tell of a run's folder that cannot be written: the same command may do once there is room."""
     problem = f"Cannot write to --output {folder}: {error.strerror or error}."
-    return (
-        IncompleteError(f"{problem} Make room and run the same command again.")
-        if is_full(error)
-        else UserError(problem)
-    )
+    if is_full(error):
+        return IncompleteError(f"{problem} Make room and run the same command again.")
+    return UserError(problem)
 
 
 @contextmanager
@@ -40,7 +36,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "Make room" if error.errno in _FULL else "See to that"
+        # Room for so large a file, too.
+        remedy = "Make room" if is_full(error) or error.errno == errno.EFBIG else "See to that"
         raise IncompleteError(
             f"{path} cannot be written: {error.strerror or error}. {remedy} and run the same command again."
         ) from error

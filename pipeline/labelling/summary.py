@@ -166,7 +166,7 @@ def _warnings(summary: Summary) -> list[str]:
             continue
         line = f"Not one sentence has a score in {column}: there is nothing to train on by it."
         if manifest.scorers[column].kind in _OF_PYTHON:
-            line += " Its scorer is for Python, and these documents were read as prose: give --kind python."
+            line += " Its scorer is for Python: documents that were read as prose need --kind python."
         said.append(line)
     return said
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from scorers.errors import UserError
-from training.run.machine import own_cores, share_of_cores, way_to_others
+from training.run.host import own_cores, share_of_cores, way_to_others
 from training.run.rendezvous import COLLECTIVE_TIMEOUT, Rendezvous, exit_code_of
 from training.run.slurm import slurm_ranks
 

@@ -215,7 +215,7 @@ class TrainingJob:
         )
 
     def _warn(self, line: str) -> None:
-        self.console.print(line, style="bold yellow", markup=False, soft_wrap=True)
+        _tell(self.console, line)
 
     def _prepare_evaluation(self) -> EvaluationSetup:
         return prepare_evaluation(self.data, kind=self.facts.kind, device=str(self.world.device))
@@ -350,7 +350,7 @@ def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder
     if world.is_main:
         print_plan(console, config, facts, precision, model, world)
         for warning in data.warnings:
-            console.print(warning, style="bold yellow", markup=False, soft_wrap=True)
+            _tell(console, warning)
     return TrainingJob(world, folder, data, horizon, model, facts, console, resumed)
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.run import machine
-from training.run.machine import own_cores, share_of_cores, way_to_others
+from training.run import host
+from training.run.host import own_cores, share_of_cores, way_to_others
 
 ALL = 0b11111111
 
@@ -55,12 +55,12 @@ def address_here():
 @pytest.mark.parametrize("name", ["127.0.1.1", "no-such-host.invalid"])
 def test_where_the_name_of_a_machine_leads_nowhere_gloo_is_told_the_interface(monkeypatch, name):
     address, interface = address_here()
-    monkeypatch.setattr(machine.socket, "gethostname", lambda: name)
+    monkeypatch.setattr(host.socket, "gethostname", lambda: name)
     assert way_to_others(address, {}) == {"GLOO_SOCKET_IFNAME": interface}
     assert way_to_others(address, {"GLOO_SOCKET_IFNAME": "chosen"}) == {}
 
 
 def test_where_it_leads_to_the_machine_gloo_is_left_alone(monkeypatch):
     address, _ = address_here()
-    monkeypatch.setattr(machine.socket, "gethostname", lambda: address)
+    monkeypatch.setattr(host.socket, "gethostname", lambda: address)
     assert way_to_others(address, {}) == {}
