@@ -137,3 +137,25 @@ def test_a_cluster_that_asks_for_a_token_gets_the_users(tmp_path: Path) -> None:
         # Not as a client: the heads of one machine take each other's ports for those.
         result = label(head.drivers, RAY_AUTH_TOKEN=own)
         assert result.returncode == 0, result.stderr
+
+
+def test_one_process_uses_a_ray_of_its_own_and_a_cluster_by_turns(tmp_path: Path) -> None:
+    made = Labelling(tmp_path)
+    with ray_head(at_home(made, "1" * 64)) as head:
+        script = f"""
+import os, ray
+from pipeline.labelling.on_ray.cluster import ray_cluster
+before = dict(os.environ)
+for address in (None, {head.drivers!r}, None):
+    with ray_cluster(address, 1):
+        print(ray.get(ray.remote(os.getenv).remote("nothing", os.environ["RAY_AUTH_TOKEN"])))
+    assert os.environ.get("RAY_AUTH_MODE") == before.get("RAY_AUTH_MODE")
+"""
+        environment = at_home(Labelling(tmp_path / "other"), "0" * 64) | {"RAY_AUTH_TOKEN": "1" * 64}
+        result = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+        )
+    assert result.returncode == 0, result.stderr
+    first, of_the_cluster, last = result.stdout.split()
+    assert of_the_cluster == "1" * 64
+    assert len({first, of_the_cluster, last}) == 3

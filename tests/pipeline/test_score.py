@@ -217,3 +217,23 @@ def test_a_killed_score_goes_on_and_ends_with_the_same_bytes(made: Labelling, tm
     }
     assert texts
     assert all(made.scored()[text] == before[text] for text in texts), "no committed unit is scored again"
+
+
+def test_an_extension_after_score_and_a_repair_of_two_layers_start_a_ray_for_each(tmp_path: Path) -> None:
+    made = Labelling(tmp_path)
+    made.write(["One. Two."])
+    made.run_undisturbed()
+    assert run(made, score(made, "--scorer", "style=probe:0.0", "--threshold", "style=0")).returncode == 0
+    made.write(["Three. Four."], "more.jsonl")
+    result = made.run("--extend")
+    assert result.returncode == 0, result.stderr
+    assert len(rows(made.output, "probe", "style")) == 2
+    for part in made.output.glob("units/*/00000/00000001.*.parquet"):
+        part.write_bytes(part.read_bytes()[:-1])
+    arguments = [sys.executable, "-m", "phf", "repair", str(made.output)]
+    repaired = subprocess.run(
+        arguments, cwd=made.folder, env=made.env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert repaired.returncode == 0, repaired.stderr + repaired.stdout
+    assert repaired.stdout.count("the unit is labelled again") == 2
+    assert verify(str(made.output)).problems == []

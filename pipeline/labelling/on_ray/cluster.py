@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import secrets
 import shutil
 import socket
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.labelling.on_ray.head import HeadLostError
-from pipeline.labelling.on_ray.token import bring_token
+from pipeline.labelling.on_ray.token import own_token, users_token
 from scorers.errors import UserError
 
 # Results are references and figures, never rows: a small store will do, also where a container has little /dev/shm.
@@ -89,25 +88,27 @@ def ray_cluster(
     Raises:
         UserError: the cluster cannot be joined, or Ray does not start.
     """
-    with _local(cpus, metrics_port) if address is None else _remote(address, code):
-        import ray
+    import ray
 
+    if ray.is_initialized():
+        raise UserError("This process has joined a Ray already. Leave it first: ray.shutdown().")
+    with _local(cpus, metrics_port) if address is None else _remote(address, code):
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield resources
 
 
 @contextlib.contextmanager
 def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
-    # Ray's native code reads these when it is imported. Without the token Ray writes one to ~/.ray, readable by all.
-    os.environ.update(_ENVIRONMENT, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    import ray
+
+    os.environ.update(_ENVIRONMENT)
     parent = tempfile.gettempdir()
     if len(parent) > _LONGEST_FOLDER:
         parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder below it
-    with _private_folder(Path(parent)) as private:
-        import ray
-
-        # Ray opens its folder to everybody (mode 0777), hence one below the private one.
-        with _joined(
+    with (
+        _private_folder(Path(parent)) as private,
+        own_token(),
+        _joined(
             lambda: ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -115,12 +116,14 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                # Ray opens its folder to everybody (mode 0777), hence one below the private one.
                 _temp_dir=str(private / "r"),
                 _metrics_export_port=metrics_port,
             ),
             "Ray does not start on this machine",
-        ):
-            yield
+        ),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -146,18 +149,20 @@ def _private_folder(parent: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _remote(address: str, more: Sequence[Path]) -> Iterator[None]:
-    bring_token(address)
     import ray
 
     import pipeline
     import scorers
 
     code = [*(str(Path(package.__path__[0])) for package in (scorers, pipeline)), *map(str, more)]
-    with _joined(
-        lambda: ray.init(
-            address=address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level=logging.ERROR
+    with (
+        users_token(address),
+        _joined(
+            lambda: ray.init(
+                address=address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level=logging.ERROR
+            ),
+            f"Cannot join the Ray cluster {address}",
         ),
-        f"Cannot join the Ray cluster {address}",
     ):
         yield
 
