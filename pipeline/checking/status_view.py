@@ -9,8 +9,8 @@ from rich.text import Text
 from pipeline.checking.status import JobStatus
 from pipeline.labelling.telling.activity import WorkerState
 from pipeline.labelling.telling.progress import STEPS
-from pipeline.labelling.telling.reporter import count_of, duration, per_second, rate_of
 from pipeline.labelling.telling.run_status import RunStatus
+from scorers.amounts import count_of, duration, per_second, rate_of
 
 # Failures that are shown; the status holds some more.
 _FAILURES = 5

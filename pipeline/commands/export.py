@@ -40,7 +40,8 @@ def export(
 
     from pipeline.dataset import open_dataset
     from pipeline.export import export as export_dataset
-    from pipeline.labelling.telling.reporter import count_of, reporter_for
+    from pipeline.labelling.telling.reporter import reporter_for
+    from scorers.amounts import count_of
     from scorers.errors import IncompleteError
 
     opened = open_dataset(dataset)

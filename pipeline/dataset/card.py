@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from pipeline.dataset.first_run import train_command
 from pipeline.dataset.manifest import Manifest
 
 CARD_NAME = "README.md"
@@ -24,7 +25,7 @@ def render_card(manifest: Manifest) -> str:
         size_category=size_category(manifest.rows),
         sources=manifest.sources[:_MOST_SOURCES],
         sources_left_out=max(0, len(manifest.sources) - _MOST_SOURCES),
-        first_column=next(iter(manifest.scorers)),
+        train=train_command(manifest, "DIR", "RUN"),
     )
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from pipeline.labelling.bench import Bench, Measured
 from pipeline.labelling.estimate import Estimate
-from pipeline.labelling.telling.reporter import count_of, duration
+from scorers.amounts import count_of, duration, size_of
 from scorers.doctor.machine import processor
 
 # Less is told in seconds.
@@ -31,12 +31,12 @@ def show_bench(console: Console, bench: Bench) -> None:
 def _corpus(bench: Bench) -> str:
     sample = bench.sample
     planned = (
-        "" if sample.planned == sample.size else f", of which {_bytes(sample.planned)} were read and cut into units"
+        "" if sample.planned == sample.size else f", of which {size_of(sample.planned)} were read and cut into units"
     )
     exact = "" if sample.sampled_units == sample.units and not planned else "about "
     return (
-        f"corpus: {exact}{_bytes(sample.text_bytes)} of text in {count_of(sample.sources, 'file')} of "
-        f"{_bytes(sample.size)}{planned}; measured on {sample.sampled_units:,} of {count_of(sample.units, 'unit')}, "
+        f"corpus: {exact}{size_of(sample.text_bytes)} of text in {count_of(sample.sources, 'file')} of "
+        f"{size_of(sample.size)}{planned}; measured on {sample.sampled_units:,} of {count_of(sample.units, 'unit')}, "
         "spread evenly"
     )
 
@@ -51,7 +51,7 @@ def _machine(bench: Bench) -> str:
 def _steps(bench: Bench) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    for name in ("sentences/s", "MB/s", "share", f"for {_bytes(bench.total)}", "95 % range"):
+    for name in ("sentences/s", "MB/s", "share", f"for {size_of(bench.total)}", "95 % range"):
         table.add_column(name, justify="right", no_wrap=True)
     for step in bench.steps:
         table.add_row(*map(Text, _cells(bench, step)))
@@ -93,7 +93,7 @@ def _notes(bench: Bench) -> list[str]:
             size = sum(each.size for each in step.slices) / max(step.calls, 1)
             notes.append(
                 f"{step.name}: ready after {duration(step.ready_s)}; {count_of(step.documents, 'document')} in "
-                f"{duration(step.seconds)}, from {count_of(len(step.slices), 'place')}, {_bytes(size)} at once"
+                f"{duration(step.seconds)}, from {count_of(len(step.slices), 'place')}, {size_of(size)} at once"
                 f"{_smaller(bench, size)}."
             )
         if step.kind and step.waited_s > _MOST_WAITED * step.seconds:
@@ -107,14 +107,7 @@ def _notes(bench: Bench) -> list[str]:
 
 def _smaller(bench: Bench, size: float) -> str:
     unit = min(bench.unit_size, bench.sample.text_bytes / bench.sample.units)
-    return "" if size >= unit / 2 else f"; a worker gets {_bytes(unit)} at once"
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:,.3g} {unit}"
-    return f"{count:,.0f} B"
+    return "" if size >= unit / 2 else f"; a worker gets {size_of(unit)} at once"
 
 
 def _number(value: float) -> str:

@@ -22,7 +22,7 @@ from pipeline.labelling.telling.activity import Activity
 from pipeline.labelling.telling.logs import RunLog
 from pipeline.labelling.telling.metrics import Metrics
 from pipeline.labelling.telling.progress import Progress
-from pipeline.labelling.telling.reporter import Reporter, count_of
+from pipeline.labelling.telling.reporter import Reporter
 from pipeline.labelling.telling.run_status import RunStatus, State, StatusFile, status_of
 from pipeline.labelling.telling.told import RunObserver, Told
 from pipeline.labelling.workers.worker import Job, PartResult
@@ -31,6 +31,7 @@ from pipeline.storage import LocalStorage, Storage
 from pipeline.units.epoch import STAGING, Epoch
 from pipeline.units.records import UnitRecord
 from pipeline.units.store import UnitStore
+from scorers.amounts import count_of
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.stopping import is_stop
 

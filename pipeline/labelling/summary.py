@@ -1,17 +1,18 @@
 """What `phf label` says at its end: figures, where the data is, and what to type next."""
 
+import os
 import shlex
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.dataset.first_run import train_command
 from pipeline.labelling.driver import Summary
-from pipeline.labelling.telling.reporter import count_of, duration, rate_of
 from pipeline.quarantine_limit import QuarantineLimit
+from scorers.amounts import count_of, duration, rate_of, size_of
 from scorers.errors import QuarantineLimitError
 
-_TASKS = ("toxicity", "pii", "pep8")
 # Kinds of scorers that have nothing to say of prose.
 _OF_PYTHON = ("pycodestyle", "pylint", "ruff")
 
@@ -84,7 +85,7 @@ def show_summary(summary: Summary, console: Console) -> None:
     console.print()
     size = sum(shard.size for shard in manifest.shards)
     console.print(
-        f"The dataset is in {summary.output} ({count_of(len(manifest.shards), 'shard')}, {_megabytes(size)}).",
+        f"The dataset is in {summary.output} ({count_of(len(manifest.shards), 'shard')}, {size_of(size)}).",
         soft_wrap=True,
     )
     for warning in _warnings(summary):
@@ -173,12 +174,8 @@ def _warnings(summary: Summary) -> list[str]:
 
 def _next_steps(summary: Summary) -> list[str]:
     where = shlex.quote(summary.output)
-    steps = [f"phf verify {where}", f"phf inspect {where}"]
-    scored = [column for column, threshold in summary.manifest.thresholds.items() if threshold.sentences]
-    task = next((task for task in _TASKS if task in scored), None)
-    if task is not None:
-        steps.append(f"phf train {where} --task {task} --objective conditional --output runs/conditional")
-    return steps
+    train = train_command(summary.manifest, summary.output, cores=len(os.sched_getaffinity(0)))
+    return [f"phf verify {where}", f"phf inspect {where}", *([train] if train else [])]
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -187,7 +184,3 @@ def _share(part: int, whole: int) -> float | None:
 
 def _rate(count: int, seconds: float | None) -> float | None:
     return count / seconds if seconds else None
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

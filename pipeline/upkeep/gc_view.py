@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 
-from pipeline.labelling.telling.reporter import count_of
 from pipeline.upkeep.gc import Collected
+from scorers.amounts import count_of
 
 _MOST_LINES = 50
 

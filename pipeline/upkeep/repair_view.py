@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.labelling.telling.reporter import count_of
 from pipeline.upkeep.repair import Repaired
+from scorers.amounts import count_of
 
 _MOST_LINES = 50
 

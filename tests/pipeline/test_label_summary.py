@@ -15,7 +15,7 @@ def test_training_is_offered_only_where_something_has_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     without_ray.install(monkeypatch)
-    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "1", "text": "import os\n\nx=1\n"}) + "\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "1", "text": "import os\n\nx=1\n" * 99}) + "\n")
     labelled = ["label", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "out"), "--scorer", "pep8"]
     result = CliRunner().invoke(app, [*labelled, *options])
     assert result.exit_code == 0, result.output

@@ -19,7 +19,7 @@ from pipeline.labelling.on_ray.cluster import _private_folder
 from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.activity import Activity
 from pipeline.labelling.telling.progress import Progress
-from pipeline.labelling.telling.reporter import LiveReporter, PlainReporter, duration, figures, rate_of, reporter_for
+from pipeline.labelling.telling.reporter import LiveReporter, PlainReporter, figures, reporter_for
 from pipeline.labelling.workers.isolation import brief
 from pipeline.units.records import UnitRecord
 from scorers.errors import StoppedError, UserError
@@ -135,20 +135,6 @@ def test_the_pace_is_between_the_slowest_and_the_fastest_that_was_seen(
     clock.now += wait
     assert progress.records_per_s <= before
     assert progress.remaining_s >= 0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (200, "3 min 20 s"), (3000, "50 min"), (18_725, "5 h 12 min")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_rates() -> None:
-    assert rate_of(3, 10, "records") == "0.3 records/s"
-    assert rate_of(20_000, 10, "records") == "2,000 records/s"
-    assert rate_of(3, 0, "records") == "0.0 records/s"
 
 
 def test_plain_lines_come_less_often_as_time_goes_by() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from phf import app
+from pipeline.dataset import open_dataset
+from pipeline.dataset.first_run import train_command
+from tests.datasets import make_dataset
 from tests.training.jobs import ENVIRONMENT, command, figures, run_job, run_phf, settings
 from training.run.folder import RunFolder
 
@@ -62,6 +67,19 @@ def test_one_command_trains_and_json_is_all_of_stdout(tmp_path, code_dataset):
     assert "phf evaluate" in done.stderr
     for noise in ("WARNING", "Warning", "DeepSpeed Op", "ninja", "Writing model shards", "[rank0]"):
         assert noise not in done.stderr, noise
+
+
+@pytest.mark.slow
+def test_the_run_that_labelling_suggests_can_be_run(tmp_path):
+    text = "Sentence {} is here. Another damn one follows."
+    scores = {"toxicity": lambda sentence: float("damn" in sentence)}
+    made = make_dataset(tmp_path / "labelled", [text.format(each) for each in range(60)], scores, {"toxicity": 0})
+    suggested = train_command(open_dataset(str(made)).manifest, str(made), str(tmp_path / "run"))
+    done = run_phf(["-m", *shlex.split(suggested)])
+    assert done.returncode == 0, done.stderr
+    assert "epochs over" in done.stdout
+    assert re.search(r"^expected +about .* s for \d+ steps", done.stdout, re.MULTILINE)
+    assert "Warning" not in done.stdout + done.stderr
 
 
 @pytest.mark.slow

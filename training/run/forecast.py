@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from pipeline.dataset import open_dataset
+from pipeline.dataset.first_run import tokens_of
 from scorers.errors import UserError
 from training.config import TrainConfig
 from training.data.phases import plan_phases
@@ -47,6 +49,7 @@ class Forecast:
         machine, precision, job: what the estimate is of.
         memory, seconds: of one rank at its highest; of one step.
         remedies: where it does not fit, what would make it fit, each by the same estimate.
+        tokens: of an epoch, about, by the size of the dataset's text; None where there is no dataset to look at.
     """
 
     config: TrainConfig
@@ -56,7 +59,19 @@ class Forecast:
     job: Job
     memory: Memory
     seconds: Seconds
-    remedies: tuple[str, ...]
+    remedies: tuple[str, ...] = ()
+    tokens: float | None = None
+
+    @property
+    def epochs(self) -> float | None:
+        """About how often each text is read."""
+        own = float(self.config.data.shares[0])
+        return None if not self.tokens else own * self.horizon.tokens / self.tokens
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all steps."""
+        return self.seconds.total * self.horizon.steps
 
     @property
     def fits(self) -> bool:
@@ -95,7 +110,8 @@ class Forecast:
             "remedies": list(self.remedies),
             "step_seconds": {**asdict(self.seconds), "total": self.seconds.total},
             "bytes_sent_per_step": bytes_sent(self.job),
-            "total_seconds": self.seconds.total * self.horizon.steps,
+            "total_seconds": self.total_seconds,
+            "epochs": self.epochs,
             "tokens_per_second": tokens_per_second,
             "mfu": tokens_per_second * shape.flops_per_token / (machine.flops * self.horizon.ranks),
             "checkpoint_bytes": self.checkpoint,
@@ -127,10 +143,20 @@ def forecast(config: TrainConfig, asked: Asked) -> Forecast:
         tokenizer = load_tokenizer(config.data.tokenizer)
         vocabulary = tokenizer.size(tokenizer.control_ids(classes) if classes else ())
     shape = shape_of(config, vocabulary, precision, on_gpu=machine.on_gpu)
-    found = _choose(config, shape, machine, precision, asked.ranks)
-    if found.fits:
-        return found
-    return replace(found, remedies=tuple(_remedies(found)))
+    found = replace(_choose(config, shape, machine, precision, asked.ranks), tokens=_tokens(config))
+    return found if found.fits else replace(found, remedies=tuple(_remedies(found)))
+
+
+def _tokens(config: TrainConfig) -> float | None:
+    # A plan can do without a dataset.
+    if not config.data.dataset:
+        return None
+    try:
+        manifest = open_dataset(config.data.dataset).manifest
+    except UserError:
+        return None
+    column = config.data.column
+    return tokens_of(manifest, column) if column in manifest.thresholds else None
 
 
 def shape_of(config: TrainConfig, vocabulary: int, precision: Precision, *, on_gpu: bool) -> ModelShape:
@@ -176,6 +202,26 @@ def fitted(config: TrainConfig, horizon: Horizon, vocabulary: int, device: torch
         return horizon
 
 
+def expected_seconds(config: TrainConfig, horizon: Horizon, vocabulary: int, machine: Machine) -> float | None:
+    """Seconds of a step by the estimate; None for a model that cannot be estimated.
+
+    Args:
+        config: of the run.
+        horizon: how its batches are cut.
+        vocabulary: entries of the tokenizer, control tokens included.
+        machine: what a rank computes on.
+    """
+    device = torch.device("cuda" if machine.on_gpu else "cpu")
+    precision = choose_precision(config.training, device)
+    training = config.training.model_copy(update={"micro_batch_size": horizon.micro_batch_size})
+    try:
+        shape = shape_of(config, vocabulary, precision, on_gpu=machine.on_gpu)
+        cut = config.model_copy(update={"training": training})
+        return _estimate(cut, shape, machine, precision, horizon.ranks).seconds.total
+    except UserError:
+        return None
+
+
 def _choose(config: TrainConfig, shape: ModelShape, machine: Machine, precision: Precision, ranks: int) -> Forecast:
     """The forecast with the largest micro-batch that fits; with the smallest where none does."""
     training, context_length = config.training, shape.context_length
@@ -217,7 +263,7 @@ def _estimate(config: TrainConfig, shape: ModelShape, machine: Machine, precisio
     if config.training.save_async:
         copy = checkpoint_bytes(job) / ranks
         memory = replace(memory, main=memory.main + copy) if machine.on_gpu else replace(memory, copy=copy)
-    return Forecast(config, horizon, machine, precision, job, memory, estimate_seconds(job, machine), ())
+    return Forecast(config, horizon, machine, precision, job, memory, estimate_seconds(job, machine))
 
 
 def _remedies(found: Forecast) -> Iterator[str]:

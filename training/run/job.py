@@ -28,11 +28,14 @@ from training.run.best import LOSS, best_steps, check_best, read
 from training.run.deepspeed_config import deepspeed_config
 from training.run.distributed import World
 from training.run.engine import Engine, choose_precision, seed_generators
+from training.run.estimate import Machine
+from training.run.expectation import cost_warning, describe_duration
 from training.run.facts import run_facts
 from training.run.failures import failures_named
 from training.run.folder import RunFacts, RunFolder
-from training.run.forecast import fitted
+from training.run.forecast import expected_seconds, fitted
 from training.run.lock import sole_launch
+from training.run.machines import this_machine
 from training.run.network import build_network, check_network
 from training.run.plan import print_plan
 from training.run.progress import StageProgress
@@ -98,6 +101,7 @@ class TrainingJob:
         world, folder, data, horizon, model, console: what it is made of.
         facts: as `run.json` has them.
         resumed: whether the folder held the run before.
+        machine: what this rank computes on.
     """
 
     world: World
@@ -108,6 +112,7 @@ class TrainingJob:
     facts: RunFacts
     console: Any
     resumed: bool
+    machine: Machine
 
     def run(self) -> RunFacts:
         """Train from the newest checkpoint, or from step 0, to the horizon, and export the model."""
@@ -124,7 +129,7 @@ class TrainingJob:
             world,
             self.folder.checkpoints,
             self.facts.model.flops_per_token,
-            peak_flops(world.device, engine.precision),
+            self.machine.flops,
             anew=frozenset(phase.first for phase in self.data.phases[1:]),
         )
         if checkpoint is not None:
@@ -347,11 +352,18 @@ def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder
     seed_generators(config.training.seed, world.rank)
     precision = choose_precision(config.training, world.device)
     resumed, facts = world.on_main(lambda: _start(folder, config, run_facts(data, model, horizon, precision)))
+    # All ranks at once, as they share the machine in a step too.
+    machine = this_machine(world.device, peak_flops(world.device, precision), world.size)
     if world.is_main:
-        print_plan(console, config, facts, precision, model, world)
-        for warning in data.warnings:
+        left = horizon.steps - facts.step
+        step_seconds = expected_seconds(config, horizon, facts.tokenizer.vocab_size, machine)
+        expected = describe_duration(step_seconds, left, horizon.tokens_per_step)
+        print_plan(console, config, facts, precision, model, world, expected)
+        seconds, epochs = None if step_seconds is None else step_seconds * left, facts.horizon.epochs
+        costs = cost_warning(seconds, epochs, horizon.tokens / epochs, machine, world.size)
+        for warning in (*data.warnings, *([costs] if costs and left else [])):
             _tell(console, warning)
-    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed)
+    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed, machine)
 
 
 def _start(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> tuple[bool, RunFacts]:

@@ -1,10 +1,11 @@
 """The machine that a plan is for: a card by its name, or this one as it is measured."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from scorers.amounts import count_of
 from scorers.errors import UserError
 from training.config import TrainingConfig
 from training.run.cards import CARDS, Card, find_card
@@ -83,30 +84,38 @@ def _automatic(computes_bf16: bool) -> Precision:
 
 
 def _here(training: TrainingConfig, asked: Asked) -> tuple[Machine, Precision]:
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(training, device)
-    card = find_card(torch.cuda.get_device_name(device)) if on_gpu else None
-    if on_gpu:
-        name, memory = torch.cuda.get_device_name(device), float(torch.cuda.get_device_properties(device).total_memory)
-        link = _between_cards(card, asked.ranks) if card is not None else _BETWEEN_PROCESSES
-    else:
-        cores = len(os.sched_getaffinity(0))
-        name = f"this machine's CPU, {cores} cores"
-        memory, link = _main_memory() / asked.ranks, _BETWEEN_PROCESSES
+    if device.type == "cpu":
         # As the ranks of a run share the cores.
+        cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // asked.ranks)))
-    flops = peak_flops(device, precision)
-    machine = Machine(
-        name=name,
+    machine = this_machine(device, peak_flops(device, precision), asked.ranks)
+    memory = asked.memory / (1 if machine.on_gpu else asked.ranks) if asked.memory else machine.memory
+    link = asked.bandwidth or machine.link_bandwidth
+    return replace(machine, memory=memory, link_bandwidth=link, utilisation=asked.utilisation), precision
+
+
+def this_machine(device: torch.device, flops: float, ranks: int) -> Machine:
+    """What a rank computes on here.
+
+    Args:
+        device: of the rank.
+        flops: of `training.run.speed.peak_flops`.
+        ranks: of the run.
+    """
+    on_gpu = device.type == "cuda"
+    card = find_card(torch.cuda.get_device_name(device)) if on_gpu else None
+    return Machine(
+        name=torch.cuda.get_device_name(device)
+        if on_gpu
+        else f"this machine's CPU, {count_of(len(os.sched_getaffinity(0)), 'core')}",
         on_gpu=on_gpu,
         flops=flops,
-        memory=(asked.memory / (1 if on_gpu else asked.ranks)) if asked.memory else memory,
+        memory=float(torch.cuda.get_device_properties(device).total_memory) if on_gpu else _main_memory() / ranks,
         memory_bandwidth=card.memory_bandwidth if card is not None else flops / _FLOPS_A_BYTE[on_gpu],
-        link_bandwidth=asked.bandwidth or link,
-        utilisation=asked.utilisation,
+        link_bandwidth=_between_cards(card, ranks) if card is not None else _BETWEEN_PROCESSES,
     )
-    return machine, precision
 
 
 def _main_memory() -> float:

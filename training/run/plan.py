@@ -2,15 +2,23 @@
 
 from typing import Any
 
+from scorers.amounts import duration, size_of
 from training.config import TrainConfig
 from training.model.language_model import LanguageModel
 from training.run.deepspeed_config import Precision
+from training.run.expectation import cost_warning
 from training.run.folder import MixedFacts, PhaseFacts, RunFacts
 from training.run.forecast import Forecast
 
 
 def print_plan(
-    console: Any, config: TrainConfig, facts: RunFacts, precision: Precision, model: LanguageModel, world: Any
+    console: Any,
+    config: TrainConfig,
+    facts: RunFacts,
+    precision: Precision,
+    model: LanguageModel,
+    world: Any,
+    expected: str,
 ) -> None:
     """Print the plan as tables.
 
@@ -21,9 +29,12 @@ def print_plan(
         precision: chosen.
         model: for its shape.
         world: the ranks.
+        expected: how long it takes.
     """
     console.print()
-    _table(console, f"Run: {facts.objective} on {facts.task}", _run_rows(config, facts, precision, model, world))
+    _table(
+        console, f"Run: {facts.objective} on {facts.task}", _run_rows(config, facts, precision, model, world, expected)
+    )
     _table(console, "Data", _data_rows(facts))
     if facts.mixture:
         _table(console, "Mixture", {f"{number}": _mixed_row(each) for number, each in enumerate(facts.mixture, 1)})
@@ -52,13 +63,17 @@ def print_forecast(console: Any, found: Forecast) -> None:
             "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x {horizon.ranks} ranks "
             f"= {horizon.batch_size} blocks = {horizon.tokens_per_step:,} tokens a step",
             "horizon": f"{horizon.steps:,} steps, {horizon.tokens:,} tokens: "
-            f"{horizon.tokens / shape.parameters:.3g} a parameter",
+            f"{horizon.tokens / shape.parameters:.3g} a parameter"
+            + ("" if found.epochs is None else f", about {found.epochs:,.3g} epochs over the dataset"),
             "engine": f"DeepSpeed ZeRO {found.job.layout.zero_stage}, {found.precision}"
             + (", activation checkpointing" if found.job.checkpointing else ""),
         },
     )
     _table(console, f"Memory of a rank, {'fits' if found.fits else 'DOES NOT FIT'}", _memory_rows(found))
     _table(console, "Time", _time_rows(found))
+    warning = cost_warning(found.total_seconds, found.epochs, found.tokens or 0, machine, horizon.ranks)
+    if warning:
+        console.print(warning, style="bold yellow", markup=False, soft_wrap=True)
 
 
 def _memory_rows(found: Forecast) -> dict[str, str]:
@@ -73,15 +88,15 @@ def _memory_rows(found: Forecast) -> dict[str, str]:
         "allocator": memory.allocator,
         "copy to write": memory.copy,
     }
-    rows = {name: _bytes(value) for name, value in parts.items() if value}
-    rows["at most"] = f"{_bytes(memory.total)} of {_bytes(found.machine.memory)}, of which a tenth is left free"
+    rows = {name: size_of(value) for name, value in parts.items() if value}
+    rows["at most"] = f"{size_of(memory.total)} of {size_of(found.machine.memory)}, of which a tenth is left free"
     if memory.main:
-        rows["main memory"] = _bytes(memory.main)
+        rows["main memory"] = size_of(memory.main)
     if found.remedies:
         rows["would fit"] = "; or ".join(found.remedies)
     rows["checkpoints"] = (
-        f"{_bytes(found.checkpoint)} each, at most {found.checkpoints_kept} on disk: "
-        f"{_bytes(found.checkpoint * found.checkpoints_kept)}"
+        f"{size_of(found.checkpoint)} each, at most {found.checkpoints_kept} on disk: "
+        f"{size_of(found.checkpoint * found.checkpoints_kept)}"
     )
     return rows
 
@@ -98,20 +113,10 @@ def _time_rows(found: Forecast) -> dict[str, str]:
     return {
         "a step": f"{seconds.total:.3g} s: model {seconds.compute:.3g}, update {seconds.update:.3g}, "
         f"communication {seconds.communication:.3g}",
-        "in all": f"{_hours(facts['total_seconds'])} at {facts['tokens_per_second']:,.0f} tokens/s",
+        "in all": f"{duration(facts['total_seconds'])} at {facts['tokens_per_second']:,.0f} tokens/s",
         "assumed": f"{machine.flops / 1e12:,.3g} TFLOP/s a rank at best, {reached}; "
         f"{machine.link_bandwidth / 1e9:,.3g} GB/s between ranks, none of it hidden",
     }
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 1e9:,.2f} GB" if value >= 1e8 else f"{value / 1e6:,.1f} MB"
-
-
-def _hours(seconds: float) -> str:
-    if seconds < 5400:
-        return f"{seconds / 60:,.1f} minutes"
-    return f"{seconds / 3600:,.1f} hours" + (f" ({seconds / 86400:,.1f} days)" if seconds > 172_800 else "")
 
 
 def _table(console: Any, title: str, rows: dict[str, str]) -> None:
@@ -128,7 +133,7 @@ def _table(console: Any, title: str, rows: dict[str, str]) -> None:
 
 
 def _run_rows(
-    config: TrainConfig, facts: RunFacts, precision: Precision, model: LanguageModel, world: Any
+    config: TrainConfig, facts: RunFacts, precision: Precision, model: LanguageModel, world: Any, expected: str
 ) -> dict[str, str]:
     horizon, network = facts.horizon, facts.model
     text = model.causal.config.get_text_config()
@@ -144,6 +149,7 @@ def _run_rows(
         f"{horizon.batch_size} blocks = {horizon.batch_size * network.context_length:,} tokens a step",
         "horizon": f"{horizon.steps:,} steps, {horizon.tokens:,} tokens: "
         f"{horizon.tokens_per_parameter:.3g} a parameter, {horizon.epochs:.3g} epochs over the stream",
+        "expected": expected,
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, "
         f"warm-up {training.warmup_ratio:.3g} of the steps, to {training.min_learning_rate_ratio:g} of the peak",
         "engine": f"DeepSpeed ZeRO {training.zero_stage}, {precision}, {world.device.type} x {world.size}",

@@ -15,14 +15,15 @@ COMMUNICATION = "communication"
 # Of a lap that goes on after communication.
 _AROUND = ""
 _SIZE_ON_CPU, _SIZE_ON_GPU = 1024, 8192
-_ROUNDS = 5
+# A product of the CPU takes some hundredths of a second, and other processes come and go meanwhile.
+_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.3, 3, 50
 
 
 def peak_flops(device: torch.device, precision: Precision) -> float:
     """Floating-point operations a second that one rank could do at best.
 
-    In half precision on a GPU that is known, its maker's number; otherwise that of the fastest of some large matrix
-    products, with as many threads as are set.
+    In half precision on a GPU that is known, its maker's number; otherwise that of the fastest of the large matrix
+    products of a third of a second, with as many threads as are set.
     """
     if device.type == "cuda" and precision != "fp32":
         card = find_card(torch.cuda.get_device_name(device))
@@ -31,10 +32,11 @@ def peak_flops(device: torch.device, precision: Precision) -> float:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     size = _SIZE_ON_GPU if device.type == "cuda" else _SIZE_ON_CPU
     factor = torch.ones(size, size, dtype=dtype, device=device)
-    seconds = []
-    for _ in range(_ROUNDS + 1):
+    result = torch.empty_like(factor)
+    seconds: list[float] = []
+    while len(seconds) <= _LEAST_ROUNDS or (sum(seconds) < _SECONDS and len(seconds) < _MOST_ROUNDS):
         began = time.perf_counter()
-        factor @ factor
+        torch.mm(factor, factor, out=result)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)

@@ -28,7 +28,7 @@ from training.run.folder import write_atomically
 from training.run.hooks import Hook, Step
 from training.run.saving import Saving
 from training.run.schedule import Horizon, learning_rate
-from training.run.speed import peak_memory
+from training.run.speed import peak_flops, peak_memory
 from training.run.stopping import SIGNALS
 from training.run.watchdog import Watchdog
 
@@ -49,7 +49,8 @@ class Trainer:
         objective: the loss of a step, steps counted from 0.
         folder: of the checkpoints.
         flops_per_token: floating-point operations a trained token.
-        peak_flops: what one rank could do of them in a second; see `training.run.speed`.
+        peak_flops: what one rank could do of them in a second; see `training.run.speed`. Measured again where steps
+            reach more, as the machine was busy then.
         hooks: called in this order.
         anew: steps with which another phase begins, whose losses are not to be compared with those before.
         step: optimiser steps done.
@@ -261,10 +262,17 @@ class Trainer:
             "learning_rate": rate,
             "grad_norm": None if norm is None else float(norm),
             "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * self.flops_per_token / (self.peak_flops * self.world.size),
+            "mfu": self._share_of_peak(tokens_per_second * self.flops_per_token / self.world.size),
             "peak_memory": peak_memory(self.world.device),
             **({"skipped": self.skipped} if self.skipped else {}),
         }
+
+    def _share_of_peak(self, flops: float) -> float:
+        """What steps reach of a rank's peak; the convention counts more than attention computes, so 1 at most."""
+        if flops > self.peak_flops:
+            again = peak_flops(self.world.device, self.engine.precision)
+            self.peak_flops = max(self.peak_flops, again, flops)
+        return flops / self.peak_flops
 
     def _diverged(self, outcome: StepOutcome) -> str:
         kept = "no checkpoint was written" if self.saved is None else f"the newest checkpoint is of step {self.saved}"

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from pipeline.labelling.telling.progress import Progress
+from scorers.amounts import count_of, duration, per_second
 
 # Seconds between plain lines: at first, at most, and as a share of the time that has passed.
 _FIRST_S, _MOST_S, _SHARE = 5.0, 60.0, 0.05
@@ -133,34 +134,6 @@ def figures(progress: Progress) -> str:
     if progress.remaining_s:
         parts.append(f"{duration(progress.remaining_s)} left")
     return "Labelling: " + ", ".join(parts)
-
-
-def count_of(number: int, what: str) -> str:
-    """`1 unit`, `2,000 units`."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def rate_of(count: int, seconds: float, what: str) -> str:
-    """`0.3 records/s`, `2,000 records/s`."""
-    return per_second(count / seconds if seconds > 0 else 0.0, what)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `0.4 s`, `42 s`, `3 min 20 s`, `5 h 12 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 120:
-        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def per_second(rate: float, what: str) -> str:
-    """`0.3 records/s`, `2,000 records/s`."""
-    return f"{rate:,.{1 if rate < 10 else 0}f} {what}/s"
 
 
 def _share(done: int, total: int) -> str:

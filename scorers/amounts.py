@@ -1,0 +1,44 @@
+"""Amounts as people write them: counts, sizes, durations, rates, shares."""
+
+_SIZES = (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_DAYS = 2
+
+
+def count_of(number: int, what: str, many: str | None = None) -> str:
+    """`1 unit`, `2,000 units`; `many` is the plural where that is not `what` with an s."""
+    return f"{number:,} {what if number == 1 else many or f'{what}s'}"
+
+
+def size_of(count: float) -> str:
+    """Bytes in decimal units, three digits: `512 B`, `1.2 kB`, `25.3 GB`; never 0 of a unit that is too large."""
+    for unit, size in _SIZES:
+        if count >= 0.9995 * size:
+            return f"{count / size:,.3g} {unit}"
+    return f"{count:,.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds: `40 ms`, `0.4 s`, `42 s`, `3 min 20 s`, `5 h 12 min`, `12.5 days`."""
+    if 0 < seconds < 0.095:
+        return f"{max(1, round(1000 * seconds))} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 120:
+        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
+    if whole <= _DAYS * 86_400:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{whole / 86_400:,.1f} days"
+
+
+def per_second(rate: float, what: str) -> str:
+    """`0.3 records/s`, `2,000 records/s`."""
+    return f"{rate:,.{1 if rate < 10 else 0}f} {what}/s"
+
+
+def rate_of(count: int, seconds: float, what: str) -> str:
+    """`0.3 records/s`, `2,000 records/s`."""
+    return per_second(count / seconds if seconds > 0 else 0.0, what)

@@ -1,0 +1,54 @@
+"""Amounts as people write them: one of a thing is no plural, and what is there is not 0."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scorers.amounts import count_of, duration, rate_of, size_of
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 shards"), (1, "1 shard"), (2000, "2,000 shards")])
+def test_counts(number, text):
+    assert count_of(number, "shard") == text
+
+
+def test_irregular_plurals():
+    assert [count_of(each, "entry", "entries") for each in (1, 2)] == ["1 entry", "2 entries"]
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "text"),
+    [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (999_999, "1 MB"), (25_280_000_000, "25.3 GB"), (3e15, "3 PB")],
+)
+def test_sizes(bytes_, text):
+    assert size_of(bytes_) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (0.0004, "1 ms"),
+        (0.04, "40 ms"),
+        (9.94, "9.9 s"),
+        (42.4, "42 s"),
+        (200, "3 min 20 s"),
+        (3000, "50 min"),
+        (18_725, "5 h 12 min"),
+        (1_080_000, "12.5 days"),
+        (27_898_200, "322.9 days"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@given(st.floats(1e-6, 1e12))
+def test_what_is_there_is_not_nothing(value):
+    assert float(duration(value).split()[0].replace(",", "")) > 0
+    assert float(size_of(max(1, value)).split()[0].replace(",", "")) > 0
+
+
+def test_rates():
+    assert rate_of(3, 10, "records") == "0.3 records/s"
+    assert rate_of(20_000, 10, "records") == "2,000 records/s"
