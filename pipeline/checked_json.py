@@ -7,7 +7,9 @@ import re
 import zlib
 from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+from scorers.paths import shown
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -26,12 +28,26 @@ def from_checked(model: type[Model], data: bytes) -> Model:
     """The model that `to_checked` wrote. JSON without a checksum passes too: people may have written it.
 
     Raises:
-        ValueError: it is not what was written, or no such model.
+        ValueError: it is not what was written, or no such model; names the key.
     """
     found = _CHECKSUM.search(data, max(0, len(data) - _LONGEST))
     if found is None:
-        return model.model_validate_json(data)
+        return _validated(model, data)
     body = data[: found.start()]
     if zlib.crc32(body) != int(found[1], 16):
         raise ValueError("its checksum is wrong")
-    return model.model_validate_json(body + b"}")
+    return _validated(model, body + b"}")
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """The first thing that is wrong with a stored file: the key, and what is wrong there, without its content."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{shown(key) or 'its start'}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _validated(model: type[Model], data: bytes) -> Model:
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise ValueError(what_is_wrong(error)) from None

@@ -26,6 +26,7 @@ from obstore.store import from_url
 from pipeline.failpoints import failpoint
 from pipeline.storage import FileInfo, HashingWriter, Storage
 from scorers.errors import IncompleteError, UserError
+from scorers.paths import check_parts
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -140,6 +141,7 @@ class ObjectStorage(Storage):
         return pa.PythonFile(_ObjectReader(reader, partial(self._try, path)), mode="r")
 
     def move(self, source: str, target: str) -> None:  # noqa: D102
+        check_parts(target)
         try:
             self._try(source, lambda: obstore.copy(self._store, source, target))
         except FileNotFoundError:
@@ -160,6 +162,7 @@ class ObjectStorage(Storage):
 
     def _try(self, path: str, act: Callable[[], Result]) -> Result:
         """Do something that may be done twice; again where the store or the way to it fails, while patience lasts."""
+        check_parts(path)
         end, pause = time.monotonic() + _patience_s(), _FIRST_PAUSE_S
         while True:
             try:

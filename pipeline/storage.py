@@ -6,6 +6,9 @@ Three promises that the commit protocol stands on:
 - *durable*: what a call returned from has been flushed to the disk (file and folder), or accepted by the store;
 - *move*: atomic, and repeatable after a crash.
 
+A path never leads out of the root, nor over a link below it: what is one is replaced or deleted itself, and nothing is
+read or written through it (`scorers.paths`). The root may be a link.
+
 Every failure of a disk or a store is an `OSError` with an `errno` (`FileNotFoundError` where nothing is there), of
 obstore's too; one without is pyarrow's, of a content that is no Parquet.
 obstore's own local store does not fsync, hence the local one here; `pipeline.object_storage` is opened through here
@@ -18,6 +21,7 @@ import io
 import os
 import secrets
 import shutil
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -31,6 +35,7 @@ import pyarrow as pa
 
 from pipeline.failpoints import failpoint
 from scorers.errors import UserError
+from scorers.paths import UnsafePathError, irregular_files, place_below
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -83,6 +88,8 @@ class HashingWriter(io.RawIOBase):
 
 class Storage(ABC):
     """A folder on a disk or a prefix of an object store. Paths are relative to it, with `/`. It can be pickled.
+
+    Methods that take a path raise `UnsafePathError`, an `OSError`, for one that leads out of the root or over a link.
 
     Attributes:
         uri: what it was opened with; for a local folder its absolute path, so that it means the same in any process.
@@ -149,11 +156,11 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, folder: str = "") -> Iterator[FileInfo]:
-        """All files at any depth below a folder, sorted by path; none if there is no such folder."""
+        """All regular files at any depth below a folder, sorted by path; none if there is no such folder."""
 
     @abstractmethod
     def children(self, folder: str = "") -> Sequence[str]:
-        """Names directly in a folder, sorted; names of folders end in `/`."""
+        """Names of regular files and folders directly in a folder, sorted; those of folders end in `/`."""
 
     @abstractmethod
     def open_write(self, path: str) -> AbstractContextManager[HashingWriter]:
@@ -194,6 +201,18 @@ class Storage(ABC):
         """
         yield from ()
 
+    def irregular(self) -> Iterator[tuple[str, str]]:
+        """What is neither file nor folder, such as a link: its path, and what to do about it; nothing else lists it."""
+        yield from ()
+
+    def refuse_links(self) -> None:
+        """Refuse a root in which a folder or file is a link, before anything is written.
+
+        Raises:
+            UnsafePathError: names it.
+        """
+        return
+
 
 class LocalStorage(Storage):
     """A folder of a POSIX file system with hard links (also NFS)."""
@@ -212,8 +231,8 @@ class LocalStorage(Storage):
             raise UserError(f"{self.uri} cannot be written: {place} is not a folder that you may write to.")
 
     def put_if_absent(self, path: str, data: bytes) -> bool:  # noqa: D102
-        target = self._root / path
-        if target.exists():
+        target = self._target(path)
+        if os.path.lexists(target):
             return False
         with self._written(target, data) as temporary:
             try:
@@ -226,16 +245,16 @@ class LocalStorage(Storage):
         return True
 
     def put(self, path: str, data: bytes) -> None:  # noqa: D102
-        target = self._root / path
+        target = self._target(path)
         with self._written(target, data) as temporary:
             temporary.replace(target)
         _fsync_folder(target.parent)
 
     def read(self, path: str) -> bytes:  # noqa: D102
-        return (self._root / path).read_bytes()
+        return place_below(self._root, path).read_bytes()
 
     def size(self, path: str) -> int | None:  # noqa: D102
-        target = self._root / path
+        target = place_below(self._root, path)
         return target.stat().st_size if target.is_file() else None
 
     def list(self, folder: str = "") -> Iterator[FileInfo]:  # noqa: D102
@@ -245,20 +264,22 @@ class LocalStorage(Storage):
                 yield from self.list(prefix + name)
             else:
                 with contextlib.suppress(FileNotFoundError):  # moved by somebody since the folder was read
-                    yield FileInfo(prefix + name, (self._root / prefix / name).stat().st_size)
+                    yield FileInfo(prefix + name, (self._root / prefix / name).lstat().st_size)
 
     def children(self, folder: str = "") -> Sequence[str]:  # noqa: D102
         try:
-            with os.scandir(self._root / folder) as entries:
-                names = [entry.name + "/" * entry.is_dir() for entry in entries if not _is_temporary(entry.name)]
-        except FileNotFoundError:
+            with os.scandir(place_below(self._root, folder)) as entries:
+                names = [name for entry in entries if (name := _name_of(entry)) and not _is_temporary(name)]
+        except (FileNotFoundError, UnsafePathError):
             return []
         # A folder sorts with its slash, so that walking the tree yields paths in the order of their strings.
         return sorted(names)
 
     @contextlib.contextmanager
     def open_write(self, path: str) -> Iterator[HashingWriter]:  # noqa: D102
-        target = self._root / path
+        target = self._target(path)
+        # What lies there may be no file that is ours alone.
+        target.unlink(missing_ok=True)
         try:
             with _create(target) as file:
                 yield HashingWriter(file)
@@ -271,29 +292,30 @@ class LocalStorage(Storage):
         _fsync_folder(target.parent)
 
     def open_read(self, path: str) -> pa.NativeFile:  # noqa: D102
-        return pa.OSFile(str(self._root / path))
+        return pa.OSFile(str(place_below(self._root, path)))
 
     def move(self, source: str, target: str) -> None:  # noqa: D102
-        old, new = self._root / source, self._root / target
+        old, new = place_below(self._root, source), self._target(target)
         _make_folder(new.parent)
         try:
             old.replace(new)
         except FileNotFoundError:
-            if not new.is_file():
+            if self.size(target) is None:
                 raise
         else:
             _fsync_folder(old.parent)
         _fsync_folder(new.parent)
 
     def delete(self, path: str) -> None:  # noqa: D102
-        (self._root / path).unlink(missing_ok=True)
+        self._target(path).unlink(missing_ok=True)
 
     def delete_folder(self, folder: str) -> None:  # noqa: D102
         # An orphan of a killed run may still be writing there: what cannot be removed now is removed by a later run.
-        shutil.rmtree(self._root / folder, ignore_errors=True)
+        # Links in it are removed themselves.
+        shutil.rmtree(place_below(self._root, folder), ignore_errors=True)
 
     def delete_empty(self, folder: str) -> None:  # noqa: D102
-        for parent, _, _ in os.walk(self._root / folder, topdown=False):
+        for parent, _, _ in os.walk(place_below(self._root, folder), topdown=False):
             with contextlib.suppress(OSError):  # something is in it
                 Path(parent).rmdir()
 
@@ -303,9 +325,21 @@ class LocalStorage(Storage):
             for name in filter(_is_temporary, names):
                 path = Path(parent, name)
                 with contextlib.suppress(FileNotFoundError):  # it was in use after all
-                    found = path.stat()
-                    if found.st_mtime <= youngest:
+                    found = path.lstat()
+                    if found.st_mtime <= youngest and stat.S_ISREG(found.st_mode):
                         yield FileInfo(path.relative_to(self._root).as_posix(), found.st_size)
+
+    def irregular(self) -> Iterator[tuple[str, str]]:  # noqa: D102
+        return irregular_files(self._root)
+
+    def refuse_links(self) -> None:  # noqa: D102
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._root) as entries:
+            for entry in entries:
+                place_below(self._root, entry.name)
+
+    def _target(self, path: str) -> Path:
+        """Where a file is created, replaced or deleted."""
+        return place_below(self._root, path, replaced=True)
 
     @contextlib.contextmanager
     def _written(self, target: Path, data: bytes) -> Iterator[Path]:
@@ -320,6 +354,13 @@ class LocalStorage(Storage):
             temporary.unlink(missing_ok=True)
 
 
+def _name_of(entry: os.DirEntry[str]) -> str:
+    """Its name, with a slash for a folder; empty for what is neither that nor a file."""
+    if entry.is_dir(follow_symlinks=False):
+        return f"{entry.name}/"
+    return entry.name if entry.is_file(follow_symlinks=False) else ""
+
+
 def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(TEMPORARY)
 
@@ -327,7 +368,7 @@ def _is_temporary(name: str) -> bool:
 def _create(path: Path) -> IO[bytes]:
     """Open a new file for writing, with its folders."""
     _make_folder(path.parent)
-    return path.open("wb", buffering=1024 * 1024)
+    return path.open("xb", buffering=1024 * 1024)
 
 
 def _make_folder(folder: Path) -> None:

@@ -8,12 +8,13 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from scorers.contract import Execution, Scorer, ScorerType, SemanticOptions
 from scorers.errors import UserError
+from scorers.paths import shown
 from scorers.settings import describe
 
 ENTRY_POINT_GROUP = "phf.scorers"
@@ -108,6 +109,16 @@ def check_column(column: str) -> None:
         )
     if column.endswith("_aligned"):
         raise UserError(f"{column!r} cannot name a column of scores: names in '_aligned' are kept for the tags.")
+
+
+def _column_name(name: str) -> str:
+    if not _COLUMN.match(name):
+        raise ValueError(f"'{shown(name)}' is no name of a column")
+    return name
+
+
+ColumnName = Annotated[str, AfterValidator(_column_name)]
+"""The name of a column in a stored file; folders and files are named after it."""
 
 
 def default_kind(column: str) -> str:

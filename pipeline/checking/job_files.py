@@ -76,8 +76,8 @@ def _read(storage: Storage, path: str, model: type[BaseModel], findings: Finding
         return from_checked(model, storage.read(path))  # type: ignore[return-value]
     except FileNotFoundError:
         findings.add(path, "is missing")
-    except ValueError:
-        findings.add(path, "is damaged")
+    except ValueError as error:
+        findings.add(path, f"is damaged: {error}")
     return None
 
 
@@ -86,7 +86,7 @@ def _committed_layers(storage: Storage) -> set[int]:
     return {
         int(name[:-1])
         for name in storage.children(UNITS)
-        if name.endswith("/") and name[:-1].isdigit() and _has_records(storage, f"{UNITS}/{name}")
+        if name.endswith("/") and name[:-1].isdecimal() and _has_records(storage, f"{UNITS}/{name}")
     }
 
 
@@ -98,4 +98,4 @@ def _has_records(storage: Storage, layer: str) -> bool:
 
 
 def _numbers(storage: Storage, folder: str) -> set[int]:
-    return {int(name[:4]) for name in storage.children(folder) if len(name) == 9 and name[:4].isdigit()}
+    return {int(name[:4]) for name in storage.children(folder) if len(name) == 9 and name[:4].isdecimal()}

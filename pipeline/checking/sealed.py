@@ -18,6 +18,7 @@ from pipeline.dataset.schema import LEDGER_SCHEMA, QUARANTINE_SCHEMA, dataset_sc
 from pipeline.dataset.tags import tag_column
 from pipeline.sealing.generations import data_folder, listed_files
 from pipeline.storage import Storage
+from scorers.paths import UnsafePathError
 
 
 def check_manifest(manifest: Manifest, findings: Findings) -> None:
@@ -55,9 +56,15 @@ def check_manifest(manifest: Manifest, findings: Findings) -> None:
 def check_card(storage: Storage, manifest: Manifest, findings: Findings) -> None:
     """Whether the card leads to the current generation."""
     expected = f"path: {data_files(manifest.generation)}"
-    if not storage.exists(CARD_NAME):
+    try:
+        card = storage.read(CARD_NAME).decode(errors="replace")
+    except FileNotFoundError:
         findings.add(CARD_NAME, "the data card is missing; `datasets.load_dataset` finds the shards by it")
-    elif expected not in storage.read(CARD_NAME).decode(errors="replace"):
+        return
+    except UnsafePathError as error:
+        findings.add(CARD_NAME, str(error))
+        return
+    if expected not in card:
         findings.add(CARD_NAME, f"the data card does not name the current generation ({expected})")
 
 

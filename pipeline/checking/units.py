@@ -89,9 +89,9 @@ class UnitChecker:
 
     def _folders(self, store: UnitStore) -> list[int]:
         names = self._storage.children(store.folder)
-        known = {int(name[:5]) for name in names if name[:5].isdigit() and name[5:] in {"/", ".parquet"}}
+        known = {int(name[:5]) for name in names if name[:5].isdecimal() and name[5:] in {"/", ".parquet"}}
         for name in names:
-            if not (name[:5].isdigit() and name[5:] in {"/", ".parquet"}):
+            if not (name[:5].isdecimal() and name[5:] in {"/", ".parquet"}):
                 for path in self._below(f"{store.folder}/{name}"):
                     self._findings.add_stray(path, "is no part of any unit")
         return sorted(known | set(range(-(-self._sealed.get(store.layer, 0) // FOLDER_UNITS))))
@@ -155,7 +155,7 @@ class UnitChecker:
         prefix = f"{store.folder}/{folder:05d}/"
         named = {part.path for record in survey.records.values() for part in record.parts}
         for name in survey.files:
-            path, unit = prefix + name, int(name[:8]) if name[:8].isdigit() else None
+            path, unit = prefix + name, int(name[:8]) if name[:8].isdecimal() else None
             if unit is not None and not self._is_planned(unit):
                 self._findings.add_stray(path, "belongs to no unit of the plan")
             elif is_record(name) or path in named or unit in unknown:

@@ -33,6 +33,7 @@ from pipeline.sealing.generations import (
 from pipeline.storage import Storage
 from pipeline.units.store import UNITS
 from scorers.errors import UserError
+from scorers.paths import UnsafePathError
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the dataset that are checked, and how many there are."""
@@ -177,6 +178,10 @@ def examine(
     quarantined = verification.run() if verification is not None else {}
     if checker is not None:
         checker.run()
+    named = {each.path for each in findings.problems}
+    for path, what in storage.irregular():
+        if path not in named:
+            findings.add(path, what)
     problems = findings.problems
     remedy = _remedy(uri, problems, has_units=checker is not None) if problems else None
     report = VerifyReport(uri, manifest, problems, remedy=remedy, parts=checker.parts if checker is not None else None)
@@ -242,6 +247,8 @@ def _read_manifest(storage: Storage, uri: str, findings: Findings) -> Manifest |
             return _sealed_record(storage, findings)
         found = storage.children()
         raise no_manifest(uri, exists=bool(found), labelling="units/" in found) from None
+    except UnsafePathError as error:
+        raise DamagedError(str(error)) from None
     manifest = parse_manifest(data, f"{uri}/{MANIFEST_NAME}")
     if committed and committed[-1] != manifest.generation:
         what = f"is generation {manifest.generation}, but {committed[-1]} is sealed"
@@ -265,8 +272,8 @@ def _sealed_record(storage: Storage, findings: Findings) -> Manifest | None:
     path = generation_path(committed[-1])
     try:
         manifest = read_generation(storage, committed[-1]).manifest
-    except DamagedError:
-        findings.add(path, "is damaged")
+    except DamagedError as error:
+        findings.add(path, f"is damaged: {error.__cause__}")
         return None
     if manifest.generation != committed[-1]:
         findings.add(path, f"is the record of generation {manifest.generation}")

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.dataset.schema import SCHEMA_VERSION
 from scorers.errors import UserError
+from scorers.paths import RelativePath, shown
+from scorers.registry import ColumnName
 
 MANIFEST_NAME = "manifest.json"
 
@@ -51,7 +53,7 @@ class SourceEntry(_Part):
 class File(_Part):
     """A file of the dataset, its path relative to the dataset's root."""
 
-    path: str
+    path: RelativePath
     size: int
     sha256: str
 
@@ -105,11 +107,11 @@ class Manifest(_Part):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     sealed: Literal[True] = True
-    generation: int
+    generation: int = Field(ge=1)
     created_by: str
     config: dict[str, Any]
-    scorers: dict[str, ScorerEntry]
-    thresholds: dict[str, Threshold]
+    scorers: dict[ColumnName, ScorerEntry]
+    thresholds: dict[ColumnName, Threshold]
     sources: list[SourceEntry]
     shards: list[Shard]
     ledger: Ledger
@@ -147,9 +149,9 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
                     "Label the corpus again, or use the phf that wrote it."
                 ) from None
         first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"])
+        path = shown(".".join(str(part) for part in first["loc"]))
         raise DamagedError(
-            f"{where} is damaged at {path or 'its start'}: {first['msg']}. "
+            f"{where} is damaged at {path or 'its start'}: {first['msg'].removeprefix('Value error, ')}. "
             "Where the dataset was labelled, `phf repair` writes it anew; a copy must be copied again."
         ) from None
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, Shard, no_manifest, parse_manifest
 from pipeline.dataset.schema import dataset_schema
 from scorers.errors import UserError
+from scorers.paths import UnsafePathError, place_below
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class LabelledDataset:
         self, shard: Shard, columns: Sequence[str] | None = None, *, rows: int = 1024
     ) -> Iterator[pa.RecordBatch]:
         """Rows of one shard; see `read_batches`."""
-        path = f"{self._root}/{shard.path}"
         try:
+            path = _place(self._filesystem, self._root, shard.path)
             with pq.ParquetFile(path, filesystem=self._filesystem, page_checksum_verification=True) as parquet:
                 yield from parquet.iter_batches(rows, columns=list(columns) if columns is not None else None)
         except (OSError, pa.ArrowException) as error:
@@ -76,14 +78,15 @@ class LabelledDataset:
             DamagedError: a shard is missing, has another size, or another schema; names it.
         """
         expected = dataset_schema(self.columns)
-        infos = self._filesystem.get_file_info([f"{self._root}/{shard.path}" for shard in self.manifest.shards])
-        for shard, info in zip(self.manifest.shards, infos, strict=True):
+        places = [self._place(shard) for shard in self.manifest.shards]
+        infos = self._filesystem.get_file_info(places)
+        for shard, place, info in zip(self.manifest.shards, places, infos, strict=True):
             if info.type != pafs.FileType.File:
                 raise self._damaged(shard, "the file is missing")
             if info.size != shard.size:
                 raise self._damaged(shard, f"it has {info.size} bytes, not {shard.size}")
             try:
-                with pq.ParquetFile(f"{self._root}/{shard.path}", filesystem=self._filesystem) as parquet:
+                with pq.ParquetFile(place, filesystem=self._filesystem) as parquet:
                     rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
             except (OSError, pa.ArrowException) as error:
                 raise self._damaged(shard, _brief(error)) from None
@@ -91,6 +94,12 @@ class LabelledDataset:
                 raise self._damaged(shard, f"it has {rows} rows, not {shard.rows}")
             if not schema.equals(expected):
                 raise self._damaged(shard, "its columns are not those of the manifest")
+
+    def _place(self, shard: Shard) -> str:
+        try:
+            return _place(self._filesystem, self._root, shard.path)
+        except UnsafePathError as error:
+            raise self._damaged(shard, str(error)) from None
 
     def _damaged(self, shard: Shard, what: str) -> UserError:
         """The error for a shard that cannot be read, which may just have been replaced by `phf retag`."""
@@ -148,16 +157,27 @@ def _azure() -> pafs.FileSystem:
 
 def _read_manifest(uri: str, filesystem: pafs.FileSystem, root: str) -> Manifest:
     try:
-        with filesystem.open_input_stream(f"{root}/{MANIFEST_NAME}") as stream:
+        with filesystem.open_input_stream(_place(filesystem, root, MANIFEST_NAME)) as stream:
             text = stream.read()
     except (FileNotFoundError, NotADirectoryError):
         place, units = filesystem.get_file_info([root, f"{root}/units"])
         raise no_manifest(
             uri, exists=place.type != pafs.FileType.NotFound, labelling=units.type == pafs.FileType.Directory
         ) from None
+    except UnsafePathError as error:
+        raise DamagedError(f"{uri}/{MANIFEST_NAME} is damaged: {error}.") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"Cannot read {uri}/{MANIFEST_NAME}: {_brief(error)}.") from None
     return parse_manifest(text, f"{uri}/{MANIFEST_NAME}")
+
+
+def _place(filesystem: pafs.FileSystem, root: str, path: str) -> str:
+    """Where a file of the dataset lies; on this machine's disks with no link below the root, which may be one.
+
+    Raises:
+        UnsafePathError: there is a link.
+    """
+    return str(place_below(Path(root), path)) if isinstance(filesystem, pafs.LocalFileSystem) else f"{root}/{path}"
 
 
 def _brief(error: Exception) -> str:

@@ -13,6 +13,7 @@ from pipeline.dataset.manifest import MANIFEST_NAME, ScorerEntry
 from pipeline.labelling.plan_files import read_plan
 from pipeline.storage import Storage
 from scorers.errors import UserError
+from scorers.registry import ColumnName
 
 JOB = "job/config.json"
 LAYERS = "job/layers"
@@ -32,7 +33,7 @@ class JobRecord(BaseModel):
 
     version: Literal[1] = 1
     config: dict[str, Any]
-    scorers: dict[str, ScorerEntry]
+    scorers: dict[ColumnName, ScorerEntry]
     sentences: str
 
 
@@ -48,8 +49,8 @@ class LayerRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
-    scorers: dict[str, ScorerEntry]
-    thresholds: dict[str, str]
+    scorers: dict[ColumnName, ScorerEntry]
+    thresholds: dict[ColumnName, str]
 
 
 def read_job(storage: Storage) -> JobRecord | None:
@@ -62,11 +63,11 @@ def read_job(storage: Storage) -> JobRecord | None:
         return from_checked(JobRecord, storage.read(JOB))
     except FileNotFoundError:
         pass
-    except ValueError:
+    except ValueError as error:
         raise UserError(
             f"{storage.uri}/{JOB} is damaged or was written by another version of phf. "
             f"`phf repair {storage.uri}` mends it where a sealed manifest says the same; otherwise choose another "
-            "--output."
+            f"--output. What is wrong: {error}."
         ) from None
     names = storage.children()
     if names and names != ["job/"]:
@@ -87,10 +88,10 @@ def read_layers(storage: Storage) -> list[LayerRecord]:
     for name in storage.children(LAYERS):
         try:
             layers.append(from_checked(LayerRecord, storage.read(f"{LAYERS}/{name}")))
-        except ValueError:
+        except ValueError as error:
             raise UserError(
                 f"{storage.uri}/{LAYERS}/{name} is damaged or was written by another version of phf. "
-                f"`phf repair {storage.uri}` mends it where a sealed manifest says the same."
+                f"`phf repair {storage.uri}` mends it where a sealed manifest says the same. What is wrong: {error}."
             ) from None
     return layers
 

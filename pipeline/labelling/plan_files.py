@@ -23,6 +23,7 @@ from pipeline.dataset.manifest import File, SourceEntry
 from pipeline.dataset.writer import parquet_writer
 from pipeline.storage import Storage
 from scorers.errors import UserError
+from scorers.paths import UnsafePathError
 
 PLANS = "job/plan"
 
@@ -104,7 +105,7 @@ def read_plan(storage: Storage) -> StoredPlan | None:
     numbers = sorted(
         int(name.removesuffix(".json"))
         for name in storage.children(PLANS)
-        if name.endswith(".json") and name.removesuffix(".json").isdigit()
+        if name.endswith(".json") and name.removesuffix(".json").isdecimal()
     )
     stored: StoredPlan | None = None
     for number in numbers:
@@ -127,8 +128,8 @@ def plan_files(storage: Storage) -> set[str]:
 def _read_file(storage: Storage, path: str) -> PlanFile:
     try:
         return from_checked(PlanFile, storage.read(path))
-    except ValueError:
-        raise _damaged(storage, path) from None
+    except ValueError as error:
+        raise _damaged(storage, path, f" What is wrong: {error}.") from None
 
 
 def read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
@@ -160,7 +161,7 @@ def _encode(table: pa.Table) -> tuple[File, bytes]:
 def _read(storage: Storage, file: File) -> pa.Table:
     try:
         data = storage.read(file.path)
-    except FileNotFoundError:
+    except (FileNotFoundError, UnsafePathError):
         raise _damaged(storage, file.path) from None
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise _damaged(storage, file.path)
@@ -169,7 +170,8 @@ def _read(storage: Storage, file: File) -> pa.Table:
         return parquet.read(use_threads=False)
 
 
-def _damaged(storage: Storage, path: str) -> UserError:
+def _damaged(storage: Storage, path: str, what: str = "") -> UserError:
     return UserError(
         f"{storage.uri}/{path} is damaged or missing. `phf repair {storage.uri}` makes the plan anew from the inputs."
+        f"{what}"
     )

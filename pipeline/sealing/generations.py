@@ -14,6 +14,7 @@ from pipeline.failpoints import failpoint
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from scorers.errors import IncompleteError, StoppedError
+from scorers.paths import RelativePath
 
 GENERATIONS = "generations"
 
@@ -23,7 +24,7 @@ class GenerationRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    staged: str
+    staged: RelativePath
     manifest: Manifest
 
 
@@ -51,18 +52,21 @@ def read_generation(storage: Storage, generation: int) -> GenerationRecord:
     """A generation's record; `FileNotFoundError` if it is not committed.
 
     Raises:
-        DamagedError: it is no such record.
+        DamagedError: it is no such record; names what is wrong.
     """
     path = generation_path(generation)
     try:
         return from_checked(GenerationRecord, storage.read(path))
-    except ValueError:
-        raise DamagedError(f"{storage.uri}/{path} is damaged. `phf repair {storage.uri}` writes it anew.") from None
+    except ValueError as error:
+        raise DamagedError(
+            f"{storage.uri}/{path} is damaged. `phf repair {storage.uri}` writes it anew. What is wrong: {error}."
+        ) from error
 
 
 def generations(storage: Storage) -> list[int]:
     """The committed generations that have not been deleted, the newest last."""
-    return sorted(int(name.removesuffix(".json")) for name in storage.children(GENERATIONS) if name[:4].isdigit())
+    stems = (name.removesuffix(".json") for name in storage.children(GENERATIONS) if name.endswith(".json"))
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
 def commit_generation(epoch: Epoch, staged: str, manifest: Manifest) -> None:

@@ -24,7 +24,12 @@ class Epoch:
 
     @staticmethod
     def claim(storage: Storage) -> "Epoch":
-        """Claim the next epoch, which stops every older driver at its next durable step."""
+        """Claim the next epoch, which stops every older driver at its next durable step.
+
+        Raises:
+            UnsafePathError: a folder or file of the output is a link; nothing was written.
+        """
+        storage.refuse_links()
         token = secrets.token_hex(16).encode()
         number = newest_epoch(storage) + 1
         while not create(storage, f"{EPOCHS}/{number:08d}.json", token):
@@ -60,7 +65,8 @@ class Epoch:
 
 def newest_epoch(storage: Storage) -> int:
     """Number of the newest epoch that was claimed, 0 if none ever was."""
-    return max((int(name.removesuffix(".json")) for name in storage.children(EPOCHS)), default=0)
+    stems = (name.removesuffix(".json") for name in storage.children(EPOCHS))
+    return max((int(stem) for stem in stems if stem.isdecimal()), default=0)
 
 
 def create(storage: Storage, path: str, data: bytes) -> bool:

@@ -1,7 +1,7 @@
 """Commit records of units, and the segments that hold a thousand of them in one file."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.writer import parquet_writer
+from scorers.paths import RelativePath, check_path
 
 
 class PartFile(BaseModel):
@@ -17,8 +18,8 @@ class PartFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     group: str
-    staged: str
-    path: str
+    staged: RelativePath | Literal[""]
+    path: RelativePath
     size: int
     sha256: str
     rows: int
@@ -111,12 +112,20 @@ def read_segment(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def records_of(segment: pa.Table) -> list[UnitRecord]:
-    """The records that a whole segment holds."""
+    """The records that a whole segment holds.
+
+    Raises:
+        ValueError: a path in it is no plain relative path.
+    """
     return [_record(row) for row in segment.to_pylist()]
 
 
 def _record(row: dict[str, Any]) -> UnitRecord:
-    # What was checked when it was written need not be checked a million times: the pages have their checksums.
+    # What was checked when it was written need not be checked a million times: the pages have their checksums. But
+    # whoever wrote it may be a stranger.
+    for part in row["parts"]:
+        for path in filter(None, (part["staged"], part["path"])):
+            check_path(path)
     row["parts"] = [PartFile.model_construct(**part) for part in row["parts"]]
     row["quarantined"] = [Quarantined(**each) for each in row["quarantined"]]
     return UnitRecord.model_construct(**row)

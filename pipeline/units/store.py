@@ -10,6 +10,7 @@ the columns that it filled. Below `units/`, for layer 1:
   sealing and reporting read one segment where there would be a thousand files.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,9 +67,10 @@ class UnitStore:
         path = self.record_path(unit)
         try:
             return from_checked(UnitRecord, self.storage.read(path))
-        except ValueError:
+        except ValueError as error:
             raise IncompleteError(
-                f"{self.storage.uri}/{path} is damaged. `phf repair {self.storage.uri}` has the unit labelled again."
+                f"{self.storage.uri}/{path} is damaged. `phf repair {self.storage.uri}` has the unit labelled again. "
+                f"What is wrong: {error}."
             ) from None
 
     def listing(self, units: int) -> tuple[NDArray[np.bool_], dict[int, set[str]]]:
@@ -105,7 +107,7 @@ class UnitStore:
     def files(self, folder: int) -> Iterator[tuple[int, str]]:
         """Units with a file in a folder: their index, and `.json` or `.<group>.parquet`."""
         for name in self.storage.children(f"{self.folder}/{folder:05d}"):
-            if name[:8].isdigit() and name[8:9] == ".":
+            if name[:8].isdecimal() and name[8:9] == ".":
                 yield int(name[:8]), name[8:]
 
     def records(self, units: int) -> Iterator[UnitRecord]:
@@ -156,7 +158,7 @@ class UnitStore:
 
     def _contents(self) -> tuple[set[int], set[int]]:
         """Numbers of the folders that have a segment, and of those that are there."""
-        names = [name for name in self.storage.children(self.folder) if name[:5].isdigit()]
+        names = [name for name in self.storage.children(self.folder) if name[:5].isdecimal()]
         segments, folders = ({int(name[:5]) for name in names if name[5:] == end} for end in (".parquet", "/"))
         return segments, folders
 
@@ -167,7 +169,8 @@ class UnitStore:
         first = folder * FOLDER_UNITS
         stop = min(first + FOLDER_UNITS, units)
         if (table := self._segment(folder, segments)) is not None:
-            return records_of(table)[: stop - first]
+            with contextlib.suppress(ValueError):  # no segment of ours: the records stay beside it
+                return records_of(table)[: stop - first]
         return self._read_many(range(first, stop))
 
     def _segment(self, folder: int, segments: set[int]) -> pa.Table | None:

@@ -63,7 +63,7 @@ def survey_folder(store: UnitStore, folder: int) -> FolderSurvey:
 
 def is_record(name: str) -> bool:
     """Whether a file of a folder has the name of a commit record."""
-    return len(name) == 13 and name[:8].isdigit() and name[8:] == ".json"
+    return len(name) == 13 and name[:8].isdecimal() and name[8:] == ".json"
 
 
 def read_record(store: UnitStore, unit: int) -> UnitRecord | str:
@@ -72,8 +72,8 @@ def read_record(store: UnitStore, unit: int) -> UnitRecord | str:
         record = from_checked(UnitRecord, store.storage.read(store.record_path(unit)))
     except FileNotFoundError:
         return "is missing"
-    except ValueError:
-        return "is damaged"
+    except ValueError as error:
+        return f"is damaged: {error}"
     return record if _is_of(record, unit, store) else "is the record of another unit"
 
 
@@ -86,7 +86,7 @@ def _read_segment(store: UnitStore, folder: int) -> tuple[bool, str | None, dict
         records = records_of(read_segment(store.storage.read(store.segment_path(folder))))
     except FileNotFoundError:
         return False, None, {}
-    except (OSError, pa.ArrowException, TypeError) as error:
+    except (OSError, pa.ArrowException, TypeError, ValueError) as error:
         return True, f"cannot be read: {str(error).partition(chr(10))[0].rstrip('.')}", {}
     first = folder * FOLDER_UNITS
     if [record.unit for record in records] != list(range(first, first + FOLDER_UNITS)) or not all(

@@ -32,6 +32,7 @@ class Collected:
         orphans: what nobody needs, and what was removed of it.
         removed: whether they were removed; otherwise they are only listed.
         finished: what a dead driver had committed and not moved to its place, and what was done about that.
+        irregular: paths of links and the like, which are left, and what to do about them.
         driver: that is at work, which keeps all but the staging of older runs from being looked at.
     """
 
@@ -39,6 +40,7 @@ class Collected:
     orphans: Sequence[Orphan]
     removed: bool
     finished: Sequence[str]
+    irregular: Sequence[tuple[str, str]]
     driver: RunStatus | None
 
     @property
@@ -58,6 +60,7 @@ class Collected:
                 {"path": each.path, "files": each.files, "bytes": each.size, "why": each.why} for each in self.orphans
             ],
             "finished": list(self.finished),
+            "irregular": [{"path": path, "what": what} for path, what in self.irregular],
             "driver": None if driver is None else {"host": driver.host, "pid": driver.pid, "epoch": driver.epoch},
         }
 
@@ -74,7 +77,7 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
 
     Raises:
         UserError: there is no job or dataset.
-        IncompleteError: a disk or store failed.
+        IncompleteError: a disk or store failed, or a folder or file of the output is a link.
         StoppedError: a newer run has claimed the output; what is left can be removed later.
     """
     storage = Storage.open(uri)
@@ -86,10 +89,10 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
             orphans = [each for each in remains.orphans if _is_of_an_epoch(each)]
             for orphan in orphans if delete else ():
                 _remove_staged(storage, orphan)
-            return Collected(uri, orphans, delete, [], driver)
+            return Collected(uri, orphans, delete, [], remains.irregular, driver)
         if not delete:
             remains = find_remains(storage)
-            return Collected(uri, remains.orphans, False, _unfinished(remains), None)
+            return Collected(uri, remains.orphans, False, _unfinished(remains), remains.irregular, None)
         epoch = Epoch.claim(storage)
         remains = find_remains(storage, before_epoch=epoch.number)
         finished = _finish(epoch, remains)
@@ -100,7 +103,7 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
             _remove(epoch, orphan)
         storage.delete_folder(epoch.staging)
         storage.delete_empty(STAGING)
-        return Collected(uri, remains.orphans, True, finished, None)
+        return Collected(uri, remains.orphans, True, finished, remains.irregular, None)
 
 
 def _check_is_ours(storage: Storage, uri: str) -> None:
@@ -121,7 +124,7 @@ def _driver_at_work(storage: Storage) -> RunStatus | None:
 
 def _is_of_an_epoch(orphan: Orphan) -> bool:
     folder, _, name = orphan.path.partition("/")
-    return folder == STAGING and name[:8].isdigit()
+    return folder == STAGING and name[:8].isdecimal()
 
 
 def _unfinished(remains: Remains) -> list[str]:
@@ -186,10 +189,10 @@ def _is_needed_now(epoch: Epoch, path: str) -> bool:
 
 def _parts_of(storage: Storage, name: str) -> Iterator[PartFile]:
     """The parts of the committed unit, in all layers, that a file is named after."""
-    if not name[:8].isdigit():
+    if not name[:8].isdecimal():
         return
     for layer in storage.children(UNITS):
-        if layer[:-1].isdigit():
+        if layer[:-1].isdecimal():
             record = read_record(UnitStore(storage, int(layer[:-1])), int(name[:8]))
             if isinstance(record, UnitRecord):
                 yield from record.parts

@@ -6,6 +6,7 @@ from rich.markup import escape
 
 from pipeline.upkeep.gc import Collected
 from scorers.amounts import count_of
+from scorers.paths import shown
 
 _MOST_LINES = 50
 
@@ -22,6 +23,8 @@ def show_collected(console: Console, collected: Collected) -> None:
     if collected.finished:
         what = "was moved to its place" if collected.removed else "is not in its place yet; the next run moves it"
         console.print(f"{count_of(len(collected.finished), 'file')} that a dead run had committed: {what}.")
+    for path, what in collected.irregular[:_MOST_LINES]:
+        console.print(f"  [bold]{escape(shown(path))}[/] {escape(what)}.")
     if not orphans:
         console.print(f"Nothing lies in {uri} that is not needed.")
         return

@@ -43,12 +43,14 @@ class Remains:
 
     Attributes:
         orphans: what may be removed.
+        irregular: paths of what is neither file nor folder, such as a link, and what to do about it.
         unmoved: parts of committed units that are still staged.
         unswapped: whether a generation is committed that is not the current one yet.
         kept: files below `staging/` that something committed needs.
     """
 
     orphans: list[Orphan] = field(default_factory=list)
+    irregular: list[tuple[str, str]] = field(default_factory=list)
     unmoved: list[PartFile] = field(default_factory=list)
     unswapped: bool = False
     kept: set[str] = field(default_factory=set)
@@ -92,6 +94,7 @@ class _Search:
         self._search_staging()
         for info in self._storage.unfinished(_UNFINISHED_S):
             self._add([info], "left by a process that died while it wrote")
+        self._found.irregular = list(self._storage.irregular())
         return self._found
 
     def _job(self) -> StoredJob | None:
@@ -156,13 +159,15 @@ class _Search:
                     self._add([info], f"{MANIFEST_NAME} does not list it")
 
     def _layers(self) -> list[int]:
-        return [int(name[:-1]) for name in self._storage.children(UNITS) if name.endswith("/") and name[:-1].isdigit()]
+        return [
+            int(name[:-1]) for name in self._storage.children(UNITS) if name.endswith("/") and name[:-1].isdecimal()
+        ]
 
     def _search_layer(self, store: UnitStore, job: StoredJob | None, sealed: Manifest | None) -> None:
         folders = {
             int(name[:5])
             for name in self._storage.children(store.folder)
-            if name[:5].isdigit() and name[5:] in {"/", ".parquet"}
+            if name[:5].isdecimal() and name[5:] in {"/", ".parquet"}
         }
         # What is sealed belongs to the plan, whatever is left of that.
         units = None if job is None else max(len(job.plan.units), sealed.ledger.units if sealed is not None else 0)
@@ -172,7 +177,7 @@ class _Search:
             prefix = f"{store.folder}/{folder:05d}/"
             named = {part.path for record in survey.records.values() for part in record.parts}
             for name, size in survey.files.items():
-                unit = int(name[:8]) if name[:8].isdigit() and name[8:9] == "." else None
+                unit = int(name[:8]) if name[:8].isdecimal() and name[8:9] == "." else None
                 is_committed = name[8:] == ".json" or prefix + name in named or unit in survey.unknown
                 if unit is not None and units is not None and unit >= units and is_committed:
                     self._beyond.append(FileInfo(prefix + name, size))
@@ -210,7 +215,7 @@ class _Search:
 
     def _search_staging(self) -> None:
         for name in self._storage.children(STAGING):
-            number = int(name[:-1]) if name.endswith("/") and name[:-1].isdigit() else None
+            number = int(name[:-1]) if name.endswith("/") and name[:-1].isdecimal() else None
             if number is not None and self._before_epoch is not None and number >= self._before_epoch:
                 continue
             files = [

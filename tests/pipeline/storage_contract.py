@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import FileInfo, Storage
+from scorers.paths import UnsafePathError
 
 
 class StorageContract:
@@ -106,3 +107,23 @@ class StorageContract:
     def test_a_place_that_can_be_used_passes_the_check_untouched(self, storage: Storage) -> None:
         storage.check()
         assert list(storage.children()) == []
+
+    @pytest.mark.parametrize("path", ["/etc/x", "..", "../x", "a/../../x", "./a", "a//b", "a\0b"])
+    def test_a_path_that_leads_out_is_refused(self, storage: Storage, path: str) -> None:
+        storage.put("a", b"1")
+        for attempt in (
+            storage.read,
+            storage.size,
+            storage.open_read,
+            storage.delete,
+            storage.delete_folder,
+            lambda each: storage.put(each, b"new"),
+            lambda each: storage.put_if_absent(each, b"new"),
+            lambda each: storage.move("a", each),
+            lambda each: storage.move(each, "b"),
+        ):
+            with pytest.raises(UnsafePathError, match="no relative path"):
+                attempt(path)
+        with pytest.raises(UnsafePathError, match="no relative path"), storage.open_write(path) as file:
+            file.write(b"new")
+        assert [info.path for info in storage.list()] == ["a"]

@@ -3,12 +3,15 @@
 import multiprocessing
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.storage import Storage
+from pipeline.units.epoch import Epoch
 from scorers.errors import UserError
+from scorers.paths import UnsafePathError
 from tests.pipeline.storage_contract import StorageContract
 
 
@@ -150,3 +153,84 @@ def test_a_local_place_means_the_same_everywhere(tmp_path: Path, monkeypatch: py
     assert pickle.loads(pickle.dumps(storage)).read("x") == b"1"
     assert Storage.open(f"file://{tmp_path}/relative").read("x") == b"1"
     assert Storage.open(storage.uri).read("x") == b"1"
+
+
+@pytest.fixture
+def linked(storage: Storage, tmp_path: Path) -> Storage:
+    """A root with links to a folder outside of it, `witness`."""
+    witness = tmp_path / "witness"
+    (witness / "empty").mkdir(parents=True)
+    (witness / "precious").write_text("precious")
+    (witness / ".x.0.tmp").write_text("precious")
+    storage.put("real/file", b"1")
+    for path, target in (("folder", witness), ("real/folder", witness), ("real/link", witness / "precious")):
+        (tmp_path / "root" / path).symlink_to(target)
+    return storage
+
+
+@pytest.fixture
+def untouched(tmp_path: Path) -> Iterator[None]:
+    """What lies outside of the root is the same afterwards."""
+    yield
+    witness = tmp_path / "witness"
+    assert sorted(path.name for path in witness.iterdir()) == [".x.0.tmp", "empty", "precious"]
+    assert (witness / "precious").read_text() == "precious"
+
+
+@pytest.mark.usefixtures("untouched")
+def test_nothing_is_read_or_written_over_a_link(linked: Storage) -> None:
+    for folder in ("folder", "real/folder"):
+        attempts = [
+            lambda path: linked.read(path),
+            lambda path: linked.size(path),
+            lambda path: linked.open_read(path),
+            lambda path: linked.put(path, b"new"),
+            lambda path: linked.put_if_absent(path, b"new"),
+            lambda path: linked.open_write(path).__enter__(),
+            lambda path: linked.delete(path),
+            lambda path: linked.delete_folder(path),
+            lambda path: linked.delete_empty(path),
+            lambda path: linked.move(path, "elsewhere"),
+            lambda path: linked.move("real/file", path),
+        ]
+        for attempt in attempts:
+            for name in ("precious", "new", "empty"):
+                with pytest.raises(UnsafePathError, match=f"{folder} is a link"):
+                    attempt(f"{folder}/{name}")
+        for attempt in (linked.delete_folder, linked.delete_empty, linked.read):
+            with pytest.raises(UnsafePathError, match=f"{folder} is a link"):
+                attempt(folder)
+        assert list(linked.children(folder)) == list(linked.list(folder)) == []
+    assert [info.path for info in linked.list()] == ["real/file"]
+    assert list(linked.children()) == ["real/"]
+    assert list(linked.unfinished(0.0)) == []
+    assert sorted(path for path, _ in linked.irregular()) == ["folder", "real/folder", "real/link"]
+    with pytest.raises(UnsafePathError, match="folder is a link"):
+        Epoch.claim(linked)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_what_is_replaced_or_deleted_may_be_a_link_itself(linked: Storage, tmp_path: Path) -> None:
+    place = tmp_path / "root" / "real" / "link"
+    for replace in (
+        lambda: linked.put("real/link", b"new"),
+        lambda: linked.move("real/file", "real/link"),
+        lambda: linked.delete("real/link"),
+        lambda: linked.delete_folder("real"),
+    ):
+        linked.put("real/file", b"new")
+        place.unlink(missing_ok=True)
+        place.symlink_to(tmp_path / "witness" / "precious")
+        replace()
+        assert not place.is_symlink()
+
+
+def test_a_file_that_others_share_is_not_written_through(storage: Storage, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.write_text("precious")
+    (tmp_path / "root" / "staging").mkdir(parents=True)
+    os.link(shared, tmp_path / "root" / "staging" / "x")
+    with storage.open_write("staging/x") as file:
+        file.write(b"new")
+    assert shared.read_text() == "precious"
+    assert storage.read("staging/x") == b"new"

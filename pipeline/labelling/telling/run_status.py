@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.labelling.telling.activity import RecentFailure, WorkerState
 from pipeline.labelling.telling.progress import Progress
@@ -98,7 +98,7 @@ def read_status(storage: Storage) -> RunStatus | None:
     """The figures of the latest run, or None if there are none that can be read; they prove nothing."""
     try:
         return RunStatus.model_validate_json(storage.read(PROGRESS))
-    except (FileNotFoundError, ValidationError):
+    except (FileNotFoundError, ValueError):
         return None
 
 
