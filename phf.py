@@ -8,6 +8,8 @@ import typer
 
 from pipeline.cli import app as pipeline_app
 from scorers.cli import app as scorers_app
+from scorers.console import command
+from scorers.streams import set_up_streams
 from training.cli import app as training_app
 from training.run.launch import LAUNCHERS
 
@@ -51,7 +53,11 @@ def main() -> None:
     # are shared with anything else, a training step then took six times as long; on idle ones it makes no difference.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    app()
+    set_up_streams()
+    try:
+        command(app)()
+    except typer.Exit as left:
+        sys.exit(left.exit_code)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import structlog
 import typer
 from typer.exceptions import TyperException
 
-from scorers.errors import UserError
+from scorers.errors import EXIT_DEFECT, UserError
 from scorers.stopping import behind
 
 Parameters = ParamSpec("Parameters")
@@ -22,30 +22,32 @@ Result = TypeVar("Result")
 
 
 def command(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorate a Typer command: a `UserError` is printed to stderr and ends the process with its exit status."""
+    """Decorate a Typer command: errors are printed to stderr, and end the process with their exit status.
+
+    That is a `UserError`'s own, and `EXIT_DEFECT` for any other.
+    """
 
     @functools.wraps(function)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                sys.stdout.flush()  # Python would end with a status of its own where this fails
         except UserError as error:
             fail(error)
-        except BrokenPipeError:
-            # The reader of our output (`phf inspect | head`) has gone: nobody is left to be told anything.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
         except KeyboardInterrupt:
             _interrupted()
         except (typer.Exit, typer.Abort, TyperException):
             raise
-        except Exception as error:
-            if os.environ.get("PHF_TRACEBACK"):
-                raise
+        except Exception as error:  # noqa: BLE001 - reported as what it is
             if behind(error, KeyboardInterrupt):
                 _interrupted()
+            if os.environ.get("PHF_TRACEBACK"):
+                traceback.print_exc()
             # Neither the message nor the values of an unexpected error: they may hold text of the corpus.
             sys.stderr.write(f"Error: {_origin(error)}. This is a defect of phf; PHF_TRACEBACK=1 shows where it is.\n")
-            raise typer.Exit(1) from None
+            raise typer.Exit(EXIT_DEFECT) from None
 
     return run
 
@@ -69,7 +71,8 @@ def fail(error: UserError) -> NoReturn:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, for machines; NaN and infinity are refused because JSON has neither."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    unicode = sys.stdout.encoding.lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False) + "\n")
 
 
 def set_up_logs(*, verbose: bool = False, as_json: bool | None = None) -> None:

@@ -8,6 +8,7 @@ Messages name what was wrong, where (file, key, record) and what to do, and neve
 EXIT_USAGE = 2
 EXIT_QUARANTINE = 3
 EXIT_INCOMPLETE = 4
+EXIT_DEFECT = 70
 EXIT_STOPPED = 75
 
 

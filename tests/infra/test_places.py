@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from phf import app
-from scorers.errors import EXIT_STOPPED, EXIT_USAGE
+from scorers.errors import EXIT_DEFECT, EXIT_STOPPED, EXIT_USAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
@@ -92,14 +92,14 @@ def test_the_command_of_a_manifest_has_options_that_exist(name: str) -> None:
     there.make_context(command, list(words)).close()
 
 
-def test_a_pod_that_was_asked_to_stop_is_started_again_and_one_that_was_refused_is_not() -> None:
+def test_a_pod_that_was_asked_to_stop_is_started_again_and_one_that_was_refused_or_met_a_defect_is_not() -> None:
     job = yaml.safe_load((INFRA / "kubernetes" / "train.yaml").read_text())["spec"]
     actions = {
         status: rule["action"]
         for rule in job["podFailurePolicy"]["rules"]
         for status in rule.get("onExitCodes", {}).get("values", [])
     }
-    assert actions == {EXIT_USAGE: "FailJob", EXIT_STOPPED: "Ignore"}
+    assert actions == {EXIT_USAGE: "FailJob", EXIT_DEFECT: "FailJob", EXIT_STOPPED: "Ignore"}
     pod = job["template"]["spec"]
     # Kubernetes takes a policy for pods only where pods are not restarted in place.
     assert pod["restartPolicy"] == "Never"

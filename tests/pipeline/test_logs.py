@@ -75,7 +75,7 @@ def test_an_unexpected_error_is_logged_without_its_message(tmp_path: Path) -> No
     with pytest.raises(ValueError), run_log(config):
         raise ValueError("text of the corpus")
     ended = lines(tmp_path / "log")[-1]
-    assert (ended["state"], ended["exit_code"]) == ("failed", 1)
+    assert (ended["state"], ended["exit_code"]) == ("failed", 70)
     assert ended["error"].startswith("ValueError at test_logs.py")
 
 

@@ -25,7 +25,7 @@ from pipeline.labelling.telling.progress import Progress
 from pipeline.labelling.telling.told import RunObserver
 from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.records import UnitRecord
-from scorers.errors import EXIT_INCOMPLETE, EXIT_QUARANTINE, EXIT_STOPPED, EXIT_USAGE, UserError
+from scorers.errors import EXIT_DEFECT, EXIT_INCOMPLETE, EXIT_QUARANTINE, EXIT_STOPPED, EXIT_USAGE, UserError
 from scorers.isolation import describe
 
 _LIBRARIES = ("phf", "ray", "pyarrow", "numpy", "spacy", "torch")
@@ -233,7 +233,7 @@ def run_log(config: RunConfig, notify: Callable[[str], None] = lambda _: None) -
             log.ended(error.exit_code, error)
             raise
         except BaseException as error:
-            log.ended(130 if isinstance(error, KeyboardInterrupt) else 1, error)
+            log.ended(130 if isinstance(error, KeyboardInterrupt) else EXIT_DEFECT, error)
             raise
         log.ended(0)
 
