@@ -58,8 +58,9 @@ def test_another_thread_is_stopped_too():
 @pytest.mark.parametrize("run", [lambda function: function(), _in_thread])
 def test_work_that_ends_in_time_is_left_alone_and_nothing_comes_later(run):
     def work():
-        results = [_limited(lambda: 42, 0.05)() for _ in range(50)]
-        end = time.monotonic() + 0.3
+        # Long enough for a thread that gets no core for a while, and over before the end.
+        results = [_limited(lambda: 42, 0.5)() for _ in range(50)]
+        end = time.monotonic() + 0.6
         while time.monotonic() < end:
             pass
         return results

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -44,11 +43,20 @@ def test_a_second_launch_gives_up_and_leaves_everything_as_it_was(tmp_path, code
     assert run_job(code_dataset, tmp_path / "run")[0].status == "finished"
 
 
-def test_a_second_launch_waits_for_the_first_to_end(tmp_path, code_dataset):
-    began = time.monotonic()
-    with hold(tmp_path / "run", 4) as process:
+def test_a_second_launch_waits_for_the_first_to_end(tmp_path, code_dataset, monkeypatch):
+    taken, attempts = lock._taken, []
+
+    def end_the_first(file):
+        attempts.append(taken(file))
+        if len(attempts) == 2:
+            process.kill()
+            process.wait()
+        return attempts[-1]
+
+    monkeypatch.setattr(lock, "_taken", end_the_first)
+    with hold(tmp_path / "run", 100) as process:
         facts, printed = run_job(code_dataset, tmp_path / "run")
-    assert time.monotonic() - began > 4
+    assert attempts == [False, False, True]
     assert f"Waiting for process {process.pid} on " in printed
     assert facts.status == "finished"
 

@@ -74,9 +74,16 @@ def test_the_tokens_of_what_was_found_carry_the_sentences_score_and_no_others(da
     assert data.stream.statistics["findings"] == {"sentences": 26, "unlocated": 0}
 
 
+@pytest.fixture
+def two_cores(monkeypatch):
+    """Whatever the machine has: each of two processes gets some of the sentences."""
+    monkeypatch.setattr(asking.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(asking, "_SENTENCES_A_PROCESS", 10)
+
+
+@pytest.mark.usefixtures("two_cores")
 def test_on_several_cores_the_same_is_found(dataset, tmp_path, monkeypatch):
     alone = prepare(config_of(dataset, "rwr", TOKENS))
-    monkeypatch.setattr(asking, "_SENTENCES_A_PROCESS", 10)
     monkeypatch.setattr(texts, "_ROWS", 7)
     asked = []
     real = asking.Asking.findings
@@ -84,7 +91,7 @@ def test_on_several_cores_the_same_is_found(dataset, tmp_path, monkeypatch):
         asking.Asking, "findings", lambda self, groups: asked.append(self.processes) or real(self, groups)
     )
     data = prepare(config_of(dataset, "rwr", TOKENS, f"data.store={tmp_path / 'store'}"))
-    assert set(asked) == {min(2, len(os.sched_getaffinity(0)))}
+    assert set(asked) == {2}
     assert data.stream.statistics["findings"] == alone.stream.statistics["findings"]
     name = alone.stream.options.findings
     assert (data.store.found_tokens(name) == alone.store.found_tokens(name)).all()
@@ -94,9 +101,8 @@ def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.usefixtures("two_cores")
 def test_a_process_that_is_killed_while_it_is_asked_is_told(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(asking, "_SENTENCES_A_PROCESS", 10)
     monkeypatch.setattr(asking, "_ask", killed)
     store = tmp_path / "store"
     with pytest.raises(IncompleteError, match=r"asked the scorer 'pii' .* was killed"):
