@@ -79,6 +79,12 @@ def cgroup_cores() -> float | None:
     return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
+def usable_cores() -> int:
+    """Cores that this process can keep busy: those that it may run on, within the limit of its container."""
+    ours, limit = len(os.sched_getaffinity(0)), cgroup_cores()
+    return ours if limit is None else max(1, min(ours, int(limit)))
+
+
 def _phf() -> Iterator[Fact]:
     data = {"phf": library_versions("phf")["phf"], "python": platform.python_version(), "executable": sys.executable}
     yield Fact("phf", f"{data['phf']}, Python {data['python']} ({data['executable']})", data)

@@ -8,6 +8,8 @@ import pytest
 from pipeline.config import LabelExecution
 from pipeline.labelling.scheduling.pools import Pool, cpus_of_own_ray, missing_resources, most_workers, pools_of
 from pipeline.labelling.scheduling.scheduler import Scheduler
+from scorers.doctor import machine
+from scorers.doctor.machine import usable_cores
 from tests.pipeline.simulation import Completed, Heard, SimulatedCrew, units
 
 ONE_CPU = {"CPU": 1.0}
@@ -50,7 +52,20 @@ def test_a_ray_of_our_own_has_room_for_every_pool() -> None:
     assert cpus_of_own_ray(fixed, pools_of(fixed, ["cpu", "pii"], 10)) == 9
     free = LabelExecution.model_validate({"pools": {"pii": {"cpus": 4096}}})
     assert cpus_of_own_ray(free, pools_of(free, ["cpu", "pii"], 10)) == 4097
-    assert cpus_of_own_ray(LabelExecution(), pools_of(LabelExecution(), ["cpu"], 10)) is None
+    assert cpus_of_own_ray(LabelExecution(), pools_of(LabelExecution(), ["cpu"], 10)) == usable_cores()
+
+
+@pytest.mark.parametrize(
+    ("cores", "limit", "usable"), [({1, 5, 9}, None, 3), (set(range(64)), 2.5, 2), ({0}, 8.0, 1), ({0, 1}, 0.5, 1)]
+)
+def test_it_has_the_cores_that_this_process_may_use_and_room_for_every_pool(
+    cores: set[int], limit: float | None, usable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: cores)
+    monkeypatch.setattr(machine, "cgroup_cores", lambda: limit)
+    free = LabelExecution()
+    assert cpus_of_own_ray(free, pools_of(free, ["cpu"], 10)) == usable
+    assert cpus_of_own_ray(free, pools_of(free, ["cpu", "pii", "toxicity", "pep8"], 10)) == max(usable, 4)
 
 
 def run(

@@ -1,13 +1,13 @@
 """How many workers each group has: bounds by configuration and cluster, and between them a size by backlog."""
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config import LabelExecution, PoolOptions
 from pipeline.labelling.workers.worker import BASE_GROUP
+from scorers.doctor.machine import usable_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,14 @@ def wanted_workers(load: Load, most: int, spare: int | None) -> int:
     return min(most, load.workers + (growth if spare is None else min(growth, spare)))
 
 
-def cpus_of_own_ray(execution: LabelExecution, pools: Mapping[str, Pool]) -> int | None:
-    """CPUs that a Ray of our own is told it has, so that no pool waits for ever; None for those of the machine."""
+def cpus_of_own_ray(execution: LabelExecution, pools: Mapping[str, Pool]) -> int:
+    """CPUs that a Ray of our own has: enough that no pool waits for ever, and no more than are usable beyond that.
+
+    Ray itself counts all cores of the machine where the process may run on some of them only, and none in a container
+    that is limited to half a core.
+    """
     asked = math.ceil(sum(pool.least * pool.needs.get("CPU", 0.0) for pool in pools.values()))
-    return max(1, asked) if execution.workers is not None or asked > (os.cpu_count() or 1) else None
+    return max(1, asked) if execution.workers is not None else max(usable_cores(), asked)
 
 
 def _needs(options: PoolOptions, threads: int) -> dict[str, float]:
