@@ -22,7 +22,7 @@ def json_values(array: pa.Array) -> list[Any]:
         return list(array.to_pylist())
     if is_text(kind):
         return [None if each is None else each.decode(errors="surrogateescape") for each in utf8(array)]
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+    if is_bytes(kind) or pa.types.is_fixed_size_binary(kind):
         return [None if each is None else base64.b64encode(each).decode() for each in array.to_pylist()]
     if pa.types.is_struct(kind):
         names = [kind.field(index).name for index in range(kind.num_fields)]
@@ -52,13 +52,33 @@ def plain(array: pa.Array) -> pa.Array:
             array = array.dictionary_decode()
         elif pa.types.is_run_end_encoded(array.type):
             array = pc.run_end_decode(array)
+        elif pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
+            array = array.cast(pa.large_list(array.type.value_type))
         else:
             return array
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of what `plain` makes of an array."""
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+            kind = pa.large_list(kind.value_type)
+        else:
+            return kind
 
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether values are strings of Unicode text, to believe the type."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether values are bytes of any length, which may be text."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -9,6 +9,7 @@ from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.corpus.rows import RowDecoder
 from pipeline.corpus.streams import TRUNCATED, UNREADABLE, CutError, SourceFile
+from scorers.errors import UserError
 
 _FILE_MAGIC = b"ARROW1"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -31,7 +32,7 @@ class ArrowRows:
         try:
             self._is_file = self._file.read(len(_FILE_MAGIC)) == _FILE_MAGIC
             self._rewind()
-            self._decoder = RowDecoder(source, self._reader.schema, config)
+            self._decoder = self._make_decoder(source, config)
         except BaseException:
             self._file.close()
             raise
@@ -56,7 +57,7 @@ class ArrowRows:
         while (batch := self._next_batch()) is not None:
             rows = batch.num_rows
             # Nothing of a batch that contradicts itself may be looked at: pyarrow would read beyond its memory.
-            yield self._first - rows, rows, self._decoder.text_bytes(batch) if self._sound else 0
+            yield self._first - rows, rows, self._decoder.text_bytes(batch) if rows and self._sound else 0
 
     def read(self, start: int, stop: int | None) -> Iterator[Record | Quarantined]:
         """Rows `[start, stop)`, None for all; those of a batch that contradicts itself are quarantined one by one.
@@ -85,6 +86,15 @@ class ArrowRows:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _make_decoder(self, source: Source, config: LabelConfig) -> RowDecoder:
+        try:
+            return RowDecoder(source, self._reader.schema, config)
+        except UserError:
+            while (batch := self._next_batch()) is not None:
+                if batch.num_rows:
+                    raise
+            return RowDecoder(source, self._reader.schema, config, has_rows=False)
 
     def _rewind(self) -> None:
         self._file.seek(0)
@@ -135,7 +145,11 @@ class ArrowRows:
 
 def _is_sound(batch: pa.RecordBatch) -> bool:
     """Whether offsets and the like fit; texts that are not UTF-8 are dealt with one by one."""
-    bytes_of = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    bytes_of = {
+        pa.string(): pa.binary(),
+        pa.large_string(): pa.large_binary(),
+        pa.string_view(): pa.binary_view(),
+    }
     try:
         for column in batch.columns:
             (column.view(bytes_of[column.type]) if column.type in bytes_of else column).validate(full=True)

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.config import LabelConfig, given_by
-from pipeline.corpus.arrow_json import is_list
+from pipeline.corpus.arrow_json import is_list, plain_type
 from pipeline.corpus.arrow_rows import ArrowRows
 from pipeline.corpus.inputs import Source, cannot_read
 from pipeline.corpus.parquet_rows import ParquetRows
@@ -84,7 +86,7 @@ def _gives_sentences(source: Source, config: LabelConfig) -> bool | None:
         with _read_failures(source):
             rows = _open_rows(source, config)
             try:
-                return is_list(rows.schema.field(config.text_field).type)
+                return _type_gives_sentences(rows.schema, config.text_field)
             finally:
                 rows.close()
     if source.format == "jsonl":
@@ -92,6 +94,11 @@ def _gives_sentences(source: Source, config: LabelConfig) -> bool | None:
             if record.get(config.text_field) is not None:
                 return isinstance(record[config.text_field], list)
     return None
+
+
+def _type_gives_sentences(schema: pa.Schema, field: str) -> bool | None:
+    kind = plain_type(schema.field(field).type) if field in schema.names else pa.null()
+    return None if pa.types.is_null(kind) else is_list(kind)
 
 
 def _open_rows(source: Source, config: LabelConfig) -> ParquetRows | ArrowRows:

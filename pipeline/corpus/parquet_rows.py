@@ -37,7 +37,9 @@ class ParquetRows:
         self._file = SourceFile(source)
         try:
             self._parquet = _open(self._file)
-            self._decoder = RowDecoder(source, self._parquet.schema_arrow, config)
+            self._decoder = RowDecoder(
+                source, self._parquet.schema_arrow, config, has_rows=self._parquet.metadata.num_rows > 0
+            )
         except BaseException:
             self._file.close()
             raise

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import LabelConfig
-from pipeline.corpus.arrow_json import is_list, is_text, json_values, plain, utf8
+from pipeline.corpus.arrow_json import is_bytes, is_list, is_text, json_values, plain, plain_type, utf8
 from pipeline.corpus.decoding import INVALID_UTF8, Decoder
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined, Record
@@ -20,13 +20,13 @@ class RowDecoder(Decoder):
         columns: names of those that are needed, None for all.
 
     Raises:
-        UserError: the text column is missing or holds neither text nor lists of it, or a column is missing that
-            `meta_fields` or a scorer names.
+        UserError: there are rows, and the text column is missing or holds neither text nor lists of it, or a column is
+            missing that `meta_fields` or a scorer names.
     """
 
-    def __init__(self, source: Source, schema: pa.Schema, config: LabelConfig) -> None:
+    def __init__(self, source: Source, schema: pa.Schema, config: LabelConfig, *, has_rows: bool = True) -> None:
         super().__init__(source, config)
-        self.columns = self._needed(schema, config)
+        self.columns = self._needed(schema, config) if has_rows else None
 
     def text_bytes(self, batch: pa.RecordBatch) -> int:
         """Bytes of the text column of a batch in memory."""
@@ -88,8 +88,9 @@ def _texts(column: pa.Array) -> Iterator[tuple[bytes | None, list[Any] | None]]:
 
 
 def _holds_text(kind: pa.DataType) -> bool:
+    """Whether values are texts or lists of them. Where a writer finds nothing but nulls, the type is null."""
+    kind = plain_type(kind)
     if is_list(kind):
-        kind = kind.value_type
-        return is_text(kind.value_type if pa.types.is_dictionary(kind) else kind)
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return is_text(value) or pa.types.is_binary(value) or pa.types.is_large_binary(value)
+        kind = plain_type(kind.value_type)
+        return pa.types.is_null(kind) or is_text(kind)
+    return pa.types.is_null(kind) or is_text(kind) or is_bytes(kind)

@@ -5,6 +5,7 @@ head is cut off for an empty one, and ends at the first malformed one with all t
 silence here.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,8 +20,13 @@ _ASIDE = frozenset({"warcinfo", "metadata", "request", "revisit"})
 _DIGESTS = ("sha1:", "sha256:", "md5:")
 _VERSION = b"WARC/"
 _BLANK_LINE = b"\r\n\r\n"
-_NEXT = b"\r\n" + _VERSION
 _MOST_HEAD = 1 << 16
+# Line ends and blank lines as FastWARC (strict) reads them between records; in heads, as warcio does.
+_LINE_END = re.compile(rb"\r?\n")
+_HEAD_END, _LONGEST_HEAD_END = re.compile(rb"\n\r?\n"), 3
+_NEXT, _LONGEST_NEXT = re.compile(rb"\n(?=WARC/)"), 6
+_BLANK_LINES = re.compile(rb"(?:[ \t]*\r?\n)*")
+_PERHAPS_BLANK = re.compile(rb"[ \t]*\r?")
 _MALFORMED = "its head is malformed"
 
 
@@ -59,10 +65,11 @@ def read_warc(stream: Readable, *, limit: int) -> Iterator[WarcEntry]:
         CutError: after all records before the cut; a file that ends within a record is cut there.
     """
     window = _Window(stream)
+    _skip_blank_lines(window)
     while window.fill(1):
         entry = _read_entry(window, limit)
         try:
-            window.fill(1)
+            _skip_blank_lines(window)
         except CutError as error:
             # What is damaged may be the record just read, whose checksum comes last; what is cut off is not.
             if error.reason == TRUNCATED:
@@ -90,47 +97,78 @@ def read_documents(source: Source, stream: Readable, *, limit: int) -> Iterator[
 
 def _read_entry(window: "_Window", limit: int) -> WarcEntry:
     start = window.position
-    end = window.find(_BLANK_LINE, _MOST_HEAD)
-    head = window.peek(end + len(_BLANK_LINE)) if end >= 0 else b""
+    end = window.find(_HEAD_END, _LONGEST_HEAD_END, _MOST_HEAD)
+    head = window.peek(end[1]) if end else b""
     length = _length(head)
     if length is None:
         begins = _VERSION.startswith(window.peek(len(_VERSION)))
-        if end < 0 and window.ended and begins and window.size < _MOST_HEAD:
+        if end is None and window.ended and begins and window.size < _MOST_HEAD:
             raise CutError(TRUNCATED, "the file ends within the head of a record")
         return _broken(window, start, "it does not begin with the head of a WARC record")
     if length > limit:
         window.skip(len(head))
         window.skip(length)
-        if not _close(window):
+        if (behind := _separator(window, 0)) is None:
             return _broken(window, start, "its block is not as long as its head says")
-        parsed = _parse(head + _BLANK_LINE)
+        window.skip(behind)
+        parsed = _parse(head, b"")
         if parsed is None:
             return WarcEntry(window.position - start, problem=_MALFORMED)
         return WarcEntry(window.position - start, parsed[0], parsed[1])
     if not window.fill(len(head) + length + len(_BLANK_LINE)) and window.size < len(head) + length:
-        if window.find(_NEXT, window.size) < 0:
+        if window.find(_NEXT, _LONGEST_NEXT, window.size) is None:
             raise CutError(TRUNCATED, "the file ends within a record")
         return _broken(window, start, "its block is longer than the rest of the file")
-    record = window.peek(len(head) + length)
-    behind = window.peek(len(record) + len(_BLANK_LINE))[len(record) :]
-    if behind != _BLANK_LINE and not (window.ended and _BLANK_LINE.startswith(behind)):
+    size = len(head) + length
+    block = window.peek(length, len(head))
+    if (behind := _separator(window, size)) is None:
         return _broken(window, start, "its block is not as long as its head says")
-    parsed = _parse(record + _BLANK_LINE)
-    window.skip(len(record) + len(behind))
+    parsed = _parse(head, block)
+    window.skip(size + behind)
     if parsed is None:
         return WarcEntry(window.position - start, problem=_MALFORMED)
     kind, headers, intact = parsed
-    return WarcEntry(window.position - start, kind, headers, record[len(head) :], intact)
+    return WarcEntry(window.position - start, kind, headers, block, intact)
 
 
-def _close(window: "_Window") -> bool:
-    """Skip the blank line behind a block; false where there is another thing."""
-    window.fill(len(_BLANK_LINE))
-    behind = window.peek(len(_BLANK_LINE))
-    if behind != _BLANK_LINE and not (window.ended and _BLANK_LINE.startswith(behind)):
-        return False
-    window.skip(len(behind))
-    return True
+def _separator(window: "_Window", at: int) -> int | None:
+    """Bytes that separate a block, which ends `at` so far from here, from what follows; None where nothing does.
+
+    The format wants a blank line. Less will do where the next record begins, or the file ends.
+    """
+    size, lines = _blank_lines(window, at, enough=2)
+    if lines < 2 and window.fill(at + size + 1):
+        window.fill(at + size + len(_VERSION))
+        return size if window.peek(len(_VERSION), at + size) == _VERSION else None
+    return size
+
+
+def _skip_blank_lines(window: "_Window") -> None:
+    """Blank lines between records hold nothing, nor do blanks at the end of a file."""
+    while size := _blank_lines(window, 0)[0]:
+        window.skip(size)
+
+
+def _blank_lines(window: "_Window", at: int, enough: int = _MOST_HEAD) -> tuple[int, int]:
+    """Bytes from `at` on that are blank lines, or blanks at the end of the file, and how many lines; some of them."""
+    wanted = len(_BLANK_LINE)
+    while True:
+        window.fill(at + wanted)
+        held = window.peek(wanted, at)
+        size = _matched(_BLANK_LINES, held)
+        lines, rest = held.count(b"\n", 0, size), held[size:]
+        may_go_on = _matched(_PERHAPS_BLANK, rest) == len(rest)
+        if may_go_on and len(held) < wanted:
+            return len(held), lines
+        if not may_go_on or lines >= enough or wanted >= _MOST_HEAD:
+            return size, lines
+        wanted *= 4
+
+
+def _matched(pattern: re.Pattern[bytes], data: bytes) -> int:
+    """Bytes at the start of `data` that match."""
+    found = pattern.match(data)
+    return found.end() if found else 0
 
 
 def _broken(window: "_Window", start: int, problem: str) -> WarcEntry:
@@ -138,9 +176,9 @@ def _broken(window: "_Window", start: int, problem: str) -> WarcEntry:
     window.fill(1)
     if window.position == start:
         window.skip(1)
-    while (at := window.find(_NEXT, CHUNK)) < 0 and window.size >= CHUNK:
-        window.skip(CHUNK - len(_NEXT) + 1)
-    window.skip(at + 2 if at >= 0 else window.size)
+    while (at := window.find(_NEXT, _LONGEST_NEXT, CHUNK)) is None and window.size >= CHUNK:
+        window.skip(CHUNK - _LONGEST_NEXT + 1)
+    window.skip(at[1] if at else window.size)
     return WarcEntry(window.position - start, problem=problem)
 
 
@@ -150,16 +188,16 @@ def _length(head: bytes) -> int | None:
         return None
     lengths = [
         value.strip()
-        for name, separator, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])
+        for name, separator, value in (line.partition(b":") for line in _LINE_END.split(head)[1:])
         if separator and name.strip().lower() == b"content-length"
     ]
     return int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) < 19 else None
 
 
-def _parse(record: bytes) -> tuple[str, dict[str, str], bool] | None:
+def _parse(head: bytes, block: bytes) -> tuple[str, dict[str, str], bool] | None:
     """Type, headers, and whether the digest is right; None where the head is malformed."""
     try:
-        parsed = WarcRecord.from_bytes(record)
+        parsed = WarcRecord.from_bytes(_LINE_END.sub(b"\r\n", head) + block + _BLANK_LINE)
     except (OSError, ValueError):
         return None
     headers = {
@@ -197,18 +235,20 @@ class _Window:
             self.ended = not data
         return self.size >= size
 
-    def find(self, mark: bytes, within: int) -> int:
-        """Where a mark begins in the next bytes, -1 for nowhere; more of them are held only while it is not found."""
+    def find(self, mark: re.Pattern[bytes], longest: int, within: int) -> tuple[int, int] | None:
+        """Where a mark of at most `longest` bytes lies in the next bytes; more are held only while it is not found."""
         size = 0
         while True:
-            found = self._bytes.find(mark, self._at + max(0, size - len(mark)), self._at + within)
+            found = mark.search(self._bytes, self._at + max(0, size - longest), self._at + within)
+            if found is not None:
+                return found.start() - self._at, found.end() - self._at
             size = self.size
-            if found >= 0 or size >= within or (not self.fill(min(within, size + CHUNK)) and self.size == size):
-                return found - self._at if found >= 0 else -1
+            if size >= within or (not self.fill(min(within, size + CHUNK)) and self.size == size):
+                return None
 
-    def peek(self, size: int) -> bytes:
-        """Up to so many of the bytes that are held."""
-        return bytes(self._bytes[self._at : self._at + size])
+    def peek(self, size: int, at: int = 0) -> bytes:
+        """Up to so many of the bytes that are held, from `at` on."""
+        return bytes(self._bytes[self._at + at : self._at + at + size])
 
     def skip(self, size: int) -> None:
         """Go on behind so many bytes, held or not.

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.arrow_json import json_values
+from pipeline.corpus.fields import settle_sentences
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader, read_sources, read_unit
 from pipeline.corpus.records import Quarantined, Record
@@ -221,3 +222,55 @@ def test_a_huge_row_group_is_never_held_whole(tmp_path: Path, monkeypatch: pytes
     assert count == 16_000
     assert largest <= 2_000_000
     assert peak < 16_000_000
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_partitions_without_rows_or_texts_are_no_reason_to_refuse_the_others(tmp_path: Path, suffix: str) -> None:
+    tables = {
+        "a": pa.table({"text": pa.nulls(0), "lang": pa.nulls(0)}),
+        "b": pa.table({"lang": pa.nulls(0)}),
+        "c": pa.table({}),
+        "d": pa.table({"text": pa.nulls(2), "lang": ["en", "de"]}),
+        "e": pa.table({"text": pa.array([None], pa.list_(pa.null())), "lang": ["en"]}),
+        "f": pa.table({"text": ["One."], "lang": ["en"]}),
+    }
+    for name, table in tables.items():
+        write_rows(tmp_path / f"{name}{suffix}", table)
+    config = make_config(tmp_path, meta_fields=["lang"])
+    plan, units = read_all(config)
+    found = [(Path(each.source).name[0], each.text or each.reason) for each in flat(units)]  # type: ignore[union-attr]
+    assert found == [("d", "no-text"), ("d", "no-text"), ("e", "no-text"), ("f", "One.")]
+    assert plan.cut == []
+    assert settle_sentences(plan.sources[:4], config).sentences == "split"
+    assert settle_sentences(plan.sources, config).sentences == "given"
+    write_rows(tmp_path / f"g{suffix}", pa.table({"lang": ["en"]}))
+    with pytest.raises(UserError, match=rf"g{suffix} has no column 'text'"):
+        make_plan(config)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view(), pa.json_()),
+        *(pa.dictionary(pa.int8(), pa.string()), pa.list_(pa.string()), pa.list_view(pa.string_view())),
+    ],
+    ids=str,
+)
+def test_texts_of_every_type(tmp_path: Path, suffix: str, kind: pa.DataType) -> None:
+    texts = ["Grüße.", None, ""]
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
+        column = pa.array([None if each is None else [each] for each in texts], kind)
+    else:
+        column = pa.array(texts, pa.string()).cast(kind)
+    path = write_rows(tmp_path / f"a{suffix}", pa.table({"text": column}))
+    _, units = read_all(make_config(path))
+    assert [each.text if isinstance(each, Record) else each.reason for each in flat(units)] == ["Grüße.", "no-text", ""]
+
+
+def write_rows(path: Path, table: pa.Table) -> Path:
+    if path.suffix == ".parquet":
+        return write(path, table)
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table)
+    return path

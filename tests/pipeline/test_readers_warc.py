@@ -1,5 +1,7 @@
 """WET files: every text once whatever is damaged, and nothing that ends in silence."""
 
+import gzip
+import io
 import json
 import random
 import tracemalloc
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastwarc.warc import ArchiveIterator
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -256,3 +259,35 @@ def test_quarantine_keeps_text_only_where_asked(tmp_path: Path) -> None:
     assert "SECRET" not in kept.detail
     _, units = read_all(make_config(path, quarantine_text=True))
     assert flat(units)[0].text == "SECRET\\xff"
+
+
+def made_of(*pieces: bytes) -> bytes:
+    """Three records with other bytes than a blank line between and behind them."""
+    bare = [each.removesuffix(b"\r\n\r\n") for each in wet(["eins", "zwei", "drei"], digest=False)[1:]]
+    return b"".join(each + between for each, between in zip(bare, pieces, strict=True))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        made_of(b"\r\n" * 3, b"\r\n" * 2, b"\r\n" * 9),
+        made_of(b"\r\n" * 2, b"\r\n" * 100_000, b"\r\n" * 2),
+        made_of(b"\n\n", b"\n", b"\n"),
+        made_of(b"\r\n", b"\n\r\n", b"\r\n\n"),
+        made_of(b"", b"", b""),
+        made_of(b" \r\n\t\r\n", b"\r\n\r\n \r\n", b"\r\n\r\n  "),
+        b"\r\n\r\n" + made_of(b"\r\n\r\n", b"\r\n\r\n", b""),
+    ],
+    ids=["extra", "many", "bare", "mixed", "none", "blanks", "before"],
+)
+def test_what_separates_records_is_read_as_fastwarc_reads_it(tmp_path: Path, content: bytes, compressed: bool) -> None:
+    fast = [each.reader.read().decode() for each in ArchiveIterator(io.BytesIO(content), strict_mode=True)]
+    path = tmp_path / ("a.warc.gz" if compressed else "a.warc")
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    assert read(path) == list(enumerate(fast)) == [(0, "eins"), (1, "zwei"), (2, "drei")]
+
+
+def test_heads_may_end_their_lines_with_a_bare_line_feed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.warc", [each.replace(b"\r\n", b"\n") for each in wet(["eins", "zwei"])])
+    assert read(path) == [(0, "eins"), (1, "zwei")]
