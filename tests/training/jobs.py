@@ -111,6 +111,10 @@ def run_phf(arguments: Sequence[str], *, launcher: Sequence[str] = (), timeout: 
     )
 
 
+# Adam's epsilon where trained weights are compared. With the usual 1e-8, a gradient that is nothing but rounding, like
+# that of a key's bias, moves its weight by a whole step, and the processor decides which way.
+COMPARABLE = 1e-3
+
 # Of a run that takes its time, so that something can happen meanwhile.
 LONGER = {"training__batch_size": 8, "training__num_tokens": 60 * 8 * 32, "training__save_every": 10}
 

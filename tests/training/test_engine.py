@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scorers.errors import UserError
+from tests.training.jobs import COMPARABLE
 from tests.training.ranks import no_room
 from tests.training.test_models import small_llama
 from training import objectives
@@ -196,7 +197,7 @@ def test_partitioned_parameters_are_there_when_the_loss_needs_them(world, tmp_pa
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')
 
     def losses(**config):
-        engine, loss = make(world, objective, micro_batch_size=2, tied=tied, **config)
+        engine, loss = make(world, objective, micro_batch_size=2, tied=tied, adam_epsilon=COMPARABLE, **config)
         found = [float(engine.train_step(batch(number), loss, 1e-2).loss) for number in range(4)]
         weights = engine.state_dict()
         engine.close()
