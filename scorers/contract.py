@@ -113,8 +113,9 @@ class ScorerType(Protocol):
 
     It may have a classmethod `check(options)` too, that raises `UserError` when something is missing to run here, such
     as weights, without loading or downloading anything; and a classmethod `given_field(options)`, that names the field
-    of the corpus which `Document.given` must hold. An instance may have an attribute `precision`, what its network
-    computes in, for `phf doctor` to show.
+    of the corpus which `Document.given` must hold. A class that applies to one kind of documents alone has that in an
+    attribute `documents`; where the user chooses, the option has this name. An instance may have an attribute
+    `precision`, what its network computes in, for `phf doctor` to show.
     """
 
     Options: type[SemanticOptions]

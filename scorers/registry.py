@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from scorers.contract import Execution, Scorer, ScorerType, SemanticOptions
+from scorers.contract import DocumentKind, Execution, Scorer, ScorerType, SemanticOptions
 from scorers.errors import UserError
 from scorers.paths import shown
 from scorers.settings import describe
@@ -211,6 +211,16 @@ def check(column: str, spec: ScorerSpec) -> None:
 def runs_on_gpu(spec: ScorerSpec) -> bool:
     """Whether this kind of scorer gains from a GPU; the others ignore `Execution.device`."""
     return scorer_type(spec.kind).runs_on_gpu
+
+
+def documents_of(spec: ScorerSpec) -> DocumentKind | None:
+    """The one kind of documents that a scorer applies to; None where it applies to any, or its package is not here."""
+    try:
+        declared = getattr(scorer_type(spec.kind), "documents", None)
+    except UserError:
+        declared = None
+    kind = declared or spec.options.get("documents")
+    return cast(DocumentKind, kind) if kind in get_args(DocumentKind) else None
 
 
 def given_field(column: str, spec: ScorerSpec) -> str | None:

@@ -12,9 +12,7 @@ from pipeline.labelling.driver import Summary
 from pipeline.quarantine_limit import QuarantineLimit
 from scorers.amounts import count_of, duration, rate_of, size_of
 from scorers.errors import QuarantineLimitError
-
-# Kinds of scorers that have nothing to say of prose.
-_OF_PYTHON = ("pycodestyle", "pylint", "ruff")
+from scorers.registry import ScorerSpec, documents_of
 
 
 def summary_facts(summary: Summary) -> dict[str, Any]:
@@ -34,6 +32,7 @@ def summary_facts(summary: Summary) -> dict[str, Any]:
         "sentences": manifest.sentences,
         "bytes_text": manifest.bytes_text,
         "shards": len(manifest.shards),
+        "unfinished": [str(step) for step in summary.unfinished],
         "bytes": sum(shard.size for shard in manifest.shards),
         "columns": {
             column: {
@@ -88,7 +87,7 @@ def show_summary(summary: Summary, console: Console) -> None:
         f"The dataset is in {summary.output} ({count_of(len(manifest.shards), 'shard')}, {size_of(size)}).",
         soft_wrap=True,
     )
-    for warning in _warnings(summary):
+    for warning in [*_warnings(summary), *map(str, summary.unfinished)]:
         console.print(warning, style="bold yellow", soft_wrap=True, markup=False)
     console.print("Next:")
     for line in _next_steps(summary):
@@ -166,7 +165,8 @@ def _warnings(summary: Summary) -> list[str]:
         if manifest.thresholds[column].sentences:
             continue
         line = f"Not one sentence has a score in {column}: there is nothing to train on by it."
-        if manifest.scorers[column].kind in _OF_PYTHON:
+        entry = manifest.scorers[column]
+        if documents_of(ScorerSpec(kind=entry.kind, **entry.options)) == "python":
             line += " Its scorer is for Python: documents that were read as prose need --kind python."
         said.append(line)
     return said

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from scorers.contract import Document, Execution, ScoringError, SemanticOptions
+from scorers.contract import Document, DocumentKind, Execution, ScoringError, SemanticOptions
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.isolation import attempt
 from scorers.linters.lines import line_of_syntax_error, normalised_lines, per_character, refuse_too_long
@@ -50,6 +50,7 @@ class PycodestyleScorer:
     Options = PycodestyleOptions
     main_option: str | None = None
     runs_on_gpu = False
+    documents: DocumentKind | None = "python"
 
     def __init__(self, name: str, options: PycodestyleOptions, execution: Execution) -> None:
         self.name = name
@@ -70,7 +71,7 @@ class PycodestyleScorer:
 
     def applies(self, document: Document) -> bool:
         """To Python alone."""
-        return document.kind == "python"
+        return document.kind == self.documents
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
         """Scores of each document on its own."""

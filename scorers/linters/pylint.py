@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from scorers.contract import Document, Execution, ScoringError, SemanticOptions
+from scorers.contract import Document, DocumentKind, Execution, ScoringError, SemanticOptions
 from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.isolation import attempt
@@ -84,6 +84,7 @@ class PylintScorer:
     Options = PylintOptions
     main_option: str | None = None
     runs_on_gpu = False
+    documents: DocumentKind | None = "python"
 
     def __init__(self, name: str, options: PylintOptions, execution: Execution) -> None:
         self.name = name
@@ -107,7 +108,7 @@ class PylintScorer:
 
     def applies(self, document: Document) -> bool:
         """To Python alone."""
-        return document.kind == "python"
+        return document.kind == self.documents
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
         """Scores of each document on its own."""

@@ -9,7 +9,7 @@ import pytest
 
 from scorers.contract import Execution, Scorer, ScoringError
 from scorers.errors import UserError
-from scorers.registry import KINDS, ScorerSpec, build, given_field, runs_on_gpu
+from scorers.registry import KINDS, ScorerSpec, build, documents_of, given_field, runs_on_gpu
 from scorers.sentences import document
 from scorers.testing import (
     check,
@@ -162,8 +162,15 @@ def test_every_scorer_applies_to_python(scorer_of, kind):
 
 def test_linters_do_not_apply_to_prose(scorer_of):
     prose = document("x", "prose")
-    assert not any(scorer_of(kind).applies(prose) for kind in ("pycodestyle", "pylint"))
+    assert not any(scorer_of(kind).applies(prose) for kind in ("pycodestyle", "pylint", "ruff"))
     assert all(scorer_of(kind).applies(prose) for kind in ("linear", "scrubadub", "detoxify", "column"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scorer_declares_the_kind_of_documents_that_it_applies_to(scorer_of, kind):
+    applies = [each for each in ("prose", "python") if scorer_of(kind).applies(document("x", each))]
+    declared = documents_of(ScorerSpec(kind=kind))
+    assert applies == (["prose", "python"] if declared is None else [declared])
 
 
 class Broken:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from scorers import registry
 from scorers.errors import UserError
-from scorers.registry import ScorerSpec, build, kinds, parse_scorer, resolve, runs_on_gpu
+from scorers.registry import ScorerSpec, build, documents_of, kinds, parse_scorer, resolve, runs_on_gpu
 
 PLUGIN = """
 import numpy as np
@@ -22,6 +22,7 @@ class WordScorer:
     Options = Options
     main_option = "word"
     runs_on_gpu = False
+    documents = "python"
 
     def __init__(self, name, options, execution):
         self.name, self.fingerprint, self.options = name, f"word-{options.word}", options
@@ -164,3 +165,11 @@ def test_importing_the_scorers_imports_no_library_that_they_wrap():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_kind_of_documents_is_the_classs_or_the_options_or_any(plugin):
+    plugin()
+    assert documents_of(ScorerSpec(kind="word")) == "python"
+    assert documents_of(ScorerSpec(kind="linear", documents="prose")) == "prose"
+    assert documents_of(ScorerSpec(kind="linear", documents="any")) is None
+    assert documents_of(ScorerSpec(kind="of-a-package-that-is-not-here")) is None

@@ -1,0 +1,25 @@
+"""What the documents of a column are."""
+
+import pytest
+
+from pipeline.dataset.manifest import Manifest, ScorerEntry
+from training.data.kinds import document_kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "asked", "documents"),
+    [
+        ("pycodestyle", {}, None, "python"),
+        ("ruff", {}, "auto", "python"),
+        ("ruff", {}, "prose", "prose"),
+        ("linear", {"documents": "python"}, "auto", "python"),
+        ("linear", {"documents": "any"}, "auto", "prose"),
+        ("of-a-package-that-is-not-here", {}, "auto", "prose"),
+    ],
+)
+def test_documents_are_what_was_asked_for_else_what_the_scorer_applies_to(
+    kind: str, options: dict[str, str], asked: str | None, documents: str
+) -> None:
+    entry = ScorerEntry(kind=kind, options=options, fingerprint="f")
+    manifest = Manifest.model_construct(config={"kind": asked}, scorers={"column": entry}, sources=[])
+    assert document_kind(manifest, "column") == documents
