@@ -14,6 +14,8 @@ from pipeline.dataset import LabelledDataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.quantiles import ScoreCounter, exact_quantiles
 from pipeline.dataset.tags import is_aligned
+from pipeline.sealing.extent import Begun, unfinished
+from pipeline.storage import Storage
 
 PERCENTILES = ("0", "1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9", "100")
 
@@ -69,11 +71,12 @@ class ColumnReport:
 
 @dataclass(frozen=True)
 class InspectReport:
-    """A dataset and its score columns; no text of the corpus."""
+    """A dataset, its score columns, and what was begun at it and is not done; no text of the corpus."""
 
     uri: str
     manifest: Manifest
     columns: list[ColumnReport]
+    unfinished: tuple[Begun, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -84,6 +87,7 @@ class InspectReport:
             "sentences": self.manifest.sentences,
             "bytes_text": self.manifest.bytes_text,
             "ledger": self.manifest.ledger.model_dump(mode="json", exclude={"segments", "quarantine"}),
+            "unfinished": [str(each) for each in self.unfinished],
             "columns": [asdict(each) | {"share_aligned": each.share_aligned} for each in self.columns],
         }
 
@@ -124,7 +128,7 @@ def inspect_dataset(dataset: LabelledDataset) -> InspectReport:
                 histogram=tally.histogram(),
             )
         )
-    return InspectReport(dataset.uri, dataset.manifest, columns)
+    return InspectReport(dataset.uri, dataset.manifest, columns, unfinished(Storage.open(dataset.uri)))
 
 
 @dataclass

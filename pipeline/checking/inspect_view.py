@@ -22,6 +22,8 @@ def show_report(console: Console, report: InspectReport) -> None:
     console.print(_overview(report))
     for column in report.columns:
         console.print(_column(column))
+    for each in report.unfinished:
+        console.print(f"\n{each}", style="bold yellow", soft_wrap=True, markup=False)
 
 
 def show_examples(console: Console, column: str, examples: Mapping[str, Sequence[Example]]) -> None:

@@ -14,6 +14,7 @@ from pipeline.dataset import LabelledDataset
 Key = tuple[str, int]
 _ROW = ("source", "position", "doc_id", "text", "meta")
 _FOLDER = "data"
+NOT_LABELLED = "is among the inputs now, but was not labelled"
 
 
 def compare_with_inputs(dataset: LabelledDataset, quarantined: set[Key], findings: Findings) -> None:
@@ -61,7 +62,7 @@ def _same_sources(dataset: LabelledDataset, plan: Plan, findings: Findings) -> b
         if uri not in now:
             findings.add(uri, "was labelled, but is not among the inputs now")
         elif uri not in before:
-            findings.add(uri, "is among the inputs now, but was not labelled")
+            findings.add(uri, NOT_LABELLED)
         elif before[uri] != now[uri]:
             findings.add(uri, "has changed since it was labelled")
     return before == now

@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.dataset.manifest import MANIFEST_NAME
 from pipeline.labelling.job import load_job
 from pipeline.labelling.telling.run_status import RunStatus, read_status
+from pipeline.sealing.extent import Extent, extent_of
 from pipeline.storage import Storage
 from pipeline.units.store import UnitStore
 from scorers.errors import UserError
@@ -21,18 +21,42 @@ _SILENT_S = 30.0
 _RELUCTANCE = 20.0
 
 
+class ColumnStatus(BaseModel):
+    """How many units have scores in some columns, which one command fills."""
+
+    model_config = ConfigDict(frozen=True)
+
+    columns: list[str]
+    committed: int
+
+
+class UnfinishedStep(BaseModel):
+    """Something that was begun; `command`, given as it was, goes on with it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    command: str
+    what: str
+    columns: list[str]
+    units: int
+    committed: int
+
+
 class JobStatus(BaseModel):
     """Where a job stands.
 
     Attributes:
         output: where it is.
-        state: `running` if its driver wrote figures lately, `sealed` once the dataset is finished, else `stopped`.
-        units, committed: of the job.
+        state: `running` if its driver wrote figures lately, `sealed` once all that was begun is sealed, else `stopped`.
+        units, committed: of what was begun and is not done, else of the whole job; committed in all its columns.
         records, sentences, empty: of the committed units.
         quarantined: records of the committed units by reason.
         sources_cut: inputs whose rest could not be read.
         run: figures of the latest run, which prove nothing; None if there are none.
         silent_s: seconds since that run wrote them, by the clocks of its machine and this one.
+        generation: of the dataset that is sealed; None before the first.
+        columns: committed units by layer: what one command scores, by its columns.
+        unfinished: what was begun and is not done, in the order in which it goes on.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,17 +72,20 @@ class JobStatus(BaseModel):
     sources_cut: int
     run: RunStatus | None
     silent_s: float | None
+    generation: int | None = None
+    columns: list[ColumnStatus] = []
+    unfinished: list[UnfinishedStep] = []
 
 
 @dataclass(frozen=True)
 class _Totals:
-    """What the commit records of a job add up to."""
+    """What the commit records of the first layer, which holds the rows, add up to; and the inputs that end early."""
 
-    committed: int
     records: int
     sentences: int
     empty: int
     quarantined: dict[str, int]
+    cut: int
 
 
 def job_status(storage: Storage) -> JobStatus:
@@ -77,10 +104,7 @@ def watch_status(storage: Storage, clock: Callable[[], float] = time.monotonic) 
         UserError: there is no job, or its folder cannot be read.
     """
     try:
-        plan = load_job(storage).plan
-        units, cut = len(plan.units), len(plan.cut)
         read_at = due = float("-inf")
-        totals = _Totals(0, 0, 0, 0, {})
         was_working = True
         while True:
             run = read_status(storage)
@@ -88,22 +112,24 @@ def watch_status(storage: Storage, clock: Callable[[], float] = time.monotonic) 
             # When a run ends, what it leaves behind is read once more.
             if clock() >= due or working != was_working:
                 read_at = clock()
-                totals = _totals(storage, units)
+                job = load_job(storage)
+                extent = extent_of(job)
+                totals = _totals(storage, extent.units, len(job.plan.cut))
                 due = clock() + _RELUCTANCE * (clock() - read_at)
             was_working = working
-            yield _status(storage, units, cut, totals, run, working=working)
+            yield _status(storage, extent, totals, run, working=working)
     except OSError as error:
         raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
 
 
-def _totals(storage: Storage, units: int) -> _Totals:
+def _totals(storage: Storage, units: int, cut: int) -> _Totals:
     totals, quarantined = UnitStore(storage).totals(units)
     return _Totals(
-        committed=totals["units"],
         records=totals["records"],
         sentences=totals["sentences"],
         empty=totals["empty"],
         quarantined=quarantined,
+        cut=cut,
     )
 
 
@@ -113,23 +139,42 @@ def _is_working(run: RunStatus | None) -> bool:
     return _seconds_since(run.written) < _SILENT_S
 
 
-def _status(
-    storage: Storage, units: int, cut: int, totals: _Totals, run: RunStatus | None, *, working: bool
-) -> JobStatus:
-    committed = max(totals.committed, run.committed) if run is not None and working else totals.committed
-    sealed = not working and committed >= units and storage.exists(MANIFEST_NAME)
+def _status(storage: Storage, extent: Extent, totals: _Totals, run: RunStatus | None, *, working: bool) -> JobStatus:
+    committed = {layer.number: layer.committed for layer in extent.layers}
+    step = next(iter(extent.unfinished), None)
+    if step is not None and run is not None and working:
+        # A run fills one layer after another; its own figure is newer than the records that were read.
+        for layer in step.layers:
+            if layer.committed < extent.units:
+                committed[layer.number] = min(extent.units, max(layer.committed, run.committed))
+                break
+    of_step = step.layers if step is not None else extent.layers
     return JobStatus(
         output=storage.uri,
-        state="running" if working else "sealed" if sealed else "stopped",
-        units=units,
-        committed=committed,
+        state="running" if working else "sealed" if step is None else "stopped",
+        units=extent.units,
+        committed=min(committed[layer.number] for layer in of_step),
         records=totals.records,
         sentences=totals.sentences,
         empty=totals.empty,
         quarantined=totals.quarantined,
-        sources_cut=cut,
+        sources_cut=totals.cut,
         run=run,
         silent_s=None if run is None else _seconds_since(run.written),
+        generation=None if extent.current is None else extent.current.generation,
+        columns=[
+            ColumnStatus(columns=list(layer.columns), committed=committed[layer.number]) for layer in extent.layers
+        ],
+        unfinished=[
+            UnfinishedStep(
+                command=each.command,
+                what=each.what,
+                columns=[column for layer in each.layers for column in layer.columns],
+                units=each.units,
+                committed=min(committed[layer.number] for layer in each.layers),
+            )
+            for each in extent.unfinished
+        ],
     )
 
 

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.checking.status import JobStatus
+from pipeline.checking.status import JobStatus, UnfinishedStep
 from pipeline.labelling.telling.activity import WorkerState
 from pipeline.labelling.telling.progress import STEPS
 from pipeline.labelling.telling.run_status import RunStatus
@@ -19,10 +19,12 @@ _FAILURES = 5
 def status_view(status: JobStatus) -> Group:
     """All of it, to be printed or shown live."""
     facts = Table.grid(padding=(0, 2))
-    share = f" ({status.committed / status.units:.0%})" if status.units else ""
     run = status.run if status.state == "running" else None
     begun = f", {run.open_units:,} begun" if run is not None and run.open_units else ""
-    _add(facts, "units", f"{status.committed:,} of {status.units:,} committed{share}{begun}")
+    if len(status.columns) < 2:
+        _add(facts, "units", _units(status, status.committed) + begun)
+    for each in status.columns if len(status.columns) > 1 else ():
+        _add(facts, "units", f"{_units(status, each.committed)} of {', '.join(each.columns)}")
     _add(facts, "records", f"{status.records:,}" + (f", {status.empty:,} of them empty" if status.empty else ""))
     _add(facts, "sentences", f"{status.sentences:,}")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in status.quarantined.items())
@@ -35,6 +37,11 @@ def status_view(status: JobStatus) -> Group:
     return Group(Text(f"{status.output}: {_headline(status)}\n"), facts)
 
 
+def _units(status: JobStatus, committed: int) -> str:
+    share = f" ({committed / status.units:.0%})" if status.units else ""
+    return f"{committed:,} of {status.units:,} committed{share}"
+
+
 def _add(facts: Table, name: str, value: str) -> None:
     facts.add_row(name, Text(value))  # an error may look like markup
 
@@ -45,11 +52,19 @@ def _headline(status: JobStatus) -> str:
     silent = "" if status.silent_s is None else duration(status.silent_s)
     if status.state == "running" and status.run is not None:
         return f"{status.run.state} on {status.run.host}, process {status.run.pid}; heard of {silent} ago."
-    return (
-        "not running."
-        + (f" Its last run was heard of {silent} ago." if silent else "")
-        + " The same `phf label` command goes on."
+    sealed = "" if status.generation is None else f"sealed as generation {status.generation}; "
+    return " ".join(
+        [
+            f"{sealed}not running.",
+            *([f"Its last run was heard of {silent} ago."] if silent else []),
+            *(_unfinished(each, only=status.generation is None) for each in status.unfinished),
+        ]
     )
+
+
+def _unfinished(step: UnfinishedStep, *, only: bool) -> str:
+    what = "" if only else f"{step.what} is not done ({step.committed:,} of {count_of(step.units, 'unit')}). "
+    return f"{what}The same `{step.command}` command goes on."
 
 
 def _add_run(facts: Table, run: RunStatus, *, running: bool) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.checking.findings import Findings, Problem
 from pipeline.checking.job_files import JobCheck, check_job
-from pipeline.checking.rereading import compare_with_inputs
+from pipeline.checking.rereading import NOT_LABELLED, compare_with_inputs
 from pipeline.checking.sealed import SealedChecker, check_card, check_manifest
 from pipeline.checking.units import UnitChecker, UnitDamage
 from pipeline.dataset import open_dataset
@@ -24,6 +24,7 @@ from pipeline.dataset.manifest import (
     no_manifest,
     parse_manifest,
 )
+from pipeline.sealing.extent import EXTEND, Begun, unfinished
 from pipeline.sealing.generations import (
     generation_path,
     generations,
@@ -50,6 +51,7 @@ class VerifyReport:
         inputs_compared: whether the inputs were read again; they are not where something else is wrong.
         remedy: what to do, if anything is wrong.
         parts: of scored units that were checked; None where the units were not.
+        unfinished: what was begun and is not done, which is no damage.
     """
 
     uri: str
@@ -58,6 +60,7 @@ class VerifyReport:
     inputs_compared: bool = False
     remedy: str | None = None
     parts: int | None = None
+    unfinished: tuple[Begun, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -81,6 +84,7 @@ class VerifyReport:
             "quarantined": sum(manifest.ledger.quarantined.values()) if manifest else None,
             "parts": self.parts,
             "inputs_compared": self.inputs_compared,
+            "unfinished": [str(step) for step in self.unfinished],
         }
 
 
@@ -113,7 +117,7 @@ def verify(uri: str, *, inputs: bool = False, units: bool = True, progress: Prog
             compare_with_inputs(open_dataset(uri), keys, findings)
             report = replace(report, problems=findings.problems, inputs_compared=True)
             if findings.problems:
-                report = replace(report, remedy=_remedy(uri, findings.problems, has_units=examined.units is not None))
+                report = replace(report, remedy=_remedy_of_inputs(report, findings.problems))
         return report
     except OSError as error:
         raise UserError(f"Cannot read {uri}: {error.strerror or error}.") from None
@@ -184,7 +188,9 @@ def examine(
             findings.add(path, what)
     problems = findings.problems
     remedy = _remedy(uri, problems, has_units=checker is not None) if problems else None
-    report = VerifyReport(uri, manifest, problems, remedy=remedy, parts=checker.parts if checker is not None else None)
+    parts = checker.parts if checker is not None else None
+    left = unfinished(storage) if units else ()
+    report = VerifyReport(uri, manifest, problems, remedy=remedy, parts=parts, unfinished=left)
     return Examination(report, sealed, quarantined, job, checker.damage if checker is not None else None)
 
 
@@ -234,6 +240,14 @@ def _remedy(uri: str, problems: Sequence[Problem], *, has_units: bool) -> str:
     if has_units:
         return f"`phf repair {uri}` mends what can be mended; --dry-run says what it would do."
     return "Copy the dataset again from where it was labelled."
+
+
+def _remedy_of_inputs(report: VerifyReport, problems: Sequence[Problem]) -> str:
+    """`phf repair` mends a dataset; it labels no new inputs, and takes none that have changed."""
+    if any(each.what != NOT_LABELLED for each in problems):
+        return "Put the inputs back as they were when they were labelled, or label the corpus anew into another output."
+    begun = next((step for step in report.unfinished if step.command == EXTEND), None)
+    return str(begun) if begun is not None else f"`{EXTEND}` with the settings of the job labels them too."
 
 
 def _read_manifest(storage: Storage, uri: str, findings: Findings) -> Manifest | None:

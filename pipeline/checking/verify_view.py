@@ -24,9 +24,14 @@ def show_report(console: Console, report: VerifyReport) -> None:
             console.print(f"  The job's plan and the {facts['parts']:,} parts of its scored units are whole too.")
         if report.inputs_compared:
             console.print("  Every text is the one that the inputs hold.")
+        for step in report.unfinished:
+            console.print(f"  {step}", markup=False)
         return
     count = len(report.problems)
     console.print(f"[bold red]✗[/] {escape(report.uri)} is not whole: {count} problem{'s' * (count != 1)}.")
     for problem in report.problems:
         console.print(f"  [bold]{escape(problem.path)}[/]: {escape(problem.what)}")
-    console.print(escape(report.remedy or ""))
+    console.print(report.remedy or "", markup=False)
+    for step in report.unfinished:
+        if str(step) != report.remedy:
+            console.print(str(step), markup=False)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.config import LabelConfig
 from pipeline.dataset.manifest import Manifest
-from pipeline.labelling.job import StoredJob, load_job
+from pipeline.labelling.job import load_job
 from pipeline.labelling.on_ray.cluster import check_metrics_port
 from pipeline.labelling.preparation import check_layer, prepare, write_job
 from pipeline.labelling.run import Run, Surroundings, storage_failures
@@ -12,11 +12,10 @@ from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.logs import RunLog
 from pipeline.labelling.telling.progress import Progress
 from pipeline.labelling.telling.reporter import Reporter
-from pipeline.sealing.current import holds_all
+from pipeline.sealing.extent import SCORE, Begun, extent_of, unfinished
 from pipeline.sealing.generations import sealed_manifest
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
-from pipeline.units.store import UnitStore
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Summary:
         progress: what this run did; None if everything had been done before.
         elapsed_s: seconds of this run, by phase: `prepare`, `start` (Ray), `label` and `seal`.
         added: the columns that `phf score` has added; none by `phf label`.
+        unfinished: what else was begun at the dataset and is not done.
     """
 
     output: str
@@ -36,6 +36,7 @@ class Summary:
     progress: Progress | None
     elapsed_s: dict[str, float]
     added: tuple[str, ...] = ()
+    unfinished: tuple[Begun, ...] = ()
 
     @property
     def quarantined(self) -> int:
@@ -71,21 +72,14 @@ def run_label(config: LabelConfig, reporter: Reporter, log: RunLog | None = None
         around.log.resolved(prepared.resolved.config, fingerprints)
         with storage_failures(storage):
             manifest = sealed_manifest(storage)
-            if manifest is not None and prepared.added is None and _all_labelled(load_job(storage), manifest):
-                return Summary(storage.uri, manifest, None, around.timer.seconds)
+            if manifest is not None and prepared.added is None:
+                left = extent_of(load_job(storage)).unfinished
+                if all(step.command == SCORE for step in left):
+                    return Summary(storage.uri, manifest, None, around.timer.seconds, unfinished=left)
             job = write_job(storage, prepared)
-            layers = [1] if manifest is None else job.layers_of(manifest.scorers)
+            layers = extent_of(job).sealed
             for layer in layers[1:]:
                 check_layer(job, layer)
             run = Run(job, config.execution, Epoch.claim(storage), around)
             manifest = run.finish(layers, label=layers)
-            return Summary(storage.uri, manifest, run.progress, around.timer.seconds)
-
-
-def _all_labelled(job: StoredJob, manifest: Manifest) -> bool:
-    """Whether nothing is left to do on a sealed dataset; not so where it was changed or a unit is gone."""
-    layers = job.layers_of(manifest.scorers)
-    units = len(job.plan.units)
-    return holds_all(manifest, job, layers) and all(
-        bool(UnitStore(job.storage, layer).committed(units).all()) for layer in layers
-    )
+            return Summary(storage.uri, manifest, run.progress, around.timer.seconds, unfinished=unfinished(storage))

@@ -13,7 +13,9 @@ from pipeline.labelling.run import Run, Surroundings, storage_failures
 from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.logs import RunLog
 from pipeline.labelling.telling.reporter import Reporter
-from pipeline.sealing.current import current_manifest, holds_all
+from pipeline.sealing.current import current_manifest
+from pipeline.sealing.extent import EXTEND, LABEL, extent_of, unfinished
+from pipeline.sealing.generations import finish_seal, sealed_manifest
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from scorers.errors import IncompleteError, UserError
@@ -43,13 +45,15 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
         with storage_failures(storage):
             current = current_manifest(storage)
             job = load_job(storage)
-            _check_complete(job, current)
+            _check_complete(job)
         reporter.step("Loading the scorers")
         record = _record(job, config)
         around.timer.lap("prepare")
         with storage_failures(storage):
             if all(current.scorers.get(column) == entry for column, entry in record.scorers.items()):
-                return Summary(storage.uri, current, None, around.timer.seconds)
+                if sealed_manifest(storage) is None:
+                    finish_seal(Epoch.claim(storage))
+                return Summary(storage.uri, current, None, around.timer.seconds, unfinished=unfinished(storage))
             _refuse_taken(storage, current, record.scorers)
             layer = _layer(job, record)
             epoch = Epoch.claim(storage)
@@ -61,15 +65,20 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
                 )
             run = Run(job, config.execution, epoch, around)
             manifest = run.finish([*job.layers_of(current.scorers), layer], label=[layer])
-            return Summary(storage.uri, manifest, run.progress, around.timer.seconds, tuple(record.scorers))
+            return Summary(
+                storage.uri,
+                manifest,
+                run.progress,
+                around.timer.seconds,
+                tuple(record.scorers),
+                unfinished=unfinished(storage),
+            )
 
 
-def _check_complete(job: StoredJob, current: Manifest) -> None:
-    if not holds_all(current, job, job.layers_of(current.scorers)):
-        raise UserError(
-            f"{job.storage.uri} has been extended, but not all of it is labelled. Run the same `phf label` command "
-            "again; then add columns."
-        )
+def _check_complete(job: StoredJob) -> None:
+    for step in extent_of(job).unfinished:
+        if step.command in (LABEL, EXTEND):
+            raise UserError(f"{job.storage.uri} is not labelled to its end: {step} Then add columns.")
 
 
 def _record(job: StoredJob, config: ScoreConfig) -> LayerRecord:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline.dataset.manifest import Manifest
 from pipeline.labelling.job import load_job
 from pipeline.sealing.current import current_manifest
+from pipeline.sealing.extent import EXTEND, LABEL, extent_of
 from pipeline.sealing.generations import finish_seal, generations, read_generation, sealed_manifest
 from pipeline.sealing.seal import Progress, seal
 from pipeline.sealing.thresholds import threshold_specs
@@ -39,7 +40,8 @@ def retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress | 
         progress: is told of every unit.
 
     Raises:
-        UserError: there is no sealed dataset, or a threshold is wrong or for a column that is not scored.
+        UserError: there is no sealed dataset, units that were planned since are not labelled, or a threshold is wrong
+            or for a column that is not scored.
         IncompleteError: a committed unit is lost or damaged, or a disk or store failed.
         StoppedError: a newer run has claimed the dataset.
     """
@@ -69,6 +71,9 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
         storage.delete_folder(STAGING)
         return Retagged(before, current)
     layers = job.layers_of(current.scorers)
+    for step in extent_of(job).unfinished:
+        if step.command in (LABEL, EXTEND):
+            raise UserError(f"{storage.uri} is not labelled to its end: {step} Then tag it anew.")
     sealed = seal(
         epoch,
         config=job.config(layers),

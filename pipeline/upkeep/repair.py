@@ -19,6 +19,7 @@ from pipeline.labelling.job import StoredJob, load_job
 from pipeline.labelling.run import storage_failures
 from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.reporter import Reporter
+from pipeline.sealing.extent import Begun, unfinished
 from pipeline.sealing.generations import generations
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
@@ -41,6 +42,7 @@ class Repaired:
         left: what is wrong afterwards, or, with `dry_run`, would be.
         dry_run: whether nothing was changed.
         generation: of the dataset afterwards; None where it is not sealed.
+        unfinished: what was begun and is not done, which another command goes on with.
     """
 
     uri: str
@@ -49,6 +51,7 @@ class Repaired:
     left: Sequence[Problem]
     dry_run: bool
     generation: int | None
+    unfinished: tuple[Begun, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -65,6 +68,7 @@ class Repaired:
             "done": [{"path": each.path, "what": each.what} for each in self.done],
             "left": [{"path": each.path, "what": each.what} for each in self.left],
             "generation": self.generation,
+            "unfinished": [str(step) for step in self.unfinished],
         }
 
 
@@ -154,4 +158,4 @@ def _result(
     dry_run: bool,
 ) -> Repaired:
     newest = max(generations(storage), default=None)
-    return Repaired(uri, problems, mending.done, left, dry_run, newest)
+    return Repaired(uri, problems, mending.done, left, dry_run, newest, unfinished(storage))

@@ -14,6 +14,7 @@ def show_repaired(console: Console, repaired: Repaired) -> None:
     uri = escape(repaired.uri)
     if not repaired.problems:
         console.print(f"[bold green]✓[/] {uri} is whole; nothing was done.")
+        _show_unfinished(console, repaired)
         return
     found = count_of(len(repaired.problems), "problem")
     console.print(f"{uri} had {found}." if not repaired.dry_run else f"{uri} has {found}. Nothing was changed.")
@@ -29,6 +30,12 @@ def show_repaired(console: Console, repaired: Repaired) -> None:
         return
     if not repaired.dry_run:
         console.print("[bold green]✓[/] It is whole now.")
+    _show_unfinished(console, repaired)
+
+
+def _show_unfinished(console: Console, repaired: Repaired) -> None:
+    for each in repaired.unfinished:
+        console.print(str(each), markup=False)
 
 
 def _show(console: Console, lines: list[tuple[str, str]]) -> None:
