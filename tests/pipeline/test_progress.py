@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -249,3 +250,40 @@ def test_rays_folder_is_private_and_what_killed_runs_left_is_taken_away(tmp_path
             assert folder.exists(), "its owner lives"
             assert other != folder
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_folders_of_this_user_are_looked_at_in_the_shared_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lay(name: str, mode: int = 0o700) -> Path:
+        folder = tmp_path / f"phf-ray-{name}"
+        folder.mkdir(mode=mode)
+        folder.chmod(mode)
+        (folder / "precious").write_text("precious")
+        return folder
+
+    (lay("pipe") / "owner").touch()
+    (tmp_path / "phf-ray-pipe" / "owner").unlink()
+    os.mkfifo(tmp_path / "phf-ray-pipe" / "owner")
+    (lay("link") / "owner").symlink_to(tmp_path / "phf-ray-link" / "precious")
+    (lay("open", 0o755) / "owner").touch()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "elsewhere" / "owner").touch()
+    (tmp_path / "phf-ray-linked").symlink_to("elsewhere")
+    (tmp_path / "phf-ray-file").touch()
+    left = {path.name for path in tmp_path.iterdir()}
+    with _private_folder(tmp_path):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == left
+    assert (tmp_path / "elsewhere" / "owner").exists()
+
+    (lay("ours") / "owner").touch()
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    with _private_folder(tmp_path):
+        pass
+    assert (tmp_path / "phf-ray-ours").exists(), "somebody else's"
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    with _private_folder(tmp_path):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == left

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -133,10 +134,9 @@ def _private_folder(parent: Path) -> Iterator[Path]:
     The kernel gives up the lock on `owner` with the process that holds it, so that a folder whose lock can be had is
     nobody's any more. The file gets its name after the lock, since a new folder must not look like an orphan.
     """
-    for owner in parent.glob(f"{_FOLDER_PREFIX}*/owner"):
-        with contextlib.suppress(OSError), owner.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(owner.parent, ignore_errors=True)
+    for left in parent.glob(f"{_FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            _remove_orphan(left)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=parent))
     try:
         with (folder / "new").open("wb") as file:
@@ -145,6 +145,23 @@ def _private_folder(parent: Path) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_orphan(folder: Path) -> None:
+    """Remove a private folder of this user whose run is over; everybody may have put others of that name there.
+
+    Raises:
+        OSError: it is in use, or is no such folder.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != stat.S_IRWXU:
+        return
+    # Neither a link nor a pipe, which would wait for a writer.
+    descriptor = os.open(folder / "owner", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as owner:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
