@@ -1,11 +1,11 @@
 """Commit records of units, and the segments that hold a thousand of them in one file."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.writer import parquet_writer
@@ -13,12 +13,12 @@ from scorers.paths import RelativePath, check_path
 
 
 class PartFile(BaseModel):
-    """A part of a committed unit: where it was staged, where it is, and what it holds."""
+    """A part of a committed unit: where it was staged, empty where it never was, where it is, and what it holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     group: str
-    staged: RelativePath | Literal[""]
+    staged: Annotated[str, AfterValidator(lambda path: path and check_path(path))]
     path: RelativePath
     size: int
     sha256: str

@@ -28,6 +28,8 @@ FOLDER_UNITS = 2
 UNITS = 5
 EXECUTION = LabelExecution.model_validate({"pools": {"gpu": "cuda"}})
 TEXTS = [f"Sentence one of {number}. And a second one, {number * number}. " * 3 for number in range(15)]
+LINES = [json.dumps({"id": f"r{index}", "text": text}) for index, text in enumerate(TEXTS)]
+UNIT_SIZE = sum(len(line) + 1 for line in LINES) // UNITS + 20
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,14 @@ def label(made: Made, layers: int = 2) -> None:
     reporter = PlainReporter(io.StringIO())
     corpus = made.folder / "corpus"
     corpus.mkdir()
-    lines = [json.dumps({"id": f"r{index}", "text": text}) for index, text in enumerate(TEXTS)]
     for number, (start, stop) in enumerate([(0, 3), (3, 9), (9, 15)]):
-        (corpus / f"{number}.jsonl").write_text("\n".join(lines[start:stop]) + "\nno json\n" * (number == 1))
-    size = sum(len(line) + 1 for line in lines)
+        (corpus / f"{number}.jsonl").write_text("\n".join(LINES[start:stop]) + "\nno json\n" * (number == 1))
     config = LabelConfig.model_validate(
         {
             "inputs": ["corpus"],
             "output": str(made.out),
             "scorers": {"probe": {"kind": "probe"}, "gpu": {"kind": "gpu_probe"}},
-            "unit_size": size // UNITS + 20,
+            "unit_size": UNIT_SIZE,
             "shard_size": 1500,
             "execution": EXECUTION,
         }

@@ -1,0 +1,317 @@
+"""A labelled dataset of somebody else's: whatever its files name, and whatever is a link in it, no harm comes of it."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from phf import app
+from pipeline.dataset import open_dataset
+from pipeline.dataset.manifest import DamagedError
+from pipeline.units.store import UnitStore
+from tests.pipeline import upkept
+from tests.pipeline.upkept import Made
+
+VICTIM = "home/precious.parquet"
+COMMANDS = {
+    "retag": ("retag", "out", "--threshold", "probe=0.5"),
+    "gc": ("gc", "out"),
+    "gc --delete": ("gc", "out", "--delete"),
+    "verify": ("verify", "out"),
+    "repair": ("repair", "out"),
+    "inspect": ("inspect", "out"),
+    "status": ("status", "out"),
+    "label": (
+        *("label", "corpus", "--output", "out", "--scorer", "probe=probe", "--scorer", "gpu=gpu_probe"),
+        *("--unit-size", str(upkept.UNIT_SIZE), "--shard-size", "1500", "--max-quarantined", "9"),
+        *("--set", "execution.pools.gpu=cuda"),
+    ),
+    "export": ("export", "out", "--column", "probe", "--output", "exported.jsonl"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        upkept.set_up(patch, tmp_path_factory.mktemp("packages") / "site")
+        yield
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory, _in_process: None) -> Made:
+    made = Made(tmp_path_factory.mktemp("sealed") / "made")
+    made.folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        made.enter(patch)
+        upkept.label(made, layers=1)
+        (made.folder / "home").mkdir()
+        (made.folder / VICTIM).write_text("precious")
+    return made
+
+
+@pytest.fixture
+def made(sealed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    return sealed.copy(tmp_path / "made", monkeypatch)
+
+
+def run(*words: str) -> tuple[int, str]:
+    """The status of a command and what it printed; a defect or a traceback is none."""
+    ended = CliRunner().invoke(app, words)
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
+    assert "defect" not in ended.output, ended.output
+    return ended.exit_code, ended.output
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Everything in a folder: content and time of each file, and names of folders."""
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None
+        for path in [folder, *sorted(folder.rglob("*"))]
+    }
+
+
+def paths_in(value: Any, key: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Keys of the strings in a JSON value that are paths of the dataset."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from paths_in(each, (*key, name))
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from paths_in(each, (*key, number))
+    elif isinstance(value, str) and key[-1] in ("path", "staged"):
+        yield key
+
+
+def every_path(out: Path) -> list[tuple[str, tuple[Any, ...]]]:
+    """Of each stored file the keys of its paths; two of a list stand for all of it."""
+    return [
+        (file.relative_to(out).as_posix(), key)
+        for file in sorted(out.rglob("*.json"))
+        if file.parent.name != "epochs"
+        for key in paths_in(json.loads(file.read_text()))
+        if all(part < 2 for part in key if isinstance(part, int))
+    ]
+
+
+def put_in(file: Path, key: tuple[Any, ...], path: str) -> None:
+    """Write another path, and no checksum: people may have written the file."""
+    content = json.loads(file.read_text())
+    content.pop("crc32", None)
+    holder = content
+    for part in key[:-1]:
+        holder = holder[part]
+    holder[key[-1]] = path
+    file.write_text(json.dumps(content))
+
+
+def undo(out: Path) -> None:
+    """As if the driver had died after it committed everything, and before it moved any of it."""
+    for file in (out / "units").rglob("*.json"):
+        for part in json.loads(file.read_text())["parts"]:
+            move(out / part["path"], out / part["staged"])
+    record = json.loads((out / "generations/0001.json").read_text())
+    ledger = record["manifest"]["ledger"]
+    for each in (*record["manifest"]["shards"], *ledger["segments"], *ledger["quarantine"]):
+        move(out / each["path"], out / record["staged"] / each["path"])
+    (out / "manifest.json").unlink()
+
+
+def move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+
+
+def hostile(folder: Path) -> list[str]:
+    victim = folder / VICTIM
+    return [
+        str(victim),
+        f"../{VICTIM}",
+        f"data/../../{VICTIM}",
+        f"./../{VICTIM}",
+        f"data//../../{VICTIM}",
+        "../home",
+        "",
+        ".",
+        "data//part-00000.parquet",
+        "./data/0001/part-00000.parquet",
+        "C:\\x",
+        "data\\x",
+        "data/a\0b",
+        "data/\x1b]0;x\a",
+    ]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_no_path_leads_out_of_the_dataset(sealed: Made, data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = sealed.folder.with_name("mutant")
+        shutil.rmtree(folder, ignore_errors=True)
+        made = sealed.copy(folder, patch)
+        file, key = data.draw(st.sampled_from(every_path(made.out)))
+        path = data.draw(st.sampled_from(hostile(folder)))
+        if file != "manifest.json" and data.draw(st.booleans()):
+            undo(made.out)
+        put_in(made.out / file, key, path)
+        # What would be moved to that place, were the path followed.
+        for staged in made.out.glob("staging/*"):
+            source = Path(os.path.normpath(f"{staged}/{path.lstrip('/')}".replace("\0", "")))
+            if source.is_relative_to(made.out) and not source.exists():
+                source.parent.mkdir(parents=True, exist_ok=True)
+                source.write_text("code of the dataset's author")
+        before = state(folder / "home")
+        for command in data.draw(st.permutations(["label", "retag", "repair", "gc --delete"])):
+            run(*COMMANDS[command])
+            assert state(folder / "home") == before
+        known = ("corpus", "home", "out", "scored", "exported.jsonl")
+        assert all(each.name.startswith(known) for each in folder.iterdir())
+
+
+def test_verify_names_the_file_the_key_and_the_path(made: Made) -> None:
+    named = set()
+    for file, key in every_path(made.out):
+        content = (made.out / file).read_bytes()
+        put_in(made.out / file, key, "../\x1bx")
+        status, printed = run("verify", "out")
+        assert status == 1, (file, key)
+        assert f"{'.'.join(map(str, key))}: '../\\x1bx' is no plain relative path" in printed, (file, key, printed)
+        assert file in printed
+        named.add(file)
+        (made.out / file).write_bytes(content)
+    assert {name.partition("/")[0] for name in named} == {"generations", "job", "manifest.json", "units"}
+    assert run("verify", "out")[0] == 0
+
+
+def test_a_generation_that_names_a_file_elsewhere_moves_nothing(made: Made) -> None:
+    record = json.loads((made.out / "generations/0001.json").read_text())
+    record.pop("crc32")
+    victim = str(made.folder / VICTIM)
+    record["staged"] = "staging/x"
+    record["manifest"]["ledger"]["segments"].append({"path": victim, "size": 3, "sha256": "0" * 64})
+    (made.out / "generations/0001.json").write_text(json.dumps(record))
+    staged = made.out / f"staging/x{victim}"
+    staged.parent.mkdir(parents=True)
+    staged.write_text("bad")
+    before = state(made.folder / "home")
+    for command, expected in {"retag": 2, "gc --delete": 0, "verify": 1, "inspect": 0}.items():
+        assert run(*COMMANDS[command])[0] == expected, command
+        assert state(made.folder / "home") == before
+    assert run("repair", "out")[0] == 0
+    assert run("verify", "out")[0] == 0
+    assert state(made.folder / "home") == before
+
+
+def test_the_records_in_a_segment_are_no_more_trusted_than_others(made: Made) -> None:
+    store = UnitStore(made.storage)
+    file = made.out / store.segment_path(0)
+    rows = pq.read_table(file).to_pylist()
+    rows[0]["parts"][0]["path"] = "../home/precious.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(file)), file)
+    assert all(part.path.startswith("units/") for record in store.records(5) for part in record.parts)
+    status, printed = run("verify", "out")
+    assert status == 1
+    assert "units/0001/00000.parquet" in printed
+    assert run("repair", "out")[0] == 0
+
+
+def places(out: Path) -> list[str]:
+    """Every file and folder of the dataset."""
+    return [path.relative_to(out).as_posix() for path in sorted(out.rglob("*"))]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_nothing_is_written_or_deleted_behind_a_link(sealed: Made, data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = sealed.folder.with_name("linked")
+        shutil.rmtree(folder, ignore_errors=True)
+        made = sealed.copy(folder, patch)
+        (made.out / "staging" / "00000001" / "x").mkdir(parents=True)
+        if data.draw(st.booleans()):
+            undo(made.out)
+        place = made.out / data.draw(st.sampled_from(places(made.out)))
+        # What lies behind the link is what was there: whoever follows it finds all in order.
+        shutil.move(place, folder / "home" / place.name)
+        place.symlink_to(folder / "home" / place.name)
+        before = state(folder / "home")
+        run(*COMMANDS[data.draw(st.sampled_from(sorted(COMMANDS)))])
+        assert state(folder / "home") == before
+
+
+@pytest.mark.parametrize("place", ["staging/00000001", "data/0000", "units/0001/00000/sub", "ledger/x", "job/plan/x"])
+def test_a_link_is_named_and_left(made: Made, place: str) -> None:
+    link = made.out / place
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(made.folder / "home")
+    before = state(made.folder / "home")
+    for command, expected in {"gc": 0, "gc --delete": 0, "verify": 1}.items():
+        status, printed = run(*COMMANDS[command])
+        assert status == expected, command
+        assert place in printed
+        assert "is a link" in printed
+        assert link.is_symlink()
+        assert state(made.folder / "home") == before
+    assert {"path": place} == {
+        name: value
+        for name, value in json.loads(run("gc", "out", "--json")[1])["irregular"][0].items()
+        if name == "path"
+    }
+
+
+@pytest.mark.parametrize("place", ["staging", "units", "generations", "job", "data"])
+def test_a_folder_of_the_output_that_is_a_link_is_refused_before_anything_is_written(made: Made, place: str) -> None:
+    (made.out / "staging").mkdir(exist_ok=True)
+    shutil.move(made.out / place, made.folder / "home" / place)
+    (made.out / place).symlink_to(made.folder / "home" / place)
+    before = state(made.folder)
+    for command in ("retag", "repair", "label", "gc --delete"):
+        status, printed = run(*COMMANDS[command])
+        # A job that is done is left as it is.
+        assert status in (2, 4) or "sealed already" in printed, (command, printed)
+    assert state(made.folder) == before
+
+
+def test_a_shard_that_is_a_link_is_read_by_nobody(made: Made) -> None:
+    shard = next((made.out / "data" / "0001").iterdir())
+    shutil.move(shard, made.folder / "home" / shard.name)
+    shard.symlink_to(made.folder / "home" / shard.name)
+    with pytest.raises(DamagedError, match=rf"{shard.name} is a link"):
+        open_dataset(str(made.out))
+    for command in ("inspect", "export"):
+        status, printed = run(*COMMANDS[command])
+        assert status == 2
+        assert "is a link" in printed
+    assert run("repair", "out")[0] == 0
+    assert not shard.is_symlink()
+    assert (made.folder / "home" / shard.name).is_file()
+
+
+def test_a_dataset_whose_folder_is_a_link_works(made: Made) -> None:
+    made.out.rename(made.folder / "elsewhere")
+    made.out.symlink_to("elsewhere")
+    for command in COMMANDS:
+        assert run(*COMMANDS[command])[0] == 0, command
+
+
+@pytest.mark.parametrize("column", ["../home/x", "x/y", "/x", "", "X"])
+def test_a_column_is_no_path(made: Made, column: str) -> None:
+    for name in ("manifest.json", "generations/0001.json", "job/config.json"):
+        content = json.loads((made.out / name).read_text())
+        content.pop("crc32", None)
+        for holder in (content, content.get("manifest", {})):
+            for key in ("scorers", "thresholds"):
+                if "probe" in holder.get(key, {}):
+                    holder[key][column] = holder[key].pop("probe")
+        (made.out / name).write_text(json.dumps(content))
+    with pytest.raises(DamagedError, match="is no name of a column"):
+        open_dataset(str(made.out))
+    assert run("verify", "out")[0] == 1
