@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from scorers.paths import shown
+from scorers.settings import what_is_wrong
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -37,13 +37,6 @@ def from_checked(model: type[Model], data: bytes) -> Model:
     if zlib.crc32(body) != int(found[1], 16):
         raise ValueError("its checksum is wrong")
     return _validated(model, body + b"}")
-
-
-def what_is_wrong(error: ValidationError) -> str:
-    """The first thing that is wrong with a stored file: the key, and what is wrong there, without its content."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    return f"{shown(key) or 'its start'}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _validated(model: type[Model], data: bytes) -> Model:

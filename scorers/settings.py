@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scorers.errors import UserError
+from scorers.paths import shown
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -125,6 +126,13 @@ def _load(text: str) -> Any:
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """A validation error as one line a field, with the nearest known key for an unknown one."""
     return "\n".join(f"  {_describe_one(detail, model)}" for detail in error.errors(include_url=False))
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """The first thing that is wrong with a stored file: the key, and what is wrong there, without its content."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{shown(key) or 'its start'}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _describe_one(detail: ErrorDetails, model: type[BaseModel]) -> str:

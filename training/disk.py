@@ -4,11 +4,12 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from scorers.errors import IncompleteError, UserError
+from scorers.paths import irregular_files, shown
 
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 
@@ -61,6 +62,21 @@ def check_writable(folder: Path, remedy: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}. {remedy}") from None
+
+
+def refuse_links(folder: Path, besides: Collection[str] = ()) -> None:
+    """Refuse a folder of ours, there or not yet, with a link or a device below it; the folder itself may be a link.
+
+    Args:
+        folder: of a run, a token store, a comparison.
+        besides: folders in it whose own entries may be links.
+
+    Raises:
+        UserError: names the first.
+    """
+    for path, what in irregular_files(folder):
+        if path.rpartition("/")[0] not in besides:
+            raise UserError(f"{shown(f'{folder}/{path}')} {what}.")
 
 
 @contextmanager

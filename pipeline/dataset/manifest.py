@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.dataset.schema import SCHEMA_VERSION
 from scorers.errors import UserError
-from scorers.paths import RelativePath, shown
+from scorers.paths import RelativePath
 from scorers.registry import ColumnName
+from scorers.settings import what_is_wrong
 
 MANIFEST_NAME = "manifest.json"
 
@@ -148,10 +149,8 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
                     f"{where} has schema version {detail['input']!r}, but this phf reads version {SCHEMA_VERSION}. "
                     "Label the corpus again, or use the phf that wrote it."
                 ) from None
-        first = error.errors(include_url=False)[0]
-        path = shown(".".join(str(part) for part in first["loc"]))
         raise DamagedError(
-            f"{where} is damaged at {path or 'its start'}: {first['msg'].removeprefix('Value error, ')}. "
+            f"{where} is damaged at {what_is_wrong(error)}. "
             "Where the dataset was labelled, `phf repair` writes it anew; a copy must be copied again."
         ) from None
 

@@ -241,7 +241,7 @@ def test_another_scorer_is_refused_unless_allowed(dataset: Path, tmp_path: Path)
     manifest["scorers"]["pep8"]["fingerprint"] = other
     moved = tmp_path / "relabelled"
     moved.mkdir()
-    (moved / "data").symlink_to(dataset / "data")
+    shutil.copytree(dataset / "data", moved / "data")
     (moved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=rf"relabelled is not labelled by .*{other} now.*--dataset"):
         evaluate_run(run, dataset=str(moved))

@@ -26,6 +26,7 @@ from training.comparison.tables import (
     trained_tokens,
 )
 from training.data.places import trained_on_dataset
+from training.disk import refuse_links
 from training.run.folder import write_atomically
 
 PAGE_NAME = "index.html"
@@ -65,9 +66,10 @@ def check_output(output: Path) -> None:
     """Refuse a folder that holds something other than an earlier comparison.
 
     Raises:
-        UserError: it does, or it is no folder.
+        UserError: it does, there is a link in it, or it is no folder.
     """
     if output.is_dir():
+        refuse_links(output)
         if any(output.iterdir()) and not (output / JSON_NAME).is_file():
             raise UserError(f"{output} holds something else than a comparison. Choose another --output.")
     elif output.exists():

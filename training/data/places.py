@@ -132,7 +132,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     while True:
-        with path.open("wb") as file:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Its last holder has deleted the file that we waited for; somebody else may hold a lock on a new one.
             if not os.fstat(file.fileno()).st_nlink:

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scorers.errors import UserError
+from scorers.paths import RelativePath
+from scorers.registry import ColumnName
+from scorers.settings import what_is_wrong
 from training.data.arrays import read_array
+from training.disk import refuse_links
 
 META_NAME = "store.json"
 # Beside the arrays: which tokens a scorer has found something in; see `training.data.findings`.
@@ -44,12 +48,12 @@ class StoreMeta(BaseModel):
     tokenizer: str
     tokenizer_name: str
     created_by: str
-    columns: list[str]
+    columns: list[ColumnName]
     documents: int
     sentences: int
     tokens: int
     text_bytes: int
-    files: dict[str, int]
+    files: dict[RelativePath, int]
 
 
 class TokenStore:
@@ -72,9 +76,11 @@ class TokenStore:
         """Open a store and check the sizes of its files.
 
         Raises:
-            UserError: there is none, it is of another version, or a file is missing or has another size.
+            UserError: there is none, it is of another version, a file is missing or has another size, or there is a
+                link in it.
         """
         folder = Path(path)
+        refuse_links(folder)
         try:
             meta = StoreMeta.model_validate_json((folder / META_NAME).read_bytes())
         except FileNotFoundError:
@@ -82,8 +88,7 @@ class TokenStore:
                 f"{folder} is no token store: it has no {META_NAME}. Run `phf tokenize` to build one."
             ) from None
         except ValidationError as error:
-            field = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
-            raise UserError(_damaged(folder, f"{META_NAME}, field {field or 'none'}")) from None
+            raise UserError(_damaged(folder, f"{META_NAME}, field {what_is_wrong(error)}")) from None
         for name, size in meta.files.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != size:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ def train_tokenizer(
     Raises:
         UserError: the folder exists, or cannot be written.
     """
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(f"{output} exists already. Choose another --output, or delete it.")
     build_once(output, lambda folder: _train([dataset], vocab_size, progress).save_pretrained(folder))
     return load_tokenizer(str(output))

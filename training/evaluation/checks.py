@@ -11,6 +11,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
 from training.config import TrainConfig
 from training.data.places import moved_data
+from training.data.store import META_NAME
 from training.disk import check_writable
 from training.evaluation.report import report_folder
 from training.evaluation.setup import Judge, build_judge, check_threshold
@@ -95,6 +96,9 @@ def is_own(judge: Judge, facts: RunFacts) -> bool:
 def main_data(config: TrainConfig, dataset: str | None) -> TrainConfig:
     """The main dataset, wherever it is now. The others may be gone, and what scorers found in tokens is not needed."""
     data = moved_data(config.data, dataset).model_copy(update={"mixture": (), "token_scores": False})
+    # The run may be somebody else's: what it names is read where it is there, and nothing is built at that place.
+    if data.store is not None and not (Path(data.store) / META_NAME).is_file():
+        data = data.model_copy(update={"store": None})
     return config.model_copy(update={"data": data})
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
+from scorers.settings import what_is_wrong
 from training.config import EvaluationConfig
 from training.evaluation import metrics
 from training.run.folder import RunFolder
@@ -192,8 +193,7 @@ def read_report(run: RunFolder, scorer: str | None = None) -> EvaluationReport |
     except (UnicodeDecodeError, ValidationError) as error:
         where = ""
         if isinstance(error, ValidationError):
-            first = error.errors(include_url=False)[0]
-            where = f" at {'.'.join(str(part) for part in first['loc']) or 'its start'}: {first['msg']}"
+            where = f" at {what_is_wrong(error)}"
         raise UserError(
             f"{path} is damaged, or of another version of phf{where}. Run `phf evaluate {run.path}` again."
         ) from None

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scorers.errors import UserError
+from scorers.paths import RelativePath, place_below
+from scorers.settings import what_is_wrong
 from training.run.folder import write_atomically
 
 Item = TypeVar("Item")
@@ -34,7 +36,7 @@ class CheckpointFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str
+    path: RelativePath
     size: int
     sha256: str
 
@@ -53,8 +55,8 @@ class Marker(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int = 1
-    step: int
-    ranks: int
+    step: int = Field(ge=0)
+    ranks: int = Field(ge=1)
     seconds: float
     files: list[CheckpointFile]
 
@@ -170,8 +172,9 @@ def verify(path: Path) -> Checkpoint | Damage:
         marker = Marker.model_validate_json((path / MARKER_NAME).read_bytes())
     except OSError:
         return Damage(path, f"it has no {MARKER_NAME} marker")
-    except ValidationError:
-        return Damage(path, f"its {MARKER_NAME} marker is unreadable")
+    except ValidationError as error:
+        where = f" at {what_is_wrong(error)}" if error.errors(include_url=False)[0]["loc"] else ""
+        return Damage(path, f"its {MARKER_NAME} marker is unreadable{where}")
     reasons = [reason for reason in _side_by_side(lambda file: _harm(path, file), marker.files) if reason]
     return Damage(path, reasons[0]) if reasons else Checkpoint(path, marker)
 
@@ -273,10 +276,11 @@ def _describe(root: Path, path: Path) -> CheckpointFile:
 
 def _harm(folder: Path, file: CheckpointFile) -> str | None:
     try:
-        size = (folder / file.path).stat().st_size
+        place = place_below(folder, file.path)
+        size = place.stat().st_size
         if size != file.size:
             return f"{file.path} has {size} bytes, not {file.size}"
-        with (folder / file.path).open("rb") as content:
+        with place.open("rb") as content:
             same = hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
         return None if same else f"the content of {file.path} has changed"
     except FileNotFoundError:

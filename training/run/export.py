@@ -1,5 +1,6 @@
 """A run's model from any of its checkpoints: the newest, the best, or that of a step."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
             or `output` exists, or cannot be there.
         IncompleteError: `output` cannot be written.
     """
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(f"{output} exists already. Give a new folder by --output.")
     check_writable(output, "Give another folder by --output.")
     checkpoint = _checkpoint(run, step)

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
+from scorers.registry import ColumnName
+from scorers.settings import what_is_wrong
 from training.config import TrainConfig
-from training.disk import check_writable
+from training.disk import check_writable, refuse_links
 
 # What ranks look for in a folder that they must share, before a run is in it.
 SHARED_MARK = ".shared-"
@@ -160,8 +162,8 @@ class RunFacts(_Facts):
     deepspeed: dict[str, Any] | None = None
     task: str
     objective: str
-    column: str
-    columns: dict[str, float] = Field(default_factory=dict)
+    column: ColumnName
+    columns: dict[ColumnName, float] = Field(default_factory=dict)
     kind: DocumentKind
     scorer: ScorerEntry
     threshold: ThresholdFacts | None = None
@@ -198,7 +200,7 @@ class RunFolder:
         """The folder of a run that `phf train` has started.
 
         Raises:
-            UserError: there is no such folder, or it is no run's.
+            UserError: there is no such folder, it is no run's, or there is a link in it.
         """
         folder = cls(Path(path))
         if not folder.path.is_dir():
@@ -207,6 +209,7 @@ class RunFolder:
             raise UserError(
                 f"{path} is no training run: no {folder.facts.name} in it. Give the --output of `phf train`."
             )
+        folder.refuse_links()
         return folder
 
     @property
@@ -283,12 +286,21 @@ class RunFolder:
         """Replace `run.json` in one step."""
         write_atomically(self.facts, facts.model_dump_json(indent=2) + "\n")
 
+    def refuse_links(self) -> None:
+        """Refuse a folder with a link in it; W&B makes its own.
+
+        Raises:
+            UserError: names the link.
+        """
+        refuse_links(self.path, besides=("wandb",))
+
     def check_new(self) -> None:
-        """Refuse a folder that has no run in it yet and cannot be written.
+        """Refuse a folder that has no run in it yet and cannot be written, or that has a link in it.
 
         Raises:
             UserError: says why.
         """
+        self.refuse_links()
         if not self.facts.is_file():
             check_writable(self.path, "Give another --output, or make it writable.")
 
@@ -335,7 +347,5 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _damaged(path: Path, error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"{path} is damaged, or of another version of phf, at {where or 'its start'}: {first['msg']}."
+        return f"{path} is damaged, or of another version of phf, at {what_is_wrong(error)}."
     return f"{path} is damaged: {type(error).__name__}."

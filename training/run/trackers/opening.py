@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from scorers.errors import UserError
+from scorers.paths import check_path
 from training.config import TrackingConfig
 from training.run.folder import RunFolder, write_atomically
 from training.run.trackers.sink import Guarded, Opening
@@ -108,11 +109,18 @@ class Mirror:
 
 def _known(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        known: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = json.loads(file.read_text(encoding="utf-8"))
+        # Some trackers name a folder after the id.
+        return {str(name): {"id": _plain(each["id"]), "sent": int(each["sent"])} for name, each in known.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         # The first time there is none; a damaged one costs a second run in the tracker.
         return {}
-    return known
+
+
+def _plain(name: str) -> str:
+    if "/" in check_path(name):
+        raise ValueError("an id is no path")
+    return name
 
 
 def _without_users(value: Any) -> Any:

@@ -1,0 +1,199 @@
+"""A run or a token store of somebody else's: nothing is read, written or deleted outside of its folder."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from phf import app
+from pipeline.dataset import open_dataset
+from scorers.errors import UserError
+from tests.training.jobs import run_job
+from training.comparison.page import check_output
+from training.data.places import build_once
+from training.data.prepare import tokenize
+from training.data.store import META_NAME, TokenStore
+from training.evaluation.checks import main_data
+from training.run import checkpoints
+from training.run.checkpoints import MARKER_NAME, Damage
+from training.run.folder import RunFolder
+from training.run.trackers.opening import _known
+
+HOSTILE = ["../x", "/tmp/x", "a/../../x", "a//b", "./a", "C:\\x", "a\0b", "", "a\x1b[31m"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, code_dataset: Path) -> Path:
+    output = tmp_path_factory.mktemp("strangers") / "run"
+    run_job(code_dataset, output, "mle", training__save_every=4, training__num_tokens=8 * 4 * 32)
+    (output / "evaluation" / "others" / "pep8").mkdir(parents=True)
+    (output / "evaluation" / "report.json").write_text("{}")
+    return output
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "precious").write_text("precious")
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None
+        for path in [folder, *sorted(folder.rglob("*"))]
+    }
+
+
+def invoke(*words: str | Path) -> tuple[int, str]:
+    ended = CliRunner().invoke(app, [str(word) for word in words])
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
+    assert "defect" not in ended.output, ended.output
+    return ended.exit_code, ended.output
+
+
+def test_no_command_works_on_a_run_with_a_link_in_it(
+    run: Path, tmp_path: Path, trained: Path, code_dataset: Path
+) -> None:
+    places = [path.relative_to(run) for path in sorted(run.rglob("*"))]
+    assert {"checkpoints", "run.json", "config.yaml", ".lock", "metrics.jsonl", "model", "evaluation"} <= {
+        str(place) for place in places
+    }
+    for place in places:
+        kept = tmp_path / "kept"
+        (run / place).rename(kept)
+        (run / place).symlink_to(kept)
+        before = state(tmp_path)
+        for words in (
+            ("export-model", run, "--output", tmp_path / "exported"),
+            ("evaluate", run),
+            ("compare", run, trained, "--output", tmp_path / "compared"),
+        ):
+            status, printed = invoke(*words)
+            assert status == 2
+            assert f"{place} is a link" in " ".join(printed.split()), (place, printed)
+        with pytest.raises(UserError, match="is a link"):
+            run_job(code_dataset, run, "mle", training__save_every=4, training__num_tokens=8 * 4 * 32)
+        assert state(tmp_path) == before
+        (run / place).unlink()
+        kept.rename(run / place)
+
+
+def test_a_run_whose_folder_is_a_link_works(run: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("run")
+    assert invoke("export-model", link, "--output", tmp_path / "exported")[0] == 0
+    assert (tmp_path / "exported" / "model.safetensors").is_file()
+
+
+def test_links_that_wandb_makes_are_its_own_affair(run: Path) -> None:
+    (run / "wandb" / "run-1").mkdir(parents=True)
+    (run / "wandb" / "latest-run").symlink_to("run-1")
+    RunFolder.existing(run)
+    (run / "wandb" / "run-1" / "x").symlink_to("/etc")
+    with pytest.raises(UserError, match=r"wandb/run-1/x is a link"):
+        RunFolder.existing(run)
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_a_checkpoint_that_names_a_file_elsewhere_is_damaged(run: Path, tmp_path: Path, path: str) -> None:
+    folder = checkpoints.checkpoint_path(RunFolder(run).checkpoints, 8)
+    marker = json.loads((folder / MARKER_NAME).read_text())
+    marker["files"][0]["path"] = path
+    (folder / MARKER_NAME).write_text(json.dumps(marker))
+    found = checkpoints.verify(folder)
+    assert isinstance(found, Damage)
+    assert "files.0.path" in found.reason
+    assert "no plain relative path" in found.reason
+    status, printed = invoke("export-model", run, "--step", "8", "--output", tmp_path / "exported")
+    assert status == 2
+    assert "files.0.path" in printed
+    assert not (tmp_path / "exported").exists()
+
+
+def test_an_export_replaces_no_link(run: Path, tmp_path: Path) -> None:
+    for target in ("home", "nowhere"):
+        output = tmp_path / f"to-{target}"
+        output.symlink_to(target)
+        status, printed = invoke("export-model", run, "--output", output)
+        assert status == 2
+        assert "exists already" in printed
+    assert not (tmp_path / "nowhere").exists()
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["precious"]
+
+
+def test_a_comparison_writes_over_no_link(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "comparison.json").write_text("{}")
+    check_output(output)
+    (output / "trade_off.png").symlink_to(tmp_path / "precious.png")
+    with pytest.raises(UserError, match=r"trade_off\.png is a link"):
+        check_output(output)
+
+
+@pytest.fixture
+def store(code_dataset: Path, tmp_path: Path, trained: Path) -> Path:
+    config = RunFolder(trained).read_config().data
+    folder = tmp_path / "store"
+    tokenize(config.model_copy(update={"store": str(folder)}), [open_dataset(str(code_dataset))])
+    return folder
+
+
+def test_a_token_store_reads_no_file_elsewhere(store: Path, tmp_path: Path) -> None:
+    TokenStore.open(store)
+    meta = json.loads((store / META_NAME).read_text())
+    for path in HOSTILE:
+        hostile = {**meta, "files": {path: 1, **meta["files"]}}
+        (store / META_NAME).write_text(json.dumps(hostile))
+        with pytest.raises(UserError, match=r"field files\..*no plain relative path"):
+            TokenStore.open(store)
+    for column in ("../x", "/x", "a/b"):
+        (store / META_NAME).write_text(json.dumps({**meta, "columns": [column]}))
+        with pytest.raises(UserError, match=r"field columns\.0.*no name of a column"):
+            TokenStore.open(store)
+    (store / META_NAME).write_text(json.dumps(meta))
+    (store / "tokens.arrow").rename(tmp_path / "tokens.arrow")
+    (store / "tokens.arrow").symlink_to(tmp_path / "tokens.arrow")
+    with pytest.raises(UserError, match=r"tokens\.arrow is a link"):
+        TokenStore.open(store)
+    (store / "tokens.arrow").unlink()
+    os.mkfifo(store / "tokens.arrow")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        TokenStore.open(store)
+
+
+def test_a_store_may_be_a_link_that_the_user_names(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(store)
+    assert TokenStore.open(tmp_path / "link").num_tokens
+
+
+def test_a_lock_that_is_a_link_empties_no_file(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".store.lock").symlink_to("precious")
+    with pytest.raises(UserError, match="Cannot write"):
+        build_once(tmp_path / "store", lambda folder: None)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_an_evaluation_builds_nothing_where_the_run_says(run: Path, tmp_path: Path) -> None:
+    config = RunFolder(run).read_config()
+    elsewhere = config.data.model_copy(update={"store": str(tmp_path / "home" / "new")})
+    assert main_data(config.model_copy(update={"data": elsewhere}), None).data.store is None
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / META_NAME).write_text("{}")
+    there = config.data.model_copy(update={"store": str(tmp_path / "there")})
+    assert main_data(config.model_copy(update={"data": there}), None).data.store == str(tmp_path / "there")
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "a/b", ".."])
+def test_an_id_of_a_tracker_is_no_path(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "trackers.json"
+    file.write_text(json.dumps({"wandb": {"id": "abc-1", "sent": 3}}))
+    assert _known(file) == {"wandb": {"id": "abc-1", "sent": 3}}
+    file.write_text(json.dumps({"wandb": {"id": name, "sent": 3}}))
+    assert _known(file) == {}
