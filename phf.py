@@ -2,6 +2,15 @@
 
 import os
 import sys
+from pathlib import Path
+
+from scorers.errors import EXIT_STOPPED
+from scorers.stopping import StopRequest, leave, take_signals
+
+if __name__ == "__main__" or Path(sys.argv[0]).name == "phf":
+    # Before the imports below, which take long enough for a signal to come.
+    take_signals()
+
 from typing import Annotated
 
 import typer
@@ -47,6 +56,7 @@ LAUNCHERS["ray"] = "infra.on_ray.train:launch"
 
 def main() -> None:
     """Entry point of the `phf` command."""
+    take_signals()
     # The deepspeed launcher puts `--local_rank=N` before the command; it also sets LOCAL_RANK, which is what is read.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     # Before torch loads OpenMP. Its threads otherwise wait for each other by spinning for milliseconds: on cores that
@@ -55,9 +65,17 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     set_up_streams()
     try:
-        command(app)()
+        command(app, changes=None)()
     except typer.Exit as left:
-        sys.exit(left.exit_code)
+        status = left.exit_code
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except StopRequest as request:
+        # Between the end of a command's work and here.
+        sys.stderr.write(f"Stopped: received {request}. The same command goes on.\n")
+        status = EXIT_STOPPED
+    leave(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from scorers.console import command
 PANEL = "Labelling"
 
 app = typer.Typer()
+_CHANGE = (label, score, retag, repair, gc, export)
 for function in (label, preview, score, status, verify, inspect, retag, repair, gc, export):
-    app.command(rich_help_panel=PANEL)(command(function))
+    app.command(rich_help_panel=PANEL)(command(function, changes=function in _CHANGE))
 
 # A group, since other steps may come to be measured on a corpus of one's own.
 bench_app = typer.Typer(no_args_is_help=True, help="Measure on a corpus of one's own how fast a step is.")

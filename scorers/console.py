@@ -15,22 +15,32 @@ import typer
 from typer.exceptions import TyperException
 
 from scorers.errors import EXIT_DEFECT, UserError
-from scorers.stopping import behind
+from scorers.stopping import behind, only_read, stoppable
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def command(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def command(function: Callable[Parameters, Result], *, changes: bool | None = False) -> Callable[Parameters, Result]:
     """Decorate a Typer command: errors are printed to stderr, and end the process with their exit status.
 
     That is a `UserError`'s own, and `EXIT_DEFECT` for any other.
+
+    Args:
+        function: the command.
+        changes: whether it writes what the same command would complete, so that a signal ends it with 75; None for all
+            commands as one.
     """
 
     @functools.wraps(function)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             try:
+                if changes:
+                    with stoppable():
+                        return function(*args, **kwargs)
+                if changes is False:
+                    only_read()
                 return function(*args, **kwargs)
             finally:
                 sys.stdout.flush()  # Python would end with a status of its own where this fails

@@ -14,5 +14,5 @@ PANEL = "Training"
 
 app = typer.Typer()
 for function in (tokenize, train, export_model, evaluate, compare):
-    app.command(rich_help_panel=PANEL)(command(function))
+    app.command(rich_help_panel=PANEL)(command(function, changes=True))
 app.add_typer(tokenizer_app, rich_help_panel=PANEL)

@@ -6,14 +6,12 @@ with ranks of its own machine (`training.run.launch`).
 
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from infra.on_ray.desk import STDOUT, Desk, News
@@ -22,8 +20,8 @@ from infra.on_ray.ray_train import Losses, Outcome, fit
 from pipeline.labelling.on_ray.cluster import check_address, ray_cluster
 from pipeline.labelling.on_ray.head import HeadWatch, answer_of
 from scorers.errors import IncompleteError, StoppedError, UserError
+from scorers.stopping import asking
 from training.run.launch import Launch, describe_loss, given_up, restarting
-from training.run.stopping import SIGNALS
 
 _POLL_S = 0.2
 # For the desk to answer; a head that has gone away is noticed by its watch.
@@ -50,11 +48,10 @@ def launch(asked: Launch) -> int:
                 "with --address auto."
             )
         check_address(asked.address)
-    with _Signals() as signals, ray_cluster(asked.address, _own_cpus(asked), code=_code()) as resources:
-        # Ray has claimed SIGTERM.
-        signals.install()
+    came: list[int] = []
+    with ray_cluster(asked.address, _own_cpus(asked), code=_code()) as resources, asking(came.append):
         gpus = _gpus(asked, resources)
-        return _Run(asked, gpus, signals.came).wait()
+        return _Run(asked, gpus, came).wait()
 
 
 def _own_cpus(asked: Launch) -> int:
@@ -81,30 +78,6 @@ def _gpus(asked: Launch, resources: Mapping[str, float]) -> int:
             "Start fewer ranks, or give --gpus-per-rank 0 to train on the CPU."
         )
     return gpus
-
-
-class _Signals:
-    """Collects the signals that are for the ranks, instead of what they would do to this process."""
-
-    def __init__(self) -> None:
-        self.came: list[int] = []
-
-    def install(self) -> None:
-        """Take the signals, also back from a library that has claimed them."""
-        for number in SIGNALS:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.came.append(number)
-
-    def __enter__(self) -> "_Signals":
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.install()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class _Run:

@@ -7,8 +7,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.labelling.job import load_job
 from pipeline.labelling.on_ray.cluster import check_metrics_port
 from pipeline.labelling.preparation import check_layer, prepare, write_job
-from pipeline.labelling.run import Run, Surroundings, storage_failures
-from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.run import NOTHING_LOST, Run, Surroundings, storage_failures
 from pipeline.labelling.telling.logs import RunLog
 from pipeline.labelling.telling.progress import Progress
 from pipeline.labelling.telling.reporter import Reporter
@@ -16,6 +15,7 @@ from pipeline.sealing.extent import SCORE, Begun, extent_of, unfinished
 from pipeline.sealing.generations import sealed_manifest
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
+from scorers.stopping import stoppable
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def run_label(config: LabelConfig, reporter: Reporter, log: RunLog | None = None
     config = config.model_copy(update={"output": storage.uri})
     if config.execution.metrics_port is not None:
         check_metrics_port(config.execution.metrics_port, config.execution.address)
-    with StopSignals() as signals:
-        around = Surroundings(reporter, signals, log or RunLog(None))
+    with stoppable(NOTHING_LOST):
+        around = Surroundings(reporter, log or RunLog(None))
         prepared = prepare(storage, config, reporter, extend=extend)
         around.timer.lap("prepare")
         fingerprints = {column: each.fingerprint for column, each in prepared.record.scorers.items()}

@@ -17,7 +17,6 @@ from pipeline.labelling.preparation import resolve_layer
 from pipeline.labelling.scheduling.committing import Commits
 from pipeline.labelling.scheduling.pools import Pool, cpus_of_own_ray, missing_resources, pools_of
 from pipeline.labelling.scheduling.scheduler import Failure, Scheduler
-from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.activity import Activity
 from pipeline.labelling.telling.logs import RunLog
 from pipeline.labelling.telling.metrics import Metrics
@@ -33,10 +32,11 @@ from pipeline.units.records import UnitRecord
 from pipeline.units.store import UnitStore
 from scorers.amounts import count_of
 from scorers.errors import IncompleteError, StoppedError, UserError
-from scorers.stopping import is_stop
+from scorers.stopping import asking, is_stop
 
 # After a request to stop: seconds in which the units being worked on may still be finished.
 GRACE_S = 10.0
+NOTHING_LOST = "Nothing is lost: the same command goes on."
 # Seconds between looks for a newer driver, and between figures for `phf status`, which are written by a thread.
 _CHECK_EVERY_S = 5.0
 _FIGURES_EVERY_S = 1.0
@@ -60,10 +60,9 @@ class Timer:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a run talks to: people, a log, signals that ask it to stop, a clock."""
+    """What a run talks to: people, a log, a clock."""
 
     reporter: Reporter
-    signals: StopSignals
     log: RunLog = field(default_factory=lambda: RunLog(None))
     timer: Timer = field(default_factory=Timer)
 
@@ -88,7 +87,6 @@ class Run:
         self._epoch = epoch
         self._reporter = around.reporter
         self._log = around.log
-        self._signals = around.signals
         self._timer = around.timer
         self._status_file = StatusFile(epoch)
         self.progress = Progress(units=len(self._plan.units), before=0, workers=0)
@@ -184,7 +182,6 @@ class Run:
             else "Starting Ray, which takes some seconds"
         )
         with ray_cluster(execution.address, cpus_of_own_ray(execution, pools), execution.metrics_port) as available:
-            self._signals.reinstall()
             self._timer.lap("start")
             self._log.ray_started(execution.address, available, self._timer.seconds["start"])
             if execution.address is None:
@@ -216,7 +213,7 @@ class Run:
                 observer=self._told,
             )
             try:
-                with self._signals.asking(lambda: scheduler.stop(GRACE_S)):
+                with asking(lambda _: scheduler.stop(GRACE_S), once_s=0.0):
                     scheduler.run(missing, lambda: self._tick(scheduler, commits))
                     commits.drain()
             finally:

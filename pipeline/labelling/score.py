@@ -9,8 +9,7 @@ from pipeline.labelling.driver import Summary
 from pipeline.labelling.job import LayerRecord, StoredJob, layer_path, load_job
 from pipeline.labelling.on_ray.cluster import check_address, check_metrics_port
 from pipeline.labelling.resolve import resolve_config, scorer_entries
-from pipeline.labelling.run import Run, Surroundings, storage_failures
-from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.run import NOTHING_LOST, Run, Surroundings, storage_failures
 from pipeline.labelling.telling.logs import RunLog
 from pipeline.labelling.telling.reporter import Reporter
 from pipeline.sealing.current import current_manifest
@@ -19,6 +18,7 @@ from pipeline.sealing.generations import finish_seal, sealed_manifest
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from scorers.errors import IncompleteError, UserError
+from scorers.stopping import stoppable
 
 
 def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None) -> Summary:
@@ -35,8 +35,8 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
         StoppedError: stopped by a signal or a newer driver; what is committed stays.
     """
     storage = Storage.open(config.dataset)
-    with StopSignals() as signals:
-        around = Surroundings(reporter, signals, log or RunLog(None))
+    with stoppable(NOTHING_LOST):
+        around = Surroundings(reporter, log or RunLog(None))
         storage.check()
         if config.execution.address:
             check_address(config.execution.address)

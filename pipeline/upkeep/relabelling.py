@@ -14,7 +14,6 @@ from pipeline.labelling.commit import Committer
 from pipeline.labelling.job import StoredJob
 from pipeline.labelling.preparation import check_layer, resolve_layer
 from pipeline.labelling.run import Run, Surroundings
-from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.reporter import Reporter
 from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.epoch import Epoch
@@ -49,7 +48,6 @@ def relabel(
     lost: Lost,
     execution: LabelExecution,
     reporter: Reporter,
-    signals: StopSignals,
 ) -> Outcome:
     """Label units of one layer again, those groups alone whose parts are damaged; what cannot be is left, with why.
 
@@ -82,7 +80,7 @@ def relabel(
         names, units = passes.popitem()
         replacer = Replacer(mending.epoch, store, job.plan, units, whole=len(names) == len(groups))
         try:
-            Run(job, execution, mending.epoch, Surroundings(reporter, signals)).relabel(
+            Run(job, execution, mending.epoch, Surroundings(reporter)).relabel(
                 layer, replacer, {name: groups[name] for name in names}
             )
         except StoppedError:

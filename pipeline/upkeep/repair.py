@@ -16,8 +16,7 @@ from pipeline.checking.units import UnitDamage
 from pipeline.checking.verify import Examination, examine
 from pipeline.config import LabelExecution
 from pipeline.labelling.job import StoredJob, load_job
-from pipeline.labelling.run import storage_failures
-from pipeline.labelling.stopping import StopSignals
+from pipeline.labelling.run import NOTHING_LOST, storage_failures
 from pipeline.labelling.telling.reporter import Reporter
 from pipeline.sealing.extent import Begun, unfinished
 from pipeline.sealing.generations import generations
@@ -29,6 +28,7 @@ from pipeline.upkeep.mending import Mending, Step
 from pipeline.upkeep.resealing import mend_dataset
 from pipeline.upkeep.unit_files import mend_units
 from scorers.errors import UserError
+from scorers.stopping import stoppable
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def repair(uri: str, execution: LabelExecution, reporter: Reporter, *, dry_run: 
         StoppedError: stopped by a signal or a newer driver; the same command goes on.
     """
     storage = Storage.open(uri)
-    with StopSignals() as signals, storage_failures(storage):
+    with stoppable(NOTHING_LOST), storage_failures(storage):
         has_units = bool(storage.children(UNITS))
         check = partial(examine, storage, uri, unsealed=has_units, progress=partial(reporter.measure, "Checking"))
         examined = check()
@@ -111,7 +111,7 @@ def repair(uri: str, execution: LabelExecution, reporter: Reporter, *, dry_run: 
             mending.done += [Step(each.path, "mended once the job is; only then it is known how") for each in later]
         else:
             job = load_job(storage) if examined.job is not None and not examined.job.damaged else None
-            _mend(mending, job, examined, execution, reporter, signals)
+            _mend(mending, job, examined, execution, reporter)
         if mending.epoch is not None:
             storage.delete_folder(mending.epoch.staging)
         told = {each.path for each in mending.left}
@@ -129,10 +129,9 @@ def _mend(
     examined: Examination,
     execution: LabelExecution,
     reporter: Reporter,
-    signals: StopSignals,
 ) -> None:
     damage = examined.units or UnitDamage()
-    replaced = mend_units(mending, job, damage, execution, reporter, signals)
+    replaced = mend_units(mending, job, damage, execution, reporter)
     mend_dataset(
         mending,
         job,

@@ -6,7 +6,6 @@ from pipeline.checked_json import to_checked
 from pipeline.checking.units import UnitDamage
 from pipeline.config import LabelExecution
 from pipeline.labelling.job import StoredJob
-from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.reporter import Reporter
 from pipeline.units.records import UnitRecord
 from pipeline.units.store import FOLDER_UNITS, UnitStore
@@ -21,7 +20,6 @@ def mend_units(
     damage: UnitDamage,
     execution: LabelExecution,
     reporter: Reporter,
-    signals: StopSignals,
 ) -> bool:
     """Mend everything below `units/`, or say why not; returns whether a unit has another record than before.
 
@@ -48,7 +46,7 @@ def mend_units(
     for layer in range(1, len(job.layers) + 2) if job is not None else ():
         if job is None or layer not in lost:
             continue
-        outcome = relabel(mending, job, layer, lost[layer], execution, reporter, signals)
+        outcome = relabel(mending, job, layer, lost[layer], execution, reporter)
         replaced = replaced or bool(outcome.replaced)
         folders |= {(layer, unit // FOLDER_UNITS) for unit in outcome.replaced}
         for unit in outcome.other_rows if layer == 1 else ():

@@ -15,7 +15,6 @@ from phf import app
 from pipeline.checking.verify import verify
 from pipeline.labelling.job import load_job
 from pipeline.labelling.run import Run, Surroundings
-from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.reporter import PlainReporter
 from pipeline.labelling.telling.run_status import PROGRESS
 from pipeline.sealing.retag import retag
@@ -126,10 +125,8 @@ STATES = {
 
 def go_on(made: Made) -> None:
     """What the same `phf label` command does, once it has found its job unchanged."""
-    with StopSignals() as signals:
-        reporter = PlainReporter(io.StringIO())
-        run = Run(load_job(made.storage), EXECUTION, Epoch.claim(made.storage), Surroundings(reporter, signals))
-        run.finish([1], label=[1])
+    reporter = PlainReporter(io.StringIO())
+    Run(load_job(made.storage), EXECUTION, Epoch.claim(made.storage), Surroundings(reporter)).finish([1], label=[1])
 
 
 @pytest.mark.slow

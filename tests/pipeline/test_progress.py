@@ -1,6 +1,5 @@
 """Figures of a run and how they are told."""
 
-import contextlib
 import io
 import itertools
 import os
@@ -17,14 +16,12 @@ from rich.console import Console
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
 from pipeline.labelling.on_ray.cluster import _private_folder
-from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.activity import Activity
 from pipeline.labelling.telling.progress import Progress
 from pipeline.labelling.telling.reporter import LiveReporter, PlainReporter, figures, reporter_for
 from pipeline.labelling.workers.isolation import brief
 from pipeline.units.records import UnitRecord
-from scorers.errors import StoppedError, UserError
-from tests.interrupting import interrupted_in_a_class
+from scorers.errors import UserError
 
 
 class Clock:
@@ -170,57 +167,6 @@ def test_a_terminal_gets_one_live_line_and_what_must_not_be_missed() -> None:
     assert "A worker [of 2] was lost." in stream.getvalue()
     with reporter_for(Console(file=stream)) as reporter:
         assert isinstance(reporter, PlainReporter)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_asks_first_and_insists_the_second_time(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    asked: list[int] = []
-
-    def work() -> None:
-        with StopSignals() as signals, signals.asking(lambda: asked.append(1)):
-            signal.raise_signal(number)
-            assert asked == [1]
-            signal.raise_signal(number)
-
-    with pytest.raises(StoppedError, match=number.name):
-        work()
-    assert asked == [1]
-    assert signal.getsignal(number) is before
-
-
-def test_a_signal_is_not_swallowed_by_code_that_catches_every_exception() -> None:
-    def work() -> None:
-        with StopSignals():
-            with contextlib.suppress(Exception):  # as libraries do
-                signal.raise_signal(signal.SIGTERM)
-            raise AssertionError("swallowed")
-
-    with pytest.raises(StoppedError):
-        work()
-
-
-def test_a_signal_is_one_whatever_the_interrupted_code_makes_of_it() -> None:
-    def work() -> None:
-        with StopSignals():
-            interrupted_in_a_class(signal.SIGTERM)
-
-    with pytest.raises(StoppedError, match="SIGTERM"):
-        work()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_that_was_lost_in_a_destructor_still_stops_the_labelling() -> None:
-    class Closing:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGTERM)
-
-    asked: list[int] = []
-    with StopSignals() as signals:
-        Closing()
-        with signals.asking(lambda: asked.append(1)):
-            pass
-    assert asked == [1]
 
 
 @pytest.mark.parametrize(

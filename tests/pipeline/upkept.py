@@ -15,7 +15,6 @@ from pipeline.labelling.driver import run_label
 from pipeline.labelling.job import LayerRecord, layer_path, load_job
 from pipeline.labelling.resolve import scorer_entries
 from pipeline.labelling.run import Run, Surroundings
-from pipeline.labelling.stopping import StopSignals
 from pipeline.labelling.telling.reporter import PlainReporter
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
@@ -98,6 +97,5 @@ def label(made: Made, layers: int = 2) -> None:
         storage = made.storage
         late = scorer_entries({"late": registry.resolve("late", ScorerSpec(kind="probe", version=2))})
         storage.put(layer_path(2), to_checked(LayerRecord(scorers=late, thresholds={"late": "p25"}), indent=2))
-        with StopSignals() as signals:
-            run = Run(load_job(storage), EXECUTION, Epoch.claim(storage), Surroundings(reporter, signals))
-            run.finish([1, 2], label=[2])
+        run = Run(load_job(storage), EXECUTION, Epoch.claim(storage), Surroundings(reporter))
+        run.finish([1, 2], label=[2])

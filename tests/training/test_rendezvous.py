@@ -1,11 +1,15 @@
 """Ranks that meet before there is a process group: each in a thread here, by a real store."""
 
+import os
+import socket
 import threading
+from datetime import timedelta
 
 import pytest
 
 from scorers.errors import IncompleteError, UserError
 from scorers.stopping import StopRequest
+from training.run import rendezvous
 from training.run.errors import RankError
 from training.run.launch import free_port
 from training.run.rendezvous import Rendezvous
@@ -20,29 +24,40 @@ def place(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
 
 
-def meet(work, *, after_main=False, absent=()):
-    """What came of `work(rank)` on each rank: its result, or what was raised."""
-    found, order = {}, []
-    # They last until all have come through, as that of rank 0 has the store.
-    ranks = [Rendezvous(rank, SIZE) for rank in range(SIZE)]
+def on_all(ranks, act):
+    """What came of `act` on each of the ranks, in a thread each: its result, or what was raised."""
+    found = [None] * len(ranks)
 
-    def run(rank):
-        def do():
-            order.append(rank)
-            return work(rank)
-
+    def run(number):
         try:
-            found[rank] = ranks[rank].together("stage", do, after_main=after_main)
-        except BaseException as error:  # noqa: BLE001 - compared below
-            found[rank] = error
+            found[number] = act(ranks[number])
+        except BaseException as error:  # noqa: BLE001 - compared by the tests
+            found[number] = error
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in reversed(range(SIZE)) if rank not in absent]
+    threads = [threading.Thread(target=run, args=(number,)) for number in reversed(range(len(ranks)))]
     for each in threads:
         each.start()
     for each in threads:
         each.join(60)
         assert not each.is_alive()
-    return found, order
+    return found
+
+
+def meet(work, *, after_main=False, absent=()):
+    """What came of `work(rank)` on each rank, and in which order they did it."""
+    order = []
+    # They last until all have come through, as that of rank 0 has the store.
+    ranks = [Rendezvous(rank, SIZE) for rank in range(SIZE) if rank not in absent]
+
+    def act(each):
+        def do():
+            order.append(each.rank)
+            return work(each.rank)
+
+        return each.together("stage", do, after_main=after_main)
+
+    found = on_all(ranks, act)
+    return {each.rank: result for each, result in zip(ranks, found, strict=True)}, order
 
 
 def failing(rank, error):
@@ -107,3 +122,83 @@ def test_who_is_interrupted_does_not_wait_for_a_rank_that_never_comes():
     found, _ = meet(failing(0, error), after_main=True, absent=(2,))
     assert found[0] is error
     assert found[1].code in (75, 4)
+
+
+def test_a_rank_that_is_asked_to_stop_while_it_waits_stops_the_others(monkeypatch):
+    asked = threading.Event()
+
+    def check():
+        if asked.is_set() and threading.current_thread().name == "1":
+            raise StopRequest("SIGTERM")
+
+    def act(each):
+        threading.current_thread().name = str(each.rank)
+        # Rank 2 does not come.
+        return each.together("stage", asked.set if each.rank == 1 else lambda: None)
+
+    ranks = [Rendezvous(0, SIZE), Rendezvous(1, SIZE)]
+    monkeypatch.setattr(rendezvous, "check", check)
+    first, second = on_all(ranks, act)
+    assert isinstance(second, StopRequest)
+    assert (type(first), first.exit_code) == (RankError, 75)
+    assert "was asked to stop" in str(first)
+
+
+def test_who_does_not_come_is_named_again_and_again_and_then_given_up(monkeypatch, capsys):
+    monkeypatch.setattr(rendezvous, "MEETING_TIMEOUT", timedelta(seconds=3))
+    monkeypatch.setattr(rendezvous, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(rendezvous, "_LINES_S", 0.2)
+    first, second = on_all([Rendezvous(0, SIZE), Rendezvous(1, SIZE)], lambda each: each.meet(lambda: None))
+    assert isinstance(first, IncompleteError)
+    assert "Rank 2 of 3 has not come within 0.05 minutes. Start as many ranks as WORLD_SIZE" in str(first)
+    assert (type(second), second.code) == (SystemExit, 4)
+    assert capsys.readouterr().err.count("Waiting for rank 2 of 3") > 1
+
+
+def test_a_rank_0_that_does_not_come_is_given_up(monkeypatch, capsys):
+    monkeypatch.setattr(rendezvous, "MEETING_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(rendezvous, "_PATIENCE_S", 0.2)
+    place = f"127.0.0.1:{os.environ['MASTER_PORT']}"
+    with pytest.raises(RankError, match=f"rank 1 .*cannot reach rank 0 at {place} .*nobody answers") as caught:
+        Rendezvous(1, 2).meet(lambda: None)
+    assert caught.value.exit_code == 4
+    assert f"Waiting for rank 0 at {place}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_name_that_is_not_known_ends_it_in_seconds(monkeypatch, rank):
+    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
+    monkeypatch.setattr(rendezvous, "NAME_TIMEOUT", timedelta(seconds=0.5))
+    with pytest.raises(RankError, match=r"'no-such-host\.invalid', is not known here. Check MASTER_ADDR") as caught:
+        Rendezvous(rank, 2).meet(lambda: None)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(("rank", "problem"), [(0, "cannot listen at"), (1, "is not rank 0")])
+def test_a_port_of_another_program_is_named(monkeypatch, rank, problem):
+    monkeypatch.setattr(rendezvous, "_STORE_TIMEOUT", timedelta(seconds=2))
+    place = ("", int(os.environ["MASTER_PORT"]))
+    with socket.create_server(place), pytest.raises(RankError, match=problem) as caught:
+        Rendezvous(rank, 2).meet(lambda: None)
+    assert caught.value.exit_code == 4
+
+
+def test_two_processes_of_one_rank_do_not_train():
+    found = on_all([Rendezvous(rank, 2) for rank in (0, 1, 1)], lambda each: each.meet(lambda: None))
+    assert any("two processes are rank 1 (" in str(each) for each in found if isinstance(each, UserError))
+
+
+def test_other_versions_are_refused_by_both_ranks(monkeypatch):
+    def versions(*names):
+        return dict.fromkeys(names, threading.current_thread().name)
+
+    def act(each):
+        threading.current_thread().name = str(each.rank + 1)
+        return each.meet(lambda: None)
+
+    monkeypatch.setattr(rendezvous, "library_versions", versions)
+    first, second = on_all([Rendezvous(0, 2), Rendezvous(1, 2)], act)
+    differ = "phf 2, torch 2, deepspeed 2, WORLD_SIZE 2 here, phf 1, torch 1, deepspeed 1, WORLD_SIZE 2 there"
+    assert differ in str(second)
+    assert (type(first), type(second)) == (RankError, RankError)
+    assert first.exit_code == second.exit_code == 2

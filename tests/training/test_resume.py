@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from scorers.errors import IncompleteError, StoppedError, UserError
+from scorers.stopping import stoppable
 from tests.training.jobs import figures, make_code_dataset, metrics, run_job
 from training.config import TrainingConfig
 from training.run.checkpoints import checkpoint_path, newest, steps
@@ -17,7 +18,6 @@ from training.run.folder import RunFolder
 from training.run.hooks import Hook
 from training.run.job import TrainingJob
 from training.run.resume import check_folder
-from training.run.stopping import stoppable
 from training.run.trainer import DivergedError, Trainer
 
 
@@ -92,7 +92,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(tmp_path, code_dataset, with_h
 
 
 def test_who_asks_again_later_does_not_wait_and_the_run_can_go_on(tmp_path, code_dataset, with_hook, monkeypatch):
-    monkeypatch.setattr("training.run.trainer._ASKED_ONCE_S", -1.0)
+    monkeypatch.setattr("training.run.trainer._ASKED_ONCE_S", 0.0)
     with_hook(StopTwice(4))
     with pytest.raises(StoppedError), stoppable():
         run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)

@@ -1,5 +1,6 @@
 """`phf tokenizer train`: a tokenizer of one's own."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ def main() -> None:
 
 
 @app.command("train")
-@command
+@partial(command, changes=True)
 def train(
     dataset: Annotated[str, typer.Argument(help="Labelled dataset: the --output of `phf label`, a folder or a URI.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder that is made.")],

@@ -9,6 +9,7 @@ import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
+from scorers.stopping import stoppable
 from training.commands.starting import (
     HERE,
     check_place,
@@ -21,6 +22,7 @@ from training.commands.starting import (
     tell_plan,
 )
 from training.run.launch import LAUNCHED, Launch
+from training.run.slurm import slurm_ranks
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
@@ -294,11 +296,12 @@ def train(
         raise typer.Exit(launch_ranks(on, launch, settings))
 
     from training.run.errors import RankError
-    from training.run.stopping import stoppable
 
+    os.environ.update(slurm_ranks(os.environ))
+    # torch, not imported yet, prints a stack of C++ where a peer is gone, which is one line here.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
-        # What is imported takes seconds, in which a signal may come as well.
-        with stoppable():
+        with stoppable(when=" outside of training"):
             from training.run.distributed import World
             from training.run.job import train as run
 

@@ -66,6 +66,16 @@ class World:
             )
         rank, local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0)
         local_size = _number("LOCAL_WORLD_SIZE", _number("LOCAL_SIZE", size))
+        if rank >= size or local_rank >= local_size:
+            raise UserError(
+                f"RANK is {rank} of WORLD_SIZE {size}, and LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_size}: "
+                "both count from 0. Start ranks with torchrun, the deepspeed launcher or srun, or number them so."
+            )
+        if size > 1 and not (os.environ["MASTER_ADDR"] and 0 < _number("MASTER_PORT", 0) < 2**16):
+            raise UserError(
+                f"MASTER_ADDR is {os.environ['MASTER_ADDR']!r} and MASTER_PORT {os.environ['MASTER_PORT']!r}: give the "
+                "machine of rank 0, and a port between 1 and 65535 that is free there."
+            )
         if not torch.cuda.is_available():
             return cls(rank, local_rank, size, local_size, torch.device("cpu"))
         return cls(rank, local_rank, size, local_size, torch.device("cuda", local_rank))
@@ -90,7 +100,7 @@ class World:
             self._check_device()
             return work()
         # Before hours of preparation, what each rank can tell of its machine.
-        self._rendezvous.together("started", self._check_device)
+        self._rendezvous.meet(self._check_device)
         return self._rendezvous.together("prepared", work, after_main=True)
 
     @cached_property

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scorers.errors import IncompleteError, UserError
-from scorers.stopping import is_stop
+from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
+from scorers.stopping import is_stop, leave
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
 from training.data.tokenizers import foreign_control_ids
@@ -42,7 +42,6 @@ from training.run.progress import StageProgress
 from training.run.resume import check_folder, check_same
 from training.run.schedule import Horizon, plan_horizon
 from training.run.speed import peak_flops
-from training.run.stopping import leave
 from training.run.trackers.opening import check_trackers, open_trackers
 from training.run.tracking import Tracker
 from training.run.trainer import DivergedError, Trainer
@@ -142,7 +141,7 @@ class TrainingJob:
             world.on_main(lambda: self._export(weights or {}))
         except BaseException as error:
             if is_stop(error):
-                leave()
+                leave(EXIT_STOPPED)
                 self._write_last("stopped", trainer)
             elif isinstance(error, DivergedError):
                 self._write_last("failed", trainer)

@@ -11,24 +11,25 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from scorers.errors import IncompleteError, StoppedError, UserError
-from training.run.stopping import SIGNALS
+from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
+from scorers.stopping import asking
 
 # Set in the environment of ranks, which have the same arguments as their parent.
 LAUNCHED = "PHF_LAUNCHED"
 # Of a rank that ended as it should: done, refused, incomplete, stopped. Whatever else it is, it was lost.
-MEANT = (0, UserError.exit_code, IncompleteError.exit_code, StoppedError.exit_code)
+MEANT = (0, UserError.exit_code, IncompleteError.exit_code, EXIT_STOPPED)
 _POLL_S = 0.1
 # Ranks find out by themselves that one of them is gone, unless they wait for it.
 _LEAVE_S = 10.0
+# Where one was signalled by itself, the others stop with it in training; where they wait for it, they are signalled
+# after so long. Trackers of rank 0 may still send what they have.
+_ALONE_S, _STOPPED_S = 5.0, 30.0
 # They hear that one of them was refused or cannot go on, unless it could not tell them.
 _REFUSED_S = 90.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -102,12 +103,20 @@ def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
     """The status with which all ranks left, or which of them was lost and how; and whether they were asked to stop."""
     port = free_port()
     processes: list[subprocess.Popen[bytes]] = []
+    signals: list[int] = []
+
+    def pass_on(number: int) -> None:
+        signals.append(number)
+        for process in processes:
+            process.send_signal(passed_on(number))
+
     try:
-        with _forwarding(processes) as signals:
+        # A second signal ends this block, and the ranks with it.
+        with asking(pass_on):
             for rank in range(ranks):
                 processes.append(_start(command, rank, ranks, port))  # noqa: PERF401 - `finally` must see each
-            for number in list(signals):
-                # It came while they were started, and not all of them have heard it.
+            for number in signals:
+                # It came while they were started, and not all of them have received it.
                 for process in processes:
                     process.send_signal(passed_on(number))
             return _wait(processes, signals), bool(signals)
@@ -126,8 +135,6 @@ def _start(command: Sequence[str], rank: int, ranks: int, port: int) -> "subproc
 def rank_environment(rank: int, size: int, local_rank: int, local_size: int, address: str, port: int) -> dict[str, str]:
     """What a rank finds in its environment, as under torchrun: who it is, and where rank 0 listens."""
     return {
-        # torch prints a stack of C++ where a peer is gone, which is said in one line here.
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL"),
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
         "LOCAL_RANK": str(local_rank),
@@ -163,12 +170,20 @@ def free_port(host: str = "127.0.0.1") -> int:
     return port
 
 
-def _wait(processes: "Sequence[subprocess.Popen[bytes]]", asked: Sequence[int]) -> int | str:
+def _wait(processes: "Sequence[subprocess.Popen[bytes]]", asked: list[int]) -> int | str:
     lost: str | None = None
     deadline = float("inf")
+    stopped: float | None = None
     while True:
         statuses = [process.poll() for process in processes]
         ended = [(rank, meant(status, asked)) for rank, status in enumerate(statuses) if status is not None]
+        if stopped is None and any(status == EXIT_STOPPED for _, status in ended):
+            stopped = time.monotonic()
+            deadline = min(deadline, stopped + _STOPPED_S)
+        if stopped is not None and not asked and time.monotonic() > stopped + _ALONE_S:
+            asked.append(signal.SIGTERM)
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
         if lost is None:
             # A signal is a cause; an error of another rank at the same time is what follows from it.
             causes = sorted((status, rank) for rank, status in ended if status not in MEANT)
@@ -177,13 +192,15 @@ def _wait(processes: "Sequence[subprocess.Popen[bytes]]", asked: Sequence[int]) 
             elif any(status in (UserError.exit_code, IncompleteError.exit_code) for _, status in ended):
                 deadline = min(deadline, time.monotonic() + _REFUSED_S)
         if len(ended) == len(processes) or time.monotonic() > deadline:
-            return next((status for _, status in ended if status), 0) if lost is None else lost
+            if lost is not None:
+                return lost
+            return EXIT_STOPPED if stopped is not None else next((status for _, status in ended if status), 0)
         time.sleep(_POLL_S)
 
 
 def meant(status: int, asked: Sequence[int]) -> int:
     """The status of a rank; stopped, where a signal that it was sent on purpose ended it before it could listen."""
-    return StoppedError.exit_code if -status in map(passed_on, asked) else status
+    return EXIT_STOPPED if -status in map(passed_on, asked) else status
 
 
 def passed_on(number: int) -> int:
@@ -198,21 +215,3 @@ def describe_loss(status: int, rank: int) -> str:
     return (
         f"Rank {rank} ended with status {status} (an error; or it hung, and `stacks/` in the run's folder says where)"
     )
-
-
-@contextmanager
-def _forwarding(processes: "Sequence[subprocess.Popen[bytes]]") -> Iterator[list[int]]:
-    """Pass on to the ranks what the parent is asked; the signals that came."""
-    came: list[int] = []
-
-    def forward(number: int, _: FrameType | None) -> None:
-        came.append(number)
-        for process in processes:
-            process.send_signal(passed_on(number))
-
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

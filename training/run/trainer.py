@@ -2,19 +2,19 @@
 
 import json
 import math
-import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
 from scorers.errors import IncompleteError, StoppedError
+from scorers.stopping import ONCE_S, asking
 from training.config import TrainingConfig
 from training.data.order import Batches
 from training.data.prefetch import Prefetcher
@@ -29,11 +29,14 @@ from training.run.hooks import Hook, Step
 from training.run.saving import Saving
 from training.run.schedule import Horizon, learning_rate
 from training.run.speed import peak_flops, peak_memory
-from training.run.stopping import SIGNALS
 from training.run.watchdog import Watchdog
 
+_NOTICE = (
+    "Stopping: this step is finished and saved first, and the same command goes on from there. Interrupt again to "
+    "leave at once, without saving it.\n"
+)
 # Signals that come within so many seconds are one.
-_ASKED_ONCE_S = 5.0
+_ASKED_ONCE_S = ONCE_S
 
 
 class DivergedError(IncompleteError):
@@ -101,7 +104,10 @@ class Trainer:
             DivergedError: too many updates in a row were skipped, or one was not and did harm.
             IncompleteError: a checkpoint or a hook's file could not be written, or another rank is gone.
         """
-        with self._signals(), failures_named():
+        # A line of its own, also where a bar is on the last one.
+        newline = "\n" if sys.stderr.isatty() else ""
+        notice = f"{newline}{_NOTICE}" if self.world.is_main else ""
+        with asking(self._ask_to_stop, notice=notice, once_s=_ASKED_ONCE_S), failures_named():
             try:
                 for hook in self.hooks:
                     hook.before_training(self)
@@ -299,25 +305,8 @@ class Trainer:
             return f"What the last batch was made of could not be written to {path}: {error.strerror or error}."
         return f"What the last batch was made of stands in {path}."
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        asked: list[float] = []
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self._stop = True
-            asked.append(time.monotonic())
-            # Whoever asks again later does not want to wait. At once it is the same asking: a launcher passes on what
-            # its ranks were sent too.
-            if asked[-1] - asked[0] > _ASKED_ONCE_S:
-                signal.signal(number, before[number])
-                os.kill(os.getpid(), number)
-            elif self._interruptible:
-                self._interruptible = False
-                raise Abandoned(signal.Signals(number).name)
-
-        before: dict[int, Any] = {number: signal.signal(number, stop) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _ask_to_stop(self, number: int) -> None:
+        self._stop = True
+        if self._interruptible:
+            self._interruptible = False
+            raise Abandoned(signal.Signals(number).name)

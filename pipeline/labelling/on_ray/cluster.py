@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from pipeline.labelling.on_ray.head import HeadLostError
 from pipeline.labelling.on_ray.token import own_token, users_token
 from scorers.errors import UserError
+from scorers.stopping import StopRequest, reinstall
 
 # Results are references and figures, never rows: a small store will do, also where a container has little /dev/shm.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -191,8 +193,12 @@ def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
     try:
         try:
             start()
+        except SystemExit:
+            # Ray's handler of SIGTERM, which it installs here, raises it.
+            raise StopRequest(signal.SIGTERM.name) from None
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
             raise UserError(f"{problem}: {_brief(error)}.") from None
+        reinstall()
         # Whatever `log_to_driver` says, Ray prints what its raylets tell to stdout, which is for results.
         setattr(ray._private.worker, "print_to_stdstream", lambda *_, **__: None)  # noqa: B010 - for mypy
         yield

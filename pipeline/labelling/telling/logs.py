@@ -27,6 +27,7 @@ from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.records import UnitRecord
 from scorers.errors import EXIT_DEFECT, EXIT_INCOMPLETE, EXIT_QUARANTINE, EXIT_STOPPED, EXIT_USAGE, UserError
 from scorers.isolation import describe
+from scorers.stopping import is_stop
 
 _LIBRARIES = ("phf", "ray", "pyarrow", "numpy", "spacy", "torch")
 _SECRET = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key", re.IGNORECASE)
@@ -233,7 +234,8 @@ def run_log(config: RunConfig, notify: Callable[[str], None] = lambda _: None) -
             log.ended(error.exit_code, error)
             raise
         except BaseException as error:
-            log.ended(130 if isinstance(error, KeyboardInterrupt) else EXIT_DEFECT, error)
+            interrupted = 130 if isinstance(error, KeyboardInterrupt) else EXIT_DEFECT
+            log.ended(EXIT_STOPPED if is_stop(error) else interrupted, error)
             raise
         log.ended(0)
 

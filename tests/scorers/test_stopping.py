@@ -1,0 +1,250 @@
+"""A request to stop, wherever it comes and whatever becomes of what is raised."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scorers.errors import IncompleteError, StoppedError
+from scorers.stopping import SIGNALS, StopRequest, asking, check, stoppable
+from tests.interrupting import interrupted_in_a_class
+
+
+class Closing:
+    """Is signalled in a destructor, out of which Python lets nothing come."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+def swallowed_by_all_exceptions(number):
+    """As an optional import is tried by libraries."""
+    with contextlib.suppress(Exception):
+        signal.raise_signal(number)
+
+
+def made_another_error_later(number):
+    """As half an import does."""
+    Closing(number)
+    raise AttributeError("partially initialized module")
+
+
+@pytest.fixture(autouse=True)
+def given_back():
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    yield
+    assert {each: signal.getsignal(each) for each in SIGNALS} == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    "interrupted",
+    [signal.raise_signal, interrupted_in_a_class, swallowed_by_all_exceptions, made_another_error_later],
+)
+def test_a_signal_stops_whatever_the_interrupted_code_makes_of_it(interrupted, number):
+    said = f"received {number.name} there. Do it again."
+    with pytest.raises(StoppedError, match=said), stoppable("Do it again.", when=" there"):
+        interrupted(number)
+        pytest.fail("It went on.")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("wait", [check, lambda: asking(lambda _: None).__enter__()])
+def test_a_signal_that_was_swallowed_stops_what_waits_next(wait):
+    with pytest.raises(StoppedError, match="SIGTERM"), stoppable():
+        Closing(signal.SIGTERM)
+        wait()
+        pytest.fail("It went on.")
+
+
+def test_errors_of_other_kinds_pass():
+    with pytest.raises(ValueError, match="other"), stoppable():
+        raise ValueError("other")
+    with stoppable():
+        check()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_of_nested_blocks_the_inner_one_decides():
+    with pytest.raises(SystemExit), stoppable():
+        try:
+            with stoppable("Inside."):
+                signal.raise_signal(signal.SIGTERM)
+        except StoppedError:
+            # Another rank says it.
+            raise SystemExit(75) from None
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_where_it_only_asks_a_second_signal_is_raised(number):
+    asked = []
+    with pytest.raises(StoppedError, match=number.name), stoppable(), asking(asked.append, once_s=0.0):
+        signal.raise_signal(number)
+        assert asked == [number]
+        signal.raise_signal(number)
+    assert asked == [number]
+
+
+def test_what_fails_after_it_was_asked_is_what_failed():
+    with pytest.raises(IncompleteError, match="disk"), stoppable(), asking(lambda _: None):
+        signal.raise_signal(signal.SIGTERM)
+        raise IncompleteError("The disk is full.")
+
+
+def test_signals_of_one_moment_are_one():
+    asked = []
+    with stoppable(), asking(asked.append):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert asked == [signal.SIGINT]
+    with pytest.raises(StopRequest, match="SIGINT"), asking(asked.append, once_s=0.0):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+
+# A command, shortened; `native` holds the main thread for minutes, as an import or a collective in C++ does.
+PROGRAM = """
+import atexit, hashlib, os, signal, sys, time
+from scorers import stopping
+from scorers.console import command
+from scorers.stopping import asking, leave, stoppable
+
+stopping.GRACE_S, stopping.LEAVING_S, stopping.AGAIN_S = 1.0, 2.0, 0.5
+
+def ready():
+    print("ready", flush=True)
+
+def native():
+    ready()
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 2_000_000_000)
+
+stopping.take_signals()
+"""
+
+
+@contextlib.contextmanager
+def program(body, *, before=None):
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM + body],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=before,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def end_of(process, within=20):
+    """Status, stdout and stderr."""
+    stdout, stderr = process.communicate(timeout=within)
+    return process.returncode, stdout, stderr
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_a_command_begins_ends_it_at_once(number):
+    with program("native()") as process:
+        # Its handler cannot run, and the thread gives it its time.
+        process.send_signal(number)
+        assert end_of(process) == (75, "", f"Stopped: received {number.name}. The same command goes on.\n")
+    with program("ready(); time.sleep(60)") as process:
+        process.send_signal(number)
+        assert end_of(process) == (75, "", f"Stopped: received {number.name}. The same command goes on.\n")
+
+
+def test_what_native_code_holds_up_is_ended_in_time():
+    with program("command(native, changes=True)()") as process:
+        process.send_signal(signal.SIGTERM)
+        assert end_of(process) == (75, "", "Stopped: received SIGTERM. The same command goes on.\n")
+
+
+def test_a_notice_comes_at_once_and_a_second_signal_ends_what_does_not_end():
+    body = "with stoppable(), asking(lambda _: None, notice='Stopping after this step.\\n'): native()"
+    with program(body) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "Stopping after this step.\n"
+        time.sleep(1.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert end_of(process) == (75, "", "Stopped: received SIGINT. The same command goes on.\n")
+
+
+DONE = """
+def work():
+    with stoppable():
+        pass
+    ready()
+    time.sleep(0.5)
+    print("the summary")
+"""
+
+
+def test_a_signal_after_the_work_changes_no_status():
+    for work in ("command(work, changes=True)()", "command(work, changes=True)(); leave(3); sys.exit(3)"):
+        with program(DONE + work) as process:
+            process.send_signal(signal.SIGTERM)
+            assert end_of(process) == (3 if "3" in work else 0, "the summary\n", "")
+
+
+def test_a_process_that_does_not_come_to_its_end_is_ended_with_its_status():
+    with program("atexit.register(native); leave(3)") as process:
+        process.send_signal(signal.SIGTERM)
+        assert end_of(process) == (3, "", "")
+
+
+def test_asked_once_it_also_leaves_in_time():
+    body = """
+def work():
+    with asking(lambda _: None):
+        ready()
+        time.sleep(1)
+    atexit.register(native)
+
+command(work, changes=True)()
+"""
+    with program(body) as process:
+        process.send_signal(signal.SIGTERM)
+        assert end_of(process)[0] == 75
+
+
+@pytest.mark.parametrize("work", ["native", "lambda: (ready(), time.sleep(60))"])
+def test_a_command_that_only_reads_is_interrupted(work):
+    with program(f"command({work})()") as process:
+        process.send_signal(signal.SIGINT)
+        assert end_of(process)[0] in (130, 1)
+    with program(f"command({work})()") as process:
+        process.send_signal(signal.SIGTERM)
+        assert end_of(process)[0] == -signal.SIGTERM
+
+
+def test_what_a_process_forks_has_signals_of_its_own():
+    body = """
+child = os.fork()
+if child == 0:
+    ready()
+    time.sleep(60)
+time.sleep(0.5)
+os.kill(child, signal.SIGTERM)
+_, status = os.waitpid(child, 0)
+time.sleep(1.5)
+print(os.WTERMSIG(status))
+"""
+    with program(body) as process:
+        assert end_of(process) == (0, f"{int(signal.SIGTERM)}\n", "")
+
+
+def test_nohup_is_respected():
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    with program("ready(); time.sleep(1); print('on')", before=ignore) as process:
+        process.send_signal(signal.SIGHUP)
+        assert end_of(process) == (0, "on\n", "")
