@@ -141,7 +141,13 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "scontrol": 'if [ "$1" = show ]; then echo node-1; echo node-2; fi',
         "srun": 'while [[ "$1" == --* ]]; do shift; done\nexec "$@"',
         "hostname": "echo 127.0.0.1",
-        "ray": "true",
+        "ray": """case "$1" in
+            status)
+                printf 'Active:\\n (no active nodes)\\nIdle:\\n'
+                for _ in $(seq "${JOINED:-2}"); do echo ' 1 node_ab12'; done
+                printf 'Pending:\\n 1 node_cd34\\n' ;;
+            start) echo "token of $2: $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$LOG"; exit "${JOIN_STATUS:-0}" ;;
+        esac""",
         "phf": 'env >> "$LOG"; exit "${PHF_STATUS:-0}"',
     }.items():
         command = commands / name
@@ -173,6 +179,45 @@ def test_a_slurm_job_passes_its_arguments_on_and_requeues_only_when_stopped(
     assert done.returncode == status
     assert f"phf {script.stem} in put --output out" in calls
     assert ("scontrol requeue 41" in calls) is requeued
+
+
+def test_all_nodes_of_a_slurm_job_have_one_token_which_no_command_line_shows(slurm: dict[str, str]) -> None:
+    tokens = set()
+    for _ in range(2):
+        subprocess.run(["bash", INFRA / "slurm" / "label.sbatch"], env=slurm, check=True, timeout=60)
+        calls = Path(slurm["LOG"]).read_text()
+        Path(slurm["LOG"]).unlink()
+        started = set(re.findall(r"^token of --(?:head|address\S*): token ([0-9a-f]{64})$", calls, re.MULTILINE))
+        assert len(started) == 1
+        assert len(re.findall("^token of ", calls, re.MULTILINE)) == 2
+        (token,) = started
+        assert f"RAY_AUTH_TOKEN={token}" in calls
+        assert not re.search(f"^(srun|ray|phf) .*{token}", calls, re.MULTILINE)
+        tokens.add(token)
+    assert len(tokens) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"JOINED": "1", "PHF_JOIN_S": "2"}, "1 of 2 nodes have joined Ray"),
+        ({"JOINED": "1", "JOIN_STATUS": "1"}, "1 of 2 nodes have joined Ray"),
+    ],
+)
+def test_a_slurm_job_fails_where_a_node_does_not_join(
+    slurm: dict[str, str], changes: dict[str, str], problem: str
+) -> None:
+    done = subprocess.run(
+        ["bash", INFRA / "slurm" / "label.sbatch"],
+        env=slurm | changes,
+        check=False,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert problem in done.stderr
+    assert "phf label" not in Path(slurm["LOG"]).read_text()
 
 
 def test_slurm_starts_the_ranks_which_read_who_they_are(slurm: dict[str, str]) -> None:
