@@ -1,13 +1,16 @@
 """The loop: it learns by every objective, calls its hooks, writes its numbers, and stops where there are none."""
 
 import hashlib
+import io
 import json
 import math
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rich.console
 import torch
 
 from scorers.errors import UserError
@@ -24,7 +27,7 @@ from training.run.best import EVALUATED, read
 from training.run.checkpoints import steps
 from training.run.distributed import World
 from training.run.folder import RunFolder
-from training.run.hooks import Hook
+from training.run.hooks import Console, Hook, Step
 from training.run.job import TrainingJob
 from training.run.schedule import plan_horizon
 from training.run.trackers.tensorboard import TensorBoard
@@ -326,14 +329,10 @@ def test_while_training_the_model_is_evaluated_and_training_is_not_disturbed(tmp
         best = {"training.keep_best": 1, "training.best_metric": "bits_per_byte", "training.best_mode": "max"}
         changes = {**small, "training.evaluate_every": every, **(best if every else {})}
         config = real_runs.config_of(dataset, tmp_path / f"run{every}", "conditional", **changes)
-        import io
-
-        from rich.console import Console
-
         from training.run.job import train
 
         printed = io.StringIO()
-        train(config, Console(file=printed, width=300))
+        train(config, rich.console.Console(file=printed, width=300))
         lines[every] = metrics(tmp_path / f"run{every}")
     evaluations = [line for line in lines[4] if "evaluation" in line]
     assert [line["step"] for line in evaluations] == [4, 8]
@@ -375,3 +374,16 @@ def test_the_state_of_torch_is_what_the_seed_says(tmp_path, code_dataset):
     run_job(code_dataset, tmp_path / "other", training__seed=7)
     losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("first", "second", "other")]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_first_step_that_takes_long_is_announced_once():
+    printed = io.StringIO()
+    trainer = SimpleNamespace(step=0, horizon=SimpleNamespace(steps=12))
+    for pause in (0.0, 0.3):
+        console = Console(rich.console.Console(file=printed, width=200), patience=0.1)
+        console.before_training(trainer)
+        time.sleep(pause)
+        console.after_step(trainer, Step(1, last=False, logged=False))
+        time.sleep(0.2)
+        console.after_training(trainer)
+    assert printed.getvalue().count("Step 1 of 12 takes longer than 0.1 s. Ctrl-C stops after a step, saved") == 1

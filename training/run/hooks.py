@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -170,17 +171,27 @@ class Console(Hook):
     Args:
         console: a `rich.console.Console`.
         plain_every: seconds between plain lines, at least.
+        patience: seconds after which a line says that the first step takes longer.
     """
 
-    def __init__(self, console: Any, plain_every: float = 5.0) -> None:
+    def __init__(self, console: Any, plain_every: float = 5.0, patience: float = 10.0) -> None:
         self.console = console
         self.plain_every = plain_every
         self._bar: Any = None
         self._task: Any = None
         self._told = float("-inf")
+        self._slow: threading.Timer | None = None
+        self._patience = patience
 
     def before_training(self, trainer: Trainer) -> None:
         """Open the bar."""
+        line = (
+            f"Step {trainer.step + 1:,} of {trainer.horizon.steps:,} takes longer than {self._patience:g} s. Ctrl-C "
+            "stops after a step, saved; a second one at once."
+        )
+        self._slow = threading.Timer(self._patience, self._print, [line])
+        self._slow.daemon = True
+        self._slow.start()
         if not self.console.is_terminal:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -199,6 +210,7 @@ class Console(Hook):
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Show the step."""
+        self._stop_waiting()
         if self._bar is not None:
             figures = {"figures": _figures(step.values)} if step.logged else {}
             self._bar.update(self._task, completed=step.number, **figures)
@@ -206,13 +218,20 @@ class Console(Hook):
         now = time.monotonic()
         if step.logged and (step.last or now - self._told >= self.plain_every):
             self._told = now
-            line = f"step {step.number:,}/{trainer.horizon.steps:,}  {_figures(step.values)}"
-            self.console.print(line, markup=False, soft_wrap=True)
+            self._print(f"step {step.number:,}/{trainer.horizon.steps:,}  {_figures(step.values)}")
 
     def after_training(self, trainer: Trainer) -> None:
         """Close the bar."""
+        self._stop_waiting()
         if self._bar is not None:
             self._bar.stop()
+
+    def _stop_waiting(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
 
 
 def _figures(values: dict[str, Any]) -> str:
