@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 ONCE_S = 1.0
 # Seconds from the request to the end of the process: where nothing is being finished; on the way out, where
 # trackers may still send what they have; and after a second signal.
-GRACE_S, LEAVING_S, AGAIN_S = 10.0, 30.0, 3.0
+GRACE_S, LEAVING_S, AGAIN_S = 10.0, 30.0, 5.0
 
 # Sent, like the number of a signal, when a command that was asked to stop has nothing left to do.
 _LEAVING = b"\0"

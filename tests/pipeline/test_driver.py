@@ -141,6 +141,23 @@ def test_a_signal_while_ray_starts_stops_in_good_order(tmp_path: Path, sent: sig
     wait_for(lambda: not alive(helpers))
 
 
+def test_a_signal_once_the_dataset_is_sealed_changes_no_status(tmp_path: Path) -> None:
+    made = Labelling(tmp_path)
+    made.write(["One. Two."])
+    process = made.start()
+    assert process.stdout is not None
+    # As the summary is being printed, and on the way out.
+    for word in ("Labelled", "phf train"):
+        line = ""
+        while word not in line:
+            line = process.stdout.readline()
+            assert line, process.communicate()
+        process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "Stopped" not in stderr
+
+
 def test_status_of_what_is_no_job_is_refused(tmp_path: Path) -> None:
     made = Labelling(tmp_path)
     for place in (made.output, made.corpus):
