@@ -133,6 +133,7 @@ def test_a_rank_that_is_asked_to_stop_while_it_waits_stops_the_others(monkeypatc
 
     def act(each):
         threading.current_thread().name = str(each.rank)
+        assert each.store is not None
         # Rank 2 does not come.
         return each.together("stage", asked.set if each.rank == 1 else lambda: None)
 
@@ -183,9 +184,14 @@ def test_a_port_of_another_program_is_named(monkeypatch, rank, problem):
     assert caught.value.exit_code == 4
 
 
-def test_two_processes_of_one_rank_do_not_train():
-    found = on_all([Rendezvous(rank, 2) for rank in (0, 1, 1)], lambda each: each.meet(lambda: None))
-    assert any("two processes are rank 1 (" in str(each) for each in found if isinstance(each, UserError))
+def test_of_two_processes_of_one_rank_the_second_leaves(monkeypatch):
+    # Both are of this process here.
+    monkeypatch.setattr("os.getpid", threading.get_ident)
+    first, *both = on_all([Rendezvous(rank, 2) for rank in (0, 1, 1)], lambda each: each.meet(lambda: None))
+    assert first is None
+    (error,) = [each for each in both if each is not None]
+    assert "is rank 1 too. Give each process a RANK of its own" in str(error)
+    assert error.exit_code == 4
 
 
 def test_other_versions_are_refused_by_both_ranks(monkeypatch):

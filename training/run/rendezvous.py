@@ -6,7 +6,6 @@ say first, in the store by which they find each other, how they have come so far
 
 import json
 import os
-import secrets
 import socket
 import sys
 import threading
@@ -126,21 +125,20 @@ class Rendezvous:
             UserError, RankError, SystemExit: as `together`.
         """
         mine = {"size": self.size, "versions": dict(library_versions("phf", "torch", "deepspeed"))}
-        process = f"{socket.gethostname()}, process {os.getpid()}"
-        token = f"{process} {secrets.token_hex(8)}"
+        process = f"process {os.getpid()} of {socket.gethostname()}"
+
+        # Not told by a stage: there the keys are those of the first.
+        first = self.store.compare_set(f"process/{self.rank}", "", process).decode()
+        if first != process:
+            raise self._lonely(
+                f"{first} is rank {self.rank} too. Give each process a RANK of its own, or end all if it has ended"
+            )
 
         def come() -> None:
-            self.store.set(f"process/{self.rank}", token)
             self.store.set(f"facts/{self.rank}", json.dumps(mine))
             check_self()
 
         def compare() -> None:
-            last = self._read(f"process/{self.rank}")
-            if last != token:
-                raise UserError(
-                    f"two processes are rank {self.rank} ({process}; {last.rpartition(' ')[0]}): give each a RANK of "
-                    "its own."
-                )
             first = json.loads(self._read("facts/0") or "{}")
             if first != mine:
                 raise UserError(
@@ -204,7 +202,8 @@ class Rendezvous:
         self._set(f"{stage}/{self.rank}", 0)
         first, status = self._first_failed(stage, within)
         if status:
-            self._hold(stage)
+            if status not in (_ABSENT, EXIT_STOPPED):
+                self._hold(stage)
             if self.rank:
                 raise SystemExit(_exit_status(status))
             raise self._without(first, status, within)
@@ -254,6 +253,7 @@ class Rendezvous:
         with suppress(dist.DistError):
             known = self.store.add(f"{stage}/told", 1)
             while self.rank == 0 and known < self.size and time.monotonic() < until:
+                check()
                 time.sleep(0.05)
                 known = self.store.add(f"{stage}/told", 0)
 
