@@ -11,6 +11,7 @@ import socket
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 _LONGEST_FOLDER = 40
 # Seconds for a cluster to answer.
 _ANSWER_S = 10.0
+_REINSTALL_S = 0.02
 _FOLDER_PREFIX = "phf-ray-"
 
 _ENVIRONMENT = {
@@ -208,9 +210,20 @@ def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
         atexit.register(_leave, error.exit_code)
         raise
     except BaseException:
-        ray.shutdown()
+        _shut_down()
         raise
-    ray.shutdown()
+    _shut_down()
+
+
+def _shut_down() -> None:
+    """Shut Ray down. Its native code first gives SIGTERM back to the system, which would end this process meanwhile."""
+    import ray
+
+    closing = threading.Thread(target=ray.shutdown, name="closing-ray")
+    closing.start()
+    while closing.is_alive():
+        closing.join(_REINSTALL_S)
+        reinstall()
 
 
 def _brief(error: Exception) -> str:
