@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.run.distributed import import_deepspeed
 from training.run.engine import TAG
+from training.run.plain_loading import plain_loading
 
 _WHOLE = "mp_rank_00_model_states.pt"
 _PARTITIONED = "zero_pp_rank_0_mp_rank_00_model_states.pt"
@@ -18,16 +18,23 @@ def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     """The weights of the `LanguageModel`, on the CPU and in the precision of the training.
 
     Args:
-        folder: of a checkpoint whose files were verified: they are unpickled.
+        folder: of a checkpoint whose files were verified.
+
+    Raises:
+        UserError: it holds other objects than tensors and plain values.
     """
-    import_deepspeed()
+    with plain_loading(folder):
+        return _checkpoint_weights(folder)
+
+
+def _checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     place = folder / TAG
     if (place / _WHOLE).is_file():
-        state = torch.load(place / _WHOLE, map_location="cpu", mmap=True, weights_only=False)
+        state = torch.load(place / _WHOLE, map_location="cpu", mmap=True)
         return dict(state["module"])
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    settings = torch.load(place / _PARTITIONED, map_location="cpu", mmap=True, weights_only=False)["ds_config"]
+    settings = torch.load(place / _PARTITIONED, map_location="cpu", mmap=True)["ds_config"]
     # It prints every step to a terminal that is not its own.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)

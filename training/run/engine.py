@@ -22,6 +22,7 @@ from training.run.communication import time_collectives
 from training.run.deepspeed_config import DTYPES, Precision, deepspeed_config
 from training.run.distributed import World, import_deepspeed
 from training.run.guard import SpikeGuard
+from training.run.plain_loading import plain_loading
 from training.run.reshape import to_universal
 from training.run.schedule import Horizon
 from training.run.sharding import shard
@@ -221,18 +222,19 @@ class Engine:
         then stay as they are.
 
         Raises:
-            UserError: DeepSpeed finds nothing to load.
+            UserError: DeepSpeed finds nothing to load, or the files hold more than tensors and plain values.
             IncompleteError: there is no room to rewrite it in.
         """
-        if self._reshaped:
-            self._load_reshaped(folder)
-        else:
-            self._load(folder, TAG)
-        if self._guard is not None and (folder / _GUARD).is_file():
-            self._guard.load(torch.load(folder / _GUARD, weights_only=True))
-        generators = self._generator_file(folder)
-        if generators.is_file():
-            _set_generator_state(torch.load(generators, weights_only=True), self.world.device)
+        with plain_loading(folder):
+            if self._reshaped:
+                self._load_reshaped(folder)
+            else:
+                self._load(folder, TAG)
+            if self._guard is not None and (folder / _GUARD).is_file():
+                self._guard.load(torch.load(folder / _GUARD))
+            generators = self._generator_file(folder)
+            if generators.is_file():
+                _set_generator_state(torch.load(generators), self.world.device)
 
     def _load_reshaped(self, folder: Path) -> None:
         # Named as what is staged, so that the next save clears away what is left of it.

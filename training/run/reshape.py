@@ -4,9 +4,13 @@ import contextlib
 import io
 import shutil
 from argparse import Namespace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from scorers.errors import IncompleteError
+import torch
+
+from scorers.errors import IncompleteError, UserError
 from training.run.distributed import import_deepspeed
 
 
@@ -14,12 +18,14 @@ def to_universal(source: Path, target: Path) -> None:
     """Write DeepSpeed's checkpoint `source` to `target` anew, each parameter with its optimiser state whole.
 
     What lies at `target` is replaced. It needs room for about twice the weights and optimiser states, and the memory of
-    one rank's part.
+    one rank's part. The caller has `training.run.plain_loading` around it.
 
     Raises:
+        UserError: a parameter has a name that leads out of the folder.
         IncompleteError: the disk is full or fails.
     """
     import_deepspeed()
+    _check_names(source)
     from deepspeed.checkpoint import ds_to_universal
 
     settings = Namespace(
@@ -45,3 +51,23 @@ def to_universal(source: Path, target: Path) -> None:
             f"{source.parent} could not be rewritten for another number of ranks, in {target.parent}: {reason}. It is "
             "untouched. Make room and run the same command again, or start as many ranks as wrote it."
         ) from error
+
+
+def _check_names(source: Path) -> None:
+    # DeepSpeed makes a folder of each parameter's name, and of names that a mixture of experts lists elsewhere.
+    for file in sorted(source.glob("*_states.pt")):
+        for name in _keys(torch.load(file, map_location="cpu", mmap=True)):
+            if name in ("", ".", "..", "autoep_layers", "ds_autoep_layers") or "/" in name or "\0" in name:
+                raise UserError(
+                    f"The checkpoint {source.parent} names a parameter in a way that phf never does ({file.name}). It "
+                    "is not rewritten for another number of ranks."
+                )
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (key for key in value if isinstance(key, str))
+        value = value.values()
+    if not isinstance(value, (str, bytes, torch.Tensor)) and isinstance(value, Iterable):
+        for each in value:
+            yield from _keys(each)

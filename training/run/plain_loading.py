@@ -1,0 +1,58 @@
+"""Reading checkpoints without running code: a run may come from somebody else, and a pickle can call anything.
+
+The hashes of a checkpoint's marker prove that its files are whole, not who made them.
+"""
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from scorers.errors import UserError
+from training.run.distributed import import_deepspeed
+
+
+@contextmanager
+def plain_loading(place: Path) -> Iterator[None]:
+    """Make every `torch.load` in the block, DeepSpeed's own too, one of tensors and plain values.
+
+    Args:
+        place: the checkpoint, for the error.
+
+    Raises:
+        UserError: a file holds other objects, or lacks what DeepSpeed looks for.
+    """
+    original = torch.load
+
+    def load(*args: Any, **options: Any) -> Any:
+        return original(*args, **{**options, "weights_only": True})
+
+    try:
+        # Each call of DeepSpeed asks for the unpickler that runs anything, so no setting of torch reaches it.
+        with torch.serialization.safe_globals(_deepspeed_classes()), mock.patch.object(torch, "load", load):
+            yield
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"The checkpoint {place} holds objects that are neither tensors nor plain values. Reading them could run "
+            "code, so it is not loaded. No checkpoint that phf writes has any."
+        ) from None
+    except (AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"The checkpoint {place} is not as this version writes them ({type(error).__name__}): it was changed, or "
+            "another version of DeepSpeed wrote it. Take another checkpoint, or the versions that wrote it."
+        ) from error
+
+
+def _deepspeed_classes() -> list[Any]:
+    """What DeepSpeed's optimisers and its own configuration leave in a checkpoint; making one calls nothing."""
+    import_deepspeed()
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, OffloadDeviceEnum, ZeroStageEnum, fragment_address]
