@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, mo
 from pipeline.quarantine_limit import check_limit
 from scorers.contract import Execution
 from scorers.registry import ScorerSpec, given_field
+from scorers.trust import trusted_by_environment
 
 MAX_DOCUMENT_SIZE = 1024 * 1024
 
@@ -72,6 +73,7 @@ class LabelExecution(BaseModel):
         log: file to which JSON lines are appended, `-` for stderr; None for no log.
         metrics_port: where a local Ray serves metrics for Prometheus; None for no metrics. On a cluster that `address`
             names, each node serves them at the port that the cluster was started with.
+        trusted_sha256: hashes of pickles that the user vouches for; see `scorers.trust`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,6 +93,7 @@ class LabelExecution(BaseModel):
     max_quarantined: Annotated[int | str, BeforeValidator(check_limit)] = 0
     log: str | None = Field(default=None, min_length=1)
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    trusted_sha256: frozenset[str] = Field(default_factory=trusted_by_environment)
 
     def of(self, column: str) -> Execution:
         """What the scorer of a column is told of all this."""
@@ -101,6 +104,7 @@ class LabelExecution(BaseModel):
             precision=self.precision,
             compile=self.compile,
             deadline_s=self.deadlines.get(column, self.deadline_s),
+            trusted_sha256=self.trusted_sha256,
         )
 
 

@@ -9,6 +9,7 @@ import typer
 
 from scorers.errors import UserError
 from scorers.settings import load_settings, read_yaml
+from scorers.trust import trusted_by_user
 
 if TYPE_CHECKING:
     from pipeline.config import LabelConfig, LabelExecution, ScoreConfig
@@ -183,7 +184,7 @@ def label_config_from_flags(
     from pipeline.sealing.thresholds import parse_flags
 
     specs, values = _scorers_and_file(scorers, config, overrides)
-    return load_settings(
+    settings = load_settings(
         LabelConfig,
         defaults=values,
         flags={
@@ -208,6 +209,7 @@ def label_config_from_flags(
         },
         overrides=overrides or [],
     )
+    return settings.model_copy(update=_trusting(settings))
 
 
 def score_config_from_flags(
@@ -232,7 +234,7 @@ def score_config_from_flags(
     from pipeline.sealing.thresholds import parse_flags
 
     specs, values = _scorers_and_file(scorers, config, overrides)
-    return load_settings(
+    settings = load_settings(
         ScoreConfig,
         defaults=values,
         flags={
@@ -249,6 +251,14 @@ def score_config_from_flags(
         },
         overrides=overrides or [],
     )
+    return settings.model_copy(update=_trusting(settings))
+
+
+def _trusting(settings: "LabelConfig | ScoreConfig") -> dict[str, "LabelExecution"]:
+    """The execution, which trusts the pickles whose hashes the user gives: not those that a job records."""
+    execution = settings.execution
+    given = trusted_by_user(spec.options for spec in settings.scorers.values())
+    return {"execution": execution.model_copy(update={"trusted_sha256": execution.trusted_sha256 | given})}
 
 
 def _scorers_and_file(

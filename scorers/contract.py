@@ -6,7 +6,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from scorers.trust import trusted_by_environment
 
 DocumentKind = Literal["prose", "python"]
 
@@ -73,6 +75,7 @@ class Execution(BaseModel):
         compile: whether a network on CUDA is compiled, a CUDA graph for each shape of batch.
         deadline_s: seconds that one document may take before its scorer answers with `ScoringError("deadline")`, and as
             much again for every 50,000 characters of it.
+        trusted_sha256: hashes of pickles that the user of this machine vouches for; see `scorers.trust`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,6 +86,7 @@ class Execution(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = True
     deadline_s: float = 60.0
+    trusted_sha256: frozenset[str] = Field(default_factory=trusted_by_environment)
 
 
 @runtime_checkable

@@ -208,6 +208,19 @@ def check(column: str, spec: ScorerSpec) -> None:
         look(options)
 
 
+def check_kind(column: str, kind: str, fingerprint: str) -> None:
+    """Refuse a recorded scorer whose fingerprint is of another kind, before anything of it is loaded.
+
+    Raises:
+        UserError: it is.
+    """
+    if kind in KINDS and not fingerprint.startswith(f"{kind}-"):
+        raise UserError(
+            f"The column {column!r} is recorded as scored by {kind!r}, with the fingerprint {fingerprint!r} of another "
+            "kind. The record was changed; nothing that it names is loaded."
+        )
+
+
 def runs_on_gpu(spec: ScorerSpec) -> bool:
     """Whether this kind of scorer gains from a GPU; the others ignore `Execution.device`."""
     return scorer_type(spec.kind).runs_on_gpu

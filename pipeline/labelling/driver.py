@@ -79,7 +79,7 @@ def run_label(config: LabelConfig, reporter: Reporter, log: RunLog | None = None
             job = write_job(storage, prepared)
             layers = extent_of(job).sealed
             for layer in layers[1:]:
-                check_layer(job, layer)
+                check_layer(job, layer, config.execution)
             run = Run(job, config.execution, Epoch.claim(storage), around)
             manifest = run.finish(layers, label=layers)
             return Summary(storage.uri, manifest, run.progress, around.timer.seconds, unfinished=unfinished(storage))

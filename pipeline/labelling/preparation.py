@@ -28,7 +28,7 @@ from pipeline.labelling.workers.worker import BASE_GROUP
 from pipeline.storage import Storage
 from scorers import sentences
 from scorers.errors import IncompleteError, UserError
-from scorers.registry import ScorerSpec
+from scorers.registry import ScorerSpec, check_kind
 
 # Inputs of fewer bytes than this are read again before a job goes on, to see that their content is still the same; of
 # larger ones names, formats and sizes are compared.
@@ -79,7 +79,9 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
     resolved = replace(resolved, config=settle_sentences(sources, resolved.config, before))
     reporter.step("Loading the scorers")
     record = JobRecord(
-        config=resolved.config.semantic(), scorers=scorer_entries(resolved.specs), sentences=sentences.fingerprint()
+        config=resolved.config.semantic(),
+        scorers=scorer_entries(resolved.specs, config.execution),
+        sentences=sentences.fingerprint(),
     )
     if begun is not None:
         if stored is not None:
@@ -145,14 +147,17 @@ def resolve_layer(job: StoredJob, layer: int, execution: LabelExecution) -> Reso
     return resolve_config(config.model_copy(update=changed))
 
 
-def check_layer(job: StoredJob, layer: int) -> None:
+def check_layer(job: StoredJob, layer: int, execution: LabelExecution) -> None:
     """Refuse to fill more rows of a layer's columns by other scorers than the ones that began them.
 
     Raises:
         UserError: a scorer lacks something, or is not the same any more.
     """
     begun = job.columns([layer])
-    now = scorer_entries({column: ScorerSpec(kind=each.kind, **each.options) for column, each in begun.items()})
+    for column, entry in begun.items():
+        check_kind(column, entry.kind, entry.fingerprint)
+    specs = {column: ScorerSpec(kind=each.kind, **each.options) for column, each in begun.items()}
+    now = scorer_entries(specs, execution)
     for column, entry in begun.items():
         if now[column].fingerprint != entry.fingerprint:
             raise UserError(

@@ -8,6 +8,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from pipeline.dataset.schema import RESERVED_COLUMNS
 from pipeline.labelling.workers.worker import BASE_GROUP
 from pipeline.sealing.thresholds import threshold_specs
+from scorers.contract import Execution
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec, build, resolve, runs_on_gpu
 
@@ -79,13 +80,14 @@ def _check_execution(execution: LabelExecution, specs: Mapping[str, ScorerSpec])
         raise UserError("Give execution.workers or execution.pools.cpu.min and .max, not both.")
 
 
-def scorer_entries(specs: Mapping[str, ScorerSpec]) -> dict[str, ScorerEntry]:
-    """What the manifest says of each scorer. Builds them all, which proves that they can run here.
+def scorer_entries(specs: Mapping[str, ScorerSpec], execution: LabelExecution) -> dict[str, ScorerEntry]:
+    """What the manifest says of each scorer. Builds them all, on the CPU, which proves that they can run here.
 
     Raises:
         UserError: a scorer lacks a library, a model or its weights.
     """
+    plain = Execution(trusted_sha256=execution.trusted_sha256)
     return {
-        column: ScorerEntry(kind=spec.kind, options=spec.options, fingerprint=build(column, spec).fingerprint)
+        column: ScorerEntry(kind=spec.kind, options=spec.options, fingerprint=build(column, spec, plain).fingerprint)
         for column, spec in specs.items()
     }

@@ -89,7 +89,7 @@ def _record(job: StoredJob, config: ScoreConfig) -> LayerRecord:
         )
     )
     thresholds = {column: str(spec) for column, spec in resolved.config.thresholds.items()}
-    return LayerRecord(scorers=scorer_entries(resolved.specs), thresholds=thresholds)
+    return LayerRecord(scorers=scorer_entries(resolved.specs, config.execution), thresholds=thresholds)
 
 
 def _refuse_taken(storage: Storage, current: Manifest, scorers: Mapping[str, object]) -> None:

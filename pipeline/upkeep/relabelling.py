@@ -58,7 +58,7 @@ def relabel(
     store = UnitStore(job.storage, layer)
     outcome = Outcome()
     try:
-        _check_code(job, layer)
+        _check_code(job, layer, execution)
         groups = resolve_layer(job, layer, execution).groups
     except UserError as error:
         for unit, (_, damaged) in lost.items():
@@ -184,8 +184,8 @@ def _quarantine(record: UnitRecord) -> set[tuple[str, int]]:
     return {(each.source, each.position) for each in record.quarantined}
 
 
-def _check_code(job: StoredJob, layer: int) -> None:
-    check_layer(job, layer)
+def _check_code(job: StoredJob, layer: int, execution: LabelExecution) -> None:
+    check_layer(job, layer, execution)
     now = sentences.fingerprint()
     if job.record.sentences != now:
         raise UserError(

@@ -79,7 +79,8 @@ class ClassifierScorer:
         self._execution = execution
         _require_packages()
         check_engine(options.engine)
-        found = pretrained.weights(pretrained.locate(options.model, options.revision), options.sha256)
+        folder = pretrained.locate(options.model, options.revision)
+        found = pretrained.weights(folder, options.sha256, execution.trusted_sha256)
         model, tokenizer = pretrained.load(found)
         label = pretrained.label_index(model.config, options.label, found.folder)
         activation = _activation(options.activation, model.config)

@@ -68,7 +68,7 @@ class DetoxifyScorer:
         check_engine(options.engine)
         checkpoint = detoxify_model.locate(options.model, options.sha256)
         folder = _folder(options)
-        trusted = options.sha256 is not None or options.model in detoxify_model.VARIANTS
+        trusted = checkpoint.sha256 in execution.trusted_sha256 or options.model in detoxify_model.VARIANTS
         detoxify = detoxify_model.load(checkpoint, folder, "cpu", trusted=trusted)
         toxicity = _toxicity(detoxify.class_names, checkpoint.path)
         content = {"checkpoint": checkpoint.sha256, **content_sha256(detoxify.model, detoxify.tokenizer)}

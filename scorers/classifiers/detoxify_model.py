@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from scorers import hugging_face
 from scorers.classifiers.transformers_models import longest_input, quiet_transformers
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
+from scorers.trust import remedy
 
 # The files that detoxify.MODEL_URLS names; here so that they can be looked for without importing torch.
 VARIANTS = {
@@ -100,6 +102,8 @@ def load(checkpoint: Checkpoint, folder: Path | None, device: str, *, trusted: b
     def from_folder(**arguments: Any) -> tuple[Any, Any]:
         arguments["model_type"] = str(folder) if folder else arguments["model_type"]
         arguments["huggingface_config_path"] = None
+        _check_classes(arguments, checkpoint.path)
+        hugging_face.load_config(arguments["model_type"])
         model, tokenizer = original(**arguments)
         _check_weights(model, arguments["state_dict"], checkpoint.path)
         return model, tokenizer
@@ -146,8 +150,22 @@ def _check_harmless(checkpoint: Checkpoint) -> None:
     except Exception as error:  # noqa: BLE001 - what a damaged pickle raises is anybody's guess
         raise UserError(
             f"{checkpoint.path} holds more than plain weights, or is damaged ({type(error).__name__}). Loading it can "
-            f"run any code that its maker put in. If you trust it, say so by its hash: sha256={checkpoint.sha256}"
+            f"run any code that its maker put in. {remedy(checkpoint.sha256)}"
         ) from None
+
+
+def _check_classes(arguments: dict[str, Any], path: Path) -> None:
+    """Refuse names of anything but models and tokenizers: transformers' auto classes run code of the folder."""
+    import transformers
+
+    expected = {
+        "model_name": transformers.PreTrainedModel,
+        "tokenizer_name": transformers.PreTrainedTokenizerBase,
+    }
+    for key, base in expected.items():
+        found = getattr(transformers, str(arguments.get(key)), None)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise UserError(f"The checkpoint {path} names {arguments.get(key)!r} as its {key}, which is none.")
 
 
 def _check_weights(model: Any, state_dict: dict[str, Any], path: Path) -> None:

@@ -5,13 +5,16 @@ somebody vouched for.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scorers import hugging_face
 from scorers.classifiers.transformers_models import quiet_transformers
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
+from scorers.trust import remedy
 
 # What is downloaded of a repository: no code, no pickles, no weights of other frameworks.
 _FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
@@ -55,8 +58,13 @@ def locate(model: str, revision: str | None, *, download: bool = True) -> Path:
     return _from_hub(model, revision, download=download)
 
 
-def weights(folder: Path, sha256: str | None) -> Weights:
-    """The weights in a folder, hashed, and compared with the hash that somebody vouched for.
+def weights(folder: Path, sha256: str | None, trusted: Collection[str] = ()) -> Weights:
+    """The weights in a folder, hashed, and compared with the hash that the options name.
+
+    Args:
+        folder: of the model.
+        sha256: what they must hash to.
+        trusted: hashes of pickles that may be read.
 
     Raises:
         UserError: there are none, their hash differs, or they are pickled and nobody vouched for them.
@@ -71,12 +79,12 @@ def weights(folder: Path, sha256: str | None) -> Weights:
     if sha256 is not None and (len(files) > 1 or sha256.lower() not in digests.values()):
         found = ", ".join(f"{name} {digest}" for name, digest in digests.items())
         raise UserError(f"The weights in {folder} have the sha256 {found}, not {sha256}; they are not loaded.")
-    if pickled and sha256 is None:
-        name, digest = next(iter(digests.items()))
-        raise UserError(
-            f"The weights {folder / name} are a pickle, which can run any code that its maker put in. Save the model "
-            f"as safetensors, or, if you trust the file, say so by its hash: sha256={digest}"
-        )
+    for name, digest in digests.items() if pickled else ():
+        if digest not in trusted:
+            raise UserError(
+                f"The weights {folder / name} are a pickle, which can run any code that its maker put in. Save the "
+                f"model as safetensors. {remedy(digest)}"
+            )
     return Weights(folder, digests, pickled)
 
 
@@ -92,14 +100,16 @@ def load(found: Weights) -> tuple[Any, Any]:
     folder = str(found.folder)
     try:
         with quiet_transformers():
-            model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, report = hugging_face.load_model(
+                transformers.AutoModelForSequenceClassification,
                 folder,
                 local_files_only=True,
-                trust_remote_code=False,
                 use_safetensors=not found.pickled,
                 dtype=torch.float32,
                 output_loading_info=True,
             )
+    except UserError as error:
+        raise UserError(f"No sequence classifier can be made of {folder}: {error}") from None
     except Exception as error:  # a foreign folder fails in as many ways as there are folders
         raise UserError(f"No sequence classifier can be made of {folder}: {type(error).__name__}: {error}") from error
     absent = sorted(report["missing_keys"]) + [str(each) for each in report["mismatched_keys"]]
@@ -113,9 +123,9 @@ def load(found: Weights) -> tuple[Any, Any]:
         raise UserError(f"{folder} has no tokenizer. Save it beside the model: tokenizer.save_pretrained({folder!r}).")
     try:
         with quiet_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+            tokenizer = hugging_face.load_tokenizer(folder, local_files_only=True)
+    except UserError:
+        raise
     except Exception as error:  # as above
         raise UserError(f"The tokenizer in {folder} cannot be loaded: {type(error).__name__}: {error}") from error
     return model.eval(), tokenizer

@@ -95,7 +95,7 @@ def label(made: Made, layers: int = 2) -> None:
     run_label(config, reporter)
     if layers == 2:
         storage = made.storage
-        late = scorer_entries({"late": registry.resolve("late", ScorerSpec(kind="probe", version=2))})
+        late = scorer_entries({"late": registry.resolve("late", ScorerSpec(kind="probe", version=2))}, LabelExecution())
         storage.put(layer_path(2), to_checked(LayerRecord(scorers=late, thresholds={"late": "p25"}), indent=2))
         run = Run(load_job(storage), EXECUTION, Epoch.claim(storage), Surroundings(reporter))
         run.finish([1, 2], label=[2])

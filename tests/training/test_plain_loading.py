@@ -101,6 +101,18 @@ def test_the_name_of_a_parameter_is_no_way_out(world, tmp_path, place, name):
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
 
+def test_the_scale_of_fp16_and_places_of_offload_are_plain(tmp_path):
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+    from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
+
+    scaler = DynamicLossScaler(2**16, 2.0, 1000, 1.0, 2, False, dtype=torch.float16)
+    torch.save({"loss_scaler": scaler, "place": OffloadDeviceEnum.cpu}, tmp_path / "state.pt")
+    with plain_loading(tmp_path):
+        state = torch.load(tmp_path / "state.pt")
+    assert state["loss_scaler"].cur_scale == 2**16
+    assert state["place"] is OffloadDeviceEnum.cpu
+
+
 def test_what_is_missing_in_a_checkpoint_is_no_defect(world, tmp_path):
     engine = saved(world, tmp_path / "checkpoint", 1)
     for file in (tmp_path / "checkpoint" / "deepspeed").iterdir():

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
+from scorers import hugging_face
 from scorers.errors import UserError
 from training.data.hashing import splitmix64, uniform
 from training.data.options import tag_names
@@ -107,10 +108,10 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     Raises:
         UserError: it cannot be found or read, is not of the `tokenizers` library, or has no end-of-text token.
     """
-    from transformers import AutoTokenizer
-
     try:
-        fast = AutoTokenizer.from_pretrained(name_or_path)
+        fast = hugging_face.load_tokenizer(name_or_path)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever transformers, its hub client or a damaged file raises
         known = Path(name_or_path).exists()
         where = "what is there is no tokenizer" if known else "there is no such folder, and the hub has not given it"

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from pipeline.dataset.manifest import Manifest, ScorerEntry
 from scorers.contract import DocumentKind, Execution, Scorer, ScoringError
 from scorers.errors import UserError
-from scorers.registry import ScorerSpec, build, given_field, resolve
+from scorers.registry import ScorerSpec, build, check_kind, given_field, resolve
 from scorers.sentences import document
+from scorers.trust import trusted_by_user
 
 EMPTY = "empty"
 NOT_APPLICABLE = "not-applicable"
@@ -76,6 +77,7 @@ def rebuild_scorer(
             f"The scores of {column!r} came with the corpus (scorer {entry.kind!r}): there is no scorer for samples. "
             f"Label the corpus with one that computes them, such as --scorer {column}=detoxify, and train on that."
         )
+    check_kind(column, entry.kind, entry.fingerprint)
     scorer = build(column, spec, Execution(device=device))
     if scorer.fingerprint == entry.fingerprint:
         return scorer, []
@@ -116,7 +118,7 @@ def other_scorer(name: str, spec: ScorerSpec, manifest: Manifest, *, device: str
         raise UserError(
             f"--scorer {name}: a scorer of kind {spec.kind!r} reads scores off a corpus; samples have none."
         )
-    scorer = build(name, spec, Execution(device=device))
+    scorer = build(name, spec, Execution(device=device, trusted_sha256=trusted_by_user([spec.options])))
     options = resolve(name, spec).options
     return scorer, ScorerEntry(kind=spec.kind, options=options, fingerprint=scorer.fingerprint)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scorers import hugging_face
 from scorers.errors import UserError
 from training.config import ModelConfig
 from training.linear_loss import linear_loss
@@ -268,7 +269,7 @@ def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel
     file = folder / VALUE_HEAD_FILE
     with_values = file.is_file() if value_head is None else value_head
     try:
-        causal = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+        causal = hugging_face.load_model(AutoModelForCausalLM, str(folder), local_files_only=True, dtype=torch.float32)
         model = LanguageModel(causal, value_head=with_values)
         if model.value_head is not None:
             model.value_head.load_state_dict(load_file(file))
@@ -277,6 +278,6 @@ def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel
             f"The weights in {folder} are damaged or cut off ({first_line(error).rstrip('.')}). Restore them, or have "
             "the model of a checkpoint written by `phf export-model`."
         ) from None
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
         raise UserError(f"Cannot load a model from {folder}: {first_line(error)}") from None
     return model

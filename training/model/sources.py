@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from scorers.errors import UserError
+from scorers.hugging_face import load_config, load_model, load_tokenizer
 from training.config import ModelConfig
 from training.model.sizes import SIZES
 from training.model.vocabulary import Vocabulary
@@ -124,7 +125,7 @@ def pretrained(config: ModelConfig, *, skeleton: bool = False) -> Any:
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if config.name in SIZES and not config.name.startswith("gpt2") and not Path(config.name).is_dir():
         raise UserError(
@@ -132,14 +133,12 @@ def pretrained(config: ModelConfig, *, skeleton: bool = False) -> Any:
         )
     _check_sizes(config)
     try:
+        shape = load_config(config.name, **config.overrides)
         if skeleton:
-            shape = AutoConfig.from_pretrained(config.name, **config.overrides)
             return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 shape, dtype=torch.float32, **_attention(config)
             )
-        return AutoModelForCausalLM.from_pretrained(
-            config.name, dtype=torch.float32, **_attention(config), **config.overrides
-        )
+        return load_model(AutoModelForCausalLM, config.name, config=shape, dtype=torch.float32, **_attention(config))
     except SafetensorError as error:
         raise UserError(
             f"Cannot load the weights of model {config.name!r}: a file of them is damaged or cut off "
@@ -165,10 +164,8 @@ def _check_sizes(config: ModelConfig) -> None:
 
 def known_ids(config: ModelConfig) -> set[int]:
     """The ids that a checkpoint's own tokenizer has a token for; empty where none lies beside its weights."""
-    from transformers import AutoTokenizer
-
     try:
-        return set(AutoTokenizer.from_pretrained(config.name).get_vocab().values())
+        return set(load_tokenizer(config.name).get_vocab().values())
     except Exception:  # noqa: BLE001 - whatever transformers or its hub client raises where there is none
         return set()
 
@@ -196,10 +193,8 @@ def _attention(config: ModelConfig) -> dict[str, str]:
 
 
 def _published_config(config: ModelConfig) -> Any:
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(config.name)
+        return load_config(config.name)
     except (OSError, ValueError) as error:
         raise UserError(_unknown(config.name, error)) from None
 

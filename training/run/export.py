@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.dataset import open_dataset
+from scorers import hugging_face
 from scorers.errors import UserError
 from training.config import DataConfig
 from training.data.places import moved_data
@@ -108,11 +109,11 @@ def _gone(path: Path) -> UserError:
 def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
     """The Hugging Face tokenizer, with control tokens if the model has any."""
     if run.model.is_dir():
-        from transformers import AutoTokenizer
-
         # That of the finished model: neither the dataset nor what was trained from is needed any more.
         try:
-            return AutoTokenizer.from_pretrained(str(run.model))
+            return hugging_face.load_tokenizer(str(run.model))
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever transformers or a damaged file raises
             raise UserError(
                 f"Cannot read the tokenizer in {run.model} ({type(error).__name__}): it is damaged. Restore it, or "

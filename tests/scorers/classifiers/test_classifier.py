@@ -113,7 +113,7 @@ def test_the_fingerprint_is_of_the_content_and_of_what_the_options_mean(tmp_path
     assert _build(moved, label="toxic").fingerprint != plain
 
 
-def test_pickled_weights_need_somebody_who_vouches_for_them(tmp_path, classifier_folder):
+def test_pickled_weights_need_a_user_who_vouches_for_them(tmp_path, classifier_folder, monkeypatch):
     import torch
     from safetensors.torch import load_file
 
@@ -125,7 +125,10 @@ def test_pickled_weights_need_somebody_who_vouches_for_them(tmp_path, classifier
         _build(folder, label="toxic")
     with pytest.raises(UserError, match=f"pytorch_model.bin {digest}, not {'0' * 64}"):
         _build(folder, label="toxic", sha256="0" * 64)
-    one = scores_of(_build(folder, label="toxic", sha256=digest), *GIVEN)
+    with pytest.raises(UserError, match=f"are a pickle.*PHF_TRUST_SHA256={digest}"):
+        _build(folder, label="toxic", sha256=digest)
+    monkeypatch.setenv("PHF_TRUST_SHA256", digest)
+    one = scores_of(_build(folder, label="toxic"), *GIVEN)
     other = scores_of(_build(classifier_folder, label="toxic"), *GIVEN)
     for pickled, plain in zip(one, other, strict=True):
         np.testing.assert_array_equal(pickled, plain)

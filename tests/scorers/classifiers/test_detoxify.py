@@ -202,6 +202,37 @@ def test_a_pickle_that_runs_code_is_not_loaded(trap):
     assert not sprung.exists()
 
 
+def test_the_hash_of_a_pickle_vouches_for_it_only_where_the_user_gives_it(trap, monkeypatch):
+    path, folder, sprung = trap
+    spec = _spec(path, folder, sha256=file_sha256(path))
+    with pytest.raises(UserError, match=f"more than plain weights.*PHF_TRUST_SHA256={file_sha256(path)}"):
+        build("toxicity", spec)
+    assert not sprung.exists()
+    monkeypatch.setenv("PHF_TRUST_SHA256", f"{'0' * 64}, {file_sha256(path).upper()}")
+    with pytest.raises(UserError, match="No Detoxify model can be made"):
+        build("toxicity", spec)
+    assert sprung.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_name", "AutoModelForSequenceClassification"),
+        ("tokenizer_name", "AutoTokenizer"),
+        ("model_name", "utils"),
+    ],
+)
+def test_a_checkpoint_names_a_model_and_no_way_to_run_code(tmp_path, tiny_bert, key, value):
+    import torch
+
+    checkpoint, folder = tiny_bert
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["config"]["arch"]["args"][key] = value
+    torch.save(stored, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=f"names '{value}' as its {key}, which is none"):
+        build("toxicity", _spec(tmp_path / "other.ckpt", folder))
+
+
 def test_a_hash_that_differs_is_refused_before_unpickling(trap):
     path, folder, sprung = trap
     with pytest.raises(UserError, match=f"has the sha256 {file_sha256(path)}, not {'0' * 64}"):

@@ -1,0 +1,139 @@
+"""Models and tokenizers in the format of Hugging Face's transformers, loaded so that nothing in them runs code.
+
+A folder, or a name on the hub, may be anybody's. Its JSON can ask for Python of its own (`auto_map`), for compiled
+kernels of another repository, for a base model elsewhere and a module to import with it (an adapter), or for a
+quantiser; its weights can be a pickle. Every load of a foreign model goes through here, where all of that is refused.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from scorers.errors import UserError
+
+# Where the package `kernels` is installed, transformers otherwise downloads compiled code for some architectures. It is
+# read when transformers is imported.
+os.environ.setdefault("USE_HUB_KERNELS", "0")
+
+
+def load_config(name: str, **overrides: Any) -> Any:
+    """A model's configuration.
+
+    Args:
+        name: folder, or name on the hub.
+        overrides: fields in place of its own.
+
+    Raises:
+        UserError: it asks for code, or for a quantiser.
+        Exception: what transformers raises where it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with _no_code(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"The model {name!r} is quantised (quantization_config in its config.json). Give one with whole weights."
+        )
+    for each in _with_parts(config):
+        if "/" in f"{each._attn_implementation}{each._experts_implementation}":
+            raise UserError(
+                f"The model {name!r} asks for compiled code of another repository (attn_implementation in its "
+                "config.json), which phf does not run. Remove that field."
+            )
+        # How attention and experts are computed is this machine's to choose.
+        each._attn_implementation = each._experts_implementation = None
+    return config
+
+
+def load_model(auto: Any, name: str, *, config: Any = None, **options: Any) -> Any:
+    """A model with its weights.
+
+    Args:
+        auto: one of transformers' auto classes.
+        name: folder, or name on the hub.
+        config: from `load_config`; None for the folder's.
+        options: of `from_pretrained`.
+
+    Raises:
+        UserError: it asks for code or for weights elsewhere, or its weights are damaged or a pickle of anything else.
+        Exception: what transformers raises where it cannot be loaded.
+    """
+    config = load_config(name) if config is None else config
+    _check_files(name)
+    try:
+        with _no_code(name):
+            return auto.from_pretrained(name, config=config, trust_remote_code=False, **options)
+    except (pickle.UnpicklingError, EOFError):
+        pass
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):
+            raise
+    raise UserError(
+        f"Cannot load the weights of model {name!r}: {_pickled(name)} is damaged, or a pickle that holds more than "
+        "weights; it is not loaded. Save the model as safetensors."
+    ) from None
+
+
+def load_tokenizer(name: str, **options: Any) -> Any:
+    """A tokenizer.
+
+    Args:
+        name: folder, or name on the hub.
+        options: of `from_pretrained`.
+
+    Raises:
+        UserError: it asks for code.
+        Exception: what transformers raises where it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    with _no_code(name):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+
+
+def _with_parts(config: Any) -> Iterator[Any]:
+    yield config
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is not None:
+            yield from _with_parts(part)
+
+
+@contextmanager
+def _no_code(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"{name!r} cannot be loaded without running Python of its own (auto_map in its JSON), and phf runs no code "
+            "of a model or tokenizer. Give one of an architecture that transformers has itself."
+        ) from None
+
+
+def _check_files(name: str) -> None:
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(name) is not None:
+        raise UserError(
+            f"The model {name!r} has an adapter (adapter_config.json), which can name weights and code elsewhere. "
+            "Merge the adapter into its base model, and give that."
+        )
+    for index in Path(name).glob("*.index.json") if Path(name).is_dir() else ():
+        try:
+            files = set(json.loads(index.read_bytes())["weight_map"].values())
+            outside = [each for each in files if Path(each).name != each]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{index} is damaged: it has no weight_map. Restore it.") from None
+        if outside:
+            raise UserError(f"{index} names weights outside its folder ({outside[0]!r}); they are not loaded.")
+
+
+def _pickled(name: str) -> str:
+    return next((each.name for each in sorted(Path(name).glob("pytorch_model*.bin"))), "a file of them")

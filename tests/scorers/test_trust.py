@@ -1,0 +1,48 @@
+"""Who vouches for a pickle: the user of this machine, never the file that names it."""
+
+import pytest
+
+from pipeline.config import LabelExecution
+from pipeline.dataset.manifest import ScorerEntry
+from pipeline.options import execution_from_flags, label_config_from_flags, score_config_from_flags
+from scorers.contract import Execution
+from scorers.errors import UserError
+from scorers.trust import trusted_by_environment, trusted_by_user
+from training.evaluation.scoring import rebuild_scorer
+
+ONE, OTHER = "1" * 64, "ab" * 32
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("PHF_TRUST_SHA256", f"{OTHER.upper()}")
+
+
+def test_the_environment_and_the_users_own_scorers_vouch():
+    assert trusted_by_environment() == {OTHER}
+    assert trusted_by_user([{"sha256": ONE.upper()}, {"sha256": None}, {}]) == {ONE, OTHER}
+    assert Execution().trusted_sha256 == LabelExecution().of("x").trusted_sha256 == {OTHER}
+
+
+def test_what_is_no_hash_is_refused(monkeypatch):
+    monkeypatch.setenv("PHF_TRUST_SHA256", f"{ONE},everything")
+    with pytest.raises(UserError, match="PHF_TRUST_SHA256"):
+        trusted_by_environment()
+
+
+def test_flags_and_files_of_the_user_vouch(tmp_path):
+    flag = f"toxicity=detoxify:x.ckpt,sha256={ONE}"
+    file = tmp_path / "config.yaml"
+    file.write_text(f"scorers: {{toxicity: {{kind: detoxify, model: x.ckpt, sha256: '{ONE}'}}}}\n")
+    for given in ({"scorers": [flag]}, {"config": file}):
+        label = label_config_from_flags(inputs=["x"], output="y", **given)
+        score = score_config_from_flags(dataset="y", **given)
+        assert label.execution.of("toxicity").trusted_sha256 == {ONE, OTHER}
+        assert score.execution.of("toxicity").trusted_sha256 == {ONE, OTHER}
+    assert execution_from_flags().trusted_sha256 == {OTHER}
+
+
+def test_a_recorded_scorer_of_another_kind_than_its_fingerprint_is_not_built(tmp_path):
+    options = {"model": str(tmp_path / "absent.ckpt"), "sha256": ONE}
+    with pytest.raises(UserError, match=r"fingerprint 'linear-0000' of another kind"):
+        rebuild_scorer("toxicity", ScorerEntry(kind="detoxify", options=options, fingerprint="linear-0000"))
