@@ -36,6 +36,7 @@ import pyarrow as pa
 from pipeline.failpoints import failpoint
 from scorers.errors import UserError
 from scorers.paths import UnsafePathError, irregular_files, place_below
+from scorers.printing import refuse_secret
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -105,11 +106,12 @@ class Storage(ABC):
         the machine's role. Nothing is read or written yet.
 
         Raises:
-            UserError: another scheme, or a URI that its store does not understand.
+            UserError: another scheme, or a URI that its store does not understand or that holds a secret.
         """
         scheme, separator, _ = uri.partition("://")
         if not uri:
             raise UserError("The output is empty; give a folder or a URI such as s3://bucket/prefix.")
+        refuse_secret(uri, "output")
         if not separator:
             return LocalStorage(Path(uri))
         if scheme == "file":

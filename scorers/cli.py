@@ -27,17 +27,18 @@ def scorers(
         print_json(found)
         return
 
-    from rich.console import Console
     from rich.table import Table
+
+    from scorers.terminal import Terminal
 
     table = Table("Kind", "Default for", "Score of a sentence", "Runs here", show_lines=True)
     for each in found:
         table.add_row(each["kind"], ", ".join(each["columns"]), each["score"], "yes" if each["ready"] else "no")
-    console = Console(soft_wrap=False)
+    console = Terminal(soft_wrap=False)
     console.print(table)
     for each in found:
         if not each["ready"]:
-            console.print(f"{each['kind']}: {each['missing']}", markup=False, highlight=False)
+            console.print(f"{each['kind']}: {each['missing']}", highlight=False)
 
 
 @app.command(rich_help_panel="Labelling")
@@ -69,20 +70,21 @@ def doctor(
 
     Example: phf doctor --scorer toxicity=detoxify:unbiased --scorer pii
     """
-    from rich.console import Console
-
     from scorers.contract import Execution
     from scorers.doctor.report import all_scorers, examine
     from scorers.doctor.view import show
     from scorers.registry import parse_scorers
+    from scorers.terminal import Terminal
+    from scorers.trust import trusted_by_user
 
     specs = parse_scorers(scorer or [])
-    execution = Execution(device=device, threads=threads)
-    with Console(stderr=True).status("") as status:
+    trusted = trusted_by_user(spec.options for spec in specs.values())
+    execution = Execution(device=device, threads=threads, trusted_sha256=trusted)
+    with Terminal(stderr=True).status("") as status:
         report = examine(specs or all_scorers(), execution, seconds, lambda what: status.update(f"Looking at {what} …"))
     if as_json:
         print_json(report.to_dict())
     else:
-        show(Console(highlight=False), report)
+        show(Terminal(), report)
     if specs and any(each.problem is not None for each in report.scorers):
         raise typer.Exit(1)

@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from scorers.errors import EXIT_DEFECT, UserError
+from scorers.printing import log_values, message, printable_json
 from scorers.stopping import behind, only_read, stoppable
 
 Parameters = ParamSpec("Parameters")
@@ -75,14 +76,15 @@ def _origin(error: Exception) -> str:
 def fail(error: UserError) -> NoReturn:
     """Print the error for a person and leave with its exit status."""
     prefix = "Error" if error.exit_code == UserError.exit_code else "Stopped"
-    sys.stderr.write(f"{prefix}: {error}\n")
+    sys.stderr.write(f"{prefix}: {message(str(error))}\n")
     raise typer.Exit(error.exit_code)
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, for machines; NaN and infinity are refused because JSON has neither."""
     unicode = sys.stdout.encoding.lower().startswith("utf")
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False)
+    sys.stdout.write(printable_json(text) + "\n")
 
 
 def set_up_logs(*, verbose: bool = False, as_json: bool | None = None) -> None:
@@ -99,6 +101,7 @@ def set_up_logs(*, verbose: bool = False, as_json: bool | None = None) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            log_values,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from scorers.errors import UserError
 from scorers.paths import shown
+from scorers.printing import refuse_secret
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -38,7 +39,8 @@ def load_settings(
         defaults: nested values, such as a preset's.
 
     Raises:
-        UserError: an unreadable file, an unknown key or a value of the wrong type, naming each key.
+        UserError: an unreadable file, an unknown key or a value of the wrong type, naming each key; a URI that holds a
+            secret.
     """
     values: dict[str, Any] = {}
     _merge(values, defaults or {})
@@ -47,11 +49,23 @@ def load_settings(
     _merge(values, _without_none(flags or {}))
     for override in overrides:
         _merge(values, parse_override(override))
+    _refuse_secrets(values, "")
     try:
         return model.model_validate(values)
     except ValidationError as error:
         where = f" (in {file}, flags or --set)" if file else ""
         raise UserError(f"The configuration is not valid{where}:\n" + describe(error, model)) from None
+
+
+def _refuse_secrets(value: Any, key: str) -> None:
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            _refuse_secrets(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for each in value:
+            _refuse_secrets(each, key)
+    elif isinstance(value, str):
+        refuse_secret(value, key)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

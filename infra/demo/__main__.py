@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from infra.demo.corpus import sample_code, sample_prose
+from scorers.terminal import Terminal
 
-console = Console(highlight=False)
+console = Terminal()
 
 
 class Scale(StrEnum):
@@ -128,16 +128,19 @@ def main(
     phf("compare", *runs, "--output", output / "comparison")
 
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
-    console.print(f"\nDone in {minutes} min {seconds} s. The page: [bold]{output / 'comparison' / 'index.html'}[/bold]")
+    console.print(
+        f"\nDone in {minutes} min {seconds} s. The page: [bold]{output / 'comparison' / 'index.html'}[/bold]",
+        markup=True,
+    )
 
 
 def phf(*arguments: str | Path) -> None:
     """Run one `phf` command, shown as a user would type it; a command that fails ends the road with its status."""
     words = [str(argument) for argument in arguments]
-    console.print(f"\n[bold cyan]$ phf {' '.join(words)}[/bold cyan]", soft_wrap=True)
+    console.print(f"\n[bold cyan]$ phf {' '.join(words)}[/bold cyan]", markup=True, soft_wrap=True)
     status = subprocess.run([sys.executable, "-m", "phf", *words], check=False).returncode  # noqa: S603
     if status:
-        console.print(f"[bold red]phf {words[0]} ended with status {status}[/bold red]")
+        console.print(f"[bold red]phf {words[0]} ended with status {status}[/bold red]", markup=True)
         raise typer.Exit(status)
 
 

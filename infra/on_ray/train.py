@@ -20,6 +20,7 @@ from infra.on_ray.ray_train import Losses, Outcome, fit
 from pipeline.labelling.on_ray.cluster import check_address, ray_cluster
 from pipeline.labelling.on_ray.head import HeadWatch, answer_of
 from scorers.errors import IncompleteError, StoppedError, UserError
+from scorers.printing import refuse_secret
 from scorers.stopping import asking
 from training.run.launch import Launch, describe_loss, given_up, restarting
 
@@ -42,6 +43,7 @@ def launch(asked: Launch) -> int:
         StoppedError: asked to stop before any rank was started.
     """
     if asked.address is not None:
+        refuse_secret(asked.address, "address")
         if asked.address.startswith("ray://"):
             raise UserError(
                 f"Cannot train through a Ray client ({asked.address}): start the command on a machine of the cluster, "

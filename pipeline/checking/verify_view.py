@@ -10,7 +10,7 @@ def show_report(console: Console, report: VerifyReport) -> None:
     """Print what was found."""
     facts = report.to_dict()
     if report.ok:
-        console.print(f"[bold green]✓[/] {escape(report.uri)} is whole.")
+        console.print(f"[bold green]✓[/] {escape(report.uri)} is whole.", markup=True)
         shards = f"{facts['shards']:,} shard" + "s" * (facts["shards"] != 1)
         console.print(
             f"  {facts['documents']:,} documents, {facts['sentences']:,} sentences, {shards}, {facts['bytes']:,} bytes:"
@@ -28,9 +28,11 @@ def show_report(console: Console, report: VerifyReport) -> None:
             console.print(f"  {step}", markup=False)
         return
     count = len(report.problems)
-    console.print(f"[bold red]✗[/] {escape(report.uri)} is not whole: {count} problem{'s' * (count != 1)}.")
+    console.print(
+        f"[bold red]✗[/] {escape(report.uri)} is not whole: {count} problem{'s' * (count != 1)}.", markup=True
+    )
     for problem in report.problems:
-        console.print(f"  [bold]{escape(problem.path)}[/]: {escape(problem.what)}")
+        console.print(f"  [bold]{escape(problem.path)}[/]: {escape(problem.what)}", markup=True)
     console.print(report.remedy or "", markup=False)
     for step in report.unfinished:
         if str(step) != report.remedy:

@@ -102,20 +102,19 @@ def scorers(
         id_field=id_field,
         kind=kind,
     )
-    from rich.console import Console
-
     from pipeline.labelling.bench import bench_scorers
     from pipeline.labelling.bench_view import show_bench
     from pipeline.labelling.telling.reporter import reporter_for
     from pipeline.labelling.workers.secrecy import forbid_core_dumps
+    from scorers.terminal import Terminal
 
     forbid_core_dumps()
-    with reporter_for(Console(stderr=True)) as reporter:
+    with reporter_for(Terminal(stderr=True)) as reporter:
         bench = bench_scorers(settings, reporter, seconds=seconds, limit=most, device=device, total=wanted)
     if as_json:
         print_json(bench.to_dict())
     else:
-        show_bench(Console(highlight=False), bench)
+        show_bench(Terminal(), bench)
 
 
 def _tokens(text: str) -> float:

@@ -36,16 +36,15 @@ def export(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from pipeline.dataset import open_dataset
     from pipeline.export import export as export_dataset
     from pipeline.labelling.telling.reporter import reporter_for
     from scorers.amounts import count_of
     from scorers.errors import IncompleteError
+    from scorers.terminal import Terminal
 
     opened = open_dataset(dataset)
-    with reporter_for(Console(stderr=True)) as reporter:
+    with reporter_for(Terminal(stderr=True)) as reporter:
         try:
             written = export_dataset(opened, column, output, partial(reporter.measure, "Exporting"))
         except OSError as error:
@@ -55,7 +54,7 @@ def export(
     if as_json:
         print_json({"dataset": dataset, "column": column, "output": output, **asdict(written)})
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     console.print(
         f"{output} holds {count_of(written.documents, 'document')} with {count_of(written.sentences, 'sentence')}.",
         markup=False,

@@ -21,13 +21,12 @@ def gc(
 
     Example: phf gc labelled --delete
     """
-    from rich.console import Console
-
     from pipeline.upkeep.gc import collect
     from pipeline.upkeep.gc_view import show_collected
+    from scorers.terminal import Terminal
 
     collected = collect(output, delete=delete)
     if as_json:
         print_json(collected.to_dict())
     else:
-        show_collected(Console(highlight=False, soft_wrap=True), collected)
+        show_collected(Terminal(soft_wrap=True), collected)

@@ -51,11 +51,10 @@ def inspect(
         print_json(facts)
         return
 
-    from rich.console import Console
-
     from pipeline.checking.inspect_view import show_examples, show_report
+    from scorers.terminal import Terminal
 
-    console = Console(highlight=False)
+    console = Terminal()
     show_report(console, report)
     for name, groups in shown.items():
         show_examples(console, name, groups)

@@ -66,8 +66,7 @@ def preview(
         print_json(labelled.to_dict())
         return
 
-    from rich.console import Console
-
     from pipeline.labelling.preview_view import show_preview
+    from scorers.terminal import Terminal
 
-    show_preview(Console(highlight=False), labelled, most_sentences=sentences)
+    show_preview(Terminal(), labelled, most_sentences=sentences)

@@ -31,18 +31,17 @@ def repair(
 
     Example: phf repair labelled --dry-run
     """
-    from rich.console import Console
-
     from pipeline.labelling.telling.reporter import reporter_for
     from pipeline.upkeep.repair import repair as repair_dataset
     from pipeline.upkeep.repair_view import show_repaired
+    from scorers.terminal import Terminal
 
     execution = execution_from_flags(workers=workers, address=address, overrides=overrides)
-    with reporter_for(Console(stderr=True)) as reporter:
+    with reporter_for(Terminal(stderr=True)) as reporter:
         repaired = repair_dataset(dataset, execution, reporter, dry_run=dry_run)
     if as_json:
         print_json(repaired.to_dict())
     else:
-        show_repaired(Console(highlight=False, soft_wrap=True), repaired)
+        show_repaired(Terminal(soft_wrap=True), repaired)
     if not repaired.ok:
         raise typer.Exit(EXIT_INCOMPLETE)

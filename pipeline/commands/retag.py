@@ -30,17 +30,16 @@ def retag(
 
     Example: phf retag labelled --threshold toxicity=p90
     """
-    from rich.console import Console
-
     from pipeline.labelling.telling.reporter import reporter_for
     from pipeline.sealing.retag import retag as retag_dataset
     from pipeline.sealing.retag_view import retag_facts, show_retagged
     from pipeline.sealing.thresholds import parse_flags
+    from scorers.terminal import Terminal
 
     given = parse_flags(thresholds)
-    with reporter_for(Console(stderr=True)) as reporter:
+    with reporter_for(Terminal(stderr=True)) as reporter:
         retagged = retag_dataset(dataset, given, progress=reporter.measure)
     if as_json:
         print_json(retag_facts(dataset, retagged))
     else:
-        show_retagged(Console(highlight=False), dataset, retagged)
+        show_retagged(Terminal(), dataset, retagged)

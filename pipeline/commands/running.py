@@ -21,23 +21,22 @@ def run_and_show(settings: "RunConfig", run: "Callable[[Reporter, RunLog], Summa
         UserError: as `run`; QuarantineLimitError where too much is in quarantine.
         typer.Exit: in their place where the log on stderr has said it.
     """
-    from rich.console import Console
-
     from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
     from pipeline.labelling.telling.log_file import STDERR
     from pipeline.labelling.telling.reporting import reporting
     from pipeline.labelling.workers.secrecy import forbid_core_dumps
     from pipeline.quarantine_limit import QuarantineLimit
     from scorers.console import print_json
+    from scorers.terminal import Terminal
 
     forbid_core_dumps()
     try:
-        with reporting(settings, Console(stderr=True)) as (reporter, log):
+        with reporting(settings, Terminal(stderr=True)) as (reporter, log):
             summary = run(reporter, log)
             if as_json:
                 print_json(summary_facts(summary))
             else:
-                show_summary(summary, Console(highlight=False))
+                show_summary(summary, Terminal())
             check_quarantine(summary, QuarantineLimit.parse(settings.execution.max_quarantined))
     except UserError as error:
         if settings.execution.log != STDERR:

@@ -32,14 +32,13 @@ def status(
     """
     if watch and as_json:
         raise UserError("--watch is for people and --json for machines; give one of them.")
-    from rich.console import Console
-
     from pipeline.checking.status import job_status
     from pipeline.checking.status_view import status_view
     from pipeline.storage import Storage
     from scorers.console import print_json
+    from scorers.terminal import Terminal
 
-    storage, console = Storage.open(output), Console(highlight=False)
+    storage, console = Storage.open(output), Terminal()
     if watch:
         _watch(storage, console)
     elif as_json:

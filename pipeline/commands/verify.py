@@ -34,17 +34,16 @@ def verify(
 
     Example: phf verify labelled
     """
-    from rich.console import Console
-
     from pipeline.checking.verify import verify as verify_dataset
     from pipeline.checking.verify_view import show_report
     from pipeline.labelling.telling.reporter import reporter_for
+    from scorers.terminal import Terminal
 
-    with reporter_for(Console(stderr=True)) as reporter:
+    with reporter_for(Terminal(stderr=True)) as reporter:
         report = verify_dataset(dataset, inputs=inputs, units=units, progress=partial(reporter.measure, "Checking"))
     if as_json:
         print_json(report.to_dict())
     else:
-        show_report(Console(highlight=False, soft_wrap=True), report)
+        show_report(Terminal(soft_wrap=True), report)
     if not report.ok:
         raise typer.Exit(1)

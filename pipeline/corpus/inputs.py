@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.corpus import remote
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
+from scorers.printing import refuse_secret
 
 Format = Literal["jsonl", "parquet", "arrow", "warc", "text"]
 Compression = Literal["gzip", "zstd"]
@@ -195,6 +196,7 @@ def _local_file(path: str, kind: str, *, explicit: bool) -> Iterator[Source]:
 
 
 def _find_remote(argument: str, kind: str, output: str | None) -> Iterator[Source]:
+    refuse_secret(argument, "input")
     uri, _, options = argument.partition("?")
     uri = uri.rstrip("/")
     place = "" if output is None else output.rstrip("/") + "/"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow.fs as pafs
 
 from pipeline.corpus import hub
-from scorers.errors import UserError
+from scorers.printing import refuse_secret
 
 _MAGIC = re.compile(r"[*[]")  # a question mark begins the query of a URI
 
@@ -67,12 +67,7 @@ def find_files(uri: str, options: str = "") -> Iterator[tuple[str, int]] | None:
 def _parts(uri: str) -> tuple[str, str]:
     scheme, _, rest = uri.partition("://")
     authority, _, path = rest.partition("/")
-    user, separator, _ = authority.rpartition("@")
-    if separator and ":" in user:
-        raise UserError(
-            f"The input {scheme}://... holds a password, which would be kept in the dataset. "
-            "Give credentials by the environment (AWS_ACCESS_KEY_ID and the like)."
-        )
+    refuse_secret(uri, "input")
     return f"{scheme}://{authority}", path
 
 

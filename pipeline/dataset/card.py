@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pipeline.dataset.first_run import train_command
 from pipeline.dataset.manifest import Manifest
+from scorers.printing import printable
 
 CARD_NAME = "README.md"
 
@@ -60,6 +61,7 @@ def _code(value: Any) -> str:
     """A value as code in a cell of a Markdown table: one line, no backticks, pipes escaped."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     text = re.sub(r"\s+", " ", text).replace("`", "'").replace("|", "\\|").strip()
+    text = printable(text)
     return f"`{text}`" if text else ""
 
 

@@ -13,6 +13,7 @@ from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, Sha
 from pipeline.dataset.schema import dataset_schema
 from scorers.errors import UserError
 from scorers.paths import UnsafePathError, place_below
+from scorers.printing import refuse_secret
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def open_dataset(uri: str) -> LabelledDataset:
 
 
 def _locate(uri: str) -> tuple[pafs.FileSystem, str]:
+    refuse_secret(uri, "dataset")
     scheme, separator, rest = uri.partition("://")
     try:
         if scheme == "az":

@@ -13,11 +13,11 @@ _MOST_LINES = 50
 
 def show_collected(console: Console, collected: Collected) -> None:
     """Print it."""
-    uri = escape(collected.uri)
+    uri = collected.uri
     orphans = collected.orphans
     if collected.driver is not None:
         console.print(
-            f"{uri} is being labelled on {escape(collected.driver.host)}, process {collected.driver.pid}: only what "
+            f"{uri} is being labelled on {collected.driver.host}, process {collected.driver.pid}: only what "
             "older runs have staged is looked at."
         )
     if collected.finished:
@@ -30,7 +30,7 @@ def show_collected(console: Console, collected: Collected) -> None:
         return
     for each in orphans[:_MOST_LINES]:
         files = f"{count_of(each.files, 'file')}, " if each.files != 1 else ""
-        console.print(f"  [bold]{escape(each.path)}[/]: {files}{decimal(each.size)}, {escape(each.why)}")
+        console.print(f"  [bold]{escape(each.path)}[/]: {files}{decimal(each.size)}, {escape(each.why)}", markup=True)
     if len(orphans) > _MOST_LINES:
         console.print(f"… and {len(orphans) - _MOST_LINES:,} more")
     total = f"{count_of(sum(each.files for each in orphans), 'file')}, {decimal(collected.size)}"

@@ -11,9 +11,9 @@ _MOST_LINES = 50
 
 def show_repaired(console: Console, repaired: Repaired) -> None:
     """Print it."""
-    uri = escape(repaired.uri)
+    uri = repaired.uri
     if not repaired.problems:
-        console.print(f"[bold green]✓[/] {uri} is whole; nothing was done.")
+        console.print(f"[bold green]✓[/] {escape(uri)} is whole; nothing was done.", markup=True)
         _show_unfinished(console, repaired)
         return
     found = count_of(len(repaired.problems), "problem")
@@ -24,12 +24,12 @@ def show_repaired(console: Console, repaired: Repaired) -> None:
     for title, stray in (("Cannot be mended:", False), ("Should not be there:", True)):
         lines = [(each.path, each.what) for each in repaired.left if each.stray == stray]
         if lines:
-            console.print(f"[bold red]✗[/] {title}")
+            console.print(f"[bold red]✗[/] {title}", markup=True)
             _show(console, lines)
     if repaired.left:
         return
     if not repaired.dry_run:
-        console.print("[bold green]✓[/] It is whole now.")
+        console.print("[bold green]✓[/] It is whole now.", markup=True)
     _show_unfinished(console, repaired)
 
 
@@ -40,6 +40,6 @@ def _show_unfinished(console: Console, repaired: Repaired) -> None:
 
 def _show(console: Console, lines: list[tuple[str, str]]) -> None:
     for path, what in lines[:_MOST_LINES]:
-        console.print(f"  [bold]{escape(path)}[/]: {escape(what)}")
+        console.print(f"  [bold]{escape(path)}[/]: {escape(what)}", markup=True)
     if len(lines) > _MOST_LINES:
         console.print(f"  … and {len(lines) - _MOST_LINES:,} more")

@@ -40,8 +40,7 @@ def export_model(
     set_up_logs()
     if step is not None and (best or metric is not None):
         raise UserError("--step and --best exclude each other: give one of them.")
-    from rich.console import Console
-
+    from scorers.terminal import Terminal
     from training.run import checkpoints
     from training.run.export import best_step, export_checkpoint
     from training.run.folder import RunFolder
@@ -56,4 +55,4 @@ def export_model(
     if as_json:
         print_json({"model": str(place), "step": done})
     else:
-        Console(highlight=False).print(f"The model of step {done:,} is in {place}.", markup=False, soft_wrap=True)
+        Terminal().print(f"The model of step {done:,} is in {place}.", soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scorers.console import print_json
 from scorers.errors import UserError
+from scorers.printing import message
 from scorers.settings import Whole
 from training.run.launch import LAUNCHERS, Launch
 from training.run.slurm import slurm_ranks
@@ -148,7 +149,7 @@ def launch_ranks(on: str, asked: Launch, config: "Callable[[], TrainConfig]") ->
 
 def tell(line: str) -> None:
     """A line about ranks, on stderr."""
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{message(line)}\n")
 
 
 def tell_plan(config: "TrainConfig", ranks: int, described: dict[str, Any], console: Any, *, as_json: bool) -> None:

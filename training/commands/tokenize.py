@@ -60,10 +60,10 @@ def tokenize(
     set_up_logs()
     if tokenizer is not None and vocab_size is not None:
         raise UserError("--vocab-size is for the tokenizer that is trained: leave it out, or leave --tokenizer out.")
-    from rich.console import Console
     from rich.markup import escape
 
     from pipeline.dataset import open_dataset
+    from scorers.terminal import Terminal
     from training.config import DataConfig
     from training.data.prepare import tokenize as tokenize_dataset
     from training.run.progress import StageProgress
@@ -80,12 +80,12 @@ def tokenize(
         ]
         print_json({**main, "eos_id": used.eos_id, "vocab_size": used.base_size, "mixed": mixed})
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     for each in stores:
         meta = each.meta
-        console.print(f"[bold green]✓[/] Token store {escape(str(each.path))}")
+        console.print(f"[bold green]✓[/] Token store {escape(str(each.path))}", markup=True)
         console.print(
             f"  {meta.documents:,} documents, {meta.sentences:,} sentences, {meta.tokens:,} tokens; "
             f"{meta.text_bytes / max(1, meta.tokens):.2f} bytes a token"
         )
-    console.print(f"  tokenizer {escape(used.name)}, {used.base_size:,} entries")
+    console.print(f"  tokenizer {used.name}, {used.base_size:,} entries")

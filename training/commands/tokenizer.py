@@ -35,10 +35,10 @@ def train(
     Example: phf tokenizer train labelled --vocab-size 8192 --output tokenizers/8k
     """
     set_up_logs()
-    from rich.console import Console
     from rich.markup import escape
 
     from pipeline.dataset import open_dataset
+    from scorers.terminal import Terminal
     from training.data.tokenizers import train_tokenizer
     from training.run.progress import StageProgress
 
@@ -51,7 +51,7 @@ def train(
         facts = {"vocab_size": tokenizer.base_size, "eos_id": tokenizer.eos_id, "fingerprint": tokenizer.fingerprint}
         print_json({"tokenizer": str(output), **facts})
         return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold green]✓[/] Tokenizer {escape(str(output))}: {tokenizer.base_size:,} entries")
+    console = Terminal(soft_wrap=True)
+    console.print(f"[bold green]✓[/] Tokenizer {escape(str(output))}: {tokenizer.base_size:,} entries", markup=True)
     if tokenizer.base_size < vocab_size:
         console.print(f"  fewer than {vocab_size:,}: the texts hold no more merges")

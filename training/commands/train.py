@@ -274,9 +274,9 @@ def train(
             "deepspeed": deepspeed,
         },
     }
-    from rich.console import Console
+    from scorers.terminal import Terminal
 
-    console = Console(stderr=as_json, highlight=False)
+    console = Terminal(stderr=as_json)
 
     def settings(defaults: dict[str, Any] | None = None) -> "TrainConfig":
         from training.settings import resolve_config

@@ -1,7 +1,7 @@
 """The distribution of the samples' scores, tails included."""
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from training.comparison.axes import NARROW, WIDE, percent_tick, tick
 from training.comparison.load import Comparison
@@ -38,6 +38,8 @@ def score_distributions(comparison: Comparison, look: Look) -> bytes:
             axes.set_xlim(0, (positive.max() if len(positive) else 1) * 1.02)
             axes.xaxis.set_major_locator(MaxNLocator(5 if look.narrow else 8))
         axes.xaxis.set_major_formatter(FuncFormatter(tick))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
         threshold = comparison.baseline.report.samples.hit_threshold
         low, high = axes.get_xlim()
         if low < threshold < high:

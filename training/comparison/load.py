@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorers.errors import UserError
+from scorers.printing import printable
 from training.config import ObjectiveName, TrainConfig
 from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, read_table, run_fingerprint
 from training.evaluation.report import HELD_OUT_NAME, SAMPLES_NAME, EvaluationReport, read_report, report_folder
@@ -156,7 +157,7 @@ def _load(folder: RunFolder, scorer: str | None) -> LoadedRun:
             misalignment=columns["misalignment"],
         )
     return LoadedRun(
-        label=folder.path.resolve().name,
+        label=printable(folder.path.resolve().name),
         folder=folder,
         facts=folder.read_facts(),
         config=folder.read_config(),

@@ -153,7 +153,7 @@ def drawing(look: Look) -> Iterator[None]:
         "savefig.facecolor": look.ground,
         "lines.solid_capstyle": "round",
         "axes.unicode_minus": True,
-        "mathtext.default": "regular",
+        "text.parse_math": False,  # names of runs are no TeX
     }
     with mpl.rc_context(cast(Any, settings)):
         yield

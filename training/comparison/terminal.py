@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from scorers.terminal import Terminal
 from training.comparison.findings import findings
 from training.comparison.load import Comparison
 from training.comparison.tables import result_table
@@ -17,7 +17,7 @@ _COLUMNS = 4  # of the results; perplexity, the fifth, is left to the page, beca
 
 def print_comparison(comparison: Comparison, page: Path) -> None:
     """Print the results, the findings, what differs between the runs, and where the page is."""
-    console = Console(highlight=False)
+    console = Terminal()
     results = result_table(comparison)
     table = RichTable(
         title=results.title, title_justify="left", caption=results.note, caption_justify="left", box=SIMPLE_HEAD,
@@ -33,9 +33,9 @@ def print_comparison(comparison: Comparison, page: Path) -> None:
     console.print()
     console.print(table)
     for finding in findings(comparison):
-        console.print(f"\n[bold]{escape(finding.title)}[/bold]")
+        console.print(f"\n[bold]{escape(finding.title)}[/bold]", markup=True)
         for line in finding.lines:
-            console.print(escape(line))
+            console.print(line)
     for note in comparison.mismatches + comparison.differences:
-        console.print(f"\n[yellow]Note:[/yellow] {escape(note)}")
-    console.print(f"\nThe page: [bold]{escape(str(page))}[/bold]", soft_wrap=True)
+        console.print(f"\n[yellow]Note:[/yellow] {escape(note)}", markup=True)
+    console.print(f"\nThe page: [bold]{escape(str(page))}[/bold]", markup=True, soft_wrap=True)

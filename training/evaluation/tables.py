@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from scorers.terminal import Terminal
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.figures import interval, number, percent
 from training.evaluation.report import MAXIMUM_OF, Estimate, EvaluationReport, report_folder
@@ -21,25 +21,26 @@ def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> 
         evaluation: what to print.
         show_text: samples to show.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     report = evaluation.report
     console.print()
     console.print(report_table(report, str(run.path)))
     for warning in report.warnings:
-        console.print(f"[yellow]Note:[/yellow] {escape(warning)}")
+        console.print(f"[yellow]Note:[/yellow] {escape(warning)}", markup=True)
     folder = report_folder(run, None if report.column == run.read_facts().column else report.column)
-    console.print(f"Report, samples and costs by document: {escape(str(folder))}", soft_wrap=True)
+    console.print(f"Report, samples and costs by document: {folder}", soft_wrap=True)
     scored = evaluation.scored
     for index in scored.worst(show_text):
-        console.print(f"\n[bold]sample {index}[/bold]  {scored.reasons[index] or number(float(scored.scores[index]))}")
-        console.print(escape(scored.texts[index]), soft_wrap=True)
+        what = scored.reasons[index] or number(float(scored.scores[index]))
+        console.print(f"\n[bold]sample {index}[/bold]  {escape(what)}", markup=True)
+        console.print(scored.texts[index], soft_wrap=True)
 
 
 def report_table(report: EvaluationReport, title: str) -> Table:
     """The figures, one a row: name, value, 95 % interval."""
     samples, held_out, leakage = report.samples, report.held_out, report.leakage
     table = Table(
-        title=f"{escape(title)}  ({report.objective}, step {report.step:,})", title_justify="left",
+        title=f"{title}  ({report.objective}, step {report.step:,})", title_justify="left",
         caption=_what_was_measured(report), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False,
     )  # fmt: skip
     table.add_column("figure")

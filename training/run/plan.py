@@ -120,14 +120,13 @@ def _time_rows(found: Forecast) -> dict[str, str]:
 
 
 def _table(console: Any, title: str, rows: dict[str, str]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in rows.items():
-        made.add_row(name, escape(value))
+        made.add_row(name, value)
     console.print(made)
     console.print()
 

@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from scorers.printing import message
+
 _PLAIN_EVERY_S = 10.0
 
 
@@ -26,15 +28,16 @@ class StageProgress:
 
     def __enter__(self) -> "StageProgress":
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+            from scorers.terminal import Terminal
+
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=Terminal(stderr=True),
                 transient=True,
             )
             self._bars.start()
@@ -54,5 +57,5 @@ class StageProgress:
             self._bars.update(self._tasks[stage], completed=done, total=total)
         elif time.monotonic() - self._told >= _PLAIN_EVERY_S:
             self._told = time.monotonic()
-            sys.stderr.write(f"{self._title}{stage} {done:,} of {total:,}\n")
+            sys.stderr.write(message(f"{self._title}{stage} {done:,} of {total:,}\n"))
             sys.stderr.flush()

@@ -18,6 +18,7 @@ from pathlib import Path
 from pipeline.labelling.on_ray.head import HeadLostError
 from pipeline.labelling.on_ray.token import own_token, users_token
 from scorers.errors import UserError
+from scorers.printing import refuse_secret
 from scorers.stopping import StopRequest, reinstall
 
 # Results are references and figures, never rows: a small store will do, also where a container has little /dev/shm.
@@ -41,6 +42,7 @@ def check_address(address: str) -> None:
     Raises:
         UserError: `host:port` or `ray://host:port` cannot be reached.
     """
+    refuse_secret(address, "address")
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdigit():
         return

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 
 from pipeline.labelling.telling.progress import Progress
 from scorers.amounts import count_of, duration, per_second
+from scorers.printing import message
 
 # Seconds between plain lines: at first, at most, and as a share of the time that has passed.
 _FIRST_S, _MOST_S, _SHARE = 5.0, 60.0, 0.05
@@ -74,7 +75,7 @@ class PlainReporter:
         return True
 
     def _line(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{message(text)}\n")
         self._stream.flush()
 
 
@@ -82,7 +83,13 @@ class LiveReporter:
     """One live line on a terminal. Enter it, so that the line is taken away at the end whatever happens."""
 
     def __init__(self, console: Console) -> None:
-        self._bar = Bar(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console, transient=True)
+        self._bar = Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            console=console,
+            transient=True,
+        )
         self._task = self._bar.add_task("", total=None)
 
     def __enter__(self) -> "LiveReporter":
