@@ -171,3 +171,13 @@ def test_no_command_takes_or_prints_a_secret(tmp_path, monkeypatch, command, uri
     assert done.exit_code == 2, done.output
     assert "SECRET" not in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_a_preview_of_hostile_ids_and_texts_is_text(tmp_path):
+    file = tmp_path / "\x1b[31m\x9b[red]$x$.jsonl"
+    file.write_text(json.dumps({"id": HOSTILE.replace("\ud800", ""), "text": f"A sentence. {HOSTILE} Another."}) + "\n")
+    for more in ([], ["--json"]):
+        done = CliRunner().invoke(app, ["preview", str(file), "--scorer", "toxicity=linear", *more])
+        assert done.exit_code == 0, done.output
+        assert not ACTIVE.search(done.output)
+        assert "[red]" in done.output
