@@ -19,7 +19,7 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|gh[a-z]_[A-Za-z0-9]{16,})")
-_URI = re.compile(r"([a-zA-Z][\w+.-]*://)[^\s'\"<>]+")
+_URI = re.compile(r"([a-zA-Z][\w+.-]*://)[^\s'\"<>]*[^\s'\"<>.,:;)]")
 
 
 def printable(text: str, keep: str = "") -> str:

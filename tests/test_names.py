@@ -140,6 +140,8 @@ def test_a_secret_is_found_and_not_repeated(uri):
 @pytest.mark.parametrize("uri", HARMLESS)
 def test_what_is_no_secret_passes(uri):
     assert not holds_secret(uri)
+    for said in (f"Cannot join {uri}: refused.", f"It is in {uri}.", f"({uri}), {uri!r}; {uri}"):
+        assert without_secrets(said) == said
     refuse_secret(uri, "input")
 
 
