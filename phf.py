@@ -1,13 +1,57 @@
 """The command line of phf: it composes the commands of the parts, nothing else."""
 
+import importlib.util
 import os
 import sys
-from pathlib import Path
+
+_HOME = os.path.dirname(os.path.abspath(__file__))
+
+
+def _start_safely() -> None:
+    """Keep data, and packages of others that have our names, off the import path of this process and of its children.
+
+    Until here nothing was imported that is not frozen into the interpreter. Only `python -m phf` without `-P` has
+    already looked into the working directory.
+    """
+    if not sys.flags.safe_path:
+        # The working directory, or the script's folder.
+        del sys.path[0]
+    if entries := os.environ.get("PYTHONPATH"):
+        named = entries.split(os.pathsep)
+        relative = {os.path.abspath(each) for each in named if not os.path.isabs(each)} - set(named)
+        sys.path[:] = [each for each in sys.path if each not in relative]
+    for package in ("scorers", "pipeline", "training", "infra"):
+        _refuse_another(package)
+    from scorers import interpreter
+
+    interpreter.make_safe()
+    shadows = interpreter.shadows()
+    if shadows and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"Warning: {interpreter.describe(shadows)}\n")
+
+
+def _refuse_another(package: str) -> None:
+    """End the command where a package of phf would be taken from elsewhere, or from nowhere."""
+    ours = os.path.join(_HOME, package)
+    if not os.path.isdir(ours):
+        # A cluster was sent the packages: each lies in a folder of its own, before all others.
+        return
+    spec = importlib.util.find_spec(package)
+    found = [*(spec.submodule_search_locations or ()), spec.origin or ""] if spec is not None else []
+    if not any(os.path.realpath(each) == os.path.realpath(ours) for each in found):
+        where = f"another one, {found[0]}, stands before it: take its folder off PYTHONPATH" if found else "install phf"
+        sys.stderr.write(f"Error: phf cannot import its own package {package} ({ours}): {where}.\n")
+        sys.exit(2)
+
+
+_COMMAND = __name__ == "__main__" or os.path.basename(sys.argv[0]) == "phf"
+if _COMMAND:
+    _start_safely()
 
 from scorers.errors import EXIT_STOPPED
 from scorers.stopping import StopRequest, leave, take_signals
 
-if __name__ == "__main__" or Path(sys.argv[0]).name == "phf":
+if _COMMAND:
     # Before the imports below, which take long enough for a signal to come.
     take_signals()
 

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 
 from infra.demo.corpus import sample_code, sample_prose
+from scorers import interpreter
 from scorers.terminal import Terminal
 
 console = Terminal()
@@ -138,7 +138,8 @@ def phf(*arguments: str | Path) -> None:
     """Run one `phf` command, shown as a user would type it; a command that fails ends the road with its status."""
     words = [str(argument) for argument in arguments]
     console.print(f"\n[bold cyan]$ phf {' '.join(words)}[/bold cyan]", markup=True, soft_wrap=True)
-    status = subprocess.run([sys.executable, "-m", "phf", *words], check=False).returncode  # noqa: S603
+    command, environment = interpreter.command("phf", *words), interpreter.environment()
+    status = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
     if status:
         console.print(f"[bold red]phf {words[0]} ended with status {status}[/bold red]", markup=True)
         raise typer.Exit(status)

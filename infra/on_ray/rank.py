@@ -5,13 +5,11 @@ none of which a thread in an actor can.
 """
 
 import contextlib
-import os
 import queue
 import secrets
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from infra.on_ray.desk import STDERR, STDOUT
+from scorers import interpreter
 from training.run.folder import SHARED_MARK
 from training.run.launch import MEANT, free_port, meant, passed_on, rank_environment, start_rank
 
@@ -130,7 +129,7 @@ def _check_folders(job: RankJob, rank: int, address: str, mark: str) -> None:
 
 
 def _environment(job: RankJob) -> dict[str, str]:
-    environment = os.environ | dict(job.environment)
+    environment = interpreter.environment() | dict(job.environment)
     # Ray sets it to the cores that were reserved, where the node says nothing; how many threads there are is not for
     # it to say: a rank shares the node's cores with the others there.
     if not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in _INITIAL_ENVIRONMENT.read_bytes().split(b"\0")):
@@ -146,7 +145,7 @@ def _run(job: RankJob, environment: Mapping[str, str]) -> int:
 
     # A rank must not outlive its worker: Ray Train starts the next one as soon as that is gone.
     process = start_rank(
-        [sys.executable, "-m", "phf", *job.arguments],
+        interpreter.command("phf", *job.arguments),
         environment,
         orphaned=signal.SIGKILL,
         cwd=job.folder,

@@ -1,12 +1,12 @@
 """Runs a job of `phf doctor` in a process of its own, so that whatever a library does there is an answer."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
+
+from scorers import interpreter
 
 
 class LostChildError(Exception):
@@ -23,14 +23,13 @@ def ask(job: Mapping[str, Any], *, patience_s: float) -> dict[str, Any]:
     Raises:
         LostChildError: it was killed, died or said something else.
     """
-    path = os.pathsep.join(each for each in sys.path if each)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "scorers.doctor"],
+        done = subprocess.run(  # noqa: S603 - this interpreter, this package
+            interpreter.command("scorers.doctor"),
             input=json.dumps(job).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
+            env=interpreter.environment(),
             timeout=patience_s,
             check=False,
         )

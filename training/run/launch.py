@@ -5,11 +5,9 @@ stop, whether their checkpoint is written or not, and starts again also where th
 """
 
 import ctypes
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scorers import interpreter
 from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
 from scorers.stopping import asking
 
@@ -74,7 +73,7 @@ def launch(asked: Launch) -> int:
     Raises:
         IncompleteError: ranks were lost once more than `max_restarts`.
     """
-    command = [sys.executable, "-m", "phf", *asked.arguments]
+    command = interpreter.command("phf", *asked.arguments)
     restarts = 0
     while True:
         lost, asked_to_stop = _run(command, asked.ranks)
@@ -127,7 +126,7 @@ def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
 
 
 def _start(command: Sequence[str], rank: int, ranks: int, port: int) -> "subprocess.Popen[bytes]":
-    environment = os.environ | rank_environment(rank, ranks, rank, ranks, "127.0.0.1", port)
+    environment = interpreter.environment() | rank_environment(rank, ranks, rank, ranks, "127.0.0.1", port)
     # Without their parent nobody would collect them: they save, and stop.
     return start_rank(command, environment, orphaned=signal.SIGTERM)
 

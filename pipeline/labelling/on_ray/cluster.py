@@ -14,12 +14,17 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.labelling.on_ray.head import HeadLostError
 from pipeline.labelling.on_ray.token import own_token, users_token
+from scorers import interpreter
 from scorers.errors import UserError
 from scorers.printing import refuse_secret
 from scorers.stopping import StopRequest, reinstall
+
+if TYPE_CHECKING:
+    from ray.job_config import JobConfig
 
 # Results are references and figures, never rows: a small store will do, also where a container has little /dev/shm.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -109,6 +114,7 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
     import ray
 
     os.environ.update(_ENVIRONMENT)
+    interpreter.make_safe()
     parent = tempfile.gettempdir()
     if len(parent) > _LONGEST_FOLDER:
         parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder below it
@@ -118,6 +124,7 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
         _joined(
             lambda: ray.init(
                 address="local",
+                job_config=_job_config(),
                 num_cpus=cpus,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
@@ -178,16 +185,35 @@ def _remote(address: str, more: Sequence[Path]) -> Iterator[None]:
     import scorers
 
     code = [*(str(Path(package.__path__[0])) for package in (scorers, pipeline)), *map(str, more)]
+    # Ray's own environment there is not ours; that of our workers is.
+    sent = {"py_modules": code, "env_vars": interpreter.SAFE_PATH}
+    # A client's folders are never sent, and its configuration is read where phf may not be installed.
+    config: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _job_config()}
     with (
         users_token(address),
         _joined(
             lambda: ray.init(
-                address=address, runtime_env={"py_modules": code}, log_to_driver=False, logging_level=logging.ERROR
+                address=address, runtime_env=sent, log_to_driver=False, logging_level=logging.ERROR, **config
             ),
             f"Cannot join the Ray cluster {address}",
         ),
     ):
         yield
+
+
+def _job_config() -> "JobConfig":
+    """Of a job whose workers get no folder of the driver.
+
+    Ray puts the driver's working directory before the standard library on its workers' import paths, unless the job
+    brings a working directory of its own (`ray._private.worker.connect`).
+    """
+    from ray.job_config import JobConfig
+
+    class WithoutFolders(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return WithoutFolders()
 
 
 @contextlib.contextmanager

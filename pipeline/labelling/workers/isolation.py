@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from pipeline.corpus.plan import Unit
 from pipeline.labelling.workers.label_records import Spared
 from pipeline.labelling.workers.memory import machine_memory, resident_memory
 from pipeline.labelling.workers.worker import Job, PartResult
+from scorers import interpreter
 from scorers.contract import ScoringError
 from scorers.errors import UserError
 from scorers.isolation import allowed_seconds, describe
@@ -186,11 +186,10 @@ class _Child:
 
     def __enter__(self) -> "_Child":
         self._connection, theirs = Pipe()
-        path = os.pathsep.join(each for each in sys.path if each)
         # What libraries print may quote the corpus; it goes nowhere.
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this package
-            [sys.executable, "-m", "pipeline.labelling.workers.isolated", str(theirs.fileno())],
-            env={**os.environ, "PYTHONPATH": path},
+            interpreter.command("pipeline.labelling.workers.isolated", str(theirs.fileno())),
+            env=interpreter.environment(),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
