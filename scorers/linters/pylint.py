@@ -6,6 +6,7 @@ of the world, in `pylint_world.py`.
 """
 
 import gc
+import math
 import platform
 import re
 import sys
@@ -27,7 +28,7 @@ from scorers.linters import pylint_world
 from scorers.linters.lines import line_of_syntax_error, per_character, refuse_too_long
 from scorers.requirements import require
 
-_REVISION = 2
+_REVISION = 3
 
 DISABLED = {
     # Whether an import can be resolved says something of the machine, not of the code.
@@ -51,6 +52,13 @@ DISABLED = {
     # pylint failing is no fault of the code.
     "method-check-failed": "pylint itself",
 }
+
+# Messages about names that nothing defines. After `from MODULE import *` a name may come from the module, unless pylint
+# sees all that the module holds.
+_OF_NAMES = frozenset(
+    {"undefined-variable", "undefined-all-variable", "global-variable-undefined", "used-before-assignment"}
+)
+_WILDCARD = re.compile(r"import[\s\\]*\*")
 
 # A comment such as "coding: latin-1" is about bytes, and a document is text.
 _CODING = re.compile(r"(?a)\A((?:[ \t\f]*(?:#[^\r\n]*)?\r?\n)?[ \t\f]*#.*?)coding(?=[:=][ \t]*[-\w.]+)")
@@ -192,6 +200,12 @@ class _Linter:
         from pylint.utils import LinterStats
 
         path = f"{pylint_world.NAME}.py"
+        trees: list[Any] = []
+
+        def build(*_names: Any) -> Any:
+            trees.append(AstroidBuilder(MANAGER).string_build(source, pylint_world.NAME, path))
+            return trees[0]
+
         self._linter.stats = LinterStats()
         self._linter.reporter.messages = []
         self._walker.nbstatements = 0
@@ -206,15 +220,26 @@ class _Linter:
             warnings.simplefilter("ignore")
             for checker in self._checkers:
                 checker.open()
-            self._linter._check_file(
-                lambda *_names: AstroidBuilder(MANAGER).string_build(source, pylint_world.NAME, path),
-                check,
-                FileItem(pylint_world.NAME, path, path),
-            )
+            self._linter._check_file(build, check, FileItem(pylint_world.NAME, path, path))
             self._linter.stats.statement = self._walker.nbstatements
             for checker in reversed(self._checkers):
                 checker.close()
-        return [(message.line, message.symbol) for message in self._linter.reporter.messages]
+            messages = self._linter.reporter.messages
+            if trees and _WILDCARD.search(source):
+                first = pylint_world.first_open_wildcard(trees[0])
+                messages = [each for each in messages if not _may_be_imported(each, first)]
+        return [(message.line, message.symbol) for message in messages]
+
+
+def _may_be_imported(message: Any, line: float) -> bool:
+    """Whether a message is about a name that a wildcard import on a line may have brought."""
+    if message.symbol == "undefined-all-variable":
+        # `__all__` is read when the module is complete.
+        return line < math.inf
+    if message.symbol == "used-before-assignment" and message.obj:
+        # A function's own name, whatever is imported.
+        return False
+    return bool(message.symbol in _OF_NAMES and message.line >= line)
 
 
 def _as_file(text: str) -> str:

@@ -13,6 +13,7 @@ forgetting them too, when there are many, changes no message.
 """
 
 import importlib
+import math
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -89,6 +90,32 @@ def closed() -> Iterator[None]:
         mock.patch.object(builder.AstroidBuilder, "delayed_assattr", assign_at_home),
     ):
         yield
+
+
+def first_open_wildcard(tree: Any) -> float:
+    """The line of the first `from MODULE import *` that may define any name; infinity where there is none.
+
+    pylint sees all names of a module that is visible here, and that lists them, if at all, in one piece.
+
+    Args:
+        tree: of a document, inside `closed`.
+    """
+    from astroid.nodes import ImportFrom
+
+    wildcards = (each for each in tree.nodes_of_class(ImportFrom) if each.names[0][0] == "*")
+    return min((each.lineno for each in wildcards if not _is_seen_whole(each)), default=math.inf)
+
+
+def _is_seen_whole(wildcard: Any) -> bool:
+    from astroid.exceptions import AstroidError
+    from astroid.nodes import AssignName, Name
+
+    try:
+        module = wildcard.do_import_module()
+    except AstroidError:
+        return False
+    mentions = [each for each in module.nodes_of_class((AssignName, Name)) if each.name == "__all__"]
+    return len(mentions) <= 1
 
 
 def forget(*, everything: bool = False) -> None:
