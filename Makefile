@@ -41,10 +41,10 @@ test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 smoke: $(STAMP)  ## the whole road in miniature, under three minutes; the exit code tells
-	$(BIN)/python -m infra.demo --scale smoke --output smoke
+	$(BIN)/python -P -m infra.demo --scale smoke --output smoke
 
 demo: $(STAMP)  ## label real text, train six models on it, compare them: about ten minutes
-	$(BIN)/python -m infra.demo --scale demo --output demo
+	$(BIN)/python -P -m infra.demo --scale demo --output demo
 
 bench: $(STAMP)  ## the benchmarks of tests/benchmarks, as ratios measured side by side
 	$(BIN)/python -m tests.benchmarks

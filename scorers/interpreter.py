@@ -20,12 +20,12 @@ _SHOWN = 5
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module with this interpreter; `environment` lets it find what this process finds."""
-    return [sys.executable, "-P", "-m", module, *arguments]
+    """The command that runs a module with this interpreter; started with the variables of `environment`."""
+    return [sys.executable, "-m", module, *arguments]
 
 
 def environment() -> dict[str, str]:
-    """The variables of this process, with its import path, for a Python process that it starts."""
+    """The variables of this process for a Python process that it starts: one that finds the same modules, no others."""
     entries = _python_path()
     unsafe = {os.path.abspath(each) for each in entries if not os.path.isabs(each)} - set(entries)
     path = [each for each in sys.path if os.path.isabs(each) and each not in unsafe]

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from scorers import interpreter
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from scorers.isolation import describe
@@ -48,6 +49,7 @@ def machine_facts(torch: Mapping[str, Any]) -> list[Fact]:
     """All facts; of torch those that `torch_here.look` found, or `{"problem": ...}`."""
     looks: dict[str, Callable[[], Iterator[Fact]]] = {
         "phf": _phf,
+        "import path": _import_path,
         "cores": _cores,
         "memory": _memory,
         "torch": lambda: _torch(torch),
@@ -88,6 +90,11 @@ def usable_cores() -> int:
 def _phf() -> Iterator[Fact]:
     data = {"phf": library_versions("phf")["phf"], "python": platform.python_version(), "executable": sys.executable}
     yield Fact("phf", f"{data['phf']}, Python {data['python']} ({data['executable']})", data)
+
+
+def _import_path() -> Iterator[Fact]:
+    if found := interpreter.shadows():
+        yield Fact("import path", f"PYTHONPATH replaces {', '.join(found)}", found, interpreter.describe(found))
 
 
 def _cores() -> Iterator[Fact]:

@@ -35,17 +35,18 @@ class Head:
 
 
 @contextlib.contextmanager
-def ray_head(env: dict[str, str]) -> Iterator[Head]:
-    """`ray start --head`, until the block ends."""
+def ray_head(env: dict[str, str], cwd: Path | None = None) -> Iterator[Head]:
+    """`ray start --head`, in a working directory, until the block ends."""
     folder = Path(tempfile.mkdtemp(prefix="phf-h", dir="/tmp"))
     port, client_port, metrics_port = free_port(), free_port(), free_port()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"),
+            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"),
             *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", f"--port={port}"),
             *(f"--ray-client-server-port={client_port}", f"--metrics-export-port={metrics_port}"),
         ],
         env=env,
+        cwd=cwd,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -140,6 +140,16 @@ def test_nothing_is_amiss_with_torch_where_all_is_well():
     assert "8 threads" in facts["torch"].text
 
 
+def test_a_module_that_replaces_a_library_is_shown(monkeypatch, tmp_path):
+    (tmp_path / "sched.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "import path" not in {each.name for each in machine_facts(TORCH)}
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    facts = {each.name: each for each in machine_facts(TORCH)}
+    assert facts["import path"].data == {"sched": str(tmp_path / "sched.py")}
+    assert f"sched ({tmp_path / 'sched.py'})" in facts["import path"].remedy
+
+
 def test_a_full_folder_and_offline_variables_are_told(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))

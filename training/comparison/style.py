@@ -155,7 +155,10 @@ def drawing(look: Look) -> Iterator[None]:
         "axes.unicode_minus": True,
         "text.parse_math": False,  # names of runs are no TeX
     }
-    with mpl.rc_context(cast(Any, settings)):
+    # Not on top of a `matplotlibrc`, which it also reads from the working directory.
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(cast(Any, settings))
         yield
 
 
