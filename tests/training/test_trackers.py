@@ -72,6 +72,18 @@ def test_one_that_is_not_installed_is_refused_before_any_work(name, tmp_path, co
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+def test_settings_of_the_working_directory_are_refused_before_any_work(folder, tmp_path, code_dataset, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir()
+    opening.check_trackers(TrackingConfig(wandb={}))
+    (tmp_path / folder / "settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    with pytest.raises(UserError, match=f"from {folder}/settings in the working directory"):
+        run_job(code_dataset, tmp_path / "run", tracking__wandb="{mode: offline}")
+    assert not (tmp_path / "run").exists()
+    opening.check_trackers(TrackingConfig())
+
+
 def write(folder, sinks, first, last, monkeypatch):
     """Log the steps from one to another, as a process does that goes on after step `first - 1`."""
     monkeypatch.setattr(opening, "_REMOTE", {"wandb": "Wandb"})

@@ -21,17 +21,25 @@ _FILE = "trackers.json"
 _USER = re.compile(r"://[^/@\s]+@")
 # The class of each, in the module of `training.run.trackers` that is named as its setting, its package and its extra.
 _REMOTE = {"wandb": "Wandb", "mlflow": "Mlflow", "trackio": "Trackio"}
+_WANDB_SETTINGS = (Path("wandb", "settings"), Path(".wandb", "settings"))
 
 
 def check_trackers(config: TrackingConfig) -> None:
-    """Refuse a tracker that is not installed.
+    """Refuse a tracker that is not installed, or that would take its settings from the working directory.
 
     Raises:
-        UserError: names the extra.
+        UserError: names the extra, or the file.
     """
     for name, _ in _asked(config):
         if find_spec(name) is None:
             raise UserError(f"tracking.{name} needs the package {name}: pip install 'phf[{name}]'.")
+    for file in _WANDB_SETTINGS if config.wandb is not None else ():
+        # They may name a server or a proxy, which would get the key; what lies here may be somebody else's.
+        if file.exists():
+            raise UserError(
+                f"W&B would take settings from {file} in the working directory. Set variables such as WANDB_PROJECT in "
+                "place of it, or start the command in another folder."
+            )
 
 
 def open_trackers(
