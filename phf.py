@@ -25,8 +25,9 @@ def _start_safely() -> None:
     from scorers import interpreter
 
     interpreter.make_safe()
-    shadows = interpreter.shadows()
-    if shadows and os.environ.get("RANK", "0") == "0":
+    # Of ranks one prints it, and none where `phf` started them, which has.
+    first = "PHF_LAUNCHED" not in os.environ and os.environ.get("RANK", "0") == "0"
+    if first and (shadows := interpreter.shadows()):
         sys.stderr.write(f"Warning: {interpreter.describe(shadows)}\n")
 
 

@@ -15,6 +15,8 @@ from importlib.machinery import PathFinder
 
 # Each Python process that inherits it, whoever starts it, leaves out the working directory and the script's folder.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+# The command refuses other ones of these by itself; where a cluster was sent them, they stand before installed ones.
+_OURS = frozenset({"phf", "scorers", "pipeline", "training", "infra"})
 # Modules that a message names.
 _SHOWN = 5
 
@@ -47,7 +49,7 @@ def shadows() -> dict[str, str]:
     for folder in map(os.path.realpath, filter(os.path.isabs, _python_path())):
         if folder in map(os.path.realpath, own) or not os.path.isdir(folder):
             continue
-        for module in sorted({name.partition(".")[0] for name in os.listdir(folder)}):
+        for module in sorted({name.partition(".")[0] for name in os.listdir(folder)} - _OURS):
             installed, imported = PathFinder.find_spec(module, own), _file_of(module)
             if installed is not None and installed.origin and imported.startswith(folder + os.sep):
                 found[module] = imported
