@@ -27,8 +27,9 @@ from pipeline.labelling.telling.told import RunObserver, Told
 from pipeline.labelling.workers.worker import Job, PartResult
 from pipeline.sealing.current import seal_current
 from pipeline.storage import LocalStorage, Storage
-from pipeline.units.epoch import STAGING, Epoch
+from pipeline.units.epoch import Epoch
 from pipeline.units.records import UnitRecord
+from pipeline.units.staging import clear_staging
 from pipeline.units.store import UnitStore
 from scorers.amounts import count_of
 from scorers.errors import IncompleteError, StoppedError, UserError
@@ -114,7 +115,7 @@ class Run:
                 lambda what, done, total: self._reporter.measure(what.capitalize(), done, total),
             )
             self._log.sealed(manifest)
-        self._epoch.storage.delete_folder(STAGING)
+        clear_staging(self._epoch)
         self._timer.lap("seal")
         return manifest
 

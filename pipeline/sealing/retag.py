@@ -11,7 +11,8 @@ from pipeline.sealing.generations import finish_seal, generations, read_generati
 from pipeline.sealing.seal import Progress, seal
 from pipeline.sealing.thresholds import threshold_specs
 from pipeline.storage import Storage
-from pipeline.units.epoch import STAGING, Epoch
+from pipeline.units.epoch import Epoch
+from pipeline.units.staging import clear_staging
 from scorers.errors import IncompleteError, UserError
 
 
@@ -68,7 +69,7 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
     current = finish_seal(epoch) or current
     specs = _specs(current, thresholds)
     if specs == _specs(current, {}):
-        storage.delete_folder(STAGING)
+        clear_staging(epoch)
         return Retagged(before, current)
     layers = job.layers_of(current.scorers)
     for step in extent_of(job).unfinished:
@@ -85,7 +86,7 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
         known={column: each.value for column, each in current.thresholds.items() if specs[column] == each.spec},
         progress=progress,
     )
-    storage.delete_folder(STAGING)
+    clear_staging(epoch)
     return Retagged(current, sealed)
 
 

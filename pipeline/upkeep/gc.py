@@ -1,6 +1,6 @@
 """`phf gc`: remove what no committed thing needs; never anything that one does, and never under a running driver."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,9 +13,7 @@ from pipeline.labelling.telling.run_status import RunStatus, read_status
 from pipeline.sealing.generations import finish_seal
 from pipeline.storage import TEMPORARY, Storage
 from pipeline.units.epoch import STAGING, Epoch
-from pipeline.units.records import PartFile, UnitRecord
-from pipeline.units.store import UNITS, UnitStore
-from pipeline.units.survey import read_record
+from pipeline.units.staging import parts_of
 from pipeline.upkeep.orphans import Orphan, Remains, files_of, find_remains
 from scorers.errors import IncompleteError, StoppedError, UserError
 
@@ -151,7 +149,7 @@ def _finish(epoch: Epoch, remains: Remains) -> list[str]:
 def _remove_staged(storage: Storage, orphan: Orphan) -> None:
     for path in list(files_of(storage, orphan)):
         # A driver that was overtaken in this very moment may have committed it since it was found.
-        if not any(part.staged == path for part in _parts_of(storage, path.rpartition("/")[2])):
+        if not any(part.staged == path for part in parts_of(storage, path.rpartition("/")[2])):
             storage.delete(path)
     storage.delete_empty(orphan.path)
 
@@ -184,15 +182,4 @@ def _is_needed_now(epoch: Epoch, path: str) -> bool:
         return True
     if path.startswith(f"{PLANS}/"):
         return path in plan_files(epoch.storage)
-    return any(part.path == path for part in _parts_of(epoch.storage, path.rpartition("/")[2]))
-
-
-def _parts_of(storage: Storage, name: str) -> Iterator[PartFile]:
-    """The parts of the committed unit, in all layers, that a file is named after."""
-    if not name[:8].isdecimal():
-        return
-    for layer in storage.children(UNITS):
-        if layer[:-1].isdecimal():
-            record = read_record(UnitStore(storage, int(layer[:-1])), int(name[:8]))
-            if isinstance(record, UnitRecord):
-                yield from record.parts
+    return any(part.path == path for part in parts_of(epoch.storage, path.rpartition("/")[2]))

@@ -85,3 +85,10 @@ def test_a_command_that_was_killed_is_the_one_that_goes_on(
     step = Steps(Path(shutil.copytree(begun[command].folder, tmp_path / "made")))
     assert step.run_command(command, f"{point}=kill").returncode == -9
     check(step, command)
+
+
+def test_a_part_that_is_committed_but_staged_survives_another_command(begun: dict[str, Steps], tmp_path: Path) -> None:
+    step = Steps(Path(shutil.copytree(begun["phf score"].folder, tmp_path / "made")))
+    assert step.run_command("phf score", "record-created=kill").returncode == -9
+    step.do("phf retag")
+    check(step, "phf score")
