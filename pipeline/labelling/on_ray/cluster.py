@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.labelling.on_ray.head import HeadLostError
+from pipeline.labelling.on_ray.local import local_ray
 from pipeline.labelling.on_ray.token import own_token, users_token
 from scorers import interpreter
 from scorers.errors import UserError
@@ -121,7 +122,8 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
     with (
         _private_folder(Path(parent)) as private,
         own_token(),
-        _joined(
+        _leaving_without(),
+        local_ray(
             lambda: ray.init(
                 address="local",
                 job_config=_job_config(),
@@ -134,8 +136,9 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
                 _temp_dir=str(private / "r"),
                 _metrics_export_port=metrics_port,
             ),
-            "Ray does not start on this machine",
+            logs=private / "r",
         ),
+        _joined(lambda: None, ""),
     ):
         yield
 
@@ -191,6 +194,7 @@ def _remote(address: str, more: Sequence[Path]) -> Iterator[None]:
     config: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _job_config()}
     with (
         users_token(address),
+        _leaving_without(),
         _joined(
             lambda: ray.init(
                 address=address, runtime_env=sent, log_to_driver=False, logging_level=logging.ERROR, **config
@@ -217,6 +221,18 @@ def _job_config() -> "JobConfig":
 
 
 @contextlib.contextmanager
+def _leaving_without() -> Iterator[None]:
+    """Leave a Ray whose head is lost as it is, and this process with it."""
+    try:
+        yield
+    except HeadLostError as error:
+        # Shutting Ray down would wait for the head until Ray's native code ends the process in its own way; ending the
+        # process without that crashes in its destructors.
+        atexit.register(_leave, error.exit_code)
+        raise
+
+
+@contextlib.contextmanager
 def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
     import ray
 
@@ -232,10 +248,7 @@ def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
         # Whatever `log_to_driver` says, Ray prints what its raylets tell to stdout, which is for results.
         setattr(ray._private.worker, "print_to_stdstream", lambda *_, **__: None)  # noqa: B010 - for mypy
         yield
-    except HeadLostError as error:
-        # Shutting Ray down would wait for the head until Ray's native code ends the process in its own way; ending the
-        # process without that crashes in its destructors.
-        atexit.register(_leave, error.exit_code)
+    except HeadLostError:
         raise
     except BaseException:
         _shut_down()

@@ -44,6 +44,12 @@ class HeadLostError(IncompleteError):
     """The head of the cluster is gone: whatever asks Ray for anything from now on may block."""
 
 
+class LostHeads:
+    """Heads of this process's own Rays that are known to have died; `cause` says how, or is None."""
+
+    cause: Callable[[], str] | None = None
+
+
 class HeadWatch:
     """Looks every other second whether the head of the cluster still listens.
 
@@ -67,8 +73,10 @@ class HeadWatch:
         """Do nothing as long as the head listens, or may come back.
 
         Raises:
-            HeadLostError: it has not listened for two thirds of the time that Ray gives it.
+            HeadLostError: it has not listened for two thirds of the time that Ray gives it, or is known to have died.
         """
+        if LostHeads.cause is not None:
+            raise HeadLostError(LostHeads.cause())
         now = self._clock()
         if now < self._due:
             return
