@@ -50,7 +50,7 @@ if _COMMAND:
     _start_safely()
 
 from scorers.errors import EXIT_STOPPED
-from scorers.stopping import StopRequest, leave, take_signals
+from scorers.stopping import StopRequest, end_process, take_signals
 
 if _COMMAND:
     # Before the imports below, which take long enough for a signal to come.
@@ -119,8 +119,7 @@ def main() -> None:
         # Between the end of a command's work and here.
         sys.stderr.write(f"Stopped: received {request}. The same command goes on.\n")
         status = EXIT_STOPPED
-    leave(status)
-    sys.exit(status)
+    end_process(status)
 
 
 if __name__ == "__main__":

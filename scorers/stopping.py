@@ -11,13 +11,14 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from scorers.errors import EXIT_STOPPED, StoppedError
 
@@ -245,6 +246,19 @@ def leave(status: int) -> None:
         if _signals.requested is not None and _signals.pipe is not None:
             with suppress(OSError):
                 _signals.pipe.send(_LEAVING)
+
+
+def end_process(status: int) -> NoReturn:
+    """Leave with a status, as `sys.exit`; after a signal without waiting until Python has cleared all memory."""
+    leave(status)
+    if _signals is None or _signals.requested is None:
+        sys.exit(status)
+    # Until here the thread that ends processes is at work: while Python closes modules it is not, for seconds.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def only_read() -> None:

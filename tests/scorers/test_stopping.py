@@ -209,6 +209,25 @@ def test_a_process_that_does_not_come_to_its_end_is_ended_with_its_status():
         assert end_of(process) == (3, "", "")
 
 
+def test_a_signalled_process_runs_what_is_registered_for_its_end_and_no_more():
+    body = """
+class Slow:
+    def __del__(self):
+        print("cleared")
+
+kept = Slow()
+atexit.register(print, "registered")
+ready()
+time.sleep(0.5)
+stopping.end_process(3)
+"""
+    with program("leave(3)" + body) as process:
+        process.send_signal(signal.SIGTERM)
+        assert end_of(process) == (3, "registered\n", "")
+    with program(body) as process:
+        assert end_of(process) == (3, "registered\ncleared\n", "")
+
+
 def test_asked_once_it_also_leaves_in_time():
     body = """
 def work():
