@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.dataset import LabelledDataset
 from pipeline.storage import Storage
 from scorers.errors import UserError
+from scorers.paths import UnsafePathError
 
 SCHEMA = pa.schema(
     [
@@ -120,7 +121,13 @@ def _suffix(name: str) -> str:
 
 def _refuse_existing(storage: Storage, name: str, output: str) -> None:
     names = storage.children()
-    if (name in names or f"{name}/" in names) if name else any(each != _STAGING for each in names):
+    try:
+        taken = storage.exists(name) or f"{name}/" in names if name else any(each != _STAGING for each in names)
+        # There may be nothing but links.
+        taken = taken or (not name and any(storage.irregular()))
+    except UnsafePathError:
+        taken = True
+    if taken:
         raise UserError(f"{output} exists already and is not overwritten. Choose another output, or delete it.")
 
 

@@ -10,7 +10,7 @@ from pipeline.checking.findings import Findings
 from pipeline.labelling.job import JOB, LAYERS, JobRecord, LayerRecord, StoredJob, layer_path, load_job
 from pipeline.labelling.plan_files import PLANS, PlanFile, plan_path
 from pipeline.storage import Storage
-from pipeline.units.store import UNITS
+from pipeline.units.store import UnitStore, layer_numbers
 from scorers.errors import UserError
 
 
@@ -83,16 +83,12 @@ def _read(storage: Storage, path: str, model: type[BaseModel], findings: Finding
 
 def _committed_layers(storage: Storage) -> set[int]:
     """Layers of which any unit is committed."""
-    return {
-        int(name[:-1])
-        for name in storage.children(UNITS)
-        if name.endswith("/") and name[:-1].isdecimal() and _has_records(storage, f"{UNITS}/{name}")
-    }
+    return {number for number in layer_numbers(storage) if _has_records(storage, UnitStore(storage, number).folder)}
 
 
 def _has_records(storage: Storage, layer: str) -> bool:
     return any(
-        name.endswith(".parquet") or any(each.endswith(".json") for each in storage.children(f"{layer}{name}"))
+        name.endswith(".parquet") or any(each.endswith(".json") for each in storage.children(f"{layer}/{name}"))
         for name in storage.children(layer)
     )
 

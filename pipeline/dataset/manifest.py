@@ -11,6 +11,8 @@ from scorers.registry import ColumnName
 from scorers.settings import what_is_wrong
 
 MANIFEST_NAME = "manifest.json"
+# What a file says of their number decides how much is looked for.
+MOST_UNITS = 100_000_000
 
 
 class DamagedError(UserError):
@@ -75,7 +77,7 @@ class Ledger(_Part):
     `segments` are Parquet files with the same figures a unit; `quarantine` are Parquet files of references.
     """
 
-    units: int
+    units: int = Field(ge=0, le=MOST_UNITS)
     records: int
     labelled: int
     empty: int

@@ -142,6 +142,8 @@ def read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
         slices = np.column_stack([units.column(name).to_numpy() for name in ("source", "start", "stop")])
         index = units.column("unit").to_numpy()
         count = int(index[-1]) + 1 if len(index) else 0
+        if not 0 <= count <= len(index):
+            raise _damaged(storage, path)
         first = np.searchsorted(index, np.arange(count + 1)).astype(np.int64)
         plan = Plan([Source(**source) for source in sources], entries, Units(first, slices.astype(np.int64)), file.cut)
     except (KeyError, TypeError):

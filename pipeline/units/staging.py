@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pipeline.storage import Storage
 from pipeline.units.epoch import STAGING, Epoch
 from pipeline.units.records import PartFile, UnitRecord
-from pipeline.units.store import UNITS, UnitStore
+from pipeline.units.store import UnitStore, layer_numbers
 from pipeline.units.survey import read_record
 
 
@@ -30,10 +30,9 @@ def clear_staging(epoch: Epoch) -> None:
 
 def parts_of(storage: Storage, name: str) -> Iterator[PartFile]:
     """The parts of the committed unit, in all layers, that a file is named after."""
-    if not name[:8].isdigit():
+    if not name[:8].isdecimal():
         return
-    for layer in storage.children(UNITS):
-        if layer[:-1].isdigit():
-            record = read_record(UnitStore(storage, int(layer[:-1])), int(name[:8]))
-            if isinstance(record, UnitRecord):
-                yield from record.parts
+    for layer in layer_numbers(storage):
+        record = read_record(UnitStore(storage, layer), int(name[:8]))
+        if isinstance(record, UnitRecord):
+            yield from record.parts

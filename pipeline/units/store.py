@@ -11,6 +11,7 @@ the columns that it filled. Below `units/`, for layer 1:
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ FOLDER_UNITS = 1000
 _THREADS = 16
 
 Totals = dict[str, int]
+
+
+def layer_numbers(storage: Storage) -> list[int]:
+    """The layers of which there is a folder, whole or not."""
+    return [int(name[:4]) for name in storage.children(UNITS) if re.fullmatch(r"[0-9]{4}/", name)]
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
         delete: remove it.
 
     Raises:
-        UserError: there is no job or dataset.
+        UserError: there is no job or dataset, or what it needs is damaged.
         IncompleteError: a disk or store failed, or a folder or file of the output is a link.
         StoppedError: a newer run has claimed the output; what is left can be removed later.
     """

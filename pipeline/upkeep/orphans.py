@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.checking.files import compare_bytes
-from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, parse_manifest
+from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from pipeline.labelling.job import StoredJob, load_job
 from pipeline.labelling.plan_files import PLANS, plan_files
 from pipeline.sealing.generations import (
@@ -19,7 +19,7 @@ from pipeline.sealing.generations import (
 from pipeline.storage import FileInfo, Storage
 from pipeline.units.epoch import STAGING
 from pipeline.units.records import PartFile
-from pipeline.units.store import UNITS, UnitStore
+from pipeline.units.store import UnitStore, layer_numbers
 from pipeline.units.survey import FolderSurvey, survey_folder
 from scorers.errors import UserError
 
@@ -59,13 +59,14 @@ class Remains:
 def find_remains(storage: Storage, *, before_epoch: int | None = None) -> Remains:
     """Look through the whole output, changing nothing.
 
-    Where something is damaged, what it might have named is kept.
+    Where a unit's record is damaged, what it might have named is kept.
 
     Args:
         storage: the output.
         before_epoch: of the staging folders, look only at those of older epochs.
 
     Raises:
+        DamagedError: so is the record of the newest generation, and nobody knows what it needs.
         OSError: the storage fails.
     """
     return _Search(storage, before_epoch).run()
@@ -107,10 +108,7 @@ class _Search:
         """The manifest of the current generation; finds what belongs to others."""
         committed = generations(self._storage)
         current = self._current()
-        try:
-            record = read_generation(self._storage, committed[-1]) if committed else None
-        except DamagedError:
-            return current
+        record = read_generation(self._storage, committed[-1]) if committed else None
         if record is not None and current != record.manifest:
             self._found.unswapped = True
             self._keep_generation(record)
@@ -159,9 +157,7 @@ class _Search:
                     self._add([info], f"{MANIFEST_NAME} does not list it")
 
     def _layers(self) -> list[int]:
-        return [
-            int(name[:-1]) for name in self._storage.children(UNITS) if name.endswith("/") and name[:-1].isdecimal()
-        ]
+        return layer_numbers(self._storage)
 
     def _search_layer(self, store: UnitStore, job: StoredJob | None, sealed: Manifest | None) -> None:
         folders = {

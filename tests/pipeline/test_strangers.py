@@ -202,7 +202,7 @@ def test_a_generation_that_names_a_file_elsewhere_moves_nothing(made: Made) -> N
     staged.parent.mkdir(parents=True)
     staged.write_text("bad")
     before = state(made.folder / "home")
-    for command, expected in {"retag": 2, "gc --delete": 0, "verify": 1, "inspect": 0}.items():
+    for command, expected in {"retag": 2, "gc": 2, "gc --delete": 2, "verify": 1, "inspect": 0}.items():
         assert run(*COMMANDS[command])[0] == expected, command
         assert state(made.folder / "home") == before
     assert run("repair", "out")[0] == 0
@@ -300,6 +300,39 @@ def test_a_dataset_whose_folder_is_a_link_works(made: Made) -> None:
     made.out.symlink_to("elsewhere")
     for command in COMMANDS:
         assert run(*COMMANDS[command])[0] == 0, command
+
+
+@pytest.mark.parametrize("target", ["home", "nowhere"])
+def test_an_export_replaces_no_link(made: Made, target: str) -> None:
+    (made.folder / "exported.jsonl").symlink_to(target)
+    (made.folder / "folder").mkdir()
+    (made.folder / "folder" / "train-00000.parquet").symlink_to(target)
+    before = state(made.folder)
+    for output in ("exported.jsonl", "folder"):
+        status, printed = run("export", "out", "--column", "probe", "--output", output)
+        assert status == 2
+        assert "exists already" in printed
+    assert state(made.folder) == before
+
+
+@pytest.mark.parametrize("units", [-1, 10**15])
+def test_a_number_of_units_that_nobody_has_is_damage(made: Made, units: int) -> None:
+    for name in ("manifest.json", "generations/0001.json"):
+        content = json.loads((made.out / name).read_text())
+        content.pop("crc32", None)
+        content.get("manifest", content)["ledger"]["units"] = units
+        (made.out / name).write_text(json.dumps(content))
+    (made.out / "units" / "99999999999" / "00000").mkdir(parents=True)
+    (made.out / "units" / "99999999999" / "00000" / "00000000.json").write_text("{}")
+    (made.out / "units" / "²²²²" / "³³³³³").mkdir(parents=True)
+    (made.out / "job" / "epochs" / "²").touch()
+    (made.out / "generations" / "0001x.json").touch()
+    status, printed = run("verify", "out")
+    assert status == 1
+    assert "ledger.units" in printed
+    for command in ("gc", "retag"):
+        assert run(*COMMANDS[command])[0] == 2
+    assert run("status", "out")[0] == 0
 
 
 @pytest.mark.parametrize("column", ["../home/x", "x/y", "/x", "", "X"])

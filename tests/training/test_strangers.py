@@ -115,6 +115,16 @@ def test_a_checkpoint_that_names_a_file_elsewhere_is_damaged(run: Path, tmp_path
     assert not (tmp_path / "exported").exists()
 
 
+def test_a_checkpoint_of_another_step_is_damaged(run: Path) -> None:
+    folder = checkpoints.checkpoint_path(RunFolder(run).checkpoints, 8)
+    marker = json.loads((folder / MARKER_NAME).read_text())
+    for step, reason in ((4, "of step 4"), (10**9, "of step 1,000,000,000"), (-1, "at step: ")):
+        (folder / MARKER_NAME).write_text(json.dumps({**marker, "step": step}))
+        found = checkpoints.verify(folder)
+        assert isinstance(found, Damage)
+        assert reason in found.reason
+
+
 def test_an_export_replaces_no_link(run: Path, tmp_path: Path) -> None:
     for target in ("home", "nowhere"):
         output = tmp_path / f"to-{target}"
@@ -170,6 +180,17 @@ def test_a_token_store_reads_no_file_elsewhere(store: Path, tmp_path: Path) -> N
 def test_a_store_may_be_a_link_that_the_user_names(store: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(store)
     assert TokenStore.open(tmp_path / "link").num_tokens
+
+
+def test_a_store_that_nobody_named_is_no_link(code_dataset: Path, tmp_path: Path, trained: Path, store: Path) -> None:
+    dataset = open_dataset(str(shutil.copytree(code_dataset, tmp_path / "labelled")))
+    config = RunFolder(trained).read_config().data
+    _, (found,) = tokenize(config.model_copy(update={"store": None}), [dataset])
+    assert found.path.parent == tmp_path / "labelled.tokens"
+    shutil.rmtree(found.path)
+    found.path.symlink_to(store)
+    with pytest.raises(UserError, match="is a link"):
+        tokenize(config.model_copy(update={"store": None}), [dataset])
 
 
 def test_a_lock_that_is_a_link_empties_no_file(tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def verify(path: Path) -> Checkpoint | Damage:
     except ValidationError as error:
         where = f" at {what_is_wrong(error)}" if error.errors(include_url=False)[0]["loc"] else ""
         return Damage(path, f"its {MARKER_NAME} marker is unreadable{where}")
+    if _NAME.fullmatch(path.name) and marker.step != _step(path):
+        return Damage(path, f"its {MARKER_NAME} marker is of step {marker.step:,}")
     reasons = [reason for reason in _side_by_side(lambda file: _harm(path, file), marker.files) if reason]
     return Damage(path, reasons[0]) if reasons else Checkpoint(path, marker)
 
