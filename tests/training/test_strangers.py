@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from phf import app
@@ -18,6 +20,7 @@ from training.data.places import build_once
 from training.data.prepare import tokenize
 from training.data.store import META_NAME, TokenStore
 from training.evaluation.checks import main_data
+from training.model.language_model import load_model
 from training.run import checkpoints
 from training.run.checkpoints import MARKER_NAME, Damage
 from training.run.folder import RunFolder
@@ -218,3 +221,57 @@ def test_an_id_of_a_tracker_is_no_path(tmp_path: Path, name: str) -> None:
     assert _known(file) == {"wandb": {"id": "abc-1", "sent": 3}}
     file.write_text(json.dumps({"wandb": {"id": name, "sent": 3}}))
     assert _known(file) == {}
+
+
+def test_what_a_run_names_is_at_most_read(run: Path, tmp_path: Path, trained: Path, code_dataset: Path) -> None:
+    # Beside the dataset there is everything already.
+    named = [(name, key) for name in ("run.json", "config.yaml") for key in strings_in(content_of(run / name))]
+    assert {".".join(map(str, key)) for _, key in named} >= {"data.dataset", "data.tokenizer", "dataset.uri", "output"}
+    before = state(tmp_path / "home"), sorted(path.name for path in code_dataset.parent.iterdir())
+    for name, key in named:
+        content = (run / name).read_text()
+        for path in (
+            str(tmp_path / "home" / "new"),
+            "../home/new",
+            str(tmp_path / "home" / "precious"),
+            "a\0b",
+            "\x1b[31m",
+        ):
+            changed = content_of(run / name)
+            holder = changed
+            for part in key[:-1]:
+                holder = holder[part]
+            holder[key[-1]] = path
+            (run / name).write_text(yaml.safe_dump(changed) if name.endswith("yaml") else json.dumps(changed))
+            for words in (
+                ("export-model", run, "--output", tmp_path / "exported"),
+                ("evaluate", run),
+                ("compare", run, trained, "--output", tmp_path / "compared"),
+            ):
+                invoke(*words)
+            shutil.rmtree(tmp_path / "exported", ignore_errors=True)
+            now = state(tmp_path / "home"), sorted(path.name for path in code_dataset.parent.iterdir())
+            assert now == before, (name, key, path)
+        (run / name).write_text(content)
+
+
+def content_of(file: Path) -> Any:
+    return yaml.safe_load(file.read_text())
+
+
+def strings_in(value: Any, key: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Keys of the strings in a JSON value that are paths, or might be used as one."""
+    if isinstance(value, dict | list):
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from strings_in(each, (*key, name))
+    elif isinstance(value, str) and ("/" in value or key[-1] in ("name", "store", "uri", "column")):
+        yield key
+
+
+def test_a_model_may_be_made_of_links_as_in_the_hubs_cache(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    (run / "model").rename(tmp_path / "blobs")
+    for file in (tmp_path / "blobs").iterdir():
+        (folder / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert load_model(folder).causal.config.vocab_size
