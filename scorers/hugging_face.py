@@ -10,10 +10,12 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
 from scorers.errors import UserError
+from scorers.printing import message
 
 # Where the package `kernels` is installed, transformers otherwise downloads compiled code for some architectures. It is
 # read when transformers is imported.
@@ -104,8 +106,16 @@ def _with_parts(config: Any) -> Iterator[Any]:
             yield from _with_parts(part)
 
 
+def _printable(record: LogRecord) -> bool:
+    record.msg, record.args = message(record.getMessage()), ()
+    return True
+
+
 @contextmanager
 def _no_code(name: str) -> Iterator[None]:
+    # Its warnings quote what the folder says of itself.
+    for handler in getLogger("transformers").handlers:
+        handler.addFilter(_printable)
     try:
         yield
     except ValueError as error:

@@ -151,3 +151,20 @@ def test_pickled_weights_that_are_no_weights_are_no_defect(tmp_path, code_datase
         assert "pytorch_model.bin is damaged, or a pickle that holds more than weights" in printed
         with pytest.raises(UserError, match="Save the model as safetensors"):
             load_model(folder)
+
+
+def test_what_transformers_says_of_a_folder_is_text(folder, caplog):
+    from io import StringIO
+    from logging import StreamHandler, getLogger
+
+    said = StringIO()
+    handler = StreamHandler(said)
+    logger = getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        edit(folder / "config.json", model_type="\x1b[31mown")
+        load_tokenizer(str(folder))
+    finally:
+        logger.removeHandler(handler)
+    assert "\\x1b[31mown" in said.getvalue()
+    assert "\x1b" not in said.getvalue()

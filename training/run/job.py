@@ -1,5 +1,6 @@
 """`phf train` from a configuration to an exported model: prepare, print the plan, train, export."""
 
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -243,7 +244,7 @@ class TrainingJob:
         facts = self.facts
         self.console.print(
             f"Trained {facts.step:,} steps, {facts.horizon.tokens:,} tokens, in {facts.seconds:,.1f} s of steps. "
-            f"The model is in {self.folder.model}; measure it with: phf evaluate {self.folder.path}",
+            f"The model is in {self.folder.model}; measure it with: phf evaluate {shlex.quote(str(self.folder.path))}",
             markup=False,
             soft_wrap=True,
         )
