@@ -47,7 +47,7 @@ class _LocalRay:
     def __init__(self, start: Callable[[], object], logs: Path) -> None:
         self._start = start
         self._logs = logs
-        self._started: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self._started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._left = threading.Event()
         self._seen: dict[int, str] = {}
         # Ray's processes are killed with the thread that started them: it must last as long as they.
@@ -78,7 +78,7 @@ class _LocalRay:
             )
         threading.Thread(target=self._watch, daemon=True, name="local-ray-watch").start()
 
-    def _outcome(self) -> Exception | None:
+    def _outcome(self) -> BaseException | None:
         while True:
             try:
                 return self._started.get(timeout=_EVERY_S)
@@ -94,7 +94,7 @@ class _LocalRay:
     def _run(self) -> None:
         try:
             self._start()
-        except Exception as error:  # noqa: BLE001 - raised in the main thread
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
             self._started.put(error)
         else:
             self._started.put(None)
@@ -156,5 +156,5 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return ((str(error).strip() or type(error).__name__).splitlines()[0]).rstrip(".")
