@@ -19,7 +19,7 @@ _HEAD = {"gcs_server", "raylet"}
 _EVERY_S = 0.1
 # Seconds for the main thread to leave by itself after the head has died; Ray's native code ends the process after 60.
 _GRACE_S = 20.0
-_LINES = 20
+_LINES = 100  # a stack trace, and the line before it that says why
 
 
 @contextlib.contextmanager
