@@ -1,10 +1,17 @@
 """The command line of phf: it composes the commands of the parts, nothing else."""
 
+import _signal  # type: ignore[import-not-found] # built in, unlike `signal`
 import importlib.util
 import os
 import sys
 
 _HOME = os.path.dirname(os.path.abspath(__file__))
+
+
+def _stop_at_once(_number: int, _frame: object) -> None:
+    """Until `take_signals`, which takes some imports, there is nothing to be stopped in good order."""
+    os.write(2, b"Stopped: nothing was begun. The same command goes on.\n")
+    os._exit(75)
 
 
 def _start_safely() -> None:
@@ -47,6 +54,10 @@ def _refuse_another(package: str) -> None:
 
 _COMMAND = __name__ == "__main__" or os.path.basename(sys.argv[0]) == "phf"
 if _COMMAND:
+    for _number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGUSR1):
+        # As nohup leaves it.
+        if _number != _signal.SIGHUP or _signal.getsignal(_number) != _signal.SIG_IGN:
+            _signal.signal(_number, _stop_at_once)
     _start_safely()
 
 from scorers.errors import EXIT_STOPPED
