@@ -27,7 +27,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 ONCE_S = 1.0
 # Seconds from the request to the end of the process: where nothing is being finished; on the way out, where
 # trackers may still send what they have; and after a second signal.
-GRACE_S, LEAVING_S, AGAIN_S = 10.0, 30.0, 5.0
+GRACE_S, LEAVING_S, AGAIN_S = 8.0, 30.0, 5.0
 
 # Sent, like the number of a signal, when a command that was asked to stop has nothing left to do.
 _LEAVING = b"\0"
@@ -124,11 +124,13 @@ class _Signals:
         self.raised = time.monotonic()
         return StopRequest(self.requested)
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = self.requested or signal.Signals(number).name
         if self.status is not None:
             return
-        if not self.begun:
+        if not self.begun or (self.pipe is not None and self.asking is None and not self.reading and _imports(frame)):
+            # There is nothing to stop in good order. What is raised in the import of native code may end the process
+            # in C++, or be lost, and leaves half a module behind.
             self.end(EXIT_STOPPED)
         if self.reading:
             raise KeyboardInterrupt
@@ -151,6 +153,15 @@ class _Signals:
 
 
 _signals: _Signals | None = None
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -175,6 +175,19 @@ def test_what_native_code_holds_up_is_ended_in_time():
         assert end_of(process) == (75, "", "Stopped: received SIGTERM. The same command goes on.\n")
 
 
+def test_a_signal_in_an_import_ends_the_process_before_anything_is_raised(tmp_path):
+    (tmp_path / "slow.py").write_text("try:\n    ready()\n    time.sleep(60)\nexcept BaseException: print('raised')\n")
+    body = f"""
+import builtins
+builtins.ready, builtins.time = ready, time
+sys.path.append({str(tmp_path)!r})
+run(command(lambda: __import__("slow"), changes=True))
+"""
+    with program(body) as process:
+        process.send_signal(signal.SIGTERM)
+        assert end_of(process) == (75, "", "Stopped: received SIGTERM. The same command goes on.\n")
+
+
 def test_a_notice_comes_at_once_and_a_second_signal_ends_what_does_not_end():
     body = "with stoppable(), asking(lambda _: None, notice='Stopping after this step.\\n'): native()"
     with program(body) as process:
