@@ -1,9 +1,11 @@
 """What every command does alike: turn errors into exit codes, print tables or JSON, and set up the logs."""
 
 import functools
+import inspect
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -60,7 +62,16 @@ def command(function: Callable[Parameters, Result], *, changes: bool | None = Fa
             sys.stderr.write(f"Error: {_origin(error)}. This is a defect of phf; PHF_TRACEBACK=1 shows where it is.\n")
             raise typer.Exit(EXIT_DEFECT) from None
 
+    run.__doc__ = _filled(function.__doc__ or "")
     return run
+
+
+def _filled(text: str) -> str:
+    """Help whose paragraphs are one line each, so that they fill whatever width it is shown at; lists stay."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        each if re.search(r"^(\s|[-*] )", each, re.MULTILINE) else each.replace("\n", " ") for each in paragraphs
+    )
 
 
 def _interrupted() -> NoReturn:

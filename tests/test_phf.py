@@ -1,5 +1,6 @@
 """The command line as a whole: help that answers at once, and errors that never show a traceback."""
 
+import itertools
 import subprocess
 import sys
 from importlib.metadata import version
@@ -35,6 +36,17 @@ def test_every_help_reads_well(path: tuple[str, ...]) -> None:
     # An option without a word of help is one that nobody can use.
     for line in result.output.splitlines():
         assert not line.rstrip(" │").endswith(("<text>", "<path>", "<integer>", "<float>")), line
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+@pytest.mark.parametrize("path", all_commands(), ids=" ".join)
+def test_paragraphs_of_the_help_fill_the_width(path: tuple[str, ...], width: int) -> None:
+    result = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": str(width), "TERM": "dumb"})
+    prose = result.output.split("╭")[0].splitlines()
+    for line, following in itertools.pairwise(each.strip() for each in prose):
+        if line and following and not line.startswith("Usage:"):
+            # The next word would not have fitted.
+            assert len(line) + 1 + len(following.split()[0]) > width - 2, line
 
 
 def test_it_says_its_version() -> None:

@@ -1,0 +1,73 @@
+"""The wheel: what a package of somebody else's is type-checked against, and runs with."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.pages import ROOT
+
+PACKAGES = ("scorers", "pipeline", "training", "infra")
+SCORER = """\
+import numpy as np
+
+from scorers.contract import SemanticOptions
+from scorers.fingerprint import fingerprint
+
+
+class Options(SemanticOptions):
+    mark: str = "!"
+
+
+print(np.zeros(1), fingerprint("x", {}, revision=1))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("wheel")
+    source = place / "source"
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "phf.py"):
+        shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--wheel-dir", str(place), str(source)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = place.glob("phf-*.whl")
+    return found
+
+
+def test_every_package_is_marked_as_typed_and_tests_are_left_out(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [f"{package}/py.typed" in names for package in PACKAGES] == [True] * 4
+    assert not [name for name in names if name.startswith("tests")]
+    for data in ("pipeline/dataset/card.md.j2", "training/comparison/page.html.j2"):
+        assert data in names
+
+
+@pytest.mark.slow
+def test_a_scorer_of_ones_own_is_checked_against_it(wheel: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=100)
+    (packages,) = (environment / "lib").glob("python3*/site-packages")
+    zipfile.ZipFile(wheel).extractall(packages)
+    # The libraries that phf needs; what is installed there as editable is not found by this.
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (tmp_path / "my_scorer.py").write_text(SCORER)
+    options = ["--python-executable", str(environment / "bin" / "python"), "--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", *options, "--config-file", "", "my_scorer.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
