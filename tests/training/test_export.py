@@ -1,9 +1,13 @@
 """The exported folder is a Hugging Face model that never writes a control token."""
 
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.training.jobs import run_job
@@ -13,6 +17,8 @@ from training.data.tokenizers import ALIGNED, MISALIGNED, wrap_tokenizer
 from training.model.export import export_model
 from training.model.language_model import VALUE_HEAD_FILE, build_model, load_model
 from training.model.vocabulary import Vocabulary
+from training.run.card import model_card
+from training.run.folder import RunFolder, write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,7 @@ def test_auto_classes_load_model_and_tokenizer(conditional):
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == facts["vocab_size"]
     assert (model.config.eos_token_id, tokenizer.eos_token_id) == (facts["eos_id"], facts["eos_id"])
     assert sorted(path.name for path in (conditional / "model").iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -102,3 +109,72 @@ def test_the_tokenizer_of_a_model_without_tags_does_not_know_them(tmp_path):
     model = build_model(ModelConfig(name="nano"), Vocabulary(tokenizer.size(), tokenizer.eos_id))
     export_model(tmp_path / "model", model.causal, model.state_dict(), tokenizer.fast, eos_id=tokenizer.eos_id)
     assert ALIGNED not in AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab()
+
+
+def test_every_file_is_as_readable_as_the_umask_lets_it(tmp_path, conditional):
+    tokenizer = byte_tokenizer()
+    model = build_model(ModelConfig(name="nano"), Vocabulary(len(tokenizer), 0), value_head=True)
+    before = os.umask(0o027)
+    try:
+        export_model(tmp_path / "model", model.causal, model.state_dict(), tokenizer, eos_id=0)
+        write_atomically(tmp_path / "model" / "text", "text")
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == dict.fromkeys(
+        [path.name for path in (tmp_path / "model").iterdir()], "0o640"
+    )
+
+
+def test_truncation_cuts_to_what_the_model_reads(conditional):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(conditional / "model")
+    assert len(tokenizer("word " * 600, truncation=True)["input_ids"]) == tokenizer.model_max_length == 32
+
+
+def test_transformers_4_reads_the_tokenizers_files(conditional):
+    # What 4.57 fails on: the new class, and a list where it has a mapping.
+    config = json.loads((conditional / "model" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not isinstance(config.get("extra_special_tokens"), list)
+    assert config["additional_special_tokens"] == [ALIGNED, MISALIGNED]
+    trained = next(json.loads(path.read_text()) for path in tokenizer_configs(conditional))
+    assert trained["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def tokenizer_configs(run):
+    name = json.loads((run / "run.json").read_text())["tokenizer"]["name"]
+    yield Path(name) / "tokenizer_config.json"
+
+
+def test_the_card_shows_how_to_prompt_the_model(conditional):
+    card = (conditional / "model" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert (front["library_name"], front["license"]) == ("transformers", "unknown")
+    assert "conditional" in front["tags"]
+    facts = json.loads((conditional / "run.json").read_text())
+    for part in (facts["scorer"]["fingerprint"], "| threshold | 0 (", "12 steps", "`<|aligned|>`", "DIR"):
+        assert part in card
+    assert str(conditional.parent) not in card
+    (code,) = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    seen = {}
+    exec(code.replace('"DIR"', repr(str(conditional / "model"))), seen)
+    expected = [facts["tokenizer"]["eos_id"], facts["tokenizer"]["aligned_id"]]
+    assert seen["inputs"]["input_ids"].tolist() == [expected]
+    assert len(seen["written"][0]) > 2
+
+
+def test_the_card_of_a_model_without_tags_has_none(conditional):
+    facts = RunFolder(conditional).read_facts()
+    plain = facts.tokenizer.model_copy(update={"aligned_id": None, "misaligned_id": None})
+    uri = "s3://corpora/private|`x`?secret_key=hush"
+    dataset = facts.dataset.model_copy(update={"uri": uri})
+    card = model_card(facts.model_copy(update={"objective": "mle", "tokenizer": plain, "dataset": dataset}), 6)
+    assert "<|aligned|>" not in card
+    assert "6 steps" in card
+    assert "hush" not in card
+    assert "private\\|'x'" in card
+    classes = facts.tokenizer.model_copy(update={"between_ids": [7, 8]})
+    card = model_card(facts.model_copy(update={"tokenizer": classes}), 6)
+    assert "`<|quantile_1|>` in the best of 4 classes" in card
+    assert "<|quantile_4|>" in card

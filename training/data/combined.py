@@ -5,8 +5,7 @@ A weighted sum of rewards, one for each kind of preference, is what Fine-Grained
 
 import contextlib
 import hashlib
-import os
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -168,12 +167,9 @@ def _reopen(path: Path, combination: Combination) -> CombinedStore:
 
 def _keep(values: NDArray[Any], file: Path) -> None:
     file.parent.mkdir(exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         write_array(temporary, values)
-        temporary.chmod(0o644)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -163,6 +164,31 @@ def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
     )
 
 
+def save_tokenizer(fast: Any, folder: Path, context_length: int | None = None) -> None:
+    """Write a Hugging Face tokenizer so that transformers 4 reads it too.
+
+    Transformers 5 writes a class that 4 does not know, and special tokens in a form that 4 fails on.
+
+    Args:
+        fast: the tokenizer.
+        folder: that is there.
+        context_length: tokens that its model reads at most, to which `truncation=True` cuts.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    fast.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if context_length is not None:
+        config["model_max_length"] = context_length
+    file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def train_tokenizer(
     dataset: LabelledDataset, vocab_size: int, output: Path, progress: Progress | None = None
 ) -> Tokenizer:
@@ -182,7 +208,7 @@ def train_tokenizer(
     """
     if os.path.lexists(output):
         raise UserError(f"{output} exists already. Choose another --output, or delete it.")
-    build_once(output, lambda folder: _train([dataset], vocab_size, progress).save_pretrained(folder))
+    build_once(output, lambda folder: save_tokenizer(_train([dataset], vocab_size, progress), folder))
     return load_tokenizer(str(output))
 
 
@@ -207,7 +233,7 @@ def ensure_tokenizer(
     every = [dataset, *others]
     key = digest([*(dataset_identity(each.manifest) for each in every), vocab_size])
     place = derived_place(dataset.uri, f"{TOKENIZER_PREFIX}{vocab_size}-{key}")
-    build_once(place, lambda folder: _train(every, vocab_size, progress).save_pretrained(folder))
+    build_once(place, lambda folder: save_tokenizer(_train(every, vocab_size, progress), folder))
     return load_tokenizer(str(place))
 
 

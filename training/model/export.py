@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from training.data.tokenizers import save_tokenizer
 from training.disk import os_errors
 from training.model.language_model import VALUE_HEAD_FILE
 
@@ -21,6 +22,8 @@ def export_model(
     *,
     eos_id: int,
     control_ids: Sequence[int] = (),
+    context_length: int | None = None,
+    card: str | None = None,
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load; it is there whole or not at all.
 
@@ -31,6 +34,8 @@ def export_model(
         tokenizer: the Hugging Face tokenizer, with its control tokens if the model has any.
         eos_id: the token that ends a text, and begins one.
         control_ids: tokens that generation must never emit.
+        context_length: tokens that it was trained to read at most.
+        card: the folder's `README.md`.
 
     Raises:
         OSError: the folder cannot be written; nothing is left of it, and one that was there stays.
@@ -58,7 +63,13 @@ def export_model(
             )
             if values:
                 save_file({name: each.float().contiguous() for name, each in values.items()}, staging / VALUE_HEAD_FILE)
-            tokenizer.save_pretrained(staging)
+            save_tokenizer(tokenizer, staging, context_length)
+            if card is not None:
+                (staging / "README.md").write_text(card, encoding="utf-8")
+            # Safetensors lets nobody else read its files, whatever the umask.
+            mode = (staging / "config.json").stat().st_mode
+            for file in staging.iterdir():
+                file.chmod(mode)
         replaced = folder.with_name(f".{folder.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():

@@ -18,6 +18,7 @@ from training.model.language_model import LanguageModel, build_model
 from training.model.vocabulary import Vocabulary
 from training.run import checkpoints
 from training.run.best import best_steps, read
+from training.run.card import model_card
 from training.run.consolidate import checkpoint_weights
 from training.run.folder import RunFacts, RunFolder
 
@@ -81,6 +82,8 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
             tokenizer,
             eos_id=words.eos_id,
             control_ids=[*words.control_ids, *foreign_control_ids(tokenizer, words.control_ids)],
+            context_length=facts.model.context_length,
+            card=model_card(facts, checkpoint.marker.step),
         )
     return checkpoint.marker.step
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scorers.amounts import count_of, duration
 from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
 from scorers.stopping import is_stop, leave
 from training.config import TrainConfig, TrainingConfig
@@ -26,6 +27,7 @@ from training.model.sources import check_context
 from training.presets import CONTEXT_LENGTH
 from training.run import checkpoints, hooks
 from training.run.best import LOSS, best_steps, check_best, read
+from training.run.card import model_card
 from training.run.deepspeed_config import deepspeed_config
 from training.run.distributed import World
 from training.run.engine import Engine, choose_precision, seed_generators
@@ -75,7 +77,8 @@ def train(config: TrainConfig, console: Any) -> RunFacts:
             if world.on_main(lambda: _is_finished(folder)):
                 if world.is_main:
                     console.print(
-                        f"{folder.path} is finished ({job.facts.step:,} steps); its model is in {folder.model}.",
+                        f"{folder.path} is finished ({count_of(job.facts.step, 'step')}); "
+                        f"its model is in {folder.model}.",
                         markup=False,
                     )
                 return job.facts
@@ -179,7 +182,7 @@ class TrainingJob:
                 )
             return None
         ranks = found.marker.ranks
-        writers = "" if ranks == self.world.size else f", written by {ranks} rank{'s' if ranks > 1 else ''}"
+        writers = "" if ranks == self.world.size else f", written by {count_of(ranks, 'rank')}"
         self.console.print(
             f"Going on from {found.path}{writers}: step {found.marker.step:,} of {self.horizon.steps:,}.",
             markup=False,
@@ -238,12 +241,15 @@ class TrainingJob:
                     *self.facts.tokenizer.control_ids,
                     *foreign_control_ids(tokenizer.fast, self.data.control_ids),
                 ],
+                context_length=self.horizon.context_length,
+                card=model_card(self.facts, self.horizon.steps),
             )
 
     def _tell_end(self) -> None:
         facts = self.facts
         self.console.print(
-            f"Trained {facts.step:,} steps, {facts.horizon.tokens:,} tokens, in {facts.seconds:,.1f} s of steps. "
+            f"Trained {count_of(facts.step, 'step')}, {count_of(facts.horizon.tokens, 'token')}, "
+            f"in {duration(facts.seconds)} of steps. "
             f"The model is in {self.folder.model}; measure it with: phf evaluate {shlex.quote(str(self.folder.path))}",
             markup=False,
             soft_wrap=True,
