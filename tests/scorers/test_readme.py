@@ -1,56 +1,29 @@
 """The worked examples of scorers/README.md, run from the page itself, in order, in one folder."""
 
-import os
+import gzip
 import re
-import subprocess
 import sys
-import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from scorers.registry import KINDS, scorer_type
+from tests.pages import ROOT, blocks, run
 from tests.scorers.helpers import tiny_checkpoint, tiny_folder
 
-PAGE = Path(__file__).parents[2] / "scorers" / "README.md"
-_BLOCK = re.compile(r"^```(\w+)((?: \w+=\S+)*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    language: str
-    attributes: dict[str, str]
-    code: str
-    heading: str
-
-
-def blocks() -> list[Block]:
-    text = PAGE.read_text(encoding="utf-8")
-    found = []
-    for match in _BLOCK.finditer(text, text.index("## Worked examples")):
-        heading = re.findall(r"^###? (.*)$", text[: match.start()], re.MULTILINE)[-1]
-        attributes = dict(each.split("=") for each in match[2].split())
-        found.append(Block(match[1], attributes, match[3], heading))
-    return found
-
-
-EXAMPLES = [each for each in blocks() if "file" not in each.attributes]
+PAGE = ROOT / "scorers" / "README.md"
+EXAMPLES = [each for each in blocks(PAGE) if not {"file", "needs"} & each.attributes.keys()]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The files of the page, its package installed as pip would, and small models in place of real ones."""
+    """The files of the page, and small models in place of real ones."""
     place = tmp_path_factory.mktemp("examples")
-    for each in blocks():
+    for each in blocks(PAGE):
         if "file" in each.attributes:
             (place / each.attributes["file"]).write_text(each.code, encoding="utf-8")
-    project = tomllib.loads((place / "pyproject.toml").read_text())["project"]
-    info = place / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    points = "".join(f"{name} = {value}\n" for name, value in project["entry-points"]["phf.scorers"].items())
-    (info / "entry_points.txt").write_text(f"[phf.scorers]\n{points}")
+    with gzip.open(place / "corpus.jsonl.gz", "wt") as file:
+        file.write((place / "corpus.jsonl").read_text() * 50)
     config = tiny_folder("bert", place / "weights" / "config")
     tiny_checkpoint("bert", config, place / "weights" / "model.ckpt")
     _save_classifier(config, place / "models" / "toxic")
@@ -68,23 +41,9 @@ def _save_classifier(config: Path, target: Path) -> None:
     transformers.BertTokenizer.from_pretrained(config).save_pretrained(target)
 
 
-def run(folder: Path, *command: str) -> str:
-    path = os.pathsep.join([str(folder), *(each for each in sys.path if each)])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder / "hf"),
-    }
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 # What the page's commands print, among other things; as many as there are examples.
 PRINTED = [
+    ("What runs here, how fast, and what it costs", "sh", "toxicity"),
     ("A scorer of your own", "sh", "exclaim"),
     ("A column of the corpus", "sh", "✗"),
     ("A Hugging Face classifier", "sh", "toxicity"),
@@ -101,20 +60,10 @@ def test_every_example_is_run():
 @pytest.mark.slow
 def test_the_examples_run_as_they_stand(folder):
     for example, (heading, _, printed) in zip(EXAMPLES, PRINTED, strict=True):
-        if example.attributes.get("needs", "column") not in KINDS:
-            continue
-        if example.language == "python":
-            shown = run(folder, sys.executable, "-c", example.code)
-        else:
-            # The fixture has installed the package; pip would want a network.
-            lines = [line for line in example.code.splitlines() if not line.startswith("pip install")]
-            phf = f'phf() {{ {sys.executable} -m phf "$@"; }}'
-            shown = run(folder, "bash", "-euc", "\n".join([phf, *lines]))
-        assert printed in shown, heading
-
-
-def test_the_scorer_of_the_page_obeys_the_contract(folder):
-    run(folder, sys.executable, "-c", "from test_exclaim_scorer import *; test_it_obeys_the_contract()")
+        assert printed in run(example.code, folder, language=example.language), heading
+    # The package that the page installs is there now.
+    contract = "from test_exclaim_scorer import *; test_it_obeys_the_contract()"
+    run(f'{sys.executable} -c "{contract}"', folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
