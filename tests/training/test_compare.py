@@ -18,6 +18,7 @@ from tests.training.run_folders import SCORER, make_run, make_six
 from training.comparison.commands import commands
 from training.comparison.curves import training_loss
 from training.comparison.findings import findings, held_out_differences, misalignment_differences
+from training.comparison.intervals import estimate_panels
 from training.comparison.load import Comparison, config_differences, load_comparison
 from training.comparison.page import check_output, to_dict, write_comparison
 from training.comparison.tables import difference_table, duration, result_table, sample_table, short_count, stream_table
@@ -209,6 +210,36 @@ def test_equal_runs_are_not_told_apart(tmp_path: Path) -> None:
 def test_a_model_that_has_learned_nothing_is_called_so(tmp_path: Path) -> None:
     told = text_of(load_comparison([make_run(tmp_path / "mle", "mle", bits=3.7).path]))
     assert "mle does not clearly beat the frequencies of tokens alone" in told
+
+
+def test_the_best_runs_are_chosen_by_one_rule(tmp_path: Path) -> None:
+    figures = {"mle": (0.031, 2.05), "conditional": (0.02, 2.1), "rwr": (0.03, 2.2), "unlikelihood": (0.001, 3.7)}
+    paths = [make_run(tmp_path / name, name, scale=scale, bits=bits).path for name, (scale, bits) in figures.items()]
+    found = {each.title: " ".join(each.lines) for each in findings(load_comparison(paths))}
+    assert next(iter(found)) == "No better than frequencies"
+    assert found["No better than frequencies"].startswith("unlikelihood does not")
+    assert found["Lowest misalignment"].startswith("conditional has the lowest mean among those that beat token freq")
+    assert "no run among those that beat token frequencies is better in both than mle or" in found["Trade-off"]
+    assert "unlikelihood" not in found["Lowest misalignment"] + found["Trade-off"]
+    everyone = " ".join(each for each in found if each.startswith("Misalignment against"))
+    assert "unlikelihood" in found[everyone]
+
+
+def test_hit_rates_that_are_all_alike_are_not_compared(tmp_path: Path) -> None:
+    def columns(zeros: float) -> tuple[list[str], str, int]:
+        runs = [make_run(tmp_path / f"{name}-{zeros}", name, zeros=zeros) for name in ("mle", "awr")]
+        made = load_comparison([run.path for run in runs])
+        table = result_table(made)
+        assert {len(cells) for _, cells in table.rows} == {len(table.columns)}
+        return table.columns, table.note, len(estimate_panels(made))
+
+    some, _, panels = columns(0.3)
+    assert "hit rate" in some
+    for zeros, note in ((0.0, "All of the samples"), (1.0, "None of the samples")):
+        without, said, fewer = columns(zeros)
+        assert "hit rate" not in without
+        assert note in said
+        assert fewer == panels - 1
 
 
 def test_runs_without_any_score_or_held_out_text(tmp_path: Path) -> None:

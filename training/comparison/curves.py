@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from training.comparison.axes import NARROW, WIDE, tick, tokens_tick
 from training.comparison.labels import spread
 from training.comparison.load import Comparison, LoadedRun
-from training.comparison.style import DPI, Look, drawing, line_styles, new_figure, to_png
+from training.comparison.style import DPI, Look, drawing, new_figure, to_png
 
 Point = tuple[float, float, float, float]  # tokens, value, low, high
 
@@ -31,15 +31,15 @@ def training_curves(comparison: Comparison, look: Look) -> bytes:
         grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
         for index, (axes, (title, of)) in enumerate(zip(grid, panels, strict=True)):
             axes.set_title(title)
-            styles = line_styles([run.facts.objective for run in comparison.runs])
+            styles = look.lines([run.facts.objective for run in comparison.runs])
             lines = [(run, style, of(run)) for run, style in zip(comparison.runs, styles, strict=True) if of(run)]
-            for run, style, line in lines:
+            for number, (run, style, line) in enumerate(lines):
                 x, y, below, above = np.array(line).T
                 axes.fill_between(x, below, above, color=look.colour(run.facts.objective), alpha=0.12, linewidth=0)
-                axes.plot(
-                    x, y, color=look.colour(run.facts.objective), linewidth=1.5, linestyle=style, label=run.label,
-                    marker="o" if index else None, markersize=3,
-                )  # fmt: skip
+                # What was measured is marked where it was measured, a curve at some places, others for each run.
+                every = max(1, len(x) // 6)
+                marked = 1 if index else (number * every // max(1, len(lines)), every)
+                axes.plot(x, y, label=run.label, markevery=marked, **style)
             # The first steps, far above the rest, would flatten everything that is of interest.
             later = [
                 value for _, _, line in lines for point in line if point[0] >= 0.08 * line[-1][0] for value in point[1:]

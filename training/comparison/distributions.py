@@ -5,7 +5,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from training.comparison.axes import NARROW, WIDE, percent_tick, tick
 from training.comparison.load import Comparison
-from training.comparison.style import Look, drawing, line_styles, new_figure, to_png
+from training.comparison.style import Look, drawing, new_figure, to_png
 
 
 def score_distributions(comparison: Comparison, look: Look) -> bytes:
@@ -15,18 +15,18 @@ def score_distributions(comparison: Comparison, look: Look) -> bytes:
         axes = figure.subplots()
         smallest = 1.0
         positive = np.concatenate([run.scores[run.scores > 0] for run in comparison.runs] or [np.zeros(0)])
-        styles = line_styles([run.facts.objective for run in comparison.runs])
-        for run, style in zip(comparison.runs, styles, strict=True):
+        lines = look.lines([run.facts.objective for run in comparison.runs])
+        for number, (run, line) in enumerate(zip(comparison.runs, lines, strict=True)):
             if not len(run.scores):
                 continue
             x, counts = np.unique(run.scores, return_counts=True)
             above = 1 - np.cumsum(counts) / len(run.scores)
             x, above = np.concatenate([[0.0], x]), np.concatenate([[1.0], above])
             smallest = min(smallest, 1 / len(run.scores))
-            colour = look.colour(run.facts.objective)
-            axes.step(
-                x, np.maximum(above, 0), where="post", color=colour, linewidth=1.5, linestyle=style, label=run.label
-            )
+            # Markers at evenly spaced heights, others for each run, so that they do not cover each other.
+            heights = smallest ** np.linspace(0.06 + 0.02 * number, 1, 7)
+            marked = sorted({int(each) for each in np.searchsorted(-above, -heights) if each < len(above)})
+            axes.step(x, np.maximum(above, 0), where="post", label=run.label, markevery=marked, **line)
         axes.set_yscale("log")
         axes.set_ylim(smallest * 0.8, 1.25)
         axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
@@ -51,7 +51,7 @@ def score_distributions(comparison: Comparison, look: Look) -> bytes:
         axes.set_xlabel(f"score of a sample ({comparison.baseline.report.column})")
         axes.set_ylabel("samples with a higher score")
         axes.legend(
-            frameon=False, fontsize=8.5, loc="upper right", ncols=1 if look.narrow else 2, handlelength=1.4,
+            frameon=False, fontsize=8.5, loc="upper right", ncols=1 if look.narrow else 2, handlelength=3.4,
             labelcolor=look.ink,
         )  # fmt: skip
         return to_png(figure)

@@ -66,8 +66,14 @@ def held_out_differences(comparison: Comparison, to: LoadedRun | None = None) ->
 
 
 def findings(comparison: Comparison) -> list[Finding]:
-    """The headline findings, in the order that a reader asks for them."""
+    """The headline findings, in the order that a reader asks for them.
+
+    Which runs are best, in misalignment and in the trade-off, is a matter of those alone that clearly beat the
+    frequencies of tokens on held-out text, where that is known: a model that has learnt nothing is no better aligned.
+    The lines name the others, and differences from the baseline are of all runs.
+    """
     found = [
+        *_about_frequencies(comparison),
         *_about_misalignment(comparison),
         *_about_held_out(comparison),
         *_about_trade_off(comparison),
@@ -77,30 +83,50 @@ def findings(comparison: Comparison) -> list[Finding]:
     return [*found, _about_uncertainty(comparison)]
 
 
+def same_hit_rate(comparison: Comparison) -> float | None:
+    """1 where every sample of every run is a hit, 0 where none is: there is nothing to compare then. Else None."""
+    rates = {each.value for run in comparison.runs if (each := run.report.samples.hit_rate) is not None}
+    return rates.pop() if rates in ({0.0}, {1.0}) else None
+
+
+def _about_frequencies(comparison: Comparison) -> list[Finding]:
+    weak = [run.label for run in comparison.runs if not _beats_frequencies(run)]
+    if not weak:
+        return []
+    line = (
+        f"{_listed(weak)} {'does' if len(weak) == 1 else 'do'} not clearly beat the frequencies of tokens alone on "
+        "held-out text: read little into how aligned such a model seems."
+    )
+    if len(weak) < len(comparison.runs):
+        line += " The best runs below are chosen from the others."
+    return [Finding("No better than frequencies", [line])]
+
+
 def _about_misalignment(comparison: Comparison) -> list[Finding]:
     scored = [run for run in comparison.runs if run.report.samples.misalignment is not None]
     if not scored:
         return [Finding("Misalignment", ["No sample of any run has a score."])]
-    best = min(scored, key=_misalignment)
-    tied = [
-        difference.run.label
-        for difference in misalignment_differences(comparison, to=best)
-        if difference.verdict == "unclear"
-    ]
-    text = f"{best.label} has the lowest mean, {_shown(best.report.samples.misalignment)}."
-    if tied:
-        text += f" The samples do not tell it apart from {_listed(tied)}."
-    elif len(scored) > 1:
-        text += " Its difference from every other run is clear of 0."
-    lowest = [Finding("Lowest misalignment", [text])]
+    found = []
+    judged = [run for run in scored if _beats_frequencies(run)]
+    if judged:
+        best = min(judged, key=_misalignment)
+        differences = misalignment_differences(comparison, to=best)
+        tied = [each.run.label for each in differences if each.run in judged and each.verdict == "unclear"]
+        text = f"{best.label} has the lowest mean{_among(comparison)}, {_shown(best.report.samples.misalignment)}."
+        if tied:
+            text += f" The samples do not tell it apart from {_listed(tied)}."
+        elif len(judged) > 1:
+            text += " Its difference from every other " + ("run" if len(judged) == len(scored) else "of them")
+            text += " is clear of 0."
+        found.append(Finding("Lowest misalignment", [text]))
     differences = misalignment_differences(comparison)
-    if not differences:
-        return lowest
-    base = comparison.baseline
-    lines = _by_verdict(
-        differences, lambda each: f"{each.run.label} {_signed(each.estimate)}{_relative(each, _misalignment(base))}"
-    )
-    return [*lowest, Finding(f"Misalignment against {base.label}", lines)]
+    if differences:
+        base = comparison.baseline
+        lines = _by_verdict(
+            differences, lambda each: f"{each.run.label} {_signed(each.estimate)}{_relative(each, _misalignment(base))}"
+        )
+        found.append(Finding(f"Misalignment against {base.label}", lines))
+    return found
 
 
 def _about_held_out(comparison: Comparison) -> list[Finding]:
@@ -122,17 +148,6 @@ def _about_held_out(comparison: Comparison) -> list[Finding]:
             ),
         ]
         found.append(Finding(f"Capability against {base.label}", lines))
-    weak = [run.label for run in measured if not _beats_frequencies(run)]
-    if weak:
-        found.append(
-            Finding(
-                "No better than frequencies",
-                [
-                    f"{_listed(weak)} {'does' if len(weak) == 1 else 'do'} not clearly beat the frequencies of tokens "
-                    "alone on held-out text: read little into how aligned such a model seems."
-                ],
-            )
-        )
     return found
 
 
@@ -155,9 +170,10 @@ def _about_trade_off(comparison: Comparison) -> list[Finding]:
         )
     ]
     text = (
-        f"By their point estimates, no run is better in both than {_listed([run.label for run in front], 'or')}."
+        f"By their point estimates, no run{_among(comparison)} is better in both than "
+        f"{_listed([run.label for run in front], 'or')}."
         if len(front) < len(both)
-        else "By their point estimates, every run trades one for the other."
+        else f"By their point estimates, every run{_among(comparison)} trades one for the other."
     )
     return [Finding("Trade-off", [text])]
 
@@ -212,6 +228,10 @@ def _about_uncertainty(comparison: Comparison) -> Finding:
         counts = ", ".join(f"{label} {count:,}" for label, count in empty)
         lines.append(f"Samples that ended before their first character have no score and are left out: {counts}.")
     return Finding("What the intervals cover", lines)
+
+
+def _among(comparison: Comparison) -> str:
+    return "" if all(map(_beats_frequencies, comparison.runs)) else " among those that beat token frequencies"
 
 
 def _beats_frequencies(run: LoadedRun) -> bool:

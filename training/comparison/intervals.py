@@ -5,6 +5,7 @@ from collections.abc import Callable
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from training.comparison.axes import NARROW, WIDE, ends, percent_tick, reach, tick
+from training.comparison.findings import same_hit_rate
 from training.comparison.load import Comparison, LoadedRun
 from training.comparison.style import Look, drawing, new_figure, to_png
 from training.evaluation.report import MAXIMUM_OF, Estimate
@@ -60,4 +61,6 @@ def estimate_panels(comparison: Comparison) -> list[Panel]:
             False,
         ),
     ]
+    if same_hit_rate(comparison) is not None:
+        panels = [panel for panel in panels if panel[0] != "hit rate"]
     return [panel for panel in panels if any(panel[1](run) for run in comparison.runs)]

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from scorers.amounts import count_of
 from scorers.errors import UserError
 from scorers.printing import printable
 from training.config import ObjectiveName, TrainConfig
@@ -206,7 +207,7 @@ def _paired(runs: list[LoadedRun]) -> bool | None:
 
 def _held_out(run: LoadedRun) -> str:
     held_out = run.report.held_out
-    return f"{held_out.documents} documents ({held_out.fingerprint})" if held_out else "none"
+    return f"{count_of(held_out.documents, 'document')} ({held_out.fingerprint})" if held_out else "none"
 
 
 def _dataset(run: LoadedRun) -> str:
@@ -223,7 +224,7 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
     def sampling(run: LoadedRun) -> str:
         config = run.report.config
         return (
-            f"{config.num_samples} of at most {run.report.samples.max_new_tokens} tokens, "
+            f"{config.num_samples} of at most {count_of(run.report.samples.max_new_tokens, 'token')}, "
             f"temperature {config.temperature:g}, top-p {config.top_p:g}"
         )
 

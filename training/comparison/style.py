@@ -15,24 +15,25 @@ from PIL import Image
 DPI = 200
 _COLOURS = 128
 
-# After Okabe and Ito (2008), lightened for the dark ground. A marker says the same as the colour.
+# At least 29 apart in CIELAB for normal sight, deuteranopia and protanopia (Machado et al. 2009); less than 10 or so
+# looks alike. Markers and dashes show the same as the colour.
 _LIGHT = {
-    "mle": "#4a4f57",
-    "filtering": "#c98500",
-    "conditional": "#0072b2",
-    "unlikelihood": "#b3568a",
-    "unlikelihood_soft": "#7a4fb5",
-    "rwr": "#00866a",
-    "awr": "#d04a00",
+    "mle": "#493944",
+    "filtering": "#d67800",
+    "conditional": "#4690e7",
+    "unlikelihood": "#b97aa4",
+    "unlikelihood_soft": "#403189",
+    "rwr": "#52915c",
+    "awr": "#a51900",
 }
 _DARK = {
-    "mle": "#c3c8d0",
-    "filtering": "#f0b83c",
-    "conditional": "#5ab4f0",
-    "unlikelihood": "#e79cc6",
-    "unlikelihood_soft": "#b99cf0",
-    "rwr": "#35c9a3",
-    "awr": "#ff8a4c",
+    "mle": "#e6ebdc",
+    "filtering": "#f3cd29",
+    "conditional": "#9ecdff",
+    "unlikelihood": "#b36e9b",
+    "unlikelihood_soft": "#808cf3",
+    "rwr": "#4eb474",
+    "awr": "#d36118",
 }
 _MARKERS = {
     "mle": ("s", 0.95),
@@ -43,7 +44,16 @@ _MARKERS = {
     "rwr": ("P", 1.25),
     "awr": ("X", 1.2),
 }
-_LINES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+# In the order of the objectives above.
+_DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (4, 1.5)),
+    (0, (9, 2)),
+    (0, (1.2, 1.2)),
+    (0, (6, 1.5, 1.2, 1.5)),
+    (0, (3, 1.2, 1.2, 1.2, 1.2, 1.2)),
+    (0, (7, 1.5, 2.5, 1.5)),
+)
 _OTHER = {"light": "#333333", "dark": "#dddddd"}
 
 
@@ -100,15 +110,18 @@ class Look:
             "zorder": 3,
         }
 
+    def lines(self, objectives: Sequence[str]) -> list[dict[str, Any]]:
+        """The line of each run: options of `Axes.plot`, markers included; `markevery` is the caller's.
 
-def line_styles(objectives: Sequence[str]) -> list[Any]:
-    """A line style for each run: runs of the same objective share a colour, so their lines are told apart by dashes."""
-    seen: Counter[str] = Counter()
-    styles = []
-    for objective in objectives:
-        styles.append(_LINES[seen[objective] % len(_LINES)])
-        seen[objective] += 1
-    return styles
+        Colour and marker are the objective's, as are the dashes of its first run; its further runs have others.
+        """
+        names, seen, found = list(_MARKERS), Counter[str](), []
+        for objective in objectives:
+            first = names.index(objective) if objective in names else len(names)
+            marker = self.marker(objective, 5.0) | {"linestyle": _DASHES[(first + seen[objective]) % len(_DASHES)]}
+            found.append(marker | {"color": self.colour(objective), "linewidth": 1.5, "markeredgewidth": 0.6})
+            seen[objective] += 1
+        return found
 
 
 def page_colours(objective: str) -> tuple[str, str]:

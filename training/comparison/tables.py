@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from training.comparison.findings import Difference, held_out_differences, misalignment_differences
+from training.comparison.findings import (
+    Difference,
+    held_out_differences,
+    misalignment_differences,
+    same_hit_rate,
+)
 from training.comparison.load import Comparison, LoadedRun
 from training.evaluation.figures import interval, number, percent
 from training.evaluation.report import MAXIMUM_OF, Estimate
@@ -38,23 +43,32 @@ class Table:
 def result_table(comparison: Comparison) -> Table:
     """Alignment and capability."""
     held_out = any(run.report.held_out for run in comparison.runs)
-    columns = ["misalignment, mean", f"expected maximum of {MAXIMUM_OF}", "hit rate"]
+    columns = ["misalignment, mean", f"expected maximum of {MAXIMUM_OF}"]
+    same = same_hit_rate(comparison)
+    if same is None:
+        columns.append("hit rate")
     rows = []
     for run in comparison.runs:
         samples, text = run.report.samples, run.report.held_out
         cells = [
             _estimate(samples.misalignment),
             _estimate(samples.expected_maximum),
-            _estimate(samples.hit_rate, share=True),
+            *([_estimate(samples.hit_rate, share=True)] if same is None else []),
         ]
         if held_out:
             bits = _estimate(text.bits_per_byte if text else None, digits=4)
             cells += [bits, _estimate(text.perplexity if text else None)]
         rows.append((run, cells))
-    threshold = comparison.baseline.report.samples.hit_threshold
+    threshold = number(comparison.baseline.report.samples.hit_threshold)
+    hits = (
+        f"A hit is a sample with a score above {threshold}."
+        if same is None
+        else f"{'All' if same else 'None'} of the samples of any run have a score above {threshold}, so there are no "
+        "hit rates to compare."
+    )
     return Table(
         "Alignment and capability",
-        f"Lower is better everywhere. A hit is a sample with a score above {number(threshold)}. Intervals are 95 %.",
+        f"Lower is better everywhere. {hits} Intervals are 95 %.",
         columns + (["held-out bits per byte", "held-out perplexity"] if held_out else []),
         rows,
     )
