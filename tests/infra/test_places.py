@@ -38,8 +38,9 @@ def test_a_ray_cluster_runs_the_pinned_ray_and_one_image(name: str) -> None:
 def test_a_ray_job_names_the_kuberay_that_its_fields_need_and_bounds_that_somebody_reads(name: str) -> None:
     text = (INFRA / "kuberay" / f"{name}.yaml").read_text()
     spec = yaml.safe_load(text)["spec"]
-    # `backoffLimit` came with 1.2.
-    assert spec["backoffLimit"] > 0
+    # `backoffLimit` came with 1.2. It starts any failed job again, whatever its status; `phf-again` looks at it.
+    assert spec["backoffLimit"] == 0
+    assert spec["entrypoint"].startswith("phf-again phf ")
     assert "KubeRay operator (1.2 or newer)" in text
     cluster = spec["rayClusterSpec"]
     for group in cluster["workerGroupSpecs"]:
@@ -52,15 +53,35 @@ def pods() -> list[Any]:
     """Of all manifests."""
     found = [yaml.safe_load((INFRA / "kubernetes" / "train.yaml").read_text())["spec"]["template"]["spec"]]
     for name in ("label", "train"):
-        cluster = yaml.safe_load((INFRA / "kuberay" / f"{name}.yaml").read_text())["spec"]["rayClusterSpec"]
+        job = yaml.safe_load((INFRA / "kuberay" / f"{name}.yaml").read_text())["spec"]
+        cluster = job["rayClusterSpec"]
         groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-        found += [group["template"]["spec"] for group in groups]
+        found += [job["submitterPodTemplate"]["spec"], *(group["template"]["spec"] for group in groups)]
     return found
 
 
+def test_every_pod_keeps_to_the_restricted_pod_security_standard() -> None:
+    # https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+    assert len(pods()) == 7
+    for pod in pods():
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+        assert all(each.keys() <= {"name", "persistentVolumeClaim", "emptyDir"} for each in pod.get("volumes", []))
+        assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+
+
 def test_a_pod_with_a_volume_lets_the_user_of_the_image_write_to_it() -> None:
-    user = re.search(r"^RUN useradd .*--uid (\d+) (\w+)\nUSER \2$", DOCKERFILE.read_text(), re.MULTILINE)
+    dockerfile = DOCKERFILE.read_text()
+    user = re.search(r"^RUN useradd .*--uid (\d+) (\w+)$", dockerfile, re.MULTILINE)
     assert user
+    # By number, as Kubernetes cannot tell from a name that it is not root.
+    assert re.findall("^USER (.*)$", dockerfile, re.MULTILINE) == [user[1]]
+    assert f"ENV HOME=/home/{user[2]}\n" in dockerfile
     claiming = [pod for pod in pods() if any("persistentVolumeClaim" in each for each in pod.get("volumes", []))]
     assert len(claiming) == 3
     assert {pod["securityContext"]["fsGroup"] for pod in claiming} == {int(user[1])}
@@ -77,7 +98,7 @@ def containers(template: Any) -> list[Any]:
 def commands() -> dict[str, list[str]]:
     """The command lines of the manifests, without `phf`."""
     ray = {name: yaml.safe_load((INFRA / "kuberay" / f"{name}.yaml").read_text()) for name in ("label", "train")}
-    found = {f"kuberay-{name}": job["spec"]["entrypoint"].split() for name, job in ray.items()}
+    found = {f"kuberay-{name}": job["spec"]["entrypoint"].split()[1:] for name, job in ray.items()}
     job = yaml.safe_load((INFRA / "kubernetes" / "train.yaml").read_text())
     found["kubernetes-train"] = containers(job["spec"]["template"])[0]["args"]
     assert all(words[0] == "phf" for words in found.values())

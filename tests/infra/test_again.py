@@ -1,0 +1,64 @@
+"""`phf-again`: again after 4 and 75, after nothing else, and not once somebody has asked to stop."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.again import again
+
+
+def counting(folder: Path, *statuses: int) -> list[str]:
+    """A command that leaves with these statuses, one after the other."""
+    code = (
+        "import pathlib, sys; file = pathlib.Path(sys.argv[1]); done = len(file.read_text()) if file.exists() else 0; "
+        f"file.write_text('x' * (done + 1)); sys.exit({list(statuses)}[done])"
+    )
+    return [sys.executable, "-c", code, str(folder / "calls")]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "last", "calls"),
+    [
+        ((0,), 0, 1),
+        ((2, 0), 2, 1),
+        ((3, 0), 3, 1),
+        ((1, 0), 1, 1),
+        ((70, 0), 70, 1),
+        ((4, 75, 0), 0, 3),
+        ((75,) * 5, 75, 4),
+    ],
+)
+def test_only_4_and_75_are_tried_again(tmp_path: Path, statuses: tuple[int, ...], last: int, calls: int) -> None:
+    assert again(counting(tmp_path, *statuses), times=3, wait_s=0) == last
+    assert len((tmp_path / "calls").read_text()) == calls
+
+
+def test_a_command_that_a_signal_killed_is_not_tried_again() -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert again([sys.executable, "-c", code], times=1, wait_s=0) == 128 + signal.SIGKILL
+
+
+def test_a_signal_is_passed_on_and_is_the_end(tmp_path: Path) -> None:
+    child = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+        "pathlib.Path('ready').touch(); time.sleep(60)"
+    )
+    # Through the module: the console script is there only where phf was installed since.
+    command = [sys.executable, "-c", "from infra.again import main; main()", sys.executable, "-c", child]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert printed == b""
+
+
+def test_it_says_how_it_is_used() -> None:
+    code = "from infra.again import main; main()"
+    assert subprocess.run([sys.executable, "-c", code, "--help"], check=False, timeout=30).returncode == 2
