@@ -12,6 +12,7 @@ import typer
 
 from infra.demo.corpus import sample_code, sample_prose
 from scorers import interpreter
+from scorers.amounts import count_of, size_of
 from scorers.terminal import Terminal
 
 console = Terminal()
@@ -102,8 +103,9 @@ def main(
         prose = sample_prose(partial / "prose.jsonl.gz", plan.prose_bytes, SEED)
         partial.rename(corpus)
         console.print(
-            f"A corpus from this machine: {code.documents} modules of the standard library ({code.size:,} bytes), "
-            f"{prose.documents} pages of installed packages' documentation ({prose.size:,} bytes)."
+            f"A corpus from this machine: {count_of(code.documents, 'module')} of the standard library "
+            f"({size_of(code.size)}), "
+            f"{count_of(prose.documents, 'page')} of installed packages' documentation ({size_of(prose.size)})."
         )
 
     code_labels, prose_labels = output / "labelled-code", output / "labelled-prose"

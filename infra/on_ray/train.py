@@ -19,6 +19,7 @@ from infra.on_ray.rank import RankJob
 from infra.on_ray.ray_train import Losses, Outcome, fit
 from pipeline.labelling.on_ray.cluster import check_address, ray_cluster
 from pipeline.labelling.on_ray.head import HeadWatch, answer_of
+from scorers.amounts import count_of
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.printing import refuse_secret
 from scorers.stopping import asking
@@ -76,7 +77,7 @@ def _gpus(asked: Launch, resources: Mapping[str, float]) -> int:
     # A cluster that is joined may grow.
     if asked.address is None and asked.ranks * gpus > there:
         raise UserError(
-            f"There are {there} GPUs here, too few for {asked.ranks} ranks of one each. "
+            f"There are {there} GPUs here, too few for {count_of(asked.ranks, 'rank')} of one each. "
             "Start fewer ranks, or give --gpus-per-rank 0 to train on the CPU."
         )
     return gpus
@@ -140,7 +141,7 @@ class _Run:
 
     def _wanted(self) -> str:
         each = f"{self._asked.cpus} CPU" + (f" and {self._gpus} GPU" if self._gpus else "")
-        return f"{self._asked.ranks} ranks of {each} each"
+        return f"{count_of(self._asked.ranks, 'rank')} of {each} each"
 
     def _leave_unless_running(self, news: News) -> None:
         """When asked to stop, not to wait for ranks that Ray Train has no room to start, again or at all."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.checking.findings import Findings
 from pipeline.dataset.manifest import Manifest
+from scorers.amounts import count_of
 
 _LEDGER = "ledger"
 _FIGURES = ("labelled", "empty", "sentences", "bytes_text")
@@ -58,7 +59,9 @@ class Accounts:
         """Report the units whose rows are not those that the ledger says."""
         expected = int(self._stops[-1]) if len(self._stops) else 0
         if self._rows != expected:
-            self._findings.add(_LEDGER, f"the units have {expected:,} rows, but the shards hold {self._rows:,}")
+            self._findings.add(
+                _LEDGER, f"the units have {count_of(expected, 'row')}, but the shards hold {self._rows:,}"
+            )
             return
         for name in _FIGURES:
             wrong = np.flatnonzero(self._found[name] != self._expected[name])
@@ -121,8 +124,8 @@ class Accounts:
             if found.get(reason, 0) != said.get(reason, 0):
                 self._findings.add(
                     _LEDGER,
-                    f"{whose} has {found.get(reason, 0):,} records with the reason {reason}, but the manifest says "
-                    f"{said.get(reason, 0):,}",
+                    f"{whose} has {count_of(found.get(reason, 0), 'record')} with the reason {reason}, but the "
+                    f"manifest says {said.get(reason, 0):,}",
                 )
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.checking.findings import Findings
 from pipeline.dataset.manifest import MANIFEST_NAME, File
 from pipeline.storage import Storage
+from scorers.amounts import count_of
 
 _CHUNK = 1 << 20
 
@@ -59,7 +60,7 @@ def compare_bytes(storage: Storage, file: FileLike, said_by: str, progress: Prog
     except OSError as error:
         return BytesProblem(f"cannot be read: {_brief(error)}", readable=False)
     if size != file.size:
-        return BytesProblem(f"has {size:,} bytes, not {file.size:,}", readable=True)
+        return BytesProblem(f"has {count_of(size, 'byte')}, not {file.size:,}", readable=True)
     if found.hexdigest() != file.sha256:
         return BytesProblem(f"its sha256 is not the one in {said_by}", readable=True)
     return None

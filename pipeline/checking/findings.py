@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from scorers.amounts import count_of
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -47,6 +49,6 @@ class Findings:
     def problems(self) -> list[Problem]:
         """Everything found: problems of files, then of rows."""
         return self._problems + [
-            Problem(path, f"{what} ({count:,} row{'s' * (count != 1)}, the first is {first})")
+            Problem(path, f"{what} ({count_of(count, 'row')}, the first is {first})")
             for (path, what), (count, first) in self._in_rows.items()
         ]

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipeline.checking.verify import VerifyReport
+from scorers.amounts import count_of
 
 
 def show_report(console: Console, report: VerifyReport) -> None:
@@ -11,13 +12,10 @@ def show_report(console: Console, report: VerifyReport) -> None:
     facts = report.to_dict()
     if report.ok:
         console.print(f"[bold green]✓[/] {escape(report.uri)} is whole.", markup=True)
-        shards = f"{facts['shards']:,} shard" + "s" * (facts["shards"] != 1)
+        amounts = ", ".join(count_of(facts[f"{what}s"], what) for what in ("document", "sentence", "shard", "byte"))
+        console.print(f"  {amounts}: every hash, page, text, score and tag is right.")
         console.print(
-            f"  {facts['documents']:,} documents, {facts['sentences']:,} sentences, {shards}, {facts['bytes']:,} bytes:"
-            " every hash, page, text, score and tag is right."
-        )
-        console.print(
-            f"  {facts['records']:,} records were read; each stands once, in the dataset or in quarantine "
+            f"  Read: {count_of(facts['records'], 'record')}; each stands once, in the dataset or in quarantine "
             f"({facts['quarantined']:,})."
         )
         if report.parts is not None:
@@ -28,9 +26,7 @@ def show_report(console: Console, report: VerifyReport) -> None:
             console.print(f"  {step}", markup=False)
         return
     count = len(report.problems)
-    console.print(
-        f"[bold red]✗[/] {escape(report.uri)} is not whole: {count} problem{'s' * (count != 1)}.", markup=True
-    )
+    console.print(f"[bold red]✗[/] {escape(report.uri)} is not whole: {count_of(count, 'problem')}.", markup=True)
     for problem in report.problems:
         console.print(f"  [bold]{escape(problem.path)}[/]: {escape(problem.what)}", markup=True)
     console.print(report.remedy or "", markup=False)

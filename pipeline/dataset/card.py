@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pipeline.dataset.first_run import train_command
 from pipeline.dataset.manifest import Manifest
+from scorers.amounts import count_of
 from scorers.printing import printable
 
 CARD_NAME = "README.md"
@@ -53,7 +54,13 @@ def _template() -> Template:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - Markdown, not HTML; `code` makes what comes from outside harmless
     )
-    environment.filters |= {"code": _code, "count": "{:,}".format, "share": _share, "number": "{:.6g}".format}
+    environment.filters |= {
+        "code": _code,
+        "count": "{:,}".format,
+        "of": count_of,
+        "share": _share,
+        "number": "{:.6g}".format,
+    }
     return environment.get_template("card.md.j2")
 
 

@@ -7,6 +7,7 @@ from rich.text import Text
 from pipeline.checking.inspect_view import number, shortened
 from pipeline.labelling.preview import Preview
 from pipeline.sealing.thresholds import percentile_of
+from scorers.amounts import count_of
 
 
 def show_preview(console: Console, preview: Preview, *, most_sentences: int) -> None:
@@ -25,7 +26,9 @@ def show_preview(console: Console, preview: Preview, *, most_sentences: int) -> 
 def _show_document(console: Console, preview: Preview, index: int, most_sentences: int) -> None:
     document = preview.scored[index]
     record, sentences = document.record, preview.sentences(index)
-    console.print(Text.assemble((record.doc_id, "bold"), (f"  {record.kind}, {len(sentences):,} sentences", "dim")))
+    console.print(
+        Text.assemble((record.doc_id, "bold"), (f"  {record.kind}, {count_of(len(sentences), 'sentence')}", "dim"))
+    )
     if not sentences:
         console.print(Text("  (empty)\n", style="dim"))
         return

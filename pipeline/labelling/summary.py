@@ -122,7 +122,7 @@ def _columns(summary: Summary) -> Table:
     timed = progress is not None and progress.records > 0
     slowest = ""
     if progress is not None and timed:
-        table.add_column("seconds", justify="right")
+        table.add_column("time", justify="right")
         slowest = max(summary.manifest.scorers, key=lambda column: progress.seconds[column])
         if len(summary.manifest.scorers) > 1:
             table.add_column("")
@@ -132,7 +132,7 @@ def _columns(summary: Summary) -> Table:
         shown = f"{threshold.value:.4g}" + (f" ({threshold.spec})" if threshold.spec.startswith("p") else "")
         row = [column, entry.kind, shown, "no sentences" if share is None else f"{share:.1%}"]
         if progress is not None and timed:
-            row += [f"{progress.seconds[column]:.1f}", "slowest" if column == slowest else ""]
+            row += [duration(progress.seconds[column]), "slowest" if column == slowest else ""]
         table.add_row(*row[: len(table.columns)])
     return table
 

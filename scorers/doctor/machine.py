@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scorers import interpreter
+from scorers.amounts import count_of, size_of
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from scorers.isolation import describe
@@ -133,9 +134,9 @@ def _memory() -> Iterator[Fact]:
         ),
         None,
     )
-    text = f"{_size(free)} free of {_size(total)}"
+    text = f"{size_of(free)} free of {size_of(total)}"
     if limit is not None:
-        text += f", the container is limited to {_size(limit)}"
+        text += f", the container is limited to {size_of(limit)}"
     remedy = None
     if min(free, limit or free) < _LEAST_MEMORY:
         remedy = "A worker needs one to two gigabytes: free memory, or give --workers 1."
@@ -158,7 +159,7 @@ def _gpus(found: Mapping[str, Any]) -> Fact:
     devices = found["devices"]
     if devices:
         text = "; ".join(
-            f"cuda:{index} {each['name']}, compute capability {each['compute_capability']}, {_size(each['memory'])}, "
+            f"cuda:{index} {each['name']}, compute capability {each['compute_capability']}, {size_of(each['memory'])}, "
             f"{'bf16' if each['bf16'] else 'no bf16'}"
             for index, each in enumerate(devices)
         )
@@ -223,7 +224,7 @@ def _space(name: str, folder: Path, remedy: str | None) -> Fact:
         space = shutil.disk_usage(folder)
     except OSError as error:
         return Fact(name, f"{folder}: {error.strerror}", {"path": str(folder), "free": None}, remedy)
-    text = f"{_size(space.free)} free of {_size(space.total)} ({folder})"
+    text = f"{size_of(space.free)} free of {size_of(space.total)} ({folder})"
     data = {"path": str(folder), "free": space.free, "total": space.total}
     return Fact(name, text, data, remedy if space.free < _LEAST_SPACE else None)
 
@@ -233,7 +234,7 @@ def _hub() -> Iterator[Fact]:
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     variables = {name: os.environ[name] for name in _HUB_VARIABLES if name in os.environ}
     models = sorted(each.name.removeprefix("models--").replace("--", "/") for each in cache.glob("models--*"))
-    text = f"{len(models)} models in {cache}" if cache.is_dir() else f"no cache yet at {cache}"
+    text = f"{count_of(len(models), 'model')} in {cache}" if cache.is_dir() else f"no cache yet at {cache}"
     said = "".join(f", {name}={value}" for name, value in variables.items())
     data = {"cache": str(cache), "exists": cache.is_dir(), "models": models, "environment": variables}
     yield Fact("Hugging Face", text + said, data)
@@ -244,7 +245,3 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
-
-
-def _size(count: float) -> str:
-    return f"{count / _GB:,.1f} GB"

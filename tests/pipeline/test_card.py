@@ -56,6 +56,13 @@ def test_the_card_says_what_the_dataset_is(manifest):
     assert render_card(manifest) == card
 
 
+def test_one_of_a_thing_is_no_plural(tmp_path):
+    one = make_dataset(tmp_path / "one", ["One."], {"toxicity": lambda sentence: 0.5}, {"toxicity": 0.5})
+    assert "1 document, split losslessly into 1 sentence (4 bytes of text)" in render_card(
+        open_dataset(str(one)).manifest
+    )
+
+
 def test_sources_that_end_early_are_said(manifest):
     ledger = manifest.ledger.model_copy(update={"sources_cut": 2})
     assert "2 of the sources could not be read to the end" in render_card(

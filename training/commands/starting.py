@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scorers.amounts import size_of
 from scorers.console import print_json
 from scorers.errors import UserError
 from scorers.printing import message
@@ -170,6 +171,6 @@ def tell_plan(config: "TrainConfig", ranks: int, described: dict[str, Any], cons
     if not found.fits:
         remedies = "; or ".join(found.remedies) or "a smaller model, a shorter data.context_length, or more memory"
         raise UserError(
-            f"A rank would need {found.memory.total / 1e9:,.1f} GB, and {found.machine.name} has "
-            f"{found.machine.memory / 1e9:,.1f} GB. What would help: {remedies}."
+            f"A rank would need {size_of(found.memory.total)}, and {found.machine.name} has "
+            f"{size_of(found.machine.memory)}. What would help: {remedies}."
         )

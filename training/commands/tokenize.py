@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scorers.amounts import count_of
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
 
@@ -85,7 +86,7 @@ def tokenize(
         meta = each.meta
         console.print(f"[bold green]✓[/] Token store {escape(str(each.path))}", markup=True)
         console.print(
-            f"  {meta.documents:,} documents, {meta.sentences:,} sentences, {meta.tokens:,} tokens; "
-            f"{meta.text_bytes / max(1, meta.tokens):.2f} bytes a token"
+            f"  {count_of(meta.documents, 'document')}, {count_of(meta.sentences, 'sentence')}, "
+            f"{count_of(meta.tokens, 'token')}; {meta.text_bytes / max(1, meta.tokens):.2f} bytes a token"
         )
     console.print(f"  tokenizer {used.name}, {used.base_size:,} entries")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scorers.amounts import count_of
 from scorers.fingerprint import library_versions
 from training.evaluation import metrics
 from training.evaluation.heldout import HeldOutLoss, all_aligned, held_out_loss
@@ -205,27 +206,28 @@ def _sample_warnings(facts: SampleFacts, setup: EvaluationSetup) -> list[str]:
     warnings = []
     if facts.max_new_tokens < setup.config.max_new_tokens:
         warnings.append(
-            f"Samples have at most {facts.max_new_tokens} tokens, not {setup.config.max_new_tokens}: "
+            f"Samples have at most {count_of(facts.max_new_tokens, 'token')}, not {setup.config.max_new_tokens}: "
             f"the model was trained on {setup.context_length} at once."
         )
     cut = facts.number - facts.ended
     if setup.kind == "python" and cut:
         warnings.append(
-            f"{cut} of {facts.number} samples were cut at {facts.max_new_tokens} tokens. A linter counts a violation "
+            f"{cut} of {count_of(facts.number, 'sample')} were cut at {count_of(facts.max_new_tokens, 'token')}. "
+            "A linter counts a violation "
             "or two where code stops in the middle, so their scores are a little high."
         )
     others = {reason: count for reason, count in facts.unscored.items() if reason != EMPTY}
     if others:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in others.items())
         warnings.append(
-            f"{sum(others.values())} of {facts.number} samples could not be scored ({reasons}) and are left out of "
-            "the figures about scores."
+            f"{sum(others.values())} of {count_of(facts.number, 'sample')} could not be scored ({reasons}) and are "
+            "left out of the figures about scores."
         )
     if not facts.scored:
         warnings.append("No sample has a score, so there is no figure of misalignment.")
     elif facts.scored < MAXIMUM_OF:
         warnings.append(
-            f"Only {facts.scored} samples have a score; the expected maximum of {MAXIMUM_OF} needs as many."
+            f"Only {count_of(facts.scored, 'sample')} have a score; the expected maximum of {MAXIMUM_OF} needs as many."
         )
     return warnings
 

@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from scorers.amounts import count_of
 from scorers.terminal import Terminal
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.figures import interval, number, percent
@@ -78,11 +79,11 @@ def report_table(report: EvaluationReport, title: str) -> Table:
 def _what_was_measured(report: EvaluationReport) -> str:
     samples, held_out = report.samples, report.held_out
     text = (
-        f"{samples.number:,} samples of at most {samples.max_new_tokens} tokens: {samples.scored:,} scored, "
-        f"{samples.empty:,} empty, {samples.ended:,} ended by themselves."
+        f"{count_of(samples.number, 'sample')} of at most {count_of(samples.max_new_tokens, 'token')}: "
+        f"{samples.scored:,} scored, {samples.empty:,} empty, {samples.ended:,} ended by themselves."
     )
     if held_out is not None:
-        text += f" Held-out text: {held_out.documents:,} documents, {held_out.bytes:,} bytes."
+        text += f" Held-out text: {count_of(held_out.documents, 'document')}, {count_of(held_out.bytes, 'byte')}."
     return text
 
 

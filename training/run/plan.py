@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scorers.amounts import duration, size_of
+from scorers.amounts import count_of, duration, size_of
 from training.config import TrainConfig
 from training.model.language_model import LanguageModel
 from training.run.deepspeed_config import Precision
@@ -56,13 +56,14 @@ def print_forecast(console: Any, found: Forecast) -> None:
         console,
         f"Plan: {found.config.objective.name}, {shape.name}, on {horizon.ranks} x {machine.name}",
         {
-            "model": f"{shape.layers} layers, width {shape.width}, {shape.heads} heads, {shape.architecture}"
-            + (", value head" if shape.value_head else ""),
+            "model": f"{count_of(shape.layers, 'layer')}, width {shape.width}, {count_of(shape.heads, 'head')}, "
+            f"{shape.architecture}" + (", value head" if shape.value_head else ""),
             "parameters": f"{shape.parameters:,} ({shape.parameters_embedding:,} of them in embedding tables; "
             f"a vocabulary of {shape.vocabulary:,})",
-            "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x {horizon.ranks} ranks "
-            f"= {horizon.batch_size} blocks = {horizon.tokens_per_step:,} tokens a step",
-            "horizon": f"{horizon.steps:,} steps, {horizon.tokens:,} tokens: "
+            "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x "
+            f"{count_of(horizon.ranks, 'rank')} = {count_of(horizon.batch_size, 'block')} = "
+            f"{count_of(horizon.tokens_per_step, 'token')} a step",
+            "horizon": f"{count_of(horizon.steps, 'step')}, {count_of(horizon.tokens, 'token')}: "
             f"{horizon.tokens / shape.parameters:.3g} a parameter"
             + ("" if found.epochs is None else f", about {found.epochs:,.3g} epochs over the dataset"),
             "engine": f"DeepSpeed ZeRO {found.job.layout.zero_stage}, {found.precision}"
@@ -140,13 +141,14 @@ def _run_rows(
     training = config.training
     flops = network.flops_per_token * horizon.tokens
     return {
-        "model": f"{network.name}: {text.num_hidden_layers} layers, width {text.hidden_size}, "
-        f"{text.num_attention_heads} heads, {type(model.causal).__name__}{head}",
+        "model": f"{network.name}: {count_of(text.num_hidden_layers, 'layer')}, width {text.hidden_size}, "
+        f"{count_of(text.num_attention_heads, 'head')}, {type(model.causal).__name__}{head}",
         "parameters": f"{network.parameters:,} ({network.parameters_embedding:,} of them in embedding tables)",
         "FLOPs": f"{network.flops_per_token:.3g} a token, {flops:.3g} in all",
-        "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x {horizon.ranks} ranks = "
-        f"{horizon.batch_size} blocks = {horizon.batch_size * network.context_length:,} tokens a step",
-        "horizon": f"{horizon.steps:,} steps, {horizon.tokens:,} tokens: "
+        "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x "
+        f"{count_of(horizon.ranks, 'rank')} = {count_of(horizon.batch_size, 'block')} = "
+        f"{count_of(horizon.batch_size * network.context_length, 'token')} a step",
+        "horizon": f"{count_of(horizon.steps, 'step')}, {count_of(horizon.tokens, 'token')}: "
         f"{horizon.tokens_per_parameter:.3g} a parameter, {horizon.epochs:.3g} epochs over the stream",
         "expected": expected,
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, "
@@ -198,8 +200,8 @@ def _mixed_row(mixed: MixedFacts) -> str:
 
 def _phase_row(phase: PhaseFacts) -> tuple[str, str]:
     return phase.name, (
-        f"from step {phase.first_step:,}: {phase.steps:,} steps, {phase.tokens:,} tokens, "
-        f"of {phase.documents:,} documents with {phase.tokens_in_stream:,}"
+        f"from step {phase.first_step:,}: {count_of(phase.steps, 'step')}, {count_of(phase.tokens, 'token')}, "
+        f"of {count_of(phase.documents, 'document')} with {phase.tokens_in_stream:,}"
     )
 
 

@@ -23,6 +23,7 @@ from pipeline.labelling.workers.isolation import brief, label_isolated
 from pipeline.labelling.workers.memory import resident_memory, watch_memory
 from pipeline.labelling.workers.secrecy import forbid_core_dumps, silence
 from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
+from scorers.amounts import size_of
 from scorers.errors import UserError
 
 # Seconds in which an actor that does not answer must have been found dead, with its node or without, or be given up.
@@ -100,8 +101,8 @@ class LabelActor:
         holds = resident_memory(os.getpid())
         if holds > limit:
             raise UserError(
-                f"a worker of the group {self._group} holds {holds / 1e6:,.0f} MB before its first unit, more than "
-                f"execution.memory_limit ({limit / 1e6:,.0f} MB) allows"
+                f"a worker of the group {self._group} holds {size_of(holds)} before its first unit, more than "
+                f"execution.memory_limit ({size_of(limit)}) allows"
             )
         # At once, from a thread: the main one may be deep in a scorer, which no exception would reach.
         watch_memory(limit, lambda: os._exit(1))

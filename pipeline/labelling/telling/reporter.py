@@ -129,7 +129,7 @@ def reporter_for(console: Console) -> Iterator[Reporter]:
 
 def figures(progress: Progress) -> str:
     """The figures of a run on one line."""
-    parts = [f"{progress.committed:,}/{progress.units:,} units"]
+    parts = [f"{progress.committed:,}/{count_of(progress.units, 'unit')}"]
     if progress.records:
         parts.append(per_second(progress.records_per_s, "records"))
     else:
@@ -137,7 +137,7 @@ def figures(progress: Progress) -> str:
     if progress.quarantined:
         parts.append(f"{progress.quarantined.total():,} quarantined")
     if progress.failed:
-        parts.append(f"{len(progress.failed):,} units failed")
+        parts.append(f"{count_of(len(progress.failed), 'unit')} failed")
     if progress.remaining_s:
         parts.append(f"{duration(progress.remaining_s)} left")
     return "Labelling: " + ", ".join(parts)
