@@ -102,6 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_pages_run_as_they_stand(folder: Path) -> None:
     tour = [block for page in TOURED for block in blocks(page) if block.language == "sh" and not block.attributes]
     printed = [run(block.code, folder) for block in tour]

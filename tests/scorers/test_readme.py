@@ -58,6 +58,7 @@ def test_every_example_is_run():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_examples_run_as_they_stand(folder):
     for example, (heading, _, printed) in zip(EXAMPLES, PRINTED, strict=True):
         assert printed in run(example.code, folder, language=example.language), heading
