@@ -66,7 +66,7 @@ def load_model(auto: Any, name: str, *, config: Any = None, **options: Any) -> A
         Exception: what transformers raises where it cannot be loaded.
     """
     config = load_config(name) if config is None else config
-    _check_files(name)
+    _check_files(name, config)
     try:
         with _no_code(name):
             return auto.from_pretrained(name, config=config, trust_remote_code=False, **options)
@@ -113,6 +113,11 @@ def _printable(record: LogRecord) -> bool:
 
 @contextmanager
 def _no_code(name: str) -> Iterator[None]:
+    from transformers import dynamic_module_utils
+
+    # A tokenizer or model of several parts loads them without passing on that no code is trusted: transformers would
+    # ask on the terminal for so many seconds.
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     # Its warnings quote what the folder says of itself.
     for handler in getLogger("transformers").handlers:
         handler.addFilter(_printable)
@@ -127,9 +132,15 @@ def _no_code(name: str) -> Iterator[None]:
         ) from None
 
 
-def _check_files(name: str) -> None:
+def _check_files(name: str, config: Any) -> None:
     from transformers.utils.peft_utils import find_adapter_config_file
 
+    if getattr(config, "transformers_weights", None) is not None:
+        # It can be an index in a folder below, which names weights anywhere; and a scorer hashes the usual files.
+        raise UserError(
+            f"The model {name!r} names the file of its weights itself (transformers_weights in its config.json), which "
+            "phf does not follow. Call the file model.safetensors, and remove that field."
+        )
     if find_adapter_config_file(name) is not None:
         raise UserError(
             f"The model {name!r} has an adapter (adapter_config.json), which can name weights and code elsewhere. "

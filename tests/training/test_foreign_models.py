@@ -128,6 +128,43 @@ def test_weights_outside_the_folder_are_not_read(folder, weights):
         load_model(folder)
 
 
+@pytest.mark.parametrize("weights", ["parts/model.safetensors.index.json", "other.safetensors", "adapter_model.bin"])
+def test_a_folder_does_not_choose_the_file_of_its_weights(folder, weights):
+    (folder / "parts").mkdir()
+    names = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    edit(
+        folder / "parts" / "model.safetensors.index.json",
+        metadata={},
+        weight_map=dict.fromkeys(names, "../elsewhere.safetensors"),
+    )
+    edit(folder / "config.json", transformers_weights=weights)
+    for load in (lambda: pretrained(ModelConfig(name=str(folder), pretrained=True)), lambda: load_model(folder)):
+        with pytest.raises(UserError, match="names the file of its weights itself"):
+            load()
+
+
+def test_code_of_a_part_of_a_tokenizer_is_neither_run_nor_offered(tmp_path, monkeypatch):
+    # transformers loads its two tokenizers with defaults of its own; of the first one's model it knows no tokenizer.
+    parts = ("question_encoder", "generator")
+    folder = tmp_path / "tokenizer"
+    for part in parts:
+        (folder / f"{part}_tokenizer").mkdir(parents=True)
+        edit(
+            folder / f"{part}_tokenizer" / "tokenizer_config.json",
+            tokenizer_class="T",
+            auto_map={"AutoTokenizer": ["own.T", "own.T"]},
+        )
+    edit(folder / "config.json", model_type="rag", **{part: {"model_type": "vit"} for part in parts})
+    edit(folder / "tokenizer_config.json", tokenizer_class="RagTokenizer")
+    for place in (folder, folder / "question_encoder_tokenizer"):
+        (place / "own.py").write_text(f"open({str(tmp_path / 'witness')!r}, 'w')\nclass T: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="runs no code of a model or tokenizer"):
+        load_tokenizer(str(folder))
+    assert not (tmp_path / "witness").exists()
+
+
 @pytest.mark.parametrize("what", ["objects", "noise", "nothing", "cut", "no weights"])
 def test_pickled_weights_that_are_no_weights_are_no_defect(tmp_path, code_dataset, folder, what):
     weights = load_file(folder / "model.safetensors")
