@@ -14,8 +14,8 @@ from scorers.errors import UserError
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _SECRET_NAME = re.compile(
-    r"(?:^|[-_.])(?:sig|signature|token|secret|passw(?:or)?d|pwd|credentials?|sas|api[-_]?key|secret[-_]?key"
-    r"|access[-_]?key(?:[-_]?id)?|account[-_]?key|awsaccesskeyid|googleaccessid)$",
+    r"(?:(?:^|[-_.])(?:sig|pass|pwd|sas|auth|jwt)|signature|token|secret|passw(?:or)?d|passphrase|credentials?"
+    r"|authorization|api[-_]?key|secret[-_]?key|access[-_]?key(?:[-_]?id)?|account[-_]?key|googleaccessid)$",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|gh[a-z]_[A-Za-z0-9]{16,})")
@@ -67,7 +67,9 @@ def holds_secret(uri: str) -> bool:
     if not at and not re.fullmatch(r"(?:\[[^\]]*\]|[^:]*)(?::\d*)?", host):
         return True
     try:
-        options = parse_qsl(urlsplit(uri).query, keep_blank_values=True)
+        parts = urlsplit(uri)
+        # Some servers take `;` between options, and some services hand out a token in the fragment.
+        options = parse_qsl(f"{parts.query}&{parts.fragment}".replace(";", "&"), keep_blank_values=True)
     except ValueError:
         return False
     return any(_SECRET_NAME.search(name) or holds_secret(value) for name, value in options)

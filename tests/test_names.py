@@ -112,6 +112,13 @@ SECRETS = [
     "s3://bucket/x?token=SECRETq1",
     "s3://bucket/x?secret_key=SECRETq1",
     "s3://bucket/x?endpoint_override=http%3A%2F%2Fu%3ASECRETq1%40host",
+    "https://host/x?y=1;sig=SECRETq1",
+    "https://host/x#access_token=SECRETq1",
+    "https://host/x?sessionToken=SECRETq1",
+    "https://host/x?SharedAccessSignature=SECRETq1",
+    "https://host/x?authorization=SECRETq1",
+    "https://host/x?jwt=SECRETq1",
+    "https://host/x?pass=SECRETq1",
     "hf://hf_SECRETq1SECRETq1SECRETq1@datasets/a/b",
 ]
 HARMLESS = [
@@ -123,6 +130,7 @@ HARMLESS = [
     "ray://[::1]:10001",
     "ray://head:10001",
     "gs://bucket/tokens/x",
+    "https://host/x?bypass=1&tokens=3&author=a#part;b",
     "relative/a:b@c?token=x",
 ]
 
