@@ -1,7 +1,11 @@
 """What a run asks of its network is refused where it cannot be had, and what is had computes the same."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from scorers.errors import UserError
 from tests.training.jobs import figures, job_config, run_job
@@ -126,6 +130,27 @@ def test_a_compiled_network_learns_the_same(tmp_path, code_dataset, monkeypatch)
     assert len(calls) == 1
     for mine, theirs in zip(figures(tmp_path / "compiled"), figures(tmp_path / "plain"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("there", ["nothing", "ours", "open to all", "a link"])
+def test_compiled_code_is_taken_from_no_folder_of_others(tmp_path, monkeypatch, there):
+    (tmp_path / "other").mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # Set, so that it is put back, and then taken away.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    usual = Path(default_cache_dir())
+    if there == "a link":
+        usual.symlink_to("other")
+    elif there != "nothing":
+        usual.mkdir()
+        usual.chmod(0o755 if there == "ours" else 0o777)
+    build_model(ModelConfig(name="nano"), Vocabulary(40, 0)).compile_body()
+    used = Path(cache_dir())
+    assert (used == usual) == (there in ("nothing", "ours"))
+    assert used.parent == tmp_path
+    assert not used.is_symlink()
+    assert not used.stat().st_mode & 0o022
 
 
 def test_an_architecture_whose_loss_needs_logits_is_not_compiled():

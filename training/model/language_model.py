@@ -1,7 +1,10 @@
 """The network: a Hugging Face causal language model, and a value head where the objective asks for one."""
 
+import os
+import stat
+import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,7 @@ class LanguageModel(nn.Module):
                 f"training.compile: the logits of {type(self.causal).__name__} are more than a product with its output "
                 "embedding. Set it to false."
             )
+        _keep_compiled_code_private()
         self._body = torch.compile(self._run_body)
 
     def _keep_hidden(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -281,3 +285,20 @@ def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel
     except (ImportError, OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
         raise UserError(f"Cannot load a model from {folder}: {first_line(error)}") from None
     return model
+
+
+def _keep_compiled_code_private() -> None:
+    """Have torch take compiled code from no folder that another user of the machine may write into.
+
+    It keeps code and pickles in the shared temporary folder, under a name that anybody can make first.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    place = default_cache_dir()
+    with suppress(FileExistsError):
+        Path(place).mkdir(0o700)
+    found = os.lstat(place)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="phf-torchinductor-")
