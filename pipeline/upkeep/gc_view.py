@@ -24,7 +24,7 @@ def show_collected(console: Console, collected: Collected) -> None:
         what = "was moved to its place" if collected.removed else "is not in its place yet; the next run moves it"
         console.print(f"{count_of(len(collected.finished), 'file')} that a dead run had committed: {what}.")
     for path, what in collected.irregular[:_MOST_LINES]:
-        console.print(f"  [bold]{escape(shown(path))}[/] {escape(what)}.")
+        console.print(f"  [bold]{escape(shown(path))}[/] {escape(what)}.", markup=True)
     if not orphans:
         console.print(f"Nothing lies in {uri} that is not needed.")
         return

@@ -258,6 +258,7 @@ def test_a_link_is_named_and_left(made: Made, place: str) -> None:
         assert status == expected, command
         assert place in printed
         assert "is a link" in printed
+        assert "[bold]" not in printed
         assert link.is_symlink()
         assert state(made.folder / "home") == before
     assert {"path": place} == {
