@@ -99,7 +99,10 @@ class EntityRecognizer:
     def _load(self) -> None:
         import spacy
 
-        self._nlp = spacy.load(self._name, exclude=self._excluded)
+        try:
+            self._nlp = spacy.load(self._name, exclude=self._excluded)
+        except Exception as error:  # a foreign folder fails in as many ways as there are folders
+            raise UserError(f"The spaCy model {self._name!r} cannot be loaded: {type(error).__name__}.") from error
         names = self._nlp.pipe_names
         if "ner" not in names:
             raise UserError(f"The spaCy model {self._name!r} recognises no entities; take one with a component 'ner'.")

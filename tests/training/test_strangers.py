@@ -196,6 +196,19 @@ def test_a_store_that_nobody_named_is_no_link(code_dataset: Path, tmp_path: Path
         tokenize(config.model_copy(update={"store": None}), [dataset])
 
 
+def test_nothing_is_written_through_a_link_beside_the_dataset(
+    code_dataset: Path, tmp_path: Path, trained: Path
+) -> None:
+    dataset = open_dataset(str(shutil.copytree(code_dataset, tmp_path / "labelled")))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "labelled.tokens").symlink_to("home")
+    config = RunFolder(trained).read_config().data
+    for tokenizer in (config.tokenizer, None):
+        with pytest.raises(UserError, match=r"labelled\.tokens is a link, and nobody named it"):
+            tokenize(config.model_copy(update={"store": None, "tokenizer": tokenizer}), [dataset])
+    assert list((tmp_path / "home").iterdir()) == []
+
+
 def test_a_lock_that_is_a_link_empties_no_file(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")
     (tmp_path / ".store.lock").symlink_to("precious")

@@ -46,10 +46,6 @@ def ensure_store(
     identity = dataset_identity(dataset.manifest)
     key = store_key(identity, tokenizer)
     place = folder if folder is not None else derived_place(dataset.uri, key)
-    if folder is None and place.is_symlink():
-        raise UserError(
-            f"{place} is a link, and nobody named it. Name the store that it leads to: --store (data.store)."
-        )
     if place.exists() and not (place / META_NAME).exists():
         raise UserError(f"{place} exists, but is no token store. Choose another --store (data.store), or delete it.")
     build_once(place, lambda target: _build(dataset, tokenizer, identity, target, progress))

@@ -57,11 +57,20 @@ def derived_place(dataset_uri: str, name: str) -> Path:
     """`DATASET.tokens/NAME` beside a local dataset; in the user's cache for one elsewhere, or where nobody can write.
 
     The cache is `$PHF_CACHE`, else `$XDG_CACHE_HOME/phf`, else `~/.cache/phf`.
+
+    Raises:
+        UserError: there is a link at that place, which may have come with the dataset.
     """
     local = _local_path(dataset_uri)
     if local is not None:
         folder = local.resolve()
         beside = folder.with_name(f"{folder.name}.tokens")
+        for place in (beside, beside / name):
+            if place.is_symlink():
+                raise UserError(
+                    f"{place} is a link, and nobody named it. Name the store that it leads to (--store, data.store), "
+                    "and the tokenizer (--tokenizer), or put a folder in its place."
+                )
         if (beside / name).exists() or os.access(beside if beside.exists() else folder.parent, os.W_OK):
             return beside / name
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

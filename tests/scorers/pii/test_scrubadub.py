@@ -157,6 +157,12 @@ def test_a_missing_model_is_named_with_the_remedy(tmp_path):
         find_model(str(tmp_path))
 
 
+def test_a_folder_that_is_no_model_is_refused_with_a_sentence(tmp_path):
+    (tmp_path / "config.cfg").write_text('[nlp]\nlang = "en"\n\n[nlp.before_creation]\n@callbacks = "none.v1"\n')
+    with pytest.raises(UserError, match="cannot be loaded"):
+        build("pii", ScorerSpec(kind="scrubadub", spacy_model=str(tmp_path)))
+
+
 def test_the_model_may_be_a_folder(built):
     import spacy
 
