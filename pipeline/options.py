@@ -34,9 +34,9 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT...",
-        help="Files, folders or globs: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow, WET of Common Crawl "
-        "(.warc.wet.gz), .txt and .py; local, s3://, gs://, hdfs://, or hf://datasets/OWNER/NAME@REVISION/PATH, of "
-        "which revision and path may be left out.",
+        help="Files, folders or globs: .jsonl, .ndjson or .json (an object a line), .txt, .py and WET of Common Crawl "
+        "(.warc.wet), each also compressed (.gz, .zst, .bz2, .xz), .parquet, .arrow; local, s3://, gs://, hdfs:// or "
+        "hf://datasets/OWNER/NAME@REVISION/PATH, of which revision and path may be left out.",
         show_default=False,
     ),
 ]

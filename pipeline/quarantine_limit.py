@@ -40,11 +40,27 @@ class QuarantineLimit:
             "it is neither a count nor a share of the records: write 5 for five records, 0.1% for one in a thousand"
         )
 
-    def exceeded(self, quarantined: int, records: int) -> bool:
-        """Whether `quarantined` entries are more than the limit, of `records` that were read."""
-        if self.share is not None:
-            return quarantined > self.share * records
-        return quarantined > (self.count or 0)
+    def exceeded(
+        self, quarantined: int, records: int, *, cut: int = 0, unread: int = 0, size: int = 0, lost: int = 0
+    ) -> bool:
+        """Whether more is lost than the limit allows.
+
+        A count counts entries: records in quarantine, and inputs that were not read whole. A share is that of the
+        records in quarantine plus that of the bytes that were not read; it excuses no input of which nothing was read.
+
+        Args:
+            quarantined: records in quarantine.
+            records: that were read.
+            cut: inputs that were not read whole.
+            unread: bytes of the inputs that were not read.
+            size: bytes of all inputs.
+            lost: inputs of which nothing was read.
+        """
+        if self.share is None:
+            return quarantined + cut > (self.count or 0)
+        of_records = Fraction(quarantined, records) if records else Fraction(bool(quarantined))
+        of_bytes = min(Fraction(1), Fraction(unread, size)) if size else Fraction(bool(unread))
+        return lost > 0 or of_records + of_bytes > self.share
 
 
 def check_limit(value: Any) -> int | str:

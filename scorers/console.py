@@ -86,8 +86,7 @@ def _origin(error: Exception) -> str:
 
 def fail(error: UserError) -> NoReturn:
     """Print the error for a person and leave with its exit status."""
-    prefix = "Error" if error.exit_code == UserError.exit_code else "Stopped"
-    sys.stderr.write(f"{prefix}: {message(str(error))}\n")
+    sys.stderr.write(f"{error.prefix}: {message(str(error))}\n")
     raise typer.Exit(error.exit_code)
 
 

@@ -16,21 +16,25 @@ class UserError(Exception):
     """Bad usage, configuration or input: refused before any work, exit status 2."""
 
     exit_code: int = EXIT_USAGE
+    prefix: str = "Error"
 
 
 class QuarantineLimitError(UserError):
     """More records were quarantined than allowed; everything else is labelled and sealed. Exit status 3."""
 
     exit_code = EXIT_QUARANTINE
+    prefix = "Done, but not all of it could be labelled"
 
 
 class IncompleteError(UserError):
     """The work could not be finished; the same command goes on where it stopped. Exit status 4."""
 
     exit_code = EXIT_INCOMPLETE
+    prefix = "Stopped"
 
 
 class StoppedError(UserError):
     """Stopped on request or by a newer run, in good order and resumable. Exit status 75."""
 
     exit_code = EXIT_STOPPED
+    prefix = "Stopped"

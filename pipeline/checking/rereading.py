@@ -56,8 +56,11 @@ def compare_with_inputs(dataset: LabelledDataset, quarantined: set[Key], finding
 
 
 def _same_sources(dataset: LabelledDataset, plan: Plan, findings: Findings) -> bool:
-    before = {entry.uri: entry for entry in dataset.manifest.sources}
-    now = {entry.uri: entry for entry in plan.entries}
+    # How much of an input is unread older versions did not write down.
+    before, now = (
+        {entry.uri: entry.model_copy(update={"unread": 0}) for entry in entries}
+        for entries in (dataset.manifest.sources, plan.entries)
+    )
     for uri in sorted(before.keys() | now.keys()):
         if uri not in now:
             findings.add(uri, "was labelled, but is not among the inputs now")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.corpus.plan import Plan
 from pipeline.labelling.job import load_job
 from pipeline.labelling.telling.run_status import RunStatus, read_status
 from pipeline.sealing.extent import Extent, extent_of
@@ -19,6 +20,8 @@ from scorers.errors import UserError
 _SILENT_S = 30.0
 # While a job is watched, the commit records are read again after so many times as long as reading them took.
 _RELUCTANCE = 20.0
+# Inputs that were not read whole which a status names.
+_MOST_CUT = 20
 
 
 class ColumnStatus(BaseModel):
@@ -42,6 +45,19 @@ class UnfinishedStep(BaseModel):
     committed: int
 
 
+class CutSource(BaseModel):
+    """An input that was not read whole: why, the records before that, its bytes, and those that were not read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    reason: str
+    detail: str
+    records: int
+    size: int
+    unread: int
+
+
 class JobStatus(BaseModel):
     """Where a job stands.
 
@@ -52,6 +68,7 @@ class JobStatus(BaseModel):
         records, sentences, empty: of the committed units.
         quarantined: records of the committed units by reason.
         sources_cut: inputs whose rest could not be read.
+        cut: the first of these.
         run: figures of the latest run, which prove nothing; None if there are none.
         silent_s: seconds since that run wrote them, by the clocks of its machine and this one.
         generation: of the dataset that is sealed; None before the first.
@@ -74,6 +91,7 @@ class JobStatus(BaseModel):
     silent_s: float | None
     generation: int | None = None
     columns: list[ColumnStatus] = []
+    cut: list[CutSource] = []
     unfinished: list[UnfinishedStep] = []
 
 
@@ -85,7 +103,8 @@ class _Totals:
     sentences: int
     empty: int
     quarantined: dict[str, int]
-    cut: int
+    sources_cut: int
+    cut: list[CutSource]
 
 
 def job_status(storage: Storage) -> JobStatus:
@@ -114,7 +133,7 @@ def watch_status(storage: Storage, clock: Callable[[], float] = time.monotonic) 
                 read_at = clock()
                 job = load_job(storage)
                 extent = extent_of(job)
-                totals = _totals(storage, extent.units, len(job.plan.cut))
+                totals = _totals(storage, extent.units, job.plan)
                 due = clock() + _RELUCTANCE * (clock() - read_at)
             was_working = working
             yield _status(storage, extent, totals, run, working=working)
@@ -122,14 +141,26 @@ def watch_status(storage: Storage, clock: Callable[[], float] = time.monotonic) 
         raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
 
 
-def _totals(storage: Storage, units: int, cut: int) -> _Totals:
+def _totals(storage: Storage, units: int, plan: Plan) -> _Totals:
+    entries = {entry.uri: entry for entry in plan.entries} if plan.cut else {}
     totals, quarantined = UnitStore(storage).totals(units)
     return _Totals(
         records=totals["records"],
         sentences=totals["sentences"],
         empty=totals["empty"],
         quarantined=quarantined,
-        cut=cut,
+        sources_cut=len(plan.cut),
+        cut=[
+            CutSource(
+                source=each.source,
+                reason=each.reason,
+                detail=each.detail,
+                records=entries[each.source].records,
+                size=entries[each.source].size,
+                unread=entries[each.source].unread,
+            )
+            for each in plan.cut[:_MOST_CUT]
+        ],
     )
 
 
@@ -158,7 +189,8 @@ def _status(storage: Storage, extent: Extent, totals: _Totals, run: RunStatus | 
         sentences=totals.sentences,
         empty=totals.empty,
         quarantined=totals.quarantined,
-        sources_cut=totals.cut,
+        sources_cut=totals.sources_cut,
+        cut=totals.cut,
         run=run,
         silent_s=None if run is None else _seconds_since(run.written),
         generation=None if extent.current is None else extent.current.generation,

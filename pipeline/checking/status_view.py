@@ -11,6 +11,7 @@ from pipeline.labelling.telling.activity import WorkerState
 from pipeline.labelling.telling.progress import STEPS
 from pipeline.labelling.telling.run_status import RunStatus
 from scorers.amounts import count_of, duration, per_second, rate_of
+from scorers.paths import shown
 
 # Failures that are shown; the status holds some more.
 _FAILURES = 5
@@ -31,7 +32,9 @@ def status_view(status: JobStatus) -> Group:
     quarantined = sum(status.quarantined.values())
     _add(facts, "quarantined", f"{quarantined:,}" + (f" ({reasons})" if reasons else ""))
     if status.sources_cut:
-        _add(facts, "cut inputs", f"{status.sources_cut:,} end early")
+        _add(facts, "cut inputs", f"{status.sources_cut:,} not read whole")
+        for cut in status.cut[:_FAILURES]:
+            _add(facts, "", f"{shown(cut.source)}: {cut.detail}; {count_of(cut.records, 'record')} before that")
     if status.run is not None and status.state != "sealed":
         _add_run(facts, status.run, running=run is not None)
     return Group(Text(f"{status.output}: {_headline(status)}\n"), facts)

@@ -84,6 +84,7 @@ class VerifyReport:
             "quarantined": sum(manifest.ledger.quarantined.values()) if manifest else None,
             "parts": self.parts,
             "inputs_compared": self.inputs_compared,
+            "left_out": [each.model_dump() for each in manifest.left_out] if manifest else None,
             "unfinished": [str(step) for step in self.unfinished],
         }
 

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipeline.checking.verify import VerifyReport
+from pipeline.losses import left_out_line
 from scorers.amounts import count_of
 
 
@@ -22,6 +23,8 @@ def show_report(console: Console, report: VerifyReport) -> None:
             console.print(f"  The job's plan and the {facts['parts']:,} parts of its scored units are whole too.")
         if report.inputs_compared:
             console.print("  Every text is the one that the inputs hold.")
+        if report.manifest is not None and (line := left_out_line(report.manifest.left_out)):
+            console.print(f"  {escape(line)}")
         for step in report.unfinished:
             console.print(f"  {step}", markup=False)
         return

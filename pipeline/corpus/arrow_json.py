@@ -49,13 +49,21 @@ def plain(array: pa.Array) -> pa.Array:
         if isinstance(array, pa.ExtensionArray):
             array = array.storage
         elif pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
+            array = pa.DictionaryArray.from_arrays(array.indices, _without_views(array.dictionary)).dictionary_decode()
         elif pa.types.is_run_end_encoded(array.type):
-            array = pc.run_end_decode(array)
+            whole = pa.RunEndEncodedArray.from_arrays(array.run_ends, _without_views(array.values))
+            array = pc.run_end_decode(whole.slice(array.offset, len(array)))
         elif pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
             array = array.cast(pa.large_list(array.type.value_type))
         else:
             return array
+
+
+def _without_views(values: pa.Array) -> pa.Array:
+    """The values in the layout that pyarrow can decode dictionaries and run ends of."""
+    if pa.types.is_string_view(values.type):
+        return values.cast(pa.large_binary()).view(pa.large_string())
+    return values.cast(pa.large_binary()) if pa.types.is_binary_view(values.type) else values
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

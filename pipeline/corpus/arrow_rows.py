@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from pipeline.config import LabelConfig
+from pipeline.corpus.compression import TRUNCATED, UNREADABLE, CutError
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.corpus.rows import RowDecoder
-from pipeline.corpus.streams import TRUNCATED, UNREADABLE, CutError, SourceFile
+from pipeline.corpus.streams import SourceFile
 from scorers.errors import UserError
 
 _FILE_MAGIC = b"ARROW1"

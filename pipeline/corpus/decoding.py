@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config import LabelConfig, given_by
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined, Record
+from pipeline.corpus.suffixes import document_name
 from pipeline.corpus.warc import WarcEntry
 
 NOT_JSON = "not-json"
@@ -129,7 +130,7 @@ class Decoder:
         except UnicodeDecodeError as error:
             return self.quarantined(0, INVALID_UTF8, f"at byte {error.start} of the file", content)
         uri = self._source.uri
-        return Record(uri, 0, f"{uri}#0", text, "{}", self._source.kind, uri.rpartition("/")[2])
+        return Record(uri, 0, f"{uri}#0", text, "{}", self._source.kind, document_name(uri))
 
     def from_warc(self, position: int, entry: WarcEntry) -> Record | Quarantined:
         """A record of a WET file: its block is the text, its WARC-Record-ID the id, its other headers are meta.

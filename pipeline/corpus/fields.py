@@ -11,10 +11,11 @@ import pyarrow as pa
 from pipeline.config import LabelConfig, given_by
 from pipeline.corpus.arrow_json import is_list, plain_type
 from pipeline.corpus.arrow_rows import ArrowRows
+from pipeline.corpus.compression import CutError
 from pipeline.corpus.inputs import Source, cannot_read
+from pipeline.corpus.looks import check_beginnings
 from pipeline.corpus.parquet_rows import ParquetRows
-from pipeline.corpus.streams import CutError, open_content, read_lines
-from pipeline.corpus.warc import read_documents
+from pipeline.corpus.streams import open_content, read_lines
 from scorers.errors import UserError
 
 _SAMPLE = 100
@@ -23,12 +24,13 @@ _SAMPLE = 100
 def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
     """Refuse what cannot be meant: a field that a Parquet or Arrow file lacks, or all first records of `.jsonl` inputs.
 
-    The fields are that of the text and those that scorers take their scores from. A WARC file whose first record holds
-    a web page instead of its text is refused too.
+    The fields are that of the text and those that scorers take their scores from. What `check_beginnings` refuses is
+    refused first.
 
     Raises:
         UserError: names the field and those that there are.
     """
+    check_beginnings(sources, config)
     wanted = {config.text_field, *given_by(config).values()}
     fields: dict[str, None] = {}
     for source in sources:
@@ -40,13 +42,6 @@ def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
         elif source.format in {"parquet", "arrow"}:
             with _read_failures(source):
                 _open_rows(source, config).close()
-        elif source.format == "warc":
-            with _read_failures(source):
-                stream = open_content(source)
-                try:
-                    next(read_documents(source, stream, limit=config.max_record_size), None)
-                finally:
-                    stream.close()
     there = ", ".join(repr(field)[:40] for field in list(fields)[:20])
     if fields and config.text_field not in fields:
         raise UserError(

@@ -4,7 +4,9 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,28 +15,23 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from pipeline.corpus import remote
+from pipeline.corpus.compression import Compression
+from pipeline.corpus.own import is_own_file, is_own_folder, is_settings, names_of_model
+from pipeline.corpus.suffixes import KNOWN, Format, format_of, is_aside, kind_of, may_be_settings, type_of
+from pipeline.dataset.manifest import LeftOut
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
+from scorers.paths import shown
 from scorers.printing import refuse_secret
 
-Format = Literal["jsonl", "parquet", "arrow", "warc", "text"]
-Compression = Literal["gzip", "zstd"]
-
-SUFFIXES: dict[str, tuple[Format, Compression | None]] = {
-    ".jsonl": ("jsonl", None),
-    ".jsonl.gz": ("jsonl", "gzip"),
-    ".jsonl.zst": ("jsonl", "zstd"),
-    ".parquet": ("parquet", None),
-    ".arrow": ("arrow", None),
-    ".wet": ("warc", None),
-    ".wet.gz": ("warc", "gzip"),
-    ".warc": ("warc", None),
-    ".warc.gz": ("warc", "gzip"),
-    ".txt": ("text", None),
-    ".py": ("text", None),
-}
-_KNOWN = ", ".join(SUFFIXES)
 _MAGIC = re.compile(r"[*?[]")
+# Enough of a file to see whether it holds records or a setting.
+_HEAD = 1 << 16
+_THREADS = 16
+# Of the files that are left out as many types are listed, and as many names of each.
+_MOST_TYPES, _MOST_NAMES = 20, 5
+_SETTINGS = ".json that is no record a line"
+_OWN = "written by phf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +55,88 @@ class Source:
     options: str = ""
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the user's arguments stand for: the sources in order, and what lies among them that is none."""
+
+    sources: list[Source]
+    left_out: list[LeftOut]
+
+
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """A file, or a folder of ours, that is no source."""
+
+    uri: str
+    type: str
+
+
+_Found = Source | _Other
+
+
 def find_sources(
     inputs: Sequence[str], kind: Literal["auto", "prose", "python"] = "auto", *, output: str | None = None
 ) -> list[Source]:
-    """All sources that the arguments name, sorted by URI, each once.
+    """The sources of `find_inputs` alone."""
+    return find_inputs(inputs, kind, output=output).sources
+
+
+def find_inputs(
+    inputs: Sequence[str],
+    kind: Literal["auto", "prose", "python"] = "auto",
+    *,
+    output: str | None = None,
+    own: Collection[str] = (),
+) -> Inputs:
+    """All sources that the arguments name, sorted by URI, each once; and what folders and globs hold beside them.
 
     A folder stands for every file in it, at any depth, whose suffix is known; names that begin with a dot are skipped,
-    and the caches of `datasets` (`cache-*.arrow`). So does a glob, in which `**` crosses folders. A relative path stays
-    relative: the dataset does not depend on where the corpus lies on a machine. The same file named in two ways is one
-    source.
+    and what `datasets` and transformers keep beside theirs. So does a glob, in which `**` crosses folders. What phf
+    itself has written there is no input: outputs, runs, token stores, logs. A relative path stays relative: the dataset
+    does not depend on where the corpus lies on a machine. The same file named in two ways is one source.
 
     Args:
         inputs: files, folders or globs, local or URIs of pyarrow.fs, or `hf://datasets/OWNER/NAME[@REVISION][/PATH]`,
             whose sources are named by their commit.
         kind: of all documents; `auto` takes `.py` files for Python and everything else for prose.
         output: where the dataset is written; what folders and globs find there is no input.
+        own: local files that this command reads its settings from or writes its log to; no inputs either.
 
     Raises:
         UserError: a missing path, a folder or glob without any input, a file whose suffix is unknown, a name that is
             not UTF-8, a URI that cannot be opened or that holds a password, or an input inside the output.
     """
     found: dict[str, Source] = {}
+    others: dict[str, _Other] = {}
+    mine = {Path(each).resolve() for each in own}
     for argument in inputs:
-        sources = list(_find(argument, kind, output))
-        if not sources:
-            raise UserError(f"{argument} holds no input: no file there ends with any of {_KNOWN}.")
-        for source in sources:
-            key = source.uri if "://" in source.uri else os.path.abspath(source.uri)  # noqa: PTH100 (links stay links)
-            if key not in found or source.uri < found[key].uri:
-                found[key] = source
-    return sorted(found.values(), key=lambda source: source.uri)
+        some = False
+        for each in _find(argument, kind, output, mine):
+            key = each.uri if "://" in each.uri else os.path.abspath(each.uri)  # noqa: PTH100 (links stay links)
+            if isinstance(each, _Other):
+                others[key] = each
+                continue
+            some = True
+            if key not in found or each.uri < found[key].uri:
+                found[key] = each
+        if not some:
+            raise UserError(f"{argument} holds no input: no file there ends with any of {KNOWN}.")
+    return Inputs(
+        sorted(found.values(), key=lambda source: source.uri),
+        _summed(each for key, each in others.items() if key not in found),
+    )
+
+
+def _summed(others: Iterable[_Other]) -> list[LeftOut]:
+    """By type, the most frequent ones first."""
+    names: dict[str, list[str]] = {}
+    for each in sorted(others, key=lambda other: other.uri):
+        names.setdefault(each.type, []).append(each.uri.encode(errors="backslashreplace").decode())
+    counts = Counter({kind: len(uris) for kind, uris in names.items()})
+    ordered = sorted(counts, key=lambda kind: (-counts[kind], kind))
+    rest = sorted(uri for kind in ordered[_MOST_TYPES:] for uri in names[kind])
+    listed = [(kind, names[kind]) for kind in ordered[:_MOST_TYPES]] + ([("others", rest)] if rest else [])
+    return [LeftOut(type=kind, files=len(uris), uris=uris[:_MOST_NAMES]) for kind, uris in listed]
 
 
 def open_source(source: Source) -> pa.NativeFile:
@@ -110,14 +159,14 @@ def cannot_read(uri: str, error: BaseException) -> str:
     return f"Cannot read the input {uri}: {_reason(error)}."
 
 
-def _find(argument: str, kind: str, output: str | None) -> Iterator[Source]:
+def _find(argument: str, kind: str, output: str | None, own: Collection[Path]) -> Iterator[_Found]:
     path = _local_path(argument)
     if not argument or "\0" in argument:
         raise UserError("An input is empty; give files, folders or globs.")
     if path is None:
         yield from _find_remote(argument, kind, output)
     else:
-        yield from _find_local(path, kind, output)
+        yield from _find_local(path, kind, output, own)
 
 
 def _local_path(uri: str) -> str | None:
@@ -126,7 +175,7 @@ def _local_path(uri: str) -> str | None:
     return None if "://" in uri else uri
 
 
-def _find_local(argument: str, kind: str, output: str | None) -> Iterator[Source]:
+def _find_local(argument: str, kind: str, output: str | None, own: Collection[Path]) -> Iterator[_Found]:
     place = None if output is None else _local_path(output)
     if os.path.lexists(argument):
         if place is not None and _inside(argument, place):
@@ -138,21 +187,34 @@ def _find_local(argument: str, kind: str, output: str | None) -> Iterator[Source
             raise UserError(f"No file matches {argument}. Check the pattern and the folder it starts from.")
     else:
         raise UserError(f"There is no input {argument}. Check the path.")
+    # What stands before the first wildcard the user has named, whatever it is.
+    root = argument if explicit else argument[: _first_magic(argument)].rpartition("/")[0]
+    known: dict[str, bool] = {}
     for path in paths:
+        if not explicit and (folder := _own_above(path, root, known)):
+            yield _Other(os.path.normpath(folder), _OWN)
+            continue
         try:
             mode = Path(path).stat().st_mode
         except OSError as error:
             raise UserError(cannot_read(path, error)) from None
         if stat.S_ISDIR(mode):
-            yield from _walk(path, kind, place)
+            yield from _walk(path, kind, place, own, explicit=explicit)
         elif not stat.S_ISREG(mode):
             if explicit:
                 raise UserError(f"The input {path} is neither a file nor a folder; inputs are read more than once.")
+        elif explicit and own and Path(path).resolve() in own:
+            raise UserError(f"The input {shown(path)} is the file of --log or --config. Give another one.")
         elif place is None or not _inside(path, place):
-            yield from _local_file(path, kind, explicit=explicit)
+            yield from _local_file(path, kind, own, explicit=explicit)
 
 
-def _walk(folder: str, kind: str, output: str | None) -> Iterator[Source]:
+def _first_magic(pattern: str) -> int:
+    found = _MAGIC.search(pattern)
+    return found.start() if found else len(pattern)
+
+
+def _walk(folder: str, kind: str, output: str | None, own: Collection[Path], *, explicit: bool) -> Iterator[_Found]:
     def refuse(error: OSError) -> None:
         raise UserError(f"Cannot read the folder {error.filename}: {_reason(error)}.")
 
@@ -163,39 +225,78 @@ def _walk(folder: str, kind: str, output: str | None) -> Iterator[Source]:
             folders.clear()
             continue
         seen.add(place)
+        if _is_own_folder(parent, files, folders):
+            if explicit and parent == folder:
+                raise UserError(
+                    f"{shown(folder)} was written by phf; it is no corpus. To read the texts of a labelled dataset "
+                    f"again, give {shown(folder)}/data."
+                )
+            folders.clear()
+            yield _Other(os.path.normpath(parent), _OWN)
+            continue
         # The order decides by which name a folder is known that links lead to twice.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        of_model = names_of_model(files)
         for name in files:
-            path = os.path.join(parent, name)  # noqa: PTH118 (strings, as the user's argument is one)
-            if not _is_aside(name) and _format_of(name) is not None and _is_file(path):
-                yield from _local_file(path, kind, explicit=False)
+            if name not in of_model:
+                path = os.path.join(parent, name)  # noqa: PTH118 (strings, as the user's argument is one)
+                yield from _local_file(path, kind, own, explicit=False)
 
 
-def _is_file(path: str) -> bool:
-    try:
-        return stat.S_ISREG(Path(path).stat().st_mode)
-    except OSError as error:
-        raise UserError(cannot_read(path, error)) from None
+def _is_own_folder(folder: str, files: Iterable[str], folders: Collection[str]) -> bool:
+    names = {*files, *(f"{name}/" for name in folders)}
+    if "job/" in names and Path(folder, "job", "config.json").is_file():
+        names.add("job/config.json")
+    return is_own_folder(names)
 
 
-def _local_file(path: str, kind: str, *, explicit: bool) -> Iterator[Source]:
-    known = _format_of(path)
-    if known is None:
-        if explicit:
-            raise UserError(_unknown_suffix(path))
-        return
-    if not explicit and _is_aside(Path(path).name):
+def _own_above(path: str, root: str, known: dict[str, bool]) -> str | None:
+    """The folder of ours, below `root`, that holds a file which a glob has found."""
+    parent = os.path.dirname(path)  # noqa: PTH120 (strings, as the user's argument is one)
+    if len(parent) <= len(root):
+        return None
+    if parent not in known:
+        entries = list(os.scandir(parent))
+        folders = [each.name for each in entries if each.is_dir()]
+        known[parent] = _is_own_folder(parent, [each.name for each in entries], folders)
+    return parent if known[parent] else _own_above(parent, root, known)
+
+
+def _local_file(path: str, kind: str, own: Collection[Path], *, explicit: bool) -> Iterator[_Found]:
+    known = format_of(path)
+    if known is None and explicit:
+        raise UserError(_unknown_suffix(path))
+    if not explicit and (is_aside(path) or (own and Path(path).resolve() in own)):
         return
     path = os.path.normpath(path)
+    if known is None:
+        yield _Other(path, type_of(path))
+        return
     _require_utf8(path)
     try:
-        size = Path(path).stat().st_size
+        found = Path(path).stat()
     except OSError as error:
         raise UserError(cannot_read(path, error)) from None
-    yield Source(path, known[0], known[1], _kind_of(path, kind), size)
+    if stat.S_ISREG(found.st_mode):
+        source = Source(path, known[0], known[1], kind_of(path, kind), found.st_size)
+        yield source if explicit else _with_records(source)
 
 
-def _find_remote(argument: str, kind: str, output: str | None) -> Iterator[Source]:
+def _with_records(source: Source) -> _Found:
+    """The source, unless it is a setting of somebody or a log or configuration of ours, by its beginning."""
+    if source.format not in {"jsonl", "text"} or source.kind == "python" or source.compression is not None:
+        return source
+    try:
+        with open_source(source) as file:
+            head = bytes(file.read(_HEAD))
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(cannot_read(source.uri, error)) from None
+    if is_own_file(head):
+        return _Other(source.uri, _OWN)
+    return _Other(source.uri, _SETTINGS) if may_be_settings(source.uri) and is_settings(head) else source
+
+
+def _find_remote(argument: str, kind: str, output: str | None) -> Iterator[_Found]:
     refuse_secret(argument, "input")
     uri, _, options = argument.partition("?")
     uri = uri.rstrip("/")
@@ -208,30 +309,41 @@ def _find_remote(argument: str, kind: str, output: str | None) -> Iterator[Sourc
         raise UserError(cannot_read(uri, error)) from None
     if files is None:
         raise UserError(f"There is no input {uri}. Check the URI.")
-    for name, size in files:
-        known = _format_of(name)
+    listed = [(name, size) for name, size in files if not (place and name.startswith(place))]
+    own = _own_prefixes(uri, [name for name, _ in listed])
+    yield from (_Other(prefix.rstrip("/"), _OWN) for prefix in own)
+    candidates: list[Source] = []
+    for name, size in listed:
+        known = format_of(name)
         if known is None and name == uri:
             raise UserError(_unknown_suffix(uri))
-        if known is not None and not (place and name.startswith(place)) and (name == uri or not _is_aside(name)):
-            _require_utf8(name)
-            yield Source(name, known[0], known[1], _kind_of(name, kind), size, options)
+        if name != uri and (is_aside(name) or any(name.startswith(prefix) for prefix in own)):
+            continue
+        if known is None:
+            yield _Other(name, type_of(name))
+            continue
+        _require_utf8(name)
+        candidates.append(Source(name, known[0], known[1], kind_of(name, kind), size, options))
+    if len(candidates) == 1 and candidates[0].uri == uri:
+        yield candidates[0]
+    elif candidates:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            yield from threads.map(
+                lambda source: _with_records(source) if may_be_settings(source.uri) else source, candidates
+            )
 
 
-def _is_aside(path: str) -> bool:
-    """Whether folders and globs leave a file out: a hidden one, or what `datasets` keeps beside a saved dataset."""
-    name = path.rpartition("/")[2]
-    return name.startswith(".") or (name.startswith("cache-") and name.endswith(".arrow"))
-
-
-def _format_of(path: str) -> tuple[Format, Compression | None] | None:
-    name = path.rpartition("/")[2].lower()
-    return next((SUFFIXES[suffix] for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), None)
-
-
-def _kind_of(path: str, kind: str) -> DocumentKind:
-    if kind == "prose":
-        return "prose"
-    return "python" if kind == "python" or path.lower().endswith(".py") else "prose"
+def _own_prefixes(root: str, names: Sequence[str]) -> list[str]:
+    """Folders of ours below `root`, each with a slash at its end, by the names that lie there."""
+    folders: dict[str, set[str]] = {}
+    for name in names:
+        parent, _, last = name.rpartition("/")
+        folders.setdefault(parent, set()).add(last)
+        above, _, folder = parent.rpartition("/")
+        folders.setdefault(above, set()).update({f"{folder}/", *([f"{folder}/{last}"] if folder == "job" else [])})
+    return sorted(
+        f"{folder}/" for folder, held in folders.items() if folder.startswith(f"{root}/") and is_own_folder(held)
+    )
 
 
 def _inside(path: str, folder: str) -> bool:
@@ -246,7 +358,7 @@ def _require_utf8(path: str) -> None:
 
 
 def _unknown_suffix(path: str) -> str:
-    return f"The input {path} is of an unknown type; phf reads {_KNOWN}. Rename the file, or leave it out."
+    return f"The input {path} is of an unknown type; phf reads {KNOWN}. Rename the file, or leave it out."
 
 
 def _reason(error: BaseException) -> str:

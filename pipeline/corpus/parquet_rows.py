@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import LabelConfig
+from pipeline.corpus.compression import UNREADABLE, CutError
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.corpus.rows import RowDecoder
-from pipeline.corpus.streams import UNREADABLE, CutError, SourceFile
+from pipeline.corpus.streams import SourceFile
 
 _BUFFER_BYTES = 1024 * 1024
 _BATCH_BYTES = 4 * 1024 * 1024
@@ -137,7 +138,7 @@ def _open(file: SourceFile) -> pq.ParquetFile:
     except (OSError, pa.ArrowException) as error:
         if file.failure is not None:
             raise file.failure from None
-        raise CutError(UNREADABLE, f"it is no readable Parquet file ({type(error).__name__})") from None
+        raise CutError(UNREADABLE, f"it is no readable Parquet file ({type(error).__name__})", 0) from None
 
 
 def _length(rows: pa.RecordBatch | int) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined
-from pipeline.dataset.manifest import SourceEntry
+from pipeline.dataset.manifest import LeftOut, SourceEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +99,14 @@ class Plan:
         entries: their fingerprints, in the same order.
         units: that cover every record once, in order; there are none where no source holds a record.
         cut: for each source that ends early, what is missing: one entry, beside the records.
+        left_out: what else lies among the inputs.
     """
 
     sources: list[Source]
     entries: list[SourceEntry]
     units: Units
     cut: list[Quarantined] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
     @property
     def records(self) -> int:
@@ -118,4 +120,5 @@ class Plan:
             self.entries + other.entries,
             self.units.then(other.units, len(self.sources)),
             self.cut + other.cut,
+            other.left_out,  # whose inputs are those of both
         )

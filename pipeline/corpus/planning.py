@@ -4,18 +4,24 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 
 import numpy as np
 
 from pipeline.config import LabelConfig
+from pipeline.corpus.compression import LONGEST_HEAD, window_of
 from pipeline.corpus.fields import check_fields
-from pipeline.corpus.inputs import Source, find_sources
+from pipeline.corpus.inputs import Source, find_inputs
 from pipeline.corpus.plan import Plan, Units
+from pipeline.corpus.streams import SourceFile
 from pipeline.corpus.survey import Survey, survey
+from pipeline.dataset.manifest import LeftOut
 
 Progress = Callable[[Source, int], None]
 
 _MOST_THREADS = 16
+# Inputs whose decoder takes more memory than this are read one at a time.
+_LONG_WINDOW = 1 << 27
 
 
 def make_plan(
@@ -43,8 +49,10 @@ def make_plan(
     Raises:
         UserError: what `find_sources` and `check_fields` refuse, or an input that cannot be read.
     """
+    left_out: list[LeftOut] = []
     if sources is None:
-        sources = find_sources(config.inputs, config.kind, output=config.output)
+        found = find_inputs(config.inputs, config.kind, output=config.output)
+        sources, left_out = found.sources, found.left_out
     check_fields(sources, config)
     surveys = _surveys(sources, config, progress, threads or len(os.sched_getaffinity(0)))
     return Plan(
@@ -52,6 +60,7 @@ def make_plan(
         entries=[each.entry for each in surveys],
         units=_units(surveys, int(config.unit_size)),
         cut=[each.cut for each in surveys if each.cut is not None],
+        left_out=left_out,
     )
 
 
@@ -61,7 +70,7 @@ class _Abandoned(BaseException):
 
 def _surveys(sources: Sequence[Source], config: LabelConfig, progress: Progress | None, threads: int) -> list[Survey]:
     """The surveys of all sources in order; the first that fails ends the others."""
-    lock, over = threading.Lock(), threading.Event()
+    lock, long_window, over = threading.Lock(), threading.Lock(), threading.Event()
 
     def run(source: Source) -> Survey:
         def on_read(size: int) -> None:
@@ -71,7 +80,8 @@ def _surveys(sources: Sequence[Source], config: LabelConfig, progress: Progress 
                 with lock:
                     progress(source, size)
 
-        return survey(source, config, on_read)
+        with long_window if _needs_memory(source) else nullcontext():
+            return survey(source, config, on_read)
 
     if min(threads, len(sources)) < 2:
         return [run(source) for source in sources]
@@ -83,6 +93,13 @@ def _surveys(sources: Sequence[Source], config: LabelConfig, progress: Progress 
     finally:
         over.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _needs_memory(source: Source) -> bool:
+    if source.compression != "zstd":
+        return False
+    with SourceFile(source) as file:
+        return window_of(file.read(LONGEST_HEAD)) > _LONG_WINDOW
 
 
 def _units(surveys: Sequence[Survey], limit: int) -> Units:

@@ -6,12 +6,13 @@ from typing import Generic, Protocol, TypeVar
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.arrow_rows import ArrowRows
+from pipeline.corpus.compression import CutError
 from pipeline.corpus.decoding import Decoder
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.parquet_rows import ParquetRows
 from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.corpus.streams import CutError, Readable, SourceFile, open_content, read_lines
+from pipeline.corpus.streams import CHUNK, Readable, SourceFile, open_content, read_lines
 from pipeline.corpus.warc import read_documents
 from scorers.errors import UserError
 
@@ -126,16 +127,26 @@ def _open_reader(source: Source, config: LabelConfig) -> _SourceReader:
 
 class _TextReader:
     def __init__(self, source: Source, config: LabelConfig) -> None:
+        self._source = source
         self._decoder = Decoder(source, config)
-        self._file = SourceFile(source)
+        self._file = open_content(source)
+        self._at_start = True
 
     @property
     def size(self) -> int:
         return self._file.size
 
     def read(self, start: int, stop: int | None) -> Iterator[Record | Quarantined]:
-        self._file.seek(start)
-        yield self._decoder.from_file(self._file.read(self._decoder.limit + 1))
+        if not self._at_start:
+            self.close()
+            self._file = open_content(self._source)
+        self._at_start = False
+        content = bytearray()
+        while len(content) <= self._decoder.limit and (data := self._file.read(CHUNK)):
+            content += data
+        while stop is None and self._file.read(CHUNK):  # without a plan nobody knows yet whether the file is whole
+            pass
+        yield self._decoder.from_file(bytes(content))
 
     def close(self) -> None:
         self._file.close()

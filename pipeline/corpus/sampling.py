@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.config import MAX_DOCUMENT_SIZE, LabelConfig
-from pipeline.corpus.inputs import Source, find_sources
+from pipeline.corpus.inputs import Source, find_inputs
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
+from pipeline.dataset.manifest import LeftOut
 from scorers.errors import UserError
 from scorers.stopwatch import stopwatch
 from scorers.text import utf8_size
@@ -38,6 +39,7 @@ class CorpusSample:
         text_bytes: an estimate of the whole corpus's text in UTF-8; exact where every unit was sampled.
         read_s, read_bytes: seconds that reading took, and the text that was read in them.
         malformed: entries of quarantine among what was read, by reason.
+        left_out: what else lies among the inputs.
     """
 
     pieces: list[Records]
@@ -50,6 +52,7 @@ class CorpusSample:
     read_s: float
     read_bytes: int
     malformed: Counter[str]
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 def sample_corpus(config: LabelConfig, progress: Progress) -> CorpusSample:
@@ -63,7 +66,8 @@ def sample_corpus(config: LabelConfig, progress: Progress) -> CorpusSample:
         UserError: as of `phf label`: inputs or settings that are not right, or no record in them.
         OSError: a disk or network failed.
     """
-    sources = find_sources(config.inputs, config.kind)
+    found = find_inputs(config.inputs, config.kind)
+    sources = found.sources
     chosen = _spread_over(sources)
     total, done = sum(each.size for each in chosen), 0
 
@@ -105,6 +109,7 @@ def sample_corpus(config: LabelConfig, progress: Progress) -> CorpusSample:
         read_s=read_s,
         read_bytes=read_bytes,
         malformed=malformed,
+        left_out=found.left_out,
     )
 
 

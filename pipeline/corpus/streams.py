@@ -4,26 +4,13 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import pyarrow as pa
-
-from pipeline.corpus.inputs import Compression, Source, open_source
-
-TRUNCATED = "truncated-source"
-UNREADABLE = "unreadable-source"
+from pipeline.corpus.compression import Compression, CutError, decompressed
+from pipeline.corpus.inputs import Source, open_source
 
 CHUNK = 1 << 16
 _MOST_AT_ONCE = 1 << 26
 BOM = b"\xef\xbb\xbf"
 JSON_BLANKS = b" \t\r\n"
-
-
-class CutError(Exception):
-    """The rest of a source cannot be read, now or at any later time; `reason` and `detail` as in `Quarantined`."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 class Readable(Protocol):
@@ -106,25 +93,23 @@ class SourceFile(io.RawIOBase):
 
 
 class Decompressed:
-    """The content of a compressed source: all members of a gzip file, all frames of a zstd file.
-
-    `read` gives every byte that can be had before a cut, and then raises `CutError`. pyarrow's streams notice a
-    truncated file, which the PyPI `zstandard` reader does not; but the call that meets the cut loses what it had read.
-    So its bytes are read once more, one at a time.
+    """The content of a compressed source, as `decompressed` gives it.
 
     Args:
-        source: the input, compressed.
+        source: the input.
+        compression: of it.
         on_read: gets all raw bytes that pass.
 
     Raises:
         UserError: the source cannot be opened.
     """
 
-    def __init__(self, source: Source, on_read: Callable[[bytes], None] | None = None) -> None:
-        self._source = source
-        self.raw = SourceFile(source, on_read)
-        self._stream = _decompress(self.raw, source.compression)
-        self._position = 0
+    def __init__(
+        self, source: Source, compression: Compression, on_read: Callable[[bytes], None] | None = None
+    ) -> None:
+        self._raw = SourceFile(source, on_read)
+        self._pieces = decompressed(self._raw, compression, source.uri)
+        self._held = memoryview(b"")
         self._cut: CutError | None = None
 
     def read(self, size: int, /) -> bytes:
@@ -132,55 +117,34 @@ class Decompressed:
 
         Raises:
             CutError: the stream is truncated or damaged here.
+            UserError: it needs what is not decoded, such as a dictionary.
             OSError: the disk or network failed.
         """
         if self._cut is not None:
             raise self._cut
         try:
-            data: bytes = self._stream.read(size)
-        except (OSError, pa.ArrowException):
-            if self.raw.failure is not None:
-                raise self.raw.failure from None
-            self._cut = _cut_of(self.raw)
-            data = self._salvage()
-        else:
-            if not data and self._position == 0 and self.raw.tell() == 0:
-                self._cut = CutError(TRUNCATED, "the file is empty")
-        if self._cut is not None and not data:
-            raise self._cut
-        self._position += len(data)
+            while not self._held:
+                self._held = memoryview(next(self._pieces))
+        except StopIteration:
+            return b""
+        except CutError as cut:
+            self._cut = cut
+            raise
+        data, self._held = bytes(self._held[:size]), self._held[size:]
         return data
 
     @property
     def size(self) -> int:
         """Bytes of the source as it is now, compressed."""
-        return self.raw.size
+        return self._raw.size
 
     def close(self) -> None:
         """Close the source."""
-        self._stream.close()
-        self.raw.close()
+        self._raw.close()
 
     def drain(self) -> None:
         """Read the rest of the source as it is, for `on_read` alone."""
-        self.raw.drain()
-
-    def _salvage(self) -> bytes:
-        raw = SourceFile(self._source)
-        salvaged = bytearray()
-        try:
-            stream = _decompress(raw, self._source.compression)
-            left = self._position
-            while left:
-                left -= len(stream.read(min(left, CHUNK)))
-            while byte := stream.read(1):
-                salvaged += byte
-        except (OSError, pa.ArrowException):
-            if raw.failure is not None:
-                raise raw.failure from None
-        finally:
-            raw.close()
-        return bytes(salvaged)
+        self._raw.drain()
 
 
 def open_content(source: Source, on_read: Callable[[bytes], None] | None = None) -> "SourceFile | Decompressed":
@@ -189,17 +153,9 @@ def open_content(source: Source, on_read: Callable[[bytes], None] | None = None)
     Raises:
         UserError: the source cannot be opened.
     """
-    return SourceFile(source, on_read) if source.compression is None else Decompressed(source, on_read)
-
-
-def _decompress(raw: SourceFile, compression: Compression | None) -> pa.NativeFile:
-    return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)
-
-
-def _cut_of(raw: SourceFile) -> CutError:
-    if raw.at_end:
-        return CutError(TRUNCATED, "the compressed stream ends before its end mark")
-    return CutError(UNREADABLE, f"the compressed stream is damaged before byte {raw.tell()}")
+    if source.compression is None:
+        return SourceFile(source, on_read)
+    return Decompressed(source, source.compression, on_read)
 
 
 def read_lines(stream: Readable, *, limit: int, offset: int = 0) -> Iterator[tuple[int, int, bytes | None]]:

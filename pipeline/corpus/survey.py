@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.arrow_rows import ArrowRows
+from pipeline.corpus.compression import TRUNCATED, CutError
 from pipeline.corpus.inputs import Source, cannot_read
 from pipeline.corpus.parquet_rows import ParquetRows
 from pipeline.corpus.records import Quarantined
 from pipeline.corpus.scanning import scan_lines
-from pipeline.corpus.streams import CutError, SourceFile, open_content
+from pipeline.corpus.streams import CHUNK, SourceFile, open_content
 from pipeline.corpus.warc import read_documents
 from pipeline.dataset.manifest import SourceEntry
 from scorers.errors import UserError
@@ -56,16 +57,23 @@ def survey(source: Source, config: LabelConfig, on_read: Callable[[int], None]) 
         UserError: the input cannot be read, or lacks what the job needs.
     """
     blocks = _Blocks(int(config.unit_size))
-    cut = None
+    cut, read = None, None
     with _Fingerprint(on_read, apart=source.size >= _HASH_APART_BYTES) as fingerprint:
         try:
             for starts, stops, sizes, records in _pieces(source, config, fingerprint):
                 blocks.add(starts, stops, sizes, records)
         except CutError as error:
             cut = Quarantined(source.uri, blocks.records, error.reason, error.detail)
+            read = None if error.reason == TRUNCATED else error.read
         except OSError as error:
             raise UserError(cannot_read(source.uri, error)) from None
-    entry = SourceEntry(uri=source.uri, size=fingerprint.size, sha256=fingerprint.sha256, records=blocks.records)
+    entry = SourceEntry(
+        uri=source.uri,
+        size=fingerprint.size,
+        sha256=fingerprint.sha256,
+        records=blocks.records,
+        unread=0 if cut is None else max(1, fingerprint.size - (read or 0)),
+    )
     return Survey(entry, blocks.finish(), cut)
 
 
@@ -75,10 +83,13 @@ _Pieces = Iterator[tuple[Numbers, Numbers, Numbers, int]]
 
 def _pieces(source: Source, config: LabelConfig, fingerprint: "_Fingerprint") -> _Pieces:
     """All bytes of the source have passed `fingerprint` at the end, also when it comes by `CutError`."""
-    if source.format in {"jsonl", "warc"}:
+    if source.format in {"jsonl", "warc"} or source.compression is not None:
         stream = open_content(source, fingerprint.update)
         try:
-            if source.format == "jsonl":
+            if source.format == "text":
+                size = sum(map(len, iter(lambda: stream.read(CHUNK), b"")))
+                yield np.array([0]), np.array([1]), np.array([size]), 1
+            elif source.format == "jsonl":
                 yield from _line_pieces(scan_lines(stream, limit=config.max_record_size), source.compression is None)
             else:
                 documents = read_documents(source, stream, limit=config.max_record_size)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from fastwarc.warc import WarcRecord
 
+from pipeline.corpus.compression import TRUNCATED, CutError
 from pipeline.corpus.inputs import Source
-from pipeline.corpus.streams import CHUNK, TRUNCATED, CutError, Readable
+from pipeline.corpus.streams import CHUNK, Readable
 from scorers.errors import UserError
 
 # About other records, or about the file.

@@ -45,12 +45,25 @@ class Threshold(_Part):
 
 
 class SourceEntry(_Part):
-    """An input and its fingerprint: `size` in bytes, `sha256` of the whole content, its `records`."""
+    """An input and its fingerprint: `size` in bytes, `sha256` of the whole content, its `records`.
+
+    `unread` of its bytes could not be read, where it is damaged; all of them where its end is missing, since nobody
+    knows how much more there was. Datasets that older versions wrote have 0.
+    """
 
     uri: str
     size: int
     sha256: str
     records: int
+    unread: int = 0
+
+
+class LeftOut(_Part):
+    """Files among the inputs that hold no records that phf reads: how many of a type, and the first of them by name."""
+
+    type: str
+    files: int
+    uris: list[str]
 
 
 class File(_Part):
@@ -104,6 +117,7 @@ class Manifest(_Part):
         scorers: score columns in the order of the schema.
         thresholds: a threshold for every score column.
         sources: fingerprints of the inputs, in order.
+        left_out: what else lay among them when the job was planned.
         shards: in the order of their rows.
         sentences, bytes_text: totals; `bytes_text` in UTF-8 bytes of `text`.
     """
@@ -116,6 +130,7 @@ class Manifest(_Part):
     scorers: dict[ColumnName, ScorerEntry]
     thresholds: dict[ColumnName, Threshold]
     sources: list[SourceEntry]
+    left_out: list[LeftOut] = Field(default_factory=list)
     shards: list[Shard]
     ledger: Ledger
     sentences: int

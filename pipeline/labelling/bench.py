@@ -130,6 +130,7 @@ class Bench:
                 "units": sample.units,
                 "units_sampled": sample.sampled_units,
                 "text_bytes": sample.text_bytes,
+                "left_out": [each.model_dump() for each in sample.left_out],
             },
             "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "threads": self.threads},
             "total_bytes": self.total,

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from pipeline.labelling.bench import Bench, Measured
 from pipeline.labelling.estimate import Estimate
+from pipeline.losses import left_out_line
 from scorers.amounts import count_of, duration, size_of
 from scorers.doctor.machine import processor
 
@@ -37,7 +38,7 @@ def _corpus(bench: Bench) -> str:
     return (
         f"corpus: {exact}{size_of(sample.text_bytes)} of text in {count_of(sample.sources, 'file')} of "
         f"{size_of(sample.size)}{planned}; measured on {sample.sampled_units:,} of {count_of(sample.units, 'unit')}, "
-        "spread evenly"
+        "spread evenly" + (f". {line}" if (line := left_out_line(sample.left_out)) else "")
     )
 
 

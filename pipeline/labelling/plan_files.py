@@ -13,13 +13,13 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.checked_json import from_checked, to_checked
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.plan import Plan, Units
 from pipeline.corpus.records import Quarantined
-from pipeline.dataset.manifest import File, SourceEntry
+from pipeline.dataset.manifest import File, LeftOut, SourceEntry
 from pipeline.dataset.writer import parquet_writer
 from pipeline.storage import Storage
 from scorers.errors import UserError
@@ -36,6 +36,7 @@ class PlanFile(BaseModel):
         inputs: what the user named, all of it where the plan is an extension.
         sources, units: Parquet files.
         cut: sources that end early.
+        left_out: what else lies among the inputs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +46,7 @@ class PlanFile(BaseModel):
     sources: File
     units: File
     cut: list[Quarantined]
+    left_out: list[LeftOut] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def encode_plan(inputs: Sequence[str], plan: Plan) -> tuple[PlanFile, dict[str, 
         {"unit": unit} | {name: plan.units.slices[:, index] for index, name in enumerate(("source", "start", "stop"))}
     )
     (first, first_data), (second, second_data) = _encode(sources), _encode(units)
-    named = PlanFile(inputs=list(inputs), sources=first, units=second, cut=plan.cut)
+    named = PlanFile(inputs=list(inputs), sources=first, units=second, cut=plan.cut, left_out=plan.left_out)
     return named, {first.path: first_data, second.path: second_data}
 
 
@@ -145,7 +147,13 @@ def read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
         if not 0 <= count <= len(index):
             raise _damaged(storage, path)
         first = np.searchsorted(index, np.arange(count + 1)).astype(np.int64)
-        plan = Plan([Source(**source) for source in sources], entries, Units(first, slices.astype(np.int64)), file.cut)
+        plan = Plan(
+            [Source(**source) for source in sources],
+            entries,
+            Units(first, slices.astype(np.int64)),
+            file.cut,
+            file.left_out,
+        )
     except (KeyError, TypeError):
         raise _damaged(storage, path) from None
     return file, plan

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pipeline.checked_json import to_checked
 from pipeline.config import LabelConfig, LabelExecution
 from pipeline.corpus.fields import settle_sentences
-from pipeline.corpus.inputs import Source, find_sources
+from pipeline.corpus.inputs import Source, find_inputs
 from pipeline.corpus.plan import Plan
 from pipeline.corpus.planning import make_plan
+from pipeline.dataset.manifest import SourceEntry
 from pipeline.labelling.job import (
     JOB,
     JobRecord,
@@ -23,6 +24,7 @@ from pipeline.labelling.job import (
 from pipeline.labelling.on_ray.cluster import check_address
 from pipeline.labelling.plan_files import read_plan, write_plan
 from pipeline.labelling.resolve import Resolved, resolve_config, scorer_entries
+from pipeline.labelling.telling.log_file import STDERR
 from pipeline.labelling.telling.reporter import Reporter
 from pipeline.labelling.workers.worker import BASE_GROUP
 from pipeline.storage import Storage
@@ -67,7 +69,9 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
         IncompleteError: the output's disk or store fails.
     """
     resolved = resolve_config(config, _later_scorers(storage) if extend else None)
-    sources = find_sources(config.inputs, config.kind, output=config.output)
+    log = [] if config.execution.log in {None, STDERR} else [str(config.execution.log)]
+    found = find_inputs(config.inputs, config.kind, output=config.output, own=log)
+    sources = found.sources
     storage.check()
     if config.execution.address:
         check_address(config.execution.address)
@@ -89,18 +93,23 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
             begun = begun.model_copy(update={"config": begun.config | inputs})
         refuse_changes(storage, begun, record)
     if stored is None:
-        plan = read_inputs(resolved.config, sources, reporter)
+        plan = replace(read_inputs(resolved.config, sources, reporter), left_out=found.left_out)
         return Prepared(resolved, record, plan, (1, plan))
     known = {each.uri: each for each in stored.plan.sources}
     new = [each for each in sources if each.uri not in known]
     refuse_other_inputs(storage, known, {each.uri: each for each in sources}, extend=extend)
     if sum(source.size for source in sources) <= _REREAD_BYTES:
         now = read_inputs(resolved.config, [each for each in sources if each.uri in known], reporter).entries
-        refuse_other_inputs(storage, {each.uri: each for each in stored.plan.entries}, {each.uri: each for each in now})
+        refuse_other_inputs(storage, _content(stored.plan.entries), _content(now))
     if not new:
         return Prepared(resolved, record, stored.plan)
-    added = read_inputs(resolved.config, new, reporter)
+    added = replace(read_inputs(resolved.config, new, reporter), left_out=found.left_out)
     return Prepared(resolved, record, stored.plan.then(added), (stored.parts + 1, added))
+
+
+def _content(entries: Sequence[SourceEntry]) -> dict[str, tuple[str, int]]:
+    """By URI what must not change of an input; how much of it is unread older versions did not write down."""
+    return {each.uri: (each.sha256, each.records) for each in entries}
 
 
 def write_job(storage: Storage, prepared: Prepared) -> StoredJob:

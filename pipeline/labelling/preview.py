@@ -1,7 +1,7 @@
 """Label the first records of some inputs in this process, to see what scores and tags look like; writes nothing."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.fields import check_fields
-from pipeline.corpus.inputs import find_sources
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined
+from pipeline.dataset.manifest import LeftOut
 from pipeline.dataset.tags import is_aligned
 from pipeline.labelling.resolve import resolve_config
 from pipeline.labelling.workers.label_records import Scored, label_records
@@ -33,6 +34,7 @@ class Preview:
         scored, quarantined: what became of the records, each list in their order.
         findings: for each of `scored` what scorers found in it, a list a sentence, by column; None where the text is to
             be shown as it is.
+        left_out: what else lies among the inputs.
     """
 
     specs: dict[str, str]
@@ -40,6 +42,7 @@ class Preview:
     scored: list[Scored]
     quarantined: list[Quarantined]
     findings: list[dict[str, list[list[Finding]]]] | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def sentences(self, index: int) -> list[str]:
         """The sentences of a scored record as they may be shown.
@@ -74,6 +77,7 @@ class Preview:
                 {"source": each.source, "position": each.position, "reason": each.reason, "detail": each.detail}
                 for each in self.quarantined
             ],
+            "left_out": [each.model_dump() for each in self.left_out],
         }
 
     def _document(self, index: int) -> dict[str, Any]:
@@ -127,7 +131,8 @@ def preview(config: LabelConfig, limit: int, *, redact: bool = False) -> Preview
             no scorer that says where.
     """
     resolved = resolve_config(config)
-    sources = find_sources(config.inputs, config.kind)
+    found = find_inputs(config.inputs, config.kind)
+    sources = found.sources
     check_fields(sources, config)
     scorers = {column: build(column, spec, config.execution.of(column)) for column, spec in resolved.specs.items()}
     if redact and not any(isinstance(each, ShowsFindings) for each in scorers.values()):
@@ -144,7 +149,7 @@ def preview(config: LabelConfig, limit: int, *, redact: bool = False) -> Preview
     specs = threshold_specs(list(scorers), config.thresholds)
     values = resolve_thresholds(specs, lambda columns: _scores(labelled.scored, columns))
     findings = _findings(scorers, labelled.scored) if redact else None
-    return Preview(specs, values, labelled.scored, labelled.quarantined, findings)
+    return Preview(specs, values, labelled.scored, labelled.quarantined, findings, found.left_out)
 
 
 def _findings(scorers: Mapping[str, Scorer], scored: Sequence[Scored]) -> list[dict[str, list[list[Finding]]]]:

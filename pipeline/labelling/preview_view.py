@@ -6,6 +6,7 @@ from rich.text import Text
 
 from pipeline.checking.inspect_view import number, shortened
 from pipeline.labelling.preview import Preview
+from pipeline.losses import left_out_line
 from pipeline.sealing.thresholds import percentile_of
 from scorers.amounts import count_of
 
@@ -20,6 +21,8 @@ def show_preview(console: Console, preview: Preview, *, most_sentences: int) -> 
                 (f"{each.source}#{each.position}", "bold"), "  quarantined: ", (each.reason, "red"), " ", each.detail
             )
         )
+    if line := left_out_line(preview.left_out):
+        console.print(Text(line))
     console.print(_legend(preview))
 
 

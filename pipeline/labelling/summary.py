@@ -6,9 +6,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.dataset.first_run import train_command
 from pipeline.labelling.driver import Summary
+from pipeline.losses import cut_lines, cut_sources, left_out_line
 from pipeline.quarantine_limit import QuarantineLimit
 from scorers.amounts import count_of, duration, rate_of, size_of
 from scorers.errors import QuarantineLimitError
@@ -27,8 +29,14 @@ def summary_facts(summary: Summary) -> dict[str, Any]:
         "labelled": ledger.labelled,
         "empty": ledger.empty,
         "quarantined": ledger.quarantined,
-        "share_quarantined": _share(summary.quarantined, ledger.records),
+        "share_quarantined": _share(sum(ledger.quarantined.values()), ledger.records),
         "sources_cut": ledger.sources_cut,
+        "cut": [
+            {"source": each.uri, "records": each.records, "size": each.size, "unread": each.unread}
+            for each in cut_sources(manifest.sources)
+        ],
+        "share_unread": _share(*_unread(summary)),
+        "left_out": [each.model_dump() for each in manifest.left_out],
         "sentences": manifest.sentences,
         "bytes_text": manifest.bytes_text,
         "shards": len(manifest.shards),
@@ -70,12 +78,16 @@ def show_summary(summary: Summary, console: Console) -> None:
     else:
         total = duration(sum(summary.elapsed_s.values()))
         what = f"Added {' and '.join(summary.added)} to" if summary.added else "Labelled"
-        console.print(
-            f"{what} {count_of(ledger.records, 'record')}, {count_of(manifest.sentences, 'sentence')}, in {total}.\n"
-        )
+        of = "" if manifest.rows == ledger.records else f" of {ledger.records:,}"
+        records = count_of(manifest.rows, "record") if not of else f"{manifest.rows:,}{of} records"
+        console.print(f"{what} {records}, {count_of(manifest.sentences, 'sentence')}, in {total}.\n")
     facts = Table.grid(padding=(0, 2))
     facts.add_row("documents", f"{ledger.labelled:,}" + (f" and {ledger.empty:,} empty" if ledger.empty else ""))
     facts.add_row("quarantined", _quarantine(summary))
+    if ledger.sources_cut:
+        facts.add_row("cut inputs", Text("\n".join([_cut(summary), *cut_lines(manifest.sources)]), overflow="fold"))
+    if line := left_out_line(manifest.left_out):
+        facts.add_row("left out", Text(line, overflow="fold"))
     if progress is not None and progress.records:
         facts.add_row("speed", _speed(summary))
     console.print(facts)
@@ -100,13 +112,25 @@ def check_quarantine(summary: Summary, limit: QuarantineLimit) -> None:
     Raises:
         QuarantineLimitError: more entries than the limit allows.
     """
-    records = summary.manifest.ledger.records
-    if limit.exceeded(summary.quarantined, records):
+    ledger, sources = summary.manifest.ledger, summary.manifest.sources
+    quarantined = sum(ledger.quarantined.values())
+    unread, size = _unread(summary)
+    cut = cut_sources(sources)
+    # Older versions did not write down how much of an input was not read.
+    lost = sum(not each.records for each in cut) + max(0, ledger.sources_cut - len(cut))
+    if limit.exceeded(quarantined, ledger.records, cut=ledger.sources_cut, unread=unread, size=size, lost=lost):
+        parts = []
+        if quarantined:
+            share = percent(quarantined, ledger.records)
+            is_ = "is" if quarantined == 1 else "are"
+            parts.append(f"{count_of(quarantined, 'record')} {is_} in quarantine ({share} of {ledger.records:,})")
+        if ledger.sources_cut:
+            was = "was" if ledger.sources_cut == 1 else "were"
+            parts.append(f"{count_of(ledger.sources_cut, 'input')} {was} not read whole ({_cut_share(summary)})")
         raise QuarantineLimitError(
-            f"{summary.quarantined:,} {'entries are' if summary.quarantined != 1 else 'entry is'} in quarantine "
-            f"({percent(summary.quarantined, records)} of {count_of(records, 'record')}), and --max-quarantined is "
-            f"{limit.text}. Everything else is labelled and sealed. Source, position and reason of each: "
-            + ", ".join(f"{summary.output}/{file.path}" for file in summary.manifest.ledger.quarantine[:3])
+            f"{' and '.join(parts)}; --max-quarantined is {limit.text}. All else is labelled and sealed. Source, "
+            "position and reason of each: "
+            + ", ".join(f"{summary.output}/{file.path}" for file in ledger.quarantine[:3])
         )
 
 
@@ -140,10 +164,23 @@ def _columns(summary: Summary) -> Table:
 def _quarantine(summary: Summary) -> str:
     ledger = summary.manifest.ledger
     parts = [f"{reason} {count:,}" for reason, count in sorted(ledger.quarantined.items())]
-    if ledger.sources_cut:
-        parts.append(f"inputs that end early {ledger.sources_cut:,}")
-    share = f", {percent(summary.quarantined, ledger.records)} of the records" if summary.quarantined else ""
-    return f"{summary.quarantined:,}" + (f" ({', '.join(parts)})" if parts else "") + share
+    count = sum(ledger.quarantined.values())
+    share = f", {percent(count, ledger.records)} of the records" if count else ""
+    return f"{count:,}" + (f" ({', '.join(parts)})" if parts else "") + share
+
+
+def _cut(summary: Summary) -> str:
+    return f"{summary.manifest.ledger.sources_cut:,} not read whole, {_cut_share(summary)}"
+
+
+def _cut_share(summary: Summary) -> str:
+    return f"{percent(*_unread(summary))} of the inputs' bytes"
+
+
+def _unread(summary: Summary) -> tuple[int, int]:
+    """Bytes of the inputs that were not read, and of all inputs; an empty input weighs a byte."""
+    sources = summary.manifest.sources
+    return sum(each.unread for each in sources), sum(max(each.size, each.unread) for each in sources)
 
 
 def _speed(summary: Summary) -> str:

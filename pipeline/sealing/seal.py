@@ -131,6 +131,7 @@ def stage(
             for column, spec in specs.items()
         },
         sources=plan.entries,
+        left_out=plan.left_out,
         shards=shards.written,
         ledger=accounts,
         sentences=ledger.sentences,

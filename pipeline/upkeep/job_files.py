@@ -1,12 +1,13 @@
 """Mend what says what a job is, from what else says it: the sealed manifest, and the inputs themselves."""
 
+from dataclasses import replace
 from functools import partial
 
 from pipeline.checked_json import from_checked, to_checked
 from pipeline.checking.files import compare_bytes
 from pipeline.checking.job_files import JobCheck
 from pipeline.config import LabelConfig
-from pipeline.corpus.inputs import find_sources
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import Manifest, ScorerEntry
 from pipeline.labelling.job import JOB, JobRecord, LayerRecord, layer_path
@@ -148,7 +149,8 @@ class _Plans:
         self._mending.do(path, "planned again from the inputs", partial(self._mending.storage.put, path, data))
 
     def _plan_again(self, number: int, inputs: list[str]) -> Plan:
-        sources = find_sources(inputs, self._config.kind, output=self._mending.storage.uri)
+        found = find_inputs(inputs, self._config.kind, output=self._mending.storage.uri)
+        sources, left_out = found.sources, found.left_out
         earlier = [
             source.uri
             for other in range(1, number)
@@ -156,11 +158,12 @@ class _Plans:
         ]
         sources = [source for source in sources if source.uri not in earlier]
         sealed = [] if self._manifest is None else [source.uri for source in self._manifest.sources]
-        if len(sealed) > len(earlier):
+        if self._manifest is not None and len(sealed) > len(earlier):
+            left_out = self._manifest.left_out
             # What has come since then is no part of it.
             later = self._later(number)
             sources = [source for source in sources if source.uri in sealed and source.uri not in later]
-        return read_inputs(self._config, sources, self._reporter)
+        return replace(read_inputs(self._config, sources, self._reporter), left_out=left_out)
 
     def _later(self, number: int) -> set[str]:
         found: set[str] = set()

@@ -192,4 +192,5 @@ def _first_of(plan: Plan, sealed: Manifest) -> Plan:
         plan.entries[:sources],
         Units(first, plan.units.slices[: first[-1]]),
         [each for each in plan.cut if each.source in uris],
+        sealed.left_out,
     )

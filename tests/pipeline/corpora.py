@@ -1,7 +1,9 @@
 """Corpora that tests write: files of every format from the same lines, and configurations that read them."""
 
+import bz2
 import gzip
 import json
+import lzma
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,10 @@ def write_lines(path: Path, lines: bytes, members: int = 1) -> Path:
         pieces = [gzip.compress(piece, mtime=0) for piece in pieces]
     elif path.suffix == ".zst":
         pieces = [zstandard.compress(piece) for piece in pieces]
+    elif path.suffix == ".bz2":
+        pieces = [bz2.compress(piece) for piece in pieces]
+    elif path.suffix == ".xz":
+        pieces = [lzma.compress(piece) for piece in pieces]
     path.write_bytes(b"".join(pieces))
     return path
 

@@ -56,7 +56,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path: Path) -> None:
     assert CANARY not in stdout + stderr
     shown = " ".join(stdout.split())
     for part in (
-        "Labelled 42 records, 120 sentences",
+        "Labelled 41 of 42 records, 120 sentences",
         "documents 40 and 1 empty",
         "quarantined 1 (not-json 1), 2.4% of the records",
         "probe probe",
@@ -79,9 +79,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path: Path) -> None:
     assert facts["columns"]["probe"]["aligned"] >= 60
     result = made.run("--unit-size", "500")
     assert result.returncode == 3
-    assert "1 entry is in quarantine (2.4% of 42 records), and --max-quarantined is 0" in " ".join(
-        result.stderr.split()
-    )
+    assert "1 record is in quarantine (2.4% of 42); --max-quarantined is 0" in " ".join(result.stderr.split())
     assert "phf inspect" in result.stdout, "the summary comes all the same"
 
 

@@ -171,8 +171,8 @@ def test_a_log_on_stderr_is_all_that_stderr_holds(made: Labelling) -> None:
     ]
     assert "Loading the scorers" in {line.get("text") for line in written}
     assert (written[-1]["state"], written[-1]["exit_code"]) == ("done", 3)
-    assert "1 entry is in quarantine" in written[-1]["error"]
-    assert "Labelled 3 records" in result.stdout
+    assert "1 record is in quarantine (33% of 3)" in written[-1]["error"]
+    assert "Labelled 2 of 3 records" in result.stdout
 
     refused = made.run_without_ray("--log", "-", "--unit-size", "77")
     assert refused.returncode == 2

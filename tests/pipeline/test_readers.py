@@ -1,7 +1,9 @@
 """Every record is read once, by its key, whole; whatever is malformed is a value with a reason."""
 
+import bz2
 import gzip
 import json
+import lzma
 import math
 import tracemalloc
 import zlib
@@ -13,6 +15,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.corpus.compression import window_of
 from pipeline.corpus.inputs import find_sources
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader, read_sources, read_unit
@@ -275,21 +278,58 @@ def test_a_long_truncated_stream_loses_nothing_before_the_cut(tmp_path: Path, su
     assert len(flat(units)) == available.count(b"\n") > 40_000
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_garbage_behind_or_instead_of_a_stream(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+def test_garbage_behind_a_stream_is_named_and_weighed(tmp_path: Path, suffix: str) -> None:
     good = write_lines(tmp_path / f"a.jsonl{suffix}", b'{"text": "1"}\n{"text": "2"}\n')
-    good.write_bytes(good.read_bytes() + b"this is no member of a stream")
-    (tmp_path / f"b.jsonl{suffix}").write_bytes(b'{"text": "this is not compressed"}\n')
+    garbage = b"this is no member of a stream"
+    good.write_bytes(good.read_bytes() + garbage)
     (tmp_path / f"c.jsonl{suffix}").write_bytes(b"")
     write_lines(tmp_path / f"d.jsonl{suffix}", b"")
     plan, units = read_all(make_config(tmp_path))
     assert [each.text for each in flat(units)] == ["1", "2"]
     assert [(Path(each.source).name[0], each.position, each.reason) for each in plan.cut] == [
         ("a", 2, "unreadable-source"),
-        ("b", 0, "unreadable-source"),
         ("c", 0, "truncated-source"),
     ]
-    assert [entry.records for entry in plan.entries] == [2, 0, 0, 0]
+    assert [(entry.records, entry.unread) for entry in plan.entries] == [(2, len(garbage)), (0, 1), (0, 0)]
+
+
+def test_what_gzip_and_zstd_pass_over_is_no_cut(tmp_path: Path) -> None:
+    one, two = b'{"text": "1"}\n', b'{"text": "2"}\n'
+    skippable = b"\x5a\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"index"
+    contents = {
+        "a.jsonl.gz": gzip.compress(one) + gzip.compress(two) + bytes(1000),
+        "b.jsonl.gz": gzip.compress(one) + bytes(7) + gzip.compress(two),
+        "c.jsonl.zst": skippable + zstandard.compress(one) + skippable + zstandard.compress(two) + skippable,
+        "d.jsonl.bz2": bz2.compress(one) + bz2.compress(two),
+        "e.jsonl.xz": lzma.compress(one) + lzma.compress(two) + bytes(4),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    plan, units = read_all(make_config(tmp_path))
+    assert plan.cut == []
+    assert [each.text for each in flat(units)] == ["1", "2"] * 5
+
+
+@pytest.mark.parametrize("log", [27, 29, 31])
+def test_long_windows_are_decoded(tmp_path: Path, log: int) -> None:
+    options = zstandard.ZstdCompressionParameters.from_level(1, window_log=log)
+    packed = zstandard.ZstdCompressor(compression_params=options).compressobj()
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(packed.compress(b'{"text": "1"}\n' * 3) + packed.flush())
+    assert window_of(path.read_bytes()) == 1 << log
+    plan, units = read_all(make_config(path))
+    assert ([each.text for each in flat(units)], plan.cut) == (["1"] * 3, [])
+    limited = make_config(path, execution={"memory_limit": "100MiB"})
+    with pytest.raises(UserError, match=r"window of .* more than execution\.memory_limit"):
+        make_plan(limited)
+
+
+def test_a_window_that_is_too_long_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    head = b"\x28\xb5\x2f\xfd\x00" + bytes([(32 - 10) << 3]) + b"\x01\x00\x00"
+    (tmp_path / "a.jsonl.zst").write_bytes(head)
+    with pytest.raises(UserError, match=r"needs a window of 4 GiB.*zstd --long=27"):
+        make_plan(make_config(tmp_path))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".txt"])

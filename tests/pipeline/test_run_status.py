@@ -221,7 +221,7 @@ def test_a_running_job_is_shown_as_a_person_reads_it() -> None:
         "records           1,010, 3 of them empty",
         "sentences         9,000",
         "quarantined       12 (deadline 2, not-json 10)",
-        "cut inputs        1 end early",
+        "cut inputs        1 not read whole",
         "this run          0.1 records/s lately, 0.1 records/s over 10 s",
         "left              2 h 29 min",
         "workers cpu       1 idle, 1 starting; 900 units waiting",

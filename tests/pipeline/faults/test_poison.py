@@ -64,7 +64,7 @@ def test_records_that_kill_their_process_go_into_quarantine_and_nothing_else_doe
     )
     stdout, stderr = process.communicate(timeout=500)
     assert process.returncode == 3, stderr
-    assert "4 entries are in quarantine" in " ".join(stderr.split())
+    assert "4 records are in quarantine" in " ".join(stderr.split())
     at = offsets(made)
     assert quarantined(made.output) == {
         at[4]: ("worker-died", "probe: SIGSEGV, 2 times"),

@@ -1,0 +1,146 @@
+"""A look at the beginning of each input before any work: what is nothing of what its name says is refused."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from pipeline.config import LabelConfig
+from pipeline.corpus.compression import LONGEST_HEAD, CutError, begins, window_of
+from pipeline.corpus.guess import guess
+from pipeline.corpus.inputs import Source, cannot_read
+from pipeline.corpus.streams import CHUNK, SourceFile, open_content, read_lines
+from pipeline.corpus.warc import read_documents
+from scorers.errors import UserError
+from scorers.paths import shown
+
+_LINES = 100
+_THREADS = 16
+_NAMES = {"gzip": "gzip", "zstd": "zstd", "bz2": "bzip2", "xz": "xz"}
+_SUFFIXES = {"gzip": ".gz", "zstd": ".zst", "bzip2": ".bz2", "xz": ".xz", "Parquet": ".parquet"}
+
+
+def check_beginnings(sources: Sequence[Source], config: LabelConfig) -> None:
+    """Refuse inputs whose beginning is not of their format, several of them at a time.
+
+    What is damaged or cut off later on is no matter of this, nor is an empty file.
+
+    Raises:
+        UserError: of the first such input, with what it seems to be and what to do; or one cannot be read.
+    """
+    if len(sources) < 2:
+        for source in sources:
+            _check(source, config)
+        return
+    with ThreadPoolExecutor(min(_THREADS, len(sources)), "look") as threads:
+        for _ in threads.map(lambda source: _check(source, config), sources):
+            pass
+
+
+def _check(source: Source, config: LabelConfig) -> None:
+    try:
+        with SourceFile(source) as file:
+            head = file.read(CHUNK)
+        if not head:
+            return
+        if source.compression is not None:
+            if not begins(source.compression, head[:LONGEST_HEAD]):
+                name = _NAMES[source.compression]
+                raise _refused(source, f"{shown(source.uri)} is not {name}, as its name says", head)
+            _check_window(source, head, config)
+        if source.format == "parquet" and not _may_begin(head, (b"PAR1", b"PARE")):
+            raise _refused(source, f"{shown(source.uri)} is no Parquet file", head)
+        if source.format == "arrow" and not _may_be_arrow(head):
+            raise _refused(source, f"{shown(source.uri)} is no Arrow file", head)
+        if source.format in {"jsonl", "warc"}:
+            stream = open_content(source)
+            try:
+                content = head if source.compression is None else stream.read(CHUNK)
+            finally:
+                stream.close()
+            if source.format == "jsonl":
+                _check_lines(source, content, config)
+            elif content.strip() and b"WARC/" not in content and not b"WARC/".startswith(content.strip()):
+                raise _refused(source, f"{shown(source.uri)} holds no WARC record", content)
+            else:
+                _check_pages(source, config)
+    except CutError:
+        return
+    except OSError as error:
+        raise UserError(cannot_read(source.uri, error)) from None
+
+
+def _check_lines(source: Source, head: bytes, config: LabelConfig) -> None:
+    """Refuse a file of which none of the first lines is a JSON object, unless it is one record that was damaged."""
+    lines = 0
+    stream = open_content(source)
+    try:
+        for _, _, content in islice(read_lines(stream, limit=config.max_record_size), _LINES):
+            if content is None:  # too long to be looked at
+                if guess(head) == "JSON lines":
+                    return
+            elif _is_object(content):
+                return
+            lines += 1
+    except CutError:
+        pass  # the lines before it count
+    finally:
+        stream.close()
+    seems = guess(head) if head.strip() else ""
+    if not lines or (lines == 1 and seems == "JSON lines"):
+        return
+    which = f"None of the first {lines:,} lines of" if lines > 1 else "The one line of"
+    raise _refused(source, f"{which} {shown(source.uri)} is {'a' if lines > 1 else 'no'} JSON object", head)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode()), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _check_pages(source: Source, config: LabelConfig) -> None:
+    stream = open_content(source)
+    try:
+        next(read_documents(source, stream, limit=config.max_record_size), None)
+    finally:
+        stream.close()
+
+
+def _check_window(source: Source, head: bytes, config: LabelConfig) -> None:
+    limit = config.execution.memory_limit
+    window = window_of(head[:LONGEST_HEAD]) if source.compression == "zstd" else 0
+    if limit is not None and window > limit:
+        raise UserError(
+            f"{shown(source.uri)} needs a window of {window >> 20:,} MiB to be decoded, more than "
+            f"execution.memory_limit ({limit >> 20:,} MiB). Raise the limit, or recompress the file: "
+            "zstd -dc --long=31 FILE | zstd."
+        )
+
+
+def _may_begin(head: bytes, magic: tuple[bytes, ...]) -> bool:
+    return any(head.startswith(each) or each.startswith(head) for each in magic)
+
+
+def _may_be_arrow(head: bytes) -> bool:
+    """A file, a stream, or a stream as before Arrow 0.15, which begins with the length of its schema."""
+    return _may_begin(head, (b"ARROW1", b"\xff\xff\xff\xff")) or 0 < int.from_bytes(head[:4], "little") < 1 << 20
+
+
+def _refused(source: Source, what: str, head: bytes) -> UserError:
+    seems = guess(head)
+    name = shown(source.uri)
+    if seems in _SUFFIXES:
+        remedy = f"Rename it to end with {_SUFFIXES[seems]}"
+    elif seems.startswith("UTF-"):
+        remedy = f"Convert it: iconv -f {seems} -t UTF-8"
+    elif seems == "a JSON array":
+        remedy = "Write one object a line: jq -c '.[]'"
+    elif seems == "one JSON object over several lines":
+        remedy = "Write one object a line: jq -c ."
+    elif source.compression is not None and seems in {"JSON lines", "plain text"}:
+        remedy = f"Rename it without {name[name.rindex('.') :]}"
+    else:
+        remedy = "Mend it"
+    return UserError(f"{what}: it looks like {seems}. {remedy}, or leave the file out.")

@@ -1,0 +1,41 @@
+"""What a person must know of inputs that were not read whole, or not read at all: the same words in every command."""
+
+from collections.abc import Sequence
+
+from pipeline.dataset.manifest import LeftOut, SourceEntry
+from scorers.amounts import count_of
+from scorers.paths import shown
+
+_MOST_NAMES = 5
+
+
+def left_out_line(left_out: Sequence[LeftOut]) -> str:
+    """How many files were left out, of which types, with the first names; empty where there are none."""
+    count = sum(each.files for each in left_out)
+    if not count:
+        return ""
+    types = ", ".join(f"{each.type or 'without a suffix'} {each.files:,}" for each in left_out)
+    names = [shown(uri) for each in left_out for uri in each.uris]
+    more = ", …" if count > _MOST_NAMES else ""
+    were = "were left out, whose types phf does not read" if count > 1 else "was left out, whose type phf does not read"
+    return f"{count_of(count, 'file')} {were}: {types} ({', '.join(names[:_MOST_NAMES])}{more})."
+
+
+def cut_sources(sources: Sequence[SourceEntry]) -> list[SourceEntry]:
+    """The inputs that could not be read to their end."""
+    return [each for each in sources if each.unread]
+
+
+def cut_lines(sources: Sequence[SourceEntry]) -> list[str]:
+    """The first inputs that were not read whole, a line each, and how many more there are."""
+    cut = cut_sources(sources)
+    lines = [f"{shown(each.uri)}: {_unread(each)}" for each in cut[:_MOST_NAMES]]
+    return [*lines, f"… and {len(cut) - _MOST_NAMES:,} more"] if len(cut) > _MOST_NAMES else lines
+
+
+def _unread(entry: SourceEntry) -> str:
+    if not entry.records:
+        return "nothing of it was read"
+    if entry.unread >= entry.size:
+        return f"it ends early, after {count_of(entry.records, 'record')}"
+    return f"{entry.unread:,} of its {entry.size:,} bytes were not read"
