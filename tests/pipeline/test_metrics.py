@@ -139,7 +139,7 @@ def test_what_is_scraped_from_a_running_job_is_what_its_log_and_its_ledger_say(t
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     live, _ = watching.communicate(timeout=60)
-    assert "labelled and sealed" in live
+    assert "labelled and sealed" in " ".join(live.split())
 
     manifest = json.loads((made.output / "manifest.json").read_text())
     committed = events("unit-committed")

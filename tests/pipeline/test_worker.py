@@ -154,6 +154,7 @@ def test_scorers_get_the_execution_options_of_their_column(job: Job) -> None:
         "precision": "auto",
         "compile": True,
         "deadline_s": 3.0,
+        "trusted_sha256": frozenset(),
     }
     assert (pii.execution.device, pii.execution.deadline_s) == ("cuda:0", 7.0)
     assert UnitLabeller(job, "pii").fingerprints == {"pii": "toy-2.0"}

@@ -38,7 +38,7 @@ def test_rows_that_moved_between_units_are_named(dataset):
             lambda entries: entries.pop(0),
             "its quarantine has 0 records with the reason not-json, but the manifest says 1",
         ),
-        (lambda entries: entries[0].update(reason="slow"), "its quarantine has 1 records with the reason slow"),
+        (lambda entries: entries[0].update(reason="slow"), "its quarantine has 1 record with the reason slow"),
         (lambda entries: entries[0].update(unit=2), "unit 00000001 has 1 quarantined records, but 0 references"),
         (lambda entries: entries.pop(), "its quarantine has 0 sources that end early, but the manifest says 1"),
     ],
