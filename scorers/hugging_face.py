@@ -73,7 +73,7 @@ def load_model(auto: Any, name: str, *, config: Any = None, **options: Any) -> A
     except (pickle.UnpicklingError, EOFError):
         pass
     except RuntimeError as error:
-        if "PytorchStreamReader" not in str(error):
+        if not any(reader in str(error) for reader in ("PytorchStreamReader", "inline_container")):
             raise
     raise UserError(
         f"Cannot load the weights of model {name!r}: {_pickled(name)} is damaged, or a pickle that holds more than "

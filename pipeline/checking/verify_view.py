@@ -20,7 +20,7 @@ def show_report(console: Console, report: VerifyReport) -> None:
             f"({facts['quarantined']:,})."
         )
         if report.parts is not None:
-            console.print(f"  The job's plan and the {facts['parts']:,} parts of its scored units are whole too.")
+            console.print(f"  The job's plan and {count_of(facts['parts'], 'part')} of its scored units are whole too.")
         if report.inputs_compared:
             console.print("  Every text is the one that the inputs hold.")
         if report.manifest is not None and (line := left_out_line(report.manifest.left_out)):

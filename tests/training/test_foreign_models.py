@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,7 @@ def test_code_of_a_part_of_a_tokenizer_is_neither_run_nor_offered(tmp_path, monk
     assert not (tmp_path / "witness").exists()
 
 
-@pytest.mark.parametrize("what", ["objects", "noise", "nothing", "cut", "no weights"])
+@pytest.mark.parametrize("what", ["objects", "noise", "nothing", "cut", "zip", "no weights"])
 def test_pickled_weights_that_are_no_weights_are_no_defect(tmp_path, code_dataset, folder, what):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -176,6 +177,9 @@ def test_pickled_weights_that_are_no_weights_are_no_defect(tmp_path, code_datase
         torch.save({**weights, "more": Hostile(tmp_path / "witness")}, file)
     elif what == "no weights":
         torch.save([1, "two"], file)
+    elif what == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("a", "b")
     else:
         file.write_bytes({"noise": b"PAR1 noise" * 99, "nothing": b"", "cut": file.read_bytes()[:-999]}[what])
     arguments = command(code_dataset, tmp_path / "run", "mle")[2:]

@@ -267,6 +267,13 @@ def plan(*arguments):
     return CliRunner().invoke(app, ["train", "--plan", *map(str, arguments)])
 
 
+def test_a_plan_refuses_a_damaged_dataset(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    result = plan("--model", "nano", "--plan-device", "H100", tmp_path)
+    assert result.exit_code == 2
+    assert "manifest.json is damaged" in " ".join(result.stderr.split())
+
+
 def test_a_plan_needs_nothing_and_touches_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = plan("--model", "gpt2", "--ranks", 8, "--plan-device", "H100", "--output", "run", "missing", "--json")

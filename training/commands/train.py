@@ -242,7 +242,7 @@ def train(
     The tokens are prepared on first use, and everything that was resolved is printed before step 0. The same command
     goes on with a run that was stopped, exactly, from its newest checkpoint; SIGTERM, SIGUSR1 and Ctrl-C save one and
     exit with status 75. --ranks starts several processes, with --on ray on a cluster; it works the same under
-    launchers of yours: torchrun --nproc-per-node 2 -m phf train labelled ...
+    launchers of yours: torchrun --nproc-per-node 2 --no-python phf train labelled ...
 
     Example: phf train labelled --task toxicity --objective conditional --model tiny --output runs/conditional
     --set training.num_tokens=1e6

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.dataset import open_dataset
 from pipeline.dataset.first_run import tokens_of
+from pipeline.dataset.manifest import DamagedError
 from scorers.errors import UserError
 from training.config import TrainConfig
 from training.data.phases import plan_phases
@@ -148,11 +149,13 @@ def forecast(config: TrainConfig, asked: Asked) -> Forecast:
 
 
 def _tokens(config: TrainConfig) -> float | None:
-    # A plan can do without a dataset.
+    # A plan can do without a dataset, also where one is named that lies elsewhere; not with a damaged one.
     if not config.data.dataset:
         return None
     try:
         manifest = open_dataset(config.data.dataset).manifest
+    except DamagedError:
+        raise
     except UserError:
         return None
     column = config.data.column
