@@ -48,14 +48,14 @@ class SourceEntry(_Part):
     """An input and its fingerprint: `size` in bytes, `sha256` of the whole content, its `records`.
 
     `unread` of its bytes could not be read, where it is damaged; all of them where its end is missing, since nobody
-    knows how much more there was. Datasets that older versions wrote have 0.
+    knows how much more there was. It is written down only where it is not 0, as in datasets of older versions.
     """
 
     uri: str
     size: int
     sha256: str
     records: int
-    unread: int = 0
+    unread: int = Field(default=0, exclude_if=lambda unread: not unread)
 
 
 class LeftOut(_Part):
@@ -130,7 +130,7 @@ class Manifest(_Part):
     scorers: dict[ColumnName, ScorerEntry]
     thresholds: dict[ColumnName, Threshold]
     sources: list[SourceEntry]
-    left_out: list[LeftOut] = Field(default_factory=list)
+    left_out: list[LeftOut] = Field(default_factory=list, exclude_if=lambda left_out: not left_out)
     shards: list[Shard]
     ledger: Ledger
     sentences: int

@@ -140,7 +140,10 @@ def read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
     sources = _read(storage, file.sources).to_pylist()
     units = _read(storage, file.units)
     try:
-        entries = [SourceEntry(**source.pop("entry")) for source in sources]
+        entries = [
+            SourceEntry(**{name: value for name, value in source.pop("entry").items() if value is not None})
+            for source in sources
+        ]
         slices = np.column_stack([units.column(name).to_numpy() for name in ("source", "start", "stop")])
         index = units.column("unit").to_numpy()
         count = int(index[-1]) + 1 if len(index) else 0

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.records import Record
+from pipeline.labelling.plan_files import encode_plan, read_plan, write_plan
+from pipeline.storage import Storage
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all, write_lines
 from tests.pipeline.here import rows_of, run
@@ -141,6 +143,20 @@ def test_no_share_excuses_what_was_not_read(tmp_path: Path) -> None:
             assert [(Path(each["source"]).name, each["unread"] > 0) for each in facts["cut"]] == [("b.jsonl.gz", True)]
         shown = run("status", tmp_path / f"out{number}")
         assert [Path(each["source"]).name for each in shown["cut"]] == ["b.jsonl.gz"]
+
+
+def test_a_dataset_that_lost_nothing_is_written_as_before(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    whole = make_plan(make_config(tmp_path))
+    named, files = encode_plan(["."], whole)
+    assert "unread" not in named.model_dump_json() + str(pq.read_schema(pa.BufferReader(files[named.sources.path])))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(LINES)[:-20])
+    plan = make_plan(make_config(tmp_path))
+    write_plan(storage := Storage.open(str(tmp_path / "out")), 1, ["."], plan)
+    stored = read_plan(storage)
+    assert stored is not None
+    assert [each.unread > 0 for each in stored.plan.entries] == [False, True]
+    assert stored.plan.entries == plan.entries
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

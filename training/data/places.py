@@ -37,7 +37,7 @@ def dataset_identity(manifest: Manifest, columns: Collection[str] | None = None)
     left_out = _NOT_CONTENT if columns is None else _NOT_CONTENT | {"scorers"}
     return digest(
         {
-            "sources": [source.model_dump() for source in manifest.sources],
+            "sources": [source.model_dump(exclude={"unread"}) for source in manifest.sources],
             "scorers": [
                 [name, entry.model_dump(mode="json")] for name, entry in manifest.scorers.items() if name in meant
             ],
