@@ -39,13 +39,12 @@ def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path: Path) -> None:
     process = made.start("--unit-size", "500", "--max-quarantined", "1")
     wait_for(lambda: len(made.committed()) > 1 or process.poll() is not None)
 
-    def working() -> bool:
-        return json.loads(status_of(made, "--json").stdout)["state"] == "running"
+    def shown() -> str:
+        return " ".join(status_of(made).stdout.split())
 
-    wait_for(working)
-    shown = " ".join(status_of(made).stdout.split())
-    assert "labelling on" in shown
-    assert re.search(r"units \d+ of \d+ committed", shown)
+    wait_for(lambda: "labelling on" in shown())
+    assert json.loads(status_of(made, "--json").stdout)["state"] == "running"
+    assert re.search(r"units \d+ of \d+ committed", shown())
     made.release()
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr

@@ -103,7 +103,7 @@ def test_the_plan_is_printed_before_step_0(tmp_path, code_dataset):
     for figure in [
         f"{facts.model.parameters:,}",
         f"{facts.model.flops_per_token:.3g} a token",
-        "4 micro x 1 accumulation x 1 ranks = 4 blocks = 128 tokens a step",
+        "4 micro x 1 accumulation x 1 rank = 4 blocks = 128 tokens a step",
         "12 steps, 1,536 tokens",
         f"{facts.horizon.epochs:.3g} epochs",
         f"aligned {tags['aligned']:,}",
