@@ -16,6 +16,7 @@ from pipeline.dataset.quantiles import ScoreCounter, exact_quantiles
 from pipeline.dataset.tags import is_aligned
 from pipeline.sealing.extent import Begun, unfinished
 from pipeline.storage import Storage
+from scorers.errors import UserError
 
 PERCENTILES = ("0", "1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9", "100")
 
@@ -128,7 +129,15 @@ def inspect_dataset(dataset: LabelledDataset) -> InspectReport:
                 histogram=tally.histogram(),
             )
         )
-    return InspectReport(dataset.uri, dataset.manifest, columns, unfinished(Storage.open(dataset.uri)))
+    return InspectReport(dataset.uri, dataset.manifest, columns, _unfinished(dataset.uri))
+
+
+def _unfinished(uri: str) -> tuple[Begun, ...]:
+    try:
+        return unfinished(Storage.open(uri))
+    except (UserError, OSError):
+        # Datasets are read where no job can be (hdfs://), and by people who may read nothing else of an output.
+        return ()
 
 
 @dataclass

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pyarrow.fs as pafs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from phf import app
 from pipeline.checking.examples import find_examples
 from pipeline.checking.inspect import PERCENTILES, inspect_dataset
 from pipeline.checking.inspect_view import number, shortened, show_report
-from pipeline.dataset import open_dataset
+from pipeline.dataset import LabelledDataset, open_dataset
 from tests.datasets import make_dataset
 
 DOCUMENTS = ["Nice. Fine. Bad!", "", ("x = 1\ny = 2\n", "python"), "Worse. Nice."]
@@ -33,6 +34,12 @@ def dataset(tmp_path):
         shard_rows=2,
         quarantined=[(1, "not-json")],
     )
+
+
+def test_a_dataset_is_inspected_where_no_job_can_be(dataset):
+    manifest = open_dataset(str(dataset)).manifest
+    elsewhere = LabelledDataset("hdfs://host/made", manifest, pafs.LocalFileSystem(), str(dataset))
+    assert inspect_dataset(elsewhere).unfinished == ()
 
 
 def test_a_column_is_described(dataset):

@@ -127,7 +127,7 @@ class Rendezvous:
         mine = {"size": self.size, "versions": dict(library_versions("phf", "torch", "deepspeed"))}
         process = f"process {os.getpid()} of {socket.gethostname()}"
 
-        # Not told by a stage: there the keys are those of the first.
+        # Not in a stage, where both processes of a rank would write the same key.
         first = self.store.compare_set(f"process/{self.rank}", "", process).decode()
         if first != process:
             raise self._lonely(
@@ -172,7 +172,7 @@ class Rendezvous:
             RankError: it has failed on one rank and not on rank 0: raised by both, once with the reason.
             IncompleteError: on rank 0, another has not come in time.
             SystemExit: on the others, with the status of the rank that says why.
-            StopRequest: asked to stop; the other ranks are told.
+            StopRequest: asked to stop; the other ranks learn of it.
         """
         try:
             return self._together(stage, work, after_main=after_main, within=within)
