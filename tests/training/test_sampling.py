@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scorers.errors import UserError
 from training.config import EvaluationConfig
-from training.evaluation.sampling import draw, evaluating, sample
+from training.evaluation.sampling import Guidance, Samples, draw, evaluating, guided, sample
 
 EOS, ALIGNED, MISALIGNED = 0, 30, 31
 TOKENIZER_SIZE = 32
@@ -108,21 +108,53 @@ def test_samples_end_at_eos_which_they_do_not_hold(model: Any) -> None:
         assert len(ids) < 15 if ended else len(ids) == 15
 
 
-def test_the_cache_changes_nothing(model: Any) -> None:
-    """Every sampled token is the one that the whole prefix, read anew, gives for the same uniform number."""
-    settings = config(num_samples=6, batch_size=6, top_p=0.8, temperature=0.9)
-    samples = sample(
-        model, eos_id=EOS, prompt_ids=[EOS], banned_ids=[ALIGNED], config=settings, seed=5, vocab_size=TOKENIZER_SIZE
-    )
+def draw_guided(model: Any, scale: float, **changes: Any) -> Samples:
+    return sample(
+        model, eos_id=EOS, prompt_ids=[EOS, ALIGNED], banned_ids=[ALIGNED, MISALIGNED], config=config(**changes),
+        seed=5, vocab_size=TOKENIZER_SIZE, guidance=Guidance(scale, [EOS, MISALIGNED]),
+    )  # fmt: skip
+
+
+def test_guidance_of_one_is_plain_sampling_and_of_none_that_of_the_other_prompt(model: Any) -> None:
+    plain, other = (
+        sample(
+            model, eos_id=EOS, prompt_ids=[EOS, tag], banned_ids=[ALIGNED, MISALIGNED], config=config(), seed=5,
+            vocab_size=TOKENIZER_SIZE,
+        )
+        for tag in (ALIGNED, MISALIGNED)
+    )  # fmt: skip
+    assert draw_guided(model, 1) == plain
+    assert draw_guided(model, 0) == other != plain
+    assert draw_guided(model, 1.001).ids[0][:3] == plain.ids[0][:3]
+
+
+def test_guided_samples_follow_the_formula(model: Any) -> None:
+    """Every token is what the formula gives of both whole prefixes, read anew, for the same uniform number."""
+    samples = draw_guided(model, 2.5, num_samples=6, batch_size=6, top_p=0.8, temperature=0.9)
+    assert len({len(ids) for ids in samples.ids}) > 1, "rows that end at different steps"
     uniform = torch.rand(6, 10, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     with evaluating(model):
         for row, ids in enumerate(samples.ids):
             whole = [*ids, EOS] if samples.ended[row] else ids
             for step, token in enumerate(whole):
-                logits = model(torch.tensor([[EOS, *ids[:step]]])).logits[:, -1]
-                logits[:, ALIGNED] = -torch.inf
+                good, bad = (
+                    model(torch.tensor([[EOS, tag, *ids[:step]]])).logits[:, -1] for tag in (ALIGNED, MISALIGNED)
+                )
+                logits = bad + 2.5 * (good - bad)
+                logits[:, [ALIGNED, MISALIGNED]] = -torch.inf
                 logits[:, TOKENIZER_SIZE:] = -torch.inf
                 assert draw(logits / 0.9, 0.8, uniform[row, step : step + 1]).item() == token
+
+
+def test_tokens_that_either_condition_rules_out_stay_ruled_out_and_no_numbers_stay_none() -> None:
+    nothing, nan = -torch.inf, float("nan")
+    towards = torch.tensor([[1.0, nothing, 2.0, nothing, nan]])
+    away = torch.tensor([[0.5, nothing, nothing, 3.0, 0.0]])
+    for scale in (0.5, 2.0, 4.0):
+        found = guided(towards, away, scale)
+        assert found[0, 0].item() == pytest.approx(0.5 + scale * 0.5)
+        assert found[0, 1:4].tolist() == [nothing] * 3
+        assert found[0, 4].isnan()
 
 
 def test_samples_stay_within_the_trained_context(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""Draw samples from a causal language model: nucleus sampling with a key-value cache, the same for the same seed."""
+"""Draw samples from a causal language model: nucleus sampling, plain or guided, the same for the same seed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ import torch
 
 from scorers.errors import UserError
 from training.config import EvaluationConfig
+from training.model.prefixes import Prefixes
 
 _CANDIDATES = 1024  # likeliest tokens that are looked at before the whole vocabulary is sorted
 
@@ -26,6 +27,24 @@ class Samples:
     ids: list[list[int]]
     ended: list[bool]
     max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: away from what the same model does after another prompt.
+
+    Logits are `away + scale * (towards - away)` before temperature and top-p, `towards` those after the prompt that is
+    sampled. At 1 that is plain sampling, at 0 sampling after the other prompt, above 1 it exaggerates the difference.
+
+    Source: Ho and Salimans (arXiv 2207.12598); Sanchez et al. (arXiv 2306.17806) for text.
+
+    Attributes:
+        scale: how far.
+        away_ids: the other prompt, with as many tokens; for a conditional model the one with the worst control token.
+    """
+
+    scale: float
+    away_ids: Sequence[int]
 
 
 @contextmanager
@@ -52,6 +71,7 @@ def sample(
     vocab_size: int | None = None,
     context_length: int | None = None,
     num_samples: int | None = None,
+    guidance: Guidance | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """Sample continuations of one prompt.
@@ -71,6 +91,7 @@ def sample(
         context_length: the longest context that the model was trained on, which prompt and sample must not exceed (one
             new token is always drawn); None for no limit.
         num_samples: in place of the configured number.
+        guidance: None for plain sampling. Both prompts are read in one batch of twice as many rows.
         progress: called with the samples that are drawn, and of how many.
 
     Returns:
@@ -81,13 +102,14 @@ def sample(
     if context_length is not None:
         limit = max(1, min(limit, context_length - len(prompt_ids)))
     generator = torch.Generator().manual_seed(seed)
+    prompts, scale = _prompts(prompt_ids, guidance)
     ids: list[list[int]] = []
     ended: list[bool] = []
     with evaluating(model):
         for start in range(0, count, config.batch_size):
             size = min(config.batch_size, count - start)
             uniform = torch.rand(size, limit, generator=generator, dtype=torch.float64)
-            batch = _sample_batch(model, eos_id, prompt_ids, banned_ids, config, uniform, vocab_size)
+            batch = _sample_batch(model, eos_id, prompts, scale, banned_ids, config, uniform, vocab_size)
             for row in batch:
                 stop = row.index(eos_id) if eos_id in row else len(row)
                 ids.append(row[:stop])
@@ -97,10 +119,22 @@ def sample(
     return Samples(ids, ended, limit)
 
 
+def _prompts(prompt_ids: Sequence[int], guidance: Guidance | None) -> tuple[list[list[int]], float]:
+    """What every sample continues at once, and the scale of the guidance between them where they are two."""
+    towards = list(prompt_ids)
+    if guidance is None or guidance.scale == 1:
+        return [towards], 1.0
+    away = list(guidance.away_ids)
+    if len(away) != len(towards):
+        raise ValueError("both prompts of a guidance need as many tokens")
+    return [away] if guidance.scale == 0 else [towards, away], guidance.scale
+
+
 def _sample_batch(
     model: Any,
     eos_id: int,
-    prompt_ids: Sequence[int],
+    prompts: list[list[int]],
+    scale: float,
     banned_ids: Sequence[int],
     config: EvaluationConfig,
     uniform: torch.Tensor,
@@ -113,12 +147,12 @@ def _sample_batch(
     banned = torch.tensor(list(banned_ids), dtype=torch.long, device=device)
     drawn: list[list[int]] = [[] for _ in range(size)]
     rows = torch.arange(size, device=device)  # of the samples that go on
-    inputs = torch.tensor([list(prompt_ids)], dtype=torch.long, device=device).expand(size, -1)
-    cache = None
+    # All samples after the first prompt, then all after the second.
+    prefixes = Prefixes(model, torch.tensor(prompts, device=device).repeat_interleave(size, dim=0))
     for step in range(limit):
-        output = model(input_ids=inputs, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        logits = output.logits[:, -1].float()
+        logits = prefixes.logits().float()
+        if len(prompts) > 1:
+            logits = guided(*logits.chunk(2), scale)
         logits[:, banned] = -torch.inf
         if vocab_size is not None:
             logits[:, vocab_size:] = -torch.inf
@@ -129,10 +163,19 @@ def _sample_batch(
         if len(going) == 0:
             break
         if len(going) < len(rows):
+            prefixes.keep(torch.cat([going + copy * len(rows) for copy in range(len(prompts))]))
             rows, tokens = rows[going], tokens[going]
-            cache.batch_select_indices(going)
-        inputs = tokens[:, None]
+        prefixes.append(tokens.repeat(len(prompts)))
     return drawn
+
+
+def guided(towards: torch.Tensor, away: torch.Tensor, scale: float) -> torch.Tensor:
+    """Guided logits of two conditions, float [rows, vocabulary]: `away + scale * (towards - away)`.
+
+    A token that either condition rules out, by a logit of minus infinity, stays ruled out.
+    """
+    ruled_out = torch.isneginf(towards) | torch.isneginf(away)
+    return torch.lerp(away, towards, scale).masked_fill(ruled_out, -torch.inf)
 
 
 def draw(logits: torch.Tensor, top_p: float, uniform: torch.Tensor) -> torch.Tensor:
