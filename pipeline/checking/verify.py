@@ -35,6 +35,7 @@ from pipeline.storage import Storage
 from pipeline.units.store import UNITS
 from scorers.errors import UserError
 from scorers.paths import UnsafePathError
+from scorers.shell import phf
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the dataset that are checked, and how many there are."""
@@ -237,9 +238,9 @@ class _Bar:
 
 def _remedy(uri: str, problems: Sequence[Problem], *, has_units: bool) -> str:
     if all(each.stray for each in problems):
-        return f"`phf gc {uri} --delete` removes what should not be there; nothing else is wrong."
+        return f"`{phf('gc', uri, '--delete')}` removes what should not be there; nothing else is wrong."
     if has_units:
-        return f"`phf repair {uri}` mends what can be mended; --dry-run says what it would do."
+        return f"`{phf('repair', uri)}` mends what can be mended; --dry-run says what it would do."
     return "Copy the dataset again from where it was labelled."
 
 

@@ -1,9 +1,9 @@
 """A first training run that suits a corpus and a machine: which command to type, and why that size."""
 
-import shlex
 from dataclasses import dataclass
 
 from pipeline.dataset.manifest import Manifest
+from scorers.shell import quoted
 
 # Of the paper; their hyperparameters are presets of `phf train`.
 _TASKS = ("toxicity", "pii", "pep8")
@@ -85,6 +85,6 @@ def train_command(manifest: Manifest, dataset: str, output: str | None = None, *
     objective = "conditional" if 0 < tags.aligned < tags.sentences else "mle"
     run = first_run(tokens_of(manifest, task), cpu_flops(cores))
     return (
-        f"phf train {shlex.quote(dataset)} --task {shlex.quote(task)} --objective {objective} {run.options} "
-        f"--output {shlex.quote(output or f'runs/{objective}')}"
+        f"phf train {quoted(dataset)} --task {quoted(task)} --objective {objective} {run.options} "
+        f"--output {quoted(output or f'runs/{objective}')}"
     )

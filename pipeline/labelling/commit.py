@@ -21,6 +21,7 @@ from pipeline.units.epoch import Epoch, create
 from pipeline.units.records import PartFile, UnitRecord
 from pipeline.units.store import FOLDER_UNITS, UnitStore
 from scorers.errors import IncompleteError
+from scorers.shell import phf
 
 
 class Committer:
@@ -139,5 +140,5 @@ def lost_part(storage: Storage, record: UnitRecord, part: PartFile) -> str:
     """What to tell of a committed part that is neither staged nor in its place."""
     return (
         f"{storage.uri} is damaged: unit {record.unit:08d} is committed, but {part.path} is missing. "
-        f"`phf repair {storage.uri}` has it labelled again."
+        f"`{phf('repair', storage.uri)}` has it labelled again."
     )

@@ -14,6 +14,7 @@ from pipeline.labelling.plan_files import read_plan
 from pipeline.storage import Storage
 from scorers.errors import UserError
 from scorers.registry import ColumnName
+from scorers.shell import phf
 
 JOB = "job/config.json"
 LAYERS = "job/layers"
@@ -66,8 +67,8 @@ def read_job(storage: Storage) -> JobRecord | None:
     except ValueError as error:
         raise UserError(
             f"{storage.uri}/{JOB} is damaged or was written by another version of phf. "
-            f"`phf repair {storage.uri}` mends it where a sealed manifest says the same; otherwise choose another "
-            f"--output. What is wrong: {error}."
+            f"`{phf('repair', storage.uri)}` mends it where a sealed manifest says the same; otherwise "
+            f"choose another --output. What is wrong: {error}."
         ) from None
     names = storage.children()
     if names and names != ["job/"]:
@@ -91,7 +92,8 @@ def read_layers(storage: Storage) -> list[LayerRecord]:
         except ValueError as error:
             raise UserError(
                 f"{storage.uri}/{LAYERS}/{name} is damaged or was written by another version of phf. "
-                f"`phf repair {storage.uri}` mends it where a sealed manifest says the same. What is wrong: {error}."
+                f"`{phf('repair', storage.uri)}` mends it where a sealed manifest says the same. "
+                f"What is wrong: {error}."
             ) from None
     return layers
 
@@ -172,7 +174,7 @@ def refuse_changes(storage: Storage, begun: JobRecord, asked: JobRecord) -> None
         return
     remedy = "Give the same settings to go on, or another --output to begin anew."
     if storage.exists(MANIFEST_NAME) and all(line.strip().startswith("thresholds") for line in lines):
-        remedy = f"To change thresholds of a finished dataset: phf retag {storage.uri} --threshold …"
+        remedy = f"To change thresholds of a finished dataset: {phf('retag', storage.uri)} --threshold …"
     raise UserError(f"{storage.uri} was begun with other settings:\n" + "\n".join(lines) + f"\n{remedy}")
 
 

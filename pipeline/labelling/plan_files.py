@@ -24,6 +24,7 @@ from pipeline.dataset.writer import parquet_writer
 from pipeline.storage import Storage
 from scorers.errors import UserError
 from scorers.paths import UnsafePathError
+from scorers.shell import phf
 
 PLANS = "job/plan"
 
@@ -185,6 +186,6 @@ def _read(storage: Storage, file: File) -> pa.Table:
 
 def _damaged(storage: Storage, path: str, what: str = "") -> UserError:
     return UserError(
-        f"{storage.uri}/{path} is damaged or missing. `phf repair {storage.uri}` makes the plan anew from the inputs."
-        f"{what}"
+        f"{storage.uri}/{path} is damaged or missing. `{phf('repair', storage.uri)}` makes the plan anew from the "
+        f"inputs.{what}"
     )

@@ -1,7 +1,6 @@
 """What `phf label` says at its end: figures, where the data is, and what to type next."""
 
 import os
-import shlex
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +14,7 @@ from pipeline.quarantine_limit import QuarantineLimit
 from scorers.amounts import count_of, duration, rate_of, size_of
 from scorers.errors import QuarantineLimitError
 from scorers.registry import ScorerSpec, documents_of
+from scorers.shell import phf
 
 
 def summary_facts(summary: Summary) -> dict[str, Any]:
@@ -210,9 +210,12 @@ def _warnings(summary: Summary) -> list[str]:
 
 
 def _next_steps(summary: Summary) -> list[str]:
-    where = shlex.quote(summary.output)
     train = train_command(summary.manifest, summary.output, cores=len(os.sched_getaffinity(0)))
-    return [f"phf verify {where}", f"phf inspect {where}", *([train] if train else [])]
+    return [
+        phf("verify", summary.output),
+        phf("inspect", summary.output),
+        *([train] if train else []),
+    ]
 
 
 def _share(part: int, whole: int) -> float | None:

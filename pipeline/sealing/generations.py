@@ -15,6 +15,7 @@ from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
 from scorers.errors import IncompleteError, StoppedError
 from scorers.paths import RelativePath
+from scorers.shell import phf
 
 GENERATIONS = "generations"
 
@@ -59,7 +60,7 @@ def read_generation(storage: Storage, generation: int) -> GenerationRecord:
         return from_checked(GenerationRecord, storage.read(path))
     except ValueError as error:
         raise DamagedError(
-            f"{storage.uri}/{path} is damaged. `phf repair {storage.uri}` writes it anew. What is wrong: {error}."
+            f"{storage.uri}/{path} is damaged. `{phf('repair', storage.uri)}` writes it anew. What is wrong: {error}."
         ) from error
 
 
@@ -149,5 +150,6 @@ def _move_files(epoch: Epoch, record: GenerationRecord) -> None:
         except FileNotFoundError:
             raise IncompleteError(
                 f"{epoch.storage.uri} is damaged: generation {record.manifest.generation} is committed, but its file "
-                f"{file.path} is missing. `phf repair {epoch.storage.uri}` writes it anew from the scored units."
+                f"{file.path} is missing. `{phf('repair', epoch.storage.uri)}` writes it anew from the scored "
+                "units."
             ) from None

@@ -12,6 +12,7 @@ from pipeline.dataset.schema import ROW_FIELDS, unit_schema
 from pipeline.storage import Storage
 from pipeline.units.records import PartFile, UnitRecord
 from scorers.errors import IncompleteError
+from scorers.shell import phf
 
 _KEY = ["source", "position"]
 
@@ -100,7 +101,7 @@ def _keep(table: pa.Table, record: UnitRecord) -> pa.Table:
 
 
 def _remedy(storage: Storage) -> str:
-    return f"`phf repair {storage.uri}` has the unit labelled again."
+    return f"`{phf('repair', storage.uri)}` has the unit labelled again."
 
 
 def _damaged(storage: Storage, part: PartFile, what: str) -> IncompleteError:

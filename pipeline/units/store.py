@@ -25,6 +25,7 @@ from pipeline.failpoints import failpoint
 from pipeline.storage import Storage
 from pipeline.units.records import SEGMENT_SCHEMA, UnitRecord, read_segment, records_of, to_segment
 from scorers.errors import IncompleteError
+from scorers.shell import phf
 
 UNITS = "units"
 # Units a folder: few enough to list in a moment, many enough that a million units are a thousand segments.
@@ -75,8 +76,8 @@ class UnitStore:
             return from_checked(UnitRecord, self.storage.read(path))
         except ValueError as error:
             raise IncompleteError(
-                f"{self.storage.uri}/{path} is damaged. `phf repair {self.storage.uri}` has the unit labelled again. "
-                f"What is wrong: {error}."
+                f"{self.storage.uri}/{path} is damaged. `{phf('repair', self.storage.uri)}` has the unit labelled "
+                f"again. What is wrong: {error}."
             ) from None
 
     def listing(self, units: int) -> tuple[NDArray[np.bool_], dict[int, set[str]]]:

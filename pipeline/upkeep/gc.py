@@ -16,6 +16,7 @@ from pipeline.units.epoch import STAGING, Epoch
 from pipeline.units.staging import parts_of
 from pipeline.upkeep.orphans import Orphan, Remains, files_of, find_remains
 from scorers.errors import IncompleteError, StoppedError, UserError
+from scorers.shell import phf
 
 # A driver that has been silent for longer than this is not running any more; it writes every few seconds.
 _SILENT_S = 30.0
@@ -109,7 +110,9 @@ def _check_is_ours(storage: Storage, uri: str) -> None:
         found = storage.children()
         if "job/" not in found:
             raise no_manifest(uri, exists=bool(found), labelling=False)
-        raise UserError(f"{uri}/{JOB} is missing, and without it nobody knows what is needed. Try `phf repair {uri}`.")
+        raise UserError(
+            f"{uri}/{JOB} is missing, and without it nobody knows what is needed. Try `{phf('repair', uri)}`."
+        )
 
 
 def _driver_at_work(storage: Storage) -> RunStatus | None:

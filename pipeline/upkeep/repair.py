@@ -28,6 +28,7 @@ from pipeline.upkeep.mending import Mending, Step
 from pipeline.upkeep.resealing import mend_dataset
 from pipeline.upkeep.unit_files import mend_units
 from scorers.errors import UserError
+from scorers.shell import phf
 from scorers.stopping import stoppable
 
 
@@ -143,7 +144,7 @@ def _mend(
 
 
 def _told(uri: str, problem: Problem) -> Problem:
-    remedy = f"; `phf gc {uri} --delete` removes it" if problem.stray else ""
+    remedy = f"; `{phf('gc', uri, '--delete')}` removes it" if problem.stray else ""
     return replace(problem, what=problem.what + remedy)
 
 

@@ -1,10 +1,10 @@
 """The commands that would make a run again, from nothing but what the page says."""
 
 import json
-import shlex
 from typing import Any
 
 from scorers.errors import UserError
+from scorers.shell import phf
 from training.comparison.load import Comparison, LoadedRun, flat_settings
 from training.data.places import trained_on_dataset
 from training.settings import resolve_config
@@ -15,8 +15,8 @@ def commands(comparison: Comparison) -> list[str]:
     lines = []
     for run in comparison.runs:
         lines += [_train(run), _evaluate(run)]
-    folders = " ".join(shlex.quote(str(run.folder.path)) for run in comparison.runs)
-    return [*lines, f"phf compare {folders} --output comparison"]
+    folders = [run.folder.path for run in comparison.runs]
+    return [*lines, phf("compare", *folders, "--output", "comparison")]
 
 
 def _train(run: LoadedRun) -> str:
@@ -29,7 +29,7 @@ def _train(run: LoadedRun) -> str:
         "objective": {"name": config.objective.name},
     }
     words = [
-        "phf", "train", config.data.dataset, "--task", config.task, "--objective", config.objective.name,
+        "train", config.data.dataset, "--task", config.task, "--objective", config.objective.name,
         "--model", config.model.name, "--output", str(run.folder.path),
     ]  # fmt: skip
     try:
@@ -44,16 +44,16 @@ def _train(run: LoadedRun) -> str:
     for key, value in flat_settings(config.model_dump(mode="json")).items():
         if key not in named and value != usual.get(key):
             words += ["--set", f"{key}={_yaml(value)}"]
-    return shlex.join(words)
+    return phf(*words)
 
 
 def _evaluate(run: LoadedRun) -> str:
     asked, own = run.report.config.model_dump(), run.config.evaluation.model_dump()
-    words = ["phf", "evaluate", str(run.folder.path)]
+    words = ["evaluate", str(run.folder.path)]
     for key, value in asked.items():
         if value != own[key]:
             words += ["--set", f"{key}={_yaml(value)}"]
-    return shlex.join(words)
+    return phf(*words)
 
 
 def _yaml(value: Any) -> str:

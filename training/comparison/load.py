@@ -1,6 +1,5 @@
 """Load evaluated runs, and refuse to set side by side what cannot be compared."""
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from scorers.amounts import count_of
 from scorers.errors import UserError
 from scorers.printing import printable
+from scorers.shell import phf, quoted
 from training.config import ObjectiveName, TrainConfig
 from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, read_table, run_fingerprint
 from training.evaluation.report import HELD_OUT_NAME, SAMPLES_NAME, EvaluationReport, read_report, report_folder
@@ -105,10 +105,10 @@ def load_comparison(
     missing = [folder for folder in folders if not is_evaluated(folder, scorer)]
     if missing:
         names = " ".join(str(folder.path) for folder in missing)
-        quoted = shlex.join(str(folder.path) for folder in missing)
-        by, how = "", f"`phf evaluate {quoted}`"
+        evaluate = phf("evaluate", *(folder.path for folder in missing))
+        by, how = "", f"`{evaluate}`"
         if scorer is not None:
-            by, how = f" by {scorer}", f"`phf evaluate {quoted} --column {scorer}` (or --scorer {scorer}=KIND)"
+            by, how = f" by {scorer}", f"`{evaluate} --column {quoted(scorer)}` (or --scorer {quoted(scorer)}=KIND)"
         raise UserError(
             f"Not evaluated{by} since {'it was' if len(missing) == 1 else 'they were'} trained: {names}. "
             f"Run {how} first, or add --evaluate."
@@ -145,7 +145,7 @@ def _load(folder: RunFolder, scorer: str | None) -> LoadedRun:
     kept = _kept_as(folder, scorer)
     place, report = report_folder(folder, kept), read_report(folder, kept)
     if report is None:
-        raise UserError(f"{folder.path} is not evaluated. Run `phf evaluate {shlex.quote(str(folder.path))}` first.")
+        raise UserError(f"{folder.path} is not evaluated. Run `{phf('evaluate', folder.path)}` first.")
     scores = read_table(place / SAMPLES_NAME, SAMPLES_SCHEMA, folder).column("score").drop_null().to_numpy()
     costs = None
     if report.held_out is not None:

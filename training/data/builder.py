@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
 from scorers.errors import UserError
+from scorers.shell import phf
 from training.data.arrays import ArrayWriter
 from training.data.places import build_once, dataset_identity, derived_place, digest
 from training.data.store import META_NAME, STORE_VERSION, StoreMeta, TokenStore
@@ -141,7 +142,7 @@ def _add_documents(arrays: dict[str, ArrayWriter], texts: Texts, sentences: int,
             scores, means = texts.scores(column)
         except ValueError as error:
             raise UserError(
-                f"{dataset.uri} is damaged in column {column}: {error}. Run `phf verify {dataset.uri}`."
+                f"{dataset.uri} is damaged in column {column}: {error}. Run `{phf('verify', dataset.uri)}`."
             ) from None
         arrays[f"scores.{column}"].append(scores)
         arrays[f"means.{column}"].append(means)

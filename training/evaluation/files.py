@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scorers.errors import UserError
+from scorers.shell import phf
 from training.run.folder import RunFolder
 
 SAMPLES_SCHEMA = pa.schema(
@@ -49,8 +50,8 @@ def read_table(path: Path, schema: pa.Schema, run: RunFolder) -> pa.Table:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{path} is missing or damaged ({type(error).__name__}). Run `phf evaluate {run.path}` again."
+            f"{path} is missing or damaged ({type(error).__name__}). Run `{phf('evaluate', run.path)}` again."
         ) from None
     if not table.schema.equals(schema):
-        raise UserError(f"{path} was written by another version of phf. Run `phf evaluate {run.path}` again.")
+        raise UserError(f"{path} was written by another version of phf. Run `{phf('evaluate', run.path)}` again.")
     return table

@@ -9,6 +9,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
 from scorers.settings import what_is_wrong
+from scorers.shell import phf
 from training.config import EvaluationConfig
 from training.evaluation import metrics
 from training.run.folder import RunFolder
@@ -195,5 +196,5 @@ def read_report(run: RunFolder, scorer: str | None = None) -> EvaluationReport |
         if isinstance(error, ValidationError):
             where = f" at {what_is_wrong(error)}"
         raise UserError(
-            f"{path} is damaged, or of another version of phf{where}. Run `phf evaluate {run.path}` again."
+            f"{path} is damaged, or of another version of phf{where}. Run `{phf('evaluate', run.path)}` again."
         ) from None

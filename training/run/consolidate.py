@@ -23,8 +23,8 @@ def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it holds other objects than tensors and plain values.
     """
-    with plain_loading(folder):
-        return _checkpoint_weights(folder)
+    with plain_loading(folder) as place:
+        return _checkpoint_weights(place)
 
 
 def _checkpoint_weights(folder: Path) -> dict[str, Tensor]:

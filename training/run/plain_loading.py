@@ -1,9 +1,13 @@
 """Reading checkpoints without running code: a run may come from somebody else, and a pickle can call anything.
 
 The hashes of a checkpoint's marker prove that its files are whole, not who made them.
+
+Nor does it matter how the folder is called, although DeepSpeed makes patterns of its path.
 """
 
+import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +19,18 @@ import torch
 from scorers.errors import UserError
 from training.run.distributed import import_deepspeed
 
+# What means nothing but itself in the patterns that DeepSpeed makes of a path.
+_PLAIN = re.compile(r"[\w/.-]+")
+
 
 @contextmanager
-def plain_loading(place: Path) -> Iterator[None]:
+def plain_loading(place: Path) -> Iterator[Path]:
     """Make every `torch.load` in the block, DeepSpeed's own too, one of tensors and plain values.
 
+    It hands out another path of the checkpoint for DeepSpeed, in which nothing is special; it holds for the block.
+
     Args:
-        place: the checkpoint, for the error.
+        place: the checkpoint.
 
     Raises:
         UserError: a file holds other objects, or lacks what DeepSpeed looks for.
@@ -33,8 +42,12 @@ def plain_loading(place: Path) -> Iterator[None]:
 
     try:
         # Each call of DeepSpeed asks for the unpickler that runs anything, so no setting of torch reaches it.
-        with torch.serialization.safe_globals(_deepspeed_classes()), mock.patch.object(torch, "load", load):
-            yield
+        with (
+            torch.serialization.safe_globals(_deepspeed_classes()),
+            mock.patch.object(torch, "load", load),
+            _plain_path(place.parent) as folder,
+        ):
+            yield folder / place.name
     except pickle.UnpicklingError:
         raise UserError(
             f"The checkpoint {place} holds objects that are neither tensors nor plain values. Reading them could run "
@@ -45,6 +58,18 @@ def plain_loading(place: Path) -> Iterator[None]:
             f"The checkpoint {place} is not as this version writes them ({type(error).__name__}): it was changed, or "
             "another version of DeepSpeed wrote it. Take another checkpoint, or the versions that wrote it."
         ) from error
+
+
+@contextmanager
+def _plain_path(folder: Path) -> Iterator[Path]:
+    if _PLAIN.fullmatch(str(folder)):
+        yield folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def _deepspeed_classes() -> list[Any]:

@@ -14,18 +14,20 @@ from scorers.errors import IncompleteError, UserError
 from training.run.distributed import import_deepspeed
 
 
-def to_universal(source: Path, target: Path) -> None:
+def to_universal(source: Path, target: Path, checkpoint: Path | None = None) -> None:
     """Write DeepSpeed's checkpoint `source` to `target` anew, each parameter with its optimiser state whole.
 
-    What lies at `target` is replaced. It needs room for about twice the weights and optimiser states, and the memory of
-    one rank's part. The caller has `training.run.plain_loading` around it.
+    What lies at `target` is replaced. Errors name `checkpoint`, by default the folder of `source`. It needs room for
+    about twice the weights and optimiser states, and the memory of one rank's part. The caller has
+    `training.run.plain_loading` around it.
 
     Raises:
         UserError: a parameter has a name that leads out of the folder.
         IncompleteError: the disk is full or fails.
     """
     import_deepspeed()
-    _check_names(source)
+    checkpoint = checkpoint or source.parent
+    _check_names(source, checkpoint)
     from deepspeed.checkpoint import ds_to_universal
 
     settings = Namespace(
@@ -48,18 +50,18 @@ def to_universal(source: Path, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise IncompleteError(
-            f"{source.parent} could not be rewritten for another number of ranks, in {target.parent}: {reason}. It is "
+            f"{checkpoint} could not be rewritten for another number of ranks, in {checkpoint.parent}: {reason}. It is "
             "untouched. Make room and run the same command again, or start as many ranks as wrote it."
         ) from error
 
 
-def _check_names(source: Path) -> None:
+def _check_names(source: Path, checkpoint: Path) -> None:
     # DeepSpeed makes a folder of each parameter's name, and of names that a mixture of experts lists elsewhere.
     for file in sorted(source.glob("*_states.pt")):
         for name in _keys(torch.load(file, map_location="cpu", mmap=True)):
             if name in ("", ".", "..", "autoep_layers", "ds_autoep_layers") or "/" in name or "\0" in name:
                 raise UserError(
-                    f"The checkpoint {source.parent} names a parameter in a way that phf never does ({file.name}). It "
+                    f"The checkpoint {checkpoint} names a parameter in a way that phf never does ({file.name}). It "
                     "is not rewritten for another number of ranks."
                 )
 
