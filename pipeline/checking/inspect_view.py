@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pipeline.checking.examples import Example
 from pipeline.checking.inspect import Bin, ColumnReport, InspectReport
+from pipeline.checking.quarantine import Quarantine
 from scorers.amounts import count_of
 
 _BAR = 30
@@ -37,6 +38,24 @@ def show_examples(console: Console, column: str, examples: Mapping[str, Sequence
         for index, each in enumerate(sentences):
             table.add_row(group if not index else "", number(each.score), Text(shortened(each.text)))
     console.print(Padding(table, (1, 0, 0, 0)))
+
+
+def show_quarantine(console: Console, found: Quarantine) -> None:
+    """Print the entries; nothing in them is taken for markup, and `console` shows controls as escapes."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("source", overflow="fold")
+    table.add_column("position", justify="right")
+    table.add_column("reason", no_wrap=True)
+    table.add_column("detail", overflow="fold")
+    for each in found.entries:
+        table.add_row(Text(each.source), f"{each.position:,}", Text(each.reason), Text(each.detail))
+    if found.entries:
+        console.print(table)
+    left = found.total - len(found.entries)
+    if left:
+        console.print(f"… and {left:,} more of {found.total:,}; --limit 0 lists all.", markup=False, soft_wrap=True)
+    if not found.total:
+        console.print("Nothing is in quarantine.", markup=False)
 
 
 def number(value: float | None) -> str:

@@ -1,11 +1,14 @@
 """`phf inspect`: what the scores of a labelled dataset look like."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.options import AsJson
 from scorers.console import print_json
+
+if TYPE_CHECKING:
+    from pipeline.dataset import LabelledDataset
 
 
 def inspect(
@@ -22,9 +25,20 @@ def inspect(
         ),
     ] = False,
     examples: Annotated[int, typer.Option(min=1, help="Sentences of each kind that --show-text prints.")] = 3,
+    quarantined: Annotated[
+        bool,
+        typer.Option(
+            "--quarantined", help="List what is not in the dataset instead: sources, positions and reasons, no text."
+        ),
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, metavar="N", help="Entries that --quarantined lists; 0 for all.")
+    ] = 100,
     as_json: AsJson = False,
 ) -> None:
     """Show the scores of a labelled dataset: histograms, exact quantiles, and the share aligned at the threshold.
+
+    With --quarantined: which records are not in it and why, and which inputs could not be read to their end.
 
     Example: phf inspect labelled --column toxicity --show-text
     """
@@ -35,6 +49,9 @@ def inspect(
     from pipeline.dataset import open_dataset
 
     opened = open_dataset(dataset)
+    if quarantined:
+        _list_quarantined(opened, limit, as_json=as_json)
+        return
     for each in column or []:
         opened.require_column(each)
     report = inspect_dataset(opened)
@@ -58,3 +75,17 @@ def inspect(
     show_report(console, report)
     for name, groups in shown.items():
         show_examples(console, name, groups)
+
+
+def _list_quarantined(dataset: "LabelledDataset", limit: int, *, as_json: bool) -> None:
+    from pipeline.checking.quarantine import read_quarantine
+
+    found = read_quarantine(dataset, limit or None)
+    if as_json:
+        print_json(found.to_dict())
+        return
+
+    from pipeline.checking.inspect_view import show_quarantine
+    from scorers.terminal import Terminal
+
+    show_quarantine(Terminal(), found)

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, Shard, no_manifest, parse_manifest
+from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, File, Manifest, Shard, no_manifest, parse_manifest
 from pipeline.dataset.schema import dataset_schema
 from scorers.errors import UserError
 from scorers.paths import UnsafePathError, place_below
 from scorers.printing import refuse_secret
+from scorers.shell import phf
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,22 @@ class LabelledDataset:
         for shard in self.manifest.shards:
             yield from self.read_shard(shard, columns, rows=rows)
 
+    def read_quarantine(self, *, rows: int = 1024) -> Iterator[pa.RecordBatch]:
+        """What is not in the dataset, in the order of its inputs: columns source, position, reason and detail.
+
+        Texts are left out, also where the job was asked to keep them.
+
+        Raises:
+            DamagedError: a file cannot be read; names it.
+            UserError: the dataset was tagged anew since it was opened.
+        """
+        for file in self.manifest.ledger.quarantine:
+            yield from self.read_shard(file, ["source", "position", "reason", "detail"], rows=rows)
+
     def read_shard(
-        self, shard: Shard, columns: Sequence[str] | None = None, *, rows: int = 1024
+        self, shard: File, columns: Sequence[str] | None = None, *, rows: int = 1024
     ) -> Iterator[pa.RecordBatch]:
-        """Rows of one shard; see `read_batches`."""
+        """Rows of one shard, or of another file of the dataset; see `read_batches`."""
         try:
             path = _place(self._filesystem, self._root, shard.path)
             with pq.ParquetFile(path, filesystem=self._filesystem, page_checksum_verification=True) as parquet:
@@ -102,7 +115,7 @@ class LabelledDataset:
         except UnsafePathError as error:
             raise self._damaged(shard, str(error)) from None
 
-    def _damaged(self, shard: Shard, what: str) -> UserError:
+    def _damaged(self, shard: File, what: str) -> UserError:
         """The error for a shard that cannot be read, which may just have been replaced by `phf retag`."""
         try:
             newest = _read_manifest(self.uri, self._filesystem, self._root).generation
@@ -114,7 +127,7 @@ class LabelledDataset:
                 "being read. Start again to read the new one."
             )
         return DamagedError(
-            f"{self.uri}/{shard.path} is damaged: {what}. Run `phf verify {self.uri}` to see what else is."
+            f"{self.uri}/{shard.path} is damaged: {what}. Run `{phf('verify', self.uri)}` to see what else is."
         )
 
 

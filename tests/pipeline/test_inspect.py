@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.checking.examples import find_examples
 from pipeline.checking.inspect import PERCENTILES, inspect_dataset
-from pipeline.checking.inspect_view import number, shortened, show_report
+from pipeline.checking.inspect_view import number, shortened, show_quarantine, show_report
+from pipeline.checking.quarantine import Entry, Quarantine
 from pipeline.dataset import LabelledDataset, open_dataset
+from scorers.terminal import Terminal
 from tests.datasets import make_dataset
 
 DOCUMENTS = ["Nice. Fine. Bad!", "", ("x = 1\ny = 2\n", "python"), "Worse. Nice."]
@@ -169,3 +172,38 @@ def test_a_number_just_below_one_is_not_shown_as_one(value, shown):
 
 def test_a_long_sentence_is_shortened():
     assert shortened("a\n b\t" + "c" * 500) == "a b " + "c" * 155 + "…"
+
+
+class TestQuarantined:
+    @pytest.fixture
+    def odd(self, tmp_path):
+        left_out = [(number, f"reason-{number % 2}") for number in range(4, 154)]
+        return make_dataset(
+            tmp_path / "odd", ["Nice."], {"toxicity": toxicity}, {"toxicity": 0.5}, quarantined=left_out
+        )
+
+    def test_what_was_left_out_is_listed(self, odd):
+        done = CliRunner().invoke(app, ["inspect", str(odd), "--quarantined", "--limit", "3"])
+        assert done.exit_code == 0
+        rows = [line.split() for line in done.stdout.splitlines()]
+        assert [(row[-2], row[-1]) for row in rows[1:4]] == [("4", "reason-0"), ("5", "reason-1"), ("6", "reason-0")]
+        assert "and 147 more of 150; --limit 0 lists all." in done.stdout
+        facts = json.loads(CliRunner().invoke(app, ["inspect", str(odd), "--quarantined", "--json"]).stdout)
+        assert (facts["total"], len(facts["entries"])) == (150, 100)
+        assert facts["reasons"] == {"reason-0": 75, "reason-1": 75}
+        assert facts["entries"][0].keys() == {"source", "position", "reason", "detail"}
+        every = CliRunner().invoke(app, ["inspect", str(odd), "--quarantined", "--json", "--limit", "0"])
+        assert len(json.loads(every.stdout)["entries"]) == 150
+
+    def test_foreign_names_are_no_markup_and_have_no_controls(self):
+        found = Quarantine("labelled", [Entry("[red]a\x1b[31m\n.jsonl", 7, "bad", "[b]")], 1, {"bad": 1})
+        console = Terminal(width=100, record=True, file=io.StringIO())
+        show_quarantine(console, found)
+        shown = console.file.getvalue()
+        assert "[red]a\\x1b[31m" in shown
+        assert "[b]" in shown
+        assert "\x1b" not in shown
+
+    def test_nothing_left_out_is_said(self, tmp_path):
+        made = make_dataset(tmp_path / "made", ["Nice."], {"toxicity": toxicity}, {"toxicity": 0.5})
+        assert "Nothing is in quarantine" in CliRunner().invoke(app, ["inspect", str(made), "--quarantined"]).stdout
