@@ -103,7 +103,7 @@ def train(
         ),
     ] = None,
     num_tokens: Annotated[
-        float | None,
+        str | None,
         typer.Option("--num-tokens", metavar="N", help="Tokens to train on in all, such as 1e6.", show_default=False),
     ] = None,
     batch_size: Annotated[

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from scorers.amounts import count_of
 from scorers.errors import UserError
-from training.config import ObjectiveConfig
+from training.config import ObjectiveConfig, as_written
 from training.data.order import Batch, Batches
 from training.objectives import OBJECTIVES
 
@@ -78,8 +78,8 @@ def plan_phases(config: ObjectiveConfig, steps: int) -> tuple[Phase, ...]:
         raise UserError(f"The objective {config.name} has no tags to leave out at the end. Remove objective.cooldown.")
     if not (before or after):
         return (Phase("preferences", 0, steps),)
-    start = max(1, round(before * steps)) if before else 0
-    end = steps - (max(1, round(after * steps)) if after else 0)
+    start = max(1, round(as_written(before) * steps)) if before else 0
+    end = steps - (max(1, round(as_written(after) * steps)) if after else 0)
     if start >= end:
         raise UserError(
             f"A run of {count_of(steps, 'step')} is too short for objective.starts_at={before:g} and "

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from scorers.errors import UserError
-from training.config import TrainingConfig
+from training.config import TrainingConfig, as_written
 
 _LARGEST_MICRO_BATCH = 8
 
@@ -69,6 +69,16 @@ def plan_horizon(config: TrainingConfig, context_length: int, ranks: int) -> Hor
     return Horizon(steps, config.batch_size, micro, share // micro, ranks, context_length)
 
 
+def warmup_steps(config: TrainingConfig, steps: int) -> int:
+    """Steps over which the learning rate rises, of `steps`: the warm-up ratio of them, rounded up."""
+    return math.ceil(as_written(config.warmup_ratio) * steps)
+
+
+def decay_steps(config: TrainingConfig, steps: int) -> int:
+    """Steps over which it decays with `wsd`, of `steps`, where the warm-up leaves so many: the ratio, rounded up."""
+    return math.ceil(as_written(config.decay_ratio) * steps)
+
+
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
     """The learning rate of step number `step` (from 0) of `steps`: a pure function, so a resumed run needs no state.
 
@@ -77,13 +87,13 @@ def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
     alone, by 1 - sqrt of the way (MiniCPM, arXiv 2404.06395; shape and share: Hägele et al., arXiv 2405.18392).
     """
     peak, low = config.learning_rate, config.learning_rate * config.min_learning_rate_ratio
-    warmup = math.ceil(config.warmup_ratio * steps)
+    warmup = warmup_steps(config, steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     if config.schedule == "constant":
         return peak
     if config.schedule == "wsd":
-        decay = max(1, min(math.ceil(config.decay_ratio * steps), steps - warmup))
+        decay = max(1, min(decay_steps(config, steps), steps - warmup))
         return low + (peak - low) * (1 - math.sqrt(max(0, step - (steps - decay)) / decay))
     progress = (step - warmup) / max(1, steps - warmup)
     remaining = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
