@@ -15,7 +15,7 @@ from training.config import ModelConfig, TrainingConfig
 from training.data.order import Batch
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
-from training.run.deepspeed_config import deepspeed_config
+from training.run.deepspeed_config import deepspeed_config, rounded_gradients
 from training.run.distributed import World
 from training.run.engine import Engine, choose_precision, parameter_groups
 from training.run.schedule import learning_rate, plan_horizon
@@ -257,6 +257,40 @@ def test_a_whole_model_in_bf16_is_as_the_trained_one_and_building_it_draws_nothi
     assert torch.equal(*wholes)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradients_of_bf16_are_summed_without_rounding(world, tmp_path, stage):
+    from deepspeed.utils import safe_get_full_grad
+
+    def gradient(precision, micro, **changes):
+        engine, loss = make(
+            world, batch_size=256, precision=precision, micro_batch_size=micro, zero_stage=stage, **changes
+        )
+        found, step = [], engine._engine.step
+
+        def stepped():
+            if engine._engine.is_gradient_accumulation_boundary():
+                found.extend(safe_get_full_grad(each).float().flatten() for each in engine.model.parameters())
+            step()
+
+        engine._engine.step = stepped
+        engine.train_step(batch(0, 256), loss, 1e-3)
+        engine.close()
+        return torch.cat(found)
+
+    exact = gradient("fp32", 64)
+    (tmp_path / "ds.json").write_text('{"data_types": {"grad_accum_dtype": "bf16"}}')
+    whole, cut, rounded = (
+        float((each - exact).norm() / exact.norm())
+        for each in (
+            gradient("bf16", 256),
+            gradient("bf16", 2),
+            gradient("bf16", 2, deepspeed=str(tmp_path / "ds.json")),
+        )
+    )
+    assert cut < 1.1 * whole < 0.01
+    assert rounded > 1.5 * cut
+
+
 def test_bf16_learns_too(world):
     engine, loss = make(world, precision="bf16", micro_batch_size=2, learning_rate=1e-2)
     losses = [float(engine.train_step(batch(0), loss, 1e-2).loss) for _ in range(12)]
@@ -396,6 +430,17 @@ class TestDeepSpeedJson:
     def test_a_conflict_names_both(self, tmp_path, theirs, message):
         with pytest.raises(UserError, match=message):
             self.config(tmp_path, theirs)
+
+    def test_sums_in_bf16_are_warned_of(self, tmp_path):
+        (tmp_path / "ds.json").write_text('{"data_types": {"grad_accum_dtype": "bf16"}}')
+        for file, asked, warned in [(None, "fp32", False), (str(tmp_path / "ds.json"), "bf16", True)]:
+            training = TrainingConfig(deepspeed=file, precision="bf16")
+            found = deepspeed_config(training, plan_horizon(training, 32, 1), "bf16", parameters=100, on_gpu=False)
+            assert found["data_types"]["grad_accum_dtype"] == asked
+            assert ("sums of gradients are rounded" in (rounded_gradients(found, file) or "")) == warned
+        training = TrainingConfig(deepspeed=str(tmp_path / "ds.json"))
+        exact = deepspeed_config(training, plan_horizon(training, 32, 1), "fp32", parameters=100, on_gpu=False)
+        assert rounded_gradients(exact, training.deepspeed) is None
 
     def test_a_missing_file_is_named(self):
         training = TrainingConfig(deepspeed="/no/such.json")

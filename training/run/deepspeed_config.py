@@ -132,7 +132,7 @@ def deepspeed_config(
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16"},
     }
-    merged = _merge(_defaults(parameters, on_gpu=on_gpu), {})
+    merged = _merge(_defaults(parameters, precision, on_gpu=on_gpu), {})
     if config.deepspeed is None:
         return _merge(merged, decided)
     path = Path(config.deepspeed)
@@ -142,7 +142,23 @@ def deepspeed_config(
     return merged
 
 
-def _defaults(parameters: int, *, on_gpu: bool) -> dict[str, Any]:
+def rounded_gradients(deepspeed: Mapping[str, Any], path: str | None) -> str | None:
+    """A warning where gradients of bf16 are summed in bf16, as only a user's own file can ask for.
+
+    Args:
+        deepspeed: of `deepspeed_config`.
+        path: of the user's file.
+    """
+    asked = deepspeed.get("data_types", {}).get("grad_accum_dtype")
+    if not deepspeed["bf16"]["enabled"] or asked == "fp32":
+        return None
+    return (
+        f"Warning: {path} sets data_types.grad_accum_dtype to {asked!r}: sums of gradients are rounded to 8 bits with "
+        "each micro-batch, so that an update depends on how a batch is cut. Without it they are summed in fp32."
+    )
+
+
+def _defaults(parameters: int, precision: Precision, *, on_gpu: bool) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage3_gather_16bit_weights_on_model_save": True}
     if not on_gpu:
         # The default buckets, 2 GB, are allocated anew each step, and copying gradients into them buys nothing where
@@ -155,6 +171,8 @@ def _defaults(parameters: int, *, on_gpu: bool) -> dict[str, Any]:
         }
     return {
         "zero_optimization": zero,
+        # In bf16 what a micro-batch adds is lost where the sum is 256 times as large; DeepSpeed would sum in it.
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if precision == "bf16" else {}),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,

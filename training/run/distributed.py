@@ -238,6 +238,8 @@ def import_deepspeed() -> Any:
     with _absent("mlflow"):
         import deepspeed
 
+    # It would print its memory nine times.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
     if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -126,6 +126,7 @@ class Engine:
             eps=config.adam_epsilon,
             fused=True,
         )
+        self._adam = optimizer
         self._engine, self._optimizer, _, _ = import_deepspeed().initialize(
             model=model, optimizer=optimizer, config=json, dist_init_required=False
         )
@@ -169,6 +170,31 @@ class Engine:
         applied = self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm()
         return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied, harmful)
+
+    @torch.no_grad()
+    def total_loss(self, batch: Batch, objective: Objective) -> float:
+        """The loss of a batch summed over its tokens, without dropout and with nothing learnt. Every rank calls it.
+
+        Args:
+            batch: arrays, any of its own on each rank.
+            objective: of the loss.
+        """
+        self._engine.eval()
+        ids, scores = (torch.as_tensor(each).to(self.world.device) for each in (batch.input_ids, batch.scores))
+        loss, _ = self._engine(ids, objective=objective, scores=scores, count=1)
+        return float(loss)
+
+    def is_finite(self) -> bool:
+        """Whether all of this rank's weights, and what the optimiser remembers of them, are finite numbers."""
+        held = [getattr(each, "ds_tensor", each) for each in self.model.parameters()]
+        held += [each for group in self._adam.param_groups for each in group["params"]]
+        # ZeRO 3 names its float32 weights nowhere else between two steps.
+        held += list(self._adam.state)
+        states = (value for state in self._adam.state.values() for value in state.values())
+        held += [each for each in states if isinstance(each, Tensor)]
+        # Extremes of a tensor are NaN where anything in it is, and take no memory, unlike `isfinite` of all of it.
+        extremes = [torch.stack(each.detach().aminmax()) for each in held if each.numel()]
+        return all(bool(each.isfinite().all()) for each in extremes)
 
     def forget_losses(self) -> None:
         """Tell no spike by the losses so far: what comes is trained for something else."""
@@ -225,24 +251,25 @@ class Engine:
             UserError: DeepSpeed finds nothing to load, or the files hold more than tensors and plain values.
             IncompleteError: there is no room to rewrite it in.
         """
-        with plain_loading(folder):
+        with plain_loading(folder) as place:
             if self._reshaped:
-                self._load_reshaped(folder)
-            else:
-                self._load(folder, TAG)
+                self._load_reshaped(folder, place)
+            elif not self._load(place, TAG):
+                raise UserError(f"DeepSpeed cannot load the checkpoint {folder}: it holds no state of this kind.")
             if self._guard is not None and (folder / _GUARD).is_file():
                 self._guard.load(torch.load(folder / _GUARD))
             generators = self._generator_file(folder)
             if generators.is_file():
                 _set_generator_state(torch.load(generators), self.world.device)
 
-    def _load_reshaped(self, folder: Path) -> None:
+    def _load_reshaped(self, folder: Path, place: Path) -> None:
         # Named as what is staged, so that the next save clears away what is left of it.
-        place = folder.parent / f"{STAGING}universal"
-        self.world.on_main(lambda: to_universal(folder / TAG, place))
+        target = place.parent / f"{STAGING}universal"
+        self.world.on_main(lambda: to_universal(place / TAG, target, folder))
         groups = self._optimizer.param_groups
         decays = [group["weight_decay"] for group in groups]
-        self._load(place.parent, place.name)
+        if not self._load(target.parent, target.name):
+            raise UserError(f"DeepSpeed cannot load the checkpoint {folder} with another number of ranks.")
         # DeepSpeed 0.19 gives every group the settings of the first and, in ZeRO 3, all states one counter of steps,
         # which each of them then counts up.
         for group, decay in zip(groups, decays, strict=True):
@@ -250,12 +277,10 @@ class Engine:
         for state in self._optimizer.state.values():
             state["step"] = state["step"].clone()
         self.world.barrier()
-        self.world.on_main(lambda: shutil.rmtree(place))
+        self.world.on_main(lambda: shutil.rmtree(target))
 
-    def _load(self, folder: Path, tag: str) -> None:
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=tag)
-        if loaded is None:
-            raise UserError(f"DeepSpeed cannot load the checkpoint {folder}: it holds no state of this kind.")
+    def _load(self, folder: Path, tag: str) -> bool:
+        return self._engine.load_checkpoint(str(folder), tag=tag)[0] is not None
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """The whole model's weights without padding, on the CPU of rank 0; None elsewhere. Every rank calls it."""

@@ -32,6 +32,8 @@ class Layout:
         offload_optimizer, offload_parameters: whether they lie in main memory.
         reduce_bucket, live_parameters: elements: of a bucket of gradients; in ZeRO 3 of parameters gathered at most.
         buckets: how many buckets of gradients are held beside the gradients; 0 where they are reduced in place.
+        exact_sums: gradients of bf16 are summed in float32, by an optimiser of its own in ZeRO 1 without offloading: it
+            holds all sums from the start, and reduces them in place.
     """
 
     zero_stage: int
@@ -40,6 +42,12 @@ class Layout:
     reduce_bucket: int
     live_parameters: int
     buckets: int
+    exact_sums: bool = False
+
+    @property
+    def sums_stay(self) -> bool:
+        """Whether the sums of gradients are there from the start to the end of a step."""
+        return self.exact_sums and (self.zero_stage == 3 or (self.zero_stage == 1 and not self.offload_optimizer))
 
     @classmethod
     def of(cls, deepspeed: dict[str, Any], parameters: int) -> "Layout":
@@ -64,6 +72,7 @@ class Layout:
             min(int(zero.get("reduce_bucket_size", 5e8)), parameters),
             min(int(zero.get("stage3_max_live_parameters", 1e9)), parameters),
             (2 if overlapped else 1) if contiguous else 0,
+            deepspeed["bf16"]["enabled"] and deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32",
         )
 
 
@@ -167,13 +176,14 @@ def estimate_memory(job: Job, machine: Machine) -> Memory:
         main += size * own
         weights -= size * own
     # Of the micro-batches before; of the last one too.
-    kept = size * (whole if stage < 2 else own)
-    summed = 0.0 if job.accumulation == 1 else kept
+    kept = (_EXACT if layout.exact_sums else size) * (whole if stage < 2 else own)
+    summed = 0.0 if job.accumulation == 1 and not layout.sums_stay else kept
     # Contiguous buckets are there from the start, and gradients leave when one is full. Without them all gradients wait
     # for the end, and are flattened there.
     bucket = float(size * layout.reduce_bucket) if stage else 0.0
     waiting = 0.0 if stage < 2 else size * (layout.reduce_bucket if layout.buckets else whole)
-    flattened = 0.0 if stage == 0 or layout.offload_optimizer else _MASTER * own
+    in_place = layout.exact_sums and layout.sums_stay and stage == 1
+    flattened = 0.0 if stage == 0 or layout.offload_optimizer or in_place else _MASTER * own
     activations = job.micro_batch_size * _kept(job)
     freed = 0.0 if machine.on_gpu else _CPU_ALLOCATOR * activations
     hidden, logits, head = _loss(job, machine)
@@ -208,11 +218,14 @@ def bytes_sent(job: Job) -> float:
     """Bytes that a rank sends in a step, by rings: N - 1 of N parts of whatever is reduced or gathered.
 
     ZeRO 1 reduces gradients and gathers weights once a step, ZeRO 2 reduces in each micro-batch, and ZeRO 3 gathers
-    twice more in each (arXiv 1910.02054, section 7). Without ZeRO an all-reduce is as much as both.
+    twice more in each (arXiv 1910.02054, section 7). Without ZeRO an all-reduce is as much as both, and so it is with
+    ZeRO 1 where gradients are summed in float32, besides the weights.
     """
-    ring = (job.ranks - 1) / job.ranks * job.shape.parameters * job.shape.bytes_per_value
-    times = {0: 2, 1: 2, 2: job.accumulation + 1, 3: 3 * job.accumulation}[job.layout.zero_stage]
-    return times * ring
+    ring, layout = (job.ranks - 1) / job.ranks * job.shape.parameters, job.layout
+    if layout.zero_stage == 1 and layout.exact_sums:
+        return ring * (2 * _EXACT + job.shape.bytes_per_value)
+    times = {0: 2, 1: 2, 2: job.accumulation + 1, 3: 3 * job.accumulation}[layout.zero_stage]
+    return times * ring * job.shape.bytes_per_value
 
 
 def checkpoint_bytes(job: Job) -> float:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.dataset import open_dataset
 from scorers import hugging_face
+from scorers.amounts import count_of
 from scorers.errors import UserError
 from training.config import DataConfig
 from training.data.places import moved_data
@@ -74,6 +75,12 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
         weights = checkpoint_weights(checkpoint.path)
     except OSError:
         raise _gone(checkpoint.path) from None
+    lost = [name for name, each in weights.items() if each.is_floating_point() and not each.isfinite().all()]
+    if lost:
+        raise UserError(
+            f"The checkpoint {checkpoint.path} holds weights that are no numbers, in {lost[0]} "
+            f"({count_of(len(lost), 'tensor')} in all): nothing can be sampled from it. Give another --step."
+        )
     with writing(output):
         export_model(
             output,

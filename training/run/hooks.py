@@ -128,7 +128,8 @@ class Evaluation(Hook):
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Evaluate when it is time to."""
-        if self._is_due(step.number) and not trainer.stopping:
+        if self._is_due(step.number) and not (trainer.stopping or trainer.broken):
+            trainer.require_finite()
             self._evaluate(trainer)
 
     def _is_due(self, step: int) -> bool:

@@ -56,16 +56,18 @@ class Saving:
         self._abandoned = threading.Event()
         self._job: Future[list[checkpoints.CheckpointFile]] | None = None
         self._seconds = 0.0
+        self._besides = False
         self._committing = False
         self._stalled = self._waited = 0.0
 
-    def save(self, step: int, seconds: float, *, beside: bool) -> None:
+    def save(self, step: int, seconds: float, *, beside: bool, besides: bool = False) -> None:
         """Begin to save the current state, after having waited for the checkpoint before it.
 
         Args:
             step: optimiser steps done.
             seconds: as in `training.run.checkpoints.Marker`.
             beside: return once the state is copied; `wait` or `advance` says when it is a checkpoint.
+            besides: let no other checkpoint go for it.
 
         Raises:
             IncompleteError: it, or the one before, could not be written; the earlier ones are untouched.
@@ -88,7 +90,7 @@ class Saving:
             error = failure
         if self._world.any(error is not None)[0]:
             raise self._unsaved(error)
-        self.pending, self._seconds = step, seconds
+        self.pending, self._seconds, self._besides = step, seconds, besides
         self._start(lambda: self._write(staging, files, states))
         if not beside:
             self.wait()
@@ -185,6 +187,8 @@ class Saving:
         if self._world.is_main and step is not None:
             checkpoints.commit(self._folder, step, ranks=self._world.size, seconds=self._seconds, described=described)
             checkpoints.set_aside(self._folder, self.saved or 0, step)
+            if self._besides:
+                return []
             best = best_steps(self._folder, config.best_metric, config.best_mode)[: config.keep_best]
             checkpoints.rotate(self._folder, config.keep_checkpoints, config.keep_every, best)
         return []

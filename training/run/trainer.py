@@ -6,14 +6,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from scorers.errors import IncompleteError, StoppedError
+from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.stopping import ONCE_S, asking
 from training.config import TrainingConfig
 from training.data.order import Batches
@@ -59,6 +59,8 @@ class Trainer:
         step: optimiser steps done.
         seconds: time spent in steps, those of earlier processes of the run included.
         skipped: updates that this process skipped.
+        broken: whether the last update was skipped because its loss or gradient was no number; such a state is neither
+            saved nor evaluated.
         stopping: whether the run stops here, as any rank was asked to; the same on every rank.
     """
 
@@ -76,8 +78,10 @@ class Trainer:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    broken: bool = False
     stopping: bool = False
     _skipped_in_a_row: int = field(default=0, repr=False)
+    _skipping: bool = field(default=False, repr=False)
     _stop: bool = field(default=False, repr=False)
     _interruptible: bool = field(default=False, repr=False)
 
@@ -91,8 +95,14 @@ class Trainer:
 
         Raises:
             IncompleteError: it is of another number of ranks, and there is no room to rewrite it in.
+            UserError: its weights, or the optimiser's state, are not finite.
         """
         self.engine.load(checkpoint.path)
+        if not self._is_finite():
+            raise UserError(
+                f"The checkpoint {checkpoint.path} holds weights that are no numbers, from which nothing can be "
+                "learnt. Move it away, and the same command goes on from the one before."
+            )
         self.step = self._saving.saved = checkpoint.marker.step
         self.seconds = checkpoint.marker.seconds
 
@@ -118,9 +128,14 @@ class Trainer:
                 for hook in self.hooks:
                     hook.after_training(self)
         if self.stopping:
+            asked = f"asked to stop after step {self.step} of {self.horizon.steps}"
+            if self.saved == self.step:
+                raise StoppedError(
+                    f"{asked}; the state is saved in {self.folder}. The same command goes on from there."
+                )
             raise StoppedError(
-                f"asked to stop after step {self.step} of {self.horizon.steps}; the state is saved in "
-                f"{self.folder}. The same command goes on from there."
+                f"{asked}, whose loss or gradient is no number, so that its state is not saved. The same command goes "
+                f"on from step {self.saved or 0}."
             )
 
     @property
@@ -131,18 +146,39 @@ class Trainer:
     def save(self, *, last: bool = False) -> None:
         """Save the current step, and let the oldest checkpoint go.
 
+        While updates are being skipped nothing is saved, as that would replace good checkpoints: the run may have
+        diverged. Where it ends at the skipped update of a spike, that step is saved besides.
+
         Args:
             last: whether the run ends here; then it is a checkpoint when this returns, also with
                 `training.save_async`.
 
         Raises:
             IncompleteError: it, or the one before, could not be written; the earlier ones are untouched.
+            DivergedError: the weights, or the optimiser's state, are not finite. They are not saved.
         """
+        wanted = not self.broken and (last or not self._skipping)
+        if wanted:
+            self.require_finite()
         with self._watchdog.bounded():
-            if self.step not in (self._saving.saved, self._saving.pending):
-                self._saving.save(self.step, self.seconds, beside=self.config.save_async and not last)
+            if wanted and self.step not in (self._saving.saved, self._saving.pending):
+                beside = self.config.save_async and not last
+                self._saving.save(self.step, self.seconds, beside=beside, besides=self._skipping)
             if last:
                 self._saving.wait()
+
+    def require_finite(self) -> None:
+        """End the run where it cannot learn any more, whatever its loss. Every rank calls it.
+
+        Raises:
+            DivergedError: the weights, or the optimiser's state, are not finite.
+        """
+        if not self._is_finite():
+            self.finish_saving()
+            raise DivergedError(
+                f"weights, or what the optimiser remembers of them, are no numbers after step {self.step}, so that it "
+                f"is not saved; {self._kept()}. The same command goes on from there. {self._remedy()}"
+            )
 
     def finish_saving(self) -> None:
         """Wait until a checkpoint that is being written beside the loop is one. Every rank calls it.
@@ -175,9 +211,12 @@ class Trainer:
         Raises:
             IncompleteError: as `save`.
         """
-        if self.saved != self.step:
-            self.save(last=True)
+        self.save(last=True)
         self.stopping = True
+
+    def bounded(self) -> AbstractContextManager[None]:
+        """A block that is taken to hang as a step is."""
+        return self._watchdog.bounded()
 
     def on_main(self, work: Callable[[], None]) -> None:
         """`World.on_main` for what takes no longer than a step, so that none waits for a rank that hangs in it."""
@@ -204,10 +243,12 @@ class Trainer:
                 waited = time.perf_counter() - began
                 outcome = self.engine.train_step(batch, self._objective_of_step(), rate)
                 self.step += 1
-                flags = (self._is_lost(outcome), self._stop, *self._saving.under_way)
-                diverged, stopped, *under_way = self.world.any(*flags)
+                lost = self._is_lost(outcome)
+                flags = (lost, self.broken, self._skipped_in_a_row > 0, self._stop, *self._saving.under_way)
+                diverged, self.broken, self._skipping, stopped, *under_way = self.world.any(*flags)
                 self._saving.advance(*under_way)
                 finished = self.step == self.horizon.steps
+                diverged |= finished and self.broken
                 logged = self._is_logged(finished)
                 took = time.perf_counter() - began
                 self.seconds += took
@@ -240,6 +281,7 @@ class Trainer:
         return bool(every) and (self.step == 1 or self.step % every == 0 or finished)
 
     def _is_lost(self, outcome: StepOutcome) -> bool:
+        self.broken = False
         if self.config.zero_stage == 0:
             # DeepSpeed skips nothing then: what is not finite is in the weights.
             return not (math.isfinite(float(outcome.loss)) and math.isfinite(float(outcome.gradient_norm or 0.0)))
@@ -248,7 +290,9 @@ class Trainer:
             return False
         self.skipped += 1
         # fp16's scaled gradients overflow now and then, and DeepSpeed lowers the scale. Those of a spike are made to.
-        overflow = self.engine.precision == "fp16" and math.isfinite(float(outcome.loss)) and not outcome.harmful
+        finite = math.isfinite(float(outcome.loss))
+        overflow = self.engine.precision == "fp16" and finite and not outcome.harmful
+        self.broken = not (overflow or (finite and bool(outcome.harmful)))
         if not overflow:
             self._skipped_in_a_row += 1
         return self._skipped_in_a_row >= self.config.max_skipped
@@ -280,15 +324,25 @@ class Trainer:
             self.peak_flops = max(self.peak_flops, again, flops)
         return flops / self.peak_flops
 
+    def _is_finite(self) -> bool:
+        return not self.world.any(not self.engine.is_finite())[0]
+
+    def _kept(self) -> str:
+        return "no checkpoint was written" if self.saved is None else f"the newest checkpoint is of step {self.saved}"
+
+    def _remedy(self) -> str:
+        return (
+            f"Train into another --output with a lower training.learning_rate (now {self.config.learning_rate:g}), "
+            f"a longer training.warmup_ratio, or training.gradient_clipping (now {self.config.gradient_clipping:g})."
+        )
+
     def _diverged(self, outcome: StepOutcome) -> str:
-        kept = "no checkpoint was written" if self.saved is None else f"the newest checkpoint is of step {self.saved}"
         what = "the loss or the gradient is not finite"
         if self._skipped_in_a_row:
             what = f"{self._skipped_in_a_row} updates in a row were skipped, their losses no numbers or spikes"
         return (
-            f"{what}, up to step {self.step} (loss {float(outcome.loss):g}); {kept}. {self.world.on_main(self._dump)} "
-            f"Train into another --output with a lower training.learning_rate (now {self.config.learning_rate:g}), "
-            f"a longer training.warmup_ratio, or training.gradient_clipping (now {self.config.gradient_clipping:g})."
+            f"{what}, up to step {self.step} (loss {float(outcome.loss):g}); {self._kept()}. "
+            f"{self.world.on_main(self._dump)} {self._remedy()}"
         )
 
     def _dump(self) -> str:
