@@ -72,10 +72,12 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import app as pipeline_app
+from pipeline.cli import config_app as pipeline_config
 from scorers.cli import app as scorers_app
 from scorers.console import command
 from scorers.streams import set_up_streams
 from training.cli import app as training_app
+from training.cli import config_app as training_config
 from training.run.launch import LAUNCHERS
 
 app = typer.Typer(
@@ -106,6 +108,10 @@ def options(
 
 for part in (pipeline_app, training_app, scorers_app):
     app.add_typer(part)
+config_app = typer.Typer(no_args_is_help=True, help="Show every setting of a command, with its default and meaning.")
+for part in (pipeline_config, training_config):
+    config_app.add_typer(part)
+app.add_typer(config_app, name="config", rich_help_panel="Settings")
 # Training knows nothing of Ray: what starts its ranks there is above it, and imported only when it is asked for.
 LAUNCHERS["ray"] = "infra.on_ray.train:launch"
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from pipeline.commands import bench
+from pipeline.commands import bench, config
 from pipeline.commands.export import export
 from pipeline.commands.gc import gc
 from pipeline.commands.inspect import inspect
@@ -27,3 +27,8 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure on a corpus of one's
 bench_app.command()(command(bench.scorers))
 bench_app.callback()(lambda: None)
 app.add_typer(bench_app, name="bench", rich_help_panel=PANEL)
+
+# `phf config` has those of training too.
+config_app = typer.Typer()
+for function in (config.label, config.score):
+    config_app.command()(command(function))

@@ -15,25 +15,24 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class PoolOptions(BaseModel):
-    """A pool of workers, and what each of them takes of the cluster. The device alone, as a string, will do.
+    """A pool of workers, and what each of them takes of the cluster. The device alone, as a string, will do."""
 
-    Attributes:
-        device: torch device of the scorer, such as `cpu` or `cuda`.
-        cpus, gpus: that a worker takes; of a GPU also a fraction. Left out: `threads` CPUs, or, on another device, one
-            GPU and no CPU.
-        memory: bytes that a worker takes when Ray looks for a place for it; `memory_limit` is what holds it to them.
-        min, max: workers. Between these the pool grows while others wait for it and shrinks when it has been idle;
-            without `max` as far as the cluster has room.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     device: str = "cpu"
+    """Torch device of the scorer, such as `cpu` or `cuda`."""
     cpus: float | None = Field(default=None, ge=0)
+    """CPUs that a worker takes; None for `threads` of them, or none on another device."""
     gpus: float | None = Field(default=None, ge=0)
+    """GPUs that a worker takes, also a fraction of one; None for one on another device than `cpu`."""
     memory: ByteSize | None = Field(default=None, ge=1)
+    """Bytes that a worker takes when Ray looks for a place for it; `memory_limit` is what holds it to them."""
     min: int = Field(default=1, ge=1)
+    """Workers at least."""
     max: int | None = Field(default=None, ge=1)
+    """Workers at most; between the two the pool grows while others wait for it and shrinks when it is idle. None for
+    as many as the cluster has room for.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -50,50 +49,56 @@ class PoolOptions(BaseModel):
 
 
 class LabelExecution(BaseModel):
-    """Options that change no byte of the dataset.
+    """Options that change no byte of the dataset."""
 
-    Attributes:
-        workers: exactly so many workers for all scorers that have no pool of their own; None for one a core of this
-            machine, or of the cluster that `address` names, more and fewer as nodes join and leave it.
-        address: Ray cluster to join, such as `auto` or `ray://head:10001`; None starts a local one of its own.
-        pools: by column: that scorer has workers of its own; `cpu` for those of all the others. A device alone will do:
-            `{toxicity: cuda}`.
-        threads: threads a worker computes with.
-        batch_tokens, precision, compile: how a network computes; see `scorers.contract.Execution`. On a GPU, precision
-            moves scores within the tolerance that is stated there.
-        deadline_s: seconds a document may take in one scorer, and as much again for every 50,000 characters.
-        deadlines: the same by column, where it is another.
-        unit_deadline_s: seconds a unit may take before its worker is killed and the unit is tried record by record.
-        memory_limit: bytes of memory; a worker that comes to hold more is killed and its unit tried record by record.
-            None for no limit but the machine's.
-        attempts: how often a unit that raises is tried; how often a record may kill its process, hang or outgrow the
-            memory before it goes into quarantine.
-        max_quarantined: entries of quarantine above which the job ends with status 3: a count such as 5, or a share of
-            the records such as 0.1%.
-        log: file to which JSON lines are appended, `-` for stderr; None for no log.
-        metrics_port: where a local Ray serves metrics for Prometheus; None for no metrics. On a cluster that `address`
-            names, each node serves them at the port that the cluster was started with.
-        trusted_sha256: hashes of pickles that the user vouches for; see `scorers.trust`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     workers: int | None = Field(default=None, ge=1)
+    """Exactly so many workers for all scorers that have no pool of their own; None for one a core of this machine,
+    or of the cluster that `address` names, more and fewer as nodes join and leave it.
+    """
     address: str | None = None
+    """Ray cluster to join, such as `auto` or `ray://head:10001`; None starts a local one of its own."""
     pools: dict[str, PoolOptions] = Field(default_factory=dict)
+    """By column: that scorer has workers of its own; `cpu` for those of all the others. A device alone will do:
+    `{toxicity: cuda}`.
+    """
     threads: int = Field(default=1, ge=1)
+    """Threads a worker computes with."""
     batch_tokens: int = Field(default=16_384, ge=64)
+    """Tokens that a network computes at once."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What a network computes in; auto is by device. On a GPU scores move within the tolerance that
+    `scorers.contract.Execution` states.
+    """
     compile: bool = True
+    """Let torch.compile fuse networks where that pays."""
     deadline_s: Seconds = 60.0
+    """Seconds a document may take in one scorer, and as much again for every 50,000 characters."""
     deadlines: dict[str, Seconds] = Field(default_factory=dict)
+    """The same by column, where it is another."""
     unit_deadline_s: Seconds = 3600.0
+    """Seconds a unit may take before its worker is killed and the unit is tried record by record."""
     memory_limit: ByteSize | None = Field(default=None, ge=1)
+    """Bytes of memory; a worker that comes to hold more is killed and its unit tried record by record. None for no
+    limit but the machine's.
+    """
     attempts: int = Field(default=3, ge=1)
+    """How often a unit that raises is tried; how often a record may kill its process, hang or outgrow the memory
+    before it goes into quarantine.
+    """
     max_quarantined: Annotated[int | str, BeforeValidator(check_limit)] = 0
+    """Entries of quarantine above which the job ends with status 3: a count such as 5, or a share of the records
+    such as 0.1%.
+    """
     log: str | None = Field(default=None, min_length=1)
+    """File to which JSON lines are appended, `-` for stderr; None for no log."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where a local Ray serves metrics for Prometheus; None for no metrics. On a cluster that `address` names, each
+    node serves them at the port that the cluster was started with.
+    """
     trusted_sha256: frozenset[str] = Field(default_factory=trusted_by_environment)
+    """Hashes of pickles that the user vouches for; see `scorers.trust`."""
 
     def of(self, column: str) -> Execution:
         """What the scorer of a column is told of all this."""
@@ -109,47 +114,49 @@ class LabelExecution(BaseModel):
 
 
 class LabelConfig(BaseModel):
-    """A labelling job. Everything but `output` and `execution` is semantic: resume refuses a change of it.
+    """A labelling job. Everything but `output` and `execution` is semantic: resume refuses a change of it."""
 
-    Attributes:
-        inputs: files, folders or globs, local or URIs of pyarrow.fs, or datasets of the Hugging Face hub (`hf://`).
-        output: local folder or s3://, gs://, az:// prefix.
-        text_field, id_field: fields of a record; a record without the id field is named `source#position`.
-        meta_fields: fields carried through as JSON; None for all but text and id.
-        sentences: `split` finds them in every text; `given` takes a text field that holds a list of strings for the
-            sentences of the text (and splits others); `auto` is `given` where the first record has such a field.
-        kind: what the documents are; auto takes `.py` for Python and all else for prose.
-        scorers: by column; `{kind, **options}`.
-        thresholds: by column; a number, or `pNN` for a percentile over all sentences. Columns not named take p50.
-        unit_size: bytes of input in a unit, the piece of work that is lost with a worker.
-        shard_size: bytes of rows in a shard of the dataset, in memory.
-        max_record_size: bytes of the longest record; a longer one is quarantined and never held in memory.
-        max_document_size: UTF-8 bytes of text above which a document is large; scorers get no more at once, unless a
-            single sentence is longer.
-        large_documents: what becomes of large documents: `split` cuts them at sentence boundaries into parts that are
-            scored on their own and join again in their one row; `quarantine` leaves them out, as both do with a large
-            file of Python, whose lines cannot be judged apart.
-        quarantine_text: keep the text of quarantined records beside their reference.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     inputs: list[str] = Field(min_length=1)
+    """Files, folders or globs, local or URIs of pyarrow.fs, or datasets of the Hugging Face hub (`hf://`)."""
     output: str
+    """Local folder or s3://, gs://, az:// prefix."""
     text_field: str = "text"
+    """Field of a record that holds its text."""
     id_field: str = "id"
+    """Field of a record that holds its id; a record without it is named `source#position`."""
     meta_fields: list[str] | None = None
+    """Fields carried through as JSON; None for all but text and id."""
     sentences: Literal["auto", "given", "split"] = "auto"
+    """`split` finds them in every text; `given` takes a text field that holds a list of strings for the sentences of
+    the text (and splits others); `auto` is `given` where the first record has such a field.
+    """
     kind: Literal["auto", "prose", "python"] = "auto"
+    """What the documents are; auto takes `.py` for Python and all else for prose."""
     scorers: dict[str, ScorerSpec] = Field(min_length=1)
+    """By column; `{kind, **options}`."""
     thresholds: dict[str, float | str] = Field(default_factory=dict)
+    """By column; a number, or `pNN` for a percentile over all sentences. Columns not named take p50."""
     unit_size: ByteSize = Field(default=ByteSize(256 * 1024), ge=1)
+    """Bytes of input in a unit, the piece of work that is lost with a worker."""
     shard_size: ByteSize = Field(default=ByteSize(256_000_000), ge=1)
+    """Bytes of rows in a shard of the dataset, in memory."""
     max_record_size: ByteSize = Field(default=ByteSize(64 * 1024 * 1024), ge=1)
+    """Bytes of the longest record; a longer one is quarantined and never held in memory."""
     max_document_size: ByteSize = Field(default=ByteSize(MAX_DOCUMENT_SIZE), ge=1)
+    """UTF-8 bytes of text above which a document is large; scorers get no more at once, unless a single sentence is
+    longer.
+    """
     large_documents: Literal["split", "quarantine"] = "split"
+    """What becomes of large documents: `split` cuts them at sentence boundaries into parts that are scored on their
+    own and join again in their one row; `quarantine` leaves them out, as both do with a large file of Python,
+    whose lines cannot be judged apart.
+    """
     quarantine_text: bool = False
+    """Keep the text of quarantined records beside their reference."""
     execution: LabelExecution = Field(default_factory=LabelExecution)
+    """Options that change no byte of the dataset."""
 
     def semantic(self) -> dict[str, Any]:
         """What can change the dataset, as plain JSON values; written into the job and the manifest."""
@@ -157,21 +164,18 @@ class LabelConfig(BaseModel):
 
 
 class ScoreConfig(BaseModel):
-    """More columns for a labelled dataset.
+    """More columns for a labelled dataset."""
 
-    Attributes:
-        dataset: output of `phf label`.
-        scorers: by column, as in `LabelConfig`.
-        thresholds: by column; p50 for those that are not named.
-        execution: how to run it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dataset: str
+    """Output of `phf label`."""
     scorers: dict[str, ScorerSpec] = Field(min_length=1)
+    """By column, as in `LabelConfig`."""
     thresholds: dict[str, float | str] = Field(default_factory=dict)
+    """By column; p50 for those that are not named."""
     execution: LabelExecution = Field(default_factory=LabelExecution)
+    """Options that change no byte of the dataset."""
 
     @property
     def output(self) -> str:
@@ -185,9 +189,10 @@ RunConfig = LabelConfig | ScoreConfig
 class ExecutionSettings(BaseModel):
     """What may be set where a job is there already."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     execution: LabelExecution = Field(default_factory=LabelExecution)
+    """Options that change no byte of the dataset."""
 
 
 def given_by(config: LabelConfig) -> dict[str, str]:

@@ -42,9 +42,10 @@ class ScorerSpec(BaseModel):
     In YAML either a mapping, `{kind: detoxify, model: unbiased}`, or the command line's form, `detoxify:unbiased`.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     kind: str
+    """Kind of the scorer, one of `phf scorers`; its options stand beside it."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,7 @@ def load_settings(
     values: dict[str, Any] = {}
     _merge(values, defaults or {})
     if file is not None:
-        _merge(values, read_yaml(file))
+        _merge(values, _without_empty_sections(read_yaml(file), model))
     _merge(values, _without_none(flags or {}))
     for override in overrides:
         _merge(values, parse_override(override))
@@ -117,11 +118,12 @@ def read_number(text: str) -> str | int | float:
     """The finite number that a text is, an int where it is whole, or the text: YAML 1.1 reads `1e6` as one."""
     try:
         number = float(text)
-    except ValueError:
+        exact = Decimal(text)
+    except (ValueError, ArithmeticError):
         return text
     if not math.isfinite(number):
         return text
-    return int(number) if number.is_integer() else number
+    return int(exact) if exact == exact.to_integral_value() else number
 
 
 def _load(text: str) -> Any:
@@ -188,6 +190,16 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(each) for key, each in value.items()}
     return [_copied(each) for each in value] if isinstance(value, list) else value
+
+
+def _without_empty_sections(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """A file's values without the sections of which it has nothing but the name."""
+    sections = {
+        name
+        for name, field in model.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+    return {key: value for key, value in values.items() if value is not None or key not in sections}
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import typer
 
 from scorers.console import command
+from training.commands import config
 from training.commands.compare import compare
 from training.commands.evaluate import evaluate
 from training.commands.export_model import export_model
@@ -16,3 +17,8 @@ app = typer.Typer()
 for function in (tokenize, train, export_model, evaluate, compare):
     app.command(rich_help_panel=PANEL)(command(function, changes=True))
 app.add_typer(tokenizer_app, rich_help_panel=PANEL)
+
+# `phf config` has those of labelling too.
+config_app = typer.Typer()
+for function in (config.train, config.evaluate):
+    config_app.command()(command(function))

@@ -64,6 +64,7 @@ def settings(**changes: Any) -> list[str]:
         "training.batch_size": 4,
         "training.learning_rate": 3e-3,
         "training.log_every": 1,
+        "training.validate_every": 0,
         "tracking.tensorboard": "false",
         **{key.replace("__", "."): value for key, value in changes.items()},
     }

@@ -49,7 +49,7 @@ def held_out_loss(model: Any, documents: Sequence[DocumentTokens], *, context_le
     nats = np.zeros(len(documents))
     device = next(model.parameters()).device
     with evaluating(model):
-        for batch in _batches(every):
+        for batch in batches_of(every):
             rows = [documents[window.document].input_ids[window.start : window.stop] for window in batch]
             for window, losses in zip(batch, _losses(model, rows, device), strict=True):
                 # losses[i] is of token start + 1 + i; those before `first` were predicted in the window before.
@@ -101,7 +101,7 @@ def windows(document: int, length: int, context_length: int) -> Iterator[Window]
         start, first = start + max(1, context_length // 2), stop
 
 
-def _batches(every: list[Window]) -> Iterator[list[Window]]:
+def batches_of(every: Sequence[Window]) -> Iterator[list[Window]]:
     """Windows of similar length together, because they are padded to the longest."""
     batch: list[Window] = []
     for window in sorted(every, key=lambda each: each.stop - each.start):

@@ -15,8 +15,11 @@ from training.run.folder import write_atomically
 
 FIGURES_NAME = "figures.json"
 LOSS = "loss"
+# Of `training.run.validating`.
+VALIDATION_LOSS = "validation_loss"
 # Of an evaluation, see `training.evaluation.report`.
 EVALUATED = ("misalignment", "expected_maximum", "hit_rate", "bits_per_byte")
+_ALL = (VALIDATION_LOSS, *EVALUATED, LOSS)
 
 Mode = Literal["min", "max"]
 
@@ -65,12 +68,10 @@ def check_best(config: TrainConfig) -> None:
     training, metric = config.training, config.training.best_metric
     if metric is None:
         if training.keep_best:
-            raise UserError(
-                f"training.keep_best={training.keep_best} needs training.best_metric: {', '.join((*EVALUATED, LOSS))}."
-            )
+            raise UserError(f"training.keep_best={training.keep_best} needs training.best_metric: {', '.join(_ALL)}.")
         return
-    if metric not in (*EVALUATED, LOSS):
-        raise UserError(f"training.best_metric={metric} is not known. It is one of {', '.join((*EVALUATED, LOSS))}.")
+    if metric not in _ALL:
+        raise UserError(f"training.best_metric={metric} is not known. It is one of {', '.join(_ALL)}.")
     if not training.save_every:
         raise UserError(
             f"training.best_metric={metric} has no checkpoints to choose from: training.save_every is 0. Set it."
@@ -81,8 +82,11 @@ def check_best(config: TrainConfig) -> None:
         if config.objective.starts_at or config.objective.cooldown:
             raise UserError(
                 "training.best_metric=loss would compare losses of different phases (objective.starts_at, "
-                f"objective.cooldown). Choose one of {', '.join(EVALUATED)}."
+                f"objective.cooldown). Choose one of {', '.join(_ALL[:-1])}."
             )
+        return
+    if metric == VALIDATION_LOSS:
+        _check_validation(config)
         return
     if not training.evaluate_every:
         raise UserError(
@@ -104,4 +108,17 @@ def check_best(config: TrainConfig) -> None:
         raise UserError(
             "training.best_metric=bits_per_byte is measured on held-out documents: set data.held_out and "
             "evaluation.held_out_documents above 0."
+        )
+
+
+def _check_validation(config: TrainConfig) -> None:
+    training, every = config.training, config.training.validate_every
+    if not config.data.held_out:
+        raise UserError(
+            f"training.best_metric={VALIDATION_LOSS} is measured on held-out documents: set data.held_out above 0."
+        )
+    if every is not None and (every == 0 or every % training.save_every):
+        raise UserError(
+            f"training.validate_every={every} is not a multiple of training.save_every={training.save_every}, and only "
+            f"what is a checkpoint can be the best by {VALIDATION_LOSS}. Change one of them, or leave it out."
         )

@@ -11,6 +11,7 @@ from training.data.places import dataset_identity
 from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
 from training.data.thresholds import ThresholdChoice
+from training.evaluation.validation import Validation
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import LanguageModel
 from training.run.deepspeed_config import Precision, own_settings
@@ -23,14 +24,21 @@ from training.run.folder import (
     RunFacts,
     ThresholdFacts,
     TokenizerFacts,
+    ValidationFacts,
 )
-from training.run.schedule import Horizon
+from training.run.schedule import Horizon, warmup_steps
 
 _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
-def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon, precision: Precision) -> RunFacts:
-    """The facts of a run that is about to start, in this precision."""
+def run_facts(
+    data: PreparedData,
+    model: LanguageModel,
+    horizon: Horizon,
+    precision: Precision,
+    validation: Validation | None = None,
+) -> RunFacts:
+    """The facts of a run that is about to start, in this precision, and with this validation if there is any."""
     config, tokens = data.config, data.tokenizer
     best, *others = data.control_ids or (None,)
     parameters, embedding = count_parameters(model)
@@ -82,6 +90,16 @@ def run_facts(data: PreparedData, model: LanguageModel, horizon: Horizon, precis
             ranks=horizon.ranks,
             epochs=_epochs(data, data.datasets[0], horizon),
             tokens_per_parameter=horizon.tokens / parameters,
+            warmup_steps=warmup_steps(config.training, horizon.steps),
+        ),
+        validation=None
+        if validation is None
+        else ValidationFacts(
+            every=validation.every,
+            documents=validation.documents,
+            tokens=validation.tokens,
+            bytes=validation.bytes,
+            share_of_time=validation.share_of_time(horizon.steps, horizon.tokens_per_step),
         ),
         stream={
             **data.stream.statistics,

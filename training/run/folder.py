@@ -87,6 +87,17 @@ class HorizonFacts(_Facts):
     ranks: int
     epochs: float
     tokens_per_parameter: float
+    warmup_steps: int | None = None
+
+
+class ValidationFacts(_Facts):
+    """What the validation loss is measured on, every so many steps and at the last, and its share of the time."""
+
+    every: int
+    documents: int
+    tokens: int
+    bytes: int
+    share_of_time: float
 
 
 class ThresholdFacts(_Facts):
@@ -150,6 +161,8 @@ class RunFacts(_Facts):
             with preferences.
         mixture: all datasets, the main one first; empty for a run on one.
         phases: empty for a run of one phase.
+        validation: None where nothing is validated, or it was not written down.
+        expected_seconds: that all steps take by the estimate before the first; None where there was none.
         versions: of the libraries that matter.
     """
 
@@ -176,6 +189,8 @@ class RunFacts(_Facts):
     stream: dict[str, Any] = Field(default_factory=dict)
     mixture: list[MixedFacts] = Field(default_factory=list)
     phases: list[PhaseFacts] = Field(default_factory=list)
+    validation: ValidationFacts | None = None
+    expected_seconds: float | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -229,7 +244,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line: a logged step, or an evaluation (key `evaluation`) after a step."""
+        """One JSON object a line: a logged step, or what was measured after it (`validation`, `evaluation`)."""
         return self.path / "metrics.jsonl"
 
     @property

@@ -1,6 +1,5 @@
 """`phf train` from a configuration to an exported model: prepare, print the plan, train, export."""
 
-import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from scorers.amounts import count_of, duration
 from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
+from scorers.shell import phf
 from scorers.stopping import is_stop, leave
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
@@ -21,18 +21,19 @@ from training.disk import output_error, writing
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.report import EvaluationReport
 from training.evaluation.setup import EvaluationSetup, prepare_evaluation
+from training.evaluation.validation import Validation, choose_validation
 from training.model.export import export_model
 from training.model.language_model import LanguageModel
 from training.model.sources import check_context
 from training.presets import CONTEXT_LENGTH
 from training.run import checkpoints, hooks
-from training.run.best import LOSS, best_steps, check_best, read
+from training.run.best import LOSS, VALIDATION_LOSS, best_steps, check_best, read
 from training.run.card import model_card
-from training.run.deepspeed_config import deepspeed_config
+from training.run.deepspeed_config import deepspeed_config, rounded_gradients
 from training.run.distributed import World
 from training.run.engine import Engine, choose_precision, seed_generators
 from training.run.estimate import Machine
-from training.run.expectation import cost_warning, describe_duration
+from training.run.expectation import cost_warning, describe_duration, no_held_out, schedule_warning
 from training.run.facts import run_facts
 from training.run.failures import failures_named
 from training.run.folder import RunFacts, RunFolder
@@ -48,6 +49,7 @@ from training.run.speed import peak_flops
 from training.run.trackers.opening import check_trackers, open_trackers
 from training.run.tracking import Tracker
 from training.run.trainer import DivergedError, Trainer
+from training.run.validating import Validating
 
 
 def train(config: TrainConfig, console: Any) -> RunFacts:
@@ -105,6 +107,7 @@ class TrainingJob:
         facts: as `run.json` has them.
         resumed: whether the folder held the run before.
         machine: what this rank computes on.
+        validation: what it is validated on; None for nothing.
     """
 
     world: World
@@ -116,6 +119,7 @@ class TrainingJob:
     console: Any
     resumed: bool
     machine: Machine
+    validation: Validation | None
 
     def run(self) -> RunFacts:
         """Train from the newest checkpoint, or from step 0, to the horizon, and export the model."""
@@ -197,6 +201,8 @@ class TrainingJob:
         tracker = opened[0] if opened else None
         made: list[hooks.Hook] = [hooks.Console(self.console)] if self.world.is_main else []
         made += [hooks.Tracking(tracker), _checkpointing(config.training), _Facts(self)]
+        if self.validation is not None:
+            made.append(Validating(self.validation, tracker, self.console))
         if config.training.evaluate_every:
             setups: list[EvaluationSetup] = []
             self.world.on_main(lambda: setups.append(self._prepare_evaluation()))
@@ -250,7 +256,7 @@ class TrainingJob:
         self.console.print(
             f"Trained {count_of(facts.step, 'step')}, {count_of(facts.horizon.tokens, 'token')}, "
             f"in {duration(facts.seconds)} of steps. "
-            f"The model is in {self.folder.model}; measure it with: phf evaluate {shlex.quote(str(self.folder.path))}",
+            f"The model is in {self.folder.model}; measure it with: {phf('evaluate', self.folder.path)}",
             markup=False,
             soft_wrap=True,
         )
@@ -266,7 +272,7 @@ class TrainingJob:
             value = read(place)[best[0]][training.best_metric]
             said = (
                 f"By {training.best_metric} the best checkpoint is that of step {best[0]:,} ({value:.4g}); its model: "
-                f"phf export-model {self.folder.path} --best"
+                f"{phf('export-model', self.folder.path, '--best')}"
             )
         self.console.print(said, markup=False, soft_wrap=True)
 
@@ -357,19 +363,30 @@ def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder
     model = build_network(data, world)
     seed_generators(config.training.seed, world.rank)
     precision = choose_precision(config.training, world.device)
-    resumed, facts = world.on_main(lambda: _start(folder, config, run_facts(data, model, horizon, precision)))
+    validation = choose_validation(data, horizon.steps, horizon.tokens_per_step)
+    if validation is None and config.training.best_metric == VALIDATION_LOSS:
+        raise UserError(f"training.best_metric={VALIDATION_LOSS}: {no_held_out(config.data, data.store.num_documents)}")
+    new = run_facts(data, model, horizon, precision, validation)
+    resumed, facts = world.on_main(lambda: _start(folder, config, new))
     # All ranks at once, as they share the machine in a step too.
     machine = this_machine(world.device, peak_flops(world.device, precision), world.size)
     if world.is_main:
         left = horizon.steps - facts.step
         step_seconds = expected_seconds(config, horizon, facts.tokenizer.vocab_size, machine)
         expected = describe_duration(step_seconds, left, horizon.tokens_per_step)
+        in_all = None if step_seconds is None else step_seconds * horizon.steps
+        facts = facts.model_copy(update={"expected_seconds": in_all})
         print_plan(console, config, facts, precision, model, world, expected)
         seconds, epochs = None if step_seconds is None else step_seconds * left, facts.horizon.epochs
         costs = cost_warning(seconds, epochs, horizon.tokens / epochs, machine, world.size)
-        for warning in (*data.warnings, *([costs] if costs and left else [])):
+        ds = deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
+        rounded = rounded_gradients(ds, config.training.deepspeed)
+        held_out = len(data.stream.held_out_documents())
+        unseen = None if held_out else f"Warning: {no_held_out(config.data, data.store.num_documents)}"
+        schedule = schedule_warning(config.training, horizon.steps)
+        for warning in (*data.warnings, *filter(None, [costs if left else None, schedule, unseen, rounded])):
             _tell(console, warning)
-    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed, machine)
+    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed, machine, validation)
 
 
 def _start(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> tuple[bool, RunFacts]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from scorers.amounts import count_of, duration, size_of
-from training.config import TrainConfig
+from training.config import TrainConfig, TrainingConfig
 from training.model.language_model import LanguageModel
 from training.run.deepspeed_config import Precision
 from training.run.expectation import cost_warning
@@ -152,10 +152,23 @@ def _run_rows(
         f"{horizon.tokens_per_parameter:.3g} a parameter, {horizon.epochs:.3g} epochs over the stream",
         "expected": expected,
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, "
-        f"warm-up {training.warmup_ratio:.3g} of the steps, to {training.min_learning_rate_ratio:g} of the peak",
+        f"warm-up {training.warmup_ratio:.3g} of the steps ({count_of(horizon.warmup_steps or 0, 'step')}), "
+        f"to {training.min_learning_rate_ratio:g} of the peak",
+        "validation": _validation(facts, training),
         "engine": f"DeepSpeed ZeRO {training.zero_stage}, {precision}, {world.device.type} x {world.size}",
         "output": config.output,
     }
+
+
+def _validation(facts: RunFacts, training: TrainingConfig) -> str:
+    found = facts.validation
+    if found is None:
+        return "none" + (" (training.validate_every=0)" if training.validate_every == 0 else ": nothing is held out")
+    held_out = facts.stream.get("documents_left_out", {}).get("held_out", found.documents)
+    return (
+        f"every {count_of(found.every, 'step')} and at the last: {count_of(found.tokens, 'token')} of "
+        f"{found.documents:,} of {count_of(held_out, 'held-out document')}, about {found.share_of_time:.1%} of the time"
+    )
 
 
 def _data_rows(facts: RunFacts) -> dict[str, str]:

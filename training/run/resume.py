@@ -30,6 +30,7 @@ _FREE = (
     "training.log_every",
     "training.save_every",
     "training.evaluate_every",
+    "training.validate_every",
     "training.keep_checkpoints",
     "training.keep_every",
     "training.keep_best",

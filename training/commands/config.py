@@ -1,0 +1,31 @@
+"""`phf config train` and `evaluate`: the settings of runs and of evaluations."""
+
+from typing import Annotated
+
+import typer
+
+from scorers.settings_page import AsYaml, print_settings
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the settings as JSON.")]
+
+
+def train(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
+    """Show every setting of `phf train` with its default and meaning, for --config and --set.
+
+    The presets of a task and an objective go over the defaults.
+
+    Example: phf config train --yaml > train.yaml
+    """
+    from training.config import TrainConfig
+
+    print_settings(TrainConfig, as_yaml=as_yaml, as_json=as_json)
+
+
+def evaluate(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
+    """Show every setting of `phf evaluate` with its default and meaning, for --set.
+
+    The section `evaluation` of a run's configuration goes over the defaults.
+    """
+    from training.config import EvaluationConfig
+
+    print_settings(EvaluationConfig, as_yaml=as_yaml, as_json=as_json)
