@@ -9,6 +9,7 @@ from rich.console import Console
 
 from scorers.shell import phf, quoted
 from tests.training import real_runs
+from training.comparison.commands import commands
 from training.comparison.load import load_comparison
 from training.comparison.page import write_comparison
 from training.evaluation.runs import evaluate_run
@@ -68,10 +69,9 @@ def test_a_run_in_such_folders_goes_on_and_is_exported_evaluated_and_compared(tm
         assert phf("evaluate", output) in printed
     assert export_checkpoint(folder, 4, place / "exported") == 4
     evaluate_run(folder)
-    page = write_comparison(load_comparison([str(output)]), place / "comparison")
-    assert page.is_file()
-    commands = json.loads((place / "comparison/comparison.json").read_text())["commands"]
-    assert any(line.startswith(phf("evaluate", output)) for line in [" --".join(each) for each in commands])
+    comparison = load_comparison([str(output)])
+    assert write_comparison(comparison, place / "comparison").is_file()
+    assert any(line.startswith(phf("evaluate", output)) for line in commands(comparison))
 
     shutil.rmtree(output)
     run(stage=3)

@@ -306,7 +306,7 @@ def test_where_the_batch_cannot_be_named_the_run_ends_as_it_would_have(tmp_path,
     monkeypatch.setattr("training.run.trainer.write_atomically", full)
     wild = {"training__learning_rate": 1e30, "training__warmup_ratio": 0, "training__gradient_clipping": 0}
     with pytest.raises(
-        DivergedError, match=r"could not be written to .*diverged-3\.json: No space left on device\. Tra"
+        DivergedError, match=r"could not be written to .*diverged-3\.json: No space left on device\. To avoid it"
     ):
         run_job(code_dataset, tmp_path / "run", training__max_skipped=2, **wild)
     assert RunFolder(tmp_path / "run").read_facts().status == "failed"

@@ -11,7 +11,7 @@ import torch
 
 from scorers.errors import StoppedError, UserError
 from tests.training.jobs import job_config, metrics, run_job
-from tests.training.test_engine import make
+from tests.training.test_engine import batch, make
 from training.config import TrainingConfig
 from training.data.prepare import prepare
 from training.evaluation.heldout import held_out_loss
@@ -56,14 +56,15 @@ def test_it_is_measured_every_so_many_steps_and_at_the_last_and_shown(undisturbe
 def test_it_is_what_an_evaluation_measures_on_the_same_documents(undisturbed, code_dataset, monkeypatch):
     output, changes, _ = undisturbed
     data = prepare(job_config(code_dataset, output, "conditional", **changes))
-    # The run is so short that it reads the beginning of one document; here as much as there is.
-    monkeypatch.setattr("training.evaluation.validation._MOST_TOKENS", 10**6)
+    # The run is so short that it reads the beginning of one document; here some of them whole.
+    monkeypatch.setattr("training.evaluation.validation._MOST_TOKENS", 16_000)
     validation = choose_validation(data, 10**6, 10**6)
-    held_out = data.stream.held_out_documents()
-    assert validation.documents == len(held_out)
-    documents = [data.stream.document(int(index)) for index in held_out]
+    assert 1 < validation.documents < len(data.stream.held_out_documents())
+    order = np.random.default_rng(0).permutation(data.stream.held_out_documents())
+    documents = [data.stream.document(int(index)) for index in order[: validation.documents]]
     model = load_model(output / "model")
     expected = held_out_loss(model.causal, documents, context_length=32)
+    assert validation.bytes == expected.sizes.sum()
     assert validation.tokens == expected.tokens.sum()
     model.eval()
     with torch.no_grad():
@@ -148,7 +149,6 @@ def test_the_best_checkpoint_is_chosen_by_it(tmp_path, code_dataset):
 def test_a_total_is_of_the_counted_tokens_and_leaves_training_alone(stage):
     world = World.from_environment()
     world.start()
-    from tests.training.test_engine import batch, steps
 
     def train(validated):
         engine, loss = make(world, "awr", zero_stage=stage)
@@ -158,7 +158,7 @@ def test_a_total_is_of_the_counted_tokens_and_leaves_training_alone(stage):
                 counted = replace(batch(9), scores=(np.arange(16) % 2 * np.ones((4, 1))).astype(np.float32))
                 total = engine.total_loss(counted, CountedLoss())
                 assert 0.5 < total / (4 * 8 * math.log(64)) < 1.5
-            found += steps(engine, loss, [number])[0]
+            found.append(float(engine.train_step(batch(number), loss, 1e-3).loss))
         engine.close()
         return found
 

@@ -25,6 +25,8 @@ def training_curves(comparison: Comparison, look: Look) -> bytes:
         panels.append(("misalignment of samples while training", lambda run: _measured(run, "misalignment")))
     if any(_measured(run, "bits_per_byte") for run in comparison.runs):
         panels.append(("held-out bits per byte while training", lambda run: _measured(run, "bits_per_byte")))
+    elif any(_measured(run, "bits_per_byte", "validation") for run in comparison.runs):
+        panels.append(("validation: held-out bits per byte", lambda run: _measured(run, "bits_per_byte", "validation")))
     with drawing(look):
         width = NARROW if look.narrow else WIDE
         figure = new_figure(width, 0.3 + (2.7 if look.narrow else 3.0) * len(panels))
@@ -104,11 +106,11 @@ def training_loss(run: LoadedRun) -> list[Point]:
     return list(zip(tokens.tolist(), smooth, smooth, smooth, strict=True))
 
 
-def _measured(run: LoadedRun, name: str) -> list[Point]:
+def _measured(run: LoadedRun, name: str, by: str = "evaluation") -> list[Point]:
     found = []
     for line in run.metrics:
         # A figure that is no number is written as null.
-        figures = {key: value for key, value in line.get("evaluation", {}).items() if value is not None}
+        figures = {key: value for key, value in line.get(by, {}).items() if value is not None}
         if name in figures and "tokens" in line:
             value = float(figures[name])
             low, high = (float(figures.get(f"{name}_{end}", value)) for end in ("low", "high"))

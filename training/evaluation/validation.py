@@ -101,8 +101,9 @@ def choose_validation(data: PreparedData, steps: int, tokens_per_step: int) -> V
     every: list[Window] = []
     for index in order:
         document = stream.document(int(index))
-        if not documents and len(document.input_ids) > budget:
-            document = _cut(data, document, budget)
+        if not documents and len(document.input_ids) > max(context, budget // 2):
+            # Windows overlap, so that nearly all of a long document is read twice.
+            document = _cut(data, document, max(context, budget // 2))
         own = list(windows(len(documents), len(document.input_ids), context))
         if documents and sum(map(_length, (*every, *own))) > budget:
             break

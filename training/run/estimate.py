@@ -12,6 +12,7 @@ from training.model.shape import ModelShape
 
 # Bytes of a value in float32; for each parameter those of the float32 weights, and of AdamW's moments.
 _EXACT, _MASTER, _MOMENTS = 4, 4, 8
+_ALL_REDUCED = 5e8  # elements that DeepSpeed flattens for an all-reduce
 _GRADIENTS_OF_A_LAYER = 0.25  # of what it keeps; measured
 # Of the peak, what the matrix products of a step reach, and how often what is kept of the activations is read or
 # written. On the CPU fitted to the sizes measured in tests/benchmarks/README.md; on a GPU an assumption.
@@ -33,7 +34,7 @@ class Layout:
         reduce_bucket, live_parameters: elements: of a bucket of gradients; in ZeRO 3 of parameters gathered at most.
         buckets: how many buckets of gradients are held beside the gradients; 0 where they are reduced in place.
         exact_sums: gradients of bf16 are summed in float32, by an optimiser of its own in ZeRO 1 without offloading: it
-            holds all sums from the start, and reduces them in place.
+            holds all sums from the start, and reduces them some at a time.
     """
 
     zero_stage: int
@@ -180,10 +181,12 @@ def estimate_memory(job: Job, machine: Machine) -> Memory:
     summed = 0.0 if job.accumulation == 1 and not layout.sums_stay else kept
     # Contiguous buckets are there from the start, and gradients leave when one is full. Without them all gradients wait
     # for the end, and are flattened there.
-    bucket = float(size * layout.reduce_bucket) if stage else 0.0
+    own_sums = layout.sums_stay and stage == 1
+    bucket = float(size * layout.reduce_bucket) if stage and not own_sums else 0.0
     waiting = 0.0 if stage < 2 else size * (layout.reduce_bucket if layout.buckets else whole)
-    in_place = layout.exact_sums and layout.sums_stay and stage == 1
-    flattened = 0.0 if stage == 0 or layout.offload_optimizer or in_place else _MASTER * own
+    flattened = 0.0 if stage == 0 or layout.offload_optimizer else _MASTER * own
+    if own_sums:
+        flattened = float(_EXACT * min(_ALL_REDUCED, whole))
     activations = job.micro_batch_size * _kept(job)
     freed = 0.0 if machine.on_gpu else _CPU_ALLOCATOR * activations
     hidden, logits, head = _loss(job, machine)

@@ -177,7 +177,8 @@ class Trainer:
             self.finish_saving()
             raise DivergedError(
                 f"weights, or what the optimiser remembers of them, are no numbers after step {self.step}, so that it "
-                f"is not saved; {self._kept()}. The same command goes on from there. {self._remedy()}"
+                f"is not saved; {self._kept()}. The same command goes on from step {self.saved or 0}. If that happens "
+                f"again: {self._remedy()}"
             )
 
     def finish_saving(self) -> None:
@@ -332,7 +333,7 @@ class Trainer:
 
     def _remedy(self) -> str:
         return (
-            f"Train into another --output with a lower training.learning_rate (now {self.config.learning_rate:g}), "
+            f"train into another --output with a lower training.learning_rate (now {self.config.learning_rate:g}), "
             f"a longer training.warmup_ratio, or training.gradient_clipping (now {self.config.gradient_clipping:g})."
         )
 
@@ -342,7 +343,7 @@ class Trainer:
             what = f"{self._skipped_in_a_row} updates in a row were skipped, their losses no numbers or spikes"
         return (
             f"{what}, up to step {self.step} (loss {float(outcome.loss):g}); {self._kept()}. "
-            f"{self.world.on_main(self._dump)} {self._remedy()}"
+            f"{self.world.on_main(self._dump)} To avoid it, {self._remedy()}"
         )
 
     def _dump(self) -> str:
