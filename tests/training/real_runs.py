@@ -52,6 +52,7 @@ def config_of(
         "data.store": dataset.parent / f"{dataset.name}.store",
         "training.num_tokens": 20_000,
         "training.batch_size": 8,
+        "training.validate_every": 0,
         "evaluation.num_samples": 32,
         "evaluation.max_new_tokens": 24,
         "evaluation.batch_size": 16,

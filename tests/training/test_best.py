@@ -74,7 +74,10 @@ def test_over_a_resumption_the_best_stay(tmp_path, code_dataset, monkeypatch):
     ("changes", "message"),
     [
         ({"training__keep_best": 1}, "keep_best=1 needs training.best_metric"),
-        ({"training__best_metric": "beauty"}, "best_metric=beauty is not known. It is one of misalignment, .*loss"),
+        (
+            {"training__best_metric": "beauty"},
+            "best_metric=beauty is not known. It is one of validation_loss, misalignment, .*loss",
+        ),
         ({"training__best_metric": "misalignment"}, "set training.evaluate_every to a multiple of .*1000"),
         (
             {"training__best_metric": "misalignment", "training__evaluate_every": 15, "training__save_every": 10},

@@ -359,7 +359,7 @@ def test_what_would_fail_later_is_refused_before_tokenising(tmp_path, monkeypatc
         ({"training__precision": "fp16"}, "fp16 needs a GPU"),
         ({"training__deepspeed": "/no/such.json"}, "Cannot read training.deepspeed"),
         ({"training__precision": "bf16", "training__zero_stage": 0}, "zero_stage=0"),
-        ({"training__keep_best": 1}, "keep_best=1 needs training.best_metric: misalignment"),
+        ({"training__keep_best": 1}, "keep_best=1 needs training.best_metric: validation_loss, mis"),
     ]:
         with pytest.raises(UserError, match=message):
             run_job(missing, tmp_path / "run", **changes)

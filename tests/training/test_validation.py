@@ -57,7 +57,7 @@ def test_it_is_what_an_evaluation_measures_on_the_same_documents(undisturbed, co
     output, changes, _ = undisturbed
     data = prepare(job_config(code_dataset, output, "conditional", **changes))
     # The run is so short that it reads the beginning of one document; here some of them whole.
-    monkeypatch.setattr("training.evaluation.validation._MOST_TOKENS", 16_000)
+    monkeypatch.setattr("training.evaluation.validation._MOST_TOKENS", 40_000)
     validation = choose_validation(data, 10**6, 10**6)
     assert 1 < validation.documents < len(data.stream.held_out_documents())
     order = np.random.default_rng(0).permutation(data.stream.held_out_documents())

@@ -3,8 +3,8 @@
 import os
 import stat
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,15 @@ class LanguageModel(nn.Module):
             )
         _keep_compiled_code_private()
         self._body = torch.compile(self._run_body)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """The block computes without torch.compile, as shapes that come seldom are not worth it."""
+        body, self._body = self._body, self._run_body
+        try:
+            yield
+        finally:
+            self._body = body
 
     def _keep_hidden(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._hidden = inputs[0]

@@ -181,7 +181,8 @@ class Engine:
         """
         self._engine.eval()
         ids, scores = (torch.as_tensor(each).to(self.world.device) for each in (batch.input_ids, batch.scores))
-        loss, _ = self._engine(ids, objective=objective, scores=scores, count=1)
+        with self.model.uncompiled():
+            loss, _ = self._engine(ids, objective=objective, scores=scores, count=1)
         return float(loss)
 
     def is_finite(self) -> bool:
