@@ -83,6 +83,8 @@ class DataConfig(_Section):
     """Datasets that are trained on besides. They share the tokenizer, which is trained on all of them where none is
     given, and the held-out documents; what is evaluated is `dataset`.
     """
+    allow_lossy_tokenizer: bool = False
+    """Train on what a tokenizer has changed in more than one document of a thousand (`training.data.round_trips`)."""
     allow_mixed_scorers: bool = False
     """Let an objective whose loss computes with scores go over columns of different scorers."""
     document_masking: bool = False

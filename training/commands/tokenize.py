@@ -67,6 +67,7 @@ def tokenize(
     from scorers.terminal import Terminal
     from training.config import DataConfig
     from training.data.prepare import tokenize as tokenize_dataset
+    from training.data.round_trips import describe_changes
     from training.run.progress import StageProgress
 
     trained: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
@@ -76,17 +77,29 @@ def tokenize(
         used, stores = tokenize_dataset(config, labelled, progress)
     if as_json:
         main, *mixed = [
-            {"store": str(each.path), **each.meta.model_dump(mode="json", exclude={"files", "version"})}
-            for each in stores
+            {
+                "store": str(each.path),
+                **each.meta.model_dump(mode="json", exclude={"files", "version"}),
+                "changed": trips.changed,
+                "changes": trips.changes,
+            }
+            for each, trips in stores
         ]
-        print_json({**main, "eos_id": used.eos_id, "vocab_size": used.base_size, "mixed": mixed})
+        ends = {"bos_id": used.bos_id, "eos_id": used.eos_id}
+        print_json({**main, **ends, "vocab_size": used.base_size, "mixed": mixed})
         return
     console = Terminal(soft_wrap=True)
-    for each in stores:
+    for uri, (each, trips) in zip([dataset, *(mix or [])], stores, strict=True):
         meta = each.meta
         console.print(f"[bold green]✓[/] Token store {escape(str(each.path))}", markup=True)
         console.print(
             f"  {count_of(meta.documents, 'document')}, {count_of(meta.sentences, 'sentence')}, "
             f"{count_of(meta.tokens, 'token')}; {meta.text_bytes / max(1, meta.tokens):.2f} bytes a token"
         )
+        if not trips.changed:
+            console.print("  every document decodes back to its text")
+            continue
+        changes = describe_changes(trips, used, uri)
+        refused = ": phf train refuses it unless data.allow_lossy_tokenizer is true" if trips.is_lossy else ""
+        console.print(f"  [yellow]Warning:[/] {escape(changes)}{refused}.", markup=True)
     console.print(f"  tokenizer {used.name}, {used.base_size:,} entries")

@@ -36,7 +36,7 @@ def ensure_store(
 
     Args:
         dataset: sealed.
-        tokenizer: each sentence is tokenised alone.
+        tokenizer: each sentence is tokenised alone, and those after a document's first as what goes on.
         folder: of the store; None for a place named by its key beside a local dataset or in the user's cache.
         progress: called with rows tokenised, and rows in all.
 
@@ -94,10 +94,10 @@ def _build(
         calls: deque[Future[tuple[NDArray[np.uint32], NDArray[np.int64]]]] = deque()
         for texts in read_texts(dataset, columns):
             _add_documents(arrays, texts, sentences, dataset)
-            for sentence_list in texts.sentence_lists():
+            for sentence_list, first in texts.sentence_lists():
                 if len(calls) > _CALLS:
                     add_tokens(*calls.popleft().result())
-                calls.append(executor.submit(tokenizer.encode, sentence_list))
+                calls.append(executor.submit(tokenizer.encode, sentence_list, first))
             documents += len(texts)
             sentences += int(texts.sentence_counts.sum())
             text_bytes += int(texts.text_bytes.sum())

@@ -34,7 +34,7 @@ _AT_ONCE = 4
 
 Progress = Callable[[int, int], None]
 _Answer = list[list[Finding]] | ScoringError
-_Located = tuple[int, str, list[Finding]]
+_Located = tuple[int, str, bool, list[Finding]]
 
 
 def ensure_findings(
@@ -125,7 +125,7 @@ class _Search:
         return [Document(text[row].as_py(), np.array(ends[row].as_py(), np.int32), self._kind) for row in rows]
 
     def _located(self, texts: Texts, answers: Iterable[tuple[int, Document, _Answer]]) -> Iterator[_Located]:
-        """Of each sentence with a score its number among those of the rows, its text, and what was found in it."""
+        """Of each sentence with a score its number among those of the rows, text, whether it is first, and findings."""
         bad = texts.scores(self._column)[0] > 0
         begins = [0, *np.cumsum(texts.sentence_counts).tolist()]
         for row, document, found in answers:
@@ -135,15 +135,17 @@ class _Search:
                     findings = [] if isinstance(found, ScoringError) else found[number]
                     self._counts["sentences"] += 1
                     self._counts["unlocated"] += not findings
-                    yield sentence, text, findings
+                    yield sentence, text, number == 0, findings
 
     def _flags(self, texts: Texts, located: Iterator[_Located], first: int) -> NDArray[np.uint8]:
         """uint8 [tokens of these rows]: 1 where a token overlaps a finding; `first` is their first sentence."""
         offsets = self._store.sentence_offsets[first : first + int(texts.sentence_counts.sum()) + 1]
         flags = np.zeros(int(offsets[-1] - offsets[0]) if len(offsets) else 0, dtype=np.uint8)
         every = list(located)
-        spans = iter(self._tokenizer.spans([text for _, text, findings in every if findings]))
-        for sentence, _, findings in every:
+        found = [(text, first) for _, text, first, findings in every if findings]
+        firsts = np.array([first for _, first in found], dtype=np.bool_)
+        spans = iter(self._tokenizer.spans([text for text, _ in found], firsts))
+        for sentence, _, _, findings in every:
             part = flags[offsets[sentence] - offsets[0] : offsets[sentence + 1] - offsets[0]]
             if not findings:
                 part[:] = 1

@@ -15,6 +15,7 @@ from training.data.mixture import MixtureSource
 from training.data.order import Batches, BatchSource
 from training.data.phases import Phase, PhasedSource, phase_at, plan_phases
 from training.data.preference import check_preference, loss_mask, loss_threshold
+from training.data.round_trips import RoundTrips, refuse_changes, round_trips
 from training.data.sources import open_sources, refuse_mixed_scorers
 from training.data.store import TokenStore
 from training.data.stream import Stream
@@ -81,7 +82,7 @@ class PreparedData:
         return self.objective.plain() if phase.name == "plain" else self.objective
 
 
-def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedData:
+def prepare(config: TrainConfig, progress: Progress | None = None, *, compare_texts: bool = True) -> PreparedData:
     """Open the datasets, the tokenizer and the token stores (built where missing), and lay the streams over them.
 
     Call it before a process group starts: building a store may take long. Of several processes that need the same store
@@ -89,7 +90,8 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
 
     Args:
         config: of `resolve_config`.
-        progress: called with a stage (`tokenizer`, `tokens` or `findings`), rows done and rows in all.
+        progress: called with a stage (`tokenizer`, `tokens`, `round trips` or `findings`), rows done and rows in all.
+        compare_texts: refuse a tokenizer that changes the texts, or warn of it; an evaluation has nothing to refuse.
 
     Raises:
         UserError: whatever is wrong with a dataset, tokenizer, store, thresholds or objective; names the remedy.
@@ -112,6 +114,9 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
     prepared: list[PreparedDataset] = []
     for source in sources:
         store = _store(source.dataset, tokenizer, source.store, progress)
+        if compare_texts:
+            trips = round_trips(store, source.dataset, tokenizer, _stage(progress, "round trips"))
+            warnings += refuse_changes(trips, tokenizer, source.uri, allowed=config.data.allow_lossy_tokenizer)
         first = prepared[0] if prepared else None
         tell = _stage(progress, "findings")
         try:
@@ -144,8 +149,10 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> PreparedDa
 
 def tokenize(
     data: DataConfig, datasets: Sequence[LabelledDataset], progress: Progress | None = None
-) -> tuple[Tokenizer, list[TokenStore]]:
+) -> tuple[Tokenizer, list[tuple[TokenStore, RoundTrips]]]:
     """The tokenizer and the token stores that a configuration names, built where they are missing.
+
+    With each store comes what its documents decode to.
 
     Args:
         data: where the tokenizer comes from, and where the store of the first dataset goes.
@@ -157,9 +164,12 @@ def tokenize(
     """
     tokenizer = _tokenizer(data, datasets, progress)
     places = [data.store, *(None for _ in datasets[1:])]
-    return tokenizer, [
-        _store(dataset, tokenizer, place, progress) for dataset, place in zip(datasets, places, strict=True)
+    stores = [_store(dataset, tokenizer, place, progress) for dataset, place in zip(datasets, places, strict=True)]
+    trips = [
+        round_trips(store, dataset, tokenizer, _stage(progress, "round trips"))
+        for store, dataset in zip(stores, datasets, strict=True)
     ]
+    return tokenizer, list(zip(stores, trips, strict=True))
 
 
 def _tokenizer(data: DataConfig, datasets: Sequence[LabelledDataset], progress: Progress | None) -> Tokenizer:

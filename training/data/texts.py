@@ -55,11 +55,15 @@ class Texts:
         """Only the rows where `chosen` [rows] is true."""
         return Texts(self.batch.filter(pa.array(chosen)))
 
-    def sentence_lists(self, characters: int = _CHARACTERS) -> Iterator[list[str]]:
-        """All sentences in order, in lists of about so many characters or of a single sentence."""
+    def sentence_lists(self, characters: int = _CHARACTERS) -> Iterator[tuple[list[str], NDArray[np.bool_]]]:
+        """All sentences in order, in lists of about so many characters or of a single sentence.
+
+        With each list bool [sentences], which of them are the first of their text.
+        """
         ends = self.batch.column("ends").values.to_numpy()
         bounds = self._end_offsets.tolist()
         pending: list[str] = []
+        begins: list[int] = []
         size = 0
         for row, text in enumerate(self.batch.column("text")):
             document, own = text.as_py(), ends[bounds[row] : bounds[row + 1]]
@@ -67,13 +71,15 @@ class Texts:
             cuts = np.searchsorted(own, np.arange(characters, len(document), characters)).tolist()
             places = [0, *own.tolist()]
             for first, last in zip([0, *cuts], [*cuts, len(own)], strict=True):
+                if first == 0 < last:
+                    begins.append(len(pending))
                 pending += [document[places[i] : places[i + 1]] for i in range(first, last)]
                 size += places[last] - places[first]
                 if size >= characters:
-                    yield pending
-                    pending, size = [], 0
+                    yield pending, _marked(begins, len(pending))
+                    pending, begins, size = [], [], 0
         if pending:
-            yield pending
+            yield pending, _marked(begins, len(pending))
 
     def scores(self, column: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Scores of all sentences, and their means by document.
@@ -106,6 +112,27 @@ class Texts:
     @cached_property
     def _end_offsets(self) -> NDArray[np.int64]:
         return np.asarray(self.batch.column("ends").offsets, dtype=np.int64)
+
+
+def is_text(decoded: str, text_hash: int, text_bytes: int, *, spaces: bool) -> bool:
+    """Whether a text is the one of this hash and length in UTF-8 bytes.
+
+    Args:
+        decoded: the text.
+        text_hash: as of `Texts.hashes`.
+        text_bytes: as of `Texts.text_bytes`.
+        spaces: whether that one may have spaces before it.
+    """
+    content = decoded.encode()
+    if spaces:
+        content = content.rjust(text_bytes)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") == text_hash
+
+
+def _marked(places: list[int], size: int) -> NDArray[np.bool_]:
+    marks = np.zeros(size, dtype=np.bool_)
+    marks[places] = True
+    return marks
 
 
 def read_texts(dataset: LabelledDataset, columns: Sequence[str] = ()) -> Iterator[Texts]:

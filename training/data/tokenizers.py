@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import LabelledDataset
 from scorers import hugging_face
 from scorers.errors import UserError
+from training.data.backends import puts_around, without_prefix
 from training.data.hashing import splitmix64, uniform
 from training.data.options import tag_names
 from training.data.places import TOKENIZER_PREFIX, build_once, dataset_identity, derived_place, digest
@@ -42,7 +44,8 @@ class Tokenizer:
         fast: the Hugging Face tokenizer (`transformers.PreTrainedTokenizerFast`); do not add tokens to it.
         fingerprint: hash of everything that decides how text becomes ids; part of a token store's key.
         base_size: ids that it can emit: 1 + the largest.
-        eos_id: stands before every document.
+        eos_id: ends every document.
+        bos_id: begins every document: what the tokenizer itself puts first (Llama, Gemma), else `eos_id`.
     """
 
     name: str
@@ -50,7 +53,10 @@ class Tokenizer:
     fingerprint: str
     base_size: int
     eos_id: int
+    bos_id: int
     _encoder: Any
+    # For sentences that go on, where the first gets a space that is not in the text.
+    _continuing: Any | None = None
 
     def size(self, control_ids: Sequence[int] = ()) -> int:
         """Rows that a model's embedding needs, with these control tokens."""
@@ -64,33 +70,78 @@ class Tokenizer:
         """
         return _add_control_tokens(copy.deepcopy(self.fast), classes)
 
-    def encode(self, sentences: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    @property
+    def prefixes(self) -> bool:
+        """Whether it puts a space before a text, so that it does not tell a text from one that begins with a space."""
+        return self._continuing is not None
+
+    def encode(
+        self, sentences: Sequence[str], first: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Tokenise each sentence alone, without special tokens; the names of special tokens in a text are plain text.
 
         It computes on all cores, without holding Python's lock.
 
+        Args:
+            sentences: of any documents.
+            first: bool [len(sentences)], those that begin a document; None for all. Where the tokenizer puts a space
+                before a text, only these get it, so that the ids of a document's sentences are those of its text.
+
         Returns:
             uint32 ids of all sentences one after the other, and int64 [len(sentences)] tokens of each.
         """
-        encodings = self._encoder.encode_batch_fast(list(sentences), add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
+        ids = [
+            encoding.ids for encoding in self._encodings(sentences, first, lambda encoder: encoder.encode_batch_fast)
+        ]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         total = int(lengths.sum())
         return np.fromiter(itertools.chain.from_iterable(ids), dtype=np.uint32, count=total), lengths
 
-    def spans(self, sentences: Sequence[str]) -> list[list[tuple[int, int]]]:
+    def spans(self, sentences: Sequence[str], first: NDArray[np.bool_] | None = None) -> list[list[tuple[int, int]]]:
         """For each sentence, where each of its tokens stands in it: half open, in code points.
 
-        Tokens that are parts of one character have the same place.
+        Tokens that are parts of one character have the same place. The arguments are as of `encode`.
         """
-        return [each.offsets for each in self._encoder.encode_batch(list(sentences), add_special_tokens=False)]
+        return [each.offsets for each in self._encodings(sentences, first, lambda encoder: encoder.encode_batch)]
+
+    def _encodings(
+        self, sentences: Sequence[str], first: NDArray[np.bool_] | None, method: Callable[[Any], Any]
+    ) -> list[Any]:
+        if self._continuing is None or first is None:
+            encodings: list[Any] = method(self._encoder)(list(sentences), add_special_tokens=False)
+            return encodings
+        encodings = [None] * len(sentences)
+        for encoder, chosen in ((self._encoder, first), (self._continuing, ~first)):
+            places = np.flatnonzero(chosen).tolist()
+            found = method(encoder)([sentences[place] for place in places], add_special_tokens=False)
+            for place, encoding in zip(places, found, strict=True):
+                encodings[place] = encoding
+        return encodings
 
     def decode(self, ids: Sequence[int] | NDArray[Any]) -> str:
-        """The text of ids below `base_size`, special tokens by their names."""
-        text: str = self.fast.decode(
-            [int(each) for each in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
+        """The text of a document's ids, without the space that the tokenizer puts before it; ids below `base_size`.
+
+        Special tokens come by their names.
+        """
+        return self.decode_all([[int(each) for each in ids]])[0]
+
+    def decode_all(self, documents: Sequence[list[int]]) -> list[str]:
+        """The text of each document's ids, as of `decode`; on all cores."""
+        texts: list[str] = self._encoder.decode_batch(list(documents), skip_special_tokens=False)
+        # The decoder of SentencePiece's kind takes it off, that of GPT-2's does not.
+        return [text.removeprefix(" ") for text in texts] if self._shows_prefix else texts
+
+    def decode_continuation(self, before: Sequence[int], ids: Sequence[int] | NDArray[Any]) -> str:
+        """The text that ids add to that of the ids before them, spaces at the seam included."""
+        head, whole = self.decode(before), self.decode([*before, *ids])
+        return whole[len(head) :] if whole.startswith(head) else self.decode(ids)
+
+    @cached_property
+    def _shows_prefix(self) -> bool:
+        if self._continuing is None:
+            return False
+        text: str = self._encoder.decode(self._encoder.encode("a", add_special_tokens=False).ids)
+        return text.startswith(" ")
 
     def with_control_tokens(self, classes: int = 2) -> Any:
         """A copy of `fast` that also knows `<|aligned|>` and `<|misaligned|>`: a conditional model's tokenizer.
@@ -146,28 +197,43 @@ def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
         raise UserError(f"The tokenizer {name!r} is written in Python; phf needs one with a tokenizer.json.")
     if fast.eos_token_id is None:
         raise UserError(
-            f"The tokenizer {name!r} has no end-of-text token (eos_token), which stands before every document. "
+            f"The tokenizer {name!r} has no end-of-text token (eos_token), which ends every document. "
             "Choose another, set eos_token in its tokenizer_config.json, or leave data.tokenizer out to train one."
         )
     encoder = Backend.from_str(fast.backend_tokenizer.to_str())
     encoder.no_truncation()
     encoder.no_padding()
     content = f"{encoder.to_str()}\n{fast.eos_token_id}"
+    before, _ = puts_around(encoder)
+    if len(before) > 1:
+        raise UserError(
+            f"The tokenizer {name!r} puts {len(before)} tokens before a text, and phf begins documents with one. "
+            "Choose another, or change the post_processor in its tokenizer.json."
+        )
+    eos_id = int(fast.eos_token_id)
+    bos_id = before[0] if before else eos_id
     encoder.encode_special_tokens = True
+    continuing = without_prefix(encoder)
+    # Said only of those that it changes, so that stores and runs of others stay what they are.
+    content += f"\nbegins with {bos_id}" * (bos_id != eos_id)
+    content += "\nno space before later sentences" * (continuing is not None)
     return Tokenizer(
         name=name,
         fast=fast,
         fingerprint=hashlib.sha256(content.encode()).hexdigest()[:32],
         base_size=1 + max(fast.get_vocab().values()),
-        eos_id=int(fast.eos_token_id),
+        eos_id=eos_id,
+        bos_id=bos_id,
         _encoder=encoder,
+        _continuing=continuing,
     )
 
 
 def save_tokenizer(fast: Any, folder: Path, context_length: int | None = None) -> None:
-    """Write a Hugging Face tokenizer so that transformers 4 reads it too.
+    """Write a Hugging Face tokenizer so that transformers 4 and 5 read the same.
 
-    Transformers 5 writes a class that 4 does not know, and special tokens in a form that 4 fails on.
+    Its own class may build anew what `tokenizer.json` holds, otherwise in each version; the general one reads it as it
+    is. Transformers 5 calls that by a name that 4 does not know, and writes special tokens in a form that 4 fails on.
 
     Args:
         fast: the tokenizer.
@@ -179,13 +245,23 @@ def save_tokenizer(fast: Any, folder: Path, context_length: int | None = None) -
     """
     fast.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config = {
+        name: value
+        for name, value in json.loads(file.read_text(encoding="utf-8")).items()
+        # How it was loaded here; and what would build a post-processor over that of `tokenizer.json`.
+        if name not in ("is_local", "local_files_only", "backend", "add_bos_token", "add_eos_token")
+    }
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Transformers 4 gives token types too, which GPT-2 adds to its input and others refuse.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if context_length is not None:
         config["model_max_length"] = context_length
+    pre_tokenizer = json.loads(fast.backend_tokenizer.to_str())["pre_tokenizer"] or {}
+    if "add_prefix_space" in pre_tokenizer:
+        # Without it transformers 4 takes none.
+        config["add_prefix_space"] = pre_tokenizer["add_prefix_space"]
     file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -265,7 +341,7 @@ def _training_sentences(datasets: Sequence[LabelledDataset], progress: Progress 
     rows, total = 0, sum(dataset.manifest.rows for dataset in datasets)
     for texts in itertools.chain.from_iterable(read_texts(dataset) for dataset in datasets):
         chosen: Texts = texts if share >= 1 else texts.select(uniform(splitmix64(texts.hashes)) < share)
-        yield from chosen.sentence_lists()
+        yield from (sentences for sentences, _ in chosen.sentence_lists())
         rows += len(texts)
         if progress is not None:
             progress(rows, total)

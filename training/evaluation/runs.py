@@ -64,7 +64,7 @@ def evaluate_run(
         hit_threshold = None if then is None else then.value
     settings = config or trained.evaluation
     drawn = None if own else find_drawn(run, settings)
-    data = prepare(trained, progress)
+    data = prepare(trained, progress, compare_texts=False)
     warnings = _check_data(run, facts, data)
     if drawn is not None and not is_about(drawn, data.store):
         drawn = None

@@ -17,6 +17,7 @@ _FREE = (
     "data.tokenizer",
     "data.vocab_size",
     "data.store",
+    "data.allow_lossy_tokenizer",
     "data.mixture.*.dataset",
     "data.mixture.*.store",
     "training.micro_batch_size",

@@ -1,0 +1,210 @@
+"""Whether a token store decodes back to the texts: counted for every document, and kept beside the store.
+
+A tokenizer can change what it reads: put text into lower case, take a line's end for a space, know no emoji. What is
+trained on then is another corpus than the one that was scored.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.dataset import LabelledDataset
+from scorers.amounts import count_of
+from scorers.errors import UserError
+from training.data.places import build_once
+from training.data.store import TokenStore
+from training.data.texts import Texts, read_texts
+from training.data.tokenizers import Tokenizer
+
+FOLDER = "round-trips"
+COUNTS = "counts.json"
+
+# Documents that may be changed before training on them is refused. Nearly every tokenizer of SentencePiece's kind
+# changes a text that holds its mark for a space, U+2581, and so does any that has no token for a rare character: so few
+# move no figure, and a refusal would only teach people to allow all.
+_TOLERATED = 0.001
+
+# Tokens that are decoded at once, at least; the library takes some hundred bytes for each.
+_TOKENS = 1 << 18
+
+Progress = Callable[[int, int], None]
+
+
+class RoundTrips(BaseModel):
+    """What a store's documents decode to.
+
+    Attributes:
+        documents: in all.
+        changed: those that decode to another text. A space at the beginning of a text that the tokenizer cannot tell
+            from its own is no change.
+        changes: how many of these differ in what, a document under the first that it fits: `unknown` has a token for
+            what the tokenizer does not know, `space` is equal but for white space, `case` but for that and upper and
+            lower case, `compatibility` but for these and Unicode's normalisation (NFKC), `other`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    documents: int
+    changed: int
+    changes: dict[str, int]
+    first_changed: int | None
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether so many are changed that training on them has to be asked for."""
+        return self.changed > _TOLERATED * self.documents
+
+
+def round_trips(
+    store: TokenStore, dataset: LabelledDataset, tokenizer: Tokenizer, progress: Progress | None = None
+) -> RoundTrips:
+    """What was counted of a store; counted now where it was not yet.
+
+    Args:
+        store: of the dataset and the tokenizer.
+        dataset: has the texts.
+        tokenizer: decodes.
+        progress: called with rows compared, and rows in all, where they are counted.
+
+    Raises:
+        UserError: what was counted is damaged, or cannot be written; or the dataset is damaged.
+    """
+    place = store.path / FOLDER
+    build_once(place, lambda folder: _count(store, dataset, tokenizer, folder, progress))
+    try:
+        return RoundTrips.model_validate_json((place / COUNTS).read_bytes())
+    except (OSError, ValidationError):
+        raise UserError(f"{place / COUNTS} is damaged. Delete the folder {place}; it will be made again.") from None
+
+
+def _count(
+    store: TokenStore, dataset: LabelledDataset, tokenizer: Tokenizer, folder: Path, progress: Progress | None
+) -> None:
+    changes: Counter[str] = Counter()
+    first_changed, first = None, 0
+    for texts in read_texts(dataset):
+        different: dict[int, str] = {}
+        for part in _parts(store, texts, first, tokenizer):
+            if part.row not in different and not _same(part, tokenizer):
+                different[part.row] = _change(part, tokenizer)
+        if different and first_changed is None:
+            first_changed = first + min(different)
+        changes.update(different.values())
+        first += len(texts)
+        if progress is not None:
+            progress(first, dataset.manifest.rows)
+    counts = RoundTrips(
+        documents=first, changed=changes.total(), changes=dict(sorted(changes.items())), first_changed=first_changed
+    )
+    (folder / COUNTS).write_text(counts.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def refuse_changes(trips: RoundTrips, tokenizer: Tokenizer, uri: str, *, allowed: bool) -> tuple[str, ...]:
+    """Warnings of what a tokenizer changes; refused where it is more than one document in a thousand.
+
+    Raises:
+        UserError: it is more, and that is not allowed.
+    """
+    if not trips.changed:
+        return ()
+    what = describe_changes(trips, tokenizer, uri)
+    if allowed or not trips.is_lossy:
+        return (f"{what}, and that is what is trained on.",)
+    raise UserError(
+        f"{what}: what is trained on would be another corpus than the one that was scored. Choose a byte-level "
+        "tokenizer, which loses nothing, or leave data.tokenizer out to have one trained; or add "
+        "--set data.allow_lossy_tokenizer=true to train on the changed text."
+    )
+
+
+def describe_changes(trips: RoundTrips, tokenizer: Tokenizer, uri: str) -> str:
+    """How many documents it changes, and in what."""
+    names = {
+        "unknown": "have characters that it has no token for",
+        "space": "differ in white space",
+        "case": "in upper and lower case",
+        "compatibility": "in characters that Unicode takes for alike",
+        "other": "in other characters",
+    }
+    listed = ", ".join(f"{count:,} {names.get(name, name)}" for name, count in trips.changes.items())
+    return (
+        f"The tokenizer {tokenizer.name} changes the text of {trips.changed:,} of "
+        f"{count_of(trips.documents, 'document')} of {uri} ({listed}; the first is row {trips.first_changed:,})"
+    )
+
+
+@dataclass
+class _Part:
+    """A document with its ids, or some sentences of a long one; `decoded` is what the ids say."""
+
+    row: int
+    text: str
+    ids: list[int]
+    begins: bool
+    decoded: str = ""
+
+
+def _parts(store: TokenStore, texts: Texts, first: int, tokenizer: Tokenizer) -> Iterator[_Part]:
+    """What there is to compare of some rows, `first` the number of the first of them."""
+    bounds = store.document_offsets[first : first + len(texts) + 1].tolist()
+    pending: list[_Part] = []
+    size = 0
+    columns = (texts.batch.column("text").to_pylist(), texts.batch.column("ends").to_pylist())
+    for row, (text, ends) in enumerate(zip(*columns, strict=True)):
+        offsets = store.sentence_offsets[bounds[row] : bounds[row + 1] + 1]
+        cuts = np.searchsorted(offsets[1:], np.arange(offsets[0] + _TOKENS, offsets[-1], _TOKENS)) + 1
+        for begin, end in pairwise(sorted({0, *cuts.tolist(), len(ends)})):
+            ids = np.asarray(store.tokens[offsets[begin] : offsets[end]]).tolist()
+            pending.append(_Part(row, text[ends[begin - 1] if begin else 0 : ends[end - 1]], ids, begin == 0))
+            size += len(ids)
+            if size >= _TOKENS:
+                yield from _decoded(pending, tokenizer)
+                pending, size = [], 0
+    yield from _decoded(pending, tokenizer)
+
+
+def _decoded(parts: list[_Part], tokenizer: Tokenizer) -> list[_Part]:
+    # What goes on is decoded behind a letter, as the beginning may lose a space.
+    letter = tokenizer.encode(["a"])[0].tolist()
+    head = tokenizer.decode(letter)
+    found = tokenizer.decode_all([part.ids if part.begins else [*letter, *part.ids] for part in parts])
+    for part, decoded in zip(parts, found, strict=True):
+        part.decoded = decoded if part.begins else decoded.removeprefix(head)
+    return parts
+
+
+def _same(part: _Part, tokenizer: Tokenizer) -> bool:
+    if part.text == part.decoded:
+        return True
+    return part.begins and tokenizer.prefixes and part.text.lstrip(" ") == part.decoded.lstrip(" ")
+
+
+def _change(part: _Part, tokenizer: Tokenizer) -> str:
+    unknown = tokenizer.fast.unk_token_id
+    if unknown is not None and unknown in part.ids:
+        return "unknown"
+    for name, form in _FORMS.items():
+        if form(part.text) == form(part.decoded):
+            return name
+    return "other"
+
+
+def _compatible(text: str) -> str:
+    return unicodedata.normalize("NFKC", _together(text).casefold())
+
+
+def _together(text: str) -> str:
+    return "".join(text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").split())
+
+
+_FORMS: dict[str, Callable[[str], str]] = {
+    "space": _together,
+    "case": lambda text: _together(text).casefold(),
+    "compatibility": _compatible,
+}
