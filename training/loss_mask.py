@@ -26,13 +26,13 @@ class LossMask:
     Attributes:
         ids: tokens that carry no loss.
         above: tokens whose sentence's score is above it carry none, compared as float32; None for all scores.
-        eos_id: the token that is not masked by its score: it belongs to no sentence and scores 0, which is above the
-            limit where that is a margin below 0 (several columns). None for none.
+        between: tokens that are not masked by their score: those between documents belong to no sentence and score 0,
+            which is above the limit where that is a margin below 0 (several columns).
     """
 
     ids: tuple[int, ...] = ()
     above: float | None = None
-    eos_id: int | None = None
+    between: tuple[int, ...] = ()
 
     def apply(self, terms: "TokenTerms", predicted: Tensor, scores: Tensor) -> "TokenTerms":
         """The terms of the tokens that carry loss, 0 for the others; `predicted` and `scores` are of their shape."""
@@ -41,7 +41,9 @@ class LossMask:
             masked |= (predicted >= first) & (predicted <= last)
         if self.above is not None:
             bad = scores.float() > self.above
-            masked |= bad if self.eos_id is None else bad & (predicted != self.eos_id)
+            for each in self.between:
+                bad &= predicted != each
+            masked |= bad
         means = {name: each.masked_fill(masked, 0) for name, each in terms.means.items()}
         return replace(
             terms,

@@ -71,6 +71,8 @@ def test_the_same_seed_builds_the_same_model():
 def test_special_ids_are_those_of_the_tokenizer():
     config = make(vocabulary=Vocabulary(302, eos_id=7)).causal.config
     assert (config.vocab_size, config.eos_token_id, config.bos_token_id) == (302, 7, 7)
+    config = make(vocabulary=Vocabulary(302, eos_id=7, bos_id=8)).causal.config
+    assert (config.eos_token_id, config.bos_token_id) == (7, 8)
 
 
 @pytest.mark.parametrize("tie", [True, False])

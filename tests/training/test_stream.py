@@ -10,7 +10,7 @@ from tests.training.stores import make_store
 from training.data.options import StreamOptions
 from training.data.stream import Stream
 
-EOS, ALIGNED, MISALIGNED = 900, 901, 902
+EOS, ALIGNED, MISALIGNED, BOS = 900, 901, 902, 905
 QUANTILES = (901, 903, 902, 904)
 MASK = 2**64 - 1
 
@@ -41,8 +41,9 @@ def naive_stream(documents, hashes, options):
         place = (mixed(options.seed, 3, text_hash) >> 11) / 2**53
         if options.part is not None and not options.part[0] <= place < options.part[1]:
             continue
-        ids.append(EOS)
-        scores.append(0.0)
+        between = [EOS] if options.bos_id in (None, EOS) else [EOS, options.bos_id]
+        ids += between
+        scores += [0.0] * len(between)
         for number, (tokens, score) in enumerate(document):
             dropped = (mix(mixed(options.seed, 2, text_hash) ^ number) >> 11) / 2**53 < options.drop_tags
             if options.tag_bounds is not None and not dropped:
@@ -74,6 +75,8 @@ OPTIONS = st.fixed_dictionaries(
         "drop_tags": st.sampled_from([0.0, 0.4, 1.0]),
         "seed": st.integers(0, 3),
         "part": st.sampled_from([None, None, (0.0, 0.4), (0.4, 1.0)]),
+        # What documents begin with where that is another token than ends them.
+        "bos_id": st.sampled_from([None, EOS, BOS]),
     }
 )
 
@@ -112,6 +115,7 @@ def test_statistics_count_what_the_naive_stream_holds(documents, given_options):
         ids, _ = naive_stream(documents, hashes, options)
     assert statistics["tokens"] == len(ids)
     assert statistics["tokens_eos"] == ids.count(EOS) == statistics["documents_used"]
+    assert statistics.get("tokens_bos", 0) == ids.count(BOS)
     assert statistics["tokens_control"] == sum(ids.count(each) for each in QUANTILES)
     assert statistics["tokens_text"] == sum(each < EOS for each in ids)
     assert statistics["documents_used"] + sum(statistics["documents_left_out"].values()) == len(documents)
@@ -243,6 +247,9 @@ def test_a_document_alone_has_every_tag_and_says_what_is_text(tmp_path):
     many = Stream(store, "x", options_of(tag_bounds=(-1.0, 0.5, 0.7)))
     assert many.document(1).input_ids.tolist() == [EOS, 903, 1, 2, 904, 904, 3]
     assert many.document(1, swap_tags=True).input_ids.tolist() == [EOS, 902, 1, 2, 901, 901, 3]
+    begun = Stream(store, "x", options_of(bos_id=BOS)).document(1)
+    assert begun.input_ids.tolist() == [BOS, 1, 2, 3]
+    assert begun.is_text.tolist() == [False, True, True, True]
     plain = Stream(store, "x", options_of()).document(1)
     assert plain.input_ids.tolist() == [EOS, 1, 2, 3]
 

@@ -78,6 +78,7 @@ def lay_streams(
         options = StreamOptions(
             context_length=config.data.context_length or CONTEXT_LENGTH,
             eos_id=tokenizer.eos_id,
+            bos_id=None if tokenizer.bos_id == tokenizer.eos_id else tokenizer.bos_id,
             held_out=config.data.held_out,
             held_out_seed=config.data.held_out_seed,
             seed=config.training.seed,

@@ -48,7 +48,7 @@ class Layout:
         held_out, filtered: those left out for that, though they have a score.
         piece_document, piece_begin, piece_end: [pieces], the document, its first sentence, and the one after its last.
         piece_starts: [pieces + 1], the place in the stream of a piece's first token, and the stream's length.
-        piece_eos: uint8 [pieces], 1 where the piece begins with EOS, as the first of a document.
+        piece_eos: uint8 [pieces], 1 where the piece begins with EOS (and BOS), as the first of a document.
     """
 
     documents: NDArray[np.int64]
@@ -102,7 +102,7 @@ def compute_layout(store: TokenStore, column: str, options: StreamOptions) -> La
     begin = store.document_offsets[document] + number * _PIECE
     end = np.minimum(begin + _PIECE, store.document_offsets[document + 1])
     eos = number == 0
-    lengths = store.sentence_offsets[end] - store.sentence_offsets[begin] + eos
+    lengths = store.sentence_offsets[end] - store.sentence_offsets[begin] + eos * len(options.between)
     lengths += _count_tags(store, options, document, begin, end)
     starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
     return Layout(
@@ -182,6 +182,8 @@ def _key(column: str, options: StreamOptions) -> str:
     }
     if options.part is not None:
         facts["part"] = [*options.part, options.seed]
+    if len(options.between) > 1:
+        facts["between"] = len(options.between)
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -16,7 +16,8 @@ class StreamOptions:
 
     Attributes:
         context_length: T, tokens a block.
-        eos_id: stands before every document.
+        eos_id: ends every document, so it stands before every document, the first too.
+        bos_id: begins every document, after `eos_id`; None, or the same, where that does both.
         held_out: share of documents left out, chosen by a hash of `held_out_seed` and the document's text.
         held_out_seed: of that hash.
         filter_threshold: documents whose mean score is above it are left out; None for none.
@@ -34,6 +35,7 @@ class StreamOptions:
 
     context_length: int
     eos_id: int
+    bos_id: int | None = None
     held_out: float = 0.0
     held_out_seed: int = 0
     filter_threshold: float | None = None
@@ -43,6 +45,16 @@ class StreamOptions:
     seed: int = 0
     part: tuple[float, float] | None = None
     findings: str | None = None
+
+    @property
+    def begins_with(self) -> int:
+        """The token that a document begins with."""
+        return self.eos_id if self.bos_id is None else self.bos_id
+
+    @property
+    def between(self) -> tuple[int, ...]:
+        """The tokens before a document: the end of the one before, and its own beginning where that is another."""
+        return (self.eos_id,) if self.begins_with == self.eos_id else (self.eos_id, self.begins_with)
 
     def __post_init__(self) -> None:
         if self.tag_bounds is not None and len(self.tag_ids) != len(self.tag_bounds) + 1:

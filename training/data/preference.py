@@ -247,7 +247,7 @@ def loss_mask(objective: ObjectiveConfig, stream: Stream, threshold: ThresholdCh
             limit = float(np.float32(above))
         _check_limit(above, limit, objective, stream, threshold)
     ids = stream.options.tag_ids if objective.mask_control_tokens else ()
-    return LossMask(ids, limit, stream.options.eos_id)
+    return LossMask(ids, limit, stream.options.between)
 
 
 def _check_limit(

@@ -19,8 +19,9 @@ class DocumentTokens:
     """A document as a model reads it.
 
     Attributes:
-        input_ids: int64 [n], EOS, then the sentences' tokens, each sentence after its control token if there are any.
-        is_text: bool [n], true for the tokens of the text, false for EOS and control tokens.
+        input_ids: int64 [n], EOS (or BOS, where documents begin with that), then the sentences' tokens, each sentence
+            after its control token if there are any.
+        is_text: bool [n], true for the tokens of the text, false for the first and control tokens.
         text_bytes: length of the text in UTF-8 bytes.
     """
 
@@ -32,7 +33,9 @@ class DocumentTokens:
 class Stream:
     """The sequence of, for each document: EOS, then for each sentence an optional control token and its tokens.
 
-    Every token carries the score of its sentence, a control token too; EOS carries 0. With `findings` tokens of the
+    Where the tokenizer begins a text with another token (BOS), that stands after EOS, as in the pretraining of Llama,
+    where a document is BOS, text and EOS. Every token carries the score of its sentence, a control token too; EOS and
+    BOS carry 0. With `findings` tokens of the
     text that overlap none carry 0 too. Documents that the column has no score for (null), held-out ones, filtered ones
     and those of other phases are left out. A document without sentences is its EOS. Block i is tokens
     [i * T, (i + 1) * T) of the sequence; the last tokens that fill no block are dropped.
@@ -97,9 +100,12 @@ class Stream:
         shift = row * length - begin[row]
         low = row * length
 
-        eos = self._layout.piece_starts[piece] + shift
-        is_eos = self._layout.piece_eos[piece]
-        ids[eos[is_eos.astype(np.bool_) & (eos >= low) & (eos < low + length)]] = self.options.eos_id
+        start = self._layout.piece_starts[piece] + shift
+        begins = self._layout.piece_eos[piece].astype(np.bool_)
+        between = self.options.between
+        for number, token in enumerate(between):
+            here = start + number
+            ids[here[begins & (here >= low) & (here < low + length)]] = token
 
         counts = self._layout.piece_end[piece] - self._layout.piece_begin[piece]
         sentence = ragged_ranges(self._layout.piece_begin[piece], counts)
@@ -110,7 +116,7 @@ class Stream:
         # Where each sentence starts: a running sum over all pieces, set right at the start of each piece.
         ends = np.cumsum(sizes)
         before = np.concatenate([np.zeros(1, dtype=np.int64), ends])[np.cumsum(counts) - counts]
-        place = ends - sizes + np.repeat(self._layout.piece_starts[piece] + is_eos + shift - before, counts)
+        place = ends - sizes + np.repeat(start + begins * len(between) - before, counts)
         low = np.repeat(low, counts)
         sentence_scores = self._scores[sentence]
 
@@ -148,7 +154,7 @@ class Stream:
         text = np.asarray(store.tokens[offsets[0] : offsets[-1]], dtype=np.int64)
         is_text = np.ones(1 + tags + len(text), dtype=np.bool_)
         is_text[0] = False
-        ids = np.full(len(is_text), self.options.eos_id, dtype=np.int64)
+        ids = np.full(len(is_text), self.options.begins_with, dtype=np.int64)
         if self.options.tag_bounds is not None:
             places = 1 + offsets[:-1] - offsets[0] + np.arange(last - first)
             is_text[places] = False
@@ -205,13 +211,15 @@ class Stream:
             },
             "sentences": sentences,
             "tokens": self.num_tokens,
-            "tokens_text": self.num_tokens - used - control,
+            "tokens_text": self.num_tokens - used * len(self.options.between) - control,
             "tokens_control": control,
             "tokens_eos": used,
             "context_length": self.options.context_length,
             "blocks": self.num_blocks,
             "tokens_dropped_at_end": self.num_tokens - self.num_blocks * self.options.context_length,
         }
+        if len(self.options.between) > 1:
+            statistics["tokens_bos"] = used
         if self.options.part is not None:
             others = self.store.num_documents - used - held_out - filtered - null
             statistics["documents_left_out"]["other_phases"] = others

@@ -38,7 +38,7 @@ def held_out_loss(model: Any, documents: Sequence[DocumentTokens], *, context_le
 
     Args:
         model: a Hugging Face causal language model; dropout is switched off for the time of the call.
-        documents: what to predict; their first token is EOS.
+        documents: what to predict; their first token is EOS, or BOS.
         context_length: tokens a window, at least 2.
     """
     every = [

@@ -20,6 +20,7 @@ from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
 from training.data.store import TokenStore
 from training.data.stream import DocumentTokens
+from training.data.texts import is_text
 from training.data.tokenizers import foreign_control_ids
 from training.evaluation.heldout import HeldOutLoss, unigram_loss
 from training.evaluation.scoring import other_scorer, rebuild_scorer
@@ -72,6 +73,7 @@ class EvaluationSetup:
         config: how to sample.
         decode: from token ids to text.
         eos_id: the token that ends a sample.
+        bos_id: the token that begins one.
         control_ids: all control tokens, that of the best class first; none for a model without tags.
         vocab_size: tokens of the tokenizer, control tokens of the model included.
         context_length: tokens that the model is trained on at once.
@@ -88,6 +90,7 @@ class EvaluationSetup:
     config: EvaluationConfig
     decode: Callable[[Any], str]
     eos_id: int
+    bos_id: int
     control_ids: list[int]
     vocab_size: int
     context_length: int
@@ -100,13 +103,14 @@ class EvaluationSetup:
 
     @property
     def banned_ids(self) -> list[int]:
-        """What is no text: its own control tokens, and those of a run that it started from."""
-        return [*self.control_ids, *self.foreign_control_ids]
+        """What is no text: its own control tokens, those of a run that it started from, and the beginning of one."""
+        begins = [] if self.bos_id == self.eos_id else [self.bos_id]
+        return [*self.control_ids, *self.foreign_control_ids, *begins]
 
     @property
     def prompt(self) -> list[int]:
-        """What samples continue: EOS, and for a conditional model the control token of the best class."""
-        return [self.eos_id, *self.control_ids[:1]]
+        """What samples continue: what documents begin with, and a conditional model's token of the best class."""
+        return [self.bos_id, *self.control_ids[:1]]
 
 
 def prepare_evaluation(
@@ -155,6 +159,7 @@ def prepare_evaluation(
         config=settings,
         decode=data.tokenizer.decode,
         eos_id=data.tokenizer.eos_id,
+        bos_id=data.tokenizer.bos_id,
         control_ids=list(data.control_ids),
         vocab_size=data.tokenizer.size(data.control_ids),
         context_length=data.stream.options.context_length,
@@ -276,8 +281,12 @@ def _held_out_warnings(data: PreparedData, choice: HeldOutChoice | None) -> list
             f"Only {number} {'document is' if number == 1 else 'documents are'} held out: take the intervals of bits "
             "per byte and perplexity, which are over documents, for too narrow. Train with a larger data.held_out."
         )
-    decode = data.tokenizer.decode
-    lossy = sum(len(decode(each.input_ids[each.is_text]).encode()) != each.text_bytes for each in choice.documents)
+    hashes = data.store.text_hashes[choice.indices]
+    texts = (data.tokenizer.decode(each.input_ids[each.is_text]) for each in choice.documents)
+    lossy = sum(
+        not is_text(decoded, int(each), document.text_bytes, spaces=data.tokenizer.prefixes)
+        for decoded, each, document in zip(texts, hashes, choice.documents, strict=True)
+    )
     if lossy:
         warnings.append(
             f"The tokenizer does not reproduce the text of {lossy} of {number} held-out documents, so bits per byte "

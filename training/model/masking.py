@@ -12,18 +12,18 @@ from torch import Tensor
 from scorers.errors import UserError
 
 
-def document_positions(input_ids: Tensor, eos_id: int) -> Tensor:
-    """Positions of tokens in their documents, which begin at EOS; the first of a block may go on from another.
+def document_positions(input_ids: Tensor, begins_with: int) -> Tensor:
+    """Positions of tokens in their documents; the first of a block may go on from another.
 
     Args:
         input_ids: int64 [B, T].
-        eos_id: what a document begins with.
+        begins_with: what a document begins with: EOS, or BOS, and then EOS is the end of the document before.
 
     Returns:
         int64 [B, T], from 0.
     """
     index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    begins = torch.where(input_ids == eos_id, index, 0).cummax(1).values
+    begins = torch.where(input_ids == begins_with, index, 0).cummax(1).values
     return index - begins
 
 

@@ -99,8 +99,8 @@ def initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"model.overrides.{key}: {lines[-1].strip()}. Check the value.") from None
     text.vocab_size = vocabulary.size
+    vocabulary.name_ends(published)
     for holder in (published, text):
-        holder.bos_token_id = holder.eos_token_id = vocabulary.eos_id
         holder.pad_token_id = None
     try:
         return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]

@@ -17,13 +17,25 @@ _ROWS = 128
 class Vocabulary:
     """What a model has to know of the tokenizer; `size` counts the control tokens, whose ids are `control_ids`.
 
-    `base_size` is without the control tokens that the tokenizer itself has not; None where that is not known.
+    `bos_id` begins a document where that is another token than `eos_id`, which ends one. `base_size` is without the
+    control tokens that the tokenizer itself has not; None where that is not known.
     """
 
     size: int
     eos_id: int
     control_ids: tuple[int, ...] = ()
     base_size: int | None = None
+    bos_id: int | None = None
+
+    @property
+    def begins_with(self) -> int:
+        """The token that a document begins with."""
+        return self.eos_id if self.bos_id is None else self.bos_id
+
+    def name_ends(self, config: Any) -> None:
+        """Write into a Hugging Face config which tokens begin and end a text."""
+        for holder in (config, config.get_text_config()):
+            holder.bos_token_id, holder.eos_token_id = self.begins_with, self.eos_id
 
 
 @torch.no_grad()

@@ -44,12 +44,12 @@ It reads and writes {context:,} tokens at most, which is the tokenizer's `model_
 Its licence is that of the corpus it was trained on, which phf does not know: fill in `license`. Nothing here says how
 well it does: `phf evaluate` measures that on the run.
 """
-_BEGINS = "Every document of its training began with the end-of-text token"
+_BEGINS = "Every document of its training began with the {first}"
 _TAGGED = f"""\
 {_BEGINS}, and its sentences with control tokens: {{tags}}.
-So write the end-of-text token and `{{best}}` before a prompt, as below. Generation never writes a control token:
+So write that token and `{{best}}` before a prompt, as below. Generation never writes a control token:
 `generation_config.json` bans them."""
-_PLAIN = f"{_BEGINS}, so write it before a prompt, as below. There are no control tokens."
+_PLAIN = f"{_BEGINS}, so write that before a prompt, as below. There are no control tokens."
 
 
 def model_card(facts: RunFacts, step: int) -> str:
@@ -80,8 +80,13 @@ def model_card(facts: RunFacts, step: int) -> str:
         objective=facts.objective,
         parameters=network.parameters,
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
-        prompting=_TAGGED.format(tags=tags, best=best) if facts.conditional else _PLAIN,
-        prompt="tokenizer.eos_token" + (f' + "{best}"' if facts.conditional else ""),
+        prompting=(_TAGGED if facts.conditional else _PLAIN).format(
+            first="end-of-text token" if facts.tokenizer.bos_id is None else "tokenizer's `bos_token`",
+            tags=tags,
+            best=best,
+        ),
+        prompt=("tokenizer.eos_token" if facts.tokenizer.bos_id is None else "tokenizer.bos_token")
+        + (f' + "{best}"' if facts.conditional else ""),
         new_tokens=max(1, min(64, network.context_length - 2)),
         context=network.context_length,
     )

@@ -68,6 +68,7 @@ def run_facts(
             fingerprint=tokens.fingerprint,
             vocab_size=tokens.size(data.control_ids),
             eos_id=tokens.eos_id,
+            bos_id=None if tokens.bos_id == tokens.eos_id else tokens.bos_id,
             aligned_id=best,
             misaligned_id=others[-1] if others else None,
             between_ids=list(others[:-1]),

@@ -44,13 +44,15 @@ class TokenizerFacts(_Facts):
     """The tokenizer: its fingerprint as in the token store's key; `vocab_size` counts the control tokens, if any.
 
     `aligned_id` is the control token of the best class of sentences, `misaligned_id` that of the worst, and
-    `between_ids` are those between them, best first, where there are more than two.
+    `between_ids` are those between them, best first, where there are more than two. `bos_id` begins a document where
+    that is another token than `eos_id`, which ends one.
     """
 
     name: str
     fingerprint: str
     vocab_size: int
     eos_id: int
+    bos_id: int | None = None
     aligned_id: int | None = None
     misaligned_id: int | None = None
     between_ids: list[int] = Field(default_factory=list)
@@ -259,7 +261,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The final model, a Hugging Face folder; a value head beside it as `value_head.safetensors`."""
+        """The final model, a Hugging Face folder; a value head is in `value_head/` of it."""
         return self.path / "model"
 
     @property

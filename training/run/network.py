@@ -35,7 +35,9 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
         UserError: it cannot be built, or cannot do what is asked for.
     """
     config, tokenizer = data.config, data.tokenizer
-    vocabulary = Vocabulary(tokenizer.size(data.control_ids), tokenizer.eos_id, data.control_ids, tokenizer.base_size)
+    vocabulary = Vocabulary(
+        tokenizer.size(data.control_ids), tokenizer.eos_id, data.control_ids, tokenizer.base_size, tokenizer.bos_id
+    )
     made: list[LanguageModel] = []
 
     def build(*, skeleton: bool = False) -> bool:
