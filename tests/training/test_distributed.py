@@ -14,7 +14,7 @@ import torch
 from scorers.errors import UserError
 from tests.training.jobs import COMPARABLE, ENVIRONMENT, LONGER, command, figures, job_config, metrics, run_job, run_phf
 from training.data.prepare import prepare
-from training.model.language_model import load_model
+from training.model.language_model import VALUE_HEAD_FILE, load_model
 from training.run.distributed import World
 from training.run.folder import RunFolder
 from training.run.slurm import first_host
@@ -77,7 +77,7 @@ def test_two_ranks_give_the_losses_of_one(tmp_path, code_dataset, undisturbed):
     assert printed.count("step 1/60") == 1
     facts = RunFolder(undisturbed).read_facts()
     assert (facts.horizon.ranks, facts.status) == (2, "finished")
-    assert (undisturbed / "model/value_head.safetensors").exists()
+    assert (undisturbed / "model" / VALUE_HEAD_FILE).exists()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import Gemma3TextConfig, GPTNeoXConfig, LlamaConfig
 
 from tests.training.jobs import run_job
 from tests.training.stores import byte_tokenizer
@@ -19,6 +20,15 @@ from training.model.language_model import VALUE_HEAD_FILE, build_model, load_mod
 from training.model.vocabulary import Vocabulary
 from training.run.card import model_card
 from training.run.folder import RunFolder, write_atomically
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +90,11 @@ def test_weights_are_those_that_were_trained(tmp_path):
     assert load_file(tmp_path / "model" / VALUE_HEAD_FILE)["weight"].shape == (1, 64)
     assert load_model(tmp_path / "model", value_head=False).value_head is None
     assert loaded.causal.generation_config.suppress_tokens is None
+    # vLLM takes every one of these for the model's, and fails on names that it has not.
+    assert [path.name for path in (tmp_path / "model").glob("*.safetensors")] == ["model.safetensors"]
+    # Where an earlier version put it.
+    (tmp_path / "model" / VALUE_HEAD_FILE).rename(tmp_path / "model" / "value_head.safetensors")
+    torch.testing.assert_close(load_model(tmp_path / "model")(ids)[1], model(ids)[1])
 
 
 def test_half_precision_weights_are_exported_and_loaded(tmp_path):
@@ -120,9 +135,10 @@ def test_every_file_is_as_readable_as_the_umask_lets_it(tmp_path, conditional):
         write_atomically(tmp_path / "model" / "text", "text")
     finally:
         os.umask(before)
-    assert {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == dict.fromkeys(
-        [path.name for path in (tmp_path / "model").iterdir()], "0o640"
-    )
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").rglob("*")}
+    folders = {"value_head": "0o750"}
+    assert modes == dict.fromkeys(modes, "0o640") | folders
+    assert "weights.safetensors" in modes
 
 
 def test_truncation_cuts_to_what_the_model_reads(conditional):
@@ -138,8 +154,36 @@ def test_transformers_4_reads_the_tokenizers_files(conditional):
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert not isinstance(config.get("extra_special_tokens"), list)
     assert config["additional_special_tokens"] == [ALIGNED, MISALIGNED]
+    # How it was loaded here is nobody's business.
+    assert not {"is_local", "local_files_only", "backend", "name_or_path"} & config.keys()
+    # Token types, which it would give too, are added to GPT-2's input and refused by Llama.
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
     trained = next(json.loads(path.read_text()) for path in tokenizer_configs(conditional))
     assert trained["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (LlamaConfig(**SMALL, rope_theta=5e5), {"rope_theta": 5e5}),
+        (
+            LlamaConfig(**SMALL, rope_parameters={"rope_type": "linear", "rope_theta": 7e4, "factor": 2.0}),
+            {"rope_theta": 7e4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        ),
+        (GPTNeoXConfig(**SMALL, rotary_pct=0.5, rotary_emb_base=5e4), {"rotary_pct": 0.5, "rotary_emb_base": 5e4}),
+        (Gemma3TextConfig(**SMALL, head_dim=16), {"rope_theta": 1e6, "rope_local_base_freq": 1e4}),
+    ],
+)
+def test_transformers_4_reads_the_rotations(tmp_path, config, names):
+    # It knows nothing of `rope_parameters`, and would take its defaults.
+    tokenizer = byte_tokenizer()
+    config.save_pretrained(tmp_path / "config")
+    model = build_model(ModelConfig(name=str(tmp_path / "config")), Vocabulary(len(tokenizer), 0)).eval()
+    export_model(tmp_path / "model", model.causal, model.state_dict(), tokenizer, eos_id=0)
+    written = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert {name: written.get(name) for name in names} == names
+    ids = torch.arange(20).reshape(1, 20)
+    torch.testing.assert_close(load_model(tmp_path / "model").eval()(ids)[0], model(ids)[0])
 
 
 def tokenizer_configs(run):

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from phf import app
 from tests.training.jobs import make_code_dataset, run_job
+from training.model.language_model import VALUE_HEAD_FILE
 from training.run import checkpoints
 from training.run.best import record
 from training.run.consolidate import _precision
@@ -25,7 +26,7 @@ def export(run, *options, status=0):
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_the_last_checkpoint_is_the_model_that_the_run_wrote(tmp_path, code_data
     output = tmp_path / "run"
     run_job(code_dataset, output, "awr", training__zero_stage=stage)
     expected = content(output / "model")
-    assert "value_head.safetensors" in expected
+    assert VALUE_HEAD_FILE in expected
     printed = export(output, "--json")
     assert json.loads(printed) == {"model": str(output / "exports/step-00000012"), "step": 12}
     assert content(output / "exports/step-00000012") == expected

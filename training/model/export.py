@@ -1,5 +1,6 @@
 """The finished model as a Hugging Face folder: weights, tokenizer, and a generation config that bans control tokens."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from training.data.backends import beginning_with
 from training.data.tokenizers import save_tokenizer
 from training.disk import os_errors
 from training.model.language_model import VALUE_HEAD_FILE
@@ -21,6 +23,7 @@ def export_model(
     tokenizer: Any,
     *,
     eos_id: int,
+    bos_id: int | None = None,
     control_ids: Sequence[int] = (),
     context_length: int | None = None,
     card: str | None = None,
@@ -30,9 +33,10 @@ def export_model(
     Args:
         folder: replaced if it exists.
         causal: the Hugging Face model, for its config; its weights are not read.
-        weights: of the `LanguageModel`, on the CPU. A value head goes into a file of its own.
+        weights: of the `LanguageModel`, on the CPU. A value head goes into a folder of its own.
         tokenizer: the Hugging Face tokenizer, with its control tokens if the model has any.
-        eos_id: the token that ends a text, and begins one.
+        eos_id: the token that ends a text, and begins one where no other does.
+        bos_id: the token that begins one; None for `eos_id`.
         control_ids: tokens that generation must never emit.
         context_length: tokens that it was trained to read at most.
         card: the folder's `README.md`.
@@ -49,8 +53,9 @@ def export_model(
     staging = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
+    begins_with = eos_id if bos_id is None else bos_id
     causal.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id, suppress_tokens=list(control_ids) or None
+        bos_token_id=begins_with, eos_token_id=eos_id, pad_token_id=eos_id, suppress_tokens=list(control_ids) or None
     )
     values = {name.removeprefix(_VALUES): each for name, each in weights.items() if name.startswith(_VALUES)}
     try:
@@ -61,15 +66,18 @@ def export_model(
                     name.removeprefix(_CAUSAL): each for name, each in weights.items() if name.startswith(_CAUSAL)
                 },
             )
+            _name_rotations(staging / "config.json")
             if values:
+                (staging / VALUE_HEAD_FILE).parent.mkdir()
                 save_file({name: each.float().contiguous() for name, each in values.items()}, staging / VALUE_HEAD_FILE)
-            save_tokenizer(tokenizer, staging, context_length)
+            save_tokenizer(beginning_with(tokenizer, begins_with, eos_id), staging, context_length)
             if card is not None:
                 (staging / "README.md").write_text(card, encoding="utf-8")
             # Safetensors lets nobody else read its files, whatever the umask.
             mode = (staging / "config.json").stat().st_mode
-            for file in staging.iterdir():
-                file.chmod(mode)
+            for file in staging.rglob("*"):
+                if file.is_file():
+                    file.chmod(mode)
         replaced = folder.with_name(f".{folder.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():
@@ -79,3 +87,23 @@ def export_model(
         # Where it was not moved, so as to leave room.
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _name_rotations(file: Path) -> None:
+    """Write the parameters of rotary positions into a config under the names of transformers 4 too.
+
+    Version 5 writes them under `rope_parameters` alone, which 4 does not read: it would take its defaults, silently.
+    """
+    config = json.loads(file.read_text(encoding="utf-8"))
+    rotations = config.get("rope_parameters") or {}
+    local = rotations.get("sliding_attention")
+    rotations = dict(rotations.get("full_attention", rotations))
+    base, share = rotations.pop("rope_theta", None), rotations.pop("partial_rotary_factor", None)
+    names = {"rope_theta": base, "rotary_emb_base": base, "partial_rotary_factor": share, "rotary_pct": share}
+    names["rope_local_base_freq"] = local and local.get("rope_theta")
+    names["rope_scaling"] = rotations if rotations.get("rope_type", "default") != "default" else None
+    for name, value in names.items():
+        # What begins with `rotary_` is GPT-NeoX's name of it.
+        if value is not None and (config["model_type"] == "gpt_neox" or not name.startswith("rotary_")):
+            config[name] = value
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

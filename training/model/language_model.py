@@ -20,7 +20,9 @@ from training.model.sources import check_context, first_line, has_linear_head, i
 from training.model.vocabulary import Padding, Vocabulary, initialise_control_rows
 from training.objectives import Objective
 
-VALUE_HEAD_FILE = "value_head.safetensors"
+# In a folder of its own, as vLLM and others take every `*.safetensors` beside a config for the model's.
+VALUE_HEAD_FILE = "value_head/weights.safetensors"
+_OLD_VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 class ValueHead(nn.Module):
@@ -208,7 +210,7 @@ def build_model(
             causal,
             value_head=value_head,
             padding=Padding(causal, rows_multiple),
-            documents_begin_with=vocabulary.eos_id if documents_apart else None,
+            documents_begin_with=vocabulary.begins_with if documents_apart else None,
         )
     if not skeleton:
         model.padding.check(causal)
@@ -226,7 +228,7 @@ def _causal(config: ModelConfig, vocabulary: Vocabulary, *, skeleton: bool) -> A
             new = _untrained(config, vocabulary, causal.get_input_embeddings().num_embeddings)
         if causal.get_input_embeddings().num_embeddings < vocabulary.size:
             causal.resize_token_embeddings(vocabulary.size, mean_resizing=False)
-        causal.config.eos_token_id = vocabulary.eos_id
+        vocabulary.name_ends(causal.config)
     else:
         causal = initialised(config, vocabulary)
     if not skeleton:
@@ -280,6 +282,8 @@ def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel
     from transformers import AutoModelForCausalLM
 
     file = folder / VALUE_HEAD_FILE
+    if not file.is_file():
+        file = folder / _OLD_VALUE_HEAD_FILE
     with_values = file.is_file() if value_head is None else value_head
     try:
         causal = hugging_face.load_model(AutoModelForCausalLM, str(folder), local_files_only=True, dtype=torch.float32)

@@ -69,7 +69,7 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
     facts, config = run.read_facts(), run.read_config()
     tokenizer = _tokenizer(run, facts, moved_data(config.data, dataset))
     words = facts.tokenizer
-    vocabulary = Vocabulary(words.vocab_size, words.eos_id, tuple(words.control_ids))
+    vocabulary = Vocabulary(words.vocab_size, words.eos_id, tuple(words.control_ids), bos_id=words.bos_id)
     model = build_model(config.model, vocabulary, value_head=facts.model.value_head)
     try:
         weights = checkpoint_weights(checkpoint.path)
@@ -88,6 +88,7 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
             _fitting(weights, model),
             tokenizer,
             eos_id=words.eos_id,
+            bos_id=words.bos_id,
             control_ids=[*words.control_ids, *foreign_control_ids(tokenizer, words.control_ids)],
             context_length=facts.model.context_length,
             card=model_card(facts, checkpoint.marker.step),

@@ -243,6 +243,7 @@ class TrainingJob:
                 weights,
                 tokenizer.with_control_tokens(len(self.data.control_ids)) if self.data.control_ids else tokenizer.fast,
                 eos_id=tokenizer.eos_id,
+                bos_id=tokenizer.bos_id,
                 control_ids=[
                     *self.facts.tokenizer.control_ids,
                     *foreign_control_ids(tokenizer.fast, self.data.control_ids),
