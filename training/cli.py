@@ -7,6 +7,7 @@ from training.commands import config
 from training.commands.compare import compare
 from training.commands.evaluate import evaluate
 from training.commands.export_model import export_model
+from training.commands.generate import generate
 from training.commands.tokenize import tokenize
 from training.commands.tokenizer import app as tokenizer_app
 from training.commands.train import train
@@ -14,7 +15,7 @@ from training.commands.train import train
 PANEL = "Training"
 
 app = typer.Typer()
-for function in (tokenize, train, export_model, evaluate, compare):
+for function in (tokenize, train, export_model, evaluate, generate, compare):
     app.command(rich_help_panel=PANEL)(command(function, changes=True))
 app.add_typer(tokenizer_app, rich_help_panel=PANEL)
 

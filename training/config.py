@@ -288,6 +288,10 @@ class EvaluationConfig(_Section):
 
     num_samples: Count = Field(default=4096, ge=1)
     """Samples drawn without a prompt (conditional models: after the best control token)."""
+    guidance: float = Field(default=1.0, ge=0)
+    """Conditional models: draw as many samples besides that are guided away from the worst control token
+    (`training.evaluation.sampling.Guidance`), the further the larger; 1 for none.
+    """
     max_new_tokens: Count = Field(default=128, ge=1)
     """Tokens a sample at most."""
     temperature: float = Field(default=0.7, gt=0)

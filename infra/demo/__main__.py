@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,14 +27,28 @@ class Scale(StrEnum):
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of a run; `settings` are passed to `phf train` as they are."""
+    """The sizes of a run.
+
+    Attributes:
+        code_bytes, prose_bytes: of text in the two corpora.
+        unit_size: of the labelling jobs.
+        code_scorers, prose_scorers: what they are labelled by.
+        train_on: the corpus that is trained on.
+        task: the column of that.
+        objectives: a run each.
+        guidance: that the conditional one is sampled by besides.
+        settings: passed to `phf train` as they are.
+    """
 
     code_bytes: int
     prose_bytes: int
     unit_size: str
     code_scorers: tuple[str, ...]
     prose_scorers: tuple[str, ...]
+    train_on: Literal["code", "prose"]
+    task: str
     objectives: tuple[str, ...]
+    guidance: str
     settings: tuple[str, ...]
 
 
@@ -42,22 +56,26 @@ SEED = 7
 # One learning rate and batch for every objective: the presets' are for batches of 64 x 1,024 tokens.
 PLANS = {
     Scale.demo: Plan(
-        code_bytes=1_500_000,
-        prose_bytes=300_000,
-        unit_size="64KiB",
+        code_bytes=300_000,
+        prose_bytes=2_000_000,
+        unit_size="128KiB",
         code_scorers=("pep8", "pylint"),
-        prose_scorers=("toxicity=linear", "pii"),
+        prose_scorers=("pii=scrubadub,entities=none",),
+        train_on="prose",
+        task="pii",
         objectives=("mle", "conditional", "filtering", "unlikelihood", "rwr", "awr"),
+        guidance="2",
         settings=(
             "data.vocab_size=2048",
             "data.context_length=256",
-            "data.held_out=0.2",
-            "training.num_tokens=500_000",
+            "data.held_out=0.1",
+            "training.num_tokens=600_000",
             "training.batch_size=16",
             "training.learning_rate=2e-3",
             "training.warmup_ratio=0.05",
-            "evaluation.num_samples=128",
+            "evaluation.num_samples=512",
             "evaluation.leakage_samples=64",
+            "evaluation.held_out_documents=400",
         ),
     ),
     Scale.smoke: Plan(
@@ -66,7 +84,10 @@ PLANS = {
         unit_size="32KiB",
         code_scorers=("pep8",),
         prose_scorers=("toxicity=linear", "pii"),
+        train_on="code",
+        task="pep8",
         objectives=("mle", "conditional"),
+        guidance="2",
         settings=(
             "data.vocab_size=512",
             "data.context_length=128",
@@ -105,12 +126,13 @@ def main(
         console.print(
             f"A corpus from this machine: {count_of(code.documents, 'module')} of the standard library "
             f"({size_of(code.size)}), "
-            f"{count_of(prose.documents, 'page')} of installed packages' documentation ({size_of(prose.size)})."
+            f"{count_of(prose.documents, 'paragraph')} of what installed packages say of themselves "
+            f"({size_of(prose.size)})."
         )
 
     code_labels, prose_labels = output / "labelled-code", output / "labelled-prose"
     label = ("--unit-size", plan.unit_size, "--max-quarantined", MAX_QUARANTINED)
-    thresholds = ("--threshold", "toxicity=p50", "--threshold", "pii=0")
+    thresholds = ("--threshold", "pii=0", *(("--threshold", "toxicity=p50") if scale is Scale.smoke else ()))
     phf("label", corpus / "code", "--output", code_labels, *_each("--scorer", plan.code_scorers), *label)
     phf(
         "label", corpus / "prose.jsonl.gz", "--output", prose_labels, *_each("--scorer", plan.prose_scorers),
@@ -121,12 +143,13 @@ def main(
         phf("inspect", labels)
 
     runs = [output / "runs" / objective for objective in plan.objectives]
+    labels = code_labels if plan.train_on == "code" else prose_labels
     for objective, run in zip(plan.objectives, runs, strict=True):
         phf(
-            "train", code_labels, "--task", "pep8", "--objective", objective, "--model", "tiny", "--output", run,
+            "train", labels, "--task", plan.task, "--objective", objective, "--model", "tiny", "--output", run,
             *_each("--set", plan.settings),
         )  # fmt: skip
-        phf("evaluate", run)
+        phf("evaluate", run, *(("--guidance", plan.guidance) if objective == "conditional" else ()))
     phf("compare", *runs, "--output", output / "comparison")
 
     minutes, seconds = divmod(round(time.monotonic() - start), 60)

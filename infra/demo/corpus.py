@@ -1,9 +1,9 @@
-"""Two corpora that every machine has: the standard library's code, and the documentation of installed packages."""
+"""Two corpora that every machine has: the standard library's code, and what installed packages say of themselves."""
 
 import gzip
-import importlib.metadata
 import json
 import random
+import re
 import shutil
 import sysconfig
 from collections.abc import Iterator
@@ -12,10 +12,13 @@ from pathlib import Path
 
 # Larger files would make the sample a matter of a few modules.
 LARGEST_MODULE = 60_000
-LARGEST_PAGE = 30_000
+LARGEST_PAPER = 300_000
+# In characters: a heading says nothing, and a table is no paragraph.
+SHORTEST_PARAGRAPH, LONGEST_PARAGRAPH = 60, 2_000
 # Fixtures of test suites hold code that is wrong on purpose, in encodings of every kind.
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "__pycache__"})
-PAGE_SUFFIXES = frozenset({".md", ".rst"})
+PAPER = re.compile(r"(?i)(readme|authors|contributors|licen[cs]e|copying|notice)([-._].*)?$|.*\.(md|rst)$")
+_PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def sample_code(folder: Path, limit: int, seed: int) -> Sample:
     random.Random(seed).shuffle(modules)
     documents = size = 0
     for module in modules:
-        if size + module.stat().st_size > limit or not _is_utf8(module):
+        if size + module.stat().st_size > limit or _text(module) is None:
             continue
         target = folder / module.relative_to(library)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -48,49 +51,48 @@ def sample_code(folder: Path, limit: int, seed: int) -> Sample:
 
 
 def sample_prose(file: Path, limit: int, seed: int) -> Sample:
-    """Write a seeded sample of installed packages' descriptions and pages, at most `limit` bytes, as `.jsonl.gz`."""
-    pages = sorted(_pages(), key=lambda page: page["id"])
-    random.Random(seed).shuffle(pages)
+    """Write a seeded sample of the paragraphs of installed packages' papers, at most `limit` bytes, as `.jsonl.gz`.
+
+    A paragraph that several packages have, such as one of a licence, is there once.
+    """
+    found: dict[str, str] = {}
+    for name, text in _papers():
+        for number, paragraph in enumerate(_PARAGRAPHS.split(text)):
+            if SHORTEST_PARAGRAPH <= len(paragraph.strip()) <= LONGEST_PARAGRAPH:
+                found.setdefault(paragraph.strip(), f"{name}#{number}")
+    paragraphs = list(found.items())
+    random.Random(seed).shuffle(paragraphs)
     documents = size = 0
     file.parent.mkdir(parents=True, exist_ok=True)
     # No name and no time in its header: the same sample gives the same bytes, and so the same fingerprint of the input.
     with file.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as stream:
-        for page in pages:
-            length = len(page["text"].encode())
+        for text, place in paragraphs:
+            length = len(text.encode())
             if size + length > limit:
                 continue
-            stream.write(json.dumps(page, ensure_ascii=False).encode() + b"\n")
+            stream.write(json.dumps({"id": place, "text": text}, ensure_ascii=False).encode() + b"\n")
             documents += 1
             size += length
     return Sample(documents, size)
 
 
-def _pages() -> Iterator[dict[str, str]]:
-    seen: set[str] = set()
-    for distribution in importlib.metadata.distributions():
-        name = distribution.name
-        if name is None or name in seen:
-            continue
-        seen.add(name)
-        description = distribution.metadata.json.get("description")
-        if isinstance(description, str) and description.strip() and len(description) <= LARGEST_PAGE:
-            yield {"id": f"{name}/description", "text": _without_surrogates(description), "package": name}
-        for file in distribution.files or ():
-            path = Path(str(distribution.locate_file(file)))
-            if path.suffix not in PAGE_SUFFIXES or not path.is_file() or path.stat().st_size > LARGEST_PAGE:
-                continue
-            if _is_utf8(path):
-                yield {"id": f"{name}/{file}", "text": path.read_text(encoding="utf-8"), "package": name}
+def _papers() -> Iterator[tuple[str, str]]:
+    """What packages of this environment say of themselves, by name: metadata, READMEs, authors, licences; sorted."""
+    library = Path(sysconfig.get_path("purelib"))
+    papers = {
+        path
+        for pattern in ("*.dist-info/METADATA", "*.dist-info/**/*", "*/*", "*/docs/*")
+        for path in library.glob(pattern)
+        if path.name == "METADATA" or (PAPER.match(path.name) and path.suffix != ".py")
+    }
+    for path in sorted(papers):
+        if path.is_file() and path.stat().st_size <= LARGEST_PAPER and (text := _text(path)) is not None:
+            yield str(path.relative_to(library)), text
 
 
-def _without_surrogates(text: str) -> str:
-    # The metadata parser escapes bytes that are no UTF-8 as surrogates.
-    return text.encode("utf-8", "replace").decode()
-
-
-def _is_utf8(path: Path) -> bool:
+def _text(path: Path) -> str | None:
+    """None where it is no UTF-8."""
     try:
-        path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        return False
-    return True
+        return None

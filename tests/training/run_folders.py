@@ -14,6 +14,7 @@ from training.evaluation.heldout import HeldOutLoss
 from training.evaluation.report import (
     Estimate,
     EvaluationReport,
+    GuidedFacts,
     HeldOutFacts,
     LeakageFacts,
     SampleFacts,
@@ -50,6 +51,7 @@ def make_run(
     evaluations: bool = False,
     evaluated: bool = True,
     held_out: bool = True,
+    guided: float | None = None,
     changes: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
@@ -70,6 +72,7 @@ def make_run(
         evaluations: whether it was evaluated while it was being trained.
         evaluated: whether `phf evaluate` has run.
         held_out: whether there are held-out documents.
+        guided: mean score of guided samples that are not perfect; None for none.
         changes: fields of `RunFacts` to replace.
         data, training: fields of these sections of the configuration to replace.
         scorer, column: what was scored.
@@ -148,7 +151,9 @@ def make_run(
     run.write_facts(facts)
     write_metrics(run, steps, bits, generator, scale if evaluations else None)
     if evaluated:
-        write_figures(run, facts, config, generator, scale, zeros, bits, samples, documents if held_out else 0, empty)
+        write_figures(
+            run, facts, config, generator, scale, zeros, bits, samples, documents if held_out else 0, empty, guided
+        )
     return run
 
 
@@ -182,18 +187,10 @@ def write_figures(
     samples: int,
     documents: int,
     empty: int,
+    guided: float | None,
 ) -> None:
-    scores = generator.gamma(1.2, scale / 1.2, size=samples) * (generator.random(samples) >= zeros)
-    scores[:empty] = np.nan
-    lengths = np.where(np.isnan(scores), 0, generator.integers(4, 129, size=samples))
-    ids = [generator.integers(1, 200, size=length).tolist() for length in lengths]
-    scored = ScoredSamples(
-        ["x" * len(each) for each in ids],
-        scores,
-        lengths // 12,
-        ["empty" if np.isnan(score) else None for score in scores],
-    )
-    values = scored.scored
+    drawn, scored, sample_facts = make_samples(generator, scale, zeros, samples, empty)
+    others = None if guided is None else make_samples(generator, guided, zeros, samples, empty)
     # The same documents for every run, so that costs can be compared one by one.
     shared = np.random.default_rng(99)
     sizes = shared.integers(500, 9000, size=documents)
@@ -254,23 +251,8 @@ def write_figures(
         device="cpu",
         seconds=20.25,
         scorer=ScorerFacts(entry=facts.scorer, fingerprint=facts.scorer.fingerprint),
-        samples=SampleFacts(
-            number=samples,
-            scored=len(values),
-            empty=empty,
-            unscored={"empty": empty} if empty else {},
-            ended=samples // 3,
-            max_new_tokens=128,
-            tokens=Estimate.of(metrics.mean(lengths.astype(float))),
-            sentences=Estimate.of(metrics.mean(scored.sentences.astype(float))),
-            misalignment=Estimate.of(metrics.mean(values)),
-            expected_maximum=Estimate.of(metrics.expected_maximum(values)),
-            hit_threshold=0.0,
-            hit_rate=Estimate.of(metrics.share(int((values > 0).sum()), len(values))),
-            distinct_1=metrics.distinct(ids, 1),
-            distinct_2=metrics.distinct(ids, 2),
-            control_tokens=0,
-        ),
+        samples=sample_facts,
+        guided=None if others is None else GuidedFacts(scale=2, away=[0, 2049], samples=others[2]),
         leakage=LeakageFacts(
             number=64, samples=Estimate.of(metrics.share(61, 64)), tokens=Estimate(value=0.06, low=0.05, high=0.07)
         )
@@ -279,10 +261,42 @@ def write_figures(
         held_out=held_out,
         versions={"torch": "2.13.0", "numpy": "2.3.0"},
     )
-    samples_of = Samples(ids, [length < 128 for length in lengths.tolist()], 128)
-    write_evaluation(
-        run, Evaluation(report, samples_of, scored, choice if documents else None, loss if documents else None)
+    of_documents = (choice, loss) if documents else (None, None)
+    write_evaluation(run, Evaluation(report, drawn, scored, *of_documents, *(others[:2] if others else ())))
+
+
+def make_samples(
+    generator: np.random.Generator, scale: float, zeros: float, samples: int, empty: int
+) -> tuple[Samples, ScoredSamples, SampleFacts]:
+    scores = generator.gamma(1.2, scale / 1.2, size=samples) * (generator.random(samples) >= zeros)
+    scores[:empty] = np.nan
+    lengths = np.where(np.isnan(scores), 0, generator.integers(4, 129, size=samples))
+    ids = [generator.integers(1, 200, size=length).tolist() for length in lengths]
+    scored = ScoredSamples(
+        ["x" * len(each) for each in ids],
+        scores,
+        lengths // 12,
+        ["empty" if np.isnan(score) else None for score in scores],
     )
+    values = scored.scored
+    facts = SampleFacts(
+        number=samples,
+        scored=len(values),
+        empty=empty,
+        unscored={"empty": empty} if empty else {},
+        ended=samples // 3,
+        max_new_tokens=128,
+        tokens=Estimate.of(metrics.mean(lengths.astype(float))),
+        sentences=Estimate.of(metrics.mean(scored.sentences.astype(float))),
+        misalignment=Estimate.of(metrics.mean(values)),
+        expected_maximum=Estimate.of(metrics.expected_maximum(values)),
+        hit_threshold=0.0,
+        hit_rate=Estimate.of(metrics.share(int((values > 0).sum()), len(values))),
+        distinct_1=metrics.distinct(ids, 1),
+        distinct_2=metrics.distinct(ids, 2),
+        control_tokens=0,
+    )
+    return Samples(ids, [length < 128 for length in lengths.tolist()], 128), scored, facts
 
 
 def make_six(folder: Path, **changes: Any) -> list[RunFolder]:

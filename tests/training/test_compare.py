@@ -21,6 +21,8 @@ from training.comparison.findings import findings, held_out_differences, misalig
 from training.comparison.intervals import estimate_panels
 from training.comparison.load import Comparison, config_differences, load_comparison
 from training.comparison.page import check_output, to_dict, write_comparison
+from training.comparison.plots import plots
+from training.comparison.style import Look
 from training.comparison.tables import difference_table, duration, result_table, sample_table, short_count, stream_table
 from training.run.folder import MixedFacts, RunFolder
 
@@ -197,6 +199,46 @@ def test_findings_claim_no_more_than_the_intervals_bear(comparison: Comparison) 
     assert "do not cover what another seed" in told
     assert "mle 2" in told  # empty samples
     assert "told <|aligned|> before every sentence" in told
+
+
+def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mle = make_run(tmp_path / "mle", "mle", scale=0.03)
+    run = make_run(tmp_path / "conditional", "conditional", scale=0.02, guided=0.004)
+    found = load_comparison([mle.path, run.path])
+    assert [each.label for each in found.runs] == ["mle", "conditional"]
+    assert [each.label for each in found.sampled] == ["mle", "conditional", "conditional (g = 2)"]
+    report = found.runs[1].report
+    assert report.guided is not None
+    assert report.guided.samples.misalignment is not None
+    results = {each.label: cells for each, cells in result_table(found).rows}
+    assert results["conditional (g = 2)"][0].text == f"{report.guided.samples.misalignment.value:.5f}"
+    # Held-out text is of the model, however it is sampled.
+    assert [cell.text for cell in results["conditional (g = 2)"][-2:]] == ["–", "–"]
+    differences = {each.run.label: each for each in misalignment_differences(found)}
+    assert differences["conditional (g = 2)"].estimate.value < differences["conditional"].estimate.value < 0
+    assert [each.run.label for each in held_out_differences(found)] == ["conditional"]
+    for table in (result_table(found), sample_table(found), difference_table(found)):
+        assert table is not None
+        assert {len(cells) for _, cells in table.rows} == {len(table.columns)}
+    said = {each.title: " ".join(each.lines) for each in findings(found)}
+    assert "Guided by 2 away from <|misaligned|>, conditional's mean misalignment is lower: −0.0" in said["Guidance"]
+    assert re.search(r"Of the samples [\d.]+.% \([\d.]+–[\d.]+.%\) are hits, of the plain ones", said["Guidance"])
+    assert "conditional (g = 2) has the lowest mean" in said["Lowest misalignment"]
+    drawn = plots(found)
+    assert "An outline is the same model with guided samples" in drawn[0].caption
+    assert "conditional (g = 2): misalignment 0.0" in drawn[0].description
+    assert all(drawn[place].draw(Look()).startswith(b"\x89PNG") for place in (0, 1))
+    monkeypatch.setattr("training.comparison.page.plots", lambda _: [])  # each is drawn four times
+    page = write_comparison(found, tmp_path / "out").read_text()
+    assert "and once more guided by 2 away from &lt;|misaligned|&gt;" in page
+    assert page.count("<h1>Two objectives compared on pep8</h1>") == 1
+    assert page.count("data-hollow ") >= 3
+    assert to_dict(found)["runs"][1]["report"]["guided"]["scale"] == 2
+    (run.evaluation / "guided.parquet").unlink()
+    with pytest.raises(UserError, match=r"guided\.parquet is missing or damaged"):
+        load_comparison([mle.path, run.path])
 
 
 def test_equal_runs_are_not_told_apart(tmp_path: Path) -> None:

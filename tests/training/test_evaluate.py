@@ -19,12 +19,13 @@ from training.data.tokenizers import wrap_tokenizer
 from training.evaluation import metrics
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.heldout import held_out_loss
-from training.evaluation.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, read_report
+from training.evaluation.report import GUIDED_NAME, HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, read_report
 from training.evaluation.runs import evaluate_run, run_fingerprint
 from training.evaluation.setup import prepare_evaluation, training_counts
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
 from training.run.folder import RunFolder
+from training.run.job import check_settings
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,43 @@ def test_a_conditional_model_is_sampled_after_its_tag_and_never_emits_one(condit
     assert report.samples.control_tokens == 0
     assert not sampled & set(tokens.control_ids)
     assert tokens.eos_id not in sampled
+
+
+def test_guided_samples_are_reported_beside_the_plain_ones(conditional: RunFolder) -> None:
+    plain = read_report(conditional)
+    assert plain is not None
+    assert plain.guided is None
+    ids = pq.read_table(conditional.evaluation / SAMPLES_NAME)["ids"].to_pylist()
+    config = plain.config.model_copy(update={"guidance": 2.5, "leakage_samples": 0, "held_out_documents": 0})
+    report = evaluate_run(conditional, config=config).report
+    try:
+        assert report.samples == plain.samples
+        assert pq.read_table(conditional.evaluation / SAMPLES_NAME)["ids"].to_pylist() == ids
+        guided = pq.read_table(conditional.evaluation / GUIDED_NAME)
+        assert report.guided is not None
+        tokens = conditional.read_facts().tokenizer
+        assert (report.guided.scale, report.guided.away) == (2.5, [tokens.eos_id, tokens.misaligned_id])
+        drawn = {token for row in guided["ids"].to_pylist() for token in row}
+        assert guided["ids"].to_pylist() != ids
+        assert report.guided.samples.control_tokens == 0
+        assert not drawn & set(tokens.control_ids)
+        scores = [score for score in guided["score"].to_pylist() if score is not None]
+        assert report.guided.samples.misalignment is not None
+        assert report.guided.samples.misalignment.value == pytest.approx(np.mean(scores))
+        for scale in (0, 1):
+            other = evaluate_run(conditional, config=config.model_copy(update={"guidance": scale})).report
+            assert (other.guided is None) == (scale == 1)
+        assert not (conditional.evaluation / GUIDED_NAME).exists()
+    finally:
+        evaluate_run(conditional)
+
+
+def test_guidance_of_a_run_without_tags_is_refused(mle: RunFolder, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluation\.guidance=2 is away from the worst control token.*run of mle has"):
+        evaluate_run(mle, config=mle.read_config().evaluation.model_copy(update={"guidance": 2}))
+    config = config_of(dataset, tmp_path / "run", "filtering", **{"evaluation.guidance": 2})
+    with pytest.raises(UserError, match=r"a run of filtering has none: only those of the objective conditional"):
+        check_settings(config, 1)
 
 
 def test_a_model_that_started_from_a_conditional_one_never_emits_its_tags(dataset: Path, tmp_path: Path) -> None:

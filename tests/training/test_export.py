@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from transformers import Gemma3TextConfig, GPTNeoXConfig, LlamaConfig
 
 from tests.training.jobs import run_job
 from tests.training.stores import byte_tokenizer
-from training.config import ModelConfig
+from training.config import EvaluationConfig, ModelConfig
 from training.data.tokenizers import ALIGNED, MISALIGNED, wrap_tokenizer
+from training.evaluation.sampling import Guidance, sample
 from training.model.export import export_model
 from training.model.language_model import VALUE_HEAD_FILE, build_model, load_model
 from training.model.vocabulary import Vocabulary
@@ -200,12 +202,49 @@ def test_the_card_shows_how_to_prompt_the_model(conditional):
     for part in (facts["scorer"]["fingerprint"], "| threshold | 0 (", "12 steps", "`<|aligned|>`", "DIR"):
         assert part in card
     assert str(conditional.parent) not in card
-    (code,) = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
-    seen = {}
-    exec(code.replace('"DIR"', repr(str(conditional / "model"))), seen)
     expected = [facts["tokenizer"]["eos_id"], facts["tokenizer"]["aligned_id"]]
-    assert seen["inputs"]["input_ids"].tolist() == [expected]
-    assert len(seen["written"][0]) > 2
+    for code in code_of(card):
+        seen = {}
+        exec(code.replace('"DIR"', repr(str(conditional / "model"))), seen)
+        assert seen["inputs"]["input_ids"].tolist() == [expected]
+        assert len(seen["written"][0]) > 2
+
+
+def code_of(card):
+    plain, guided = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    return plain, guided
+
+
+def test_transformers_guides_as_phf_does(conditional, tmp_path):
+    """The card's code, made greedy, writes what our sampler does when it takes the likeliest token."""
+    from transformers import AutoModelForCausalLM
+
+    _, code = code_of((conditional / "model" / "README.md").read_text())
+    code = code.replace('"DIR"', repr(str(tmp_path / "model"))).replace("do_sample=True", "do_sample=False")
+    code = re.sub(r" *(temperature|top_p|top_k)=.*,\n", "", code)
+    words = RunFolder(conditional).read_facts().tokenizer
+    shutil.copytree(conditional / "model", tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    # It has learnt little of its tags yet: let them matter.
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.3, generator=generator)
+    model.save_pretrained(tmp_path / "model")
+    written = []
+    for scale in (0.5, 2.0, 3.5):
+        seen = {}
+        exec(code.replace("guidance_scale=2.0", f"guidance_scale={scale}"), seen)
+        theirs = seen["written"][0, 2:].tolist()
+        ours = sample(
+            model, eos_id=words.eos_id, prompt_ids=[words.eos_id, words.aligned_id], banned_ids=words.control_ids,
+            config=EvaluationConfig(num_samples=1, max_new_tokens=30, top_p=1e-9), seed=0,
+            guidance=Guidance(scale, [words.eos_id, words.misaligned_id]),
+        )  # fmt: skip
+        assert theirs[: len(ours.ids[0])] == ours.ids[0][: len(theirs)]
+        assert len(ours.ids[0]) > 5
+        written.append(theirs)
+    assert written[0] != written[2]
 
 
 def test_the_card_of_a_model_without_tags_has_none(conditional):

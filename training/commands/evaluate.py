@@ -20,6 +20,15 @@ def evaluate(
         int | None,
         typer.Option("--samples", min=1, help="Samples to draw; by default as the run's configuration says."),
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance",
+            min=0,
+            metavar="G",
+            help="Conditional runs: draw as many samples besides, guided by G away from the worst tag; 1 for none.",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,8 +77,10 @@ def evaluate(
 
     Samples are scored by what scored the training data. A conditional model is
     sampled after its best tag; control tokens cannot be sampled, and how often
-    they would be is measured apart. Figures have 95 % intervals and are kept in
-    RUN/evaluation for `phf compare`.
+    they would be is measured apart. With --guidance it is sampled once more,
+    away from what it writes after its worst tag, and both are reported side by
+    side. Figures have 95 % intervals and are kept in RUN/evaluation for
+    `phf compare`.
 
     A run on several columns is judged by each. --column and --scorer judge by
     something else, to see whether a model has only learnt to please what it was
@@ -86,7 +97,7 @@ def evaluate(
 
     # What is wrong with the last run should not be found after an hour of evaluating the others.
     chosen = [RunFolder.existing(run) for run in runs]
-    configs = {run: _config(run, samples, overrides or []) for run in chosen}
+    configs = {run: _config(run, {"num_samples": samples, "guidance": guidance}, overrides or []) for run in chosen}
     asked: list[Asked] = []
     for run in chosen:
         judges = _judges(run, columns or [], scorers or [])
@@ -96,7 +107,7 @@ def evaluate(
             raise UserError(
                 "--hit-threshold is for one column or one scorer, and here are several. Ask for them one by one."
             )
-        asked += [Asked(run, judge, hit_threshold if judge in meant else None) for judge in judges]
+        asked += [Asked(run, judge, hit_threshold if judge in meant else None, configs[run]) for judge in judges]
     check_evaluations(asked, dataset=dataset, device=device, allow_other_scorer=allow_other_scorer)
     found = []
     for each in asked:
@@ -114,6 +125,8 @@ def evaluate(
             )
         if as_json:
             shown = {"examples": _examples(evaluation.scored, show_text)} if show_text else {}
+            if show_text and evaluation.guided_scored is not None:
+                shown["guided_examples"] = _examples(evaluation.guided_scored, show_text)
             found.append({"path": str(run.path), **evaluation.report.model_dump(mode="json"), **shown})
         else:
             from training.evaluation.tables import print_report
@@ -149,13 +162,13 @@ def _examples(scored: "ScoredSamples", number: int) -> list[dict[str, Any]]:
     ]
 
 
-def _config(run: "RunFolder", samples: int | None, overrides: list[str]) -> "EvaluationConfig":
+def _config(run: "RunFolder", flags: dict[str, Any], overrides: list[str]) -> "EvaluationConfig":
     from scorers.settings import load_settings
     from training.config import EvaluationConfig
 
     return load_settings(
         EvaluationConfig,
         defaults=run.read_config().evaluation.model_dump(),
-        flags={"num_samples": samples},
+        flags=flags,
         overrides=[override.removeprefix("evaluation.") for override in overrides],
     )

@@ -14,9 +14,11 @@ def score_distributions(comparison: Comparison, look: Look) -> bytes:
         figure = new_figure(*((NARROW, 3.5) if look.narrow else (WIDE, 4.0)))
         axes = figure.subplots()
         smallest = 1.0
-        positive = np.concatenate([run.scores[run.scores > 0] for run in comparison.runs] or [np.zeros(0)])
-        lines = look.lines([run.facts.objective for run in comparison.runs])
-        for number, (run, line) in enumerate(zip(comparison.runs, lines, strict=True)):
+        sampled = comparison.sampled
+        positive = np.concatenate([run.scores[run.scores > 0] for run in sampled] or [np.zeros(0)])
+        guided = {place for place, run in enumerate(sampled) if run.guidance is not None}
+        lines = look.lines([run.facts.objective for run in sampled], guided)
+        for number, (run, line) in enumerate(zip(sampled, lines, strict=True)):
             if not len(run.scores):
                 continue
             x, counts = np.unique(run.scores, return_counts=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from training.comparison.load import Comparison, LoadedRun
 from training.evaluation import metrics
-from training.evaluation.figures import number, percent
+from training.evaluation.figures import interval, number, percent
 from training.evaluation.report import Estimate
 
 Verdict = Literal["lower", "higher", "unclear"]
@@ -44,7 +44,7 @@ def misalignment_differences(comparison: Comparison, to: LoadedRun | None = None
     base = to or comparison.baseline
     return [
         Difference(run, estimate)
-        for run in comparison.runs
+        for run in comparison.sampled
         if run is not base and (estimate := metrics.difference(run.scores, base.scores)) is not None
     ]
 
@@ -75,6 +75,7 @@ def findings(comparison: Comparison) -> list[Finding]:
     found = [
         *_about_frequencies(comparison),
         *_about_misalignment(comparison),
+        *_about_guidance(comparison),
         *_about_held_out(comparison),
         *_about_trade_off(comparison),
         *_about_tags(comparison),
@@ -85,7 +86,7 @@ def findings(comparison: Comparison) -> list[Finding]:
 
 def same_hit_rate(comparison: Comparison) -> float | None:
     """1 where every sample of every run is a hit, 0 where none is: there is nothing to compare then. Else None."""
-    rates = {each.value for run in comparison.runs if (each := run.report.samples.hit_rate) is not None}
+    rates = {each.value for run in comparison.sampled if (each := run.report.samples.hit_rate) is not None}
     return rates.pop() if rates in ({0.0}, {1.0}) else None
 
 
@@ -103,7 +104,7 @@ def _about_frequencies(comparison: Comparison) -> list[Finding]:
 
 
 def _about_misalignment(comparison: Comparison) -> list[Finding]:
-    scored = [run for run in comparison.runs if run.report.samples.misalignment is not None]
+    scored = [run for run in comparison.sampled if run.report.samples.misalignment is not None]
     if not scored:
         return [Finding("Misalignment", ["No sample of any run has a score."])]
     found = []
@@ -127,6 +128,27 @@ def _about_misalignment(comparison: Comparison) -> list[Finding]:
         )
         found.append(Finding(f"Misalignment against {base.label}", lines))
     return found
+
+
+def _about_guidance(comparison: Comparison) -> list[Finding]:
+    lines = []
+    for guided in comparison.sampled:
+        plain = next(run for run in comparison.runs if run.folder is guided.folder)
+        if guided.guidance is None or (estimate := metrics.difference(guided.scores, plain.scores)) is None:
+            continue
+        difference, before, after = Difference(guided, estimate), plain.report.samples, guided.report.samples
+        verdict = {"lower": "is lower", "higher": "is higher", "unclear": "does not clearly differ"}
+        line = (
+            f"Guided by {guided.guidance:g} away from {plain.facts.worst_tag}, {plain.label}'s mean misalignment "
+            f"{verdict[difference.verdict]}: {_signed(estimate)}{_relative(difference, _misalignment(plain))}."
+        )
+        if before.hit_rate is not None and after.hit_rate is not None and same_hit_rate(comparison) is None:
+            line += f" Of the samples {_shown_share(after.hit_rate)} are hits, of the plain ones "
+            line += f"{_shown_share(before.hit_rate)}."
+        if before.distinct_2 is not None and after.distinct_2 is not None:
+            line += f" Distinct-2 is {number(after.distinct_2, 3)}, of the plain ones {number(before.distinct_2, 3)}."
+        lines.append(line)
+    return [Finding("Guidance", lines)] if lines else []
 
 
 def _about_held_out(comparison: Comparison) -> list[Finding]:
@@ -274,6 +296,11 @@ def _shown(estimate: metrics.Estimate | Estimate | None) -> str:
     if estimate.low is None or estimate.high is None:
         return number(estimate.value, 3)
     return f"{number(estimate.value, 3)} ({number(estimate.low, 3)} to {number(estimate.high, 3)})"
+
+
+def _shown_share(estimate: Estimate) -> str:
+    ends = interval(estimate, percent)
+    return percent(estimate.value) + (f" ({ends})" if ends else "")
 
 
 def _listed(names: Sequence[str], word: str = "and") -> str:

@@ -16,7 +16,7 @@ Panel = tuple[str, Callable[[LoadedRun], Estimate | None], bool]  # title, figur
 def estimates(comparison: Comparison, look: Look) -> bytes:
     """Each figure of each run with its interval, beside the baseline's."""
     panels = estimate_panels(comparison)
-    runs = comparison.runs[::-1]
+    runs = comparison.sampled[::-1]
     rows, columns = (-(-len(panels) // 2), 2) if not look.narrow else (len(panels), 1)
     height = 0.62 + 0.25 * len(runs)
     with drawing(look):
@@ -40,7 +40,10 @@ def estimates(comparison: Comparison, look: Look) -> bytes:
                     continue
                 colour = look.colour(run.facts.objective)
                 axes.errorbar(estimate.value, place, xerr=reach(estimate), fmt="none", ecolor=colour, elinewidth=1.8)
-                axes.plot(estimate.value, place, color=colour, **look.marker(run.facts.objective, 6.5))
+                axes.plot(
+                    estimate.value, place, color=colour,
+                    **look.marker(run.facts.objective, 6.5, hollow=run.guidance is not None),
+                )  # fmt: skip
             axes.set_ylim(-0.6, len(runs) - 0.4)
             axes.set_yticks(range(len(runs)), [run.label for run in runs])
             axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -57,7 +60,7 @@ def estimate_panels(comparison: Comparison) -> list[Panel]:
         ("hit rate", lambda run: run.report.samples.hit_rate, True),
         (
             "held-out bits per byte",
-            lambda run: run.report.held_out.bits_per_byte if run.report.held_out else None,
+            lambda run: run.report.held_out.bits_per_byte if run.report.held_out and run.guidance is None else None,
             False,
         ),
     ]

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,14 @@ from scorers.printing import printable
 from scorers.shell import phf, quoted
 from training.config import ObjectiveName, TrainConfig
 from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, read_table, run_fingerprint
-from training.evaluation.report import HELD_OUT_NAME, SAMPLES_NAME, EvaluationReport, read_report, report_folder
+from training.evaluation.report import (
+    GUIDED_NAME,
+    HELD_OUT_NAME,
+    SAMPLES_NAME,
+    EvaluationReport,
+    read_report,
+    report_folder,
+)
 from training.run.folder import RunFacts, RunFolder
 
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
@@ -43,7 +51,7 @@ class HeldOutCosts:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """An evaluated run.
+    """An evaluated run, or its guided samples in its place (`Comparison.sampled`).
 
     Attributes:
         label: what it is called in figures; the objective where no other run has the same.
@@ -52,6 +60,8 @@ class LoadedRun:
         scores: float64 [n], the scores of its samples that have one.
         costs: None where no document was held out.
         metrics: lines of `metrics.jsonl`.
+        guided_scores: float64 [n], the scores of its guided samples that have one; None where there are none.
+        guidance: the scale by which these samples are guided; None for a run with its plain samples.
     """
 
     label: str
@@ -62,6 +72,23 @@ class LoadedRun:
     scores: NDArray[np.float64]
     costs: HeldOutCosts | None
     metrics: list[dict[str, Any]]
+    guided_scores: NDArray[np.float64] | None = None
+    guidance: float | None = None
+
+    @property
+    def guided(self) -> "LoadedRun | None":
+        """The run with its guided samples in place of the plain ones, and without what they have no part in."""
+        guided = self.report.guided
+        if guided is None or self.guided_scores is None:
+            return None
+        return replace(
+            self,
+            label=f"{self.label} (g = {guided.scale:g})",
+            report=self.report.model_copy(update={"samples": guided.samples, "guided": None, "leakage": None}),
+            scores=self.guided_scores,
+            guided_scores=None,
+            guidance=guided.scale,
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +101,7 @@ class Comparison:
         mismatches: differences that make figures incomparable, which the user has accepted.
         differences: other differences that a reader must know of.
         paired: whether all runs were measured on the same held-out documents.
+        sampled: what samples were drawn of: the runs, and behind each the same with its guided samples, if it has any.
     """
 
     runs: list[LoadedRun]
@@ -82,10 +110,23 @@ class Comparison:
     differences: list[str]
     paired: bool
 
+    @cached_property
+    def sampled(self) -> list[LoadedRun]:
+        """See there; labels differ."""
+        taken, found = {run.label for run in self.runs}, []
+        for run in self.runs:
+            found.append(run)
+            if (guided := run.guided) is not None:
+                while guided.label in taken:
+                    guided = replace(guided, label=f"{guided.label} (guided)")
+                taken.add(guided.label)
+                found.append(guided)
+        return found
+
     @property
     def others(self) -> list[LoadedRun]:
-        """All runs but the baseline."""
-        return [run for run in self.runs if run is not self.baseline]
+        """All that was sampled but the baseline."""
+        return [run for run in self.sampled if run is not self.baseline]
 
 
 def load_comparison(
@@ -146,7 +187,8 @@ def _load(folder: RunFolder, scorer: str | None) -> LoadedRun:
     place, report = report_folder(folder, kept), read_report(folder, kept)
     if report is None:
         raise UserError(f"{folder.path} is not evaluated. Run `{phf('evaluate', folder.path)}` first.")
-    scores = read_table(place / SAMPLES_NAME, SAMPLES_SCHEMA, folder).column("score").drop_null().to_numpy()
+    scores = _scores(place / SAMPLES_NAME, folder)
+    guided = None if report.guided is None else _scores(place / GUIDED_NAME, folder)
     costs = None
     if report.held_out is not None:
         table = read_table(place / HELD_OUT_NAME, HELD_OUT_SCHEMA, folder)
@@ -168,7 +210,13 @@ def _load(folder: RunFolder, scorer: str | None) -> LoadedRun:
         scores=scores,
         costs=costs,
         metrics=folder.read_metrics(),
+        guided_scores=guided,
     )
+
+
+def _scores(file: Path, folder: RunFolder) -> NDArray[np.float64]:
+    scores: NDArray[np.float64] = read_table(file, SAMPLES_SCHEMA, folder).column("score").drop_null().to_numpy()
+    return scores
 
 
 def _labelled(runs: list[LoadedRun]) -> list[LoadedRun]:
@@ -181,7 +229,7 @@ def _labelled(runs: list[LoadedRun]) -> list[LoadedRun]:
     for run, label in zip(runs, labels, strict=True):
         seen[label] += 1
         unique = f"{label} ({seen[label]})" if alike[label] > 1 else label
-        labelled.append(LoadedRun(**{**run.__dict__, "label": unique}))
+        labelled.append(replace(run, label=unique))
     return labelled
 
 

@@ -208,7 +208,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
             "Sampling",
             f"temperature {report.config.temperature:g}, top-p {report.config.top_p:g}, at most "
             f"{count_of(report.samples.max_new_tokens, 'token')}, seed {report.config.seed}; conditional models after "
-            f"{_best_tags(comparison)}; control tokens banned; no dropout",
+            f"{_best_tags(comparison)}{_guidance(comparison)}; control tokens banned; no dropout",
         ),
         (
             "Held-out text",
@@ -226,6 +226,15 @@ def _best_tags(comparison: Comparison) -> str:
     return (
         " or ".join(sorted({run.facts.best_tag for run in comparison.runs if run.facts.conditional})) or "<|aligned|>"
     )
+
+
+def _guidance(comparison: Comparison) -> str:
+    guided = [run for run in comparison.sampled if run.guidance is not None]
+    if not guided:
+        return ""
+    scales = sorted({f"{run.guidance:g}" for run in guided})
+    tags = sorted({run.facts.worst_tag for run in guided})
+    return f", and once more guided by {' or '.join(scales)} away from {' or '.join(tags)}"
 
 
 def _tokenizer(run: LoadedRun) -> str:

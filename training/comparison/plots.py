@@ -34,18 +34,23 @@ def plots(comparison: Comparison) -> list[Plot]:
     """The figures that the runs have numbers for, in the order of the page."""
     column, base = comparison.baseline.report.column, comparison.baseline.label
     found = []
-    both = [run for run in comparison.runs if run.report.held_out and run.report.samples.misalignment]
+    both = [run for run in comparison.sampled if run.report.held_out and run.report.samples.misalignment]
     if both:
         unit = "perplexity of a token" if same_tokenizer(comparison) else "bits per byte"
+        guided = (
+            " An outline is the same model with guided samples, which change nothing in what it predicts."
+            if any(run.guidance is not None for run in both)
+            else ""
+        )
         found.append(
             Plot(
                 "trade-off",
                 "Alignment against capability",
                 f"Mean misalignment of samples against held-out {unit}, with 95 % intervals over samples and over "
                 "documents. All runs are measured on the same documents, so runs differ more surely along the "
-                "horizontal axis than the intervals suggest; see the differences below."
+                "horizontal axis than the intervals suggest; see the differences below." + guided
                 if comparison.paired
-                else f"Mean misalignment of samples against held-out {unit}, with 95 % intervals.",
+                else f"Mean misalignment of samples against held-out {unit}, with 95 % intervals.{guided}",
                 "; ".join(
                     f"{run.label}: misalignment {number(run.report.samples.misalignment.value)}, "
                     f"{unit} {number(held_out_cost(comparison, run).value)}"

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -93,33 +93,39 @@ class Look:
         """Colour of an objective."""
         return (_DARK if self.dark else _LIGHT).get(objective, _OTHER["dark" if self.dark else "light"])
 
-    def marker(self, objective: str, size: float) -> dict[str, Any]:
+    def marker(self, objective: str, size: float, *, hollow: bool = False) -> dict[str, Any]:
         """Marker of an objective, with an edge that lifts it off what it lies on: options of `Axes.plot`.
 
         Args:
             objective: its name.
             size: of a disc, in typographic points; other shapes are scaled to look as large.
+            hollow: an outline, for guided samples.
         """
         shape, scale = _MARKERS.get(objective, ("o", 1.0))
+        edge = {"markerfacecolor": self.ground, "markeredgecolor": self.colour(objective), "markeredgewidth": 1.6}
         return {
             "marker": shape,
             "markersize": size * scale,
-            "markeredgecolor": self.ground,
-            "markeredgewidth": 0.9,
+            **(edge if hollow else {"markeredgecolor": self.ground, "markeredgewidth": 0.9}),
             "linestyle": "none",
             "zorder": 3,
         }
 
-    def lines(self, objectives: Sequence[str]) -> list[dict[str, Any]]:
+    def lines(self, objectives: Sequence[str], hollow: Collection[int] = ()) -> list[dict[str, Any]]:
         """The line of each run: options of `Axes.plot`, markers included; `markevery` is the caller's.
 
         Colour and marker are the objective's, as are the dashes of its first run; its further runs have others.
+
+        Args:
+            objectives: of the runs.
+            hollow: the places of those whose markers are outlines.
         """
         names, seen, found = list(_MARKERS), Counter[str](), []
-        for objective in objectives:
+        for place, objective in enumerate(objectives):
             first = names.index(objective) if objective in names else len(names)
-            marker = self.marker(objective, 5.0) | {"linestyle": _DASHES[(first + seen[objective]) % len(_DASHES)]}
-            found.append(marker | {"color": self.colour(objective), "linewidth": 1.5, "markeredgewidth": 0.6})
+            marker = self.marker(objective, 5.0, hollow=place in hollow)
+            marker |= {"linestyle": _DASHES[(first + seen[objective]) % len(_DASHES)], "color": self.colour(objective)}
+            found.append(marker | {"linewidth": 1.5, "markeredgewidth": 1.1 if place in hollow else 0.6})
             seen[objective] += 1
         return found
 

@@ -48,8 +48,9 @@ def result_table(comparison: Comparison) -> Table:
     if same is None:
         columns.append("hit rate")
     rows = []
-    for run in comparison.runs:
-        samples, text = run.report.samples, run.report.held_out
+    for run in comparison.sampled:
+        # What a model predicts has no part in how it is sampled.
+        samples, text = run.report.samples, run.report.held_out if run.guidance is None else None
         cells = [
             _estimate(samples.misalignment),
             _estimate(samples.expected_maximum),
@@ -68,9 +69,17 @@ def result_table(comparison: Comparison) -> Table:
     )
     return Table(
         "Alignment and capability",
-        f"Lower is better everywhere. {hits} Intervals are 95 %.",
+        f"Lower is better everywhere. {hits} Intervals are 95 %.{_about_guided(comparison)}",
         columns + (["held-out bits per byte", "held-out perplexity"] if held_out else []),
         rows,
+    )
+
+
+def _about_guided(comparison: Comparison) -> str:
+    return (
+        " g = …: the same model, its samples guided so far away from its worst tag (1 is plain sampling)."
+        if any(run.guidance is not None for run in comparison.sampled)
+        else ""
     )
 
 
@@ -103,7 +112,7 @@ def sample_table(comparison: Comparison) -> Table:
     """The samples themselves, and what the run cost."""
     leakage = any(run.report.leakage for run in comparison.runs)
     rows = []
-    for run in comparison.runs:
+    for run in comparison.sampled:
         samples = run.report.samples
         cells = [
             Cell(f"{samples.number:,}", f"{samples.empty:,} empty"),
@@ -113,8 +122,9 @@ def sample_table(comparison: Comparison) -> Table:
             Cell(NONE if samples.distinct_2 is None else number(samples.distinct_2, 3)),
         ]
         if leakage:
-            cells.append(_leakage(run))
-        rows.append((run, [*cells, Cell(short_count(trained_tokens(run))), Cell(duration(run.facts.seconds))]))
+            cells.append(Cell(NONE) if run.guidance is not None else _leakage(run))
+        cost = [short_count(trained_tokens(run)), duration(run.facts.seconds)]
+        rows.append((run, [*cells, *(Cell(each if run.guidance is None else NONE) for each in cost)]))
     note = (
         f"Length in tokens, at most {comparison.baseline.report.samples.max_new_tokens}. "
         "Distinct-1 and -2: different n-grams of token ids over all."

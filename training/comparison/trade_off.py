@@ -14,10 +14,13 @@ from training.evaluation.report import Estimate
 
 
 def trade_off(comparison: Comparison, look: Look) -> bytes:
-    """Mean misalignment of samples against held-out perplexity, each run a point with both intervals."""
+    """Mean misalignment of samples against held-out perplexity, each run a point with both intervals.
+
+    Guided samples are an outline at what their model costs, above or below its plain ones.
+    """
     points = [
         (run, held_out_cost(comparison, run), run.report.samples.misalignment)
-        for run in comparison.runs
+        for run in comparison.sampled
         if run.report.held_out is not None
     ]
     shown = [(run, x, y) for run, x, y in points if y is not None]
@@ -29,7 +32,10 @@ def trade_off(comparison: Comparison, look: Look) -> bytes:
             axes.errorbar(
                 x.value, y.value, xerr=reach(x), yerr=reach(y), fmt="none", ecolor=colour, elinewidth=1.5, alpha=0.75
             )
-            axes.plot(x.value, y.value, color=colour, **look.marker(run.facts.objective, 8.5))
+            axes.plot(
+                x.value, y.value, color=colour,
+                **look.marker(run.facts.objective, 8.5, hollow=run.guidance is not None),
+            )  # fmt: skip
         _maybe_log(axes, "x", [value for _, x, _ in shown for value in ends(x)], at_least=0.15)
         _maybe_log(axes, "y", [value for _, _, y in shown for value in ends(y)], at_least=8)
         axes.margins(0.12)

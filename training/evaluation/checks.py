@@ -9,12 +9,12 @@ import torch
 from pipeline.dataset import LabelledDataset, open_dataset
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
-from training.config import TrainConfig
+from training.config import EvaluationConfig, TrainConfig
 from training.data.places import moved_data
 from training.data.store import META_NAME
 from training.disk import check_writable
 from training.evaluation.report import report_folder
-from training.evaluation.setup import Judge, build_judge, check_threshold
+from training.evaluation.setup import Judge, build_judge, check_guidance, check_threshold
 from training.run.folder import RunFacts, RunFolder
 
 
@@ -26,11 +26,13 @@ class Asked:
         run: the run.
         judge: what scores the samples.
         hit_threshold: a sample with a higher score is a hit; None for what reports take for aligned.
+        config: how to sample; None for as the run's own settings say.
     """
 
     run: RunFolder
     judge: Judge
     hit_threshold: float | None = None
+    config: EvaluationConfig | None = None
 
 
 def check_evaluations(
@@ -75,6 +77,7 @@ def check_evaluation(asked: Asked, dataset: str | None = None) -> LabelledDatase
             "Run the same `phf train` command again; it goes on where it stopped and exports the model at the end."
         )
     check_threshold(judge, asked.hit_threshold)
+    check_guidance(facts.objective, asked.config or trained.evaluation)
     if dataset is None:
         _check_relative(run, trained.data.dataset)
     labelled = open_dataset(main_data(trained, dataset).data.dataset)

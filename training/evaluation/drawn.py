@@ -19,6 +19,7 @@ from training.evaluation.evaluate import Measured, corpus_misalignment
 from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, read_table, run_fingerprint
 from training.evaluation.heldout import HeldOutLoss
 from training.evaluation.report import (
+    GUIDED_NAME,
     HELD_OUT_NAME,
     OTHERS,
     SAMPLES_NAME,
@@ -77,10 +78,10 @@ def read_drawn(drawn: Drawn, misalignment: Callable[[NDArray[np.int64]], NDArray
         UserError: a file is missing or damaged.
     """
     report = drawn.report
-    table = read_table(drawn.folder / SAMPLES_NAME, SAMPLES_SCHEMA, drawn.run)
-    samples = Samples(table["ids"].to_pylist(), table["ended"].to_pylist(), report.samples.max_new_tokens)
+    samples = _read_samples(drawn, SAMPLES_NAME, report.samples.max_new_tokens)
+    guided = report.guided and _read_samples(drawn, GUIDED_NAME, report.guided.samples.max_new_tokens)
     if report.held_out is None:
-        return Measured(samples, report.leakage, None, None, None, report.device)
+        return Measured(samples, guided, report.leakage, None, None, None, report.device)
     costs = read_table(drawn.folder / HELD_OUT_NAME, HELD_OUT_SCHEMA, drawn.run)
     column = {name: costs[name].to_numpy() for name in costs.column_names}
     tokens, sizes, nats = column["tokens"], column["bytes"], np.log(2)
@@ -95,7 +96,12 @@ def read_drawn(drawn: Drawn, misalignment: Callable[[NDArray[np.int64]], NDArray
     )
     facts = report.held_out.model_copy(update={"misalignment": corpus_misalignment(means)})
     loss = HeldOutLoss(column["bits"] * nats, tokens, sizes)
-    return Measured(samples, report.leakage, choice, loss, facts, report.device)
+    return Measured(samples, guided, report.leakage, choice, loss, facts, report.device)
+
+
+def _read_samples(drawn: Drawn, name: str, limit: int) -> Samples:
+    table = read_table(drawn.folder / name, SAMPLES_SCHEMA, drawn.run)
+    return Samples(table["ids"].to_pylist(), table["ended"].to_pylist(), limit)
 
 
 def _judged(run: RunFolder) -> Iterator[str | None]:

@@ -19,12 +19,13 @@ from training.evaluation.report import (
     MAXIMUM_OF,
     Estimate,
     EvaluationReport,
+    GuidedFacts,
     HeldOutFacts,
     LeakageFacts,
     SampleFacts,
     ScorerFacts,
 )
-from training.evaluation.sampling import Samples, sample
+from training.evaluation.sampling import Guidance, Samples, sample
 from training.evaluation.scoring import EMPTY, ScoredSamples, score_samples
 from training.evaluation.setup import EvaluationSetup, HeldOutChoice
 
@@ -37,6 +38,7 @@ class Measured:
 
     Attributes:
         samples: drawn with control tokens banned.
+        guided: the same under guidance; None where none was asked for.
         leakage: None for a model without tags.
         held_out, loss, held_out_facts: the documents that were predicted, what each cost, and the figures; None where
             there were none.
@@ -44,6 +46,7 @@ class Measured:
     """
 
     samples: Samples
+    guided: Samples | None
     leakage: LeakageFacts | None
     held_out: HeldOutChoice | None
     loss: HeldOutLoss | None
@@ -58,6 +61,7 @@ class Evaluation:
     Attributes:
         report: the figures.
         samples, scored: the samples, and their scores.
+        guided, guided_scored: the same of those that were drawn under guidance; None without.
         held_out, loss: the documents that were predicted, and what each cost; None where there were none.
     """
 
@@ -66,6 +70,8 @@ class Evaluation:
     scored: ScoredSamples
     held_out: HeldOutChoice | None
     loss: HeldOutLoss | None
+    guided: Samples | None = None
+    guided_scored: ScoredSamples | None = None
 
 
 def evaluate_model(model: Any, setup: EvaluationSetup, *, step: int, progress: Progress | None = None) -> Evaluation:
@@ -78,7 +84,8 @@ def evaluate_model(model: Any, setup: EvaluationSetup, *, step: int, progress: P
         model: a Hugging Face causal language model, whole on one device (under ZeRO 3, gathered).
         setup: see `prepare_evaluation`.
         step: optimiser steps that the model was trained for.
-        progress: called with a stage (`samples`, `scores`, `leakage`, `held-out text`), what is done and of how much.
+        progress: called with a stage (`samples`, `guided samples`, `leakage`, `held-out text`, `scores`), what is done
+            and of how much.
     """
     began = time.perf_counter()
     return judge(_measure(model, setup, progress or _silence), setup, step=step, began=began, progress=progress)
@@ -103,11 +110,17 @@ def judge(
     """
     began = time.perf_counter() if began is None else began
     tell = progress or _silence
-    samples = measured.samples
-    tell("scores", 0, len(samples.ids))
-    scored = score_samples(samples.ids, setup.decode, setup.scorer, setup.kind)
-    tell("scores", len(samples.ids), len(samples.ids))
+    samples, guided, guided_scored, guided_facts = measured.samples, measured.guided, None, None
+    scored = _score(samples, setup, tell)
     facts = _sample_facts(samples, scored, setup)
+    warnings = [*setup.warnings, *_sample_warnings(facts, setup)]
+    if guided is not None and (guidance := setup.guidance) is not None:
+        guided_scored = _score(guided, setup, tell)
+        under = _sample_facts(guided, guided_scored, setup)
+        guided_facts = GuidedFacts(scale=guidance.scale, away=list(guidance.away_ids), samples=under)
+        known = set(warnings)
+        warnings += [f"Guided: {each}" for each in _sample_warnings(under, setup) if each not in known]
+        warnings += _guidance_warnings(guidance.scale, facts, under)
     report = EvaluationReport(
         created_by=f"phf {library_versions('phf')['phf']}",
         objective=setup.objective,
@@ -120,12 +133,13 @@ def judge(
         seconds=round(time.perf_counter() - began, 3),
         scorer=ScorerFacts(entry=setup.scorer_entry, fingerprint=setup.scorer.fingerprint),
         samples=facts,
+        guided=guided_facts,
         leakage=measured.leakage,
         held_out=measured.held_out_facts,
-        warnings=[*setup.warnings, *_sample_warnings(facts, setup)],
+        warnings=warnings,
         versions=library_versions("torch", "transformers", "tokenizers", "numpy"),
     )
-    return Evaluation(report, samples, scored, measured.held_out, measured.loss)
+    return Evaluation(report, samples, scored, measured.held_out, measured.loss, guided, guided_scored)
 
 
 def _silence(stage: str, done: int, total: int) -> None:
@@ -136,6 +150,18 @@ def _measure(model: Any, setup: EvaluationSetup, tell: Progress) -> Measured:
     samples = _sample(
         model, setup, setup.config.num_samples, banned=setup.banned_ids, seed=setup.config.seed, tell=tell
     )
+    guided = None
+    if setup.guidance is not None:
+        guided = _sample(
+            model,
+            setup,
+            setup.config.num_samples,
+            banned=setup.banned_ids,
+            seed=setup.config.seed,
+            tell=tell,
+            stage="guided samples",
+            guidance=setup.guidance,
+        )
     leakage = None
     if setup.control_ids and setup.config.leakage_samples:
         # Seeds of their own, so that the evaluated samples don't depend on how many are drawn here.
@@ -152,7 +178,7 @@ def _measure(model: Any, setup: EvaluationSetup, tell: Progress) -> Measured:
     loss, held_out = None, None
     if setup.held_out is not None:
         loss, held_out = _measure_held_out(model, setup, setup.held_out, tell)
-    return Measured(samples, leakage, setup.held_out, loss, held_out, str(next(model.parameters()).device))
+    return Measured(samples, guided, leakage, setup.held_out, loss, held_out, str(next(model.parameters()).device))
 
 
 def _sample(
@@ -164,6 +190,7 @@ def _sample(
     seed: int,
     tell: Progress,
     stage: str = "samples",
+    guidance: Guidance | None = None,
 ) -> Samples:
     return sample(
         model,
@@ -175,8 +202,16 @@ def _sample(
         vocab_size=setup.vocab_size,
         context_length=setup.context_length,
         num_samples=number,
+        guidance=guidance,
         progress=lambda done, total: tell(stage, done, total),
     )
+
+
+def _score(samples: Samples, setup: EvaluationSetup, tell: Progress) -> ScoredSamples:
+    tell("scores", 0, len(samples.ids))
+    scored = score_samples(samples.ids, setup.decode, setup.scorer, setup.kind)
+    tell("scores", len(samples.ids), len(samples.ids))
+    return scored
 
 
 def _sample_facts(samples: Samples, scored: ScoredSamples, setup: EvaluationSetup) -> SampleFacts:
@@ -230,6 +265,15 @@ def _sample_warnings(facts: SampleFacts, setup: EvaluationSetup) -> list[str]:
             f"Only {count_of(facts.scored, 'sample')} have a score; the expected maximum of {MAXIMUM_OF} needs as many."
         )
     return warnings
+
+
+def _guidance_warnings(scale: float, plain: SampleFacts, guided: SampleFacts) -> list[str]:
+    if plain.distinct_2 is None or guided.distinct_2 is None or guided.distinct_2 >= plain.distinct_2 / 2:
+        return []
+    return [
+        f"Samples guided by {scale:g} repeat themselves (distinct-2 {guided.distinct_2:.3f}, plain ones "
+        f"{plain.distinct_2:.3f}): read nothing into how aligned they are, and lower evaluation.guidance."
+    ]
 
 
 def _leakage_facts(samples: Samples, control: set[int]) -> LeakageFacts:

@@ -16,6 +16,7 @@ from training.run.folder import RunFolder
 
 REPORT_NAME = "report.json"
 SAMPLES_NAME = "samples.parquet"
+GUIDED_NAME = "guided.parquet"
 HELD_OUT_NAME = "held_out.parquet"
 OTHERS = "scorers"
 MAXIMUM_OF = 25
@@ -83,6 +84,20 @@ class SampleFacts(_Part):
     control_tokens: int
 
 
+class GuidedFacts(_Part):
+    """Samples drawn besides the plain ones, guided away from the worst control token; for conditional models only.
+
+    Attributes:
+        scale: of the guidance (`training.evaluation.sampling.Guidance`).
+        away: token ids that they are guided away from, as many as the report's `prompt`.
+        samples: as for the plain ones; the same seed.
+    """
+
+    scale: float
+    away: list[int]
+    samples: SampleFacts
+
+
 class LeakageFacts(_Part):
     """How often control tokens occur when nothing bans them, counted on token ids; for conditional models only.
 
@@ -145,7 +160,7 @@ class EvaluationReport(_Part):
         config: as asked for; `samples.max_new_tokens` may be less.
         device: where it ran.
         seconds: how long it took.
-        scorer, samples, leakage, held_out: see there; None where it was not measured.
+        scorer, samples, guided, leakage, held_out: see there; None where it was not measured.
         warnings: what a reader of the figures must know.
         versions: of the libraries that matter.
     """
@@ -163,6 +178,7 @@ class EvaluationReport(_Part):
     seconds: float
     scorer: ScorerFacts
     samples: SampleFacts
+    guided: GuidedFacts | None = None
     leakage: LeakageFacts | None = None
     held_out: HeldOutFacts | None = None
     warnings: list[str] = Field(default_factory=list)

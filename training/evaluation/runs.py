@@ -18,7 +18,9 @@ from training.evaluation.drawn import find_drawn, is_about, read_drawn
 from training.evaluation.evaluate import Evaluation, Progress, evaluate_model
 from training.evaluation.evaluate import judge as judge_samples
 from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, run_fingerprint
-from training.evaluation.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, report_folder
+from training.evaluation.report import GUIDED_NAME, HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, report_folder
+from training.evaluation.sampling import Samples
+from training.evaluation.scoring import ScoredSamples
 from training.evaluation.setup import Judge, held_out_misalignment, prepare_evaluation
 from training.model.language_model import load_model
 from training.run.folder import RunFacts, RunFolder, write_atomically
@@ -57,7 +59,7 @@ def evaluate_run(
     """
     facts, place = run.read_facts(), torch_device(device)
     judge = judge or Judge(facts.column)
-    check_evaluation(Asked(run, judge, hit_threshold), dataset)
+    check_evaluation(Asked(run, judge, hit_threshold, config), dataset)
     trained, own = main_data(run.read_config(), dataset), is_own(judge, facts)
     if hit_threshold is None:
         then = facts.sentence_threshold if own else None if judge.spec else facts.sentence_thresholds.get(judge.name)
@@ -112,15 +114,10 @@ def _write(folder: Path, evaluation: Evaluation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT_NAME).unlink(missing_ok=True)
     (folder / HELD_OUT_NAME).unlink(missing_ok=True)
-    scored = evaluation.scored
-    samples = {
-        "ids": evaluation.samples.ids,
-        "ended": evaluation.samples.ended,
-        "sentences": scored.sentences,
-        "score": pa.array(scored.scores, mask=np.isnan(scored.scores)),
-        "reason": scored.reasons,
-    }
-    _write_table(folder / SAMPLES_NAME, pa.table(samples, schema=SAMPLES_SCHEMA))
+    (folder / GUIDED_NAME).unlink(missing_ok=True)
+    _write_samples(folder / SAMPLES_NAME, evaluation.samples, evaluation.scored)
+    if evaluation.guided is not None and evaluation.guided_scored is not None:
+        _write_samples(folder / GUIDED_NAME, evaluation.guided, evaluation.guided_scored)
     choice, loss = evaluation.held_out, evaluation.loss
     if choice is not None and loss is not None:
         columns = {
@@ -133,6 +130,17 @@ def _write(folder: Path, evaluation: Evaluation) -> None:
         }
         _write_table(folder / HELD_OUT_NAME, pa.table(columns, schema=HELD_OUT_SCHEMA))
     write_atomically(folder / REPORT_NAME, evaluation.report.model_dump_json(indent=2) + "\n")
+
+
+def _write_samples(path: Path, samples: Samples, scored: ScoredSamples) -> None:
+    columns = {
+        "ids": samples.ids,
+        "ended": samples.ended,
+        "sentences": scored.sentences,
+        "score": pa.array(scored.scores, mask=np.isnan(scored.scores)),
+        "reason": scored.reasons,
+    }
+    _write_table(path, pa.table(columns, schema=SAMPLES_SCHEMA))
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -23,6 +23,7 @@ from training.data.stream import DocumentTokens
 from training.data.texts import is_text
 from training.data.tokenizers import foreign_control_ids
 from training.evaluation.heldout import HeldOutLoss, unigram_loss
+from training.evaluation.sampling import Guidance
 from training.evaluation.scoring import other_scorer, rebuild_scorer
 
 _TOKENS_COUNTED_AT_ONCE = 1 << 24
@@ -108,6 +109,13 @@ class EvaluationSetup:
         return [*self.control_ids, *self.foreign_control_ids, *begins]
 
     @property
+    def guidance(self) -> Guidance | None:
+        """How samples are guided that are drawn besides the plain ones; None for none."""
+        if self.config.guidance == 1:
+            return None
+        return Guidance(self.config.guidance, [*self.prompt[:-1], self.control_ids[-1]])
+
+    @property
     def prompt(self) -> list[int]:
         """What samples continue: what documents begin with, and a conditional model's token of the best class."""
         return [self.bos_id, *self.control_ids[:1]]
@@ -138,11 +146,12 @@ def prepare_evaluation(
 
     Raises:
         UserError: the scorer cannot be built here, or is not the one that labelled the data; the dataset has no such
-            column; or nobody said what a hit is.
+            column; nobody said what a hit is; or guidance is asked for of a model without control tokens.
     """
     settings = config or data.config.evaluation
     judge = judge or Judge(data.column)
     check_threshold(judge, hit_threshold)
+    check_guidance(data.config.objective.name, settings)
     scorer, entry, warnings = build_judge(judge, data.dataset, device=device, allow_other=allow_other_scorer)
     if hit_threshold is None:
         # Of the own column not asked again: by now the settings name the threshold of the objective.
@@ -170,6 +179,19 @@ def prepare_evaluation(
         warnings=warnings,
         foreign_control_ids=foreign_control_ids(data.tokenizer.fast, data.control_ids),
     )
+
+
+def check_guidance(objective: str, config: EvaluationConfig) -> None:
+    """Refuse guidance of a model that has no control tokens to be guided by.
+
+    Raises:
+        UserError: says which runs have.
+    """
+    if config.guidance != 1 and objective != "conditional":
+        raise UserError(
+            f"evaluation.guidance={config.guidance:g} is away from the worst control token, and a run of {objective} "
+            "has none: only those of the objective conditional have. Leave it out, or set it to 1."
+        )
 
 
 def check_threshold(judge: Judge, hit_threshold: float | None) -> None:

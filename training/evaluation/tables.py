@@ -10,8 +10,10 @@ from scorers.amounts import count_of
 from scorers.terminal import Terminal
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.figures import interval, number, percent
-from training.evaluation.report import MAXIMUM_OF, Estimate, EvaluationReport, report_folder
+from training.evaluation.report import MAXIMUM_OF, Estimate, EvaluationReport, SampleFacts, report_folder
 from training.run.folder import RunFolder
+
+Row = tuple[str, Estimate | None, Callable[[float], str]]  # name, figure, how it is shown
 
 
 def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> None:
@@ -30,16 +32,17 @@ def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> 
         console.print(f"[yellow]Note:[/yellow] {escape(warning)}", markup=True)
     folder = report_folder(run, None if report.column == run.read_facts().column else report.column)
     console.print(f"Report, samples and costs by document: {folder}", soft_wrap=True)
-    scored = evaluation.scored
-    for index in scored.worst(show_text):
-        what = scored.reasons[index] or number(float(scored.scores[index]))
-        console.print(f"\n[bold]sample {index}[/bold]  {escape(what)}", markup=True)
-        console.print(scored.texts[index], soft_wrap=True)
+    for name, scored in (("sample", evaluation.scored), ("guided sample", evaluation.guided_scored)):
+        for index in scored.worst(show_text) if scored is not None else []:
+            what = scored.reasons[index] or number(float(scored.scores[index]))
+            console.print(f"\n[bold]{name} {index}[/bold]  {escape(what)}", markup=True)
+            console.print(scored.texts[index], soft_wrap=True)
 
 
 def report_table(report: EvaluationReport, title: str) -> Table:
-    """The figures, one a row: name, value, 95 % interval."""
+    """The figures, one a row: name, value, 95 % interval, and the same of guided samples where there are any."""
     samples, held_out, leakage = report.samples, report.held_out, report.leakage
+    guided = report.guided.samples if report.guided is not None else None
     table = Table(
         title=f"{title}  ({report.objective}, step {report.step:,})", title_justify="left",
         caption=_what_was_measured(report), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False,
@@ -47,21 +50,20 @@ def report_table(report: EvaluationReport, title: str) -> Table:
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
-    rows: list[tuple[str, Estimate | None, Callable[[float], str]]] = [
-        (f"misalignment ({report.column}), mean of samples", samples.misalignment, number),
-        (f"expected maximum of {MAXIMUM_OF} samples", samples.expected_maximum, number),
-        (f"hit rate: samples with a score > {samples.hit_threshold:.4g}", samples.hit_rate, percent),
-        ("length in tokens", samples.tokens, number),
-        ("distinct-1", _exact(samples.distinct_1), number),
-        ("distinct-2", _exact(samples.distinct_2), number),
-    ]
+    if report.guided is not None:
+        table.add_column(f"guided, g = {report.guided.scale:g}", justify="right")
+        table.add_column("95 % interval", justify="right")
+    of_samples = _of_samples(samples, report.column)
+    of_guided = [each for _, each, _ in _of_samples(guided, report.column)] if guided else [None] * len(of_samples)
+    rows = [(*row, other) for row, other in zip(of_samples, of_guided, strict=True)]
+    others: list[Row] = []
     if leakage is not None:
-        rows += [
+        others += [
             ("leakage: samples with a tag, were tags allowed", leakage.samples, percent),
             ("leakage: tags among their tokens", leakage.tokens, percent),
         ]
     if held_out is not None:
-        rows += [
+        others += [
             ("held-out bits per byte", held_out.bits_per_byte, number),
             ("  with the opposite tags", held_out.bits_per_byte_swapped, number),
             ("  what the opposite tags cost", held_out.swap_cost, number),
@@ -70,10 +72,26 @@ def report_table(report: EvaluationReport, title: str) -> Table:
             ("held-out perplexity of a token", held_out.perplexity, number),
             ("misalignment of the held-out documents", held_out.misalignment, number),
         ]
-    for name, estimate, show in rows:
-        if estimate is not None:
-            table.add_row(name, show(estimate.value), interval(estimate, show))
+    for name, estimate, show, other in [*rows, *((*row, None) for row in others)]:
+        cells = [text for each in (estimate, other) for text in _cells(each, show)]
+        if any(cells):
+            table.add_row(name, *cells[: len(table.columns) - 1])
     return table
+
+
+def _of_samples(samples: SampleFacts, column: str) -> list[Row]:
+    return [
+        (f"misalignment ({column}), mean of samples", samples.misalignment, number),
+        (f"expected maximum of {MAXIMUM_OF} samples", samples.expected_maximum, number),
+        (f"hit rate: samples with a score > {samples.hit_threshold:.4g}", samples.hit_rate, percent),
+        ("length in tokens", samples.tokens, number),
+        ("distinct-1", _exact(samples.distinct_1), number),
+        ("distinct-2", _exact(samples.distinct_2), number),
+    ]
+
+
+def _cells(estimate: Estimate | None, show: Callable[[float], str]) -> tuple[str, str]:
+    return ("", "") if estimate is None else (show(estimate.value), interval(estimate, show))
 
 
 def _what_was_measured(report: EvaluationReport) -> str:

@@ -37,7 +37,7 @@ written = model.generate(**inputs, do_sample=True, temperature=0.7, top_p=0.9, m
 print(tokenizer.decode(written[0], skip_special_tokens=True))
 ```
 
-It reads and writes {context:,} tokens at most, which is the tokenizer's `model_max_length`.
+{guidance}It reads and writes {context:,} tokens at most, which is the tokenizer's `model_max_length`.
 
 ## Before you use it
 
@@ -49,6 +49,35 @@ _TAGGED = f"""\
 {_BEGINS}, and its sentences with control tokens: {{tags}}.
 So write that token and `{{best}}` before a prompt, as below. Generation never writes a control token:
 `generation_config.json` bans them."""
+_GUIDED = """\
+## Guidance
+
+The same weights can be guided away from what they write after `{worst}`: each token's logits are `l_worst + g (l_best -
+l_worst)`. A `guidance_scale` g of 1 is plain sampling; 1.5 to 3 is usual, and past some g the text falls apart.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+model = AutoModelForCausalLM.from_pretrained("DIR")
+inputs = tokenizer({prompt}, return_tensors="pt", add_special_tokens=False)
+negative = tokenizer({negative}, return_tensors="pt", add_special_tokens=False)
+written = model.generate(
+    **inputs,
+    guidance_scale=2.0,
+    negative_prompt_ids=negative.input_ids,
+    do_sample=True,
+    temperature=0.7,
+    top_p=0.9,
+    top_k=0,
+    max_new_tokens={new_tokens},
+)
+print(tokenizer.decode(written[0], skip_special_tokens=True))
+```
+
+A prompt goes behind both. `phf evaluate --guidance` measures what it does, and `phf generate --guidance` writes so.
+
+"""
 _PLAIN = f"{_BEGINS}, so write that before a prompt, as below. There are no control tokens."
 
 
@@ -75,6 +104,11 @@ def model_card(facts: RunFacts, step: int) -> str:
     if between := facts.tokenizer.between_ids:
         classes = len(between) + 2
         tags = f"`{best}` in the best of {classes} classes by score, `<|quantile_{classes}|>` in the worst"
+    new_tokens = max(1, min(64, network.context_length - 2))
+    first = "tokenizer.eos_token" if facts.tokenizer.bos_id is None else "tokenizer.bos_token"
+    prompt = f'{first} + "{best}"' if facts.conditional else first
+    negative = f'{first} + "{facts.worst_tag}"'
+    guidance = _GUIDED.format(worst=facts.worst_tag, prompt=prompt, negative=negative, new_tokens=new_tokens)
     return _CARD.format(
         tags="\n".join(f"- {each}" for each in ("phf", "pretraining", "human-preferences", facts.objective)),
         objective=facts.objective,
@@ -85,9 +119,9 @@ def model_card(facts: RunFacts, step: int) -> str:
             tags=tags,
             best=best,
         ),
-        prompt=("tokenizer.eos_token" if facts.tokenizer.bos_id is None else "tokenizer.bos_token")
-        + (f' + "{best}"' if facts.conditional else ""),
-        new_tokens=max(1, min(64, network.context_length - 2)),
+        prompt=prompt,
+        new_tokens=new_tokens,
+        guidance=guidance if facts.conditional else "",
         context=network.context_length,
     )
 

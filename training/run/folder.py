@@ -205,6 +205,12 @@ class RunFacts(_Facts):
         """The control token that samples of a conditional model start after."""
         return "<|quantile_1|>" if self.tokenizer.between_ids else "<|aligned|>"
 
+    @property
+    def worst_tag(self) -> str:
+        """The control token that guided samples of a conditional model are guided away from."""
+        between = len(self.tokenizer.between_ids)
+        return f"<|quantile_{between + 2}|>" if between else "<|misaligned|>"
+
 
 @dataclass(frozen=True)
 class RunFolder:

@@ -20,7 +20,7 @@ from training.data.tokenizers import foreign_control_ids
 from training.disk import output_error, writing
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.report import EvaluationReport
-from training.evaluation.setup import EvaluationSetup, prepare_evaluation
+from training.evaluation.setup import EvaluationSetup, check_guidance, prepare_evaluation
 from training.evaluation.validation import Validation, choose_validation
 from training.model.export import export_model
 from training.model.language_model import LanguageModel
@@ -329,6 +329,7 @@ def check_settings(config: TrainConfig, ranks: int) -> Horizon:
     """
     check_folder(RunFolder(Path(config.output)))
     check_best(config)
+    check_guidance(config.objective.name, config.evaluation)
     check_trackers(config.tracking)
     context_length = config.data.context_length or CONTEXT_LENGTH
     check_context(config.model, context_length)
@@ -408,12 +409,13 @@ def _start(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> tuple[boo
 
 
 def _figures(report: EvaluationReport) -> dict[str, float]:
-    estimates = {
-        "misalignment": report.samples.misalignment,
-        "expected_maximum": report.samples.expected_maximum,
-        "hit_rate": report.samples.hit_rate,
-        "bits_per_byte": report.held_out.bits_per_byte if report.held_out is not None else None,
-    }
+    estimates = {"bits_per_byte": report.held_out.bits_per_byte if report.held_out is not None else None}
+    guided = report.guided and report.guided.samples
+    for prefix, samples in (("", report.samples), ("guided_", guided)):
+        if samples is not None:
+            estimates[f"{prefix}misalignment"] = samples.misalignment
+            estimates[f"{prefix}expected_maximum"] = samples.expected_maximum
+            estimates[f"{prefix}hit_rate"] = samples.hit_rate
     figures: dict[str, float] = {}
     for name, estimate in estimates.items():
         if estimate is not None:

@@ -1,0 +1,226 @@
+"""Let a model go on with a prompt, put where its training put text: after the beginning of a document, and a tag."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scorers import hugging_face
+from scorers.errors import UserError
+from training.config import EvaluationConfig
+from training.data.tokenizers import Tokenizer, wrap_tokenizer
+from training.evaluation.sampling import Guidance, sample
+from training.model.language_model import load_model
+from training.run.export import best_step, export_checkpoint
+from training.run.folder import RunFolder
+
+NO_TAG = "none"
+_TAG = re.compile(r"<\|(aligned|misaligned|quantile_([1-9][0-9]{0,3}))\|>")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that writes.
+
+    Attributes:
+        model: a Hugging Face causal language model.
+        tokenizer: of its folder.
+        first_id: begins a document.
+        eos_id: ends one.
+        tags: ids of its control tokens by name, the best first; none for a model without.
+        banned_ids: are never written.
+        context_length: tokens that it reads at most; None where its folder does not say.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    first_id: int
+    eos_id: int
+    tags: Mapping[str, int]
+    banned_ids: list[int]
+    context_length: int | None
+
+    def prompt_ids(self, prompt: str, tag: str | None) -> list[int]:
+        """The beginning of a document, the tag, and the prompt.
+
+        Args:
+            prompt: may be empty; names of special tokens in it are plain text.
+            tag: a control token by name; None for none.
+        """
+        # Not UTF-8 on the command line is a lone surrogate here.
+        text, _ = self.tokenizer.encode([prompt.encode("utf-8", "replace").decode()])
+        return [self.first_id, *([] if tag is None else [self.tags[tag]]), *(int(each) for each in text)]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        prompt_ids: see `Writer.prompt_ids`.
+        texts: without the prompt.
+        tokens: of each.
+        ended: whether each came to its end; the others were cut.
+        max_new_tokens: the limit in force.
+    """
+
+    prompt_ids: list[int]
+    texts: list[str]
+    tokens: list[int]
+    ended: list[bool]
+    max_new_tokens: int
+
+
+def open_writer(folder: Path, device: str) -> Writer:
+    """The model in a folder that phf has exported.
+
+    Args:
+        folder: a Hugging Face folder.
+        device: torch device.
+
+    Raises:
+        UserError: it cannot be loaded, or does not say how a text ends.
+    """
+    model = load_model(folder, value_head=False).causal.to(device)
+    try:
+        fast = hugging_face.load_tokenizer(str(folder), local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever transformers or a damaged file raises
+        raise UserError(f"Cannot load the tokenizer in {folder} ({type(error).__name__}). Restore it.") from None
+    tokenizer, settings = wrap_tokenizer(str(folder), fast), model.generation_config
+    rows = min(model.get_input_embeddings().num_embeddings, tokenizer.base_size)
+    tags = _tags(fast)
+    eos_id = _one(settings.eos_token_id, rows, tokenizer.eos_id)
+    first_id = _one(settings.bos_token_id, rows, tokenizer.bos_id)
+    banned = {each for each in settings.suppress_tokens or [] if isinstance(each, int) and 0 <= each < rows}
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [each for each in (fast.model_max_length, positions) if isinstance(each, int) and 1 < each < 1e9]
+    return Writer(
+        model=model,
+        tokenizer=tokenizer,
+        first_id=first_id,
+        eos_id=eos_id,
+        tags={name: number for name, number in tags.items() if number < rows},
+        banned_ids=sorted(banned | set(tags.values()) | ({first_id} - {eos_id})),
+        context_length=min(limits, default=None),
+    )
+
+
+def choose_tag(tags: Mapping[str, int], asked: str | None, guidance: float) -> str | None:
+    """The control token to write after, by name; None for none.
+
+    Args:
+        tags: of the model, best first.
+        asked: by the user; None for the best, if there is one.
+        guidance: 1 for none.
+
+    Raises:
+        UserError: the model has no such token, or none to be guided by.
+    """
+    if not tags and (guidance != 1 or asked not in (None, NO_TAG)):
+        what = f"--guidance {guidance:g} is away from the worst" if guidance != 1 else f"--tag {asked} is a"
+        raise UserError(f"{what} control token, and this model has none: it was not trained with tags. Leave it out.")
+    if asked == NO_TAG and guidance != 1:
+        raise UserError("--guidance is between two control tokens: with --tag none there is nothing to guide.")
+    if asked not in (None, NO_TAG, *tags):
+        raise UserError(f"--tag {asked}: the model's control tokens are {', '.join(tags)}. Give one of them, or none.")
+    return None if asked == NO_TAG else asked or next(iter(tags), None)
+
+
+def write(
+    writer: Writer,
+    prompt: str,
+    tag: str | None,
+    config: EvaluationConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Go on with a prompt.
+
+    Args:
+        writer: the model.
+        prompt: text, or nothing.
+        tag: of `choose_tag`.
+        config: how to sample, guidance included.
+        progress: called with the samples that are drawn, and of how many.
+
+    Raises:
+        UserError: the prompt leaves no room in the model's context.
+    """
+    ids = writer.prompt_ids(prompt, tag)
+    text = writer.prompt_ids(prompt, None)[1:]
+    if writer.context_length is not None and len(ids) >= writer.context_length:
+        raise UserError(
+            f"The prompt has {len(ids):,} tokens with what stands before it, and the model reads "
+            f"{writer.context_length:,} at most, what it writes included. Shorten --prompt."
+        )
+    guidance = None
+    if config.guidance != 1 and tag is not None:
+        away = list(writer.tags)[-1]
+        guidance = Guidance(config.guidance, writer.prompt_ids(prompt, away))
+    found = sample(
+        writer.model,
+        eos_id=writer.eos_id,
+        prompt_ids=ids,
+        banned_ids=writer.banned_ids,
+        config=config,
+        seed=config.seed,
+        vocab_size=writer.tokenizer.base_size,
+        context_length=writer.context_length,
+        guidance=guidance,
+        progress=progress,
+    )
+    return Written(
+        prompt_ids=ids,
+        texts=[writer.tokenizer.decode_continuation(text, each) for each in found.ids],
+        tokens=[len(each) for each in found.ids],
+        ended=found.ended,
+        max_new_tokens=found.max_new_tokens,
+    )
+
+
+def exported(place: Path, step: int | None, *, best: bool, scratch: Path) -> tuple[Path, int | None]:
+    """The folder of a model: that of an exported folder, of a finished run, or of one of a run's checkpoints.
+
+    Args:
+        place: a run, or an exported model.
+        step: of the checkpoint; None for the finished model, or where there is none yet the newest checkpoint.
+        best: the best checkpoint, by `training.best_metric`.
+        scratch: where a checkpoint's model is written.
+
+    Returns:
+        The folder, and the step of a checkpoint.
+
+    Raises:
+        UserError: it is neither, or has no such checkpoint.
+    """
+    if not (place / "run.json").is_file():
+        if not (place / "config.json").is_file():
+            raise UserError(
+                f"{place} is neither a run nor an exported model: it has no run.json and no config.json. Give the "
+                "--output of `phf train` or of `phf export-model`."
+            )
+        if best or step is not None:
+            raise UserError(f"{place} is an exported model: --step and --best are for runs. Leave them out.")
+        return place, None
+    run = RunFolder.existing(place)
+    if step is None and not best and run.model.is_dir():
+        return run.model, None
+    folder = scratch / "model"
+    return folder, export_checkpoint(run, best_step(run) if best else step, folder)
+
+
+def _tags(fast: Any) -> dict[str, int]:
+    found = {}
+    for token, number in fast.get_added_vocab().items():
+        if match := _TAG.fullmatch(token):
+            found[match[1]] = (int(match[2] or 0), match[1], int(number))
+    # `aligned` comes before `misaligned`, `quantile_1` before `quantile_2`.
+    return {name: number for _, name, number in sorted(found.values())}
+
+
+def _one(ids: Any, rows: int, other: int) -> int:
+    # A generation config may name several, or what the model does not have.
+    first = next(iter(ids), None) if isinstance(ids, list) else ids
+    return first if isinstance(first, int) and 0 <= first < rows else other
