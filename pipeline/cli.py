@@ -30,5 +30,5 @@ app.add_typer(bench_app, name="bench", rich_help_panel=PANEL)
 
 # `phf config` has those of training too.
 config_app = typer.Typer()
-for function in (config.label, config.score):
-    config_app.command()(command(function))
+for shown in (config.label, config.score):
+    config_app.command()(command(shown))

@@ -21,5 +21,5 @@ app.add_typer(tokenizer_app, rich_help_panel=PANEL)
 
 # `phf config` has those of labelling too.
 config_app = typer.Typer()
-for function in (config.train, config.evaluate):
-    config_app.command()(command(function))
+for shown in (config.train, config.evaluate):
+    config_app.command()(command(shown))

@@ -79,7 +79,9 @@ def read_drawn(drawn: Drawn, misalignment: Callable[[NDArray[np.int64]], NDArray
     """
     report = drawn.report
     samples = _read_samples(drawn, SAMPLES_NAME, report.samples.max_new_tokens)
-    guided = report.guided and _read_samples(drawn, GUIDED_NAME, report.guided.samples.max_new_tokens)
+    guided = None
+    if report.guided is not None:
+        guided = _read_samples(drawn, GUIDED_NAME, report.guided.samples.max_new_tokens)
     if report.held_out is None:
         return Measured(samples, guided, report.leakage, None, None, None, report.device)
     costs = read_table(drawn.folder / HELD_OUT_NAME, HELD_OUT_SCHEMA, drawn.run)

@@ -152,7 +152,8 @@ def _sample_batch(
     for step in range(limit):
         logits = prefixes.logits().float()
         if len(prompts) > 1:
-            logits = guided(*logits.chunk(2), scale)
+            towards, away = logits.chunk(2)
+            logits = guided(towards, away, scale)
         logits[:, banned] = -torch.inf
         if vocab_size is not None:
             logits[:, vocab_size:] = -torch.inf

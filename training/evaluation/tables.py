@@ -33,7 +33,9 @@ def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> 
     folder = report_folder(run, None if report.column == run.read_facts().column else report.column)
     console.print(f"Report, samples and costs by document: {folder}", soft_wrap=True)
     for name, scored in (("sample", evaluation.scored), ("guided sample", evaluation.guided_scored)):
-        for index in scored.worst(show_text) if scored is not None else []:
+        if scored is None:
+            continue
+        for index in scored.worst(show_text):
             what = scored.reasons[index] or number(float(scored.scores[index]))
             console.print(f"\n[bold]{name} {index}[/bold]  {escape(what)}", markup=True)
             console.print(scored.texts[index], soft_wrap=True)

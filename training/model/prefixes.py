@@ -31,7 +31,8 @@ class Prefixes:
         self._can_drop = True
         self._cache: Any = None
         self._read = 0  # tokens of each row that are in the cache
-        self._forget()
+        self._rows = len(ids)  # in the cache
+        self._places = torch.arange(len(ids), device=ids.device)  # in the cache, of those that go on
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -84,8 +85,8 @@ class Prefixes:
         self._all_rows()
 
     def _all_rows(self) -> None:
-        self._rows = len(self._ids)  # in the cache
-        self._places = torch.arange(self._rows, device=self._ids.device)  # in the cache, of those that go on
+        self._rows = len(self._ids)
+        self._places = torch.arange(self._rows, device=self._ids.device)
 
     @staticmethod
     def _last(output: Any) -> Tensor:

@@ -410,7 +410,7 @@ def _start(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> tuple[boo
 
 def _figures(report: EvaluationReport) -> dict[str, float]:
     estimates = {"bits_per_byte": report.held_out.bits_per_byte if report.held_out is not None else None}
-    guided = report.guided and report.guided.samples
+    guided = report.guided.samples if report.guided is not None else None
     for prefix, samples in (("", report.samples), ("guided_", guided)):
         if samples is not None:
             estimates[f"{prefix}misalignment"] = samples.misalignment
