@@ -47,7 +47,7 @@ def _offsets(counts):
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def byte_tokenizer(texts=(), *, eos="<|endoftext|>", vocab_size=300):
+def byte_tokenizer(texts=(), *, eos="<|endoftext|>", vocab_size=300, padding=None):
     """A Hugging Face byte-level BPE tokenizer, trained on a few texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -57,9 +57,10 @@ def byte_tokenizer(texts=(), *, eos="<|endoftext|>", vocab_size=300):
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[eos] if eos else [],
+        special_tokens=[each for each in (eos, padding) if each],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **({"eos_token": eos} if eos else {}))
+    named = {"eos_token": eos, "pad_token": padding}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: each for name, each in named.items() if each})

@@ -1,8 +1,38 @@
 """How large a model is, and how much arithmetic a token takes; padding of the embeddings counts for neither."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from torch import nn
 
 from training.model.language_model import LanguageModel
+
+# How configs and routers call the experts that compute a token.
+_CHOSEN = ("num_experts_per_tok", "top_k", "topk", "moe_top_k", "moe_topk", "moe_k")
+# Kinds of layers, by the words in their names, that look back at no other token by attention.
+_WITHOUT_ATTENTION = ("linear", "mamba", "conv", "recurrent", "ssm", "mlp", "moe")
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Layers, width of the hidden states, and attention heads; None for an architecture without attention."""
+
+    layers: int
+    width: int
+    heads: int | None
+
+
+def dimensions(causal: Any) -> Dimensions:
+    """The dimensions of a Hugging Face causal language model by its config."""
+    text = causal.config.get_text_config(decoder=True)
+    heads = getattr(text, "num_attention_heads", None)
+    width = getattr(text, "hidden_size", None) or causal.get_input_embeddings().weight.shape[1]
+    return Dimensions(
+        int(getattr(text, "num_hidden_layers", 1)),
+        int(width),
+        int(heads) if isinstance(heads, int) else max(heads, default=None) if heads else None,
+    )
 
 
 def count_parameters(model: LanguageModel) -> tuple[int, int]:
@@ -17,16 +47,69 @@ def count_parameters(model: LanguageModel) -> tuple[int, int]:
     return total, sum(tables.values())
 
 
+def idle_parameters(model: LanguageModel) -> int:
+    """Parameters of experts that do not compute a token: of k chosen out of n, the share 1 - k / n; 0 without experts.
+
+    Experts that compute every token, as DeepSeek's shared ones, and layers without experts are whole modules of their
+    own, and not among them.
+    """
+    return sum(
+        parameters - parameters * chosen // experts for parameters, chosen, experts in _experts(model.causal) if chosen
+    )
+
+
+def describe_experts(model: LanguageModel) -> str | None:
+    """How many experts compute a token, and of how many, such as `2 of 8`; None without experts."""
+    kinds = sorted({f"{chosen or experts} of {experts}" for _, chosen, experts in _experts(model.causal)})
+    return ", ".join(kinds) or None
+
+
 def flops_per_token(model: LanguageModel, context_length: int) -> float:
     """Floating-point operations a trained token: 6 for each parameter in a matrix product, plus those of attention.
 
-    The output embedding is a matrix product also where it shares the input's table; looking up is none. Attention
-    counts 12 * layers * width * context_length, without halving for causality. Source: PaLM, arXiv 2204.02311,
-    appendix B.
+    The output embedding is a matrix product also where it shares the input's table; looking up is none. Experts count
+    as far as they compute a token. Attention counts 12 * width * context_length a layer, without halving for causality;
+    a sliding window counts as the context, and layers of another kind, such as Mamba's, by their parameters alone.
+    Source: PaLM, arXiv 2204.02311, appendix B.
     """
-    text = model.causal.config.get_text_config()
     total, tables = count_parameters(model)
     head = model.causal.get_output_embeddings().weight
     shared = head is model.causal.get_input_embeddings().weight
-    products = total - tables + (model.padding.size * head.shape[1] if shared else 0)
-    return 6.0 * products + 12.0 * int(text.num_hidden_layers) * int(text.hidden_size) * context_length
+    products = total - tables + (model.padding.size * head.shape[1] if shared else 0) - idle_parameters(model)
+    width = dimensions(model.causal).width
+    return 6.0 * products + 12.0 * width * sum(_tokens_attended_to(model.causal, context_length))
+
+
+def _tokens_attended_to(causal: Any, context_length: int) -> Iterator[int]:
+    """Of each layer with attention, the tokens that one looks at."""
+    text, size = causal.config.get_text_config(decoder=True), dimensions(causal)
+    window = getattr(text, "sliding_window", None) or getattr(text, "attention_window_size", None) or context_length
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
+    if not kinds:
+        windowed = getattr(text, "use_sliding_window", True)
+        yield from [min(context_length, window if windowed else context_length)] * (size.layers if size.heads else 0)
+        return
+    for kind in kinds[: size.layers]:
+        if any(word in kind for word in ("sliding", "chunked", "local")):
+            yield min(context_length, window)
+        elif not any(word in kind for word in _WITHOUT_ATTENTION):
+            yield context_length
+
+
+def _experts(causal: Any) -> Iterator[tuple[int, int, int]]:
+    """Of each layer of experts their parameters, how many of them compute a token (0: not known), and of how many.
+
+    transformers holds the weights of all experts of a layer in one module, a row of each tensor an expert.
+    """
+    config = causal.config.get_text_config(decoder=True)
+    modules: Mapping[str, nn.Module] = dict(causal.named_modules())
+    for name, module in modules.items():
+        tensors = [each for each in module.parameters(recurse=False) if each.ndim > 1]
+        if not type(module).__name__.endswith("Experts") or not tensors:
+            continue
+        experts = len(tensors[0])
+        around = modules[name.rpartition(".")[0]]
+        holders = [around, *(each for each in around.children() if each is not module), config]
+        found = [getattr(each, key, None) for each in holders for key in _CHOSEN]
+        chosen = next((each for each in found if isinstance(each, int) and not isinstance(each, bool)), 0)
+        yield sum(each.numel() for each in tensors if len(each) == experts), min(chosen, experts), experts

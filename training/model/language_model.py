@@ -15,8 +15,10 @@ from scorers import hugging_face
 from scorers.errors import UserError
 from training.config import ModelConfig
 from training.linear_loss import linear_loss
-from training.model.masking import check_documents_apart, document_positions
-from training.model.sources import check_context, first_line, has_linear_head, initialised, known_ids, pretrained
+from training.model.masking import document_positions
+from training.model.router import METRIC, RouterLoss
+from training.model.sources import check_context, first_line, initialised, known_ids, pretrained
+from training.model.trial import check_documents_apart, has_linear_head, possible
 from training.model.vocabulary import Padding, Vocabulary, initialise_control_rows
 from training.objectives import Objective
 
@@ -53,6 +55,7 @@ class LanguageModel(nn.Module):
         causal: the Hugging Face model.
         value_head: None where no objective needs it.
         padding: rows under the embeddings.
+        router: the loss of a mixture of experts' routers.
         has_linear_head: whether the logits are the output embedding's product with the last hidden state and nothing
             else, as in most architectures; then `loss` need not hold them all.
     """
@@ -67,11 +70,13 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.causal = causal
-        self.value_head = ValueHead(causal.config.get_text_config().hidden_size) if value_head else None
+        # OPT's may be narrower than its hidden states.
+        self.value_head = ValueHead(causal.get_output_embeddings().weight.shape[1]) if value_head else None
         self.padding = padding or Padding(causal, 1)
         self.has_linear_head = False
         self._documents_begin_with = documents_begin_with
-        self._body: Callable[..., Tensor] = self._run_body
+        self.router = RouterLoss(causal)
+        self._body: Callable[..., tuple[Tensor, Tensor | None]] = self._run_body
         self._hidden: Tensor | None = None
         if value_head:
             # What the output embedding sees, for every architecture: after the final norm, before any logit scaling.
@@ -123,42 +128,52 @@ class LanguageModel(nn.Module):
             count: predicted tokens to divide by; for the loss, see `Objective.loss`.
         """
         if objective is None:
-            return self._logits(input_ids)
+            return self._logits(input_ids)[:2]
         if scores is None:
             raise ValueError("a loss needs scores")
-        if not self.has_linear_head:
-            logits, values = self._logits(input_ids)
+        if self.has_linear_head:
+            hidden, routed = self._body(*self._laid_out(input_ids))
+            hidden, self._hidden = hidden.reshape(*input_ids.shape, -1), None
+            head = self.causal.get_output_embeddings()
+            result = linear_loss(
+                objective,
+                hidden,
+                head.weight,
+                input_ids,
+                scores,
+                bias=getattr(head, "bias", None),
+                values=None if self.value_head is None else self.value_head(hidden),
+                count=count,
+                vocabulary=self.padding.size,
+            )
+        else:
+            logits, values, routed = self._logits(input_ids, routed=self.router.weight is not None)
             result = objective.loss(logits, input_ids, scores, values, count=count)
+        if routed is None or self.router.weight is None:
             return result.loss, result.metrics
-        hidden = self._body(*self._laid_out(input_ids)).reshape(*input_ids.shape, -1)
-        head = self.causal.get_output_embeddings()
-        result = linear_loss(
-            objective,
-            hidden,
-            head.weight,
-            input_ids,
-            scores,
-            bias=getattr(head, "bias", None),
-            values=None if self.value_head is None else self.value_head(hidden),
-            count=count,
-            vocabulary=self.padding.size,
-        )
-        return result.loss, result.metrics
+        # Of a part of the global batch its share, so that the parts add up to their mean.
+        predicted = input_ids[:, 1:].numel()
+        routed = routed * (predicted / (count or predicted))
+        return result.loss + self.router.weight * routed, {**result.metrics, METRIC: routed.detach()}
 
-    def _logits(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _logits(self, input_ids: Tensor, *, routed: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logits and values as of `forward`, and the router's loss where it is asked for."""
         ids, positions = self._laid_out(input_ids)
-        logits = self.causal(input_ids=ids, use_cache=False, **_at(positions)).logits
-        logits = logits.reshape(*input_ids.shape, -1)
+        asked = {"output_router_logits": True} if routed else {}
+        output = self.causal(input_ids=ids, use_cache=False, **asked, **_at(positions))
+        logits = output.logits.reshape(*input_ids.shape, -1)
+        loss = self.router.of(output) if routed else None
         if self.value_head is None:
-            return logits, None
+            return logits, None, loss
         hidden, self._hidden = self._hidden, None
-        return logits, self.value_head(hidden).reshape(input_ids.shape)
+        return logits, self.value_head(hidden).reshape(input_ids.shape), loss
 
-    def _run_body(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
-        hidden: Tensor = self.causal.base_model(
-            input_ids=input_ids, use_cache=False, **_at(positions)
-        ).last_hidden_state
-        return hidden
+    def _run_body(self, input_ids: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The last hidden states [B, T, D], and the router's loss where the config asks for it."""
+        if self.router.weight is not None:
+            return self.router.run(input_ids=input_ids, **_at(positions))
+        output = self.causal.base_model(input_ids=input_ids, use_cache=False, **_at(positions))
+        return output.last_hidden_state, None
 
     def _laid_out(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         # Tokens and positions as the network gets them, with documents apart where they are to be.
@@ -206,14 +221,16 @@ def build_model(
         check_context(config, context_length)
     with torch.device("meta") if skeleton else nullcontext():
         causal = _causal(config, vocabulary, skeleton=skeleton)
-        model = LanguageModel(
-            causal,
-            value_head=value_head,
-            padding=Padding(causal, rows_multiple),
-            documents_begin_with=vocabulary.begins_with if documents_apart else None,
-        )
+        with possible(causal, "be told apart into embeddings and layers"):
+            model = LanguageModel(
+                causal,
+                value_head=value_head,
+                padding=Padding(causal, rows_multiple),
+                documents_begin_with=vocabulary.begins_with if documents_apart else None,
+            )
     if not skeleton:
-        model.padding.check(causal)
+        with possible(causal, "compute two tokens"):
+            model.padding.check(causal)
         model.has_linear_head = has_linear_head(causal)
         if documents_apart:
             check_documents_apart(causal)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from scorers.errors import UserError
 from scorers.hugging_face import load_config, load_model, load_tokenizer
@@ -101,11 +100,19 @@ def initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
     text.vocab_size = vocabulary.size
     vocabulary.name_ends(published)
     for holder in (published, text):
-        holder.pad_token_id = None
+        try:
+            holder.pad_token_id = vocabulary.pad_id
+        except StrictDataclassError:
+            # Few configs have to have one.
+            holder.pad_token_id = vocabulary.eos_id
     try:
-        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        causal = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             published, dtype=torch.float32, **_attention(config)
         )
+        if text.pad_token_id == vocabulary.eos_id:
+            # It is a token like any other, and learnt.
+            causal.get_input_embeddings().padding_idx = None
+        return causal
     except (ImportError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, KeyError) as error:
         setting = "model.overrides" if config.attention == "auto" else "model.overrides and model.attention"
         reason = f"there is no {error}." if isinstance(error, KeyError) else first_line(error)
@@ -197,23 +204,6 @@ def _published_config(config: ModelConfig) -> Any:
         return load_config(config.name)
     except (OSError, ValueError) as error:
         raise UserError(_unknown(config.name, error)) from None
-
-
-@torch.no_grad()
-def has_linear_head(causal: Any) -> bool:
-    """Whether the logits are the output embedding's product with the last hidden state and nothing else."""
-    # Tried rather than known of each architecture: some scale or cap their logits, which no list would keep up with.
-    head, training = causal.get_output_embeddings(), causal.training
-    if type(head) is not nn.Linear or causal.base_model is causal:
-        return False
-    causal.eval()
-    try:
-        ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
-        logits = causal(input_ids=ids, use_cache=False).logits
-        hidden = getattr(causal.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-        return hidden is not None and torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-5)
-    finally:
-        causal.train(training)
 
 
 def _unknown(name: str, error: Exception) -> str:

@@ -18,7 +18,8 @@ class Vocabulary:
     """What a model has to know of the tokenizer; `size` counts the control tokens, whose ids are `control_ids`.
 
     `bos_id` begins a document where that is another token than `eos_id`, which ends one. `base_size` is without the
-    control tokens that the tokenizer itself has not; None where that is not known.
+    control tokens that the tokenizer itself has not; None where that is not known. `pad_id` is a token that no text
+    holds, by which some networks count positions; None where the tokenizer has none.
     """
 
     size: int
@@ -26,6 +27,7 @@ class Vocabulary:
     control_ids: tuple[int, ...] = ()
     base_size: int | None = None
     bos_id: int | None = None
+    pad_id: int | None = None
 
     @property
     def begins_with(self) -> int:
@@ -36,6 +38,12 @@ class Vocabulary:
         """Write into a Hugging Face config which tokens begin and end a text."""
         for holder in (config, config.get_text_config()):
             holder.bos_token_id, holder.eos_token_id = self.begins_with, self.eos_id
+
+
+def padding_id(tokenizer: Any) -> int | None:
+    """The padding token of a Hugging Face tokenizer; None where it has none of its own."""
+    own = tokenizer.pad_token_id
+    return None if own is None or own == tokenizer.eos_token_id else int(own)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from training.data.tokenizers import Tokenizer, ensure_tokenizer, foreign_contro
 from training.disk import check_writable, writing
 from training.model.export import export_model
 from training.model.language_model import LanguageModel, build_model
-from training.model.vocabulary import Vocabulary
+from training.model.vocabulary import Vocabulary, padding_id
 from training.run import checkpoints
 from training.run.best import best_steps, read
 from training.run.card import model_card
@@ -69,7 +69,10 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
     facts, config = run.read_facts(), run.read_config()
     tokenizer = _tokenizer(run, facts, moved_data(config.data, dataset))
     words = facts.tokenizer
-    vocabulary = Vocabulary(words.vocab_size, words.eos_id, tuple(words.control_ids), bos_id=words.bos_id)
+    control_ids = tuple(words.control_ids)
+    vocabulary = Vocabulary(
+        words.vocab_size, words.eos_id, control_ids, bos_id=words.bos_id, pad_id=padding_id(tokenizer)
+    )
     model = build_model(config.model, vocabulary, value_head=facts.model.value_head)
     try:
         weights = checkpoint_weights(checkpoint.path)

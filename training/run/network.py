@@ -7,7 +7,9 @@ from training.data.prepare import PreparedData
 from training.model.kernels import check_kernels, use_liger
 from training.model.language_model import LanguageModel, build_model, checkpoint_activations
 from training.model.sources import check_attention, use_attention
-from training.model.vocabulary import Vocabulary
+from training.model.trial import Tokens, try_network
+from training.model.vocabulary import Vocabulary, padding_id
+from training.presets import CONTEXT_LENGTH
 from training.run.deepspeed_config import Precision
 from training.run.distributed import World
 from training.run.engine import check_compiler
@@ -36,7 +38,12 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
     """
     config, tokenizer = data.config, data.tokenizer
     vocabulary = Vocabulary(
-        tokenizer.size(data.control_ids), tokenizer.eos_id, data.control_ids, tokenizer.base_size, tokenizer.bos_id
+        tokenizer.size(data.control_ids),
+        tokenizer.eos_id,
+        data.control_ids,
+        tokenizer.base_size,
+        tokenizer.bos_id,
+        padding_id(tokenizer.fast),
     )
     made: list[LanguageModel] = []
 
@@ -62,9 +69,13 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
             build(skeleton=True)
             made[0].has_linear_head = has_linear_head
     model = made[0]
+    if config.training.activation_checkpointing:
+        checkpoint_activations(model)
+    special = frozenset({tokenizer.eos_id, vocabulary.begins_with, *data.control_ids, *tokenizer.fast.all_special_ids})
+    context_length = config.data.context_length or CONTEXT_LENGTH
+    tokens = Tokens(model.padding.size, vocabulary.begins_with, tokenizer.eos_id, special, context_length)
+    world.on_main(lambda: try_network(model, data.objective, tokens))
     use_attention(model.causal, config.model)
     if config.model.kernels == "liger":
         use_liger(model.causal)
-    if config.training.activation_checkpointing:
-        checkpoint_activations(model)
     return model

@@ -4,7 +4,9 @@ from typing import Any
 
 from scorers.amounts import count_of, duration, size_of
 from training.config import TrainConfig, TrainingConfig
+from training.model.counting import describe_experts, dimensions
 from training.model.language_model import LanguageModel
+from training.model.router import describe_router
 from training.run.deepspeed_config import Precision
 from training.run.expectation import cost_warning
 from training.run.folder import MixedFacts, PhaseFacts, RunFacts
@@ -56,10 +58,11 @@ def print_forecast(console: Any, found: Forecast) -> None:
         console,
         f"Plan: {found.config.objective.name}, {shape.name}, on {horizon.ranks} x {machine.name}",
         {
-            "model": f"{count_of(shape.layers, 'layer')}, width {shape.width}, {count_of(shape.heads, 'head')}, "
+            "model": f"{count_of(shape.layers, 'layer')}, width {shape.width}, {_heads(shape.heads)}"
             f"{shape.architecture}" + (", value head" if shape.value_head else ""),
             "parameters": f"{shape.parameters:,} ({shape.parameters_embedding:,} of them in embedding tables; "
-            f"a vocabulary of {shape.vocabulary:,})",
+            f"a vocabulary of {shape.vocabulary:,})"
+            + (f"; {shape.parameters_active:,} compute a token" if shape.parameters_active < shape.parameters else ""),
             "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x "
             f"{count_of(horizon.ranks, 'rank')} = {count_of(horizon.batch_size, 'block')} = "
             f"{count_of(horizon.tokens_per_step, 'token')} a step",
@@ -136,14 +139,15 @@ def _run_rows(
     config: TrainConfig, facts: RunFacts, precision: Precision, model: LanguageModel, world: Any, expected: str
 ) -> dict[str, str]:
     horizon, network = facts.horizon, facts.model
-    text = model.causal.config.get_text_config()
+    size, experts = dimensions(model.causal), describe_experts(model)
     head = ", value head" if network.value_head else ""
     training = config.training
     flops = network.flops_per_token * horizon.tokens
     return {
-        "model": f"{network.name}: {count_of(text.num_hidden_layers, 'layer')}, width {text.hidden_size}, "
-        f"{count_of(text.num_attention_heads, 'head')}, {type(model.causal).__name__}{head}",
+        "model": f"{network.name}: {count_of(size.layers, 'layer')}, width {size.width}, "
+        f"{_heads(size.heads)}{type(model.causal).__name__}{head}",
         "parameters": f"{network.parameters:,} ({network.parameters_embedding:,} of them in embedding tables)",
+        **({} if experts is None else {"experts": f"{experts} compute a token; {describe_router(model)}"}),
         "FLOPs": f"{network.flops_per_token:.3g} a token, {flops:.3g} in all",
         "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x "
         f"{count_of(horizon.ranks, 'rank')} = {count_of(horizon.batch_size, 'block')} = "
@@ -169,6 +173,10 @@ def _validation(facts: RunFacts, training: TrainingConfig) -> str:
         f"every {count_of(found.every, 'step')} and at the last: {count_of(found.tokens, 'token')} of "
         f"{found.documents:,} of {count_of(held_out, 'held-out document')}, about {found.share_of_time:.1%} of the time"
     )
+
+
+def _heads(heads: int | None) -> str:
+    return "" if heads is None else f"{count_of(heads, 'head')}, "
 
 
 def _data_rows(facts: RunFacts) -> dict[str, str]:
