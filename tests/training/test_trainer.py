@@ -226,7 +226,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path, code_dataset):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, code_dataset):
     with pytest.raises(
         DivergedError,
-        match=r"3 updates in a row were skipped.* up to step 4 .* newest checkpoint is of step 3\b.*learning_rate",
+        match=r"3 updates in a row were skipped.* up to step 4 .* newest checkpoint is of step 1\b.*learning_rate",
     ):
         run_job(
             code_dataset,
@@ -287,13 +287,13 @@ def test_an_update_that_did_harm_ends_the_run_when_it_is_logged(tmp_path, code_d
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"compute_grad_norm": false}}')
     monkeypatch.setattr("training.run.deepspeed_config._ALWAYS_ON", {})
     wild = {"training__learning_rate": 1e30, "training__warmup_ratio": 0, "training__gradient_clipping": 0}
-    with pytest.raises(DivergedError, match=r"or the gradient is not finite, up to step 4 .* is of step 3\b"):
+    with pytest.raises(DivergedError, match=r"or the gradient is not finite, up to step 4 .* no checkpoint was written"):
         run_job(
             code_dataset,
             tmp_path / "run",
             training__deepspeed=tmp_path / "ds.json",
             training__log_every=4,
-            training__save_every=1,
+            training__save_every=0,
             **wild,
         )
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,6 +35,7 @@ _TOLERATED = 0.001
 _TOKENS = 1 << 18
 
 Progress = Callable[[int, int], None]
+Change = Literal["unknown", "space", "case", "compatibility", "other"]
 
 
 class RoundTrips(BaseModel):
@@ -46,13 +48,14 @@ class RoundTrips(BaseModel):
         changes: how many of these differ in what, a document under the first that it fits: `unknown` has a token for
             what the tokenizer does not know, `space` is equal but for white space, `case` but for that and upper and
             lower case, `compatibility` but for these and Unicode's normalisation (NFKC), `other`.
+        first_changed: the row of the first of them in the dataset; None for none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     documents: int
     changed: int
-    changes: dict[str, int]
+    changes: dict[Change, int]
     first_changed: int | None
 
     @property
@@ -86,10 +89,10 @@ def round_trips(
 def _count(
     store: TokenStore, dataset: LabelledDataset, tokenizer: Tokenizer, folder: Path, progress: Progress | None
 ) -> None:
-    changes: Counter[str] = Counter()
+    changes: Counter[Change] = Counter()
     first_changed, first = None, 0
     for texts in read_texts(dataset):
-        different: dict[int, str] = {}
+        different: dict[int, Change] = {}
         for part in _parts(store, texts, first, tokenizer):
             if part.row not in different and not _same(part, tokenizer):
                 different[part.row] = _change(part, tokenizer)
@@ -125,14 +128,14 @@ def refuse_changes(trips: RoundTrips, tokenizer: Tokenizer, uri: str, *, allowed
 
 def describe_changes(trips: RoundTrips, tokenizer: Tokenizer, uri: str) -> str:
     """How many documents it changes, and in what."""
-    names = {
+    names: dict[Change, str] = {
         "unknown": "have characters that it has no token for",
         "space": "differ in white space",
         "case": "in upper and lower case",
         "compatibility": "in characters that Unicode takes for alike",
         "other": "in other characters",
     }
-    listed = ", ".join(f"{count:,} {names.get(name, name)}" for name, count in trips.changes.items())
+    listed = ", ".join(f"{count:,} {names[name]}" for name, count in trips.changes.items())
     return (
         f"The tokenizer {tokenizer.name} changes the text of {trips.changed:,} of "
         f"{count_of(trips.documents, 'document')} of {uri} ({listed}; the first is row {trips.first_changed:,})"
@@ -185,7 +188,7 @@ def _same(part: _Part, tokenizer: Tokenizer) -> bool:
     return part.begins and tokenizer.prefixes and part.text.lstrip(" ") == part.decoded.lstrip(" ")
 
 
-def _change(part: _Part, tokenizer: Tokenizer) -> str:
+def _change(part: _Part, tokenizer: Tokenizer) -> Change:
     unknown = tokenizer.fast.unk_token_id
     if unknown is not None and unknown in part.ids:
         return "unknown"
@@ -203,7 +206,7 @@ def _together(text: str) -> str:
     return "".join(text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").split())
 
 
-_FORMS: dict[str, Callable[[str], str]] = {
+_FORMS: dict[Change, Callable[[str], str]] = {
     "space": _together,
     "case": lambda text: _together(text).casefold(),
     "compatibility": _compatible,
