@@ -116,10 +116,11 @@ class ScorerType(Protocol):
     """What the registry expects of a scorer's class (a new kind is a file with one such class).
 
     It may have a classmethod `check(options)` too, that raises `UserError` when something is missing to run here, such
-    as weights, without loading or downloading anything; and a classmethod `given_field(options)`, that names the field
-    of the corpus which `Document.given` must hold. A class that applies to one kind of documents alone has that in an
-    attribute `documents`; where the user chooses, the option has this name. An instance may have an attribute
-    `precision`, what its network computes in, for `phf doctor` to show.
+    as weights, without loading or downloading anything; a classmethod `check_recorded(options, trusted)`, that raises
+    where a dataset names a scorer and files of it that could run code have none of the trusted hashes; and a
+    classmethod `given_field(options)`, that names the field of the corpus which `Document.given` must hold. A class
+    that applies to one kind of documents alone has that in an attribute `documents`; where the user chooses, the option
+    has this name. An instance may have an attribute `precision`, what its network computes in, for `phf doctor`.
     """
 
     Options: type[SemanticOptions]

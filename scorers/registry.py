@@ -5,7 +5,7 @@ A new kind is one file and one line in `KINDS`, or an entry point of the group `
 
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, cast, get_args
@@ -209,17 +209,26 @@ def check(column: str, spec: ScorerSpec) -> None:
         look(options)
 
 
-def check_kind(column: str, kind: str, fingerprint: str) -> None:
-    """Refuse a recorded scorer whose fingerprint is of another kind, before anything of it is loaded.
+def check_recorded(column: str, spec: ScorerSpec, fingerprint: str, trusted: Collection[str]) -> None:
+    """Refuse a scorer that a dataset or a run names, before anything of it is loaded.
+
+    Args:
+        column: that it fills.
+        spec: as it is recorded.
+        fingerprint: the same.
+        trusted: hashes that the user of this machine vouches for.
 
     Raises:
-        UserError: it is.
+        UserError: the fingerprint is of another kind, or it reads files that could run code and nobody vouches for.
     """
-    if kind in KINDS and not fingerprint.startswith(f"{kind}-"):
+    if spec.kind in KINDS and not fingerprint.startswith(f"{spec.kind}-"):
         raise UserError(
-            f"The column {column!r} is recorded as scored by {kind!r}, with the fingerprint {fingerprint!r} of another "
-            "kind. The record was changed; nothing that it names is loaded."
+            f"The column {column!r} is recorded as scored by {spec.kind!r}, with the fingerprint {fingerprint!r} of "
+            "another kind. The record was changed; nothing that it names is loaded."
         )
+    look = getattr(scorer_type(spec.kind), "check_recorded", None)
+    if look is not None:
+        look(check_options(column, spec), trusted)
 
 
 def runs_on_gpu(spec: ScorerSpec) -> bool:

@@ -30,7 +30,7 @@ from pipeline.labelling.workers.worker import BASE_GROUP
 from pipeline.storage import Storage
 from scorers import sentences
 from scorers.errors import IncompleteError, UserError
-from scorers.registry import ScorerSpec, check_kind
+from scorers.registry import ScorerSpec, check_recorded
 
 # Inputs of fewer bytes than this are read again before a job goes on, to see that their content is still the same; of
 # larger ones names, formats and sizes are compared.
@@ -166,6 +166,8 @@ def check_layer(job: StoredJob, layer: int, execution: LabelExecution) -> None:
     for column, entry in begun.items():
         check_kind(column, entry.kind, entry.fingerprint)
     specs = {column: ScorerSpec(kind=each.kind, **each.options) for column, each in begun.items()}
+    for column, entry in begun.items():
+        check_recorded(column, specs[column], entry.fingerprint, execution.of(column).trusted_sha256)
     now = scorer_entries(specs, execution)
     for column, entry in begun.items():
         if now[column].fingerprint != entry.fingerprint:

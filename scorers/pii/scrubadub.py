@@ -5,7 +5,7 @@ organisations by spaCy. Each sentence is searched on its own. Findings that over
 scrubadub itself.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import date
 from typing import Literal
 
@@ -20,7 +20,7 @@ from scorers.isolation import allowed_seconds, attempt
 from scorers.pii import gates
 from scorers.pii.addresses import AddressFinder
 from scorers.pii.birth_dates import BirthDateFinder
-from scorers.pii.entities import EntityRecognizer, find_model
+from scorers.pii.entities import EntityRecognizer, check_folder, find_model
 from scorers.pii.patterns import finders
 from scorers.pii.skype import SkypeFinder
 from scorers.requirements import require
@@ -39,7 +39,8 @@ class ScrubadubOptions(TextOptions):
         entities: `full` finds names and organisations as the spaCy pipeline does; `no-parser` without its parser, in
             less time, which finds others in about one of 150 sentences of the web; `none` finds no
             names and organisations.
-        spacy_model: package or folder of the spaCy pipeline that finds names and organisations.
+        spacy_model: package of the spaCy pipeline that finds names and organisations, or a folder, by a path with a
+            slash.
     """
 
     reference_date: date = date(2026, 1, 1)
@@ -86,6 +87,12 @@ class ScrubadubScorer:
         if options.entities != "none":
             require("scrubadub", "spacy", install="spacy")
             find_model(options.spacy_model)
+
+    @classmethod
+    def check_recorded(cls, options: ScrubadubOptions, trusted: Collection[str]) -> None:
+        """Raise `UserError` for a folder with a spaCy pipeline whose hash is none of the trusted ones."""
+        if options.entities != "none":
+            check_folder(options.spacy_model, trusted)
 
     def applies(self, document: Document) -> bool:
         """By the option `documents`."""

@@ -7,6 +7,8 @@ from pipeline.dataset.manifest import ScorerEntry
 from pipeline.options import execution_from_flags, label_config_from_flags, score_config_from_flags
 from scorers.contract import Execution
 from scorers.errors import UserError
+from scorers.pii.entities import find_model
+from scorers.registry import ScorerSpec, check_recorded
 from scorers.trust import trusted_by_environment, trusted_by_user
 from training.evaluation.scoring import rebuild_scorer
 
@@ -46,3 +48,30 @@ def test_a_recorded_scorer_of_another_kind_than_its_fingerprint_is_not_built(tmp
     options = {"model": str(tmp_path / "absent.ckpt"), "sha256": ONE}
     with pytest.raises(UserError, match=r"fingerprint 'linear-0000' of another kind"):
         rebuild_scorer("toxicity", ScorerEntry(kind="detoxify", options=options, fingerprint="linear-0000"))
+
+
+def test_a_recorded_spacy_folder_is_read_only_where_the_user_vouches_for_it(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.cfg").write_text("no pipeline")
+    options = {"spacy_model": str(tmp_path / "model")}
+    entry = ScorerEntry(kind="scrubadub", options=options, fingerprint="scrubadub-0000")
+    # Without names of persons no model is read.
+    check_recorded("pii", ScorerSpec(kind="scrubadub", entities="none", **options), "scrubadub-0000", ())
+    with pytest.raises(UserError, match="not loaded on the dataset's word") as refused:
+        rebuild_scorer("pii", entry)
+    digest = str(refused.value).partition("PHF_TRUST_SHA256=")[2].partition(" ")[0]
+    monkeypatch.setenv("PHF_TRUST_SHA256", digest)
+    with pytest.raises(UserError, match="cannot be loaded"):  # it was read
+        rebuild_scorer("pii", entry)
+    (tmp_path / "model/more").write_text("changed since")
+    with pytest.raises(UserError, match="not loaded on the dataset's word"):
+        rebuild_scorer("pii", entry)
+
+
+def test_a_spacy_folder_in_the_working_directory_is_not_taken_for_a_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of_mine").mkdir()
+    (tmp_path / "of_mine/config.cfg").write_text("")
+    with pytest.raises(UserError, match=r"given as \./of_mine"):
+        find_model("of_mine")
+    assert find_model("./of_mine") == "./of_mine"

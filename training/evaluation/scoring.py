@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.dataset.manifest import Manifest, ScorerEntry
 from scorers.contract import DocumentKind, Execution, Scorer, ScoringError
 from scorers.errors import UserError
-from scorers.registry import ScorerSpec, build, check_kind, given_field, resolve
+from scorers.registry import ScorerSpec, build, check_recorded, given_field, resolve
 from scorers.sentences import document
 from scorers.trust import trusted_by_user
 
@@ -77,8 +77,9 @@ def rebuild_scorer(
             f"The scores of {column!r} came with the corpus (scorer {entry.kind!r}): there is no scorer for samples. "
             f"Label the corpus with one that computes them, such as --scorer {column}=detoxify, and train on that."
         )
-    check_kind(column, entry.kind, entry.fingerprint)
-    scorer = build(column, spec, Execution(device=device))
+    execution = Execution(device=device)
+    check_recorded(column, spec, entry.fingerprint, execution.trusted_sha256)
+    scorer = build(column, spec, execution)
     if scorer.fingerprint == entry.fingerprint:
         return scorer, []
     difference = (
