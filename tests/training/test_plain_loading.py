@@ -124,6 +124,21 @@ def test_what_is_missing_in_a_checkpoint_is_no_defect(world, tmp_path):
     engine.close()
 
 
+def test_generators_of_another_size_are_no_defect(world, tmp_path):
+    engine = saved(world, tmp_path / "checkpoint", 1)
+    file = next((tmp_path / "checkpoint").glob("generators-*.pt"))
+    torch.save({"cpu": torch.load(file)["cpu"][:-8]}, file)
+    with pytest.raises(UserError, match=rf"RuntimeError in {file.name}\): it was changed"):
+        engine.load(tmp_path / "checkpoint")
+    engine.close()
+
+
+def test_memory_that_runs_out_and_a_peer_that_is_gone_are_no_fault_of_a_checkpoint(tmp_path):
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("gloo: Connection closed by peer")):
+        with pytest.raises(type(error), match=str(error)), plain_loading(tmp_path):
+            raise error
+
+
 def test_hashes_made_anew_do_not_vouch_for_a_run(tmp_path, code_dataset):
     run_job(code_dataset, tmp_path / "run", "mle")
     step = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1]

@@ -28,16 +28,31 @@ def failures_named() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise _no_memory("the GPU") from error
     except RuntimeError as error:
-        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+        if isinstance(error, torch.OutOfMemoryError):
+            raise _no_memory("the GPU") from error
+        if _is_of_a_peer(error):
             raise IncompleteError(
                 "Another rank is gone, or cannot be reached. The same command goes on from the newest checkpoint."
             ) from error
-        if any(words in str(error) for words in _NO_HOST_MEMORY):
+        if _is_of_memory(error):
             raise _no_memory("this machine") from error
         raise
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether torch raised it over a machine or a peer, and not over what it was given."""
+    return isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and (_is_of_a_peer(error) or _is_of_memory(error))
+    )
+
+
+def _is_of_a_peer(error: RuntimeError) -> bool:
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def _is_of_memory(error: RuntimeError) -> bool:
+    return any(words in str(error) for words in _NO_HOST_MEMORY)
 
 
 def _no_memory(where: str) -> UserError:

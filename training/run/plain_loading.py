@@ -17,7 +17,12 @@ from unittest import mock
 import torch
 
 from scorers.errors import UserError
+from scorers.paths import shown
 from training.run.distributed import import_deepspeed
+from training.run.failures import is_failure
+
+# What torch and DeepSpeed raise over values of other types, shapes and sizes than they expect.
+_MISFITS = (AttributeError, EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 # What means nothing but itself in the patterns that DeepSpeed makes of a path.
 _PLAIN = re.compile(r"[\w/.-]+")
@@ -33,12 +38,15 @@ def plain_loading(place: Path) -> Iterator[Path]:
         place: the checkpoint.
 
     Raises:
-        UserError: a file holds other objects, or lacks what DeepSpeed looks for.
+        UserError: a file holds other objects, lacks what DeepSpeed looks for, or holds what does not fit.
     """
     original = torch.load
+    where = ""
 
-    def load(*args: Any, **options: Any) -> Any:
-        return original(*args, **{**options, "weights_only": True})
+    def load(file: Any, *args: Any, **options: Any) -> Any:
+        nonlocal where
+        where = f" in {shown(Path(file).name)}" if isinstance(file, str | Path) else ""
+        return original(file, *args, **{**options, "weights_only": True})
 
     try:
         # Each call of DeepSpeed asks for the unpickler that runs anything, so no setting of torch reaches it.
@@ -50,13 +58,15 @@ def plain_loading(place: Path) -> Iterator[Path]:
             yield folder / place.name
     except pickle.UnpicklingError:
         raise UserError(
-            f"The checkpoint {place} holds objects that are neither tensors nor plain values. Reading them could run "
-            "code, so it is not loaded. No checkpoint that phf writes has any."
+            f"The checkpoint {place} holds objects{where} that are neither tensors nor plain values. Reading them "
+            "could run code, so it is not loaded. No checkpoint that phf writes has any."
         ) from None
-    except (AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError) as error:
+    except _MISFITS as error:
+        if is_failure(error):
+            raise
         raise UserError(
-            f"The checkpoint {place} is not as this version writes them ({type(error).__name__}): it was changed, or "
-            "another version of DeepSpeed wrote it. Take another checkpoint, or the versions that wrote it."
+            f"The checkpoint {place} is not as this version writes them ({type(error).__name__}{where}): it was "
+            "changed, or another version of DeepSpeed wrote it. Take another checkpoint, or the versions that wrote it."
         ) from error
 
 
