@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from scorers.paths import UnsafeNameError
 from scorers.settings import what_is_wrong
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -28,7 +29,8 @@ def from_checked(model: type[Model], data: bytes) -> Model:
     """The model that `to_checked` wrote. JSON without a checksum passes too: people may have written it.
 
     Raises:
-        ValueError: it is not what was written, or no such model; names the key.
+        ValueError: it is not what was written, or no such model; names the key. An `UnsafeNameError` where a path in it
+            leads out.
     """
     found = _CHECKSUM.search(data, max(0, len(data) - _LONGEST))
     if found is None:
@@ -43,4 +45,6 @@ def _validated(model: type[Model], data: bytes) -> Model:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        raise ValueError(what_is_wrong(error)) from None
+        causes = [each.get("ctx", {}).get("error") for each in error.errors(include_url=False)]
+        kind = UnsafeNameError if any(isinstance(cause, UnsafeNameError) for cause in causes) else ValueError
+        raise kind(what_is_wrong(error)) from None

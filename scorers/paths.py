@@ -5,15 +5,19 @@ A dataset or a run may come from somebody else. What its files name is checked t
 or lie below one; nothing below it may.
 """
 
+import contextlib
 import errno
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
+
+from scorers.errors import UserError
 
 # Of our own files no path is longer; object stores end at 1024 bytes.
 _LONGEST = 1024
@@ -31,20 +35,47 @@ class UnsafePathError(OSError, ValueError):
         return str(self.strerror)
 
 
+class UnsafeNameError(ValueError):
+    """A stored file names a path that is none in its folder."""
+
+
 def check_path(path: str) -> str:
     """The path, if it is relative and plain.
 
     Raises:
-        ValueError: it is absolute or empty, has a part that is empty, `.` or `..`, or holds a backslash, a drive or a
-            control character; names it.
+        UnsafeNameError: it is absolute or empty, has a part that is empty, `.` or `..`, or holds a backslash, a drive
+            or a control character; names it.
     """
     if len(path) > _LONGEST or not _RELATIVE.match(path):
-        raise ValueError(f"'{shown(path)}' is no plain relative path")
+        raise UnsafeNameError(f"'{shown(path)}' is no plain relative path")
     return path
 
 
 RelativePath = Annotated[str, AfterValidator(check_path)]
 """A field of a stored file that is used as a path: see `check_path`."""
+
+
+def require_utf8(name: str, what: str = "name of the input") -> None:
+    """Refuse a name of a file that is not UTF-8, which neither Arrow nor JSON can hold.
+
+    Args:
+        name: as Python has decoded it.
+        what: it is the name of.
+
+    Raises:
+        UserError: it is not, or Python takes names of files for another encoding.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        with contextlib.suppress(UnicodeError):
+            if encoding != "utf-8":
+                raise UserError(
+                    f"The {what} {os.fsencode(name).decode()!r} cannot be read, as the environment makes Python take "
+                    f"names of files for {encoding.upper()}. Set LC_ALL=C.UTF-8, and unset PYTHONUTF8."
+                ) from None
+        raise UserError(f"The {what} {name!r} is not valid UTF-8; rename the file.") from None
 
 
 def check_parts(path: str) -> str:

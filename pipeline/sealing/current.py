@@ -17,11 +17,13 @@ def current_manifest(storage: Storage) -> Manifest:
     Raises:
         UserError: there is no such dataset.
         DamagedError: the generation's record cannot be read.
-        OSError: the storage fails.
+        OSError: the storage fails, or a folder of it is a link.
     """
     committed = generations(storage)
     if committed:
         return read_generation(storage, committed[-1]).manifest
+    # A folder that is a link is listed as none.
+    storage.refuse_links()
     found = storage.children()
     if "data/" in found:
         raise UserError(

@@ -9,8 +9,13 @@ import pyarrow as pa
 from pipeline.checked_json import from_checked
 from pipeline.units.records import UnitRecord, read_segment, records_of
 from pipeline.units.store import FOLDER_UNITS, UnitStore
+from scorers.paths import UnsafeNameError
 
 _THREADS = 16
+
+
+class LeadsOut(str):
+    """What is wrong with a record that names a path outside of the output: who wrote it may mean harm."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ def read_record(store: UnitStore, unit: int) -> UnitRecord | str:
         record = from_checked(UnitRecord, store.storage.read(store.record_path(unit)))
     except FileNotFoundError:
         return "is missing"
+    except UnsafeNameError as error:
+        return LeadsOut(f"is damaged: {error}")
     except ValueError as error:
         return f"is damaged: {error}"
     return record if _is_of(record, unit, store) else "is the record of another unit"

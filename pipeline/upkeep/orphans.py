@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.checking.files import compare_bytes
-from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, parse_manifest
 from pipeline.labelling.job import StoredJob, load_job
 from pipeline.labelling.plan_files import PLANS, plan_files
 from pipeline.sealing.generations import (
@@ -20,7 +20,7 @@ from pipeline.storage import FileInfo, Storage
 from pipeline.units.epoch import STAGING
 from pipeline.units.records import PartFile
 from pipeline.units.store import UnitStore, layer_numbers
-from pipeline.units.survey import FolderSurvey, survey_folder
+from pipeline.units.survey import FolderSurvey, LeadsOut, survey_folder
 from scorers.errors import UserError
 
 # A writer of our own needs moments. What is older than this was left by one that died.
@@ -59,14 +59,15 @@ class Remains:
 def find_remains(storage: Storage, *, before_epoch: int | None = None) -> Remains:
     """Look through the whole output, changing nothing.
 
-    Where a unit's record is damaged, what it might have named is kept.
+    Where a unit's record is damaged, what it might have named is kept; one that names files elsewhere is refused.
 
     Args:
         storage: the output.
         before_epoch: of the staging folders, look only at those of older epochs.
 
     Raises:
-        DamagedError: so is the record of the newest generation, and nobody knows what it needs.
+        DamagedError: the record of the newest generation is damaged, and nobody knows what it needs; or the record of
+            a unit names a file outside of the output.
         OSError: the storage fails.
     """
     return _Search(storage, before_epoch).run()
@@ -169,6 +170,13 @@ class _Search:
         units = None if job is None else max(len(job.plan.units), sealed.ledger.units if sealed is not None else 0)
         for folder in sorted(folders):
             survey = survey_folder(store, folder)
+            for number, what in survey.damaged.items():
+                if isinstance(what, LeadsOut):
+                    uri = self._storage.uri
+                    raise DamagedError(
+                        f"{uri}/{store.record_path(number)} {what}. Nothing is removed on the word of such a record. "
+                        f"`phf repair {uri}` has the unit labelled again."
+                    )
             self._find_unmoved(survey)
             prefix = f"{store.folder}/{folder:05d}/"
             named = {part.path for record in survey.records.values() for part in record.parts}

@@ -96,6 +96,7 @@ def repair(uri: str, execution: LabelExecution, reporter: Reporter, *, dry_run: 
         if not problems:
             return _result(storage, uri, problems, Mending(storage, None), [], dry_run=dry_run)
         if not has_units:
+            storage.refuse_links()  # one is listed as nothing
             raise UserError(
                 f"{uri} is damaged, and a copy without its scored units (units/, job/), from which it could be mended. "
                 "Copy it again from where it was labelled."

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from phf import app
 from pipeline.checking.verify import verify
+from pipeline.dataset.manifest import DamagedError
 from pipeline.labelling.job import load_job
 from pipeline.labelling.run import Run, Surroundings
 from pipeline.labelling.telling.reporter import PlainReporter
@@ -212,6 +213,21 @@ def test_a_damaged_record_keeps_what_it_may_have_named(made):
     assert bytes_below(made.out, "units") == {
         name: data for name, data in before.items() if name != "units/0001/00002/00000004.json"
     }
+
+
+@pytest.mark.parametrize("name", ["00002/00000004.json", "00000/00000001.json"])
+def test_a_record_that_names_a_file_elsewhere_is_named_and_nothing_is_removed(made, name):
+    record = made.out / "units/0001" / name
+    litter = lay(made, LITTER[0])
+    content = json.loads(record.read_text())
+    content.pop("crc32")
+    content["parts"][0]["path"] = "../precious"
+    record.write_text(json.dumps(content))
+    found = rf"{name} is damaged: parts\.0\.path: '\.\./precious' is no plain relative path.*phf repair"
+    for delete in (False, True):
+        with pytest.raises(DamagedError, match=found):
+            collect(str(made.out), delete=delete)
+    assert (made.out / litter).is_file()
 
 
 def work(made: Made, **changes: object) -> int:
