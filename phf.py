@@ -79,6 +79,7 @@ from scorers.streams import set_up_streams
 from training.cli import app as training_app
 from training.cli import config_app as training_config
 from training.run.launch import LAUNCHERS
+from scorers.paths import require_utf8
 
 app = typer.Typer(
     name="phf",
@@ -119,6 +120,12 @@ LAUNCHERS["ray"] = "infra.on_ray.train:launch"
 def main() -> None:
     """Entry point of the `phf` command."""
     take_signals()
+def _run() -> None:
+    for argument in sys.argv[1:]:
+        require_utf8(argument, "argument")
+    app()
+
+
     # The deepspeed launcher puts `--local_rank=N` before the command; it also sets LOCAL_RANK, which is what is read.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     # Before torch loads OpenMP. Its threads otherwise wait for each other by spinning for milliseconds: on cores that
@@ -127,7 +134,7 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     set_up_streams()
     try:
-        command(app, changes=None)()
+        command(_run, changes=None)()
     except typer.Exit as left:
         status = left.exit_code
     except SystemExit as left:

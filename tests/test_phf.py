@@ -1,6 +1,7 @@
 """The command line as a whole: help that answers at once, and errors that never show a traceback."""
 
 import itertools
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -95,3 +96,25 @@ def test_a_missing_path_is_named_with_status_2_before_anything_is_written(argume
     assert "nowhere" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "changes", "message"),
+    [
+        ("é", {"LC_ALL": "C", "PYTHONUTF8": "0"}, r"The argument '\xe9' cannot be read"),
+        ("\udcff", {"PYTHONUTF8": "1"}, r"The argument '\udcff' is not valid UTF-8"),
+    ],
+)
+def test_names_that_no_dataset_can_hold_are_refused_with_a_sentence(
+    argument: str, changes: dict[str, str], message: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "phf", "inspect", argument],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, **changes},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert message in done.stderr

@@ -21,7 +21,7 @@ from pipeline.corpus.suffixes import KNOWN, Format, format_of, is_aside, kind_of
 from pipeline.dataset.manifest import LeftOut
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
-from scorers.paths import shown
+from scorers.paths import require_utf8, shown
 from scorers.printing import refuse_secret
 
 _MAGIC = re.compile(r"[*?[]")
@@ -272,7 +272,7 @@ def _local_file(path: str, kind: str, own: Collection[Path], *, explicit: bool) 
     if known is None:
         yield _Other(path, type_of(path))
         return
-    _require_utf8(path)
+    require_utf8(path)
     try:
         found = Path(path).stat()
     except OSError as error:
@@ -322,7 +322,7 @@ def _find_remote(argument: str, kind: str, output: str | None) -> Iterator[_Foun
         if known is None:
             yield _Other(name, type_of(name))
             continue
-        _require_utf8(name)
+        require_utf8(name)
         candidates.append(Source(name, known[0], known[1], kind_of(name, kind), size, options))
     if len(candidates) == 1 and candidates[0].uri == uri:
         yield candidates[0]
@@ -348,13 +348,6 @@ def _own_prefixes(root: str, names: Sequence[str]) -> list[str]:
 
 def _inside(path: str, folder: str) -> bool:
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
-
-
-def _require_utf8(path: str) -> None:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"The name of the input {path!r} is not valid UTF-8; rename the file.") from None
 
 
 def _unknown_suffix(path: str) -> str:
