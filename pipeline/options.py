@@ -46,7 +46,7 @@ Scorers = Annotated[
         "--scorer",
         "-s",
         metavar="COLUMN[=KIND[:VALUE]]",
-        help="A column of scores and what fills it, such as pii, toxicity=linear, toxicity=detoxify:unbiased, or "
+        help="A column of scores and what fills it, such as pii, toxicity=linear, tox=detoxify:unbiased, or "
         "toxicity=column:scores for scores that the corpus has; again for more columns. `phf scorers` lists the kinds.",
         show_default=False,
     ),

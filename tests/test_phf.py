@@ -43,6 +43,8 @@ def test_every_help_reads_well(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("path", all_commands(), ids=" ".join)
 def test_paragraphs_of_the_help_fill_the_width(path: tuple[str, ...], width: int) -> None:
     result = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": str(width), "TERM": "dumb"})
+    # No word is cut off where a terminal has its usual width.
+    assert width < 80 or "…" not in result.output
     prose = result.output.split("╭")[0].splitlines()
     for line, following in itertools.pairwise(each.strip() for each in prose):
         if line and following and not line.startswith("Usage:"):
