@@ -17,7 +17,10 @@ from scorers.paths import shown
 _LINES = 100
 _THREADS = 16
 _NAMES = {"gzip": "gzip", "zstd": "zstd", "bz2": "bzip2", "xz": "xz"}
-_SUFFIXES = {"gzip": ".gz", "zstd": ".zst", "bzip2": ".bz2", "xz": ".xz", "Parquet": ".parquet"}
+# What files end with that look like this: compressed ones, then others, of which the first two are never compressed.
+_COMPRESSED = {"gzip": ".gz", "zstd": ".zst", "bzip2": ".bz2", "xz": ".xz"}
+_WHOLE = {"Parquet": ".parquet", "an Arrow file": ".arrow", "an Arrow stream": ".arrow"}
+_TEXTS = {"JSON lines": ".jsonl", "WARC": ".warc"}
 
 
 def check_beginnings(sources: Sequence[Source], config: LabelConfig) -> None:
@@ -61,7 +64,7 @@ def _check(source: Source, config: LabelConfig) -> None:
             if source.format == "jsonl":
                 _check_lines(source, content, config)
             elif content.strip() and b"WARC/" not in content and not b"WARC/".startswith(content.strip()):
-                raise _refused(source, f"{shown(source.uri)} holds no WARC record", content)
+                raise _refused(source, f"{shown(source.uri)} holds no WARC record", content, decoded=True)
             else:
                 _check_pages(source, config)
     except CutError:
@@ -90,7 +93,8 @@ def _check_lines(source: Source, head: bytes, config: LabelConfig) -> None:
     if not lines or (lines == 1 and seems == "JSON lines"):
         return
     which = f"None of the first {lines:,} lines of" if lines > 1 else "The one line of"
-    raise _refused(source, f"{which} {shown(source.uri)} is {'a' if lines > 1 else 'no'} JSON object", head)
+    what = f"{which} {shown(source.uri)} is {'a' if lines > 1 else 'no'} JSON object"
+    raise _refused(source, what, head, decoded=True)
 
 
 def _is_object(line: bytes) -> bool:
@@ -128,19 +132,29 @@ def _may_be_arrow(head: bytes) -> bool:
     return _may_begin(head, (b"ARROW1", b"\xff\xff\xff\xff")) or 0 < int.from_bytes(head[:4], "little") < 1 << 20
 
 
-def _refused(source: Source, what: str, head: bytes) -> UserError:
+def _refused(source: Source, what: str, head: bytes, *, decoded: bool = False) -> UserError:
+    """The error for a file that begins with `head`, or, where it is compressed and `decoded`, whose content does."""
     seems = guess(head)
     name = shown(source.uri)
-    if seems in _SUFFIXES:
-        remedy = f"Rename it to end with {_SUFFIXES[seems]}"
+    ending = name[name.rindex(".") :] if source.compression is not None else ""
+    if seems in _COMPRESSED and decoded and ending:
+        remedy = f"It is compressed twice: decompress it once ({seems} -dc)"
+    elif seems in _COMPRESSED and source.format in {"parquet", "arrow"}:
+        remedy = f"Decompress it ({seems} -dc)"
+    elif seems in _COMPRESSED:
+        remedy = f"Rename it to end with {_COMPRESSED[seems]}"
+    elif seems in _WHOLE:
+        remedy = f"{'Decompress it, and rename' if decoded and ending else 'Rename'} it to end with {_WHOLE[seems]}"
+    elif ending and not decoded and seems in {"JSON lines", "plain text"}:
+        remedy = f"Rename it without {ending}"
+    elif seems in _TEXTS and _TEXTS[seems] != f".{source.format}":
+        remedy = f"Rename it to end with {_TEXTS[seems]}{ending if decoded else ''}"
     elif seems.startswith("UTF-"):
         remedy = f"Convert it: iconv -f {seems} -t UTF-8"
     elif seems == "a JSON array":
         remedy = "Write one object a line: jq -c '.[]'"
     elif seems == "one JSON object over several lines":
         remedy = "Write one object a line: jq -c ."
-    elif source.compression is not None and seems in {"JSON lines", "plain text"}:
-        remedy = f"Rename it without {name[name.rindex('.') :]}"
     else:
         remedy = "Mend it"
     return UserError(f"{what}: it looks like {seems}. {remedy}, or leave the file out.")

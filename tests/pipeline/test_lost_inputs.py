@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,32 @@ def test_a_file_that_is_nothing_of_its_name_is_refused(tmp_path: Path, name: str
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"{name}.*looks like {seems}.*leave the file out"):
         make_plan(make_config(path, tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("a.jsonl.gz", gzip.compress(gzip.compress(LINES)), "It is compressed twice: decompress it once (gzip -dc)"),
+        ("a.jsonl.zst", zstandard.compress(gzip.compress(LINES)), "It is compressed twice: decompress it once (gzip"),
+        ("a.warc.gz", gzip.compress(lzma.compress(LINES)), "It is compressed twice: decompress it once (xz -dc)"),
+        ("a.jsonl", gzip.compress(LINES), "Rename it to end with .gz"),
+        ("a.jsonl.gz", LINES, "Rename it without .gz"),
+        ("a.parquet", LINES, "Rename it to end with .jsonl"),
+        ("a.parquet.gz", gzip.compress(LINES), "Decompress it (gzip -dc)"),
+        ("a.warc", LINES, "Rename it to end with .jsonl"),
+        ("a.warc.gz", gzip.compress(LINES), "Rename it to end with .jsonl.gz"),
+        ("a.jsonl.gz", gzip.compress(b"WARC/1.0\r\n" * 2), "Rename it to end with .warc.gz"),
+        ("a.jsonl.gz", gzip.compress(b"PAR1" + bytes(99)), "Decompress it, and rename it to end with .parquet"),
+        ("a.jsonl", b"PAR1" + bytes(99), "Rename it to end with .parquet"),
+        ("a.jsonl.gz", gzip.compress(b"Plain.\nText.\n"), "Mend it"),
+    ],
+)
+def test_what_is_nothing_of_its_name_has_a_remedy_that_works(
+    tmp_path: Path, name: str, content: bytes, remedy: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"\. {re.escape(remedy)}.*, or leave the file out"):
+        make_plan(make_config(tmp_path / name))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b'{"text": "cut o', LINES[:1000], b'x\n{"text": "One."}\n'])
