@@ -16,8 +16,20 @@ def json_values(array: pa.Array) -> list[Any]:
     a string that are not UTF-8 are surrogate escapes (PEP 383), structs and maps are objects, and what else JSON does
     not have is a string. Numbers are not checked: NaN stays NaN.
     """
-    array = plain(array)
+    while isinstance(array, pa.ExtensionArray):
+        array = array.storage
     kind = array.type
+    # What is nested in these, pyarrow decodes for some types alone.
+    if pa.types.is_dictionary(kind):
+        return _chosen(json_values(array.dictionary), array.indices)
+    if pa.types.is_run_end_encoded(kind):
+        places = pa.array(range(len(array.values)), pa.int64())
+        whole = pa.RunEndEncodedArray.from_arrays(array.run_ends, places)
+        return _chosen(json_values(array.values), pc.run_end_decode(whole.slice(array.offset, len(array))))
+    if _is_list_view(kind):
+        values, starts = json_values(array.values), array.offsets.to_pylist()
+        views = [values[start : start + size] for start, size in zip(starts, array.sizes.to_pylist(), strict=True)]
+        return _where_valid(array, views)
     if pa.types.is_null(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return list(array.to_pylist())
     if is_text(kind):
@@ -44,7 +56,7 @@ def json_values(array: pa.Array) -> list[Any]:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """The array without the encodings that only change how values are held: extension, dictionary, run ends."""
+    """An array of text or bytes without what only changes how they are held: extension, dictionary, run ends."""
     while True:
         if isinstance(array, pa.ExtensionArray):
             array = array.storage
@@ -53,8 +65,6 @@ def plain(array: pa.Array) -> pa.Array:
         elif pa.types.is_run_end_encoded(array.type):
             whole = pa.RunEndEncodedArray.from_arrays(array.run_ends, _without_views(array.values))
             array = pc.run_end_decode(whole.slice(array.offset, len(array)))
-        elif pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
-            array = array.cast(pa.large_list(array.type.value_type))
         else:
             return array
 
@@ -67,13 +77,13 @@ def _without_views(values: pa.Array) -> pa.Array:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of what `plain` makes of an array."""
+    """The type of the values of an array, however they are held."""
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type
         elif pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
             kind = kind.value_type
-        elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        elif _is_list_view(kind):
             kind = pa.large_list(kind.value_type)
         else:
             return kind
@@ -94,9 +104,17 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
+def _is_list_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
+
+
 def utf8(array: pa.Array) -> list[bytes | None]:
     """The bytes of strings, which nobody has checked to be UTF-8."""
     return list(array.cast(pa.large_binary()).to_pylist())
+
+
+def _chosen(values: list[Any], places: pa.Array) -> list[Any]:
+    return [None if place is None else values[place] for place in places.to_pylist()]
 
 
 def _where_valid(array: pa.Array, values: list[Any]) -> list[Any]:

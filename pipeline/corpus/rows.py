@@ -37,7 +37,7 @@ class RowDecoder(Decoder):
         at = batch.schema.get_field_index(self.text_field)
         wanted = [each for each, name in enumerate(batch.schema.names) if self.columns is None or name in self.columns]
         others = {batch.schema.names[each]: json_values(batch.column(each)) for each in wanted if each != at}
-        for row, (content, value) in enumerate(_texts(plain(batch.column(at)))):
+        for row, (content, value) in enumerate(_texts(batch.column(at))):
             position = start + row
             if content is not None and len(content) > self.limit:
                 yield self.too_large(position)
@@ -79,8 +79,8 @@ class RowDecoder(Decoder):
 
 def _texts(column: pa.Array) -> Iterator[tuple[bytes | None, list[Any] | None]]:
     """The bytes of each text, which nobody has checked to be UTF-8; and the list, where it is one of sentences."""
-    if not is_list(column.type):
-        yield from ((content, None) for content in utf8(column))
+    if not is_list(plain_type(column.type)):
+        yield from ((content, None) for content in utf8(plain(column)))
         return
     for sentences in json_values(column):
         joined = None if sentences is None else "".join(each for each in sentences if each is not None)

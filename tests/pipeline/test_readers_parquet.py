@@ -158,11 +158,23 @@ def test_a_parquet_file_that_has_changed_since_the_plan_is_refused(tmp_path: Pat
 
 
 UTC2 = datetime.timezone(datetime.timedelta(hours=2))
+_VIEWS = pa.array([{"v": "a"}, {"v": "b"}], pa.struct([("v", pa.string_view())]))
 VALUES = [
     (pa.array([1, None, 3], pa.uint64()), [1, None, 3]),
     (pa.array([True, None]), [True, None]),
     (pa.array([1.5, None], pa.float32()), [1.5, None]),
     (pa.array(["a", None]).dictionary_encode(), ["a", None]),
+    (pa.DictionaryArray.from_arrays(pa.array([1, None]), _VIEWS), [{"v": "b"}, None]),
+    (pa.RunEndEncodedArray.from_arrays(pa.array([1, 3], pa.int32()), _VIEWS), [{"v": "a"}, {"v": "b"}, {"v": "b"}]),
+    (pa.array([["a", "b"], None], pa.list_view(pa.string_view())), [["a", "b"], None]),
+    (
+        pa.ListViewArray.from_arrays(
+            pa.array([1, 0], pa.int32()),
+            pa.array([1, 2], pa.int32()),
+            pa.DictionaryArray.from_arrays(pa.array([0, 1]), _VIEWS),
+        ),
+        [[{"v": "b"}], [{"v": "a"}, {"v": "b"}]],
+    ),
     (pa.array(["ü", None], pa.string_view()), ["ü", None]),
     (pa.array([b"\xff", None]), ["/w==", None]),
     (pa.array([decimal.Decimal("1.10"), None]), ["1.10", None]),
