@@ -26,6 +26,7 @@ from pipeline.labelling.plan_files import read_plan, write_plan
 from pipeline.labelling.resolve import Resolved, resolve_config, scorer_entries
 from pipeline.labelling.telling.log_file import STDERR
 from pipeline.labelling.telling.reporter import Reporter
+from pipeline.labelling.windows import check_windows
 from pipeline.labelling.workers.worker import BASE_GROUP
 from pipeline.storage import Storage
 from scorers import sentences
@@ -81,6 +82,7 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
         raise UserError(f"{storage.uri} holds no job that could be extended. Leave --extend out to begin one.")
     before = None if begun is None else begun.config.get("sentences")
     resolved = replace(resolved, config=settle_sentences(sources, resolved.config, before))
+    check_windows(sources, config.execution)
     reporter.step("Loading the scorers")
     record = JobRecord(
         config=resolved.config.semantic(),
@@ -163,8 +165,6 @@ def check_layer(job: StoredJob, layer: int, execution: LabelExecution) -> None:
         UserError: a scorer lacks something, or is not the same any more.
     """
     begun = job.columns([layer])
-    for column, entry in begun.items():
-        check_kind(column, entry.kind, entry.fingerprint)
     specs = {column: ScorerSpec(kind=each.kind, **each.options) for column, each in begun.items()}
     for column, entry in begun.items():
         check_recorded(column, specs[column], entry.fingerprint, execution.of(column).trusted_sha256)

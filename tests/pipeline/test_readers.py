@@ -15,11 +15,13 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import LabelExecution
 from pipeline.corpus.compression import window_of
 from pipeline.corpus.inputs import find_sources
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader, read_sources, read_unit
 from pipeline.corpus.records import Quarantined, Record
+from pipeline.labelling.windows import check_windows
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all, write_lines, write_records
 
@@ -323,6 +325,21 @@ def test_long_windows_are_decoded(tmp_path: Path, log: int) -> None:
     limited = make_config(path, execution={"memory_limit": "100MiB"})
     with pytest.raises(UserError, match=r"window of .* more than execution\.memory_limit"):
         make_plan(limited)
+
+
+def test_windows_of_all_workers_have_to_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(log: int, **execution: Any) -> None:
+        (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([(log - 10) << 3]) + b"\x01\x00\x00")
+        check_windows(find_sources([str(tmp_path)], "auto"), LabelExecution.model_validate(execution))
+
+    monkeypatch.setattr("pipeline.labelling.windows.machine_memory", lambda: 16 << 30)
+    with pytest.raises(UserError, match=r"window of 2,048 MiB .* each of 5 workers: .*Use --workers 4, or recompress"):
+        check(31, workers=5)
+    with pytest.raises(UserError, match="each of 6 workers"):
+        check(31, pools={"cpu": {"max": 2}, "toxicity": {"device": "cuda", "max": 4}})
+    check(31, workers=4)
+    check(27, workers=64)
+    check(31, workers=64, address="auto")  # whose machines have memories of their own
 
 
 def test_a_window_that_is_too_long_is_refused_with_the_remedy(tmp_path: Path) -> None:

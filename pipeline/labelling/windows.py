@@ -1,0 +1,57 @@
+"""Whether this machine has the memory to decode what was compressed with long windows, in all workers at once."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from pipeline.config import LabelExecution
+from pipeline.corpus.compression import LONGEST_HEAD, MOST_WINDOW, window_of
+from pipeline.corpus.inputs import Source
+from pipeline.corpus.streams import SourceFile
+from pipeline.labelling.workers.memory import machine_memory
+from pipeline.labelling.workers.worker import BASE_GROUP
+from scorers.amounts import count_of
+from scorers.errors import UserError
+from scorers.paths import shown
+
+# The rest is for scorers, Ray and the system.
+_SHARE = 0.5
+_THREADS = 16
+
+
+def check_windows(sources: Sequence[Source], execution: LabelExecution) -> None:
+    """Refuse more workers than the longest window of zstd among the sources leaves room for on this machine.
+
+    A worker keeps one stream open, and holds its window. What the machines of a cluster have is not known here.
+
+    Raises:
+        UserError: names the source and how many workers there may be.
+    """
+    workers, room = _workers(execution), int(_SHARE * machine_memory())
+    packed = [source for source in sources if source.compression == "zstd"]
+    if execution.address is not None or not packed or workers * MOST_WINDOW <= room:
+        return
+    with ThreadPoolExecutor(_THREADS, "windows") as threads:
+        window, uri = max(zip(threads.map(_window, packed), [source.uri for source in packed], strict=True))
+    if workers * window > room:
+        raise UserError(
+            f"{shown(uri)} needs a window of {window >> 20:,} MiB to be decoded, in each of "
+            f"{count_of(workers, 'worker')}: together more than half of this machine's memory. Use --workers "
+            f"{max(1, room // window)}, or recompress the file: zstd -dc --long=31 FILE | zstd."
+        )
+
+
+def _workers(execution: LabelExecution) -> int:
+    """At most, as far as it is known before Ray has started."""
+    others = [pool.max or pool.min for name, pool in execution.pools.items() if name != BASE_GROUP]
+    base = execution.pools.get(BASE_GROUP)
+    limit = base.max if base is not None and base.max is not None else len(os.sched_getaffinity(0))
+    return (execution.workers or limit) + sum(others)
+
+
+def _window(source: Source) -> int:
+    # One that cannot be opened is named where it is read.
+    with suppress(OSError, UserError), SourceFile(source) as file:
+        return window_of(file.read(LONGEST_HEAD))
+    return 0
