@@ -8,13 +8,15 @@ quantiser; its weights can be a pickle. Every load of a foreign model goes throu
 import json
 import os
 import pickle
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
 from scorers.errors import UserError
+from scorers.paths import shown
 from scorers.printing import message
 
 # Where the package `kernels` is installed, transformers otherwise downloads compiled code for some architectures. It is
@@ -30,11 +32,12 @@ def load_config(name: str, **overrides: Any) -> Any:
         overrides: fields in place of its own.
 
     Raises:
-        UserError: it asks for code, or for a quantiser.
+        UserError: it asks for code, or for a quantiser, or its folder holds a device.
         Exception: what transformers raises where it cannot be read.
     """
     from transformers import AutoConfig
 
+    refuse_devices(name)
     with _no_code(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     if getattr(config, "quantization_config", None) is not None:
@@ -62,9 +65,11 @@ def load_model(auto: Any, name: str, *, config: Any = None, **options: Any) -> A
         options: of `from_pretrained`.
 
     Raises:
-        UserError: it asks for code or for weights elsewhere, or its weights are damaged or a pickle of anything else.
+        UserError: it asks for code or for weights elsewhere, its weights are damaged or a pickle of anything else, or
+            its folder holds a device.
         Exception: what transformers raises where it cannot be loaded.
     """
+    refuse_devices(name)
     config = load_config(name) if config is None else config
     _check_files(name, config)
     try:
@@ -89,13 +94,35 @@ def load_tokenizer(name: str, **options: Any) -> Any:
         options: of `from_pretrained`.
 
     Raises:
-        UserError: it asks for code.
+        UserError: it asks for code, or its folder holds a device.
         Exception: what transformers raises where it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
+    refuse_devices(name)
     with _no_code(name):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+
+
+def refuse_devices(name: str) -> None:
+    """Refuse a folder in which something is a pipe, a socket or a device: to read it may never end.
+
+    Links, of which the hub's cache consists, are followed.
+
+    Args:
+        name: folder, or name on the hub, of which nothing is looked at.
+
+    Raises:
+        UserError: names it.
+    """
+    folder = Path(name)
+    for path in (folder, *folder.glob("*"), *folder.glob("*/*")):
+        with suppress(OSError):  # not there, or a link to nothing
+            if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+                raise UserError(
+                    f"{shown(str(path))} is neither a file nor a folder, so that reading it may never end. Remove it "
+                    "from the model or tokenizer, or give another."
+                )
 
 
 def _with_parts(config: Any) -> Iterator[Any]:

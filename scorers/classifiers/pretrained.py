@@ -52,6 +52,7 @@ def locate(model: str, revision: str | None, *, download: bool = True) -> Path:
             raise UserError(f"The option revision is of models on the hub, and {model} is a folder.")
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} is no model's folder: it has no config.json.")
+        hugging_face.refuse_devices(model)
         return folder
     if folder.is_absolute() or not _NAME.fullmatch(model):
         raise UserError(f"There is no folder {model}, and it is no name of a model on the Hugging Face hub either.")

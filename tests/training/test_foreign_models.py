@@ -1,6 +1,7 @@
 """What a foreign model or tokenizer asks for: code, kernels, adapters, quantisers, weights that are none."""
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from phf import app
 from scorers import hugging_face
+from scorers.classifiers.pretrained import locate
 from scorers.errors import UserError
 from tests.training.jobs import command
 from tests.training.stores import byte_tokenizer
@@ -209,3 +211,21 @@ def test_what_transformers_says_of_a_folder_is_text(folder, caplog):
         logger.removeHandler(handler)
     assert "\\x1b[31mown" in said.getvalue()
     assert "\x1b" not in said.getvalue()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["generation_config.json", "model.safetensors", "additional_chat_templates/x.jinja"])
+def test_a_pipe_or_a_device_in_a_folder_is_refused_and_not_read(tmp_path, folder, name):
+    place = folder / name
+    place.unlink(missing_ok=True)
+    place.parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / "pipe")
+    for target in ("/dev/zero", tmp_path / "pipe"):  # read to its end, or opened, neither comes back
+        place.unlink(missing_ok=True)
+        place.symlink_to(target)
+        for load in (*loads(folder), lambda: load_tokenizer(str(folder)), lambda: locate(str(folder), None)):
+            with pytest.raises(UserError, match=rf"{place.name} is neither a file nor a folder"):
+                load()
+    place.unlink()
+    place.symlink_to("nowhere")
+    assert max_positions(ModelConfig(name=str(folder), pretrained=True)) > 0
