@@ -54,7 +54,7 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for plot, drawn in figures:
-            (output / f"{plot.name}.png").write_bytes(drawn["light"])
+            write_atomically(output / f"{plot.name}.png", drawn["light"])
         write_atomically(output / JSON_NAME, _to_json(comparison))
         page = _environment().get_template("page.html.j2").render(_context(comparison, figures))
         write_atomically(output / PAGE_NAME, page)

@@ -336,14 +336,17 @@ class RunFolder:
         return list(_lines(self.metrics)) if self.metrics.is_file() else []
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that a reader, or a crash, sees the old content or the new, never a part of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, text in UTF-8, so that a reader, or a crash, sees the old content or the new, never a part of it.
+
+    What the old file was stays as it is: it may have another name, as a hard link.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not by `tempfile`, whose files nobody else may read, whatever the umask.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

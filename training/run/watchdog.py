@@ -42,7 +42,9 @@ class Watchdog:
         self._over.clear()
         prefix = f"rank-{self._rank:05d}-"
         try:
-            with (self._folder / f"{prefix}{os.getpid()}.txt").open("w") as file:
+            place = self._folder / f"{prefix}{os.getpid()}.txt"
+            place.unlink(missing_ok=True)  # of a process that had this number, or another name of some other file
+            with place.open("x") as file:
                 self._file = file
                 watching = threading.Thread(target=self._watch, args=(file,), name="watchdog", daemon=True)
                 watching.start()
