@@ -54,10 +54,13 @@ def _refuse_another(package: str) -> None:
 
 _COMMAND = __name__ == "__main__" or os.path.basename(sys.argv[0]) == "phf"
 if _COMMAND:
-    for _number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGUSR1):
+    _numbers = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGUSR1)
+    for _number in _numbers:
         # As nohup leaves it.
         if _number != _signal.SIGHUP or _signal.getsignal(_number) != _signal.SIG_IGN:
             _signal.signal(_number, _stop_at_once)
+    # Ranks are started with these blocked, so that one that comes before this does not end them in Python's words.
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _numbers)
     _start_safely()
 
 from scorers.errors import EXIT_STOPPED
@@ -75,11 +78,11 @@ from pipeline.cli import app as pipeline_app
 from pipeline.cli import config_app as pipeline_config
 from scorers.cli import app as scorers_app
 from scorers.console import command
+from scorers.paths import require_utf8
 from scorers.streams import set_up_streams
 from training.cli import app as training_app
 from training.cli import config_app as training_config
 from training.run.launch import LAUNCHERS
-from scorers.paths import require_utf8
 
 app = typer.Typer(
     name="phf",
@@ -117,15 +120,15 @@ app.add_typer(config_app, name="config", rich_help_panel="Settings")
 LAUNCHERS["ray"] = "infra.on_ray.train:launch"
 
 
-def main() -> None:
-    """Entry point of the `phf` command."""
-    take_signals()
 def _run() -> None:
     for argument in sys.argv[1:]:
         require_utf8(argument, "argument")
     app()
 
 
+def main() -> None:
+    """Entry point of the `phf` command."""
+    take_signals()
     # The deepspeed launcher puts `--local_rank=N` before the command; it also sets LOCAL_RANK, which is what is read.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     # Before torch loads OpenMP. Its threads otherwise wait for each other by spinning for milliseconds: on cores that

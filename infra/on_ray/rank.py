@@ -20,7 +20,7 @@ from typing import IO, Any
 from infra.on_ray.desk import STDERR, STDOUT
 from scorers import interpreter
 from training.run.folder import SHARED_MARK
-from training.run.launch import MEANT, free_port, meant, passed_on, rank_environment, start_rank
+from training.run.launch import MEANT, free_port, meant, rank_environment, start_rank
 
 _POLL_S = 0.1
 # Signals are looked for so often where nothing is printed.
@@ -170,7 +170,7 @@ def _run(job: RankJob, environment: Mapping[str, str]) -> int:
                 signals = ray.get(job.desk.print.remote(output))
                 asked = time.monotonic()
                 for number in signals[passed:]:
-                    process.send_signal(passed_on(number))
+                    process.send_signal(number)
                 passed = len(signals)
         for reader in readers:
             # A process that the rank has left behind may keep its end open.

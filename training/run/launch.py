@@ -17,7 +17,7 @@ from typing import Any
 
 from scorers import interpreter
 from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
-from scorers.stopping import asking
+from scorers.stopping import SIGNALS, asking
 
 # Set in the environment of ranks, which have the same arguments as their parent.
 LAUNCHED = "PHF_LAUNCHED"
@@ -107,7 +107,7 @@ def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
     def pass_on(number: int) -> None:
         signals.append(number)
         for process in processes:
-            process.send_signal(passed_on(number))
+            process.send_signal(number)
 
     try:
         # A second signal ends this block, and the ranks with it.
@@ -117,7 +117,7 @@ def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
             for number in signals:
                 # It came while they were started, and not all of them have received it.
                 for process in processes:
-                    process.send_signal(passed_on(number))
+                    process.send_signal(number)
             return _wait(processes, signals), bool(signals)
     finally:
         for process in processes:
@@ -156,9 +156,15 @@ def start_rank(
         env=environment,
         # A terminal's Ctrl-C goes to a whole group: the ranks would get it twice.
         start_new_session=True,
-        preexec_fn=partial(_prctl, _DIE_WITH_PARENT, int(orphaned)),
+        preexec_fn=partial(_prepare, int(orphaned)),
         **options,
     )
+
+
+def _prepare(orphaned: int) -> None:
+    _prctl(_DIE_WITH_PARENT, orphaned)
+    # Until it can listen, and lets them in (`phf.py`): Python would print a traceback of Ctrl-C, and end of the others.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -199,12 +205,7 @@ def _wait(processes: "Sequence[subprocess.Popen[bytes]]", asked: list[int]) -> i
 
 def meant(status: int, asked: Sequence[int]) -> int:
     """The status of a rank; stopped, where a signal that it was sent on purpose ended it before it could listen."""
-    return EXIT_STOPPED if -status in map(passed_on, asked) else status
-
-
-def passed_on(number: int) -> int:
-    """What ranks are sent for a signal to their parent: of Ctrl-C, Python prints a traceback until it can listen."""
-    return signal.SIGTERM if number == signal.SIGINT else number
+    return EXIT_STOPPED if -status in asked else status
 
 
 def describe_loss(status: int, rank: int) -> str:
