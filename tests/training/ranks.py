@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from training import objectives
 from training.config import ModelConfig, TrainingConfig
@@ -33,6 +34,7 @@ from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
 from training.run.distributed import World
 from training.run.engine import Engine
+from training.run.rendezvous import COLLECTIVE_TIMEOUT
 from training.run.schedule import plan_horizon
 from training.run.snapshot import Snapshot
 
@@ -45,6 +47,8 @@ def main(folder: Path, action: str, cases: list[str], written_by: int = 0) -> di
     torch.set_num_threads(1)
     world = World.from_environment()
     world.start()
+    group = dist.group.WORLD._get_backend(world.device)
+    assert world.size == 1 or group.options._timeout == COLLECTIVE_TIMEOUT
     found = {}
     for case in cases:
         engine, loss = make(world, case, folder, reshaped=action == "load" and written_by != world.size)

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
 
 from scorers.errors import UserError
 from training.run.host import own_cores, share_of_cores, way_to_others
-from training.run.rendezvous import COLLECTIVE_TIMEOUT, Rendezvous, exit_code_of
+from training.run.rendezvous import COLLECTIVE_TIMEOUT, MEETING_TIMEOUT, Rendezvous, exit_code_of
 from training.run.slurm import slurm_ranks
 
 Value = TypeVar("Value")
@@ -115,7 +115,11 @@ class World:
             )
 
     def start(self) -> None:
-        """Start the process group (nccl on GPUs, else gloo) and share the cores among the ranks of this machine."""
+        """Start the process group (nccl on GPUs, else gloo) and share the cores among the ranks of this machine.
+
+        Raises:
+            DistError: a rank that was there is gone, and has not joined the group within minutes.
+        """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.size > self.local_size:
@@ -123,21 +127,26 @@ class World:
         deepspeed = import_deepspeed()
         os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
         if not dist.is_initialized():
-            alone = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(
-                "nccl" if self.device.type == "cuda" else "gloo",
-                store=PrefixStore("ranks", self._rendezvous.store) if self.size > 1 else alone,
-                rank=self.rank,
-                world_size=self.size,
-                timeout=COLLECTIVE_TIMEOUT,
-            )
+            self._start_group()
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         # Agreement among ranks is on the CPU, so that it never waits for a GPU's queue.
         if self.size > 1 and self.device.type == "cuda":
-            self._agreement = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+            self._agreement = dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT)
+            _set_pg_timeout(COLLECTIVE_TIMEOUT, self._agreement)
         # Also when alone, for what it does besides: it forbids MKL to choose a number of threads by itself, on which
         # the last bits of a matrix product depend.
         torch.set_num_threads(self._threads())
+
+    def _start_group(self) -> None:
+        alone = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(
+            "nccl" if self.device.type == "cuda" else "gloo",
+            store=PrefixStore("ranks", self._rendezvous.store) if self.size > 1 else alone,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=MEETING_TIMEOUT,
+        )
+        _set_pg_timeout(COLLECTIVE_TIMEOUT, dist.group.WORLD)
 
     def _threads(self) -> int:
         cores, host = own_cores(), socket.gethostname()
