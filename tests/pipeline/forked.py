@@ -101,6 +101,9 @@ def start(
 
 
 def _run(arguments: list[str], folder: str, env: dict[str, str], log: str, errors: str, file_size: int) -> None:
+    from scorers.stopping import take_signals
+
+    take_signals()  # as `phf` does, before anything else
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor if errors == log else os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)

@@ -1,0 +1,317 @@
+"""A sequence of commands over one output, and random deaths to befall them while they run."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.failpoints import VARIABLE
+from tests.pipeline import forked
+from tests.pipeline.faults.job import DIED, DONE, INCOMPLETE, STOPPED, command_of
+from tests.pipeline.faults.test_driver_dies import NAMES
+from tests.pipeline.labelling import Labelling, alive, descendants
+
+COMMANDS = ("label", "score", "extend", "retag", "repair")
+# Seconds within which a command ends, and all that it has started after it.
+DEADLINE_S, LEFT_OVER_S = 240.0, 90.0
+
+_PROSE = [f"This is bloody text {n}. And {n * n} is a fine number. {'x' * (n % 9)} the damn end. " for n in range(32)]
+_CODE = [f"import os\ndef f{n}( a,b ):\n  return a+b{' ' * (n % 3)}\n\nx = {n}\n" for n in range(12)]
+# What says nothing of the dataset: who was at work, and how far it was.
+_OWN = ("job/epochs/", "job/progress.json")
+# Not damaged here: people may write into the card, and nothing tells that from damage.
+_FREE = (*_OWN, "README.md")
+_RAY_NEEDS_S = 10.0
+# Ray's raylet waits 15 s for its agents, and gives up.
+_STARTS = 4
+
+
+class Commands(Labelling):
+    """A corpus that grows, and the commands over it, of which `repair` finds a damaged file.
+
+    Args:
+        folder: its own.
+        scorer: what `phf score` adds.
+    """
+
+    def __init__(self, folder: Path, scorer: str) -> None:
+        super().__init__(folder)
+        # Ray ends a process a minute after the head died; here sooner.
+        self.env["RAY_gcs_rpc_server_reconnect_timeout_s"] = "9"
+        self._scorer = scorer
+        self._grow(0)
+
+    def arguments(self, command: str, *, patient: bool = False) -> list[str]:
+        """Of the command line; `patient` takes many deaths of workers for the deaths that they are."""
+        patience = ("--set", "execution.attempts=20", "--workers", "2") if patient and command != "retag" else ()
+        label = (
+            *("label", "corpus", "--output", "labelled", "--scorer", "pep8=pycodestyle", "--threshold", "pep8=0"),
+            *("--unit-size", "500", "--shard-size", "6KB"),
+        )
+        words = {
+            "label": label,
+            "score": ("score", "labelled", "--scorer", f"late={self._scorer}", "--threshold", "late=p50"),
+            "extend": (*label, "--extend"),
+            "retag": ("retag", "labelled", "--threshold", "pep8=p60", "--threshold", "late=p75"),
+            "repair": ("repair", "labelled"),
+        }
+        return [*words[command], *patience]
+
+    def prepare(self, command: str, chance: random.Random) -> str:
+        """Do what comes before a command, once; says what was damaged."""
+        if command == "extend":
+            self._grow(1)
+        return damage(self.output, chance) if command == "repair" else ""
+
+    def start(self, arguments: Sequence[str], *, ray: bool, failpoints: str = "") -> "Running":
+        """Start a command and return at once."""
+        env = self.env | ({VARIABLE: failpoints} if failpoints else {})
+        log = self.folder / f"{time.monotonic_ns()}.log"
+        if not ray:
+            return Running(forked.start(arguments, folder=self.folder, env=env, log=log), log)
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "phf", *arguments],
+                cwd=self.folder,
+                env=env,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        return Running(process, log)
+
+    def finish(self, command: str, *, ray: bool = False) -> "Ended":
+        """Run a command to its end with nothing in its way."""
+        return self.start(self.arguments(command, patient=ray), ray=ray).wait()
+
+    def collect(self) -> None:
+        """`phf gc --delete`."""
+        ended = self.start(["gc", "labelled", "--delete"], ray=False).wait()
+        assert ended.code == DONE, ended.said
+
+    def content(self) -> dict[str, Any]:
+        """Every file of the output; of records what they say but for the epoch in which they were written."""
+        found = {}
+        for path in sorted(path for path in self.output.rglob("*") if path.is_file()):
+            name = str(path.relative_to(self.output))
+            if not name.startswith(_OWN):
+                is_record = name.startswith(("units/", "generations/")) and name.endswith(".json")
+                found[name] = _without_staging(json.loads(path.read_bytes())) if is_record else path.read_bytes()
+        return found
+
+    def _grow(self, half: int) -> None:
+        prose, code = _PROSE[half::2], _CODE[half::2]
+        (self.corpus / f"{half}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in prose))
+        for number, text in enumerate(code):
+            (self.corpus / f"{half}-{number:02d}.py").write_text(text)
+
+
+def damage(output: Path, chance: random.Random) -> str:
+    """Flip a bit of a file that the dataset or its job needs, cut its end off or delete it; says which and what."""
+    kept = [path for path in sorted(output.rglob("*")) if path.is_file()]
+    kept = [path for path in kept if not str(path.relative_to(output)).startswith(_FREE)]
+    # Each kind of file as often as any other, however many there are.
+    kinds = sorted({_kind(path, output) for path in kept})
+    kind = chance.choice(kinds)
+    path = chance.choice([path for path in kept if _kind(path, output) == kind])
+    content, how = bytearray(path.read_bytes()), chance.choice(["flip", "cut", "delete"])
+    if how == "flip":
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    if how == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(content if how == "flip" else content[: -chance.randrange(1, len(content))])
+    return f"{how} {path.relative_to(output)}"
+
+
+def _kind(path: Path, output: Path) -> str:
+    return f"{path.relative_to(output).parts[0]}{path.suffix}"
+
+
+def _without_staging(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_staging(each) for key, each in value.items() if key not in ("epoch", "staged", "crc32")}
+    return [_without_staging(each) for each in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit status, negative for the signal that killed it, and what it said on one line."""
+
+    code: int
+    said: str
+
+
+class Running:
+    """A command that runs, with all that it has started."""
+
+    def __init__(self, process: Any, log: Path) -> None:
+        self._process = process
+        self._log = log
+        self.below: dict[int, str] = {}
+
+    @property
+    def said(self) -> str:
+        """What it has said so far."""
+        return " ".join(self._log.read_text(errors="replace").split()) if self._log.exists() else ""
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status; None as long as it runs."""
+        return self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.process.exitcode
+
+    def look(self) -> dict[int, str]:
+        """The processes that run below it now, with their programs."""
+        now = {pid: _program(pid) for pid in alive(descendants(self._process.pid))}
+        self.below |= now
+        return now
+
+    def pause(self, seconds: float) -> None:
+        """Wait, or until it has ended."""
+        end = time.monotonic() + seconds
+        while self.code is None and time.monotonic() < end:
+            self.look()
+            time.sleep(0.1)
+
+    def kill(self, *pids: int, by: signal.Signals = signal.SIGKILL) -> None:
+        """Signal processes that may be gone."""
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, by)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the command itself."""
+        if self.code is None:
+            self.kill(self._process.pid, by=number)
+
+    def wait(self) -> Ended:
+        """Wait for its end.
+
+        Raises:
+            TimeoutError: it does not come; everything is killed then.
+        """
+        self.pause(DEADLINE_S)
+        if self.code is None:
+            said = self.said
+            self.kill(self._process.pid, *self.look())
+            raise TimeoutError(f"not done after {DEADLINE_S:g} s: {said}")
+        if isinstance(self._process, forked.Forked):
+            self._process.wait()
+        return Ended(int(self.code), self.said)
+
+    def left_over(self) -> dict[int, str]:
+        """What it had started and still runs."""
+        return {pid: name for pid, name in self.below.items() if pid in alive({pid}) and _program(pid) == name}
+
+
+def _program(pid: int) -> str:
+    words = command_of(pid).split()
+    return next((Path(word).name for word in words[:1]), "") if not words or words[0][:5] != "ray::" else words[0]
+
+
+class Killing:
+    """What befalls a command while it runs.
+
+    Args:
+        sequence: of the commands.
+        chance: decides what and when.
+        usual_s: seconds that each command takes.
+        ray: whether commands have a Ray with workers, or do unit after unit themselves.
+        story: of what happened, for whoever has to find out what went wrong.
+    """
+
+    def __init__(
+        self, sequence: Commands, chance: random.Random, usual_s: dict[str, float], story: list[str], *, ray: bool
+    ) -> None:
+        self._sequence = sequence
+        self._chance = chance
+        self._usual_s = usual_s
+        self._ray = ray
+        self._story = story
+        self._running: list[Running] = []
+
+    def disturb(self, command: str) -> int:
+        """Run a command that something befalls; returns its exit status."""
+        chance = self._chance
+        at = f"{chance.choice(NAMES)}=kill@{chance.randrange(1, 9)}" if chance.random() < 0.3 else ""
+        running = self._sequence.start(
+            self._sequence.arguments(command, patient=self._ray), ray=self._ray, failpoints=at
+        )
+        self._running.append(running)
+        befallen: list[str] = [at]
+        for _ in range(chance.choice([1, 1, 2])):
+            running.pause(chance.uniform(0, self._usual_s[command] + (_RAY_NEEDS_S if self._ray else 0)))
+            if running.code is None:
+                befallen.append(chance.choice(self._deaths())(running))
+        ended = running.wait()
+        self._story.append(f"{command}: {' '.join(befallen)}: {ended.code}: {ended.said[-400:]}")
+        return ended.code
+
+    def finish(self, command: str) -> int:
+        """Run it once more, undisturbed; again where a machine is so busy that Ray does not start on it in time."""
+        for _ in range(_STARTS):
+            running = self._sequence.start(self._sequence.arguments(command, patient=self._ray), ray=self._ray)
+            self._running.append(running)
+            ended = running.wait()
+            self._story.append(f"{command}: {ended.code}: {ended.said[-1500:]}")
+            if ended.code != INCOMPLETE or "The Ray that was started on this machine died" not in ended.said:
+                break
+        return ended.code
+
+    def left_over(self) -> dict[int, str]:
+        """Processes that outlive the commands that started them."""
+        end = time.monotonic() + LEFT_OVER_S
+        while time.monotonic() < end:
+            found = {pid: name for running in self._running for pid, name in running.left_over().items()}
+            if not found:
+                return {}
+            time.sleep(0.5)
+        return found
+
+    def _deaths(self) -> list[Callable[[Running], str]]:
+        alone = [self._driver_dies, self._driver_is_signalled, self._driver_is_signalled]
+        return [*alone, *[self._some_die] * 3, self._all_die] if self._ray else alone
+
+    def _driver_dies(self, running: Running) -> str:
+        running.signal(signal.SIGKILL)
+        return "driver"
+
+    def _driver_is_signalled(self, running: Running) -> str:
+        number = self._chance.choice([signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+        running.signal(number)
+        if self._chance.random() < 0.3:
+            running.pause(self._chance.uniform(0, 2))
+            running.signal(signal.SIGKILL)
+            return f"{number.name}, driver"
+        return number.name
+
+    def _some_die(self, running: Running) -> str:
+        """The workers, Ray's raylet or its control service, or any other program of it."""
+        by_program: dict[str, list[int]] = {}
+        for pid, program in running.look().items():
+            by_program.setdefault(program, []).append(pid)
+        if not by_program:
+            return "nobody"
+        program = self._chance.choice(sorted(by_program))
+        pids = by_program[program]
+        chosen = pids if self._chance.random() < 0.3 else [self._chance.choice(pids)]
+        running.kill(*chosen)
+        return f"{len(chosen)} {program}"
+
+    def _all_die(self, running: Running) -> str:
+        below = list(running.look())
+        running.signal(signal.SIGKILL)
+        running.kill(*below)
+        return "all"
+
+
+# How a command may end that something has befallen. A signal in the first moment of Python's start just ends it.
+BEFALLEN = (DONE, INCOMPLETE, STOPPED, DIED, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)

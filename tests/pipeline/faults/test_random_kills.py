@@ -1,0 +1,85 @@
+"""Random deaths while a corpus is labelled, scored again, extended, tagged anew and repaired: nothing may show of them.
+
+`PHF_CHAOS_ROUNDS=16 PHF_CHAOS_SEED=7` plays more rounds: the odd ones with a Ray whose parts die too.
+"""
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.checking.verify import verify
+from tests.pipeline.faults.job import DONE
+from tests.pipeline.faults.killing import BEFALLEN, COMMANDS, Commands, Killing
+
+ROUNDS = int(os.environ.get("PHF_CHAOS_ROUNDS", "1"))
+SEED = int(os.environ.get("PHF_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1_000_000)
+# The linear model takes some seconds to load, in each process.
+QUICK, SLOW = "pycodestyle,max_line_length=20", "linear"
+_MOST_DEATHS = 3 if ROUNDS > 1 else 1
+"""Of a command, before it is left in peace."""
+
+pytestmark = pytest.mark.timeout(600 if ROUNDS == 1 else 0)
+
+
+class Undisturbed:
+    """What the commands come to, and the seconds that each takes, where nothing is in its way.
+
+    The repair is not among them: it has to bring back what was there.
+    """
+
+    def __init__(self, folder: Path, scorer: str) -> None:
+        sequence = Commands(folder, scorer)
+        self.seconds: dict[str, float] = {}
+        for command in COMMANDS[:-1]:
+            start = time.monotonic()
+            if command == "extend":
+                sequence.prepare(command, random.Random())
+            ended = sequence.finish(command)
+            assert ended.code == DONE, ended.said
+            self.seconds[command] = time.monotonic() - start
+        self.seconds["repair"] = self.seconds["label"]
+        sequence.collect()
+        self.content = sequence.content()
+
+
+_undisturbed: dict[str, Undisturbed] = {}
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_no_death_of_any_process_in_any_command_shows_in_the_end(
+    number: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = number % 2 == 1
+    scorer = SLOW if ray else QUICK
+    if scorer not in _undisturbed:
+        _undisturbed[scorer] = Undisturbed(tmp_path_factory.mktemp("undisturbed"), scorer)
+    whole = _undisturbed[scorer]
+    seed = SEED + number
+    with capsys.disabled():
+        sys.stderr.write(f"\nrandom kills: PHF_CHAOS_SEED={seed}{', with Ray' if ray else ''}\n")
+    chance, story = random.Random(seed), [f"seed {seed}, ray {ray}"]
+    sequence = Commands(tmp_path / "job", scorer)
+    killing = Killing(sequence, chance, whole.seconds, story, ray=ray)
+    for command in COMMANDS:
+        story.append(sequence.prepare(command, chance))
+        for _ in range(chance.randint(1, _MOST_DEATHS)):
+            code = killing.disturb(command)
+            assert code in BEFALLEN, "\n".join(story)
+            assert "Traceback" not in story[-1], "\n".join(story)
+            # Under damage it may refuse: nobody knows then what is needed.
+            if chance.random() < 0.2 and command != "repair" and sequence.output.exists():
+                sequence.collect()
+                story.append("gc --delete")
+        assert killing.finish(command) == DONE, "\n".join(story)
+    told = "\n".join(story)
+    assert killing.left_over() == {}, told
+    report = verify(str(sequence.output))
+    assert report.ok, f"{[str(problem) for problem in report.problems]}\n{told}"
+    sequence.collect()
+    content = sequence.content()
+    assert sorted(content) == sorted(whole.content), told
+    assert [name for name in content if content[name] != whole.content[name]] == [], told
