@@ -287,7 +287,7 @@ def test_an_update_that_did_harm_ends_the_run_when_it_is_logged(tmp_path, code_d
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"compute_grad_norm": false}}')
     monkeypatch.setattr("training.run.deepspeed_config._ALWAYS_ON", {})
     wild = {"training__learning_rate": 1e30, "training__warmup_ratio": 0, "training__gradient_clipping": 0}
-    with pytest.raises(DivergedError, match=r"or the gradient is not finite, up to step 4 .* no checkpoint was written"):
+    with pytest.raises(DivergedError, match=r"or the gradient is not finite, up to step 4 .* no checkpoint was w"):
         run_job(
             code_dataset,
             tmp_path / "run",
