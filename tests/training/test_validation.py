@@ -84,14 +84,14 @@ def test_training_is_not_disturbed_and_figures_are_equal_after_a_resume(
     run_job(code_dataset, tmp_path / "without", "conditional")
     losses = [line["loss"] for line in metrics(output) if "loss" in line]
     assert losses == [line["loss"] for line in metrics(tmp_path / "without")]
-    original = Engine.total_loss
+    original = Engine.totals
 
     def asked_meanwhile(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
     # Asked to stop while it is validated, it is when it goes on.
-    monkeypatch.setattr(Engine, "total_loss", asked_meanwhile)
+    monkeypatch.setattr(Engine, "totals", asked_meanwhile)
     monkeypatch.setattr("training.evaluation.heldout._TOKENS_AT_ONCE", 32)
     with pytest.raises(StoppedError):
         run_job(code_dataset, tmp_path / "stopped", "conditional", **changes)
@@ -156,7 +156,7 @@ def test_a_total_is_of_the_counted_tokens_and_leaves_training_alone(stage):
         for number in range(3):
             if validated:
                 counted = replace(batch(9), scores=(np.arange(16) % 2 * np.ones((4, 1))).astype(np.float32))
-                total = engine.total_loss(counted, CountedLoss())
+                total = engine.totals(counted, CountedLoss())["counted"]
                 assert 0.5 < total / (4 * 8 * math.log(64)) < 1.5
             found.append(float(engine.train_step(batch(number), loss, 1e-3).loss))
         engine.close()

@@ -34,8 +34,9 @@ class CountedLoss(Objective):
     name: ClassVar[str] = "counted"
 
     def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
-        """Cross-entropy, where it counts."""
-        return TokenTerms(ce * scores)
+        """Cross-entropy, where it counts; measured as `counted`."""
+        counted = ce * scores
+        return TokenTerms(counted, {"counted": counted})
 
 
 @dataclass(frozen=True)

@@ -172,18 +172,18 @@ class Engine:
         return StepOutcome(torch.stack(losses).sum(), merge_metrics(metrics), norm, applied, harmful)
 
     @torch.no_grad()
-    def total_loss(self, batch: Batch, objective: Objective) -> float:
-        """The loss of a batch summed over its tokens, without dropout and with nothing learnt. Every rank calls it.
+    def totals(self, batch: Batch, objective: Objective) -> dict[str, float]:
+        """What an objective measures, summed over a batch, without dropout and with nothing learnt. Every rank calls it.
 
         Args:
             batch: arrays, any of its own on each rank.
-            objective: of the loss.
+            objective: whose metrics they are; what a network adds to its loss is not in them.
         """
         self._engine.eval()
         ids, scores = (torch.as_tensor(each).to(self.world.device) for each in (batch.input_ids, batch.scores))
         with self.model.uncompiled():
-            loss, _ = self._engine(ids, objective=objective, scores=scores, count=1)
-        return float(loss)
+            _, measured = self._engine(ids, objective=objective, scores=scores, count=1)
+        return {name: float(value) for name, value in measured.items()}
 
     def is_finite(self) -> bool:
         """Whether all of this rank's weights, and what the optimiser remembers of them, are finite numbers."""

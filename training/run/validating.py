@@ -53,9 +53,9 @@ class Validating(Hook):
             # With ZeRO 3 the ranks hand each other the weights, so each computes something in every round.
             mine = start + world.rank
             with trainer.bounded():
-                cost = trainer.engine.total_loss(batches[min(mine, len(batches) - 1)], CountedLoss())
+                found = trainer.engine.totals(batches[min(mine, len(batches) - 1)], CountedLoss())
             if mine < len(batches):
-                nats[mine] = cost
+                nats[mine] = found["counted"]
         figures = self.validation.figures(world.sum(nats).tolist())
         trainer.on_main(lambda: self._record(trainer, figures))
 
