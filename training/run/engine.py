@@ -173,7 +173,7 @@ class Engine:
 
     @torch.no_grad()
     def totals(self, batch: Batch, objective: Objective) -> dict[str, float]:
-        """What an objective measures, summed over a batch, without dropout and with nothing learnt. Every rank calls it.
+        """What an objective measures, summed over a batch; nothing is dropped or learnt. Every rank calls it.
 
         Args:
             batch: arrays, any of its own on each rank.
