@@ -263,7 +263,7 @@ def test_gradients_of_bf16_are_summed_without_rounding(world, tmp_path, stage):
 
     def gradient(precision, micro, **changes):
         engine, loss = make(
-            world, batch_size=128, precision=precision, micro_batch_size=micro, zero_stage=stage, **changes
+            world, batch_size=64, precision=precision, micro_batch_size=micro, zero_stage=stage, **changes
         )
         found, step = [], engine._engine.step
 
@@ -273,22 +273,22 @@ def test_gradients_of_bf16_are_summed_without_rounding(world, tmp_path, stage):
             step()
 
         engine._engine.step = stepped
-        engine.train_step(batch(0, 128), loss, 1e-3)
+        engine.train_step(batch(0, 64), loss, 1e-3)
         engine.close()
         return torch.cat(found)
 
-    exact = gradient("fp32", 64)
+    exact = gradient("fp32", 32)
     (tmp_path / "ds.json").write_text('{"data_types": {"grad_accum_dtype": "bf16"}}')
     whole, cut, rounded = (
         float((each - exact).norm() / exact.norm())
         for each in (
-            gradient("bf16", 128),
-            gradient("bf16", 2),
-            gradient("bf16", 2, deepspeed=str(tmp_path / "ds.json")),
+            gradient("bf16", 64),
+            gradient("bf16", 1),
+            gradient("bf16", 1, deepspeed=str(tmp_path / "ds.json")),
         )
     )
     assert cut < 1.1 * whole < 0.01
-    assert rounded > 1.3 * cut
+    assert rounded > 1.4 * cut
 
 
 def test_bf16_learns_too(world):
