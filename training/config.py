@@ -201,6 +201,10 @@ class TrainingConfig(_Section):
     """
     warmup_ratio: float = Field(default=0.01, ge=0, le=1)
     """Share of the steps that warm up, rounded up to whole steps."""
+    warmup_steps: Count | None = Field(default=None, ge=0)
+    """How many steps warm up, in place of warmup_ratio. A run that is extended by num_tokens keeps the steps of warm-up
+    that it began with.
+    """
     min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
     """The rate at the end, relative to the peak."""
     decay_ratio: float = Field(default=0.2, gt=0, le=1)
@@ -260,7 +264,9 @@ class TrainingConfig(_Section):
     held-out text; 0 never.
     """
     keep_checkpoints: Count = Field(default=2, ge=1)
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints stay. With the schedules `constant` and `wsd` one is made and stays besides
+    where a longer run would begin to differ: where the decay or the second phase begins.
+    """
     keep_every: Count = Field(default=0, ge=0)
     """Checkpoints of a step that is a multiple of it stay too; 0 for none."""
     keep_best: Count = Field(default=0, ge=0)

@@ -15,6 +15,7 @@ def resolve_config(
     overrides: Sequence[str] = (),
     *,
     defaults: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
     """The configuration of a run, with everything filled in that neither the dataset nor the machine decides.
 
@@ -22,6 +23,7 @@ def resolve_config(
         file: YAML with the fields of `TrainConfig`.
         flags: nested values of flags; None values count as not given.
         overrides: `--set` arguments.
+        base: settings of another run, in place of a preset; but for the objective, where another one is given.
         defaults: sections that no preset fills in, such as those that a plan can do without; weaker than all else.
 
     Raises:
@@ -29,7 +31,12 @@ def resolve_config(
     """
     layers = [read_yaml(file) if file is not None else {}, flags or {}, *map(parse_override, overrides)]
     task, objective = _strongest(layers, "task"), _strongest(layers, "objective", "name")
-    under = {**(defaults or {}), **preset(str(task), "mle" if objective is None else str(objective))}
+    if base is None:
+        under = {**(defaults or {}), **preset(str(task), "mle" if objective is None else str(objective))}
+    else:
+        under = dict(base)
+        if objective not in (None, base["objective"]["name"]):
+            under["objective"] = preset(str(task or base["task"]), str(objective)).get("objective", {})
     return fill_in(load_settings(TrainConfig, file=file, flags=flags, overrides=overrides, defaults=under))
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from tests.datasets import make_dataset
 from training.config import TrainConfig
 from training.run.folder import RunFacts
+from training.run.going_on import Asked
 from training.run.job import train
 from training.settings import resolve_config
 
@@ -83,10 +84,12 @@ def job_config(dataset: Path, output: Path, objective: str = "mle", **changes: A
     return resolve_config(None, flags, settings(**changes))
 
 
-def run_job(dataset: Path, output: Path, objective: str = "mle", **changes: Any) -> tuple[RunFacts, str]:
+def run_job(
+    dataset: Path, output: Path, objective: str = "mle", *, asked: Asked | None = None, **changes: Any
+) -> tuple[RunFacts, str]:
     """Train in this process; returns the facts and what was printed."""
     printed = io.StringIO()
-    facts = train(job_config(dataset, output, objective, **changes), Console(file=printed, width=200))
+    facts = train(job_config(dataset, output, objective, **changes), Console(file=printed, width=200), asked)
     return facts, printed.getvalue()
 
 

@@ -230,9 +230,9 @@ def test_an_evaluation_builds_nothing_where_the_run_says(run: Path, tmp_path: Pa
 @pytest.mark.parametrize("name", [*HOSTILE, "a/b", ".."])
 def test_an_id_of_a_tracker_is_no_path(tmp_path: Path, name: str) -> None:
     file = tmp_path / "trackers.json"
-    file.write_text(json.dumps({"wandb": {"id": "abc-1", "sent": 3}}))
-    assert _known(file) == {"wandb": {"id": "abc-1", "sent": 3}}
-    file.write_text(json.dumps({"wandb": {"id": name, "sent": 3}}))
+    file.write_text(json.dumps({"wandb": {"id": "abc-1", "lines": 3, "sha256": "ab"}}))
+    assert _known(file) == {"wandb": {"id": "abc-1", "lines": 3, "sha256": "ab"}}
+    file.write_text(json.dumps({"wandb": {"id": name, "lines": 3, "sha256": "ab"}}))
     assert _known(file) == {}
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import random
 import socket
+import struct
 import sys
 import threading
 from importlib.util import find_spec
@@ -14,14 +16,14 @@ from tests.training.jobs import metrics, run_job
 from training.config import TrackingConfig
 from training.run.folder import RunFolder
 from training.run.trackers import opening
-from training.run.trackers.sink import Guarded
-from training.run.tracking import Tracker
+from training.run.trackers.sink import Guarded, numbers
+from training.run.tracking import Tracker, keep_lines
 
 
 class Recorded:
     """Keeps what it is told, and fails at the steps it is told to fail at."""
 
-    run_id = "known"
+    run_id, goes_on = "known", True
 
     def __init__(self, *fails):
         self.fails, self.logged, self.closed = fails, [], False
@@ -84,36 +86,139 @@ def test_settings_of_the_working_directory_are_refused_before_any_work(folder, t
     opening.check_trackers(TrackingConfig())
 
 
-def write(folder, sinks, first, last, monkeypatch):
+def write(folder, config, first, last, tell=pytest.fail, *, killed=False):
     """Log the steps from one to another, as a process does that goes on after step `first - 1`."""
-    monkeypatch.setattr(opening, "_REMOTE", {"wandb": "Wandb"})
-    seen = []
+    mirrors = opening.open_trackers(config, folder, keep_lines(folder, first - 1), {"config": {}}, tell)
+    tracker = Tracker(folder, mirrors)
+    for step in range(first, last + 1):
+        # What is measured, and what a step is worth after other steps, is another each time.
+        line = {"step": step, "tokens": step * 8, "loss": random.random(), "grad_norm": math.nan}
+        tracker.write({**line, "seconds": {"forward": random.random()}})
+        if step % 4 == 0:
+            tracker.write({"step": step, "tokens": step * 8, "evaluation": {"bits_per_byte": random.random()}})
+    if killed:
+        # Nobody writes down what has arrived.
+        mirrors._write = lambda: None
+    tracker.close()
+
+
+def of_tensorboard(folder, run_id):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder.tensorboard), size_guidance={"scalars": 0}).Reload()
+    return {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def of_mlflow(folder, run_id):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=str(folder.path / "mlflow"))
+    names = client.get_run(run_id).data.metrics
+    return {name: sorted((each.step, each.value) for each in client.get_metric_history(run_id, name)) for name in names}
+
+
+def of_wandb(folder, run_id):
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = {}
+    for file in sorted(folder.path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")):
+        for content in log_records(file.read_bytes()):
+            items = {
+                each.nested_key[0] if each.nested_key else each.key: each.value_json
+                for each in Record.FromString(content).history.item
+            }
+            for name, value in items.items():
+                if not name.startswith("_"):
+                    found.setdefault(name, []).append((int(items["_step"]), float(value)))
+    return found
+
+
+def log_records(content):
+    """The records of a file in LevelDB's log format, which W&B writes after a header of seven bytes."""
+    place, record = 7, b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def of_trackio(folder, run_id):
+    from trackio.sqlite_storage import SQLiteStorage
+
+    found = {}
+    for row in SQLiteStorage.get_logs("a", run_id):
+        for name, value in row.items():
+            if name not in ("step", "timestamp"):
+                found.setdefault(name, []).append((row["step"], value))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "read"),
+    [
+        ("tensorboard", True, of_tensorboard),
+        ("mlflow", {}, of_mlflow),
+        ("wandb", {"mode": "offline"}, of_wandb),
+        ("trackio", {"project": "a"}, of_trackio),
+    ],
+)
+def test_curves_are_those_of_the_metrics_however_a_run_goes_on(name, settings, read, tmp_path, monkeypatch):
+    pytest.importorskip(name)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    folder = RunFolder(tmp_path / "run")
+    config = TrackingConfig(**{"tensorboard": False, name: settings})
+    none = TrackingConfig(tensorboard=False)
+
+    def check():
+        expected = {}
+        for line in folder.read_metrics():
+            for key, value in numbers(line).items():
+                expected.setdefault(key, []).append((line["step"], pytest.approx(value)))
+        assert list(expected) == ["train/tokens", "train/loss", "seconds/forward", "evaluation/bits_per_byte"]
+        run_id = json.loads((folder.path / "trackers.json").read_text())[name]["id"]
+        assert read(folder, run_id) == expected
+        return run_id
+
+    write(folder, config, 1, 5)
+    first = check()
+    write(folder, config, 6, 7)  # stopped, and gone on
+    assert check() == first
+    write(folder, config, 8, 9, killed=True)
+    write(folder, config, 9, 10)  # from the checkpoint of step 8
+    check()
+    write(folder, config, 5, 8)  # from an earlier step
+    then = check()
+    write(folder, none, 9, 10)  # without it
+    write(folder, config, 11, 12)
+    assert check() == then
+
+
+def test_what_could_not_be_sent_is_sent_when_the_run_goes_on(tmp_path, monkeypatch):
+    folder, sink, told = RunFolder(tmp_path), Recorded(3), []
 
     class Module:
         @staticmethod
         def Wandb(config, given):
-            seen.append(given.run_id)
-            return sinks
+            seen.append((given.run_id, given.goes_back))
+            sink.goes_on = not given.goes_back
+            return sink
 
+    seen = []
     monkeypatch.setattr(opening, "import_module", lambda name: Module)
     config = TrackingConfig(tensorboard=False, wandb={})
-    mirrors = opening.open_trackers(config, folder, first - 1, {"config": {}}, pytest.fail)
-    tracker = Tracker(folder, step=first - 1, mirrors=mirrors)
-    for step in range(first, last + 1):
-        tracker.write(step, {"step": step, "loss": float(step), "seconds": {"forward": 0.5}})
-    tracker.close()
-    return seen[0]
-
-
-def test_a_run_that_goes_on_is_the_same_run_and_sends_no_step_twice(tmp_path, monkeypatch):
-    folder, sink = RunFolder(tmp_path), Recorded()
-    assert write(folder, sink, 1, 15, monkeypatch) is None
-    # From the checkpoint of step 10, killed early; then from the same again.
-    assert write(folder, sink, 11, 12, monkeypatch) == "known"
-    assert write(folder, sink, 11, 20, monkeypatch) == "known"
-    assert [step for step, _ in sink.logged] == list(range(1, 21))
-    assert sink.logged[0][1] == {"train/loss": 1.0, "seconds/forward": 0.5}
-    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 21))
+    write(folder, config, 1, 3, told.append)
+    assert "metrics.jsonl has them all, and sends them when the run goes on" in told[-1]
+    assert [step for step, _ in sink.logged] == [1, 2]
+    sink.fails, sink.logged = (), []
+    write(folder, config, 4, 5)
+    assert seen == [(None, False), ("known", True)]
+    assert [step for step, _ in sink.logged] == [1, 2, 3, 4, 4, 5]
 
 
 def test_one_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):
@@ -123,7 +228,8 @@ def test_one_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(opening, "import_module", refuse)
     config = TrackingConfig(tensorboard=False, mlflow={})
-    assert opening.open_trackers(config, RunFolder(tmp_path), 0, {}, told.append) == []
+    opening.open_trackers(config, RunFolder(tmp_path), [], {}, told.append).close()
+    assert not (tmp_path / "trackers.json").exists()
     assert "tracking.mlflow cannot be opened (ConnectionError)" in told[0]
 
 
@@ -150,7 +256,7 @@ def test_wandb_offline_writes_its_files_and_none_of_the_corpus(tmp_path, code_da
 
 
 @pytest.mark.slow
-def test_mlflow_reads_back_what_was_logged_and_goes_on_with_the_run(tmp_path, code_dataset):
+def test_mlflow_reads_back_what_was_logged(tmp_path, code_dataset):
     pytest.importorskip("mlflow")
     changes = {"tracking__mlflow": "{experiment: a}", "training__save_every": 2, "training__num_tokens": 6 * 4 * 32}
     run_job(code_dataset, tmp_path / "run", **changes)
@@ -166,16 +272,6 @@ def test_mlflow_reads_back_what_was_logged_and_goes_on_with_the_run(tmp_path, co
     found = sorted((each.step, each.value) for each in client.get_metric_history(known["id"], "train/loss"))
     assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6]
     assert all(math.isclose(value, line["loss"]) for (_, value), line in zip(found, lines, strict=True))
-
-    folder = RunFolder(tmp_path / "run")
-    mirrors = opening.open_trackers(TrackingConfig(tensorboard=False, mlflow={}), folder, 4, {}, pytest.fail)
-    tracker = Tracker(folder, step=4, mirrors=mirrors)
-    for step in range(5, 9):
-        tracker.write(step, {"step": step, "loss": float(step)})
-    tracker.close()
-    assert [run.info.run_id for run in client.search_runs([run.info.experiment_id])] == [known["id"]]
-    steps = sorted(each.step for each in client.get_metric_history(known["id"], "train/loss"))
-    assert steps == list(range(1, 9))
 
 
 if find_spec("trackio"):

@@ -50,7 +50,7 @@ def export_model(
         step = best_step(folder, metric)
     if step is None:
         step = next(reversed(checkpoints.steps(folder.checkpoints)), None)
-    place = output or folder.path / "exports" / f"step-{step or 0:08d}"
+    place = output or folder.exports / f"step-{step or 0:08d}"
     done = export_checkpoint(folder, step, place, dataset)
     if as_json:
         print_json({"model": str(place), "step": done})

@@ -37,7 +37,8 @@ def start_from(folder: str, model: str | None) -> dict[str, Any]:
         facts = run.read_facts()
         raise UserError(
             f"--init-from {folder}: that run is {facts.status} at step {facts.step:,} of {facts.horizon.steps:,}, "
-            "without a model yet. The same command that began it goes on with it."
+            "without a model yet. The same command that began it goes on with it; --step begins with one of its "
+            "checkpoints."
         )
     return {"name": str(run.model), "pretrained": True}
 

@@ -151,6 +151,40 @@ def train(
             rich_help_panel="Ranks",
         ),
     ] = 0,
+    step: Annotated[
+        int | None,
+        typer.Option(
+            "--step",
+            min=1,
+            metavar="N",
+            help="With --init-from RUN: begin with its checkpoint of this step, optimiser and order of the data "
+            "included, and with its settings where no others are given.",
+            show_default=False,
+            rich_help_panel="Going on",
+        ),
+    ] = None,
+    from_step: Annotated[
+        int | None,
+        typer.Option(
+            "--from-step",
+            min=1,
+            metavar="N",
+            help="Go back to the run's checkpoint of this step, as after a spike; what it had beyond is set aside. "
+            "--learning-rate and what else decides how large an update is may then be another.",
+            show_default=False,
+            rich_help_panel="Going on",
+        ),
+    ] = None,
+    skip_batches: Annotated[
+        int,
+        typer.Option(
+            "--skip-batches",
+            min=0,
+            metavar="N",
+            help="With --from-step: leave out so many batches from there on.",
+            rich_help_panel="Going on",
+        ),
+    ] = 0,
     plan: Annotated[
         bool,
         typer.Option(
@@ -241,20 +275,28 @@ def train(
 
     The tokens are prepared on first use, and everything that was resolved is printed before step 0. The same command
     goes on with a run that was stopped, exactly, from its newest checkpoint; SIGTERM, SIGUSR1 and Ctrl-C save one and
-    exit with status 75. --ranks starts several processes, with --on ray on a cluster; it works the same under
-    launchers of yours: torchrun --nproc-per-node 2 --no-python phf train labelled ...
+    exit with status 75. With more --num-tokens it extends a run whose training.schedule is constant or wsd.
+    --ranks starts several processes, with --on ray on a cluster; it works the same under launchers of yours: torchrun
+    --nproc-per-node 2 --no-python phf train labelled ...
 
     Example: phf train labelled --task toxicity --objective conditional --model tiny --output runs/conditional
     --set training.num_tokens=1e6
     """
     set_up_logs()
+    if skip_batches and from_step is None:
+        raise UserError("--skip-batches says what to leave out after --from-step; give that too.")
+    origin = None if init_from is None or step is None else (init_from, step)
     described = {"device": plan_device, "memory": plan_memory, "bandwidth": plan_bandwidth}
     described["utilisation"] = plan_utilisation
     if not plan and any(value is not None for value in described.values()):
         raise UserError("--plan-device and the other --plan-… flags say what --plan is for; give --plan too.")
     reserved = {"--address": address, "--cpus-per-rank": cpus_per_rank, "--gpus-per-rank": gpus_per_rank}
     check_place(on, reserved, max_restarts, plan=plan)
-    start = {} if init_from is None else start_from(init_from, model)
+    start = {} if init_from is None or step is not None else start_from(init_from, model)
+    if step is not None and init_from is None:
+        raise UserError("--step says which checkpoint of --init-from a run begins with; give that too.")
+    if step is not None and model is not None:
+        raise UserError("--init-from says which model it is: leave --model out.")
     flags = {
         "output": output,
         "task": task,
@@ -281,8 +323,13 @@ def train(
     def settings(defaults: dict[str, Any] | None = None) -> "TrainConfig":
         from training.settings import resolve_config
 
-        resolved = resolve_config(config, flags, overrides or [], defaults=defaults or {})
-        if init_from is not None:
+        base = None
+        if init_from is not None and step is not None:
+            from training.run.branch import branch_settings
+
+            base = branch_settings(init_from, output, dataset)
+        resolved = resolve_config(config, flags, overrides or [], defaults=defaults or {}, base=base)
+        if init_from is not None and step is None:
             check_tokenizer(init_from, resolved)
         return resolved
 
@@ -303,10 +350,11 @@ def train(
     try:
         with stoppable(when=" outside of training"):
             from training.run.distributed import World
+            from training.run.going_on import Asked
             from training.run.job import train as run
 
             world = World.from_environment()
-            facts = run(settings(), console)
+            facts = run(settings(), console, Asked(from_step, skip_batches, origin))
     except UserError as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, RankError):
             # Rank 0 says it for all.

@@ -288,6 +288,7 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
         ("Models differ", lambda run: run.facts.model.name),
         ("Context lengths differ", lambda run: run.facts.model.context_length),
         ("Tokens trained on differ", lambda run: f"{run.facts.step * _tokens_a_step(run):,}"),
+        ("They did not all begin at step 0 and go on as they were", _went_on),
         ("Not every run is finished", lambda run: run.facts.status),
         ("Samples were drawn in different ways", sampling),
         ("Hit thresholds differ", lambda run: f"{run.report.samples.hit_threshold:g}"),
@@ -299,6 +300,12 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
     if settings:
         found.append(f"Settings of model or training differ: {', '.join(settings)}; the values are below.")
     return found
+
+
+def _went_on(run: LoadedRun) -> str:
+    origin = run.facts.origin
+    began = [] if origin is None else [f"began with step {origin.step:,} of {printable(origin.run)}"]
+    return "; ".join([*began, *(printable(each.description) for each in run.facts.history)]) or "as it was"
 
 
 def trained_on(run: LoadedRun) -> str:

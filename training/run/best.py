@@ -41,6 +41,18 @@ def record(folder: Path, step: int, figures: Mapping[str, float]) -> None:
         write_atomically(folder / FIGURES_NAME, json.dumps(known, indent=2) + "\n")
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Remove the figures of later steps, which the run has gone back behind.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    known = read(folder)
+    kept = {each: figures for each, figures in known.items() if each <= step}
+    if kept != known:
+        write_atomically(folder / FIGURES_NAME, json.dumps(kept, indent=2) + "\n")
+
+
 def read(folder: Path) -> dict[int, dict[str, float]]:
     """The figures by step; none where none were noted, or where the file is damaged: no training depends on it."""
     try:

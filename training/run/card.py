@@ -94,6 +94,8 @@ def model_card(facts: RunFacts, step: int) -> str:
     rows = {
         "objective": _code(facts.objective),
         "trained": f"{step:,} steps, {step * horizon.tokens // horizon.steps:,} tokens",
+        **({} if facts.origin is None else {"began with": f"step {facts.origin.step:,} of another run"}),
+        **({"went on": "<br>".join(_plain(each.description) for each in facts.history)} if facts.history else {}),
         "dataset": f"{_code(dataset)}, generation {facts.dataset.generation}, column {_code(facts.column)}",
         "scorer": f"{_code(scorer.kind)}, {_code(scorer.fingerprint)}; a higher score is worse",
         "threshold": "none" if threshold is None else f"{threshold.value:g} ({_code(threshold.origin)})",
@@ -124,6 +126,10 @@ def model_card(facts: RunFacts, step: int) -> str:
         guidance=guidance if facts.conditional else "",
         context=network.context_length,
     )
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[|<>`]", " ", text)
 
 
 def _code(value: Any) -> str:

@@ -210,10 +210,10 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / _name(step)
 
 
-def rotate(folder: Path, keep: int, every: int = 0, best: Collection[int] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints, those in `best`, and every `every`th step's, if that is not 0."""
+def rotate(folder: Path, keep: int, every: int = 0, besides: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep`, those of steps in `besides`, and every `every`th step's, if that is not 0."""
     for path in _folders(folder)[:-keep]:
-        if _step(path) in best or (every and _step(path) % every == 0):
+        if _step(path) in besides or (every and _step(path) % every == 0):
             continue
         # Renamed first: half a folder must not look like a checkpoint.
         doomed = folder / f"{STAGING}removed-{path.name}"

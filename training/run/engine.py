@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,7 @@ from training.run.communication import time_collectives
 from training.run.deepspeed_config import DTYPES, Precision, deepspeed_config
 from training.run.distributed import World, import_deepspeed
 from training.run.guard import SpikeGuard
-from training.run.plain_loading import plain_loading
+from training.run.plain_loading import plain_loading, plain_path
 from training.run.reshape import to_universal
 from training.run.schedule import Horizon
 from training.run.sharding import shard
@@ -30,6 +30,9 @@ from training.run.speed import Stopwatch
 
 TAG = "deepspeed"
 _GUARD = "losses.pt"
+# Of a group of the optimiser, what the settings decide: those of a checkpoint are of then, and DeepSpeed 0.19 gives
+# every group those of the first where it was rewritten for other ranks.
+_CHOSEN = ("weight_decay", "betas", "eps")
 
 
 @dataclass(frozen=True)
@@ -242,43 +245,46 @@ class Engine:
             raise failures[0]
         return written
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, scratch: Path | None = None) -> None:
         """Take up the state that `save` wrote. The caller has verified the files' hashes. Every rank calls it.
 
-        With another number of ranks it is rewritten beside the folder first. Generators of ranks that were not there
-        then stay as they are.
+        With another number of ranks it is rewritten first. Generators of ranks that were not there then stay as they
+        are. Weight decay, betas and epsilon are those of the settings, whatever they were then.
+
+        Args:
+            folder: of the state; it is only read.
+            scratch: a folder that all ranks see, to rewrite it in; by default the one that `folder` is in.
 
         Raises:
             UserError: DeepSpeed finds nothing to load, or the files hold more than tensors and plain values.
             IncompleteError: there is no room to rewrite it in.
         """
+        chosen = [{name: group[name] for name in _CHOSEN} for group in self._optimizer.param_groups]
         with plain_loading(folder) as place:
             if self._reshaped:
-                self._load_reshaped(folder, place)
+                self._load_reshaped(folder, place, scratch)
             elif not self._load(place, TAG):
                 raise UserError(f"DeepSpeed cannot load the checkpoint {folder}: it holds no state of this kind.")
+            for group, settings in zip(self._optimizer.param_groups, chosen, strict=True):
+                group.update(settings)
             if self._guard is not None and (folder / _GUARD).is_file():
                 self._guard.load(torch.load(folder / _GUARD))
             generators = self._generator_file(folder)
             if generators.is_file():
                 _set_generator_state(torch.load(generators), self.world.device)
 
-    def _load_reshaped(self, folder: Path, place: Path) -> None:
-        # Named as what is staged, so that the next save clears away what is left of it.
-        target = place.parent / f"{STAGING}universal"
-        self.world.on_main(lambda: to_universal(place / TAG, target, folder))
-        groups = self._optimizer.param_groups
-        decays = [group["weight_decay"] for group in groups]
-        if not self._load(target.parent, target.name):
-            raise UserError(f"DeepSpeed cannot load the checkpoint {folder} with another number of ranks.")
-        # DeepSpeed 0.19 gives every group the settings of the first and, in ZeRO 3, all states one counter of steps,
-        # which each of them then counts up.
-        for group, decay in zip(groups, decays, strict=True):
-            group["weight_decay"] = decay
+    def _load_reshaped(self, folder: Path, place: Path, scratch: Path | None) -> None:
+        with nullcontext(place.parent) if scratch is None else plain_path(scratch) as beside:
+            # Named as what is staged, so that the next save clears away what is left of it.
+            target = beside / f"{STAGING}universal"
+            self.world.on_main(lambda: to_universal(place / TAG, target, folder))
+            if not self._load(target.parent, target.name):
+                raise UserError(f"DeepSpeed cannot load the checkpoint {folder} with another number of ranks.")
+            self.world.barrier()
+            self.world.on_main(lambda: shutil.rmtree(target))
+        # DeepSpeed 0.19 gives all states of ZeRO 3 one counter of steps, which each of them then counts up.
         for state in self._optimizer.state.values():
             state["step"] = state["step"].clone()
-        self.world.barrier()
-        self.world.on_main(lambda: shutil.rmtree(target))
 
     def _load(self, folder: Path, tag: str) -> bool:
         return self._engine.load_checkpoint(str(folder), tag=tag)[0] is not None

@@ -47,14 +47,15 @@ def schedule_warning(config: TrainingConfig, steps: int) -> str | None:
         steps: of the run.
     """
     warmup, decay = warmup_steps(config, steps), decay_steps(config, steps)
-    asked = f"training.warmup_ratio={config.warmup_ratio:g} of {count_of(steps, 'step')}"
-    if steps > 1 and config.warmup_ratio and warmup < _LEAST_WARMUP:
+    name = "warmup_ratio" if config.warmup_steps is None else "warmup_steps"
+    asked = f"training.{name}={getattr(config, name):g} of {count_of(steps, 'step')}"
+    if steps > 1 and config.warmup_steps is None and config.warmup_ratio and warmup < _LEAST_WARMUP:
         return (
             f"Warning: {asked} is a warm-up of {count_of(warmup, 'step')}: the learning rate is at its peak almost at "
             "once. Raise training.warmup_ratio, or training.num_tokens, where the loss jumps at first."
         )
     if warmup >= steps > 1:
-        return f"Warning: {asked} is all of them: the learning rate never falls. Lower training.warmup_ratio."
+        return f"Warning: {asked} is all of them: the learning rate never falls. Lower training.{name}."
     if config.schedule == "wsd" and warmup + decay > steps:
         return (
             f"Warning: {asked} and training.decay_ratio={config.decay_ratio:g} of them are more than there are: the "

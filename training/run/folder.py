@@ -1,9 +1,10 @@
 """The folder of a training run: where everything lies, and the facts about it that other commands read."""
 
 import json
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.dataset.manifest import ScorerEntry
+from scorers.amounts import count_of
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
 from scorers.registry import ColumnName
@@ -79,7 +81,10 @@ class ModelFacts(_Facts):
 
 
 class HorizonFacts(_Facts):
-    """The arithmetic of the run: `batch_size == micro_batch_size * accumulation * ranks` blocks a step."""
+    """The arithmetic of the run: `batch_size == micro_batch_size * accumulation * ranks` blocks a step.
+
+    `warmup_steps` is None where it was not written down: then it is what the settings make of `steps`.
+    """
 
     steps: int
     tokens: int
@@ -100,6 +105,52 @@ class ValidationFacts(_Facts):
     tokens: int
     bytes: int
     share_of_time: float
+
+
+class WentOnFacts(_Facts):
+    """A time when a run went on as another than it was: extended, or from an earlier step.
+
+    Attributes:
+        from_step: the checkpoint that it went on from.
+        reached: the step that it had come to.
+        asked: whether that checkpoint was asked for (`--from-step`).
+        steps: of the whole run, before and since.
+        skipped_batches: batches that are left out from that step on.
+        changed: settings, each with its value before and since.
+        set_aside: where what it had beyond is kept, in its folder; None where there was nothing.
+    """
+
+    from_step: int
+    reached: int
+    asked: bool
+    steps: tuple[int, int]
+    skipped_batches: int = 0
+    changed: dict[str, tuple[Any, Any]] = Field(default_factory=dict)
+    set_aside: str | None = None
+
+    @property
+    def description(self) -> str:
+        """What a reader of the figures must know of it, as a phrase."""
+        before, since = self.steps
+        what = [f"extended from {before:,} to {count_of(since, 'step')}"] if since > before else []
+        what += [f"{key} {then} until then, {now} since" for key, (then, now) in self.changed.items()]
+        if self.skipped_batches:
+            what.append(f"{count_of(self.skipped_batches, 'batch', 'batches')} left out")
+        return f"from step {self.from_step:,} on{': ' if what else ''}{'; '.join(what)}"
+
+
+class OriginFacts(_Facts):
+    """The checkpoint of another run, whose weights and optimiser a run began with.
+
+    Attributes:
+        run: the folder of that run, as it was given.
+        step: steps done there, which count here too.
+        checkpoint: SHA-256 of its marker, which names every file with its hash.
+    """
+
+    run: str
+    step: int
+    checkpoint: str
 
 
 class ThresholdFacts(_Facts):
@@ -165,6 +216,9 @@ class RunFacts(_Facts):
         phases: empty for a run of one phase.
         validation: None where nothing is validated, or it was not written down.
         expected_seconds: that all steps take by the estimate before the first; None where there was none.
+        origin: None for a run that began at step 0.
+        history: when it went on as another than it was, in order.
+        skips: steps, from 0, each with how many batches are left out before it; see `training.data.skipping`.
         versions: of the libraries that matter.
     """
 
@@ -193,6 +247,9 @@ class RunFacts(_Facts):
     phases: list[PhaseFacts] = Field(default_factory=list)
     validation: ValidationFacts | None = None
     expected_seconds: float | None = None
+    origin: OriginFacts | None = None
+    history: list[WentOnFacts] = Field(default_factory=list)
+    skips: list[tuple[int, int]] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -266,6 +323,16 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def set_aside(self) -> Path:
+        """What a run had beyond the step that it went back to, a run folder each time; see `training.run.going_on`."""
+        return self.path / "set-aside"
+
+    @property
+    def exports(self) -> Path:
+        """Where `phf export-model` puts the models of checkpoints, a folder `step-N` each."""
+        return self.path / "exports"
+
+    @property
     def model(self) -> Path:
         """The final model, a Hugging Face folder; a value head is in `value_head/` of it."""
         return self.path / "model"
@@ -334,6 +401,17 @@ class RunFolder:
             UserError: another line is damaged; names it.
         """
         return list(_lines(self.metrics)) if self.metrics.is_file() else []
+
+
+def metrics_line(values: Mapping[str, Any]) -> str:
+    """A line of `metrics.jsonl`; numbers that are not finite are null, which JSON can say."""
+    return json.dumps(_finite(values), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -69,11 +69,13 @@ class Tracking(Hook):
 
     def _write(self, step: Step) -> None:
         if self.tracker is not None:
-            self.tracker.write(step.number, step.values)
+            self.tracker.write(step.values)
 
 
 class Checkpointing(Hook):
     """Saves every `every` steps, 0 for never, and at the last step always: that one is a checkpoint before it ends.
+
+    With the others comes one where a longer run would begin to differ, so that it can go on from there.
 
     Args:
         every: steps.
@@ -90,7 +92,8 @@ class Checkpointing(Hook):
         # That of a skipped step may be no number.
         if step.logged and math.isfinite(step.values["loss"]):
             self._losses.append(step.values["loss"])
-        if not (step.last or (self.every and step.number % self.every == 0)):
+        due = self.every and (step.number % self.every == 0 or step.number == trainer.horizon.same_until)
+        if not (step.last or due):
             return
         if self._loss and self._losses:
             mean = sum(self._losses) / len(self._losses)
@@ -158,7 +161,7 @@ class Evaluation(Hook):
         # The line comes last: where it is, all is there.
         if self.tracker is not None:
             tokens = step * trainer.horizon.tokens_per_step
-            self.tracker.write(step, {"step": step, "tokens": tokens, "evaluation": figures})
+            self.tracker.write({"step": step, "tokens": tokens, "evaluation": figures})
 
 
 def _is_evaluated(trainer: Trainer) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from scorers.shell import phf
 from scorers.stopping import is_stop, leave
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
+from training.data.skipping import leave_out
 from training.data.tokenizers import foreign_control_ids
-from training.disk import output_error, writing
+from training.disk import writing
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.report import EvaluationReport
 from training.evaluation.setup import EvaluationSetup, check_guidance, prepare_evaluation
@@ -28,6 +29,7 @@ from training.model.sources import check_context
 from training.presets import CONTEXT_LENGTH
 from training.run import checkpoints, hooks
 from training.run.best import LOSS, VALIDATION_LOSS, best_steps, check_best, read
+from training.run.branch import origin_checkpoint
 from training.run.card import model_card
 from training.run.deepspeed_config import deepspeed_config, rounded_gradients
 from training.run.distributed import World
@@ -38,26 +40,28 @@ from training.run.facts import run_facts
 from training.run.failures import failures_named
 from training.run.folder import RunFacts, RunFolder
 from training.run.forecast import expected_seconds, fitted
+from training.run.going_on import Asked, check_way, is_to_go_on, settled, start
 from training.run.lock import sole_launch
 from training.run.machines import this_machine
 from training.run.network import build_network, check_network
 from training.run.plan import print_plan
 from training.run.progress import StageProgress
-from training.run.resume import check_folder, check_same
+from training.run.resume import check_folder
 from training.run.schedule import Horizon, plan_horizon
 from training.run.speed import peak_flops
 from training.run.trackers.opening import check_trackers, open_trackers
-from training.run.tracking import Tracker
+from training.run.tracking import Tracker, keep_lines
 from training.run.trainer import DivergedError, Trainer
 from training.run.validating import Validating
 
 
-def train(config: TrainConfig, console: Any) -> RunFacts:
+def train(config: TrainConfig, console: Any, asked: Asked | None = None) -> RunFacts:
     """Train, or go on with, the run in `config.output`, and export its model. Every rank calls it.
 
     Args:
         config: of `training.settings.resolve_config`.
         console: a `rich.console.Console` that rank 0 prints on.
+        asked: how the run goes on; None for as it was.
 
     Returns:
         The facts of the finished run.
@@ -67,15 +71,17 @@ def train(config: TrainConfig, console: Any) -> RunFacts:
         StoppedError: asked to stop by a signal; saved and resumable.
         IncompleteError: the loss diverged, the disk is full, memory runs out, or another rank is gone.
     """
-    world, folder = World.from_environment(), RunFolder(Path(config.output))
-    data, horizon = world.first(lambda: _prepare(config, world))
+    world, folder, asked = World.from_environment(), RunFolder(Path(config.output)), asked or Asked()
+    data, horizon = world.first(lambda: _prepare(config, world, asked))
     with failures_named():
         world.start()
         held, tell = ExitStack(), partial(_tell, console)
         try:
             horizon = _agreed(horizon, config, world)
-            world.on_main(lambda: None if _is_finished(folder) else held.enter_context(sole_launch(folder, tell)))
-            job = _build(data, horizon, world, folder, console)
+            world.on_main(
+                lambda: held.enter_context(sole_launch(folder, tell)) if is_to_go_on(folder, horizon, asked) else None
+            )
+            job = _build(data, horizon, world, folder, console, asked)
             if world.on_main(lambda: _is_finished(folder)):
                 if world.is_main:
                     console.print(
@@ -108,6 +114,7 @@ class TrainingJob:
         resumed: whether the folder held the run before.
         machine: what this rank computes on.
         validation: what it is validated on; None for nothing.
+        asked: how it goes on.
     """
 
     world: World
@@ -120,6 +127,7 @@ class TrainingJob:
     resumed: bool
     machine: Machine
     validation: Validation | None
+    asked: Asked
 
     def run(self) -> RunFacts:
         """Train from the newest checkpoint, or from step 0, to the horizon, and export the model."""
@@ -139,8 +147,10 @@ class TrainingJob:
             self.machine.flops,
             anew=frozenset(phase.first for phase in self.data.phases[1:]),
         )
-        if checkpoint is not None:
+        if checkpoint is not None and checkpoint.path.parent == self.folder.checkpoints:
             trainer.resume(checkpoint)
+        elif checkpoint is not None:
+            trainer.begin_with(checkpoint)
         trainer.hooks = self._hooks(trainer.step)
         self.write_facts("running", trainer)
         try:
@@ -170,13 +180,16 @@ class TrainingJob:
             self.console.print(checkpoints.describe_damage(damaged), style="bold red", markup=False, soft_wrap=True)
         # A run that diverged has come further than it has saved.
         then = self.facts.step if self.facts.saved is None else self.facts.saved
+        origin = self.facts.origin
         if found is None:
             if then:
                 raise UserError(
                     f"{self.folder.path} has come to step {then}, but there is no checkpoint in "
                     f"{self.folder.checkpoints}. Restore it, or train into another --output."
                 )
-            if self.resumed:
+            if origin is not None:
+                found = origin_checkpoint(origin, self.asked.origin)
+            elif self.resumed:
                 self.console.print(
                     f"{self.folder.path} was started before, but ended before its first checkpoint: "
                     "it starts again at step 0.",
@@ -184,6 +197,7 @@ class TrainingJob:
                     markup=False,
                     soft_wrap=True,
                 )
+        if found is None:
             return None
         ranks = found.marker.ranks
         writers = "" if ranks == self.world.size else f", written by {count_of(ranks, 'rank')}"
@@ -224,9 +238,8 @@ class TrainingJob:
             "config": config.model_dump(mode="json", exclude={"tracking"}),
             "facts": self.facts.model_dump(mode="json"),
         }
-        return Tracker(
-            self.folder, step=step, mirrors=open_trackers(config.tracking, self.folder, step, told, self._warn)
-        )
+        lines = keep_lines(self.folder, step)
+        return Tracker(self.folder, open_trackers(config.tracking, self.folder, lines, told, self._warn))
 
     def _warn(self, line: str) -> None:
         _tell(self.console, line)
@@ -297,7 +310,8 @@ class TrainingJob:
 
     def _note(self, status: str, trainer: Trainer) -> None:
         # Of a run that can go on, the step that it goes on from.
-        step = trainer.step if status in ("finished", "failed") else trainer.saved or 0
+        began = 0 if self.facts.origin is None else self.facts.origin.step
+        step = trainer.step if status in ("finished", "failed") else trainer.saved or began
         changes = {"status": status, "step": step, "saved": trainer.saved or 0, "seconds": trainer.seconds}
         self.facts = self.facts.model_copy(update=changes)
 
@@ -321,8 +335,13 @@ class _Facts(hooks.Hook):
         self.job.write_facts("running", trainer)
 
 
-def check_settings(config: TrainConfig, ranks: int) -> Horizon:
+def check_settings(config: TrainConfig, ranks: int, asked: Asked | None = None) -> Horizon:
     """What a user may have got wrong, as far as it shows without the data; what is to be done otherwise.
+
+    Args:
+        config: the settings.
+        ranks: processes that train.
+        asked: how the run goes on; None for as it was.
 
     Raises:
         UserError: the output folder holds something else, or model, context, batch and ranks do not fit together.
@@ -333,12 +352,14 @@ def check_settings(config: TrainConfig, ranks: int) -> Horizon:
     check_trackers(config.tracking)
     context_length = config.data.context_length or CONTEXT_LENGTH
     check_context(config.model, context_length)
-    return plan_horizon(config.training, context_length, ranks)
+    horizon = plan_horizon(config.training, context_length, ranks)
+    check_way(RunFolder(Path(config.output)), config, horizon, asked or Asked())
+    return horizon
 
 
-def _prepare(config: TrainConfig, world: World) -> tuple[PreparedData, Horizon]:
+def _prepare(config: TrainConfig, world: World, asked: Asked) -> tuple[PreparedData, Horizon]:
     # Before tokenising, which can take hours.
-    horizon = check_settings(config, world.size)
+    horizon = check_settings(config, world.size, asked)
     RunFolder(Path(config.output)).check_new()
     precision = choose_precision(config.training, world.device)
     deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
@@ -360,7 +381,9 @@ def _agreed(horizon: Horizon, config: TrainConfig, world: World) -> Horizon:
     return plan_horizon(training, horizon.context_length, horizon.ranks)
 
 
-def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any) -> TrainingJob:
+def _build(
+    data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any, asked: Asked
+) -> TrainingJob:
     config = data.config
     model = build_network(data, world)
     seed_generators(config.training.seed, world.rank)
@@ -369,7 +392,9 @@ def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder
     if validation is None and config.training.best_metric == VALIDATION_LOSS:
         raise UserError(f"training.best_metric={VALIDATION_LOSS}: {no_held_out(config.data, data.store.num_documents)}")
     new = run_facts(data, model, horizon, precision, validation)
-    resumed, facts = world.on_main(lambda: _start(folder, config, new))
+    resumed, facts = world.on_main(lambda: start(folder, config, horizon, new, asked, partial(_tell, console)))
+    horizon = settled(horizon, config, facts)
+    data = replace(data, batches=leave_out(data.batches, facts.skips))
     # All ranks at once, as they share the machine in a step too.
     machine = this_machine(world.device, peak_flops(world.device, precision), world.size)
     if world.is_main:
@@ -388,24 +413,7 @@ def _build(data: PreparedData, horizon: Horizon, world: World, folder: RunFolder
         schedule = schedule_warning(config.training, horizon.steps)
         for warning in (*data.warnings, *filter(None, [costs if left else None, schedule, unseen, rounded])):
             _tell(console, warning)
-    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed, machine, validation)
-
-
-def _start(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> tuple[bool, RunFacts]:
-    resumed = check_folder(folder)
-    if resumed:
-        check_same(folder, config, facts)
-        then = folder.read_facts()
-        far = {"status": then.status, "step": then.step, "saved": then.saved, "seconds": then.seconds}
-        facts = facts.model_copy(update=far)
-        if then.status == "finished":
-            return resumed, facts
-    try:
-        folder.write_config(config)
-        folder.write_facts(facts)
-    except OSError as error:
-        raise output_error(folder.path, error) from error
-    return resumed, facts
+    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed, machine, validation, asked)
 
 
 def _figures(report: EvaluationReport) -> dict[str, float]:

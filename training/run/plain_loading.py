@@ -53,7 +53,7 @@ def plain_loading(place: Path) -> Iterator[Path]:
         with (
             torch.serialization.safe_globals(_deepspeed_classes()),
             mock.patch.object(torch, "load", load),
-            _plain_path(place.parent) as folder,
+            plain_path(place.parent) as folder,
         ):
             yield folder / place.name
     except pickle.UnpicklingError:
@@ -71,7 +71,8 @@ def plain_loading(place: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _plain_path(folder: Path) -> Iterator[Path]:
+def plain_path(folder: Path) -> Iterator[Path]:
+    """Another path of a folder, in which nothing is special to DeepSpeed; it holds for the block."""
     if _PLAIN.fullmatch(str(folder)):
         yield folder
         return

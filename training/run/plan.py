@@ -156,12 +156,17 @@ def _run_rows(
         f"{horizon.tokens_per_parameter:.3g} a parameter, {horizon.epochs:.3g} epochs over the stream",
         "expected": expected,
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, "
-        f"warm-up {training.warmup_ratio:.3g} of the steps ({count_of(horizon.warmup_steps or 0, 'step')}), "
+        f"warm-up {_warmup(training, horizon.warmup_steps or 0)}, "
         f"to {training.min_learning_rate_ratio:g} of the peak",
         "validation": _validation(facts, training),
         "engine": f"DeepSpeed ZeRO {training.zero_stage}, {precision}, {world.device.type} x {world.size}",
         "output": config.output,
     }
+
+
+def _warmup(training: TrainingConfig, steps: int) -> str:
+    shown = count_of(steps, "step")
+    return shown if training.warmup_steps is not None else f"{training.warmup_ratio:.3g} of the steps ({shown})"
 
 
 def _validation(facts: RunFacts, training: TrainingConfig) -> str:

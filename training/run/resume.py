@@ -1,6 +1,6 @@
 """Whether an output folder can be trained into: a new one, a run that goes on, or something else that is refused."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -67,28 +67,46 @@ def check_folder(folder: RunFolder) -> bool:
     return False
 
 
-def check_same(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> None:
-    """Refuse to go on with a run under another configuration or on other data.
-
-    Raises:
-        UserError: lists every difference.
-    """
+def changed_settings(folder: RunFolder, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that are not those of the run, of those that may not simply change: by name, then and now."""
     then = _flat(folder.read_config().model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     old = folder.read_facts()
     # Runs of earlier versions have not written down what became of these two: then the settings themselves count.
     known = {"training.deepspeed": old.deepspeed, "training.precision": old.precision}
     free = {key for key, fact in known.items() if fact is not None}
-    lines = [
-        f"{key}: {then.get(key)!r} in the run, {now.get(key)!r} now"
+    return {
+        key: (then.get(key), now.get(key))
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key) and key not in free and not _is_free(key)
+    }
+
+
+def check_same(
+    folder: RunFolder, config: TrainConfig, facts: RunFacts, may_change: Collection[str] = (), remedy: str | None = None
+) -> None:
+    """Refuse to go on with a run under another configuration or on other data.
+
+    Args:
+        folder: of the run.
+        config: the settings now.
+        facts: as they are now.
+        may_change: settings that the run can go on with changed.
+        remedy: a sentence more, on what was changed.
+
+    Raises:
+        UserError: lists every difference.
+    """
+    lines = [
+        f"{key}: {then!r} in the run, {now!r} now"
+        for key, (then, now) in changed_settings(folder, config).items()
+        if key not in may_change
     ]
-    lines += semantic_difference(old, facts)
+    lines += semantic_difference(folder.read_facts(), facts)
     if lines:
         shown = "\n".join(f"  {line}" for line in lines)
         raise UserError(
-            f"{folder.path} was started with another configuration:\n{shown}\n"
+            f"{folder.path} was started with another configuration:\n{shown}\n{f'{remedy} ' if remedy else ''}"
             "Give the same settings to go on with it, or another --output to start anew."
         )
 

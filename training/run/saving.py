@@ -50,6 +50,8 @@ class Saving:
         self._config = config
         self._world = world
         self._folder = folder
+        # A longer run would go on from there.
+        self._same_until = engine.horizon.same_until or 0
         self._committed = committed
         self._snapshot = Snapshot()
         self._thread: ThreadPoolExecutor | None = None
@@ -190,7 +192,7 @@ class Saving:
             if self._besides:
                 return []
             best = best_steps(self._folder, config.best_metric, config.best_mode)[: config.keep_best]
-            checkpoints.rotate(self._folder, config.keep_checkpoints, config.keep_every, best)
+            checkpoints.rotate(self._folder, config.keep_checkpoints, config.keep_every, {*best, self._same_until})
         return []
 
     def _unsaved(self, error: BaseException | None) -> BaseException:

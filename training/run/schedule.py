@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from scorers.errors import UserError
-from training.config import TrainingConfig, as_written
+from training.config import TrainConfig, TrainingConfig, as_written
+from training.data.phases import plan_phases
 
 _LARGEST_MICRO_BATCH = 8
 
@@ -20,6 +21,8 @@ class Horizon:
         accumulation: micro-batches a rank adds up before it steps.
         ranks: processes that train.
         context_length: tokens a block.
+        warmup: steps that warm up; None for what the settings make of `steps`.
+        same_until: the steps that a longer run of these settings would begin with too; None where there are none.
     """
 
     steps: int
@@ -28,6 +31,8 @@ class Horizon:
     accumulation: int
     ranks: int
     context_length: int
+    warmup: int | None = None
+    same_until: int | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -70,7 +75,9 @@ def plan_horizon(config: TrainingConfig, context_length: int, ranks: int) -> Hor
 
 
 def warmup_steps(config: TrainingConfig, steps: int) -> int:
-    """Steps over which the learning rate rises, of `steps`: the warm-up ratio of them, rounded up."""
+    """Steps over which the learning rate rises, of `steps`: as many as are set, or the warm-up ratio, rounded up."""
+    if config.warmup_steps is not None:
+        return config.warmup_steps
     return math.ceil(as_written(config.warmup_ratio) * steps)
 
 
@@ -79,22 +86,42 @@ def decay_steps(config: TrainingConfig, steps: int) -> int:
     return math.ceil(as_written(config.decay_ratio) * steps)
 
 
-def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+def same_until(config: TrainConfig, steps: int, warmup: int) -> int | None:
+    """Up to which step a run and a longer one with the same settings and warm-up do the same.
+
+    Returns:
+        Under `constant` and `wsd` the step, which is `steps` where only the end differs: where the decay begins, or a
+        second phase. None under the others, whose rate depends on `steps` from the first step after the warm-up.
+    """
+    training = config.training
+    if training.schedule not in ("constant", "wsd"):
+        return None
+    decays = _decay_begins(training, steps, warmup) if training.schedule == "wsd" else steps
+    return min(decays, plan_phases(config.objective, steps)[0].end)
+
+
+def learning_rate(config: TrainingConfig, step: int, steps: int, warmup: int | None = None) -> float:
     """The learning rate of step number `step` (from 0) of `steps`: a pure function, so a resumed run needs no state.
 
-    It rises linearly over ceil(warmup_ratio * steps) steps, whose last has the peak, then decays towards the minimum,
-    which it would reach at step number `steps`. `wsd` stays at the peak and decays over the last decay_ratio * steps
-    alone, by 1 - sqrt of the way (MiniCPM, arXiv 2404.06395; shape and share: Hägele et al., arXiv 2405.18392).
+    It rises linearly over `warmup` steps, by default those of `warmup_steps`, whose last has the peak, then decays
+    towards the minimum, which it would reach at step number `steps`. `wsd` stays at the peak and decays over the last
+    decay_ratio * steps alone, by 1 - sqrt of the way (MiniCPM, arXiv 2404.06395; shape and share: Hägele et al., arXiv
+    2405.18392).
     """
     peak, low = config.learning_rate, config.learning_rate * config.min_learning_rate_ratio
-    warmup = warmup_steps(config, steps)
+    if warmup is None:
+        warmup = warmup_steps(config, steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     if config.schedule == "constant":
         return peak
     if config.schedule == "wsd":
-        decay = max(1, min(decay_steps(config, steps), steps - warmup))
-        return low + (peak - low) * (1 - math.sqrt(max(0, step - (steps - decay)) / decay))
+        begins = _decay_begins(config, steps, warmup)
+        return low + (peak - low) * (1 - math.sqrt(max(0, step - begins) / (steps - begins)))
     progress = (step - warmup) / max(1, steps - warmup)
     remaining = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return low + (peak - low) * remaining
+
+
+def _decay_begins(config: TrainingConfig, steps: int, warmup: int) -> int:
+    return steps - max(1, min(decay_steps(config, steps), steps - warmup))

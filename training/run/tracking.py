@@ -1,62 +1,67 @@
 """Where numbers go: `metrics.jsonl`, always, and what mirrors it."""
 
 import contextlib
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from training.disk import writing
-from training.run.folder import RunFolder, write_atomically
-from training.run.trackers.opening import Mirror
+from training.run.folder import RunFolder, metrics_line, write_atomically
+from training.run.trackers.opening import Mirrors
+
+
+def keep_lines(folder: RunFolder, step: int) -> list[dict[str, Any]]:
+    """Remove from `metrics.jsonl` what was logged after a step, which a run that goes on from there does again.
+
+    Returns:
+        The lines that stay.
+
+    Raises:
+        IncompleteError: the file cannot be written.
+        UserError: it is damaged.
+    """
+    with writing(folder.metrics):
+        kept = [line for line in folder.read_metrics() if line["step"] <= step]
+        write_atomically(folder.metrics, "".join(metrics_line(each) for each in kept))
+    return kept
 
 
 class Tracker:
-    """Appends to `metrics.jsonl`, a flushed line at a time, and hands the numbers to the run's trackers.
-
-    A run that goes on from a checkpoint repeats the steps after it, so their earlier lines are removed first. The
-    trackers must have been opened before, as they read in the file what they were sent.
+    """Appends to `metrics.jsonl`, a flushed line at a time, and hands the lines to the run's trackers.
 
     Args:
         folder: of the run.
-        step: steps done; later lines are dropped.
-        mirrors: trackers that are open.
+        mirrors: the trackers; None for none.
 
     Raises:
         IncompleteError: the file cannot be written.
     """
 
-    def __init__(self, folder: RunFolder, *, step: int, mirrors: Sequence[Mirror] = ()) -> None:
+    def __init__(self, folder: RunFolder, mirrors: Mirrors | None = None) -> None:
         self._path = folder.metrics
         self._mirrors = mirrors
         with writing(self._path):
-            kept = [line for line in folder.read_metrics() if line["step"] <= step]
-            write_atomically(self._path, "".join(_line(each) for each in kept))
             self._file = self._path.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: Mapping[str, Any], *, prefix: str = "train") -> None:
-        """One line; `values` must hold `step`. Numbers that are not finite are written as null, which JSON can say.
+    def write(self, values: Mapping[str, Any]) -> None:
+        """One line.
 
         Args:
-            step: the axis of the trackers.
-            values: of the line; numbers, or one mapping of numbers for an evaluation.
-            prefix: of the names in the trackers.
+            values: of the line: `step`, and numbers, or a mapping of numbers for an evaluation.
 
         Raises:
             IncompleteError: the line cannot be written.
         """
         with writing(self._path):
             try:
-                self._file.write(_line(values))
+                self._file.write(metrics_line(values))
                 self._file.flush()
             except OSError:
                 # What is left in its buffer must not be tried again at the end, where it would hide this error.
                 with contextlib.suppress(OSError):
                     self._file.close()
                 raise
-        numbers = dict(_numbers(values, prefix))
-        for mirror in self._mirrors:
-            mirror.log(numbers, step)
+        if self._mirrors is not None:
+            self._mirrors.log(values)
 
     def close(self) -> None:
         """Close everything.
@@ -68,23 +73,5 @@ class Tracker:
             with writing(self._path):
                 self._file.close()
         finally:
-            for mirror in self._mirrors:
-                mirror.close()
-
-
-def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for name, value in values.items():
-        if isinstance(value, int | float) and name != "step":
-            yield f"{prefix}/{name}", value
-        elif isinstance(value, Mapping):
-            yield from ((f"{name}/{each}", number) for each, number in value.items())
-
-
-def _line(values: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(values), allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            if self._mirrors is not None:
+                self._mirrors.close()

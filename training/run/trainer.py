@@ -106,6 +106,20 @@ class Trainer:
         self.step = self._saving.saved = checkpoint.marker.step
         self.seconds = checkpoint.marker.seconds
 
+    def begin_with(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Begin with a verified checkpoint of another run, which is only read.
+
+        Raises:
+            UserError: it went away meanwhile.
+            IncompleteError: as `resume`.
+        """
+        self.world.on_main(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        try:
+            self.engine.load(checkpoint.path, self.folder)
+        except FileNotFoundError:
+            raise UserError(f"{checkpoint.path} went away while it was read, as its run has newer ones.") from None
+        self.step = checkpoint.marker.step
+
     def train(self) -> None:
         """Train until the horizon, or until a signal asks to stop.
 
@@ -238,7 +252,7 @@ class Trainer:
         window_tokens, window_seconds = 0, 0.0
         while self.step < self.horizon.steps and not self.stopping:
             began = time.perf_counter()
-            rate = learning_rate(self.config, self.step, self.horizon.steps)
+            rate = learning_rate(self.config, self.step, self.horizon.steps, self.horizon.warmup)
             with self._watchdog.bounded():
                 batch = batches.get(self.step)
                 waited = time.perf_counter() - began
@@ -332,9 +346,11 @@ class Trainer:
         return "no checkpoint was written" if self.saved is None else f"the newest checkpoint is of step {self.saved}"
 
     def _remedy(self) -> str:
+        back = "go back to a checkpoint before it (--from-step, and --skip-batches to leave out what comes there), or "
         return (
-            f"train into another --output with a lower training.learning_rate (now {self.config.learning_rate:g}), "
-            f"a longer training.warmup_ratio, or training.gradient_clipping (now {self.config.gradient_clipping:g})."
+            f"{back if self.saved else ''}train into another --output with a lower training.learning_rate (now "
+            f"{self.config.learning_rate:g}), a longer training.warmup_ratio, or training.gradient_clipping (now "
+            f"{self.config.gradient_clipping:g})."
         )
 
     def _diverged(self, outcome: StepOutcome) -> str:

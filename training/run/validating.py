@@ -65,7 +65,7 @@ class Validating(Hook):
         # The line comes last: where it is, all is there.
         if self.tracker is not None:
             tokens = step * trainer.horizon.tokens_per_step
-            self.tracker.write(step, {"step": step, "tokens": tokens, "validation": figures})
+            self.tracker.write({"step": step, "tokens": tokens, "validation": figures})
         self.console.print(
             f"step {step:,}/{trainer.horizon.steps:,}  validation loss {figures['loss']:.4f}  "
             f"{figures['bits_per_byte']:.4f} bits per byte",

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ _PARAMETERS_AT_ONCE = 100
 
 class Mlflow:
     """A run of MLflow, through its client: no global state.
+
+    MLflow keeps every number that it was ever sent of a step, so a run of it cannot go back: another is begun with the
+    lines that count, and the earlier one is marked as killed and superseded.
 
     Args:
         config: of the tracker.
@@ -36,7 +40,8 @@ class Mlflow:
 
         self._metric: Any = Metric
         self._client: Any = MlflowClient(tracking_uri=uri)
-        if opening.run_id is not None:
+        self.goes_on = opening.run_id is not None and not opening.goes_back
+        if opening.run_id is not None and self.goes_on:
             self.run_id = opening.run_id
             self._client.update_run(self.run_id, status="RUNNING")
             return
@@ -44,6 +49,11 @@ class Mlflow:
         experiment = known.experiment_id if known is not None else self._client.create_experiment(config.experiment)
         run = self._client.create_run(experiment, run_name=config.name or opening.name)
         self.run_id = str(run.info.run_id)
+        if opening.run_id is not None:
+            # It may be gone, and is of no more use.
+            with suppress(Exception):
+                self._client.set_tag(opening.run_id, "phf.superseded_by", self.run_id)
+                self._client.set_terminated(opening.run_id, "KILLED")
         parameters = [Param(name, value[:_LONGEST_VALUE]) for name, value in _flat(opening.config, "")]
         for start in range(0, len(parameters), _PARAMETERS_AT_ONCE):
             self._client.log_batch(self.run_id, params=parameters[start : start + _PARAMETERS_AT_ONCE])

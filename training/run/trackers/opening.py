@@ -1,8 +1,9 @@
 """Which trackers a run has: looked at before any work, opened on rank 0, and known again when the run goes on."""
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +14,12 @@ from pydantic import BaseModel
 from scorers.errors import UserError
 from scorers.paths import check_path
 from training.config import TrackingConfig
-from training.run.folder import RunFolder, write_atomically
-from training.run.trackers.sink import Guarded, Opening
+from training.run.folder import RunFolder, metrics_line, write_atomically
+from training.run.trackers.sink import Guarded, Opening, Sink, numbers
 from training.run.trackers.tensorboard import TensorBoard
 
 _FILE = "trackers.json"
+_BOARD = "tensorboard"
 _USER = re.compile(r"://[^/@\s]+@")
 # The class of each, in the module of `training.run.trackers` that is named as its setting, its package and its extra.
 _REMOTE = {"wandb": "Wandb", "mlflow": "Mlflow", "trackio": "Trackio"}
@@ -42,84 +44,135 @@ def check_trackers(config: TrackingConfig) -> None:
             )
 
 
+class Mirrors:
+    """The trackers of a run, each with the lines of `metrics.jsonl`; where all was sent, that is written down.
+
+    Args:
+        file: where, in the folder of the run.
+        known: what each tracker calls the run, and what it is known to have; kept of those that are not open.
+        opened: the trackers.
+        lines: that they have, or are being sent.
+        tell: called with a sentence.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        known: dict[str, dict[str, Any]],
+        opened: Mapping[str, Guarded],
+        lines: Sequence[Mapping[str, Any]],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._file = file
+        self._known = known
+        self._opened = opened
+        self._tell = tell
+        self._count, self._digest = len(lines), _digest(lines)
+        # Until they are closed, nobody knows what has arrived.
+        self._write()
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Hand over a line of `metrics.jsonl`; never raises, never waits."""
+        self._count += 1
+        self._digest.update(metrics_line(line).encode())
+        for each in self._opened.values():
+            each.log(numbers(line), int(line["step"]))
+
+    def close(self) -> None:
+        """Send what is left."""
+        for name, each in self._opened.items():
+            if each.close():
+                self._known[name] |= {"lines": self._count, "sha256": self._digest.hexdigest()}
+        self._write()
+
+    def _write(self) -> None:
+        if not self._opened:
+            return
+        try:
+            write_atomically(self._file, json.dumps(self._known, indent=2) + "\n")
+        except OSError as error:
+            problem = error.strerror or error
+            self._tell(f"{self._file} cannot be written ({problem}): going on, trackers will see another run.")
+
+
 def open_trackers(
     config: TrackingConfig,
     folder: RunFolder,
-    step: int,
+    lines: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
     tell: Callable[[str], None],
-) -> list["Mirror"]:
-    """Open what is asked for, each going on as the run that it was.
+) -> Mirrors:
+    """Open what is asked for, each going on as the run that it was, and send what it lacks.
 
-    A tracker that cannot be opened is told of, and left out.
+    One that may have more than these lines, as the run goes on from an earlier step or was killed, goes back to them
+    where it can, and begins anew with all of them where it cannot. One that cannot be opened is told of, and left out.
 
     Args:
         config: which ones.
         folder: of the run.
-        step: steps done.
+        lines: of `metrics.jsonl`, which all of them are to show.
         facts: settings and facts that are shown with the run.
         tell: called with a sentence.
     """
-    opened: list[Mirror] = []
-    if config.tensorboard:
-        try:
-            board = TensorBoard(folder.tensorboard, step)
-        except OSError as error:
-            tell(f"TensorBoard cannot be opened ({error.strerror or error}); the run goes on without it.")
-        else:
-            opened.append(Mirror(Guarded("TensorBoard", board, tell), after=step))
     file = folder.path / _FILE
     known = _known(file)
-    # What was written down was sent too; a run that goes on from an earlier checkpoint does those steps again.
-    written = max((int(line["step"]) for line in folder.read_metrics()), default=0)
-    for name, settings in _asked(config):
-        earlier = known.get(name)
+    opened: dict[str, Guarded] = {}
+    for name, settings in [*([(_BOARD, None)] if config.tensorboard else []), *_asked(config)]:
+        earlier = known.get(name, {})
+        has = _common(earlier, lines)
         opening = Opening(
-            str(folder.path), folder.path.resolve().name, _without_users(facts), earlier["id"] if earlier else None
+            str(folder.path),
+            folder.path.resolve().name,
+            _without_users(facts),
+            earlier.get("id"),
+            goes_back=bool(earlier) and has is None,
+            step=max((int(line["step"]) for line in lines), default=0),
         )
+        shown = "TensorBoard" if name == _BOARD else f"tracking.{name}"
         try:
-            sink = getattr(import_module(f"training.run.trackers.{name}"), _REMOTE[name])(settings, opening)
+            sink = _open(name, settings, opening)
         except Exception as error:  # noqa: BLE001 - a tracker must not end a run
-            tell(f"tracking.{name} cannot be opened ({type(error).__name__}); the run goes on without it.")
+            reason = getattr(error, "strerror", None) if name == _BOARD else None
+            tell(f"{shown} cannot be opened ({reason or type(error).__name__}); the run goes on without it.")
             continue
-        sent = max(int(earlier["sent"]), written) if earlier else 0
-        known[name] = {"id": sink.run_id, "sent": sent}
-        opened.append(Mirror(Guarded(name, sink, tell), after=sent))
-    if _asked(config):
-        try:
-            write_atomically(file, json.dumps(known, indent=2) + "\n")
-        except OSError as error:
-            tell(f"{file} cannot be written ({error.strerror or error}): going on, trackers will see another run.")
-    return opened
+        known[name] = {"id": sink.run_id}
+        # One that could go back has them all.
+        sent = (len(lines) if has is None else has) if sink.goes_on else 0
+        opened[name] = Guarded("TensorBoard" if name == _BOARD else name, sink, tell, backlog=lines[sent:])
+    return Mirrors(file, known, opened, lines, tell)
 
 
-class Mirror:
-    """A tracker that gets every step once.
+def _open(name: str, settings: BaseModel | None, opening: Opening) -> Sink:
+    if name == _BOARD:
+        goes_on = opening.run_id is not None and not opening.goes_back
+        return TensorBoard(Path(opening.folder) / _BOARD, opening.step if goes_on else 0, goes_on=goes_on)
+    sink: Sink = getattr(import_module(f"training.run.trackers.{name}"), _REMOTE[name])(settings, opening)
+    return sink
 
-    Args:
-        sink: the tracker.
-        after: the last step that it has.
-    """
 
-    def __init__(self, sink: Guarded, *, after: int) -> None:
-        self._sink = sink
-        self._after = after
+def _common(earlier: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> int | None:
+    """How many of the lines a tracker has that has nothing else; None where it may have other ones."""
+    count: int = earlier.get("lines", -1)
+    if not 0 <= count <= len(lines) or _digest(lines[:count]).hexdigest() != earlier.get("sha256"):
+        return None
+    return count
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Hand over a step, unless it was sent before."""
-        if step > self._after:
-            self._sink.log(values, step)
 
-    def close(self) -> None:
-        """Send what is left."""
-        self._sink.close()
+def _digest(lines: Sequence[Mapping[str, Any]]) -> Any:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(metrics_line(line).encode())
+    return digest
 
 
 def _known(file: Path) -> dict[str, dict[str, Any]]:
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
         # Some trackers name a folder after the id.
-        return {str(name): {"id": _plain(each["id"]), "sent": int(each["sent"])} for name, each in known.items()}
+        return {
+            str(name): {"id": _plain(each["id"]), "lines": int(each.get("lines", -1)), "sha256": each.get("sha256")}
+            for name, each in known.items()
+        }
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         # The first time there is none; a damaged one costs a second run in the tracker.
         return {}

@@ -1,8 +1,9 @@
 """What a tracker is to a run, and what a run does when one fails: it goes on."""
 
+import math
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +12,16 @@ CLOSING_S = 60.0
 
 
 class Sink(Protocol):
-    """A tracker that is open."""
+    """A tracker that is open.
+
+    Attributes:
+        run_id: what it calls the run.
+        goes_on: whether it has what it was sent in earlier processes up to the step of its `Opening`, and nothing
+            beyond; else it begins with nothing.
+    """
+
+    run_id: str
+    goes_on: bool
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of a step, by names such as `train/loss`. It may raise anything."""
@@ -31,12 +41,31 @@ class Opening:
         name: of the run, as the tracker shows it, where its settings have none.
         config: the settings and facts of the run; never any text of the corpus.
         run_id: what the tracker called the run in an earlier process; None for the first.
+        goes_back: whether it may have more of that run than is to be shown, or less.
+        step: of the last line that is to be shown.
     """
 
     folder: str
     name: str
     config: Mapping[str, Any]
-    run_id: str | None
+    run_id: str | None = None
+    goes_back: bool = False
+    step: int = 0
+
+
+def numbers(line: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a line of `metrics.jsonl` by the names that trackers show them under.
+
+    Of a line that is no logged step's, such as an evaluation's, those alone that it is about: the step has sent the
+    others.
+    """
+    found: dict[str, Any] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{each}": number for each, number in value.items()}
+        elif name != "step" and "loss" in line:
+            found[f"train/{name}"] = value
+    return {name: value for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
 class Guarded:
@@ -49,12 +78,22 @@ class Guarded:
         name: to tell.
         sink: the tracker.
         tell: called with a sentence, in the thread that logs.
+        backlog: lines of `metrics.jsonl` that are sent first.
         closing_s: seconds that the end of a run waits for it.
     """
 
-    def __init__(self, name: str, sink: Sink, tell: Callable[[str], None], *, closing_s: float = CLOSING_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        sink: Sink,
+        tell: Callable[[str], None],
+        *,
+        backlog: Sequence[Mapping[str, Any]] = (),
+        closing_s: float = CLOSING_S,
+    ) -> None:
         self.name = name
         self.lost = 0
+        self._backlog = backlog
         self._sink = sink
         self._tell = tell
         self._closing_s = closing_s
@@ -72,8 +111,8 @@ class Guarded:
             self.lost += 1
         self._tell_once()
 
-    def close(self) -> None:
-        """Wait for what is left to be sent, but not forever, and tell how much was not."""
+    def close(self) -> bool:
+        """Wait for what is left to be sent, but not forever, and tell how much was not; whether all of it was."""
         try:
             self._queue.put(None, timeout=self._closing_s)
         except queue.Full:
@@ -84,8 +123,10 @@ class Guarded:
         waiting = self._queue.qsize() if self._thread.is_alive() else 0
         if self.lost or waiting:
             self._tell(
-                f"{self.name} has not got {self.lost + waiting:,} of the logged steps; metrics.jsonl has them all."
+                f"{self.name} has not got {self.lost + waiting:,} of the logged steps; metrics.jsonl has them all, and "
+                "sends them when the run goes on."
             )
+        return not (self.lost or self._error is not None or self._thread.is_alive())
 
     def _tell_once(self) -> None:
         if self._error is not None and not self._told:
@@ -97,13 +138,19 @@ class Guarded:
             )
 
     def _send(self) -> None:
+        for line in self._backlog:
+            self._send_one(numbers(line), int(line["step"]))
+        self._backlog = ()
         while (item := self._queue.get()) is not None:
-            try:
-                self._sink.log(*item)
-            except Exception as error:  # noqa: BLE001 - a tracker must not end a run
-                self._error = error
-                self.lost += 1
+            self._send_one(*item)
         try:
             self._sink.close()
         except Exception as error:  # noqa: BLE001 - as above
             self._error = error
+
+    def _send_one(self, values: Mapping[str, float], step: int) -> None:
+        try:
+            self._sink.log(values, step)
+        except Exception as error:  # noqa: BLE001 - a tracker must not end a run
+            self._error = error
+            self.lost += 1

@@ -13,6 +13,8 @@ from training.run.trackers.sink import Opening
 class Trackio:
     """A run of trackio, which knows a run by its name.
 
+    It has nothing by which a run could go back: another is begun with the lines that count, and the earlier one stays.
+
     Args:
         config: of the tracker.
         opening: of the run.
@@ -21,7 +23,10 @@ class Trackio:
     def __init__(self, config: TrackioConfig, opening: Opening) -> None:
         import trackio
 
-        self.run_id = opening.run_id or config.name or f"{opening.name}-{uuid.uuid4().hex[:6]}"
+        self.goes_on = opening.run_id is not None and not opening.goes_back
+        self.run_id = opening.run_id or config.name or ""
+        if not self.run_id or opening.goes_back:
+            self.run_id = f"{config.name or opening.name}-{uuid.uuid4().hex[:6]}"
         # It prints where it is, and stdout is for what `--json` gives.
         with redirect_stdout(sys.stderr):
             self._run: Any = trackio.init(

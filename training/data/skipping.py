@@ -1,0 +1,52 @@
+"""Batches that a run leaves out, such as those of a spike: from a step on, it reads further on in the same order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from training.data.order import Batch, Batches
+from training.data.phases import PhasedSource
+
+
+@dataclass(frozen=True)
+class SkippingSource(Batches):
+    """The batches of `source`, some of them left out.
+
+    Attributes:
+        source: all of them.
+        skips: steps, from 0, each with how many batches are left out before it.
+        batch_size: of the source.
+    """
+
+    source: Batches
+    skips: tuple[tuple[int, int], ...]
+    batch_size: int
+
+    def part(self, step: int, begin: int, end: int) -> Batch:
+        """See `Batches`."""
+        return self.source.part(self._place(step), begin, end)
+
+    def origin(self, step: int) -> dict[str, Any]:
+        """See `Batches`."""
+        return self.source.origin(self._place(step))
+
+    def _place(self, step: int) -> int:
+        return step + sum(batches for first, batches in self.skips if first <= step)
+
+
+def leave_out(batches: Batches, skips: Sequence[tuple[int, int]]) -> Batches:
+    """The batches of a run without those that it skips; in a run of phases, of the phase that the step is in.
+
+    Args:
+        batches: of the run.
+        skips: see `SkippingSource`.
+    """
+    if not skips:
+        return batches
+    if not isinstance(batches, PhasedSource):
+        return SkippingSource(batches, tuple(skips), batches.batch_size)
+    sources = tuple(
+        leave_out(source, [(step - phase.first, count) for step, count in skips if phase.first <= step < phase.end])
+        for phase, source in zip(batches.phases, batches.sources, strict=True)
+    )
+    return replace(batches, sources=sources)

@@ -1,0 +1,304 @@
+"""How a run that is there goes on: as it was, longer, or from an earlier step; and what becomes of what lay beyond.
+
+An extended run is the longer run, from the last checkpoint up to which both do the same (`schedule.same_until`), with
+the steps of warm-up that it began with. What lies beyond the checkpoint that a run goes back to is set aside as a run
+of its own, so that it can be evaluated and compared, and is never gone on from.
+"""
+
+import itertools
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scorers.amounts import count_of
+from scorers.errors import UserError
+from training.config import TrainConfig
+from training.disk import output_error, writing
+from training.run import best, checkpoints
+from training.run.branch import begun, check_origin, check_start
+from training.run.folder import RunFacts, RunFolder, WentOnFacts
+from training.run.resume import changed_settings, check_folder, check_same
+from training.run.schedule import Horizon, same_until, warmup_steps
+
+# What may change where a run goes back: how large its updates are from there on.
+_MAY_CHANGE = (
+    "training.learning_rate",
+    "training.min_learning_rate_ratio",
+    "training.weight_decay",
+    "training.adam_beta1",
+    "training.adam_beta2",
+    "training.adam_epsilon",
+    "training.gradient_clipping",
+    "training.skip_sigmas",
+)
+_TOKENS = "training.num_tokens"
+_EXPORTED = re.compile(r"step-\d+")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command asks of a run besides its settings.
+
+    Attributes:
+        from_step: of the checkpoint to go back to; None for the newest.
+        skip_batches: batches that are left out from there on.
+        origin: the folder of another run and a step of it, with whose checkpoint this one begins.
+    """
+
+    from_step: int | None = None
+    skip_batches: int = 0
+    origin: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Where a run goes on: its newest checkpoint (None), or at `limit` or before, and exactly there where `asked`."""
+
+    limit: int | None
+    asked: bool
+    longer: bool
+
+
+def start(
+    folder: RunFolder,
+    config: TrainConfig,
+    horizon: Horizon,
+    facts: RunFacts,
+    asked: Asked,
+    tell: Callable[[str], None],
+) -> tuple[bool, RunFacts]:
+    """Begin a run in a folder, or make that which is there ready to go on. Rank 0 calls it, and holds the folder.
+
+    Args:
+        folder: of the run.
+        config: with everything filled in.
+        horizon: of the run as it is to be.
+        facts: of a run that begins.
+        asked: see there.
+        tell: called with a sentence where the run goes on as another than it was.
+
+    Returns:
+        Whether there was a run before, and its facts.
+
+    Raises:
+        UserError: the folder holds another run, or this one cannot go on so; IncompleteError where there is no room.
+    """
+    if not check_folder(folder):
+        check_way(folder, config, horizon, asked)
+        if asked.origin is not None:
+            facts = begun(facts, config, asked.origin)
+        _write(folder, config, facts)
+        return False, facts
+    then = folder.read_facts()
+    if asked.origin is not None:
+        check_origin(folder, then, asked.origin)
+    changed = changed_settings(folder, config)
+    way = check_way(folder, config, horizon, asked, changed)
+    may_change = {_TOKENS} if way.longer or horizon.steps == then.horizon.steps else set()
+    may_change |= {*_MAY_CHANGE} if way.asked else set()
+    warmup = _warmup(folder, then)
+    if config.training.warmup_steps in (None, warmup):
+        may_change.add("training.warmup_steps")
+    check_same(folder, config, facts, may_change, _why_not_longer(then, config, horizon))
+    facts = facts.model_copy(
+        update={
+            "horizon": facts.horizon.model_copy(update={"warmup_steps": warmup}),
+            **{name: getattr(then, name) for name in ("status", "step", "saved", "seconds", "origin")},
+            **{name: getattr(then, name) for name in ("history", "skips")},
+        }
+    )
+    if way.limit is not None:
+        facts = _go_back(folder, facts, then, way, _find(folder, then, way), asked, changed)
+        tell(_describe(folder, facts))
+    if facts.status != "finished":
+        _write(folder, config, facts)
+    return True, facts
+
+
+def check_way(
+    folder: RunFolder, config: TrainConfig, horizon: Horizon, asked: Asked, changed: dict[str, Any] | None = None
+) -> _Way:
+    """Refuse what a run cannot do, as far as it shows before any work.
+
+    Args:
+        folder: of the run.
+        config: the settings now.
+        horizon: of the run as it is to be.
+        asked: see there.
+        changed: settings that are not those of the run; None where they are not known yet.
+
+    Raises:
+        UserError: says why, and what can be done.
+    """
+    if not folder.facts.is_file():
+        if asked.from_step is not None:
+            raise UserError(f"--from-step {asked.from_step}: there is no run in {folder.path} that could go back.")
+        if asked.origin is not None:
+            check_start(asked.origin, horizon)
+        return _Way(None, asked=False, longer=False)
+    then = folder.read_facts()
+    again = asked.from_step is not None and _went_back(then, asked) and not set(changed or {}) & {*_MAY_CHANGE}
+    from_step = None if again else asked.from_step
+    there = checkpoints.steps(folder.checkpoints)
+    if from_step is not None and from_step not in there:
+        shown = f"it has: {', '.join(f'{each:,}' for each in there)}" if there else "it has none"
+        raise UserError(f"--from-step {from_step}: {folder.path} has no checkpoint of that step; {shown}.")
+    longer = horizon.steps > then.horizon.steps
+    if not longer or _why_not_longer(then, config, horizon):
+        return _Way(from_step, asked=from_step is not None, longer=False)
+    until = same_until(config, then.horizon.steps, _warmup(folder, then)) or 0
+    if from_step is not None and from_step > until:
+        raise UserError(
+            f"--from-step {from_step}: a run of {count_of(horizon.steps, 'step')} is another than that of "
+            f"{then.horizon.steps:,} in {folder.path} from step {until:,} on. Give a step up to that."
+        )
+    if there and there[0] > until:
+        raise _too_late(folder, then, horizon, until)
+    return _Way(until if from_step is None else from_step, asked=from_step is not None, longer=True)
+
+
+def is_to_go_on(folder: RunFolder, horizon: Horizon, asked: Asked) -> bool:
+    """Whether there is anything to do: not for a finished run with its model, unless more is asked of it."""
+    if not folder.facts.is_file():
+        return True
+    facts = folder.read_facts()
+    finished = facts.status == "finished" and folder.model.is_dir()
+    return not finished or horizon.steps > facts.horizon.steps or asked.from_step is not None
+
+
+def settled(horizon: Horizon, config: TrainConfig, facts: RunFacts) -> Horizon:
+    """The horizon with what its run keeps of its beginning."""
+    warmup = facts.horizon.warmup_steps
+    warmup = warmup_steps(config.training, horizon.steps) if warmup is None else warmup
+    return replace(horizon, warmup=warmup, same_until=same_until(config, horizon.steps, warmup))
+
+
+def _describe(folder: RunFolder, facts: RunFacts) -> str:
+    last = facts.history[-1]
+    line = f"{folder.path} goes on {last.description}."
+    if last.set_aside is not None:
+        line += (
+            f" What it had beyond, up to step {last.reached:,}, is in {folder.path / last.set_aside}, a run of its own "
+            "that is never gone on from here: delete it when you need it no more."
+        )
+    return line
+
+
+def _warmup(folder: RunFolder, then: RunFacts) -> int:
+    known = then.horizon.warmup_steps
+    return warmup_steps(folder.read_config().training, then.horizon.steps) if known is None else known
+
+
+def _why_not_longer(then: RunFacts, config: TrainConfig, horizon: Horizon) -> str | None:
+    schedule = config.training.schedule
+    if horizon.steps <= then.horizon.steps or schedule in ("constant", "wsd"):
+        return None
+    return (
+        f"It cannot be made longer: under training.schedule={schedule} the learning rate of every step follows from "
+        f"how many there are ({then.horizon.steps:,} in the run, {horizon.steps:,} now). A run that is to be extended "
+        "has the schedule constant or wsd. Another run can begin with a checkpoint of this one: --init-from and --step."
+    )
+
+
+def _too_late(folder: RunFolder, then: RunFacts, horizon: Horizon, until: int) -> UserError:
+    phases = len(then.phases) > 1 and then.phases[1].first_step == until
+    what = f"the phase {then.phases[1].name!r} began" if phases else "its learning rate began to decay"
+    return UserError(
+        f"{folder.path} cannot be extended to {count_of(horizon.steps, 'step')}: {what} after step {until:,}, and "
+        "there is no whole checkpoint from before. One is kept for that where training.save_every is not 0, and "
+        "training.keep_every keeps more. Train the longer run into another --output."
+    )
+
+
+def _went_back(then: RunFacts, asked: Asked) -> bool:
+    """Whether the run has gone back so already: the same command goes on then, however often it is given."""
+    last = next((each for each in reversed(then.history) if each.asked), None)
+    return last is not None and (last.from_step, last.skipped_batches) == (asked.from_step, asked.skip_batches)
+
+
+def _find(folder: RunFolder, then: RunFacts, way: _Way) -> int:
+    """The step of the checkpoint to go on from, which is whole; 0 for a run that has none yet."""
+    limit = way.limit or 0
+    there = [step for step in checkpoints.steps(folder.checkpoints) if step <= limit]
+    for step in reversed(there):
+        found = checkpoints.verify(checkpoints.checkpoint_path(folder.checkpoints, step))
+        if isinstance(found, checkpoints.Checkpoint):
+            return step
+        if way.asked:
+            raise UserError(f"--from-step {step}: the checkpoint {found.path} is damaged: {found.reason}.")
+    if there or then.saved or (then.saved is None and then.step):
+        raise UserError(f"No checkpoint in {folder.checkpoints} up to step {limit:,} is whole. Restore one of them.")
+    return 0
+
+
+def _go_back(
+    folder: RunFolder, facts: RunFacts, then: RunFacts, way: _Way, step: int, asked: Asked, changed: dict[str, Any]
+) -> RunFacts:
+    """The facts of a run that goes on from a step; what lay beyond is set aside."""
+    beyond = any(each > step for each in checkpoints.steps(folder.checkpoints))
+    place = _set_aside(folder, step) if beyond or folder.model.is_dir() else None
+    went_on = WentOnFacts(
+        from_step=step,
+        reached=then.step,
+        asked=way.asked,
+        steps=(then.horizon.steps, facts.horizon.steps),
+        skipped_batches=asked.skip_batches if way.asked else 0,
+        changed={key: value for key, value in changed.items() if key in _MAY_CHANGE},
+        set_aside=None if place is None else place.relative_to(folder.path).as_posix(),
+    )
+    skips = facts.skips
+    if way.asked:
+        # What was left out from there on was of the time that is set aside.
+        skips = [each for each in skips if each[0] < step]
+        skips += [(step, asked.skip_batches)] if asked.skip_batches else []
+    return facts.model_copy(
+        update={
+            "status": "running",
+            "step": step,
+            "saved": step,
+            "history": [*facts.history, went_on],
+            "skips": skips,
+        }
+    )
+
+
+def _set_aside(folder: RunFolder, step: int) -> Path:
+    """Move what a run has beyond a step to a run folder of its own, with copies of its files.
+
+    The newest first, and each by a rename: wherever this ends, the run goes on from its newest checkpoint.
+
+    Raises:
+        IncompleteError: there is no room for the copies, or something cannot be moved.
+    """
+    with writing(folder.set_aside):
+        place = next(each for n in itertools.count(1) if not (each := folder.set_aside / str(n)).exists())
+        aside = RunFolder(place)
+        aside.checkpoints.mkdir(parents=True)
+        figures = folder.checkpoints / best.FIGURES_NAME
+        for file in (folder.config, folder.metrics, figures, folder.facts):
+            if file.is_file():
+                shutil.copyfile(file, aside.path / file.relative_to(folder.path))
+        for path in (folder.model, folder.evaluation):
+            if path.is_dir():
+                path.rename(aside.path / path.name)
+        for path in [each for each in folder.exports.glob("step-*") if _EXPORTED.fullmatch(each.name)]:
+            if int(path.name.removeprefix("step-")) > step:
+                aside.exports.mkdir(exist_ok=True)
+                path.rename(aside.exports / path.name)
+        for later in reversed(checkpoints.steps(folder.checkpoints)):
+            if later > step:
+                path = checkpoints.checkpoint_path(folder.checkpoints, later)
+                path.rename(aside.checkpoints / path.name)
+        best.forget_after(folder.checkpoints, step)
+    return place
+
+
+def _write(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> None:
+    try:
+        folder.write_config(config)
+        folder.write_facts(facts)
+    except OSError as error:
+        raise output_error(folder.path, error) from error
