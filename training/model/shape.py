@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from scorers.errors import UserError
+from scorers.stopping import is_stop
 from training.model.counting import count_parameters, dimensions, flops_per_token, idle_parameters
 from training.model.language_model import LanguageModel, checkpoint_activations
 
@@ -101,7 +102,10 @@ def trace_shape(model: LanguageModel, name: str, *, context_length: int, dtype: 
                 f"Memory and time of {type(causal).__name__} cannot be estimated: it computes tokens one after the "
                 "other where its own kernels are not installed."
             ) from None
-        except Exception as error:  # noqa: BLE001 - whatever an architecture raises that looks at its numbers
+        except Exception as error:
+            if is_stop(error):
+                raise
+            # Whatever an architecture raises that looks at its numbers.
             raise UserError(
                 f"Memory and time of {type(causal).__name__} cannot be estimated: what it computes depends on its "
                 f"weights ({type(error).__name__})."

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scorers import hugging_face
 from scorers.errors import UserError
+from scorers.stopping import is_stop
 from training.config import EvaluationConfig
 from training.evaluation.sampling import evaluating, sample
 
@@ -75,7 +76,7 @@ def possible(causal: Any, what: str) -> Iterator[None]:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if "allocate memory" in str(error) or "enough memory" in str(error):
+        if is_stop(error) or "allocate memory" in str(error) or "enough memory" in str(error):
             raise
         text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         # Some count positions from the padding token.
@@ -155,7 +156,7 @@ def check_documents_apart(causal: Any) -> None:
 
 
 def check_trains(model: Any, objective: Any, tokens: Tokens) -> None:
-    """Take the loss of two blocks, and its gradient by the embedding.
+    """Take the loss of a block, and its gradient by the embedding.
 
     Args:
         model: a `training.model.language_model.LanguageModel`, with all that its training asks for.
@@ -245,8 +246,14 @@ def check_reloads(model: Any, tokens: Tokens) -> None:
         )
 
 
-def try_network(model: Any, objective: Any, tokens: Tokens) -> None:
+def try_network(model: Any, objective: Any, tokens: Tokens, *, foreign: bool = True) -> None:
     """Try all that a run will need of a network, besides what `build_model` has tried.
+
+    Args:
+        model: a `training.model.language_model.LanguageModel`.
+        objective: of `training.objectives`.
+        tokens: which.
+        foreign: False for a size by name, of which it is known that it can be read back.
 
     Raises:
         UserError: what it cannot.
@@ -254,7 +261,8 @@ def try_network(model: Any, objective: Any, tokens: Tokens) -> None:
     check_causal(model.causal, tokens)
     check_trains(model, objective, tokens)
     check_samples(model.causal, tokens)
-    check_reloads(model, tokens)
+    if foreign:
+        check_reloads(model, tokens)
 
 
 def _write(causal: Any, weights: dict[str, Tensor], folder: Path) -> None:

@@ -171,7 +171,8 @@ def shape_of(config: TrainConfig, vocabulary: int, precision: Precision, *, on_g
     kind = OBJECTIVES[config.objective.name]
     model = build_model(
         config.model,
-        Vocabulary(vocabulary, 0),
+        # A padding token takes nothing, and some networks count positions by it.
+        Vocabulary(vocabulary, 0, pad_id=1),
         value_head=kind.needs_values,
         rows_multiple=config.model.pad_vocab_to or (None if on_gpu else 1),
         skeleton=True,

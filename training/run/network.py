@@ -6,6 +6,7 @@ from training.config import TrainConfig
 from training.data.prepare import PreparedData
 from training.model.kernels import check_kernels, use_liger
 from training.model.language_model import LanguageModel, build_model, checkpoint_activations
+from training.model.sizes import SIZES
 from training.model.sources import check_attention, use_attention
 from training.model.trial import Tokens, try_network
 from training.model.vocabulary import Vocabulary, padding_id
@@ -74,7 +75,8 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
     special = frozenset({tokenizer.eos_id, vocabulary.begins_with, *data.control_ids, *tokenizer.fast.all_special_ids})
     context_length = config.data.context_length or CONTEXT_LENGTH
     tokens = Tokens(model.padding.size, vocabulary.begins_with, tokenizer.eos_id, special, context_length)
-    world.on_main(lambda: try_network(model, data.objective, tokens))
+    foreign = config.model.name not in SIZES
+    world.on_main(lambda: try_network(model, data.objective, tokens, foreign=foreign))
     use_attention(model.causal, config.model)
     if config.model.kernels == "liger":
         use_liger(model.causal)
