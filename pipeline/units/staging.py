@@ -1,6 +1,8 @@
 """What is staged: parts of units that are committed or never were, and how to clear it without losing one."""
 
+import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pipeline.storage import Storage
 from pipeline.units.epoch import STAGING, Epoch
@@ -21,11 +23,27 @@ def clear_staging(epoch: Epoch) -> None:
     """
     storage = epoch.storage
     for info in list(storage.list(STAGING)):
-        for part in parts_of(storage, info.path.rpartition("/")[2]):
-            if part.staged == info.path:
-                epoch.check()
-                storage.move(part.staged, part.path)
+        if (part := committed_part(storage, info.path)) is not None:
+            epoch.check()
+            storage.move(part.staged, part.path)
     storage.delete_folder(STAGING)
+
+
+def committed_part(storage: Storage, path: str) -> PartFile | None:
+    """The part of a committed unit, of whichever layer, that a staged file is; None where it is of none.
+
+    By its content, as a run that labels several layers stages a unit of each at the same path: after the first was
+    moved to its place, what lies there may be of the next, and not committed.
+
+    Raises:
+        OSError: the storage fails.
+    """
+    for part in parts_of(storage, path.rpartition("/")[2]):
+        if part.staged == path and storage.size(path) == part.size:
+            with suppress(FileNotFoundError):  # moved meanwhile
+                if hashlib.sha256(storage.read(path)).hexdigest() == part.sha256:
+                    return part
+    return None
 
 
 def parts_of(storage: Storage, name: str) -> Iterator[PartFile]:

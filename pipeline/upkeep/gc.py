@@ -13,7 +13,7 @@ from pipeline.labelling.telling.run_status import RunStatus, read_status
 from pipeline.sealing.generations import finish_seal
 from pipeline.storage import TEMPORARY, Storage
 from pipeline.units.epoch import STAGING, Epoch
-from pipeline.units.staging import parts_of
+from pipeline.units.staging import committed_part, parts_of
 from pipeline.upkeep.orphans import Orphan, Remains, files_of, find_remains
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.shell import phf
@@ -152,7 +152,7 @@ def _finish(epoch: Epoch, remains: Remains) -> list[str]:
 def _remove_staged(storage: Storage, orphan: Orphan) -> None:
     for path in list(files_of(storage, orphan)):
         # A driver that was overtaken in this very moment may have committed it since it was found.
-        if not any(part.staged == path for part in parts_of(storage, path.rpartition("/")[2])):
+        if committed_part(storage, path) is None:
             storage.delete(path)
     storage.delete_empty(orphan.path)
 

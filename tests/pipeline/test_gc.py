@@ -230,6 +230,20 @@ def test_a_record_that_names_a_file_elsewhere_is_named_and_nothing_is_removed(ma
     assert (made.out / litter).is_file()
 
 
+def test_what_is_staged_at_the_path_of_a_part_that_is_in_place_is_not_taken_for_it(made):
+    # A run of several layers stages there, after the first is committed, what the next one makes of the unit.
+    part = UnitStore(made.storage).read(3).parts[0]
+    before = bytes_below(made.out, "units")
+    lay(made, part.staged)
+    retag(str(made.out), {"probe": 0.03})
+    assert bytes_below(made.out, "units") == before
+    assert not (made.out / part.staged).exists()
+    lay(made, part.staged)
+    collect(str(made.out), delete=True)
+    assert bytes_below(made.out, "units") == before
+    assert not (made.out / part.staged).exists()
+
+
 def work(made: Made, **changes: object) -> int:
     """A driver has just written its figures."""
     epoch = Epoch.claim(made.storage)
