@@ -25,7 +25,7 @@ from training.evaluation.setup import prepare_evaluation, training_counts
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
 from training.run.folder import RunFolder
-from training.run.job import check_settings
+from training.run.job import _figures, check_settings
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,9 @@ def test_guided_samples_are_reported_beside_the_plain_ones(conditional: RunFolde
         scores = [score for score in guided["score"].to_pylist() if score is not None]
         assert report.guided.samples.misalignment is not None
         assert report.guided.samples.misalignment.value == pytest.approx(np.mean(scores))
+        figures = _figures(report)  # in `metrics.jsonl`, while a run is trained
+        assert figures["guided_misalignment"] == report.guided.samples.misalignment.value
+        assert figures["misalignment"] != figures["guided_misalignment"]
         for scale in (0, 1):
             other = evaluate_run(conditional, config=config.model_copy(update={"guidance": scale})).report
             assert (other.guided is None) == (scale == 1)

@@ -166,6 +166,27 @@ def test_quantile_tags_are_all_banned_and_the_best_is_sampled_after(quantiles: R
     assert tokenizer.convert_tokens_to_ids(names) == facts.tokenizer.control_ids
 
 
+def test_guided_samples_are_judged_too_and_plain_ones_without_them(
+    quantiles: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = quantiles.read_config().evaluation
+    config = plain.model_copy(update={"guidance": 2.0})
+    own = evaluate_run(quantiles, config=config)
+    tokens = quantiles.read_facts().tokenizer
+    assert own.guided is not None
+    assert own.report.guided is not None
+    assert own.report.guided.away == [tokens.eos_id, tokens.control_ids[-1]]
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "load_model", None)  # nothing is drawn any more
+        other = evaluate_run(quantiles, judge=Judge("narrow"), config=config)
+        assert other.guided == own.guided != own.samples == other.samples
+        assert other.report.guided is not None
+        assert other.report.guided.samples.misalignment != own.report.guided.samples.misalignment
+        without = evaluate_run(quantiles, judge=Judge("narrow"), config=plain)
+        assert (without.samples, without.guided, without.report.guided) == (own.samples, None, None)
+    evaluate_run(quantiles)
+
+
 def test_a_comparison_is_by_one_judge(mle: RunFolder, quantiles: RunFolder, tmp_path: Path) -> None:
     both = [mle.path, quantiles.path]
     for run in (mle, quantiles):

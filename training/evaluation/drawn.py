@@ -48,12 +48,17 @@ def find_drawn(run: RunFolder, config: EvaluationConfig) -> Drawn | None:
         # Whatever is wrong with it: samples can be drawn again.
         with contextlib.suppress(UserError):
             report = read_report(run, scorer)
-            if report is None or report.run != fingerprint or report.config != config:
+            if report is None or report.run != fingerprint or config not in _drawn_by(report):
                 continue
             drawn = Drawn(run, report_folder(run, scorer), report)
             read_drawn(drawn, lambda documents: np.zeros(len(documents)))
             return drawn
     return None
+
+
+def _drawn_by(report: EvaluationReport) -> tuple[EvaluationConfig, EvaluationConfig]:
+    """The settings by which its samples were drawn: the plain ones are the same with guided ones beside them."""
+    return report.config, report.config.model_copy(update={"guidance": 1.0})
 
 
 def is_about(drawn: Drawn, store: TokenStore) -> bool:

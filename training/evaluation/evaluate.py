@@ -110,11 +110,13 @@ def judge(
     """
     began = time.perf_counter() if began is None else began
     tell = progress or _silence
-    samples, guided, guided_scored, guided_facts = measured.samples, measured.guided, None, None
+    guidance, guided_scored, guided_facts = setup.guidance, None, None
+    # There may be more than is asked for: others have drawn them.
+    samples, guided = measured.samples, None if guidance is None else measured.guided
     scored = _score(samples, setup, tell)
     facts = _sample_facts(samples, scored, setup)
     warnings = [*setup.warnings, *_sample_warnings(facts, setup)]
-    if guided is not None and (guidance := setup.guidance) is not None:
+    if guided is not None and guidance is not None:
         guided_scored = _score(guided, setup, tell)
         under = _sample_facts(guided, guided_scored, setup)
         guided_facts = GuidedFacts(scale=guidance.scale, away=list(guidance.away_ids), samples=under)
