@@ -294,7 +294,8 @@ class EvaluationConfig(_Section):
 
     num_samples: Count = Field(default=4096, ge=1)
     """Samples drawn without a prompt (conditional models: after the best control token)."""
-    guidance: float = Field(default=1.0, ge=0)
+    # Far above what makes sense, and far below where logits in float32 overflow.
+    guidance: float = Field(default=1.0, ge=0, le=1e6)
     """Conditional models: draw as many samples besides that are guided away from the worst control token
     (`training.evaluation.sampling.Guidance`), the further the larger; 1 for none.
     """

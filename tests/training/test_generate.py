@@ -74,6 +74,9 @@ def test_an_exported_folder_writes_the_same_and_a_terminal_is_not_acted_on(run: 
         (["RUN", "--step", "3"], "has no checkpoint"),
         (["RUN", "--step", "3", "--best"], "exclude each other"),
         (["RUN", "--prompt", "x " * 2000], "Shorten --prompt"),
+        (["RUN", "--guidance", "inf"], "guidance: Input should be a finite number"),
+        (["RUN", "--guidance", "1e308"], "guidance: Input should be less than or equal to 1000000"),
+        (["RUN", "--temperature", "inf"], "temperature: Input should be a finite number"),
         (["."], "is neither a run nor an exported model"),
     ],
 )

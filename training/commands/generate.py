@@ -55,15 +55,15 @@ def generate(
     set_up_logs()
     if step is not None and best:
         raise UserError("--step and --best exclude each other: give one of them.")
+    from scorers.settings import load_settings
     from scorers.terminal import Terminal
     from training.config import EvaluationConfig
     from training.evaluation.checks import torch_device
     from training.evaluation.generating import choose_tag, exported, open_writer, write
 
-    config = EvaluationConfig(
-        num_samples=num_samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        guidance=guidance,
-    )  # fmt: skip
+    sampling = {"num_samples": num_samples, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    sampling |= {"top_p": top_p, "seed": seed, "guidance": guidance}
+    config = load_settings(EvaluationConfig, flags=sampling)
     place = torch_device(device)
     with tempfile.TemporaryDirectory(prefix="phf-generate-") as scratch:
         folder, of_step = exported(Path(model), step, best=best, scratch=Path(scratch))
