@@ -268,6 +268,14 @@ def test_what_a_run_names_is_at_most_read(run: Path, tmp_path: Path, trained: Pa
         (run / name).write_text(content)
 
 
+def test_a_configuration_of_nested_aliases_is_damaged(tmp_path: Path) -> None:
+    # Each list names the one before nine times: 9^12 values, were they written out.
+    nested = "".join(f", &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12))
+    (tmp_path / "config.yaml").write_text(f"model: {{overrides: {{k: [&a0 [x]{nested}]}}}}\n")
+    with pytest.raises(UserError, match="YAML aliases"):
+        RunFolder(tmp_path).read_config()
+
+
 def content_of(file: Path) -> Any:
     return yaml.safe_load(file.read_text())
 

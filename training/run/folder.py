@@ -349,7 +349,11 @@ class RunFolder:
             UserError: the file is missing or damaged, or was written by another version of phf.
         """
         try:
-            return TrainConfig.model_validate(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+            text = self.config.read_text(encoding="utf-8")
+            # A few nested aliases of somebody else's are billions of values once they are written out; phf writes none.
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+                raise UserError(f"{self.config} is damaged: it has YAML aliases, which phf does not write.")
+            return TrainConfig.model_validate(yaml.safe_load(text))
         except OSError as error:
             raise UserError(f"Cannot read {self.config}: {error.strerror or error}.") from None
         except (yaml.YAMLError, ValueError, RecursionError) as error:
