@@ -24,7 +24,7 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(_POSITIONS, 160),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "q_lora_rank"), 32),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "linear_num_value_heads"), 4),
-    **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok", "linear_num_key_heads"), 2),
+    **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok", "num_experts_per_token", "linear_num_key_heads"), 2),
     **dict.fromkeys(("head_dim", "sliding_window", "attention_window_size", "kv_lora_rank", "v_head_dim"), 16),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "mamba_chunk_size", "chunk_size"), 16),
     **dict.fromkeys(("mamba_d_head", "rotary_dim"), 16),
@@ -42,7 +42,7 @@ _LATENT = {"head_dim": None, "num_key_value_heads": 4}
 # What an architecture's own checks ask for besides; None leaves a field as it is.
 _OTHERS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"), _LATENT),
-    "longcat_flash": {**_LATENT, "n_routed_experts": 4, "expert_ffn_hidden_size": 32, "moe_topk": 2},
+    "longcat_flash": {**_LATENT, "head_dim": 8, "n_routed_experts": 4, "expert_ffn_hidden_size": 32, "moe_topk": 2},
     "youtu": _LATENT,
     "bigbird_pegasus": {"attention_type": "original_full"},
     "dbrx": {
@@ -68,7 +68,8 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"]},
     "roc_bert": {"pronunciation_vocab_size": 300, "shape_vocab_size": 300},
     "xmod": {"default_language": "en_XX"},
-    **{kind: {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2} for kind in ("zamba", "zamba2")},
+    "zamba": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2},
+    "zamba2": {"num_hidden_layers": 4, "layer_types": ["linear_attention", "hybrid"] * 2, "hybrid_layer_ids": [1, 3]},
     "zaya": {"num_experts_per_tok": 1},
 }
 

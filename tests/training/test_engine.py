@@ -367,6 +367,11 @@ class TestDeepSpeedJson:
         training = TrainingConfig(deepspeed=str(path), batch_size=8, **training)
         return deepspeed_config(training, plan_horizon(training, 32, 1), "fp32", parameters=100, on_gpu=False)
 
+    def test_buckets_have_an_even_number_of_elements(self):
+        horizon = plan_horizon(TrainingConfig(batch_size=8), 32, 1)
+        made = deepspeed_config(TrainingConfig(batch_size=8), horizon, "fp32", parameters=101, on_gpu=False)
+        assert made["zero_optimization"]["allgather_bucket_size"] == 102
+
     def test_it_is_merged_under_the_settings(self, tmp_path):
         theirs = {
             "train_batch_size": "auto",

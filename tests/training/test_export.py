@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import Gemma3TextConfig, GPTNeoXConfig, LlamaConfig
 
+from tests.architectures.configs import tiny_config
 from tests.training.jobs import run_job
 from tests.training.stores import byte_tokenizer
 from training.config import EvaluationConfig, ModelConfig
@@ -184,6 +185,16 @@ def test_transformers_4_reads_the_rotations(tmp_path, config, names):
     export_model(tmp_path / "model", model.causal, model.state_dict(), tokenizer, eos_id=0)
     written = json.loads((tmp_path / "model" / "config.json").read_text())
     assert {name: written.get(name) for name in names} == names
+    ids = torch.arange(20).reshape(1, 20)
+    torch.testing.assert_close(load_model(tmp_path / "model").eval()(ids)[0], model(ids)[0])
+
+
+@pytest.mark.parametrize("kind", ["gemma4_text", "beam"])
+def test_rotations_that_only_version_5_knows_stay_as_they_are(tmp_path, kind):
+    tokenizer = byte_tokenizer()
+    tiny_config(kind).save_pretrained(tmp_path / "config")
+    model = build_model(ModelConfig(name=str(tmp_path / "config")), Vocabulary(len(tokenizer), 0)).eval()
+    export_model(tmp_path / "model", model.causal, model.state_dict(), tokenizer, eos_id=0)
     ids = torch.arange(20).reshape(1, 20)
     torch.testing.assert_close(load_model(tmp_path / "model").eval()(ids)[0], model(ids)[0])
 

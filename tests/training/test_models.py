@@ -165,6 +165,13 @@ def test_positions_are_those_of_the_config(tmp_path):
     assert max_positions(ModelConfig(name=str(tmp_path))) == 64
 
 
+def test_a_config_that_says_no_positions_sets_no_limit(tmp_path):
+    from transformers import XLNetConfig
+
+    XLNetConfig().save_pretrained(tmp_path)
+    assert max_positions(ModelConfig(name=str(tmp_path))) is None
+
+
 def test_a_longer_context_than_positions_is_refused():
     with pytest.raises(UserError, match=r"context_length is 1024, but model 'nano' has positions for 128"):
         check_context(ModelConfig(name="nano"), 1024)

@@ -144,6 +144,21 @@ def test_a_network_whose_gradient_does_not_come_through_is_refused(make, monkeyp
         check_trains(model, build("mle"), TOKENS)
 
 
+def test_a_network_with_random_numbers_of_its_own_is_refused(make, monkeypatch):
+    model = make(GPT2)
+    model.has_linear_head = False
+    check_trains(model, build("mle"), TOKENS)  # its dropout draws from torch's, which a checkpoint has
+    forward, own = model.causal.forward, torch.Generator().manual_seed(0)
+
+    def noisy(**inputs):
+        logits = forward(**inputs).logits
+        return SimpleNamespace(logits=logits + torch.randn(logits.shape, generator=own))
+
+    monkeypatch.setattr(model.causal, "forward", noisy)
+    with pytest.raises(UserError, match="gives another loss each time"):
+        check_trains(model, build("mle"), TOKENS)
+
+
 def test_a_network_that_comes_back_as_another_is_refused(make):
     model = make()
     check_reloads(model, TOKENS)

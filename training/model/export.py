@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scorers import hugging_face
 from training.data.backends import beginning_with
 from training.data.tokenizers import save_tokenizer
 from training.disk import os_errors
@@ -92,12 +93,14 @@ def export_model(
 def _name_rotations(file: Path) -> None:
     """Write the parameters of rotary positions into a config under the names of transformers 4 too.
 
-    Version 5 writes them under `rope_parameters` alone, which 4 does not read: it would take its defaults, silently.
+    Version 5 writes them under `rope_parameters` alone, which 4 does not read: it would take its defaults, silently. A
+    config that would then be read as another by version 5 is left as it is: no version 4 has its architecture.
     """
-    config = json.loads(file.read_text(encoding="utf-8"))
-    rotations = config.get("rope_parameters") or {}
-    local = rotations.get("sliding_attention")
-    rotations = dict(rotations.get("full_attention", rotations))
+    written = file.read_text(encoding="utf-8")
+    config = json.loads(written)
+    parameters = config.get("rope_parameters") or {}
+    local = parameters.get("sliding_attention")
+    rotations = dict(parameters.get("full_attention", parameters) or {})
     base, share = rotations.pop("rope_theta", None), rotations.pop("partial_rotary_factor", None)
     names = {"rope_theta": base, "rotary_emb_base": base, "partial_rotary_factor": share, "rotary_pct": share}
     names["rope_local_base_freq"] = local and local.get("rope_theta")
@@ -107,3 +110,10 @@ def _name_rotations(file: Path) -> None:
         if value is not None and (config["model_type"] == "gpt_neox" or not name.startswith("rotary_")):
             config[name] = value
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    try:
+        read = hugging_face.load_config(str(file.parent)).to_dict()
+    except (KeyError, ValueError, TypeError, AttributeError):
+        read = {}
+    same = read.get("rope_parameters") == config.get("rope_parameters")
+    if not same:
+        file.write_text(written, encoding="utf-8")

@@ -38,7 +38,8 @@ def max_positions(config: ModelConfig) -> int | None:
         _check_sizes(config)
         return int(config.overrides.get("n_positions", config.overrides.get("max_position_embeddings", size.positions)))
     positions = getattr(_published_config(config).get_text_config(), "max_position_embeddings", None)
-    return int(positions) if positions else None
+    # XLNet says -1 for none.
+    return int(positions) if positions and positions > 0 else None
 
 
 def check_context(config: ModelConfig, context_length: int) -> None:

@@ -176,6 +176,11 @@ def check_trains(model: Any, objective: Any, tokens: Tokens) -> None:
         # As it is trained, dropout and all.
         with _as_it_was(model), possible(causal, f"be trained on {length} tokens for {objective.name}"):
             model.train()
+            drawn = torch.get_rng_state()
+            with torch.no_grad():
+                before, _ = model(ids, objective=objective, scores=scores)
+            embedded.clear()
+            torch.set_rng_state(drawn)
             loss, _ = model(ids, objective=objective, scores=scores)
             gradients = torch.autograd.grad(loss, embedded, allow_unused=True)
     finally:
@@ -186,6 +191,11 @@ def check_trains(model: Any, objective: Any, tokens: Tokens) -> None:
             f"{_named(causal)} cannot be trained for {objective.name}: "
             + ("the loss or its gradient is no number before step 0." if reached else "no gradient comes to its input.")
             + " Check model.overrides, or choose another architecture."
+        )
+    if not torch.allclose(before, loss, rtol=1e-4, atol=1e-6):
+        raise UserError(
+            f"{_named(causal)} gives another loss each time while it is trained, by random numbers of its own, so that "
+            "no run could go on exactly from a checkpoint. Choose another architecture."
         )
 
 

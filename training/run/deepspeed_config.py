@@ -163,9 +163,11 @@ def _defaults(parameters: int, precision: Precision, *, on_gpu: bool) -> dict[st
     if not on_gpu:
         # The default buckets, 2 GB, are allocated anew each step, and copying gradients into them buys nothing where
         # there is no queue of kernels to overlap with: it took 20 % of a step at 30 M parameters.
+        # DeepSpeed wants an even number.
+        whole = parameters + parameters % 2
         zero |= {
-            "reduce_bucket_size": parameters,
-            "allgather_bucket_size": parameters,
+            "reduce_bucket_size": whole,
+            "allgather_bucket_size": whole,
             "contiguous_gradients": False,
             "overlap_comm": False,
         }

@@ -74,7 +74,7 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
         checkpoint_activations(model)
     special = frozenset({tokenizer.eos_id, vocabulary.begins_with, *data.control_ids, *tokenizer.fast.all_special_ids})
     context_length = config.data.context_length or CONTEXT_LENGTH
-    tokens = Tokens(model.padding.size, vocabulary.begins_with, tokenizer.eos_id, special, context_length)
+    tokens = Tokens(vocabulary.size, vocabulary.begins_with, tokenizer.eos_id, special, context_length)
     foreign = config.model.name not in SIZES
     world.on_main(lambda: try_network(model, data.objective, tokens, foreign=foreign))
     use_attention(model.causal, config.model)
