@@ -316,6 +316,8 @@ def test_a_plan_needs_nothing_and_touches_nothing(tmp_path, monkeypatch):
             "What would help: training.offload=optimizer; or --ranks 2",
         ),
         (["--model", "gpt2", "--plan-device", "L4", "--plan-memory", 0.1], "a smaller model"),
+        (["--model", "nano", "--plan-device", "L4", "--plan-memory", "inf"], "less than or equal to"),
+        (["--model", "nano", "--plan-device", "L4", "--plan-bandwidth", "inf"], "less than or equal to"),
         (["--tokenizer", "/no/tokenizer", "--model", "nano"], "Cannot load the tokenizer"),
         (["--model", "nano", "--set", "training.best_metric=bits"], "training.best_metric=bits is not known"),
         (["--model", "nano", "--set", "objective.drop_tags=0.1"], "The objective mle has no tags to drop"),

@@ -276,6 +276,14 @@ def test_a_configuration_of_nested_aliases_is_damaged(tmp_path: Path) -> None:
         RunFolder(tmp_path).read_config()
 
 
+@pytest.mark.parametrize("changes", [{"skips": [[2, -10]]}, {"origin": {"run": "a", "step": -1, "checkpoint": "ab"}}])
+def test_facts_of_a_run_count_from_zero(run: Path, changes: dict[str, Any]) -> None:
+    file = run / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match=r"run\.json"):
+        RunFolder(run).read_facts()
+
+
 def content_of(file: Path) -> Any:
     return yaml.safe_load(file.read_text())
 

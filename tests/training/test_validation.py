@@ -127,7 +127,7 @@ def test_without_held_out_text_that_is_a_warning_and_no_best_metric(tmp_path, co
     best = {"training__best_metric": "validation_loss", "training__save_every": 4}
     for changes, message in [
         ({"data__held_out": 0, **DEFAULT}, r"set data\.held_out above 0"),
-        ({"training__validate_every": 0}, r"validate_every=0 is not a multiple"),
+        ({"training__validate_every": 0}, r"never measured with training\.validate_every=0"),
         ({"training__validate_every": 6}, r"validate_every=6 is not a multiple of training\.save_every=4"),
         ({"data__held_out": 1e-9, **DEFAULT}, r"data\.held_out=1e-09 of 12 documents is none"),
     ]:

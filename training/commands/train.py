@@ -203,7 +203,12 @@ def train(
     plan_memory: Annotated[
         float | None,
         typer.Option(
-            "--plan-memory", min=0.001, metavar="GB", help="With --plan: memory of a device.", rich_help_panel="Plan"
+            "--plan-memory",
+            min=0.001,
+            max=1e6,
+            metavar="GB",
+            help="With --plan: memory of a device.",
+            rich_help_panel="Plan",
         ),
     ] = None,
     plan_bandwidth: Annotated[
@@ -211,6 +216,7 @@ def train(
         typer.Option(
             "--plan-bandwidth",
             min=0.001,
+            max=1e6,
             metavar="GB/S",
             help="With --plan: between two ranks.",
             rich_help_panel="Plan",

@@ -129,7 +129,11 @@ def _check_validation(config: TrainConfig) -> None:
         raise UserError(
             f"training.best_metric={VALIDATION_LOSS} is measured on held-out documents: set data.held_out above 0."
         )
-    if every is not None and (every == 0 or every % training.save_every):
+    if every == 0:
+        raise UserError(
+            f"training.best_metric={VALIDATION_LOSS} is never measured with training.validate_every=0: leave that out."
+        )
+    if every is not None and every % training.save_every:
         raise UserError(
             f"training.validate_every={every} is not a multiple of training.save_every={training.save_every}, and only "
             f"what is a checkpoint can be the best by {VALIDATION_LOSS}. Change one of them, or leave it out."

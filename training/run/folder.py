@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.amounts import count_of
@@ -120,11 +120,11 @@ class WentOnFacts(_Facts):
         set_aside: where what it had beyond is kept, in its folder; None where there was nothing.
     """
 
-    from_step: int
-    reached: int
+    from_step: NonNegativeInt
+    reached: NonNegativeInt
     asked: bool
-    steps: tuple[int, int]
-    skipped_batches: int = 0
+    steps: tuple[NonNegativeInt, NonNegativeInt]
+    skipped_batches: NonNegativeInt = 0
     changed: dict[str, tuple[Any, Any]] = Field(default_factory=dict)
     set_aside: str | None = None
 
@@ -149,7 +149,7 @@ class OriginFacts(_Facts):
     """
 
     run: str
-    step: int
+    step: NonNegativeInt
     checkpoint: str
 
 
@@ -249,7 +249,7 @@ class RunFacts(_Facts):
     expected_seconds: float | None = None
     origin: OriginFacts | None = None
     history: list[WentOnFacts] = Field(default_factory=list)
-    skips: list[tuple[int, int]] = Field(default_factory=list)
+    skips: list[tuple[NonNegativeInt, NonNegativeInt]] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
