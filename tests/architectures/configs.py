@@ -44,9 +44,10 @@ _OTHERS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"), _LATENT),
     "longcat_flash": {**_LATENT, "head_dim": 8, "n_routed_experts": 4, "expert_ffn_hidden_size": 32, "moe_topk": 2},
     "youtu": _LATENT,
+    "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_expert_group": 1},
     "bigbird_pegasus": {"attention_type": "original_full"},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
