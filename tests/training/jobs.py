@@ -155,4 +155,8 @@ def metrics(output: Path) -> list[dict[str, Any]]:
 
 def figures(output: Path) -> list[tuple[float, ...]]:
     """Step, loss, learning rate and gradient norm of every logged step."""
-    return [(each["step"], each["loss"], each["learning_rate"], each["grad_norm"]) for each in metrics(output)]
+    return [
+        (each["step"], each["loss"], each["learning_rate"], each["grad_norm"])
+        for each in metrics(output)
+        if "loss" in each
+    ]
