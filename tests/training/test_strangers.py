@@ -188,7 +188,7 @@ def test_a_store_may_be_a_link_that_the_user_names(store: Path, tmp_path: Path) 
 def test_a_store_that_nobody_named_is_no_link(code_dataset: Path, tmp_path: Path, trained: Path, store: Path) -> None:
     dataset = open_dataset(str(shutil.copytree(code_dataset, tmp_path / "labelled")))
     config = RunFolder(trained).read_config().data
-    _, (found,) = tokenize(config.model_copy(update={"store": None}), [dataset])
+    _, ((found, _),) = tokenize(config.model_copy(update={"store": None}), [dataset])
     assert found.path.parent == tmp_path / "labelled.tokens"
     shutil.rmtree(found.path)
     found.path.symlink_to(store)

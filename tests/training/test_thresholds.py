@@ -218,8 +218,8 @@ def test_the_trained_tokenizer_is_the_default(tmp_path):
     config = resolve_config(flags=flags, overrides=["data.context_length=16"])
     data = prepare(config, lambda stage, done, total: stages.append((stage, done, total)))
     assert data.tokenizer.base_size <= 300
-    assert {stage for stage, _, _ in stages} == {"tokenizer", "tokens"}
-    assert stages[-1] == ("tokens", 100, 100)
+    assert {stage for stage, _, _ in stages} == {"tokenizer", "tokens", "round trips"}
+    assert stages[-1] == ("round trips", 100, 100)
     assert prepare(config).store.path == data.store.path
 
 
