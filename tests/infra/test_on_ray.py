@@ -58,7 +58,7 @@ def ranks_of(driver: int) -> dict[int, psutil.Process]:
 
 
 def at_step(process: "subprocess.Popen[str]", output: Path, step: int) -> dict[int, psutil.Process]:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     lines = output / "metrics.jsonl"
     while not (lines.is_file() and lines.read_text().count("\n") >= step):
         assert time.monotonic() < deadline

@@ -111,7 +111,7 @@ def data_hashes(output: Path) -> Mapping[str, str]:
     }
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 200.0) -> None:
     """Look until it is so."""
     end = time.monotonic() + seconds
     while not condition():
