@@ -22,6 +22,7 @@ from pipeline.units.records import PartFile
 from pipeline.units.store import UnitStore, layer_numbers
 from pipeline.units.survey import FolderSurvey, LeadsOut, survey_folder
 from scorers.errors import UserError
+from scorers.shell import phf
 
 # A writer of our own needs moments. What is older than this was left by one that died.
 _UNFINISHED_S = 3600.0
@@ -175,7 +176,7 @@ class _Search:
                     uri = self._storage.uri
                     raise DamagedError(
                         f"{uri}/{store.record_path(number)} {what}. Nothing is removed on the word of such a record. "
-                        f"`phf repair {uri}` has the unit labelled again."
+                        f"`{phf('repair', uri)}` has the unit labelled again."
                     )
             self._find_unmoved(survey)
             prefix = f"{store.folder}/{folder:05d}/"

@@ -158,5 +158,5 @@ def figures(output: Path) -> list[tuple[float, ...]]:
     return [
         (each["step"], each["loss"], each["learning_rate"], each["grad_norm"])
         for each in metrics(output)
-        if "loss" in each
+        if "validation" not in each
     ]

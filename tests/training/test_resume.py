@@ -219,7 +219,7 @@ def test_a_run_that_diverged_after_a_checkpoint_never_starts_again_without_it(tm
     with pytest.raises(DivergedError, match=r"newest checkpoint is of step 1\b"):
         run_job(code_dataset, tmp_path / "run", **wild)
     shutil.rmtree(tmp_path / "run/checkpoints")
-    with pytest.raises(UserError, match=r"has come to step [12], but there is no checkpoint"):
+    with pytest.raises(UserError, match=r"has come to step 1, but there is no checkpoint"):
         run_job(code_dataset, tmp_path / "run", **wild)
 
 

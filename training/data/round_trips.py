@@ -43,8 +43,8 @@ class RoundTrips(BaseModel):
 
     Attributes:
         documents: in all.
-        changed: those that decode to another text. A space at the beginning of a text that the tokenizer cannot tell
-            from its own is no change.
+        changed: those that decode to another text. A space at the beginning of a text that cannot be distinguished
+            from the tokenizer's own is no change.
         changes: how many of these differ in what, a document under the first that it fits: `unknown` has a token for
             what the tokenizer does not know, `space` is equal but for white space, `case` but for that and upper and
             lower case, `compatibility` but for these and Unicode's normalisation (NFKC), `other`.

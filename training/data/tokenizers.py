@@ -72,7 +72,7 @@ class Tokenizer:
 
     @property
     def prefixes(self) -> bool:
-        """Whether it puts a space before a text, so that it does not tell a text from one that begins with a space."""
+        """Whether it puts a space before a text, so that a text and one that begins with a space have the same ids."""
         return self._continuing is not None
 
     def encode(

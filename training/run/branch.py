@@ -49,7 +49,7 @@ def check_start(origin: tuple[str, int], horizon: Horizon) -> None:
     place = RunFolder.existing(run).checkpoints
     there = checkpoints.steps(place)
     if step not in there:
-        shown = f"it has: {', '.join(f'{each:,}' for each in there)}" if there else "it has none"
+        shown = checkpoints.describe_steps(there)
         raise UserError(f"--init-from {run} --step {step}: there is no checkpoint of that step; {shown}.")
     if horizon.steps <= step:
         raise UserError(
@@ -85,11 +85,9 @@ def begun(facts: RunFacts, config: TrainConfig, origin: tuple[str, int]) -> RunF
             f"A run cannot begin with the optimiser of --init-from {run.path} --step {step}; these differ:\n{shown}\n"
             "Give the same, or leave --step out to begin with its final weights alone."
         )
-    warmup = source.horizon.warmup_steps
+    warmup = config.training.warmup_steps
     if warmup is None:
-        warmup = warmup_steps(then, source.horizon.steps)
-    if config.training.warmup_steps is not None:
-        warmup = config.training.warmup_steps
+        warmup = recorded_warmup(run, source)
     return facts.model_copy(
         update={
             "step": step,
@@ -98,6 +96,12 @@ def begun(facts: RunFacts, config: TrainConfig, origin: tuple[str, int]) -> RunF
             "skips": [each for each in source.skips if each[0] <= step],
         }
     )
+
+
+def recorded_warmup(run: RunFolder, facts: RunFacts) -> int:
+    """Steps of the warm-up of a run, by its settings where its facts do not have them."""
+    known = facts.horizon.warmup_steps
+    return warmup_steps(run.read_config().training, facts.horizon.steps) if known is None else known
 
 
 def check_origin(folder: RunFolder, then: RunFacts, origin: tuple[str, int]) -> None:

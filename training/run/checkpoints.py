@@ -205,6 +205,11 @@ def steps(folder: Path) -> list[int]:
     return [_step(path) for path in _folders(folder)]
 
 
+def describe_steps(there: Sequence[int]) -> str:
+    """Which steps there are, for an error about another."""
+    return f"it has: {', '.join(f'{each:,}' for each in there)}" if there else "it has none"
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps is, once it is committed."""
     return folder / _name(step)

@@ -197,7 +197,8 @@ class Engine:
         states = (value for state in self._adam.state.values() for value in state.values())
         held += [each for each in states if isinstance(each, Tensor)]
         # Extremes of a tensor are NaN where anything in it is, and take no memory, unlike `isfinite` of all of it.
-        extremes = [torch.stack(each.detach().aminmax()) for each in held if each.numel()]
+        once = {id(each): each for each in held if each.numel()}
+        extremes = [torch.stack(each.detach().aminmax()) for each in once.values()]
         return all(bool(each.isfinite().all()) for each in extremes)
 
     def forget_losses(self) -> None:

@@ -106,8 +106,8 @@ def _checkpoint(run: RunFolder, step: int | None) -> checkpoints.Checkpoint:
     if step is None:
         step = there[-1]
     if step not in there:
-        shown = ", ".join(f"{each:,}" for each in there)
-        raise UserError(f"{run.path} has no checkpoint of step {step:,}; it has: {shown}.")
+        shown = checkpoints.describe_steps(there)
+        raise UserError(f"{run.path} has no checkpoint of step {step:,}; {shown}.")
     found = checkpoints.verify(checkpoints.checkpoint_path(run.checkpoints, step))
     if isinstance(found, checkpoints.Damage):
         if not found.path.exists():

@@ -16,6 +16,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.amounts import count_of
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
+from scorers.paths import RelativePath
 from scorers.registry import ColumnName
 from scorers.settings import what_is_wrong
 from training.config import TrainConfig
@@ -126,7 +127,7 @@ class WentOnFacts(_Facts):
     steps: tuple[NonNegativeInt, NonNegativeInt]
     skipped_batches: NonNegativeInt = 0
     changed: dict[str, tuple[Any, Any]] = Field(default_factory=dict)
-    set_aside: str | None = None
+    set_aside: RelativePath | None = None
 
     @property
     def description(self) -> str:

@@ -18,7 +18,7 @@ from scorers.errors import UserError
 from training.config import TrainConfig
 from training.disk import output_error, writing
 from training.run import best, checkpoints
-from training.run.branch import begun, check_origin, check_start
+from training.run.branch import begun, check_origin, check_start, recorded_warmup
 from training.run.folder import RunFacts, RunFolder, WentOnFacts
 from training.run.resume import changed_settings, check_folder, check_same
 from training.run.schedule import Horizon, same_until, warmup_steps
@@ -68,7 +68,7 @@ def start(
     horizon: Horizon,
     facts: RunFacts,
     asked: Asked,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> tuple[bool, RunFacts]:
     """Begin a run in a folder, or make that which is there ready to go on. Rank 0 calls it, and holds the folder.
 
@@ -78,7 +78,7 @@ def start(
         horizon: of the run as it is to be.
         facts: of a run that begins.
         asked: see there.
-        tell: called with a sentence where the run goes on as another than it was.
+        report: called with a line where the run goes on longer, or from an earlier step.
 
     Returns:
         Whether there was a run before, and its facts.
@@ -99,7 +99,7 @@ def start(
     way = check_way(folder, config, horizon, asked, changed)
     may_change = {_TOKENS} if way.longer or horizon.steps == then.horizon.steps else set()
     may_change |= {*_MAY_CHANGE} if way.asked else set()
-    warmup = _warmup(folder, then)
+    warmup = recorded_warmup(folder, then)
     if config.training.warmup_steps in (None, warmup):
         may_change.add("training.warmup_steps")
     check_same(folder, config, facts, may_change, _why_not_longer(then, config, horizon))
@@ -112,7 +112,7 @@ def start(
     )
     if way.limit is not None:
         facts = _go_back(folder, facts, then, way, _find(folder, then, way), asked, changed)
-        tell(_describe(folder, facts))
+        report(_describe(folder, facts))
     if facts.status != "finished":
         _write(folder, config, facts)
     return True, facts
@@ -144,12 +144,12 @@ def check_way(
     from_step = None if again else asked.from_step
     there = checkpoints.steps(folder.checkpoints)
     if from_step is not None and from_step not in there:
-        shown = f"it has: {', '.join(f'{each:,}' for each in there)}" if there else "it has none"
+        shown = checkpoints.describe_steps(there)
         raise UserError(f"--from-step {from_step}: {folder.path} has no checkpoint of that step; {shown}.")
     longer = horizon.steps > then.horizon.steps
     if not longer or _why_not_longer(then, config, horizon):
         return _Way(from_step, asked=from_step is not None, longer=False)
-    until = same_until(config, then.horizon.steps, _warmup(folder, then)) or 0
+    until = same_until(config, then.horizon.steps, recorded_warmup(folder, then)) or 0
     if from_step is not None and from_step > until:
         raise UserError(
             f"--from-step {from_step}: a run of {count_of(horizon.steps, 'step')} is another than that of "
@@ -182,14 +182,9 @@ def _describe(folder: RunFolder, facts: RunFacts) -> str:
     if last.set_aside is not None:
         line += (
             f" What it had beyond, up to step {last.reached:,}, is in {folder.path / last.set_aside}, a run of its own "
-            "that is never gone on from here: delete it when you need it no more."
+            "that is never gone on from here: delete it when you no longer need it."
         )
     return line
-
-
-def _warmup(folder: RunFolder, then: RunFacts) -> int:
-    known = then.horizon.warmup_steps
-    return warmup_steps(folder.read_config().training, then.horizon.steps) if known is None else known
 
 
 def _why_not_longer(then: RunFacts, config: TrainConfig, horizon: Horizon) -> str | None:

@@ -95,7 +95,7 @@ class Commands(Labelling):
     def collect(self) -> None:
         """`phf gc --delete`."""
         ended = self.start(["gc", "labelled", "--delete"], ray=False).wait()
-        assert ended.code == DONE, ended.said
+        assert ended.code == DONE, ended.printed
 
     def content(self) -> dict[str, Any]:
         """Every file of the output; of records what they say but for the epoch in which they were written."""
@@ -144,10 +144,10 @@ def _without_staging(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit status, negative for the signal that killed it, and what it said on one line."""
+    """How a command ended: its exit status, negative for the signal that killed it, and what it printed on one line."""
 
     code: int
-    said: str
+    printed: str
 
 
 class Running:
@@ -159,8 +159,8 @@ class Running:
         self.below: dict[int, str] = {}
 
     @property
-    def said(self) -> str:
-        """What it has said so far."""
+    def printed(self) -> str:
+        """What it has printed so far."""
         return " ".join(self._log.read_text(errors="replace").split()) if self._log.exists() else ""
 
     @property
@@ -200,12 +200,12 @@ class Running:
         """
         self.pause(DEADLINE_S)
         if self.code is None:
-            said = self.said
+            printed = self.printed
             self.kill(self._process.pid, *self.look())
-            raise TimeoutError(f"not done after {DEADLINE_S:g} s: {said}")
+            raise TimeoutError(f"not done after {DEADLINE_S:g} s: {printed}")
         if isinstance(self._process, forked.Forked):
             self._process.wait()
-        return Ended(int(self.code), self.said)
+        return Ended(int(self.code), self.printed)
 
     def left_over(self) -> dict[int, str]:
         """What it had started and still runs."""
@@ -252,7 +252,7 @@ class Killing:
             if running.code is None:
                 befallen.append(chance.choice(self._deaths())(running))
         ended = running.wait()
-        self._story.append(f"{command}: {' '.join(befallen)}: {ended.code}: {ended.said[-400:]}")
+        self._story.append(f"{command}: {' '.join(befallen)}: {ended.code}: {ended.printed[-400:]}")
         return ended.code
 
     def finish(self, command: str) -> int:
@@ -261,8 +261,8 @@ class Killing:
             running = self._sequence.start(self._sequence.arguments(command, patient=self._ray), ray=self._ray)
             self._running.append(running)
             ended = running.wait()
-            self._story.append(f"{command}: {ended.code}: {ended.said[-1500:]}")
-            if ended.code != INCOMPLETE or "The Ray that was started on this machine died" not in ended.said:
+            self._story.append(f"{command}: {ended.code}: {ended.printed[-1500:]}")
+            if ended.code != INCOMPLETE or "The Ray that was started on this machine died" not in ended.printed:
                 break
         return ended.code
 

@@ -39,7 +39,7 @@ class Undisturbed:
             if command == "extend":
                 sequence.prepare(command, random.Random())
             ended = sequence.finish(command)
-            assert ended.code == DONE, ended.said
+            assert ended.code == DONE, ended.printed
             self.seconds[command] = time.monotonic() - start
         self.seconds["repair"] = self.seconds["label"]
         sequence.collect()
@@ -75,11 +75,11 @@ def test_no_death_of_any_process_in_any_command_shows_in_the_end(
                 sequence.collect()
                 story.append("gc --delete")
         assert killing.finish(command) == DONE, "\n".join(story)
-    told = "\n".join(story)
-    assert killing.left_over() == {}, told
+    history = "\n".join(story)
+    assert killing.left_over() == {}, history
     report = verify(str(sequence.output))
-    assert report.ok, f"{[str(problem) for problem in report.problems]}\n{told}"
+    assert report.ok, f"{[str(problem) for problem in report.problems]}\n{history}"
     sequence.collect()
     content = sequence.content()
-    assert sorted(content) == sorted(whole.content), told
-    assert [name for name in content if content[name] != whole.content[name]] == [], told
+    assert sorted(content) == sorted(whole.content), history
+    assert [name for name in content if content[name] != whole.content[name]] == [], history

@@ -33,7 +33,7 @@ class Mlflow:
         if uri is None:
             uri = str(Path(opening.folder).resolve() / "mlflow")
         if "://" not in uri or uri.startswith("file:"):
-            # MLflow 3 wants to be told that a folder is meant.
+            # MLflow 3 asks for consent to a folder.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient

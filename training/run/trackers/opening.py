@@ -52,7 +52,7 @@ class Mirrors:
         known: what each tracker calls the run, and what it is known to have; kept of those that are not open.
         opened: the trackers.
         lines: that they have, or are being sent.
-        tell: called with a sentence.
+        warn: called with a line.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Mirrors:
         known: dict[str, dict[str, Any]],
         opened: Mapping[str, Guarded],
         lines: Sequence[Mapping[str, Any]],
-        tell: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self._file = file
         self._known = known
         self._opened = opened
-        self._tell = tell
+        self._warn = warn
         self._count, self._digest = len(lines), _digest(lines)
         # Until they are closed, nobody knows what has arrived.
         self._write()
@@ -92,7 +92,7 @@ class Mirrors:
             write_atomically(self._file, json.dumps(self._known, indent=2) + "\n")
         except OSError as error:
             problem = error.strerror or error
-            self._tell(f"{self._file} cannot be written ({problem}): going on, trackers will see another run.")
+            self._warn(f"{self._file} cannot be written ({problem}): going on, trackers will see another run.")
 
 
 def open_trackers(
@@ -100,19 +100,20 @@ def open_trackers(
     folder: RunFolder,
     lines: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
-    tell: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> Mirrors:
     """Open what is asked for, each going on as the run that it was, and send what it lacks.
 
     One that may have more than these lines, as the run goes on from an earlier step or was killed, goes back to them
-    where it can, and begins anew with all of them where it cannot. One that cannot be opened is told of, and left out.
+    where it can, and begins anew with all of them where it cannot. One that cannot be opened is left out, with a
+    warning.
 
     Args:
         config: which ones.
         folder: of the run.
         lines: of `metrics.jsonl`, which all of them are to show.
         facts: settings and facts that are shown with the run.
-        tell: called with a sentence.
+        warn: called with a line.
     """
     file = folder.path / _FILE
     known = _known(file)
@@ -133,13 +134,13 @@ def open_trackers(
             sink = _open(name, settings, opening)
         except Exception as error:  # noqa: BLE001 - a tracker must not end a run
             reason = getattr(error, "strerror", None) if name == _BOARD else None
-            tell(f"{shown} cannot be opened ({reason or type(error).__name__}); the run goes on without it.")
+            warn(f"{shown} cannot be opened ({reason or type(error).__name__}); the run goes on without it.")
             continue
         known[name] = {"id": sink.run_id}
         # One that could go back has them all.
         sent = (len(lines) if has is None else has) if sink.goes_on else 0
-        opened[name] = Guarded("TensorBoard" if name == _BOARD else name, sink, tell, backlog=lines[sent:])
-    return Mirrors(file, known, opened, lines, tell)
+        opened[name] = Guarded("TensorBoard" if name == _BOARD else name, sink, warn, backlog=lines[sent:])
+    return Mirrors(file, known, opened, lines, warn)
 
 
 def _open(name: str, settings: BaseModel | None, opening: Opening) -> Sink:

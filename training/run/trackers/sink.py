@@ -69,15 +69,15 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Guarded:
-    """A sink in a thread of its own, whose failures are counted and told once.
+    """A sink in a thread of its own, whose failures are counted and shown once.
 
     Nothing that a tracker does, be it to raise or to wait for a network, stops a step: what it has no room for is
     counted as not sent.
 
     Args:
-        name: to tell.
+        name: shown in warnings.
         sink: the tracker.
-        tell: called with a sentence, in the thread that logs.
+        warn: called with a line, in the thread that logs.
         backlog: lines of `metrics.jsonl` that are sent first.
         closing_s: seconds that the end of a run waits for it.
     """
@@ -86,7 +86,7 @@ class Guarded:
         self,
         name: str,
         sink: Sink,
-        tell: Callable[[str], None],
+        warn: Callable[[str], None],
         *,
         backlog: Sequence[Mapping[str, Any]] = (),
         closing_s: float = CLOSING_S,
@@ -95,10 +95,10 @@ class Guarded:
         self.lost = 0
         self._backlog = backlog
         self._sink = sink
-        self._tell = tell
+        self._warn = warn
         self._closing_s = closing_s
         self._error: BaseException | None = None
-        self._told = False
+        self._warned = False
         self._queue: queue.Queue[tuple[Mapping[str, float], int] | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._send, name=f"tracker {name}", daemon=True)
         self._thread.start()
@@ -109,30 +109,30 @@ class Guarded:
             self._queue.put_nowait((values, step))
         except queue.Full:
             self.lost += 1
-        self._tell_once()
+        self._warn_once()
 
     def close(self) -> bool:
-        """Wait for what is left to be sent, but not forever, and tell how much was not; whether all of it was."""
+        """Wait for what is left to be sent, but not forever, and warn of what was not; whether all of it was."""
         try:
             self._queue.put(None, timeout=self._closing_s)
         except queue.Full:
             pass
         else:
             self._thread.join(self._closing_s)
-        self._tell_once()
+        self._warn_once()
         waiting = self._queue.qsize() if self._thread.is_alive() else 0
         if self.lost or waiting:
-            self._tell(
+            self._warn(
                 f"{self.name} has not got {self.lost + waiting:,} of the logged steps; metrics.jsonl has them all, and "
                 "sends them when the run goes on."
             )
         return not (self.lost or self._error is not None or self._thread.is_alive())
 
-    def _tell_once(self) -> None:
-        if self._error is not None and not self._told:
-            self._told = True
+    def _warn_once(self) -> None:
+        if self._error is not None and not self._warned:
+            self._warned = True
             # Its words may hold an address or a key.
-            self._tell(
+            self._warn(
                 f"{self.name} failed ({type(self._error).__name__}); the run goes on without it where it has to, and "
                 "metrics.jsonl has every number."
             )
