@@ -93,8 +93,11 @@ def test_killed_before_its_first_checkpoint_it_begins_again(tmp_path, code_datas
     facts = RunFolder(tmp_path / "run").read_facts()
     assert (facts.status, facts.step, facts.saved) == ("running", 6, 0)
     assert "Give --init-from and --step 6 again" in refusal(code_dataset, tmp_path / "run")
-    run_job(code_dataset, tmp_path / "run", **TRUNK, asked=Asked(origin=(str(trunk), 6)))
-    assert figures(tmp_path / "run") == figures(trunk)[6:]
+    # Also where more is asked of it by now.
+    more = {**TRUNK, "training__num_tokens": 13 * STEP}
+    facts, _ = run_job(code_dataset, tmp_path / "run", **more, asked=Asked(origin=(str(trunk), 6)))
+    assert figures(tmp_path / "run")[:-1] == figures(trunk)[6:]
+    assert [(each.from_step, each.reached) for each in facts.history] == [(6, 6)]
 
 
 def refusal(dataset, output, objective="mle", origin=None, **changes):
@@ -112,6 +115,9 @@ def test_what_it_cannot_begin_with_is_refused(tmp_path, code_dataset, trunk):
     other = refusal(code_dataset, tmp_path / "b", "conditional", origin, training__batch_size=2)
     assert "the control tokens: [] there, [400, 401] here" in other
     assert "training.batch_size: 4 there, 2 here" in other
+    heads = refusal(code_dataset, tmp_path / "b", origin=origin, model__overrides="{resid_pdrop: 0.1, n_head: 2}")
+    assert "model.overrides: {'resid_pdrop': 0.1} there, {'resid_pdrop': 0.1, 'n_head': 2} here" in heads
+    assert "inside the folder of another run" in refusal(code_dataset, trunk / "branch", origin=origin)
     assert "began at step 0" in refusal(code_dataset, trunk, origin=origin)
     source = shutil.copytree(trunk, tmp_path / "trunk")
     (source / "checkpoints/step-00000006/generators-00000.pt").write_bytes(b"")

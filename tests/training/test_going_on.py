@@ -84,11 +84,13 @@ def test_a_run_extended_under_wsd_goes_on_from_before_its_decay(tmp_path, runs, 
 
 
 def test_a_run_keeps_the_steps_of_warm_up_that_it_began_with(tmp_path, code_dataset):
-    changes = {"training__schedule": "constant", "training__warmup_ratio": 0.5}
-    run_job(code_dataset, tmp_path / "run", **changes, training__num_tokens=4 * STEP)
+    changes = {"training__schedule": "constant", "training__warmup_ratio": 0.5, "training__validate_every": 4}
+    shorter, _ = run_job(code_dataset, tmp_path / "run", **changes, training__num_tokens=4 * STEP)
     facts, _ = run_job(code_dataset, tmp_path / "run", **changes, training__num_tokens=8 * STEP)
     assert facts.horizon.warmup_steps == 2
-    rates = [line["learning_rate"] for line in metrics(tmp_path / "run")]
+    # Otherwise the curve of its validation would not be one.
+    assert (facts.validation.tokens, facts.validation.bytes) == (shorter.validation.tokens, shorter.validation.bytes)
+    rates = [line["learning_rate"] for line in metrics(tmp_path / "run") if "loss" in line]
     assert rates == [0.0015, *[0.003] * 7]
     same = {**changes, "training__warmup_steps": 2, "training__num_tokens": 8 * STEP}
     assert "is finished" in run_job(code_dataset, tmp_path / "run", **same)[1]

@@ -12,7 +12,7 @@ from phf import app
 from pipeline.dataset import open_dataset
 from scorers.errors import UserError
 from tests.training.jobs import command, job_config, metrics, run_job
-from training.commands.starting import check_tokenizer
+from training.commands.starting import check_held_out, check_tokenizer
 from training.config import ModelConfig
 from training.data.tokenizers import train_tokenizer
 from training.model.language_model import build_model, checkpoint_activations, load_model
@@ -99,6 +99,17 @@ def test_another_tokenizer_than_that_of_a_hugging_face_folder_is_told(tmp_path, 
     config = job_config(code_dataset, tmp_path / "run", data__tokenizer=tmp_path / "other")
     check_tokenizer(folder, config.model_copy(update={"model": ModelConfig(name=folder, pretrained=True)}))
     assert "Warning: the tokenizer" in capsys.readouterr().err
+
+
+def test_text_that_the_other_run_has_learnt_and_this_one_is_measured_on_is_told(
+    tmp_path, pretrained, code_dataset, capsys
+):
+    told = []
+    for changes in ({}, {"held_out": 0.1}, {"held_out": 0}, {"held_out": 0.3}, {"held_out_seed": 1}):
+        config = job_config(code_dataset, tmp_path / "run", **{f"data__{key}": value for key, value in changes.items()})
+        check_held_out(str(pretrained / "mle"), config)
+        told.append("may have learnt texts" in capsys.readouterr().err)
+    assert told == [False, False, False, True, True]
 
 
 def test_checkpointing_activations_changes_no_number():

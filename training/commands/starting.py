@@ -79,6 +79,27 @@ def check_tokenizer(start: str, config: "TrainConfig") -> None:
         tell(f"Warning: {differs}. Leave --tokenizer out to read texts as that model does.")
 
 
+def check_held_out(start: str, config: "TrainConfig") -> None:
+    """Warn where texts are held out that the run which training starts from may have learnt.
+
+    Args:
+        start: what was given as --init-from.
+        config: the settings.
+    """
+    from training.run.folder import RunFolder
+
+    source = RunFolder(Path(start))
+    if not source.facts.is_file() or os.environ.get("RANK", "0") != "0":
+        return
+    then, now = source.read_config().data, config.data
+    if now.held_out and (now.held_out_seed != then.held_out_seed or now.held_out > then.held_out):
+        tell(
+            f"Warning: --init-from {start} held out {then.held_out:g} of its documents (data.held_out_seed="
+            f"{then.held_out_seed}), and here {now.held_out:g} are held out (data.held_out_seed={now.held_out_seed}): "
+            "it may have learnt texts that this run is measured on. Give the same seed, and at most the same share."
+        )
+
+
 def mixed_in(given: str) -> dict[str, Any]:
     """`DATASET=SHARE[:COLUMN]` as an entry of `data.mixture`; a URI may hold a `=` of its own."""
     dataset, _, rest = given.rpartition("=")

@@ -12,6 +12,7 @@ from scorers.errors import UserError
 from scorers.stopping import stoppable
 from training.commands.starting import (
     HERE,
+    check_held_out,
     check_place,
     check_tokenizer,
     columns,
@@ -337,6 +338,8 @@ def train(
         resolved = resolve_config(config, flags, overrides or [], defaults=defaults or {}, base=base)
         if init_from is not None and step is None:
             check_tokenizer(init_from, resolved)
+        if init_from is not None:
+            check_held_out(init_from, resolved)
         return resolved
 
     if plan:

@@ -79,7 +79,9 @@ class Validation:
         return {"loss": total / self.tokens, "bits_per_byte": total / math.log(2) / self.bytes}
 
 
-def choose_validation(data: PreparedData, steps: int, tokens_per_step: int) -> Validation | None:
+def choose_validation(
+    data: PreparedData, steps: int, tokens_per_step: int, began_with: int | None = None
+) -> Validation | None:
     """What a run is validated on and how often; None where it is not, or where no text is held out.
 
     The documents are the first of those that `phf evaluate` measures bits per byte on. They, and the batches that they
@@ -89,6 +91,7 @@ def choose_validation(data: PreparedData, steps: int, tokens_per_step: int) -> V
         data: of the run.
         steps: of the run.
         tokens_per_step: of a global batch.
+        began_with: steps of the run when it began, if it was extended since: its losses are of the same text all along.
     """
     config, stream, store = data.config.training, data.stream, data.store
     held_out = stream.held_out_documents()
@@ -96,7 +99,7 @@ def choose_validation(data: PreparedData, steps: int, tokens_per_step: int) -> V
     if config.validate_every == 0 or not len(held_out):
         return None
     context = stream.options.context_length
-    budget = max(context, min(_MOST_TOKENS, int(steps * tokens_per_step * _SHARE_AT_ONCE / _FORWARD)))
+    budget = max(context, min(_MOST_TOKENS, int((began_with or steps) * tokens_per_step * _SHARE_AT_ONCE / _FORWARD)))
     order = np.random.default_rng(stream.options.held_out_seed).permutation(held_out)
     documents: list[DocumentTokens] = []
     every: list[Window] = []

@@ -66,15 +66,17 @@ def begun(facts: RunFacts, config: TrainConfig, origin: tuple[str, int]) -> RunF
         UserError: its weights and optimiser would be others than those of the checkpoint, or that is damaged.
     """
     run, step = RunFolder.existing(origin[0]), origin[1]
-    source, then = run.read_facts(), run.read_config().training
+    source, then = run.read_facts(), run.read_config()
     same = {
         "the tokenizer": (source.tokenizer.fingerprint, facts.tokenizer.fingerprint),
         "the control tokens": (source.tokenizer.control_ids, facts.tokenizer.control_ids),
+        "the network (model.name)": (then.model.name, config.model.name),
+        "model.overrides": (then.model.overrides, config.model.overrides),
         "the parameters": (source.model.parameters, facts.model.parameters),
         "the value head": (source.model.value_head, facts.model.value_head),
         "the rows of the embedding (model.pad_vocab_to)": (source.model.rows or facts.model.rows, facts.model.rows),
         "the precision (training.precision)": (source.precision or facts.precision, facts.precision),
-        "training.zero_stage": (then.zero_stage, config.training.zero_stage),
+        "training.zero_stage": (then.training.zero_stage, config.training.zero_stage),
         "training.batch_size": (source.horizon.batch_size, facts.horizon.batch_size),
         "data.context_length": (source.model.context_length, facts.model.context_length),
     }

@@ -169,6 +169,14 @@ def is_to_go_on(folder: RunFolder, horizon: Horizon, asked: Asked) -> bool:
     return not finished or horizon.steps > facts.horizon.steps or asked.from_step is not None
 
 
+def first_steps(folder: RunFolder) -> int | None:
+    """Of how many steps the run in a folder was to be when it began; None where there is none."""
+    if not folder.facts.is_file():
+        return None
+    facts = folder.read_facts()
+    return facts.history[0].steps[0] if facts.history else facts.horizon.steps
+
+
 def settled(horizon: Horizon, config: TrainConfig, facts: RunFacts) -> Horizon:
     """The horizon with what its run keeps of its beginning."""
     warmup = facts.horizon.warmup_steps
@@ -215,7 +223,7 @@ def _went_back(then: RunFacts, asked: Asked) -> bool:
 
 
 def _find(folder: RunFolder, then: RunFacts, way: _Way) -> int:
-    """The step of the checkpoint to go on from, which is whole; 0 for a run that has none yet."""
+    """The step of the checkpoint to go on from, which is whole; for a run that has none yet, that it begins with."""
     limit = way.limit or 0
     there = [step for step in checkpoints.steps(folder.checkpoints) if step <= limit]
     for step in reversed(there):
@@ -226,7 +234,7 @@ def _find(folder: RunFolder, then: RunFacts, way: _Way) -> int:
             raise UserError(f"--from-step {step}: the checkpoint {found.path} is damaged: {found.reason}.")
     if there or then.saved or (then.saved is None and then.step):
         raise UserError(f"No checkpoint in {folder.checkpoints} up to step {limit:,} is whole. Restore one of them.")
-    return 0
+    return 0 if then.origin is None else then.origin.step
 
 
 def _go_back(
@@ -253,7 +261,7 @@ def _go_back(
         update={
             "status": "running",
             "step": step,
-            "saved": step,
+            "saved": step if step in checkpoints.steps(folder.checkpoints) else 0,
             "history": [*facts.history, went_on],
             "skips": skips,
         }

@@ -40,7 +40,7 @@ from training.run.facts import run_facts
 from training.run.failures import failures_named
 from training.run.folder import RunFacts, RunFolder
 from training.run.forecast import expected_seconds, fitted
-from training.run.going_on import Asked, check_way, is_to_go_on, settled, start
+from training.run.going_on import Asked, check_way, first_steps, is_to_go_on, settled, start
 from training.run.lock import sole_launch
 from training.run.machines import this_machine
 from training.run.network import build_network, check_network
@@ -388,7 +388,8 @@ def _build(
     model = build_network(data, world)
     seed_generators(config.training.seed, world.rank)
     precision = choose_precision(config.training, world.device)
-    validation = choose_validation(data, horizon.steps, horizon.tokens_per_step)
+    began_with = world.on_main(lambda: first_steps(folder)) or horizon.steps
+    validation = choose_validation(data, horizon.steps, horizon.tokens_per_step, began_with)
     if validation is None and config.training.best_metric == VALIDATION_LOSS:
         raise UserError(f"training.best_metric={VALIDATION_LOSS}: {no_held_out(config.data, data.store.num_documents)}")
     new = run_facts(data, model, horizon, precision, validation)

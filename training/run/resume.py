@@ -48,8 +48,14 @@ def check_folder(folder: RunFolder) -> bool:
     """Whether the folder holds a run to go on with.
 
     Raises:
-        UserError: it holds something else, or is no folder.
+        UserError: it holds something else, is no folder, or is inside another run.
     """
+    for parent in folder.path.absolute().parents:
+        if RunFolder(parent).facts.is_file():
+            raise UserError(
+                f"--output {folder.path} is inside the folder of another run, {parent}. Give a folder beside it; a run "
+                "that was set aside there goes on where it is moved or copied to."
+            )
     if folder.facts.is_file():
         return True
     if folder.path.exists() and not folder.path.is_dir():
