@@ -15,6 +15,7 @@ from training.run import checkpoints
 from training.run.engine import Engine
 from training.run.export import export_checkpoint
 from training.run.folder import RunFolder
+from training.run.going_on import Asked
 from training.run.trainer import DivergedError, Trainer
 
 EVERY_OTHER = {"training__save_every": 2, "training__keep_checkpoints": 2}
@@ -105,6 +106,9 @@ def test_a_step_whose_update_was_skipped_is_not_saved_and_the_next_is(tmp_path, 
     run_job(code_dataset, tmp_path / "run", "rwr", **EVERY_OTHER, objective__beta=0.1)
     assert done == [2, 4, 8, 10, 12]
     assert [line["loss"] for line in metrics(tmp_path / "run")][5:7] == [None, None]
+    # How many were skipped is counted over all processes of a run.
+    run_job(code_dataset, tmp_path / "run", "rwr", **EVERY_OTHER, objective__beta=0.1, asked=Asked(10))
+    assert [line.get("skipped", 0) for line in metrics(tmp_path / "run")] == [0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2]
 
 
 def test_stopped_while_updates_are_skipped_it_goes_on_from_the_last_good_step(

@@ -201,6 +201,11 @@ class Engine:
         extremes = [torch.stack(each.detach().aminmax()) for each in once.values()]
         return all(bool(each.isfinite().all()) for each in extremes)
 
+    @property
+    def skipped(self) -> int:
+        """Updates that were skipped up to the state that `load` took up, and since."""
+        return int(self._engine.skipped_steps)
+
     def forget_losses(self) -> None:
         """Tell no spike by the losses so far: what comes is trained for something else."""
         if self._guard is not None:

@@ -58,7 +58,7 @@ class Trainer:
         anew: steps with which another phase begins, whose losses are not to be compared with those before.
         step: optimiser steps done.
         seconds: time spent in steps, those of earlier processes of the run included.
-        skipped: updates that this process skipped.
+        skipped: updates that were skipped of the steps done, by earlier processes of the run too.
         broken: whether the last update was skipped because its loss or gradient was no number; such a state is neither
             saved nor evaluated.
         stopping: whether the run stops here, as any rank was asked to; the same on every rank.
@@ -104,6 +104,7 @@ class Trainer:
                 "learnt. Move it away, and the same command goes on from the one before."
             )
         self.step = self._saving.saved = checkpoint.marker.step
+        self.skipped = self.engine.skipped
         self.seconds = checkpoint.marker.seconds
 
     def begin_with(self, checkpoint: checkpoints.Checkpoint) -> None:
@@ -119,6 +120,7 @@ class Trainer:
         except FileNotFoundError:
             raise UserError(f"{checkpoint.path} went away while it was read, as its run has newer ones.") from None
         self.step = checkpoint.marker.step
+        self.skipped = self.engine.skipped
 
     def train(self) -> None:
         """Train until the horizon, or until a signal asks to stop.
