@@ -114,18 +114,18 @@ class Texts:
         return np.asarray(self.batch.column("ends").offsets, dtype=np.int64)
 
 
-def is_text(decoded: str, text_hash: int, text_bytes: int, *, spaces: bool) -> bool:
+def is_text(decoded: str, text_hash: int, text_bytes: int, *, prefixed: bool) -> bool:
     """Whether a text is the one of this hash and length in UTF-8 bytes.
 
     Args:
         decoded: the text.
         text_hash: as of `Texts.hashes`.
         text_bytes: as of `Texts.text_bytes`.
-        spaces: whether that one may have spaces before it.
+        prefixed: whether that one may begin with one space more.
     """
     content = decoded.encode()
-    if spaces:
-        content = content.rjust(text_bytes)
+    if prefixed and len(content) + 1 == text_bytes:
+        content = b" " + content
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") == text_hash
 
 
