@@ -71,6 +71,6 @@ def test_it_prints_them_for_files_and_for_machines():
         ("data", "model", "objective", "training", "evaluation", "tracking")
     )
     found = json.loads(CliRunner().invoke(app, ["config", "evaluate", "--json"]).stdout)
-    assert {"key": "temperature", "kind": "number > 0", "default": 0.7, "required": False}.items() <= next(
+    assert {"key": "temperature", "kind": "number >= 0.01", "default": 0.7, "required": False}.items() <= next(
         each for each in found["settings"] if each["key"] == "temperature"
     ).items()

@@ -292,22 +292,24 @@ class TrainingConfig(_Section):
 class EvaluationConfig(_Section):
     """How a model is sampled and scored (temperature and top-p are the paper's, section 3)."""
 
-    num_samples: Count = Field(default=4096, ge=1)
+    # Beyond what anybody waits for; a slip of the keyboard should not run without end.
+    num_samples: Count = Field(default=4096, ge=1, le=10_000_000)
     """Samples drawn without a prompt (conditional models: after the best control token)."""
     # Far above what makes sense, and far below where logits in float32 overflow.
     guidance: float = Field(default=1.0, ge=0, le=1e6)
     """Conditional models: draw as many samples besides that are guided away from the worst control token
     (`training.evaluation.sampling.Guidance`), the further the larger; 1 for none.
     """
-    max_new_tokens: Count = Field(default=128, ge=1)
+    max_new_tokens: Count = Field(default=128, ge=1, le=1_000_000)
     """Tokens a sample at most."""
-    temperature: float = Field(default=0.7, gt=0)
+    # Below, quotients overflow, and nothing changes any more.
+    temperature: float = Field(default=0.7, ge=0.01)
     """Of the sampling; the paper's (section 3)."""
     top_p: float = Field(default=0.9, gt=0, le=1)
     """Of the sampling: the likeliest tokens that have this probability together; the paper's."""
     batch_size: Count = Field(default=64, ge=1)
     """Samples drawn at once."""
-    leakage_samples: Count = Field(default=256, ge=0)
+    leakage_samples: Count = Field(default=256, ge=0, le=10_000_000)
     """Samples drawn with control tokens allowed, to count how often they occur."""
     held_out_documents: Count = Field(default=1000, ge=0)
     """Held-out documents that bits per byte are measured on, at most."""

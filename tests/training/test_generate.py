@@ -76,6 +76,8 @@ def test_an_exported_folder_writes_the_same_and_a_terminal_is_not_acted_on(run: 
         (["RUN", "--prompt", "x " * 2000], "Shorten --prompt"),
         (["RUN", "--guidance", "inf"], "guidance: Input should be a finite number"),
         (["RUN", "--guidance", "1e308"], "guidance: Input should be less than or equal to 1000000"),
+        (["RUN", "--prompt", "gr\udcfcn"], "--prompt is not UTF-8, at its character 3"),
+        (["RUN", "-n", f"{10**23}"], "Input should be less than or equal"),
         (["RUN", "--temperature", "inf"], "temperature: Input should be a finite number"),
         (["."], "is neither a run nor an exported model"),
     ],

@@ -31,8 +31,10 @@ def generate(
             "--guidance", min=0, metavar="G", help="Guide by G away from the worst control token; 1 for none."
         ),
     ] = 1.0,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="How many samples.")] = 3,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens of each at most.")] = 128,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, max=100_000, help="How many samples.")] = 3,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, max=1_000_000, help="Tokens of each at most.")
+    ] = 128,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of the sampling.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.0001, max=1, help="Of the sampling.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the sampling: the same gives the same.")] = 0,
@@ -55,6 +57,11 @@ def generate(
     set_up_logs()
     if step is not None and best:
         raise UserError("--step and --best exclude each other: give one of them.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        # Not UTF-8 on the command line is a lone surrogate here.
+        raise UserError(f"--prompt is not UTF-8, at its character {error.start + 1:,}. Give it as UTF-8.") from None
     from scorers.settings import load_settings
     from scorers.terminal import Terminal
     from training.config import EvaluationConfig

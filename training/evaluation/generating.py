@@ -48,8 +48,7 @@ class Writer:
             prompt: may be empty; names of special tokens in it are plain text.
             tag: a control token by name; None for none.
         """
-        # Not UTF-8 on the command line is a lone surrogate here.
-        text, _ = self.tokenizer.encode([prompt.encode("utf-8", "replace").decode()])
+        text, _ = self.tokenizer.encode([prompt])
         return [self.first_id, *([] if tag is None else [self.tags[tag]]), *(int(each) for each in text)]
 
 
