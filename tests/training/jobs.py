@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +18,9 @@ from tests.datasets import make_dataset
 from training.config import TrainConfig
 from training.run.folder import RunFacts
 from training.run.going_on import Asked
+from training.run.hooks import Hook, Step
 from training.run.job import train
+from training.run.trainer import Trainer
 from training.settings import resolve_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,12 +87,30 @@ def job_config(dataset: Path, output: Path, objective: str = "mle", **changes: A
     return resolve_config(None, flags, settings(**changes))
 
 
+class StopAfter(Hook):
+    """Sends this process a signal after some step."""
+
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        self.step = step
+        self.number = number
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        if step.number == self.step:
+            os.kill(os.getpid(), self.number)
+
+
 def run_job(
-    dataset: Path, output: Path, objective: str = "mle", *, asked: Asked | None = None, **changes: Any
+    dataset: Path,
+    output: Path,
+    objective: str = "mle",
+    *,
+    asked: Asked | None = None,
+    callbacks: Sequence[Hook] = (),
+    **changes: Any,
 ) -> tuple[RunFacts, str]:
-    """Train in this process; returns the facts and what was printed."""
+    """Train in this process; return the facts and the printed text."""
     printed = io.StringIO()
-    facts = train(job_config(dataset, output, objective, **changes), Console(file=printed, width=200), asked)
+    facts = train(job_config(dataset, output, objective, **changes), Console(file=printed, width=200), asked, callbacks)
     return facts, printed.getvalue()
 
 

@@ -6,11 +6,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from scorers.errors import IncompleteError, StoppedError, UserError
-from tests.training.jobs import job_config, metrics, run_job
-from tests.training.test_resume import StopAfter
+from tests.training.jobs import StopAfter, job_config, metrics, run_job
 from training.run import checkpoints
 from training.run.best import FIGURES_NAME, best_steps, check_best, read, record
-from training.run.job import TrainingJob
 
 VALUES = st.dictionaries(st.integers(1, 40), st.floats(0, 1) | st.none(), max_size=12)
 
@@ -56,11 +54,8 @@ def test_over_a_resumption_the_best_stay(tmp_path, code_dataset, monkeypatch):
         "training__best_mode": "max",
         "training__save_async": "true",
     }
-    original = TrainingJob._hooks
-    monkeypatch.setattr(TrainingJob, "_hooks", lambda job, step: [StopAfter(6), *original(job, step)])
     with pytest.raises(StoppedError):
-        run_job(code_dataset, tmp_path / "run", **changes)
-    monkeypatch.undo()
+        run_job(code_dataset, tmp_path / "run", callbacks=[StopAfter(6)], **changes)
     folder = tmp_path / "run/checkpoints"
     assert checkpoints.steps(folder) == [2, 4, 7]
     _, printed = run_job(code_dataset, tmp_path / "run", **changes)

@@ -7,12 +7,10 @@ from typer.testing import CliRunner
 
 from phf import app
 from scorers.errors import StoppedError, UserError
-from tests.training.jobs import COMPARABLE, command, figures, make_code_dataset, metrics, run_job, run_phf
-from tests.training.test_resume import StopAfter
+from tests.training.jobs import COMPARABLE, StopAfter, command, figures, make_code_dataset, metrics, run_job, run_phf
 from training.run import checkpoints
 from training.run.folder import RunFolder
 from training.run.going_on import Asked
-from training.run.job import TrainingJob
 
 STEP = 4 * 32
 # Dropout, so that generators count; and a warm-up that is a share of the steps.
@@ -65,14 +63,17 @@ def test_a_decay_branch_is_the_run_of_its_schedule(tmp_path, code_dataset, trunk
     assert [line["tokens"] for line in metrics(tmp_path / "run")] == [step * STEP for step in range(7, 11)]
 
 
-def test_it_stops_goes_on_and_goes_back_as_any_run_also_without_the_other(tmp_path, code_dataset, trunk, monkeypatch):
+def test_it_stops_goes_on_and_goes_back_as_any_run_also_without_the_other(tmp_path, code_dataset, trunk):
     source = shutil.copytree(trunk, tmp_path / "trunk")
-    original, hook = TrainingJob._hooks, StopAfter(7)
     for last in (8, 10):
-        hook.step = last - 1
-        with monkeypatch.context() as patch, pytest.raises(StoppedError):
-            patch.setattr(TrainingJob, "_hooks", lambda job, step: [hook, *original(job, step)])
-            run_job(code_dataset, tmp_path / "run", **TRUNK, asked=Asked(origin=(str(source), 6)))
+        with pytest.raises(StoppedError):
+            run_job(
+                code_dataset,
+                tmp_path / "run",
+                asked=Asked(origin=(str(source), 6)),
+                callbacks=[StopAfter(last - 1)],
+                **TRUNK,
+            )
         assert checkpoints.steps(tmp_path / "run/checkpoints")[-1] == last
     assert "began with step 6" in refusal(code_dataset, tmp_path / "run", origin=(str(source), 12))
     shutil.rmtree(source)

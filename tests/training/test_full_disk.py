@@ -25,7 +25,6 @@ from training.data.tokenizers import ensure_tokenizer
 from training.disk import os_errors, writing
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
-from training.run.job import TrainingJob
 from training.run.trainer import DivergedError
 
 CHANGES = {"training__save_every": 4}
@@ -49,17 +48,6 @@ class At(Hook):
         setattr(self, moment, work)
 
 
-@pytest.fixture
-def with_hook(monkeypatch):
-    original = TrainingJob._hooks
-
-    def use(*hooks):
-        monkeypatch.setattr(TrainingJob, "_hooks", lambda job, step: [*hooks, *original(job, step)])
-
-    yield use
-    monkeypatch.undo()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, code_dataset):
     output = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -77,7 +65,7 @@ def goes_on(dataset, output, undisturbed, step):
     assert [path.name for path in output.glob(".*")] == [".lock"]
 
 
-def test_the_metrics(tmp_path, code_dataset, undisturbed, with_hook):
+def test_the_metrics(tmp_path, code_dataset, undisturbed):
     output = tmp_path / "run"
 
     def fill(trainer, step):
@@ -87,10 +75,8 @@ def test_the_metrics(tmp_path, code_dataset, undisturbed, with_hook):
             with Path("/dev/full").open("wb") as full:
                 os.dup2(full.fileno(), own)
 
-    with_hook(At("after_step", fill))
     with pytest.raises(IncompleteError, match=rf"metrics\.jsonl cannot be written: No space left on device\. {REMEDY}"):
-        run_job(code_dataset, output, **CHANGES)
-    with_hook()
+        run_job(code_dataset, output, callbacks=[At("after_step", fill)], **CHANGES)
     assert len(metrics(output)) == 5
     goes_on(code_dataset, output, undisturbed, 4)
 
@@ -104,23 +90,21 @@ def test_the_tokenizer_that_is_trained_first(code_dataset):
     assert ensure_tokenizer(dataset, 290).base_size == 290
 
 
-def test_the_facts_after_a_checkpoint(tmp_path, code_dataset, undisturbed, with_hook):
+def test_the_facts_after_a_checkpoint(tmp_path, code_dataset, undisturbed):
     output = tmp_path / "run"
     with no_room() as fill:
-        with_hook(At("after_save", lambda trainer: fill()))
+        callback = At("after_save", lambda trainer: fill())
         with pytest.raises(IncompleteError, match=rf"run\.json cannot be written: File too large\. {REMEDY}"):
-            run_job(code_dataset, output, **CHANGES)
-    with_hook()
+            run_job(code_dataset, output, callbacks=[callback], **CHANGES)
     goes_on(code_dataset, output, undisturbed, 4)
 
 
-def test_the_model_at_the_end(tmp_path, code_dataset, undisturbed, with_hook):
+def test_the_model_at_the_end(tmp_path, code_dataset, undisturbed):
     output = tmp_path / "run"
     with no_room(20_000) as fill:
-        with_hook(At("after_training", lambda trainer: fill()))
+        callback = At("after_training", lambda trainer: fill())
         with pytest.raises(IncompleteError, match=rf"run/model cannot be written: File too large\. {REMEDY}"):
-            run_job(code_dataset, output, **CHANGES)
-    with_hook()
+            run_job(code_dataset, output, callbacks=[callback], **CHANGES)
     assert [path.name for path in output.glob(".*")] == [".lock"]
     goes_on(code_dataset, output, undisturbed, 12)
 
@@ -136,11 +120,11 @@ def diverge(trainer, step):
 
 
 @pytest.mark.parametrize(("end", "error"), [(stop, StoppedError), (diverge, DivergedError)])
-def test_the_facts_of_a_run_that_ends_by_something_else_hide_nothing(tmp_path, code_dataset, with_hook, end, error):
+def test_the_facts_of_a_run_that_ends_by_something_else_hide_nothing(tmp_path, code_dataset, end, error):
     with no_room() as fill:
-        with_hook(At("after_step", end), At("after_training", lambda trainer: fill()))
+        callbacks = [At("after_step", end), At("after_training", lambda trainer: fill())]
         with pytest.raises(error):
-            run_job(code_dataset, tmp_path / "run", **CHANGES)
+            run_job(code_dataset, tmp_path / "run", callbacks=callbacks, **CHANGES)
     assert RunFolder(tmp_path / "run").read_facts().status == "running"
 
 

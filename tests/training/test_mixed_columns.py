@@ -16,7 +16,7 @@ from tests.training.stores import byte_tokenizer
 from training.data.prepare import prepare
 from training.run.folder import RunFolder
 from training.run.hooks import Hook
-from training.run.job import TrainingJob, train
+from training.run.job import train
 from training.settings import resolve_config
 
 COLUMNS = "data.columns={toxicity: 1, pii: 0.5}"
@@ -105,7 +105,7 @@ def test_given_thresholds_are_for_all_that_the_same_scorer_has_scored(config):
     assert found == pytest.approx({"toxicity": 0.6, "pii": 0.9})
 
 
-def test_a_run_on_them_goes_on_as_if_it_had_not_been_stopped(config, tmp_path, monkeypatch):
+def test_a_run_on_them_goes_on_as_if_it_had_not_been_stopped(config, tmp_path):
     class Stop(Hook):
         def after_step(self, trainer, step):
             if step.number == 3:
@@ -113,11 +113,8 @@ def test_a_run_on_them_goes_on_as_if_it_had_not_been_stopped(config, tmp_path, m
 
     quiet = Console(quiet=True)
     train(config("conditional", run="whole"), quiet)
-    real = TrainingJob._hooks
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingJob, "_hooks", lambda self, step: [*real(self, step), Stop()])
-        with pytest.raises(StoppedError):
-            train(config("conditional"), quiet)
+    with pytest.raises(StoppedError):
+        train(config("conditional"), quiet, callbacks=[Stop()])
     facts = train(config("conditional"), quiet)
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
     assert facts.columns == {"toxicity": 1.0, "pii": 0.5}

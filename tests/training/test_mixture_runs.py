@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 import threading
 
 import numpy as np
@@ -14,14 +12,22 @@ from typer.testing import CliRunner
 from phf import app
 from scorers.errors import StoppedError, UserError
 from tests.datasets import make_dataset
-from tests.training.jobs import command, figures, job_config, make_code_dataset, metrics, run_job, run_phf, settings
+from tests.training.jobs import (
+    StopAfter,
+    command,
+    figures,
+    job_config,
+    make_code_dataset,
+    metrics,
+    run_job,
+    run_phf,
+    settings,
+)
 from tests.training.real_runs import make_code_dataset as make_pep8_dataset
 from training.data.places import trained_on_dataset
 from training.data.prepare import prepare
 from training.run.engine import Engine
 from training.run.folder import RunFolder
-from training.run.hooks import Hook
-from training.run.job import TrainingJob
 from training.run.schedule import plan_horizon
 
 SENTENCES = ["The cat sat on the mat. ", "A dog barked at night. ", "Rain fell. ", "Nobody came to the door. "]
@@ -41,15 +47,6 @@ def prose(tmp_path_factory):
 def mixed(prose, share=0.4, **changes):
     entry = {"dataset": str(prose), "share": share, "column": "short"}
     return {"data__mixture": json.dumps([entry]), **changes}
-
-
-class StopAfter(Hook):
-    def __init__(self, step):
-        self.step = step
-
-    def after_step(self, trainer, step):
-        if step.number == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 PHASES = {"objective__starts_at": 0.25, "objective__cooldown": 0.25}
@@ -90,16 +87,11 @@ def test_facts_and_plan_name_the_datasets_and_the_phases(undisturbed, code_datas
 
 
 @pytest.mark.parametrize("step", [2, 6, 8])
-def test_stopped_in_a_phase_or_at_its_edge_it_goes_on_exactly(
-    tmp_path, code_dataset, prose, undisturbed, step, monkeypatch
-):
+def test_stopped_in_a_phase_or_at_its_edge_it_goes_on_exactly(tmp_path, code_dataset, prose, undisturbed, step):
     # The signal is seen at the end of the next step: 2 and 8 are the last before an edge.
     output, changes = tmp_path / "run", mixed(prose, **PHASES)
-    original = TrainingJob._hooks
-    monkeypatch.setattr(TrainingJob, "_hooks", lambda job, at: [StopAfter(step), *original(job, at)])
     with pytest.raises(StoppedError, match=f"after step {step + 1} of 12"):
-        run_job(code_dataset, output, "conditional", **changes)
-    monkeypatch.undo()
+        run_job(code_dataset, output, "conditional", callbacks=[StopAfter(step)], **changes)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
     run_job(code_dataset, output, "conditional", **changes)
     assert figures(output) == figures(undisturbed[0])

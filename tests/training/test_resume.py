@@ -10,38 +10,13 @@ import pytest
 
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.stopping import stoppable
-from tests.training.jobs import figures, make_code_dataset, metrics, run_job
+from tests.training.jobs import StopAfter, figures, make_code_dataset, metrics, run_job
 from training.config import TrainingConfig
 from training.run.checkpoints import checkpoint_path, newest, steps
 from training.run.deepspeed_config import own_settings
 from training.run.folder import RunFolder
-from training.run.hooks import Hook
-from training.run.job import TrainingJob
 from training.run.resume import check_folder
 from training.run.trainer import DivergedError, Trainer
-
-
-class StopAfter(Hook):
-    """Sends this process a signal after some step."""
-
-    def __init__(self, step, number=signal.SIGTERM):
-        self.step = step
-        self.number = number
-
-    def after_step(self, trainer, step):
-        if step.number == self.step:
-            os.kill(os.getpid(), self.number)
-
-
-@pytest.fixture
-def with_hook(monkeypatch):
-    original = TrainingJob._hooks
-
-    def use(hook):
-        monkeypatch.setattr(TrainingJob, "_hooks", lambda job, step: [hook, *original(job, step)])
-
-    yield use
-    monkeypatch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +26,16 @@ def undisturbed(tmp_path_factory, code_dataset):
     return output
 
 
-def stop(code_dataset, output, with_hook, step, number=signal.SIGTERM, **changes):
-    with_hook(StopAfter(step, number))
+def stop(code_dataset, output, step, number=signal.SIGTERM, **changes):
+    callbacks = [StopAfter(step, number)]
     with pytest.raises(StoppedError, match=rf"asked to stop after step {step + 1} of 20"):
-        run_job(code_dataset, output, "awr", training__num_tokens=20 * 128, **changes)
-    with_hook(Hook())
+        run_job(code_dataset, output, "awr", callbacks=callbacks, training__num_tokens=20 * 128, **changes)
 
 
 @pytest.mark.parametrize("step", [1, 2, 9, 18])
-def test_stopped_at_any_step_it_goes_on_with_the_same_losses(tmp_path, code_dataset, undisturbed, with_hook, step):
+def test_stopped_at_any_step_it_goes_on_with_the_same_losses(tmp_path, code_dataset, undisturbed, step):
     output = tmp_path / "run"
-    stop(code_dataset, output, with_hook, step)
+    stop(code_dataset, output, step)
     run = RunFolder(output)
     assert (run.read_facts().status, run.read_facts().step) == ("stopped", step + 1)
     assert not run.model.exists()
@@ -73,8 +47,8 @@ def test_stopped_at_any_step_it_goes_on_with_the_same_losses(tmp_path, code_data
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
-def test_other_signals_stop_it_in_order_too(tmp_path, code_dataset, with_hook, number):
-    stop(code_dataset, tmp_path / "run", with_hook, 3, number)
+def test_other_signals_stop_it_in_order_too(tmp_path, code_dataset, number):
+    stop(code_dataset, tmp_path / "run", 3, number)
     assert newest(tmp_path / "run" / "checkpoints")[0].marker.step == 4
 
 
@@ -84,34 +58,29 @@ class StopTwice(StopAfter):
         super().after_step(trainer, step)
 
 
-def test_a_signal_that_comes_twice_at_once_is_one(tmp_path, code_dataset, with_hook):
-    with_hook(StopTwice(4))
+def test_a_signal_that_comes_twice_at_once_is_one(tmp_path, code_dataset):
     with pytest.raises(StoppedError, match="asked to stop after step 5 of 20"):
-        run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)
+        run_job(code_dataset, tmp_path / "run", "awr", callbacks=[StopTwice(4)], training__num_tokens=20 * 128)
     assert newest(tmp_path / "run" / "checkpoints")[0].marker.step == 5
 
 
-def test_who_asks_again_later_does_not_wait_and_the_run_can_go_on(tmp_path, code_dataset, with_hook, monkeypatch):
+def test_who_asks_again_later_does_not_wait_and_the_run_can_go_on(tmp_path, code_dataset, monkeypatch):
     monkeypatch.setattr("training.run.trainer._ASKED_ONCE_S", 0.0)
-    with_hook(StopTwice(4))
     with pytest.raises(StoppedError), stoppable():
-        run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)
+        run_job(code_dataset, tmp_path / "run", "awr", callbacks=[StopTwice(4)], training__num_tokens=20 * 128)
     facts = RunFolder(tmp_path / "run").read_facts()
     assert (facts.status, facts.step) == ("stopped", 0)
-    with_hook(Hook())
     assert run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)[0].step == 20
 
 
-def test_stopped_twice_over_several_epochs(tmp_path, code_dataset, with_hook):
+def test_stopped_twice_over_several_epochs(tmp_path, code_dataset):
     small = make_code_dataset(tmp_path / "small", ["bisect", "copy"])
     changes = {"training__num_tokens": 60 * 512, "training__batch_size": 16, "data__held_out": 0}
     run_job(small, tmp_path / "whole", "conditional", **changes)
     assert RunFolder(tmp_path / "whole").read_facts().horizon.epochs > 3
     for step in (21, 43):
-        with_hook(StopAfter(step))
         with pytest.raises(StoppedError):
-            run_job(small, tmp_path / "parts", "conditional", **changes)
-    with_hook(Hook())
+            run_job(small, tmp_path / "parts", "conditional", callbacks=[StopAfter(step)], **changes)
     run_job(small, tmp_path / "parts", "conditional", **changes)
     assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
 
@@ -139,9 +108,9 @@ def test_killed_between_checkpoints_it_repeats_the_steps_since(tmp_path, code_da
     assert figures(output) == figures(undisturbed)
 
 
-def test_a_damaged_checkpoint_is_reported_and_an_older_one_taken(tmp_path, code_dataset, undisturbed, with_hook):
+def test_a_damaged_checkpoint_is_reported_and_an_older_one_taken(tmp_path, code_dataset, undisturbed):
     output = tmp_path / "run"
-    stop(code_dataset, output, with_hook, 14, training__save_every=5, training__keep_checkpoints=9)
+    stop(code_dataset, output, 14, training__save_every=5, training__keep_checkpoints=9)
     path = next((output / "checkpoints/step-00000015/deepspeed").glob("*optim_states.pt"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -154,14 +123,14 @@ def test_a_damaged_checkpoint_is_reported_and_an_older_one_taken(tmp_path, code_
 
 
 def test_damaged_checkpoints_beyond_do_not_take_the_place_of_those_that_it_makes_now(
-    tmp_path, code_dataset, undisturbed, with_hook
+    tmp_path, code_dataset, undisturbed
 ):
     output = tmp_path / "run"
     place = output / "checkpoints"
-    stop(code_dataset, output, with_hook, 14, training__save_every=5, training__keep_checkpoints=9)
+    stop(code_dataset, output, 14, training__save_every=5, training__keep_checkpoints=9)
     for step in (10, 15):
         (checkpoint_path(place, step) / "generators-00000.pt").write_bytes(b"")
-    stop(code_dataset, output, with_hook, 7, training__save_every=0, training__keep_checkpoints=2)
+    stop(code_dataset, output, 7, training__save_every=0, training__keep_checkpoints=2)
     assert steps(place) == [5, 8]
     assert newest(place)[0].marker.step == 8
     aside = ["damaged-step-00000010", "damaged-step-00000015"]
@@ -173,17 +142,17 @@ def test_damaged_checkpoints_beyond_do_not_take_the_place_of_those_that_it_makes
     assert figures(output) == figures(undisturbed)
 
 
-def test_it_never_starts_again_where_its_checkpoints_are_gone(tmp_path, code_dataset, with_hook):
+def test_it_never_starts_again_where_its_checkpoints_are_gone(tmp_path, code_dataset):
     output = tmp_path / "run"
-    stop(code_dataset, output, with_hook, 3)
+    stop(code_dataset, output, 3)
     shutil.rmtree(output / "checkpoints")
     with pytest.raises(UserError, match=r"has come to step 4, but there is no checkpoint"):
         run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
 
 
-def test_it_never_starts_again_where_all_are_damaged(tmp_path, code_dataset, with_hook):
+def test_it_never_starts_again_where_all_are_damaged(tmp_path, code_dataset):
     output = tmp_path / "run"
-    stop(code_dataset, output, with_hook, 3)
+    stop(code_dataset, output, 3)
     (output / "checkpoints/step-00000004/COMMITTED").unlink()
     with pytest.raises(UserError, match=r"No checkpoint .* is whole"):
         run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
@@ -223,10 +192,8 @@ def test_a_run_that_diverged_after_a_checkpoint_never_starts_again_without_it(tm
         run_job(code_dataset, tmp_path / "run", **wild)
 
 
-def test_a_run_of_which_only_its_step_is_known_never_starts_again_without_a_checkpoint(
-    tmp_path, code_dataset, with_hook
-):
-    stop(code_dataset, tmp_path / "run", with_hook, 3)
+def test_a_run_of_which_only_its_step_is_known_never_starts_again_without_a_checkpoint(tmp_path, code_dataset):
+    stop(code_dataset, tmp_path / "run", 3)
     without(tmp_path / "run", "saved")
     shutil.rmtree(tmp_path / "run/checkpoints")
     with pytest.raises(UserError, match=r"has come to step 4, but there is no checkpoint"):
@@ -243,8 +210,8 @@ def test_what_a_process_left_that_was_killed_while_it_wrote_is_no_hindrance(tmp_
     ("number", "error"),
     [(errno.ENOSPC, IncompleteError), (errno.EDQUOT, IncompleteError), (errno.EACCES, UserError)],
 )
-def test_a_disk_that_is_still_full_may_be_tried_again(tmp_path, code_dataset, with_hook, monkeypatch, number, error):
-    stop(code_dataset, tmp_path / "run", with_hook, 3)
+def test_a_disk_that_is_still_full_may_be_tried_again(tmp_path, code_dataset, monkeypatch, number, error):
+    stop(code_dataset, tmp_path / "run", 3)
 
     def refused(folder, config):
         raise OSError(number, os.strerror(number))
@@ -300,9 +267,9 @@ def without(output, *names):
     (output / "run.json").write_text(json.dumps(facts))
 
 
-def test_what_the_deepspeed_file_says_must_not_change_and_where_it_lies_may(tmp_path, code_dataset, with_hook):
+def test_what_the_deepspeed_file_says_must_not_change_and_where_it_lies_may(tmp_path, code_dataset):
     output = tmp_path / "run"
-    stop(code_dataset, output, with_hook, 3, **deepspeed_file(tmp_path / "ds.json", overlap_comm=False))
+    stop(code_dataset, output, 3, **deepspeed_file(tmp_path / "ds.json", overlap_comm=False))
     changed = deepspeed_file(tmp_path / "ds.json", overlap_comm=False, round_robin_gradients=True)
     with pytest.raises(UserError, match=r"round_robin_gradients in the file of training\.deepspeed: None .* True now"):
         run_job(code_dataset, output, "awr", training__num_tokens=20 * 128, **changed)
@@ -329,9 +296,9 @@ def test_what_is_measured_is_no_part_of_the_deepspeed_settings(tmp_path):
     assert own_settings(TrainingConfig()) == {}
 
 
-def test_a_run_that_goes_on_keeps_its_precision(tmp_path, code_dataset, with_hook, monkeypatch):
+def test_a_run_that_goes_on_keeps_its_precision(tmp_path, code_dataset, monkeypatch):
     output = tmp_path / "run"
-    stop(code_dataset, output, with_hook, 3)
+    stop(code_dataset, output, 3)
     for module in ("job", "engine"):
         monkeypatch.setattr(
             f"training.run.{module}.choose_precision",
@@ -343,9 +310,9 @@ def test_a_run_that_goes_on_keeps_its_precision(tmp_path, code_dataset, with_hoo
     assert run_job(code_dataset, output, "awr", **told)[0].status == "finished"
 
 
-def test_a_run_that_has_not_written_down_precision_or_deepspeed_goes_on(tmp_path, code_dataset, with_hook):
+def test_a_run_that_has_not_written_down_precision_or_deepspeed_goes_on(tmp_path, code_dataset):
     output, here = tmp_path / "run", deepspeed_file(tmp_path / "ds.json", overlap_comm=False)
-    stop(code_dataset, output, with_hook, 3, **here)
+    stop(code_dataset, output, 3, **here)
     without(output, "precision", "deepspeed")
     with pytest.raises(UserError, match=r"training\.deepspeed: .*ds\.json' in the run, None now"):
         run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
@@ -355,10 +322,10 @@ def test_a_run_that_has_not_written_down_precision_or_deepspeed_goes_on(tmp_path
 
 
 def test_a_column_that_the_run_has_no_use_for_may_come_and_one_that_it_uses_may_not_change(
-    tmp_path, code_dataset, undisturbed, with_hook
+    tmp_path, code_dataset, undisturbed
 ):
     output = tmp_path / "run"
-    stop(code_dataset, output, with_hook, 3)
+    stop(code_dataset, output, 3)
     scored = make_code_dataset(tmp_path / "labelled", others={"length": len})
     manifest = (scored / "manifest.json").read_text()
     (scored / "manifest.json").write_text(manifest.replace('"made-up-', '"other-'))
@@ -370,9 +337,9 @@ def test_a_column_that_the_run_has_no_use_for_may_come_and_one_that_it_uses_may_
     assert figures(output) == figures(undisturbed)
 
 
-def test_what_changes_no_number_may_change(tmp_path, code_dataset, undisturbed, with_hook):
+def test_what_changes_no_number_may_change(tmp_path, code_dataset, undisturbed):
     output = tmp_path / "run"
-    stop(code_dataset, output, with_hook, 3)
+    stop(code_dataset, output, 3)
     run_job(code_dataset, output, "awr", training__num_tokens=20 * 128, training__log_every=8, training__save_every=3)
     assert [step for step, *_ in figures(output)] == [1, 2, 3, 4, 8, 16, 20]
     assert figures(output)[-1] == figures(undisturbed)[-1]

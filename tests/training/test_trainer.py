@@ -28,7 +28,6 @@ from training.run.checkpoints import steps
 from training.run.distributed import World
 from training.run.folder import RunFolder
 from training.run.hooks import Console, Hook, Step
-from training.run.job import TrainingJob
 from training.run.schedule import plan_horizon
 from training.run.trackers.tensorboard import TensorBoard
 from training.run.trainer import DivergedError, Trainer
@@ -149,7 +148,7 @@ def test_tensorboard_has_each_step_once_of_a_run_that_starts_again(tmp_path):
     assert [(event.step, event.value) for event in events] == [(1, 1.0), (2, 1.0), (3, 1.0)]
 
 
-def test_hooks_are_called_in_order(tmp_path, code_dataset, monkeypatch):
+def test_callbacks_are_called_in_order(tmp_path, code_dataset):
     calls = []
 
     class Recorder(Hook):
@@ -165,9 +164,8 @@ def test_hooks_are_called_in_order(tmp_path, code_dataset, monkeypatch):
         def after_training(self, trainer):
             calls.append("after")
 
-    original = TrainingJob._hooks
-    monkeypatch.setattr(TrainingJob, "_hooks", lambda job, step: [Recorder(), *original(job, step)])
-    run_job(code_dataset, tmp_path / "run", training__num_tokens=3 * 128, training__save_every=2, training__log_every=2)
+    changes = {"training__num_tokens": 3 * 128, "training__save_every": 2, "training__log_every": 2}
+    run_job(code_dataset, tmp_path / "run", callbacks=[Recorder()], **changes)
     assert calls == [
         "before",
         (1, False, True),

@@ -1,6 +1,6 @@
 """`phf train` from a configuration to an exported model: prepare, print the plan, train, export."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,13 +55,16 @@ from training.run.trainer import DivergedError, Trainer
 from training.run.validating import Validating
 
 
-def train(config: TrainConfig, console: Any, asked: Asked | None = None) -> RunFacts:
+def train(
+    config: TrainConfig, console: Any, asked: Asked | None = None, callbacks: Sequence[hooks.Hook] = ()
+) -> RunFacts:
     """Train, or go on with, the run in `config.output`, and export its model. Every rank calls it.
 
     Args:
         config: of `training.settings.resolve_config`.
         console: a `rich.console.Console` that rank 0 prints on.
         asked: how the run goes on; None for as it was.
+        callbacks: called at each moment of the loop before those that every run has.
 
     Returns:
         The facts of the finished run.
@@ -90,7 +93,7 @@ def train(config: TrainConfig, console: Any, asked: Asked | None = None) -> RunF
                         markup=False,
                     )
                 return job.facts
-            return job.run()
+            return job.run(callbacks)
         finally:
             held.close()
             world.stop()
@@ -129,8 +132,12 @@ class TrainingJob:
     validation: Validation | None
     asked: Asked
 
-    def run(self) -> RunFacts:
-        """Train from the newest checkpoint, or from step 0, to the horizon, and export the model."""
+    def run(self, callbacks: Sequence[hooks.Hook] = ()) -> RunFacts:
+        """Train from the newest checkpoint, or from step 0, to the horizon, and export the model.
+
+        Args:
+            callbacks: as for `train`.
+        """
         world, config = self.world, self.data.config
         checkpoint = world.on_main(self._find_checkpoint)
         reshaped = checkpoint is not None and checkpoint.marker.ranks != world.size
@@ -151,7 +158,7 @@ class TrainingJob:
             trainer.resume(checkpoint)
         elif checkpoint is not None:
             trainer.begin_with(checkpoint)
-        trainer.hooks = self._hooks(trainer.step)
+        trainer.hooks = [*callbacks, *self._hooks(trainer.step)]
         self.write_facts("running", trainer)
         try:
             trainer.train()
