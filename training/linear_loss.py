@@ -1,6 +1,6 @@
 """The loss of an objective from hidden states: exact, with its gradients, and never with all the logits in memory.
 
-Every objective hears of the network through one number a token, the log-odds d of the token that came: the logit of
+Every objective depends on the network through one number a token, the log-odds d of the token that came: the logit of
 that token minus the log-sum-exp of all others. Cross-entropy is -log sigmoid(d), and unlikelihood -log sigmoid(-d); the
 gradient by the other logits is their softmax, by which the log-sum-exp was found already. So the logits of a few
 hundred tokens are computed into one buffer, which holds in turn the logits, their exponentials and the gradient, and

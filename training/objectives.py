@@ -1,7 +1,7 @@
 """The objectives of arXiv 2302.08582 (section 2), in the plain form that every faster form is tested against.
 
 A new objective is one class here that says, for each predicted token, what it loses, and is named in `OBJECTIVES`. What
-it may hear of the network is -log p and -log(1 - p) of the token that came, and the value head; by that
+it may use of the network is -log p and -log(1 - p) of the token that came, and the value head; by that
 `training.linear_loss` computes any of them without holding all logits.
 """
 
@@ -107,7 +107,7 @@ class Objective(ABC):
         return Loss(terms.loss[:, :-1].sum() / divisor, metrics)
 
     def plain(self) -> "Objective":
-        """What is trained for in steps that hear of no preference yet; the model stays the same."""
+        """What is trained for in steps without preferences; the model stays the same."""
         return MLE()
 
     def counted_terms(
@@ -141,7 +141,7 @@ def merge_metrics(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class MLE(Objective):
-    """Maximum likelihood: cross-entropy on every token; the baseline, which hears of no preference."""
+    """Maximum likelihood: cross-entropy on every token; the baseline, which has no preference."""
 
     name: ClassVar[str] = "mle"
 

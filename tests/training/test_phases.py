@@ -39,7 +39,7 @@ def test_phases_have_the_steps_and_the_documents_of_their_shares(settings, steps
 @pytest.mark.parametrize(
     ("settings", "steps", "message"),
     [
-        ({"name": "mle", "starts_at": 0.5}, 10, r"mle hears of no preferences.*Remove objective\.starts_at"),
+        ({"name": "mle", "starts_at": 0.5}, 10, r"mle has no preferences.*Remove objective\.starts_at"),
         ({"name": "rwr", "cooldown": 0.1}, 10, r"rwr has no tags to leave out.*Remove objective\.cooldown"),
         ({"name": "conditional", "starts_at": 0.5, "cooldown": 0.4}, 2, "A run of 2 steps is too short"),
         ({"name": "conditional", "starts_at": 0.5}, 1, "A run of 1 step is too short"),
