@@ -76,6 +76,25 @@ def unigram(*, words=False, normalizer=None, alphabet=string.ascii_letters):
     return _fast(backend, eos_token="</s>", unk_token="<unk>")
 
 
+def unigram_with_bytes():
+    """SentencePiece's unigram model with byte fallback, whose vocabulary holds the names of its special tokens too."""
+    state = json.loads(unigram().backend_tokenizer.to_str())
+    state["model"]["vocab"] += [[each, -20.0] for each in BYTES]
+    state["model"]["byte_fallback"] = True
+    backend = Tokenizer.from_str(json.dumps(state))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return _fast(backend, eos_token="</s>", unk_token="<unk>")
+
+
+def word_level(eos):
+    """Whole words, one of which is the end-of-text token."""
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, eos: 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _fast(backend, eos_token=eos, unk_token="<unk>")
+
+
 def word_piece(*, lowercase=True):
     """BERT's kind."""
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))

@@ -13,7 +13,15 @@ from phf import app
 from pipeline.dataset import open_dataset
 from scorers.errors import UserError
 from tests.datasets import make_dataset, sentences_of
-from tests.training.foreign_tokenizers import TEXTS, byte_level, llama, unigram, word_piece
+from tests.training.foreign_tokenizers import (
+    TEXTS,
+    byte_level,
+    llama,
+    unigram,
+    unigram_with_bytes,
+    word_level,
+    word_piece,
+)
 from training.data import round_trips as module
 from training.data.builder import ensure_store
 from training.data.prepare import prepare
@@ -31,6 +39,7 @@ LOSSLESS = {
     "llama": llama,
     "mistral": lambda: llama(metaspace="always"),
     "llama 3.1": lambda: llama(metaspace="first"),
+    "unigram with bytes": unigram_with_bytes,
 }
 HOSTILE = st.text(
     alphabet=st.one_of(
@@ -150,6 +159,18 @@ def test_of_spaces_at_a_beginning_one_may_be_the_tokenizers_own(tmp_path):
     decoded = tokenizer.decode(store.tokens[: store.sentence_offsets[1]])
     places = zip(store.text_hashes.tolist(), store.text_bytes.tolist(), strict=True)
     assert [is_text(decoded, *place, prefixed=True) for place in places] == [True, False]
+
+
+def test_the_name_of_a_token_in_a_text_is_no_token():
+    # Of what transformers reads as an end of text, in the text of somebody else.
+    text, fast = "a </s> is <unk>. A</s><0x41>", unigram_with_bytes()
+    tokenizer = wrap_tokenizer("theirs", fast)
+    ids, _ = tokenizer.encode([text])
+    assert not {0, 1, *fast.convert_tokens_to_ids(["<0x41>"])} & {*ids.tolist()}
+    assert tokenizer.decode(ids) == text
+    assert 2 not in wrap_tokenizer("words", word_level("</s>")).encode(["a </s> a"])[0]
+    with pytest.raises(UserError, match=r"takes the text '\|' for its special token of that name"):
+        wrap_tokenizer("words", word_level("|"))
 
 
 def test_words_with_one_space_between_are_no_loss(tmp_path):

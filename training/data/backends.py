@@ -1,7 +1,11 @@
-"""What a tokenizer of the `tokenizers` library does at the ends of a text: a space before it, tokens around it."""
+"""What a tokenizer of the `tokenizers` library does at the ends of a text: a space before it, tokens around it.
+
+And what it takes for a token in the middle of one.
+"""
 
 import copy
 import json
+import re
 from itertools import takewhile
 from typing import Any
 
@@ -32,6 +36,44 @@ def without_prefix(backend: Any) -> Any | None:
         return None
     plain: Any = type(backend).from_str(json.dumps(state))
     plain.encode_special_tokens = backend.encode_special_tokens
+    return plain
+
+
+def reading_names_as_text(backend: Any) -> Any | None:
+    """A copy that reads the names of special tokens and of bytes, such as `</s>` and `<0x0A>`, as any other text.
+
+    A unigram model of the `tokenizers` library finds them in a text as it finds all entries of its vocabulary, which
+    SentencePiece does not. Here such a name is read in two pieces.
+
+    Args:
+        backend: a `tokenizers.Tokenizer` that encodes special tokens.
+
+    Returns:
+        None where it reads them as text already.
+
+    Raises:
+        ValueError: it takes a name for the token all the same; says which.
+    """
+    names = {token.content: number for number, token in backend.get_added_tokens_decoder().items() if token.special}
+    names |= {name: backend.token_to_id(name) for name in (f"<0x{number:02X}>" for number in range(256))}
+    found = [name for name, number in names.items() if _takes(backend, name, number)]
+    if not found:
+        return None
+    state = json.loads(backend.to_str())
+    parts = "|".join(f"{re.escape(name[:1])}(?={re.escape(name[1:])})" for name in found)
+    split = {"type": "Split", "pattern": {"Regex": parts}, "behavior": "MergedWithPrevious", "invert": False}
+    before = state["pre_tokenizer"]
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*([before] if before else []), split]}
+    plain: Any = type(backend).from_str(json.dumps(state))
+    plain.encode_special_tokens = True
+    model = state["model"]
+    unknown = model.get("unk_token") or (
+        model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
+    )
+    for name in found:
+        # What is not known may be as long as a name.
+        if name != unknown and _takes(plain, name, names[name]):
+            raise ValueError(name)
     return plain
 
 
@@ -89,6 +131,13 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
     if pre_tokenizer["type"] == "Sequence":
         return [step for each in pre_tokenizer["pretokenizers"] for step in _steps(each)]
     return [pre_tokenizer]
+
+
+def _takes(backend: Any, name: str, number: int | None) -> bool:
+    """Whether it reads the name of a token in a text as that token."""
+    encoding = backend.encode(f"{name} a{name}a", add_special_tokens=False)
+    places = zip(encoding.ids, encoding.offsets, strict=True)
+    return any(each == number and end - start >= len(name) for each, (start, end) in places)
 
 
 def _ids(backend: Any, text: str) -> list[int]:

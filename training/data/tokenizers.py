@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import LabelledDataset
 from scorers import hugging_face
 from scorers.errors import UserError
-from training.data.backends import puts_around, without_prefix
+from training.data.backends import puts_around, reading_names_as_text, without_prefix
 from training.data.hashing import splitmix64, uniform
 from training.data.options import tag_names
 from training.data.places import TOKENIZER_PREFIX, build_once, dataset_identity, derived_place, digest
@@ -213,10 +213,19 @@ def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
     eos_id = int(fast.eos_token_id)
     bos_id = before[0] if before else eos_id
     encoder.encode_special_tokens = True
+    try:
+        plain = reading_names_as_text(encoder)
+    except ValueError as error:
+        raise UserError(
+            f"The tokenizer {name!r} takes the text {str(error)!r} for its special token of that name, so that a text "
+            "could end a document or hold a tag. Choose another."
+        ) from None
+    encoder = plain or encoder
     continuing = without_prefix(encoder)
     # Said only of those that it changes, so that stores and runs of others stay what they are.
     content += f"\nbegins with {bos_id}" * (bos_id != eos_id)
     content += "\nno space before later sentences" * (continuing is not None)
+    content += "\nnames of tokens are text" * (plain is not None)
     return Tokenizer(
         name=name,
         fast=fast,

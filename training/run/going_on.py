@@ -241,7 +241,9 @@ def _go_back(
     folder: RunFolder, facts: RunFacts, then: RunFacts, way: _Way, step: int, asked: Asked, changed: dict[str, Any]
 ) -> RunFacts:
     """The facts of a run that goes on from a step; what lay beyond is set aside."""
-    beyond = any(each > step for each in checkpoints.steps(folder.checkpoints))
+    # Of a run that diverged, figures alone may be beyond.
+    figures = (int(line["step"]) for line in folder.read_metrics()) if way.asked else ()
+    beyond = any(each > step for each in (*checkpoints.steps(folder.checkpoints), *figures))
     place = _set_aside(folder, step) if beyond or folder.model.is_dir() else None
     went_on = WentOnFacts(
         from_step=step,
