@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,18 +64,18 @@ def check_writable(folder: Path, remedy: str) -> None:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}. {remedy}") from None
 
 
-def refuse_links(folder: Path, besides: Collection[str] = ()) -> None:
+def refuse_links(folder: Path, besides: re.Pattern[str] | None = None) -> None:
     """Refuse a folder of ours, there or not yet, with a link or a device below it; the folder itself may be a link.
 
     Args:
         folder: of a run, a token store, a comparison.
-        besides: folders in it whose own entries may be links.
+        besides: paths in it, with slashes, that may be links.
 
     Raises:
         UserError: names the first.
     """
     for path, what in irregular_files(folder):
-        if path.rpartition("/")[0] not in besides:
+        if besides is None or not besides.fullmatch(path):
             raise UserError(f"{shown(f'{folder}/{path}')} {what}.")
 
 

@@ -94,8 +94,9 @@ def test_a_run_whose_folder_is_a_link_works(run: Path, tmp_path: Path) -> None:
 
 
 def test_links_that_wandb_makes_are_its_own_affair(run: Path) -> None:
-    (run / "wandb" / "run-1").mkdir(parents=True)
+    (run / "wandb" / "run-1" / "logs").mkdir(parents=True)
     (run / "wandb" / "latest-run").symlink_to("run-1")
+    (run / "wandb" / "run-1" / "logs" / "debug-core.log").symlink_to("/tmp/core-debug.log")
     RunFolder.existing(run)
     (run / "wandb" / "run-1" / "x").symlink_to("/etc")
     with pytest.raises(UserError, match=r"wandb/run-1/x is a link"):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from training.disk import check_writable, refuse_links
 
 # What ranks look for in a folder that they must share, before a run is in it.
 SHARED_MARK = ".shared-"
+# Links that W&B makes: to its newest run, and in each to the log of the process that serves it.
+_OF_WANDB = re.compile(r"wandb/[^/]+(/logs/debug-core\.log)?")
 
 
 class _Facts(BaseModel):
@@ -325,7 +328,7 @@ class RunFolder:
 
     @property
     def set_aside(self) -> Path:
-        """What a run had beyond the step that it went back to, a run folder each time; see `training.run.going_on`."""
+        """What a run had beyond the step that it went back to, a run folder each time; see `training.run.aside`."""
         return self.path / "set-aside"
 
     @property
@@ -387,7 +390,7 @@ class RunFolder:
         Raises:
             UserError: names the link.
         """
-        refuse_links(self.path, besides=("wandb",))
+        refuse_links(self.path, besides=_OF_WANDB)
 
     def check_new(self) -> None:
         """Refuse a folder that has no run in it yet and cannot be written, or that has a link in it.
