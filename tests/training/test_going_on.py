@@ -61,10 +61,15 @@ def test_a_run_extended_under_a_constant_rate_is_the_longer_run(tmp_path, runs, 
     assert RunFolder(aside).read_facts() == RunFolder(folder / "constant-8").read_facts()
     assert run_fingerprint(RunFolder(run)) != run_fingerprint(RunFolder(aside))
     assert "16 steps, 2,048 tokens" in (run / "model" / "README.md").read_text()
+    # What was deleted is not taken for what is set aside later.
+    shutil.rmtree(aside)
+    changes = {**CONSTANT, **changes}
+    facts, _ = run_job(code_dataset, run, **changes, training__num_tokens=16 * STEP, asked=Asked(12))
+    assert [each.set_aside for each in facts.history] == ["set-aside/1", "set-aside/2"]
     # The same command, and a finished run.
-    assert "is finished (16 steps)" in run_job(code_dataset, run, **CONSTANT, **changes, training__num_tokens=2048)[1]
+    assert "is finished (16 steps)" in run_job(code_dataset, run, **changes, training__num_tokens=2048)[1]
     with pytest.raises(UserError, match=r"training\.num_tokens: 2048 in the run, 1024 now"):
-        run_job(code_dataset, run, **CONSTANT, **changes, training__num_tokens=8 * STEP)
+        run_job(code_dataset, run, **changes, training__num_tokens=8 * STEP)
 
 
 def test_a_run_extended_under_wsd_goes_on_from_before_its_decay(tmp_path, runs, code_dataset):
@@ -210,7 +215,9 @@ def test_it_ends_anywhere_and_the_same_command_goes_on(tmp_path, runs, code_data
         run_job(code_dataset, run, asked=Asked(12), **changes)
     facts, _ = run_job(code_dataset, run, asked=Asked(12), **changes)
     assert (facts.status, facts.step, len(facts.history)) == ("finished", 16, 1)
+    assert facts.history[0].set_aside == "set-aside/1"
     assert checkpoints.steps(run / "set-aside/1/checkpoints") == [16]
+    assert not (run / "set-aside/2").exists()
     assert [line["step"] for line in metrics(run)] == list(range(1, 17))
 
 

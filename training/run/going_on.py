@@ -5,19 +5,16 @@ the steps of warm-up that it began with. What lies beyond the checkpoint that a 
 of its own, so that it can be evaluated and compared, and is never gone on from.
 """
 
-import itertools
-import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from scorers.amounts import count_of
 from scorers.errors import UserError
 from training.config import TrainConfig
-from training.disk import output_error, writing
-from training.run import best, checkpoints
+from training.disk import output_error
+from training.run import checkpoints
+from training.run.aside import set_aside
 from training.run.branch import begun, check_origin, check_start, recorded_warmup
 from training.run.folder import RunFacts, RunFolder, WentOnFacts
 from training.run.resume import changed_settings, check_folder, check_same
@@ -35,7 +32,6 @@ _MAY_CHANGE = (
     "training.skip_sigmas",
 )
 _TOKENS = "training.num_tokens"
-_EXPORTED = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True)
@@ -241,10 +237,7 @@ def _go_back(
     folder: RunFolder, facts: RunFacts, then: RunFacts, way: _Way, step: int, asked: Asked, changed: dict[str, Any]
 ) -> RunFacts:
     """The facts of a run that goes on from a step; what lay beyond is set aside."""
-    # Of a run that diverged, figures alone may be beyond.
-    figures = (int(line["step"]) for line in folder.read_metrics()) if way.asked else ()
-    beyond = any(each > step for each in (*checkpoints.steps(folder.checkpoints), *figures))
-    place = _set_aside(folder, step) if beyond or folder.model.is_dir() else None
+    place = set_aside(folder, then, step, figures_too=way.asked)
     went_on = WentOnFacts(
         from_step=step,
         reached=then.step,
@@ -252,7 +245,7 @@ def _go_back(
         steps=(then.horizon.steps, facts.horizon.steps),
         skipped_batches=asked.skip_batches if way.asked else 0,
         changed={key: value for key, value in changed.items() if key in _MAY_CHANGE},
-        set_aside=None if place is None else place.relative_to(folder.path).as_posix(),
+        set_aside=place,
     )
     skips = facts.skips
     if way.asked:
@@ -268,37 +261,6 @@ def _go_back(
             "skips": skips,
         }
     )
-
-
-def _set_aside(folder: RunFolder, step: int) -> Path:
-    """Move what a run has beyond a step to a run folder of its own, with copies of its files.
-
-    The newest first, and each by a rename: wherever this ends, the run goes on from its newest checkpoint.
-
-    Raises:
-        IncompleteError: there is no room for the copies, or something cannot be moved.
-    """
-    with writing(folder.set_aside):
-        place = next(each for n in itertools.count(1) if not (each := folder.set_aside / str(n)).exists())
-        aside = RunFolder(place)
-        aside.checkpoints.mkdir(parents=True)
-        figures = folder.checkpoints / best.FIGURES_NAME
-        for file in (folder.config, folder.metrics, figures, folder.facts):
-            if file.is_file():
-                shutil.copyfile(file, aside.path / file.relative_to(folder.path))
-        for path in (folder.model, folder.evaluation):
-            if path.is_dir():
-                path.rename(aside.path / path.name)
-        for path in [each for each in folder.exports.glob("step-*") if _EXPORTED.fullmatch(each.name)]:
-            if int(path.name.removeprefix("step-")) > step:
-                aside.exports.mkdir(exist_ok=True)
-                path.rename(aside.exports / path.name)
-        for later in reversed(checkpoints.steps(folder.checkpoints)):
-            if later > step:
-                path = checkpoints.checkpoint_path(folder.checkpoints, later)
-                path.rename(aside.checkpoints / path.name)
-        best.forget_after(folder.checkpoints, step)
-    return place
 
 
 def _write(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> None:
