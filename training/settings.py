@@ -34,7 +34,7 @@ def resolve_config(
     if base is None:
         under = {**(defaults or {}), **preset(str(task), "mle" if objective is None else str(objective))}
     else:
-        under = dict(base)
+        under = {**(defaults or {}), **base}
         if objective not in (None, base["objective"]["name"]):
             under["objective"] = preset(str(task or base["task"]), str(objective)).get("objective", {})
     return fill_in(load_settings(TrainConfig, file=file, flags=flags, overrides=overrides, defaults=under))

@@ -134,6 +134,12 @@ def test_what_it_cannot_begin_with_is_refused(tmp_path, code_dataset, trunk):
         assert message in " ".join(result.output.split())
 
 
+def test_it_can_be_planned_without_an_output(code_dataset, trunk):
+    arguments = ["train", str(code_dataset), "--init-from", str(trunk), "--step", "6", "--plan", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+
+
 def test_it_may_read_other_data_from_there_on(tmp_path, code_dataset, trunk):
     other = make_code_dataset(tmp_path / "other", ["textwrap", "string", "queue", "cmd"])
     result = branch(other, trunk, tmp_path / "run", 6)
