@@ -128,6 +128,7 @@ def test_what_it_cannot_begin_with_is_refused(tmp_path, code_dataset, trunk):
         (["--step", "6"], "--step says which checkpoint of --init-from"),
         (["--init-from", str(trunk), "--step", "6", "--model", "nano"], "leave --model out"),
         (["--skip-batches", "2"], "--skip-batches says what to leave out after --from-step"),
+        (["--from-step", "6", "--skip-batches", f"{10**23}"], "Input should be less than or equal"),
     ]:
         result = CliRunner().invoke(app, ["train", str(code_dataset), "-o", str(tmp_path / "d"), *options])
         assert result.exit_code == 2

@@ -115,7 +115,19 @@ def test_damaged_evaluations_are_named(tmp_path: Path, name: str, content: bytes
         load_comparison([run.path])
 
 
-@pytest.mark.parametrize("line", [b"{\n", b"3\n", b"\xff\n"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{\n",
+        b"3\n",
+        b"\xff\n",
+        b'{"loss": 1}\n',
+        b'{"step": "x"}\n',
+        b'{"step": 2, "loss": "x"}\n',
+        b'{"step": 2, "evaluation": {"hit_rate": [1]}}\n',
+        b'{"step": 2, "loss": 1%s}\n' % (b"0" * 400),
+    ],
+)
 def test_a_damaged_line_of_metrics_is_named(tmp_path: Path, line: bytes) -> None:
     (run := RunFolder(tmp_path)).metrics.write_bytes(b'{"step": 1}\n' + line)
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged"):

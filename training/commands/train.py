@@ -181,6 +181,7 @@ def train(
         typer.Option(
             "--skip-batches",
             min=0,
+            max=1_000_000_000,
             metavar="N",
             help="With --from-step: leave out so many batches from there on.",
             rich_help_panel="Going on",

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
@@ -253,7 +253,7 @@ class RunFacts(_Facts):
     expected_seconds: float | None = None
     origin: OriginFacts | None = None
     history: list[WentOnFacts] = Field(default_factory=list)
-    skips: list[tuple[NonNegativeInt, NonNegativeInt]] = Field(default_factory=list)
+    skips: list[tuple[NonNegativeInt, Annotated[NonNegativeInt, Field(le=1_000_000_000)]]] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -449,11 +449,22 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                     values = json.loads(line)
                 except ValueError:
                     values = None
-                if not isinstance(values, dict):
+                if not _is_line(values):
                     raise UserError(
-                        f"{path}, line {number:,} is damaged: it is no JSON object. Restore it, or remove it."
+                        f"{path}, line {number:,} is damaged: it is no JSON object of numbers with a step. Restore it, "
+                        "or remove it."
                     )
                 yield values
+
+
+def _is_line(values: Any) -> bool:
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        return False
+    groups = (each.values() if isinstance(each, dict) else (each,) for each in values.values())
+    # JSON has integers that no float can hold.
+    return all(
+        each is None or (isinstance(each, int | float) and abs(each) < 1e300) for group in groups for each in group
+    )
 
 
 def _damaged(path: Path, error: Exception) -> str:
