@@ -60,7 +60,9 @@ def reading_names_as_text(backend: Any) -> Any | None:
     if not found:
         return None
     state = json.loads(backend.to_str())
-    parts = "|".join(f"{re.escape(name[:1])}(?={re.escape(name[1:])})" for name in found)
+    # By their first characters, of which there are few, so that other text costs little.
+    rests = {first: [name[1:] for name in found if name[:1] == first] for first in {name[:1]: None for name in found}}
+    parts = "|".join(f"{re.escape(first)}(?={'|'.join(map(re.escape, rest))})" for first, rest in rests.items())
     split = {"type": "Split", "pattern": {"Regex": parts}, "behavior": "MergedWithPrevious", "invert": False}
     before = state["pre_tokenizer"]
     state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*([before] if before else []), split]}
