@@ -103,11 +103,14 @@ def test_a_step_whose_update_was_skipped_is_not_saved_and_the_next_is(tmp_path, 
     commit = checkpoints.commit
     monkeypatch.setattr(checkpoints, "commit", lambda *a, **k: done.append(a[1]) or commit(*a, **k))
     without_numbers(monkeypatch, {6, 7})
-    run_job(code_dataset, tmp_path / "run", "rwr", **EVERY_OTHER, objective__beta=0.1)
+    changes = {**EVERY_OTHER, "objective__beta": 0.1, "training__schedule": "wsd", "training__decay_ratio": 0.5}
+    run_job(code_dataset, tmp_path / "run", "rwr", **changes)
     assert done == [2, 4, 8, 10, 12]
+    # The rate decays from step 6 on, so a longer run goes on from the checkpoint before.
+    assert saved(tmp_path / "run") == [4, 10, 12]
     assert [line["loss"] for line in metrics(tmp_path / "run")][5:7] == [None, None]
     # How many were skipped is counted over all processes of a run.
-    run_job(code_dataset, tmp_path / "run", "rwr", **EVERY_OTHER, objective__beta=0.1, asked=Asked(10))
+    run_job(code_dataset, tmp_path / "run", "rwr", **changes, asked=Asked(10))
     assert [line.get("skipped", 0) for line in metrics(tmp_path / "run")] == [0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2]
 
 

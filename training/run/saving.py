@@ -192,7 +192,9 @@ class Saving:
             if self._besides:
                 return []
             best = best_steps(self._folder, config.best_metric, config.best_mode)[: config.keep_best]
-            checkpoints.rotate(self._folder, config.keep_checkpoints, config.keep_every, {*best, self._same_until})
+            # That of the step itself, or where nothing was saved there, as its update was skipped, the one before.
+            longer = [each for each in checkpoints.steps(self._folder) if each <= self._same_until][-1:]
+            checkpoints.rotate(self._folder, config.keep_checkpoints, config.keep_every, {*best, *longer})
         return []
 
     def _unsaved(self, error: BaseException | None) -> BaseException:
