@@ -5,7 +5,6 @@ kernels of another repository, for a base model elsewhere and a module to import
 quantiser; its weights can be a pickle. Every load of a foreign model goes through here, where all of that is refused.
 """
 
-import json
 import os
 import pickle
 import stat
@@ -18,6 +17,7 @@ from typing import Any
 from scorers.errors import UserError
 from scorers.paths import shown
 from scorers.printing import message
+from scorers.stored import parse_json, read_stored
 
 # Where the package `kernels` is installed, transformers otherwise downloads compiled code for some architectures. It is
 # read when transformers is imported.
@@ -175,9 +175,9 @@ def _check_files(name: str, config: Any) -> None:
         )
     for index in Path(name).glob("*.index.json") if Path(name).is_dir() else ():
         try:
-            files = set(json.loads(index.read_bytes())["weight_map"].values())
+            files = set(parse_json(read_stored(index))["weight_map"].values())
             outside = [each for each in files if Path(each).name != each]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{index} is damaged: it has no weight_map. Restore it.") from None
         if outside:
             raise UserError(f"{index} names weights outside its folder ({outside[0]!r}); they are not loaded.")

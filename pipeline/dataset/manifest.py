@@ -1,6 +1,6 @@
 """`manifest.json`: the contract between the job that labels and everything that reads a labelled dataset."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -9,6 +9,7 @@ from scorers.errors import UserError
 from scorers.paths import RelativePath
 from scorers.registry import ColumnName
 from scorers.settings import what_is_wrong
+from scorers.stored import Count, JsonObject
 
 MANIFEST_NAME = "manifest.json"
 # What a file says of their number decides how much is looked for.
@@ -20,14 +21,14 @@ class DamagedError(UserError):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ScorerEntry(_Part):
     """What made a column of scores: `kind` and `options` rebuild the scorer, `fingerprint` proves it the same."""
 
     kind: str
-    options: dict[str, Any]
+    options: JsonObject
     fingerprint: str
 
 
@@ -40,8 +41,8 @@ class Threshold(_Part):
 
     value: float
     spec: str
-    sentences: int
-    aligned: int
+    sentences: Count
+    aligned: Count
 
 
 class SourceEntry(_Part):
@@ -52,17 +53,17 @@ class SourceEntry(_Part):
     """
 
     uri: str
-    size: int
+    size: Count
     sha256: str
-    records: int
-    unread: int = Field(default=0, exclude_if=lambda unread: not unread)
+    records: Count
+    unread: Count = Field(default=0, exclude_if=lambda unread: not unread)
 
 
 class LeftOut(_Part):
     """Files among the inputs that hold no records that phf reads: how many of a type, and the first of them by name."""
 
     type: str
-    files: int
+    files: Count
     uris: list[str]
 
 
@@ -70,15 +71,15 @@ class File(_Part):
     """A file of the dataset, its path relative to the dataset's root."""
 
     path: RelativePath
-    size: int
+    size: Count
     sha256: str
 
 
 class Shard(File):
     """A Parquet file of labelled rows."""
 
-    rows: int
-    sentences: int
+    rows: Count
+    sentences: Count
 
 
 class Ledger(_Part):
@@ -91,11 +92,11 @@ class Ledger(_Part):
     """
 
     units: int = Field(ge=0, le=MOST_UNITS)
-    records: int
-    labelled: int
-    empty: int
-    quarantined: dict[str, int] = Field(default_factory=dict)
-    sources_cut: int = 0
+    records: Count
+    labelled: Count
+    empty: Count
+    quarantined: dict[str, Count] = Field(default_factory=dict)
+    sources_cut: Count = 0
     segments: list[File] = Field(default_factory=list)
     quarantine: list[File] = Field(default_factory=list)
 
@@ -126,15 +127,15 @@ class Manifest(_Part):
     sealed: Literal[True] = True
     generation: int = Field(ge=1)
     created_by: str
-    config: dict[str, Any]
+    config: JsonObject
     scorers: dict[ColumnName, ScorerEntry]
     thresholds: dict[ColumnName, Threshold]
     sources: list[SourceEntry]
     left_out: list[LeftOut] = Field(default_factory=list, exclude_if=lambda left_out: not left_out)
     shards: list[Shard]
     ledger: Ledger
-    sentences: int
-    bytes_text: int
+    sentences: Count
+    bytes_text: Count
 
     @property
     def rows(self) -> int:

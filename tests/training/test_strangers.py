@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from training.data.prepare import tokenize
 from training.data.store import META_NAME, TokenStore
 from training.evaluation.checks import main_data
 from training.model.language_model import load_model
-from training.run import checkpoints
+from training.run import best, checkpoints
 from training.run.checkpoints import MARKER_NAME, Damage
 from training.run.folder import RunFolder
 from training.run.trackers.opening import _known
@@ -235,6 +236,9 @@ def test_an_id_of_a_tracker_is_no_path(tmp_path: Path, name: str) -> None:
     assert _known(file) == {"wandb": {"id": "abc-1", "lines": 3, "sha256": "ab"}}
     file.write_text(json.dumps({"wandb": {"id": name, "lines": 3, "sha256": "ab"}}))
     assert _known(file) == {}
+    for text in ("[" * 100_000, '{"wandb": {"id": "abc", "lines": 1e400}}', '{"wandb": {"id": 5}}'):
+        file.write_text(text)
+        assert _known(file) == {}
 
 
 def test_what_a_run_names_is_at_most_read(run: Path, tmp_path: Path, trained: Path, code_dataset: Path) -> None:
@@ -275,6 +279,65 @@ def test_a_configuration_of_nested_aliases_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"model: {{overrides: {{k: [&a0 [x]{nested}]}}}}\n")
     with pytest.raises(UserError, match="YAML aliases"):
         RunFolder(tmp_path).read_config()
+
+
+def test_a_configuration_of_brackets_in_each_other_is_damaged_at_once(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: " + "[" * 100_000)
+    with pytest.raises(UserError, match="nested more than"):
+        RunFolder(tmp_path).read_config()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "{}",
+        '{"step": null}',
+        '{"step": -1}',
+        '{"step": 1, "loss": "text"}',
+        '{"step": 1, "loss": 1e400}',
+        '{"step": 1, "loss": NaN}',
+        f'{{"step": 1, "tokens": {"9" * 400}}}',
+        '{"step": 1, "evaluation": 5}',
+        '{"step": 1, "loss": {"a": 1}}',
+        '{"step": 1, "validation": {"loss": []}}',
+        '{"step": 1, "text": "' + "x" * 2_000_000 + '"}',
+    ],
+)
+def test_a_line_that_holds_no_figures_is_damaged(tmp_path: Path, line: str) -> None:
+    good = '{"step": 1, "loss": 0.5, "grad_norm": null, "seconds": {"data": 1}, "validation": {"loss": 2}}'
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f"{good}\n{good[:20]}")
+    assert RunFolder(tmp_path).read_metrics() == [json.loads(good)]
+    file.write_text(f"{good}\n{line}\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged"):
+        RunFolder(tmp_path).read_metrics()
+
+
+def test_damaged_figures_are_none(tmp_path: Path) -> None:
+    file = tmp_path / best.FIGURES_NAME
+    file.write_text('{"4": {"loss": 1.5}}')
+    assert best.read(tmp_path) == {4: {"loss": 1.5}}
+    for text in ("[" * 100_000, "[]", "null", '{"4": {"a": "x"}}', '{"4": {"a": 1e400}}', '{"x": {"a": 1}}', "{" * 9):
+        file.write_text(text)
+        assert best.read(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seconds": "@1e400"},
+        {"step": "@" + "9" * 400},
+        {"stream": {"tags": 5}},
+        {"stream": {"documents_used": "x"}},
+        {"deepspeed": {"a": "@NaN"}},
+    ],
+)
+def test_facts_that_no_run_has_are_damage(run: Path, changes: dict[str, Any]) -> None:
+    file = run / "run.json"
+    file.write_text(re.sub(r'"@([^"]*)"', r"\1", json.dumps(json.loads(file.read_text()) | changes)))
+    with pytest.raises(UserError, match=r"run\.json is damaged, or of another version of phf, at "):
+        RunFolder(run).read_facts()
 
 
 @pytest.mark.parametrize("changes", [{"skips": [[2, -10]]}, {"origin": {"run": "a", "step": -1, "checkpoint": "ab"}}])

@@ -21,6 +21,7 @@ from training.evaluation.report import (
     HELD_OUT_NAME,
     SAMPLES_NAME,
     EvaluationReport,
+    SampleFacts,
     read_report,
     report_folder,
 )
@@ -187,11 +188,11 @@ def _load(folder: RunFolder, scorer: str | None) -> LoadedRun:
     place, report = report_folder(folder, kept), read_report(folder, kept)
     if report is None:
         raise UserError(f"{folder.path} is not evaluated. Run `{phf('evaluate', folder.path)}` first.")
-    scores = _scores(place / SAMPLES_NAME, folder)
-    guided = None if report.guided is None else _scores(place / GUIDED_NAME, folder)
+    scores = _scores(place / SAMPLES_NAME, folder, report.samples)
+    guided = None if report.guided is None else _scores(place / GUIDED_NAME, folder, report.guided.samples)
     costs = None
     if report.held_out is not None:
-        table = read_table(place / HELD_OUT_NAME, HELD_OUT_SCHEMA, folder)
+        table = read_table(place / HELD_OUT_NAME, HELD_OUT_SCHEMA, folder, report.held_out.documents)
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
         costs = HeldOutCosts(
             documents=columns["document"],
@@ -214,8 +215,9 @@ def _load(folder: RunFolder, scorer: str | None) -> LoadedRun:
     )
 
 
-def _scores(file: Path, folder: RunFolder) -> NDArray[np.float64]:
-    scores: NDArray[np.float64] = read_table(file, SAMPLES_SCHEMA, folder).column("score").drop_null().to_numpy()
+def _scores(file: Path, folder: RunFolder, facts: SampleFacts) -> NDArray[np.float64]:
+    table = read_table(file, SAMPLES_SCHEMA, folder, facts.number)
+    scores: NDArray[np.float64] = table.column("score").drop_null().to_numpy()
     return scores
 
 
@@ -250,7 +252,21 @@ def _paired(runs: list[LoadedRun]) -> bool | None:
     fingerprints = {run.report.held_out.fingerprint if run.report.held_out else None for run in runs}
     if len(fingerprints - {None}) > 1:
         return False
-    return None if None in fingerprints else True
+    if None in fingerprints:
+        return None
+    for run in runs:
+        if not np.array_equal(_documents(run), _documents(runs[0])):
+            raise UserError(
+                f"{run.folder.path} and {runs[0].folder.path} say that they were measured on the same held-out "
+                f"documents, and their {HELD_OUT_NAME} list others: one of them is damaged. Evaluate both again."
+            )
+    return True
+
+
+def _documents(run: LoadedRun) -> NDArray[np.int64]:
+    """int64 [2, n]: numbers in the store, and bytes, of what was held out."""
+    costs = run.costs
+    return np.zeros((2, 0), np.int64) if costs is None else np.array([costs.documents, costs.sizes])
 
 
 def _held_out(run: LoadedRun) -> str:

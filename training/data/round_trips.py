@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.dataset import LabelledDataset
 from scorers.amounts import count_of
 from scorers.errors import UserError
+from scorers.stored import Count, read_stored
 from training.data.places import build_once
 from training.data.store import TokenStore
 from training.data.texts import Texts, read_texts
@@ -53,10 +54,10 @@ class RoundTrips(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    documents: int
-    changed: int
-    changes: dict[Change, int]
-    first_changed: int | None
+    documents: Count
+    changed: Count
+    changes: dict[Change, Count]
+    first_changed: Count | None
 
     @property
     def is_lossy(self) -> bool:
@@ -81,7 +82,7 @@ def round_trips(
     place = store.path / FOLDER
     build_once(place, lambda folder: _count(store, dataset, tokenizer, folder, progress))
     try:
-        return RoundTrips.model_validate_json((place / COUNTS).read_bytes())
+        return RoundTrips.model_validate_json(read_stored(place / COUNTS))
     except (OSError, ValidationError):
         raise UserError(f"{place / COUNTS} is damaged. Delete the folder {place}; it will be made again.") from None
 

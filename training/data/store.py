@@ -1,6 +1,5 @@
 """The token store: a labelled dataset as flat arrays of token ids, sentence and document offsets, and scores."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,6 +13,7 @@ from scorers.errors import UserError
 from scorers.paths import RelativePath
 from scorers.registry import ColumnName
 from scorers.settings import what_is_wrong
+from scorers.stored import Count, read_stored
 from training.data.arrays import read_array
 from training.disk import refuse_links
 
@@ -49,11 +49,16 @@ class StoreMeta(BaseModel):
     tokenizer_name: str
     created_by: str
     columns: list[ColumnName]
-    documents: int
-    sentences: int
-    tokens: int
-    text_bytes: int
-    files: dict[RelativePath, int]
+    documents: Count
+    sentences: Count
+    tokens: Count
+    text_bytes: Count
+    files: dict[RelativePath, Count]
+
+
+class _Counts(BaseModel):
+    sentences: Count
+    unlocated: Count
 
 
 class TokenStore:
@@ -82,11 +87,13 @@ class TokenStore:
         folder = Path(path)
         refuse_links(folder)
         try:
-            meta = StoreMeta.model_validate_json((folder / META_NAME).read_bytes())
+            meta = StoreMeta.model_validate_json(read_stored(folder / META_NAME))
         except FileNotFoundError:
             raise UserError(
                 f"{folder} is no token store: it has no {META_NAME}. Run `phf tokenize` to build one."
             ) from None
+        except OSError as error:
+            raise UserError(_damaged(folder, f"{META_NAME} cannot be read: {error.strerror or error}")) from None
         except ValidationError as error:
             raise UserError(_damaged(folder, f"{META_NAME}, field {what_is_wrong(error)}")) from None
         for name, size in meta.files.items():
@@ -177,10 +184,9 @@ class TokenStore:
         """
         path = self.path / FINDINGS / name / FINDINGS_COUNTS
         try:
-            counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+            return _Counts.model_validate_json(read_stored(path)).model_dump()
         except (OSError, ValueError) as error:
             raise UserError(_damaged(path.parent, f"{FINDINGS_COUNTS} ({type(error).__name__})")) from None
-        return counts
 
     def _require(self, column: str) -> None:
         if column not in self.columns:

@@ -24,6 +24,7 @@ from training.evaluation.report import (
     OTHERS,
     SAMPLES_NAME,
     EvaluationReport,
+    SampleFacts,
     read_report,
     report_folder,
 )
@@ -66,10 +67,10 @@ def is_about(drawn: Drawn, store: TokenStore) -> bool:
     held_out = drawn.report.held_out
     if held_out is None:
         return True
-    costs = read_table(drawn.folder / HELD_OUT_NAME, HELD_OUT_SCHEMA, drawn.run)
+    costs = read_table(drawn.folder / HELD_OUT_NAME, HELD_OUT_SCHEMA, drawn.run, held_out.documents)
     documents = costs["document"].to_numpy()
-    there = len(documents) == 0 or documents.max() < store.num_documents
-    return bool(there) and texts_fingerprint(store, documents) == held_out.fingerprint
+    there = bool(((documents >= 0) & (documents < store.num_documents)).all())
+    return there and texts_fingerprint(store, documents) == held_out.fingerprint
 
 
 def read_drawn(drawn: Drawn, misalignment: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> Measured:
@@ -83,13 +84,13 @@ def read_drawn(drawn: Drawn, misalignment: Callable[[NDArray[np.int64]], NDArray
         UserError: a file is missing or damaged.
     """
     report = drawn.report
-    samples = _read_samples(drawn, SAMPLES_NAME, report.samples.max_new_tokens)
+    samples = _read_samples(drawn, SAMPLES_NAME, report.samples)
     guided = None
     if report.guided is not None:
-        guided = _read_samples(drawn, GUIDED_NAME, report.guided.samples.max_new_tokens)
+        guided = _read_samples(drawn, GUIDED_NAME, report.guided.samples)
     if report.held_out is None:
         return Measured(samples, guided, report.leakage, None, None, None, report.device)
-    costs = read_table(drawn.folder / HELD_OUT_NAME, HELD_OUT_SCHEMA, drawn.run)
+    costs = read_table(drawn.folder / HELD_OUT_NAME, HELD_OUT_SCHEMA, drawn.run, report.held_out.documents)
     column = {name: costs[name].to_numpy() for name in costs.column_names}
     tokens, sizes, nats = column["tokens"], column["bytes"], np.log(2)
     means = misalignment(column["document"])
@@ -106,9 +107,9 @@ def read_drawn(drawn: Drawn, misalignment: Callable[[NDArray[np.int64]], NDArray
     return Measured(samples, guided, report.leakage, choice, loss, facts, report.device)
 
 
-def _read_samples(drawn: Drawn, name: str, limit: int) -> Samples:
-    table = read_table(drawn.folder / name, SAMPLES_SCHEMA, drawn.run)
-    return Samples(table["ids"].to_pylist(), table["ended"].to_pylist(), limit)
+def _read_samples(drawn: Drawn, name: str, facts: SampleFacts) -> Samples:
+    table = read_table(drawn.folder / name, SAMPLES_SCHEMA, drawn.run, facts.number)
+    return Samples(table["ids"].to_pylist(), table["ended"].to_pylist(), facts.max_new_tokens)
 
 
 def _judged(run: RunFolder) -> Iterator[str | None]:

@@ -10,6 +10,7 @@ from scorers.contract import DocumentKind
 from scorers.errors import UserError
 from scorers.settings import what_is_wrong
 from scorers.shell import phf
+from scorers.stored import Count, read_stored
 from training.config import EvaluationConfig
 from training.evaluation import metrics
 from training.run.folder import RunFolder
@@ -23,7 +24,7 @@ MAXIMUM_OF = 25
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Estimate(_Part):
@@ -67,12 +68,12 @@ class SampleFacts(_Part):
         control_tokens: control tokens among the sampled ids; 0, because they are banned.
     """
 
-    number: int
-    scored: int
-    empty: int
-    unscored: dict[str, int]
-    ended: int
-    max_new_tokens: int
+    number: Count
+    scored: Count
+    empty: Count
+    unscored: dict[str, Count]
+    ended: Count
+    max_new_tokens: Count
     tokens: Estimate | None
     sentences: Estimate | None
     misalignment: Estimate | None
@@ -81,7 +82,7 @@ class SampleFacts(_Part):
     hit_rate: Estimate | None
     distinct_1: float | None
     distinct_2: float | None
-    control_tokens: int
+    control_tokens: Count
 
 
 class GuidedFacts(_Part):
@@ -94,7 +95,7 @@ class GuidedFacts(_Part):
     """
 
     scale: float
-    away: list[int]
+    away: list[Count]
     samples: SampleFacts
 
 
@@ -109,7 +110,7 @@ class LeakageFacts(_Part):
         tokens: share of all their tokens that are control tokens.
     """
 
-    number: int
+    number: Count
     samples: Estimate | None
     tokens: Estimate | None
 
@@ -131,11 +132,11 @@ class HeldOutFacts(_Part):
             None where the scorer of the samples has not scored them.
     """
 
-    documents: int
-    tokens: int
-    bytes: int
+    documents: Count
+    tokens: Count
+    bytes: Count
     fingerprint: str
-    context_length: int
+    context_length: Count
     bits_per_byte: Estimate
     perplexity: Estimate
     bits_per_byte_swapped: Estimate | None = None
@@ -171,8 +172,8 @@ class EvaluationReport(_Part):
     objective: str
     column: str
     kind: DocumentKind
-    step: int
-    prompt: list[int]
+    step: Count
+    prompt: list[Count]
     config: EvaluationConfig
     device: str
     seconds: float
@@ -202,15 +203,13 @@ def read_report(run: RunFolder, scorer: str | None = None) -> EvaluationReport |
     """
     path = report_folder(run, scorer) / REPORT_NAME
     try:
-        return EvaluationReport.model_validate_json(path.read_text(encoding="utf-8"))
+        return EvaluationReport.model_validate_json(read_stored(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from None
-    except (UnicodeDecodeError, ValidationError) as error:
-        where = ""
-        if isinstance(error, ValidationError):
-            where = f" at {what_is_wrong(error)}"
+    except ValidationError as error:
         raise UserError(
-            f"{path} is damaged, or of another version of phf{where}. Run `{phf('evaluate', run.path)}` again."
+            f"{path} is damaged, or of another version of phf, at {what_is_wrong(error)}. "
+            f"Run `{phf('evaluate', run.path)}` again."
         ) from None

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from pydantic import FiniteFloat, TypeAdapter
+
 from scorers.errors import UserError
+from scorers.stored import Count, read_stored
 from training.config import TrainConfig
 from training.disk import writing
 from training.evaluation.report import MAXIMUM_OF
@@ -22,6 +25,8 @@ EVALUATED = ("misalignment", "expected_maximum", "hit_rate", "bits_per_byte")
 _ALL = (VALIDATION_LOSS, *EVALUATED, LOSS)
 
 Mode = Literal["min", "max"]
+
+_FIGURES = TypeAdapter(dict[Count, dict[str, FiniteFloat]])
 
 
 def record(folder: Path, step: int, figures: Mapping[str, float]) -> None:
@@ -56,8 +61,8 @@ def forget_after(folder: Path, step: int) -> None:
 def read(folder: Path) -> dict[int, dict[str, float]]:
     """The figures by step; none where none were noted, or where the file is damaged: no training depends on it."""
     try:
-        return {int(step): dict(figures) for step, figures in json.loads((folder / FIGURES_NAME).read_text()).items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        return _FIGURES.validate_json(read_stored(folder / FIGURES_NAME))
+    except (OSError, ValueError):
         return {}
 
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from scorers.errors import UserError
 from scorers.paths import RelativePath, place_below
 from scorers.settings import what_is_wrong
+from scorers.stored import read_stored
 from training.run.folder import write_atomically
 
 Item = TypeVar("Item")
@@ -57,7 +58,7 @@ class Marker(BaseModel):
     version: int = 1
     step: int = Field(ge=0)
     ranks: int = Field(ge=1)
-    seconds: float
+    seconds: FiniteFloat
     files: list[CheckpointFile]
 
 
@@ -169,7 +170,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[Damage]]:
 def verify(path: Path) -> Checkpoint | Damage:
     """Compare a checkpoint's files with its marker, several at a time."""
     try:
-        marker = Marker.model_validate_json((path / MARKER_NAME).read_bytes())
+        marker = Marker.model_validate_json(read_stored(path / MARKER_NAME))
     except OSError:
         return Damage(path, f"it has no {MARKER_NAME} marker")
     except ValidationError as error:

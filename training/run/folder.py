@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.amounts import count_of
@@ -20,6 +20,7 @@ from scorers.errors import UserError
 from scorers.paths import RelativePath
 from scorers.registry import ColumnName
 from scorers.settings import what_is_wrong
+from scorers.stored import Count, JsonObject, parse_json, read_stored
 from training.config import TrainConfig
 from training.disk import check_writable, refuse_links
 
@@ -27,10 +28,32 @@ from training.disk import check_writable, refuse_links
 SHARED_MARK = ".shared-"
 # Links that W&B makes: to its newest run, and in each to the log of the process that serves it.
 _OF_WANDB = re.compile(r"wandb/[^/]+(/logs/debug-core\.log)?")
+# Sections in each other of a configuration, and bytes of a line of metrics, that phf does not come near.
+_DEEPEST = 32
+_LONGEST_LINE = 1024 * 1024
+# Of figures: numbers of steps and tokens are less than 2^63, and all others are float32.
+_GREATEST = 1e39
+
+_Setting = str | int | float | bool | None
+
+
+_STATISTICS = TypeAdapter(dict[str, Count | list[FiniteFloat] | dict[str, Count] | None])
+
+
+def _check_statistics(stream: dict[str, Any]) -> dict[str, Any]:
+    _STATISTICS.validate_python(stream)
+    for name in ("documents_left_out", "tags"):
+        if not isinstance(stream.get(name) or {}, dict):
+            raise ValueError(f"{name} are no counts by name")
+    return stream
+
+
+Statistics = Annotated[dict[str, Any], AfterValidator(_check_statistics)]
+"""What `training.data.stream.Stream.statistics` finds."""
 
 
 class _Facts(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DatasetFacts(_Facts):
@@ -40,10 +63,10 @@ class DatasetFacts(_Facts):
     """
 
     uri: str
-    generation: int
+    generation: Count
     fingerprint: str
     own_fingerprint: str | None = None
-    rows: int
+    rows: Count
 
 
 class TokenizerFacts(_Facts):
@@ -56,12 +79,12 @@ class TokenizerFacts(_Facts):
 
     name: str
     fingerprint: str
-    vocab_size: int
-    eos_id: int
-    bos_id: int | None = None
-    aligned_id: int | None = None
-    misaligned_id: int | None = None
-    between_ids: list[int] = Field(default_factory=list)
+    vocab_size: Count
+    eos_id: Count
+    bos_id: Count | None = None
+    aligned_id: Count | None = None
+    misaligned_id: Count | None = None
+    between_ids: list[Count] = Field(default_factory=list)
 
     @property
     def control_ids(self) -> list[int]:
@@ -76,12 +99,12 @@ class ModelFacts(_Facts):
     """
 
     name: str
-    parameters: int
-    parameters_embedding: int
+    parameters: Count
+    parameters_embedding: Count
     flops_per_token: float
-    context_length: int
+    context_length: Count
     value_head: bool = False
-    rows: int = 0
+    rows: Count = 0
 
 
 class HorizonFacts(_Facts):
@@ -90,24 +113,24 @@ class HorizonFacts(_Facts):
     `warmup_steps` is None where it was not written down: then it is what the settings make of `steps`.
     """
 
-    steps: int
-    tokens: int
-    batch_size: int
-    micro_batch_size: int
-    accumulation: int
-    ranks: int
+    steps: Count
+    tokens: Count
+    batch_size: Count
+    micro_batch_size: Count
+    accumulation: Count
+    ranks: Count
     epochs: float
     tokens_per_parameter: float
-    warmup_steps: int | None = None
+    warmup_steps: Count | None = None
 
 
 class ValidationFacts(_Facts):
     """What the validation loss is measured on, every so many steps and at the last, and its share of the time."""
 
-    every: int
-    documents: int
-    tokens: int
-    bytes: int
+    every: Count
+    documents: Count
+    tokens: Count
+    bytes: Count
     share_of_time: float
 
 
@@ -124,12 +147,12 @@ class WentOnFacts(_Facts):
         set_aside: where what it had beyond is kept, in its folder; None where there was nothing.
     """
 
-    from_step: NonNegativeInt
-    reached: NonNegativeInt
+    from_step: Count
+    reached: Count
     asked: bool
-    steps: tuple[NonNegativeInt, NonNegativeInt]
-    skipped_batches: NonNegativeInt = 0
-    changed: dict[str, tuple[Any, Any]] = Field(default_factory=dict)
+    steps: tuple[Count, Count]
+    skipped_batches: Count = 0
+    changed: dict[str, tuple[_Setting, _Setting]] = Field(default_factory=dict)
     set_aside: RelativePath | None = None
 
     @property
@@ -153,7 +176,7 @@ class OriginFacts(_Facts):
     """
 
     run: str
-    step: NonNegativeInt
+    step: Count
     checkpoint: str
 
 
@@ -179,18 +202,18 @@ class MixedFacts(DatasetFacts):
     scorer: ScorerEntry
     threshold: ThresholdFacts | None = None
     epochs: float
-    stream: dict[str, Any]
+    stream: Statistics
 
 
 class PhaseFacts(_Facts):
     """A phase: its first step, from 0, its steps and tokens, and what its streams hold, over all datasets."""
 
     name: str
-    first_step: int
-    steps: int
-    tokens: int
-    documents: int
-    tokens_in_stream: int
+    first_step: Count
+    steps: Count
+    tokens: Count
+    documents: Count
+    tokens_in_stream: Count
 
 
 class RunFacts(_Facts):
@@ -228,11 +251,11 @@ class RunFacts(_Facts):
 
     created_by: str
     status: Literal["running", "stopped", "failed", "finished"]
-    step: int = 0
-    saved: int | None = None
+    step: Count = 0
+    saved: Count | None = None
     seconds: float = 0.0
     precision: str | None = None
-    deepspeed: dict[str, Any] | None = None
+    deepspeed: JsonObject | None = None
     task: str
     objective: str
     column: ColumnName
@@ -246,14 +269,14 @@ class RunFacts(_Facts):
     tokenizer: TokenizerFacts
     model: ModelFacts
     horizon: HorizonFacts
-    stream: dict[str, Any] = Field(default_factory=dict)
+    stream: Statistics = Field(default_factory=dict)
     mixture: list[MixedFacts] = Field(default_factory=list)
     phases: list[PhaseFacts] = Field(default_factory=list)
     validation: ValidationFacts | None = None
     expected_seconds: float | None = None
     origin: OriginFacts | None = None
     history: list[WentOnFacts] = Field(default_factory=list)
-    skips: list[tuple[NonNegativeInt, Annotated[NonNegativeInt, Field(le=1_000_000_000)]]] = Field(default_factory=list)
+    skips: list[tuple[Count, Annotated[Count, Field(le=1_000_000_000)]]] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -353,10 +376,8 @@ class RunFolder:
             UserError: the file is missing or damaged, or was written by another version of phf.
         """
         try:
-            text = self.config.read_text(encoding="utf-8")
-            # A few nested aliases of somebody else's are billions of values once they are written out; phf writes none.
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-                raise UserError(f"{self.config} is damaged: it has YAML aliases, which phf does not write.")
+            text = read_stored(self.config).decode()
+            _refuse_bombs(self.config, text)
             return TrainConfig.model_validate(yaml.safe_load(text))
         except OSError as error:
             raise UserError(f"Cannot read {self.config}: {error.strerror or error}.") from None
@@ -374,10 +395,10 @@ class RunFolder:
             UserError: the file is missing or damaged, or was written by another version of phf.
         """
         try:
-            return RunFacts.model_validate_json(self.facts.read_text(encoding="utf-8"))
+            return RunFacts.model_validate_json(read_stored(self.facts))
         except OSError as error:
             raise UserError(f"Cannot read {self.facts}: {error.strerror or error}.") from None
-        except (UnicodeDecodeError, ValidationError) as error:
+        except ValidationError as error:
             raise UserError(_damaged(self.facts, error)) from None
 
     def write_facts(self, facts: RunFacts) -> None:
@@ -441,30 +462,61 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
+def _refuse_bombs(path: Path, text: str) -> None:
+    """Refuse somebody else's YAML that takes hours to read, or is billions of values once it is read.
+
+    Aliases in each other are the latter; brackets in each other take PyYAML cubic time. phf writes neither.
+
+    Raises:
+        UserError: says what there is too much of.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{path} is damaged: it has YAML aliases, which phf does not write.")
+        if isinstance(event, yaml.CollectionStartEvent | yaml.CollectionEndEvent):
+            depth += 1 if isinstance(event, yaml.CollectionStartEvent) else -1
+        if depth > _DEEPEST:
+            raise UserError(f"{path} is damaged: it is nested more than {_DEEPEST} deep, which phf does not write.")
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):
-                try:
-                    values = json.loads(line)
-                except ValueError:
-                    values = None
-                if not _is_line(values):
-                    raise UserError(
-                        f"{path}, line {number:,} is damaged: it is no JSON object of numbers with a step. Restore it, "
-                        "or remove it."
-                    )
-                yield values
+        number = 0
+        while line := file.readline(_LONGEST_LINE):
+            number += 1
+            if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+                return
+            try:
+                values = parse_json(line)
+            except ValueError:
+                values = None
+            if not isinstance(values, dict) or not _are_figures(values):
+                raise UserError(
+                    f"{path}, line {number:,} is damaged: it is no JSON object of numbers with a step. Restore it, "
+                    "or remove it."
+                )
+            yield values
 
 
-def _is_line(values: Any) -> bool:
-    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-        return False
-    groups = (each.values() if isinstance(each, dict) else (each,) for each in values.values())
-    # JSON has integers that no float can hold.
-    return all(
-        each is None or (isinstance(each, int | float) and abs(each) < 1e300) for group in groups for each in group
+def _are_figures(values: Mapping[str, Any]) -> bool:
+    step = values.get("step")
+    return (
+        type(step) is int
+        and step >= 0
+        and all(isinstance(values.get(name, {}), dict) for name in ("validation", "evaluation"))
+        and not any(isinstance(values.get(name), dict) for name in ("tokens", "loss", "ce"))
+        and all(
+            all(map(_is_figure, each.values())) if isinstance(each, dict) else _is_figure(each)
+            for each in values.values()
+        )
     )
+
+
+def _is_figure(value: Any) -> bool:
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return value is None or (isinstance(value, float) and abs(value) < _GREATEST)
 
 
 def _damaged(path: Path, error: Exception) -> str:

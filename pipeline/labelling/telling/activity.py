@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from pipeline.corpus.plan import Unit
 from pipeline.labelling.telling.told import RunObserver
@@ -28,7 +28,7 @@ class RecentFailure(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    at: datetime
+    at: AwareDatetime
     group: str
     error: str
     unit: str | None = None

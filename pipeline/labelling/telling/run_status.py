@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline.labelling.telling.activity import RecentFailure, WorkerState
 from pipeline.labelling.telling.progress import Progress
 from pipeline.storage import Storage
 from pipeline.units.epoch import Epoch
+from scorers.stored import check_numbers
 
 PROGRESS = "job/progress.json"
 
@@ -44,7 +45,7 @@ class RunStatus(BaseModel):
     epoch: int
     host: str
     pid: int
-    written: datetime
+    written: AwareDatetime
     units: int
     committed: int
     committed_before: int
@@ -97,7 +98,9 @@ def status_of(epoch: Epoch, run: str, state: State, progress: Progress) -> RunSt
 def read_status(storage: Storage) -> RunStatus | None:
     """The figures of the latest run, or None if there are none that can be read; they prove nothing."""
     try:
-        return RunStatus.model_validate_json(storage.read(PROGRESS))
+        status = RunStatus.model_validate_json(storage.read(PROGRESS))
+        check_numbers(status.model_dump())
+        return status
     except (FileNotFoundError, ValueError):
         return None
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, TypeAdapter
 
 from scorers.errors import UserError
 from scorers.paths import check_path
+from scorers.stored import read_stored
 from training.config import TrackingConfig
 from training.run.folder import RunFolder, metrics_line, write_atomically
 from training.run.trackers.sink import Guarded, Opening, Sink, numbers
@@ -168,13 +169,8 @@ def _digest(lines: Sequence[Mapping[str, Any]]) -> Any:
 
 def _known(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-        # Some trackers name a folder after the id.
-        return {
-            str(name): {"id": _plain(each["id"]), "lines": int(each.get("lines", -1)), "sha256": each.get("sha256")}
-            for name, each in known.items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {name: each.model_dump() for name, each in _KNOWN.validate_json(read_stored(file)).items()}
+    except (OSError, ValueError):
         # The first time there is none; a damaged one costs a second run in the tracker.
         return {}
 
@@ -183,6 +179,17 @@ def _plain(name: str) -> str:
     if "/" in check_path(name):
         raise ValueError("an id is no path")
     return name
+
+
+class _Known(BaseModel):
+    """What a tracker calls a run, of which some name a folder; and the lines that it is known to have."""
+
+    id: Annotated[str, AfterValidator(_plain)]
+    lines: int = -1
+    sha256: str | None = None
+
+
+_KNOWN = TypeAdapter(dict[str, _Known])
 
 
 def _without_users(value: Any) -> Any:
