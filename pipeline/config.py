@@ -1,12 +1,14 @@
 """The configuration of a labelling job: what can change the dataset, and apart from it what changes its speed alone."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.quarantine_limit import check_limit
 from scorers.contract import Execution
 from scorers.registry import ScorerSpec, given_field
+from scorers.settings import what_is_wrong
 from scorers.trust import trusted_by_environment
 
 MAX_DOCUMENT_SIZE = 1024 * 1024
@@ -161,6 +163,26 @@ class LabelConfig(BaseModel):
     def semantic(self) -> dict[str, Any]:
         """What can change the dataset, as plain JSON values; written into the job and the manifest."""
         return self.model_dump(mode="json", exclude={"output", "execution"})
+
+
+def stored_config(config: Mapping[str, Any], output: str) -> LabelConfig:
+    """The configuration that `LabelConfig.semantic` wrote, read from a file that may be somebody else's.
+
+    Args:
+        config: what the file holds.
+        output: where the job lies now.
+
+    Raises:
+        ValueError: it is none; names the key.
+    """
+    if lacking := {"inputs", "scorers", "thresholds"} - config.keys():
+        raise ValueError(f"{min(lacking)}: required, but not there")
+    if foreign := {"output", "execution"} & config.keys():
+        raise ValueError(f"{min(foreign)}: is the user's to say")
+    try:
+        return LabelConfig.model_validate({**config, "output": output})
+    except ValidationError as error:
+        raise ValueError(what_is_wrong(error)) from None
 
 
 class ScoreConfig(BaseModel):

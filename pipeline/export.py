@@ -17,9 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset import LabelledDataset
+from pipeline.dataset.manifest import DamagedError
 from pipeline.storage import Storage
 from scorers.errors import UserError
 from scorers.paths import UnsafePathError
+from scorers.shell import phf
+from scorers.stored import parse_json
 
 SCHEMA = pa.schema(
     [
@@ -165,21 +168,28 @@ def _rows(dataset: LabelledDataset, column: str, exported: Exported) -> Iterator
                 continue
             yield {
                 "texts": [text[start:end] for start, end in pairwise([0, *ends])],
-                "meta": _meta(meta),
+                "meta": _meta(dataset, meta),
                 "scores": scores,
                 "avg_score": float(np.mean(scores)) if scores else None,
                 "num_sents": len(ends),
             }
 
 
-def _meta(text: str) -> dict[str, Any]:
+def _meta(dataset: LabelledDataset, text: str) -> dict[str, Any]:
     """The meta of a record; of one that came in this format, the meta that it came with."""
-    fields: dict[str, Any] = json.loads(text)
+    try:
+        fields = parse_json(text)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise DamagedError(
+            f"{dataset.uri} is damaged: the meta of a row is no JSON object. `{phf('verify', dataset.uri)}` says which."
+        )
     if fields.keys() <= {"meta", "avg_score", "num_sents"} and "meta" in fields:
         inner = fields["meta"]
         if isinstance(inner, str):
             with contextlib.suppress(ValueError):
-                inner = json.loads(inner)
+                inner = parse_json(inner)
         if isinstance(inner, dict):
             return inner
     return fields

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 
 from pipeline.checking.findings import Findings
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, stored_config
 from pipeline.corpus.inputs import find_sources
 from pipeline.corpus.plan import Plan
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset import LabelledDataset
+from pipeline.dataset.manifest import MANIFEST_NAME
 
 Key = tuple[str, int]
 _ROW = ("source", "position", "doc_id", "text", "meta")
@@ -29,7 +30,11 @@ def compare_with_inputs(dataset: LabelledDataset, quarantined: set[Key], finding
         UserError: an input is gone or cannot be read.
         DamagedError: a shard cannot be read.
     """
-    config = LabelConfig.model_validate(dataset.manifest.config | {"output": dataset.uri})
+    try:
+        config = stored_config(dataset.manifest.config, dataset.uri)
+    except ValueError as error:
+        findings.add(MANIFEST_NAME, f"is damaged at config.{error}")
+        return
     # Inputs that came later stand after those before them, whatever their names.
     order = {entry.uri: index for index, entry in enumerate(dataset.manifest.sources)}
     sources = find_sources(config.inputs, config.kind, output=config.output)

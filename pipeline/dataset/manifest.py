@@ -1,8 +1,8 @@
 """`manifest.json`: the contract between the job that labels and everything that reads a labelled dataset."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.dataset.schema import SCHEMA_VERSION
 from scorers.errors import UserError
@@ -24,11 +24,17 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    if "kind" in options:
+        raise ValueError("the kind is no option")
+    return options
+
+
 class ScorerEntry(_Part):
     """What made a column of scores: `kind` and `options` rebuild the scorer, `fingerprint` proves it the same."""
 
     kind: str
-    options: JsonObject
+    options: Annotated[JsonObject, AfterValidator(_check_options)]
     fingerprint: str
 
 

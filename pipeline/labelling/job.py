@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from pipeline.checked_json import from_checked
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, stored_config
 from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import MANIFEST_NAME, ScorerEntry
 from pipeline.labelling.plan_files import read_plan
@@ -15,9 +15,15 @@ from pipeline.storage import Storage
 from scorers.errors import UserError
 from scorers.registry import ColumnName
 from scorers.shell import phf
+from scorers.stored import JsonObject
 
 JOB = "job/config.json"
 LAYERS = "job/layers"
+
+
+def _check_config(config: dict[str, Any]) -> dict[str, Any]:
+    stored_config(config, ".")
+    return config
 
 
 class JobRecord(BaseModel):
@@ -33,7 +39,7 @@ class JobRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
-    config: dict[str, Any]
+    config: Annotated[JsonObject, AfterValidator(_check_config)]
     scorers: dict[ColumnName, ScorerEntry]
     sentences: str
 
@@ -122,8 +128,12 @@ class StoredJob:
         for number in layers[1:]:
             thresholds |= self.layers[number - 2].thresholds
         scorers = {column: {"kind": entry.kind, **entry.options} for column, entry in self.columns(layers).items()}
-        changed = {"scorers": scorers, "thresholds": thresholds, "output": self.storage.uri}
-        return LabelConfig.model_validate(self.record.config | changed)
+        try:
+            return stored_config(self.record.config | {"scorers": scorers, "thresholds": thresholds}, self.storage.uri)
+        except ValueError as error:
+            raise UserError(
+                f"{self.storage.uri}/{LAYERS} is damaged: no job has such columns ({error}). Restore it from a copy."
+            ) from None
 
     def layers_of(self, columns: Mapping[str, ScorerEntry]) -> list[int]:
         """The layers that fill the given columns by the given scorers, in order."""

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pipeline.checked_json import from_checked, to_checked
 from pipeline.corpus.inputs import Source
@@ -27,6 +27,7 @@ from scorers.paths import UnsafePathError
 from scorers.shell import phf
 
 PLANS = "job/plan"
+_SOURCE = TypeAdapter(Source)
 
 
 class PlanFile(BaseModel):
@@ -138,9 +139,9 @@ def _read_file(storage: Storage, path: str) -> PlanFile:
 def read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
     """One part of the plan, its sources numbered from 0; errors as `read_plan`."""
     file = _read_file(storage, path)
-    sources = _read(storage, file.sources).to_pylist()
-    units = _read(storage, file.units)
     try:
+        sources = _read(storage, file.sources).to_pylist()
+        units = _read(storage, file.units)
         entries = [
             SourceEntry(**{name: value for name, value in source.pop("entry").items() if value is not None})
             for source in sources
@@ -152,15 +153,26 @@ def read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
             raise _damaged(storage, path)
         first = np.searchsorted(index, np.arange(count + 1)).astype(np.int64)
         plan = Plan(
-            [Source(**source) for source in sources],
+            [_SOURCE.validate_python(source) for source in sources],
             entries,
             Units(first, slices.astype(np.int64)),
             file.cut,
             file.left_out,
         )
-    except (KeyError, TypeError):
-        raise _damaged(storage, path) from None
+        _check(plan)
+    # Whatever a stranger's Parquet has in place of it: another type, nulls, or no such column.
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, pa.ArrowException) as error:
+        raise _damaged(storage, path, f" What is wrong: {type(error).__name__}.") from None
     return file, plan
+
+
+def _check(plan: Plan) -> None:
+    """Refuse a plan that speaks of sources that it has not."""
+    source, start, stop = plan.units.slices.T
+    if ((source < 0) | (source >= len(plan.sources)) | (start < 0) | (stop < start)).any():
+        raise ValueError("a unit is of no source")
+    if {each.source for each in plan.cut} - {each.uri for each in plan.entries}:
+        raise ValueError("what ends early is no source")
 
 
 def _encode(table: pa.Table) -> tuple[File, bytes]:

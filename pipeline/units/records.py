@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.writer import parquet_writer
@@ -42,7 +42,7 @@ class UnitRecord(BaseModel):
 
     unit: int
     epoch: int
-    parts: list[PartFile]
+    parts: list[PartFile] = Field(min_length=1)
     records: int
     empty: int
     sentences: int
@@ -108,6 +108,8 @@ def read_segment(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """
     # In this thread alone: one of pyarrow's that lets go of Python's bytes at the interpreter's end aborts the process.
     with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True) as parquet:
+        if not parquet.schema_arrow.equals(SEGMENT_SCHEMA):
+            raise pa.ArrowInvalid("its columns are not those of a segment")
         return parquet.read(columns, use_threads=False)
 
 
@@ -123,6 +125,8 @@ def records_of(segment: pa.Table) -> list[UnitRecord]:
 def _record(row: dict[str, Any]) -> UnitRecord:
     # What was checked when it was written need not be checked a million times: the pages have their checksums. But
     # whoever wrote it may be a stranger.
+    if not row["parts"]:
+        raise ValueError("a unit has no part")
     for part in row["parts"]:
         for path in filter(None, (part["staged"], part["path"])):
             check_path(path)

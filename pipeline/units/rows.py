@@ -15,6 +15,8 @@ from scorers.errors import IncompleteError
 from scorers.shell import phf
 
 _KEY = ["source", "position"]
+_TYPES = {field.name: field.type for field in ROW_FIELDS}
+_SCORES = pa.list_(pa.float32())
 
 
 def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> pa.Table:
@@ -27,6 +29,9 @@ def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> p
     """
     tables = [_keep(_read_part(storage, part), record) for part in record.parts]
     base = tables[0]
+    for field in ROW_FIELDS:
+        if field.name not in base.column_names or base.column(field.name).null_count:
+            raise _damaged(storage, record.parts[0], f"it lacks {field.name}, of all rows or of some")
     arrays = {field.name: base.column(field.name) for field in ROW_FIELDS}
     for part, table in zip(record.parts, tables, strict=True):
         if table is not base and not table.select(_KEY).equals(base.select(_KEY)):
@@ -64,6 +69,7 @@ def read_scores(
                     storage.open_read(part.path) as file,
                     pq.ParquetFile(file, page_checksum_verification=True) as parquet,
                 ):
+                    _check_types(storage, part, parquet.schema_arrow)
                     wanted = [column for column in columns if column in parquet.schema_arrow.names]
                     table = parquet.read([*keys, *wanted])
             except (OSError, pa.ArrowException) as error:
@@ -86,9 +92,19 @@ def _read_part(storage: Storage, part: PartFile) -> pa.Table:
         raise _damaged(storage, part, "its sha256 is not the one in the unit's record")
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            _check_types(storage, part, parquet.schema_arrow)
             return parquet.read()
     except (OSError, pa.ArrowException) as error:
         raise _failed(storage, part, error) from None
+
+
+def _check_types(storage: Storage, part: PartFile, schema: pa.Schema) -> None:
+    """Refuse a part that lacks the keys of its rows, or has a column of another type than all units have."""
+    for name in [*_KEY, *schema.names]:
+        # A name that occurs twice is found as none.
+        place = schema.get_field_index(name)
+        if place < 0 or not schema.field(place).type.equals(_TYPES.get(name, _SCORES)):
+            raise _damaged(storage, part, f"its column {name!r} is not as it is in a unit")
 
 
 def _keep(table: pa.Table, record: UnitRecord) -> pa.Table:

@@ -177,7 +177,9 @@ class UnitStore:
         stop = min(first + FOLDER_UNITS, units)
         if (table := self._segment(folder, segments)) is not None:
             with contextlib.suppress(ValueError):  # no segment of ours: the records stay beside it
-                return records_of(table)[: stop - first]
+                records = records_of(table)[: stop - first]
+                if [record.unit for record in records] == list(range(first, stop)):
+                    return records
         return self._read_many(range(first, stop))
 
     def _segment(self, folder: int, segments: set[int]) -> pa.Table | None:

@@ -6,7 +6,7 @@ from functools import partial
 from pipeline.checked_json import from_checked, to_checked
 from pipeline.checking.files import compare_bytes
 from pipeline.checking.job_files import JobCheck
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, stored_config
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import Manifest, ScorerEntry
@@ -40,8 +40,18 @@ def mend_job(mending: Mending, check: JobCheck, manifest: Manifest | None, repor
         for number in check.plans:
             mending.leave(plan_path(number), f"the plan follows from {JOB}, which cannot be mended")
         return
-    config = manifest.config if check.config and manifest is not None else _job(mending).config
-    plans = _Plans(mending, LabelConfig.model_validate({**config, "output": mending.storage.uri}), manifest, reporter)
+    try:
+        known = None if manifest is None else stored_config(manifest.config, mending.storage.uri)
+        config = (
+            known if check.config and known is not None else stored_config(_job(mending).config, mending.storage.uri)
+        )
+        if known is not None and (lacking := columns.keys() - known.scorers.keys()):
+            raise ValueError(f"scorers: {min(lacking)} is not there")
+    except ValueError as error:
+        for path in damaged or [plan_path(number) for number in check.plans]:
+            mending.leave(path, f"the configuration of the job is none ({error}); restore it from a copy")
+        return
+    plans = _Plans(mending, config, manifest, reporter)
     for number in sorted(check.plans):
         plans.mend(number, check.plans[number])
     if manifest is None or not columns:

@@ -1,7 +1,9 @@
 """A labelled dataset of somebody else's: whatever its files name, and whatever is a link in it, no harm comes of it."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.dataset import open_dataset
 from pipeline.dataset.manifest import DamagedError
+from pipeline.units.records import SEGMENT_SCHEMA
 from pipeline.units.store import UnitStore
 from tests.pipeline import upkept
 from tests.pipeline.upkept import Made
@@ -349,3 +352,90 @@ def test_a_column_is_no_path(made: Made, column: str) -> None:
     with pytest.raises(DamagedError, match="is no name of a column"):
         open_dataset(str(made.out))
     assert run("verify", "out")[0] == 1
+
+
+def write_parquet(out: Path, file: Path, table: pa.Table) -> None:
+    """Put another table in a file's place, and its size and hash into all files that name it."""
+    before = file.read_bytes()
+    pq.write_table(table, file, write_page_checksum=True)
+    now = file.read_bytes()
+    old, new = (hashlib.sha256(content).hexdigest() for content in (before, now))
+    for each in out.rglob("*.json"):
+        text = each.read_text()
+        if old in text:
+            content = re.sub(rf'("size":\s*){len(before)}\b', rf"\g<1>{len(now)}", text.replace(old, new))
+            each.write_text(re.sub(r',\s*"crc32":\s*"[0-9a-f]{8}"(?=\s*\}\s*\Z)', "", content))
+
+
+def others_of(table: pa.Table) -> Iterator[pa.Table]:
+    """What a stranger may put in a table's place: without a column, or with one of nulls, texts or other numbers."""
+    for number, name in enumerate(table.column_names):
+        yield table.drop_columns([name])
+        for values in (pa.nulls(len(table)), pa.array(["x"] * len(table)), pa.array([-(2**62)] * len(table))):
+            yield table.set_column(number, name, values)
+    yield table.slice(0, 0)
+    yield pa.table([table.column(0), *table.columns], [table.column_names[0], *table.column_names])
+
+
+def test_a_plan_or_a_part_of_other_columns_is_damage(made: Made) -> None:
+    plans = sorted((made.out / "job" / "plan").glob("*.parquet"))
+    part = made.out / UnitStore(made.storage).part_path(0, "cpu")
+    assert len(plans) == 2
+    (made.out / UnitStore(made.storage).segment_path(0)).unlink(missing_ok=True)
+    for file, command in [*((plan, "status") for plan in plans), (part, "retag")]:
+        whole = {path: path.read_bytes() for path in (file, *made.out.rglob("*.json"))}
+        for table in others_of(pq.read_table(file)):
+            write_parquet(made.out, file, table)
+            status, _ = run(*COMMANDS[command])
+            assert status in (0, 2, 4), (file, table.schema)
+        for path in made.out.rglob("*.json"):
+            if path not in whole:
+                path.unlink()
+        for path, content in whole.items():
+            path.write_bytes(content)
+    write_parquet(made.out, part, pq.read_table(part).drop_columns(["text"]))
+    status, printed = run(*COMMANDS["retag"])
+    assert (status, "it lacks text" in printed) == (4, True), printed
+
+
+def test_a_segment_of_other_columns_counts_for_nothing(made: Made) -> None:
+    _, before = run("status", "out", "--json")
+    for table in (pa.table({"a": [1]}), SEGMENT_SCHEMA.empty_table()):
+        pq.write_table(table, made.out / UnitStore(made.storage).segment_path(0))
+        assert run(*COMMANDS["retag"])[0] in (0, 4)
+        assert run(*COMMANDS["verify"])[0] == 1
+    assert "records" in before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        (("config", "thresholds"), None, "thresholds"),
+        (("config", "shard_size"), "x", "shard_size"),
+        (("config", "unit_size"), float("nan"), "config"),
+        (("config", "execution"), {"trusted_sha256": ["0" * 64]}, "execution"),
+        (("scorers", "probe", "options"), {"kind": "linear"}, "options"),
+    ],
+)
+def test_a_configuration_that_no_job_has_is_damage(made: Made, key: tuple[str, ...], value: Any, named: str) -> None:
+    file = made.out / "job" / "config.json"
+    content = json.loads(file.read_text())
+    content.pop("crc32")
+    holder = content
+    for part in key[:-1]:
+        holder = holder[part]
+    holder[key[-1]] = value
+    file.write_text(json.dumps(content))
+    status, printed = run(*COMMANDS["status"])
+    assert status == 2
+    assert "job/config.json is damaged" in printed
+    assert named in printed
+
+
+@pytest.mark.parametrize("values", ['"elapsed_s": 1e400', '"remaining_s": NaN', '"written": "2026-01-01T00:00:00"'])
+def test_figures_that_are_none_are_not_shown(made: Made, values: str) -> None:
+    file = made.out / "job" / "progress.json"
+    text = file.read_text()
+    file.write_text(f"{text.rstrip().removesuffix('}')}, {values}}}")
+    status, printed = run("status", "out", "--json")
+    assert (status, json.loads(printed)["run"]) == (0, None)
