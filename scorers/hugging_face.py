@@ -33,11 +33,21 @@ def load_config(name: str, **overrides: Any) -> Any:
 
     Raises:
         UserError: it asks for code, or for a quantiser, or its folder holds a device.
-        Exception: what transformers raises where it cannot be read.
+        OSError: it is not there, or not to be read.
+        ValueError: it is none.
     """
+    refuse_devices(name)
+    try:
+        return _load_config(name, overrides)
+    except (UserError, OSError, ValueError):
+        raise
+    except Exception as error:  # noqa: BLE001 - each field that is of another type than its class has fails in its own way
+        raise _no_value(error) from None
+
+
+def _load_config(name: str, overrides: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    refuse_devices(name)
     with _no_code(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     if getattr(config, "quantization_config", None) is not None:
@@ -69,6 +79,8 @@ def load_model(auto: Any, name: str, *, config: Any = None, **options: Any) -> A
             its folder holds a device.
         Exception: what transformers raises where it cannot be loaded.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     refuse_devices(name)
     config = load_config(name) if config is None else config
     _check_files(name, config)
@@ -77,6 +89,8 @@ def load_model(auto: Any, name: str, *, config: Any = None, **options: Any) -> A
             return auto.from_pretrained(name, config=config, trust_remote_code=False, **options)
     except (pickle.UnpicklingError, EOFError):
         pass
+    except (IndexError, ArithmeticError, AssertionError, StrictDataclassError) as error:
+        raise _no_value(error) from None
     except RuntimeError as error:
         if not any(reader in str(error) for reader in ("PytorchStreamReader", "inline_container")):
             raise
@@ -123,6 +137,10 @@ def refuse_devices(name: str) -> None:
                     f"{shown(str(path))} is neither a file nor a folder, so that reading it may never end. Remove it "
                     "from the model or tokenizer, or give another."
                 )
+
+
+def _no_value(error: Exception) -> ValueError:
+    return ValueError(shown(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]))
 
 
 def _with_parts(config: Any) -> Iterator[Any]:

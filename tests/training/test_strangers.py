@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shutil
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -180,6 +182,51 @@ def test_a_token_store_reads_no_file_elsewhere(store: Path, tmp_path: Path) -> N
     os.mkfifo(store / "tokens.arrow")
     with pytest.raises(UserError, match="neither a file nor a folder"):
         TokenStore.open(store)
+
+
+def test_an_array_of_a_store_is_as_long_as_its_file(store: Path) -> None:
+    whole = (store / "sentence_offsets.arrow").read_bytes()
+    opened = TokenStore.open(store)
+    length = struct.pack("<q", opened.num_sentences + 1)
+    assert whole.count(length) >= 2
+    # Read as it says, it would reach past the end of the mapped file.
+    (store / "sentence_offsets.arrow").write_bytes(whole.replace(length, struct.pack("<q", 2**40)))
+    with pytest.raises(UserError, match=r"damaged: sentence_offsets\.arrow"):
+        _ = opened.sentence_offsets
+    columns = [
+        [pa.array(["text"] * (opened.num_sentences + 1))],
+        [pa.array([0.5] * (opened.num_sentences + 1))],
+        [pa.array([None, 1], pa.int64())],
+        [pa.array([0, 1])],
+        [pa.array([7] * (opened.num_sentences + 1))],
+        [pa.array([1]), pa.array([2])],
+        [],
+    ]
+    for arrays in columns:
+        batch = pa.record_batch(arrays, names=[f"value{number}" for number in range(len(arrays))])
+        with (
+            pa.OSFile(str(store / "sentence_offsets.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, batch.schema) as writer,
+        ):
+            writer.write_batch(batch)
+        with pytest.raises(UserError, match=r"damaged: sentence_offsets\.arrow"):
+            _ = TokenStore(store, opened.meta).sentence_offsets
+
+
+def test_configs_of_a_model_may_hold_anything(run: Path) -> None:
+    file = run / "model" / "generation_config.json"
+    good = json.loads(file.read_text())
+    for name, value in (("suppress_tokens", 5), ("suppress_tokens", ["x", -1]), ("eos_token_id", {"a": 1})):
+        file.write_text(json.dumps({**good, name: value}))
+        assert invoke("generate", run, "-n", "1", "--max-new-tokens", "2")[0] in (0, 2), (name, value)
+    file.write_text(json.dumps(good))
+    file = run / "model" / "config.json"
+    good = json.loads(file.read_text())
+    for name, value in (("activation_function", None), ("dtype", []), ("n_head", 0), ("n_layer", "x"), ("n_embd", -1)):
+        file.write_text(json.dumps({**good, name: value}))
+        status, printed = invoke("generate", run, "-n", "1", "--max-new-tokens", "2")
+        assert status == 2, (name, value, printed)
+        assert "Cannot load a model from" in printed
 
 
 def test_a_store_may_be_a_link_that_the_user_names(store: Path, tmp_path: Path) -> None:

@@ -125,27 +125,27 @@ class TokenStore:
     @cached_property
     def tokens(self) -> NDArray[Any]:
         """uint16 or uint32 [num_tokens], the ids of all sentences one after the other."""
-        return self._array("tokens")
+        return self._array("tokens", self.num_tokens, "uint16", "uint32")
 
     @cached_property
     def sentence_offsets(self) -> NDArray[np.int64]:
         """int64 [num_sentences + 1]: sentence s is `tokens[offsets[s]:offsets[s+1]]`."""
-        return self._array("sentence_offsets")
+        return self._offsets("sentence_offsets", self.num_sentences, self.num_tokens)
 
     @cached_property
     def document_offsets(self) -> NDArray[np.int64]:
         """int64 [num_documents + 1]: document d has the sentences `offsets[d]` to `offsets[d+1]`, exclusive."""
-        return self._array("document_offsets")
+        return self._offsets("document_offsets", self.num_documents, self.num_sentences)
 
     @cached_property
     def text_hashes(self) -> NDArray[np.uint64]:
         """uint64 [num_documents], the first 8 bytes, little-endian, of BLAKE2b-64 of each document's UTF-8 text."""
-        return self._array("text_hashes")
+        return self._array("text_hashes", self.num_documents, "uint64")
 
     @cached_property
     def text_bytes(self) -> NDArray[np.int64]:
         """int64 [num_documents], length of each document's text in UTF-8 bytes."""
-        return self._array("text_bytes")
+        return self._array("text_bytes", self.num_documents, "int64")
 
     def scores(self, column: str) -> NDArray[np.float32]:
         """float32 [num_sentences], NaN in documents that the column has no score for.
@@ -154,7 +154,7 @@ class TokenStore:
             UserError: there is no such column.
         """
         self._require(column)
-        return self._array(f"scores.{column}")
+        return self._array(f"scores.{column}", self.num_sentences, "float32")
 
     def document_means(self, column: str) -> NDArray[np.float64]:
         """float64 [num_documents], the mean score of each document's sentences; NaN where null, 0 without sentences.
@@ -163,7 +163,7 @@ class TokenStore:
             UserError: there is no such column.
         """
         self._require(column)
-        return self._array(f"means.{column}")
+        return self._array(f"means.{column}", self.num_documents, "float64")
 
     def found_tokens(self, name: str) -> NDArray[np.uint8]:
         """uint8 [num_tokens], 1 where a token overlaps a finding; `name` is of `ensure_findings`.
@@ -171,10 +171,7 @@ class TokenStore:
         Raises:
             UserError: they are damaged, or not there.
         """
-        found = self._array(f"{FINDINGS}/{name}/{FOUND_TOKENS.removesuffix('.arrow')}")
-        if len(found) != self.num_tokens:
-            raise UserError(_damaged(self.path / FINDINGS / name, f"{FOUND_TOKENS} has not a value a token"))
-        return found
+        return self._array(f"{FINDINGS}/{name}/{FOUND_TOKENS.removesuffix('.arrow')}", self.num_tokens, "uint8")
 
     def findings_counts(self, name: str) -> dict[str, int]:
         """`sentences` that have a score, and those of them that are `unlocated`: found in from end to end.
@@ -192,11 +189,21 @@ class TokenStore:
         if column not in self.columns:
             raise UserError(f"The token store {self.path} has no column {column!r}; it has: {', '.join(self.columns)}.")
 
-    def _array(self, name: str) -> NDArray[Any]:
+    def _array(self, name: str, length: int, *dtypes: str) -> NDArray[Any]:
         try:
-            return read_array(self.path / f"{name}.arrow")
+            values = read_array(self.path / f"{name}.arrow")
         except (OSError, pa.ArrowException) as error:
             raise UserError(_damaged(self.path, f"{name}.arrow ({type(error).__name__})")) from None
+        if len(values) != length or values.dtype.name not in dtypes:
+            what = f"{name}.arrow holds {len(values):,} values of {values.dtype}, not {length:,} of {dtypes[0]}"
+            raise UserError(_damaged(self.path, what))
+        return values
+
+    def _offsets(self, name: str, parts: int, whole: int) -> NDArray[np.int64]:
+        offsets = self._array(name, parts + 1, "int64")
+        if offsets[0] != 0 or offsets[-1] != whole:
+            raise UserError(_damaged(self.path, f"{name}.arrow does not reach from 0 to {whole:,}"))
+        return offsets
 
 
 def _damaged(folder: Path, what: str) -> str:

@@ -93,7 +93,7 @@ def open_writer(folder: Path, device: str) -> Writer:
     tags = _tags(fast)
     eos_id = _one(settings.eos_token_id, rows, tokenizer.eos_id)
     first_id = _one(settings.bos_token_id, rows, tokenizer.bos_id)
-    banned = {each for each in settings.suppress_tokens or [] if isinstance(each, int) and 0 <= each < rows}
+    banned = {each for each in _ids(settings.suppress_tokens) if 0 <= each < rows}
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limits = [each for each in (fast.model_max_length, positions) if isinstance(each, int) and 1 < each < 1e9]
     return Writer(
@@ -221,5 +221,10 @@ def _tags(fast: Any) -> dict[str, int]:
 
 def _one(ids: Any, rows: int, other: int) -> int:
     # A generation config may name several, or what the model does not have.
-    first = next(iter(ids), None) if isinstance(ids, list) else ids
-    return first if isinstance(first, int) and 0 <= first < rows else other
+    first = next(iter(_ids(ids)), other)
+    return first if 0 <= first < rows else other
+
+
+def _ids(value: Any) -> list[int]:
+    """The ids in a field of a generation config, which may hold anything."""
+    return [each for each in (value if isinstance(value, list) else [value]) if type(each) is int]
