@@ -222,7 +222,14 @@ def test_configs_of_a_model_may_hold_anything(run: Path) -> None:
     file.write_text(json.dumps(good))
     file = run / "model" / "config.json"
     good = json.loads(file.read_text())
-    for name, value in (("activation_function", None), ("dtype", []), ("n_head", 0), ("n_layer", "x"), ("n_embd", -1)):
+    for name, value in (
+        ("activation_function", None),
+        ("dtype", []),
+        ("n_head", 0),
+        ("n_head", -1),
+        ("n_layer", "x"),
+        ("n_embd", -1),
+    ):
         file.write_text(json.dumps({**good, name: value}))
         status, printed = invoke("generate", run, "-n", "1", "--max-new-tokens", "2")
         assert status == 2, (name, value, printed)

@@ -307,12 +307,18 @@ def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel
         model = LanguageModel(causal, value_head=with_values)
         if model.value_head is not None:
             model.value_head.load_state_dict(load_file(file))
+        # Sizes that do not go together, such as heads of less than nothing, show only now.
+        with torch.no_grad():
+            causal(input_ids=torch.zeros((1, 2), dtype=torch.long), use_cache=False)
     except SafetensorError as error:
         raise UserError(
             f"The weights in {folder} are damaged or cut off ({first_line(error).rstrip('.')}). Restore them, or have "
             "the model of a checkpoint written by `phf export-model`."
         ) from None
-    except (ImportError, OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
+    except (
+        *(ImportError, OSError, ValueError, TypeError, AttributeError),
+        *(RuntimeError, LookupError, ArithmeticError, AssertionError),
+    ) as error:
         raise UserError(f"Cannot load a model from {folder}: {first_line(error)}") from None
     return model
 
