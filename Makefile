@@ -43,7 +43,7 @@ test: $(STAMP)  ## the whole test suite
 smoke: $(STAMP)  ## the whole road in miniature, under three minutes; the exit code tells
 	$(BIN)/python -P -m infra.demo --scale smoke --output smoke
 
-demo: $(STAMP)  ## label real text, train six models on it, compare them: about ten minutes
+demo: $(STAMP)  ## label real text, train three models on it, compare them: about ten minutes
 	$(BIN)/python -P -m infra.demo --scale demo --output demo
 
 bench: $(STAMP)  ## the benchmarks of tests/benchmarks, as ratios measured side by side
