@@ -10,6 +10,7 @@ from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduling.crew import Event, Kind
 from pipeline.labelling.scheduling.observing import Observer
 from pipeline.labelling.workers.worker import PartResult
+from pipeline.units.records import PartFile
 
 Fate = str  # "done", "raise", "die", "hang" or "lose-node"
 
@@ -131,6 +132,10 @@ class SimulatedCrew:
 
     def _later(self, seconds: float, event: Event) -> None:
         heapq.heappush(self._queue, (self.now + seconds, next(self._tick), event))
+
+
+# For records of which nobody reads the parts.
+PART = PartFile(group="cpu", staged="", path="units/0001/00000/00000000.cpu.parquet", size=1, sha256="0" * 64, rows=1)
 
 
 def part_of(unit: Unit, group: str) -> PartResult:

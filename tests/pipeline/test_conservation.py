@@ -27,6 +27,7 @@ from pipeline.units.store import UnitStore
 from scorers import registry
 from scorers.errors import IncompleteError
 from tests.pipeline.corpora import make_config, write_lines
+from tests.pipeline.simulation import PART
 from tests.pipeline.toy_scorers import ToyScorer
 
 SOURCES = [
@@ -42,7 +43,7 @@ def add(
     record = UnitRecord(
         unit=unit,
         epoch=1,
-        parts=[],
+        parts=[PART],
         records=len(kept) + len(out) if records is None else records,
         empty=0,
         sentences=0,

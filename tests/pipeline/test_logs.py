@@ -17,7 +17,7 @@ from pipeline.units.records import UnitRecord
 from scorers.errors import IncompleteError, UserError
 from tests.pipeline.corpora import make_config
 from tests.pipeline.labelling import ROOT, Labelling
-from tests.pipeline.simulation import part_of, units
+from tests.pipeline.simulation import PART, part_of, units
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def test_every_line_says_when_what_and_in_which_run(tmp_path: Path) -> None:
     record = UnitRecord(
         unit=0,
         epoch=3,
-        parts=[],
+        parts=[PART],
         records=7,
         empty=1,
         sentences=12,

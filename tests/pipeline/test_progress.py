@@ -21,6 +21,7 @@ from pipeline.labelling.telling.reporter import LiveReporter, PlainReporter, fig
 from pipeline.labelling.workers.isolation import brief
 from pipeline.units.records import UnitRecord
 from scorers.errors import UserError
+from tests.pipeline.simulation import PART
 
 
 class Clock:
@@ -37,7 +38,7 @@ def record(records: int = 10, quarantined: int = 0) -> UnitRecord:
     return UnitRecord(
         unit=0,
         epoch=1,
-        parts=[],
+        parts=[PART],
         records=records,
         empty=0,
         sentences=3 * records,

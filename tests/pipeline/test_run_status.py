@@ -27,11 +27,11 @@ from pipeline.units.epoch import Epoch
 from pipeline.units.records import UnitRecord
 from tests.pipeline.committed import commit_units
 from tests.pipeline.labelling import wait_for
-from tests.pipeline.simulation import SimulatedCrew, part_of, units
+from tests.pipeline.simulation import PART, SimulatedCrew, part_of, units
 
 
 def record(unit: int) -> UnitRecord:
-    return UnitRecord(unit=unit, epoch=1, parts=[], records=1, empty=0, sentences=1, bytes_text=1, quarantined=[])
+    return UnitRecord(unit=unit, epoch=1, parts=[PART], records=1, empty=0, sentences=1, bytes_text=1, quarantined=[])
 
 
 class Checking(RunObserver):
