@@ -178,7 +178,7 @@ def stored_config(config: Mapping[str, Any], output: str) -> LabelConfig:
     if lacking := {"inputs", "scorers", "thresholds"} - config.keys():
         raise ValueError(f"{min(lacking)}: required, but not there")
     if foreign := {"output", "execution"} & config.keys():
-        raise ValueError(f"{min(foreign)}: is the user's to say")
+        raise ValueError(f"{min(foreign)}: must not be stored, as the user gives it")
     try:
         return LabelConfig.model_validate({**config, "output": output})
     except ValidationError as error:

@@ -37,12 +37,12 @@ def check_numbers(value: Any) -> Any:
         elif isinstance(each, list):
             found += each
         elif isinstance(each, float) and not math.isfinite(each):
-            raise ValueError("it holds a number that is none, NaN or infinite")
+            raise ValueError("it holds NaN or an infinite number")
     return value
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(check_numbers)]
-"""A field with what somebody else gives its keys and values; phf writes no number that is none, which no JSON has."""
+"""A field with what somebody else gives its keys and values; phf writes neither NaN nor infinity, which JSON lacks."""
 
 
 def read_stored(path: str | Path, largest: int = LARGEST) -> bytes:
@@ -70,7 +70,7 @@ def read_stored(path: str | Path, largest: int = LARGEST) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says; numbers that are none (NaN, Infinity) are refused, as JSON has them not.
+    """Parse JSON, without the extensions NaN and Infinity.
 
     Raises:
         ValueError: it is none, or nested too deeply.

@@ -1,4 +1,4 @@
-"""`make demo` and `make smoke`: label two corpora, train on one by some objectives, evaluate, compare."""
+"""`make demo` and `make smoke`: label two corpora, train on one with several objectives, evaluate, compare."""
 
 import shutil
 import subprocess
@@ -116,7 +116,7 @@ def main(
         list[Objective] | None, typer.Option(help="An objective to train by, repeated for several.")
     ] = None,
 ) -> None:
-    """Label real text of this machine, train small models on it by some objectives, and compare them."""
+    """Label real text of this machine, train small models on it with several objectives, and compare them."""
     plan = PLANS[scale]
     objectives = tuple(each.value for each in objective or ()) or plan.objectives
     start = time.monotonic()

@@ -26,7 +26,7 @@ class _Part(BaseModel):
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     if "kind" in options:
-        raise ValueError("the kind is no option")
+        raise ValueError('"kind" must not be among them')
     return options
 
 

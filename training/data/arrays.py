@@ -63,8 +63,8 @@ def read_array(path: Path) -> NDArray[Any]:
     with pa.memory_map(str(path)) as source:
         batch = pa.ipc.open_file(source).get_batch(0)
     if batch.num_columns != 1:
-        raise pa.ArrowInvalid("it has not one column")
-    # A length that its buffer has not would be read past the end of the file.
+        raise pa.ArrowInvalid("it does not have exactly one column")
+    # A length beyond its buffer would be read past the end of the file.
     batch.validate()
     values: NDArray[Any] = batch.column(0).to_numpy(zero_copy_only=True)
     return values

@@ -328,11 +328,13 @@ def _bits_per_byte(bits: NDArray[np.float64], loss: HeldOutLoss) -> Estimate:
 
 def _perplexity(loss: HeldOutLoss) -> Estimate:
     nats = _present(metrics.ratio(loss.nats, loss.tokens.astype(np.float64)))
-    # Of a model that has diverged it may be more than a float is.
-    value, low, high = (
-        None if each is None else float(np.exp(min(each, 700.0))) for each in (nats.value, nats.low, nats.high)
-    )
-    return Estimate(value=value or 0.0, low=low, high=high)
+
+    def perplexity(each: float) -> float:
+        # A diverged model's may be larger than a float can be.
+        return float(np.exp(min(each, 700.0)))
+
+    low, high = (None if each is None else perplexity(each) for each in (nats.low, nats.high))
+    return Estimate(value=perplexity(nats.value), low=low, high=high)
 
 
 def _present(estimate: metrics.Estimate | None) -> Estimate:

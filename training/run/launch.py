@@ -47,7 +47,7 @@ class Launch:
         arguments: of `phf`, as they were given: ranks have the same, and LAUNCHED in their environment.
         ranks: processes.
         max_restarts: how often all are started again when one was lost: killed, or ended by an error of no kind.
-        tell: called with a line where that happens.
+        tell: called with a line for each restart.
         output: folder of the run; None where the launcher need not know.
         address: cluster on which they start; None for one of its own, or for none.
         cpus: cores a rank, to be reserved on a cluster.
