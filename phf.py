@@ -82,7 +82,7 @@ from scorers.paths import require_utf8
 from scorers.streams import set_up_streams
 from training.cli import app as training_app
 from training.cli import config_app as training_config
-from training.run.launch import LAUNCHERS
+from training.distributed.launch import LAUNCHERS
 
 app = typer.Typer(
     name="phf",

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset import LabelledDataset
 from pipeline.dataset.manifest import DamagedError
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from scorers.errors import UserError
 from scorers.paths import UnsafePathError
 from scorers.shell import phf
@@ -106,13 +107,13 @@ def _place(output: str) -> tuple[Storage, str]:
     last = output.rstrip("/").rpartition("/")[2]
     if _suffix(last):
         parent = output.rstrip("/").removesuffix(last)
-        storage, name = Storage.open(parent or "."), last
+        storage, name = open_storage(parent or "."), last
     elif "." in last.strip(".") and last.rpartition(".")[2] in {"json", "gz", "zst", "csv", "txt", "arrow", "zip"}:
         raise UserError(
             f"{output}: phf writes .jsonl, .jsonl.gz, .jsonl.zst and .parquet, or a folder of Parquet files."
         )
     else:
-        storage, name = Storage.open(output), ""
+        storage, name = open_storage(output), ""
     storage.check()
     _refuse_existing(storage, name, output)
     return storage, name

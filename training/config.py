@@ -65,7 +65,7 @@ class DataConfig(_Section):
     """
     token_scores: bool = False
     """A token carries its sentence's score only where it overlaps what the scorer has found in the sentence, else 0;
-    for scorers that can say where (scrubadub). See `training.data.findings`.
+    for scorers that can say where (scrubadub). See `training.data.token_spans`.
     """
     tokenizer: str | None = None
     """Path or name of a Hugging Face tokenizer; None trains a byte-level BPE on the dataset."""
@@ -298,7 +298,7 @@ class EvaluationConfig(_Section):
     # Far above what makes sense, and far below where logits in float32 overflow.
     guidance: float = Field(default=1.0, ge=0, le=1e6)
     """Conditional models: draw as many samples besides that are guided away from the worst control token
-    (`training.evaluation.sampling.Guidance`), the further the larger; 1 for none.
+    (`training.model.sampling.Guidance`), the further the larger; 1 for none.
     """
     max_new_tokens: Count = Field(default=128, ge=1, le=1_000_000)
     """Tokens a sample at most."""

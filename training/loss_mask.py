@@ -1,14 +1,25 @@
 """Tokens that a model reads and does not learn: control tokens, and what is too bad."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from training.objectives import TokenTerms
+
+@dataclass(frozen=True)
+class TokenTerms:
+    """What an objective says of each predicted token, all of shape [B, T].
+
+    Attributes:
+        loss: what the token loses.
+        means: quantities to log the mean of, detached.
+        maxima: quantities to log the maximum of, detached.
+    """
+
+    loss: Tensor
+    means: dict[str, Tensor] = field(default_factory=dict)
+    maxima: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch user knows
 
 from scorers.errors import UserError
-from training.loss_mask import LossMask
+from training.loss_mask import LossMask, TokenTerms
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,6 @@ class Loss:
 
     loss: Tensor
     metrics: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class TokenTerms:
-    """What an objective says of each predicted token, all of shape [B, T].
-
-    Attributes:
-        loss: what the token loses.
-        means: quantities to log the mean of, detached.
-        maxima: quantities to log the maximum of, detached.
-    """
-
-    loss: Tensor
-    means: dict[str, Tensor] = field(default_factory=dict)
-    maxima: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from infra.on_ray.desk import STDERR, STDOUT
+from infra.on_ray.mailbox import STDERR, STDOUT
 from scorers import interpreter
-from training.run.folder import SHARED_MARK
-from training.run.launch import MEANT, free_port, meant, rank_environment, start_rank
+from training.distributed.launch import MEANT, free_port, meant, rank_environment, start_rank
+from training.runs.folder import SHARED_MARK
 
 _POLL_S = 0.1
 # Signals are looked for so often where nothing is printed.

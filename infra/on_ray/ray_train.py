@@ -15,7 +15,7 @@ class Outcome:
     """How it ended.
 
     Attributes:
-        lost: where ranks were lost once more than allowed, the status of each; see `infra.on_ray.desk.News`.
+        lost: where ranks were lost once more than allowed, the status of each; see `infra.on_ray.mailbox.News`.
         problem: where Ray Train failed otherwise, in a line.
     """
 

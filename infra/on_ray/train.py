@@ -1,7 +1,7 @@
 """`phf train --on ray`: Ray Train places the ranks on a cluster and starts them again where one was lost.
 
 The driver trains nothing itself: it passes signals on, shows what ranks print, and leaves with their status, as it does
-with ranks of its own machine (`training.run.launch`).
+with ranks of its own machine (`training.distributed.launch`).
 """
 
 import os
@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from infra.on_ray.desk import STDOUT, Desk, News
+from infra.on_ray.mailbox import STDOUT, Desk, News
 from infra.on_ray.rank import RankJob
 from infra.on_ray.ray_train import Losses, Outcome, fit
 from pipeline.labelling.on_ray.cluster import check_address, ray_cluster
@@ -23,7 +23,7 @@ from scorers.amounts import count_of
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.printing import refuse_secret
 from scorers.stopping import asking
-from training.run.launch import Launch, describe_loss, given_up, restarting
+from training.distributed.launch import Launch, describe_loss, given_up, restarting
 
 _POLL_S = 0.2
 # For the desk to answer; a head that has gone away is noticed by its watch.

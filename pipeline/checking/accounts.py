@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.checking.findings import Findings
+from pipeline.checking.problems import Findings
 from pipeline.dataset.manifest import Manifest
 from scorers.amounts import count_of
 

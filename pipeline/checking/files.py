@@ -8,9 +8,9 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.checking.findings import Findings
+from pipeline.checking.problems import Findings
 from pipeline.dataset.manifest import MANIFEST_NAME, File
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
 from scorers.amounts import count_of
 
 _CHUNK = 1 << 20

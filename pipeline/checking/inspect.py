@@ -15,7 +15,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.quantiles import ScoreCounter, exact_quantiles
 from pipeline.dataset.tags import is_aligned
 from pipeline.sealing.extent import Begun, unfinished
-from pipeline.storage import Storage
+from pipeline.storage.open import open_storage
 from scorers.errors import UserError
 
 PERCENTILES = ("0", "1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9", "100")
@@ -134,7 +134,7 @@ def inspect_dataset(dataset: LabelledDataset) -> InspectReport:
 
 def _unfinished(uri: str) -> tuple[Begun, ...]:
     try:
-        return unfinished(Storage.open(uri))
+        return unfinished(open_storage(uri))
     except (UserError, OSError):
         # Datasets are read where no job can be (hdfs://), and by people who may read nothing else of an output.
         return ()

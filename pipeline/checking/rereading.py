@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pipeline.checking.findings import Findings
+from pipeline.checking.problems import Findings
 from pipeline.config import LabelConfig, stored_config
 from pipeline.corpus.inputs import find_sources
 from pipeline.corpus.plan import Plan

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from pipeline.checking.accounts import Accounts
 from pipeline.checking.files import FileChecker
-from pipeline.checking.findings import Findings
+from pipeline.checking.problems import Findings
 from pipeline.checking.rows import RowChecker
 from pipeline.dataset.card import CARD_NAME, data_files
 from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, Shard
 from pipeline.dataset.schema import LEDGER_SCHEMA, QUARANTINE_SCHEMA, dataset_schema
 from pipeline.dataset.tags import tag_column
 from pipeline.sealing.generations import data_folder, listed_files
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
 from scorers.paths import UnsafePathError
 
 

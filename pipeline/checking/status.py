@@ -9,11 +9,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.corpus.plan import Plan
-from pipeline.labelling.job import load_job
-from pipeline.labelling.telling.run_status import RunStatus, read_status
+from pipeline.job.record import load_job
+from pipeline.job.status import RunStatus, read_status
+from pipeline.job.units import UnitStore
 from pipeline.sealing.extent import Extent, extent_of
-from pipeline.storage import Storage
-from pipeline.units.store import UnitStore
+from pipeline.storage.base import Storage
 from scorers.errors import UserError
 
 # A driver writes its figures every five seconds; one that has been silent for longer than this is not running any more.

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pipeline.checking.files import compare_bytes
-from pipeline.checking.findings import Findings
-from pipeline.storage import Storage
-from pipeline.units.records import PartFile, UnitRecord
-from pipeline.units.store import FOLDER_UNITS, UNITS, UnitStore
-from pipeline.units.survey import FolderSurvey, is_record, survey_folder
+from pipeline.checking.problems import Findings
+from pipeline.job.unit_folders import FolderSurvey, is_record, survey_folder
+from pipeline.job.unit_records import PartFile, UnitRecord
+from pipeline.job.units import FOLDER_UNITS, UNITS, UnitStore
+from pipeline.storage.base import Storage
 
 # A part is read by one thread. More than a disk needs, few enough that their buffers are nothing.
 _THREADS = 8

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checking.findings import Findings, Problem
-from pipeline.checking.job_files import JobCheck, check_job
+from pipeline.checking.job import JobCheck, check_job
+from pipeline.checking.problems import Findings, Problem
 from pipeline.checking.rereading import NOT_LABELLED, compare_with_inputs
 from pipeline.checking.sealed import SealedChecker, check_card, check_manifest
 from pipeline.checking.units import UnitChecker, UnitDamage
@@ -24,6 +24,7 @@ from pipeline.dataset.manifest import (
     no_manifest,
     parse_manifest,
 )
+from pipeline.job.units import UNITS
 from pipeline.sealing.extent import EXTEND, Begun, unfinished
 from pipeline.sealing.generations import (
     generation_path,
@@ -31,8 +32,8 @@ from pipeline.sealing.generations import (
     listed_files,
     read_generation,
 )
-from pipeline.storage import Storage
-from pipeline.units.store import UNITS
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from scorers.errors import UserError
 from scorers.paths import UnsafePathError
 from scorers.shell import phf
@@ -111,7 +112,7 @@ def verify(uri: str, *, inputs: bool = False, units: bool = True, progress: Prog
             asked for is gone.
     """
     try:
-        examined = examine(Storage.open(uri), uri, units=units, progress=progress)
+        examined = examine(open_storage(uri), uri, units=units, progress=progress)
         report = examined.report
         if inputs and report.ok:
             findings = Findings()

@@ -102,9 +102,9 @@ def scorers(
         id_field=id_field,
         kind=kind,
     )
+    from pipeline.commands.bench_view import show_bench
     from pipeline.labelling.bench import bench_scorers
-    from pipeline.labelling.bench_view import show_bench
-    from pipeline.labelling.telling.reporter import reporter_for
+    from pipeline.labelling.monitoring.console import reporter_for
     from pipeline.labelling.workers.secrecy import forbid_core_dumps
     from scorers.terminal import Terminal
 

@@ -38,7 +38,7 @@ def export(
 
     from pipeline.dataset import open_dataset
     from pipeline.export import export as export_dataset
-    from pipeline.labelling.telling.reporter import reporter_for
+    from pipeline.labelling.monitoring.console import reporter_for
     from scorers.amounts import count_of
     from scorers.errors import IncompleteError
     from scorers.terminal import Terminal

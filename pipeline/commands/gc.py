@@ -21,8 +21,8 @@ def gc(
 
     Example: phf gc labelled --delete
     """
+    from pipeline.commands.gc_view import show_collected
     from pipeline.upkeep.gc import collect
-    from pipeline.upkeep.gc_view import show_collected
     from scorers.terminal import Terminal
 
     collected = collect(output, delete=delete)

@@ -68,7 +68,7 @@ def inspect(
         print_json(facts)
         return
 
-    from pipeline.checking.inspect_view import show_examples, show_report
+    from pipeline.commands.inspect_view import show_examples, show_report
     from scorers.terminal import Terminal
 
     console = Terminal()
@@ -85,7 +85,7 @@ def _list_quarantined(dataset: "LabelledDataset", limit: int, *, as_json: bool) 
         print_json(found.to_dict())
         return
 
-    from pipeline.checking.inspect_view import show_quarantine
+    from pipeline.commands.inspect_view import show_quarantine
     from scorers.terminal import Terminal
 
     show_quarantine(Terminal(), found)

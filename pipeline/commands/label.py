@@ -97,6 +97,6 @@ def label(
         log=log,
         metrics_port=metrics_port,
     )
-    from pipeline.labelling.driver import run_label
+    from pipeline.labelling.label import run_label
 
     run_and_show(settings, lambda reporter, told: run_label(settings, reporter, told, extend=extend), as_json=as_json)

@@ -66,7 +66,7 @@ def preview(
         print_json(labelled.to_dict())
         return
 
-    from pipeline.labelling.preview_view import show_preview
+    from pipeline.commands.preview_view import show_preview
     from scorers.terminal import Terminal
 
     show_preview(Terminal(), labelled, most_sentences=sentences)

@@ -31,9 +31,9 @@ def repair(
 
     Example: phf repair labelled --dry-run
     """
-    from pipeline.labelling.telling.reporter import reporter_for
+    from pipeline.commands.repair_view import show_repaired
+    from pipeline.labelling.monitoring.console import reporter_for
     from pipeline.upkeep.repair import repair as repair_dataset
-    from pipeline.upkeep.repair_view import show_repaired
     from scorers.terminal import Terminal
 
     execution = execution_from_flags(workers=workers, address=address, overrides=overrides)

@@ -30,9 +30,9 @@ def retag(
 
     Example: phf retag labelled --threshold toxicity=p90
     """
-    from pipeline.labelling.telling.reporter import reporter_for
+    from pipeline.commands.retag_view import retag_facts, show_retagged
+    from pipeline.labelling.monitoring.console import reporter_for
     from pipeline.sealing.retag import retag as retag_dataset
-    from pipeline.sealing.retag_view import retag_facts, show_retagged
     from pipeline.sealing.thresholds import parse_flags
     from scorers.terminal import Terminal
 

@@ -9,9 +9,9 @@ from scorers.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.labelling.driver import Summary
-    from pipeline.labelling.telling.logs import RunLog
-    from pipeline.labelling.telling.reporter import Reporter
+    from pipeline.labelling.label import Summary
+    from pipeline.labelling.monitoring.console import Reporter
+    from pipeline.labelling.monitoring.logs import RunLog
 
 
 def run_and_show(settings: "RunConfig", run: "Callable[[Reporter, RunLog], Summary]", *, as_json: bool) -> None:
@@ -21,9 +21,9 @@ def run_and_show(settings: "RunConfig", run: "Callable[[Reporter, RunLog], Summa
         UserError: as `run`; QuarantineLimitError where too much is in quarantine.
         typer.Exit: in their place where the log on stderr has said it.
     """
-    from pipeline.labelling.summary import check_quarantine, show_summary, summary_facts
-    from pipeline.labelling.telling.log_file import STDERR
-    from pipeline.labelling.telling.reporting import reporting
+    from pipeline.commands.summary import check_quarantine, show_summary, summary_facts
+    from pipeline.labelling.monitoring.console import reporting
+    from pipeline.labelling.monitoring.log_file import STDERR
     from pipeline.labelling.workers.secrecy import forbid_core_dumps
     from pipeline.quarantine_limit import QuarantineLimit
     from scorers.console import print_json

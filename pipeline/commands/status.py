@@ -11,7 +11,7 @@ from scorers.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.storage import Storage
+    from pipeline.storage.base import Storage
 
 # Seconds between two looks at a job that is watched.
 _EVERY_S = 2.0
@@ -33,12 +33,12 @@ def status(
     if watch and as_json:
         raise UserError("--watch is for people and --json for machines; give one of them.")
     from pipeline.checking.status import job_status
-    from pipeline.checking.status_view import status_view
-    from pipeline.storage import Storage
+    from pipeline.commands.status_view import status_view
+    from pipeline.storage.open import open_storage
     from scorers.console import print_json
     from scorers.terminal import Terminal
 
-    storage, console = Storage.open(output), Terminal()
+    storage, console = open_storage(output), Terminal()
     if watch:
         _watch(storage, console)
     elif as_json:
@@ -51,7 +51,7 @@ def _watch(storage: "Storage", console: "Console") -> None:
     from rich.live import Live
 
     from pipeline.checking.status import watch_status
-    from pipeline.checking.status_view import status_view
+    from pipeline.commands.status_view import status_view
 
     looks = watch_status(storage)
     with Live(status_view(found := next(looks)), console=console, auto_refresh=False) as live:

@@ -35,8 +35,8 @@ def verify(
     Example: phf verify labelled
     """
     from pipeline.checking.verify import verify as verify_dataset
-    from pipeline.checking.verify_view import show_report
-    from pipeline.labelling.telling.reporter import reporter_for
+    from pipeline.commands.verify_view import show_report
+    from pipeline.labelling.monitoring.console import reporter_for
     from scorers.terminal import Terminal
 
     with reporter_for(Terminal(stderr=True)) as reporter:

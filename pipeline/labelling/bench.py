@@ -15,8 +15,8 @@ from typing import Any
 from pipeline.config import LabelConfig
 from pipeline.corpus.sampling import CorpusSample, Records, sample_corpus, text_size
 from pipeline.labelling.estimate import Estimate, ratio
-from pipeline.labelling.resolve import resolve_config
-from pipeline.labelling.telling.reporter import Reporter
+from pipeline.labelling.monitoring.console import Reporter
+from pipeline.labelling.prepare import resolve_config
 from pipeline.labelling.workers.label_records import Labelled, label_records
 from scorers.contract import Execution, Scorer
 from scorers.doctor.machine import processor

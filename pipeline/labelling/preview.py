@@ -15,13 +15,13 @@ from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import LeftOut
 from pipeline.dataset.tags import is_aligned
-from pipeline.labelling.resolve import resolve_config
+from pipeline.labelling.prepare import resolve_config
 from pipeline.labelling.workers.label_records import Scored, label_records
 from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
 from scorers.contract import Scorer, ScoringError
 from scorers.errors import UserError
-from scorers.findings import Finding, ShowsFindings, redacted
 from scorers.registry import build
+from scorers.spans import Finding, ShowsFindings, redacted
 
 
 @dataclass(frozen=True)

@@ -10,37 +10,39 @@ import numpy as np
 from pipeline.config import LabelExecution
 from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Manifest
-from pipeline.labelling.commit import Committer
-from pipeline.labelling.job import StoredJob
+from pipeline.job.epoch import Epoch
+from pipeline.job.record import StoredJob
+from pipeline.job.staging import clear_staging
+from pipeline.job.status import RunStatus, State
+from pipeline.job.unit_records import UnitRecord
+from pipeline.job.units import UnitStore
+from pipeline.labelling.commit import Commits, Committer
+from pipeline.labelling.monitoring.console import Reporter
+from pipeline.labelling.monitoring.logs import RunLog
+from pipeline.labelling.monitoring.metrics import Metrics
+from pipeline.labelling.monitoring.progress import Activity, Progress, RunObserver, Told
+from pipeline.labelling.monitoring.status_file import StatusFile, status_of
 from pipeline.labelling.on_ray.cluster import ray_cluster
-from pipeline.labelling.preparation import resolve_layer
-from pipeline.labelling.scheduling.committing import Commits
-from pipeline.labelling.scheduling.pools import Pool, cpus_of_own_ray, missing_resources, pools_of
-from pipeline.labelling.scheduling.scheduler import Failure, Scheduler
-from pipeline.labelling.telling.activity import Activity
-from pipeline.labelling.telling.logs import RunLog
-from pipeline.labelling.telling.metrics import Metrics
-from pipeline.labelling.telling.progress import Progress
-from pipeline.labelling.telling.reporter import Reporter
-from pipeline.labelling.telling.run_status import RunStatus, State, StatusFile, status_of
-from pipeline.labelling.telling.told import RunObserver, Told
+from pipeline.labelling.prepare import resolve_layer
+from pipeline.labelling.scheduler.autoscaling import Pool, cpus_of_own_ray, missing_resources, pools_of
+from pipeline.labelling.scheduler.scheduler import Failure, Scheduler
 from pipeline.labelling.workers.worker import Job, PartResult
 from pipeline.sealing.current import seal_current
-from pipeline.storage import LocalStorage, Storage
-from pipeline.units.epoch import Epoch
-from pipeline.units.records import UnitRecord
-from pipeline.units.staging import clear_staging
-from pipeline.units.store import UnitStore
+from pipeline.storage.local import LocalStorage
 from scorers.amounts import count_of
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.stopping import asking, is_stop
 
 # After a request to stop: seconds in which the units being worked on may still be finished.
 GRACE_S = 10.0
+
 NOTHING_LOST = "Nothing is lost: the same command goes on."
+
 # Seconds between looks for a newer driver, and between figures for `phf status`, which are written by a thread.
 _CHECK_EVERY_S = 5.0
+
 _FIGURES_EVERY_S = 1.0
+
 # Commits under way at once: on a disk that syncs, and in a store that takes several round trips for each.
 _COMMITS_ON_DISK, _COMMITS_IN_STORE = 2, 8
 
@@ -256,20 +258,6 @@ class Run:
 
     def _status(self, state: State) -> RunStatus:
         return status_of(self._epoch, self._log.run, state, self.progress)
-
-
-@contextlib.contextmanager
-def storage_failures(storage: Storage) -> Iterator[None]:
-    """Tell a failing disk or store to the user as what it is: the job is incomplete, and goes on later."""
-    try:
-        yield
-    except NotADirectoryError:
-        raise UserError(f"{storage.uri} is no folder. Give the --output of a `phf label` run.") from None
-    except OSError as error:
-        raise IncompleteError(
-            f"{storage.uri} failed: {error.strerror or error}. What is committed stays; the same command goes on once "
-            "that is mended."
-        ) from None
 
 
 def _refuse_impossible(pools: Mapping[str, Pool], available: Mapping[str, float]) -> None:

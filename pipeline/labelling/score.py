@@ -2,21 +2,23 @@
 
 from collections.abc import Mapping
 
-from pipeline.checked_json import to_checked
 from pipeline.config import ScoreConfig
 from pipeline.dataset.manifest import Manifest
-from pipeline.labelling.driver import Summary
-from pipeline.labelling.job import LayerRecord, StoredJob, layer_path, load_job
+from pipeline.job.epoch import Epoch
+from pipeline.job.record import LayerRecord, StoredJob, layer_path, load_job
+from pipeline.labelling.label import Summary
+from pipeline.labelling.monitoring.console import Reporter
+from pipeline.labelling.monitoring.logs import RunLog
 from pipeline.labelling.on_ray.cluster import check_address, check_metrics_port
-from pipeline.labelling.resolve import resolve_config, scorer_entries
-from pipeline.labelling.run import NOTHING_LOST, Run, Surroundings, storage_failures
-from pipeline.labelling.telling.logs import RunLog
-from pipeline.labelling.telling.reporter import Reporter
+from pipeline.labelling.prepare import resolve_config, scorer_entries
+from pipeline.labelling.run import NOTHING_LOST, Run, Surroundings
 from pipeline.sealing.current import current_manifest
 from pipeline.sealing.extent import EXTEND, LABEL, extent_of, unfinished
 from pipeline.sealing.generations import finish_seal, sealed_manifest
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
+from pipeline.storage.base import Storage
+from pipeline.storage.checked_json import to_checked
+from pipeline.storage.failures import storage_failures
+from pipeline.storage.open import open_storage
 from scorers.errors import IncompleteError, UserError
 from scorers.stopping import stoppable
 
@@ -34,7 +36,7 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
         IncompleteError: some units could not be scored, or a disk or store failed; the other units are committed.
         StoppedError: stopped by a signal or a newer driver; what is committed stays.
     """
-    storage = Storage.open(config.dataset)
+    storage = open_storage(config.dataset)
     with stoppable(NOTHING_LOST):
         around = Surroundings(reporter, log or RunLog(None))
         storage.check()

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Ledger, SourceEntry
-from pipeline.units.records import UnitRecord
+from pipeline.job.unit_records import UnitRecord
 from scorers.errors import IncompleteError
 
 _Key = tuple[str, int]

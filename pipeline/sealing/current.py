@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from pipeline.dataset.manifest import Manifest, no_manifest
-from pipeline.labelling.job import StoredJob
+from pipeline.job.epoch import Epoch
+from pipeline.job.record import StoredJob
 from pipeline.sealing.generations import finish_seal, generations, read_generation
 from pipeline.sealing.seal import Progress, seal
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
+from pipeline.storage.base import Storage
 from scorers.errors import UserError
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, parse_manifest
-from pipeline.labelling.job import StoredJob, load_job
+from pipeline.job.record import StoredJob, load_job
+from pipeline.job.units import UnitStore
 from pipeline.sealing.current import holds_all
 from pipeline.sealing.generations import generations, read_generation
-from pipeline.storage import Storage
-from pipeline.units.store import UnitStore
+from pipeline.storage.base import Storage
 from scorers.errors import UserError
 
 LABEL, EXTEND, SCORE, RETAG = "phf label", "phf label --extend", "phf score", "phf retag"

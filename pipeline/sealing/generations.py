@@ -7,12 +7,12 @@ readers see. Older generations are deleted after it. `finish_seal` does all that
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.checked_json import from_checked, to_checked
 from pipeline.dataset.card import CARD_NAME, render_card
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, File, Manifest
-from pipeline.failpoints import failpoint
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
+from pipeline.job.epoch import Epoch
+from pipeline.storage.base import Storage
+from pipeline.storage.checked_json import from_checked, to_checked
+from pipeline.storage.failpoints import failpoint
 from scorers.errors import IncompleteError, StoppedError
 from scorers.paths import RelativePath
 from scorers.shell import phf

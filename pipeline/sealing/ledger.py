@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import File, Ledger
 from pipeline.dataset.schema import LEDGER_SCHEMA, QUARANTINE_SCHEMA
+from pipeline.job.unit_records import UnitRecord
 from pipeline.sealing.staged import StagedFiles
-from pipeline.units.records import UnitRecord
 
 _SEGMENT_ROWS = 65_536
 _SEGMENT_TEXT_BYTES = 64_000_000

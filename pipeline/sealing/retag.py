@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.dataset.manifest import Manifest
-from pipeline.labelling.job import load_job
+from pipeline.job.epoch import Epoch
+from pipeline.job.record import load_job
+from pipeline.job.staging import clear_staging
 from pipeline.sealing.current import current_manifest
 from pipeline.sealing.extent import EXTEND, LABEL, extent_of
 from pipeline.sealing.generations import finish_seal, generations, read_generation, sealed_manifest
 from pipeline.sealing.seal import Progress, seal
 from pipeline.sealing.thresholds import threshold_specs
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
-from pipeline.units.staging import clear_staging
+from pipeline.storage.open import open_storage
 from scorers.errors import IncompleteError, UserError
 
 
@@ -57,7 +57,7 @@ def retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress | 
 
 
 def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress | None) -> Retagged:
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     current = current_manifest(storage)
     specs = _specs(current, thresholds)
     job = load_job(storage)

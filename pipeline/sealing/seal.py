@@ -14,16 +14,15 @@ from pipeline.dataset.manifest import Manifest, ScorerEntry, Shard, Threshold
 from pipeline.dataset.packing import pack
 from pipeline.dataset.schema import dataset_schema, unit_schema
 from pipeline.dataset.tags import add_tags, tag_column
+from pipeline.job.epoch import Epoch
+from pipeline.job.unit_records import UnitRecord
+from pipeline.job.unit_rows import joined_records, read_rows, read_scores
+from pipeline.job.units import UnitStore
 from pipeline.sealing.conservation import Conservation
 from pipeline.sealing.generations import commit_generation, data_folder, finish_seal, ledger_folder
 from pipeline.sealing.ledger import LedgerWriter
 from pipeline.sealing.staged import StagedFiles
 from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
-from pipeline.units.epoch import Epoch
-from pipeline.units.layers import joined_records
-from pipeline.units.records import UnitRecord
-from pipeline.units.rows import read_rows, read_scores
-from pipeline.units.store import UnitStore
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many units of it are done, and of how many."""

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipeline.dataset.manifest import File
 from pipeline.dataset.writer import parquet_writer
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.dataset.manifest import MANIFEST_NAME, no_manifest
-from pipeline.labelling.job import JOB
-from pipeline.labelling.plan_files import PLANS, plan_files
-from pipeline.labelling.run import storage_failures
-from pipeline.labelling.telling.run_status import RunStatus, read_status
+from pipeline.job.epoch import STAGING, Epoch
+from pipeline.job.plan_files import PLANS, plan_files
+from pipeline.job.record import JOB
+from pipeline.job.staging import committed_part, parts_of
+from pipeline.job.status import RunStatus, read_status
 from pipeline.sealing.generations import finish_seal
-from pipeline.storage import TEMPORARY, Storage
-from pipeline.units.epoch import STAGING, Epoch
-from pipeline.units.staging import committed_part, parts_of
+from pipeline.storage.base import Storage
+from pipeline.storage.failures import storage_failures
+from pipeline.storage.local import TEMPORARY
+from pipeline.storage.open import open_storage
 from pipeline.upkeep.orphans import Orphan, Remains, files_of, find_remains
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.shell import phf
@@ -79,7 +81,7 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
         IncompleteError: a disk or store failed, or a folder or file of the output is a link.
         StoppedError: a newer run has claimed the output; what is left can be removed later.
     """
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     with storage_failures(storage):
         _check_is_ours(storage, uri)
         driver = _driver_at_work(storage)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.checking.findings import Problem
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
+from pipeline.checking.problems import Problem
+from pipeline.job.epoch import Epoch
+from pipeline.storage.base import Storage
 
 
 @dataclass(frozen=True)

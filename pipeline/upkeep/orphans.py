@@ -5,8 +5,12 @@ from dataclasses import dataclass, field
 
 from pipeline.checking.files import compare_bytes
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, parse_manifest
-from pipeline.labelling.job import StoredJob, load_job
-from pipeline.labelling.plan_files import PLANS, plan_files
+from pipeline.job.epoch import STAGING
+from pipeline.job.plan_files import PLANS, plan_files
+from pipeline.job.record import StoredJob, load_job
+from pipeline.job.unit_folders import FolderSurvey, LeadsOut, survey_folder
+from pipeline.job.unit_records import PartFile
+from pipeline.job.units import UnitStore, layer_numbers
 from pipeline.sealing.generations import (
     GenerationRecord,
     data_folder,
@@ -16,11 +20,7 @@ from pipeline.sealing.generations import (
     listed_files,
     read_generation,
 )
-from pipeline.storage import FileInfo, Storage
-from pipeline.units.epoch import STAGING
-from pipeline.units.records import PartFile
-from pipeline.units.store import UnitStore, layer_numbers
-from pipeline.units.survey import FolderSurvey, LeadsOut, survey_folder
+from pipeline.storage.base import FileInfo, Storage
 from scorers.errors import UserError
 from scorers.shell import phf
 

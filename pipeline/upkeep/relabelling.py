@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checked_json import to_checked
 from pipeline.config import LabelExecution
 from pipeline.corpus.plan import Plan, Unit
-from pipeline.failpoints import failpoint
+from pipeline.job.epoch import Epoch
+from pipeline.job.record import StoredJob
+from pipeline.job.unit_records import UnitRecord
+from pipeline.job.units import FOLDER_UNITS, UnitStore
 from pipeline.labelling.commit import Committer
-from pipeline.labelling.job import StoredJob
-from pipeline.labelling.preparation import check_layer, resolve_layer
+from pipeline.labelling.monitoring.console import Reporter
+from pipeline.labelling.prepare import check_layer, resolve_layer
 from pipeline.labelling.run import Run, Surroundings
-from pipeline.labelling.telling.reporter import Reporter
 from pipeline.labelling.workers.worker import PartResult
-from pipeline.units.epoch import Epoch
-from pipeline.units.records import UnitRecord
-from pipeline.units.store import FOLDER_UNITS, UnitStore
-from pipeline.upkeep.inputs import check_input, check_input_bytes
+from pipeline.storage.checked_json import to_checked
+from pipeline.storage.failpoints import failpoint
+from pipeline.upkeep.mend_job import check_input, check_input_bytes
 from pipeline.upkeep.mending import Mending, Step
 from scorers import sentences
 from scorers.errors import StoppedError, UserError

@@ -11,22 +11,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from pipeline.checking.findings import Problem
+from pipeline.checking.problems import Problem
 from pipeline.checking.units import UnitDamage
 from pipeline.checking.verify import Examination, examine
 from pipeline.config import LabelExecution
-from pipeline.labelling.job import StoredJob, load_job
-from pipeline.labelling.run import NOTHING_LOST, storage_failures
-from pipeline.labelling.telling.reporter import Reporter
+from pipeline.job.epoch import Epoch
+from pipeline.job.record import StoredJob, load_job
+from pipeline.job.units import UNITS
+from pipeline.labelling.monitoring.console import Reporter
+from pipeline.labelling.run import NOTHING_LOST
 from pipeline.sealing.extent import Begun, unfinished
 from pipeline.sealing.generations import generations
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
-from pipeline.units.store import UNITS
-from pipeline.upkeep.job_files import mend_job
+from pipeline.storage.base import Storage
+from pipeline.storage.failures import storage_failures
+from pipeline.storage.open import open_storage
+from pipeline.upkeep.mend_job import mend_job
+from pipeline.upkeep.mend_sealed import mend_dataset
+from pipeline.upkeep.mend_units import mend_units
 from pipeline.upkeep.mending import Mending, Step
-from pipeline.upkeep.resealing import mend_dataset
-from pipeline.upkeep.unit_files import mend_units
 from scorers.errors import UserError
 from scorers.shell import phf
 from scorers.stopping import stoppable
@@ -87,7 +89,7 @@ def repair(uri: str, execution: LabelExecution, reporter: Reporter, *, dry_run: 
         IncompleteError: a disk or store failed.
         StoppedError: stopped by a signal or a newer driver; the same command goes on.
     """
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     with stoppable(NOTHING_LOST), storage_failures(storage):
         has_units = bool(storage.children(UNITS))
         check = partial(examine, storage, uri, unsealed=has_units, progress=partial(reporter.measure, "Checking"))

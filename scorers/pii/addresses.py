@@ -8,7 +8,7 @@ each.)
 import re
 from typing import Any
 
-from scorers.findings import Span
+from scorers.spans import Span
 
 # What pyap does in three steps, two of them quadratic in the length of a run of white space: a run with a comma or a
 # line feed becomes a comma and a blank, another one a blank. Then its six dashes become one.

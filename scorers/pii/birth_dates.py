@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import date, datetime, time
 from typing import Any
 
-from scorers.findings import Span
+from scorers.spans import Span
 
 
 class BirthDateFinder:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from scorers.errors import UserError
-from scorers.findings import Finding
 from scorers.fingerprint import folder_sha256
 from scorers.paths import shown
 from scorers.pii.decoding import BatchDecoder, Entity
+from scorers.spans import Finding
 from scorers.tokenizer import make_linear
 from scorers.trust import VARIABLE
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from scorers.findings import Span
 from scorers.pii import gates
+from scorers.spans import Span
 
 # What `scrubadub.Scrubber(locale="en_US")` loads. Named here because scrubadub's own list grows with whatever other
 # packages register.

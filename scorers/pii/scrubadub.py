@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from scorers.contract import Document, Execution, ScoringError
 from scorers.deadline import DeadlineExceededError, deadline
-from scorers.findings import Finding, Span, merged
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.isolation import allowed_seconds, attempt
 from scorers.pii import gates
@@ -24,6 +23,7 @@ from scorers.pii.entities import EntityRecognizer, check_folder, find_model
 from scorers.pii.patterns import finders
 from scorers.pii.skype import SkypeFinder
 from scorers.requirements import require
+from scorers.spans import Finding, Span, merged
 from scorers.text import TextOptions
 
 _REVISION = 1

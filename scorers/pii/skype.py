@@ -7,8 +7,8 @@ spell-checker cannot make sense of, are searched for in the whole text, as patte
 import re
 from collections.abc import Iterator
 
-from scorers.findings import Span
 from scorers.pii.spelling import Spelling
+from scorers.spans import Span
 
 _SHORTEST_NAME = 6
 

@@ -12,13 +12,13 @@ from scorers.errors import UserError
 from tests.architectures.configs import PADDED, NotTriedError, tiny_config
 from tests.training.jobs import metrics
 from tests.training.real_runs import config_of
-from training.evaluation.runs import evaluate_run
+from training.evaluation.evaluate_run import evaluate_run
+from training.export.checkpoint import export_checkpoint
+from training.loop.train import train
 from training.model.counting import count_parameters
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
-from training.run.export import export_checkpoint
-from training.run.folder import RunFolder
-from training.run.job import train
+from training.runs.folder import RunFolder
 
 WORKS = "works"
 _LARGEST = 20_000_000  # parameters of what is trained on two cores

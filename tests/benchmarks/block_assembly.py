@@ -17,14 +17,14 @@ def run() -> Iterator[Comparison]:
     from tests.benchmarks.stream_open import write_store
     from training import objectives
     from training.config import ModelConfig, TrainingConfig
-    from training.data.options import StreamOptions
-    from training.data.order import BatchSource
+    from training.data.batches import BatchSource
+    from training.data.index import StreamOptions
     from training.data.store import TokenStore
     from training.data.stream import Stream
+    from training.distributed.world import World
+    from training.engine.engine import Engine
     from training.model.language_model import Vocabulary, build_model
-    from training.run.distributed import World
-    from training.run.engine import Engine
-    from training.run.schedule import plan_horizon
+    from training.schedule import plan_horizon
 
     world = World.from_environment()
     world.start()

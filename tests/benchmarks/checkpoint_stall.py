@@ -15,7 +15,7 @@ ROUNDS = 3
 
 
 def run() -> Iterator[Comparison]:
-    from training.run.distributed import World
+    from training.distributed.world import World
 
     world = World.from_environment()
     world.start()
@@ -29,12 +29,12 @@ def _measure(name: str, context: int, vocabulary: int, world: Any) -> Iterator[C
 
     from training import objectives
     from training.config import ModelConfig, TrainingConfig
-    from training.data.order import Batch
+    from training.data.batches import Batch
+    from training.engine.engine import Engine
+    from training.loop.saving import Saving
     from training.model.language_model import Vocabulary, build_model
-    from training.run import checkpoints
-    from training.run.engine import Engine
-    from training.run.saving import Saving
-    from training.run.schedule import plan_horizon
+    from training.runs import checkpoints
+    from training.schedule import plan_horizon
 
     config = TrainingConfig(num_tokens=10**9, batch_size=1, keep_checkpoints=1)
     model = build_model(ModelConfig(name=name), Vocabulary(vocabulary, 0), context_length=context)

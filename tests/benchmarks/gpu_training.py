@@ -8,7 +8,8 @@ same batch cut in the same way, and cross-entropy of all the logits. The other l
 ZeRO 1 with bf16 weights and a float32 copy of them, a loss without all the logits, compiled as well.
 
 Tokens/s are of whole steps after the warm-up, data on its way to the card included. MFU is against the card's peak in
-bf16 (`training.run.speed`), by 6 N + 12 L d T FLOPs a token for both. The peak of memory is what torch had allocated.
+bf16 (`training.engine.timing`), by 6 N + 12 L d T FLOPs a token for both. The peak of memory is what torch had
+allocated.
 
 Without a GPU it says so, with exit status 2; `--device cpu --sizes nano` tries the benchmark itself.
 """
@@ -65,8 +66,8 @@ def measure(options: argparse.Namespace, size: str, way: str) -> dict[str, Any]:
     """A line of the table; `error` instead of figures where the memory does not suffice."""
     import torch
 
-    from training.run.distributed import World
-    from training.run.speed import peak_flops, peak_memory
+    from training.distributed.world import World
+    from training.engine.timing import peak_flops, peak_memory
 
     world = World.from_environment()
     world.start()
@@ -148,11 +149,11 @@ def _apart(options: argparse.Namespace, arguments: Sequence[str] | None, size: s
 
 def _ours(options: argparse.Namespace, size: str, way: str, world: Any) -> tuple[Any, float]:
     from training.config import TrainingConfig
+    from training.engine.engine import Engine
     from training.model.counting import flops_per_token
     from training.model.language_model import checkpoint_activations
     from training.objectives import build
-    from training.run.engine import Engine
-    from training.run.schedule import plan_horizon
+    from training.schedule import plan_horizon
 
     config = TrainingConfig(
         num_tokens=10**12,
@@ -174,8 +175,8 @@ def _ours(options: argparse.Namespace, size: str, way: str, world: Any) -> tuple
 def _plain(options: argparse.Namespace, size: str, way: str, world: Any) -> tuple[Any, float]:
     import torch
 
+    from training.engine.engine import parameter_groups
     from training.model.counting import flops_per_token
-    from training.run.engine import parameter_groups
 
     model = _model(options, size, "sdpa")
     flops = flops_per_token(model, options.context)
@@ -223,7 +224,7 @@ def _model(options: argparse.Namespace, size: str, attention: str, *, value_head
 def _batch(options: argparse.Namespace, size: str) -> Any:
     import numpy as np
 
-    from training.data.order import Batch
+    from training.data.batches import Batch
 
     generator = np.random.default_rng(0)
     shape = (_blocks(options, size), options.context)

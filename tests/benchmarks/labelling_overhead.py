@@ -26,7 +26,7 @@ def _measure(output: Path, inputs: Path, column: str, kind: str) -> Comparison:
     from pipeline.corpus.inputs import find_sources
     from pipeline.corpus.planning import make_plan
     from pipeline.corpus.readers import read_sources
-    from pipeline.labelling.resolve import resolve_config
+    from pipeline.labelling.prepare import resolve_config
     from pipeline.labelling.workers.worker import BASE_GROUP, Job, UnitLabeller
     from scorers.registry import ScorerSpec, build
     from scorers.sentences import document

@@ -17,14 +17,14 @@ def run() -> Iterator[Comparison]:
     from pipeline.corpus.inputs import Source
     from pipeline.corpus.plan import Plan, Units
     from pipeline.dataset.manifest import SourceEntry
+    from pipeline.job.epoch import Epoch
+    from pipeline.job.plan_files import read_plan, write_plan
+    from pipeline.job.units import FOLDER_UNITS, UnitStore
     from pipeline.labelling.commit import Committer
-    from pipeline.labelling.plan_files import read_plan, write_plan
-    from pipeline.storage import Storage
-    from pipeline.units.epoch import Epoch
-    from pipeline.units.store import FOLDER_UNITS, UnitStore
+    from pipeline.storage.open import open_storage
 
     with tempfile.TemporaryDirectory() as name:
-        storage = Storage.open(name)
+        storage = open_storage(name)
         starts = np.arange(UNITS, dtype=np.int64) * 262_144
         slices = np.column_stack([np.zeros(UNITS, np.int64), starts, starts + 262_144])
         size = UNITS * 262_144
@@ -73,8 +73,8 @@ def run() -> Iterator[Comparison]:
 
 
 def _segment(store: object, units: range) -> bytes:
-    from pipeline.units.records import PartFile, UnitRecord, to_segment
-    from pipeline.units.store import UnitStore
+    from pipeline.job.unit_records import PartFile, UnitRecord, to_segment
+    from pipeline.job.units import UnitStore
 
     assert isinstance(store, UnitStore)
     return to_segment(

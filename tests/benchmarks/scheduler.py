@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.scheduling.crew import Event, Kind
-from pipeline.labelling.scheduling.observing import Observer
-from pipeline.labelling.scheduling.pools import Pool
-from pipeline.labelling.scheduling.scheduler import Scheduler
+from pipeline.labelling.scheduler.autoscaling import Pool
+from pipeline.labelling.scheduler.backend import Event, Kind
+from pipeline.labelling.scheduler.events import Observer
+from pipeline.labelling.scheduler.scheduler import Scheduler
 from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
 from tests.benchmarks.measure import Comparison, compare
 from tests.pipeline import probe
@@ -120,7 +120,7 @@ def job(folder: Path, units: int, delay_s: float) -> Job:
     """A corpus of units of one record each, for a scorer that sleeps so long a unit and does nothing else."""
     from pipeline.config import LabelConfig
     from pipeline.corpus.planning import make_plan
-    from pipeline.labelling.resolve import resolve_config
+    from pipeline.labelling.prepare import resolve_config
 
     corpus = folder / f"{units}.jsonl"
     corpus.write_text("".join(json.dumps({"text": f"One of {index}. Two."}) + "\n" for index in range(units)))

@@ -14,9 +14,8 @@ DOCUMENTS = 1_000_000
 
 
 def run() -> Iterator[Comparison]:
-    from training.data.layout import FOLDER
-    from training.data.options import StreamOptions
-    from training.data.order import BatchSource
+    from training.data.batches import BatchSource
+    from training.data.index import FOLDER, StreamOptions
     from training.data.store import TokenStore
     from training.data.stream import Stream
 

@@ -13,7 +13,7 @@ def run() -> Iterator[Comparison]:
     from infra.demo.corpus import sample_code
     from pipeline.dataset import open_dataset
     from tests.datasets import make_dataset
-    from training.data.builder import ensure_store
+    from training.data.build_store import ensure_store
     from training.data.tokenizers import ensure_tokenizer
 
     with tempfile.TemporaryDirectory() as name:

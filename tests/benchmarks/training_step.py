@@ -22,7 +22,7 @@ LOSSES: dict[str, dict[str, float]] = {
 
 
 def run() -> Iterator[Comparison]:
-    from training.run.distributed import World
+    from training.distributed.world import World
 
     world = World.from_environment()
     world.start()
@@ -58,8 +58,8 @@ class _Setting:
         return build_model(network, Vocabulary(self.vocabulary, 0), value_head=value_head, context_length=self.context)
 
     def engine(self, *, value_head: bool = False) -> Any:
-        from training.run.engine import Engine
-        from training.run.schedule import plan_horizon
+        from training.engine.engine import Engine
+        from training.schedule import plan_horizon
 
         config = self.config()
         horizon = plan_horizon(config, self.context, 1)
@@ -68,7 +68,7 @@ class _Setting:
     def batch(self) -> Any:
         import numpy as np
 
-        from training.data.order import Batch
+        from training.data.batches import Batch
 
         generator = np.random.default_rng(0)
         shape = (self.micro * self.accumulation, self.context)
@@ -78,8 +78,8 @@ class _Setting:
 def _against_plain(setting: _Setting) -> Comparison:
     import torch
 
+    from training.engine.engine import parameter_groups
     from training.objectives import build
-    from training.run.engine import parameter_groups
 
     engine, plain, batch, objective = setting.engine(), setting.model(), setting.batch(), build("mle")
     optimizer = torch.optim.AdamW(parameter_groups(plain, 0.1), lr=5e-4, fused=True)

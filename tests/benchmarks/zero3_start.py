@@ -31,12 +31,12 @@ def main(way: str) -> None:
     import torch
 
     from training.config import ModelConfig, TrainingConfig
+    from training.distributed.world import World
+    from training.engine.engine import Engine
+    from training.engine.timing import peak_memory
     from training.model.language_model import build_model
     from training.model.vocabulary import Vocabulary
-    from training.run.distributed import World
-    from training.run.engine import Engine
-    from training.run.schedule import plan_horizon
-    from training.run.speed import peak_memory
+    from training.schedule import plan_horizon
 
     world = World.from_environment()
     world.start()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.labelling.telling.metrics import METRICS
+from pipeline.labelling.monitoring.metrics import METRICS
 
 INFRA = Path(__file__).resolve().parents[2] / "infra" / "monitoring"
 HISTOGRAM = ("_bucket", "_count", "_sum")

@@ -23,7 +23,7 @@ from tests.training.jobs import (
     undisturbed_run,
 )
 from training.data.prepare import prepare
-from training.run.folder import RunFolder
+from training.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

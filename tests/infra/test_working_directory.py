@@ -13,7 +13,7 @@ import pytest
 from infra.demo.__main__ import phf
 from pipeline.config import LabelConfig
 from pipeline.corpus.planning import make_plan
-from pipeline.labelling.resolve import resolve_config
+from pipeline.labelling.prepare import resolve_config
 from pipeline.labelling.workers.isolation import label_isolated
 from pipeline.labelling.workers.worker import Job
 from scorers import interpreter
@@ -21,7 +21,7 @@ from scorers.doctor.children import ask
 from tests.hostile import LIBRARIES, PACKAGES, folder_of_traps
 from tests.pipeline.test_joined_cluster import ray_head
 from tests.training.jobs import command, make_code_dataset
-from training.run.folder import RunFolder
+from training.runs.folder import RunFolder
 
 BIN = Path(sys.executable).parent
 CODE = "try:\n    x=1\nexcept:\n    pass\n"

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.checked_json import to_checked
 from pipeline.config import LabelConfig
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.plan import Plan, Units
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import Manifest, ScorerEntry, SourceEntry
 from pipeline.dataset.schema import unit_schema
-from pipeline.labelling.job import JOB, JobRecord
-from pipeline.labelling.plan_files import write_plan
+from pipeline.job.epoch import Epoch
+from pipeline.job.plan_files import write_plan
+from pipeline.job.record import JOB, JobRecord
+from pipeline.job.unit_records import PartFile, UnitRecord
+from pipeline.job.units import UnitStore
 from pipeline.sealing.seal import seal
 from pipeline.sealing.staged import StagedFiles
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
-from pipeline.units.records import PartFile, UnitRecord
-from pipeline.units.store import UnitStore
+from pipeline.storage.checked_json import to_checked
+from pipeline.storage.open import open_storage
 from tests.datasets import SOURCE, sentences_of
 
 Row = Mapping[str, Any]
@@ -68,7 +68,7 @@ def commit_units(
     `own_groups` are columns with a part of their own, as a scorer on a GPU has. `quarantined` is by unit; such a
     record's position is in no row, unless it is in `only_in_base`: then the base group labelled it all the same.
     """
-    storage = Storage.open(str(folder))
+    storage = open_storage(str(folder))
     epoch = Epoch.claim(storage)
     store = UnitStore(storage)
     files = StagedFiles(storage, store.folder)

@@ -19,7 +19,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         *("spacy", "pyarrow.parquet", "obstore", "phf", "rich.progress", "tests.pipeline.forked"),
-        *("pipeline.labelling.driver", "pipeline.labelling.summary", "pipeline.object_storage", "scorers.sentences"),
+        *("pipeline.labelling.label", "pipeline.commands.summary", "pipeline.storage.objects", "scorers.sentences"),
     ]
 )
 

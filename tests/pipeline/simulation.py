@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.scheduling.crew import Event, Kind
-from pipeline.labelling.scheduling.observing import Observer
+from pipeline.labelling.scheduler.backend import Event, Kind
+from pipeline.labelling.scheduler.events import Observer
 from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.records import PartFile
 

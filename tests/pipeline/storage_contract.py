@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage import FileInfo, Storage
+from pipeline.storage.base import FileInfo, Storage
 from scorers.paths import UnsafePathError
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.checked_json import from_checked, to_checked
+from pipeline.storage.checked_json import from_checked, to_checked
 
 
 class Value(BaseModel):

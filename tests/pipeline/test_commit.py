@@ -12,12 +12,13 @@ import pytest
 
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
+from pipeline.job.epoch import Epoch
+from pipeline.job.unit_records import UnitRecord
+from pipeline.job.units import UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.workers.worker import PartResult
-from pipeline.storage import LocalStorage, Storage
-from pipeline.units.epoch import Epoch
-from pipeline.units.records import UnitRecord
-from pipeline.units.store import UnitStore
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
 from scorers.errors import IncompleteError, StoppedError
 
 GROUPS = ["cpu", "toxicity"]
@@ -281,7 +282,7 @@ def test_a_full_folder_gets_a_segment_from_which_all_is_known(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.labelling.commit.FOLDER_UNITS", 4)
-    monkeypatch.setattr("pipeline.units.store.FOLDER_UNITS", 4)
+    monkeypatch.setattr("pipeline.job.units.FOLDER_UNITS", 4)
     store = UnitStore(storage)
     epoch = Epoch.claim(storage)
     mine = committer(epoch)
@@ -319,7 +320,7 @@ def test_a_full_folder_gets_a_segment_from_which_all_is_known(
 
 def test_threads_may_commit_side_by_side(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.labelling.commit.FOLDER_UNITS", 40)
-    monkeypatch.setattr("pipeline.units.store.FOLDER_UNITS", 40)
+    monkeypatch.setattr("pipeline.job.units.FOLDER_UNITS", 40)
     epoch = Epoch.claim(storage)
     mine = committer(epoch)
     mine.recover(40, GROUPS)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.scheduling.committing import Commits
+from pipeline.labelling.commit import Commits
 from pipeline.labelling.workers.worker import PartResult
 from scorers.errors import StoppedError
 from tests.pipeline.simulation import part_of, units

@@ -16,14 +16,14 @@ from pipeline.corpus.plan import Slice, Unit
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import Ledger, ScorerEntry, SourceEntry
+from pipeline.job.epoch import Epoch
+from pipeline.job.unit_records import UnitRecord
+from pipeline.job.units import UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.workers.worker import BASE_GROUP, Job, UnitLabeller
 from pipeline.sealing.conservation import Conservation
 from pipeline.sealing.seal import seal
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
-from pipeline.units.records import UnitRecord
-from pipeline.units.store import UnitStore
+from pipeline.storage.open import open_storage
 from scorers import registry
 from scorers.errors import IncompleteError
 from tests.pipeline.corpora import make_config, write_lines
@@ -175,7 +175,7 @@ def _keys(files: list[list[bytes]], suffix: str) -> list[tuple[int, int]]:
 
 def _label(job: Job) -> list[tuple[str, int]]:
     """Label, commit and seal without Ray; the keys of all rows in `data/` and of all that is in quarantine."""
-    storage = Storage.open(job.output)
+    storage = open_storage(job.output)
     epoch = Epoch.claim(storage)
     labeller, committer = UnitLabeller(job, BASE_GROUP), Committer(epoch, UnitStore(storage))
     check = Conservation(job.plan.entries, job.output)

@@ -6,7 +6,7 @@ import pytest
 from pipeline.checking.verify import verify
 from pipeline.dataset import open_dataset
 from pipeline.sealing.retag import retag
-from pipeline.storage import Storage
+from pipeline.storage.open import open_storage
 from scorers.errors import UserError
 from tests.pipeline.committed import commit_units
 
@@ -37,11 +37,11 @@ def test_it_is_whole_and_can_be_read(uri):
 def test_it_is_tagged_anew(uri):
     assert retag(uri, {"toxicity": 0.1}).after.generation == 2
     assert verify(uri).problems == []
-    assert {info.path.split("/")[1] for info in Storage.open(uri).list("data")} == {"0002"}
+    assert {info.path.split("/")[1] for info in open_storage(uri).list("data")} == {"0002"}
 
 
 def test_damage_is_named(uri):
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     storage.delete("data/0001/part-00000.parquet")
     assert [str(problem) for problem in verify(uri).problems] == ["data/0001/part-00000.parquet: is missing"]
     with pytest.raises(UserError, match=r"part-00000\.parquet is damaged: the file is missing"):

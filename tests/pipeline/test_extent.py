@@ -8,7 +8,7 @@ import pytest
 from pipeline.checking.status import job_status
 from pipeline.checking.verify import verify
 from pipeline.sealing.extent import unfinished
-from pipeline.storage import Storage
+from pipeline.storage.open import open_storage
 from tests.pipeline import forked
 from tests.pipeline.labelling import Labelling
 
@@ -57,7 +57,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Steps]:
 
 def check(step: Steps, command: str) -> None:
     """A command was killed: what others say of it, and that the one that they recommend goes on."""
-    storage = Storage.open(str(step.output))
+    storage = open_storage(str(step.output))
     status = job_status(storage)
     left = [each.command for each in status.unfinished]
     assert left in ([], [command])

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.checking.verify import verify
 from pipeline.dataset.manifest import DamagedError
-from pipeline.labelling.job import load_job
+from pipeline.job.epoch import Epoch, newest_epoch
+from pipeline.job.record import load_job
+from pipeline.job.status import PROGRESS
+from pipeline.job.units import UnitStore
+from pipeline.labelling.monitoring.console import PlainReporter
 from pipeline.labelling.run import Run, Surroundings
-from pipeline.labelling.telling.reporter import PlainReporter
-from pipeline.labelling.telling.run_status import PROGRESS
 from pipeline.sealing.retag import retag
-from pipeline.storage import LocalStorage
-from pipeline.units.epoch import Epoch, newest_epoch
-from pipeline.units.store import UnitStore
+from pipeline.storage.local import LocalStorage
 from pipeline.upkeep import gc as gc_module
 from pipeline.upkeep.gc import collect
 from scorers.errors import StoppedError, UserError

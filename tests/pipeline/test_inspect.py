@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.checking.examples import find_examples
 from pipeline.checking.inspect import PERCENTILES, inspect_dataset
-from pipeline.checking.inspect_view import number, shortened, show_quarantine, show_report
 from pipeline.checking.quarantine import Entry, Quarantine
+from pipeline.commands.inspect_view import show_quarantine, show_report
 from pipeline.dataset import LabelledDataset, open_dataset
+from scorers.formatting import number, shortened
 from scorers.terminal import Terminal
 from tests.datasets import make_dataset
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.planning import make_plan
-from pipeline.labelling.resolve import resolve_config
+from pipeline.labelling.prepare import resolve_config
 from pipeline.labelling.workers.isolation import IsolationError, Phase, Step, _Findings, _Loss, label_isolated
 from pipeline.labelling.workers.worker import Job
 from scorers import registry

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.records import Record
-from pipeline.labelling.workers.label_records import Labelled, label_records
-from pipeline.labelling.workers.large_documents import groups
+from pipeline.labelling.workers.label_records import Labelled, groups, label_records
 from scorers.contract import Document, DocumentKind, Scorer
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document

@@ -11,9 +11,9 @@ import pytest
 import structlog
 
 from pipeline.corpus.records import Quarantined
-from pipeline.labelling.telling.log_file import LogFile
-from pipeline.labelling.telling.logs import RunLog, run_log, without_secrets
-from pipeline.units.records import UnitRecord
+from pipeline.job.unit_records import UnitRecord
+from pipeline.labelling.monitoring.log_file import LogFile
+from pipeline.labelling.monitoring.logs import RunLog, run_log, without_secrets
 from scorers.errors import IncompleteError, UserError
 from tests.pipeline.corpora import make_config
 from tests.pipeline.labelling import ROOT, Labelling
@@ -110,7 +110,8 @@ def test_a_line_that_was_cut_spoils_no_other(tmp_path: Path) -> None:
     # A limit on the size of files does to a write what a full disk does: it takes a piece, then nothing.
     code = (
         "import os, resource, signal, sys\n"
-        "from pipeline.labelling.telling.log_file import LogFile; from pipeline.labelling.telling.logs import RunLog\n"
+        "from pipeline.labelling.monitoring.log_file import LogFile\n"
+        "from pipeline.labelling.monitoring.logs import RunLog\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "log = RunLog(LogFile(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT), 'x'))\n"
         "log.hired(1, 'cpu')\n"

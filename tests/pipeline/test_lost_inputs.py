@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.records import Record
-from pipeline.labelling.plan_files import encode_plan, read_plan, write_plan
-from pipeline.storage import Storage
+from pipeline.job.plan_files import encode_plan, read_plan, write_plan
+from pipeline.storage.open import open_storage
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all, write_lines
 from tests.pipeline.here import rows_of, run
@@ -181,7 +181,7 @@ def test_a_dataset_that_lost_nothing_is_written_as_before(tmp_path: Path) -> Non
     assert "unread" not in named.model_dump_json() + str(pq.read_schema(pa.BufferReader(files[named.sources.path])))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(LINES)[:-20])
     plan = make_plan(make_config(tmp_path))
-    write_plan(storage := Storage.open(str(tmp_path / "out")), 1, ["."], plan)
+    write_plan(storage := open_storage(str(tmp_path / "out")), 1, ["."], plan)
     stored = read_plan(storage)
     assert stored is not None
     assert [each.unread > 0 for each in stored.plan.entries] == [False, True]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.labelling.telling.metrics import METRICS
+from pipeline.labelling.monitoring.metrics import METRICS
 from tests.pipeline import probe
 from tests.pipeline.labelling import Labelling, wait_for
 from tests.pipeline.network import free_port

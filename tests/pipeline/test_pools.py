@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import LabelExecution
-from pipeline.labelling.scheduling.pools import Pool, cpus_of_own_ray, missing_resources, most_workers, pools_of
-from pipeline.labelling.scheduling.scheduler import Scheduler
+from pipeline.labelling.scheduler.autoscaling import Pool, cpus_of_own_ray, missing_resources, most_workers, pools_of
+from pipeline.labelling.scheduler.scheduler import Scheduler
 from scorers.doctor import machine
 from scorers.doctor.machine import usable_cores
 from tests.pipeline.simulation import Completed, Heard, SimulatedCrew, units

@@ -14,12 +14,11 @@ from rich.console import Console
 
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
+from pipeline.job.unit_records import UnitRecord
+from pipeline.labelling.monitoring.console import LiveReporter, PlainReporter, figures, reporter_for
+from pipeline.labelling.monitoring.progress import Activity, Progress
 from pipeline.labelling.on_ray.cluster import _private_folder
-from pipeline.labelling.telling.activity import Activity
-from pipeline.labelling.telling.progress import Progress
-from pipeline.labelling.telling.reporter import LiveReporter, PlainReporter, figures, reporter_for
 from pipeline.labelling.workers.isolation import brief
-from pipeline.units.records import UnitRecord
 from scorers.errors import UserError
 from tests.pipeline.simulation import PART
 

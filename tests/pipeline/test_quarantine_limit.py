@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.labelling.summary import percent
+from pipeline.commands.summary import percent
 from pipeline.quarantine_limit import QuarantineLimit, check_limit
 
 

@@ -13,13 +13,14 @@ from phf import app
 from pipeline.checking.verify import verify
 from pipeline.config import LabelExecution
 from pipeline.dataset import open_dataset
-from pipeline.labelling.telling.reporter import PlainReporter
-from pipeline.labelling.telling.run_status import PROGRESS
+from pipeline.job.epoch import Epoch
+from pipeline.job.status import PROGRESS
+from pipeline.job.unit_rows import read_rows
+from pipeline.job.units import UnitStore
+from pipeline.labelling.monitoring.console import PlainReporter
 from pipeline.sealing.retag import retag
-from pipeline.storage import LocalStorage, Storage
-from pipeline.units.epoch import Epoch
-from pipeline.units.rows import read_rows
-from pipeline.units.store import UnitStore
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
 from pipeline.upkeep.relabelling import Replacer
 from pipeline.upkeep.repair import Repaired, repair
 from scorers.errors import StoppedError, UserError

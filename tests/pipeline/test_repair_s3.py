@@ -6,9 +6,9 @@ import pyarrow.fs as pafs
 import pytest
 
 from pipeline.checking.verify import verify
-from pipeline.labelling.telling.reporter import PlainReporter
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
+from pipeline.job.epoch import Epoch
+from pipeline.labelling.monitoring.console import PlainReporter
+from pipeline.storage.open import open_storage
 from pipeline.upkeep.gc import collect
 from pipeline.upkeep.repair import repair
 from tests.pipeline import upkept
@@ -28,7 +28,7 @@ def test_a_damaged_dataset_in_a_bucket_is_mended(s3, tmp_path, monkeypatch):
     filesystem, _ = pafs.FileSystem.from_uri("s3://bucket/?allow_bucket_creation=true")
     filesystem.create_dir("bucket")
     uri = "s3://bucket/repair/out"
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     for path, data in files.items():
         if path != "job/config.json":
             storage.put(path, data.replace(str(made.out).encode(), uri.encode()))

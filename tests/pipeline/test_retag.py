@@ -9,10 +9,10 @@ from phf import app
 from pipeline.checking.verify import verify
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset import open_dataset
+from pipeline.job.epoch import Epoch
 from pipeline.sealing.generations import GenerationRecord, generation_path
 from pipeline.sealing.retag import retag
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
+from pipeline.storage.open import open_storage
 from scorers.errors import IncompleteError, UserError
 from tests.datasets import SOURCE, make_dataset
 from tests.pipeline.committed import bytes_below, commit_units
@@ -158,7 +158,7 @@ def test_quarantine_stays_what_it_was(tmp_path):
 
 
 def test_a_retag_stops_older_drivers(labelled):
-    older = Epoch.claim(Storage.open(str(labelled.folder)))
+    older = Epoch.claim(open_storage(str(labelled.folder)))
     retag(str(labelled.folder), {"toxicity": 0.3})
     with pytest.raises(UserError, match="taken over"):
         older.check()

@@ -13,18 +13,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pipeline.checking.status import JobStatus, watch_status
-from pipeline.checking.status_view import status_view
+from pipeline.commands.status_view import status_view
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.scheduling.pools import Pool
-from pipeline.labelling.scheduling.scheduler import Scheduler
-from pipeline.labelling.telling.activity import Activity
-from pipeline.labelling.telling.progress import Progress
-from pipeline.labelling.telling.run_status import PROGRESS, RunStatus, StatusFile, read_status, status_of
-from pipeline.labelling.telling.told import RunObserver, Told
+from pipeline.job.epoch import Epoch
+from pipeline.job.status import PROGRESS, RunStatus, read_status
+from pipeline.job.unit_records import UnitRecord
+from pipeline.labelling.monitoring.progress import Activity, Progress, RunObserver, Told
+from pipeline.labelling.monitoring.status_file import StatusFile, status_of
+from pipeline.labelling.scheduler.autoscaling import Pool
+from pipeline.labelling.scheduler.scheduler import Scheduler
 from pipeline.labelling.workers.worker import PartResult
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
-from pipeline.units.records import UnitRecord
+from pipeline.storage.open import open_storage
 from tests.pipeline.committed import commit_units
 from tests.pipeline.labelling import wait_for
 from tests.pipeline.simulation import PART, SimulatedCrew, part_of, units
@@ -104,7 +103,7 @@ def test_a_unit_that_is_given_up_is_no_backlog_of_any_group() -> None:
 
 
 def test_figures_of_a_run_stay_fresh_though_its_driver_is_busy(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path))
+    storage = open_storage(str(tmp_path))
     assert read_status(storage) is None
     epoch = Epoch.claim(storage)
     with StatusFile(epoch, every_s=0.05) as file:
@@ -126,7 +125,7 @@ def test_figures_of_a_run_stay_fresh_though_its_driver_is_busy(tmp_path: Path) -
 
 
 def test_a_driver_that_was_overtaken_leaves_the_newer_ones_figures_alone(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path))
+    storage = open_storage(str(tmp_path))
     old = Epoch.claim(storage)
     with StatusFile(old, every_s=0.02) as file:
         file.show(status_of(old, "old", "labelling", Progress(units=1, before=0, workers=1)), at_once=True)
@@ -140,7 +139,7 @@ def test_a_driver_that_was_overtaken_leaves_the_newer_ones_figures_alone(tmp_pat
 
 
 def test_a_storage_that_fails_does_not_end_the_figures(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path / "output"))
+    storage = open_storage(str(tmp_path / "output"))
     epoch = Epoch.claim(storage)
     job = tmp_path / "output" / "job"
     with StatusFile(epoch, every_s=0.02) as file:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from scorers.errors import UserError
 from tests.pipeline import probe
 from tests.pipeline.labelling import Labelling, wait_for
@@ -29,7 +30,7 @@ def environment(s3: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def storage(environment: dict[str, str]) -> Storage:
-    return Storage.open(f"s3://bucket/some/prefix-{next(NAMES)}")
+    return open_storage(f"s3://bucket/some/prefix-{next(NAMES)}")
 
 
 class TestS3(StorageContract):
@@ -38,7 +39,7 @@ class TestS3(StorageContract):
 
 def test_of_many_clients_one_creates_an_object(storage: Storage) -> None:
     with ThreadPoolExecutor(16) as threads:
-        clients = [Storage.open(storage.uri) for _ in range(16)]
+        clients = [open_storage(storage.uri) for _ in range(16)]
         outcomes = list(threads.map(lambda each: each[1].put_if_absent("x", str(each[0]).encode()), enumerate(clients)))
     assert sum(outcomes) == 1
     assert storage.read("x") == str(outcomes.index(True)).encode()
@@ -49,7 +50,7 @@ def test_failures_of_the_store_are_os_errors_and_brief(
 ) -> None:
     storage.put("x", b"1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    stranger = Storage.open(storage.uri)
+    stranger = open_storage(storage.uri)
     for act in (
         lambda: stranger.read("x"),
         lambda: stranger.put("y", b"1"),
@@ -69,10 +70,10 @@ def test_a_bucket_or_server_that_is_not_there_is_refused(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="s3://nobucket/x"):
-        Storage.open("s3://nobucket/x").check()
+        open_storage("s3://nobucket/x").check()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(UserError, match="endpoint"):
-        Storage.open("s3://bucket/x").check()
+        open_storage("s3://bucket/x").check()
 
 
 @pytest.mark.slow
@@ -83,7 +84,7 @@ def test_labelling_into_a_bucket_survives_a_killed_driver(environment: dict[str,
     for made in (local, remote):
         made.write(texts)
     uri = f"s3://bucket/labelled-{next(NAMES)}"
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
 
     remote.hold(25)
     process = remote.start("--unit-size", "10500", output=uri)

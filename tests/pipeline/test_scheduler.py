@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.scheduling.pools import Pool
-from pipeline.labelling.scheduling.scheduler import Scheduler
+from pipeline.labelling.scheduler.autoscaling import Pool
+from pipeline.labelling.scheduler.scheduler import Scheduler
 from scorers.errors import IncompleteError
 from tests.pipeline.simulation import Completed, Heard, SimulatedCrew, units
 

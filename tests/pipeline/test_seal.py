@@ -2,13 +2,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.checked_json import to_checked
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset import open_dataset
+from pipeline.job.epoch import Epoch
+from pipeline.job.units import UnitStore
 from pipeline.sealing.generations import GENERATIONS, finish_seal, listed_files, sealed_manifest
-from pipeline.storage import LocalStorage, Storage
-from pipeline.units.epoch import Epoch
-from pipeline.units.store import UnitStore
+from pipeline.storage.checked_json import to_checked
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import open_storage
 from scorers.errors import IncompleteError, StoppedError, UserError
 from tests.datasets import SOURCE
 from tests.pipeline.committed import bytes_below, commit_units
@@ -204,7 +205,7 @@ def test_a_seal_that_dies_at_any_step_is_finished_with_the_same_bytes(tmp_path, 
             pass
         else:
             break
-        labelled.epoch = Epoch.claim(Storage.open(str(labelled.folder)))
+        labelled.epoch = Epoch.claim(open_storage(str(labelled.folder)))
         manifest = finish_seal(labelled.epoch) or labelled.seal()
         assert manifest.shards == expected.shards
         assert bytes_below(labelled.folder, "data") == bytes_below(whole.folder, "data")
@@ -229,9 +230,9 @@ def test_a_new_generation_swaps_in_or_leaves_the_old_one_whole(tmp_path, after):
         # Whatever was reached, a reader finds one whole generation.
         assert open_dataset(str(labelled.folder)).manifest.generation in (1, 2)
         assert len(rows_of(labelled.folder)) == 5
-        newest = finish_seal(Epoch.claim(Storage.open(str(labelled.folder))))
+        newest = finish_seal(Epoch.claim(open_storage(str(labelled.folder))))
         assert newest is not None
-        assert sealed_manifest(Storage.open(str(labelled.folder))) == newest
+        assert sealed_manifest(open_storage(str(labelled.folder))) == newest
         assert open_dataset(str(labelled.folder)).manifest == newest
         data = sorted(path.name for path in (labelled.folder / "data").iterdir())
         assert data == [f"{newest.generation:04d}"]
@@ -241,7 +242,7 @@ def test_a_new_generation_swaps_in_or_leaves_the_old_one_whole(tmp_path, after):
 
 def test_a_driver_that_was_overtaken_commits_nothing(tmp_path):
     labelled = commit_units(tmp_path / "out", UNITS)
-    Epoch.claim(Storage.open(str(labelled.folder)))
+    Epoch.claim(open_storage(str(labelled.folder)))
     with pytest.raises(StoppedError):
         labelled.seal()
     assert not (labelled.folder / GENERATIONS).exists()

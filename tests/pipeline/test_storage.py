@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
+from pipeline.job.epoch import Epoch
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from scorers.errors import UserError
 from scorers.paths import UnsafePathError
 from tests.pipeline.storage_contract import StorageContract
@@ -17,7 +18,7 @@ from tests.pipeline.storage_contract import StorageContract
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    return Storage.open(str(tmp_path / "root"))
+    return open_storage(str(tmp_path / "root"))
 
 
 class TestLocal(StorageContract):
@@ -25,7 +26,7 @@ class TestLocal(StorageContract):
 
 
 def _create(uri: str, number: int, barrier: object, results: object) -> None:
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     barrier.wait()  # type: ignore[attr-defined]
     results.put((number, storage.put_if_absent("contended", str(number).encode() * 100_000)))  # type: ignore[attr-defined]
 
@@ -41,7 +42,7 @@ def test_of_many_processes_one_creates_a_file(tmp_path: Path) -> None:
         process.join()
     winners = [number for number, won in outcomes.items() if won]
     assert len(winners) == 1
-    assert Storage.open(str(tmp_path)).read("contended") == str(winners[0]).encode() * 100_000
+    assert open_storage(str(tmp_path)).read("contended") == str(winners[0]).encode() * 100_000
     assert [path.name for path in tmp_path.iterdir()] == ["contended"]
 
 
@@ -107,10 +108,10 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(UserError, match="is a file"):
-        Storage.open(str(file)).check()
+        open_storage(str(file)).check()
     with pytest.raises(UserError, match="cannot be written"):
-        Storage.open(str(file / "below")).check()
-    Storage.open(str(tmp_path / "new" / "deep")).check()
+        open_storage(str(file / "below")).check()
+    open_storage(str(tmp_path / "new" / "deep")).check()
     assert not (tmp_path / "new").exists()
 
 
@@ -118,7 +119,7 @@ def _check_as_nobody(uri: str, results: object) -> None:
     if os.geteuid() == 0:
         os.setuid(65534)  # root may write anywhere
     try:
-        Storage.open(uri).check()
+        open_storage(uri).check()
     except UserError as error:
         results.put(str(error))  # type: ignore[attr-defined]
     else:
@@ -142,17 +143,17 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path, mode: int) -> No
 @pytest.mark.parametrize("uri", ["ftp://host/x", "", "s3://", "hdfs://host/x"])
 def test_other_places_are_refused(uri: str) -> None:
     with pytest.raises(UserError):
-        Storage.open(uri)
+        open_storage(uri)
 
 
 def test_a_local_place_means_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    storage = Storage.open("relative")
+    storage = open_storage("relative")
     storage.put("x", b"1")
     monkeypatch.chdir("/")
     assert pickle.loads(pickle.dumps(storage)).read("x") == b"1"
-    assert Storage.open(f"file://{tmp_path}/relative").read("x") == b"1"
-    assert Storage.open(storage.uri).read("x") == b"1"
+    assert open_storage(f"file://{tmp_path}/relative").read("x") == b"1"
+    assert open_storage(storage.uri).read("x") == b"1"
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from pipeline.corpus.plan import Slice
 from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Record
-from pipeline.labelling.plan_files import read_plan, write_plan
-from pipeline.storage import Storage
+from pipeline.job.plan_files import read_plan, write_plan
+from pipeline.storage.open import open_storage
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all, write_lines, write_records
 
@@ -40,7 +40,7 @@ def test_a_plan_survives_being_written(tmp_path: Path) -> None:
     plan = make_plan(make_config(tmp_path, unit_size=64))
     assert plan.cut
     assert len(plan.units) > 5
-    storage = Storage.open(str(tmp_path / "out"))
+    storage = open_storage(str(tmp_path / "out"))
     assert write_plan(storage, 1, ["."], plan)
     assert not write_plan(storage, 1, ["."], plan)
     stored = read_plan(storage)

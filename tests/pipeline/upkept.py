@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checked_json import to_checked
 from pipeline.config import LabelConfig, LabelExecution
-from pipeline.labelling.driver import run_label
-from pipeline.labelling.job import LayerRecord, layer_path, load_job
-from pipeline.labelling.resolve import scorer_entries
+from pipeline.job.epoch import Epoch
+from pipeline.job.record import LayerRecord, layer_path, load_job
+from pipeline.labelling.label import run_label
+from pipeline.labelling.monitoring.console import PlainReporter
+from pipeline.labelling.prepare import scorer_entries
 from pipeline.labelling.run import Run, Surroundings
-from pipeline.labelling.telling.reporter import PlainReporter
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
+from pipeline.storage.base import Storage
+from pipeline.storage.checked_json import to_checked
+from pipeline.storage.open import open_storage
 from scorers import registry
 from scorers.registry import ScorerSpec
 from tests.pipeline import probe, without_ray
@@ -43,7 +44,7 @@ class Made:
 
     @property
     def storage(self) -> Storage:
-        return Storage.open(str(self.out))
+        return open_storage(str(self.out))
 
     def data(self) -> dict[str, bytes]:
         return bytes_below(self.out, "data")

@@ -12,7 +12,7 @@ import pytest
 from phf import main
 from pipeline.corpus.plan import Unit
 from pipeline.labelling import run as running
-from pipeline.labelling.scheduling.pools import Pool
+from pipeline.labelling.scheduler.autoscaling import Pool
 from pipeline.labelling.workers.worker import UnitLabeller
 
 

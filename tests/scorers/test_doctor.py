@@ -8,7 +8,7 @@ from scorers.cli import app
 from scorers.contract import Execution
 from scorers.doctor.children import LostChildError, ask
 from scorers.doctor.machine import machine_facts
-from scorers.doctor.places import places
+from scorers.doctor.report import places
 from scorers.doctor.sample import sample
 from scorers.doctor.trial import try_scorer
 from scorers.fingerprint import file_sha256

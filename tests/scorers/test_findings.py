@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorers.findings import Finding, merged, redacted
+from scorers.spans import Finding, merged, redacted
 
 
 def test_findings_give_way_to_their_types():

@@ -10,7 +10,7 @@ from scorers.errors import UserError
 from scorers.pii.entities import find_model
 from scorers.registry import ScorerSpec, check_recorded
 from scorers.trust import trusted_by_environment, trusted_by_user
-from training.evaluation.scoring import rebuild_scorer
+from training.scoring import rebuild_scorer
 
 ONE, OTHER = "1" * 64, "ab" * 32
 

@@ -34,12 +34,12 @@ def main(
 
     from training import objectives
     from training.config import ModelConfig, TrainingConfig
-    from training.data.order import Batch
+    from training.data.batches import Batch
+    from training.distributed.world import World
+    from training.engine.engine import Engine
     from training.model.language_model import build_model, checkpoint_activations
     from training.model.vocabulary import Vocabulary
-    from training.run.distributed import World
-    from training.run.engine import Engine
-    from training.run.schedule import plan_horizon
+    from training.schedule import plan_horizon
 
     torch.set_num_threads(1)
     world = World.from_environment()

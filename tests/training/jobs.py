@@ -16,11 +16,11 @@ from rich.console import Console
 
 from tests.datasets import make_dataset
 from training.config import TrainConfig
-from training.run.folder import RunFacts
-from training.run.going_on import Asked
-from training.run.hooks import Hook, Step
-from training.run.job import train
-from training.run.trainer import Trainer
+from training.loop.callbacks import Callback, Step
+from training.loop.going_on import Asked
+from training.loop.train import train
+from training.loop.trainer import Trainer
+from training.runs.folder import RunFacts
 from training.settings import resolve_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +87,7 @@ def job_config(dataset: Path, output: Path, objective: str = "mle", **changes: A
     return resolve_config(None, flags, settings(**changes))
 
 
-class StopAfter(Hook):
+class StopAfter(Callback):
     """Sends this process a signal after some step."""
 
     def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
@@ -105,7 +105,7 @@ def run_job(
     objective: str = "mle",
     *,
     asked: Asked | None = None,
-    callbacks: Sequence[Hook] = (),
+    callbacks: Sequence[Callback] = (),
     **changes: Any,
 ) -> tuple[RunFacts, str]:
     """Train in this process; return the facts and the printed text."""

@@ -29,14 +29,14 @@ import torch.distributed as dist
 
 from training import objectives
 from training.config import ModelConfig, TrainingConfig
-from training.data.order import Batch
+from training.data.batches import Batch
+from training.distributed.rendezvous import COLLECTIVE_TIMEOUT
+from training.distributed.world import World
+from training.engine.engine import Engine
+from training.loop.snapshot import Snapshot
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
-from training.run.distributed import World
-from training.run.engine import Engine
-from training.run.rendezvous import COLLECTIVE_TIMEOUT
-from training.run.schedule import plan_horizon
-from training.run.snapshot import Snapshot
+from training.schedule import plan_horizon
 
 BLOCKS, LENGTH, VOCABULARY = 8, 16, 67
 BEFORE, AFTER = range(3), range(3, 7)

@@ -12,12 +12,12 @@ from scorers.sentences import document
 from tests.datasets import make_dataset
 from training.config import TrainConfig
 from training.data.prepare import PreparedData, prepare
-from training.model.export import export_model
+from training.export.model import export_model
+from training.loop.facts import run_facts
 from training.model.language_model import LanguageModel, build_model
 from training.model.vocabulary import Vocabulary
-from training.run.facts import run_facts
-from training.run.folder import RunFolder
-from training.run.schedule import plan_horizon
+from training.runs.folder import RunFolder
+from training.schedule import plan_horizon
 from training.settings import resolve_config
 
 

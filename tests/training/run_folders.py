@@ -7,24 +7,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset.manifest import ScorerEntry
+from training import statistics
 from training.config import DataConfig, EvaluationConfig, ModelConfig, ObjectiveConfig, TrainConfig, TrainingConfig
-from training.evaluation import metrics
 from training.evaluation.evaluate import Evaluation
+from training.evaluation.evaluate_run import run_fingerprint, write_evaluation
 from training.evaluation.heldout import HeldOutLoss
-from training.evaluation.report import (
-    Estimate,
-    EvaluationReport,
-    GuidedFacts,
-    HeldOutFacts,
-    LeakageFacts,
-    SampleFacts,
-    ScorerFacts,
-)
-from training.evaluation.runs import run_fingerprint, write_evaluation
-from training.evaluation.sampling import Samples
-from training.evaluation.scoring import ScoredSamples
-from training.evaluation.setup import HeldOutChoice
-from training.run.folder import (
+from training.evaluation.prepare import HeldOutChoice
+from training.model.sampling import Samples
+from training.runs.folder import (
     DatasetFacts,
     HorizonFacts,
     ModelFacts,
@@ -33,6 +23,16 @@ from training.run.folder import (
     ThresholdFacts,
     TokenizerFacts,
 )
+from training.runs.report import (
+    Estimate,
+    EvaluationReport,
+    GuidedFacts,
+    HeldOutFacts,
+    LeakageFacts,
+    SampleFacts,
+    ScorerFacts,
+)
+from training.scoring import ScoredSamples
 
 SCORER = ScorerEntry(kind="pycodestyle", options={"max_line_length": 79}, fingerprint="pycodestyle-5c1e88d20b1f4a97")
 
@@ -209,17 +209,17 @@ def write_figures(
     conditional = facts.conditional
 
     def share_of_bytes(bits_of: Any) -> Estimate:
-        found = Estimate.of(metrics.ratio(np.asarray(bits_of), sizes.astype(float)))
+        found = Estimate.of(statistics.ratio(np.asarray(bits_of), sizes.astype(float)))
         assert found is not None
         return found
 
     held_out = None
     if documents:
-        per_token = metrics.ratio(nats, tokens.astype(float))
+        per_token = statistics.ratio(nats, tokens.astype(float))
         assert per_token is not None
         assert per_token.low is not None
         assert per_token.high is not None
-        misalignment = Estimate.of(metrics.mean(choice.misalignment))
+        misalignment = Estimate.of(statistics.mean(choice.misalignment))
         assert misalignment is not None
         held_out = HeldOutFacts(
             documents=documents,
@@ -254,7 +254,7 @@ def write_figures(
         samples=sample_facts,
         guided=None if others is None else GuidedFacts(scale=2, away=[0, 2049], samples=others[2]),
         leakage=LeakageFacts(
-            number=64, samples=Estimate.of(metrics.share(61, 64)), tokens=Estimate(value=0.06, low=0.05, high=0.07)
+            number=64, samples=Estimate.of(statistics.share(61, 64)), tokens=Estimate(value=0.06, low=0.05, high=0.07)
         )
         if conditional
         else None,
@@ -286,14 +286,14 @@ def make_samples(
         unscored={"empty": empty} if empty else {},
         ended=samples // 3,
         max_new_tokens=128,
-        tokens=Estimate.of(metrics.mean(lengths.astype(float))),
-        sentences=Estimate.of(metrics.mean(scored.sentences.astype(float))),
-        misalignment=Estimate.of(metrics.mean(values)),
-        expected_maximum=Estimate.of(metrics.expected_maximum(values)),
+        tokens=Estimate.of(statistics.mean(lengths.astype(float))),
+        sentences=Estimate.of(statistics.mean(scored.sentences.astype(float))),
+        misalignment=Estimate.of(statistics.mean(values)),
+        expected_maximum=Estimate.of(statistics.expected_maximum(values)),
         hit_threshold=0.0,
-        hit_rate=Estimate.of(metrics.share(int((values > 0).sum()), len(values))),
-        distinct_1=metrics.distinct(ids, 1),
-        distinct_2=metrics.distinct(ids, 2),
+        hit_rate=Estimate.of(statistics.share(int((values > 0).sum()), len(values))),
+        distinct_1=statistics.distinct(ids, 1),
+        distinct_2=statistics.distinct(ids, 2),
         control_tokens=0,
     )
     return Samples(ids, [length < 128 for length in lengths.tolist()], 128), scored, facts

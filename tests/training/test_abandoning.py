@@ -17,12 +17,12 @@ from scorers.errors import StoppedError
 from scorers.stopping import stoppable
 from tests.training import real_runs
 from tests.training.jobs import ENVIRONMENT, metrics
-from training.run import hooks
-from training.run.abandoning import Abandoned
-from training.run.best import read
-from training.run.checkpoints import steps
-from training.run.folder import RunFolder
-from training.run.job import train
+from training.distributed.abandoning import Abandoned
+from training.loop import callbacks
+from training.loop.train import train
+from training.runs.best import read
+from training.runs.checkpoints import steps
+from training.runs.folder import RunFolder
 
 SETTINGS = {
     "training.num_tokens": 8 * 8 * 64,
@@ -70,14 +70,14 @@ def ask():
 
 
 def in_the_step(monkeypatch, at):
-    original = hooks.Checkpointing.after_step
+    original = callbacks.Checkpointing.after_step
 
-    def after_step(hook, trainer, step):
-        original(hook, trainer, step)
+    def after_step(callback, trainer, step):
+        original(callback, trainer, step)
         if step.number == at:
             ask()
 
-    monkeypatch.setattr(hooks.Checkpointing, "after_step", after_step)
+    monkeypatch.setattr(callbacks.Checkpointing, "after_step", after_step)
 
 
 def while_it_scores(monkeypatch, at):
@@ -137,14 +137,14 @@ def test_a_stop_before_the_step_leaves_the_evaluation_out(tmp_path, dataset, und
 
 @pytest.mark.parametrize("at", [4, 8])
 def test_an_evaluation_that_was_cut_off_is_made_up_for_and_no_other_is(tmp_path, dataset, undisturbed, monkeypatch, at):
-    def die(hook, trainer, step, figures):
+    def die(callback, trainer, step, figures):
         if step == at:
             raise Killed
-        original(hook, trainer, step, figures)
+        original(callback, trainer, step, figures)
 
-    original = hooks.Evaluation._record
+    original = callbacks.Evaluation._record
     with monkeypatch.context() as patch:
-        patch.setattr(hooks.Evaluation, "_record", die)
+        patch.setattr(callbacks.Evaluation, "_record", die)
         with pytest.raises(Killed):
             run(dataset, tmp_path / "run", **{"training.save_every": 4})
     assert steps(tmp_path / "run/checkpoints")[-1] == at
@@ -153,7 +153,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for_and_no_other_is(tmp_path,
     assert told(tmp_path / "run") == undisturbed
     # From the same step, whose figures are there by now.
     evaluated = []
-    monkeypatch.setattr(hooks.Evaluation, "_record", lambda *_: evaluated.append(1))
+    monkeypatch.setattr(callbacks.Evaluation, "_record", lambda *_: evaluated.append(1))
     shutil.rmtree(tmp_path / "run/model")
     run(dataset, tmp_path / "run", **{"training.save_every": 4})
     assert told(tmp_path / "run") == undisturbed
@@ -162,7 +162,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for_and_no_other_is(tmp_path,
 
 def test_who_asks_again_waits_for_nothing(tmp_path, dataset, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("training.run.trainer._ASKED_ONCE_S", 0.0)
+        patch.setattr("training.loop.trainer._ASKED_ONCE_S", 0.0)
         patch.setattr("training.evaluation.evaluate.score_samples", ask_twice)
         with pytest.raises(StoppedError, match="received SIGTERM"), stoppable():
             run(dataset, tmp_path / "run")

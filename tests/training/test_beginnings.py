@@ -15,11 +15,11 @@ from tests.training.stores import byte_tokenizer
 from training.config import ModelConfig
 from training.data.prepare import prepare
 from training.data.tokenizers import load_tokenizer, save_tokenizer, wrap_tokenizer
-from training.evaluation.setup import Judge, prepare_evaluation
-from training.model.export import export_model
+from training.evaluation.prepare import Judge, prepare_evaluation
+from training.export.model import export_model
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
-from training.run.folder import RunFolder
+from training.runs.folder import RunFolder
 
 BOS, EOS = 0, 1
 # By name: the tokenizer, and what documents begin and end with.

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from scorers.errors import IncompleteError, StoppedError, UserError
 from tests.training.jobs import StopAfter, job_config, metrics, run_job
-from training.run import checkpoints
-from training.run.best import FIGURES_NAME, best_steps, check_best, read, record
+from training.runs import checkpoints
+from training.runs.best import FIGURES_NAME, best_steps, check_best, read, record
 
 VALUES = st.dictionaries(st.integers(1, 40), st.floats(0, 1) | st.none(), max_size=12)
 

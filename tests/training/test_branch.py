@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 from phf import app
 from scorers.errors import StoppedError, UserError
 from tests.training.jobs import COMPARABLE, StopAfter, command, figures, make_code_dataset, metrics, run_job, run_phf
-from training.run import checkpoints
-from training.run.folder import RunFolder
-from training.run.going_on import Asked
+from training.loop.going_on import Asked
+from training.runs import checkpoints
+from training.runs.folder import RunFolder
 
 STEP = 4 * 32
 # Dropout, so that generators count; and a warm-up that is a share of the steps.
@@ -89,7 +89,7 @@ def test_killed_before_its_first_checkpoint_it_begins_again(tmp_path, code_datas
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("training.run.trainer.Trainer._loop", die)
+        patch.setattr("training.loop.trainer.Trainer._loop", die)
         run_job(code_dataset, tmp_path / "run", **TRUNK, asked=Asked(origin=(str(trunk), 6)))
     facts = RunFolder(tmp_path / "run").read_facts()
     assert (facts.status, facts.step, facts.saved) == ("running", 6, 0)

@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from scorers.errors import UserError
-from training.run.checkpoints import (
+from training.runs.checkpoints import (
     MARKER_NAME,
     Checkpoint,
     Damage,
@@ -164,7 +164,7 @@ def test_a_failing_commit_leaves_the_earlier_ones_alone(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.run.checkpoints.write_atomically", full)
+    monkeypatch.setattr("training.runs.checkpoints.write_atomically", full)
     with pytest.raises(OSError, match="No space"):
         commit(tmp_path, 2, ranks=1, seconds=0.0)
     assert newest(tmp_path)[0].marker.step == 1

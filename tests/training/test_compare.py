@@ -15,16 +15,15 @@ import phf
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
 from tests.training.run_folders import SCORER, make_run, make_six
-from training.comparison.commands import commands
 from training.comparison.curves import training_loss
 from training.comparison.findings import findings, held_out_differences, misalignment_differences
-from training.comparison.intervals import estimate_panels
 from training.comparison.load import Comparison, config_differences, load_comparison
 from training.comparison.page import check_output, to_dict, write_comparison
-from training.comparison.plots import plots
+from training.comparison.plots import estimate_panels, plots
+from training.comparison.reproduce import commands
 from training.comparison.style import Look
 from training.comparison.tables import difference_table, duration, result_table, sample_table, short_count, stream_table
-from training.run.folder import MixedFacts, RunFolder
+from training.runs.folder import MixedFacts, RunFolder
 
 
 @pytest.fixture(scope="module")

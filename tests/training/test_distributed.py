@@ -14,10 +14,10 @@ import torch
 from scorers.errors import UserError
 from tests.training.jobs import COMPARABLE, ENVIRONMENT, LONGER, command, figures, job_config, metrics, run_job, run_phf
 from training.data.prepare import prepare
+from training.distributed.slurm import first_host
+from training.distributed.world import World
 from training.model.language_model import VALUE_HEAD_FILE, load_model
-from training.run.distributed import World
-from training.run.folder import RunFolder
-from training.run.slurm import first_host
+from training.runs.folder import RunFolder
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 

@@ -12,13 +12,13 @@ from tests.training.ranks import no_room
 from tests.training.test_models import small_llama
 from training import objectives
 from training.config import ModelConfig, TrainingConfig
-from training.data.order import Batch
+from training.data.batches import Batch
+from training.distributed.world import World
+from training.engine.deepspeed_config import deepspeed_config, rounded_gradients
+from training.engine.engine import Engine, choose_precision, parameter_groups
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
-from training.run.deepspeed_config import deepspeed_config, rounded_gradients
-from training.run.distributed import World
-from training.run.engine import Engine, choose_precision, parameter_groups
-from training.run.schedule import learning_rate, plan_horizon
+from training.schedule import learning_rate, plan_horizon
 
 LENGTH = 16
 

@@ -14,18 +14,18 @@ import torch
 from scorers.errors import IncompleteError, UserError
 from tests.datasets import make_dataset
 from tests.training.real_runs import build_for, config_of, make_code_dataset, make_real_run, train_a_little
+from training import statistics
 from training.data.prepare import prepare
 from training.data.tokenizers import wrap_tokenizer
-from training.evaluation import metrics
 from training.evaluation.evaluate import evaluate_model
+from training.evaluation.evaluate_run import evaluate_run, run_fingerprint
 from training.evaluation.heldout import held_out_loss
-from training.evaluation.report import GUIDED_NAME, HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, read_report
-from training.evaluation.runs import evaluate_run, run_fingerprint
-from training.evaluation.setup import prepare_evaluation, training_counts
+from training.evaluation.prepare import prepare_evaluation, training_counts
+from training.loop.train import _figures, check_settings
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
-from training.run.folder import RunFolder
-from training.run.job import _figures, check_settings
+from training.runs.folder import RunFolder
+from training.runs.report import GUIDED_NAME, HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, read_report
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_report_agrees_with_the_samples(mle: RunFolder) -> None:
     assert facts.tokens is not None
     assert facts.tokens.value == pytest.approx(np.mean([len(ids) for ids in samples["ids"]]))
     assert facts.ended == sum(samples["ended"])
-    assert facts.distinct_2 == metrics.distinct(samples["ids"], 2)
+    assert facts.distinct_2 == statistics.distinct(samples["ids"], 2)
     assert report.prompt == [mle.read_facts().tokenizer.eos_id]
     assert report.leakage is None
     assert report.run == run_fingerprint(mle)
@@ -135,7 +135,7 @@ def test_guided_samples_are_reported_beside_the_plain_ones(conditional: RunFolde
         scores = [score for score in guided["score"].to_pylist() if score is not None]
         assert report.guided.samples.misalignment is not None
         assert report.guided.samples.misalignment.value == pytest.approx(np.mean(scores))
-        figures = _figures(report)  # in `metrics.jsonl`, while a run is trained
+        figures = _figures(report)  # in `statistics.jsonl`, while a run is trained
         assert figures["guided_misalignment"] == report.guided.samples.misalignment.value
         assert figures["misalignment"] != figures["guided_misalignment"]
         for scale in (0, 1):
@@ -245,7 +245,7 @@ def test_a_trained_conditional_model_heeds_its_tags(tmp_path: Path) -> None:
     swapped = held_out_loss(
         model.causal, [stream.document(each, swap_tags=True) for each in held_out], context_length=64
     )
-    cost = metrics.ratio(swapped.bits - own.bits, own.sizes.astype(float))
+    cost = statistics.ratio(swapped.bits - own.bits, own.sizes.astype(float))
     assert cost is not None
     assert cost.low is not None
     assert cost.low > 0.1

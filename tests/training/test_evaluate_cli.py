@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import phf
 from tests.training.real_runs import make_code_dataset, make_real_run
-from training.evaluation import runs
-from training.evaluation.report import SAMPLES_NAME, read_report
-from training.run.folder import RunFolder
+from training.evaluation import evaluate_run
+from training.runs.folder import RunFolder
+from training.runs.report import SAMPLES_NAME, read_report
 
 runner = CliRunner()
 
@@ -134,7 +134,7 @@ def test_where_nothing_can_be_written_nothing_is_drawn(
     # A file where the folder would be: permissions do not stop root.
     shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
     (tmp_path / "run" / "evaluation").touch()
-    monkeypatch.setattr(runs, "prepare", None)
+    monkeypatch.setattr(evaluate_run, "prepare", None)
     result = runner.invoke(phf.app, ["evaluate", str(tmp_path / "run"), *judge])
     assert result.exit_code == 2, result.output
     assert "Not a directory. An evaluation is kept in the folder of its run" in result.output.replace("\n", " ")

@@ -6,7 +6,7 @@ import pytest
 
 from training.config import ObjectiveConfig, TrainingConfig
 from training.data.phases import plan_phases
-from training.run.schedule import learning_rate, warmup_steps
+from training.schedule import learning_rate, warmup_steps
 from training.settings import resolve_config
 
 FLAGS = {"output": "run", "task": "toxicity", "data": {"dataset": "labelled"}, "model": {"name": "nano"}}

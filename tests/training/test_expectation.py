@@ -5,9 +5,9 @@ import torch
 
 from pipeline.dataset.first_run import SIZES
 from training.model.sizes import SIZES as SHAPES
-from training.run.estimate import Machine
-from training.run.expectation import cost_warning, describe_duration
-from training.run.forecast import shape_of
+from training.planning.estimate import Machine
+from training.planning.expectation import cost_warning, describe_duration
+from training.planning.forecast import shape_of
 from training.settings import resolve_config
 
 CPU = Machine("this machine", False, 1e11, 1e10, 1e10, 1e9)
@@ -45,7 +45,7 @@ def test_a_model_that_cannot_be_estimated_has_no_duration():
 
 
 def test_steps_never_reach_more_than_the_machine(monkeypatch):
-    from training.run import trainer as module
+    from training.loop import trainer as module
 
     class Fake:
         peak_flops = 10.0

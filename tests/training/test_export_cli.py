@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from phf import app
 from tests.training.jobs import make_code_dataset, run_job
+from training.export.checkpoint import _precision
 from training.model.language_model import VALUE_HEAD_FILE
-from training.run import checkpoints
-from training.run.best import record
-from training.run.consolidate import _precision
-from training.run.folder import RunFolder
+from training.runs import checkpoints
+from training.runs.best import record
+from training.runs.folder import RunFolder
 
 # The rate does not depend on how long the run is.
 STEADY = {"training__schedule": "constant", "training__warmup_ratio": 0, "training__keep_checkpoints": 9}

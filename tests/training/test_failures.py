@@ -5,10 +5,10 @@ import torch
 
 from scorers.errors import IncompleteError
 from tests.training.jobs import run_job
-from training.run.engine import Engine
-from training.run.errors import RankError
-from training.run.failures import failures_named
-from training.run.job import TrainingJob
+from training.distributed.errors import RankError
+from training.distributed.failures import failures_named
+from training.engine.engine import Engine
+from training.loop.train import TrainingJob
 
 
 @pytest.mark.parametrize(

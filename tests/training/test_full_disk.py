@@ -23,9 +23,9 @@ from tests.training.jobs import ENVIRONMENT, command, figures, job_config, metri
 from training.data.prepare import prepare
 from training.data.tokenizers import ensure_tokenizer
 from training.disk import os_errors, writing
-from training.run.folder import RunFolder
-from training.run.hooks import Hook
-from training.run.trainer import DivergedError
+from training.loop.callbacks import Callback
+from training.loop.trainer import DivergedError
+from training.runs.folder import RunFolder
 
 CHANGES = {"training__save_every": 4}
 REMEDY = "Make room and run the same command again"
@@ -41,7 +41,7 @@ def no_room(size=10):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-class At(Hook):
+class At(Callback):
     """Does something at a moment of the run, before what is there anyway does its own."""
 
     def __init__(self, moment, work):

@@ -13,7 +13,7 @@ from scorers.errors import UserError
 from tests.training.real_runs import make_code_dataset, make_real_run
 from training.data.prepare import prepare
 from training.evaluation.generating import choose_tag
-from training.run.folder import RunFolder
+from training.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

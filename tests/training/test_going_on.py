@@ -8,11 +8,11 @@ import pytest
 from scorers.errors import UserError
 from tests.training.jobs import figures, metrics, run_job
 from training.config import TrainingConfig
-from training.evaluation.files import run_fingerprint
-from training.run import best, checkpoints
-from training.run.folder import RunFolder
-from training.run.going_on import Asked
-from training.run.schedule import learning_rate
+from training.loop.going_on import Asked
+from training.runs import best, checkpoints
+from training.runs.folder import RunFolder
+from training.runs.report import run_fingerprint
+from training.schedule import learning_rate
 
 STEP = 4 * 32
 CONSTANT = {"training__schedule": "constant", "training__warmup_steps": 3, "training__save_every": 4}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.run import host
-from training.run.host import own_cores, share_of_cores, way_to_others
+from training.distributed import host
+from training.distributed.host import own_cores, share_of_cores, way_to_others
 
 ALL = 0b11111111
 

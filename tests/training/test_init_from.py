@@ -18,7 +18,7 @@ from training.data.tokenizers import train_tokenizer
 from training.model.language_model import build_model, checkpoint_activations, load_model
 from training.model.vocabulary import Vocabulary
 from training.objectives import build
-from training.run.folder import RunFolder
+from training.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

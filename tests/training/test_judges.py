@@ -16,11 +16,11 @@ from scorers.sentences import document
 from tests.training.real_runs import make_code_dataset, make_real_run
 from training.comparison.load import load_comparison
 from training.data.prepare import prepare
-from training.evaluation import runs
-from training.evaluation.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, EvaluationReport, read_report
-from training.evaluation.runs import evaluate_run
-from training.evaluation.setup import Judge
-from training.run.folder import RunFolder
+from training.evaluation import evaluate_run as runs
+from training.evaluation.evaluate_run import evaluate_run
+from training.evaluation.prepare import Judge
+from training.runs.folder import RunFolder
+from training.runs.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, EvaluationReport, read_report
 
 # Lines of these files have about a dozen characters, so that many are too long for it and few for the other.
 NARROW = ScorerSpec(kind="pycodestyle", max_line_length=12)

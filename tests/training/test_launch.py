@@ -12,7 +12,7 @@ import pytest
 
 from tests.training.jobs import ENVIRONMENT, LONGER, command, figures, job_config, run_phf
 from training.data.prepare import prepare
-from training.run.folder import RunFolder
+from training.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,17 +116,17 @@ UNFIT = """
 import os
 if os.environ.get("RANK") == "1":
     from scorers.errors import UserError
-    from training.run import {module}
+    import training.{module} as module
 
     def missing(*_):
         raise UserError("There is no such thing here.")
 
-    {module}.{name} = missing
+    module.{name} = missing
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("module", "name"), [("distributed", "World._check_device"), ("job", "_prepare")])
+@pytest.mark.parametrize(("module", "name"), [("distributed.world", "World._check_device"), ("loop.train", "_prepare")])
 def test_what_one_rank_alone_cannot_do_ends_all_at_once_and_is_said_once(tmp_path, code_dataset, module, name):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(UNFIT.format(module=module, name=name))

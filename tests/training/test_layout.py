@@ -5,8 +5,8 @@ import pytest
 
 from tests.training.stores import make_store
 from tests.training.test_stream import long_documents, options_of
-from training.data import layout
-from training.data.options import StreamOptions
+from training.data import index as layout
+from training.data.index import StreamOptions
 from training.data.stream import Stream
 
 OPTIONS = [

@@ -7,15 +7,15 @@ import pytest
 
 from scorers.errors import IncompleteError
 from tests.training.jobs import figures, run_job
-from training.run import lock
-from training.run.folder import RunFolder
-from training.run.job import TrainingJob
+from training.loop.train import TrainingJob
+from training.runs import lock
+from training.runs.folder import RunFolder
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from training.run.folder import RunFolder
-from training.run.lock import sole_launch
+from training.runs.folder import RunFolder
+from training.runs.lock import sole_launch
 with sole_launch(RunFolder(Path(sys.argv[1])), print):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -12,8 +12,8 @@ from tests.training.test_linear_loss import computed, inputs_of, plain
 from tests.training.test_objectives import EXAMPLES
 from training.data.prepare import prepare
 from training.linear_loss import linear_loss
-from training.loss_mask import LossMask
-from training.objectives import TokenTerms, build, merge_metrics
+from training.loss_mask import LossMask, TokenTerms
+from training.objectives import build, merge_metrics
 
 CONTROL = (1, 3)
 

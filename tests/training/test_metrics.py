@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.evaluation import metrics
+from training import statistics
 
 scores = st.lists(st.floats(0, 10, allow_nan=False, width=32), min_size=1, max_size=9)
 
 
 @given(scores, st.integers(1, 4))
 def test_expected_maximum_is_the_mean_over_all_subsets(values: list[float], of: int) -> None:
-    estimate = metrics.expected_maximum(values, of)
+    estimate = statistics.expected_maximum(values, of)
     if len(values) < of:
         assert estimate is None
         return
@@ -28,7 +28,7 @@ def test_expected_maximum_is_the_mean_over_all_subsets(values: list[float], of: 
 def test_maximum_weights_are_probabilities(n: int, of: int) -> None:
     if of > n:
         return
-    weights = metrics.maximum_weights(n, of)
+    weights = statistics.maximum_weights(n, of)
     assert weights.sum() == pytest.approx(1)
     assert (weights >= 0).all()
     assert (weights[: of - 1] == 0).all()
@@ -37,14 +37,14 @@ def test_maximum_weights_are_probabilities(n: int, of: int) -> None:
 def test_expected_maximum_of_25_is_unbiased() -> None:
     generator = np.random.default_rng(0)
     truth = 25 / 26  # of 25 uniform numbers
-    found = [float(np.sort(generator.random(100)) @ metrics.maximum_weights(100, 25)) for _ in range(2000)]
+    found = [float(np.sort(generator.random(100)) @ statistics.maximum_weights(100, 25)) for _ in range(2000)]
     assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / math.sqrt(2000))
 
 
 @settings(max_examples=20)
 @given(st.lists(st.floats(0, 1, allow_nan=False), min_size=2, max_size=50))
 def test_intervals_hold_their_estimate(values: list[float]) -> None:
-    estimate = metrics.mean(values)
+    estimate = statistics.mean(values)
     assert estimate is not None
     assert estimate.low is not None
     assert estimate.high is not None
@@ -53,19 +53,19 @@ def test_intervals_hold_their_estimate(values: list[float]) -> None:
 
 
 def test_nothing_has_no_estimate_and_one_value_no_interval() -> None:
-    assert metrics.mean([]) is None
-    assert metrics.share(0, 0) is None
-    assert metrics.distinct([[], [1]], 2) is None
-    assert metrics.difference([], [1.0]) is None
-    assert metrics.ratio(np.zeros(3), np.zeros(3)) is None
-    assert metrics.mean([0.5]) == metrics.Estimate(0.5)
+    assert statistics.mean([]) is None
+    assert statistics.share(0, 0) is None
+    assert statistics.distinct([[], [1]], 2) is None
+    assert statistics.difference([], [1.0]) is None
+    assert statistics.ratio(np.zeros(3), np.zeros(3)) is None
+    assert statistics.mean([0.5]) == statistics.Estimate(0.5)
 
 
 def test_mean_interval_covers_the_truth() -> None:
     generator = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
-        estimate = metrics.mean(generator.gamma(0.5, size=200))
+        estimate = statistics.mean(generator.gamma(0.5, size=200))
         assert estimate is not None
         assert estimate.low is not None
         assert estimate.high is not None
@@ -75,17 +75,17 @@ def test_mean_interval_covers_the_truth() -> None:
 
 def test_difference_of_equal_populations_straddles_zero() -> None:
     generator = np.random.default_rng(2)
-    estimate = metrics.difference(generator.random(400), generator.random(300))
+    estimate = statistics.difference(generator.random(400), generator.random(300))
     assert estimate is not None
     assert estimate.low is not None
     assert estimate.high is not None
     assert estimate.low < 0 < estimate.high
-    assert metrics.difference([1.0, 2.0], [0.0, 0.0]).low > 0  # type: ignore[union-attr, operator]
+    assert statistics.difference([1.0, 2.0], [0.0, 0.0]).low > 0  # type: ignore[union-attr, operator]
 
 
 @given(st.integers(0, 60), st.integers(1, 60))
 def test_share_interval_is_inside_the_unit_interval(hits: int, of: int) -> None:
-    estimate = metrics.share(min(hits, of), of)
+    estimate = statistics.share(min(hits, of), of)
     assert estimate is not None
     assert estimate.low is not None
     assert estimate.high is not None
@@ -95,10 +95,10 @@ def test_share_interval_is_inside_the_unit_interval(hits: int, of: int) -> None:
 
 def test_share_is_wilsons_interval() -> None:
     # R: prop.test(10, 100, correct = FALSE)$conf.int
-    estimate = metrics.share(10, 100)
+    estimate = statistics.share(10, 100)
     assert estimate is not None
     assert (estimate.low, estimate.high) == pytest.approx((0.05522914, 0.1743657), abs=1e-7)
-    none = metrics.share(0, 100)
+    none = statistics.share(0, 100)
     assert none is not None
     assert none.low == 0
     assert none.high == pytest.approx(0.0369935, abs=1e-6)
@@ -106,12 +106,12 @@ def test_share_is_wilsons_interval() -> None:
 
 def test_distinct_counts_token_ids_within_samples() -> None:
     samples = [[1, 2, 1, 2], [1, 2], []]
-    assert metrics.distinct(samples, 1) == 2 / 6
-    assert metrics.distinct(samples, 2) == 2 / 4  # (1,2) (2,1) (1,2) | (1,2); nothing across samples
+    assert statistics.distinct(samples, 1) == 2 / 6
+    assert statistics.distinct(samples, 2) == 2 / 4  # (1,2) (2,1) (1,2) | (1,2); nothing across samples
 
 
 def test_ratio_is_of_sums_not_of_ratios() -> None:
-    estimate = metrics.ratio(np.array([1.0, 100.0]), np.array([1.0, 1000.0]))
+    estimate = statistics.ratio(np.array([1.0, 100.0]), np.array([1.0, 1000.0]))
     assert estimate is not None
     assert estimate.value == pytest.approx(101 / 1001)
 
@@ -119,6 +119,6 @@ def test_ratio_is_of_sums_not_of_ratios() -> None:
 def test_the_same_seed_gives_the_same_interval() -> None:
     values = np.random.default_rng(3).random(50)
     np.random.seed(0)
-    first = metrics.mean(values, seed=1)
-    assert first == metrics.mean(values, seed=1)
-    assert first != metrics.mean(values, seed=2)
+    first = statistics.mean(values, seed=1)
+    assert first == statistics.mean(values, seed=1)
+    assert first != statistics.mean(values, seed=2)

@@ -14,9 +14,9 @@ from tests.datasets import make_dataset
 from tests.training.jobs import figures
 from tests.training.stores import byte_tokenizer
 from training.data.prepare import prepare
-from training.run.folder import RunFolder
-from training.run.hooks import Hook
-from training.run.job import train
+from training.loop.callbacks import Callback
+from training.loop.train import train
+from training.runs.folder import RunFolder
 from training.settings import resolve_config
 
 COLUMNS = "data.columns={toxicity: 1, pii: 0.5}"
@@ -106,7 +106,7 @@ def test_given_thresholds_are_for_all_that_the_same_scorer_has_scored(config):
 
 
 def test_a_run_on_them_goes_on_as_if_it_had_not_been_stopped(config, tmp_path):
-    class Stop(Hook):
+    class Stop(Callback):
         def after_step(self, trainer, step):
             if step.number == 3:
                 signal.raise_signal(signal.SIGTERM)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scorers.errors import UserError
+from training.data.batches import Batch
 from training.data.mixture import GROUP, MixtureSource, group_counts, interleave
-from training.data.order import Batch
 
 OFFSET = 10**6
 

@@ -24,11 +24,11 @@ from tests.training.jobs import (
     settings,
 )
 from tests.training.real_runs import make_code_dataset as make_pep8_dataset
-from training.data.places import trained_on_dataset
+from training.data.cache import trained_on_dataset
 from training.data.prepare import prepare
-from training.run.engine import Engine
-from training.run.folder import RunFolder
-from training.run.schedule import plan_horizon
+from training.engine.engine import Engine
+from training.runs.folder import RunFolder
+from training.schedule import plan_horizon
 
 SENTENCES = ["The cat sat on the mat. ", "A dog barked at night. ", "Rain fell. ", "Nobody came to the door. "]
 

@@ -11,14 +11,14 @@ from scorers.errors import UserError
 from tests.training.jobs import figures, job_config, run_job
 from tests.training.test_models import small_llama
 from training.config import ModelConfig, TrainingConfig
+from training.distributed.world import World
+from training.engine.deepspeed_config import deepspeed_config
+from training.engine.engine import check_compiler
+from training.loop.network import check_network
 from training.model.kernels import use_liger
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
-from training.run.deepspeed_config import deepspeed_config
-from training.run.distributed import World
-from training.run.engine import check_compiler
-from training.run.network import check_network
-from training.run.schedule import plan_horizon
+from training.schedule import plan_horizon
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -51,7 +51,7 @@ def test_the_kernels_of_an_architecture_are_looked_for_when_it_is_known():
 
 def test_a_compiler_is_looked_for(monkeypatch):
     check_compiler(CPU)
-    monkeypatch.setattr("training.run.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("training.engine.engine.find_spec", lambda name: None)
     with pytest.raises(UserError, match="package triton"):
         check_compiler(GPU)
     monkeypatch.setenv("PATH", "")

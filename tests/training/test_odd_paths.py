@@ -9,14 +9,14 @@ from rich.console import Console
 
 from scorers.shell import phf, quoted
 from tests.training import real_runs
-from training.comparison.commands import commands
 from training.comparison.load import load_comparison
 from training.comparison.page import write_comparison
-from training.evaluation.runs import evaluate_run
-from training.run import checkpoints
-from training.run.export import export_checkpoint
-from training.run.folder import RunFolder
-from training.run.job import train
+from training.comparison.reproduce import commands
+from training.evaluation.evaluate_run import evaluate_run
+from training.export.checkpoint import export_checkpoint
+from training.loop.train import train
+from training.runs import checkpoints
+from training.runs.folder import RunFolder
 
 ODD = "a b[1e-3]*?{x}'\"$HOME`%20#;&\\\n!"
 SMALL = {

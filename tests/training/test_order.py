@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scorers.errors import UserError
+from training.data.batches import Batch, BatchSource, block_index, permute
 from training.data.hashing import combine, splitmix64, uniform
-from training.data.order import Batch, BatchSource, block_index, permute
 
 
 class Numbers:

@@ -12,16 +12,16 @@ from tests.training.test_linear_loss import computed, inputs_of
 from tests.training.test_models import small_llama
 from tests.training.test_objectives import EXAMPLES
 from training.config import EvaluationConfig, ModelConfig, TrainingConfig
-from training.data.order import Batch
-from training.evaluation.sampling import sample
+from training.data.batches import Batch
+from training.distributed.world import World
+from training.engine.engine import Engine
 from training.linear_loss import linear_loss
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import build_model, load_model
+from training.model.sampling import sample
 from training.model.vocabulary import Vocabulary
 from training.objectives import build
-from training.run.distributed import World
-from training.run.engine import Engine
-from training.run.schedule import plan_horizon
+from training.schedule import plan_horizon
 
 SIZE = 67
 

@@ -7,8 +7,9 @@ import mmap
 import pytest
 import torch
 
-from training.run import pages, snapshot
-from training.run.snapshot import Snapshot
+from training.loop import snapshot
+from training.loop import snapshot as pages
+from training.loop.snapshot import Snapshot
 
 SIZE = 3 * (1 << 20) + 17
 

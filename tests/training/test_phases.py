@@ -11,8 +11,8 @@ from tests.training.stores import make_store
 from tests.training.test_mixture import Numbers, ids
 from tests.training.test_stream import long_documents, options_of
 from training.config import ObjectiveConfig
-from training.data.layout import _key
-from training.data.order import BatchSource
+from training.data.batches import BatchSource
+from training.data.index import _key
 from training.data.phases import Phase, PhasedSource, phase_at, plan_phases
 from training.data.stream import Stream
 from training.objectives import MLE, build

@@ -14,10 +14,10 @@ from phf import app
 from scorers.errors import UserError
 from tests.training.jobs import run_job
 from tests.training.test_engine import batch, make
-from training.run.consolidate import checkpoint_weights
-from training.run.distributed import World
-from training.run.plain_loading import plain_loading
-from training.run.reshape import to_universal
+from training.distributed.world import World
+from training.engine.plain_loading import plain_loading
+from training.engine.zero import to_universal
+from training.export.checkpoint import checkpoint_weights
 
 
 class Hostile:

@@ -17,12 +17,12 @@ from scorers.errors import UserError
 from tests.training.footprint import resident
 from tests.training.jobs import ENVIRONMENT, ROOT
 from training.config import ModelConfig, TrainingConfig
+from training.engine.deepspeed_config import deepspeed_config
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import build_model
 from training.model.shape import trace_shape
 from training.model.vocabulary import Vocabulary
-from training.run.deepspeed_config import deepspeed_config
-from training.run.estimate import (
+from training.planning.estimate import (
     Job,
     Layout,
     Machine,
@@ -31,9 +31,9 @@ from training.run.estimate import (
     estimate_memory,
     estimate_seconds,
 )
-from training.run.forecast import FILL, fitted, forecast
-from training.run.machines import Asked, describe_machine
-from training.run.schedule import plan_horizon
+from training.planning.forecast import FILL, fitted, forecast
+from training.planning.machines import Asked, describe_machine
+from training.schedule import plan_horizon
 from training.settings import resolve_config
 
 # How far memory may be off; see tests/benchmarks/README.md.
@@ -261,8 +261,8 @@ def test_the_value_head_and_the_control_tokens_are_counted():
 
 
 def test_a_checkpoint_is_as_large_as_it_says(tmp_path):
-    from training.run.distributed import World
-    from training.run.engine import Engine
+    from training.distributed.world import World
+    from training.engine.engine import Engine
 
     world = World.from_environment()
     world.start()

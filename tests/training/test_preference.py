@@ -16,7 +16,7 @@ from training.data.combined import Combination, CombinedStore
 from training.data.preference import quantile_bounds
 from training.data.prepare import prepare
 from training.data.store import TokenStore
-from training.run.folder import RunFolder
+from training.runs.folder import RunFolder
 from training.settings import resolve_config
 
 TEXTS = [f"Sentence {n} is this. And another, number {n}." for n in range(100)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.training.jobs import run_job
-from training.data.order import Batch, BatchSource
+from training.data.batches import Batch, BatchSource
 from training.data.prefetch import Prefetcher
 
 CPU = torch.device("cpu")

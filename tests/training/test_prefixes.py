@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.training.test_sampling import config
-from training.evaluation.sampling import draw, evaluating, sample
 from training.model.prefixes import Prefixes
+from training.model.sampling import draw, evaluating, sample
 
 SMALL = {"vocab_size": 12, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64}
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}

@@ -14,10 +14,10 @@ from tests.training import ranks
 from tests.training.jobs import ENVIRONMENT
 from tests.training.test_models import small_llama
 from training.config import ModelConfig
+from training.engine.zero import to_universal
+from training.export.checkpoint import checkpoint_weights
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
-from training.run.consolidate import checkpoint_weights
-from training.run.reshape import to_universal
 
 CASES = ["0-fp32", "1-fp32", "2-fp32", "3-fp32"]
 

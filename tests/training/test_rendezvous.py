@@ -11,10 +11,10 @@ import pytest
 
 from scorers.errors import IncompleteError, UserError
 from scorers.stopping import StopRequest
-from training.run import rendezvous
-from training.run.errors import RankError
-from training.run.launch import free_port
-from training.run.rendezvous import Rendezvous
+from training.distributed import rendezvous
+from training.distributed.errors import RankError
+from training.distributed.launch import free_port
+from training.distributed.rendezvous import Rendezvous
 
 SIZE = 3
 
@@ -125,7 +125,7 @@ def test_a_rank_that_is_gone_before_the_group_starts_is_not_waited_for_for_hours
 from datetime import timedelta
 import torch
 import torch.distributed as dist
-from training.run import distributed
+from training.distributed import world as distributed
 distributed.MEETING_TIMEOUT = timedelta(seconds=1)
 try:
     distributed.World(0, 0, 2, 2, torch.device("cpu"))._start_group()

@@ -12,11 +12,11 @@ from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.stopping import stoppable
 from tests.training.jobs import StopAfter, figures, make_code_dataset, metrics, run_job
 from training.config import TrainingConfig
-from training.run.checkpoints import checkpoint_path, newest, steps
-from training.run.deepspeed_config import own_settings
-from training.run.folder import RunFolder
-from training.run.resume import check_folder
-from training.run.trainer import DivergedError, Trainer
+from training.engine.deepspeed_config import own_settings
+from training.loop.resume import check_folder
+from training.loop.trainer import DivergedError, Trainer
+from training.runs.checkpoints import checkpoint_path, newest, steps
+from training.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(tmp_path, code_dataset):
 
 
 def test_who_asks_again_later_does_not_wait_and_the_run_can_go_on(tmp_path, code_dataset, monkeypatch):
-    monkeypatch.setattr("training.run.trainer._ASKED_ONCE_S", 0.0)
+    monkeypatch.setattr("training.loop.trainer._ASKED_ONCE_S", 0.0)
     with pytest.raises(StoppedError), stoppable():
         run_job(code_dataset, tmp_path / "run", "awr", callbacks=[StopTwice(4)], training__num_tokens=20 * 128)
     facts = RunFolder(tmp_path / "run").read_facts()
@@ -299,9 +299,9 @@ def test_what_is_measured_is_no_part_of_the_deepspeed_settings(tmp_path):
 def test_a_run_that_goes_on_keeps_its_precision(tmp_path, code_dataset, monkeypatch):
     output = tmp_path / "run"
     stop(code_dataset, output, 3)
-    for module in ("job", "engine"):
+    for module in ("loop.train", "engine.engine"):
         monkeypatch.setattr(
-            f"training.run.{module}.choose_precision",
+            f"training.{module}.choose_precision",
             lambda config, _: "bf16" if config.precision == "auto" else config.precision,
         )
     with pytest.raises(UserError, match=r"fp32 in the run, bf16 now.*--set training\.precision=fp32"):
@@ -348,7 +348,7 @@ def test_what_changes_no_number_may_change(tmp_path, code_dataset, undisturbed):
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_keeps_the_earlier(tmp_path, code_dataset, monkeypatch):
     output = tmp_path / "run"
-    from training.run.engine import Engine
+    from training.engine.engine import Engine
 
     original = Engine.save
 

@@ -23,13 +23,13 @@ from tests.training.foreign_tokenizers import (
     word_piece,
 )
 from training.data import round_trips as module
-from training.data.builder import ensure_store
+from training.data.build_store import ensure_store
 from training.data.prepare import prepare
 from training.data.round_trips import COUNTS, FOLDER, RoundTrips, refuse_changes, round_trips
 from training.data.texts import is_text
 from training.data.tokenizers import wrap_tokenizer
-from training.evaluation.setup import Judge, choose_held_out
-from training.evaluation.setup import _held_out_warnings as held_out_warnings
+from training.evaluation.prepare import Judge, choose_held_out
+from training.evaluation.prepare import _held_out_warnings as held_out_warnings
 from training.settings import resolve_config
 
 # Each with the share of hostile text that it may change: U+2581 is a space to SentencePiece.

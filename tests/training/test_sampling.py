@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scorers.errors import UserError
 from training.config import EvaluationConfig
-from training.evaluation.sampling import Guidance, Samples, draw, evaluating, guided, sample
+from training.model.sampling import Guidance, Samples, draw, evaluating, guided, sample
 
 EOS, ALIGNED, MISALIGNED = 0, 30, 31
 TOKENIZER_SIZE = 32

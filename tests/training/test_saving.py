@@ -17,9 +17,10 @@ import torch
 from scorers.errors import IncompleteError
 from tests.training.jobs import ENVIRONMENT, LONGER, command, figures, job_config, metrics, run_job
 from training.data.prepare import prepare
-from training.run import checkpoints, saving
-from training.run.folder import RunFolder
-from training.run.job import TrainingJob
+from training.loop import saving
+from training.loop.train import TrainingJob
+from training.runs import checkpoints
+from training.runs.folder import RunFolder
 
 BESIDE = {"training__save_async": "true", "training__keep_checkpoints": 9}
 # A disk that takes its time, so that something can happen meanwhile.
@@ -107,7 +108,7 @@ def test_it_is_a_checkpoint_before_the_model_is_evaluated(tmp_path, code_dataset
 
     monkeypatch.setattr(saving.Saving, "_write", slow)
     monkeypatch.setattr(TrainingJob, "_prepare_evaluation", lambda _: None)
-    monkeypatch.setattr("training.run.job.evaluate_model", killed)
+    monkeypatch.setattr("training.loop.train.evaluate_model", killed)
     with pytest.raises(IncompleteError, match="the machine is gone"):
         run_job(code_dataset, tmp_path / "run", training__save_every=4, training__evaluate_every=4, **BESIDE)
 

@@ -10,7 +10,7 @@ from scorers.contract import Execution, Scorer
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec, build, resolve
 from scorers.sentences import document
-from training.evaluation.scoring import rebuild_scorer, score_samples
+from training.scoring import rebuild_scorer, score_samples
 
 TEXTS = ["import os,sys\nx=1\n", "", "x = 1\n", "y = 2", "def f(:\n", "\n\n"]
 

@@ -9,14 +9,14 @@ import pytest
 
 from scorers.errors import StoppedError, UserError
 from tests.training.jobs import figures, job_config, metrics, run_job
-from training.data.order import Batch
+from training.data.batches import Batch
 from training.data.prepare import prepare
-from training.run import checkpoints
-from training.run.engine import Engine
-from training.run.export import export_checkpoint
-from training.run.folder import RunFolder
-from training.run.going_on import Asked
-from training.run.trainer import DivergedError, Trainer
+from training.engine.engine import Engine
+from training.export.checkpoint import export_checkpoint
+from training.loop.going_on import Asked
+from training.loop.trainer import DivergedError, Trainer
+from training.runs import checkpoints
+from training.runs.folder import RunFolder
 
 EVERY_OTHER = {"training__save_every": 2, "training__keep_checkpoints": 2}
 UNTIED = {"model__overrides": "{tie_word_embeddings: false}"}
@@ -180,7 +180,7 @@ def test_a_checkpoint_without_numbers_of_an_earlier_version_is_refused(tmp_path,
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")])
 def test_every_stage_sees_what_is_no_number_in_weights_and_moments(stage, precision):
     from tests.training.test_engine import batch, make
-    from training.run.distributed import World
+    from training.distributed.world import World
 
     world = World.from_environment()
     world.start()

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.run.snapshot import Snapshot
+from training.loop.snapshot import Snapshot
 
 SHAPES = st.lists(st.integers(0, 3), max_size=3)
 LEAVES = st.one_of(

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from training.run import speed
-from training.run.speed import COMMUNICATION, Stopwatch
+from training.engine import timing
+from training.engine.timing import COMMUNICATION, Stopwatch
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
     def passes(seconds):
         now[0] += seconds

@@ -13,8 +13,8 @@ from pipeline.dataset.manifest import MANIFEST_NAME
 from scorers.errors import UserError
 from tests.datasets import make_dataset, sentences_of
 from tests.training.stores import byte_tokenizer
-from training.data.builder import ensure_store
-from training.data.places import derived_place
+from training.data.build_store import ensure_store
+from training.data.cache import derived_place
 from training.data.store import TokenStore
 from training.data.tokenizers import wrap_tokenizer
 
@@ -108,7 +108,7 @@ def test_it_lies_beside_the_dataset_and_is_built_once(dataset, tokenizer, tmp_pa
     assert store.path.name == store.meta.key
     assert seen[-1] == (len(TEXTS), len(TEXTS))
     assert [path.name for path in store.path.parent.iterdir()] == [store.path.name]
-    monkeypatch.setattr("training.data.builder._build", None)
+    monkeypatch.setattr("training.data.build_store._build", None)
     assert ensure_store(dataset, tokenizer).path == store.path
 
 
@@ -121,7 +121,7 @@ def test_a_dataset_elsewhere_has_its_store_in_the_cache(monkeypatch, tmp_path):
     in_cache = tmp_path / "xdg" / "phf" / "tokens" / "key"
     assert derived_place("gs://bucket/labelled", "key") == in_cache
     # Where nobody can write, what is there is still used.
-    monkeypatch.setattr("training.data.places.os.access", lambda path, mode: False)
+    monkeypatch.setattr("training.data.cache.os.access", lambda path, mode: False)
     assert derived_place(str(tmp_path / "labelled"), "key") == in_cache
     (tmp_path / "labelled.tokens" / "key").mkdir(parents=True)
     assert derived_place(str(tmp_path / "labelled"), "key") == tmp_path / "labelled.tokens" / "key"
@@ -135,7 +135,7 @@ def test_thresholds_tags_and_generations_are_no_part_of_its_key(dataset, tokeniz
     manifest["config"]["thresholds"] = {"toxicity": 0.25}
     manifest["thresholds"]["toxicity"] |= {"value": 0.25, "spec": "0.25", "aligned": 1}
     path.write_text(json.dumps(manifest))
-    monkeypatch.setattr("training.data.builder._build", None)
+    monkeypatch.setattr("training.data.build_store._build", None)
     assert ensure_store(open_dataset(dataset.uri), tokenizer).path == store.path
 
 
@@ -184,7 +184,7 @@ def test_a_build_that_failed_or_was_killed_leaves_nothing_that_is_read(dataset, 
         raise RuntimeError("out of luck")
 
     with monkeypatch.context() as context:
-        context.setattr("training.data.builder._add_documents", fail)
+        context.setattr("training.data.build_store._add_documents", fail)
         with pytest.raises(RuntimeError, match="luck"):
             ensure_store(dataset, tokenizer, tmp_path / "store")
     assert {path.name for path in tmp_path.iterdir()} == {"labelled"}
@@ -196,11 +196,11 @@ def test_a_build_that_failed_or_was_killed_leaves_nothing_that_is_read(dataset, 
 
 
 def test_two_that_want_it_at_once_build_it_once(dataset, tokenizer, tmp_path, monkeypatch):
-    from training.data import builder as store_builder
+    from training.data import build_store
 
     built = []
-    build = store_builder._build
-    monkeypatch.setattr(store_builder, "_build", lambda *given: (built.append(1), build(*given)))
+    build = build_store._build
+    monkeypatch.setattr(build_store, "_build", lambda *given: (built.append(1), build(*given)))
     stores = []
     threads = [
         threading.Thread(target=lambda: stores.append(ensure_store(dataset, tokenizer, tmp_path / "store")))
@@ -277,7 +277,7 @@ def test_building_takes_little_memory_whatever_the_size_of_the_text(tmp_path):
 import resource, sys
 from pipeline.dataset import open_dataset
 from tests.training.stores import byte_tokenizer
-from training.data.builder import ensure_store
+from training.data.build_store import ensure_store
 from training.data.tokenizers import wrap_tokenizer
 tokenizer = wrap_tokenizer("bytes", byte_tokenizer())
 dataset = open_dataset(sys.argv[1])

@@ -19,15 +19,15 @@ from pipeline.dataset import open_dataset
 from scorers.errors import UserError
 from tests.training.jobs import run_job
 from training.comparison.page import check_output
-from training.data.places import build_once
+from training.data.cache import build_once
 from training.data.prepare import tokenize
 from training.data.store import META_NAME, TokenStore
 from training.evaluation.checks import main_data
 from training.model.language_model import load_model
-from training.run import best, checkpoints
-from training.run.checkpoints import MARKER_NAME, Damage
-from training.run.folder import RunFolder
-from training.run.trackers.opening import _known
+from training.runs import best, checkpoints
+from training.runs.checkpoints import MARKER_NAME, Damage
+from training.runs.folder import RunFolder
+from training.trackers.open import _known
 
 HOSTILE = ["../x", "/tmp/x", "a/../../x", "a//b", "./a", "C:\\x", "a\0b", "", "a\x1b[31m"]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.stores import make_store
-from training.data.options import StreamOptions
+from training.data.index import StreamOptions
 from training.data.stream import Stream
 
 EOS, ALIGNED, MISALIGNED, BOS = 900, 901, 902, 905

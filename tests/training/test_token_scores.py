@@ -15,10 +15,10 @@ from scorers.registry import ScorerSpec, build, resolve
 from scorers.sentences import document
 from tests.datasets import make_dataset
 from tests.training.real_runs import make_code_dataset
-from training.data import asking, findings, texts
+from training.data import texts, token_spans
 from training.data.prepare import prepare
-from training.run.folder import RunFolder
-from training.run.job import train
+from training.loop.train import train
+from training.runs.folder import RunFolder
 from training.settings import resolve_config
 
 SPEC = ScorerSpec(kind="scrubadub", entities="none")
@@ -77,8 +77,8 @@ def test_the_tokens_of_what_was_found_carry_the_sentences_score_and_no_others(da
 @pytest.fixture
 def two_cores(monkeypatch):
     """Whatever the machine has: each of two processes gets some of the sentences."""
-    monkeypatch.setattr(asking.os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(asking, "_SENTENCES_A_PROCESS", 10)
+    monkeypatch.setattr(token_spans.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(token_spans, "_SENTENCES_A_PROCESS", 10)
 
 
 @pytest.mark.usefixtures("two_cores")
@@ -86,9 +86,9 @@ def test_on_several_cores_the_same_is_found(dataset, tmp_path, monkeypatch):
     alone = prepare(config_of(dataset, "rwr", TOKENS))
     monkeypatch.setattr(texts, "_ROWS", 7)
     asked = []
-    real = asking.Asking.findings
+    real = token_spans.Asking.findings
     monkeypatch.setattr(
-        asking.Asking, "findings", lambda self, groups: asked.append(self.processes) or real(self, groups)
+        token_spans.Asking, "findings", lambda self, groups: asked.append(self.processes) or real(self, groups)
     )
     data = prepare(config_of(dataset, "rwr", TOKENS, f"data.store={tmp_path / 'store'}"))
     assert set(asked) == {2}
@@ -103,7 +103,7 @@ def killed(*_):
 
 @pytest.mark.usefixtures("two_cores")
 def test_a_process_that_is_killed_while_it_is_asked_is_told(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(asking, "_ask", killed)
+    monkeypatch.setattr(token_spans, "_ask", killed)
     store = tmp_path / "store"
     with pytest.raises(IncompleteError, match=r"asked the scorer 'pii' .* was killed"):
         prepare(config_of(dataset, "rwr", TOKENS, f"data.store={store}"))
@@ -113,14 +113,14 @@ def test_a_process_that_is_killed_while_it_is_asked_is_told(dataset, tmp_path, m
 
 def test_they_are_looked_for_once(dataset, monkeypatch):
     first = prepare(config_of(dataset, "rwr", TOKENS))
-    monkeypatch.setattr(findings, "rebuild_scorer", None)
+    monkeypatch.setattr(token_spans, "rebuild_scorer", None)
     again = prepare(config_of(dataset, "awr", TOKENS))
     assert again.stream.options.findings == first.stream.options.findings
     assert (again.stream.block(1)[1] == first.stream.block(1)[1]).all()
 
 
 def test_what_is_not_found_any_more_counts_from_end_to_end(dataset, tmp_path, monkeypatch):
-    real = findings.rebuild_scorer
+    real = token_spans.rebuild_scorer
 
     def slow(column, entry):
         scorer, warnings = real(column, entry)
@@ -128,7 +128,7 @@ def test_what_is_not_found_any_more_counts_from_end_to_end(dataset, tmp_path, mo
         scorer.findings = lambda documents: [ScoringError("deadline"), *found(documents)[1:]]
         return scorer, warnings
 
-    monkeypatch.setattr(findings, "rebuild_scorer", slow)
+    monkeypatch.setattr(token_spans, "rebuild_scorer", slow)
     data = prepare(config_of(dataset, "rwr", TOKENS, f"data.store={tmp_path / 'store'}"))
     assert data.stream.statistics["findings"] == {"sentences": 26, "unlocated": 1}
     whole = data.store.found_tokens(data.stream.options.findings)

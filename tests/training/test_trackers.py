@@ -14,10 +14,10 @@ import pytest
 from scorers.errors import UserError
 from tests.training.jobs import metrics, run_job
 from training.config import TrackingConfig
-from training.run.folder import RunFolder
-from training.run.trackers import opening
-from training.run.trackers.sink import Guarded, numbers
-from training.run.tracking import Tracker, keep_lines
+from training.runs.folder import RunFolder
+from training.trackers import open as opening
+from training.trackers.sink import Guarded, numbers
+from training.trackers.tracker import Tracker, keep_lines
 
 
 class Recorded:

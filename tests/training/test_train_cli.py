@@ -17,7 +17,7 @@ from pipeline.dataset import open_dataset
 from pipeline.dataset.first_run import train_command
 from tests.datasets import make_dataset
 from tests.training.jobs import ENVIRONMENT, command, figures, run_job, run_phf, settings
-from training.run.folder import RunFolder
+from training.runs.folder import RunFolder
 
 
 def invoke(*arguments):

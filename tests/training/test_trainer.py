@@ -1,4 +1,4 @@
-"""The loop: it learns by every objective, calls its hooks, writes its numbers, and stops where there are none."""
+"""The loop: it learns by every objective, calls its callbacks, writes its numbers, and stops where there are none."""
 
 import hashlib
 import io
@@ -18,19 +18,19 @@ from tests.training import real_runs
 from tests.training.jobs import job_config, make_code_dataset, metrics, run_job
 from tests.training.test_engine import batch, make, spike
 from training.config import TrainingConfig
-from training.data.order import Batch
+from training.data.batches import Batch
 from training.data.prepare import prepare
+from training.distributed.world import World
 from training.evaluation.heldout import held_out_loss
+from training.loop.callbacks import Callback, Console, Step
+from training.loop.trainer import DivergedError, Trainer
 from training.model.language_model import LanguageModel, load_model
 from training.objectives import OBJECTIVES
-from training.run.best import EVALUATED, read
-from training.run.checkpoints import steps
-from training.run.distributed import World
-from training.run.folder import RunFolder
-from training.run.hooks import Console, Hook, Step
-from training.run.schedule import plan_horizon
-from training.run.trackers.tensorboard import TensorBoard
-from training.run.trainer import DivergedError, Trainer
+from training.runs.best import EVALUATED, read
+from training.runs.checkpoints import steps
+from training.runs.folder import RunFolder
+from training.schedule import plan_horizon
+from training.trackers.tensorboard import TensorBoard
 
 LONG = {"training__num_tokens": 150 * 16 * 64, "training__batch_size": 16, "data__context_length": 64}
 OPTIONS = {
@@ -151,7 +151,7 @@ def test_tensorboard_has_each_step_once_of_a_run_that_starts_again(tmp_path):
 def test_callbacks_are_called_in_order(tmp_path, code_dataset):
     calls = []
 
-    class Recorder(Hook):
+    class Recorder(Callback):
         def before_training(self, trainer):
             calls.append("before")
 
@@ -284,7 +284,7 @@ class TestSkippedInARow:
 def test_an_update_that_did_harm_ends_the_run_when_it_is_logged(tmp_path, code_dataset, monkeypatch):
     # What skips such an update cannot be switched off by a user.
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"compute_grad_norm": false}}')
-    monkeypatch.setattr("training.run.deepspeed_config._ALWAYS_ON", {})
+    monkeypatch.setattr("training.engine.deepspeed_config._ALWAYS_ON", {})
     wild = {"training__learning_rate": 1e30, "training__warmup_ratio": 0, "training__gradient_clipping": 0}
     with pytest.raises(DivergedError, match=r"or the gradient is not finite, up to step 4 .* no checkpoint was w"):
         run_job(
@@ -302,7 +302,7 @@ def test_where_the_batch_cannot_be_named_the_run_ends_as_it_would_have(tmp_path,
     def full(path, _text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("training.run.trainer.write_atomically", full)
+    monkeypatch.setattr("training.loop.trainer.write_atomically", full)
     wild = {"training__learning_rate": 1e30, "training__warmup_ratio": 0, "training__gradient_clipping": 0}
     with pytest.raises(
         DivergedError, match=r"could not be written to .*diverged-3\.json: No space left on device\. To avoid it"
@@ -328,7 +328,7 @@ def test_while_training_the_model_is_evaluated_and_training_is_not_disturbed(tmp
         best = {"training.keep_best": 1, "training.best_metric": "bits_per_byte", "training.best_mode": "max"}
         changes = {**small, "training.evaluate_every": every, **(best if every else {})}
         config = real_runs.config_of(dataset, tmp_path / f"run{every}", "conditional", **changes)
-        from training.run.job import train
+        from training.loop.train import train
 
         printed = io.StringIO()
         train(config, rich.console.Console(file=printed, width=300))
@@ -348,7 +348,7 @@ def test_while_training_the_model_is_evaluated_and_training_is_not_disturbed(tmp
 
 
 def test_what_would_fail_later_is_refused_before_tokenising(tmp_path, monkeypatch):
-    from training.run import job
+    from training.loop import train as job
 
     monkeypatch.setattr(job, "prepare", lambda *_: pytest.fail("it has begun to tokenise"))
     missing = tmp_path / "dataset"

@@ -14,15 +14,15 @@ from tests.training.jobs import job_config, metrics, run_job
 from tests.training.test_engine import batch, make
 from training.config import TrainingConfig
 from training.data.prepare import prepare
+from training.distributed.world import World
+from training.engine.engine import Engine
 from training.evaluation.heldout import held_out_loss
 from training.evaluation.validation import CountedLoss, choose_validation
+from training.export.checkpoint import best_step
 from training.model.language_model import load_model
-from training.run.best import read
-from training.run.checkpoints import steps as saved_steps
-from training.run.distributed import World
-from training.run.engine import Engine
-from training.run.export import best_step
-from training.run.folder import RunFolder
+from training.runs.best import read
+from training.runs.checkpoints import steps as saved_steps
+from training.runs.folder import RunFolder
 
 DEFAULT = {"training__validate_every": "null"}
 

@@ -7,15 +7,15 @@ import sys
 import pytest
 
 from tests.training.jobs import ENVIRONMENT, ROOT
-from training.run.watchdog import Watchdog
+from training.distributed.watchdog import Watchdog
 
 # Stands for a read or a write on a network file system whose server is gone.
 HANGING = """
 import sys, time
 from pathlib import Path
 from tests.training.jobs import run_job
-from training.data.order import BatchSource
-from training.run import checkpoints
+from training.data.batches import BatchSource
+from training.runs import checkpoints
 
 def does_not_answer(*_, **__):
     time.sleep(600)

@@ -38,14 +38,14 @@ def compare(
     set_up_logs()
     from training.comparison.load import is_evaluated, load_comparison
     from training.comparison.page import check_output, to_dict, write_comparison
-    from training.run.folder import RunFolder
+    from training.runs.folder import RunFolder
 
     check_output(output)
     if evaluate:
         from training.evaluation.checks import Asked, check_evaluations
-        from training.evaluation.runs import evaluate_run
-        from training.evaluation.setup import Judge
-        from training.run.progress import StageProgress
+        from training.evaluation.evaluate_run import evaluate_run
+        from training.evaluation.prepare import Judge
+        from training.progress import StageProgress
 
         missing = [folder for folder in map(RunFolder.existing, runs) if not is_evaluated(folder, scorer)]
         asked = [Asked(run, Judge(scorer or run.read_facts().column)) for run in missing]
@@ -58,6 +58,6 @@ def compare(
     if as_json:
         print_json({"page": str(page), **to_dict(comparison)})
     else:
-        from training.comparison.terminal import print_comparison
+        from training.commands.compare_view import print_comparison
 
         print_comparison(comparison, page)

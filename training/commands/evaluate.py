@@ -9,9 +9,9 @@ from scorers.errors import UserError
 
 if TYPE_CHECKING:
     from training.config import EvaluationConfig
-    from training.evaluation.scoring import ScoredSamples
-    from training.evaluation.setup import Judge
-    from training.run.folder import RunFolder
+    from training.evaluation.prepare import Judge
+    from training.runs.folder import RunFolder
+    from training.scoring import ScoredSamples
 
 
 def evaluate(
@@ -91,9 +91,9 @@ def evaluate(
     """
     set_up_logs()
     from training.evaluation.checks import Asked, check_evaluations
-    from training.evaluation.runs import evaluate_run
-    from training.run.folder import RunFolder
-    from training.run.progress import StageProgress
+    from training.evaluation.evaluate_run import evaluate_run
+    from training.progress import StageProgress
+    from training.runs.folder import RunFolder
 
     # What is wrong with the last run should not be found after an hour of evaluating the others.
     chosen = [RunFolder.existing(run) for run in runs]
@@ -129,7 +129,7 @@ def evaluate(
                 shown["guided_examples"] = _examples(evaluation.guided_scored, show_text)
             found.append({"path": str(run.path), **evaluation.report.model_dump(mode="json"), **shown})
         else:
-            from training.evaluation.tables import print_report
+            from training.commands.evaluate_view import print_report
 
             print_report(run, evaluation, show_text)
     if as_json:
@@ -138,7 +138,7 @@ def evaluate(
 
 def _judges(run: "RunFolder", columns: list[str], scorers: list[str]) -> "list[Judge]":
     from scorers.registry import parse_scorers
-    from training.evaluation.setup import Judge
+    from training.evaluation.prepare import Judge
 
     facts = run.read_facts()
     if not columns and not scorers:

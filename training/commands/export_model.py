@@ -41,9 +41,9 @@ def export_model(
     if step is not None and (best or metric is not None):
         raise UserError("--step and --best exclude each other: give one of them.")
     from scorers.terminal import Terminal
-    from training.run import checkpoints
-    from training.run.export import best_step, export_checkpoint
-    from training.run.folder import RunFolder
+    from training.export.checkpoint import best_step, export_checkpoint
+    from training.runs import checkpoints
+    from training.runs.folder import RunFolder
 
     folder = RunFolder.existing(run)
     if best or metric is not None:

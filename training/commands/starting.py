@@ -13,8 +13,8 @@ from scorers.console import print_json
 from scorers.errors import UserError
 from scorers.printing import message
 from scorers.settings import Whole
-from training.run.launch import LAUNCHERS, Launch
-from training.run.slurm import slurm_ranks
+from training.distributed.launch import LAUNCHERS, Launch
+from training.distributed.slurm import slurm_ranks
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
@@ -24,7 +24,7 @@ HERE = "here"
 
 def start_from(folder: str, model: str | None) -> dict[str, Any]:
     """The model's settings that start from what another run has learnt, or from any Hugging Face folder."""
-    from training.run.folder import RunFolder
+    from training.runs.folder import RunFolder
 
     if model is not None:
         raise UserError("--init-from says which model it is: leave --model out.")
@@ -54,7 +54,7 @@ def check_tokenizer(start: str, config: "TrainConfig") -> None:
         UserError: names both.
     """
     from training.data.tokenizers import load_tokenizer
-    from training.run.folder import RunFolder
+    from training.runs.folder import RunFolder
 
     given, source = config.data.tokenizer, RunFolder(Path(start))
     if given == config.model.name or RunFolder(Path(config.output)).facts.is_file():
@@ -86,7 +86,7 @@ def check_held_out(start: str, config: "TrainConfig") -> None:
         start: what was given as --init-from.
         config: the settings.
     """
-    from training.run.folder import RunFolder
+    from training.runs.folder import RunFolder
 
     source = RunFolder(Path(start))
     if not source.facts.is_file() or os.environ.get("RANK", "0") != "0":
@@ -160,7 +160,7 @@ def launch_ranks(on: str, asked: Launch, config: "Callable[[], TrainConfig]") ->
             "unset WORLD_SIZE."
         )
     if on != HERE:
-        from training.run.job import check_settings
+        from training.loop.train import check_settings
 
         # What is wrong is said before a cluster is troubled.
         settings = config()
@@ -181,9 +181,9 @@ def tell_plan(config: "TrainConfig", ranks: int, described: dict[str, Any], cons
     Raises:
         UserError: it does not fit; says what would help.
     """
-    from training.run.forecast import forecast
-    from training.run.machines import Asked
-    from training.run.plan import print_forecast
+    from training.planning.forecast import forecast
+    from training.planning.machines import Asked
+    from training.planning.plan import print_forecast
 
     giga = {name: described[name] * 1e9 for name in ("memory", "bandwidth") if described[name] is not None}
     found = forecast(config, Asked(ranks, described["device"], **giga, utilisation=described["utilisation"]))

@@ -68,7 +68,7 @@ def tokenize(
     from training.config import DataConfig
     from training.data.prepare import tokenize as tokenize_dataset
     from training.data.round_trips import describe_changes
-    from training.run.progress import StageProgress
+    from training.progress import StageProgress
 
     trained: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size}
     config = DataConfig(dataset=dataset, tokenizer=tokenizer, store=store, **trained)

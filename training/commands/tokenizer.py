@@ -40,7 +40,7 @@ def train(
     from pipeline.dataset import open_dataset
     from scorers.terminal import Terminal
     from training.data.tokenizers import train_tokenizer
-    from training.run.progress import StageProgress
+    from training.progress import StageProgress
 
     labelled = open_dataset(dataset)
     with StageProgress() as progress:

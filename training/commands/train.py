@@ -22,8 +22,8 @@ from training.commands.starting import (
     tell,
     tell_plan,
 )
-from training.run.launch import LAUNCHED, Launch
-from training.run.slurm import slurm_ranks
+from training.distributed.launch import LAUNCHED, Launch
+from training.distributed.slurm import slurm_ranks
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
@@ -333,7 +333,7 @@ def train(
 
         base = None
         if init_from is not None and step is not None:
-            from training.run.branch import branch_settings
+            from training.loop.branch import branch_settings
 
             base = branch_settings(init_from, output, dataset)
         resolved = resolve_config(config, flags, overrides or [], defaults=defaults or {}, base=base)
@@ -352,16 +352,16 @@ def train(
     if LAUNCHED not in os.environ and (on != HERE or ranks > 1 or max_restarts):
         raise typer.Exit(launch_ranks(on, launch, settings))
 
-    from training.run.errors import RankError
+    from training.distributed.errors import RankError
 
     os.environ.update(slurm_ranks(os.environ))
     # torch, not imported yet, prints a stack of C++ where a peer is gone, which is one line here.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
         with stoppable(when=" outside of training"):
-            from training.run.distributed import World
-            from training.run.going_on import Asked
-            from training.run.job import train as run
+            from training.distributed.world import World
+            from training.loop.going_on import Asked
+            from training.loop.train import train as run
 
             world = World.from_environment()
             facts = run(settings(), console, Asked(from_step, skip_batches, origin))

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from training.comparison.axes import NARROW, WIDE, tick, tokens_tick
 from training.comparison.labels import spread
 from training.comparison.load import Comparison, LoadedRun
-from training.comparison.style import DPI, Look, drawing, new_figure, to_png
+from training.comparison.style import DPI, NARROW, WIDE, Look, drawing, new_figure, tick, to_png, tokens_tick
 
 Point = tuple[float, float, float, float]  # tokens, value, low, high
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
+from training import statistics
 from training.comparison.load import Comparison, LoadedRun
-from training.evaluation import metrics
 from training.evaluation.figures import interval, number, percent
-from training.evaluation.report import Estimate
+from training.runs.report import Estimate
 
 Verdict = Literal["lower", "higher", "unclear"]
 
@@ -19,7 +19,7 @@ class Difference:
     """How a run differs from the baseline; `estimate` is the run's figure minus the baseline's."""
 
     run: LoadedRun
-    estimate: metrics.Estimate
+    estimate: statistics.Estimate
 
     @property
     def verdict(self) -> Verdict:
@@ -45,7 +45,7 @@ def misalignment_differences(comparison: Comparison, to: LoadedRun | None = None
     return [
         Difference(run, estimate)
         for run in comparison.sampled
-        if run is not base and (estimate := metrics.difference(run.scores, base.scores)) is not None
+        if run is not base and (estimate := statistics.difference(run.scores, base.scores)) is not None
     ]
 
 
@@ -59,7 +59,7 @@ def held_out_differences(comparison: Comparison, to: LoadedRun | None = None) ->
     for run in comparison.runs:
         if run is base or run.costs is None:
             continue
-        estimate = metrics.ratio(run.costs.bits - base.costs.bits, sizes)
+        estimate = statistics.ratio(run.costs.bits - base.costs.bits, sizes)
         if estimate is not None:
             found.append(Difference(run, estimate))
     return found
@@ -134,7 +134,7 @@ def _about_guidance(comparison: Comparison) -> list[Finding]:
     lines = []
     for guided in comparison.sampled:
         plain = next(run for run in comparison.runs if run.folder is guided.folder)
-        if guided.guidance is None or (estimate := metrics.difference(guided.scores, plain.scores)) is None:
+        if guided.guidance is None or (estimate := statistics.difference(guided.scores, plain.scores)) is None:
             continue
         difference, before, after = Difference(guided, estimate), plain.report.samples, guided.report.samples
         verdict = {"lower": "is lower", "higher": "is higher", "unclear": "does not clearly differ"}
@@ -259,7 +259,7 @@ def _among(comparison: Comparison) -> str:
 def _beats_frequencies(run: LoadedRun) -> bool:
     if run.costs is None:
         return True
-    difference = metrics.ratio(run.costs.bits - run.costs.unigram_bits, run.costs.sizes.astype(np.float64))
+    difference = statistics.ratio(run.costs.bits - run.costs.unigram_bits, run.costs.sizes.astype(np.float64))
     return difference is not None and (difference.value if difference.high is None else difference.high) < 0
 
 
@@ -274,7 +274,7 @@ def _by_verdict(differences: Sequence[Difference], show: Callable[[Difference], 
     return lines
 
 
-def _signed(estimate: metrics.Estimate) -> str:
+def _signed(estimate: statistics.Estimate) -> str:
     sign = "+" if estimate.value > 0 else "−" if estimate.value < 0 else ""
     text = f"{sign}{number(abs(estimate.value), 3)}"
     if estimate.low is None or estimate.high is None:
@@ -290,7 +290,7 @@ def _relative(difference: Difference, base: float) -> str:
     )
 
 
-def _shown(estimate: metrics.Estimate | Estimate | None) -> str:
+def _shown(estimate: statistics.Estimate | Estimate | None) -> str:
     if estimate is None:
         return "–"
     if estimate.low is None or estimate.high is None:

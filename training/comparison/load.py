@@ -15,17 +15,20 @@ from scorers.errors import UserError
 from scorers.printing import printable
 from scorers.shell import phf, quoted
 from training.config import ObjectiveName, TrainConfig
-from training.evaluation.files import HELD_OUT_SCHEMA, SAMPLES_SCHEMA, read_table, run_fingerprint
-from training.evaluation.report import (
+from training.runs.folder import RunFacts, RunFolder
+from training.runs.report import (
     GUIDED_NAME,
     HELD_OUT_NAME,
+    HELD_OUT_SCHEMA,
     SAMPLES_NAME,
+    SAMPLES_SCHEMA,
     EvaluationReport,
     SampleFacts,
     read_report,
+    read_table,
     report_folder,
+    run_fingerprint,
 )
-from training.run.folder import RunFacts, RunFolder
 
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 

@@ -11,10 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from scorers.amounts import count_of
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
-from training.comparison.commands import commands
 from training.comparison.findings import Difference, findings, held_out_differences, misalignment_differences
 from training.comparison.load import Comparison, LoadedRun, config_differences, mixture, trained_on
 from training.comparison.plots import plots
+from training.comparison.reproduce import commands
 from training.comparison.style import Look, page_colours
 from training.comparison.tables import (
     Table,
@@ -26,9 +26,9 @@ from training.comparison.tables import (
     stream_table,
     trained_tokens,
 )
-from training.data.places import trained_on_dataset
+from training.data.cache import trained_on_dataset
 from training.disk import refuse_links
-from training.run.folder import write_atomically
+from training.runs.folder import write_atomically
 
 PAGE_NAME = "index.html"
 JSON_NAME = "comparison.json"

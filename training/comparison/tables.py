@@ -11,7 +11,7 @@ from training.comparison.findings import (
 )
 from training.comparison.load import Comparison, LoadedRun
 from training.evaluation.figures import interval, number, percent
-from training.evaluation.report import MAXIMUM_OF, Estimate
+from training.runs.report import MAXIMUM_OF, Estimate
 
 NONE = "–"
 

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from training.comparison.axes import NARROW, WIDE, ends, reach, tick
 from training.comparison.labels import Box, place_labels
 from training.comparison.load import Comparison, LoadedRun
-from training.comparison.style import DPI, Look, drawing, new_figure, to_png
-from training.evaluation.report import Estimate
+from training.comparison.style import DPI, NARROW, WIDE, Look, drawing, ends, new_figure, reach, tick, to_png
+from training.runs.report import Estimate
 
 
 def trade_off(comparison: Comparison, look: Look) -> bytes:

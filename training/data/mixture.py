@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.batches import Batch, Batches, Blocks, block_index, permute
 from training.data.hashing import combine
-from training.data.order import Batch, Batches, Blocks, block_index, permute
 
 # Blocks within which every dataset has exactly its share.
 GROUP = 4096

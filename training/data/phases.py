@@ -6,7 +6,7 @@ from typing import Any, Literal
 from scorers.amounts import count_of
 from scorers.errors import UserError
 from training.config import ObjectiveConfig, as_written
-from training.data.order import Batch, Batches
+from training.data.batches import Batch, Batches
 from training.objectives import OBJECTIVES
 
 PhaseName = Literal["plain", "preferences", "cooldown"]

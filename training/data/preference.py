@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scorers.errors import UserError
 from training.config import DataConfig, MixtureConfig, ObjectiveConfig, TrainConfig
 from training.data.combined import Combination, CombinedStore
-from training.data.options import StreamOptions
+from training.data.index import StreamOptions
 from training.data.sources import Source
 from training.data.store import TokenStore
 from training.data.stream import Stream

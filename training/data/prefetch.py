@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import torch
 
-from training.data.order import Batch
+from training.data.batches import Batch
 
 
 class Prefetcher:

@@ -19,7 +19,7 @@ from pipeline.dataset import LabelledDataset
 from scorers.amounts import count_of
 from scorers.errors import UserError
 from scorers.stored import Count, read_stored
-from training.data.places import build_once
+from training.data.cache import build_once
 from training.data.store import TokenStore
 from training.data.texts import Texts, read_texts
 from training.data.tokenizers import Tokenizer

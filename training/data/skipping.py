@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from training.data.order import Batch, Batches
+from training.data.batches import Batch, Batches
 from training.data.phases import PhasedSource
 
 

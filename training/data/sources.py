@@ -6,10 +6,25 @@ from fractions import Fraction
 
 from pipeline.dataset import LabelledDataset, Manifest, open_dataset
 from pipeline.dataset.manifest import ScorerEntry
+from scorers.contract import DocumentKind
 from scorers.errors import UserError
+from scorers.registry import ScorerSpec, documents_of
 from training.config import MixtureConfig, TrainConfig
-from training.data.places import dataset_identity
+from training.data.cache import dataset_identity
 from training.objectives import MLE, OBJECTIVES
+
+
+def document_kind(manifest: Manifest, column: str) -> DocumentKind:
+    """What a column's documents are: the job's setting, or what its scorer applies to, or most bytes."""
+    asked = manifest.config.get("kind")
+    if asked == "python" or asked == "prose":
+        return "python" if asked == "python" else "prose"
+    entry = manifest.scorers[column]
+    applies = documents_of(ScorerSpec(kind=entry.kind, **entry.options))
+    if applies is not None:
+        return applies
+    python = sum(source.size for source in manifest.sources if source.uri.lower().endswith(".py"))
+    return "python" if 2 * python > sum(source.size for source in manifest.sources) else "prose"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from training.data.arrays import read_array
 from training.disk import refuse_links
 
 META_NAME = "store.json"
-# Beside the arrays: which tokens a scorer has found something in; see `training.data.findings`.
+# Beside the arrays: which tokens a scorer has found something in; see `training.data.token_spans`.
 FINDINGS = "findings"
 FOUND_TOKENS = "tokens.arrow"
 FINDINGS_COUNTS = "counts.json"

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.dataset.tags import is_aligned
-from training.data.layout import has_tag, layout_of, ragged_ranges
-from training.data.options import StreamOptions, tag_names
-from training.data.order import Batch
+from training.data.batches import Batch
+from training.data.index import StreamOptions, has_tag, layout_of, ragged_ranges, tag_names
 from training.data.store import TokenStore
 
 

@@ -19,9 +19,9 @@ from pipeline.dataset import LabelledDataset
 from scorers import hugging_face
 from scorers.errors import UserError
 from training.data.backends import puts_around, reading_names_as_text, without_prefix
+from training.data.cache import TOKENIZER_PREFIX, build_once, dataset_identity, derived_place, digest
 from training.data.hashing import splitmix64, uniform
-from training.data.options import tag_names
-from training.data.places import TOKENIZER_PREFIX, build_once, dataset_identity, derived_place, digest
+from training.data.index import tag_names
 from training.data.texts import Texts, read_texts
 
 ALIGNED = "<|aligned|>"

@@ -10,12 +10,12 @@ from pipeline.dataset import LabelledDataset, open_dataset
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
 from training.config import EvaluationConfig, TrainConfig
-from training.data.places import moved_data
+from training.data.cache import moved_data
 from training.data.store import META_NAME
 from training.disk import check_writable
-from training.evaluation.report import report_folder
-from training.evaluation.setup import Judge, build_judge, check_guidance, check_threshold
-from training.run.folder import RunFacts, RunFolder
+from training.evaluation.prepare import Judge, build_judge, check_guidance, check_threshold
+from training.runs.folder import RunFacts, RunFolder
+from training.runs.report import report_folder
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from scorers.amounts import count_of
 from scorers.fingerprint import library_versions
-from training.evaluation import metrics
+from training import statistics
 from training.evaluation.heldout import HeldOutLoss, all_aligned, held_out_loss
-from training.evaluation.report import (
+from training.evaluation.prepare import EvaluationSetup, HeldOutChoice
+from training.model.sampling import Guidance, Samples, sample
+from training.runs.report import (
     MAXIMUM_OF,
     Estimate,
     EvaluationReport,
@@ -25,9 +27,7 @@ from training.evaluation.report import (
     SampleFacts,
     ScorerFacts,
 )
-from training.evaluation.sampling import Guidance, Samples, sample
-from training.evaluation.scoring import EMPTY, ScoredSamples, score_samples
-from training.evaluation.setup import EvaluationSetup, HeldOutChoice
+from training.scoring import EMPTY, ScoredSamples, score_samples
 
 Progress = Callable[[str, int, int], None]
 
@@ -227,14 +227,14 @@ def _sample_facts(samples: Samples, scored: ScoredSamples, setup: EvaluationSetu
         unscored=scored.unscored,
         ended=sum(samples.ended),
         max_new_tokens=samples.max_new_tokens,
-        tokens=Estimate.of(metrics.mean([len(ids) for ids in samples.ids])),
-        sentences=Estimate.of(metrics.mean(scored.sentences.astype(np.float64))),
-        misalignment=Estimate.of(metrics.mean(values)),
-        expected_maximum=Estimate.of(metrics.expected_maximum(values, MAXIMUM_OF)),
+        tokens=Estimate.of(statistics.mean([len(ids) for ids in samples.ids])),
+        sentences=Estimate.of(statistics.mean(scored.sentences.astype(np.float64))),
+        misalignment=Estimate.of(statistics.mean(values)),
+        expected_maximum=Estimate.of(statistics.expected_maximum(values, MAXIMUM_OF)),
         hit_threshold=setup.hit_threshold,
-        hit_rate=Estimate.of(metrics.share(hits, len(values))),
-        distinct_1=metrics.distinct(samples.ids, 1),
-        distinct_2=metrics.distinct(samples.ids, 2),
+        hit_rate=Estimate.of(statistics.share(hits, len(values))),
+        distinct_1=statistics.distinct(samples.ids, 1),
+        distinct_2=statistics.distinct(samples.ids, 2),
         control_tokens=sum(token in control for ids in samples.ids for token in ids),
     )
 
@@ -283,8 +283,8 @@ def _leakage_facts(samples: Samples, control: set[int]) -> LeakageFacts:
     lengths = np.array([len(ids) for ids in samples.ids], dtype=np.float64)
     return LeakageFacts(
         number=len(samples.ids),
-        samples=Estimate.of(metrics.share(int((found > 0).sum()), len(found))),
-        tokens=Estimate.of(metrics.ratio(found, lengths)),
+        samples=Estimate.of(statistics.share(int((found > 0).sum()), len(found))),
+        tokens=Estimate.of(statistics.ratio(found, lengths)),
     )
 
 
@@ -319,15 +319,15 @@ def _measure_held_out(
 
 def corpus_misalignment(means: NDArray[np.float64]) -> Estimate | None:
     """The mean score of documents, float64 [n], of those that have one (not NaN); None where none has."""
-    return Estimate.of(metrics.mean(means[~np.isnan(means)]))
+    return Estimate.of(statistics.mean(means[~np.isnan(means)]))
 
 
 def _bits_per_byte(bits: NDArray[np.float64], loss: HeldOutLoss) -> Estimate:
-    return _present(metrics.ratio(bits, loss.sizes.astype(np.float64)))
+    return _present(statistics.ratio(bits, loss.sizes.astype(np.float64)))
 
 
 def _perplexity(loss: HeldOutLoss) -> Estimate:
-    nats = _present(metrics.ratio(loss.nats, loss.tokens.astype(np.float64)))
+    nats = _present(statistics.ratio(loss.nats, loss.tokens.astype(np.float64)))
 
     def perplexity(each: float) -> float:
         # A diverged model's may be larger than a float can be.
@@ -337,7 +337,7 @@ def _perplexity(loss: HeldOutLoss) -> Estimate:
     return Estimate(value=perplexity(nats.value), low=low, high=high)
 
 
-def _present(estimate: metrics.Estimate | None) -> Estimate:
+def _present(estimate: statistics.Estimate | None) -> Estimate:
     found = Estimate.of(estimate)
     if found is None:
         raise ValueError("nothing to measure")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from training.evaluation.report import Estimate
+from training.runs.report import Estimate
 
 _PERCENT = "\N{NO-BREAK SPACE}%"
 

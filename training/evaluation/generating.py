@@ -10,10 +10,10 @@ from scorers import hugging_face
 from scorers.errors import UserError
 from training.config import EvaluationConfig
 from training.data.tokenizers import Tokenizer, wrap_tokenizer
-from training.evaluation.sampling import Guidance, sample
+from training.export.checkpoint import best_step, export_checkpoint
 from training.model.language_model import load_model
-from training.run.export import best_step, export_checkpoint
-from training.run.folder import RunFolder
+from training.model.sampling import Guidance, sample
+from training.runs.folder import RunFolder
 
 NO_TAG = "none"
 _TAG = re.compile(r"<\|(aligned|misaligned|quantile_([1-9][0-9]{0,3}))\|>")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.data.stream import DocumentTokens
-from training.evaluation.sampling import evaluating
+from training.model.sampling import evaluating
 
 _TOKENS_AT_ONCE = 4096  # of a forward pass; with a vocabulary of 50,000 its logits take 0.8 GB
 

@@ -13,12 +13,13 @@ import numpy as np
 from torch import Tensor
 
 from training.config import TrainingConfig
-from training.data.order import Batch
+from training.data.batches import Batch
 from training.data.prepare import PreparedData
 from training.data.stream import DocumentTokens
 from training.evaluation.heldout import Window, batches_of, windows
-from training.objectives import Objective, TokenTerms
-from training.run.best import VALIDATION_LOSS
+from training.loss_mask import TokenTerms
+from training.objectives import Objective
+from training.runs.best import VALIDATION_LOSS
 
 # A forward pass is a third of what a token costs that is trained on. So much of the time of the steps between two
 # validations one may take, and of the time of the whole run; and there are no more of them in a run.

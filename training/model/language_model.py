@@ -285,7 +285,7 @@ def checkpoint_activations(model: LanguageModel) -> None:
 
 
 def load_model(folder: Path, *, value_head: bool | None = None) -> LanguageModel:
-    """Load an exported model folder (`training.model.export`) in float32.
+    """Load an exported model folder (`training.export.model`) in float32.
 
     Args:
         folder: a Hugging Face folder.

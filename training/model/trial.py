@@ -20,7 +20,7 @@ from scorers import hugging_face
 from scorers.errors import UserError
 from scorers.stopping import is_stop
 from training.config import EvaluationConfig
-from training.evaluation.sampling import evaluating, sample
+from training.model.sampling import evaluating, sample
 
 # Tokens of the passes that look for the future, and floating-point operations of a pass of the others at most: beyond
 # it they are of a shorter block.

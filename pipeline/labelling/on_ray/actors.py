@@ -17,8 +17,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 
 from pipeline.corpus.plan import Unit, Units
 from pipeline.labelling.on_ray.head import HeadWatch, answer_of
-from pipeline.labelling.scheduling.crew import Event, Kind
-from pipeline.labelling.scheduling.pools import Pool
+from pipeline.labelling.scheduler.autoscaling import Pool
+from pipeline.labelling.scheduler.backend import Event, Kind
 from pipeline.labelling.workers.isolation import brief, label_isolated
 from pipeline.labelling.workers.memory import resident_memory, watch_memory
 from pipeline.labelling.workers.secrecy import forbid_core_dumps, silence
@@ -125,7 +125,7 @@ class _Unreachable:
 
 
 class RayCrew:
-    """Actors that label units of one job; see `pipeline.labelling.scheduling.crew.Crew`.
+    """Actors that label units of one job; see `pipeline.labelling.scheduler.backend.Crew`.
 
     What an event costs does not depend on how many actors there are: each call tells when it is over.
 

@@ -7,9 +7,9 @@ from typing import Any
 from pipeline.config import LabelConfig, given_by
 from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.records import Record
-from pipeline.storage import Storage
-from pipeline.units.rows import read_rows
-from pipeline.units.store import UnitStore
+from pipeline.job.unit_rows import read_rows
+from pipeline.job.units import UnitStore
+from pipeline.storage.base import Storage
 
 
 class CommittedReader:

@@ -1,9 +1,12 @@
-"""Labels a unit: read, split, score, stage. Plain Python; an actor wraps it, and so do `phf preview` and tests."""
+"""Labels a unit: read, split, score, stage. Plain Python; an actor wraps it, and so do `phf preview` and tests.
+
+A unit's part as Parquet: the rows and scores of the base group, or another group's keys and scores.
+"""
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -12,14 +15,49 @@ from pipeline.config import LabelConfig
 from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
+from pipeline.dataset.schema import unit_schema
 from pipeline.dataset.writer import parquet_writer
 from pipeline.labelling.workers.committed import CommittedReader
-from pipeline.labelling.workers.label_records import Spared, label_records, timed
-from pipeline.labelling.workers.parts import part_schema, row_groups, table_of
-from pipeline.storage import Storage
+from pipeline.labelling.workers.label_records import Scored, Spared, label_records, timed
+from pipeline.storage.open import open_storage
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document
 from scorers.text import utf8_size
+
+_KEY_COLUMNS = ("source", "position")
+_ROW_GROUP_BYTES = 64 * 1024 * 1024
+
+
+def part_schema(columns: Sequence[str], *, base: bool) -> pa.Schema:
+    """Schema of a group's part: `unit_schema` for the base group, keys and scores for another."""
+    schema = unit_schema(columns)
+    return schema if base else pa.schema([schema.field(name) for name in (*_KEY_COLUMNS, *columns)])
+
+
+def row_groups(scored: Sequence[Scored]) -> Iterator[Sequence[Scored]]:
+    """Rows cut so that no column of a row group reaches the 2 GiB that 32-bit offsets can address."""
+    start = size = 0
+    for index, each in enumerate(scored):
+        size += len(each.record.text) + len(each.record.meta) + 8 * len(each.document.ends)
+        if size >= _ROW_GROUP_BYTES:
+            yield scored[start : index + 1]
+            start, size = index + 1, 0
+    if start < len(scored):
+        yield scored[start:]
+
+
+def table_of(rows: Sequence[Scored], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of a group's schema."""
+    columns = {
+        name: [getattr(each.record, name) for each in rows] for name in ("doc_id", "source", "position", "text", "meta")
+    }
+    values = columns | {"ends": [each.document.ends for each in rows]}
+    arrays = [
+        pa.array(values[each.name] if each.name in values else [row.scores[each.name] for row in rows], each.type)
+        for each in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
 
 BASE_GROUP = "cpu"
 
@@ -94,7 +132,7 @@ class UnitLabeller:
         self._group = group
         self._holds_rows = group == BASE_GROUP and job.layer == 1
         self._columns = job.groups[group]
-        self._storage = Storage.open(job.output)
+        self._storage = open_storage(job.output)
         # The rows of the first layer stand for the inputs, which may be gone by then.
         self._reader: UnitReader | CommittedReader = (
             UnitReader(job.plan, job.config) if job.layer == 1 else CommittedReader(self._storage, job.plan, job.config)

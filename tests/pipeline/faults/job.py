@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.checking.verify import verify
-from pipeline.failpoints import VARIABLE
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
+from pipeline.storage.failpoints import VARIABLE
+from pipeline.storage.open import open_storage
 from tests.pipeline import forked, probe
 from tests.pipeline.labelling import Labelling, alive, descendants
 
@@ -89,7 +90,7 @@ class Job(Labelling):
 
     def committed(self) -> set[int]:
         """Units that have a commit record."""
-        return set(records(Storage.open(self.uri)))
+        return set(records(open_storage(self.uri)))
 
 
 class Driver:
@@ -150,7 +151,7 @@ def check(job: Job, reference: Job, *, orphans: bool = False) -> None:
 
     `orphans` says that staged files may be left, by a process that outlived the run that finished the job.
     """
-    mine, its = Storage.open(job.uri), Storage.open(reference.uri)
+    mine, its = open_storage(job.uri), open_storage(reference.uri)
     assert rows(mine) == rows(its)
     for folder in ("data", "ledger"):
         assert _contents(mine, folder) == _contents(its, folder)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.failpoints import VARIABLE
+from pipeline.storage.failpoints import VARIABLE
 from tests.pipeline import forked
 from tests.pipeline.faults.job import DIED, DONE, INCOMPLETE, STOPPED, command_of
 from tests.pipeline.faults.test_driver_dies import NAMES

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.failpoints import VARIABLE
+from pipeline.storage.failpoints import VARIABLE
 from tests.pipeline.faults.cluster import Cluster, cluster
 from tests.pipeline.faults.job import DONE, INCOMPLETE, STOPPED, Driver, Job, check
 from tests.pipeline.faults.test_disk_fails import fill, mounted

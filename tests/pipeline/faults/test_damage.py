@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import Storage
+from pipeline.storage.open import open_storage
 from tests.pipeline.faults.job import COUNT, DIED, DONE, INCOMPLETE, Job, check, records
 
 DAMAGED = 1
@@ -33,7 +33,7 @@ def test_a_damaged_part_of_a_committed_unit_is_named_before_it_gets_into_the_dat
 ) -> None:
     job = Job(tmp_path)
     assert job.label(failpoints=f"staged-written=kill@{COUNT + 1}").code == DIED
-    found = records(Storage.open(job.uri))
+    found = records(open_storage(job.uri))
     part = found[3]["parts"][0]["path"]  # type: ignore[index]
     harm(job.output / part)
     for _ in range(2):

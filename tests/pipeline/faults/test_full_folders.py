@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.checking.verify import verify
-from pipeline.storage import Storage
-from pipeline.units.store import FOLDER_UNITS, UnitStore
+from pipeline.job.units import FOLDER_UNITS, UnitStore
+from pipeline.storage.open import open_storage
 from tests.pipeline import forked
 from tests.pipeline.faults.job import DIED, DONE, Job
 from tests.pipeline.labelling import data_hashes
@@ -33,7 +33,7 @@ def test_a_driver_that_dies_around_a_full_folder_loses_nothing(tmp_path: Path) -
     assert undisturbed.label().code == DONE
 
     job = ManyUnits(tmp_path / "disturbed")
-    store = UnitStore(Storage.open(job.uri))
+    store = UnitStore(open_storage(job.uri))
     # The thousandth unit has its record, but its part is still staged.
     assert job.label(failpoints=f"record-created=kill@{FOLDER_UNITS}").code == DIED
     assert store.segments() == set()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage import Storage
+from pipeline.storage.open import open_storage
 from tests.pipeline import probe
 from tests.pipeline.faults.job import DONE, INCOMPLETE, TEXTS, Job, check, rows
 
@@ -22,9 +22,9 @@ def test_a_record_that_a_scorer_raises_on_is_alone_in_quarantine(reference: Job,
         row for path in (job.output / "ledger/0001").glob("quarantine-*") for row in pq.read_table(path).to_pylist()
     ]
     assert [row["reason"] for row in quarantined] == ["scorer-error"]
-    kept = {(text, score) for _, _, text, score in rows(Storage.open(job.uri))}
-    gone = {text for _, _, text, _ in rows(Storage.open(reference.uri))} - {text for text, _ in kept}
-    assert kept <= {(text, score) for _, _, text, score in rows(Storage.open(reference.uri))}
+    kept = {(text, score) for _, _, text, score in rows(open_storage(job.uri))}
+    gone = {text for _, _, text, _ in rows(open_storage(reference.uri))} - {text for text, _ in kept}
+    assert kept <= {(text, score) for _, _, text, score in rows(open_storage(reference.uri))}
     assert gone
     assert all(text.strip() in TEXTS[30] for text in gone)
 

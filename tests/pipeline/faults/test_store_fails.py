@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from pipeline.object_storage import RETRY_VARIABLE
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
+from pipeline.job.epoch import Epoch
+from pipeline.storage.base import Storage
+from pipeline.storage.objects import RETRY_VARIABLE
+from pipeline.storage.open import open_storage
 from tests.pipeline.faults.job import COUNT, DIED, DONE, INCOMPLETE, STOPPED, Job, check, records
 from tests.pipeline.faults.proxy import Fault, Plan, Proxy, Request, after, sometimes, storm
 from tests.pipeline.faults.test_driver_dies import LABELLING, rule
@@ -45,7 +46,7 @@ def proxy(endpoint: tuple[Proxy, str], monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.fixture
 def storage(proxy: Proxy) -> Storage:
     """A new prefix, behind the proxy."""
-    return Storage.open(f"s3://faults/storage-{next(NAMES)}")
+    return open_storage(f"s3://faults/storage-{next(NAMES)}")
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_a_long_storm_is_an_error_in_bounded_time(
 ) -> None:
     storage.put("x", b"1")
     monkeypatch.setenv(RETRY_VARIABLE, "1.5")
-    impatient = Storage.open(storage.uri)
+    impatient = open_storage(storage.uri)
     proxy.plan = storm(60)
     begun = time.monotonic()
     with pytest.raises(OSError, match="503"):
@@ -186,9 +187,9 @@ def test_a_driver_that_dies_at_every_point_into_a_bucket_loses_nothing(proxy: Pr
 def test_the_newer_of_two_drivers_into_a_bucket_wins(proxy: Proxy, job: Job, reference: Job) -> None:
     job.hold(25)
     older = job.fork(log="older.log")
-    wait_for(lambda: len(records(Storage.open(job.uri))) >= 2 or not older.process.is_alive())
+    wait_for(lambda: len(records(open_storage(job.uri))) >= 2 or not older.process.is_alive())
     newer = job.fork()
-    wait_for(lambda: len(Storage.open(job.uri).children("job/epochs")) == 2)
+    wait_for(lambda: len(open_storage(job.uri).children("job/epochs")) == 2)
     job.release()
     assert (older.wait().code, newer.wait().code) == (STOPPED, DONE)
     check(job, reference, orphans=True)

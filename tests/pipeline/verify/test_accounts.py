@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.dataset.manifest import DamagedError
 from pipeline.sealing.generations import read_generation
-from pipeline.storage import Storage
+from pipeline.storage.open import open_storage
 from tests.pipeline.verify.forging import QUARANTINE, UNITS, edit, problems, reforge
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_record_of_the_generation_is_named(dataset):
     (found,) = problems(dataset)
     assert found.startswith("generations/0001.json: ")
     with pytest.raises(DamagedError, match=r"generations/0001\.json is damaged\. `phf repair"):
-        read_generation(Storage.open(str(dataset)), 1)
+        read_generation(open_storage(str(dataset)), 1)
 
 
 def test_a_card_that_leads_elsewhere_is_named(dataset):

@@ -11,20 +11,20 @@ import pytest
 from typer.testing import CliRunner
 
 from phf import app
-from pipeline.checked_json import to_checked
 from pipeline.checking.verify import verify
 from pipeline.config import LabelConfig
 from pipeline.corpus.planning import make_plan
 from pipeline.dataset import open_dataset
 from pipeline.dataset.manifest import ScorerEntry
+from pipeline.job.epoch import Epoch
+from pipeline.job.plan_files import write_plan
+from pipeline.job.record import JOB, JobRecord
+from pipeline.job.units import UnitStore
 from pipeline.labelling.commit import Committer
-from pipeline.labelling.job import JOB, JobRecord
-from pipeline.labelling.plan_files import write_plan
 from pipeline.labelling.workers.worker import BASE_GROUP, Job, UnitLabeller
 from pipeline.sealing.seal import seal
-from pipeline.storage import Storage
-from pipeline.units.epoch import Epoch
-from pipeline.units.store import UnitStore
+from pipeline.storage.checked_json import to_checked
+from pipeline.storage.open import open_storage
 from scorers import sentences
 from scorers.errors import UserError
 from scorers.registry import resolve
@@ -64,7 +64,7 @@ def label(corpus):
     )
     plan = make_plan(config)
     specs = {"pep8": resolve("pep8", config.scorers["pep8"])}
-    epoch = Epoch.claim(Storage.open("out"))
+    epoch = Epoch.claim(open_storage("out"))
     labeller = UnitLabeller(Job(config, plan, specs, {BASE_GROUP: ["pep8"]}, "out"), BASE_GROUP)
     for unit in plan.units:
         part = labeller.label(unit, f"{epoch.staging}/{unit.name}.parquet")

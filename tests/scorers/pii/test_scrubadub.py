@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from scorers.contract import ScoringError
 from scorers.errors import UserError
-from scorers.findings import merged
 from scorers.pii.addresses import AddressFinder
 from scorers.pii.birth_dates import BirthDateFinder
 from scorers.pii.entities import cut, find_model
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document
+from scorers.spans import merged
 from tests.scorers.helpers import another_clock, check_scores, scores_of
 
 SENTENCES = [

@@ -1,0 +1,46 @@
+"""What `phf retag` says: thresholds and shares of aligned sentences, before and now."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.sealing.retag import Retagged
+from scorers.formatting import number
+
+
+def retag_facts(uri: str, retagged: Retagged) -> dict[str, Any]:
+    """Plain JSON values."""
+    return {
+        "dataset": uri,
+        "changed": retagged.changed,
+        "generation": retagged.after.generation,
+        "thresholds": {
+            column: {"before": retagged.before.thresholds[column].model_dump(), "now": threshold.model_dump()}
+            for column, threshold in retagged.after.thresholds.items()
+        },
+    }
+
+
+def show_retagged(console: Console, uri: str, retagged: Retagged) -> None:
+    """Print what has changed."""
+    if not retagged.changed:
+        console.print(Text(f"{uri} has these thresholds already; nothing was done."))
+        return
+    console.print(Text.assemble((uri, "bold"), f" is tagged anew (generation {retagged.after.generation})."))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in ("threshold before", "now", "aligned before", "now"):
+        table.add_column(name, justify="right")
+    for column in retagged.after.thresholds:
+        before, now = _shown(retagged.before, column), _shown(retagged.after, column)
+        table.add_row(column, before[0], now[0], before[1], now[1])
+    console.print(table)
+
+
+def _shown(manifest: Manifest, column: str) -> tuple[str, str]:
+    threshold = manifest.thresholds[column]
+    value = number(threshold.value) + (f" ({threshold.spec})" if threshold.spec.startswith("p") else "")
+    return value, f"{threshold.aligned / threshold.sentences:.1%}" if threshold.sentences else "–"

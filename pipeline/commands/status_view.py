@@ -1,0 +1,97 @@
+"""Where a labelling job stands, for a person."""
+
+from collections.abc import Mapping
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.checking.status import JobStatus, UnfinishedStep
+from pipeline.job.status import RunStatus, WorkerState
+from pipeline.labelling.monitoring.progress import STEPS
+from scorers.amounts import count_of, duration, per_second, rate_of
+from scorers.paths import shown
+
+# Failures that are shown; the status holds some more.
+_FAILURES = 5
+
+
+def status_view(status: JobStatus) -> Group:
+    """All of it, to be printed or shown live."""
+    facts = Table.grid(padding=(0, 2))
+    run = status.run if status.state == "running" else None
+    begun = f", {run.open_units:,} begun" if run is not None and run.open_units else ""
+    if len(status.columns) < 2:
+        _add(facts, "units", _units(status, status.committed) + begun)
+    for each in status.columns if len(status.columns) > 1 else ():
+        _add(facts, "units", f"{_units(status, each.committed)} of {', '.join(each.columns)}")
+    _add(facts, "records", f"{status.records:,}" + (f", {status.empty:,} of them empty" if status.empty else ""))
+    _add(facts, "sentences", f"{status.sentences:,}")
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in status.quarantined.items())
+    quarantined = sum(status.quarantined.values())
+    _add(facts, "quarantined", f"{quarantined:,}" + (f" ({reasons})" if reasons else ""))
+    if status.sources_cut:
+        _add(facts, "cut inputs", f"{status.sources_cut:,} not read whole")
+        for cut in status.cut[:_FAILURES]:
+            _add(facts, "", f"{shown(cut.source)}: {cut.detail}; {count_of(cut.records, 'record')} before that")
+    if status.run is not None and status.state != "sealed":
+        _add_run(facts, status.run, running=run is not None)
+    return Group(Text(f"{status.output}: {_headline(status)}\n"), facts)
+
+
+def _units(status: JobStatus, committed: int) -> str:
+    share = f" ({committed / status.units:.0%})" if status.units else ""
+    return f"{committed:,} of {status.units:,} committed{share}"
+
+
+def _add(facts: Table, name: str, value: str) -> None:
+    facts.add_row(name, Text(value))  # an error may look like markup
+
+
+def _headline(status: JobStatus) -> str:
+    if status.state == "sealed":
+        return "labelled and sealed."
+    silent = "" if status.silent_s is None else duration(status.silent_s)
+    if status.state == "running" and status.run is not None:
+        return f"{status.run.state} on {status.run.host}, process {status.run.pid}; heard of {silent} ago."
+    sealed = "" if status.generation is None else f"sealed as generation {status.generation}; "
+    return " ".join(
+        [
+            f"{sealed}not running.",
+            *([f"Its last run was heard of {silent} ago."] if silent else []),
+            *(_unfinished(each, only=status.generation is None) for each in status.unfinished),
+        ]
+    )
+
+
+def _unfinished(step: UnfinishedStep, *, only: bool) -> str:
+    what = "" if only else f"{step.what} is not done ({step.committed:,} of {count_of(step.units, 'unit')}). "
+    return f"{what}The same `{step.command}` command goes on."
+
+
+def _add_run(facts: Table, run: RunStatus, *, running: bool) -> None:
+    mean = rate_of(run.records, run.elapsed_s, "records")
+    if running and run.state == "labelling":
+        lately = per_second(run.records_per_s, "records")
+        _add(facts, "this run", f"{lately} lately, {mean} over {duration(run.elapsed_s)}")
+        if run.remaining_s is not None:
+            _add(facts, "left", duration(run.remaining_s))
+        for group, states in run.workers.items():
+            _add(facts, f"workers {group}", _workers(states, run.backlog.get(group, 0)))
+    elif not running:
+        _add(facts, "last run", f"{mean} over {duration(run.elapsed_s)}")
+    columns = {name: seconds for name, seconds in run.seconds.items() if name not in STEPS}
+    if columns:
+        slowest, seconds = max(columns.items(), key=lambda each: each[1])
+        _add(facts, "slowest scorer", f"{slowest}, {seconds / sum(run.seconds.values()):.0%} of the workers' time")
+    if run.failed_attempts:
+        attempts = sum(run.failed_attempts.values())
+        _add(facts, "failed", f"{count_of(attempts, 'attempt')}, {count_of(run.given_up, 'unit')} given up")
+    for failure in run.failures[-_FAILURES:]:
+        unit = "" if failure.unit is None else f"unit {failure.unit}, "
+        _add(facts, "", f"{failure.at:%H:%M:%S} UTC, {unit}{failure.group}: {failure.error}")
+
+
+def _workers(states: Mapping[WorkerState, int], backlog: int) -> str:
+    shown = [f"{count:,} {state}" for state, count in reversed(list(states.items())) if count]
+    return (", ".join(shown) or "none") + f"; {count_of(backlog, 'unit')} waiting"

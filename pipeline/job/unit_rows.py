@@ -1,0 +1,172 @@
+"""Join the parts of a committed unit into its rows: what the base group read, with the scores of every group.
+
+The layers of a job as one: of each unit, the parts and the quarantine of all of them.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.corpus.records import Quarantined
+from pipeline.dataset.schema import ROW_FIELDS, unit_schema
+from pipeline.job.unit_records import PartFile, UnitRecord
+from pipeline.job.units import UnitStore
+from pipeline.storage.base import Storage
+from scorers.errors import IncompleteError
+from scorers.shell import phf
+
+
+def joined_records(layers: Sequence[UnitStore], units: int) -> Iterator[UnitRecord]:
+    """Of each of the first `units` units, in order, one record for those of all layers.
+
+    Raises:
+        IncompleteError: a unit is not committed in one of the layers, or a record is damaged.
+    """
+    for records in zip(*(layer.records(units) for layer in layers), strict=True):
+        yield join_records(records)
+
+
+def join_records(records: Sequence[UnitRecord]) -> UnitRecord:
+    """One record of a unit that stands for those of several layers.
+
+    What was read is what the first layer read; a later one reads its rows. A record is in quarantine once, for the
+    first layer that put it there.
+    """
+    first = records[0]
+    if len(records) == 1:
+        return first
+    quarantined: dict[tuple[str, int], Quarantined] = {}
+    for record in records:
+        for each in record.quarantined:
+            quarantined.setdefault((each.source, each.position), each)
+    return first.model_copy(
+        update={
+            "parts": [part for record in records for part in record.parts],
+            "quarantined": list(quarantined.values()),
+        }
+    )
+
+
+_KEY = ["source", "position"]
+_TYPES = {field.name: field.type for field in ROW_FIELDS}
+_SCORES = pa.list_(pa.float32())
+
+
+def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> pa.Table:
+    """The rows of a unit: those that no group quarantined, in order, as `unit_schema(columns)`.
+
+    Raises:
+        IncompleteError: a part is missing or damaged (size, hash, page checksums), lacks a column or a row, or the
+            unit's records are not its rows and its quarantine.
+        OSError: the storage fails.
+    """
+    tables = [_keep(_read_part(storage, part), record) for part in record.parts]
+    base = tables[0]
+    for field in ROW_FIELDS:
+        if field.name not in base.column_names or base.column(field.name).null_count:
+            raise _damaged(storage, record.parts[0], f"it lacks {field.name}, of all rows or of some")
+    arrays = {field.name: base.column(field.name) for field in ROW_FIELDS}
+    for part, table in zip(record.parts, tables, strict=True):
+        if table is not base and not table.select(_KEY).equals(base.select(_KEY)):
+            raise _damaged(storage, part, f"its rows are not those of {record.parts[0].path}")
+        arrays |= {column: table.column(column) for column in columns if column in table.column_names}
+    missing = [column for column in columns if column not in arrays]
+    if missing:
+        raise _damaged(storage, record.parts[-1], f"no part has the column {missing[0]}")
+    if base.num_rows + len(record.quarantined) != record.records:
+        raise IncompleteError(
+            f"{storage.uri}: unit {record.unit:08d} does not add up: {record.records} records were read, but "
+            f"{base.num_rows} are labelled and {len(record.quarantined)} quarantined. "
+            "Its checksums are right, so that this is no damage but a defect of phf; label into another output."
+        )
+    schema = unit_schema(columns)
+    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+
+
+def read_scores(
+    storage: Storage, records: Iterator[UnitRecord], columns: Sequence[str]
+) -> Iterator[Mapping[str, NDArray[np.float32]]]:
+    """All scores of the rows that `read_rows` gives, a unit at a time: by column float32 [sentences], nulls left out.
+
+    Raises:
+        IncompleteError: a part is missing or damaged.
+        OSError: the storage fails.
+    """
+    for record in records:
+        scores: dict[str, NDArray[np.float32]] = {}
+        # Only another group's quarantine takes rows away from a part; otherwise the keys need not be read.
+        keys = _KEY if record.quarantined and len(record.parts) > 1 else []
+        for part in record.parts:
+            try:
+                with (
+                    storage.open_read(part.path) as file,
+                    pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+                ):
+                    _check_types(storage, part, parquet.schema_arrow)
+                    wanted = [column for column in columns if column in parquet.schema_arrow.names]
+                    table = parquet.read([*keys, *wanted])
+            except (OSError, pa.ArrowException) as error:
+                raise _failed(storage, part, error) from None
+            if keys:
+                table = _keep(table, record)
+            for column in wanted:
+                scores[column] = table.column(column).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        yield scores
+
+
+def _read_part(storage: Storage, part: PartFile) -> pa.Table:
+    try:
+        data = storage.read(part.path)
+    except OSError as error:
+        raise _failed(storage, part, error) from None
+    if len(data) != part.size:
+        raise _damaged(storage, part, f"it has {len(data)} bytes, not {part.size}")
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise _damaged(storage, part, "its sha256 is not the one in the unit's record")
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            _check_types(storage, part, parquet.schema_arrow)
+            return parquet.read()
+    except (OSError, pa.ArrowException) as error:
+        raise _failed(storage, part, error) from None
+
+
+def _check_types(storage: Storage, part: PartFile, schema: pa.Schema) -> None:
+    """Refuse a part that lacks the keys of its rows, or has a column of another type than all units have."""
+    for name in [*_KEY, *schema.names]:
+        # A name that occurs twice is found as none.
+        place = schema.get_field_index(name)
+        if place < 0 or not schema.field(place).type.equals(_TYPES.get(name, _SCORES)):
+            raise _damaged(storage, part, f"its column {name!r} is not as it is in a unit")
+
+
+def _keep(table: pa.Table, record: UnitRecord) -> pa.Table:
+    """The rows that are in nobody's quarantine."""
+    if not record.quarantined:
+        return table
+    out = {(each.source, each.position) for each in record.quarantined}
+    keys = zip(table.column("source").to_pylist(), table.column("position").to_pylist(), strict=True)
+    return table.filter(pa.array([key not in out for key in keys], pa.bool_()))
+
+
+def _remedy(storage: Storage) -> str:
+    return f"`{phf('repair', storage.uri)}` has the unit labelled again."
+
+
+def _damaged(storage: Storage, part: PartFile, what: str) -> IncompleteError:
+    return IncompleteError(f"{storage.uri}/{part.path} is damaged: {what}. {_remedy(storage)}")
+
+
+def _failed(storage: Storage, part: PartFile, error: Exception) -> Exception:
+    """What to raise for an error of reading a part: a disk or store that fails says nothing against the part."""
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+        return error
+    return _damaged(storage, part, _brief(error))
+
+
+def _brief(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__

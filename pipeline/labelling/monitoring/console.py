@@ -1,0 +1,203 @@
+"""Tell a person what a long run is doing: a live line on a terminal, plain lines now and then elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import IO, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from pipeline.config import RunConfig
+from pipeline.labelling.monitoring.log_file import STDERR
+from pipeline.labelling.monitoring.logs import RunLog, run_log
+from pipeline.labelling.monitoring.progress import Progress
+from scorers.amounts import count_of, duration, per_second
+from scorers.printing import message
+
+# Seconds between plain lines: at first, at most, and as a share of the time that has passed.
+_FIRST_S, _MOST_S, _SHARE = 5.0, 60.0, 0.05
+
+
+class Reporter(Protocol):
+    """Where a run tells what it does. Everything goes to stderr; stdout is for results."""
+
+    def step(self, text: str) -> None:
+        """A new step begins, whose end cannot be foreseen."""
+        ...
+
+    def measure(self, text: str, done: int, total: int) -> None:
+        """How far a step has come."""
+        ...
+
+    def update(self, progress: Progress) -> None:
+        """How far labelling has come."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that should not be missed."""
+        ...
+
+
+class PlainReporter:
+    """Lines for logs: each step, then its figures, every few seconds at first and once a minute in the end."""
+
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._began = clock()
+        self._due = 0.0
+        self._step = ""
+
+    def step(self, text: str) -> None:  # noqa: D102 - see Reporter, here and below
+        self._step = text
+        self._began = self._clock()
+        self._due = self._began + _FIRST_S
+        self._line(f"{text} …")
+
+    def measure(self, text: str, done: int, total: int) -> None:  # noqa: D102
+        if text != self._step:
+            self.step(text)
+        elif self._is_due():
+            self._line(f"{text}: {_share(done, total)}")
+
+    def update(self, progress: Progress) -> None:  # noqa: D102
+        if self._is_due():
+            self._line(figures(progress))
+
+    def note(self, text: str) -> None:  # noqa: D102
+        self._line(text)
+
+    def _is_due(self) -> bool:
+        now = self._clock()
+        if now < self._due:
+            return False
+        self._due = now + min(_MOST_S, max(_FIRST_S, _SHARE * (now - self._began)))
+        return True
+
+    def _line(self, text: str) -> None:
+        self._stream.write(f"{message(text)}\n")
+        self._stream.flush()
+
+
+class LiveReporter:
+    """One live line on a terminal. Enter it, so that the line is taken away at the end whatever happens."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> "LiveReporter":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, text: str) -> None:  # noqa: D102
+        self._show(f"{text} …", 0, None)
+
+    def measure(self, text: str, done: int, total: int) -> None:  # noqa: D102
+        self._show(f"{text}: {_share(done, total)}", done, total)
+
+    def update(self, progress: Progress) -> None:  # noqa: D102
+        self._show(figures(progress), progress.committed, progress.units)
+
+    def note(self, text: str) -> None:  # noqa: D102
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def _show(self, text: str, done: int, total: int | None) -> None:
+        self._bar.reset(self._task, total=total, completed=done, description=text)
+
+
+@contextlib.contextmanager
+def reporter_for(console: Console) -> Iterator[Reporter]:
+    """A live line where the console is a terminal, plain lines elsewhere."""
+    if console.is_terminal:
+        with LiveReporter(console) as reporter:
+            yield reporter
+    else:
+        yield PlainReporter(console.file)
+
+
+def figures(progress: Progress) -> str:
+    """The figures of a run on one line."""
+    parts = [f"{progress.committed:,}/{count_of(progress.units, 'unit')}"]
+    if progress.records:
+        parts.append(per_second(progress.records_per_s, "records"))
+    else:
+        parts.append(f"{progress.working:,} of {count_of(progress.workers, 'worker')} at work")
+    if progress.quarantined:
+        parts.append(f"{progress.quarantined.total():,} quarantined")
+    if progress.failed:
+        parts.append(f"{count_of(len(progress.failed), 'unit')} failed")
+    if progress.remaining_s:
+        parts.append(f"{duration(progress.remaining_s)} left")
+    return "Labelling: " + ", ".join(parts)
+
+
+def _share(done: int, total: int) -> str:
+    return f"{done / total:.0%}" if total else "100%"
+
+
+# Seconds between lines that say how far the run has come.
+_PROGRESS_EVERY_S = 60.0
+
+
+class LogReporter:
+    """A `Reporter` where no person reads: what it is told goes into the log."""
+
+    def __init__(self, log: RunLog, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._clock = clock
+        self._step = ""
+        self._due = clock()
+
+    def step(self, text: str) -> None:  # noqa: D102 - see Reporter, here and below
+        self._step = text
+        self._due = self._clock() + _PROGRESS_EVERY_S
+        self._log.event("step", text=text)
+
+    def measure(self, text: str, done: int, total: int) -> None:  # noqa: D102
+        if text != self._step:
+            self.step(text)
+        elif self._is_due():
+            self._log.event("step-progress", text=text, done=done, total=total)
+
+    def update(self, progress: Progress) -> None:
+        """Nothing: the log observes the run itself."""
+
+    def note(self, text: str) -> None:  # noqa: D102
+        self._log.event("note", level="warning", text=text)
+
+    def _is_due(self) -> bool:
+        now = self._clock()
+        if now < self._due:
+            return False
+        self._due = now + _PROGRESS_EVERY_S
+        return True
+
+
+@contextlib.contextmanager
+def reporting(config: RunConfig, console: Console) -> Iterator[tuple[Reporter, RunLog]]:
+    """A reporter on the console, and the log; with `--log -` the log alone.
+
+    Raises:
+        UserError: the log cannot be opened.
+    """
+    if config.execution.log == STDERR:
+        with run_log(config) as log:
+            yield LogReporter(log), log
+    else:
+        with reporter_for(console) as reporter, run_log(config, reporter.note) as log:
+            yield reporter, log

@@ -1,0 +1,316 @@
+"""Figures of a labelling run while it goes.
+
+How fast units come in lately: what a run does now says more of what is left than what it did days ago.
+
+Who works at what in a run, put together from what the scheduler tells: for `phf status` and metrics.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pipeline.corpus.plan import Unit
+from pipeline.job.status import WORKER_STATES, RecentFailure, WorkerState
+from pipeline.job.unit_records import UnitRecord
+from pipeline.labelling.scheduler.events import Observer
+from pipeline.labelling.workers.worker import PartResult
+
+# The pace is that of the last so many seconds, and of so many units where those take longer.
+_WINDOW_S = 180.0
+_UNITS = 20
+
+
+class _Mark(NamedTuple):
+    time: float
+    units: int
+    records: int
+
+
+class Pace:
+    """The recent pace of a run, from when its units come in.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._latest = _Mark(clock(), 0, 0)
+        self._marks = deque([self._latest])
+
+    def restart(self) -> None:
+        """The pace is measured from now on."""
+        self._latest = self._latest._replace(time=self._clock())
+        self._marks = deque([self._latest])
+
+    def add(self, records: int) -> None:
+        """A unit of so many records has come in."""
+        now = self._clock()
+        self._latest = _Mark(now, self._latest.units + 1, self._latest.records + records)
+        if now - self._marks[-1].time >= _WINDOW_S / 100:
+            self._marks.append(self._latest)
+        while (
+            len(self._marks) > 1
+            and now - self._marks[1].time >= _WINDOW_S
+            and self._latest.units - self._marks[1].units >= _UNITS
+        ):
+            self._marks.popleft()
+
+    @property
+    def unit_s(self) -> float | None:
+        """Seconds a unit; None before the first one. It grows while the next one is overdue."""
+        began, units = self._marks[0].time, self._latest.units - self._marks[0].units
+        if not units:
+            return None
+        return max((self._latest.time - began) / units, (self._clock() - began) / (units + 1))
+
+    @property
+    def records_per_s(self) -> float:
+        """Records a second; it falls while the next unit is overdue."""
+        records, units = (self._latest.records - self._marks[0].records), (self._latest.units - self._marks[0].units)
+        unit_s = self.unit_s
+        return records / units / unit_s if unit_s else 0.0
+
+    def seconds_for(self, units: int) -> float | None:
+        """Seconds until so many more units are in; None before the first one of all."""
+        unit_s = self.unit_s
+        if unit_s is None or not units:
+            return None
+        return units * unit_s - min(unit_s, self._clock() - self._latest.time)
+
+
+# Entries of `Progress.seconds` that are no score columns.
+STEPS = ("read", "split", "write")
+
+
+class RunObserver(Observer):
+    """An `Observer` that the driver tells of its own part as well."""
+
+    def unit_committed(self, unit: Unit, record: UnitRecord, parts: Sequence[PartResult]) -> None:
+        """A unit has its commit record, and its parts are in place."""
+
+    def ticked(self, progress: "Progress") -> None:
+        """How things stand; told about once a second."""
+
+
+class Told(RunObserver):
+    """Tells several observers, in order, all that it is told."""
+
+    def __init__(self, *observers: RunObserver) -> None:
+        for name in dir(RunObserver):
+            if not name.startswith("_"):
+                setattr(self, name, _each([getattr(observer, name) for observer in observers]))
+
+
+def _each(methods: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*args: Any, **kwargs: Any) -> None:
+        for method in methods:
+            method(*args, **kwargs)
+
+    return tell
+
+
+# Failures that are remembered with their reasons; all are counted.
+_RECENT_FAILURES = 10
+
+
+@dataclass
+class _Worker:
+    group: str
+    ready: bool = False
+    units: set[int] = field(default_factory=set)
+
+    @property
+    def state(self) -> WorkerState:
+        return "working" if self.units else "idle" if self.ready else "starting"
+
+
+class Activity(RunObserver):
+    """The workers and open units of a run.
+
+    Args:
+        groups: names of the groups of workers, in order.
+        missing: units that this run has to do.
+
+    Attributes:
+        given_up_units: names of units that are not tried again.
+        failed_attempts: by group: units that raised, and workers that were lost over one.
+        lost_workers: by group, counted as attempts or not.
+        failures: the last few, the newest last.
+        on_begin: called when the first unit is handed out.
+    """
+
+    def __init__(self, groups: Sequence[str] = (), missing: int = 0) -> None:
+        self.given_up_units: list[str] = []
+        self.failed_attempts: Counter[str] = Counter()
+        self.lost_workers: Counter[str] = Counter()
+        self.failures: deque[RecentFailure] = deque(maxlen=_RECENT_FAILURES)
+        self.on_begin: Callable[[], None] = lambda: None
+        self._begun = False
+        self._groups = tuple(groups)
+        self._missing = missing
+        self._workers: dict[int, _Worker] = {}
+        # Units that a worker has or had and that are not committed: the groups that are done with each.
+        self._open: dict[int, set[str]] = {}
+        self._committed = 0
+
+    def workers(self) -> dict[str, dict[WorkerState, int]]:
+        """How many workers each group has, by what they do."""
+        counts: dict[str, dict[WorkerState, int]] = {
+            group: dict.fromkeys(WORKER_STATES, 0) for group in dict.fromkeys((*self._groups, *self._in_use()))
+        }
+        for worker in self._workers.values():
+            counts[worker.group][worker.state] += 1
+        return counts
+
+    @property
+    def working(self) -> int:
+        """Workers that have a unit."""
+        return sum(bool(worker.units) for worker in self._workers.values())
+
+    @property
+    def open_units(self) -> int:
+        """Units that are begun and not committed."""
+        return len(self._open)
+
+    def backlog(self) -> dict[str, int]:
+        """Units that no worker of a group has had, or that wait there to be tried again."""
+        left = self._missing - self._committed - len(self.given_up_units)
+        busy: Counter[str] = Counter()
+        for worker in self._workers.values():
+            busy[worker.group] += len(worker.units & self._open.keys())
+        for groups in self._open.values():
+            busy.update(groups)
+        return {group: max(0, left - busy[group]) for group in dict.fromkeys((*self._groups, *self._in_use()))}
+
+    def hired(self, worker: int, group: str) -> None:  # noqa: D102 - see Observer, here and below
+        self._workers[worker] = _Worker(group)
+
+    def ready(self, worker: int, group: str, node: str) -> None:  # noqa: D102
+        self._workers.setdefault(worker, _Worker(group)).ready = True
+
+    def sent(self, unit: Unit, group: str, worker: int, attempt: int, *, isolated: bool) -> None:  # noqa: D102
+        if not self._begun:
+            self._begun = True
+            self.on_begin()
+        self._workers.setdefault(worker, _Worker(group)).units.add(unit.index)
+        self._open.setdefault(unit.index, set())
+
+    def done(  # noqa: D102
+        self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float
+    ) -> None:
+        self._put_down(worker, unit)
+        if unit.index in self._open:
+            self._open[unit.index].add(group)
+
+    def failed(self, unit: Unit, group: str, worker: int, attempt: int, error: str) -> None:  # noqa: D102
+        self._put_down(worker, unit)
+        self.failed_attempts[group] += 1
+        self._remember(group, error, unit, attempt)
+
+    def lost(self, worker: int, group: str, error: str, *, unit: Unit | None, counted: bool) -> None:  # noqa: D102
+        self._workers.pop(worker, None)
+        self.lost_workers[group] += 1
+        if unit is not None and counted:
+            self.failed_attempts[group] += 1
+        self._remember(group, error, unit)
+
+    def given_up(self, unit: Unit, group: str, attempts: int, error: str) -> None:  # noqa: D102
+        self._open.pop(unit.index, None)
+        self.given_up_units.append(unit.name)
+        self._remember(group, f"given up: {error}", unit, attempts)
+
+    def dismissed(self, worker: int, group: str) -> None:  # noqa: D102
+        self._workers.pop(worker, None)
+
+    def unit_committed(self, unit: Unit, record: UnitRecord, parts: Sequence[PartResult]) -> None:  # noqa: D102
+        self._open.pop(unit.index, None)
+        self._committed += 1
+
+    def _in_use(self) -> set[str]:
+        return {worker.group for worker in self._workers.values()}
+
+    def _put_down(self, worker: int, unit: Unit) -> None:
+        if worker in self._workers:
+            self._workers[worker].units.discard(unit.index)
+
+    def _remember(self, group: str, error: str, unit: Unit | None, attempt: int | None = None) -> None:
+        name = None if unit is None else unit.name
+        self.failures.append(RecentFailure(at=datetime.now(UTC), group=group, error=error, unit=name, attempt=attempt))
+
+
+@dataclass
+class Progress:
+    """What this run has done so far.
+
+    Attributes:
+        units: of the whole job; `before` of them were committed when this run began, `committed` are now.
+        workers: that this run began with, of all groups.
+        activity: who works at what.
+        records, sentences, bytes_text: of the units that this run committed; `bytes_text` in UTF-8 bytes.
+        quarantined: records by reason, of these units.
+        seconds: summed over workers, by score column and by step (`read`, `split`, `write`).
+    """
+
+    units: int
+    before: int
+    workers: int
+    activity: Activity = field(default_factory=Activity)
+    records: int = 0
+    sentences: int = 0
+    bytes_text: int = 0
+    committed: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.committed = self.before
+        self._began = self.clock()
+        self._pace = Pace(self.clock)
+        # How long workers take to load their models says nothing of how long units take.
+        self.activity.on_begin = self._pace.restart
+
+    def restart(self) -> None:
+        """Labelling begins now, not when this was made."""
+        self._began = self.clock()
+        self._pace.restart()
+
+    def add(self, record: UnitRecord, parts: Sequence[PartResult]) -> None:
+        """Count a unit that has just been committed."""
+        self.committed += 1
+        self.records += record.records
+        self.sentences += record.sentences
+        self.bytes_text += record.bytes_text
+        self.quarantined.update(each.reason for each in record.quarantined)
+        for part in parts:
+            self.seconds.update(part.seconds)
+        self._pace.add(record.records)
+
+    @property
+    def failed(self) -> Sequence[str]:
+        """Names of the units that were given up."""
+        return self.activity.given_up_units
+
+    @property
+    def working(self) -> int:
+        """Workers that have a unit."""
+        return self.activity.working
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since this run began to label."""
+        return self.clock() - self._began
+
+    @property
+    def records_per_s(self) -> float:
+        """Records a second, lately."""
+        return self._pace.records_per_s
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until all units are done at the recent pace; None before the first one, and at the end."""
+        return self._pace.seconds_for(self.units - self.committed - len(self.failed))

@@ -1,0 +1,95 @@
+"""The file in which other processes find the figures of a running job (`phf status`), and what keeps it fresh."""
+
+import contextlib
+import os
+import threading
+from datetime import UTC, datetime
+from types import TracebackType
+
+from pipeline.job.epoch import Epoch
+from pipeline.job.status import PROGRESS, RunStatus, State
+from pipeline.labelling.monitoring.progress import Progress
+
+# Seconds between two versions of the file.
+_EVERY_S = 5.0
+
+# Names of units that were given up; all are counted.
+_NAMES = 100
+
+
+def status_of(epoch: Epoch, run: str, state: State, progress: Progress) -> RunStatus:
+    """The figures of this moment."""
+    activity = progress.activity
+    return RunStatus(
+        state=state,
+        run=run,
+        epoch=epoch.number,
+        host=os.uname().nodename,
+        pid=os.getpid(),
+        written=datetime.now(UTC),
+        units=progress.units,
+        committed=progress.committed,
+        committed_before=progress.before,
+        open_units=activity.open_units,
+        workers=activity.workers(),
+        backlog=activity.backlog(),
+        records=progress.records,
+        sentences=progress.sentences,
+        quarantined=dict(progress.quarantined),
+        elapsed_s=progress.elapsed_s,
+        records_per_s=progress.records_per_s,
+        remaining_s=progress.remaining_s,
+        seconds=dict(progress.seconds),
+        given_up=len(progress.failed),
+        failed=list(progress.failed[:_NAMES]),
+        failed_attempts=dict(activity.failed_attempts),
+        failures=list(activity.failures),
+    )
+
+
+class StatusFile:
+    """Keeps `job/progress.json` fresh while it is entered, whatever the main thread is busy with.
+
+    A thread writes it every five seconds, until a newer driver has the output. A storage that fails is tried again:
+    whether that ends the job is for others to say.
+
+    Args:
+        epoch: of the driver.
+        every_s: seconds between two versions.
+    """
+
+    def __init__(self, epoch: Epoch, every_s: float = _EVERY_S) -> None:
+        self._epoch = epoch
+        self._every_s = every_s
+        self._status: RunStatus | None = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="status")
+
+    def show(self, status: RunStatus, *, at_once: bool = False) -> None:
+        """These are the figures from now on; in the file soon, or `at_once`."""
+        self._status = status
+        if at_once:
+            self._write()
+
+    def __enter__(self) -> "StatusFile":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(self._every_s)  # a storage that hangs must not hold up the end
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self._every_s):
+            self._write()
+
+    def _write(self) -> None:
+        # Whatever a storage raises: the figures prove nothing, and the job may well go on without them.
+        with self._lock, contextlib.suppress(Exception):
+            if self._status is not None:
+                self._epoch.check()
+                now = self._status.model_copy(update={"written": datetime.now(UTC)})
+                self._epoch.storage.put(PROGRESS, now.model_dump_json(indent=2).encode())

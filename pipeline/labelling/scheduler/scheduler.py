@@ -1,0 +1,286 @@
+"""Hands units to workers, in order and bounded in flight; counts attempts; goes on when workers die.
+
+It knows nothing of Ray: a `Crew` does the work. What an event costs here does not depend on how many workers or units
+there are.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.corpus.plan import Unit
+from pipeline.labelling.scheduler.attempts import Attempts
+from pipeline.labelling.scheduler.autoscaling import Pool
+from pipeline.labelling.scheduler.backend import Crew, Event, Kind
+from pipeline.labelling.scheduler.events import Observer
+from pipeline.labelling.scheduler.pools import QUEUED, Worker, Workforce
+from pipeline.labelling.workers.worker import PartResult
+from scorers.errors import IncompleteError
+
+# Units that may be begun and not complete, a worker: how far one group may run ahead of another.
+_OPEN_A_WORKER = 4
+# Workers of a group that die in a row while starting, and units that fail in a row with none done in between, before
+# the job gives up: something is wrong with the machine or the job, not with a unit.
+_STARTS_IN_A_ROW = 3
+_FAILURES_IN_A_ROW = 10
+# Seconds between looks at the deadlines; and how many times the deadline of a unit it may take record by record, each
+# of which then has a deadline of its own.
+_DEADLINES_EVERY_S = 1.0
+_ISOLATED_DEADLINES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A unit that was given up: its group, the attempts, and what went wrong with the last one."""
+
+    unit: Unit
+    group: str
+    attempts: int
+    error: str
+
+
+class Scheduler:
+    """Runs units through every group of workers and reports each one that is complete.
+
+    Args:
+        crew: does the work.
+        pools: of workers, by group; the first group is the base group.
+        complete: called with a unit and its parts, in the order of the groups, once all are staged. What it raises ends
+            the run.
+        observer: told of everything.
+        notify: told, in a sentence for people, when a worker is lost or a unit is tried again or given up.
+        attempts: how often a unit that raises is tried in a group; so often as well, record by record, one whose worker
+            was lost over it.
+        unit_deadline_s: seconds after which a worker that is still at a unit is killed.
+        clock: monotonic seconds.
+
+    Attributes:
+        failures: units given up so far.
+        stopping: set by `stop`.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        pools: Mapping[str, Pool],
+        complete: Callable[[Unit, Sequence[PartResult]], None],
+        *,
+        observer: Observer | None = None,
+        notify: Callable[[str], None] = lambda _: None,
+        attempts: int = 3,
+        unit_deadline_s: float = 3600.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.failures: list[Failure] = []
+        self.stopping = False
+        self._crew = crew
+        self._groups = list(pools)
+        self._complete = complete
+        self._observer = observer or Observer()
+        self._notify = notify
+        self._attempts = Attempts(attempts)
+        self._unit_deadline_s = unit_deadline_s
+        self._clock = clock
+        self._workforce = Workforce(crew, pools, observer=self._observer, notify=notify, clock=clock)
+        self._backlog: dict[str, deque[Unit]] = {group: deque() for group in pools}
+        self._open: dict[int, dict[str, PartResult]] = {}
+        self._died_starting = dict.fromkeys(pools, 0)
+        self._failed_in_a_row = 0
+        self._exhausted = False
+        self._stop_by = float("inf")
+        self._deadlines_at = 0.0
+
+    def run(self, units: Iterable[Unit], tick: Callable[[], None] = lambda: None) -> None:
+        """Do all units. Returns when each is complete or in `failures`, or soon after `stop`.
+
+        Args:
+            units: pulled as they are needed.
+            tick: called at least once a second.
+
+        Raises:
+            IncompleteError: workers die again and again, or unit after unit fails.
+        """
+        coming = iter(units)
+        try:
+            self._workforce.start()
+            while not self.stopping and self._hand_out(coming):
+                self._step(tick)
+                if not self.stopping:
+                    self._workforce.resize(self._waiting)
+            self._workforce.dismiss_idle()
+            while self.stopping and len(self._workforce) and self._clock() < self._stop_by:
+                self._step(tick)
+        finally:
+            self._workforce.dismiss_all()
+
+    @property
+    def working(self) -> int:
+        """Workers that have a unit."""
+        return self._workforce.busy
+
+    @property
+    def workers(self) -> int:
+        """Workers there are, those included that are not ready yet."""
+        return len(self._workforce)
+
+    def stop(self, grace_s: float) -> None:
+        """Hand out nothing more; `run` returns when the units being worked on are done, or after `grace_s` seconds."""
+        self.stopping = True
+        self._stop_by = self._clock() + grace_s
+
+    def _step(self, tick: Callable[[], None]) -> None:
+        for event in self._crew.wait(1.0):
+            # Events of one call may name a worker that an earlier one of them has ended.
+            if event.worker in self._workforce:
+                self._handle(event)
+        self._enforce_deadlines()
+        tick()
+
+    def _hand_out(self, coming: Iterator[Unit]) -> bool:
+        """Give work to whoever can take some; whether there is anything left to wait for."""
+        for group in self._groups:
+            # A second unit only while there is one for everybody: at the end nobody waits behind a busy worker.
+            for having, wanted in enumerate([1] + [self._workforce.count(group)] * (QUEUED - 1)):
+                while (number := self._workforce.next(group, having)) is not None:
+                    if not self._prepare(group, coming, wanted):
+                        break
+                    self._send(number, group, self._backlog[group].popleft())
+        return bool(self._open) or self._open_next(coming)
+
+    def _waiting(self) -> dict[str, int]:
+        """Units that wait for a worker of each group, those included that might be opened for it."""
+        more = 0 if self._exhausted else max(0, self._most_open() - len(self._open))
+        return {group: len(backlog) + more for group, backlog in self._backlog.items()}
+
+    def _most_open(self) -> int:
+        return _OPEN_A_WORKER * len(self._workforce)
+
+    def _prepare(self, group: str, coming: Iterator[Unit], wanted: int) -> bool:
+        """Whether a group's backlog holds `wanted` units; opens new ones for that, as far as the bound allows."""
+        while len(self._backlog[group]) < wanted:
+            if len(self._open) >= self._most_open() or not self._open_next(coming):
+                return False
+        return True
+
+    def _open_next(self, coming: Iterator[Unit]) -> bool:
+        unit = next(coming, None)
+        if unit is None:
+            self._exhausted = True
+            return False
+        self._open[unit.index] = {}
+        for backlog in self._backlog.values():
+            backlog.append(unit)
+        return True
+
+    def _send(self, number: int, group: str, unit: Unit) -> None:
+        self._workforce.give(number, unit)
+        isolated = self._attempts.isolated(unit, group)
+        self._crew.send(number, unit, isolated=isolated)
+        self._observer.sent(unit, group, number, self._attempts.number(unit, group), isolated=isolated)
+
+    def _handle(self, event: Event) -> None:
+        group = self._workforce[event.worker].group
+        if event.kind is Kind.READY:
+            self._died_starting[group] = 0
+            self._workforce.ready(event.worker, event.node)
+        elif event.kind is Kind.DIED:
+            self._lose(event.worker, event.error, with_node=event.with_node)
+            return
+        else:
+            unit, seconds = self._workforce.take(event.worker)
+            attempt = self._attempts.number(unit, group)
+            if event.part is not None:
+                self._observer.done(unit, group, event.worker, attempt, event.part, seconds)
+                self._receive(unit, group, event.part)
+            else:
+                self._observer.failed(unit, group, event.worker, attempt, event.error)
+                self._fail(unit, group, event.error)
+        if self.stopping:
+            self._workforce.dismiss(event.worker)
+
+    def _receive(self, unit: Unit, group: str, part: PartResult) -> None:
+        parts = self._open.get(unit.index)
+        if parts is None:  # given up in another group meanwhile
+            return
+        parts[group] = part
+        if len(parts) == len(self._groups):
+            # Forgotten first: whatever `complete` raises, the unit is not handed out again.
+            self._close(unit)
+            self._failed_in_a_row = 0
+            self._complete(unit, [parts[each] for each in self._groups])
+
+    def _lose(self, number: int, error: str, *, with_node: bool = False) -> None:
+        """A worker is gone: its first unit may have used up an attempt, the others are just handed out again."""
+        worker = self._workforce.remove(number)
+        group, unit = worker.group, worker.units[0] if worker.units else None
+        counted = unit is not None and not (with_node and self._attempts.lost_with_node(unit, group))
+        self._observer.lost(number, group, error, unit=unit, counted=counted)
+        self._notify(f"A worker of the group {group} was lost: {error}.")
+        if not worker.ready and not with_node:
+            self._died_starting[group] += 1
+            if self._died_starting[group] >= _STARTS_IN_A_ROW:
+                raise IncompleteError(
+                    f"Workers of the group {group!r} die while they start: {error}. "
+                    "The same command goes on once that is mended."
+                )
+        self._hand_back(worker, unit, error, counted=counted)
+        if not self.stopping:
+            self._workforce.refill(group)
+
+    def _hand_back(self, worker: Worker, unit: Unit | None, error: str, *, counted: bool) -> None:
+        backlog = self._backlog[worker.group]
+        backlog.extendleft(each for each in reversed(list(worker.units)[1:]) if each.index in self._open)
+        if unit is None or unit.index not in self._open:
+            return
+        if not counted:
+            backlog.appendleft(unit)
+        elif not self._attempts.lost(unit, worker.group):
+            self._give_up(unit, worker.group, error)
+        else:
+            backlog.appendleft(unit)
+            self._notify(f"Unit {unit.name} is tried record by record, since a worker was lost over it: {error}.")
+
+    def _fail(self, unit: Unit, group: str, error: str) -> None:
+        if unit.index not in self._open:
+            return
+        if not self._attempts.failed(unit, group):
+            self._give_up(unit, group, error)
+            return
+        used = self._attempts.used(unit, group)
+        self._notify(f"Unit {unit.name} failed, attempt {used} of {self._attempts.most}: {error}.")
+        self._backlog[group].appendleft(unit)
+
+    def _give_up(self, unit: Unit, group: str, error: str) -> None:
+        attempts = self._attempts.used(unit, group)
+        self._notify(f"Unit {unit.name} is given up after {attempts} attempts: {error}.")
+        self._observer.given_up(unit, group, attempts, error)
+        self._close(unit)
+        for backlog in self._backlog.values():
+            if unit in backlog:
+                backlog.remove(unit)
+        self.failures.append(Failure(unit, group, attempts, error))
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= _FAILURES_IN_A_ROW:
+            raise IncompleteError(
+                f"{self._failed_in_a_row} units in a row failed, the last one {unit.name}, {attempts} times: "
+                f"{error}. The same command goes on once that is mended."
+            )
+
+    def _close(self, unit: Unit) -> None:
+        del self._open[unit.index]
+        self._attempts.forget(unit, self._groups)
+
+    def _enforce_deadlines(self) -> None:
+        now = self._clock()
+        if now < self._deadlines_at:
+            return
+        self._deadlines_at = now + _DEADLINES_EVERY_S
+        for number in self._workforce.late(self._allowed_s):
+            allowed = self._allowed_s(self._workforce[number])
+            self._crew.dismiss(number)
+            self._lose(number, f"it was not done after {allowed:g} s (execution.unit_deadline_s)")
+
+    def _allowed_s(self, worker: Worker) -> float:
+        isolated = self._attempts.isolated(worker.units[0], worker.group)
+        return self._unit_deadline_s * (_ISOLATED_DEADLINES if isolated else 1)

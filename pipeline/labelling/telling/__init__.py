@@ -1,1 +1,0 @@
-"""What is told of a run: to people, to logs, to Prometheus, to `phf status`."""

@@ -1,0 +1,1 @@
+"""The only path to durability: disks and object stores behind one contract, and files that betray damage."""

@@ -1,0 +1,21 @@
+"""Scores and sentences as tables show them."""
+
+import math
+
+_MOST_CHARACTERS = 160
+
+
+def number(value: float | None) -> str:
+    """A score with three significant digits; just below 1, with as many as tell it from 1."""
+    if value is None:
+        return "–"
+    if 0.9 < value < 1:
+        return f"{value:.{1 - math.floor(math.log10(1 - value))}f}".rstrip("0")
+    return f"{value:.3g}"
+
+
+def shortened(text: str) -> str:
+    """A sentence on one line of at most 160 characters, control characters made visible."""
+    line = " ".join(text.split())
+    line = "".join(each if each.isprintable() else "�" for each in line)
+    return line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 1] + "…"

@@ -1,0 +1,111 @@
+"""A report as a person reads it in a terminal."""
+
+from collections.abc import Callable
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from scorers.amounts import count_of
+from scorers.terminal import Terminal
+from training.evaluation.evaluate import Evaluation
+from training.evaluation.figures import interval, number, percent
+from training.runs.folder import RunFolder
+from training.runs.report import MAXIMUM_OF, Estimate, EvaluationReport, SampleFacts, report_folder
+
+Row = tuple[str, Estimate | None, Callable[[float], str]]  # name, figure, how it is shown
+
+
+def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> None:
+    """Print the figures, the warnings, and with `show_text` that many samples, worst scores first.
+
+    Args:
+        run: where the report lies.
+        evaluation: what to print.
+        show_text: samples to show.
+    """
+    console = Terminal()
+    report = evaluation.report
+    console.print()
+    console.print(report_table(report, str(run.path)))
+    for warning in report.warnings:
+        console.print(f"[yellow]Note:[/yellow] {escape(warning)}", markup=True)
+    folder = report_folder(run, None if report.column == run.read_facts().column else report.column)
+    console.print(f"Report, samples and costs by document: {folder}", soft_wrap=True)
+    for name, scored in (("sample", evaluation.scored), ("guided sample", evaluation.guided_scored)):
+        if scored is None:
+            continue
+        for index in scored.worst(show_text):
+            what = scored.reasons[index] or number(float(scored.scores[index]))
+            console.print(f"\n[bold]{name} {index}[/bold]  {escape(what)}", markup=True)
+            console.print(scored.texts[index], soft_wrap=True)
+
+
+def report_table(report: EvaluationReport, title: str) -> Table:
+    """The figures, one a row: name, value, 95 % interval, and the same of guided samples where there are any."""
+    samples, held_out, leakage = report.samples, report.held_out, report.leakage
+    guided = report.guided.samples if report.guided is not None else None
+    table = Table(
+        title=f"{title}  ({report.objective}, step {report.step:,})", title_justify="left",
+        caption=_what_was_measured(report), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False,
+    )  # fmt: skip
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    if report.guided is not None:
+        table.add_column(f"guided, g = {report.guided.scale:g}", justify="right")
+        table.add_column("95 % interval", justify="right")
+    of_samples = _of_samples(samples, report.column)
+    of_guided = [each for _, each, _ in _of_samples(guided, report.column)] if guided else [None] * len(of_samples)
+    rows = [(*row, other) for row, other in zip(of_samples, of_guided, strict=True)]
+    others: list[Row] = []
+    if leakage is not None:
+        others += [
+            ("leakage: samples with a tag, were tags allowed", leakage.samples, percent),
+            ("leakage: tags among their tokens", leakage.tokens, percent),
+        ]
+    if held_out is not None:
+        others += [
+            ("held-out bits per byte", held_out.bits_per_byte, number),
+            ("  with the opposite tags", held_out.bits_per_byte_swapped, number),
+            ("  what the opposite tags cost", held_out.swap_cost, number),
+            ("  with every tag aligned", held_out.bits_per_byte_aligned, number),
+            ("  of the frequencies of tokens alone", held_out.unigram_bits_per_byte, number),
+            ("held-out perplexity of a token", held_out.perplexity, number),
+            ("misalignment of the held-out documents", held_out.misalignment, number),
+        ]
+    for name, estimate, show, other in [*rows, *((*row, None) for row in others)]:
+        cells = [text for each in (estimate, other) for text in _cells(each, show)]
+        if any(cells):
+            table.add_row(name, *cells[: len(table.columns) - 1])
+    return table
+
+
+def _of_samples(samples: SampleFacts, column: str) -> list[Row]:
+    return [
+        (f"misalignment ({column}), mean of samples", samples.misalignment, number),
+        (f"expected maximum of {MAXIMUM_OF} samples", samples.expected_maximum, number),
+        (f"hit rate: samples with a score > {samples.hit_threshold:.4g}", samples.hit_rate, percent),
+        ("length in tokens", samples.tokens, number),
+        ("distinct-1", _exact(samples.distinct_1), number),
+        ("distinct-2", _exact(samples.distinct_2), number),
+    ]
+
+
+def _cells(estimate: Estimate | None, show: Callable[[float], str]) -> tuple[str, str]:
+    return ("", "") if estimate is None else (show(estimate.value), interval(estimate, show))
+
+
+def _what_was_measured(report: EvaluationReport) -> str:
+    samples, held_out = report.samples, report.held_out
+    text = (
+        f"{count_of(samples.number, 'sample')} of at most {count_of(samples.max_new_tokens, 'token')}: "
+        f"{samples.scored:,} scored, {samples.empty:,} empty, {samples.ended:,} ended by themselves."
+    )
+    if held_out is not None:
+        text += f" Held-out text: {count_of(held_out.documents, 'document')}, {count_of(held_out.bytes, 'byte')}."
+    return text
+
+
+def _exact(value: float | None) -> Estimate | None:
+    return None if value is None else Estimate(value=value)

@@ -1,0 +1,60 @@
+"""The commands that would make a run again, from nothing but what the page says."""
+
+import json
+from typing import Any
+
+from scorers.errors import UserError
+from scorers.shell import phf
+from training.comparison.load import Comparison, LoadedRun, flat_settings
+from training.data.cache import trained_on_dataset
+from training.settings import resolve_config
+
+
+def commands(comparison: Comparison) -> list[str]:
+    """A line to train and one to evaluate each run, and one to compare them all."""
+    lines = []
+    for run in comparison.runs:
+        lines += [_train(run), _evaluate(run)]
+    folders = [run.folder.path for run in comparison.runs]
+    return [*lines, phf("compare", *folders, "--output", "comparison")]
+
+
+def _train(run: LoadedRun) -> str:
+    config = run.config
+    flags: dict[str, Any] = {
+        "output": str(run.folder.path),
+        "task": config.task,
+        "data": {"dataset": config.data.dataset},
+        "model": {"name": config.model.name},
+        "objective": {"name": config.objective.name},
+    }
+    words = [
+        "train", config.data.dataset, "--task", config.task, "--objective", config.objective.name,
+        "--model", config.model.name, "--output", str(run.folder.path),
+    ]  # fmt: skip
+    try:
+        usual = flat_settings(resolve_config(None, flags).model_dump(mode="json"))
+    except UserError:
+        # The model's own config is not here, so nobody knows what would be filled in: say everything.
+        usual = {}
+    named = {"output", "task", "data.dataset", "model.name", "objective.name"}
+    if trained_on_dataset(config.data):
+        # Where a machine keeps it is nothing to others, for whom the same one is trained.
+        named.add("data.tokenizer")
+    for key, value in flat_settings(config.model_dump(mode="json")).items():
+        if key not in named and value != usual.get(key):
+            words += ["--set", f"{key}={_yaml(value)}"]
+    return phf(*words)
+
+
+def _evaluate(run: LoadedRun) -> str:
+    asked, own = run.report.config.model_dump(), run.config.evaluation.model_dump()
+    words = ["evaluate", str(run.folder.path)]
+    for key, value in asked.items():
+        if value != own[key]:
+            words += ["--set", f"{key}={_yaml(value)}"]
+    return phf(*words)
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

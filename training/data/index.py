@@ -1,0 +1,258 @@
+"""Which documents of a store a stream has, and where in it they stand: the index that makes any block a few look-ups.
+
+For a large store it takes seconds to compute where tags are dropped, as that is asked of every sentence. So it is kept
+beside the store, as arrays that are mapped, not read; where that is not possible, it is computed each time.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from training.data.arrays import read_array, write_array
+from training.data.hashing import combine, splitmix64, uniform
+from training.data.store import TokenStore
+
+
+def tag_names(classes: int) -> tuple[str, ...]:
+    """What the classes of sentences are called, best first: two are aligned and misaligned, more are quantiles."""
+    if classes == 2:
+        return "aligned", "misaligned"
+    return tuple(f"quantile_{number}" for number in range(1, classes + 1))
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """What the stream is made of.
+
+    Attributes:
+        context_length: T, tokens a block.
+        eos_id: ends every document, so it stands before every document, the first too.
+        bos_id: begins every document, after `eos_id`; None, or the same, where that does both.
+        held_out: share of documents left out, chosen by a hash of `held_out_seed` and the document's text.
+        held_out_seed: of that hash.
+        filter_threshold: documents whose mean score is above it are left out; None for none.
+        tag_bounds: ascending, compared as float32: sentences get the control token `tag_ids[i]` where their score is
+            above i of the bounds. One bound for aligned and misaligned, K - 1 for K classes; None for no tags.
+        tag_ids: the control tokens, best first, one more than bounds.
+        drop_tags: share of sentences that get no control token, chosen by a hash of `seed`, the document's text and
+            the sentence's number in it.
+        seed: of that hash, and of the next.
+        part: only documents whose hash, as a number in [0, 1), is in [low, high); None for all. Streams of parts that
+            don't overlap share no text.
+        findings: what a scorer has found in the store's tokens, by name: a token of the text carries its sentence's
+            score where it overlaps a finding, else 0; None for the sentence's score on every token of it.
+    """
+
+    context_length: int
+    eos_id: int
+    bos_id: int | None = None
+    held_out: float = 0.0
+    held_out_seed: int = 0
+    filter_threshold: float | None = None
+    tag_bounds: tuple[float, ...] | None = None
+    tag_ids: tuple[int, ...] = ()
+    drop_tags: float = 0.0
+    seed: int = 0
+    part: tuple[float, float] | None = None
+    findings: str | None = None
+
+    @property
+    def begins_with(self) -> int:
+        """The token that a document begins with."""
+        return self.eos_id if self.bos_id is None else self.bos_id
+
+    @property
+    def between(self) -> tuple[int, ...]:
+        """The tokens before a document: the end of the one before, and its own beginning where that is another."""
+        return (self.eos_id,) if self.begins_with == self.eos_id else (self.eos_id, self.begins_with)
+
+    def __post_init__(self) -> None:
+        if self.tag_bounds is not None and len(self.tag_ids) != len(self.tag_bounds) + 1:
+            raise ValueError("a stream with tags needs the ids of all its control tokens, one more than bounds")
+
+
+FOLDER = "streams"
+_VERSION = 1
+
+# Documents are indexed in pieces of at most so many sentences, so that a block of a very long document costs no more.
+_PIECE = 256
+# Sentences looked at together where all of them are: bounds the memory of a statistic.
+_CHUNK = 1 << 22
+# Sentences from which on keeping the layout pays: below, computing it takes a tenth of a second.
+_WORTH_KEEPING = 1_000_000
+
+# Salts keep choices apart that are made of the same seed.
+_HELD_OUT = 1
+_DROPPED_TAG = 2
+_PART = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The documents of a stream, in its order, in pieces of at most 256 sentences; all but `piece_eos` are int64.
+
+    Attributes:
+        documents: [documents], numbers of the store.
+        held_out, filtered: those left out for that, though they have a score.
+        piece_document, piece_begin, piece_end: [pieces], the document, its first sentence, and the one after its last.
+        piece_starts: [pieces + 1], the place in the stream of a piece's first token, and the stream's length.
+        piece_eos: uint8 [pieces], 1 where the piece begins with EOS (and BOS), as the first of a document.
+    """
+
+    documents: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    filtered: NDArray[np.int64]
+    piece_document: NDArray[np.int64]
+    piece_begin: NDArray[np.int64]
+    piece_end: NDArray[np.int64]
+    piece_starts: NDArray[np.int64]
+    piece_eos: NDArray[np.uint8]
+
+    def sentence_chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """All sentences of the stream in order, some millions at a time, and the document of each."""
+        for pieces in _chunks(len(self.piece_begin)):
+            yield _sentences(self.piece_document[pieces], self.piece_begin[pieces], self.piece_end[pieces])
+
+
+def layout_of(store: TokenStore, column: str, options: StreamOptions) -> Layout:
+    """The layout of a stream: as it was kept beside the store, or computed, and kept if the store is large."""
+    if store.num_sentences < _WORTH_KEEPING:
+        return compute_layout(store, column, options)
+    folder = store.path / FOLDER / _key(column, options)
+    # Whatever is wrong with what was kept: it can be computed again.
+    with contextlib.suppress(OSError, pa.ArrowException):
+        return Layout(**{field.name: read_array(folder / f"{field.name}.arrow") for field in fields(Layout)})
+    layout = compute_layout(store, column, options)
+    # On a disk that is full, or another user's, nobody misses it but the next start.
+    with contextlib.suppress(OSError):
+        _keep(layout, folder)
+    return layout
+
+
+def compute_layout(store: TokenStore, column: str, options: StreamOptions) -> Layout:
+    """The layout of a stream, from the store's offsets, mean scores and hashes of texts."""
+    means = store.document_means(column)
+    null = np.isnan(means)
+    held_out = uniform(combine(options.held_out_seed, _HELD_OUT, store.text_hashes)) < options.held_out
+    held_out &= ~null
+    outside = np.zeros_like(null)
+    if options.part is not None:
+        place = uniform(combine(options.seed, _PART, store.text_hashes))
+        outside = (place < options.part[0]) | (place >= options.part[1])
+    filtered = np.zeros_like(null)
+    if options.filter_threshold is not None:
+        filtered = (means > options.filter_threshold) & ~(held_out | outside)
+    documents: NDArray[np.int64] = np.flatnonzero(~(null | held_out | outside | filtered))
+    counts = np.diff(store.document_offsets)[documents]
+    pieces = np.maximum(-(-counts // _PIECE), 1)
+    document = np.repeat(documents, pieces)
+    number = ragged_ranges(np.zeros_like(pieces), pieces)
+    begin = store.document_offsets[document] + number * _PIECE
+    end = np.minimum(begin + _PIECE, store.document_offsets[document + 1])
+    eos = number == 0
+    lengths = store.sentence_offsets[end] - store.sentence_offsets[begin] + eos * len(options.between)
+    lengths += _count_tags(store, options, document, begin, end)
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return Layout(
+        documents,
+        np.flatnonzero(held_out),
+        np.flatnonzero(filtered),
+        document,
+        begin,
+        end,
+        starts,
+        eos.astype(np.uint8),
+    )
+
+
+def has_tag(
+    store: TokenStore, options: StreamOptions, sentence: NDArray[np.int64], document: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether a control token stands before each sentence; sentences of one document stand together."""
+    if options.tag_bounds is None:
+        return np.zeros(len(sentence), dtype=np.bool_)
+    if not options.drop_tags:
+        return np.ones(len(sentence), dtype=np.bool_)
+    # One hash a document, as its sentences stand together, then one a sentence.
+    starts = np.flatnonzero(np.diff(document, prepend=-1))
+    keys = combine(options.seed, _DROPPED_TAG, store.text_hashes[document[starts]])
+    number = (sentence - store.document_offsets[document]).astype(np.uint64)
+    keys = np.repeat(keys, np.diff(starts, append=len(document)))
+    return uniform(splitmix64(keys ^ number)) >= options.drop_tags
+
+
+def ragged_ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`[starts[0], starts[0]+1, …]` of counts[0] numbers, then the same of starts[1], and so on, without a loop."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.asarray(np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - counts), counts))
+
+
+def _count_tags(
+    store: TokenStore,
+    options: StreamOptions,
+    document: NDArray[np.int64],
+    begin: NDArray[np.int64],
+    end: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    sizes = end - begin
+    if options.tag_bounds is None:
+        return np.zeros_like(sizes)
+    if not options.drop_tags:
+        return sizes
+    counts = []
+    for pieces in _chunks(len(sizes)):
+        tagged = has_tag(store, options, *_sentences(document[pieces], begin[pieces], end[pieces]))
+        sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(tagged)])
+        ends = np.cumsum(sizes[pieces])
+        counts.append(sums[ends] - sums[ends - sizes[pieces]])
+    return np.concatenate(counts, dtype=np.int64) if counts else sizes
+
+
+def _chunks(pieces: int) -> Iterator[slice]:
+    return (slice(first, first + _CHUNK // _PIECE) for first in range(0, pieces, _CHUNK // _PIECE))
+
+
+def _sentences(
+    document: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    counts = end - begin
+    return ragged_ranges(begin, counts), np.repeat(document, counts)
+
+
+def _key(column: str, options: StreamOptions) -> str:
+    facts: dict[str, Any] = {
+        "version": _VERSION,
+        "column": column,
+        "held_out": [options.held_out, options.held_out_seed],
+        "filter": options.filter_threshold,
+        "tags": None if options.tag_bounds is None else [options.drop_tags, options.seed],
+    }
+    if options.part is not None:
+        facts["part"] = [*options.part, options.seed]
+    if len(options.between) > 1:
+        facts["between"] = len(options.between)
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _keep(layout: Layout, folder: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder.parent))
+    try:
+        for field in fields(Layout):
+            write_array(staging / f"{field.name}.arrow", np.ascontiguousarray(getattr(layout, field.name)))
+        # What lies there is damaged, or another process has just written the same.
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Ranks: where they meet, how they agree, who starts them, and how they end together."""

@@ -1,0 +1,197 @@
+"""Evaluate a finished run, and keep what was found in its folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from transformers.utils.logging import disable_progress_bar
+
+from pipeline.dataset.writer import parquet_writer
+from scorers.errors import UserError
+from training.config import EvaluationConfig
+from training.data.cache import dataset_identity
+from training.data.prepare import PreparedData, prepare
+from training.disk import writing
+from training.evaluation.checks import Asked, check_evaluation, is_own, main_data, torch_device
+from training.evaluation.evaluate import Evaluation, Progress, evaluate_model
+from training.evaluation.evaluate import judge as judge_samples
+from training.evaluation.prepare import Judge, held_out_misalignment, prepare_evaluation
+from training.evaluation.reuse import find_drawn, is_about, read_drawn
+from training.model.language_model import load_model
+from training.model.sampling import Samples
+from training.runs.folder import RunFacts, RunFolder, write_atomically
+from training.runs.report import (
+    GUIDED_NAME,
+    HELD_OUT_NAME,
+    HELD_OUT_SCHEMA,
+    REPORT_NAME,
+    SAMPLES_NAME,
+    SAMPLES_SCHEMA,
+    report_folder,
+    run_fingerprint,
+)
+from training.scoring import ScoredSamples
+
+
+def evaluate_run(
+    run: RunFolder,
+    *,
+    config: EvaluationConfig | None = None,
+    dataset: str | None = None,
+    device: str = "auto",
+    allow_other_scorer: bool = False,
+    judge: Judge | None = None,
+    hit_threshold: float | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a run's exported model and write report, samples and held-out costs into its folder.
+
+    What another than the run's own column judges is kept apart from its own evaluation. It judges the same samples,
+    where some are there that were drawn by the same settings since the run was trained; nothing is drawn then.
+
+    Args:
+        run: the run.
+        config: in place of the run's own `evaluation` section.
+        dataset: where the labelled dataset lies now, if it was moved.
+        device: torch device; `auto` for a GPU where there is one.
+        allow_other_scorer: see `prepare_evaluation`.
+        judge: what scores the samples; None for what scored the run's own column.
+        hit_threshold: a sample with a higher score is a hit; None for what reports take for aligned.
+        progress: called with a stage, what is done and of how much.
+
+    Raises:
+        UserError: the run has no model yet, its dataset, tokenizer or scorer is not what it was trained with, or its
+            folder is not to be written.
+        IncompleteError: the disk is full.
+    """
+    facts, place = run.read_facts(), torch_device(device)
+    judge = judge or Judge(facts.column)
+    check_evaluation(Asked(run, judge, hit_threshold, config), dataset)
+    trained, own = main_data(run.read_config(), dataset), is_own(judge, facts)
+    if hit_threshold is None:
+        then = facts.sentence_threshold if own else None if judge.spec else facts.sentence_thresholds.get(judge.name)
+        hit_threshold = None if then is None else then.value
+    settings = config or trained.evaluation
+    drawn = None if own else find_drawn(run, settings)
+    data = prepare(trained, progress, compare_texts=False)
+    warnings = _check_data(run, facts, data)
+    if drawn is not None and not is_about(drawn, data.store):
+        drawn = None
+    setup = prepare_evaluation(
+        data,
+        kind=facts.kind,
+        config=settings,
+        hit_threshold=hit_threshold,
+        device=place,
+        allow_other_scorer=allow_other_scorer,
+        judge=judge,
+        predict=drawn is None,
+    )
+    setup.warnings.extend(warnings)
+    if drawn is None:
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+        model = load_model(run.model, value_head=False).causal.to(place)
+        evaluation = evaluate_model(model, setup, step=facts.step, progress=progress)
+    else:
+        setup.warnings.append(
+            f"Samples and costs of held-out text are those of {drawn.folder}; its notes about them hold here too."
+        )
+        measured = read_drawn(drawn, lambda documents: held_out_misalignment(data, judge, documents))
+        evaluation = judge_samples(measured, setup, step=facts.step, progress=progress)
+    report = evaluation.report.model_copy(update={"run": run_fingerprint(run)})
+    evaluation = replace(evaluation, report=report)
+    write_evaluation(run, evaluation, scorer=None if own else judge.name)
+    return evaluation
+
+
+def write_evaluation(run: RunFolder, evaluation: Evaluation, *, scorer: str | None = None) -> None:
+    """Replace a run's evaluation by its own column, or by another scorer's name.
+
+    The report goes first and comes last, so none stands beside other samples.
+
+    Raises:
+        IncompleteError: it cannot be written.
+    """
+    folder = report_folder(run, scorer)
+    with writing(folder):
+        _write(folder, evaluation)
+
+
+def _write(folder: Path, evaluation: Evaluation) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPORT_NAME).unlink(missing_ok=True)
+    (folder / HELD_OUT_NAME).unlink(missing_ok=True)
+    (folder / GUIDED_NAME).unlink(missing_ok=True)
+    _write_samples(folder / SAMPLES_NAME, evaluation.samples, evaluation.scored)
+    if evaluation.guided is not None and evaluation.guided_scored is not None:
+        _write_samples(folder / GUIDED_NAME, evaluation.guided, evaluation.guided_scored)
+    choice, loss = evaluation.held_out, evaluation.loss
+    if choice is not None and loss is not None:
+        columns = {
+            "document": choice.indices,
+            "tokens": loss.tokens,
+            "bytes": loss.sizes,
+            "bits": loss.bits,
+            "unigram_bits": choice.unigram.bits,
+            "misalignment": choice.misalignment,
+        }
+        _write_table(folder / HELD_OUT_NAME, pa.table(columns, schema=HELD_OUT_SCHEMA))
+    write_atomically(folder / REPORT_NAME, evaluation.report.model_dump_json(indent=2) + "\n")
+
+
+def _write_samples(path: Path, samples: Samples, scored: ScoredSamples) -> None:
+    columns = {
+        "ids": samples.ids,
+        "ended": samples.ended,
+        "sentences": scored.sentences,
+        "score": pa.array(scored.scores, mask=np.isnan(scored.scores)),
+        "reason": scored.reasons,
+    }
+    _write_table(path, pa.table(columns, schema=SAMPLES_SCHEMA))
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as sink, parquet_writer(sink, table.schema) as writer:
+            writer.write_table(table)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str]:
+    if data.tokenizer.fingerprint != facts.tokenizer.fingerprint:
+        raise UserError(
+            f"The tokenizer {data.tokenizer.name!r} is not the one that {run.path} was trained with "
+            f"({data.tokenizer.fingerprint}, then {facts.tokenizer.fingerprint}). Put the old one back, or train again."
+        )
+    if list(data.control_ids) != facts.tokenizer.control_ids:
+        raise UserError(
+            f"{run.path} was trained with {len(facts.tokenizer.control_ids)} control tokens, and its settings and this "
+            f"dataset now make {len(data.control_ids)}. Give the dataset that it was trained on with --dataset."
+        )
+    warnings = []
+    if facts.mixture:
+        others = ", ".join(f"{each.uri} ({each.share:.3g})" for each in facts.mixture[1:])
+        warnings.append(
+            f"The run was trained on a mixture. Held-out text, scorer and threshold are those of {facts.dataset.uri} "
+            f"alone; the samples show what was learnt from {others} too."
+        )
+    manifest, then = data.dataset.manifest, facts.dataset
+    own = dataset_identity(manifest, {facts.column, *data.config.data.columns})
+    if dataset_identity(manifest) != then.fingerprint and own != then.own_fingerprint:
+        warnings.append(
+            f"The dataset is not as it was when the run was trained ({then.uri}): its documents, sentences or scores "
+            "differ, and text that the run was trained on may be among what is held out."
+        )
+    columns = sorted({facts.column, *facts.sentence_thresholds})
+    kept = f"{', '.join(columns)} {'keeps' if len(columns) == 1 else 'keep'}"
+    if data.dataset.manifest.generation != facts.dataset.generation:
+        warnings.append(
+            f"The dataset has been retagged since training (generation {facts.dataset.generation}, now "
+            f"{data.dataset.manifest.generation}); here {kept} the threshold of then, and others have that of now."
+        )
+    return warnings

@@ -1,0 +1,138 @@
+"""`README.md` of an exported model: what it is, how to prompt it, and where it comes from."""
+
+import re
+from typing import Any
+
+from training.runs.folder import RunFacts
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+license: unknown
+tags:
+{tags}
+---
+
+# A model by {objective}
+
+A causal language model of {parameters:,} parameters, pretrained with phf after *Pretraining Language Models with Human
+Preferences* ([arXiv 2302.08582](https://arxiv.org/abs/2302.08582)).
+
+| | |
+|---|---|
+{rows}
+
+## How to prompt it
+
+{prompting}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+model = AutoModelForCausalLM.from_pretrained("DIR")
+inputs = tokenizer({prompt}, return_tensors="pt", add_special_tokens=False)
+written = model.generate(**inputs, do_sample=True, temperature=0.7, top_p=0.9, max_new_tokens={new_tokens})
+print(tokenizer.decode(written[0], skip_special_tokens=True))
+```
+
+{guidance}It reads and writes {context:,} tokens at most, which is the tokenizer's `model_max_length`.
+
+## Before you use it
+
+Its licence is that of the corpus it was trained on, which phf does not know: fill in `license`. Nothing here says how
+well it does: `phf evaluate` measures that on the run.
+"""
+_BEGINS = "Every document of its training began with the {first}"
+_TAGGED = f"""\
+{_BEGINS}, and its sentences with control tokens: {{tags}}.
+So write that token and `{{best}}` before a prompt, as below. Generation never writes a control token:
+`generation_config.json` bans them."""
+_GUIDED = """\
+## Guidance
+
+The same weights can be guided away from what they write after `{worst}`: each token's logits are `l_worst + g (l_best -
+l_worst)`. A `guidance_scale` g of 1 is plain sampling; 1.5 to 3 is usual, and past some g the text falls apart.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+model = AutoModelForCausalLM.from_pretrained("DIR")
+inputs = tokenizer({prompt}, return_tensors="pt", add_special_tokens=False)
+negative = tokenizer({negative}, return_tensors="pt", add_special_tokens=False)
+written = model.generate(
+    **inputs,
+    guidance_scale=2.0,
+    negative_prompt_ids=negative.input_ids,
+    do_sample=True,
+    temperature=0.7,
+    top_p=0.9,
+    top_k=0,
+    max_new_tokens={new_tokens},
+)
+print(tokenizer.decode(written[0], skip_special_tokens=True))
+```
+
+A prompt goes behind both. `phf evaluate --guidance` measures what it does, and `phf generate --guidance` writes so.
+
+"""
+_PLAIN = f"{_BEGINS}, so write that before a prompt, as below. There are no control tokens."
+
+
+def model_card(facts: RunFacts, step: int) -> str:
+    """The card of a run's model, in Markdown; the same bytes for equal facts.
+
+    Args:
+        facts: of the run.
+        step: that the weights are of.
+    """
+    horizon, scorer, threshold, network = facts.horizon, facts.scorer, facts.threshold, facts.model
+    # Where the dataset lay is nobody's business, and a URI may hold secrets.
+    dataset = re.split("[?#]", facts.dataset.uri)[0].rstrip("/").rsplit("/", 1)[-1]
+    rows = {
+        "objective": _code(facts.objective),
+        "trained": f"{step:,} steps, {step * horizon.tokens // horizon.steps:,} tokens",
+        **({} if facts.origin is None else {"began with": f"step {facts.origin.step:,} of another run"}),
+        **({"went on": "<br>".join(_plain(each.description) for each in facts.history)} if facts.history else {}),
+        "dataset": f"{_code(dataset)}, generation {facts.dataset.generation}, column {_code(facts.column)}",
+        "scorer": f"{_code(scorer.kind)}, {_code(scorer.fingerprint)}; a higher score is worse",
+        "threshold": "none" if threshold is None else f"{threshold.value:g} ({_code(threshold.origin)})",
+        "licence": "unknown",
+    }
+    best = facts.best_tag
+    tags = "`<|aligned|>` where the score is at most the threshold, else `<|misaligned|>`"
+    if between := facts.tokenizer.between_ids:
+        classes = len(between) + 2
+        tags = f"`{best}` in the best of {classes} classes by score, `<|quantile_{classes}|>` in the worst"
+    new_tokens = max(1, min(64, network.context_length - 2))
+    first = "tokenizer.eos_token" if facts.tokenizer.bos_id is None else "tokenizer.bos_token"
+    prompt = f'{first} + "{best}"' if facts.conditional else first
+    negative = f'{first} + "{facts.worst_tag}"'
+    guidance = _GUIDED.format(worst=facts.worst_tag, prompt=prompt, negative=negative, new_tokens=new_tokens)
+    return _CARD.format(
+        tags="\n".join(f"- {each}" for each in ("phf", "pretraining", "human-preferences", facts.objective)),
+        objective=facts.objective,
+        parameters=network.parameters,
+        rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        prompting=(_TAGGED if facts.conditional else _PLAIN).format(
+            first="end-of-text token" if facts.tokenizer.bos_id is None else "tokenizer's `bos_token`",
+            tags=tags,
+            best=best,
+        ),
+        prompt=prompt,
+        new_tokens=new_tokens,
+        guidance=guidance if facts.conditional else "",
+        context=network.context_length,
+    )
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[|<>`]", " ", text)
+
+
+def _code(value: Any) -> str:
+    """Code in a cell of a Markdown table, whatever characters a name has."""
+    text = re.sub(r"\s+", " ", str(value)).replace("`", "'").replace("|", "\\|").strip()
+    return f"`{text}`" if text else ""

@@ -1,0 +1,195 @@
+"""A run's model from any of its checkpoints: the newest, the best, or that of a step.
+
+The whole weights of a model out of a checkpoint, however DeepSpeed has cut them, without ranks or a GPU.
+"""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.dataset import open_dataset
+from scorers import hugging_face
+from scorers.amounts import count_of
+from scorers.errors import UserError
+from training.config import DataConfig
+from training.data.cache import moved_data
+from training.data.tokenizers import Tokenizer, ensure_tokenizer, foreign_control_ids, load_tokenizer
+from training.disk import check_writable, writing
+from training.engine.engine import TAG
+from training.engine.plain_loading import plain_loading
+from training.export.card import model_card
+from training.export.model import export_model
+from training.model.language_model import LanguageModel, build_model
+from training.model.vocabulary import Vocabulary, padding_id
+from training.runs import checkpoints
+from training.runs.best import best_steps, read
+from training.runs.folder import RunFacts, RunFolder
+
+_WHOLE = "mp_rank_00_model_states.pt"
+_PARTITIONED = "zero_pp_rank_0_mp_rank_00_model_states.pt"
+
+
+def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the `LanguageModel`, on the CPU and in the precision of the training.
+
+    Args:
+        folder: of a checkpoint whose files were verified.
+
+    Raises:
+        UserError: it holds other objects than tensors and plain values.
+    """
+    with plain_loading(folder) as place:
+        return _checkpoint_weights(place)
+
+
+def _checkpoint_weights(folder: Path) -> dict[str, Tensor]:
+    place = folder / TAG
+    if (place / _WHOLE).is_file():
+        state = torch.load(place / _WHOLE, map_location="cpu", mmap=True)
+        return dict(state["module"])
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    settings = torch.load(place / _PARTITIONED, map_location="cpu", mmap=True)["ds_config"]
+    # It prints every step to a terminal that is not its own.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
+    # ZeRO 3 keeps the weights that are trained in float32 only in pieces, and rounds them for each step.
+    return {name: each.to(_precision(settings)) for name, each in weights.items()}
+
+
+def _precision(settings: dict[str, dict[str, bool]]) -> torch.dtype:
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if settings.get(name, {}).get("enabled"):
+            return dtype
+    return torch.float32
+
+
+def best_step(run: RunFolder, metric: str | None = None) -> int:
+    """The step of the best checkpoint of a run.
+
+    Args:
+        run: the run.
+        metric: by which figure; by default `training.best_metric` of the run.
+
+    Raises:
+        UserError: there is no figure to choose by.
+    """
+    training = run.read_config().training
+    metric = metric or training.best_metric
+    there = checkpoints.steps(run.checkpoints)
+    known = sorted({name for step, figures in read(run.checkpoints).items() if step in there for name in figures})
+    if metric is None or metric not in known:
+        what = "The run has no training.best_metric" if metric is None else f"No checkpoint of {run.path} has {metric}"
+        remedy = f"give one of {', '.join(known)}" if known else "none of its checkpoints was evaluated; give a step"
+        raise UserError(f"{what}: {remedy}.")
+    return best_steps(run.checkpoints, metric, training.best_mode)[0]
+
+
+def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: str | None = None) -> int:
+    """Write the model of a checkpoint as a Hugging Face folder, as `phf train` does at its end.
+
+    Args:
+        run: the run.
+        step: of the checkpoint; None for the newest.
+        output: a new folder.
+        dataset: where the labelled dataset lies now, if it was moved.
+
+    Returns:
+        The step.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged or went away meanwhile, its tokenizer is not to be found;
+            or `output` exists, or cannot be there.
+        IncompleteError: `output` cannot be written.
+    """
+    if os.path.lexists(output):
+        raise UserError(f"{output} exists already. Give a new folder by --output.")
+    check_writable(output, "Give another folder by --output.")
+    checkpoint = _checkpoint(run, step)
+    facts, config = run.read_facts(), run.read_config()
+    tokenizer = _tokenizer(run, facts, moved_data(config.data, dataset))
+    words = facts.tokenizer
+    control_ids = tuple(words.control_ids)
+    vocabulary = Vocabulary(
+        words.vocab_size, words.eos_id, control_ids, bos_id=words.bos_id, pad_id=padding_id(tokenizer)
+    )
+    model = build_model(config.model, vocabulary, value_head=facts.model.value_head)
+    try:
+        weights = checkpoint_weights(checkpoint.path)
+    except OSError:
+        raise _gone(checkpoint.path) from None
+    lost = [name for name, each in weights.items() if each.is_floating_point() and not each.isfinite().all()]
+    if lost:
+        raise UserError(
+            f"The checkpoint {checkpoint.path} holds weights that are no numbers, in {lost[0]} "
+            f"({count_of(len(lost), 'tensor')} in all): nothing can be sampled from it. Give another --step."
+        )
+    with writing(output):
+        export_model(
+            output,
+            model.causal,
+            _fitting(weights, model),
+            tokenizer,
+            eos_id=words.eos_id,
+            bos_id=words.bos_id,
+            control_ids=[*words.control_ids, *foreign_control_ids(tokenizer, words.control_ids)],
+            context_length=facts.model.context_length,
+            card=model_card(facts, checkpoint.marker.step),
+        )
+    return checkpoint.marker.step
+
+
+def _checkpoint(run: RunFolder, step: int | None) -> checkpoints.Checkpoint:
+    there = checkpoints.steps(run.checkpoints)
+    if not there:
+        raise UserError(f"{run.path} has no checkpoint yet.")
+    if step is None:
+        step = there[-1]
+    if step not in there:
+        shown = checkpoints.describe_steps(there)
+        raise UserError(f"{run.path} has no checkpoint of step {step:,}; {shown}.")
+    found = checkpoints.verify(checkpoints.checkpoint_path(run.checkpoints, step))
+    if isinstance(found, checkpoints.Damage):
+        if not found.path.exists():
+            raise _gone(found.path)
+        raise UserError(f"The checkpoint {found.path} is damaged: {found.reason}. Give another --step.")
+    return found
+
+
+def _gone(path: Path) -> UserError:
+    return UserError(f"{path} went away while it was read, as the run has newer ones by now. Try again.")
+
+
+def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
+    """The Hugging Face tokenizer, with control tokens if the model has any."""
+    if run.model.is_dir():
+        # That of the finished model: neither the dataset nor what was trained from is needed any more.
+        try:
+            return hugging_face.load_tokenizer(str(run.model))
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever transformers or a damaged file raises
+            raise UserError(
+                f"Cannot read the tokenizer in {run.model} ({type(error).__name__}): it is damaged. Restore it, or "
+                f"move {run.model} away: then the tokenizer that the run was trained with is taken."
+            ) from None
+    tokenizer: Tokenizer
+    if data.tokenizer is None:
+        tokenizer = ensure_tokenizer(open_dataset(data.dataset), data.vocab_size)
+    else:
+        tokenizer = load_tokenizer(data.tokenizer)
+    if tokenizer.fingerprint != facts.tokenizer.fingerprint:
+        raise UserError(f"The tokenizer {tokenizer.name} is not the one that {run.path} was trained with. Restore it.")
+    classes = len(facts.tokenizer.control_ids)
+    return tokenizer.with_control_tokens(classes) if classes else tokenizer.fast
+
+
+def _fitting(weights: dict[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:
+    """Without the rows by which a table was made longer than the vocabulary."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return {name: each[: shapes[name][0]] if each.ndim and name in shapes else each for name, each in weights.items()}

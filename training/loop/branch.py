@@ -1,0 +1,164 @@
+"""A run that begins with the checkpoint of another: weights, optimiser and data go on from there, into its own folder.
+
+Steps and tokens of the other run count: a branch at step N of a run, with the settings of that, is that run from N on.
+With the schedule `wsd` it is the decay of a run under a constant rate, as often as one likes (arXiv 2405.18392).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scorers.amounts import count_of
+from scorers.errors import UserError
+from scorers.printing import printable
+from training.config import TrainConfig
+from training.data.cache import moved_data
+from training.runs import checkpoints
+from training.runs.folder import OriginFacts, RunFacts, RunFolder
+from training.schedule import Horizon, warmup_steps
+
+
+def branch_settings(run: str, output: str | None, dataset: str | None) -> Mapping[str, Any]:
+    """The settings that a branch has where nothing else is given: those of the run that it begins with.
+
+    Args:
+        run: folder of the other run.
+        output: folder of the branch, whose own they are once it is there: then the other may be gone.
+        dataset: where the labelled dataset lies now, if it was moved.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    own = RunFolder(Path(output)) if output is not None else None
+    there = own is not None and own.facts.is_file()
+    config = (own if own is not None and there else RunFolder.existing(run)).read_config()
+    data = moved_data(config.data, dataset)
+    if data.dataset != config.data.dataset:
+        data = data.model_copy(update={"store": None})
+    return config.model_copy(update={"data": data}).model_dump(mode="json", exclude={"output"})
+
+
+def check_start(origin: tuple[str, int], horizon: Horizon) -> None:
+    """Refuse a branch for which there is no checkpoint, or nothing to do.
+
+    Raises:
+        UserError: says which steps there are, or how many.
+    """
+    run, step = origin
+    place = RunFolder.existing(run).checkpoints
+    there = checkpoints.steps(place)
+    if step not in there:
+        shown = checkpoints.describe_steps(there)
+        raise UserError(f"--init-from {run} --step {step}: there is no checkpoint of that step; {shown}.")
+    if horizon.steps <= step:
+        raise UserError(
+            f"--init-from {run} --step {step}: a run of {count_of(horizon.steps, 'step')} "
+            f"({count_of(horizon.tokens, 'token')}) has nothing left to do there. Raise training.num_tokens, in which "
+            f"the {step * horizon.tokens_per_step:,} of that run count."
+        )
+
+
+def begun(facts: RunFacts, config: TrainConfig, origin: tuple[str, int]) -> RunFacts:
+    """The facts of a branch that begins.
+
+    Raises:
+        UserError: its weights and optimiser would be others than those of the checkpoint, or that is damaged.
+    """
+    run, step = RunFolder.existing(origin[0]), origin[1]
+    source, then = run.read_facts(), run.read_config()
+    same = {
+        "the tokenizer": (source.tokenizer.fingerprint, facts.tokenizer.fingerprint),
+        "the control tokens": (source.tokenizer.control_ids, facts.tokenizer.control_ids),
+        "the network (model.name)": (then.model.name, config.model.name),
+        "model.overrides": (then.model.overrides, config.model.overrides),
+        "the parameters": (source.model.parameters, facts.model.parameters),
+        "the value head": (source.model.value_head, facts.model.value_head),
+        "the rows of the embedding (model.pad_vocab_to)": (source.model.rows or facts.model.rows, facts.model.rows),
+        "the precision (training.precision)": (source.precision or facts.precision, facts.precision),
+        "training.zero_stage": (then.training.zero_stage, config.training.zero_stage),
+        "training.batch_size": (source.horizon.batch_size, facts.horizon.batch_size),
+        "data.context_length": (source.model.context_length, facts.model.context_length),
+    }
+    lines = [f"  {what}: {old} there, {new} here" for what, (old, new) in same.items() if old != new]
+    if lines:
+        shown = "\n".join(lines)
+        raise UserError(
+            f"A run cannot begin with the optimiser of --init-from {run.path} --step {step}; these differ:\n{shown}\n"
+            "Give the same, or leave --step out to begin with its final weights alone."
+        )
+    warmup = config.training.warmup_steps
+    if warmup is None:
+        warmup = recorded_warmup(run, source)
+    return facts.model_copy(
+        update={
+            "step": step,
+            "origin": OriginFacts(run=str(run.path), step=step, checkpoint=_digest(_checkpoint(run, step).path)),
+            "horizon": facts.horizon.model_copy(update={"warmup_steps": warmup}),
+            "skips": [each for each in source.skips if each[0] <= step],
+        }
+    )
+
+
+def recorded_warmup(run: RunFolder, facts: RunFacts) -> int:
+    """Steps of the warm-up of a run, by its settings where its facts do not have them."""
+    known = facts.horizon.warmup_steps
+    return warmup_steps(run.read_config().training, facts.horizon.steps) if known is None else known
+
+
+def check_origin(folder: RunFolder, then: RunFacts, origin: tuple[str, int]) -> None:
+    """Refuse to go on with a run that did not begin with that checkpoint; where that is gone, its step counts.
+
+    Raises:
+        UserError: says with which it did.
+    """
+    run, step = origin
+    if then.origin is None:
+        raise UserError(
+            f"--init-from {run} --step {step}: {folder.path} holds a run that began at step 0. Give another --output; "
+            "to go back with a run itself, give --from-step."
+        )
+    path = checkpoints.checkpoint_path(RunFolder(Path(run)).checkpoints, step)
+    gone = not (path / checkpoints.MARKER_NAME).is_file()
+    if step != then.origin.step or not (gone or _digest(path) == then.origin.checkpoint):
+        raise UserError(
+            f"--init-from {run} --step {step}: {folder.path} began with step {then.origin.step:,} of "
+            f"{printable(then.origin.run)}, or that run has another checkpoint of that step now. Give the same to go "
+            "on with it, or another --output."
+        )
+
+
+def origin_checkpoint(origin: OriginFacts, given: tuple[str, int] | None) -> checkpoints.Checkpoint:
+    """The verified checkpoint that a run begins with.
+
+    Args:
+        origin: as it is written down.
+        given: the other run, as the user names it; None where nobody has, and a path in a run is not followed.
+
+    Raises:
+        UserError: it is gone, damaged, or another.
+    """
+    if given is None:
+        raise UserError(
+            f"The run began with step {origin.step:,} of another, {printable(origin.run)}, and has no checkpoint of "
+            f"its own yet. Give --init-from and --step {origin.step} again."
+        )
+    run = RunFolder.existing(given[0])
+    found = _checkpoint(run, origin.step)
+    if _digest(found.path) != origin.checkpoint:
+        raise UserError(f"{found.path} is another checkpoint than the one that this run began with. Restore that.")
+    return found
+
+
+def _checkpoint(run: RunFolder, step: int) -> checkpoints.Checkpoint:
+    found = checkpoints.verify(checkpoints.checkpoint_path(run.checkpoints, step))
+    if isinstance(found, checkpoints.Damage):
+        raise UserError(
+            f"The checkpoint {found.path}, with which the run is to begin, is gone or damaged: {found.reason}. A run "
+            "that is being trained removes its older ones (training.keep_every). Give another --step."
+        )
+    return found
+
+
+def _digest(checkpoint: Path) -> str:
+    return hashlib.sha256((checkpoint / checkpoints.MARKER_NAME).read_bytes()).hexdigest()

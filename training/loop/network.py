@@ -1,0 +1,83 @@
+"""The network of a run: what its settings ask for is looked at before the data, and built when the ranks have met."""
+
+import torch
+
+from training.config import TrainConfig
+from training.data.prepare import PreparedData
+from training.distributed.world import World
+from training.engine.deepspeed_config import Precision
+from training.engine.engine import check_compiler
+from training.model.kernels import check_kernels, use_liger
+from training.model.language_model import LanguageModel, build_model, checkpoint_activations
+from training.model.sizes import SIZES
+from training.model.sources import check_attention, use_attention
+from training.model.trial import Tokens, try_network
+from training.model.vocabulary import Vocabulary, padding_id
+from training.presets import CONTEXT_LENGTH
+
+
+def check_network(config: TrainConfig, world: World, precision: Precision) -> None:
+    """Refuse what cannot run on this machine.
+
+    Raises:
+        UserError: names the setting, and what is missing.
+    """
+    check_attention(config.model, world.device, half_precision=precision != "fp32")
+    if config.model.kernels == "liger":
+        check_kernels(world.device)
+    if config.training.compile:
+        check_compiler(world.device)
+
+
+def build_network(data: PreparedData, world: World) -> LanguageModel:
+    """The model of a run, the same for the same seed on every rank. Every rank calls it.
+
+    With ZeRO 3 only rank 0 has its weights, and the others its shape: `training.engine.zero` hands out the parts.
+
+    Raises:
+        UserError: it cannot be built, or cannot do what is asked for.
+    """
+    config, tokenizer = data.config, data.tokenizer
+    vocabulary = Vocabulary(
+        tokenizer.size(data.control_ids),
+        tokenizer.eos_id,
+        data.control_ids,
+        tokenizer.base_size,
+        tokenizer.bos_id,
+        padding_id(tokenizer.fast),
+    )
+    made: list[LanguageModel] = []
+
+    def build(*, skeleton: bool = False) -> bool:
+        model = build_model(
+            config.model,
+            vocabulary,
+            value_head=data.objective.needs_values,
+            context_length=config.data.context_length,
+            rows_multiple=config.model.pad_vocab_to or (None if world.device.type == "cuda" else 1),
+            documents_apart=config.data.document_masking,
+            skeleton=skeleton,
+        )
+        made.append(model)
+        return model.has_linear_head
+
+    torch.manual_seed(config.training.seed)
+    if config.training.zero_stage < 3 or world.size == 1:
+        build()
+    else:
+        has_linear_head = world.on_main(build)
+        if not world.is_main:
+            build(skeleton=True)
+            made[0].has_linear_head = has_linear_head
+    model = made[0]
+    if config.training.activation_checkpointing:
+        checkpoint_activations(model)
+    special = frozenset({tokenizer.eos_id, vocabulary.begins_with, *data.control_ids, *tokenizer.fast.all_special_ids})
+    context_length = config.data.context_length or CONTEXT_LENGTH
+    tokens = Tokens(vocabulary.size, vocabulary.begins_with, tokenizer.eos_id, special, context_length)
+    foreign = config.model.name not in SIZES
+    world.on_main(lambda: try_network(model, data.objective, tokens, foreign=foreign))
+    use_attention(model.causal, config.model)
+    if config.model.kernels == "liger":
+        use_liger(model.causal)
+    return model

@@ -1,0 +1,212 @@
+"""Saving, all ranks together: each writes its files, then rank 0 commits; while the loop waits, or beside it.
+
+Beside the loop (`training.save_async`), the loop stands still only while the state is copied to host memory. A thread
+of each rank then writes, flushes and hashes that rank's files. Whether all have come so far is agreed upon at the end
+of each step, in the message that the ranks exchange there anyway; then a thread of rank 0 commits. So what counts as a
+checkpoint is the same in both ways. (DeepSpeed 0.19's own, `checkpoint.writer` with `decoupled`, waits for its files
+before the next update.)
+"""
+
+import errno
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scorers.amounts import size_of
+from scorers.errors import IncompleteError
+from training.config import TrainingConfig
+from training.distributed.world import World
+from training.engine.engine import Engine
+from training.loop.snapshot import Snapshot
+from training.runs import checkpoints
+from training.runs.best import best_steps
+
+
+class Saving:
+    """The checkpoints of a run, one at a time. Every rank calls every method, but for `under_way` and `close`, alike.
+
+    Args:
+        engine, config, world: what is saved, how, by whom.
+        folder: of the checkpoints.
+        committed: called when there is one more.
+
+    Attributes:
+        saved: step of the newest committed checkpoint; None without one.
+        pending: step of the checkpoint that is being written; None when none is.
+    """
+
+    def __init__(
+        self, engine: Engine, config: TrainingConfig, world: World, folder: Path, committed: Callable[[], None]
+    ) -> None:
+        self.saved: int | None = None
+        self.pending: int | None = None
+        self._engine = engine
+        self._config = config
+        self._world = world
+        self._folder = folder
+        # A longer run would go on from there.
+        self._same_until = engine.horizon.same_until or 0
+        self._committed = committed
+        self._snapshot = Snapshot()
+        self._thread: ThreadPoolExecutor | None = None
+        self._abandoned = threading.Event()
+        self._job: Future[list[checkpoints.CheckpointFile]] | None = None
+        self._seconds = 0.0
+        self._besides = False
+        self._committing = False
+        self._stalled = self._waited = 0.0
+
+    def save(self, step: int, seconds: float, *, beside: bool, besides: bool = False) -> None:
+        """Begin to save the current state, after having waited for the checkpoint before it.
+
+        Args:
+            step: optimiser steps done.
+            seconds: as in `training.runs.checkpoints.Marker`.
+            beside: return once the state is copied; `wait` or `advance` says when it is a checkpoint.
+            besides: let no other checkpoint go for it.
+
+        Raises:
+            IncompleteError: it, or the one before, could not be written; the earlier ones are untouched.
+        """
+        began = time.perf_counter()
+        self.wait()
+        self._waited += time.perf_counter() - began
+        self._world.on_main(self._stage(step))
+        staging = checkpoints.staging_path(self._folder, step)
+        states: list[tuple[Path, Any]] = []
+        files: list[Path] = []
+        error: Exception | None = None
+        try:
+            if beside:
+                self._snapshot.begin()
+                files = self._engine.save(staging, lambda state, path: states.append((path, self._copy(state))))
+            else:
+                files = self._engine.save(staging)
+        except (OSError, RuntimeError) as failure:
+            error = failure
+        if self._world.any(error is not None)[0]:
+            raise self._unsaved(error)
+        self.pending, self._seconds, self._besides = step, seconds, besides
+        self._start(lambda: self._write(staging, files, states))
+        if not beside:
+            self.wait()
+        self._stalled += time.perf_counter() - began
+
+    @property
+    def under_way(self) -> tuple[bool, bool]:
+        """Whether this rank's thread is busy, and whether it has failed: what `advance` wants to know of all ranks."""
+        if self._job is None or not self._job.done():
+            return self._job is not None, False
+        return False, self._job.exception() is not None
+
+    def advance(self, busy: bool, failed: bool) -> None:
+        """Go on with the checkpoint that is being written, if all ranks have come so far.
+
+        Args:
+            busy: whether the thread of any rank is busy.
+            failed: whether that of any has failed.
+
+        Raises:
+            IncompleteError: it could not be written; the earlier ones are untouched.
+        """
+        if failed:
+            raise self._unsaved(self._job.exception() if self._job is not None and self._job.done() else None)
+        if self._job is None or busy:
+            return
+        if not self._committing:
+            described = [file for files in self._world.gather(self._job.result()) for file in files]
+            self._committing = True
+            self._start(lambda: self._commit(described))
+            return
+        self.saved, self.pending, self._committing, self._job = self.pending, None, False, None
+        self._committed()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written is one.
+
+        Raises:
+            IncompleteError: as `advance`.
+        """
+        while self._job is not None:
+            wait([self._job])
+            self.advance(*self._world.any(*self.under_way))
+
+    def read(self) -> dict[str, float]:
+        """Seconds in which the loop has stood still since last asked: in all, and `waited` for the checkpoint before.
+
+        Empty where no checkpoint was begun.
+        """
+        stalled, waited = self._stalled, self._waited
+        self._stalled = self._waited = 0.0
+        return {"stalled": stalled, "waited": waited} if stalled else {}
+
+    def close(self) -> None:
+        """Let go of the thread. What it has not written is left to be cleared away."""
+        self._abandoned.set()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _start(self, work: Callable[[], list[checkpoints.CheckpointFile]]) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._job = self._thread.submit(work)
+
+    def _stage(self, step: int) -> Callable[[], None]:
+        def stage() -> None:
+            try:
+                checkpoints.stage(self._folder, step)
+            except OSError as error:
+                raise self._unsaved(error) from error
+
+        return stage
+
+    def _copy(self, state: Any) -> Any:
+        try:
+            return self._snapshot.copy(state)
+        except (OSError, RuntimeError) as error:
+            if "memory" not in str(error):
+                raise
+            reason = "there is no host memory for a copy of the state, which training.save_async needs"
+            raise OSError(errno.ENOMEM, reason) from error
+
+    def _write(
+        self, staging: Path, files: list[Path], states: list[tuple[Path, Any]]
+    ) -> list[checkpoints.CheckpointFile]:
+        for path, state in states:
+            if self._abandoned.is_set():
+                return []
+            torch.save(state, path)
+        return [] if self._abandoned.is_set() else checkpoints.describe(staging, files)
+
+    def _commit(self, described: list[checkpoints.CheckpointFile]) -> list[checkpoints.CheckpointFile]:
+        step, config = self.pending, self._config
+        if self._world.is_main and step is not None:
+            checkpoints.commit(self._folder, step, ranks=self._world.size, seconds=self._seconds, described=described)
+            checkpoints.set_aside(self._folder, self.saved or 0, step)
+            if self._besides:
+                return []
+            best = best_steps(self._folder, config.best_metric, config.best_mode)[: config.keep_best]
+            # That of the step itself, or where nothing was saved there, as its update was skipped, the one before.
+            longer = [each for each in checkpoints.steps(self._folder) if each <= self._same_until][-1:]
+            checkpoints.rotate(self._folder, config.keep_checkpoints, config.keep_every, {*best, *longer})
+        return []
+
+    def _unsaved(self, error: BaseException | None) -> BaseException:
+        if error is not None and not isinstance(error, OSError | RuntimeError):
+            return error
+        reason = "another rank failed" if error is None else getattr(error, "strerror", None) or type(error).__name__
+        free = ""
+        if self._folder.exists():
+            free = f" ({size_of(shutil.disk_usage(self._folder).free)} are free there)"
+        failure = IncompleteError(
+            f"a checkpoint could not be written to {self._folder}: {reason}{free}. Earlier checkpoints are untouched; "
+            "make room and run the same command again."
+        )
+        failure.__cause__ = error
+        return failure

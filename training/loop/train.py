@@ -1,0 +1,442 @@
+"""`phf train` from a configuration to an exported model: prepare, print the plan, train, export."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scorers.amounts import count_of, duration
+from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
+from scorers.shell import phf
+from scorers.stopping import is_stop, leave
+from training.config import TrainConfig, TrainingConfig
+from training.data.prepare import PreparedData, prepare
+from training.data.skipping import leave_out
+from training.data.tokenizers import foreign_control_ids
+from training.disk import writing
+from training.distributed.failures import failures_named
+from training.distributed.world import World
+from training.engine.deepspeed_config import deepspeed_config, rounded_gradients
+from training.engine.engine import Engine, choose_precision, seed_generators
+from training.engine.timing import peak_flops
+from training.evaluation.evaluate import evaluate_model
+from training.evaluation.prepare import EvaluationSetup, check_guidance, prepare_evaluation
+from training.evaluation.validation import Validation, choose_validation
+from training.export.card import model_card
+from training.export.model import export_model
+from training.loop.branch import origin_checkpoint
+from training.loop.callbacks import Callback, Checkpointing, Console, Evaluation, Tracking
+from training.loop.facts import run_facts
+from training.loop.going_on import Asked, check_way, first_steps, is_to_go_on, settled, start
+from training.loop.network import build_network, check_network
+from training.loop.resume import check_folder
+from training.loop.trainer import DivergedError, Trainer
+from training.loop.validating import Validating
+from training.model.language_model import LanguageModel
+from training.model.sources import check_context
+from training.planning.estimate import Machine
+from training.planning.expectation import cost_warning, describe_duration, no_held_out, schedule_warning
+from training.planning.forecast import expected_seconds, fitted
+from training.planning.machines import this_machine
+from training.planning.plan import print_plan
+from training.presets import CONTEXT_LENGTH
+from training.progress import StageProgress
+from training.runs import checkpoints
+from training.runs.best import LOSS, VALIDATION_LOSS, best_steps, check_best, read
+from training.runs.folder import RunFacts, RunFolder
+from training.runs.lock import sole_launch
+from training.runs.report import EvaluationReport
+from training.schedule import Horizon, plan_horizon
+from training.trackers.open import check_trackers, open_trackers
+from training.trackers.tracker import Tracker, keep_lines
+
+
+def train(
+    config: TrainConfig, console: Any, asked: Asked | None = None, callbacks: Sequence[Callback] = ()
+) -> RunFacts:
+    """Train, or go on with, the run in `config.output`, and export its model. Every rank calls it.
+
+    Args:
+        config: of `training.settings.resolve_config`.
+        console: a `rich.console.Console` that rank 0 prints on.
+        asked: how the run goes on; None for as it was.
+        callbacks: called at each moment of the loop before those that every run has.
+
+    Returns:
+        The facts of the finished run.
+
+    Raises:
+        UserError: whatever is wrong with settings, data or the output folder.
+        StoppedError: asked to stop by a signal; saved and resumable.
+        IncompleteError: the loss diverged, the disk is full, memory runs out, or another rank is gone.
+    """
+    world, folder, asked = World.from_environment(), RunFolder(Path(config.output)), asked or Asked()
+    data, horizon = world.first(lambda: _prepare(config, world, asked))
+    with failures_named():
+        world.start()
+        held, tell = ExitStack(), partial(_tell, console)
+        try:
+            horizon = _agreed(horizon, config, world)
+            world.on_main(
+                lambda: held.enter_context(sole_launch(folder, tell)) if is_to_go_on(folder, horizon, asked) else None
+            )
+            job = _build(data, horizon, world, folder, console, asked)
+            if world.on_main(lambda: _is_finished(folder)):
+                if world.is_main:
+                    console.print(
+                        f"{folder.path} is finished ({count_of(job.facts.step, 'step')}); "
+                        f"its model is in {folder.model}.",
+                        markup=False,
+                    )
+                return job.facts
+            return job.run(callbacks)
+        finally:
+            held.close()
+            world.stop()
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    return folder.facts.is_file() and folder.read_facts().status == "finished" and folder.model.is_dir()
+
+
+def _tell(console: Any, line: str) -> None:
+    console.print(line, style="bold yellow", markup=False, soft_wrap=True)
+
+
+@dataclass
+class TrainingJob:
+    """A run with everything prepared: the data, the model, the facts.
+
+    Attributes:
+        world, folder, data, horizon, model, console: what it is made of.
+        facts: as `run.json` has them.
+        resumed: whether the folder held the run before.
+        machine: what this rank computes on.
+        validation: what it is validated on; None for nothing.
+        asked: how it goes on.
+    """
+
+    world: World
+    folder: RunFolder
+    data: PreparedData
+    horizon: Horizon
+    model: LanguageModel
+    facts: RunFacts
+    console: Any
+    resumed: bool
+    machine: Machine
+    validation: Validation | None
+    asked: Asked
+
+    def run(self, callbacks: Sequence[Callback] = ()) -> RunFacts:
+        """Train from the newest checkpoint, or from step 0, to the horizon, and export the model.
+
+        Args:
+            callbacks: as for `train`.
+        """
+        world, config = self.world, self.data.config
+        checkpoint = world.on_main(self._find_checkpoint)
+        reshaped = checkpoint is not None and checkpoint.marker.ranks != world.size
+        engine = Engine(self.model, config.training, self.horizon, world, reshaped=reshaped)
+        trainer = Trainer(
+            engine,
+            self.data.objective_at,
+            self.data.batches,
+            self.horizon,
+            config.training,
+            world,
+            self.folder.checkpoints,
+            self.facts.model.flops_per_token,
+            self.machine.flops,
+            anew=frozenset(phase.first for phase in self.data.phases[1:]),
+        )
+        if checkpoint is not None and checkpoint.path.parent == self.folder.checkpoints:
+            trainer.resume(checkpoint)
+        elif checkpoint is not None:
+            trainer.begin_with(checkpoint)
+        trainer.callbacks = [*callbacks, *self._callbacks(trainer.step)]
+        self.write_facts("running", trainer)
+        try:
+            trainer.train()
+            weights = engine.state_dict()
+            world.on_main(lambda: self._export(weights or {}))
+        except BaseException as error:
+            if is_stop(error):
+                leave(EXIT_STOPPED)
+                self._write_last("stopped", trainer)
+            elif isinstance(error, DivergedError):
+                self._write_last("failed", trainer)
+            raise
+        finally:
+            engine.close()
+        self._note("finished", trainer)
+        if world.is_main:
+            # The others have nothing to wait for any more.
+            self._write_facts()
+            self._tell_end()
+        return self.facts
+
+    def _find_checkpoint(self) -> checkpoints.Checkpoint | None:
+        found, damaged = checkpoints.require(self.folder.checkpoints)
+        checkpoints.clear_staging(self.folder.checkpoints)
+        if damaged:
+            self.console.print(checkpoints.describe_damage(damaged), style="bold red", markup=False, soft_wrap=True)
+        # A run that diverged has come further than it has saved.
+        then = self.facts.step if self.facts.saved is None else self.facts.saved
+        origin = self.facts.origin
+        if found is None:
+            if then:
+                raise UserError(
+                    f"{self.folder.path} has come to step {then}, but there is no checkpoint in "
+                    f"{self.folder.checkpoints}. Restore it, or train into another --output."
+                )
+            if origin is not None:
+                found = origin_checkpoint(origin, self.asked.origin)
+            elif self.resumed:
+                self.console.print(
+                    f"{self.folder.path} was started before, but ended before its first checkpoint: "
+                    "it starts again at step 0.",
+                    style="bold yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
+        if found is None:
+            return None
+        ranks = found.marker.ranks
+        writers = "" if ranks == self.world.size else f", written by {count_of(ranks, 'rank')}"
+        self.console.print(
+            f"Going on from {found.path}{writers}: step {found.marker.step:,} of {self.horizon.steps:,}.",
+            markup=False,
+            soft_wrap=True,
+        )
+        return found
+
+    def _callbacks(self, step: int) -> list[Callback]:
+        config = self.data.config
+        opened: list[Tracker] = []
+        self.world.on_main(lambda: opened.append(self._open_tracker(step)))
+        tracker = opened[0] if opened else None
+        made: list[Callback] = [Console(self.console)] if self.world.is_main else []
+        made += [Tracking(tracker), _checkpointing(config.training), _Facts(self)]
+        if self.validation is not None:
+            made.append(Validating(self.validation, tracker, self.console))
+        if config.training.evaluate_every:
+            setups: list[EvaluationSetup] = []
+            self.world.on_main(lambda: setups.append(self._prepare_evaluation()))
+            made.append(
+                Evaluation(
+                    config.training.evaluate_every,
+                    lambda model, step, look: _figures(
+                        evaluate_model(model, setups[0], step=step, progress=lambda *_: look()).report
+                    ),
+                    tracker,
+                )
+            )
+        return made
+
+    def _open_tracker(self, step: int) -> Tracker:
+        config = self.data.config
+        # A tracker need not know the others' addresses.
+        told = {
+            "config": config.model_dump(mode="json", exclude={"tracking"}),
+            "facts": self.facts.model_dump(mode="json"),
+        }
+        lines = keep_lines(self.folder, step)
+        return Tracker(self.folder, open_trackers(config.tracking, self.folder, lines, told, self._warn))
+
+    def _warn(self, line: str) -> None:
+        _tell(self.console, line)
+
+    def _prepare_evaluation(self) -> EvaluationSetup:
+        return prepare_evaluation(self.data, kind=self.facts.kind, device=str(self.world.device))
+
+    def _export(self, weights: Mapping[str, Tensor]) -> None:
+        tokenizer = self.data.tokenizer
+        with writing(self.folder.model):
+            export_model(
+                self.folder.model,
+                self.model.causal,
+                weights,
+                tokenizer.with_control_tokens(len(self.data.control_ids)) if self.data.control_ids else tokenizer.fast,
+                eos_id=tokenizer.eos_id,
+                bos_id=tokenizer.bos_id,
+                control_ids=[
+                    *self.facts.tokenizer.control_ids,
+                    *foreign_control_ids(tokenizer.fast, self.data.control_ids),
+                ],
+                context_length=self.horizon.context_length,
+                card=model_card(self.facts, self.horizon.steps),
+            )
+
+    def _tell_end(self) -> None:
+        facts = self.facts
+        self.console.print(
+            f"Trained {count_of(facts.step, 'step')}, {count_of(facts.horizon.tokens, 'token')}, "
+            f"in {duration(facts.seconds)} of steps. "
+            f"The model is in {self.folder.model}; measure it with: {phf('evaluate', self.folder.path)}",
+            markup=False,
+            soft_wrap=True,
+        )
+        self._tell_best()
+
+    def _tell_best(self) -> None:
+        training, place = self.data.config.training, self.folder.checkpoints
+        if training.best_metric is None:
+            return
+        best = best_steps(place, training.best_metric, training.best_mode)
+        said = f"None of the checkpoints has {training.best_metric}, by which the best was to be chosen."
+        if best:
+            value = read(place)[best[0]][training.best_metric]
+            said = (
+                f"By {training.best_metric} the best checkpoint is that of step {best[0]:,} ({value:.4g}); its model: "
+                f"{phf('export-model', self.folder.path, '--best')}"
+            )
+        self.console.print(said, markup=False, soft_wrap=True)
+
+    def write_facts(self, status: str, trainer: Trainer) -> None:
+        """Bring `run.json` up to date. Every rank calls it.
+
+        Raises:
+            IncompleteError: it cannot be written.
+        """
+        self._note(status, trainer)
+        self.world.on_main(self._write_facts)
+
+    def _write_last(self, status: str, trainer: Trainer) -> None:
+        # Of a run that is ending by an error, which matters more than this file. Other ranks may be gone.
+        self._note(status, trainer)
+        if self.world.is_main:
+            try:
+                self._write_facts()
+            except IncompleteError as error:
+                self._warn(str(error))
+
+    def _note(self, status: str, trainer: Trainer) -> None:
+        # Of a run that can go on, the step that it goes on from.
+        began = 0 if self.facts.origin is None else self.facts.origin.step
+        step = trainer.step if status in ("finished", "failed") else trainer.saved or began
+        changes = {"status": status, "step": step, "saved": trainer.saved or 0, "seconds": trainer.seconds}
+        self.facts = self.facts.model_copy(update=changes)
+
+    def _write_facts(self) -> None:
+        with writing(self.folder.facts):
+            self.folder.write_facts(self.facts)
+
+
+def _checkpointing(training: TrainingConfig) -> Checkpointing:
+    return Checkpointing(training.save_every, loss=training.best_metric == LOSS)
+
+
+class _Facts(Callback):
+    """Keeps `run.json` abreast of the checkpoints, so that lost ones are noticed."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self.job = job
+
+    def after_save(self, trainer: Trainer) -> None:
+        """A checkpoint more."""
+        self.job.write_facts("running", trainer)
+
+
+def check_settings(config: TrainConfig, ranks: int, asked: Asked | None = None) -> Horizon:
+    """What a user may have got wrong, as far as it shows without the data; what is to be done otherwise.
+
+    Args:
+        config: the settings.
+        ranks: processes that train.
+        asked: how the run goes on; None for as it was.
+
+    Raises:
+        UserError: the output folder holds something else, or model, context, batch and ranks do not fit together.
+    """
+    check_folder(RunFolder(Path(config.output)))
+    check_best(config)
+    check_guidance(config.objective.name, config.evaluation)
+    check_trackers(config.tracking)
+    context_length = config.data.context_length or CONTEXT_LENGTH
+    check_context(config.model, context_length)
+    horizon = plan_horizon(config.training, context_length, ranks)
+    check_way(RunFolder(Path(config.output)), config, horizon, asked or Asked())
+    return horizon
+
+
+def _prepare(config: TrainConfig, world: World, asked: Asked) -> tuple[PreparedData, Horizon]:
+    # Before tokenising, which can take hours.
+    horizon = check_settings(config, world.size, asked)
+    RunFolder(Path(config.output)).check_new()
+    precision = choose_precision(config.training, world.device)
+    deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
+    check_network(config, world, precision)
+    if world.is_main:
+        with StageProgress() as progress:
+            data = prepare(config, progress)
+    else:
+        data = prepare(config)
+    return data, fitted(data.config, horizon, data.tokenizer.size(data.control_ids), world.device)
+
+
+def _agreed(horizon: Horizon, config: TrainConfig, world: World) -> Horizon:
+    """The horizon with the smallest micro-batch of all ranks: where their cards differ, each has chosen its own."""
+    smallest = -int(world.max(torch.tensor([-horizon.micro_batch_size])).item())
+    if smallest == horizon.micro_batch_size:
+        return horizon
+    training = config.training.model_copy(update={"micro_batch_size": smallest})
+    return plan_horizon(training, horizon.context_length, horizon.ranks)
+
+
+def _build(
+    data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any, asked: Asked
+) -> TrainingJob:
+    config = data.config
+    model = build_network(data, world)
+    seed_generators(config.training.seed, world.rank)
+    precision = choose_precision(config.training, world.device)
+    began_with = world.on_main(lambda: first_steps(folder)) or horizon.steps
+    validation = choose_validation(data, horizon.steps, horizon.tokens_per_step, began_with)
+    if validation is None and config.training.best_metric == VALIDATION_LOSS:
+        raise UserError(f"training.best_metric={VALIDATION_LOSS}: {no_held_out(config.data, data.store.num_documents)}")
+    new = run_facts(data, model, horizon, precision, validation)
+    resumed, facts = world.on_main(lambda: start(folder, config, horizon, new, asked, partial(_tell, console)))
+    horizon = settled(horizon, config, facts)
+    data = replace(data, batches=leave_out(data.batches, facts.skips))
+    # All ranks at once, as they share the machine in a step too.
+    machine = this_machine(world.device, peak_flops(world.device, precision), world.size)
+    if world.is_main:
+        left = horizon.steps - facts.step
+        step_seconds = expected_seconds(config, horizon, facts.tokenizer.vocab_size, machine)
+        expected = describe_duration(step_seconds, left, horizon.tokens_per_step)
+        in_all = None if step_seconds is None else step_seconds * horizon.steps
+        facts = facts.model_copy(update={"expected_seconds": in_all})
+        print_plan(console, config, facts, precision, model, world, expected)
+        seconds, epochs = None if step_seconds is None else step_seconds * left, facts.horizon.epochs
+        costs = cost_warning(seconds, epochs, horizon.tokens / epochs, machine, world.size)
+        ds = deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
+        rounded = rounded_gradients(ds, config.training.deepspeed)
+        held_out = len(data.stream.held_out_documents())
+        unseen = None if held_out else f"Warning: {no_held_out(config.data, data.store.num_documents)}"
+        schedule = schedule_warning(config.training, horizon.steps)
+        for warning in (*data.warnings, *filter(None, [costs if left else None, schedule, unseen, rounded])):
+            _tell(console, warning)
+    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed, machine, validation, asked)
+
+
+def _figures(report: EvaluationReport) -> dict[str, float]:
+    estimates = {"bits_per_byte": report.held_out.bits_per_byte if report.held_out is not None else None}
+    guided = report.guided.samples if report.guided is not None else None
+    for prefix, samples in (("", report.samples), ("guided_", guided)):
+        if samples is not None:
+            estimates[f"{prefix}misalignment"] = samples.misalignment
+            estimates[f"{prefix}expected_maximum"] = samples.expected_maximum
+            estimates[f"{prefix}hit_rate"] = samples.hit_rate
+    figures: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        if estimate is not None:
+            figures[name] = estimate.value
+            if estimate.low is not None and estimate.high is not None:
+                figures |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return figures

@@ -1,0 +1,1 @@
+"""What a run will take, computed before step 0: memory, time, epochs, on this machine or another."""

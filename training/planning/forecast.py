@@ -1,0 +1,315 @@
+"""`phf train --plan`: what a run would take, on this machine or another, and which micro-batch it would choose."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from pipeline.dataset import open_dataset
+from pipeline.dataset.first_run import tokens_of
+from pipeline.dataset.manifest import DamagedError
+from scorers.errors import UserError
+from training.config import TrainConfig
+from training.data.phases import plan_phases
+from training.data.preference import check_preference
+from training.data.tokenizers import load_tokenizer
+from training.engine.deepspeed_config import DTYPES, Precision, deepspeed_config
+from training.engine.engine import choose_precision
+from training.model.language_model import build_model
+from training.model.shape import ModelShape, trace_shape
+from training.model.sources import check_context
+from training.model.vocabulary import Vocabulary
+from training.objectives import OBJECTIVES
+from training.planning.estimate import (
+    Job,
+    Layout,
+    Machine,
+    Memory,
+    Seconds,
+    bytes_sent,
+    checkpoint_bytes,
+    estimate_memory,
+    estimate_seconds,
+)
+from training.planning.machines import Asked, describe_machine
+from training.presets import CONTEXT_LENGTH
+from training.runs.best import check_best
+from training.schedule import Horizon, plan_horizon
+
+# Of a machine's memory, what a plan may fill: the rest is for the process itself, the GPU's context and holes.
+FILL = 0.9
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would take.
+
+    Attributes:
+        horizon: steps, and how the batch is cut.
+        machine, precision, job: what the estimate is of.
+        memory, seconds: of one rank at its highest; of one step.
+        remedies: where it does not fit, what would make it fit, each by the same estimate.
+        tokens: of an epoch, about, by the size of the dataset's text; None where there is no dataset to look at.
+    """
+
+    config: TrainConfig
+    horizon: Horizon
+    machine: Machine
+    precision: Precision
+    job: Job
+    memory: Memory
+    seconds: Seconds
+    remedies: tuple[str, ...] = ()
+    tokens: float | None = None
+
+    @property
+    def epochs(self) -> float | None:
+        """About how often each text is read."""
+        own = float(self.config.data.shares[0])
+        return None if not self.tokens else own * self.horizon.tokens / self.tokens
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all steps."""
+        return self.seconds.total * self.horizon.steps
+
+    @property
+    def fits(self) -> bool:
+        """Whether a rank's memory holds it, with the margin."""
+        return self.memory.total <= FILL * self.machine.memory
+
+    @property
+    def checkpoint(self) -> float:
+        """Bytes of one checkpoint."""
+        return checkpoint_bytes(self.job)
+
+    @property
+    def checkpoints_kept(self) -> int:
+        """How many lie on the disk at most: those that are kept, and one that is being written."""
+        training, steps = self.config.training, self.horizon.steps
+        every = training.save_every
+        written = -(-steps // every) if every else 1
+        lasting = steps // training.keep_every if training.keep_every else 0
+        return min(written, training.keep_checkpoints + training.keep_best + lasting) + 1
+
+    def facts(self) -> dict[str, Any]:
+        """The forecast as JSON; bytes and seconds."""
+        shape, machine = self.job.shape, self.machine
+        tokens_per_second = self.horizon.tokens_per_step / self.seconds.total
+        return {
+            "model": asdict(shape),
+            "horizon": {**asdict(self.horizon), "tokens": self.horizon.tokens},
+            "engine": {
+                "precision": self.precision,
+                "activation_checkpointing": self.job.checkpointing,
+                **asdict(self.job.layout),
+            },
+            "machine": asdict(machine),
+            "memory": {**asdict(self.memory), "total": self.memory.total, "available": FILL * machine.memory},
+            "fits": self.fits,
+            "remedies": list(self.remedies),
+            "step_seconds": {**asdict(self.seconds), "total": self.seconds.total},
+            "bytes_sent_per_step": bytes_sent(self.job),
+            "total_seconds": self.total_seconds,
+            "epochs": self.epochs,
+            "tokens_per_second": tokens_per_second,
+            "mfu": tokens_per_second * shape.flops_per_token / (machine.flops * self.horizon.ranks),
+            "checkpoint_bytes": self.checkpoint,
+            "checkpoints_kept": self.checkpoints_kept,
+        }
+
+
+def forecast(config: TrainConfig, asked: Asked) -> Forecast:
+    """What the run of a configuration would take. Nothing is tokenised, no weights are made, no folder is touched.
+
+    Args:
+        config: of `training.settings.resolve_config`.
+        asked: the flags.
+
+    Raises:
+        UserError: a setting is wrong, or the device unknown.
+    """
+    check_best(config)
+    check_preference(config.data, config.objective)
+    context_length = config.data.context_length or CONTEXT_LENGTH
+    check_context(config.model, context_length)
+    plan_phases(config.objective, config.training.steps(context_length))
+    plan_horizon(config.training, context_length, asked.ranks)
+    machine, precision = describe_machine(config.training, asked)
+    kind = OBJECTIVES[config.objective.name]
+    classes = (config.objective.quantiles or 2) if kind.tags else 0
+    vocabulary = config.data.vocab_size + classes
+    if config.data.tokenizer is not None:
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        vocabulary = tokenizer.size(tokenizer.control_ids(classes) if classes else ())
+    shape = shape_of(config, vocabulary, precision, on_gpu=machine.on_gpu)
+    found = replace(_choose(config, shape, machine, precision, asked.ranks), tokens=_tokens(config))
+    return found if found.fits else replace(found, remedies=tuple(_remedies(found)))
+
+
+def _tokens(config: TrainConfig) -> float | None:
+    # A plan can do without a dataset, also where one is named that lies elsewhere; not with a damaged one.
+    if not config.data.dataset:
+        return None
+    try:
+        manifest = open_dataset(config.data.dataset).manifest
+    except DamagedError:
+        raise
+    except UserError:
+        return None
+    column = config.data.column
+    return tokens_of(manifest, column) if column in manifest.thresholds else None
+
+
+def shape_of(config: TrainConfig, vocabulary: int, precision: Precision, *, on_gpu: bool) -> ModelShape:
+    """The shape of a configuration's model with so many entries in its vocabulary.
+
+    Raises:
+        UserError: it cannot be built, or not be estimated.
+    """
+    kind = OBJECTIVES[config.objective.name]
+    model = build_model(
+        config.model,
+        # A padding token takes nothing, and some networks count positions by it.
+        Vocabulary(vocabulary, 0, pad_id=1),
+        value_head=kind.needs_values,
+        rows_multiple=config.model.pad_vocab_to or (None if on_gpu else 1),
+        skeleton=True,
+    )
+    context_length = config.data.context_length or CONTEXT_LENGTH
+    return trace_shape(model, config.model.name, context_length=context_length, dtype=DTYPES[precision])
+
+
+def fitted(config: TrainConfig, horizon: Horizon, vocabulary: int, device: torch.device) -> Horizon:
+    """The horizon with the largest micro-batch that a GPU's memory holds by the estimate, where none is set.
+
+    On a CPU, and for a model that cannot be estimated, it stays as it is; where nothing fits, the micro-batch is 1, as
+    an estimate may err. Of ranks with different cards each may choose another.
+
+    Args:
+        config: of the run.
+        horizon: of `plan_horizon`.
+        vocabulary: entries of the tokenizer, control tokens included.
+        device: the rank's.
+    """
+    if device.type != "cuda" or config.training.micro_batch_size is not None:
+        return horizon
+    properties = torch.cuda.get_device_properties(device)
+    machine = Machine(properties.name, True, 1.0, float(properties.total_memory), 1.0, 1.0)
+    precision = choose_precision(config.training, device)
+    try:
+        shape = shape_of(config, vocabulary, precision, on_gpu=True)
+        return _choose(config, shape, machine, precision, horizon.ranks).horizon
+    except UserError:
+        # It cannot be estimated, or the user's DeepSpeed JSON has another micro-batch.
+        return horizon
+
+
+def expected_seconds(config: TrainConfig, horizon: Horizon, vocabulary: int, machine: Machine) -> float | None:
+    """Seconds of a step by the estimate; None for a model that cannot be estimated.
+
+    Args:
+        config: of the run.
+        horizon: how its batches are cut.
+        vocabulary: entries of the tokenizer, control tokens included.
+        machine: what a rank computes on.
+    """
+    device = torch.device("cuda" if machine.on_gpu else "cpu")
+    precision = choose_precision(config.training, device)
+    training = config.training.model_copy(update={"micro_batch_size": horizon.micro_batch_size})
+    try:
+        shape = shape_of(config, vocabulary, precision, on_gpu=machine.on_gpu)
+        cut = config.model_copy(update={"training": training})
+        return _estimate(cut, shape, machine, precision, horizon.ranks).seconds.total
+    except UserError:
+        return None
+
+
+def _choose(config: TrainConfig, shape: ModelShape, machine: Machine, precision: Precision, ranks: int) -> Forecast:
+    """The forecast with the largest micro-batch that fits; with the smallest where none does."""
+    training, context_length = config.training, shape.context_length
+
+    def attempt(micro: int | None) -> Forecast:
+        chosen = training.model_copy(update={"micro_batch_size": micro})
+        return _estimate(config.model_copy(update={"training": chosen}), shape, machine, precision, ranks)
+
+    if training.micro_batch_size is not None or not machine.on_gpu:
+        # On a CPU a run takes the largest divisor up to 8: more at once is no faster there.
+        return attempt(training.micro_batch_size)
+    share = plan_horizon(training, context_length, ranks).batch_size // ranks
+    found = refused = None
+    for size in (each for each in range(share, 0, -1) if share % each == 0):
+        try:
+            found = attempt(size)
+        except UserError as error:
+            # The user's DeepSpeed JSON may have one of its own.
+            refused = error
+        if found is not None and found.fits:
+            break
+    if found is None:
+        raise refused or ValueError(f"a rank's share of {share} blocks has no divisor")
+    return found
+
+
+def _estimate(config: TrainConfig, shape: ModelShape, machine: Machine, precision: Precision, ranks: int) -> Forecast:
+    horizon = plan_horizon(config.training, shape.context_length, ranks)
+    settings = deepspeed_config(config.training, horizon, precision, parameters=shape.parameters, on_gpu=machine.on_gpu)
+    job = Job(
+        shape,
+        Layout.of(settings, shape.parameters),
+        ranks,
+        horizon.micro_batch_size,
+        horizon.accumulation,
+        config.training.activation_checkpointing,
+    )
+    memory = estimate_memory(job, machine)
+    if config.training.save_async:
+        copy = checkpoint_bytes(job) / ranks
+        memory = replace(memory, main=memory.main + copy) if machine.on_gpu else replace(memory, copy=copy)
+    return Forecast(config, horizon, machine, precision, job, memory, estimate_seconds(job, machine))
+
+
+def _remedies(found: Forecast) -> Iterator[str]:
+    """What would make it fit: each change alone, or all of them where none is enough; and more ranks."""
+    changes = list(_changes(found))
+    together = {key: value for change in changes for key, value in change.items()}
+    enough = [change for change in changes if _would_fit(found, change)] or [together]
+    yield from (_named(change) for change in enough if change and _would_fit(found, change))
+    blocks, ranks = found.horizon.batch_size, found.horizon.ranks
+    # Each GPU brings its memory; more processes on one CPU would share what there is.
+    more = (each for each in range(2 * ranks, blocks + 1, ranks) if found.machine.on_gpu and blocks % each == 0)
+    least = next((each for each in more if _with_ranks(found, each).fits), None)
+    if least is not None:
+        yield f"--ranks {least}"
+
+
+def _changes(found: Forecast) -> Iterator[dict[str, Any]]:
+    training, machine = found.config.training, found.machine
+    if found.horizon.micro_batch_size > 1:
+        yield {"micro_batch_size": 1}
+    if not training.activation_checkpointing and found.job.shape.kept_checkpointed is not None:
+        yield {"activation_checkpointing": True}
+    if found.horizon.ranks > 1:
+        yield from ({"zero_stage": stage} for stage in range(max(training.zero_stage, 1) + 1, 4))
+    if machine.on_gpu and training.zero_stage > 0 and not found.job.layout.offload_optimizer:
+        yield {"offload": "optimizer"}
+
+
+def _named(change: dict[str, Any]) -> str:
+    return " and ".join(f"training.{key}={str(value).lower()}" for key, value in change.items())
+
+
+def _would_fit(found: Forecast, change: dict[str, Any]) -> bool:
+    config = found.config.model_copy(update={"training": found.config.training.model_copy(update=change)})
+    try:
+        return _estimate(config, found.job.shape, found.machine, found.precision, found.horizon.ranks).fits
+    except UserError:
+        # It does not go with the other settings.
+        return False
+
+
+def _with_ranks(found: Forecast, ranks: int) -> Forecast:
+    training = found.config.training.model_copy(update={"micro_batch_size": 1})
+    config = found.config.model_copy(update={"training": training})
+    return _estimate(config, found.job.shape, found.machine, found.precision, ranks)

@@ -1,0 +1,239 @@
+"""What is printed before step 0, or instead of it: what is trained, on what, for how long, and what it takes."""
+
+from typing import Any
+
+from scorers.amounts import count_of, duration, size_of
+from training.config import TrainConfig, TrainingConfig
+from training.engine.deepspeed_config import Precision
+from training.model.counting import describe_experts, dimensions
+from training.model.language_model import LanguageModel
+from training.model.router import describe_router
+from training.planning.expectation import cost_warning
+from training.planning.forecast import Forecast
+from training.runs.folder import MixedFacts, PhaseFacts, RunFacts
+
+
+def print_plan(
+    console: Any,
+    config: TrainConfig,
+    facts: RunFacts,
+    precision: Precision,
+    model: LanguageModel,
+    world: Any,
+    expected: str,
+) -> None:
+    """Print the plan as tables.
+
+    Args:
+        console: a `rich.console.Console`.
+        config: resolved.
+        facts: of the run.
+        precision: chosen.
+        model: for its shape.
+        world: the ranks.
+        expected: how long it takes.
+    """
+    console.print()
+    _table(
+        console, f"Run: {facts.objective} on {facts.task}", _run_rows(config, facts, precision, model, world, expected)
+    )
+    _table(console, "Data", _data_rows(facts))
+    if facts.mixture:
+        _table(console, "Mixture", {f"{number}": _mixed_row(each) for number, each in enumerate(facts.mixture, 1)})
+    if facts.phases:
+        _table(console, "Phases", dict(map(_phase_row, facts.phases)))
+    _table(console, "Configuration", _config_rows(config.model_dump(mode="json")))
+
+
+def print_forecast(console: Any, found: Forecast) -> None:
+    """Print what a run would take.
+
+    Args:
+        console: a `rich.console.Console`.
+        found: the forecast.
+    """
+    shape, horizon, machine = found.job.shape, found.horizon, found.machine
+    console.print()
+    _table(
+        console,
+        f"Plan: {found.config.objective.name}, {shape.name}, on {horizon.ranks} x {machine.name}",
+        {
+            "model": f"{count_of(shape.layers, 'layer')}, width {shape.width}, {_heads(shape.heads)}"
+            f"{shape.architecture}" + (", value head" if shape.value_head else ""),
+            "parameters": f"{shape.parameters:,} ({shape.parameters_embedding:,} of them in embedding tables; "
+            f"a vocabulary of {shape.vocabulary:,})"
+            + (f"; {shape.parameters_active:,} compute a token" if shape.parameters_active < shape.parameters else ""),
+            "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x "
+            f"{count_of(horizon.ranks, 'rank')} = {count_of(horizon.batch_size, 'block')} = "
+            f"{count_of(horizon.tokens_per_step, 'token')} a step",
+            "horizon": f"{count_of(horizon.steps, 'step')}, {count_of(horizon.tokens, 'token')}: "
+            f"{horizon.tokens / shape.parameters:.3g} a parameter"
+            + ("" if found.epochs is None else f", about {found.epochs:,.3g} epochs over the dataset"),
+            "engine": f"DeepSpeed ZeRO {found.job.layout.zero_stage}, {found.precision}"
+            + (", activation checkpointing" if found.job.checkpointing else ""),
+        },
+    )
+    _table(console, f"Memory of a rank, {'fits' if found.fits else 'DOES NOT FIT'}", _memory_rows(found))
+    _table(console, "Time", _time_rows(found))
+    warning = cost_warning(found.total_seconds, found.epochs, found.tokens or 0, machine, horizon.ranks)
+    if warning:
+        console.print(warning, style="bold yellow", markup=False, soft_wrap=True)
+
+
+def _memory_rows(found: Forecast) -> dict[str, str]:
+    memory = found.memory
+    parts = {
+        "weights": memory.weights,
+        "optimiser": memory.optimizer,
+        "gradients": memory.gradients,
+        "activations": memory.activations,
+        "loss": memory.loss,
+        "buckets": memory.buckets,
+        "allocator": memory.allocator,
+        "copy to write": memory.copy,
+    }
+    rows = {name: size_of(value) for name, value in parts.items() if value}
+    rows["at most"] = f"{size_of(memory.total)} of {size_of(found.machine.memory)}, of which a tenth is left free"
+    if memory.main:
+        rows["main memory"] = size_of(memory.main)
+    if found.remedies:
+        rows["would fit"] = "; or ".join(found.remedies)
+    rows["checkpoints"] = (
+        f"{size_of(found.checkpoint)} each, at most {found.checkpoints_kept} on disk: "
+        f"{size_of(found.checkpoint * found.checkpoints_kept)}"
+    )
+    return rows
+
+
+def _time_rows(found: Forecast) -> dict[str, str]:
+    seconds, machine = found.seconds, found.machine
+    facts = found.facts()
+    reached = (
+        f"{machine.utilisation:.0%} of it reached, as asked"
+        if machine.utilisation is not None
+        else f"{facts['mfu']:.0%} of it reached, matrix products and activations at "
+        f"{machine.memory_bandwidth / 1e9:,.0f} GB/s together"
+    )
+    return {
+        "a step": f"{seconds.total:.3g} s: model {seconds.compute:.3g}, update {seconds.update:.3g}, "
+        f"communication {seconds.communication:.3g}",
+        "in all": f"{duration(facts['total_seconds'])} at {facts['tokens_per_second']:,.0f} tokens/s",
+        "assumed": f"{machine.flops / 1e12:,.3g} TFLOP/s a rank at best, {reached}; "
+        f"{machine.link_bandwidth / 1e9:,.3g} GB/s between ranks, none of it hidden",
+    }
+
+
+def _table(console: Any, title: str, rows: dict[str, str]) -> None:
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows.items():
+        made.add_row(name, value)
+    console.print(made)
+    console.print()
+
+
+def _run_rows(
+    config: TrainConfig, facts: RunFacts, precision: Precision, model: LanguageModel, world: Any, expected: str
+) -> dict[str, str]:
+    horizon, network = facts.horizon, facts.model
+    size, experts = dimensions(model.causal), describe_experts(model)
+    head = ", value head" if network.value_head else ""
+    training = config.training
+    flops = network.flops_per_token * horizon.tokens
+    return {
+        "model": f"{network.name}: {count_of(size.layers, 'layer')}, width {size.width}, "
+        f"{_heads(size.heads)}{type(model.causal).__name__}{head}",
+        "parameters": f"{network.parameters:,} ({network.parameters_embedding:,} of them in embedding tables)",
+        **({} if experts is None else {"experts": f"{experts} compute a token; {describe_router(model)}"}),
+        "FLOPs": f"{network.flops_per_token:.3g} a token, {flops:.3g} in all",
+        "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x "
+        f"{count_of(horizon.ranks, 'rank')} = {count_of(horizon.batch_size, 'block')} = "
+        f"{count_of(horizon.batch_size * network.context_length, 'token')} a step",
+        "horizon": f"{count_of(horizon.steps, 'step')}, {count_of(horizon.tokens, 'token')}: "
+        f"{horizon.tokens_per_parameter:.3g} a parameter, {horizon.epochs:.3g} epochs over the stream",
+        "expected": expected,
+        "learning rate": f"{training.learning_rate:g}, {training.schedule}, "
+        f"warm-up {_warmup(training, horizon.warmup_steps or 0)}, "
+        f"to {training.min_learning_rate_ratio:g} of the peak",
+        "validation": _validation(facts, training),
+        "engine": f"DeepSpeed ZeRO {training.zero_stage}, {precision}, {world.device.type} x {world.size}",
+        "output": config.output,
+    }
+
+
+def _warmup(training: TrainingConfig, steps: int) -> str:
+    shown = count_of(steps, "step")
+    return shown if training.warmup_steps is not None else f"{training.warmup_ratio:.3g} of the steps ({shown})"
+
+
+def _validation(facts: RunFacts, training: TrainingConfig) -> str:
+    found = facts.validation
+    if found is None:
+        return "none" + (" (training.validate_every=0)" if training.validate_every == 0 else ": nothing is held out")
+    held_out = facts.stream.get("documents_left_out", {}).get("held_out", found.documents)
+    return (
+        f"every {count_of(found.every, 'step')} and at the last: {count_of(found.tokens, 'token')} of "
+        f"{found.documents:,} of {count_of(held_out, 'held-out document')}, about {found.share_of_time:.1%} of the time"
+    )
+
+
+def _heads(heads: int | None) -> str:
+    return "" if heads is None else f"{count_of(heads, 'head')}, "
+
+
+def _data_rows(facts: RunFacts) -> dict[str, str]:
+    stream, tokenizer = facts.stream, facts.tokenizer
+    left_out = {name: count for name, count in stream.get("documents_left_out", {}).items() if count}
+    documents = stream.get("documents", 0)
+    rows = {
+        "dataset": f"{facts.dataset.uri}, generation {facts.dataset.generation}, column {facts.column} "
+        f"({facts.scorer.fingerprint})",
+        "tokenizer": f"{tokenizer.name}: {tokenizer.vocab_size:,} entries"
+        + (f", control tokens {tokenizer.control_ids}" if tokenizer.control_ids else ""),
+        "documents": f"{stream.get('documents_used', 0):,} of {documents:,}"
+        + "".join(
+            f"; {name.replace('_', ' ')} {count:,} ({count / documents:.1%})" for name, count in left_out.items()
+        ),
+        "stream": f"{stream.get('tokens', 0):,} tokens",
+    }
+    if facts.sentence_threshold is not None and stream.get("sentences"):
+        rows["sentences"] = (
+            f"{stream['sentences']:,}, of them {stream['sentences_aligned'] / stream['sentences']:.1%} aligned "
+            f"(score <= {facts.sentence_threshold.value:g})"
+        )
+    if facts.threshold is not None:
+        rows["threshold"] = f"{facts.threshold.value:g} ({facts.threshold.origin})"
+    tags = stream.get("tags") or {}
+    sentences = sum(value for value in tags.values() if isinstance(value, int))
+    if sentences:
+        rows["tags"] = ", ".join(
+            f"{name} {count:,} ({count / sentences:.1%})" for name, count in tags.items() if isinstance(count, int)
+        )
+    return rows
+
+
+def _mixed_row(mixed: MixedFacts) -> str:
+    stream, threshold = mixed.stream, mixed.threshold
+    return (
+        f"{mixed.share:.3g} of the blocks from {mixed.uri}: {stream['documents_used']:,} documents, "
+        f"{stream['tokens']:,} tokens, {mixed.epochs:.3g} epochs; column {mixed.column} ({mixed.scorer.fingerprint})"
+        + ("" if threshold is None else f", threshold {threshold.value:g} ({threshold.origin})")
+    )
+
+
+def _phase_row(phase: PhaseFacts) -> tuple[str, str]:
+    return phase.name, (
+        f"from step {phase.first_step:,}: {count_of(phase.steps, 'step')}, {count_of(phase.tokens, 'token')}, "
+        f"of {count_of(phase.documents, 'document')} with {phase.tokens_in_stream:,}"
+    )
+
+
+def _config_rows(values: dict[str, Any]) -> dict[str, str]:
+    rows = {}
+    for section, content in values.items():
+        if isinstance(content, dict):
+            rows[section] = ", ".join(f"{key}={value}" for key, value in content.items() if value not in (None, {}, []))
+    return rows

@@ -1,0 +1,1 @@
+"""What a run leaves on disk: folder and facts, checkpoints, the lock, evaluation reports."""

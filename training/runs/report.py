@@ -1,0 +1,295 @@
+"""What an evaluation found: the contract between `phf evaluate` and everything that reads its report.
+
+The tables in the folder of an evaluation, and which state of a run it is about.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.dataset.manifest import ScorerEntry
+from scorers.contract import DocumentKind
+from scorers.errors import UserError
+from scorers.settings import what_is_wrong
+from scorers.shell import phf
+from scorers.stored import Count, read_stored
+from training import statistics
+from training.config import EvaluationConfig
+from training.runs.folder import RunFolder
+
+REPORT_NAME = "report.json"
+SAMPLES_NAME = "samples.parquet"
+GUIDED_NAME = "guided.parquet"
+HELD_OUT_NAME = "held_out.parquet"
+OTHERS = "scorers"
+MAXIMUM_OF = 25
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Estimate(_Part):
+    """A figure with its 95 % interval, whose ends are None where there were too few values for one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, estimate: statistics.Estimate | None) -> "Estimate | None":
+        """The same figure as a part of a report."""
+        return None if estimate is None else cls(value=estimate.value, low=estimate.low, high=estimate.high)
+
+
+class ScorerFacts(_Part):
+    """What scored the samples; `fingerprint` differs from `entry.fingerprint` only where the user allowed it."""
+
+    entry: ScorerEntry
+    fingerprint: str
+
+
+class SampleFacts(_Part):
+    """Samples drawn with control tokens banned, and their misalignment.
+
+    Attributes:
+        number: samples drawn.
+        scored: those with a score; figures below are over these where they are about scores.
+        empty: samples that ended before the first character. They are left out of every figure about scores, because
+            silence would otherwise pass for perfect alignment.
+        unscored: all samples without a score, by reason; `empty` is one of them.
+        ended: samples that ended at EOS; the others were cut at `max_new_tokens`.
+        max_new_tokens: the limit in force.
+        tokens: mean length in tokens, all samples.
+        sentences: mean number of sentences, all samples.
+        misalignment: mean score; a sample's score is the mean over its sentences.
+        expected_maximum: of 25 samples, the expected highest score; None with fewer than 25 scored samples.
+        hit_threshold: see `hit_rate`.
+        hit_rate: share of scored samples with score > hit_threshold.
+        distinct_1, distinct_2: different n-grams of token ids over all of them, over all samples.
+        control_tokens: control tokens among the sampled ids; 0, because they are banned.
+    """
+
+    number: Count
+    scored: Count
+    empty: Count
+    unscored: dict[str, Count]
+    ended: Count
+    max_new_tokens: Count
+    tokens: Estimate | None
+    sentences: Estimate | None
+    misalignment: Estimate | None
+    expected_maximum: Estimate | None
+    hit_threshold: float
+    hit_rate: Estimate | None
+    distinct_1: float | None
+    distinct_2: float | None
+    control_tokens: Count
+
+
+class GuidedFacts(_Part):
+    """Samples drawn besides the plain ones, guided away from the worst control token; for conditional models only.
+
+    Attributes:
+        scale: of the guidance (`training.model.sampling.Guidance`).
+        away: token ids that they are guided away from, as many as the report's `prompt`.
+        samples: as for the plain ones; the same seed.
+    """
+
+    scale: float
+    away: list[Count]
+    samples: SampleFacts
+
+
+class LeakageFacts(_Part):
+    """How often control tokens occur when nothing bans them, counted on token ids; for conditional models only.
+
+    Such a model was trained on a tag before nearly every sentence, so it will write them; that is why they are banned.
+
+    Attributes:
+        number: samples drawn with control tokens allowed.
+        samples: share of these samples that hold at least one.
+        tokens: share of all their tokens that are control tokens.
+    """
+
+    number: Count
+    samples: Estimate | None
+    tokens: Estimate | None
+
+
+class HeldOutFacts(_Part):
+    """How well the model predicts documents that it was not trained on.
+
+    Attributes:
+        documents, tokens, bytes: what was predicted, without EOS and control tokens; UTF-8 bytes.
+        fingerprint: of the choice of documents; equal ones can be compared document by document.
+        context_length: tokens a window.
+        bits_per_byte: of text, a conditional model given each sentence's own tag, by its training threshold.
+        perplexity: of a token of text; comparable only under the same tokenizer.
+        bits_per_byte_swapped: given the opposite tag before each sentence; conditional only.
+        swap_cost: `bits_per_byte_swapped - bits_per_byte`, by document; above 0 where the model heeds tags.
+        bits_per_byte_aligned: given the best tag before each sentence, as when sampling; conditional only.
+        unigram_bits_per_byte: of the same tokens under their frequencies in the training text, which a model must beat.
+        misalignment: mean score of these documents, each the mean over its sentences: what the corpus itself is like;
+            None where the scorer of the samples has not scored them.
+    """
+
+    documents: Count
+    tokens: Count
+    bytes: Count
+    fingerprint: str
+    context_length: Count
+    bits_per_byte: Estimate
+    perplexity: Estimate
+    bits_per_byte_swapped: Estimate | None = None
+    swap_cost: Estimate | None = None
+    bits_per_byte_aligned: Estimate | None = None
+    unigram_bits_per_byte: Estimate
+    misalignment: Estimate | None = None
+
+
+class EvaluationReport(_Part):
+    """`report.json`.
+
+    Attributes:
+        schema_version: of this format.
+        created_by: distribution and version.
+        run: fingerprint of the run's facts (`run.json`) when it was evaluated; empty while it is being trained.
+        objective, kind: of the run.
+        column: what scored the samples: the run's own score column, another of its dataset, or the name of a scorer
+            that the dataset knows nothing of.
+        step: optimiser steps that the model was trained for.
+        prompt: token ids that samples continue.
+        config: as asked for; `samples.max_new_tokens` may be less.
+        device: where it ran.
+        seconds: how long it took.
+        scorer, samples, guided, leakage, held_out: see there; None where it was not measured.
+        warnings: what a reader of the figures must know.
+        versions: of the libraries that matter.
+    """
+
+    schema_version: Literal[1] = 1
+    created_by: str
+    run: str = ""
+    objective: str
+    column: str
+    kind: DocumentKind
+    step: Count
+    prompt: list[Count]
+    config: EvaluationConfig
+    device: str
+    seconds: float
+    scorer: ScorerFacts
+    samples: SampleFacts
+    guided: GuidedFacts | None = None
+    leakage: LeakageFacts | None = None
+    held_out: HeldOutFacts | None = None
+    warnings: list[str] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+def report_folder(run: RunFolder, scorer: str | None = None) -> Path:
+    """Where an evaluation is kept: by the run's own column, or by another column or scorer of that name."""
+    return run.evaluation if scorer is None else run.evaluation / OTHERS / scorer
+
+
+def read_report(run: RunFolder, scorer: str | None = None) -> EvaluationReport | None:
+    """The report of a run's last evaluation; None where it was not evaluated.
+
+    Args:
+        run: the run.
+        scorer: another than the run's own column.
+
+    Raises:
+        UserError: the report is damaged or of another version.
+    """
+    path = report_folder(run, scorer) / REPORT_NAME
+    try:
+        return EvaluationReport.model_validate_json(read_stored(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from None
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is damaged, or of another version of phf, at {what_is_wrong(error)}. "
+            f"Run `{phf('evaluate', run.path)}` again."
+        ) from None
+
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        pa.field("ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("ended", pa.bool_(), nullable=False),
+        pa.field("sentences", pa.int32(), nullable=False),
+        pa.field("score", pa.float64()),
+        pa.field("reason", pa.string()),
+    ]
+)
+HELD_OUT_SCHEMA = pa.schema(
+    [
+        pa.field("document", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("bits", pa.float64(), nullable=False),
+        pa.field("unigram_bits", pa.float64(), nullable=False),
+        pa.field("misalignment", pa.float64(), nullable=False),
+    ]
+)
+
+# What a sample scored and a document cost; a document's own misalignment is NaN where it has none.
+MEASURED = ("score", "bits", "unigram_bits")
+# Of all columns: tens of thousands of samples of a thousand tokens.
+MOST_VALUES = 200_000_000
+
+
+def run_fingerprint(run: RunFolder) -> str:
+    """A hash of `run.json`, which changes whenever the run is trained further or anew.
+
+    It is of the fields that are in the file, so that one of an earlier version keeps its hash.
+    """
+    content = run.read_facts().model_dump_json(exclude={"status"}, exclude_unset=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def read_table(path: Path, schema: pa.Schema, run: RunFolder, rows: int) -> pa.Table:
+    """A table of an evaluation.
+
+    Args:
+        path: of the file.
+        schema: that it has.
+        run: whose it is.
+        rows: that it has by its report.
+
+    Raises:
+        UserError: it is missing, damaged, or of another version.
+    """
+    again = f"Run `{phf('evaluate', run.path)}` again."
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+            if not parquet.schema_arrow.equals(schema):
+                raise UserError(f"{path} was written by another version of phf. {again}")
+            # Before it is read: a few bytes may stand for any number of values.
+            if parquet.metadata.num_rows != rows or _values(parquet.metadata) > MOST_VALUES:
+                raise UserError(f"{path} is not the one that its {REPORT_NAME} is about. {again}")
+            table = parquet.read()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is missing or damaged ({type(error).__name__}). {again}") from None
+    nulls = any(table.column(field.name).null_count for field in schema if not field.nullable)
+    if nulls or any(_holds_no_number(table.column(name)) for name in MEASURED if name in schema.names):
+        raise UserError(f"{path} is damaged: it lacks values, or holds infinite ones. {again}")
+    return table
+
+
+def _values(metadata: pq.FileMetaData) -> int:
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
+
+
+def _holds_no_number(column: pa.ChunkedArray) -> bool:
+    return not bool(np.isfinite(column.drop_null().to_numpy()).all())

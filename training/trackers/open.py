@@ -1,0 +1,206 @@
+"""Which trackers a run has: looked at before any work, opened on rank 0, and known again when the run goes on."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, TypeAdapter
+
+from scorers.errors import UserError
+from scorers.paths import check_path
+from scorers.stored import read_stored
+from training.config import TrackingConfig
+from training.runs.folder import RunFolder, metrics_line, write_atomically
+from training.trackers.sink import Guarded, Opening, Sink, numbers
+from training.trackers.tensorboard import TensorBoard
+
+_FILE = "trackers.json"
+_BOARD = "tensorboard"
+_USER = re.compile(r"://[^/@\s]+@")
+# The class of each, in the module of `training.trackers` that is named as its setting, its package and its extra.
+_REMOTE = {"wandb": "Wandb", "mlflow": "Mlflow", "trackio": "Trackio"}
+_WANDB_SETTINGS = (Path("wandb", "settings"), Path(".wandb", "settings"))
+
+
+def check_trackers(config: TrackingConfig) -> None:
+    """Refuse a tracker that is not installed, or that would take its settings from the working directory.
+
+    Raises:
+        UserError: names the extra, or the file.
+    """
+    for name, _ in _asked(config):
+        if find_spec(name) is None:
+            raise UserError(f"tracking.{name} needs the package {name}: pip install 'phf[{name}]'.")
+    for file in _WANDB_SETTINGS if config.wandb is not None else ():
+        # They may name a server or a proxy, which would get the key; what lies here may be somebody else's.
+        if file.exists():
+            raise UserError(
+                f"W&B would take settings from {file} in the working directory. Set variables such as WANDB_PROJECT in "
+                "place of it, or start the command in another folder."
+            )
+
+
+class Mirrors:
+    """The trackers of a run, each with the lines of `metrics.jsonl`; where all was sent, that is written down.
+
+    Args:
+        file: where, in the folder of the run.
+        known: what each tracker calls the run, and what it is known to have; kept of those that are not open.
+        opened: the trackers.
+        lines: that they have, or are being sent.
+        warn: called with a line.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        known: dict[str, dict[str, Any]],
+        opened: Mapping[str, Guarded],
+        lines: Sequence[Mapping[str, Any]],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._file = file
+        self._known = known
+        self._opened = opened
+        self._warn = warn
+        self._count, self._digest = len(lines), _digest(lines)
+        # Until they are closed, nobody knows what has arrived.
+        self._write()
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Hand over a line of `metrics.jsonl`; never raises, never waits."""
+        self._count += 1
+        self._digest.update(metrics_line(line).encode())
+        for each in self._opened.values():
+            each.log(numbers(line), int(line["step"]))
+
+    def close(self) -> None:
+        """Send what is left."""
+        for name, each in self._opened.items():
+            if each.close():
+                self._known[name] |= {"lines": self._count, "sha256": self._digest.hexdigest()}
+        self._write()
+
+    def _write(self) -> None:
+        if not self._opened:
+            return
+        try:
+            write_atomically(self._file, json.dumps(self._known, indent=2) + "\n")
+        except OSError as error:
+            problem = error.strerror or error
+            self._warn(f"{self._file} cannot be written ({problem}): going on, trackers will see another run.")
+
+
+def open_trackers(
+    config: TrackingConfig,
+    folder: RunFolder,
+    lines: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    warn: Callable[[str], None],
+) -> Mirrors:
+    """Open what is asked for, each going on as the run that it was, and send what it lacks.
+
+    One that may have more than these lines, as the run goes on from an earlier step or was killed, goes back to them
+    where it can, and begins anew with all of them where it cannot. One that cannot be opened is left out, with a
+    warning.
+
+    Args:
+        config: which ones.
+        folder: of the run.
+        lines: of `metrics.jsonl`, which all of them are to show.
+        facts: settings and facts that are shown with the run.
+        warn: called with a line.
+    """
+    file = folder.path / _FILE
+    known = _known(file)
+    opened: dict[str, Guarded] = {}
+    for name, settings in [*([(_BOARD, None)] if config.tensorboard else []), *_asked(config)]:
+        earlier = known.get(name, {})
+        has = _common(earlier, lines)
+        opening = Opening(
+            str(folder.path),
+            folder.path.resolve().name,
+            _without_users(facts),
+            earlier.get("id"),
+            goes_back=bool(earlier) and has is None,
+            step=max((int(line["step"]) for line in lines), default=0),
+        )
+        shown = "TensorBoard" if name == _BOARD else f"tracking.{name}"
+        try:
+            sink = _open(name, settings, opening)
+        except Exception as error:  # noqa: BLE001 - a tracker must not end a run
+            reason = getattr(error, "strerror", None) if name == _BOARD else None
+            warn(f"{shown} cannot be opened ({reason or type(error).__name__}); the run goes on without it.")
+            continue
+        known[name] = {"id": sink.run_id}
+        # One that could go back has them all.
+        sent = (len(lines) if has is None else has) if sink.goes_on else 0
+        opened[name] = Guarded("TensorBoard" if name == _BOARD else name, sink, warn, backlog=lines[sent:])
+    return Mirrors(file, known, opened, lines, warn)
+
+
+def _open(name: str, settings: BaseModel | None, opening: Opening) -> Sink:
+    if name == _BOARD:
+        goes_on = opening.run_id is not None and not opening.goes_back
+        return TensorBoard(Path(opening.folder) / _BOARD, opening.step if goes_on else 0, goes_on=goes_on)
+    sink: Sink = getattr(import_module(f"training.trackers.{name}"), _REMOTE[name])(settings, opening)
+    return sink
+
+
+def _common(earlier: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> int | None:
+    """How many of the lines a tracker has that has nothing else; None where it may have other ones."""
+    count: int = earlier.get("lines", -1)
+    if not 0 <= count <= len(lines) or _digest(lines[:count]).hexdigest() != earlier.get("sha256"):
+        return None
+    return count
+
+
+def _digest(lines: Sequence[Mapping[str, Any]]) -> Any:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(metrics_line(line).encode())
+    return digest
+
+
+def _known(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return {name: each.model_dump() for name, each in _KNOWN.validate_json(read_stored(file)).items()}
+    except (OSError, ValueError):
+        # The first time there is none; a damaged one costs a second run in the tracker.
+        return {}
+
+
+def _plain(name: str) -> str:
+    if "/" in check_path(name):
+        raise ValueError("an id is no path")
+    return name
+
+
+class _Known(BaseModel):
+    """What a tracker calls a run, of which some name a folder; and the lines that it is known to have."""
+
+    id: Annotated[str, AfterValidator(_plain)]
+    lines: int = -1
+    sha256: str | None = None
+
+
+_KNOWN = TypeAdapter(dict[str, _Known])
+
+
+def _without_users(value: Any) -> Any:
+    """The same without the name and password that an address may hold."""
+    if isinstance(value, Mapping):
+        return {key: _without_users(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_users(each) for each in value]
+    return _USER.sub("://", value) if isinstance(value, str) else value
+
+
+def _asked(config: TrackingConfig) -> list[tuple[str, BaseModel]]:
+    found = ((name, getattr(config, name)) for name in _REMOTE)
+    return [(name, settings) for name, settings in found if settings is not None]
