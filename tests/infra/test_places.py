@@ -242,7 +242,7 @@ def test_a_slurm_job_fails_where_a_node_does_not_join(
 
 
 def test_slurm_starts_the_ranks_which_read_who_they_are(slurm: dict[str, str]) -> None:
-    # tests/training/test_distributed.py has two real ranks in such an environment.
+    # tests/training/distributed/test_world.py has two real ranks in such an environment.
     subprocess.run(["bash", INFRA / "slurm" / "train.sbatch"], env=slurm, check=True, timeout=60)
     calls = Path(slurm["LOG"]).read_text().splitlines()
     assert any(call.startswith("srun ") and call.endswith("phf train") for call in calls)

@@ -19,7 +19,7 @@ from pipeline.labelling.workers.worker import Job
 from scorers import interpreter
 from scorers.doctor.children import ask
 from tests.hostile import LIBRARIES, PACKAGES, folder_of_traps
-from tests.pipeline.test_joined_cluster import ray_head
+from tests.pipeline.labelling.test_joined_cluster import ray_head
 from tests.training.jobs import command, make_code_dataset
 from training.runs.folder import RunFolder
 

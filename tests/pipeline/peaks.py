@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorers.contract import Document, Execution, ScoringError, SemanticOptions
-from tests.pipeline.labelling import ROOT, descendants
+from tests.pipeline.label_job import ROOT, descendants
 
 _METADATA = "Metadata-Version: 2.1\nName: phf-idle\nVersion: 1.0\n"
 _ENTRY_POINTS = "[phf.scorers]\nidle = tests.pipeline.peaks:IdleScorer\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tests.pipeline.faults.job import command_of
-from tests.pipeline.labelling import alive, descendants
+from tests.pipeline.label_job import alive, descendants
 
 SECRET_FREE = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 

@@ -20,7 +20,7 @@ from pipeline.storage.base import Storage
 from pipeline.storage.failpoints import VARIABLE
 from pipeline.storage.open import open_storage
 from tests.pipeline import forked, probe
-from tests.pipeline.labelling import Labelling, alive, descendants
+from tests.pipeline.label_job import Labelling, alive, descendants
 
 DONE, INCOMPLETE, STOPPED, DIED = 0, 4, 75, -9
 

@@ -17,7 +17,7 @@ from pipeline.storage.failpoints import VARIABLE
 from tests.pipeline import forked
 from tests.pipeline.faults.job import DIED, DONE, INCOMPLETE, STOPPED, command_of
 from tests.pipeline.faults.test_driver_dies import NAMES
-from tests.pipeline.labelling import Labelling, alive, descendants
+from tests.pipeline.label_job import Labelling, alive, descendants
 
 COMMANDS = ("label", "score", "extend", "retag", "repair")
 # Seconds within which a command ends, and all that it has started after it.

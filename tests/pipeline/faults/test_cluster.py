@@ -12,7 +12,7 @@ from pipeline.storage.failpoints import VARIABLE
 from tests.pipeline.faults.cluster import Cluster, cluster
 from tests.pipeline.faults.job import DONE, INCOMPLETE, STOPPED, Driver, Job, check
 from tests.pipeline.faults.test_disk_fails import fill, mounted
-from tests.pipeline.labelling import wait_for
+from tests.pipeline.label_job import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

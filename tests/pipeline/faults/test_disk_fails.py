@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.faults.job import COUNT, DONE, INCOMPLETE, Job, check
-from tests.pipeline.labelling import wait_for
+from tests.pipeline.label_job import wait_for
 
 
 @contextlib.contextmanager

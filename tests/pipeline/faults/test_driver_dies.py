@@ -13,7 +13,7 @@ import pytest
 import pipeline
 from pipeline.dataset import open_dataset
 from tests.pipeline.faults.job import COUNT, DIED, DONE, INCOMPLETE, STOPPED, TEXTS, Job, check
-from tests.pipeline.labelling import stopped, wait_for
+from tests.pipeline.label_job import stopped, wait_for
 
 NAMES = sorted(
     {

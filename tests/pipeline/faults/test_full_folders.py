@@ -9,7 +9,7 @@ from pipeline.job.units import FOLDER_UNITS, UnitStore
 from pipeline.storage.open import open_storage
 from tests.pipeline import forked
 from tests.pipeline.faults.job import DIED, DONE, Job
-from tests.pipeline.labelling import data_hashes
+from tests.pipeline.label_job import data_hashes
 
 COUNT = FOLDER_UNITS + 3
 OPTIONS = ("--unit-size", "8")

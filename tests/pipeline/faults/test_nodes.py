@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.labelling import Labelling, data_hashes, wait_for
+from tests.pipeline.label_job import Labelling, data_hashes, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.pipeline import probe
-from tests.pipeline.labelling import Labelling, alive, data_hashes, descendants, wait_for
+from tests.pipeline.label_job import Labelling, alive, data_hashes, descendants, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.pipeline.faults.job import DIED, DONE, INCOMPLETE, STOPPED, Driver, Job, check, command_of
 from tests.pipeline.faults.test_driver_dies import LABELLING
-from tests.pipeline.labelling import alive, descendants, wait_for
+from tests.pipeline.label_job import alive, descendants, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

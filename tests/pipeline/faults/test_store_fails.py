@@ -16,7 +16,7 @@ from pipeline.storage.open import open_storage
 from tests.pipeline.faults.job import COUNT, DIED, DONE, INCOMPLETE, STOPPED, Job, check, records
 from tests.pipeline.faults.proxy import Fault, Plan, Proxy, Request, after, sometimes, storm
 from tests.pipeline.faults.test_driver_dies import LABELLING, rule
-from tests.pipeline.labelling import wait_for
+from tests.pipeline.label_job import wait_for
 
 KINDS = [Fault.REFUSE, Fault.CUT_BODY, Fault.LOSE_ANSWER, Fault.CUT_ANSWER]
 NAMES = itertools.count()
