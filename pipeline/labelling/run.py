@@ -20,11 +20,12 @@ from pipeline.labelling.commit import Commits, Committer
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.monitoring.logs import RunLog
 from pipeline.labelling.monitoring.metrics import Metrics
-from pipeline.labelling.monitoring.progress import Activity, Progress, RunObserver, Told
+from pipeline.labelling.monitoring.progress import Activity, Progress
 from pipeline.labelling.monitoring.status_file import StatusFile, status_of
 from pipeline.labelling.on_ray.cluster import ray_cluster
 from pipeline.labelling.prepare import resolve_layer
 from pipeline.labelling.scheduler.autoscaling import Pool, cpus_of_own_ray, missing_resources, pools_of
+from pipeline.labelling.scheduler.events import Observer, Tick, UnitCommitted, to_all
 from pipeline.labelling.scheduler.scheduler import Failure, Scheduler
 from pipeline.labelling.workers.worker import Job, PartResult
 from pipeline.sealing.current import seal_current
@@ -93,7 +94,7 @@ class Run:
         self._timer = around.timer
         self._status_file = StatusFile(epoch)
         self.progress = Progress(units=len(self._plan.units), before=0, workers=0)
-        self._told: RunObserver = around.log
+        self._observe: Observer = around.log
         self._check_due = self._figures_due = 0.0
         self._told_stopping = False
 
@@ -197,10 +198,10 @@ class Run:
         from pipeline.labelling.on_ray.actors import RayCrew
 
         execution = self._job.config.execution
-        observers: list[RunObserver] = [self.progress.activity, self._log]
+        observers: list[Observer] = [self.progress.activity, self._log]
         if execution.address or execution.metrics_port:
-            observers.append(Metrics(self._epoch.storage.uri, self._log.run))
-        self._told = Told(*observers)
+            observers.append(Metrics(self._epoch.storage.uri, self._log.run, self.progress))
+        self._observe = to_all(*observers)
         fingerprints = {column: entry.fingerprint for column, entry in self._scorers.items()}
         self.progress.restart()
         self._reporter.step(f"Labelling {count_of(count, 'unit')} with {_shown(pools)}")
@@ -213,14 +214,14 @@ class Run:
                 notify=self._reporter.note,
                 attempts=execution.attempts,
                 unit_deadline_s=execution.unit_deadline_s,
-                observer=self._told,
+                observer=self._observe,
             )
             try:
                 with asking(lambda _: scheduler.stop(GRACE_S), once_s=0.0):
                     scheduler.run(missing, lambda: self._tick(scheduler, commits))
                     commits.drain()
             finally:
-                self._told.ticked(self.progress)
+                self._observe(Tick())
         if scheduler.stopping:
             raise StoppedError(
                 f"{self.progress.committed:,} of {count_of(self.progress.units, 'unit')} are committed. Nothing is "
@@ -231,7 +232,7 @@ class Run:
 
     def _count(self, unit: Unit, parts: Sequence[PartResult], record: UnitRecord) -> None:
         self.progress.add(record, parts)
-        self._told.unit_committed(unit, record, parts)
+        self._observe(UnitCommitted(unit, record, parts))
 
     def _tick(self, scheduler: Scheduler, commits: Commits[UnitRecord]) -> None:
         commits.collect()
@@ -247,7 +248,7 @@ class Run:
         if now >= self._figures_due:
             self._figures_due = now + _FIGURES_EVERY_S
             self._status_file.show(self._status("labelling"))
-            self._told.ticked(self.progress)
+            self._observe(Tick())
         if now >= self._check_due:
             self._check_due = now + _CHECK_EVERY_S
             # A driver that was overtaken while it waits learns it here, not only at its next commit.

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler.autoscaling import Pool
 from pipeline.labelling.scheduler.backend import Event, Kind
-from pipeline.labelling.scheduler.events import Observer
+from pipeline.labelling.scheduler.events import RunEvent, UnitStaged
 from pipeline.labelling.scheduler.scheduler import Scheduler
 from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
 from tests.benchmarks.measure import Comparison, compare
@@ -94,7 +94,7 @@ def bare(units: int, workers: int) -> None:
                     index += 1
 
 
-class Stopwatch(Observer):
+class Stopwatch:
     """Units done, and seconds, from when every worker has done one: what scorers load lazily is loaded then."""
 
     def __init__(self, workers: int) -> None:
@@ -102,10 +102,12 @@ class Stopwatch(Observer):
         self._began = self._ended = 0.0
         self._done = 0
 
-    def done(self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float) -> None:
+    def __call__(self, event: RunEvent) -> None:
+        if not isinstance(event, UnitStaged):
+            return
         now = time.perf_counter()
         if self._cold:
-            self._cold.discard(worker)
+            self._cold.discard(event.worker)
             self._began = now
         else:
             self._done += 1

@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 
 from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler.backend import Event, Kind
-from pipeline.labelling.scheduler.events import Observer
+from pipeline.labelling.scheduler.events import (
+    PoolResized,
+    RunEvent,
+    UnitFailed,
+    UnitGivenUp,
+    UnitSent,
+    UnitStaged,
+    WorkerDismissed,
+    WorkerHired,
+    WorkerLost,
+    WorkerReady,
+)
 from pipeline.labelling.workers.worker import PartResult
 from pipeline.units.records import PartFile
 
@@ -161,8 +172,8 @@ class Completed:
         self.parts[unit.index] = [part.group for part in parts]
 
 
-class Heard(Observer):
-    """Follows what an observer is told, and sees that it fits together.
+class Recorded:
+    """Follows the events of a run, and sees that they fit together.
 
     Attributes:
         workers: what became of each: `hired`, `ready`, `lost` or `dismissed`.
@@ -178,38 +189,32 @@ class Heard(Observer):
         self.sizes: dict[str, list[int]] = {}
         self._has: dict[int, deque[tuple[int, str, int]]] = {}
 
-    def hired(self, worker: int, group: str) -> None:
-        assert worker not in self.workers
-        self.workers[worker] = "hired"
-        self._has[worker] = deque()
-
-    def ready(self, worker: int, group: str, node: str) -> None:
-        assert (self.workers[worker], node) == ("hired", "here")
-        self.workers[worker] = "ready"
-
-    def sent(self, unit: Unit, group: str, worker: int, attempt: int, *, isolated: bool) -> None:
-        assert self.workers[worker] == "ready"
-        self._has[worker].append((unit.index, group, attempt))
-
-    def done(self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float) -> None:
-        assert self._has[worker].popleft() == (unit.index, group, attempt)
-        assert seconds > 0
-        self.parts[group] += 1
-
-    def failed(self, unit: Unit, group: str, worker: int, attempt: int, error: str) -> None:
-        assert self._has[worker].popleft() == (unit.index, group, attempt)
-
-    def lost(self, worker: int, group: str, error: str, *, unit: Unit | None, counted: bool) -> None:
-        self.workers[worker] = "lost"
-        had = self._has.pop(worker)
-        assert (had[0][0] if had else None) == (unit.index if unit else None)
-
-    def given_up(self, unit: Unit, group: str, attempts: int, error: str) -> None:
-        self.doomed.add(unit.index)
-
-    def dismissed(self, worker: int, group: str) -> None:
-        assert self.workers[worker] in {"hired", "ready"}
-        self.workers[worker] = "dismissed"
-
-    def resized(self, group: str, workers: int) -> None:
-        self.sizes.setdefault(group, []).append(workers)
+    def __call__(self, event: RunEvent) -> None:
+        match event:
+            case WorkerHired(worker):
+                assert worker not in self.workers
+                self.workers[worker] = "hired"
+                self._has[worker] = deque()
+            case WorkerReady(worker, _, node):
+                assert (self.workers[worker], node) == ("hired", "here")
+                self.workers[worker] = "ready"
+            case UnitSent(unit, group, worker, attempt):
+                assert self.workers[worker] == "ready"
+                self._has[worker].append((unit.index, group, attempt))
+            case UnitStaged(unit, group, worker, attempt, _, seconds):
+                assert self._has[worker].popleft() == (unit.index, group, attempt)
+                assert seconds > 0
+                self.parts[group] += 1
+            case UnitFailed(unit, group, worker, attempt):
+                assert self._has[worker].popleft() == (unit.index, group, attempt)
+            case WorkerLost(worker, unit=at):
+                self.workers[worker] = "lost"
+                had = self._has.pop(worker)
+                assert (had[0][0] if had else None) == (at.index if at else None)
+            case UnitGivenUp(unit):
+                self.doomed.add(unit.index)
+            case WorkerDismissed(worker):
+                assert self.workers[worker] in {"hired", "ready"}
+                self.workers[worker] = "dismissed"
+            case PoolResized(group, size):
+                self.sizes.setdefault(group, []).append(size)

@@ -12,18 +12,29 @@ import platform
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
 from pipeline.config import LabelConfig, RunConfig
-from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Manifest
-from pipeline.job.unit_records import UnitRecord
 from pipeline.labelling.monitoring.log_file import LogFile, open_log
-from pipeline.labelling.monitoring.progress import Progress, RunObserver
-from pipeline.labelling.workers.worker import PartResult
+from pipeline.labelling.monitoring.progress import Progress
+from pipeline.labelling.scheduler.events import (
+    PoolResized,
+    RunEvent,
+    Tick,
+    UnitCommitted,
+    UnitFailed,
+    UnitGivenUp,
+    UnitSent,
+    UnitStaged,
+    WorkerDismissed,
+    WorkerHired,
+    WorkerLost,
+    WorkerReady,
+)
 from scorers.errors import EXIT_DEFECT, EXIT_INCOMPLETE, EXIT_QUARANTINE, EXIT_STOPPED, EXIT_USAGE, UserError
 from scorers.isolation import describe
 from scorers.stopping import is_stop
@@ -41,8 +52,8 @@ _STATES = {
 }
 
 
-class RunLog(RunObserver):
-    """Writes down what a run does.
+class RunLog:
+    """Writes down what a run does, an observer of its events.
 
     Args:
         file: where; None for nowhere.
@@ -103,67 +114,72 @@ class RunLog(RunObserver):
         kinds = {name: value for name, value in resources.items() if not name.startswith("node:")}
         self.event("ray-started", address=address, resources=kinds, seconds=_rounded(seconds))
 
-    def hired(self, worker: int, group: str) -> None:  # noqa: D102 - see Observer, here and below
-        self.event("worker-hired", worker=worker, group=group)
+    def __call__(self, event: RunEvent) -> None:
+        """Write the line of an event of the run."""
+        if self._log is None:
+            return
+        match event:
+            case WorkerHired(worker, group):
+                self.event("worker-hired", worker=worker, group=group)
+            case WorkerReady(worker, group, node):
+                self.event("worker-ready", worker=worker, group=group, node=node)
+            case WorkerLost(worker, group, error, unit, counted):
+                name = None if unit is None else unit.name
+                values = {"worker": worker, "group": group, "unit": name, "counted": counted, "error": error}
+                self.event("worker-lost", level="warning", **values)
+            case WorkerDismissed(worker, group):
+                self.event("worker-dismissed", level="debug", worker=worker, group=group)
+            case PoolResized(group, workers):
+                self.event("pool-resized", group=group, workers=workers)
+            case UnitSent(unit, group, worker, attempt, isolated):
+                values = {"unit": unit.name, "group": group, "worker": worker, "attempt": attempt}
+                if isolated:
+                    self.event("unit-isolated", level="warning", **values)
+                self.event("unit-sent", level="debug", **values, isolated=isolated)
+            case UnitStaged():
+                self._staged(event)
+            case UnitFailed(unit, group, worker, attempt, error):
+                values = {"unit": unit.name, "group": group, "worker": worker, "attempt": attempt, "error": error}
+                self.event("unit-failed", level="warning", **values)
+            case UnitGivenUp(unit, group, attempts, error):
+                values = {"unit": unit.name, "group": group, "attempts": attempts, "error": error}
+                self.event("unit-given-up", level="error", **values)
+            case UnitCommitted():
+                self._committed(event)
+            case Tick():
+                self._tick()
 
-    def ready(self, worker: int, group: str, node: str) -> None:  # noqa: D102
-        self.event("worker-ready", worker=worker, group=group, node=node)
-
-    def lost(self, worker: int, group: str, error: str, *, unit: Unit | None, counted: bool) -> None:  # noqa: D102
-        name = None if unit is None else unit.name
-        self.event("worker-lost", level="warning", worker=worker, group=group, unit=name, counted=counted, error=error)
-
-    def dismissed(self, worker: int, group: str) -> None:  # noqa: D102
-        self.event("worker-dismissed", level="debug", worker=worker, group=group)
-
-    def resized(self, group: str, workers: int) -> None:  # noqa: D102
-        self.event("pool-resized", group=group, workers=workers)
-
-    def sent(self, unit: Unit, group: str, worker: int, attempt: int, *, isolated: bool) -> None:  # noqa: D102
-        values = {"unit": unit.name, "group": group, "worker": worker, "attempt": attempt}
-        if isolated:
-            self.event("unit-isolated", level="warning", **values)
-        self.event("unit-sent", level="debug", **values, isolated=isolated)
-
-    def done(  # noqa: D102
-        self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float
-    ) -> None:
+    def _staged(self, event: UnitStaged) -> None:
         self.event(
             "unit-staged",
             level="debug",
-            unit=unit.name,
-            group=group,
-            worker=worker,
-            attempt=attempt,
-            seconds=_rounded(seconds),
-            records=part.records,
-            sentences=part.sentences,
-            quarantined=dict(Counter(each.reason for each in part.quarantined)),
-            scorer_seconds={column: _rounded(each) for column, each in part.seconds.items()},
+            unit=event.unit.name,
+            group=event.group,
+            worker=event.worker,
+            attempt=event.attempt,
+            seconds=_rounded(event.seconds),
+            records=event.part.records,
+            sentences=event.part.sentences,
+            quarantined=dict(Counter(each.reason for each in event.part.quarantined)),
+            scorer_seconds={column: _rounded(each) for column, each in event.part.seconds.items()},
         )
 
-    def failed(self, unit: Unit, group: str, worker: int, attempt: int, error: str) -> None:  # noqa: D102
-        self.event(
-            "unit-failed", level="warning", unit=unit.name, group=group, worker=worker, attempt=attempt, error=error
-        )
-
-    def given_up(self, unit: Unit, group: str, attempts: int, error: str) -> None:  # noqa: D102
-        self.event("unit-given-up", level="error", unit=unit.name, group=group, attempts=attempts, error=error)
-
-    def unit_committed(self, unit: Unit, record: UnitRecord, parts: Sequence[PartResult]) -> None:  # noqa: D102
+    def _committed(self, event: UnitCommitted) -> None:
+        record = event.record
         self.event(
             "unit-committed",
-            unit=unit.name,
+            unit=event.unit.name,
             records=record.records,
             empty=record.empty,
             sentences=record.sentences,
             bytes_text=record.bytes_text,
             quarantined=dict(Counter(each.reason for each in record.quarantined)),
-            seconds=_rounded(sum(sum(part.seconds.values()) for part in parts)),
+            seconds=_rounded(sum(sum(part.seconds.values()) for part in event.parts)),
         )
 
-    def ticked(self, progress: Progress) -> None:  # noqa: D102
-        if progress.clock() < self._progress_due:
+    def _tick(self) -> None:
+        progress = self.progress
+        if progress is None or progress.clock() < self._progress_due:
             return
         self._progress_due = progress.clock() + _PROGRESS_EVERY_S
         self.event(

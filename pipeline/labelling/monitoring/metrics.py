@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from pipeline.corpus.plan import Unit
 from pipeline.job.unit_records import UnitRecord
-from pipeline.labelling.monitoring.progress import STEPS, Progress, RunObserver
+from pipeline.labelling.monitoring.progress import STEPS, Progress
+from pipeline.labelling.scheduler.events import RunEvent, Tick, UnitCommitted, UnitFailed, UnitStaged, WorkerLost
 from pipeline.labelling.workers.worker import PartResult
 
 # Seconds: a unit is about a minute of work, and may take up to `execution.unit_deadline_s`.
@@ -96,18 +96,20 @@ class Instruments:
             self._metrics[name].observe(value, dict(labels))
 
 
-class Metrics(RunObserver):
-    """Counts a run's work, and brings Ray's metrics up to date with every tick. Make it while Ray runs.
+class Metrics:
+    """Counts a run's work, an observer of its events. Make it while Ray runs.
 
     Args:
         dataset: URI of the output.
         run: names the run, as in its log.
+        progress: the figures of the run, read at every tick.
     """
 
-    def __init__(self, dataset: str, run: str) -> None:
+    def __init__(self, dataset: str, run: str, progress: Progress) -> None:
         import ray
         from ray.util.client import ray as client
 
+        self._progress = progress
         self._changes = Changes()
         self._apply: Callable[[Changes], object]
         if client.is_connected():  # type: ignore[no-untyped-call]
@@ -117,20 +119,25 @@ class Metrics(RunObserver):
         else:
             self._apply = Instruments(dataset, run).apply
 
-    def done(  # noqa: D102 - see Observer, here and below
-        self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float
-    ) -> None:
-        self._changes.observed.append(("phf_unit_seconds", (("group", group),), seconds))
+    def __call__(self, event: RunEvent) -> None:
+        """Count what has happened; with a tick, bring Ray's metrics up to date."""
+        match event:
+            case UnitStaged(group=group, seconds=seconds):
+                self._changes.observed.append(("phf_unit_seconds", (("group", group),), seconds))
+            case UnitFailed(group=group):
+                self._count("phf_attempts_failed_total", 1, group=group)
+            case WorkerLost(group=group, unit=unit, counted=counted):
+                self._count("phf_workers_lost_total", 1, group=group)
+                if unit is not None and counted:
+                    self._count("phf_attempts_failed_total", 1, group=group)
+            case UnitCommitted(_, record, parts):
+                self._count_unit(record, parts)
+            case Tick():
+                self._show_figures()
+                changes, self._changes = self._changes, Changes()
+                self._apply(changes)
 
-    def failed(self, unit: Unit, group: str, worker: int, attempt: int, error: str) -> None:  # noqa: D102
-        self._count("phf_attempts_failed_total", 1, group=group)
-
-    def lost(self, worker: int, group: str, error: str, *, unit: Unit | None, counted: bool) -> None:  # noqa: D102
-        self._count("phf_workers_lost_total", 1, group=group)
-        if unit is not None and counted:
-            self._count("phf_attempts_failed_total", 1, group=group)
-
-    def unit_committed(self, unit: Unit, record: UnitRecord, parts: Sequence[PartResult]) -> None:  # noqa: D102
+    def _count_unit(self, record: UnitRecord, parts: Sequence[PartResult]) -> None:
         self._count("phf_units_committed_total", 1)
         self._count("phf_records_total", record.records)
         self._count("phf_sentences_total", record.sentences)
@@ -145,8 +152,8 @@ class Metrics(RunObserver):
                 else:
                     self._count("phf_scorer_seconds_total", seconds, column=name)
 
-    def ticked(self, progress: Progress) -> None:  # noqa: D102
-        activity = progress.activity
+    def _show_figures(self) -> None:
+        progress, activity = self._progress, self._progress.activity
         for group, states in activity.workers().items():
             for state, workers in states.items():
                 self._set("phf_workers", workers, group=group, state=state)
@@ -158,8 +165,6 @@ class Metrics(RunObserver):
         for units_state, units in by_state.items():
             self._set("phf_units", units, state=units_state)
         self._set("phf_remaining_seconds", progress.remaining_s or 0.0)
-        changes, self._changes = self._changes, Changes()
-        self._apply(changes)
 
     def _count(self, name: str, value: float, **labels: str) -> None:
         self._changes.counted[name, tuple(labels.items())] += value

@@ -1,8 +1,7 @@
 """Figures of a labelling run while it goes.
 
-How fast units come in lately: what a run does now says more of what is left than what it did days ago.
-
-Who works at what in a run, put together from what the scheduler tells: for `phf status` and metrics.
+`Pace` is how fast units come in lately: what a run does now says more of what is left than what it did days ago.
+`Activity` is who works at what, put together from the scheduler's events: for `phf status` and metrics.
 """
 
 import time
@@ -10,12 +9,23 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.corpus.plan import Unit
 from pipeline.job.status import WORKER_STATES, RecentFailure, WorkerState
 from pipeline.job.unit_records import UnitRecord
-from pipeline.labelling.scheduler.events import Observer
+from pipeline.labelling.scheduler.events import (
+    RunEvent,
+    UnitCommitted,
+    UnitFailed,
+    UnitGivenUp,
+    UnitSent,
+    UnitStaged,
+    WorkerDismissed,
+    WorkerHired,
+    WorkerLost,
+    WorkerReady,
+)
 from pipeline.labelling.workers.worker import PartResult
 
 # The pace is that of the last so many seconds, and of so many units where those take longer.
@@ -86,33 +96,6 @@ class Pace:
 STEPS = ("read", "split", "write")
 
 
-class RunObserver(Observer):
-    """An `Observer` that the driver tells of its own part as well."""
-
-    def unit_committed(self, unit: Unit, record: UnitRecord, parts: Sequence[PartResult]) -> None:
-        """A unit has its commit record, and its parts are in place."""
-
-    def ticked(self, progress: "Progress") -> None:
-        """How things stand; told about once a second."""
-
-
-class Told(RunObserver):
-    """Tells several observers, in order, all that it is told."""
-
-    def __init__(self, *observers: RunObserver) -> None:
-        for name in dir(RunObserver):
-            if not name.startswith("_"):
-                setattr(self, name, _each([getattr(observer, name) for observer in observers]))
-
-
-def _each(methods: Sequence[Callable[..., None]]) -> Callable[..., None]:
-    def tell(*args: Any, **kwargs: Any) -> None:
-        for method in methods:
-            method(*args, **kwargs)
-
-    return tell
-
-
 # Failures that are remembered with their reasons; all are counted.
 _RECENT_FAILURES = 10
 
@@ -128,8 +111,8 @@ class _Worker:
         return "working" if self.units else "idle" if self.ready else "starting"
 
 
-class Activity(RunObserver):
-    """The workers and open units of a run.
+class Activity:
+    """The workers and open units of a run, an observer of its events.
 
     Args:
         groups: names of the groups of workers, in order.
@@ -186,49 +169,42 @@ class Activity(RunObserver):
             busy.update(groups)
         return {group: max(0, left - busy[group]) for group in dict.fromkeys((*self._groups, *self._in_use()))}
 
-    def hired(self, worker: int, group: str) -> None:  # noqa: D102 - see Observer, here and below
-        self._workers[worker] = _Worker(group)
-
-    def ready(self, worker: int, group: str, node: str) -> None:  # noqa: D102
-        self._workers.setdefault(worker, _Worker(group)).ready = True
-
-    def sent(self, unit: Unit, group: str, worker: int, attempt: int, *, isolated: bool) -> None:  # noqa: D102
-        if not self._begun:
-            self._begun = True
-            self.on_begin()
-        self._workers.setdefault(worker, _Worker(group)).units.add(unit.index)
-        self._open.setdefault(unit.index, set())
-
-    def done(  # noqa: D102
-        self, unit: Unit, group: str, worker: int, attempt: int, part: PartResult, seconds: float
-    ) -> None:
-        self._put_down(worker, unit)
-        if unit.index in self._open:
-            self._open[unit.index].add(group)
-
-    def failed(self, unit: Unit, group: str, worker: int, attempt: int, error: str) -> None:  # noqa: D102
-        self._put_down(worker, unit)
-        self.failed_attempts[group] += 1
-        self._remember(group, error, unit, attempt)
-
-    def lost(self, worker: int, group: str, error: str, *, unit: Unit | None, counted: bool) -> None:  # noqa: D102
-        self._workers.pop(worker, None)
-        self.lost_workers[group] += 1
-        if unit is not None and counted:
-            self.failed_attempts[group] += 1
-        self._remember(group, error, unit)
-
-    def given_up(self, unit: Unit, group: str, attempts: int, error: str) -> None:  # noqa: D102
-        self._open.pop(unit.index, None)
-        self.given_up_units.append(unit.name)
-        self._remember(group, f"given up: {error}", unit, attempts)
-
-    def dismissed(self, worker: int, group: str) -> None:  # noqa: D102
-        self._workers.pop(worker, None)
-
-    def unit_committed(self, unit: Unit, record: UnitRecord, parts: Sequence[PartResult]) -> None:  # noqa: D102
-        self._open.pop(unit.index, None)
-        self._committed += 1
+    def __call__(self, event: RunEvent) -> None:
+        """Count what has happened."""
+        match event:
+            case WorkerHired(worker, group):
+                self._workers[worker] = _Worker(group)
+            case WorkerReady(worker, group):
+                self._workers.setdefault(worker, _Worker(group)).ready = True
+            case WorkerLost(worker, group, error, unit, counted):
+                self._workers.pop(worker, None)
+                self.lost_workers[group] += 1
+                if unit is not None and counted:
+                    self.failed_attempts[group] += 1
+                self._remember(group, error, unit)
+            case WorkerDismissed(worker):
+                self._workers.pop(worker, None)
+            case UnitSent(unit, group, worker):
+                if not self._begun:
+                    self._begun = True
+                    self.on_begin()
+                self._workers.setdefault(worker, _Worker(group)).units.add(unit.index)
+                self._open.setdefault(unit.index, set())
+            case UnitStaged(unit, group, worker):
+                self._put_down(worker, unit)
+                if unit.index in self._open:
+                    self._open[unit.index].add(group)
+            case UnitFailed(unit, group, worker, attempt, error):
+                self._put_down(worker, unit)
+                self.failed_attempts[group] += 1
+                self._remember(group, error, unit, attempt)
+            case UnitGivenUp(unit, group, attempts, error):
+                self._open.pop(unit.index, None)
+                self.given_up_units.append(unit.name)
+                self._remember(group, f"given up: {error}", unit, attempts)
+            case UnitCommitted(unit):
+                self._open.pop(unit.index, None)
+                self._committed += 1
 
     def _in_use(self) -> set[str]:
         return {worker.group for worker in self._workers.values()}

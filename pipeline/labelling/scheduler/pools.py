@@ -14,7 +14,7 @@ from pipeline.labelling.scheduler.autoscaling import (
     wanted_workers,
 )
 from pipeline.labelling.scheduler.backend import Crew
-from pipeline.labelling.scheduler.events import Observer
+from pipeline.labelling.scheduler.events import Observer, PoolResized, WorkerDismissed, WorkerHired, WorkerReady
 
 # Units a worker is given at once: the one it works on, and one that spares it the wait for the driver.
 QUEUED = 2
@@ -49,7 +49,7 @@ class Workforce:
     Args:
         crew: whom to hire from.
         pools: by group; the first is the base group.
-        observer: told of hirings and dismissals.
+        observer: gets the events of workers and pools.
         notify: told, in a sentence for people, when a pool waits for a place in the cluster.
         clock: monotonic seconds.
     """
@@ -65,7 +65,7 @@ class Workforce:
     ) -> None:
         self._crew = crew
         self._pools = dict(pools)
-        self._observer = observer
+        self._observe = observer
         self._notify = notify
         self._clock = clock
         self._workers: dict[int, Worker] = {}
@@ -113,7 +113,7 @@ class Workforce:
         worker.since = self._clock()
         del self._starting[worker.group][number]
         self._free[worker.group][0][number] = None
-        self._observer.ready(number, worker.group, node)
+        self._observe(WorkerReady(number, worker.group, node))
 
     def next(self, group: str, having: int) -> int | None:
         """A worker that has so many units and can take another.
@@ -168,7 +168,7 @@ class Workforce:
         """Let a worker go, and all that it has."""
         worker = self.remove(number)
         self._crew.dismiss(number)
-        self._observer.dismissed(number, worker.group)
+        self._observe(WorkerDismissed(number, worker.group))
 
     def dismiss_idle(self) -> None:
         """Let everybody go who has no unit."""
@@ -187,7 +187,7 @@ class Workforce:
             self._workers[number] = Worker(group)
             self._starting[group][number] = None
             self._counts[group] += 1
-            self._observer.hired(number, group)
+            self._observe(WorkerHired(number, group))
 
     def late(self, allowed_s: Callable[[Worker], float]) -> list[int]:
         """Workers that have been at a unit for longer than they may."""
@@ -219,7 +219,7 @@ class Workforce:
     def _set_target(self, group: str, wanted: int) -> None:
         if wanted != self._target[group]:
             self._target[group] = wanted
-            self._observer.resized(group, wanted)
+            self._observe(PoolResized(group, wanted))
         # Whoever works is left to finish; a worker of a pool that is too large goes once it has nothing to do.
         surplus = self._counts[group] - wanted
         for each in (self._starting[group], self._free[group][0]):

@@ -13,7 +13,7 @@ from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler.attempts import Attempts
 from pipeline.labelling.scheduler.autoscaling import Pool
 from pipeline.labelling.scheduler.backend import Crew, Event, Kind
-from pipeline.labelling.scheduler.events import Observer
+from pipeline.labelling.scheduler.events import Observer, UnitFailed, UnitGivenUp, UnitSent, UnitStaged, WorkerLost
 from pipeline.labelling.scheduler.pools import QUEUED, Worker, Workforce
 from pipeline.labelling.workers.worker import PartResult
 from scorers.errors import IncompleteError
@@ -48,7 +48,7 @@ class Scheduler:
         pools: of workers, by group; the first group is the base group.
         complete: called with a unit and its parts, in the order of the groups, once all are staged. What it raises ends
             the run.
-        observer: told of everything.
+        observer: gets every event but those of commits.
         notify: told, in a sentence for people, when a worker is lost or a unit is tried again or given up.
         attempts: how often a unit that raises is tried in a group; so often as well, record by record, one whose worker
             was lost over it.
@@ -66,7 +66,7 @@ class Scheduler:
         pools: Mapping[str, Pool],
         complete: Callable[[Unit, Sequence[PartResult]], None],
         *,
-        observer: Observer | None = None,
+        observer: Observer = lambda _: None,
         notify: Callable[[str], None] = lambda _: None,
         attempts: int = 3,
         unit_deadline_s: float = 3600.0,
@@ -77,12 +77,12 @@ class Scheduler:
         self._crew = crew
         self._groups = list(pools)
         self._complete = complete
-        self._observer = observer or Observer()
+        self._observe = observer
         self._notify = notify
         self._attempts = Attempts(attempts)
         self._unit_deadline_s = unit_deadline_s
         self._clock = clock
-        self._workforce = Workforce(crew, pools, observer=self._observer, notify=notify, clock=clock)
+        self._workforce = Workforce(crew, pools, observer=observer, notify=notify, clock=clock)
         self._backlog: dict[str, deque[Unit]] = {group: deque() for group in pools}
         self._open: dict[int, dict[str, PartResult]] = {}
         self._died_starting = dict.fromkeys(pools, 0)
@@ -177,7 +177,7 @@ class Scheduler:
         self._workforce.give(number, unit)
         isolated = self._attempts.isolated(unit, group)
         self._crew.send(number, unit, isolated=isolated)
-        self._observer.sent(unit, group, number, self._attempts.number(unit, group), isolated=isolated)
+        self._observe(UnitSent(unit, group, number, self._attempts.number(unit, group), isolated))
 
     def _handle(self, event: Event) -> None:
         group = self._workforce[event.worker].group
@@ -191,10 +191,10 @@ class Scheduler:
             unit, seconds = self._workforce.take(event.worker)
             attempt = self._attempts.number(unit, group)
             if event.part is not None:
-                self._observer.done(unit, group, event.worker, attempt, event.part, seconds)
+                self._observe(UnitStaged(unit, group, event.worker, attempt, event.part, seconds))
                 self._receive(unit, group, event.part)
             else:
-                self._observer.failed(unit, group, event.worker, attempt, event.error)
+                self._observe(UnitFailed(unit, group, event.worker, attempt, event.error))
                 self._fail(unit, group, event.error)
         if self.stopping:
             self._workforce.dismiss(event.worker)
@@ -215,7 +215,7 @@ class Scheduler:
         worker = self._workforce.remove(number)
         group, unit = worker.group, worker.units[0] if worker.units else None
         counted = unit is not None and not (with_node and self._attempts.lost_with_node(unit, group))
-        self._observer.lost(number, group, error, unit=unit, counted=counted)
+        self._observe(WorkerLost(number, group, error, unit, counted))
         self._notify(f"A worker of the group {group} was lost: {error}.")
         if not worker.ready and not with_node:
             self._died_starting[group] += 1
@@ -254,7 +254,7 @@ class Scheduler:
     def _give_up(self, unit: Unit, group: str, error: str) -> None:
         attempts = self._attempts.used(unit, group)
         self._notify(f"Unit {unit.name} is given up after {attempts} attempts: {error}.")
-        self._observer.given_up(unit, group, attempts, error)
+        self._observe(UnitGivenUp(unit, group, attempts, error))
         self._close(unit)
         for backlog in self._backlog.values():
             if unit in backlog:

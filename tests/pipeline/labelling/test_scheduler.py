@@ -12,7 +12,7 @@ from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler.autoscaling import Pool
 from pipeline.labelling.scheduler.scheduler import Scheduler
 from scorers.errors import IncompleteError
-from tests.pipeline.simulation import Completed, Heard, SimulatedCrew, units
+from tests.pipeline.simulation import Completed, Recorded, SimulatedCrew, units
 
 
 def schedule(crew: SimulatedCrew, workers: dict[str, int], count: int, **options: Any) -> tuple[Completed, Scheduler]:
@@ -247,8 +247,8 @@ def test_whatever_happens_every_unit_is_complete_once_or_given_up(
     )
     groups = {"cpu": Pool.of(workers)} | ({"toxicity": Pool.of(second_group)} if second_group else {})
     completed = Completed()
-    heard = Heard()
-    scheduler = Scheduler(crew, groups, completed, clock=crew.clock, unit_deadline_s=25, observer=heard)
+    recorded = Recorded()
+    scheduler = Scheduler(crew, groups, completed, clock=crew.clock, unit_deadline_s=25, observer=recorded)
     try:
         scheduler.run(units(30))
     except IncompleteError:
@@ -260,10 +260,10 @@ def test_whatever_happens_every_unit_is_complete_once_or_given_up(
     assert crew.most_in_flight <= 2 * (workers + second_group)
     assert crew.workers == {}
     # Whoever listens can tell what became of every worker and every attempt.
-    assert len(heard.workers) == crew.hired
-    assert set(heard.workers.values()) <= {"lost", "dismissed"}
-    assert heard.doomed == doomed
-    assert heard.parts.total() >= len(completed.parts) * len(groups)
+    assert len(recorded.workers) == crew.hired
+    assert set(recorded.workers.values()) <= {"lost", "dismissed"}
+    assert recorded.doomed == doomed
+    assert recorded.parts.total() >= len(completed.parts) * len(groups)
 
 
 def test_units_are_pulled_as_they_are_needed() -> None:

@@ -18,9 +18,18 @@ from pipeline.corpus.plan import Unit
 from pipeline.job.epoch import Epoch
 from pipeline.job.status import PROGRESS, RunStatus, read_status
 from pipeline.job.unit_records import UnitRecord
-from pipeline.labelling.monitoring.progress import Activity, Progress, RunObserver, Told
+from pipeline.labelling.monitoring.progress import Activity, Progress
 from pipeline.labelling.monitoring.status_file import StatusFile, status_of
 from pipeline.labelling.scheduler.autoscaling import Pool
+from pipeline.labelling.scheduler.events import (
+    UnitCommitted,
+    UnitGivenUp,
+    UnitSent,
+    UnitStaged,
+    WorkerHired,
+    WorkerLost,
+    WorkerReady,
+)
 from pipeline.labelling.scheduler.scheduler import Scheduler
 from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage.open import open_storage
@@ -33,8 +42,8 @@ def record(unit: int) -> UnitRecord:
     return UnitRecord(unit=unit, epoch=1, parts=[PART], records=1, empty=0, sentences=1, bytes_text=1, quarantined=[])
 
 
-class Checking(RunObserver):
-    """Holds a activity against what the crew itself knows, whenever anything happens."""
+class Checking:
+    """Holds an activity against what the crew itself knows."""
 
     def __init__(self, crew: SimulatedCrew, activity: Activity, total: int) -> None:
         self.crew = crew
@@ -64,14 +73,13 @@ def test_the_workforce_is_what_the_crew_is(groups: dict[str, int], fates: list[s
     )
     activity = Activity(list(groups), total)
     checking = Checking(crew, activity, total)
-    told = Told(activity, checking)
 
     def complete(unit: Unit, parts: Sequence[PartResult]) -> None:
         checking.committed += 1
-        told.unit_committed(unit, record(unit.index), parts)
+        activity(UnitCommitted(unit, record(unit.index), parts))
 
     scheduler = Scheduler(
-        crew, {group: Pool.of(each) for group, each in groups.items()}, complete, clock=crew.clock, observer=told
+        crew, {group: Pool.of(each) for group, each in groups.items()}, complete, clock=crew.clock, observer=activity
     )
     scheduler.run(units(total), checking.check)
     assert checking.committed == total
@@ -85,16 +93,16 @@ def test_the_workforce_is_what_the_crew_is(groups: dict[str, int], fates: list[s
 def test_a_unit_that_is_given_up_is_no_backlog_of_any_group() -> None:
     activity = Activity(["cpu", "gpu"], 3)
     first, second, third = units(3)
-    activity.hired(1, "cpu")
-    activity.ready(1, "cpu", "node")
+    activity(WorkerHired(1, "cpu"))
+    activity(WorkerReady(1, "cpu", "node"))
     assert activity.workers()["cpu"] == {"starting": 0, "idle": 1, "working": 0}
-    activity.sent(first, "cpu", 1, 1, isolated=False)
-    activity.done(first, "cpu", 1, 1, part_of(first, "cpu"), 1.0)
+    activity(UnitSent(first, "cpu", 1, 1, isolated=False))
+    activity(UnitStaged(first, "cpu", 1, 1, part_of(first, "cpu"), 1.0))
     assert (activity.open_units, activity.backlog()) == (1, {"cpu": 2, "gpu": 3})
-    activity.hired(2, "gpu")
-    activity.sent(first, "gpu", 2, 3, isolated=True)
-    activity.lost(2, "gpu", "its process died", unit=first, counted=True)
-    activity.given_up(first, "gpu", 3, "its process died")
+    activity(WorkerHired(2, "gpu"))
+    activity(UnitSent(first, "gpu", 2, 3, isolated=True))
+    activity(WorkerLost(2, "gpu", "its process died", unit=first, counted=True))
+    activity(UnitGivenUp(first, "gpu", 3, "its process died"))
     assert (activity.open_units, activity.backlog()) == (0, {"cpu": 2, "gpu": 2})
     assert [failure.error for failure in activity.failures] == ["its process died", "given up: its process died"]
     assert activity.failed_attempts == {"gpu": 1}
