@@ -1,18 +1,21 @@
-"""Options that `phf label` and `phf preview` share, and how they become a configuration."""
+"""Options of the commands that label: each with the setting that it gives, and how they become a configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from scorers.errors import UserError
+from scorers.flags import Sets
 from scorers.settings import load_settings, read_yaml
 from scorers.trust import trusted_by_user
 
 if TYPE_CHECKING:
     from pipeline.config import LabelConfig, LabelExecution, ScoreConfig
+
+Config = TypeVar("Config", "LabelConfig", "ScoreConfig")
 
 
 class LargeDocumentsOption(StrEnum):
@@ -39,6 +42,35 @@ Inputs = Annotated[
         "hf://datasets/OWNER/NAME@REVISION/PATH, of which revision and path may be left out.",
         show_default=False,
     ),
+    Sets("inputs"),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="Where the dataset goes: a folder, or s3://, gs://, az://.",
+        show_default=False,
+    ),
+    Sets("output"),
+]
+UnitSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Input a unit, the work lost with a worker. (default: 256KiB)", show_default=False
+    ),
+    Sets("unit_size"),
+]
+ShardSize = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Rows a shard, in memory. (default: 256MB)", show_default=False),
+    Sets("shard_size"),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Threads a scorer computes with. (default: 1)", show_default=False),
+    Sets("execution.threads"),
 ]
 Scorers = Annotated[
     list[str] | None,
@@ -69,10 +101,12 @@ TextField = Annotated[
         help="Field with the text: a string, or a list of strings, its sentences. (default: text)",
         show_default=False,
     ),
+    Sets("text_field"),
 ]
 IdField = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Field with a record's own id, if it has one. (default: id)", show_default=False),
+    Sets("id_field"),
 ]
 Kind = Annotated[
     KindOption | None,
@@ -80,6 +114,7 @@ Kind = Annotated[
         help="What the documents are; auto takes .py for Python and all else for prose. (default: auto)",
         show_default=False,
     ),
+    Sets("kind"),
 ]
 MaxDocumentSize = Annotated[
     str | None,
@@ -88,6 +123,7 @@ MaxDocumentSize = Annotated[
         help="Text in UTF-8 above which a document is large; scorers get no more at once. (default: 1MiB)",
         show_default=False,
     ),
+    Sets("max_document_size"),
 ]
 LargeDocuments = Annotated[
     LargeDocumentsOption | None,
@@ -96,10 +132,12 @@ LargeDocuments = Annotated[
         "quarantine, as a large file of Python always is. (default: split)",
         show_default=False,
     ),
+    Sets("large_documents"),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Worker processes. (default: one a core)", show_default=False),
+    Sets("execution.workers"),
 ]
 Address = Annotated[
     str | None,
@@ -108,6 +146,7 @@ Address = Annotated[
         help="Ray cluster to join, such as auto or ray://head:10001. (default: a local Ray of its own)",
         show_default=False,
     ),
+    Sets("execution.address"),
 ]
 MaxQuarantined = Annotated[
     str | None,
@@ -117,6 +156,7 @@ MaxQuarantined = Annotated[
         "(default: 0)",
         show_default=False,
     ),
+    Sets("execution.max_quarantined"),
 ]
 Log = Annotated[
     str | None,
@@ -125,6 +165,7 @@ Log = Annotated[
         help="Append a log of JSON lines to FILE; - for stderr, in place of the lines for people.",
         show_default=False,
     ),
+    Sets("execution.log"),
 ]
 MetricsPort = Annotated[
     int | None,
@@ -135,6 +176,7 @@ MetricsPort = Annotated[
         help="Serve metrics for Prometheus at PORT while the local Ray runs.",
         show_default=False,
     ),
+    Sets("execution.metrics_port"),
 ]
 ConfigFile = Annotated[
     Path | None,
@@ -152,105 +194,64 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
-def label_config_from_flags(
+def label_config(
+    given: Mapping[str, Any],
     *,
-    inputs: Sequence[str] | None,
-    output: str | None,
     scorers: Sequence[str] | None = None,
     thresholds: Sequence[str] | None = None,
     config: Path | None = None,
     overrides: Sequence[str] | None = None,
-    text_field: str | None = None,
-    id_field: str | None = None,
-    kind: KindOption | None = None,
-    unit_size: str | None = None,
-    shard_size: str | None = None,
-    max_document_size: str | None = None,
-    large_documents: LargeDocumentsOption | None = None,
-    workers: int | None = None,
-    address: str | None = None,
-    max_quarantined: str | None = None,
-    log: str | None = None,
-    metrics_port: int | None = None,
 ) -> "LabelConfig":
-    """The configuration that flags, a YAML file and `--set` make together; None means that a flag was not given.
+    """The configuration of `phf label` that options, a YAML file and `--set` make together.
 
     A `--scorer` replaces the file's scorer of that column as a whole.
 
+    Args:
+        given: settings by options, nested; see `scorers.flags.given_settings`.
+        scorers: as `--scorer` takes them.
+        thresholds: as `--threshold` takes them.
+        config: a YAML file.
+        overrides: as `--set` takes them.
+
     Raises:
-        UserError: a flag of another form, an unknown key, a value that does not fit; names the key.
+        UserError: an option of another form, an unknown key, a value that does not fit; names the key.
     """
     from pipeline.config import LabelConfig
-    from pipeline.sealing.thresholds import parse_flags
 
-    specs, values = _scorers_and_file(scorers, config, overrides)
-    settings = load_settings(
-        LabelConfig,
-        defaults=values,
-        flags={
-            "inputs": list(inputs) if inputs else None,
-            "output": output,
-            "scorers": specs,
-            "thresholds": parse_flags(thresholds or []),
-            "text_field": text_field,
-            "id_field": id_field,
-            "kind": kind and kind.value,
-            "unit_size": unit_size,
-            "shard_size": shard_size,
-            "max_document_size": max_document_size,
-            "large_documents": large_documents and large_documents.value,
-            "execution": {
-                "workers": workers,
-                "address": address,
-                "max_quarantined": max_quarantined,
-                "log": log,
-                "metrics_port": metrics_port,
-            },
-        },
-        overrides=overrides or [],
-    )
-    return settings.model_copy(update=_trusting(settings))
+    return _config(LabelConfig, given, scorers, thresholds, config, overrides)
 
 
-def score_config_from_flags(
+def score_config(
+    given: Mapping[str, Any],
     *,
-    dataset: str,
     scorers: Sequence[str] | None = None,
     thresholds: Sequence[str] | None = None,
     config: Path | None = None,
     overrides: Sequence[str] | None = None,
-    workers: int | None = None,
-    address: str | None = None,
-    max_quarantined: str | None = None,
-    log: str | None = None,
-    metrics_port: int | None = None,
 ) -> "ScoreConfig":
-    """What `phf score` is to do, by the rules of `label_config_from_flags`.
+    """The configuration of `phf score`, by the rules of `label_config`.
 
     Raises:
-        UserError: a flag of another form, an unknown key, a value that does not fit; names the key.
+        UserError: an option of another form, an unknown key, a value that does not fit; names the key.
     """
     from pipeline.config import ScoreConfig
+
+    return _config(ScoreConfig, given, scorers, thresholds, config, overrides)
+
+
+def _config(
+    model: type[Config],
+    given: Mapping[str, Any],
+    scorers: Sequence[str] | None,
+    thresholds: Sequence[str] | None,
+    config: Path | None,
+    overrides: Sequence[str] | None,
+) -> Config:
     from pipeline.sealing.thresholds import parse_flags
 
     specs, values = _scorers_and_file(scorers, config, overrides)
-    settings = load_settings(
-        ScoreConfig,
-        defaults=values,
-        flags={
-            "dataset": dataset,
-            "scorers": specs,
-            "thresholds": parse_flags(thresholds or []),
-            "execution": {
-                "workers": workers,
-                "address": address,
-                "max_quarantined": max_quarantined,
-                "log": log,
-                "metrics_port": metrics_port,
-            },
-        },
-        overrides=overrides or [],
-    )
+    flags = {**given, "scorers": specs, "thresholds": parse_flags(thresholds or [])}
+    settings = load_settings(model, defaults=values, flags=flags, overrides=overrides or [])
     return settings.model_copy(update=_trusting(settings))
 
 
@@ -276,9 +277,7 @@ def _scorers_and_file(
     return specs, values
 
 
-def execution_from_flags(
-    *, workers: int | None = None, address: str | None = None, overrides: Sequence[str] | None = None
-) -> "LabelExecution":
+def execution_config(given: Mapping[str, Any], overrides: Sequence[str] | None = None) -> "LabelExecution":
     """How to run what is scored, for commands that take the rest from the job.
 
     Raises:
@@ -286,5 +285,4 @@ def execution_from_flags(
     """
     from pipeline.config import ExecutionSettings
 
-    flags = {"execution": {"workers": workers, "address": address}}
-    return load_settings(ExecutionSettings, flags=flags, overrides=overrides or []).execution
+    return load_settings(ExecutionSettings, flags=given, overrides=overrides or []).execution

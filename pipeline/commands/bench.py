@@ -14,10 +14,12 @@ from pipeline.options import (
     Overrides,
     Scorers,
     TextField,
-    label_config_from_flags,
+    Threads,
+    label_config,
 )
 from scorers.console import print_json
 from scorers.errors import UserError
+from scorers.flags import given_settings
 
 # Of English prose with GPT-2's vocabulary it is 4 to 4.5.
 BYTES_A_TOKEN = 4.2
@@ -38,10 +40,7 @@ def scorers(
             show_default=False,
         ),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Threads a scorer computes with. (default: 1)", show_default=False),
-    ] = None,
+    threads: Threads = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -78,6 +77,7 @@ def scorers(
 
     Example: phf bench scorers corpus.jsonl.gz --scorer pii --scorer toxicity=linear --total 1TB
     """
+    flags = given_settings(scorers, locals())
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     def size_of(flag: str, text: str) -> int:
@@ -92,16 +92,7 @@ def scorers(
     if total_tokens is not None:
         wanted = _tokens(total_tokens) * BYTES_A_TOKEN
     most = None if limit is None else size_of("--limit", limit)
-    settings = label_config_from_flags(
-        inputs=inputs,
-        output="bench",
-        scorers=scorer,
-        config=config,
-        overrides=[*(overrides or []), *([f"execution.threads={threads}"] if threads else [])],
-        text_field=text_field,
-        id_field=id_field,
-        kind=kind,
-    )
+    settings = label_config({**flags, "output": "bench"}, scorers=scorer, config=config, overrides=overrides)
     from pipeline.commands.bench_view import show_bench
     from pipeline.labelling.bench import bench_scorers
     from pipeline.labelling.monitoring.console import reporter_for

@@ -17,27 +17,22 @@ from pipeline.options import (
     MaxDocumentSize,
     MaxQuarantined,
     MetricsPort,
+    Output,
     Overrides,
     Scorers,
+    ShardSize,
     TextField,
     Thresholds,
+    UnitSize,
     Workers,
-    label_config_from_flags,
+    label_config,
 )
+from scorers.flags import given_settings
 
 
 def label(
     inputs: Inputs = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Where the dataset goes: a folder, or s3://, gs://, az://.",
-            show_default=False,
-        ),
-    ] = None,
+    output: Output = None,
     scorer: Scorers = None,
     threshold: Thresholds = None,
     text_field: TextField = None,
@@ -45,16 +40,8 @@ def label(
     kind: Kind = None,
     workers: Workers = None,
     address: Address = None,
-    unit_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="Input a unit, the work lost with a worker. (default: 256KiB)", show_default=False
-        ),
-    ] = None,
-    shard_size: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Rows a shard, in memory. (default: 256MB)", show_default=False),
-    ] = None,
+    unit_size: UnitSize = None,
+    shard_size: ShardSize = None,
     max_document_size: MaxDocumentSize = None,
     large_documents: LargeDocuments = None,
     max_quarantined: MaxQuarantined = None,
@@ -77,26 +64,8 @@ def label(
 
     Example: phf label corpus/*.jsonl.zst --output labelled --scorer toxicity=linear --scorer pii --threshold pii=0
     """
-    settings = label_config_from_flags(
-        inputs=inputs,
-        output=output,
-        scorers=scorer,
-        thresholds=threshold,
-        config=config,
-        overrides=overrides,
-        text_field=text_field,
-        id_field=id_field,
-        kind=kind,
-        unit_size=unit_size,
-        shard_size=shard_size,
-        max_document_size=max_document_size,
-        large_documents=large_documents,
-        workers=workers,
-        address=address,
-        max_quarantined=max_quarantined,
-        log=log,
-        metrics_port=metrics_port,
-    )
+    given = given_settings(label, locals())
+    settings = label_config(given, scorers=scorer, thresholds=threshold, config=config, overrides=overrides)
     from pipeline.labelling.label import run_label
 
     run_and_show(settings, lambda reporter, told: run_label(settings, reporter, told, extend=extend), as_json=as_json)

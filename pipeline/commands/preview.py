@@ -14,9 +14,10 @@ from pipeline.options import (
     Scorers,
     TextField,
     Thresholds,
-    label_config_from_flags,
+    label_config,
 )
 from scorers.console import print_json
+from scorers.flags import given_settings
 
 
 def preview(
@@ -45,20 +46,11 @@ def preview(
     With --redact, what scorers found is replaced by its type, --json lists where it was, and nothing that no such
     scorer has read is shown.
     """
+    given = given_settings(preview, locals()) | {"output": "preview"}
     from pipeline.labelling.preview import preview as preview_records
 
     labelled = preview_records(
-        label_config_from_flags(
-            inputs=inputs,
-            output="preview",
-            scorers=scorers,
-            thresholds=thresholds,
-            config=config,
-            overrides=overrides,
-            text_field=text_field,
-            id_field=id_field,
-            kind=kind,
-        ),
+        label_config(given, scorers=scorers, thresholds=thresholds, config=config, overrides=overrides),
         limit,
         redact=redact,
     )

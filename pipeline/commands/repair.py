@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.options import Address, AsJson, Overrides, Workers, execution_from_flags
+from pipeline.options import Address, AsJson, Overrides, Workers, execution_config
 from scorers.console import print_json
 from scorers.errors import EXIT_INCOMPLETE
+from scorers.flags import given_settings
 
 
 def repair(
@@ -36,7 +37,7 @@ def repair(
     from pipeline.upkeep.repair import repair as repair_dataset
     from scorers.terminal import Terminal
 
-    execution = execution_from_flags(workers=workers, address=address, overrides=overrides)
+    execution = execution_config(given_settings(repair, locals()), overrides)
     with reporter_for(Terminal(stderr=True)) as reporter:
         repaired = repair_dataset(dataset, execution, reporter, dry_run=dry_run)
     if as_json:

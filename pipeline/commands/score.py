@@ -16,12 +16,15 @@ from pipeline.options import (
     Scorers,
     Thresholds,
     Workers,
-    score_config_from_flags,
+    score_config,
 )
+from scorers.flags import Sets, given_settings
 
 
 def score(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Output of `phf label`, finished.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Output of `phf label`, finished."), Sets("dataset")
+    ],
     scorer: Scorers = None,
     threshold: Thresholds = None,
     workers: Workers = None,
@@ -42,18 +45,8 @@ def score(
 
     Example: phf score labelled --scorer style=pycodestyle --threshold style=0
     """
-    settings = score_config_from_flags(
-        dataset=dataset,
-        scorers=scorer,
-        thresholds=threshold,
-        config=config,
-        overrides=overrides,
-        workers=workers,
-        address=address,
-        max_quarantined=max_quarantined,
-        log=log,
-        metrics_port=metrics_port,
-    )
+    given = given_settings(score, locals())
+    settings = score_config(given, scorers=scorer, thresholds=threshold, config=config, overrides=overrides)
     from pipeline.labelling.score import run_score
 
     run_and_show(settings, lambda reporter, told: run_score(settings, reporter, told), as_json=as_json)

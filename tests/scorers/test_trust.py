@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config import LabelExecution
 from pipeline.dataset.manifest import ScorerEntry
-from pipeline.options import execution_from_flags, label_config_from_flags, score_config_from_flags
+from pipeline.options import execution_config, label_config, score_config
 from scorers.contract import Execution
 from scorers.errors import UserError
 from scorers.pii.entities import find_model
@@ -37,11 +37,11 @@ def test_flags_and_files_of_the_user_vouch(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(f"scorers: {{toxicity: {{kind: detoxify, model: x.ckpt, sha256: '{ONE}'}}}}\n")
     for given in ({"scorers": [flag]}, {"config": file}):
-        label = label_config_from_flags(inputs=["x"], output="y", **given)
-        score = score_config_from_flags(dataset="y", **given)
+        label = label_config({"inputs": ["x"], "output": "y"}, **given)
+        score = score_config({"dataset": "y"}, **given)
         assert label.execution.of("toxicity").trusted_sha256 == {ONE, OTHER}
         assert score.execution.of("toxicity").trusted_sha256 == {ONE, OTHER}
-    assert execution_from_flags().trusted_sha256 == {OTHER}
+    assert execution_config({}).trusted_sha256 == {OTHER}
 
 
 def test_a_recorded_scorer_of_another_kind_than_its_fingerprint_is_not_built(tmp_path):

@@ -6,6 +6,7 @@ import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
+from scorers.flags import Sets, given_settings
 
 if TYPE_CHECKING:
     from training.config import EvaluationConfig
@@ -19,6 +20,7 @@ def evaluate(
     samples: Annotated[
         int | None,
         typer.Option("--samples", min=1, help="Samples to draw; by default as the run's configuration says."),
+        Sets("num_samples"),
     ] = None,
     guidance: Annotated[
         float | None,
@@ -28,6 +30,7 @@ def evaluate(
             metavar="G",
             help="Conditional runs: draw as many samples besides, guided by G away from the worst tag; 1 for none.",
         ),
+        Sets("guidance"),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -89,6 +92,7 @@ def evaluate(
 
     Example: phf evaluate runs/conditional --samples 512
     """
+    flags = given_settings(evaluate, locals())
     set_up_logs()
     from training.evaluation.checks import Asked, check_evaluations
     from training.evaluation.evaluate_run import evaluate_run
@@ -97,7 +101,7 @@ def evaluate(
 
     # What is wrong with the last run should not be found after an hour of evaluating the others.
     chosen = [RunFolder.existing(run) for run in runs]
-    configs = {run: _config(run, {"num_samples": samples, "guidance": guidance}, overrides or []) for run in chosen}
+    configs = {run: _config(run, flags, overrides or []) for run in chosen}
     asked: list[Asked] = []
     for run in chosen:
         judges = _judges(run, columns or [], scorers or [])

@@ -9,6 +9,7 @@ import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
+from scorers.flags import given_settings
 from scorers.stopping import stoppable
 from training.commands.starting import (
     HERE,
@@ -24,45 +25,30 @@ from training.commands.starting import (
 )
 from training.distributed.launch import LAUNCHED, Launch
 from training.distributed.slurm import slurm_ranks
+from training.options import (
+    BatchSize,
+    Dataset,
+    DeepSpeed,
+    LearningRate,
+    Model,
+    NumTokens,
+    Objective,
+    Output,
+    Seed,
+    Task,
+    Tokenizer,
+)
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
 
 
 def train(
-    dataset: Annotated[
-        str | None,
-        typer.Argument(help="Labelled dataset: the --output of `phf label`, a folder or a URI.", show_default=False),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder of the run. A run that is there goes on."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task", metavar="NAME", help="toxicity, pii or pep8 take the paper's presets; any other score column."
-        ),
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            "--objective",
-            metavar="NAME",
-            help="mle, filtering, conditional, unlikelihood, unlikelihood_soft, rwr or awr. [default: mle]",
-            show_default=False,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="NAME",
-            help="nano, tiny, mini, small, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or the path or name of a "
-            "Hugging Face causal language model. [default: gpt2]",
-            show_default=False,
-        ),
-    ] = None,
+    dataset: Dataset = None,
+    output: Output = None,
+    task: Task = None,
+    objective: Objective = None,
+    model: Model = None,
     init_from: Annotated[
         str | None,
         typer.Option(
@@ -72,16 +58,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            "--tokenizer",
-            metavar="NAME",
-            help="Hugging Face tokenizer: a folder, or a name on the hub. By default one is trained on the dataset.",
-            show_default=False,
-            rich_help_panel="Data",
-        ),
-    ] = None,
+    tokenizer: Tokenizer = None,
     column: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,25 +80,11 @@ def train(
             rich_help_panel="Data",
         ),
     ] = None,
-    num_tokens: Annotated[
-        str | None,
-        typer.Option("--num-tokens", metavar="N", help="Tokens to train on in all, such as 1e6.", show_default=False),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=1, metavar="N", help="Blocks a step, over all ranks.", show_default=False),
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", metavar="X", help="Peak learning rate.", show_default=False)
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", metavar="N", help="Of initialisation, order and dropped tags.", show_default=False),
-    ] = None,
-    deepspeed: Annotated[
-        str | None,
-        typer.Option("--deepspeed", metavar="FILE", help="A DeepSpeed JSON of your own, merged under the settings."),
-    ] = None,
+    num_tokens: NumTokens = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    deepspeed: DeepSpeed = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="YAML with the same settings as --set; flags win over it."),
@@ -290,6 +253,7 @@ def train(
     Example: phf train labelled --task toxicity --objective conditional --model tiny --output runs/conditional
     --set training.num_tokens=1e6
     """
+    flags = given_settings(train, locals())
     set_up_logs()
     if skip_batches and from_step is None:
         raise UserError("--skip-batches says what to leave out after --from-step; give that too.")
@@ -305,25 +269,11 @@ def train(
         raise UserError("--step says which checkpoint of --init-from a run begins with; give that too.")
     if step is not None and model is not None:
         raise UserError("--init-from says which model it is: leave --model out.")
-    flags = {
-        "output": output,
-        "task": task,
-        "data": {
-            "dataset": dataset,
-            **columns(column or []),
-            "tokenizer": tokenizer or start.get("name"),
-            "mixture": [mixed_in(each) for each in mix] if mix else None,
-        },
-        "model": {"name": model, **start},
-        "objective": {"name": objective},
-        "training": {
-            "num_tokens": num_tokens,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "deepspeed": deepspeed,
-        },
-    }
+    flags["data"] = {"tokenizer": start.get("name"), **flags.get("data", {}), **columns(column or [])}
+    if mix:
+        flags["data"]["mixture"] = [mixed_in(each) for each in mix]
+    if start:
+        flags["model"] = start
     from scorers.terminal import Terminal
 
     console = Terminal(stderr=as_json)

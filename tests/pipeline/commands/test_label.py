@@ -180,23 +180,22 @@ def test_a_damaged_job_is_refused(folder: Path) -> None:
 
 
 def test_flags_win_over_the_file_and_set_over_both(folder: Path) -> None:
-    from pipeline.options import LargeDocumentsOption, label_config_from_flags
+    from pipeline.options import label_config
 
     Path("c.yaml").write_text(
         "inputs: [corpus]\noutput: there\nunit_size: 1MB\nthresholds: {probe: p10, other: 1}\n"
         "scorers: {probe: {kind: probe, delay_s: 3}, other: 'probe:2'}\n"
         "execution: {attempts: 7, workers: 1, max_quarantined: 0.5%}\n"
     )
-    config = label_config_from_flags(
-        inputs=None,
-        output=None,
+    config = label_config(
+        {
+            "max_document_size": "2MiB",
+            "large_documents": "quarantine",
+            "execution": {"workers": 3, "max_quarantined": "2%"},
+        },
         scorers=["probe=probe"],
         thresholds=["probe=p20"],
         config=Path("c.yaml"),
-        workers=3,
-        max_quarantined="2%",
-        max_document_size="2MiB",
-        large_documents=LargeDocumentsOption.QUARANTINE,
         overrides=["scorers.probe.version=2", "execution.attempts=9", "thresholds.probe=0.5"],
     )
     assert (config.inputs, config.output, config.unit_size) == (["corpus"], "there", 1_000_000)
