@@ -28,7 +28,7 @@ Objective = Annotated[
     typer.Option(
         "--objective",
         metavar="NAME",
-        help="mle, filtering, conditional, unlikelihood, unlikelihood_soft, rwr or awr. [default: mle]",
+        help="mle, filtering, conditional, unlikelihood, unlikelihood_soft, rwr or awr. (default: mle)",
         show_default=False,
     ),
     Sets("objective.name"),
@@ -39,7 +39,7 @@ Model = Annotated[
         "--model",
         metavar="NAME",
         help="nano, tiny, mini, small, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or the path or name of a "
-        "Hugging Face causal language model. [default: gpt2]",
+        "Hugging Face causal language model. (default: gpt2)",
         show_default=False,
     ),
     Sets("model.name"),

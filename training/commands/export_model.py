@@ -22,7 +22,7 @@ def export_model(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="A new folder. [default: RUN/exports/step-N]"),
+        typer.Option("--output", "-o", metavar="DIR", help="A new folder. (default: RUN/exports/step-N)"),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Where the labelled dataset lies now, if it was moved since training.")

@@ -27,7 +27,7 @@ def tokenize(
             "--vocab-size",
             min=260,
             metavar="N",
-            help="Entries of the tokenizer that is trained. [default: 8192]",
+            help="Entries of the tokenizer that is trained. (default: 8192)",
             show_default=False,
         ),
     ] = None,

@@ -161,7 +161,7 @@ def train(
         typer.Option(
             "--plan-device",
             metavar="NAME",
-            help="With --plan: a card, such as H100. [default: here]",
+            help="With --plan: a card, such as H100. (default: here)",
             rich_help_panel="Plan",
         ),
     ] = None,
