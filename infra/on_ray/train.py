@@ -18,7 +18,7 @@ from infra.on_ray.mailbox import STDOUT, Desk, News
 from infra.on_ray.rank import RankJob
 from infra.on_ray.ray_train import Losses, Outcome, fit
 from pipeline.labelling.on_ray.cluster import check_address, ray_cluster
-from pipeline.labelling.on_ray.head import HeadWatch, answer_of
+from pipeline.labelling.on_ray.head import HeadWatch, ask_with_timeout
 from scorers.amounts import count_of
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.printing import refuse_secret
@@ -164,7 +164,7 @@ class _Run:
             news: News = ray.get(self._desk.news.remote())
             return news
 
-        return answer_of(ask, _ANSWER_S)
+        return ask_with_timeout(ask, _ANSWER_S)
 
     def _tell(self, news: News) -> None:
         for stream, piece in news.output:

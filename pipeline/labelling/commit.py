@@ -204,7 +204,7 @@ class Committer:
             try:
                 self.epoch.storage.move(part.staged, part.path)
             except FileNotFoundError:
-                raise IncompleteError(lost_part(self.epoch.storage, record, part)) from None
+                raise IncompleteError(describe_lost_part(self.epoch.storage, record, part)) from None
             failpoint("part-moved")
 
     def _count(self, unit: int) -> None:
@@ -218,7 +218,7 @@ class Committer:
             self.store.write_segment(folder)
 
 
-def lost_part(storage: Storage, record: UnitRecord, part: PartFile) -> str:
+def describe_lost_part(storage: Storage, record: UnitRecord, part: PartFile) -> str:
     """What to tell of a committed part that is neither staged nor in its place."""
     return (
         f"{storage.uri} is damaged: unit {record.unit:08d} is committed, but {part.path} is missing. "

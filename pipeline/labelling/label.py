@@ -11,7 +11,7 @@ from pipeline.labelling.monitoring.logs import RunLog
 from pipeline.labelling.monitoring.progress import Progress
 from pipeline.labelling.on_ray.cluster import check_metrics_port
 from pipeline.labelling.prepare import check_layer, prepare, write_job
-from pipeline.labelling.run import NOTHING_LOST, Run, Surroundings
+from pipeline.labelling.run import NOTHING_LOST, Run, RunContext
 from pipeline.sealing.extent import SCORE, Begun, extent_of, unfinished
 from pipeline.sealing.generations import sealed_manifest
 from pipeline.storage.failures import storage_failures
@@ -66,21 +66,21 @@ def run_label(config: LabelConfig, reporter: Reporter, log: RunLog | None = None
     if config.execution.metrics_port is not None:
         check_metrics_port(config.execution.metrics_port, config.execution.address)
     with stoppable(NOTHING_LOST):
-        around = Surroundings(reporter, log or RunLog(None))
+        context = RunContext(reporter, log or RunLog(None))
         prepared = prepare(storage, config, reporter, extend=extend)
-        around.timer.lap("prepare")
+        context.timer.lap("prepare")
         fingerprints = {column: each.fingerprint for column, each in prepared.record.scorers.items()}
-        around.log.resolved(prepared.resolved.config, fingerprints)
+        context.log.resolved(prepared.resolved.config, fingerprints)
         with storage_failures(storage):
             manifest = sealed_manifest(storage)
             if manifest is not None and prepared.added is None:
                 left = extent_of(load_job(storage)).unfinished
                 if all(step.command == SCORE for step in left):
-                    return Summary(storage.uri, manifest, None, around.timer.seconds, unfinished=left)
+                    return Summary(storage.uri, manifest, None, context.timer.seconds, unfinished=left)
             job = write_job(storage, prepared)
             layers = extent_of(job).sealed
             for layer in layers[1:]:
                 check_layer(job, layer, config.execution)
-            run = Run(job, config.execution, Epoch.claim(storage), around)
+            run = Run(job, config.execution, Epoch.claim(storage), context)
             manifest = run.finish(layers, label=layers)
-            return Summary(storage.uri, manifest, run.progress, around.timer.seconds, unfinished=unfinished(storage))
+            return Summary(storage.uri, manifest, run.progress, context.timer.seconds, unfinished=unfinished(storage))

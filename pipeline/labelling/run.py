@@ -63,7 +63,7 @@ class Timer:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunContext:
     """What a run talks to: people, a log, a clock."""
 
     reporter: Reporter
@@ -78,25 +78,25 @@ class Run:
         job: as it is stored.
         execution: how to run it.
         epoch: this driver's claim to the output.
-        around: whom to tell, and who may stop it.
+        context: whom to tell, and who may stop it.
 
     Attributes:
         progress: what this run has done.
     """
 
-    def __init__(self, job: StoredJob, execution: LabelExecution, epoch: Epoch, around: Surroundings) -> None:
+    def __init__(self, job: StoredJob, execution: LabelExecution, epoch: Epoch, context: RunContext) -> None:
         self._stored = job
         self._plan = job.plan
         self._execution = execution
         self._epoch = epoch
-        self._reporter = around.reporter
-        self._log = around.log
-        self._timer = around.timer
+        self._reporter = context.reporter
+        self._log = context.log
+        self._timer = context.timer
         self._status_file = StatusFile(epoch)
         self.progress = Progress(units=len(self._plan.units), before=0, workers=0)
-        self._observe: Observer = around.log
+        self._observe: Observer = context.log
         self._check_due = self._figures_due = 0.0
-        self._told_stopping = False
+        self._stop_announced = False
 
     def finish(self, layers: Sequence[int], *, label: Sequence[int]) -> Manifest:
         """Label what is missing in some layers, then seal a dataset with the columns of `layers`.
@@ -107,7 +107,7 @@ class Run:
             StoppedError: by a signal or a newer driver.
             OSError: the storage fails.
         """
-        with self._shown():
+        with self._published_status():
             for layer in label:
                 self._label(layer)
             self._show_status("sealing")
@@ -128,11 +128,11 @@ class Run:
         Raises:
             UserError, IncompleteError, StoppedError, OSError: as `finish`.
         """
-        with self._shown():
+        with self._published_status():
             self._label(layer, committer, groups)
 
     @contextlib.contextmanager
-    def _shown(self) -> Iterator[None]:
+    def _published_status(self) -> Iterator[None]:
         """Keep the status of the run where others find it, to the end, however it ends."""
         with self._status_file:
             self._log.claimed(self._epoch.number)
@@ -189,13 +189,13 @@ class Run:
             self._timer.lap("start")
             self._log.ray_started(execution.address, available, self._timer.seconds["start"])
             if execution.address is None:
-                _refuse_impossible(pools, available)
+                _refuse_unavailable(pools, available)
             self._schedule(missing, count, pools)
             self._timer.lap("label")
 
     def _schedule(self, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:
         # It imports Ray, which reads its environment when it is imported: not before `ray_cluster` has set that.
-        from pipeline.labelling.on_ray.actors import RayCrew
+        from pipeline.labelling.on_ray.actors import RayBackend
 
         execution = self._job.config.execution
         observers: list[Observer] = [self.progress.activity, self._log]
@@ -204,11 +204,11 @@ class Run:
         self._observe = to_all(*observers)
         fingerprints = {column: entry.fingerprint for column, entry in self._scorers.items()}
         self.progress.restart()
-        self._reporter.step(f"Labelling {count_of(count, 'unit')} with {_shown(pools)}")
+        self._reporter.step(f"Labelling {count_of(count, 'unit')} with {_describe_pools(pools)}")
         threads = _COMMITS_ON_DISK if isinstance(self._epoch.storage, LocalStorage) else _COMMITS_IN_STORE
         with Commits(self._committer.commit, self._count, threads) as commits:
             scheduler = Scheduler(
-                RayCrew(self._job, fingerprints, self._epoch.staging, pools),
+                RayBackend(self._job, fingerprints, self._epoch.staging, pools),
                 pools,
                 commits,
                 notify=self._reporter.note,
@@ -236,8 +236,8 @@ class Run:
 
     def _tick(self, scheduler: Scheduler, commits: Commits[UnitRecord]) -> None:
         commits.collect()
-        if scheduler.stopping and not self._told_stopping:
-            self._told_stopping = True
+        if scheduler.stopping and not self._stop_announced:
+            self._stop_announced = True
             self._log.stopping(GRACE_S)
             self._reporter.note(
                 f"Stopping: the units being worked on have {GRACE_S:g} s to finish. Interrupt again to abandon them."
@@ -261,7 +261,7 @@ class Run:
         return status_of(self._epoch, self._log.run, state, self.progress)
 
 
-def _refuse_impossible(pools: Mapping[str, Pool], available: Mapping[str, float]) -> None:
+def _refuse_unavailable(pools: Mapping[str, Pool], available: Mapping[str, float]) -> None:
     """A Ray of our own never gets more machines: refuse at once what would wait for ever."""
     for group, missing in missing_resources(pools, available).items():
         raise UserError(
@@ -270,7 +270,7 @@ def _refuse_impossible(pools: Mapping[str, Pool], available: Mapping[str, float]
         )
 
 
-def _shown(pools: Mapping[str, Pool]) -> str:
+def _describe_pools(pools: Mapping[str, Pool]) -> str:
     least = sum(pool.least for pool in pools.values())
     if all(pool.least == pool.most for pool in pools.values()):
         return count_of(least, "worker")

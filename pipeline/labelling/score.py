@@ -11,7 +11,7 @@ from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.monitoring.logs import RunLog
 from pipeline.labelling.on_ray.cluster import check_address, check_metrics_port
 from pipeline.labelling.prepare import resolve_config, scorer_entries
-from pipeline.labelling.run import NOTHING_LOST, Run, Surroundings
+from pipeline.labelling.run import NOTHING_LOST, Run, RunContext
 from pipeline.sealing.current import current_manifest
 from pipeline.sealing.extent import EXTEND, LABEL, extent_of, unfinished
 from pipeline.sealing.generations import finish_seal, sealed_manifest
@@ -38,7 +38,7 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
     """
     storage = open_storage(config.dataset)
     with stoppable(NOTHING_LOST):
-        around = Surroundings(reporter, log or RunLog(None))
+        context = RunContext(reporter, log or RunLog(None))
         storage.check()
         if config.execution.address:
             check_address(config.execution.address)
@@ -50,12 +50,12 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
             _check_complete(job)
         reporter.step("Loading the scorers")
         record = _record(job, config)
-        around.timer.lap("prepare")
+        context.timer.lap("prepare")
         with storage_failures(storage):
             if all(current.scorers.get(column) == entry for column, entry in record.scorers.items()):
                 if sealed_manifest(storage) is None:
                     finish_seal(Epoch.claim(storage))
-                return Summary(storage.uri, current, None, around.timer.seconds, unfinished=unfinished(storage))
+                return Summary(storage.uri, current, None, context.timer.seconds, unfinished=unfinished(storage))
             _refuse_taken(storage, current, record.scorers)
             layer = _layer(job, record)
             epoch = Epoch.claim(storage)
@@ -65,13 +65,13 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
                 raise IncompleteError(
                     f"Another `phf score` of {storage.uri} has just begun. Run the same command again once it is done."
                 )
-            run = Run(job, config.execution, epoch, around)
+            run = Run(job, config.execution, epoch, context)
             manifest = run.finish([*job.layers_of(current.scorers), layer], label=[layer])
             return Summary(
                 storage.uri,
                 manifest,
                 run.progress,
-                around.timer.seconds,
+                context.timer.seconds,
                 tuple(record.scorers),
                 unfinished=unfinished(storage),
             )

@@ -15,7 +15,7 @@ from pipeline.job.units import FOLDER_UNITS, UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.prepare import check_layer, resolve_layer
-from pipeline.labelling.run import Run, Surroundings
+from pipeline.labelling.run import Run, RunContext
 from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage.checked_json import to_checked
 from pipeline.storage.failpoints import failpoint
@@ -80,7 +80,7 @@ def relabel(
         names, units = passes.popitem()
         replacer = Replacer(mending.epoch, store, job.plan, units, whole=len(names) == len(groups))
         try:
-            Run(job, execution, mending.epoch, Surroundings(reporter)).relabel(
+            Run(job, execution, mending.epoch, RunContext(reporter)).relabel(
                 layer, replacer, {name: groups[name] for name in names}
             )
         except StoppedError:

@@ -24,7 +24,7 @@ from tests.pipeline import probe
 WORKERS, UNITS = 1000, 1_000_000
 
 
-class InstantCrew:
+class InstantBackend:
     """Workers that are always done with the oldest unit that any of them was given; it does as little as it can."""
 
     def __init__(self, batch: int = 64) -> None:
@@ -66,31 +66,31 @@ def part(unit: int) -> PartResult:
 
 def simulate(units: int, workers: int) -> None:
     """Run units that are made as they are asked for through the real scheduler."""
-    crew = InstantCrew()
+    backend = InstantBackend()
     count = 0
 
     def complete(unit: Unit, parts: Sequence[PartResult]) -> None:
         nonlocal count
         count += 1
 
-    scheduler = Scheduler(crew, {"cpu": Pool.of(workers)}, complete, clock=crew.clock)
+    scheduler = Scheduler(backend, {"cpu": Pool.of(workers)}, complete, clock=backend.clock)
     scheduler.run(Unit(index, ()) for index in range(units))
     assert count == units
 
 
 def bare(units: int, workers: int) -> None:
     """The same events and sends without a scheduler."""
-    crew = InstantCrew()
+    backend = InstantBackend()
     for worker in range(workers):
-        crew.hire("cpu")
-        crew.send(worker, Unit(worker, ()), isolated=False)
+        backend.hire("cpu")
+        backend.send(worker, Unit(worker, ()), isolated=False)
     done, index = 0, workers
     while done < units:
-        for event in crew.wait(1.0):
+        for event in backend.wait(1.0):
             if event.part is not None:
                 done += 1
                 if index < units:
-                    crew.send(event.worker, Unit(index, ()), isolated=False)
+                    backend.send(event.worker, Unit(index, ()), isolated=False)
                     index += 1
 
 
@@ -142,13 +142,13 @@ def job(folder: Path, units: int, delay_s: float) -> Job:
 
 def on_ray(job: Job, workers: int) -> float:
     """Units a second with so many actors."""
-    from pipeline.labelling.on_ray.actors import RayCrew
+    from pipeline.labelling.on_ray.actors import RayBackend
 
     pools = {"cpu": Pool(workers, workers, {"CPU": 1.0})}
     fingerprints = {column: scorer.fingerprint for column, scorer in UnitLabeller(job, "cpu").scorers.items()}
     watch = Stopwatch(workers)
-    crew = RayCrew(job, fingerprints, "staging", pools)
-    Scheduler(crew, pools, lambda unit, parts: None, observer=watch).run(job.plan.units)
+    backend = RayBackend(job, fingerprints, "staging", pools)
+    Scheduler(backend, pools, lambda unit, parts: None, observer=watch).run(job.plan.units)
     return watch.rate
 
 

@@ -1,4 +1,4 @@
-"""A crew without processes, and a clock that jumps: the scheduler's own code under any number of workers and faults."""
+"""A backend without processes, on a simulated clock: tests the real scheduler with any number of workers and faults."""
 
 import heapq
 import itertools
@@ -35,7 +35,7 @@ class SimulatedWorker:
     units: deque[Unit] = field(default_factory=deque)
 
 
-class SimulatedCrew:
+class SimulatedBackend:
     """Workers that take `seconds(unit, group)` a unit, and meet the fate that `fate(unit, group, attempt)` says."""
 
     def __init__(

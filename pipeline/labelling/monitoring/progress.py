@@ -191,11 +191,11 @@ class Activity:
                 self._workers.setdefault(worker, _Worker(group)).units.add(unit.index)
                 self._open.setdefault(unit.index, set())
             case UnitStaged(unit, group, worker):
-                self._put_down(worker, unit)
+                self._release(worker, unit)
                 if unit.index in self._open:
                     self._open[unit.index].add(group)
             case UnitFailed(unit, group, worker, attempt, error):
-                self._put_down(worker, unit)
+                self._release(worker, unit)
                 self.failed_attempts[group] += 1
                 self._remember(group, error, unit, attempt)
             case UnitGivenUp(unit, group, attempts, error):
@@ -209,7 +209,7 @@ class Activity:
     def _in_use(self) -> set[str]:
         return {worker.group for worker in self._workers.values()}
 
-    def _put_down(self, worker: int, unit: Unit) -> None:
+    def _release(self, worker: int, unit: Unit) -> None:
         if worker in self._workers:
             self._workers[worker].units.discard(unit.index)
 

@@ -1,4 +1,4 @@
-"""The scheduler's crew as Ray actors. Ray restarts and retries nothing itself: the scheduler counts attempts."""
+"""The scheduler's backend as Ray actors. Ray restarts and retries nothing itself: the scheduler counts attempts."""
 
 import gc
 import itertools
@@ -16,12 +16,12 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError
 
 from pipeline.corpus.plan import Unit, Units
-from pipeline.labelling.on_ray.head import HeadWatch, answer_of
+from pipeline.labelling.on_ray.head import HeadWatch, ask_with_timeout
 from pipeline.labelling.scheduler.autoscaling import Pool
 from pipeline.labelling.scheduler.backend import Event, Kind
-from pipeline.labelling.workers.isolation import brief, label_isolated
+from pipeline.labelling.workers.isolation import describe_error, label_isolated
 from pipeline.labelling.workers.memory import resident_memory, watch_memory
-from pipeline.labelling.workers.secrecy import forbid_core_dumps, silence
+from pipeline.labelling.workers.secrecy import discard_output, forbid_core_dumps
 from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
 from scorers.amounts import size_of
 from scorers.errors import UserError
@@ -55,7 +55,7 @@ class LabelActor:
     """A process that labels units. Its failures are values: no exception takes text of the corpus to Ray's logs."""
 
     def __init__(self, job: Job, group: str) -> None:
-        silence()
+        discard_output()
         forbid_core_dumps()
         self._job = job
         self._group = group
@@ -69,7 +69,7 @@ class LabelActor:
             self._labeller = UnitLabeller(self._job, self._group)
             self._watch_memory()
         except Exception as error:  # noqa: BLE001 - whatever it is, the driver tells the user
-            return _NotStarted(node, brief(error))
+            return _NotStarted(node, describe_error(error))
         return _Started(node, ray.get_runtime_context().get_node_id(), self._labeller.fingerprints)
 
     def label(self, unit: Unit, staged: str, isolated: bool) -> PartResult | _Failed:
@@ -82,7 +82,7 @@ class LabelActor:
                 self._labeller = UnitLabeller(self._job, self._group)
             return self._labeller.label(unit, staged)
         except Exception as error:  # noqa: BLE001 - whatever it is, the scheduler counts it
-            return _Failed(brief(error))
+            return _Failed(describe_error(error))
         except BaseException:  # noqa: BLE001 - `sys.exit` in a library: Ray would write its message down everywhere
             os._exit(1)
 
@@ -124,8 +124,8 @@ class _Unreachable:
     give_up_at: float
 
 
-class RayCrew:
-    """Actors that label units of one job; see `pipeline.labelling.scheduler.backend.Crew`.
+class RayBackend:
+    """Actors that label units of one job; see `pipeline.labelling.scheduler.backend.Backend`.
 
     What an event costs does not depend on how many actors there are: each call tells when it is over.
 
@@ -188,7 +188,7 @@ class RayCrew:
 
     def resources(self) -> Mapping[str, float]:
         """What the cluster's nodes have, or had when they were last asked."""
-        self._resources = answer_of(ray.cluster_resources) or self._resources
+        self._resources = ask_with_timeout(ray.cluster_resources) or self._resources
         return self._resources
 
     def _call(self, worker: int, call: Any) -> None:
@@ -264,7 +264,7 @@ def _options(pool: Pool) -> dict[str, Any]:
 
 
 def _is_alive(node_id: str) -> bool:
-    return any(node["NodeID"] == node_id and node["Alive"] for node in answer_of(ray.nodes) or [])
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ask_with_timeout(ray.nodes) or [])
 
 
 def _went_with_node(error: BaseException) -> bool:

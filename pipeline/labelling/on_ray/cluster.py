@@ -122,7 +122,7 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
     with (
         _private_folder(Path(parent)) as private,
         own_token(),
-        _leaving_without(),
+        _keeping_lost_ray(),
         local_ray(
             lambda: ray.init(
                 address="local",
@@ -138,7 +138,7 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
             ),
             logs=private / "r",
         ),
-        _joined(lambda: None, ""),
+        _connected(lambda: None, ""),
     ):
         yield
 
@@ -194,8 +194,8 @@ def _remote(address: str, more: Sequence[Path]) -> Iterator[None]:
     config: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _job_config()}
     with (
         users_token(address),
-        _leaving_without(),
-        _joined(
+        _keeping_lost_ray(),
+        _connected(
             lambda: ray.init(
                 address=address, runtime_env=sent, log_to_driver=False, logging_level=logging.ERROR, **config
             ),
@@ -221,7 +221,7 @@ def _job_config() -> "JobConfig":
 
 
 @contextlib.contextmanager
-def _leaving_without() -> Iterator[None]:
+def _keeping_lost_ray() -> Iterator[None]:
     """Leave a Ray whose head is lost as it is, and this process with it."""
     try:
         yield
@@ -233,7 +233,7 @@ def _leaving_without() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
+def _connected(start: Callable[[], object], problem: str) -> Iterator[None]:
     import ray
 
     try:
@@ -243,7 +243,7 @@ def _joined(start: Callable[[], object], problem: str) -> Iterator[None]:
             # Ray's handler of SIGTERM, which it installs here, raises it.
             raise StopRequest(signal.SIGTERM.name) from None
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
-            raise UserError(f"{problem}: {_brief(error)}.") from None
+            raise UserError(f"{problem}: {_summarize(error)}.") from None
         reinstall()
         # Whatever `log_to_driver` says, Ray prints what its raylets tell to stdout, which is for results.
         setattr(ray._private.worker, "print_to_stdstream", lambda *_, **__: None)  # noqa: B010 - for mypy
@@ -267,7 +267,7 @@ def _shut_down() -> None:
         reinstall()
 
 
-def _brief(error: Exception) -> str:
+def _summarize(error: Exception) -> str:
     """What it says in a line: the first, or the last where the first only announces a traceback from the cluster."""
     first, *_, last = (str(error).strip() or type(error).__name__).splitlines() * 2
     return (last if first.endswith(":") else first).rstrip(".")

@@ -22,7 +22,7 @@ _ANSWER_S = 2.0
 Answer = TypeVar("Answer")
 
 
-def answer_of(ask: Callable[[], Answer], seconds: float = _ANSWER_S) -> Answer | None:
+def ask_with_timeout(ask: Callable[[], Answer], seconds: float = _ANSWER_S) -> Answer | None:
     """What a question to the cluster's head comes to, or None where it does not come in time.
 
     Without a head, Ray blocks whoever asks until it ends the process. So a thread asks, and nobody waits for its end.

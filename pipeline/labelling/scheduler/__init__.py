@@ -1,1 +1,1 @@
-"""Which worker does what, and when: no Ray, no storage; it can be simulated."""
+"""Decide which worker labels which unit and when. Uses neither Ray nor storage, so tests can simulate it."""

@@ -1,4 +1,4 @@
-"""How many workers each group has: bounds by configuration and cluster, and between them a size by backlog."""
+"""Choose the number of workers of each group: by backlog, within the bounds of configuration and cluster."""
 
 import math
 from collections import Counter
@@ -12,11 +12,11 @@ from scorers.doctor.machine import usable_cores
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The workers of a group.
+    """The bounds of a group's pool of workers, and the resources of each worker.
 
     Attributes:
-        least, most: workers; None for as many as there is room for.
-        needs: what each takes of the cluster, by resource (`CPU`, `GPU`, `memory` in bytes).
+        least, most: numbers of workers; `most` None for as many as fit.
+        needs: what each worker reserves, by resource (`CPU`, `GPU`, `memory` in bytes).
     """
 
     least: int = 1
@@ -25,7 +25,7 @@ class Pool:
 
     @staticmethod
     def of(workers: int) -> "Pool":
-        """Always so many, which take nothing that anybody counts."""
+        """A pool of fixed size whose workers reserve no resources."""
         return Pool(workers, workers)
 
 
@@ -34,7 +34,7 @@ class Load:
     """How busy a pool is.
 
     Attributes:
-        workers: all of them; `starting` are not ready yet, `idle` are ready and have no unit.
+        workers: all workers; `starting` ones are not ready yet, `idle` ones are ready and have no unit.
         backlog: units that wait for a worker of the pool.
     """
 
@@ -45,7 +45,7 @@ class Load:
 
 
 def pools_of(execution: LabelExecution, groups: Sequence[str], units: int) -> dict[str, Pool]:
-    """The pools that a configuration asks for; none larger than the number of units."""
+    """The configured pools, none larger than the number of units."""
     pools = {}
     for group in groups:
         options = execution.pools.get(group, PoolOptions())
@@ -59,7 +59,7 @@ def pools_of(execution: LabelExecution, groups: Sequence[str], units: int) -> di
 
 
 def most_workers(pools: Mapping[str, Pool], resources: Mapping[str, float]) -> dict[str, int]:
-    """The most workers that each pool may have on a cluster of these resources, beside the least of all others."""
+    """The most workers of each pool that fit in `resources` beside the minimum of all other pools."""
     reserved: Counter[str] = Counter()
     for pool in pools.values():
         reserved.update({name: pool.least * need for name, need in pool.needs.items()})
@@ -77,7 +77,7 @@ def most_workers(pools: Mapping[str, Pool], resources: Mapping[str, float]) -> d
 def spare_workers(
     group: str, pools: Mapping[str, Pool], workers: Mapping[str, int], resources: Mapping[str, float]
 ) -> int | None:
-    """Workers of a group for whom a cluster has room beside all that there are; None if they take nothing of it."""
+    """How many more workers of a group fit beside all existing workers; None if they reserve no resources."""
     fitting = []
     for name, need in pools[group].needs.items():
         used = sum(workers[each] * pool.needs.get(name, 0.0) for each, pool in pools.items())
@@ -86,11 +86,11 @@ def spare_workers(
 
 
 def missing_resources(pools: Mapping[str, Pool], resources: Mapping[str, float]) -> dict[str, str]:
-    """By group, what even the least number of workers of all pools together lacks, in words; only where it does."""
-    asked: Counter[str] = Counter()
+    """Describe by group the resources that the cluster lacks for the minimum of all pools; omit groups that fit."""
+    wanted: Counter[str] = Counter()
     for pool in pools.values():
-        asked.update({name: pool.least * need for name, need in pool.needs.items()})
-    lacking = {name for name, amount in asked.items() if amount > resources.get(name, 0.0) + 1e-6}
+        wanted.update({name: pool.least * need for name, need in pool.needs.items()})
+    lacking = {name for name, amount in wanted.items() if amount > resources.get(name, 0.0) + 1e-6}
     return {
         group: ", ".join(f"{_amount(name, pool.needs[name])} a worker" for name in short)
         for group, pool in pools.items()
@@ -99,10 +99,10 @@ def missing_resources(pools: Mapping[str, Pool], resources: Mapping[str, float])
 
 
 def wanted_workers(load: Load, most: int, spare: int | None) -> int:
-    """How many workers a pool should have now, shrinking over idleness apart.
+    """The number of workers a pool should have now; idle workers are handled elsewhere.
 
-    It doubles while each of its workers is busy and as much again waits: then it is what the others wait for. It does
-    not while some still start, whose help is not known yet.
+    A pool doubles when all its workers are busy and at least as many units wait: it is then the bottleneck. It does
+    not grow while workers are still starting, because their effect is not visible yet.
     """
     if load.workers > most:
         return most
@@ -113,13 +113,13 @@ def wanted_workers(load: Load, most: int, spare: int | None) -> int:
 
 
 def cpus_of_own_ray(execution: LabelExecution, pools: Mapping[str, Pool]) -> int:
-    """CPUs that a Ray of our own has: enough that no pool waits for ever, and no more than are usable beyond that.
+    """CPUs to give to a local Ray: the usable cores, or what the minimum of all pools needs if that is more.
 
-    Ray itself counts all cores of the machine where the process may run on some of them only, and none in a container
-    that is limited to half a core.
+    Ray's own default counts all cores of the machine even if the process may use only some of them, and none in a
+    container that is limited to half a core.
     """
-    asked = math.ceil(sum(pool.least * pool.needs.get("CPU", 0.0) for pool in pools.values()))
-    return max(1, asked) if execution.workers is not None else max(usable_cores(), asked)
+    needed = math.ceil(sum(pool.least * pool.needs.get("CPU", 0.0) for pool in pools.values()))
+    return max(1, needed) if execution.workers is not None else max(usable_cores(), needed)
 
 
 def _needs(options: PoolOptions, threads: int) -> dict[str, float]:

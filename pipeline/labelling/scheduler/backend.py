@@ -1,4 +1,4 @@
-"""What the scheduler needs of those who do the work: Ray actors (`pipeline.labelling.on_ray`), or simulated ones."""
+"""The scheduler's interface to its workers: Ray actors (`pipeline.labelling.on_ray`) or a simulation."""
 
 import enum
 from collections.abc import Mapping
@@ -10,24 +10,24 @@ from pipeline.labelling.workers.worker import PartResult
 
 
 class Kind(enum.Enum):
-    """What happened to a worker."""
+    """The kinds of events."""
 
-    READY = "ready"  # it has built its scorers
-    DONE = "done"  # it finished the first of its units
-    FAILED = "failed"  # the first of its units raised; the worker lives
-    DIED = "died"  # the worker is gone, with all that it was given
+    READY = "ready"  # the worker has built its scorers
+    DONE = "done"  # it has finished the first of its units
+    FAILED = "failed"  # the first of its units raised; the worker is still alive
+    DIED = "died"  # the worker is gone, and so are its units
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened to a worker.
+    """Something that happened to a worker.
 
     Attributes:
-        kind, worker: what, and to whom.
-        part: set when DONE.
-        error: without text of the corpus, when FAILED or DIED.
-        node: where it is, when READY.
-        with_node: when DIED, whether the machine went and took the worker with it.
+        kind, worker: what happened, and the worker's number.
+        part: set for DONE.
+        error: set for FAILED and DIED; contains no text of the corpus.
+        node: the worker's machine, for READY.
+        with_node: for DIED, whether the worker was lost because its machine was.
     """
 
     kind: Kind
@@ -38,29 +38,35 @@ class Event:
     with_node: bool = False
 
 
-class Crew(Protocol):
-    """The workers. They are named by numbers that are never used again, and do their units in the order given."""
+class Backend(Protocol):
+    """Starts and stops workers and sends them units.
+
+    Workers have numbers, which are never reused, and process their units in the order in which they were sent.
+    """
 
     def hire(self, group: str) -> int:
-        """Ask for a worker for a group; READY or DIED follows, when there is room for it."""
+        """Request a worker for a group; READY or DIED follows once the cluster has room for it."""
         ...
 
     def send(self, worker: int, unit: Unit, *, isolated: bool) -> None:
-        """Give a ready worker a unit; DONE, FAILED or DIED follows.
+        """Send a unit to a ready worker; DONE, FAILED or DIED follows.
 
-        `isolated`: its records are tried one by one in a process of their own, and those that kill that process, hang
-        or outgrow the memory are quarantined.
+        Args:
+            worker: number of the worker.
+            unit: the unit to label.
+            isolated: try its records one by one in a child process, and quarantine those that kill the process, hang
+                or exceed the memory limit.
         """
         ...
 
     def dismiss(self, worker: int) -> None:
-        """Kill a worker; no more is heard of it."""
+        """Kill a worker; no further events name it."""
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """What has happened, at once or after at most `timeout` seconds; may be empty."""
+        """Return new events, after at most `timeout` seconds; may be empty."""
         ...
 
     def resources(self) -> Mapping[str, float]:
-        """What the machines have in all, taken or not, such as `CPU` and `GPU`."""
+        """The cluster's total resources, in use or not, such as `CPU` and `GPU`."""
         ...

@@ -1,8 +1,8 @@
-"""What happens in a run, as data: for logs, metrics, figures and tests, which need know nothing else.
+"""The events of a run, as data for logs, metrics, progress and tests.
 
-An observer is a callable that takes an event. It is called in the scheduler's thread, between two of its steps: be
-quick, and raise nothing. Workers are numbers that are never used again; `group` names their pool; attempts of a unit
-count from 1 in each group. No `error` holds text of the corpus.
+An observer is a callable that takes an event. The scheduler calls it in its own thread between two steps, so it must
+be fast and must not raise. Worker numbers are never reused; `group` names the worker's pool; attempts of a unit count
+from 1 in each group. No `error` contains text of the corpus.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from pipeline.labelling.workers.worker import PartResult
 
 @dataclass(frozen=True, slots=True)
 class WorkerHired:
-    """A worker is asked for; it may wait for a place in the cluster."""
+    """A worker has been requested; it may have to wait for room in the cluster."""
 
     worker: int
     group: str
@@ -23,7 +23,7 @@ class WorkerHired:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
-    """A worker has built its scorers, on the node of that name."""
+    """A worker on `node` has built its scorers."""
 
     worker: int
     group: str
@@ -32,11 +32,11 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """A worker died, was killed over a deadline or went with its node.
+    """A worker died, was killed at a deadline, or was lost with its node.
 
     Attributes:
-        unit: the one it was at.
-        counted: whether that has used up an attempt of the unit, which a node's death does not.
+        unit: the unit it was labelling.
+        counted: whether this used up an attempt of the unit; the loss of a node does not.
     """
 
     worker: int
@@ -48,7 +48,7 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDismissed:
-    """A worker is let go in good order: its pool shrinks, or the run ends."""
+    """A worker was stopped in an orderly way because its pool shrank or the run ended."""
 
     worker: int
     group: str
@@ -56,7 +56,7 @@ class WorkerDismissed:
 
 @dataclass(frozen=True, slots=True)
 class PoolResized:
-    """A pool is to have another number of workers from now on."""
+    """The target size of a pool has changed."""
 
     group: str
     workers: int
@@ -64,10 +64,11 @@ class PoolResized:
 
 @dataclass(frozen=True, slots=True)
 class UnitSent:
-    """A worker is given a unit: a second one waits behind its first.
+    """A unit was sent to a worker; a second one waits behind the first.
 
     Attributes:
-        isolated: a worker was lost over the unit before, so that its records are tried one by one in a child process.
+        isolated: an earlier worker was lost while labelling the unit, so its records are tried one by one in a child
+            process.
     """
 
     unit: Unit
@@ -79,7 +80,7 @@ class UnitSent:
 
 @dataclass(frozen=True, slots=True)
 class UnitStaged:
-    """A part of a unit is staged; `seconds` from when the worker could begin it."""
+    """A part of a unit is staged; `seconds` count from when the worker was free to begin it."""
 
     unit: Unit
     group: str
@@ -91,7 +92,7 @@ class UnitStaged:
 
 @dataclass(frozen=True, slots=True)
 class UnitFailed:
-    """A unit raised; its worker lives, and the attempt is used up."""
+    """A unit raised an exception; the worker is still alive, and the attempt is used up."""
 
     unit: Unit
     group: str
@@ -102,7 +103,7 @@ class UnitFailed:
 
 @dataclass(frozen=True, slots=True)
 class UnitGivenUp:
-    """A unit has used up its attempts and is not tried again in this run."""
+    """A unit has used up its attempts and will not be tried again in this run."""
 
     unit: Unit
     group: str
@@ -112,7 +113,7 @@ class UnitGivenUp:
 
 @dataclass(frozen=True, slots=True)
 class UnitCommitted:
-    """A unit has its commit record, and its parts are in place."""
+    """A unit's record is written and its parts are in place."""
 
     unit: Unit
     record: UnitRecord
@@ -121,7 +122,7 @@ class UnitCommitted:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Another second, about: figures of the run may be written down."""
+    """About a second has passed: time to publish figures."""
 
 
 RunEvent = (
@@ -141,7 +142,7 @@ Observer = Callable[[RunEvent], None]
 
 
 def to_all(*observers: Observer) -> Observer:
-    """One observer that passes each event on to several, in order."""
+    """Combine several observers into one that calls them in order."""
 
     def observe(event: RunEvent) -> None:
         for observer in observers:

@@ -1,4 +1,4 @@
-"""The workers of all pools: who can take a unit, who is late, and how many there should be as the cluster changes."""
+"""Track the workers of all pools: which can take a unit, which are overdue, and how many there should be."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -13,16 +13,15 @@ from pipeline.labelling.scheduler.autoscaling import (
     spare_workers,
     wanted_workers,
 )
-from pipeline.labelling.scheduler.backend import Crew
+from pipeline.labelling.scheduler.backend import Backend
 from pipeline.labelling.scheduler.events import Observer, PoolResized, WorkerDismissed, WorkerHired, WorkerReady
 
-# Units a worker is given at once: the one it works on, and one that spares it the wait for the driver.
+# Units a worker holds: the one it works on, and the next one, so that it does not wait for the driver.
 QUEUED = 2
-# Seconds between looks at what the cluster has and what each pool has to do, and those after which a worker that
-# nothing was given to is let go, if its pool may shrink.
+# Seconds between two resizes of the pools, and the idle time after which a pool above its minimum drops a worker.
 _RESIZE_EVERY_S = 5.0
 _IDLE_S = 60.0
-# Seconds without a single worker after which a pool is said to wait, and again every so often.
+# Seconds without a ready worker after which a pool is reported as waiting, and seconds between further reports.
 _WAITING_S = 30.0
 _WAITING_AGAIN_S = 600.0
 
@@ -33,8 +32,8 @@ class Worker:
 
     Attributes:
         ready: its scorers are built.
-        since: when it began the first of its units, or when it ran out of them.
-        units: that it was given and has not answered, in order.
+        since: when it began the first of its units, or when it became idle.
+        units: the units it holds, in order.
     """
 
     group: str
@@ -43,27 +42,27 @@ class Worker:
     units: deque[Unit] = field(default_factory=deque)
 
 
-class Workforce:
-    """Keeps every pool at its size. No method but `resize` and `late` takes time proportional to the workers.
+class WorkerPools:
+    """Keeps every pool at its target size. Only `resize` and `late` take time proportional to the number of workers.
 
     Args:
-        crew: whom to hire from.
+        backend: starts and stops the workers.
         pools: by group; the first is the base group.
         observer: gets the events of workers and pools.
-        notify: told, in a sentence for people, when a pool waits for a place in the cluster.
+        notify: gets a message for the user when a pool waits for room in the cluster.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        crew: Crew,
+        backend: Backend,
         pools: Mapping[str, Pool],
         *,
         observer: Observer,
         notify: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:
-        self._crew = crew
+        self._backend = backend
         self._pools = dict(pools)
         self._observe = observer
         self._notify = notify
@@ -71,7 +70,7 @@ class Workforce:
         self._workers: dict[int, Worker] = {}
         self._counts = dict.fromkeys(pools, 0)
         self._target = dict.fromkeys(pools, 0)
-        # Not ready yet; and ready ones by the number of units they have, each in the order in which they came to that.
+        # Workers that are not ready, and ready workers by the number of their units; each in order of arrival there.
         self._starting: dict[str, OrderedDict[int, None]] = {group: OrderedDict() for group in pools}
         self._free: dict[str, list[OrderedDict[int, None]]] = {
             group: [OrderedDict() for _ in range(QUEUED)] for group in pools
@@ -79,7 +78,7 @@ class Workforce:
         self._busy = 0
         self._resize_at = 0.0
         self._began = clock()
-        self._complain_at = dict.fromkeys(pools, self._began + _WAITING_S)
+        self._warn_at = dict.fromkeys(pools, self._began + _WAITING_S)
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -96,18 +95,18 @@ class Workforce:
         return self._busy
 
     def count(self, group: str) -> int:
-        """Workers of a group, those included that are not ready."""
+        """Workers of a group, including those that are not ready yet."""
         return self._counts[group]
 
     def start(self) -> None:
-        """Hire the first workers: the base group as many as there may be, every other as few."""
-        most = most_workers(self._pools, self._crew.resources())
+        """Hire the first workers: the maximum for the base group, the minimum for every other."""
+        most = most_workers(self._pools, self._backend.resources())
         for index, (group, pool) in enumerate(self._pools.items()):
             self._set_target(group, most[group] if index == 0 else pool.least)
         self._resize_at = self._clock() + _RESIZE_EVERY_S
 
     def ready(self, number: int, node: str) -> None:
-        """A worker has built its scorers."""
+        """Mark a worker as ready: it has built its scorers."""
         worker = self._workers[number]
         worker.ready = True
         worker.since = self._clock()
@@ -116,16 +115,16 @@ class Workforce:
         self._observe(WorkerReady(number, worker.group, node))
 
     def next(self, group: str, having: int) -> int | None:
-        """A worker that has so many units and can take another.
+        """A worker that holds `having` units and can take another, or None.
 
-        Of those that have none, the one that was last to finish: so the others are seen to be idle. Of those that have
-        some, the one that was first to begin.
+        Among idle workers, the one that finished last, so that the others stay idle and can be dropped. Among busy
+        ones, the one that began first.
         """
         free = self._free[group][having]
         return next(reversed(free) if having == 0 else iter(free), None)
 
     def give(self, number: int, unit: Unit) -> None:
-        """Note that a worker has a unit more."""
+        """Add a unit to those that a worker holds."""
         worker = self._workers[number]
         free = self._free[worker.group]
         had = len(worker.units)
@@ -138,7 +137,7 @@ class Workforce:
             free[had + 1][number] = None
 
     def take(self, number: int) -> tuple[Unit, float]:
-        """A worker has done with the first of its units: the unit, and the seconds it took."""
+        """Remove the first unit of a worker that has finished it; return the unit and the seconds it took."""
         worker = self._workers[number]
         free = self._free[worker.group]
         had = len(worker.units)
@@ -153,7 +152,7 @@ class Workforce:
         return unit, seconds
 
     def remove(self, number: int) -> Worker:
-        """Forget a worker that is gone, or that the caller lets go; `refill` hires another in its place."""
+        """Remove a worker that is gone or about to be dismissed; `refill` replaces it."""
         worker = self._workers.pop(number)
         self._counts[worker.group] -= 1
         if not worker.ready:
@@ -165,46 +164,46 @@ class Workforce:
         return worker
 
     def dismiss(self, number: int) -> None:
-        """Let a worker go, and all that it has."""
+        """Kill a worker and drop its units."""
         worker = self.remove(number)
-        self._crew.dismiss(number)
+        self._backend.dismiss(number)
         self._observe(WorkerDismissed(number, worker.group))
 
     def dismiss_idle(self) -> None:
-        """Let everybody go who has no unit."""
+        """Dismiss all workers without a unit."""
         for number in [number for number, worker in self._workers.items() if not worker.units]:
             self.dismiss(number)
 
     def dismiss_all(self) -> None:
-        """Let everybody go."""
+        """Dismiss all workers."""
         for number in list(self._workers):
             self.dismiss(number)
 
     def refill(self, group: str) -> None:
-        """Hire for a group until it has as many workers as it should have."""
+        """Hire workers until a group has its target size."""
         while self._counts[group] < self._target[group]:
-            number = self._crew.hire(group)
+            number = self._backend.hire(group)
             self._workers[number] = Worker(group)
             self._starting[group][number] = None
             self._counts[group] += 1
             self._observe(WorkerHired(number, group))
 
     def late(self, allowed_s: Callable[[Worker], float]) -> list[int]:
-        """Workers that have been at a unit for longer than they may."""
+        """Workers whose current unit has taken more seconds than `allowed_s` returns for them."""
         now = self._clock()
         return [n for n, each in self._workers.items() if each.units and now - each.since > allowed_s(each)]
 
     def resize(self, waiting: Callable[[], Mapping[str, int]]) -> None:
-        """Every few seconds: follow the cluster, grow a pool that others wait for, shrink one that has been idle.
+        """Every few seconds, adapt to the cluster's resources, grow a pool that is a bottleneck, shrink an idle one.
 
         Args:
-            waiting: tells how many units wait for a worker of each group.
+            waiting: returns the number of units that wait for a worker of each group.
         """
         now = self._clock()
         if now < self._resize_at:
             return
         self._resize_at = now + _RESIZE_EVERY_S
-        resources = self._crew.resources()
+        resources = self._backend.resources()
         most = most_workers(self._pools, resources)
         backlog = waiting()
         for group, pool in self._pools.items():
@@ -214,13 +213,13 @@ class Workforce:
             if wanted >= load.workers:
                 wanted = max(pool.least, wanted - self._idle_for_long(group, now))
             self._set_target(group, wanted)
-        self._complain(now, resources)
+        self._warn_if_waiting(now, resources)
 
     def _set_target(self, group: str, wanted: int) -> None:
         if wanted != self._target[group]:
             self._target[group] = wanted
             self._observe(PoolResized(group, wanted))
-        # Whoever works is left to finish; a worker of a pool that is too large goes once it has nothing to do.
+        # Busy workers may finish; a pool that is too large loses them once they are idle.
         surplus = self._counts[group] - wanted
         for each in (self._starting[group], self._free[group][0]):
             for number in list(each)[: max(0, surplus)]:
@@ -236,17 +235,19 @@ class Workforce:
             idle += 1
         return idle
 
-    def _complain(self, now: float, resources: Mapping[str, float]) -> None:
+    def _warn_if_waiting(self, now: float, resources: Mapping[str, float]) -> None:
         for group in self._pools:
             starting = len(self._starting[group])
             if starting < self._counts[group] or not starting:
-                self._complain_at[group] = now + _WAITING_S
-            elif now >= self._complain_at[group]:
-                self._complain_at[group] = now + _WAITING_AGAIN_S
+                self._warn_at[group] = now + _WAITING_S
+            elif now >= self._warn_at[group]:
+                self._warn_at[group] = now + _WAITING_AGAIN_S
                 missing = missing_resources(self._pools, resources).get(group)
                 why = (
-                    f": {missing} is more than the cluster has beside what other pools take"
+                    f": {missing} is more than the other pools leave in the cluster"
                     if missing
-                    else ": either Ray has found no place for one, or its scorers take long to load"
+                    else ": either Ray has found no room for one, or its scorers are slow to load"
                 )
-                self._notify(f"The pool {group} still waits for its first worker{why}. The job goes on when it comes.")
+                self._notify(
+                    f"The pool {group} is still waiting for its first worker{why}. The job continues once it starts."
+                )

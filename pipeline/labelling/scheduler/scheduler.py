@@ -1,7 +1,7 @@
-"""Hands units to workers, in order and bounded in flight; counts attempts; goes on when workers die.
+"""Hand out units to workers in order, with a bounded number in flight; count attempts and survive lost workers.
 
-It knows nothing of Ray: a `Crew` does the work. What an event costs here does not depend on how many workers or units
-there are.
+The scheduler does not know Ray: a `Backend` runs the workers. The cost of an event does not depend on the number of
+workers or units.
 """
 
 import time
@@ -12,27 +12,27 @@ from dataclasses import dataclass
 from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler.attempts import Attempts
 from pipeline.labelling.scheduler.autoscaling import Pool
-from pipeline.labelling.scheduler.backend import Crew, Event, Kind
+from pipeline.labelling.scheduler.backend import Backend, Event, Kind
 from pipeline.labelling.scheduler.events import Observer, UnitFailed, UnitGivenUp, UnitSent, UnitStaged, WorkerLost
-from pipeline.labelling.scheduler.pools import QUEUED, Worker, Workforce
+from pipeline.labelling.scheduler.pools import QUEUED, Worker, WorkerPools
 from pipeline.labelling.workers.worker import PartResult
 from scorers.errors import IncompleteError
 
-# Units that may be begun and not complete, a worker: how far one group may run ahead of another.
+# Units per worker that may be begun and incomplete: bounds how far one group runs ahead of another.
 _OPEN_A_WORKER = 4
-# Workers of a group that die in a row while starting, and units that fail in a row with none done in between, before
-# the job gives up: something is wrong with the machine or the job, not with a unit.
+# Workers of a group that die in a row while starting, and units that fail in a row, before the job gives up: then the
+# machine or the job is at fault, not a unit.
 _STARTS_IN_A_ROW = 3
 _FAILURES_IN_A_ROW = 10
-# Seconds between looks at the deadlines; and how many times the deadline of a unit it may take record by record, each
-# of which then has a deadline of its own.
+# Seconds between two checks of the deadlines; and the factor by which an isolated unit's deadline is longer, since each
+# of its records has a deadline of its own.
 _DEADLINES_EVERY_S = 1.0
 _ISOLATED_DEADLINES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A unit that was given up: its group, the attempts, and what went wrong with the last one."""
+    """A unit that was given up: its group, the number of attempts, and the error of the last one."""
 
     unit: Unit
     group: str
@@ -41,18 +41,18 @@ class Failure:
 
 
 class Scheduler:
-    """Runs units through every group of workers and reports each one that is complete.
+    """Runs units through every group of workers and reports each complete unit.
 
     Args:
-        crew: does the work.
-        pools: of workers, by group; the first group is the base group.
-        complete: called with a unit and its parts, in the order of the groups, once all are staged. What it raises ends
-            the run.
-        observer: gets every event but those of commits.
-        notify: told, in a sentence for people, when a worker is lost or a unit is tried again or given up.
-        attempts: how often a unit that raises is tried in a group; so often as well, record by record, one whose worker
-            was lost over it.
-        unit_deadline_s: seconds after which a worker that is still at a unit is killed.
+        backend: runs the workers.
+        pools: by group; the first group is the base group.
+        complete: called with a unit and its parts, in the order of the groups, once all are staged. An exception that
+            it raises ends the run.
+        observer: gets every event except commits.
+        notify: gets a message for the user when a worker is lost or a unit is tried again or given up.
+        attempts: how often a unit that raises is tried in a group; and again as often, record by record, after it lost
+            a worker.
+        unit_deadline_s: seconds after which a worker that is still working on a unit is killed.
         clock: monotonic seconds.
 
     Attributes:
@@ -62,7 +62,7 @@ class Scheduler:
 
     def __init__(
         self,
-        crew: Crew,
+        backend: Backend,
         pools: Mapping[str, Pool],
         complete: Callable[[Unit, Sequence[PartResult]], None],
         *,
@@ -74,7 +74,7 @@ class Scheduler:
     ) -> None:
         self.failures: list[Failure] = []
         self.stopping = False
-        self._crew = crew
+        self._backend = backend
         self._groups = list(pools)
         self._complete = complete
         self._observe = observer
@@ -82,7 +82,7 @@ class Scheduler:
         self._attempts = Attempts(attempts)
         self._unit_deadline_s = unit_deadline_s
         self._clock = clock
-        self._workforce = Workforce(crew, pools, observer=observer, notify=notify, clock=clock)
+        self._pools = WorkerPools(backend, pools, observer=observer, notify=notify, clock=clock)
         self._backlog: dict[str, deque[Unit]] = {group: deque() for group in pools}
         self._open: dict[int, dict[str, PartResult]] = {}
         self._died_starting = dict.fromkeys(pools, 0)
@@ -92,72 +92,73 @@ class Scheduler:
         self._deadlines_at = 0.0
 
     def run(self, units: Iterable[Unit], tick: Callable[[], None] = lambda: None) -> None:
-        """Do all units. Returns when each is complete or in `failures`, or soon after `stop`.
+        """Label all units. Returns when each is complete or in `failures`, or soon after `stop`.
 
         Args:
-            units: pulled as they are needed.
+            units: consumed lazily.
             tick: called at least once a second.
 
         Raises:
-            IncompleteError: workers die again and again, or unit after unit fails.
+            IncompleteError: too many workers died while starting, or too many units failed in a row.
         """
         coming = iter(units)
         try:
-            self._workforce.start()
+            self._pools.start()
             while not self.stopping and self._hand_out(coming):
                 self._step(tick)
                 if not self.stopping:
-                    self._workforce.resize(self._waiting)
-            self._workforce.dismiss_idle()
-            while self.stopping and len(self._workforce) and self._clock() < self._stop_by:
+                    self._pools.resize(self._waiting)
+            self._pools.dismiss_idle()
+            while self.stopping and len(self._pools) and self._clock() < self._stop_by:
                 self._step(tick)
         finally:
-            self._workforce.dismiss_all()
+            self._pools.dismiss_all()
 
     @property
     def working(self) -> int:
         """Workers that have a unit."""
-        return self._workforce.busy
+        return self._pools.busy
 
     @property
     def workers(self) -> int:
-        """Workers there are, those included that are not ready yet."""
-        return len(self._workforce)
+        """All workers, including those that are not ready yet."""
+        return len(self._pools)
 
     def stop(self, grace_s: float) -> None:
-        """Hand out nothing more; `run` returns when the units being worked on are done, or after `grace_s` seconds."""
+        """Hand out no more units; `run` returns when the current units are done, or after `grace_s` seconds."""
         self.stopping = True
         self._stop_by = self._clock() + grace_s
 
     def _step(self, tick: Callable[[], None]) -> None:
-        for event in self._crew.wait(1.0):
-            # Events of one call may name a worker that an earlier one of them has ended.
-            if event.worker in self._workforce:
+        for event in self._backend.wait(1.0):
+            # An earlier event of the same batch may have removed this worker.
+            if event.worker in self._pools:
                 self._handle(event)
         self._enforce_deadlines()
         tick()
 
     def _hand_out(self, coming: Iterator[Unit]) -> bool:
-        """Give work to whoever can take some; whether there is anything left to wait for."""
+        """Send units to all workers that can take one; return whether anything is left to wait for."""
         for group in self._groups:
-            # A second unit only while there is one for everybody: at the end nobody waits behind a busy worker.
-            for having, wanted in enumerate([1] + [self._workforce.count(group)] * (QUEUED - 1)):
-                while (number := self._workforce.next(group, having)) is not None:
+            # Queue a second unit only while there are enough for all workers, so that no unit waits behind a busy
+            # worker at the end while another is idle.
+            for having, wanted in enumerate([1] + [self._pools.count(group)] * (QUEUED - 1)):
+                while (number := self._pools.next(group, having)) is not None:
                     if not self._prepare(group, coming, wanted):
                         break
                     self._send(number, group, self._backlog[group].popleft())
         return bool(self._open) or self._open_next(coming)
 
     def _waiting(self) -> dict[str, int]:
-        """Units that wait for a worker of each group, those included that might be opened for it."""
+        """Units that wait for a worker of each group, including those that may still be opened."""
         more = 0 if self._exhausted else max(0, self._most_open() - len(self._open))
         return {group: len(backlog) + more for group, backlog in self._backlog.items()}
 
     def _most_open(self) -> int:
-        return _OPEN_A_WORKER * len(self._workforce)
+        return _OPEN_A_WORKER * len(self._pools)
 
     def _prepare(self, group: str, coming: Iterator[Unit], wanted: int) -> bool:
-        """Whether a group's backlog holds `wanted` units; opens new ones for that, as far as the bound allows."""
+        """Fill a group's backlog up to `wanted` units as far as the bound allows; return whether that worked."""
         while len(self._backlog[group]) < wanted:
             if len(self._open) >= self._most_open() or not self._open_next(coming):
                 return False
@@ -174,21 +175,21 @@ class Scheduler:
         return True
 
     def _send(self, number: int, group: str, unit: Unit) -> None:
-        self._workforce.give(number, unit)
+        self._pools.give(number, unit)
         isolated = self._attempts.isolated(unit, group)
-        self._crew.send(number, unit, isolated=isolated)
+        self._backend.send(number, unit, isolated=isolated)
         self._observe(UnitSent(unit, group, number, self._attempts.number(unit, group), isolated))
 
     def _handle(self, event: Event) -> None:
-        group = self._workforce[event.worker].group
+        group = self._pools[event.worker].group
         if event.kind is Kind.READY:
             self._died_starting[group] = 0
-            self._workforce.ready(event.worker, event.node)
+            self._pools.ready(event.worker, event.node)
         elif event.kind is Kind.DIED:
             self._lose(event.worker, event.error, with_node=event.with_node)
             return
         else:
-            unit, seconds = self._workforce.take(event.worker)
+            unit, seconds = self._pools.take(event.worker)
             attempt = self._attempts.number(unit, group)
             if event.part is not None:
                 self._observe(UnitStaged(unit, group, event.worker, attempt, event.part, seconds))
@@ -197,22 +198,22 @@ class Scheduler:
                 self._observe(UnitFailed(unit, group, event.worker, attempt, event.error))
                 self._fail(unit, group, event.error)
         if self.stopping:
-            self._workforce.dismiss(event.worker)
+            self._pools.dismiss(event.worker)
 
     def _receive(self, unit: Unit, group: str, part: PartResult) -> None:
         parts = self._open.get(unit.index)
-        if parts is None:  # given up in another group meanwhile
+        if parts is None:  # another group has given it up
             return
         parts[group] = part
         if len(parts) == len(self._groups):
-            # Forgotten first: whatever `complete` raises, the unit is not handed out again.
+            # Close it first, so that it is not handed out again if `complete` raises.
             self._close(unit)
             self._failed_in_a_row = 0
             self._complete(unit, [parts[each] for each in self._groups])
 
     def _lose(self, number: int, error: str, *, with_node: bool = False) -> None:
-        """A worker is gone: its first unit may have used up an attempt, the others are just handed out again."""
-        worker = self._workforce.remove(number)
+        """Remove a lost worker: its first unit may use up an attempt, the others return to the backlog."""
+        worker = self._pools.remove(number)
         group, unit = worker.group, worker.units[0] if worker.units else None
         counted = unit is not None and not (with_node and self._attempts.lost_with_node(unit, group))
         self._observe(WorkerLost(number, group, error, unit, counted))
@@ -226,7 +227,7 @@ class Scheduler:
                 )
         self._hand_back(worker, unit, error, counted=counted)
         if not self.stopping:
-            self._workforce.refill(group)
+            self._pools.refill(group)
 
     def _hand_back(self, worker: Worker, unit: Unit | None, error: str, *, counted: bool) -> None:
         backlog = self._backlog[worker.group]
@@ -276,9 +277,9 @@ class Scheduler:
         if now < self._deadlines_at:
             return
         self._deadlines_at = now + _DEADLINES_EVERY_S
-        for number in self._workforce.late(self._allowed_s):
-            allowed = self._allowed_s(self._workforce[number])
-            self._crew.dismiss(number)
+        for number in self._pools.late(self._allowed_s):
+            allowed = self._allowed_s(self._pools[number])
+            self._backend.dismiss(number)
             self._lose(number, f"it was not done after {allowed:g} s (execution.unit_deadline_s)")
 
     def _allowed_s(self, worker: Worker) -> float:

@@ -1,1 +1,1 @@
-"""What a worker does with a unit: read, split, score, stage; and records that it does not survive."""
+"""Label a unit in a worker: read, split, score and stage it, and isolate records that kill the process."""

@@ -1,4 +1,4 @@
-"""The rows of committed units as records to be scored again by others: what `phf score` reads instead of the inputs."""
+"""Read committed units as records for more scorers: `phf score` reads these instead of the inputs."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,11 @@ class CommittedReader:
         self._given = frozenset(given_by(config).values())
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        """The labelled and empty records of a unit in order.
+        """Yield the labelled and empty records of a unit in order.
 
         Raises:
             IncompleteError: a part of the unit is missing or damaged.
-            FileNotFoundError: it is not committed.
+            FileNotFoundError: the unit is not committed.
         """
         rows = read_rows(self._store.storage, self._store.read(unit.index), [])
         sources = {source.uri: source for source in (self._plan.sources[part.source] for part in unit.slices)}
@@ -44,7 +44,7 @@ class CommittedReader:
             )
 
     def _given_of(self, meta: str) -> Mapping[str, Any] | None:
-        """Fields that scorers ask for; what the inputs held of them is in `meta`."""
+        """The fields that scorers read, taken from `meta`, which keeps them from the inputs."""
         if not self._given:
             return None
         fields = json.loads(meta)

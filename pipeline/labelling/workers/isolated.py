@@ -1,4 +1,4 @@
-"""The child process of `isolation`: `python -m pipeline.labelling.workers.isolated DESCRIPTOR`."""
+"""The main module of the child process of `isolation`: `python -m pipeline.labelling.workers.isolated DESCRIPTOR`."""
 
 import ctypes
 import signal
@@ -8,9 +8,9 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from pipeline.corpus.records import Record
-from pipeline.labelling.workers.isolation import Order, Phase, Raised, Step, brief
+from pipeline.labelling.workers.isolation import Phase, Raised, Step, Task, describe_error
 from pipeline.labelling.workers.label_records import SPLIT, label_records
-from pipeline.labelling.workers.secrecy import forbid_core_dumps, silence
+from pipeline.labelling.workers.secrecy import discard_output, forbid_core_dumps
 from pipeline.labelling.workers.worker import PartResult, UnitLabeller
 from scorers.contract import Document, DocumentKind, Scorer, ScoringError
 
@@ -21,73 +21,73 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 
 
-class _Announced:
-    """A scorer that says so whenever it gets a document."""
+class _ReportingScorer:
+    """A scorer that calls `report` before each call of the scorer that it wraps."""
 
-    def __init__(self, scorer: Scorer, announce: Callable[[], None]) -> None:
+    def __init__(self, scorer: Scorer, report: Callable[[], None]) -> None:
         self.name = scorer.name
         self.fingerprint = scorer.fingerprint
         self._scorer = scorer
-        self._announce = announce
+        self._report = report
 
     def applies(self, document: Document) -> bool:
-        self._announce()
+        self._report()
         return self._scorer.applies(document)
 
     def score(self, documents: Sequence[Document]) -> "list[NDArray[np.float32] | ScoringError]":
-        self._announce()
+        self._report()
         return self._scorer.score(documents)
 
 
 def main() -> None:
-    """Obey the one order that comes through the pipe."""
+    """Run the one task that comes through the pipe."""
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
-    silence()
+    discard_output()
     forbid_core_dumps()
-    # With the worker that waits for it, this process dies too, wherever it is.
+    # Die with the worker that waits for this process, even in the middle of native code.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    order: Order = connection.recv()
+    task: Task = connection.recv()
     try:
-        connection.send(_obey(order, connection.send))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the worker passes it on
-        connection.send(Raised(brief(error)))
+        connection.send(_run_task(task, connection.send))
+    except Exception as error:  # noqa: BLE001 - the worker raises it
+        connection.send(Raised(describe_error(error)))
 
 
-def _obey(order: Order, tell: Callable[[Step], None]) -> PartResult:
-    labeller = UnitLabeller(order.job, order.group)
-    # What scorers load with their first document is no record's fault, and must not use up its time.
+def _run_task(task: Task, report: Callable[[Step], None]) -> PartResult:
+    labeller = UnitLabeller(task.job, task.group)
+    # Warm up: what scorers load with their first document must not count against the time of a record.
     kinds: tuple[DocumentKind, ...] = ("prose", "python")
     label_records([Record("", 0, "", "Two words.\n", "{}", kind, "") for kind in kinds], labeller.scorers)
-    records = iter(labeller.read(order.unit))
+    records = iter(labeller.read(task.unit))
     index = 0
     while True:
-        tell(Step(Phase.READ, index))
+        report(Step(Phase.READ, index))
         record = next(records, None)
         if record is None:
             break
-        if index >= order.first and isinstance(record, Record):
-            _try(record, index, labeller, order, tell)
+        if index >= task.first and isinstance(record, Record):
+            _try(record, index, labeller, task, report)
         index += 1
-    tell(Step(Phase.TOGETHER))
-    return labeller.label(order.unit, order.staged, order.spared)
+    report(Step(Phase.TOGETHER))
+    return labeller.label(task.unit, task.staged, task.known_errors)
 
 
-def _try(record: Record, index: int, labeller: UnitLabeller, order: Order, tell: Callable[[Step], None]) -> None:
-    def announce(column: str) -> None:
-        tell(Step(Phase.RECORD, index, record.source, record.position, column, len(record.text)))
+def _try(record: Record, index: int, labeller: UnitLabeller, task: Task, report: Callable[[Step], None]) -> None:
+    def report_column(column: str) -> None:
+        report(Step(Phase.RECORD, index, record.source, record.position, column, len(record.text)))
 
-    announce(SPLIT)
+    report_column(SPLIT)
     scorers = {
-        column: _Announced(scorer, lambda column=column: announce(column))  # type: ignore[misc]
+        column: _ReportingScorer(scorer, lambda column=column: report_column(column))  # type: ignore[misc]
         for column, scorer in labeller.scorers.items()
     }
-    config = order.job.config
+    config = task.job.config
     label_records(
         [record],
         scorers,
         max_document_size=config.max_document_size,
         large_documents=config.large_documents,
-        spared=order.spared,
+        known_errors=task.known_errors,
     )
 
 

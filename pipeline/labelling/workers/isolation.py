@@ -1,10 +1,10 @@
-"""Find the records of a unit that kill their process, hang in it or outgrow the memory, and label all the others.
+"""Find the records of a unit that kill their process, hang or exceed the memory limit, and label all others.
 
-A child process (`isolated`) scores the records of the unit one at a time and says before each step what it is about to
-do. Whatever it is doing when it ends, or when its time or its memory is used up, has then used up
-an attempt; after `execution.attempts` that record is poison, and the child goes on without it in that scorer. At the
-end the unit is labelled as usual, all records together, with placeholders for poison: the others get the scores that
-they would have had beside a record that the scorer refuses.
+A child process (`isolated`) scores the records of the unit one at a time and reports each step before it begins. If the
+process dies, or exceeds its time or memory, the reported step has used up an attempt. After `execution.attempts` the
+record is poison, and the next child skips it in that scorer. At the end the unit is labelled as usual, all records
+together, with placeholders for poison, so that the other records get the same scores as beside a record that the
+scorer refuses.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from multiprocessing.connection import Pipe
 
 from pipeline.config import LabelExecution
 from pipeline.corpus.plan import Unit
-from pipeline.labelling.workers.label_records import Spared
+from pipeline.labelling.workers.label_records import KnownErrors
 from pipeline.labelling.workers.memory import machine_memory, resident_memory
 from pipeline.labelling.workers.worker import Job, PartResult
 from scorers import interpreter
@@ -29,27 +29,27 @@ from scorers.isolation import allowed_seconds, describe
 
 WORKER_DIED, WORKER_HUNG, MEMORY_LIMIT = "worker-died", "worker-hung", "memory-limit"
 
-# A scorer that keeps its own deadline has answered by then: what it may take on top of that, in seconds and as a share.
+# Added to a scorer's own deadline, in seconds and as a share, so that a scorer that enforces it can answer first.
 _MARGIN_S, _MARGIN = 5.0, 0.25
 # Seconds for an interpreter to start and to build the scorers.
 _START_S = 600.0
-# Records in a row that are poison, before it is the scorer that is at fault.
+# Poison records in a row after which the scorer is at fault, not the records.
 _POISON_IN_A_ROW = 10
-# Share of the machine's memory that a child may hold where no limit is set; Ray ends whole workers at 0.95.
+# Share of the machine's memory that a child may use if no limit is set; Ray kills whole workers at 0.95.
 _MEMORY_SHARE = 0.8
 _LOOK_EVERY_S = 0.05
-# Seconds that a process which has let go of its pipe may take to be gone.
+# Seconds to wait for the exit of a process that has closed its pipe.
 _DEATH_S = 10.0
 
 
 class IsolationError(UserError):
-    """A unit cannot be labelled, and no record of it alone is at fault."""
+    """A unit cannot be labelled, and no single record is at fault."""
 
 
 class Phase(StrEnum):
-    """What a child does."""
+    """What a child is doing."""
 
-    START = "start"  # starts, builds its scorers and tries them on a text of ours
+    START = "start"  # starts, builds its scorers and warms them up
     READ = "read"  # reads the next record
     RECORD = "record"  # splits or scores one record
     TOGETHER = "together"  # labels the whole unit
@@ -57,14 +57,14 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Step:
-    """What a child is about to do.
+    """The step that a child is about to begin.
 
     Attributes:
-        phase: see there.
-        index: of the record in the unit.
-        source, position: its key.
-        column: of the scorer that gets it, or `split`.
-        characters: of its text.
+        phase: what it does.
+        index: index of the record in the unit.
+        source, position: key of the record.
+        column: column of the scorer, or `split`.
+        characters: length of the record's text.
     """
 
     phase: Phase
@@ -76,27 +76,27 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a child is to do: the records from `first` on one by one, then the unit as a whole."""
+class Task:
+    """The work of a child: try the records from index `first` one by one, then label the whole unit."""
 
     job: Job
     group: str
     unit: Unit
     staged: str
     first: int
-    spared: Spared
+    known_errors: KnownErrors
 
 
 @dataclass(frozen=True)
 class Raised:
-    """A child's exception, without text of the corpus."""
+    """An exception in a child, without text of the corpus."""
 
     error: str
 
 
 @dataclass(frozen=True)
 class _Loss:
-    """How a child was lost, and at which step."""
+    """Why a child was lost, and at which step."""
 
     step: Step
     reason: str
@@ -105,11 +105,11 @@ class _Loss:
 
 @dataclass
 class _Findings:
-    """What is known of a unit: attempts by record and column, and poison."""
+    """What is known about a unit: losses by record and column, and poison records."""
 
     attempts: int
     first: int = 0
-    spared: dict[tuple[str, int], dict[str, ScoringError]] = field(default_factory=dict)
+    known_errors: dict[tuple[str, int], dict[str, ScoringError]] = field(default_factory=dict)
     losses: Counter[tuple[int, str]] = field(default_factory=Counter)
     in_a_row: int = 0
     latest: int = -1
@@ -118,23 +118,23 @@ class _Findings:
         """Count a loss.
 
         Raises:
-            IsolationError: no record can be blamed for it.
+            IsolationError: no single record is at fault.
         """
         step = loss.step
         key = (step.index, step.column or step.phase)
         self.losses[key] += 1
         if step.phase is Phase.TOGETHER:
             raise IsolationError(
-                f"each record can be scored alone, but not all together ({loss.reason}: {loss.detail}); if that is for "
-                "want of memory, raise execution.memory_limit or use fewer workers"
+                f"each record can be scored alone, but not all together ({loss.reason}: {loss.detail}); if memory is "
+                "short, raise execution.memory_limit or use fewer workers"
             )
         if step.phase in {Phase.READ, Phase.RECORD}:
-            # Those before it have passed, and need not again: a scorer that only leaks gets on with fresh memory.
+            # Skip the records that have passed, so that a scorer that leaks memory makes progress.
             self.first = max(self.first, step.index)
         if self.losses[key] < self.attempts:
             return
         if step.phase is Phase.START:
-            raise IsolationError(f"its scorers do not even score a few words of ours ({loss.reason}: {loss.detail})")
+            raise IsolationError(f"its scorers cannot score even a short test text ({loss.reason}: {loss.detail})")
         if step.phase is Phase.READ:
             raise IsolationError(f"record {step.index} of the unit cannot be read ({loss.reason}: {loss.detail})")
         if step.index != self.latest:
@@ -143,23 +143,23 @@ class _Findings:
         if self.in_a_row >= _POISON_IN_A_ROW:
             raise IsolationError(f"{self.in_a_row} records in a row cannot be scored ({loss.reason}: {loss.detail})")
         times = "once" if self.attempts == 1 else f"{self.attempts} times"
-        self.spared.setdefault((step.source, step.position), {})[step.column] = ScoringError(
+        self.known_errors.setdefault((step.source, step.position), {})[step.column] = ScoringError(
             loss.reason, f"{loss.detail}, {times}"
         )
 
 
 def label_isolated(job: Job, group: str, unit: Unit, staged: str) -> PartResult:
-    """Do what `UnitLabeller.label` does, in child processes; records that kill them are quarantined.
+    """Label a unit like `UnitLabeller.label`, but in child processes; quarantine the records that kill them.
 
-    Their reasons are `worker-died`, `worker-hung` and `memory-limit`; the detail names the scorer and the signal.
+    The reasons are `worker-died`, `worker-hung` and `memory-limit`; the detail names the scorer and the signal.
 
     Raises:
-        IsolationError: the unit cannot be labelled, and no record of it alone is at fault, or the child raised.
+        IsolationError: no single record is at fault, or the child raised.
     """
     findings = _Findings(job.config.execution.attempts)
     while True:
         with _Child(job.config.execution) as child:
-            outcome = child.run(Order(job, group, unit, staged, findings.first, findings.spared))
+            outcome = child.run(Task(job, group, unit, staged, findings.first, findings.known_errors))
         match outcome:
             case PartResult():
                 return outcome
@@ -168,8 +168,8 @@ def label_isolated(job: Job, group: str, unit: Unit, staged: str) -> PartResult:
         findings.add(outcome)
 
 
-def brief(error: Exception) -> str:
-    """An exception without text of the corpus: only errors that we wrote ourselves are known to hold none."""
+def describe_error(error: Exception) -> str:
+    """Describe an exception without quoting the corpus: only messages of our own errors are known to be safe."""
     if isinstance(error, UserError):
         return str(error).rstrip(".")
     if isinstance(error, OSError) and error.strerror:
@@ -178,7 +178,7 @@ def brief(error: Exception) -> str:
 
 
 class _Child:
-    """A fresh interpreter that obeys one order."""
+    """A fresh interpreter that runs one task."""
 
     def __init__(self, execution: LabelExecution) -> None:
         self._execution = execution
@@ -186,7 +186,7 @@ class _Child:
 
     def __enter__(self) -> "_Child":
         self._connection, theirs = Pipe()
-        # What libraries print may quote the corpus; it goes nowhere.
+        # Discard what libraries print: it may quote the corpus.
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this package
             interpreter.command("pipeline.labelling.workers.isolated", str(theirs.fileno())),
             env=interpreter.environment(),
@@ -203,13 +203,13 @@ class _Child:
         self._kill()
         self._connection.close()
 
-    def run(self, order: Order) -> "PartResult | Raised | _Loss":
-        """Follow the child until it has a result, or is lost."""
+    def run(self, task: Task) -> "PartResult | Raised | _Loss":
+        """Run a task and follow the child until it has a result or is lost."""
         step = Step(Phase.START)
         due = time.monotonic() + _START_S
         look = 0.0
         with contextlib.suppress(BrokenPipeError):
-            self._connection.send(order)
+            self._connection.send(task)
         while True:
             try:
                 message = self._connection.recv() if self._connection.poll(_LOOK_EVERY_S) else None
@@ -232,7 +232,7 @@ class _Child:
                 return _Loss(step, WORKER_HUNG, f"nothing came for {self._allowed_s(step):.3g} s")
 
     def _allowed_s(self, step: Step) -> float:
-        """Seconds for a step; never more than for a whole unit, which could not have been labelled then."""
+        """Seconds allowed for a step, at most those of a whole unit."""
         execution = self._execution
         if step.phase is Phase.START:
             return _START_S

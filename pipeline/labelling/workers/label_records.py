@@ -1,6 +1,6 @@
-"""From records to scores: split, score, and put in quarantine what cannot be scored.
+"""Split and score records, and quarantine those that cannot be scored.
 
-Documents in pieces of bounded size: parts, cut at sentence boundaries, in groups that are scored at once.
+Large documents are cut at sentence boundaries into parts of bounded size; groups of parts are scored together.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ LargeDocuments = Literal["split", "quarantine"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Sentences `[start, stop)` of a document: the whole of it, unless it is large.
+    """Sentences `[start, stop)` of a document: all of them, unless the document is large.
 
     Attributes:
-        document: its index among those that are scored.
-        start, stop: sentences.
-        size: UTF-8 bytes of their text.
+        document: index of the document.
+        start, stop: sentence indices.
+        size: UTF-8 bytes of the sentences' text.
     """
 
     document: int
@@ -39,7 +39,7 @@ class Part:
     size: int
 
     def of(self, document: Document) -> Document:
-        """The part as a document of its own, whose ends count from its start."""
+        """The part as a document, with ends relative to the part's start."""
         if self.start == 0 and self.stop == len(document.ends):
             return document
         first = int(document.ends[self.start - 1]) if self.start else 0
@@ -49,7 +49,7 @@ class Part:
         )
 
     def _given(self, document: Document) -> Mapping[str, Any] | None:
-        """Of lists with a value a sentence those of the part; a list of another length stays as wrong as it was."""
+        """The part's slice of lists with a value per sentence; other lists are kept for the scorer to refuse."""
         return document.given and {
             field: values[self.start : self.stop]
             if isinstance(values, list) and len(values) == len(document.ends)
@@ -59,11 +59,11 @@ class Part:
 
 
 def groups(documents: Sequence[Document], limit: int) -> Iterator[list[Part]]:
-    """All sentences of all documents in order, as groups of parts that are scored at once.
+    """Yield all sentences of all documents in order, as groups of parts to be scored together.
 
-    They depend on the documents and the limit alone, as the batches of networks must. A document of at most `limit`
-    bytes is one part. A larger one is cut into parts as long as the limit lets them be; a sentence that is longer than
-    the limit is a part of its own. A group's parts have at most `limit` bytes together, or there is only one.
+    The groups depend only on the documents and the limit, so that batches of networks are reproducible. A document of
+    at most `limit` bytes is one part. A larger one is cut into parts as large as the limit allows; a sentence longer
+    than the limit is a part of its own. A group holds at most `limit` bytes, or a single part.
     """
     group: list[Part] = []
     size = 0
@@ -98,8 +98,8 @@ SPLIT = "split"
 SPLIT_ERROR = "split-error"
 TOO_LARGE_DOCUMENT = "too-large-document"
 
-# By key of a record and by column, or `split`: what is known not to survive, and what is said instead.
-Spared = Mapping[tuple[str, int], Mapping[str, ScoringError]]
+# By key of a record and by column or `split`: the error to report instead of trying the record.
+KnownErrors = Mapping[tuple[str, int], Mapping[str, ScoringError]]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Scored:
 
 @dataclass
 class Labelled:
-    """What became of some records, each list in their order, and the seconds by column, for `read` and `split`."""
+    """Results, each list in the order of the records, and seconds by column and for `read` and `split`."""
 
     scored: list[Scored] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
@@ -127,38 +127,38 @@ def label_records(
     max_document_size: int = MAX_DOCUMENT_SIZE,
     large_documents: LargeDocuments = "split",
     keep_text: bool = False,
-    spared: Spared | None = None,
+    known_errors: KnownErrors | None = None,
 ) -> Labelled:
-    """Split and score records; one that a scorer cannot score is quarantined and changes nothing for the others.
+    """Split and score records; quarantine those that cannot be scored, without effect on the others.
 
-    Scorers get at most `max_document_size` of text at once, or a single sentence that is longer: the parts of a large
-    document are scored like documents, and their scores join again into its one row. Its sentences are those of the
-    whole text, which is split before it is cut.
+    Scorers get at most `max_document_size` of text at once, or a single longer sentence: the parts of a large document
+    are scored like documents, and their scores are joined into one row. The whole text is split into sentences before
+    it is cut into parts.
 
     Args:
-        records: all of a unit: scorers get many documents at once, and scores may depend on the set in the last bits.
-        scorers: by column; of several that fail on a record the first gives the reason.
+        records: all records of a unit; scores may depend on the set of documents in the last bits.
+        scorers: by column; if several fail on a record, the first gives the reason.
         max_document_size: UTF-8 bytes of text above which a document is large.
-        large_documents: what becomes of these; a large file of Python is quarantined always, because linters need it
-            whole.
+        large_documents: how to treat large documents; large Python files are always quarantined, because linters need
+            the whole file.
         keep_text: whether quarantine keeps the text.
-        spared: what is not to be tried: scorers get a placeholder, and the record is quarantined with what is given.
+        known_errors: errors to report without trying: the scorer gets a placeholder instead of the record.
 
     Raises:
-        ScorerFailedError: a scorer fails whatever it is given.
+        ScorerFailedError: a scorer fails on any document.
     """
     labelled = Labelled()
-    spared = spared or {}
+    known_errors = known_errors or {}
     with timed(labelled.seconds, "read"):
         items = list(records)
     with timed(labelled.seconds, "split"):
         outcomes = [
-            each if isinstance(each, Quarantined) else _split(each, max_document_size, large_documents, spared)
+            each if isinstance(each, Quarantined) else _split(each, max_document_size, large_documents, known_errors)
             for each in items
         ]
     documents = [each for each in outcomes if isinstance(each, Document)]
     reasons = [
-        spared.get((each.source, each.position), {})
+        known_errors.get((each.source, each.position), {})
         for each, outcome in zip(items, outcomes, strict=True)
         if isinstance(outcome, Document)
     ]
@@ -196,20 +196,20 @@ def label_records(
 
 
 class _Column:
-    """What a scorer says of some documents, put together from their parts."""
+    """A scorer's results for some documents, joined from their parts."""
 
     def __init__(self, scorer: Scorer, documents: Sequence[Document], refused: Mapping[int, ScoringError]) -> None:
         self._scorer = scorer
-        # By document: the scores of its parts so far, why it has none, or None where the scorer does not apply.
+        # By document: the scores of its parts so far, the error, or None where the scorer does not apply.
         self._results = [
-            self._ask(placeholder(each) if index in refused else each) for index, each in enumerate(documents)
+            self._empty_result(placeholder(each) if index in refused else each) for index, each in enumerate(documents)
         ]
         self._wanted = [
             isinstance(result, list) and len(each.ends) > 0
             for result, each in zip(self._results, documents, strict=True)
         ]
 
-        # What is refused has its place in the batches all the same.
+        # Set errors only now: refused documents keep their place in the batches, as placeholders.
         for index, error in refused.items():
             self._results[index] = error
 
@@ -218,7 +218,7 @@ class _Column:
         lost = {index for index in wanted if isinstance(self._results[group[index].document], ScoringError)}
         if len(lost) == len(wanted):
             return
-        # Another part of a lost document failed. Batches keep their shapes all the same.
+        # Another part of a lost document has failed; placeholders keep the shapes of the batches.
         given = [placeholder(parts[index]) if index in lost else parts[index] for index in wanted]
         for index, result in zip(wanted, score_documents(self._scorer, given), strict=True):
             so_far = self._results[group[index].document]
@@ -234,15 +234,15 @@ class _Column:
             return result
         return result[0] if len(result) == 1 else np.concatenate([*result, np.zeros(0, np.float32)])
 
-    def _ask(self, document: Document) -> list[NDArray[np.float32]] | ScoringError | None:
+    def _empty_result(self, document: Document) -> list[NDArray[np.float32]] | ScoringError | None:
         try:
             return [] if self._scorer.applies(document) else None
-        except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
+        except Exception as error:  # noqa: BLE001 - a library's failure on odd input becomes a value
             return ScoringError(SCORER_ERROR, describe(error))
 
 
-def _split(record: Record, limit: int, policy: LargeDocuments, spared: Spared) -> Document | ScoringError:
-    known = spared.get((record.source, record.position), {}).get(SPLIT)
+def _split(record: Record, limit: int, policy: LargeDocuments, known_errors: KnownErrors) -> Document | ScoringError:
+    known = known_errors.get((record.source, record.position), {}).get(SPLIT)
     if known is not None:
         return ScoringError(known.reason, f"{SPLIT}: {known.detail}")
     size = utf8_size(record.text)
@@ -254,13 +254,13 @@ def _split(record: Record, limit: int, policy: LargeDocuments, spared: Spared) -
             return Document(record.text, np.array(record.ends, np.int32), record.kind, record.name, record.given)
         found = document(record.text, record.kind, record.name)
         return found if record.given is None else replace(found, given=record.given)
-    except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
+    except Exception as error:  # noqa: BLE001 - a library's failure on odd input becomes a value
         return ScoringError(SPLIT_ERROR, describe(error))
 
 
 @contextlib.contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds of the block to those of `name`."""
+    """Add the seconds that the block takes to `seconds[name]`."""
     start = time.perf_counter()
     try:
         yield

@@ -1,4 +1,4 @@
-"""How much memory a process holds, and a watch over it."""
+"""Measure and watch the memory of a process."""
 
 import os
 import threading
@@ -11,7 +11,7 @@ _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 
 
 def resident_memory(pid: int) -> int:
-    """Bytes of memory that a process holds; 0 if there is no such process."""
+    """Resident memory of a process in bytes; 0 if there is no such process."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
     except (FileNotFoundError, ProcessLookupError, IndexError):
@@ -19,20 +19,20 @@ def resident_memory(pid: int) -> int:
 
 
 def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the container around this process."""
+    """Memory in bytes of this machine, or of the container that this process runs in."""
     total = os.sysconf("SC_PHYS_PAGES") * _PAGE
     for limit in _CGROUP_LIMITS:
         try:
             return min(total, int(limit.read_text()))
-        except (OSError, ValueError):  # there is none
+        except (OSError, ValueError):  # no such limit
             continue
     return total
 
 
 def watch_memory(limit: int, exceeded: Callable[[], None]) -> None:
-    """Call `exceeded` in a thread as soon as this process holds more than `limit` bytes.
+    """Call `exceeded` in a thread as soon as this process uses more than `limit` bytes.
 
-    A single call into C that keeps the interpreter's lock delays it until it returns.
+    A call into C that holds the GIL delays this until it returns.
     """
     done = threading.Event()
 

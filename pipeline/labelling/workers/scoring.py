@@ -1,4 +1,4 @@
-"""Scores of documents whatever a scorer does: where it raises or returns no score, only that document is lost."""
+"""Call a scorer so that a failure loses only the document that causes it."""
 
 import contextlib
 from collections.abc import Sequence
@@ -16,36 +16,36 @@ from scorers.stopping import StopRequest
 SCORER_ERROR = "scorer-error"
 INVALID_SCORE = "invalid-score"
 
-# Exceptions that mean to go through everything, whoever's code they meet.
-_MEANT = (DeadlineExceededError, GeneratorExit, KeyboardInterrupt, StopRequest, SystemExit)
+# Exceptions that must not be caught on their way up.
+_PASSED_ON = (DeadlineExceededError, GeneratorExit, KeyboardInterrupt, StopRequest, SystemExit)
 
 Scores = NDArray[np.float32]
 
 
 class ScorerFailedError(UserError):
-    """A scorer fails whatever it is given: nothing is known of any document."""
+    """A scorer fails on any document, so that the scorer is at fault."""
 
 
 def score_documents(scorer: Scorer, documents: Sequence[Document]) -> list[Scores | ScoringError]:
-    """Scores, float32 [n_sentences] a document, finite and >= 0, or why there are none.
+    """Return for each document its scores, float32 [n_sentences], finite and >= 0, or the error.
 
-    A scorer that raises is asked again with fewer documents until those are found that it cannot bear. Then all are
-    scored together once more with placeholders for these: batches keep their shapes, and so the other documents'
-    scores the bytes that they would have had. Where it cannot bear that either (documents that it only fails on
-    together, a placeholder that is as bad as its document), the scores are those of the largest halves that it bore.
+    If the scorer raises, bisect the documents to find those that cause it. Then score all together once more with
+    placeholders for these, so that batches keep their shapes and the other documents get the same bytes as ever. If
+    that fails too (documents that fail only together, or a placeholder that fails like its document), keep the scores
+    of the largest halves that succeeded.
 
-    One bad document of n costs at most 2 log2(n) + 5 calls, n bad ones 2 n + 1. What is no `Exception`, such as the
-    `SystemExit` of a process that is told to end, passes.
+    One bad document of n costs at most 2 log2(n) + 5 calls, n bad ones 2 n + 1. Exceptions that are no `Exception`,
+    such as the `SystemExit` of a process that is asked to stop, are not caught.
 
     Raises:
-        ScorerFailedError: it raises on a document with nothing in it too: it is at fault, and not the documents.
+        ScorerFailedError: the scorer raises on a harmless document too.
     """
     with contextlib.suppress(Exception):
         return _score(scorer, documents)
     try:
-        return _score(scorer, documents)  # the fault may have passed
-    except Exception as error:  # noqa: BLE001 - the documents that cause it are looked for
-        _refuse_broken(scorer, documents[0])
+        return _score(scorer, documents)  # the failure may have been transient
+    except Exception as error:  # noqa: BLE001 - bisected below
+        _check_scorer_works(scorer, documents[0])
         found = _halves(scorer, documents, error)
     failed = {index: each for index, each in enumerate(found) if isinstance(each, _RaisedError)}
     if 0 < len(failed) < len(documents):
@@ -56,7 +56,7 @@ def score_documents(scorer: Scorer, documents: Sequence[Document]) -> list[Score
 
 
 def placeholder(document: Document) -> Document:
-    """Another text of the same kind and the same lengths of sentences, with nothing in it to choke on."""
+    """A harmless document of the same kind, with sentences of the same lengths."""
     lines = document.kind == "python"
     return Document("".join(_blank(each, lines) for each in document.sentences()), document.ends, document.kind)
 
@@ -69,11 +69,11 @@ def _blank(sentence: str, is_line: bool) -> str:
 
 
 class _RaisedError(ScoringError):
-    """The scorer raised, rather than to return why it has no score."""
+    """The scorer raised, rather than returning a `ScoringError`."""
 
 
 def _halves(scorer: Scorer, documents: Sequence[Document], error: Exception) -> list[Scores | ScoringError]:
-    """Results of the halves of `documents`, on which the scorer has just raised `error`, and of their halves."""
+    """Bisect `documents`, on which the scorer has just raised `error`."""
     if len(documents) == 1:
         known = error if isinstance(error, ScoringError) else ScoringError(SCORER_ERROR, describe(error))
         return [_RaisedError(known.reason, known.detail)]
@@ -82,16 +82,16 @@ def _halves(scorer: Scorer, documents: Sequence[Document], error: Exception) -> 
     for half in (documents[:middle], documents[middle:]):
         try:
             results += _score(scorer, half)
-        except Exception as failure:  # noqa: BLE001 - it becomes the value of the one document that causes it
+        except Exception as failure:  # noqa: BLE001 - becomes the result of the document that causes it
             results += _halves(scorer, half, failure)
     return results
 
 
-def _refuse_broken(scorer: Scorer, like: Document) -> None:
+def _check_scorer_works(scorer: Scorer, like: Document) -> None:
     harmless = Document("a\n", np.array([2], np.int32), like.kind)
     try:
         _score(scorer, [harmless])
-    except Exception as error:  # noqa: BLE001 - its message may quote what it was given
+    except Exception as error:  # noqa: BLE001 - its message may quote the document
         raise ScorerFailedError(
             f"The scorer {scorer.name!r} fails on any document ({describe(error)}). "
             "Check that it can run here with `phf scorers`."
@@ -102,9 +102,9 @@ def _score(scorer: Scorer, documents: Sequence[Document]) -> list[Scores | Scori
     try:
         results: Any = scorer.score(documents)
     except BaseException as error:
-        if isinstance(error, (Exception, *_MEANT)):
+        if isinstance(error, (Exception, *_PASSED_ON)):
             raise
-        # A panic of a library in Rust, whose message may quote a document, is of the document's making as well.
+        # A panic in a Rust library is caused by the document too; its message may quote it.
         raise ScoringError(SCORER_ERROR, describe(error)) from None
     if not isinstance(results, list) or len(results) != len(documents):
         what = f"{len(results)} results" if isinstance(results, list) else f"a {type(results).__name__}"
@@ -125,5 +125,5 @@ def _checked(result: Any, sentences: int) -> Scores | ScoringError:
         return ScoringError(INVALID_SCORE, "NaN or infinite")
     if (result < 0).any():
         return ScoringError(INVALID_SCORE, "negative")
-    scores: Scores = np.abs(result)  # a copy, and -0.0 becomes 0.0: equal scores must have equal bytes
+    scores: Scores = np.abs(result)  # a copy in which -0.0 becomes 0.0, since equal scores must have equal bytes
     return scores

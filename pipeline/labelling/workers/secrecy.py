@@ -1,4 +1,4 @@
-"""Keep text of the corpus out of what a process leaves behind beside its results: its output, its core."""
+"""Keep text of the corpus out of a process's output and core dumps."""
 
 import contextlib
 import os
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def forbid_core_dumps() -> None:
-    """A process that crashes writes down none of its memory; those that it starts inherit this.
+    """Disable core dumps of this process and of the processes that it starts.
 
-    The limit does not hold where the kernel pipes cores into a program; there the filter leaves out all memory that is
-    not a file's.
+    The limit has no effect where the kernel pipes core dumps into a program; there the filter leaves out all memory
+    that is not backed by a file.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
@@ -19,10 +19,10 @@ def forbid_core_dumps() -> None:
         Path("/proc/self/coredump_filter").write_text("0")
 
 
-def silence() -> None:
-    """What this process and its libraries print goes nowhere: a warning, or the last words of a crash, may quote text.
+def discard_output() -> None:
+    """Discard everything that this process and its libraries print: a warning or a crash report may quote the corpus.
 
-    Ray would keep it in its session's folder, on every node and after the job.
+    Ray would keep it in its session folder on every node, beyond the end of the job.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,6 +1,7 @@
-"""Labels a unit: read, split, score, stage. Plain Python; an actor wraps it, and so do `phf preview` and tests.
+"""Label a unit: read, split, score, and stage its part as Parquet.
 
-A unit's part as Parquet: the rows and scores of the base group, or another group's keys and scores.
+Plain Python without Ray; the actor wraps it. The part of the base group holds rows and scores, that of another group
+keys and scores.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.schema import unit_schema
 from pipeline.dataset.writer import parquet_writer
 from pipeline.labelling.workers.committed import CommittedReader
-from pipeline.labelling.workers.label_records import Scored, Spared, label_records, timed
+from pipeline.labelling.workers.label_records import KnownErrors, Scored, label_records, timed
 from pipeline.storage.open import open_storage
 from scorers.registry import ScorerSpec, build
 from scorers.sentences import document
@@ -29,13 +30,13 @@ _ROW_GROUP_BYTES = 64 * 1024 * 1024
 
 
 def part_schema(columns: Sequence[str], *, base: bool) -> pa.Schema:
-    """Schema of a group's part: `unit_schema` for the base group, keys and scores for another."""
+    """Schema of a group's part: `unit_schema` for the base group, keys and scores for any other."""
     schema = unit_schema(columns)
     return schema if base else pa.schema([schema.field(name) for name in (*_KEY_COLUMNS, *columns)])
 
 
 def row_groups(scored: Sequence[Scored]) -> Iterator[Sequence[Scored]]:
-    """Rows cut so that no column of a row group reaches the 2 GiB that 32-bit offsets can address."""
+    """Cut rows into row groups in which no column reaches the 2 GiB limit of 32-bit offsets."""
     start = size = 0
     for index, each in enumerate(scored):
         size += len(each.record.text) + len(each.record.meta) + 8 * len(each.document.ends)
@@ -47,7 +48,7 @@ def row_groups(scored: Sequence[Scored]) -> Iterator[Sequence[Scored]]:
 
 
 def table_of(rows: Sequence[Scored], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of a group's schema."""
+    """Build a table of `schema` from rows."""
     columns = {
         name: [getattr(each.record, name) for each in rows] for name in ("doc_id", "source", "position", "text", "meta")
     }
@@ -64,16 +65,17 @@ BASE_GROUP = "cpu"
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to know.
+    """A job as its workers see it.
 
     Attributes:
-        config: of the job.
-        plan: sources and fingerprints; a worker is handed its units one by one and needs none here.
-        specs: by column, resolved.
-        groups: columns by group, the base group first; its parts hold the rows, the others' only keys and scores.
+        config: configuration of the job.
+        plan: sources and fingerprints; its units are left out on a cluster, since workers get them one by one.
+        specs: resolved scorers, by column.
+        groups: columns by group, the base group first; parts of other groups hold only keys and scores.
         output: URI of the dataset.
-        folder: working folder of the driver, from which relative inputs start.
-        layer: which layer of the dataset the parts are for; those after the first hold no rows, and score the first's.
+        folder: the driver's working directory, to which relative inputs refer.
+        layer: layer of the dataset that the parts belong to; layers after the first hold no rows, and score those of
+            the first.
     """
 
     config: LabelConfig
@@ -87,16 +89,16 @@ class Job:
 
 @dataclass(frozen=True)
 class PartResult:
-    """What a worker tells of a part that it staged.
+    """A part that a worker has staged.
 
     Attributes:
-        unit, group, staged: whose part, and where it is below the output.
-        size, sha256: of the file.
+        unit, group, staged: index of the unit, group, and path of the file below the output.
+        size, sha256: size in bytes and hash of the file.
         rows: records in the part.
-        sentences: of all rows.
-        empty: rows whose text is empty.
-        bytes_text: UTF-8 bytes of all rows' text.
-        records: all that were read: `rows + len(quarantined)`.
+        sentences: sentences of all rows.
+        empty: rows with an empty text.
+        bytes_text: UTF-8 bytes of the text of all rows.
+        records: records read: `rows + len(quarantined)`.
         quarantined: in the order of the unit.
         seconds: by column, and for `read`, `split` and `write`.
     """
@@ -118,14 +120,15 @@ class PartResult:
 class UnitLabeller:
     """Labels units of one job with the scorers of one group, which it builds once.
 
-    Numerical libraries compute with `execution.threads` threads, so that sums always have the same order.
+    Numerical libraries use `execution.threads` threads, so that sums always have the same order.
 
     Raises:
-        UserError: a scorer cannot be built here.
+        UserError: a scorer cannot be built on this machine.
     """
 
     def __init__(self, job: Job, group: str) -> None:
-        # Workers of a cluster start elsewhere. Where there is no such folder, a relative input says that it is missing.
+        # Workers of a cluster start in another folder. If this one does not exist there, a relative input is reported
+        # as missing when it is read.
         with contextlib.suppress(OSError):
             os.chdir(job.folder)
         self._config = job.config
@@ -133,13 +136,13 @@ class UnitLabeller:
         self._holds_rows = group == BASE_GROUP and job.layer == 1
         self._columns = job.groups[group]
         self._storage = open_storage(job.output)
-        # The rows of the first layer stand for the inputs, which may be gone by then.
+        # Later layers read the rows of the first, because the inputs may be gone.
         self._reader: UnitReader | CommittedReader = (
             UnitReader(job.plan, job.config) if job.layer == 1 else CommittedReader(self._storage, job.plan, job.config)
         )
         execution = job.config.execution
         self.scorers = {column: build(column, job.specs[column], execution.of(column)) for column in self._columns}
-        # The splitter loads its library with its first document: part of starting, and not of the first unit's time.
+        # Warm up the splitter, which loads its library with the first document.
         document("A sentence.")
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(execution.threads)
@@ -150,20 +153,20 @@ class UnitLabeller:
         return {column: scorer.fingerprint for column, scorer in self.scorers.items()}
 
     def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
-        """The records of a unit; see `UnitReader.read`."""
+        """Yield the records of a unit; see `UnitReader.read`."""
         return self._reader.read(unit)
 
-    def label(self, unit: Unit, staged: str, spared: Spared | None = None) -> PartResult:
-        """Read, split and score a unit, and stage its part: the same bytes for the same unit, wherever and whenever.
+    def label(self, unit: Unit, staged: str, known_errors: KnownErrors | None = None) -> PartResult:
+        """Read, split and score a unit, and stage its part, which has the same bytes in every run.
 
         Args:
-            unit: of the job's plan.
+            unit: a unit of the job's plan.
             staged: path below the output, for `Storage.open_write`.
-            spared: see `label_records`.
+            known_errors: see `label_records`.
 
         Raises:
             UserError: an input has changed since the plan was made.
-            ScorerFailedError: a scorer fails whatever it is given.
+            ScorerFailedError: a scorer fails on any document.
             OSError: reading or staging failed.
         """
         labelled = label_records(
@@ -172,7 +175,7 @@ class UnitLabeller:
             max_document_size=self._config.max_document_size,
             large_documents=self._config.large_documents,
             keep_text=self._config.quarantine_text,
-            spared=spared,
+            known_errors=known_errors,
         )
         schema = part_schema(self._columns, base=self._holds_rows)
         with (

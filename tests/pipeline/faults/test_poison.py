@@ -105,7 +105,7 @@ def test_a_scorer_that_dies_whatever_it_is_given_quarantines_nothing(tmp_path: P
     stdout, stderr = process.communicate(timeout=500)
     message = " ".join(stderr.split())
     assert process.returncode == 4, stderr
-    assert "its scorers do not even score a few words of ours (worker-died: SIGKILL), 1 times" in message
+    assert "its scorers cannot score even a short test text (worker-died: SIGKILL), 1 times" in message
     assert not (made.output / "manifest.json").exists()
     assert CANARY not in stdout + stderr
 

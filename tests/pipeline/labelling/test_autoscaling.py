@@ -10,7 +10,7 @@ from pipeline.labelling.scheduler.autoscaling import Pool, cpus_of_own_ray, miss
 from pipeline.labelling.scheduler.scheduler import Scheduler
 from scorers.doctor import machine
 from scorers.doctor.machine import usable_cores
-from tests.pipeline.simulation import Completed, Recorded, SimulatedCrew, units
+from tests.pipeline.simulation import Completed, Recorded, SimulatedBackend, units
 
 ONE_CPU = {"CPU": 1.0}
 HALF_A_GPU = {"GPU": 0.5}
@@ -69,51 +69,51 @@ def test_it_has_the_cores_that_this_process_may_use_and_room_for_every_pool(
 
 
 def run(
-    crew: SimulatedCrew, asked: dict[str, Pool], count: int, tick: Callable[[], None] = lambda: None
+    backend: SimulatedBackend, asked: dict[str, Pool], count: int, tick: Callable[[], None] = lambda: None
 ) -> tuple[Recorded, list[str]]:
     completed, recorded, notes = Completed(), Recorded(), list[str]()
-    scheduler = Scheduler(crew, asked, completed, clock=crew.clock, observer=recorded, notify=notes.append)
+    scheduler = Scheduler(backend, asked, completed, clock=backend.clock, observer=recorded, notify=notes.append)
     scheduler.run(units(count), tick)
     assert len(completed.parts) == count
     assert scheduler.failures == []
-    assert crew.workers == {}
+    assert backend.workers == {}
     return recorded, notes
 
 
 def test_a_pool_that_others_wait_for_grows_to_its_bound_and_no_further() -> None:
-    crew = SimulatedCrew(
+    backend = SimulatedBackend(
         seconds=lambda unit, group: 8.0 if group == "toxicity" else 1.0, resources={"CPU": 2, "GPU": 4}
     )
-    recorded, _ = run(crew, {"cpu": Pool(2, 2, ONE_CPU), "toxicity": Pool(1, 6, HALF_A_GPU)}, 400)
+    recorded, _ = run(backend, {"cpu": Pool(2, 2, ONE_CPU), "toxicity": Pool(1, 6, HALF_A_GPU)}, 400)
     assert recorded.sizes == {"cpu": [2], "toxicity": [1, 2, 4, 6]}
     # 400 units of 8 s on six workers, and some seconds until there are six.
-    assert crew.now < 400 * 8 / 6 + 60
+    assert backend.now < 400 * 8 / 6 + 60
 
 
 def test_a_pool_grows_only_where_the_cluster_has_room() -> None:
-    crew = SimulatedCrew(seconds=lambda unit, group: 8.0 if group == "pii" else 1.0, resources={"CPU": 5})
-    recorded, _ = run(crew, {"cpu": Pool(2, 2, ONE_CPU), "pii": Pool(1, None, ONE_CPU)}, 200)
+    backend = SimulatedBackend(seconds=lambda unit, group: 8.0 if group == "pii" else 1.0, resources={"CPU": 5})
+    recorded, _ = run(backend, {"cpu": Pool(2, 2, ONE_CPU), "pii": Pool(1, None, ONE_CPU)}, 200)
     assert recorded.sizes["pii"][-1] == 3
 
 
 def test_a_pool_that_has_been_idle_shrinks_to_its_least_and_makes_room_for_the_one_it_waits_for() -> None:
     # All CPUs are the base group's at first; then the scorer of the other group turns out to be what takes the time.
-    crew = SimulatedCrew(seconds=lambda unit, group: 10.0 if group == "pii" else 0.1, resources={"CPU": 8})
-    recorded, _ = run(crew, {"cpu": Pool(1, None, ONE_CPU), "pii": Pool(1, None, ONE_CPU)}, 300)
+    backend = SimulatedBackend(seconds=lambda unit, group: 10.0 if group == "pii" else 0.1, resources={"CPU": 8})
+    recorded, _ = run(backend, {"cpu": Pool(1, None, ONE_CPU), "pii": Pool(1, None, ONE_CPU)}, 300)
     assert recorded.sizes["cpu"][0] == 7
     assert recorded.sizes["cpu"][-1] == 1
     assert max(recorded.sizes["pii"]) == 7
 
 
 def test_the_base_pool_follows_the_cluster_as_nodes_join_and_leave() -> None:
-    crew = SimulatedCrew(resources={"CPU": 2})
+    backend = SimulatedBackend(resources={"CPU": 2})
     sizes: dict[int, int] = {}
 
     def tick() -> None:
-        crew.capacity = {"CPU": 2} if crew.now < 60 else {"CPU": 16} if crew.now < 150 else {"CPU": 4}
-        sizes[int(crew.now)] = len(crew.workers)
+        backend.capacity = {"CPU": 2} if backend.now < 60 else {"CPU": 16} if backend.now < 150 else {"CPU": 4}
+        sizes[int(backend.now)] = len(backend.workers)
 
-    recorded, notes = run(crew, {"cpu": Pool(1, None, ONE_CPU)}, 3000, tick)
+    recorded, notes = run(backend, {"cpu": Pool(1, None, ONE_CPU)}, 3000, tick)
     assert sizes[50] == 2
     assert sizes[120] == 16
     # Nobody is killed at work because the cluster has become smaller: whoever went with its node is not replaced.
@@ -123,33 +123,33 @@ def test_the_base_pool_follows_the_cluster_as_nodes_join_and_leave() -> None:
 
 
 def test_workers_that_went_with_their_nodes_are_replaced_only_as_far_as_there_is_room() -> None:
-    crew = SimulatedCrew(
+    backend = SimulatedBackend(
         fate=lambda unit, group, attempt: "lose-node" if unit.index in range(100, 112) and attempt == 1 else "done",
         start=lambda number: "ready" if number < 16 else "never",
         resources={"CPU": 16},
     )
 
     def tick() -> None:
-        if crew.begun[111, "cpu"]:
-            crew.capacity = {"CPU": 4}
+        if backend.begun[111, "cpu"]:
+            backend.capacity = {"CPU": 4}
 
-    recorded, _ = run(crew, {"cpu": Pool(1, None, ONE_CPU)}, 400, tick)
+    recorded, _ = run(backend, {"cpu": Pool(1, None, ONE_CPU)}, 400, tick)
     assert recorded.sizes["cpu"][-1] <= 4
     assert list(recorded.workers.values()).count("lost") == 12
 
 
 def test_a_pool_that_never_gets_a_worker_is_no_error_but_is_spoken_of() -> None:
     placed = False
-    crew = SimulatedCrew(start=lambda number: "ready" if number == 0 or placed else "never", resources={"CPU": 1})
+    backend = SimulatedBackend(start=lambda number: "ready" if number == 0 or placed else "never", resources={"CPU": 1})
 
     def tick() -> None:
         # After ten minutes there is a machine with a GPU, and the worker that was asked for long ago is placed there.
         nonlocal placed
-        if crew.now >= 700 and not placed:
+        if backend.now >= 700 and not placed:
             placed = True
-            crew.place(1)
+            backend.place(1)
 
-    _, notes = run(crew, {"cpu": Pool(1, 1, ONE_CPU), "toxicity": Pool(1, 1, {"GPU": 1.0})}, 20, tick)
+    _, notes = run(backend, {"cpu": Pool(1, 1, ONE_CPU), "toxicity": Pool(1, 1, {"GPU": 1.0})}, 20, tick)
     assert [note for note in notes if "The pool toxicity still waits" in note and "1 GPU a worker" in note]
     assert len(notes) == 2
 
@@ -160,15 +160,15 @@ def test_a_pool_never_has_more_workers_than_there_are_units(count: int) -> None:
 
 
 def test_a_slow_start_is_waited_for_before_a_pool_grows_again() -> None:
-    crew = SimulatedCrew(
+    backend = SimulatedBackend(
         seconds=lambda unit, group: 5.0 if group == "pii" else 0.1, resources={"CPU": 64}, start_s=40.0
     )
     seen: list[int] = []
 
     def tick() -> None:
-        seen.append(sum(not each.ready for each in crew.workers.values()))
+        seen.append(sum(not each.ready for each in backend.workers.values()))
 
-    recorded, _ = run(crew, {"cpu": Pool(1, 1, ONE_CPU), "pii": Pool(1, 32, ONE_CPU)}, 600, tick)
+    recorded, _ = run(backend, {"cpu": Pool(1, 1, ONE_CPU), "pii": Pool(1, 32, ONE_CPU)}, 600, tick)
     assert recorded.sizes["pii"][:4] == [1, 2, 4, 8]
     # Never more on their way than there are at work.
     assert max(seen) <= 16

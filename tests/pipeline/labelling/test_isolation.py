@@ -24,14 +24,14 @@ def test_a_record_is_poison_once_its_attempts_are_used_up() -> None:
     findings.add(loss(4))
     findings.add(loss(4, "pep8"))
     findings.add(loss(4))
-    assert findings.spared == {}
+    assert findings.known_errors == {}
     assert findings.first == 4
     findings.add(loss(4))
-    (reasons,) = findings.spared.values()
+    (reasons,) = findings.known_errors.values()
     assert {column: (error.reason, error.detail) for column, error in reasons.items()} == {
         "pii": ("worker-died", "SIGSEGV, 3 times")
     }
-    assert list(findings.spared) == [("corpus.jsonl", 400)]
+    assert list(findings.known_errors) == [("corpus.jsonl", 400)]
 
 
 def test_a_scorer_that_leaks_gets_on_with_fresh_memory() -> None:
@@ -40,13 +40,13 @@ def test_a_scorer_that_leaks_gets_on_with_fresh_memory() -> None:
         findings.add(loss(index))
         findings.add(loss(index + 50, "", Phase.READ))
     assert findings.first == 350
-    assert findings.spared == {}
+    assert findings.known_errors == {}
 
 
 @pytest.mark.parametrize(
     ("phase", "message"),
     [
-        (Phase.START, "do not even score a few words of ours"),
+        (Phase.START, "cannot score even a short test text"),
         (Phase.READ, "record 4 of the unit cannot be read"),
     ],
 )

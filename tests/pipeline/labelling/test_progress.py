@@ -18,7 +18,7 @@ from pipeline.job.unit_records import UnitRecord
 from pipeline.labelling.monitoring.console import LiveReporter, PlainReporter, figures, reporter_for
 from pipeline.labelling.monitoring.progress import Activity, Progress
 from pipeline.labelling.on_ray.cluster import _private_folder
-from pipeline.labelling.workers.isolation import brief
+from pipeline.labelling.workers.isolation import describe_error
 from scorers.errors import UserError
 from tests.pipeline.simulation import PART
 
@@ -177,7 +177,7 @@ def test_a_terminal_gets_one_live_line_and_what_must_not_be_missed() -> None:
     ],
 )
 def test_errors_of_workers_are_told_without_text_of_the_corpus(error: Exception, text: str) -> None:
-    assert brief(error) == text
+    assert describe_error(error) == text
 
 
 def test_rays_folder_is_private_and_what_killed_runs_left_is_taken_away(tmp_path: Path) -> None:

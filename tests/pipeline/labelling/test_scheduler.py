@@ -12,51 +12,53 @@ from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler.autoscaling import Pool
 from pipeline.labelling.scheduler.scheduler import Scheduler
 from scorers.errors import IncompleteError
-from tests.pipeline.simulation import Completed, Recorded, SimulatedCrew, units
+from tests.pipeline.simulation import Completed, Recorded, SimulatedBackend, units
 
 
-def schedule(crew: SimulatedCrew, workers: dict[str, int], count: int, **options: Any) -> tuple[Completed, Scheduler]:
+def schedule(
+    backend: SimulatedBackend, workers: dict[str, int], count: int, **options: Any
+) -> tuple[Completed, Scheduler]:
     completed = Completed()
     pools = {group: Pool.of(count) for group, count in workers.items()}
-    scheduler = Scheduler(crew, pools, completed, clock=crew.clock, **options)
+    scheduler = Scheduler(backend, pools, completed, clock=backend.clock, **options)
     scheduler.run(units(count))
-    assert crew.workers == {}, "every worker is dismissed at the end"
+    assert backend.workers == {}, "every worker is dismissed at the end"
     return completed, scheduler
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
 def test_every_unit_is_done_once_and_handed_out_in_order(workers: int) -> None:
-    crew = SimulatedCrew(seconds=lambda unit, group: 1 + unit.index % 3)
-    completed, scheduler = schedule(crew, {"cpu": workers}, 50)
+    backend = SimulatedBackend(seconds=lambda unit, group: 1 + unit.index % 3)
+    completed, scheduler = schedule(backend, {"cpu": workers}, 50)
     assert sorted(completed.parts) == list(range(50))
-    assert set(crew.begun.values()) == {1}
+    assert set(backend.begun.values()) == {1}
     assert scheduler.failures == []
     # Each worker holds one unit back, so that beginnings are in order but for that.
-    assert all(abs(position - index) <= 2 * workers for position, index in enumerate(crew.order["cpu"]))
-    assert crew.hired == workers
+    assert all(abs(position - index) <= 2 * workers for position, index in enumerate(backend.order["cpu"]))
+    assert backend.hired == workers
 
 
 def test_nothing_to_do_ends_at_once() -> None:
-    completed, _ = schedule(SimulatedCrew(), {"cpu": 2}, 0)
+    completed, _ = schedule(SimulatedBackend(), {"cpu": 2}, 0)
     assert completed.parts == {}
 
 
 def test_workers_are_never_idle_while_there_is_work() -> None:
-    crew = SimulatedCrew()
-    schedule(crew, {"cpu": 8}, 800)
-    assert crew.now == pytest.approx(0.5 + 100, abs=2)
+    backend = SimulatedBackend()
+    schedule(backend, {"cpu": 8}, 800)
+    assert backend.now == pytest.approx(0.5 + 100, abs=2)
 
 
 def test_at_the_end_no_unit_waits_behind_a_busy_worker() -> None:
     # One unit takes ten times as long as the others; whoever has it must not hold back another one.
-    crew = SimulatedCrew(seconds=lambda unit, group: 10.0 if unit.index == 6 else 1.0)
-    schedule(crew, {"cpu": 4}, 8)
-    assert crew.now == pytest.approx(0.5 + 1 + 10, abs=0.1)
+    backend = SimulatedBackend(seconds=lambda unit, group: 10.0 if unit.index == 6 else 1.0)
+    schedule(backend, {"cpu": 4}, 8)
+    assert backend.now == pytest.approx(0.5 + 1 + 10, abs=0.1)
 
 
 def test_a_unit_is_complete_with_the_parts_of_all_groups_in_their_order() -> None:
-    crew = SimulatedCrew(seconds=lambda unit, group: 5.0 if group == "toxicity" else 0.1)
-    completed, _ = schedule(crew, {"cpu": 2, "toxicity": 1}, 30)
+    backend = SimulatedBackend(seconds=lambda unit, group: 5.0 if group == "toxicity" else 0.1)
+    completed, _ = schedule(backend, {"cpu": 2, "toxicity": 1}, 30)
     assert set(map(tuple, completed.parts.values())) == {("cpu", "toxicity")}
     assert len(completed.parts) == 30
 
@@ -67,145 +69,147 @@ def test_a_fast_group_waits_for_a_slow_one() -> None:
     def seconds(unit: Unit, group: str) -> float:
         nonlocal ahead
         if group == "cpu":
-            ahead = max(ahead, unit.index - max(crew.order.get("toxicity", [0])))
+            ahead = max(ahead, unit.index - max(backend.order.get("toxicity", [0])))
         return 10.0 if group == "toxicity" else 0.01
 
-    crew = SimulatedCrew(seconds=seconds)
-    schedule(crew, {"cpu": 2, "toxicity": 1}, 200)
+    backend = SimulatedBackend(seconds=seconds)
+    schedule(backend, {"cpu": 2, "toxicity": 1}, 200)
     assert 3 <= ahead <= 4 * 3
 
 
 def test_a_dead_worker_is_replaced_and_its_unit_tried_again() -> None:
-    crew = SimulatedCrew(fate=lambda unit, group, attempt: "die" if unit.index == 3 and attempt < 3 else "done")
+    backend = SimulatedBackend(fate=lambda unit, group, attempt: "die" if unit.index == 3 and attempt < 3 else "done")
     notes: list[str] = []
-    completed, scheduler = schedule(crew, {"cpu": 2}, 10, notify=notes.append)
+    completed, scheduler = schedule(backend, {"cpu": 2}, 10, notify=notes.append)
     assert sorted(completed.parts) == list(range(10))
     assert scheduler.failures == []
-    assert crew.begun[3, "cpu"] == 3
-    assert crew.hired == 4
+    assert backend.begun[3, "cpu"] == 3
+    assert backend.hired == 4
     assert [note for note in notes if "Unit 00000003 is tried record by record" in note]
     # From its first loss on it is tried record by record, and nothing else is.
-    assert crew.isolated == [(3, "cpu"), (3, "cpu")]
+    assert backend.isolated == [(3, "cpu"), (3, "cpu")]
 
 
 @pytest.mark.parametrize(("fate", "begun"), [("die", 3), ("hang", 3), ("raise", 2)])
 def test_a_unit_that_no_record_alone_is_to_blame_for_is_given_up_and_the_others_are_done(fate: str, begun: int) -> None:
-    crew = SimulatedCrew(fate=lambda unit, group, attempt: fate if unit.index == 3 else "done")
-    completed, scheduler = schedule(crew, {"cpu": 2}, 10, attempts=2, unit_deadline_s=30)
+    backend = SimulatedBackend(fate=lambda unit, group, attempt: fate if unit.index == 3 else "done")
+    completed, scheduler = schedule(backend, {"cpu": 2}, 10, attempts=2, unit_deadline_s=30)
     assert sorted(completed.parts) == [index for index in range(10) if index != 3]
     assert [(each.unit.index, each.group, each.attempts) for each in scheduler.failures] == [(3, "cpu", 2)]
     # One that was lost is tried record by record so often, after the once that it was lost.
-    assert crew.begun[3, "cpu"] == begun
+    assert backend.begun[3, "cpu"] == begun
     # A unit that waited behind the poisoned one has lost no attempt: each was begun once.
-    assert all(begun == 1 for (index, _), begun in crew.begun.items() if index != 3)
+    assert all(begun == 1 for (index, _), begun in backend.begun.items() if index != 3)
 
 
 def test_a_unit_given_up_in_one_group_is_not_handed_to_another() -> None:
-    crew = SimulatedCrew(
+    backend = SimulatedBackend(
         seconds=lambda unit, group: 1.0 if group == "toxicity" else 0.1,
         fate=lambda unit, group, attempt: "raise" if (unit.index, group) == (5, "cpu") else "done",
     )
-    completed, scheduler = schedule(crew, {"cpu": 1, "toxicity": 1}, 8, attempts=1)
+    completed, scheduler = schedule(backend, {"cpu": 1, "toxicity": 1}, 8, attempts=1)
     assert sorted(completed.parts) == [0, 1, 2, 3, 4, 6, 7]
     assert [each.unit.index for each in scheduler.failures] == [5]
-    assert crew.begun[5, "toxicity"] == 0
+    assert backend.begun[5, "toxicity"] == 0
 
 
 def test_a_unit_that_goes_with_its_node_loses_no_attempt() -> None:
     # Six nodes die under the unit; it is neither given up nor suspected, though it has a single attempt.
-    crew = SimulatedCrew(fate=lambda unit, group, attempt: "lose-node" if unit.index == 3 and attempt <= 6 else "done")
-    completed, scheduler = schedule(crew, {"cpu": 2}, 10, attempts=1)
+    backend = SimulatedBackend(
+        fate=lambda unit, group, attempt: "lose-node" if unit.index == 3 and attempt <= 6 else "done"
+    )
+    completed, scheduler = schedule(backend, {"cpu": 2}, 10, attempts=1)
     assert len(completed.parts) == 10
     assert scheduler.failures == []
-    assert crew.isolated == []
+    assert backend.isolated == []
 
 
 def test_a_unit_that_takes_node_after_node_with_it_is_suspected_in_the_end() -> None:
-    crew = SimulatedCrew(fate=lambda unit, group, attempt: "lose-node" if unit.index == 3 else "done")
-    completed, scheduler = schedule(crew, {"cpu": 2}, 10, attempts=2)
+    backend = SimulatedBackend(fate=lambda unit, group, attempt: "lose-node" if unit.index == 3 else "done")
+    completed, scheduler = schedule(backend, {"cpu": 2}, 10, attempts=2)
     assert len(completed.parts) == 9
     assert [each.unit.index for each in scheduler.failures] == [3]
     # Ten losses are the nodes'; one makes it suspect, and two more use up its attempts.
-    assert crew.begun[3, "cpu"] == 10 + 1 + 2
+    assert backend.begun[3, "cpu"] == 10 + 1 + 2
 
 
 def test_workers_that_go_with_their_nodes_while_they_start_do_not_end_the_job() -> None:
-    crew = SimulatedCrew(start=lambda number: "ready" if number >= 8 else "lose-node")
-    completed, _ = schedule(crew, {"cpu": 2}, 10)
+    backend = SimulatedBackend(start=lambda number: "ready" if number >= 8 else "lose-node")
+    completed, _ = schedule(backend, {"cpu": 2}, 10)
     assert len(completed.parts) == 10
 
 
 def test_a_unit_tried_record_by_record_has_more_time() -> None:
     # A first hang of 30 s is over the deadline; 200 s record by record are not.
-    crew = SimulatedCrew(
-        seconds=lambda unit, group: 200.0 if crew.begun[unit.index, group] > 1 else 5.0,
+    backend = SimulatedBackend(
+        seconds=lambda unit, group: 200.0 if backend.begun[unit.index, group] > 1 else 5.0,
         fate=lambda unit, group, attempt: "hang" if unit.index == 3 and attempt == 1 else "done",
     )
-    completed, scheduler = schedule(crew, {"cpu": 2}, 10, unit_deadline_s=30)
+    completed, scheduler = schedule(backend, {"cpu": 2}, 10, unit_deadline_s=30)
     assert len(completed.parts) == 10
     assert scheduler.failures == []
 
 
 def test_a_deadline_counts_from_when_the_worker_begins_the_unit() -> None:
-    crew = SimulatedCrew(seconds=lambda unit, group: 9.0)
-    completed, scheduler = schedule(crew, {"cpu": 1}, 6, unit_deadline_s=10)
+    backend = SimulatedBackend(seconds=lambda unit, group: 9.0)
+    completed, scheduler = schedule(backend, {"cpu": 1}, 6, unit_deadline_s=10)
     assert len(completed.parts) == 6
     assert scheduler.failures == []
 
 
 def test_workers_that_die_while_they_start_end_the_job() -> None:
     with pytest.raises(IncompleteError, match="die while they start: no model"):
-        schedule(SimulatedCrew(start=lambda number: "die"), {"cpu": 2}, 10)
+        schedule(SimulatedBackend(start=lambda number: "die"), {"cpu": 2}, 10)
 
 
 def test_a_worker_that_dies_at_its_start_now_and_then_does_not() -> None:
-    completed, _ = schedule(SimulatedCrew(start=lambda number: "ready" if number % 2 else "die"), {"cpu": 2}, 10)
+    completed, _ = schedule(SimulatedBackend(start=lambda number: "ready" if number % 2 else "die"), {"cpu": 2}, 10)
     assert len(completed.parts) == 10
 
 
 def test_unit_after_unit_failing_ends_the_job() -> None:
-    crew = SimulatedCrew(fate=lambda unit, group, attempt: "raise")
+    backend = SimulatedBackend(fate=lambda unit, group, attempt: "raise")
     with pytest.raises(IncompleteError, match=r"10 units in a row failed.*ValueError"):
-        schedule(crew, {"cpu": 2}, 1000)
-    assert crew.begun.total() < 40
+        schedule(backend, {"cpu": 2}, 1000)
+    assert backend.begun.total() < 40
 
 
 def test_what_completing_raises_ends_the_job() -> None:
     def refuse(unit: Unit, parts: object) -> None:
         raise IncompleteError("no space")
 
-    crew = SimulatedCrew()
+    backend = SimulatedBackend()
     with pytest.raises(IncompleteError, match="no space"):
-        Scheduler(crew, {"cpu": Pool.of(3)}, refuse, clock=crew.clock).run(units(10))
-    assert crew.workers == {}
+        Scheduler(backend, {"cpu": Pool.of(3)}, refuse, clock=backend.clock).run(units(10))
+    assert backend.workers == {}
 
 
-def stop_at(second: float, grace_s: float, **options: Any) -> tuple[SimulatedCrew, Completed]:
-    crew = SimulatedCrew(**options)
+def stop_at(second: float, grace_s: float, **options: Any) -> tuple[SimulatedBackend, Completed]:
+    backend = SimulatedBackend(**options)
     completed = Completed()
-    scheduler = Scheduler(crew, {"cpu": Pool.of(3)}, completed, clock=crew.clock)
+    scheduler = Scheduler(backend, {"cpu": Pool.of(3)}, completed, clock=backend.clock)
 
     def tick() -> None:
-        if crew.now >= second and not scheduler.stopping:
+        if backend.now >= second and not scheduler.stopping:
             scheduler.stop(grace_s)
 
     scheduler.run(units(100), tick)
     assert scheduler.stopping
-    assert crew.workers == {}
-    return crew, completed
+    assert backend.workers == {}
+    return backend, completed
 
 
 def test_stopping_finishes_the_units_being_worked_on_and_hands_out_no_more() -> None:
-    crew, completed = stop_at(5.0, grace_s=10)
-    begun = {index for index, _ in crew.begun}
+    backend, completed = stop_at(5.0, grace_s=10)
+    begun = {index for index, _ in backend.begun}
     assert set(completed.parts) >= begun - set(sorted(begun)[-3:])
-    assert crew.now < 8
+    assert backend.now < 8
 
 
 def test_stopping_does_not_wait_longer_than_the_grace() -> None:
-    crew, completed = stop_at(5.0, grace_s=4, seconds=lambda unit, group: 1000.0)
+    backend, completed = stop_at(5.0, grace_s=4, seconds=lambda unit, group: 1000.0)
     assert completed.parts == {}
-    assert 9 <= crew.now <= 11
+    assert 9 <= backend.now <= 11
 
 
 Fates = st.dictionaries(
@@ -241,14 +245,14 @@ def is_given_up(fates: Mapping[tuple[int, int], str], index: int) -> bool:
 def test_whatever_happens_every_unit_is_complete_once_or_given_up(
     fates: dict[tuple[int, int], str], seconds: list[float], workers: int, second_group: int
 ) -> None:
-    crew = SimulatedCrew(
+    backend = SimulatedBackend(
         seconds=lambda unit, group: seconds[unit.index],
         fate=lambda unit, group, attempt: fates.get((unit.index, attempt), "done"),
     )
     groups = {"cpu": Pool.of(workers)} | ({"toxicity": Pool.of(second_group)} if second_group else {})
     completed = Completed()
     recorded = Recorded()
-    scheduler = Scheduler(crew, groups, completed, clock=crew.clock, unit_deadline_s=25, observer=recorded)
+    scheduler = Scheduler(backend, groups, completed, clock=backend.clock, unit_deadline_s=25, observer=recorded)
     try:
         scheduler.run(units(30))
     except IncompleteError:
@@ -257,17 +261,17 @@ def test_whatever_happens_every_unit_is_complete_once_or_given_up(
     doomed = {index for index in range(30) if is_given_up(fates, index)}
     assert {each.unit.index for each in scheduler.failures} == doomed
     assert set(completed.parts) == set(range(30)) - doomed
-    assert crew.most_in_flight <= 2 * (workers + second_group)
-    assert crew.workers == {}
+    assert backend.most_in_flight <= 2 * (workers + second_group)
+    assert backend.workers == {}
     # Whoever listens can tell what became of every worker and every attempt.
-    assert len(recorded.workers) == crew.hired
+    assert len(recorded.workers) == backend.hired
     assert set(recorded.workers.values()) <= {"lost", "dismissed"}
     assert recorded.doomed == doomed
     assert recorded.parts.total() >= len(completed.parts) * len(groups)
 
 
 def test_units_are_pulled_as_they_are_needed() -> None:
-    crew = SimulatedCrew()
+    backend = SimulatedBackend()
     completed = Completed()
     ahead = 0
 
@@ -277,16 +281,16 @@ def test_units_are_pulled_as_they_are_needed() -> None:
             ahead = max(ahead, unit.index - len(completed.parts))
             yield unit
 
-    Scheduler(crew, {"cpu": Pool.of(5)}, completed, clock=crew.clock).run(coming())
+    Scheduler(backend, {"cpu": Pool.of(5)}, completed, clock=backend.clock).run(coming())
     assert len(completed.parts) == 500
     assert ahead <= 4 * 5
 
 
 def test_a_thousand_workers_cost_the_driver_little() -> None:
-    crew = SimulatedCrew(seconds=lambda unit, group: 1.0 + unit.index % 7 / 10)
+    backend = SimulatedBackend(seconds=lambda unit, group: 1.0 + unit.index % 7 / 10)
     count = 20_000
     began = time.process_time()
-    completed, _ = schedule(crew, {"cpu": 1000}, count)
+    completed, _ = schedule(backend, {"cpu": 1000}, count)
     per_unit = (time.process_time() - began) / count
     assert len(completed.parts) == count
     assert per_unit < 0.0005

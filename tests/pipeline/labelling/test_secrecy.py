@@ -56,10 +56,10 @@ def test_a_silent_process_prints_nothing_and_leaves_no_memory_in_a_core() -> Non
     code = (
         "import json, logging, os, subprocess, sys, warnings\n"
         "from pathlib import Path\n"
-        "from pipeline.labelling.workers.secrecy import forbid_core_dumps, silence\n"
+        "from pipeline.labelling.workers.secrecy import forbid_core_dumps, discard_output\n"
         "told = os.dup(1)\n"
         "sys.stdout.write('before ')\n"
-        "forbid_core_dumps(); silence()\n"
+        "forbid_core_dumps(); discard_output()\n"
         "print('text'); print('text', file=sys.stderr); warnings.warn('text'); logging.error('text')\n"
         "os.system('echo text; echo text >&2')\n"
         "limits = subprocess.run(['cat', '/proc/self/limits', '/proc/self/coredump_filter'], stdout=subprocess.PIPE)\n"

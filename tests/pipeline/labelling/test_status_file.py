@@ -35,7 +35,7 @@ from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage.open import open_storage
 from tests.pipeline.committed import commit_units
 from tests.pipeline.label_job import wait_for
-from tests.pipeline.simulation import PART, SimulatedCrew, part_of, units
+from tests.pipeline.simulation import PART, SimulatedBackend, part_of, units
 
 
 def record(unit: int) -> UnitRecord:
@@ -43,10 +43,10 @@ def record(unit: int) -> UnitRecord:
 
 
 class Checking:
-    """Holds an activity against what the crew itself knows."""
+    """Holds an activity against what the backend itself knows."""
 
-    def __init__(self, crew: SimulatedCrew, activity: Activity, total: int) -> None:
-        self.crew = crew
+    def __init__(self, backend: SimulatedBackend, activity: Activity, total: int) -> None:
+        self.backend = backend
         self.activity = activity
         self.total = total
         self.committed = 0
@@ -54,7 +54,7 @@ class Checking:
     def check(self) -> None:
         states = Counter(
             (worker.group, "working" if worker.units else "idle" if worker.ready else "starting")
-            for worker in self.crew.workers.values()
+            for worker in self.backend.workers.values()
         )
         shown = {(group, state): n for group, each in self.activity.workers().items() for state, n in each.items() if n}
         assert shown == dict(states)
@@ -65,21 +65,25 @@ class Checking:
 
 @pytest.mark.parametrize("groups", [{"cpu": 3}, {"cpu": 3, "gpu": 1}])
 @given(fates=st.lists(st.sampled_from(["done", "done", "done", "raise", "die"]), min_size=1, max_size=40))
-def test_the_workforce_is_what_the_crew_is(groups: dict[str, int], fates: list[str]) -> None:
+def test_activity_matches_the_workers_of_the_backend(groups: dict[str, int], fates: list[str]) -> None:
     total = 30
-    crew = SimulatedCrew(
+    backend = SimulatedBackend(
         seconds=lambda unit, group: 1.0 + unit.index % 3 + len(group),
         fate=lambda unit, group, attempt: fates[(unit.index * 7 + attempt) % len(fates)] if attempt == 1 else "done",
     )
     activity = Activity(list(groups), total)
-    checking = Checking(crew, activity, total)
+    checking = Checking(backend, activity, total)
 
     def complete(unit: Unit, parts: Sequence[PartResult]) -> None:
         checking.committed += 1
         activity(UnitCommitted(unit, record(unit.index), parts))
 
     scheduler = Scheduler(
-        crew, {group: Pool.of(each) for group, each in groups.items()}, complete, clock=crew.clock, observer=activity
+        backend,
+        {group: Pool.of(each) for group, each in groups.items()},
+        complete,
+        clock=backend.clock,
+        observer=activity,
     )
     scheduler.run(units(total), checking.check)
     assert checking.committed == total

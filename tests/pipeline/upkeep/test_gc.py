@@ -19,7 +19,7 @@ from pipeline.job.record import load_job
 from pipeline.job.status import PROGRESS
 from pipeline.job.units import UnitStore
 from pipeline.labelling.monitoring.console import PlainReporter
-from pipeline.labelling.run import Run, Surroundings
+from pipeline.labelling.run import Run, RunContext
 from pipeline.sealing.retag import retag
 from pipeline.storage.local import LocalStorage
 from pipeline.upkeep import gc as gc_module
@@ -127,7 +127,7 @@ STATES = {
 def go_on(made: Made) -> None:
     """What the same `phf label` command does, once it has found its job unchanged."""
     reporter = PlainReporter(io.StringIO())
-    Run(load_job(made.storage), EXECUTION, Epoch.claim(made.storage), Surroundings(reporter)).finish([1], label=[1])
+    Run(load_job(made.storage), EXECUTION, Epoch.claim(made.storage), RunContext(reporter)).finish([1], label=[1])
 
 
 @pytest.mark.slow
