@@ -1,4 +1,4 @@
-"""The command line of phf: it composes the commands of the parts, nothing else."""
+"""The `phf` command line: it composes the Typer apps of the parts."""
 
 import _signal  # type: ignore[import-not-found] # built in, unlike `signal`
 import importlib.util
@@ -9,16 +9,16 @@ _HOME = os.path.dirname(os.path.abspath(__file__))
 
 
 def _stop_at_once(_number: int, _frame: object) -> None:
-    """Until `take_signals`, which takes some imports, there is nothing to be stopped in good order."""
-    os.write(2, b"Stopped: nothing was begun. The same command goes on.\n")
+    """End the process on a signal that comes before `take_signals`: no work has begun yet."""
+    os.write(2, b"Stopped before any work began. The same command goes on.\n")
     os._exit(75)
 
 
 def _start_safely() -> None:
-    """Keep data, and packages of others that have our names, off the import path of this process and of its children.
+    """Keep data, and other packages with our names, off the import path of this process and its children.
 
-    Until here nothing was imported that is not frozen into the interpreter. Only `python -m phf` without `-P` has
-    already looked into the working directory.
+    Up to this call only modules frozen into the interpreter have been imported. Only `python -m phf` without `-P` has
+    already searched the working directory.
     """
     if not sys.flags.safe_path:
         # The working directory, or the script's folder.
@@ -28,26 +28,26 @@ def _start_safely() -> None:
         relative = {os.path.abspath(each) for each in named if not os.path.isabs(each)} - set(named)
         sys.path[:] = [each for each in sys.path if each not in relative]
     for package in ("scorers", "pipeline", "training", "infra"):
-        _refuse_another(package)
+        _require_own(package)
     from scorers import interpreter
 
     interpreter.make_safe()
-    # Of ranks one prints it, and none where `phf` started them, which has.
+    # Only one rank prints the warning, and none does where `phf` started the ranks: it has printed it already.
     first = "PHF_LAUNCHED" not in os.environ and os.environ.get("RANK", "0") == "0"
     if first and (shadows := interpreter.shadows()):
         sys.stderr.write(f"Warning: {interpreter.describe(shadows)}\n")
 
 
-def _refuse_another(package: str) -> None:
-    """End the command where a package of phf would be taken from elsewhere, or from nowhere."""
+def _require_own(package: str) -> None:
+    """Exit with status 2 if Python would import this package of phf from another place, or not find it."""
     ours = os.path.join(_HOME, package)
     if not os.path.isdir(ours):
-        # A cluster was sent the packages: each lies in a folder of its own, before all others.
+        # Ray ships each package to the nodes in a folder of its own, which comes first on the path.
         return
     spec = importlib.util.find_spec(package)
     found = [*(spec.submodule_search_locations or ()), spec.origin or ""] if spec is not None else []
     if not any(os.path.realpath(each) == os.path.realpath(ours) for each in found):
-        where = f"another one, {found[0]}, stands before it: take its folder off PYTHONPATH" if found else "install phf"
+        where = f"{found[0]} comes first on the path: take its folder off PYTHONPATH" if found else "install phf"
         sys.stderr.write(f"Error: phf cannot import its own package {package} ({ours}): {where}.\n")
         sys.exit(2)
 
@@ -56,10 +56,10 @@ _COMMAND = __name__ == "__main__" or os.path.basename(sys.argv[0]) == "phf"
 if _COMMAND:
     _numbers = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGUSR1)
     for _number in _numbers:
-        # As nohup leaves it.
+        # Leave SIGHUP ignored under nohup.
         if _number != _signal.SIGHUP or _signal.getsignal(_number) != _signal.SIG_IGN:
             _signal.signal(_number, _stop_at_once)
-    # Ranks are started with these blocked, so that one that comes before this does not end them in Python's words.
+    # Ranks start with these signals blocked, so that an early one does not end them with Python's own message.
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _numbers)
     _start_safely()
 
@@ -67,7 +67,7 @@ from scorers.errors import EXIT_STOPPED
 from scorers.stopping import StopRequest, end_process, take_signals
 
 if _COMMAND:
-    # Before the imports below, which take long enough for a signal to come.
+    # Before the imports below, which take long enough for a signal to arrive.
     take_signals()
 
 from typing import Annotated
@@ -93,8 +93,8 @@ app = typer.Typer(
 )
 
 
-def _tell_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from scorers.fingerprint import library_versions
 
         typer.echo(f"phf {library_versions('phf')['phf']}")
@@ -104,7 +104,7 @@ def _tell_version(asked: bool) -> None:
 @app.callback(help=app.info.help)
 def options(
     _version: Annotated[
-        bool, typer.Option("--version", help="Say which version this is.", callback=_tell_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Options of `phf` itself."""
@@ -116,7 +116,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Show every setting of a com
 for part in (pipeline_config, training_config):
     config_app.add_typer(part)
 app.add_typer(config_app, name="config", rich_help_panel="Settings")
-# Training knows nothing of Ray: what starts its ranks there is above it, and imported only when it is asked for.
+# `training` does not import Ray: the Ray launcher lives in `infra` and is imported only when it is used.
 LAUNCHERS["ray"] = "infra.on_ray.train:launch"
 
 
@@ -129,10 +129,10 @@ def _run() -> None:
 def main() -> None:
     """Entry point of the `phf` command."""
     take_signals()
-    # The deepspeed launcher puts `--local_rank=N` before the command; it also sets LOCAL_RANK, which is what is read.
+    # The deepspeed launcher puts `--local_rank=N` before the command; we read LOCAL_RANK, which it sets too.
     sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
-    # Before torch loads OpenMP. Its threads otherwise wait for each other by spinning for milliseconds: on cores that
-    # are shared with anything else, a training step then took six times as long; on idle ones it makes no difference.
+    # Set before torch loads OpenMP. By default its threads spin for milliseconds while they wait for each other: on
+    # shared cores a training step then took six times as long; on idle cores it makes no difference.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     set_up_streams()
@@ -143,7 +143,7 @@ def main() -> None:
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else int(left.code is not None)
     except StopRequest as request:
-        # Between the end of a command's work and here.
+        # A signal came after the command's work had ended.
         sys.stderr.write(f"Stopped: received {request}. The same command goes on.\n")
         status = EXIT_STOPPED
     end_process(status)

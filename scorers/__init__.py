@@ -1,1 +1,1 @@
-"""Misalignment scores for the sentences of documents; knows nothing of Ray, storage or training."""
+"""Misalignment scores for the sentences of documents; independent of Ray, storage and training."""

@@ -1,4 +1,4 @@
-"""The commands that show which scorers there are, and which of them can run here, and how fast."""
+"""`phf scorers` and `phf doctor`: list the scorers, and check which run on this machine and how fast."""
 
 from typing import Annotated
 
@@ -14,11 +14,11 @@ app = typer.Typer()
 def scorers(
     as_json: Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")] = False,
 ) -> None:
-    """Show the kinds of scorers, and whether each can run on this machine as it is.
+    """List the kinds of scorers, and whether each can run on this machine.
 
-    A column is scored by a kind: phf label ... --scorer toxicity=linear --scorer pii
+    Name the kind that scores a column: phf label ... --scorer toxicity=linear --scorer pii
 
-    Packages add kinds by an entry point of the group phf.scorers.
+    Packages add kinds through entry points in the group phf.scorers.
     """
     from scorers.listing import facts
 
@@ -50,23 +50,23 @@ def doctor(
             "--scorer",
             "-s",
             metavar="COLUMN[=KIND[:VALUE]]",
-            help="A scorer that has to run here, as for `phf label`; again for more. (default: all kinds)",
+            help="A scorer that has to run here, as in `phf label`; repeat for more. (default: all kinds)",
             show_default=False,
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="Device of the scorers that run a network, such as cuda.")
+        str, typer.Option(metavar="DEVICE", help="Device for scorers that run a network, such as cuda.")
     ] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads a scorer computes with.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads per scorer.")] = 1,
     seconds: Annotated[float, typer.Option(min=0, metavar="S", help="Time to measure each scorer for.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")] = False,
 ) -> None:
-    """Try the scorers on this machine: from which weights they run, at which precision, how fast, and what is missing.
+    """Try each scorer on this machine: show its weights, precision and speed, and what is missing.
 
-    Each scorer is built and measured in a process of its own, on text of Python's documentation and library. Also says
-    what matters of the machine. Detoxify's weights are never downloaded.
+    Builds and measures each scorer in a process of its own, on text from Python's documentation and library. Also
+    shows the facts of the machine that matter. Never downloads Detoxify's weights.
 
-    Exit status: 0 every scorer that --scorer names runs here; 1 one of them does not; 2 wrong usage.
+    Exit status: 0 every scorer given with --scorer runs here; 1 one of them does not; 2 wrong usage.
 
     Example: phf doctor --scorer toxicity=detoxify:unbiased --scorer pii
     """

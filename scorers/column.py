@@ -1,6 +1,6 @@
-"""Kind `column`: scores that the corpus already has, in a field of its records; nothing is computed.
+"""Kind `column`: take scores that the corpus already holds in a field of its records.
 
-With it the datasets that the authors of the PHF paper published (`texts`, `scores`, …) can be trained on as they are.
+It makes the datasets that the authors of the PHF paper published (`texts`, `scores`, …) usable as they are.
 """
 
 from collections.abc import Sequence
@@ -24,17 +24,18 @@ class ColumnOptions(SemanticOptions):
     """Where the scores are.
 
     Attributes:
-        field: of the corpus: a number, for every sentence of the text, or a list with a number for each.
+        field: field of the corpus that holds one number for every sentence of the text, or a list with one number for
+            each sentence.
     """
 
     field: str = Field(default="scores", min_length=1)
 
 
 class ColumnScorer:
-    """Scores that the corpus has in a field: a number a text, or a list with one a sentence; higher must be worse.
+    """Scores from a field of the corpus: one number per text, or a list with one per sentence; higher must be worse.
 
-    A record without the field, or where it is null, is an error: null would say that the scorer does not apply, and
-    nobody knows that.
+    A record whose field is missing or null is an error: a null score would mean that the scorer does not apply, which
+    a missing field does not tell.
     """
 
     Options = ColumnOptions
@@ -48,15 +49,15 @@ class ColumnScorer:
 
     @classmethod
     def given_field(cls, options: ColumnOptions) -> str:
-        """The field that `Document.given` must hold."""
+        """Return the field that `Document.given` must hold."""
         return options.field
 
     def applies(self, document: Document) -> bool:
-        """To every document: where there is no score, that is an error."""
+        """Return True: a document without a score is an error."""
         return True
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
-        """The scores that are given, as float32."""
+        """Return the given scores as float32."""
         return [self._score_one(document) for document in documents]
 
     def _score_one(self, document: Document) -> NDArray[np.float32] | ScoringError:
@@ -74,7 +75,7 @@ class ColumnScorer:
             )
         values = value if isinstance(value, list) else [value]
         if any(type(each) not in (int, float) for each in values):
-            return ScoringError(INVALID_SCORE, f"the field {self._field!r} holds something else than numbers")
+            return ScoringError(INVALID_SCORE, f"the field {self._field!r} holds something other than numbers")
         scores = _float32(values)
         if not (np.isfinite(scores) & (scores >= 0)).all():
             return ScoringError(

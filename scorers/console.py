@@ -1,4 +1,4 @@
-"""What every command does alike: turn errors into exit codes, print tables or JSON, and set up the logs."""
+"""What all commands share: turn errors into exit statuses, print JSON, and set up the logs."""
 
 import functools
 import inspect
@@ -25,14 +25,14 @@ Result = TypeVar("Result")
 
 
 def command(function: Callable[Parameters, Result], *, changes: bool | None = False) -> Callable[Parameters, Result]:
-    """Decorate a Typer command: errors are printed to stderr, and end the process with their exit status.
+    """Decorate a Typer command: print errors to stderr, and exit with the status of the error.
 
-    That is a `UserError`'s own, and `EXIT_DEFECT` for any other.
+    The status is a `UserError`'s own, and `EXIT_DEFECT` for any other exception.
 
     Args:
         function: the command.
-        changes: whether it writes what the same command would complete, so that a signal ends it with 75; None for all
-            commands as one.
+        changes: whether it writes output that running it again completes, so that a signal ends it with 75; None for
+            the whole `phf` command line, which leaves that to its commands.
     """
 
     @functools.wraps(function)
@@ -58,7 +58,7 @@ def command(function: Callable[Parameters, Result], *, changes: bool | None = Fa
                 _interrupted()
             if os.environ.get("PHF_TRACEBACK"):
                 traceback.print_exc()
-            # Neither the message nor the values of an unexpected error: they may hold text of the corpus.
+            # Leave out the message of an unexpected error: it may quote the corpus.
             sys.stderr.write(f"Error: {_origin(error)}. This is a defect of phf; PHF_TRACEBACK=1 shows where it is.\n")
             raise typer.Exit(EXIT_DEFECT) from None
 
@@ -67,7 +67,7 @@ def command(function: Callable[Parameters, Result], *, changes: bool | None = Fa
 
 
 def _filled(text: str) -> str:
-    """Help whose paragraphs are one line each, so that they fill whatever width it is shown at; lists stay."""
+    """Join each paragraph of a help text into one line, so that it fills any width; keep lists as they are."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(
         each if re.search(r"^(\s|[-*] )", each, re.MULTILINE) else each.replace("\n", " ") for each in paragraphs
@@ -85,22 +85,22 @@ def _origin(error: Exception) -> str:
 
 
 def fail(error: UserError) -> NoReturn:
-    """Print the error for a person and leave with its exit status."""
+    """Print the error and exit with its status."""
     sys.stderr.write(f"{error.prefix}: {message(str(error))}\n")
     raise typer.Exit(error.exit_code)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, for machines; NaN and infinity are refused because JSON has neither."""
+    """Print one JSON document on stdout; raise `ValueError` for NaN and infinity, which JSON does not have."""
     unicode = sys.stdout.encoding.lower().startswith("utf")
     text = json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False)
     sys.stdout.write(printable_json(text) + "\n")
 
 
 def set_up_logs(*, verbose: bool = False, as_json: bool | None = None) -> None:
-    """Structured logs on stderr: JSON lines when `as_json` or stderr is no terminal, else coloured text.
+    """Log to stderr: JSON lines if `as_json` is true or stderr is not a terminal, else coloured text.
 
-    The environment variable `PHF_LOG=json|text` decides where `as_json` is None.
+    If `as_json` is None, the environment variable `PHF_LOG=json|text` decides first.
     """
     if as_json is None:
         choice = os.environ.get("PHF_LOG", "")

@@ -1,12 +1,11 @@
-"""A deadline for work that may hang: a pathological pattern, a checker that is quadratic in the length of a line.
+"""A deadline for work that may hang, such as a pathological regular expression or a quadratic checker.
 
-In the main thread, where Ray runs an actor's methods and where commands and tests run, a deadline is a signal.
-CPython's regular expressions look for signals while they match, so even a pattern that backtracks for hours is
-stopped. In another thread an exception is set from outside; it arrives with the next bytecode, after whatever single
-call into C is running.
+In the main thread, where commands, tests and the methods of Ray actors run, the deadline is a signal. CPython's
+regular expressions check for signals while they match, so even a pattern that backtracks for hours is stopped. In any
+other thread an exception is set from outside; it is raised at the next bytecode, after the current call into C.
 
-Neither stops C code that never returns to the interpreter (a tokeniser in Cython or Rust, a matrix product). Whoever
-owns the process has to kill it then; the labelling job does so after `unit_deadline_s`.
+Neither stops C code that never returns to the interpreter (a tokeniser in Cython or Rust, a matrix product). The owner
+of the process has to kill it then; the labelling job does so after `unit_deadline_s`.
 """
 
 import ctypes
@@ -17,20 +16,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Fired again and again, because a library's bare `except:` may swallow the first one.
+# Raise repeatedly, because a library's bare `except:` may swallow the first exception.
 _REPEAT_S = 0.05
 
 
 class DeadlineExceededError(BaseException):
-    """The block took longer than it may. No `Exception`, so that a library's `except Exception` does not swallow it."""
+    """The block exceeded its deadline. Not an `Exception`, so that no library's `except Exception` swallows it."""
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Run the block for at most `seconds` of wall time. Deadlines nest: the one that ends first counts.
+    """Run the block for at most `seconds` of wall time. Deadlines nest: the earliest one counts.
 
     Raises:
-        DeadlineExceededError: inside the block, when its time is over.
+        DeadlineExceededError: inside the block, when its time is up.
     """
     if threading.current_thread() is threading.main_thread():
         with _by_signal(seconds):
@@ -46,7 +45,7 @@ def _by_signal(seconds: float) -> Iterator[None]:
     outer_handler = signal.getsignal(signal.SIGALRM)
     outer_left, outer_interval = signal.getitimer(signal.ITIMER_REAL)
     if outer_left and outer_left <= seconds:
-        # The deadline around this block ends first, and its own timer is running already.
+        # The outer deadline is earlier, and its timer is already running.
         yield
         return
 
@@ -92,20 +91,20 @@ def _by_thread(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _disarmed_by(disarm: Callable[[], None]) -> Iterator[None]:
-    # Armed inside, so that a deadline too short to be reached disarmed cannot go on firing at whatever comes next.
+    # Arm inside the `try`, so that a very short deadline is disarmed too and does not go on firing afterwards.
     try:
         try:
             yield
         finally:
             disarm()
     except DeadlineExceededError:
-        # It may have come in the middle of disarming; the next would come a twentieth of a second later.
+        # It may have interrupted `disarm`; the next one would come _REPEAT_S later.
         disarm()
         raise
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Set, or with None take back, the exception that a thread raises at its next bytecode."""
+    """Set the exception that a thread raises at its next bytecode; None clears it."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread), ctypes.py_object(error) if error is not None else None
     )

@@ -1,8 +1,8 @@
-"""Errors that a person can act on.
+"""Errors that a user can act on, and the exit statuses of the commands.
 
-Every error that a user may meet derives from `UserError` and carries the exit status of the command.
-The command line prints the message and nothing else; a traceback that reaches a user is a defect.
-Messages name what was wrong, where (file, key, record) and what to do, and never hold text of the corpus.
+Every error that a user may meet derives from `UserError` and carries the exit status of the command. The command line
+prints the message and nothing else; a traceback that reaches a user is a defect. A message says what was wrong, where
+(file, key, record) and what to do, and never quotes the corpus.
 """
 
 EXIT_USAGE = 2
@@ -13,7 +13,7 @@ EXIT_STOPPED = 75
 
 
 class UserError(Exception):
-    """Bad usage, configuration or input: refused before any work, exit status 2."""
+    """Bad usage, configuration or input, refused before any work. Exit status 2."""
 
     exit_code: int = EXIT_USAGE
     prefix: str = "Error"
@@ -27,14 +27,14 @@ class QuarantineLimitError(UserError):
 
 
 class IncompleteError(UserError):
-    """The work could not be finished; the same command goes on where it stopped. Exit status 4."""
+    """The work could not be finished; running the same command again resumes it. Exit status 4."""
 
     exit_code = EXIT_INCOMPLETE
     prefix = "Stopped"
 
 
 class StoppedError(UserError):
-    """Stopped on request or by a newer run, in good order and resumable. Exit status 75."""
+    """Stopped cleanly and resumable, on request or because a newer run took over. Exit status 75."""
 
     exit_code = EXIT_STOPPED
     prefix = "Stopped"

@@ -1,4 +1,4 @@
-"""Fingerprints: a short string that changes whenever any score of a scorer could."""
+"""Fingerprints: a short string that changes whenever a score of the scorer could change."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ def fingerprint(
     libraries: Mapping[str, str] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> str:
-    """A stable name of everything that a scorer's scores depend on, such as `linear-1f0c6d5e8a7b9c3d`.
+    """Return a stable hash of everything that the scores depend on, such as `linear-1f0c6d5e8a7b9c3d`.
 
     Args:
         kind: the kind of the scorer.
-        options: semantic options as JSON values. Leave out paths: content counts, not where it lies.
-        revision: of our own code; raised by hand when a change to it changes scores.
+        options: semantic options as JSON values, without paths: the content counts, not its place.
+        revision: of our own code; raise it when a code change changes scores.
         libraries: version by distribution.
         files: sha256 in hex by name, of weights and other content.
     """
@@ -47,7 +47,7 @@ def fingerprint(
 
 @contextmanager
 def collected_facts() -> Iterator[list[dict[str, Any]]]:
-    """The facts behind every fingerprint that the block makes, in order: the arguments of `fingerprint` by name."""
+    """Collect the arguments of every `fingerprint` call in the block, by name, in order."""
     facts: list[dict[str, Any]] = []
     token = _collected.set(facts)
     try:
@@ -57,12 +57,12 @@ def collected_facts() -> Iterator[list[dict[str, Any]]]:
 
 
 def library_versions(*distributions: str) -> dict[str, str]:
-    """The installed version of each distribution; `absent` where it is not installed."""
+    """Return the installed version of each distribution; `absent` if it is not installed."""
     return {name: _version(name) for name in distributions}
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex.
+    """Return the sha256 of a file, in hex.
 
     Raises:
         OSError: the file cannot be read.
@@ -75,7 +75,7 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_sha256(folder: Path, ignore: Iterable[str] = ("__pycache__",)) -> str:
-    """The sha256 of a folder's content: the relative names and bytes of its files, whatever their order and times.
+    """Return the sha256 of the relative names and bytes of a folder's files, independent of their order and times.
 
     Raises:
         OSError: a file cannot be read.

@@ -1,4 +1,4 @@
-"""Options of commands that give a setting: each names, where it is declared, the key that it sets."""
+"""Command-line options that set a key of the configuration, named in the option's annotation."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from typing import Any, get_type_hints
 
 @dataclass(frozen=True)
 class Sets:
-    """Stands in the annotation of an option, beside its name, type and help: the dotted key of the setting it gives."""
+    """Annotation of an option: the dotted key of the setting that it gives."""
 
     key: str
 
 
 def settings_of(command: Callable[..., Any]) -> Iterator[tuple[str, str]]:
-    """The parameters of a command that give a setting: name and key."""
+    """Yield the name and the key of each parameter that gives a setting."""
     for name, hint in get_type_hints(command, include_extras=True).items():
         for each in getattr(hint, "__metadata__", ()):
             if isinstance(each, Sets):
@@ -22,11 +22,11 @@ def settings_of(command: Callable[..., Any]) -> Iterator[tuple[str, str]]:
 
 
 def given_settings(command: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the options of a command give, nested by their keys; those not given are left out.
+    """Return the settings that were given as options, nested by key.
 
     Args:
-        command: its parameters are annotated with `Sets`.
-        values: of its parameters, by name.
+        command: the command, with parameters annotated with `Sets`.
+        values: the value of each parameter, by name; None and an empty list mean that it was not given.
     """
     nested: dict[str, Any] = {}
     for name, key in settings_of(command):

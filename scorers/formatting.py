@@ -1,4 +1,4 @@
-"""Scores and sentences as tables show them."""
+"""Format scores and sentences for tables."""
 
 import math
 
@@ -6,7 +6,7 @@ _MOST_CHARACTERS = 160
 
 
 def number(value: float | None) -> str:
-    """A score with three significant digits; just below 1, with as many as tell it from 1."""
+    """Format a score with three significant digits, or with more just below 1, so that it does not read as 1."""
     if value is None:
         return "–"
     if 0.9 < value < 1:
@@ -15,7 +15,7 @@ def number(value: float | None) -> str:
 
 
 def shortened(text: str) -> str:
-    """A sentence on one line of at most 160 characters, control characters made visible."""
+    """Return a sentence on one line of at most 160 characters, with unprintable characters replaced."""
     line = " ".join(text.split())
     line = "".join(each if each.isprintable() else "�" for each in line)
     return line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 1] + "…"

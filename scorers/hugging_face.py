@@ -1,8 +1,8 @@
-"""Models and tokenizers in the format of Hugging Face's transformers, loaded so that nothing in them runs code.
+"""Load models and tokenizers of Hugging Face's transformers without running any code of theirs.
 
-A folder, or a name on the hub, may be anybody's. Its JSON can ask for Python of its own (`auto_map`), for compiled
-kernels of another repository, for a base model elsewhere and a module to import with it (an adapter), or for a
-quantiser; its weights can be a pickle. Every load of a foreign model goes through here, where all of that is refused.
+A model may come from anybody. Its JSON can ask for its own Python (`auto_map`), for compiled kernels of another
+repository, for a base model elsewhere with a module to import (an adapter), or for a quantiser; its weights can be a
+pickle. Every foreign model is loaded through this module, which refuses all of that.
 """
 
 import os
@@ -19,29 +19,29 @@ from scorers.paths import shown
 from scorers.printing import message
 from scorers.stored import parse_json, read_stored
 
-# Where the package `kernels` is installed, transformers otherwise downloads compiled code for some architectures. It is
-# read when transformers is imported.
+# If the package `kernels` is installed, transformers otherwise downloads compiled code for some architectures. The
+# variable is read when transformers is imported.
 os.environ.setdefault("USE_HUB_KERNELS", "0")
 
 
 def load_config(name: str, **overrides: Any) -> Any:
-    """A model's configuration.
+    """Load a model's configuration.
 
     Args:
         name: folder, or name on the hub.
-        overrides: fields in place of its own.
+        overrides: fields that replace its own.
 
     Raises:
-        UserError: it asks for code, or for a quantiser, or its folder holds a device.
-        OSError: it is not there, or not to be read.
-        ValueError: it is none.
+        UserError: it asks for code or for a quantiser, or its folder holds a device.
+        OSError: it is missing or cannot be read.
+        ValueError: it is not a valid configuration.
     """
     refuse_devices(name)
     try:
         return _load_config(name, overrides)
     except (UserError, OSError, ValueError):
         raise
-    except Exception as error:  # noqa: BLE001 - each field that is of another type than its class has fails in its own way
+    except Exception as error:  # noqa: BLE001 - a field of the wrong type may raise anything
         raise _no_value(error) from None
 
 
@@ -52,7 +52,7 @@ def _load_config(name: str, overrides: dict[str, Any]) -> Any:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
-            f"The model {name!r} is quantised (quantization_config in its config.json). Give one with whole weights."
+            f"The model {name!r} is quantised (quantization_config in its config.json). Use one that is not quantised."
         )
     for each in _with_parts(config):
         if "/" in f"{each._attn_implementation}{each._experts_implementation}":
@@ -60,24 +60,24 @@ def _load_config(name: str, overrides: dict[str, Any]) -> Any:
                 f"The model {name!r} asks for compiled code of another repository (attn_implementation in its "
                 "config.json), which phf does not run. Remove that field."
             )
-        # How attention and experts are computed is this machine's to choose.
+        # This machine chooses how attention and experts are computed.
         each._attn_implementation = each._experts_implementation = None
     return config
 
 
 def load_model(auto: Any, name: str, *, config: Any = None, **options: Any) -> Any:
-    """A model with its weights.
+    """Load a model with its weights.
 
     Args:
         auto: one of transformers' auto classes.
         name: folder, or name on the hub.
-        config: from `load_config`; None for the folder's.
-        options: of `from_pretrained`.
+        config: from `load_config`; None for the folder's own.
+        options: passed to `from_pretrained`.
 
     Raises:
-        UserError: it asks for code or for weights elsewhere, its weights are damaged or a pickle of anything else, or
+        UserError: it asks for code or for weights elsewhere, its weights are damaged or a pickle of something else, or
             its folder holds a device.
-        Exception: what transformers raises where it cannot be loaded.
+        Exception: whatever transformers raises if it cannot load the model.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -101,15 +101,15 @@ def load_model(auto: Any, name: str, *, config: Any = None, **options: Any) -> A
 
 
 def load_tokenizer(name: str, **options: Any) -> Any:
-    """A tokenizer.
+    """Load a tokenizer.
 
     Args:
         name: folder, or name on the hub.
-        options: of `from_pretrained`.
+        options: passed to `from_pretrained`.
 
     Raises:
         UserError: it asks for code, or its folder holds a device.
-        Exception: what transformers raises where it cannot be loaded.
+        Exception: whatever transformers raises if it cannot load the tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -119,23 +119,20 @@ def load_tokenizer(name: str, **options: Any) -> Any:
 
 
 def refuse_devices(name: str) -> None:
-    """Refuse a folder in which something is a pipe, a socket or a device: to read it may never end.
+    """Refuse a folder that holds a pipe, a socket or a device, which reading may never end.
 
-    Links, of which the hub's cache consists, are followed.
-
-    Args:
-        name: folder, or name on the hub, of which nothing is looked at.
+    Links are followed: the hub's cache consists of them. A name on the hub is not checked.
 
     Raises:
-        UserError: names it.
+        UserError: names the first one found.
     """
     folder = Path(name)
     for path in (folder, *folder.glob("*"), *folder.glob("*/*")):
         with suppress(OSError):  # not there, or a link to nothing
             if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
                 raise UserError(
-                    f"{shown(str(path))} is neither a file nor a folder, so that reading it may never end. Remove it "
-                    "from the model or tokenizer, or give another."
+                    f"{shown(str(path))} is neither a file nor a folder, so reading it may never end. Remove it from "
+                    "the model or tokenizer, or use another."
                 )
 
 
@@ -160,10 +157,10 @@ def _printable(record: LogRecord) -> bool:
 def _no_code(name: str) -> Iterator[None]:
     from transformers import dynamic_module_utils
 
-    # A tokenizer or model of several parts loads them without passing on that no code is trusted: transformers would
-    # ask on the terminal for so many seconds.
+    # A tokenizer or model of several parts does not pass `trust_remote_code` on to them: transformers would then ask on
+    # the terminal and wait this many seconds.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-    # Its warnings quote what the folder says of itself.
+    # Warnings of transformers quote text from the folder.
     for handler in getLogger("transformers").handlers:
         handler.addFilter(_printable)
     try:
@@ -172,8 +169,8 @@ def _no_code(name: str) -> Iterator[None]:
         if "trust_remote_code" not in str(error):
             raise
         raise UserError(
-            f"{name!r} cannot be loaded without running Python of its own (auto_map in its JSON), and phf runs no code "
-            "of a model or tokenizer. Give one of an architecture that transformers has itself."
+            f"{name!r} cannot be loaded without running its own Python (auto_map in its JSON), and phf runs no code of "
+            "a model or tokenizer. Use an architecture that transformers itself has."
         ) from None
 
 
@@ -181,15 +178,15 @@ def _check_files(name: str, config: Any) -> None:
     from transformers.utils.peft_utils import find_adapter_config_file
 
     if getattr(config, "transformers_weights", None) is not None:
-        # It can be an index in a folder below, which names weights anywhere; and a scorer hashes the usual files.
+        # The field may name an index in a subfolder, which names weights anywhere; and a scorer hashes the usual files.
         raise UserError(
             f"The model {name!r} names the file of its weights itself (transformers_weights in its config.json), which "
-            "phf does not follow. Call the file model.safetensors, and remove that field."
+            "phf does not follow. Rename the file to model.safetensors, and remove that field."
         )
     if find_adapter_config_file(name) is not None:
         raise UserError(
             f"The model {name!r} has an adapter (adapter_config.json), which can name weights and code elsewhere. "
-            "Merge the adapter into its base model, and give that."
+            "Merge the adapter into its base model, and use that."
         )
     for index in Path(name).glob("*.index.json") if Path(name).is_dir() else ():
         try:

@@ -1,10 +1,10 @@
-"""How phf starts a Python process, and what lies on the import path in place of a library.
+"""Start Python processes safely, and find modules on PYTHONPATH that shadow libraries.
 
-Python puts the working directory (`python -m`, `python -c`) or the folder of a script before the standard library, and
-takes an empty or relative entry of PYTHONPATH for a place in the working directory. What lies there is data, such as a
-corpus: no process of phf imports it. (https://docs.python.org/3/using/cmdline.html#envvar-PYTHONSAFEPATH)
+Python puts the working directory (`python -m`, `python -c`) or the script's folder before the standard library, and
+resolves an empty or relative entry of PYTHONPATH in the working directory. Files there are data, such as a corpus, and
+no process of phf imports them. (https://docs.python.org/3/using/cmdline.html#envvar-PYTHONSAFEPATH)
 
-Only modules that are frozen into the interpreter are imported here: `phf` looks before anything can be another's.
+This module imports only modules that are frozen into the interpreter: `phf` calls it before anything can be shadowed.
 """
 
 import importlib.util
@@ -13,21 +13,21 @@ import site
 import sys
 from importlib.machinery import PathFinder
 
-# Each Python process that inherits it, whoever starts it, leaves out the working directory and the script's folder.
+# Every Python process that inherits this leaves the working directory and the script's folder off its path.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-# The command refuses other ones of these by itself; where a cluster was sent them, they stand before installed ones.
+# `phf` checks these itself; on the nodes of a cluster the shipped copies come before installed ones on purpose.
 _OURS = frozenset({"phf", "scorers", "pipeline", "training", "infra"})
-# Modules that a message names.
+# How many modules the warning names.
 _SHOWN = 5
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module with this interpreter; started with the variables of `environment`."""
+    """Return the command that runs a module with this interpreter; start it with `environment()`."""
     return [sys.executable, "-m", module, *arguments]
 
 
 def environment() -> dict[str, str]:
-    """The variables of this process for a Python process that it starts: one that finds the same modules, no others."""
+    """Return the environment for a Python process that finds the same modules as this one, and no others."""
     entries = _python_path()
     unsafe = {os.path.abspath(each) for each in entries if not os.path.isabs(each)} - set(entries)
     path = [each for each in sys.path if os.path.isabs(each) and each not in unsafe]
@@ -35,14 +35,14 @@ def environment() -> dict[str, str]:
 
 
 def make_safe() -> None:
-    """Change the variables of this process so that no Python process that gets them imports its working directory."""
+    """Change this process's environment so that no Python process that inherits it imports its working directory."""
     os.environ.update(SAFE_PATH)
     if "PYTHONPATH" in os.environ:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(os.path.isabs, _python_path()))
 
 
 def shadows() -> dict[str, str]:
-    """The modules on PYTHONPATH that are imported in place of installed ones or the standard library's: their files."""
+    """Return the file of each module on PYTHONPATH that shadows an installed one or the standard library."""
     standard = os.path.dirname(os.__file__)
     own = [standard, os.path.join(standard, "lib-dynload"), *site.getsitepackages()]
     found = {}
@@ -57,7 +57,7 @@ def shadows() -> dict[str, str]:
 
 
 def describe(shadowing: dict[str, str]) -> str:
-    """A line about modules and their files, as `shadows` finds them."""
+    """Return a one-line warning about the modules that `shadows` found."""
     shown = ", ".join(f"{module} ({file})" for module, file in list(shadowing.items())[:_SHOWN])
     more = f" and {len(shadowing) - _SHOWN} more" if len(shadowing) > _SHOWN else ""
     return (
@@ -72,7 +72,7 @@ def _python_path() -> list[str]:
 
 
 def _file_of(module: str) -> str:
-    """The file that is, or was, imported for a module; empty where there is none, as for a folder of no package."""
+    """Return the file that a module is imported from; empty if there is none, as for a namespace package."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):

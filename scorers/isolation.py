@@ -1,4 +1,4 @@
-"""Failures are values: one document that cannot be scored does not take the others with it."""
+"""Turn failures into values, so that one document that cannot be scored does not fail the others."""
 
 import time
 import traceback
@@ -11,21 +11,20 @@ from scorers.deadline import DeadlineExceededError, deadline
 
 Result = TypeVar("Result")
 
-# A document has its deadline once, and once more for every so many characters.
+# A document gets its deadline once, and once more for every so many characters.
 _CHARACTERS_A_DEADLINE = 50_000
 
 
 def allowed_seconds(deadline_s: float, characters: int) -> float:
-    """What a document of so many characters may take: its deadline, and as much again for every 50,000 of them."""
+    """Return the seconds that a document may take: the deadline, and as much again for every 50,000 characters."""
     return deadline_s * (1 + characters / _CHARACTERS_A_DEADLINE)
 
 
 def attempt(function: Callable[[Document], Result], document: Document, seconds: float) -> Result | ScoringError:
-    """`function(document)`, or why it failed: reason `deadline` after its time, else `scorer-error`.
+    """Return `function(document)`, or a `ScoringError`: `deadline` after its time, else `scorer-error`.
 
-    A document's time is that of `allowed_seconds`, so that length alone fails nobody.
-
-    A `MemoryError` counts as a failure of the document: it is what CPython's parser raises on code nested too deeply.
+    The time is `allowed_seconds`, so that a document does not fail for its length alone. A `MemoryError` counts as a
+    failure of the document: CPython's parser raises it on code nested too deeply.
     """
     allowed = allowed_seconds(seconds, len(document.text))
     late = ScoringError("deadline", f"took longer than {allowed:g} s")
@@ -37,15 +36,15 @@ def attempt(function: Callable[[Document], Result], document: Document, seconds:
         return late
     except ScoringError as error:
         return error
-    except Exception as error:  # noqa: BLE001 - a failure of a library on strange input becomes a value
+    except Exception as error:  # noqa: BLE001 - a library may raise anything on strange input
         if time.monotonic() - began >= allowed:
-            # Stopped in the middle, a library may raise something of its own.
+            # A library that the deadline interrupted may raise an exception of its own.
             return late
         return ScoringError("scorer-error", describe(error))
 
 
 def describe(error: BaseException) -> str:
-    """The type of an exception and where it was raised; not its message, which may quote the document."""
+    """Return the type of an exception and where it was raised, without its message, which may quote the document."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}"

@@ -1,7 +1,7 @@
-"""Kind `linear`: alt-profanity-check, a linear classifier of offensive English that comes with its weights.
+"""Kind `linear`: alt-profanity-check, a linear classifier of offensive English that ships with its weights.
 
-It knows words, not meaning: it finds profanity (AUC 0.99 on offensive tweets), not hatred without swear words (AUC 0.47
-on HateCheck, which is chance). It is there for machines without Detoxify's weights, and is taken by name only.
+It recognises words, not meaning: it finds profanity (AUC 0.99 on offensive tweets), not hatred without swear words (AUC
+0.47 on HateCheck, which is chance). It is meant for machines without Detoxify's weights, and never a default.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from scorers.isolation import attempt
 from scorers.requirements import require
 from scorers.text import TextOptions
 
-# Of alt-profanity-check 1.9.1. Its files are pickles, loaded when the package is imported.
+# Hashes for alt-profanity-check 1.9.1. Its files are pickles, loaded when the package is imported.
 SHA256 = {
     "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
     "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
@@ -54,19 +54,19 @@ class LinearScorer:
 
     @classmethod
     def check(cls, _options: TextOptions) -> None:
-        """Raise `UserError` when something is missing to run here, without unpickling anything."""
+        """Raise `UserError` if something needed here is missing, without unpickling anything."""
         find_files()
 
     def applies(self, document: Document) -> bool:
-        """By the option `documents`."""
+        """Return whether the option `documents` selects the document."""
         return self._options.apply_to(document)
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
-        """Scores of many documents at once; rows of a sparse product, so no document depends on another."""
+        """Score all documents in one pass; they are rows of a sparse product, so none depends on another."""
         sentences = [sentence for document in documents for sentence in document.sentences()]
         try:
             scores = self._probabilities(sentences)
-        except Exception:  # noqa: BLE001 - then each on its own, to find whose fault it is
+        except Exception:  # noqa: BLE001 - score each on its own to find the document that fails
             return [attempt(self._score_one, document, self._execution.deadline_s) for document in documents]
         cuts = np.cumsum([len(document.ends) for document in documents])[:-1]
         return list(np.split(scores, cuts)) if documents else []
@@ -83,15 +83,15 @@ class LinearScorer:
 
 
 def load() -> Any:
-    """alt-profanity-check's `predict_prob`, its files checked before the import that unpickles them.
+    """Return alt-profanity-check's `predict_prob`; check its files before the import that unpickles them.
 
     Raises:
-        UserError: the package is missing, its files are not those we know, or it does not fit scikit-learn.
+        UserError: the package is missing, its files are not the known ones, or scikit-learn has another version.
     """
     find_files()
     with warnings.catch_warnings():
-        # The package leaves its files for the garbage collector to close; that is harmless. Estimators that another
-        # version of sklearn pickled are not.
+        # The package leaves its files for the garbage collector to close, which is harmless. Estimators pickled by
+        # another version of scikit-learn are not.
         warnings.simplefilter("ignore", ResourceWarning)
         inconsistent = importlib.import_module("sklearn.exceptions").InconsistentVersionWarning
         warnings.simplefilter("error", inconsistent)
@@ -105,10 +105,10 @@ def load() -> Any:
 
 
 def find_files() -> Path:
-    """The folder of the package's pickles, found without importing it, and checked.
+    """Find and check the folder of the package's pickles, without importing the package.
 
     Raises:
-        UserError: the package is missing, or a file of it is missing or differs.
+        UserError: the package is missing, or one of its files is missing or differs.
     """
     require("linear", "profanity_check", install=f"alt-profanity-check=={VERSION}")
     spec = importlib.util.find_spec("profanity_check")
@@ -119,7 +119,7 @@ def find_files() -> Path:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse files that are not those of the version we know, before they are unpickled.
+    """Refuse files that are not those of the known version, before they are unpickled.
 
     Raises:
         UserError: a file is missing or differs.

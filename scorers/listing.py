@@ -1,4 +1,4 @@
-"""What there is to say of each kind of scorer on this machine."""
+"""Facts about each kind of scorer on this machine."""
 
 import inspect
 from typing import Any
@@ -8,7 +8,7 @@ from scorers.errors import UserError
 
 
 def facts() -> list[dict[str, Any]]:
-    """One entry a kind, as JSON values: its columns, options, and what is missing for it to run with its defaults."""
+    """Return one entry per kind, as JSON values: its columns, its options, and what its defaults lack to run here."""
     return [_facts(kind) for kind in registry.kinds()]
 
 

@@ -1,7 +1,7 @@
-"""What foreign text looks like where people read it: names, ids, labels and messages that quote them.
+"""Make foreign text safe to print: names, ids, labels, and messages that quote them.
 
-Every output goes through here: control characters, escape sequences and marks that turn the direction of writing are
-shown as escapes, and secrets in URIs are left out.
+All output goes through this module: it shows control characters, terminal sequences and direction marks as escapes,
+and leaves out secrets in URIs.
 """
 
 import re
@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from scorers.errors import UserError
 
-# C0 and C1 controls, separators of lines and paragraphs, marks of direction, halves of surrogate pairs.
+# C0 and C1 controls, line and paragraph separators, direction marks, surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _SECRET_NAME = re.compile(
@@ -23,17 +23,12 @@ _URI = re.compile(r"([a-zA-Z][\w+.-]*://)[^\s'\"<>]*[^\s'\"<>.,:;)]")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """A text with visible escapes in place of what a terminal acts on.
-
-    Args:
-        text: any.
-        keep: characters that stay as they are, such as line feeds.
-    """
+    """Escape the characters that a terminal acts on, except those in `keep`, such as line feeds."""
     return _UNPRINTABLE.sub(lambda each: each[0] if each[0] in keep else _escaped(each[0]), text)
 
 
 def printable_json(text: str) -> str:
-    """JSON with escapes in place of what a terminal would act on; it means the same."""
+    """Escape in a JSON text the characters that a terminal acts on; its value stays the same."""
     return _UNPRINTABLE.sub(lambda each: "\n" if each[0] == "\n" else f"\\u{ord(each[0]):04x}", text)
 
 
@@ -41,21 +36,21 @@ def refuse_secret(uri: str, what: str) -> None:
     """Refuse a URI that holds a password, a token or a signature.
 
     Args:
-        uri: of an input, an output or a service.
-        what: it is, for the error, such as `input`.
+        uri: URI of an input, an output or a service.
+        what: how the message calls it, such as `input`.
 
     Raises:
-        UserError: it does; the message does not repeat it.
+        UserError: it holds one; the message does not repeat it.
     """
     if holds_secret(uri):
         raise UserError(
-            f"The {what} {uri.partition('://')[0]}://... holds a password, a token or a signature, which would be kept "
-            "in files and logs. Give credentials by the environment (AWS_ACCESS_KEY_ID, HF_TOKEN and the like)."
+            f"The {what} {uri.partition('://')[0]}://... holds a password, a token or a signature, which would end up "
+            "in files and logs. Give credentials in the environment (AWS_ACCESS_KEY_ID, HF_TOKEN and the like)."
         )
 
 
 def holds_secret(uri: str) -> bool:
-    """Whether a URI holds a password, a token or a signature; a path never does."""
+    """Return whether a URI holds a password, a token or a signature; a path never does."""
     scheme, separator, rest = uri.partition("://")
     if not separator or "/" in scheme:
         return False
@@ -63,12 +58,12 @@ def holds_secret(uri: str) -> bool:
     user, at, host = authority.rpartition("@")
     if ":" in user or _TOKEN.search(uri):
         return True
-    # A key with a slash in it ends the authority early.
+    # A key that contains a slash ends the authority early.
     if not at and not re.fullmatch(r"(?:\[[^\]]*\]|[^:]*)(?::\d*)?", host):
         return True
     try:
         parts = urlsplit(uri)
-        # Some servers take `;` between options, and some services hand out a token in the fragment.
+        # Some servers accept `;` between options, and some services put a token into the fragment.
         options = parse_qsl(f"{parts.query}&{parts.fragment}".replace(";", "&"), keep_blank_values=True)
     except ValueError:
         return False
@@ -76,17 +71,17 @@ def holds_secret(uri: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """A message without the URIs in it that hold a password, a token or a signature."""
+    """Cut each URI that holds a password, a token or a signature down to its scheme."""
     return _TOKEN.sub("...", _URI.sub(lambda each: f"{each[1]}..." if holds_secret(each[0]) else each[0], text))
 
 
 def message(text: str) -> str:
-    """A message for people: without secrets, and with nothing in it that a terminal acts on; it may have lines."""
+    """Return a message safe to print: without secrets and control characters other than line feeds and tabs."""
     return printable(without_secrets(text), keep="\n\t")
 
 
 def log_values(_logger: Any, _method: str, values: Any) -> Any:
-    """A processor of structlog: the texts of an event as `message` has them."""
+    """Processor for structlog: make the strings of an event safe with `message`."""
     return {key: message(each) if isinstance(each, str) else each for key, each in values.items()}
 
 

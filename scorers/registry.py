@@ -1,6 +1,6 @@
-"""Kinds of scorers, and how a column's specification becomes a scorer.
+"""The registry of scorer kinds: parse a column's specification, check it and build the scorer.
 
-A new kind is one file and one line in `KINDS`, or an entry point of the group `phf.scorers` in somebody else's package.
+A new kind is one file and one line in `KINDS`, or an entry point of the group `phf.scorers` in another package.
 """
 
 import importlib
@@ -37,7 +37,7 @@ _FORM = "COLUMN[=KIND[:VALUE][,OPTION=VALUE...]], such as pii, toxicity=linear o
 
 
 class ScorerSpec(BaseModel):
-    """A kind and the options that were given for it; `resolve` fills in and checks the rest.
+    """A kind and the options given for it; `resolve` checks them and fills in the defaults.
 
     In YAML either a mapping, `{kind: detoxify, model: unbiased}`, or the command line's form, `detoxify:unbiased`.
     """
@@ -49,7 +49,7 @@ class ScorerSpec(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that were given, unchecked."""
+        """Return the given options, unchecked."""
         return dict(self.model_extra or {})
 
     @model_validator(mode="before")
@@ -62,14 +62,14 @@ class ScorerSpec(BaseModel):
 
 
 def parse_scorer(text: str) -> tuple[str, ScorerSpec]:
-    """`toxicity=detoxify:unbiased` as the column it fills and what fills it.
+    """Parse `toxicity=detoxify:unbiased` into the column and its specification.
 
     A column alone takes its default kind: `pii` is `pii=scrubadub`, and a kind's own name is a column of that kind.
     The value after the colon sets the kind's main option; more options follow after commas:
     `toxicity=detoxify:/models/my.ckpt,config=/models/config`.
 
     Raises:
-        UserError: another form, a column's name that cannot be one, an unknown kind.
+        UserError: the text has another form, an invalid column name, or an unknown kind.
     """
     column, separator, rest = text.partition("=")
     if ":" in column or "," in column:
@@ -81,10 +81,10 @@ def parse_scorer(text: str) -> tuple[str, ScorerSpec]:
 
 
 def parse_scorers(texts: Iterable[str]) -> dict[str, ScorerSpec]:
-    """What fills each column, in the order given; see `parse_scorer`.
+    """Parse several specifications into a mapping by column, in the order given; see `parse_scorer`.
 
     Raises:
-        UserError: as `parse_scorer`, or a column that is given twice.
+        UserError: as `parse_scorer`, or a column is given twice.
     """
     specs: dict[str, ScorerSpec] = {}
     for text in texts:
@@ -101,20 +101,20 @@ def check_column(column: str) -> None:
     """Refuse a name that cannot be a column of scores.
 
     Raises:
-        UserError: not lower case letters, digits and underscores, or ending in `_aligned`, kept for columns of tags.
+        UserError: it is not lower case letters, digits and underscores, or ends in `_aligned`, as columns of tags do.
     """
     if not _COLUMN.match(column):
         raise UserError(
-            f"{column!r} cannot name a column: take lower case letters, digits and underscores, a letter first. "
-            f"A scorer is given as {_FORM}."
+            f"{column!r} cannot name a column: use lower case letters, digits and underscores, starting with a letter. "
+            f"Write a scorer as {_FORM}."
         )
     if column.endswith("_aligned"):
-        raise UserError(f"{column!r} cannot name a column of scores: names in '_aligned' are kept for the tags.")
+        raise UserError(f"{column!r} cannot name a column of scores: '_aligned' is reserved for the columns of tags.")
 
 
 def _column_name(name: str) -> str:
     if not _COLUMN.match(name):
-        raise ValueError(f"'{shown(name)}' is no name of a column")
+        raise ValueError(f"'{shown(name)}' is not a column name")
     return name
 
 
@@ -123,7 +123,7 @@ ColumnName = Annotated[str, AfterValidator(_column_name)]
 
 
 def default_kind(column: str) -> str:
-    """The kind that scores `column` when none is named.
+    """Return the kind that scores `column` by default.
 
     Raises:
         UserError: the column is neither one of `DEFAULT_KINDS` nor a kind's own name.
@@ -133,40 +133,40 @@ def default_kind(column: str) -> str:
     if column in kinds():
         return column
     raise UserError(
-        f"No kind of scorer goes by default with the column {column!r}: write {column}=KIND, KIND being one of "
+        f"The column {column!r} has no default kind of scorer: write {column}=KIND, where KIND is one of "
         f"{', '.join(kinds())}. (The columns {', '.join(DEFAULT_KINDS)} need no kind.)"
     )
 
 
 def kinds() -> list[str]:
-    """The names of all kinds, our own first, then those that installed packages add."""
+    """Return the names of all kinds: our own, then those that installed packages add."""
     return [*KINDS, *sorted(_plugins())]
 
 
 def scorer_type(kind: str) -> ScorerType:
-    """The class of a kind. Importing it does not import the library it wraps.
+    """Return the class of a kind, without importing the library it wraps.
 
     Raises:
-        UserError: no such kind, or a package's entry point that cannot be imported.
+        UserError: there is no such kind, or a package's entry point cannot be imported.
     """
     if kind in KINDS:
         module, _, name = KINDS[kind].partition(":")
         return cast(ScorerType, getattr(importlib.import_module(module), name))
     plugin = _plugins().get(kind)
     if plugin is None:
-        raise UserError(f"There is no scorer of kind {kind!r}; the kinds here are {', '.join(kinds())}.")
+        raise UserError(f"There is no scorer of kind {kind!r}; the kinds are {', '.join(kinds())}.")
     try:
         return cast(ScorerType, plugin.load())
-    except Exception as error:  # somebody else's module may fail in any way
+    except Exception as error:  # another package's module may raise anything
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         raise UserError(f"The scorer {kind!r} ({_origin(plugin)}) cannot be loaded: {reason}.") from error
 
 
 def check_options(column: str, spec: ScorerSpec) -> SemanticOptions:
-    """The options of a scorer, checked, with every default filled in.
+    """Check the options of a scorer and fill in the defaults.
 
     Raises:
-        UserError: an unknown option or a value that does not fit, naming the key.
+        UserError: names the key of an unknown option or an invalid value.
     """
     options = scorer_type(spec.kind).Options
     try:
@@ -178,7 +178,7 @@ def check_options(column: str, spec: ScorerSpec) -> SemanticOptions:
 
 
 def resolve(column: str, spec: ScorerSpec) -> ScorerSpec:
-    """`spec` with every default filled in, as plain JSON values: what a manifest records and rebuilds the scorer from.
+    """Fill in every default, as plain JSON values: what a manifest records and the scorer is rebuilt from.
 
     Raises:
         UserError: as `check_column` and `check_options`.
@@ -188,17 +188,17 @@ def resolve(column: str, spec: ScorerSpec) -> ScorerSpec:
 
 
 def build(column: str, spec: ScorerSpec, execution: Execution | None = None) -> Scorer:
-    """The scorer that fills `column`.
+    """Build the scorer that fills `column`.
 
     Raises:
-        UserError: as `resolve`, or something the scorer needs is not there (the message says how to install it).
+        UserError: as `resolve`, or something the scorer needs is missing (the message says how to install it).
     """
     check_column(column)
     return scorer_type(spec.kind)(column, check_options(column, spec), execution or Execution())
 
 
 def check(column: str, spec: ScorerSpec) -> None:
-    """See whether a scorer could be built here, without loading or downloading anything.
+    """Check that a scorer could be built here, without loading or downloading anything.
 
     Raises:
         UserError: as `build`.
@@ -210,20 +210,20 @@ def check(column: str, spec: ScorerSpec) -> None:
 
 
 def check_recorded(column: str, spec: ScorerSpec, fingerprint: str, trusted: Collection[str]) -> None:
-    """Refuse a scorer that a dataset or a run names, before anything of it is loaded.
+    """Check a scorer that a dataset or a run names, before loading anything of it.
 
     Args:
-        column: that it fills.
-        spec: as it is recorded.
-        fingerprint: the same.
+        column: the column it fills.
+        spec: the recorded specification.
+        fingerprint: the recorded fingerprint.
         trusted: hashes that the user of this machine vouches for.
 
     Raises:
-        UserError: the fingerprint is of another kind, or it reads files that could run code and nobody vouches for.
+        UserError: the fingerprint is of another kind, or a file of the scorer could run code and is not trusted.
     """
     if spec.kind in KINDS and not fingerprint.startswith(f"{spec.kind}-"):
         raise UserError(
-            f"The column {column!r} is recorded as scored by {spec.kind!r}, with the fingerprint {fingerprint!r} of "
+            f"The column {column!r} is recorded as scored by {spec.kind!r}, but the fingerprint {fingerprint!r} is of "
             "another kind. The record was changed; nothing that it names is loaded."
         )
     look = getattr(scorer_type(spec.kind), "check_recorded", None)
@@ -232,12 +232,12 @@ def check_recorded(column: str, spec: ScorerSpec, fingerprint: str, trusted: Col
 
 
 def runs_on_gpu(spec: ScorerSpec) -> bool:
-    """Whether this kind of scorer gains from a GPU; the others ignore `Execution.device`."""
+    """Return whether this kind of scorer uses a GPU; the others ignore `Execution.device`."""
     return scorer_type(spec.kind).runs_on_gpu
 
 
 def documents_of(spec: ScorerSpec) -> DocumentKind | None:
-    """The one kind of documents that a scorer applies to; None where it applies to any, or its package is not here."""
+    """Return the one kind of documents a scorer applies to; None if it applies to any, or its package is missing."""
     try:
         declared = getattr(scorer_type(spec.kind), "documents", None)
     except UserError:
@@ -247,7 +247,7 @@ def documents_of(spec: ScorerSpec) -> DocumentKind | None:
 
 
 def given_field(column: str, spec: ScorerSpec) -> str | None:
-    """The field of the corpus whose values this scorer needs in `Document.given`; None for most, which need none.
+    """Return the field of the corpus that this scorer needs in `Document.given`; None for most, which need none.
 
     Raises:
         UserError: as `check_options`.

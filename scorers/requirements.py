@@ -1,4 +1,4 @@
-"""What a scorer needs installed, said in words that help."""
+"""Check that a scorer's packages and device are there."""
 
 from importlib.util import find_spec
 
@@ -6,7 +6,7 @@ from scorers.errors import UserError
 
 
 def require(kind: str, *packages: str, install: str) -> None:
-    """Check that packages can be imported, without importing them, which takes some of them seconds.
+    """Check that packages are installed, without importing them, which takes seconds for some.
 
     Raises:
         UserError: one is missing; the message says what to install.
@@ -17,13 +17,10 @@ def require(kind: str, *packages: str, install: str) -> None:
 
 
 def require_device(device: str) -> None:
-    """Check that torch sees a CUDA device, importing torch only where one is asked for.
-
-    Args:
-        device: as in `Execution.device`.
+    """Check that torch sees a CUDA device; import torch only if `device` is one.
 
     Raises:
-        UserError: it does not.
+        UserError: torch does not see it.
     """
     if not device.startswith("cuda"):
         return
@@ -34,4 +31,4 @@ def require_device(device: str) -> None:
         count = torch.cuda.device_count()
     number = device.partition(":")[2] or "0"
     if not number.isdecimal() or int(number) >= count:
-        raise UserError(f"There is no device {device!r}: torch sees {count} CUDA devices here. Take the device cpu.")
+        raise UserError(f"There is no device {device!r}: torch sees {count} CUDA devices here. Use the device cpu.")

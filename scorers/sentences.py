@@ -1,9 +1,9 @@
-"""Lossless splitting: the sentences of prose and the physical lines of code, as ends in code points.
+"""Split text losslessly: prose into sentences, code into physical lines, as ends in code points.
 
 Prose is split at the boundaries of spaCy's rule-based `sentencizer` for English: a sentence ends after a token that is
 a mark such as `.`, `!` or `?`, the punctuation behind it, and one space; more white space belongs to the next sentence.
-It is rules alone and needs no model, so spaCy's limit of 1,000,000 characters, which is there for the memory of its
-networks, does not hold here.
+It uses rules alone and no model, so spaCy's limit of 1,000,000 characters, which protects the memory of its networks,
+does not apply here.
 """
 
 import re
@@ -22,14 +22,14 @@ from scorers.tokenizer import make_linear, shorten_runs
 
 _REVISION = 3
 _MOST_STRINGS = 500_000
-_SHORT_RUN = 50  # characters of a run whose tokens are remembered
+_SHORT_RUN = 50  # longest run, in characters, whose tokens are cached
 
-# Not `str.splitlines`, which also splits at form feeds, separators and U+2028, where no line of code ends.
+# Not `str.splitlines`, which also splits at form feeds and U+2028, where no line of code ends.
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+\Z")
 
 
 def split(text: str, kind: DocumentKind = "prose") -> NDArray[np.int32]:
-    """Exclusive ends of the sentences of `text`, int32 [n_sentences], strictly increasing, the last one `len(text)`.
+    """Return the exclusive ends of the sentences, int32 [n_sentences], strictly increasing, the last `len(text)`.
 
     They partition the text, white space included; an empty text has no sentence.
     """
@@ -38,12 +38,12 @@ def split(text: str, kind: DocumentKind = "prose") -> NDArray[np.int32]:
 
 
 def document(text: str, kind: DocumentKind = "prose", name: str = "") -> Document:
-    """A text as a document, split by `split`."""
+    """Return a text as a document, split by `split`."""
     return Document(text, split(text, kind), kind, name)
 
 
 def fingerprint() -> str:
-    """Changes whenever a boundary could: the version of spaCy and of the rules here."""
+    """Return the fingerprint of the splitter, which covers the version of spaCy and of our own rules."""
     return make_fingerprint("sentences", {}, revision=_REVISION, libraries=library_versions("spacy"))
 
 
@@ -56,12 +56,12 @@ def _prose(text: str) -> list[int]:
 
 
 def _sentence_starts(text: str) -> Iterator[int]:
-    """Where the sentences after the first start; memory does not grow with the text.
+    """Yield where the sentences after the first start; memory does not grow with the text.
 
-    A sentence starts with the first token after a mark that is neither a mark nor punctuation. spaCy makes its tokens
-    of each run of characters without white space on its own, and one of the white space before it, less one space. So
-    it is given only the runs that hold a mark and those that follow one: the tokens of a whole text take a hundred
-    bytes a character, and ten times as long. Runs across which it could see an emoticon are given to it together.
+    A sentence starts at the first token after a mark that is neither a mark nor punctuation. spaCy tokenises each run
+    of characters without white space on its own, and makes one token of the white space before it, less one space. So
+    it is given only the runs that hold a mark and those that follow one: tokenising the whole text takes a hundred
+    bytes per character, and ten times as long. Runs that an emoticon could span are tokenised together.
     """
     patterns = _patterns()
     end, marked = 0, False
@@ -79,10 +79,10 @@ def _sentence_starts(text: str) -> Iterator[int]:
 
 
 def _linked(text: str, floor: int, start: int, stop: int) -> tuple[int, int]:
-    """A run with the runs beside it, after `floor`, with which it may have special tokens in common.
+    """Extend a run by the runs beside it, after `floor`, that may share a special token with it.
 
-    spaCy looks for `:)` and its like in the sequence of tokens, and takes `: )` for it as well, only to drop it; but by
-    then a `)-:` beside it is lost.
+    spaCy matches special tokens such as `:)` in the sequence of tokens. It also matches `: )` and then drops it, but by
+    then it has lost a `)-:` beside it.
     """
     links = _spacy().links
     while text[stop : stop + 1] == " " and text[stop - 1] + text[stop + 1 : stop + 2] in links:
@@ -95,12 +95,12 @@ def _linked(text: str, floor: int, start: int, stop: int) -> tuple[int, int]:
 
 
 def _white_space_token(text: str, start: int, stop: int) -> int | None:
-    """Where spaCy has a token between two runs, in the white space `text[start:stop]`."""
+    """Return where spaCy has a token between two runs, in the white space `text[start:stop]`; None for no token."""
     token = start + (text[start:stop][:1] == " ")
     return token if token < stop else None
 
 
-# Of a run of characters without white space: the tokens that count, as (offset, whether it is a mark).
+# The tokens of a run that matter, each as (offset, whether it is a mark).
 _Tokens = tuple[tuple[int, bool], ...]
 
 
@@ -132,7 +132,7 @@ class _Patterns:
 
 @cache
 def _patterns() -> _Patterns:
-    # The marks beyond U+FFFF stand for all characters there: a class that names them is ten times slower.
+    # All characters beyond U+FFFF count as possible marks: a class that lists the marks there is ten times slower.
     common = "".join(sorted(mark for mark in _spacy().marks if mark <= "\uffff"))
     mark = re.escape(common) + "\U00010000-\U0010ffff"
     return _Patterns(re.compile(f"[{mark}]"), re.compile(r"\S++"), re.compile(rf"(?<!\S)[^\s{mark}]*+[{mark}]\S*+"))
@@ -143,14 +143,14 @@ class _Spacy:
     tokenizer: Any
     strings: Any
     marks: frozenset[str]
-    # Two characters each, between which a special token such as `:)` falls apart.
+    # Pairs of characters between which the plain tokeniser splits a special token such as `:)`.
     links: frozenset[str]
 
 
 def _spacy() -> _Spacy:
     loaded = _load_spacy()
     if len(loaded.strings) > _MOST_STRINGS:
-        # spaCy remembers every string it has met; its memory zones give them back, at three times the time.
+        # spaCy keeps every string it has seen; its memory zones would free them, but take three times as long.
         _load_spacy.cache_clear()
         loaded = _load_spacy()
     return loaded

@@ -1,4 +1,4 @@
-"""Typed settings from a YAML file and `--set` overrides, with errors that name the key and the remedy."""
+"""Load typed settings from a YAML file, flags and `--set` overrides; errors name the key and the remedy."""
 
 import difflib
 import math
@@ -19,7 +19,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class Whole(dict[str, Any]):
-    """A mapping that takes the place of a weaker one, in place of being merged with it."""
+    """A mapping that replaces a weaker one instead of being merged with it."""
 
 
 def load_settings(
@@ -35,13 +35,13 @@ def load_settings(
     Args:
         model: a pydantic model with `extra="forbid"`.
         file: YAML with the same fields as `model`.
-        flags: nested values of command-line flags that were given; None values count as not given.
+        flags: nested values of command-line flags; None means that a flag was not given.
         overrides: `--set` arguments; the value is read as YAML (`1e6` and `1_000` are numbers).
         defaults: nested values, such as a preset's.
 
     Raises:
-        UserError: an unreadable file, an unknown key or a value of the wrong type, naming each key; a URI that holds a
-            secret.
+        UserError: the file cannot be read, a key is unknown, a value has the wrong type (each key is named), or a URI
+            holds a secret.
     """
     values: dict[str, Any] = {}
     _merge(values, defaults or {})
@@ -70,10 +70,10 @@ def _refuse_secrets(value: Any, key: str) -> None:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """Return the mapping that a YAML file holds.
 
     Raises:
-        UserError: the file is missing, is no YAML or holds something other than a mapping.
+        UserError: the file is missing, is not YAML or holds something other than a mapping.
     """
     try:
         values = _load(file.read_text(encoding="utf-8"))
@@ -93,10 +93,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def parse_override(override: str) -> dict[str, Any]:
-    """`a.b=c` as `{"a": {"b": c}}`, the value read as YAML, with `1e6` a number too (YAML 1.1 reads it as text).
+    """Parse `a.b=c` into `{"a": {"b": c}}`; the value is YAML, but `1e6` is a number (YAML 1.1 reads it as text).
 
     Raises:
-        UserError: there is no `=`, an empty key, or the value is no YAML.
+        UserError: the `=` is missing, a part of the key is empty, or the value is not YAML.
     """
     key, separator, text = override.partition("=")
     parts = key.split(".")
@@ -115,7 +115,7 @@ def parse_override(override: str) -> dict[str, Any]:
 
 
 def read_number(text: str) -> str | int | float:
-    """The finite number that a text is, an int where it is whole, or the text: YAML 1.1 reads `1e6` as one."""
+    """Return the finite number that a text is, as an int if it is whole, else the text: YAML 1.1 leaves `1e6` text."""
     try:
         number = float(text)
         exact = Decimal(text)
@@ -127,25 +127,25 @@ def read_number(text: str) -> str | int | float:
 
 
 def _load(text: str) -> Any:
-    """What YAML says.
+    """Parse YAML.
 
     Raises:
-        yaml.YAMLError: it is none.
-        ValueError: a date or a number is none, or a value holds itself.
+        yaml.YAMLError: it is not YAML.
+        ValueError: a date or a number is invalid, or a value contains itself.
     """
     try:
         return _copied(yaml.safe_load(text))
     except RecursionError:
-        raise ValueError("it is nested too deeply, or holds itself") from None
+        raise ValueError("it is nested too deeply, or contains itself") from None
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """A validation error as one line a field, with the nearest known key for an unknown one."""
+    """Describe a validation error in one line per field, with the nearest known key for an unknown one."""
     return "\n".join(f"  {_describe_one(detail, model)}" for detail in error.errors(include_url=False))
 
 
 def what_is_wrong(error: ValidationError) -> str:
-    """The first thing that is wrong with a stored file: the key, and what is wrong there, without its content."""
+    """Describe the first error in a stored file: the key and what is wrong there, without the content."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{shown(key) or 'its start'}: {first['msg'].removeprefix('Value error, ')}"
@@ -160,7 +160,7 @@ def _describe_one(detail: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{path}: no such setting{'; ' + hint if hint else ''}"
     if detail["type"] == "missing":
         return f"{path}: required, but not given"
-    # Lists are kept as tuples, of which a file knows nothing.
+    # Our models hold tuples, but a file has lists.
     message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     given = detail["input"]
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
@@ -193,7 +193,7 @@ def _copied(value: Any) -> Any:
 
 
 def _without_empty_sections(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """A file's values without the sections of which it has nothing but the name."""
+    """Return a file's values without the sections that have a name and no content."""
     sections = {
         name
         for name, field in model.model_fields.items()

@@ -1,4 +1,4 @@
-"""Every setting of a configuration with its default and its meaning, as its pydantic model says."""
+"""Print every setting of a configuration with its default and meaning, from its pydantic model."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from scorers.console import print_json
 
-AsYaml = Annotated[bool, typer.Option("--yaml", help="Print a file for --config instead, in which nothing is set yet.")]
+AsYaml = Annotated[bool, typer.Option("--yaml", help="Print a file for --config, with every setting commented out.")]
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Setting:
     """A field of a configuration.
 
     Attributes:
-        key: dotted, as `--set` takes it; `NAME` and `[]` stand for what is in a mapping and in a list.
-        kind: what it may be, such as `integer >= 1` or `linear | cosine`.
-        default: a JSON value; None also where there is none.
-        required: whether it has to be given.
-        meaning: of the field's description.
-        section: whether it is only a place for others, which follow.
+        key: dotted, as `--set` takes it; `NAME` and `[]` stand for an entry of a mapping and of a list.
+        kind: the allowed values, such as `integer >= 1` or `linear | cosine`.
+        default: a JSON value; None also if there is no default.
+        required: whether it must be given.
+        meaning: the field's description.
+        section: whether it only holds the settings that follow.
     """
 
     key: str
@@ -49,22 +49,13 @@ def print_settings(model: type[BaseModel], *, as_yaml: bool, as_json: bool) -> N
 
 
 def settings_of(model: type[BaseModel]) -> list[Setting]:
-    """All settings of a model and of those in it, in their order.
-
-    Args:
-        model: whose fields have descriptions.
-    """
+    """Return all settings of a model and of the models in it, in order; their fields must have descriptions."""
     schema = model.model_json_schema()
     return list(_settings(schema, schema.get("$defs", {}), ""))
 
 
 def to_text(settings: list[Setting], width: int) -> str:
-    """For people: key, kind and default on a line, the meaning below.
-
-    Args:
-        settings: of `settings_of`.
-        width: of a line, in characters.
-    """
+    """Format settings for people, in lines of `width` characters: key, kind and default, with the meaning below."""
     lines = []
     for each in settings:
         default = "required" if each.required else f"default {_shown(each.default)}"
@@ -74,19 +65,14 @@ def to_text(settings: list[Setting], width: int) -> str:
 
 
 def to_yaml(settings: list[Setting], width: int = 120) -> str:
-    """A file for `--config` in which nothing is set yet: take the `#` away from a line to set it.
-
-    Args:
-        settings: of `settings_of`.
-        width: of a comment's line, in characters.
-    """
+    """Format settings as a file for `--config`, all commented out: remove the `#` from a line to set it."""
     lines: list[str] = []
     named = ""
     for each in settings:
         *above, name = each.key.split(".")
         if above and above[-1] == "NAME" and named != (named := ".".join(above)):
             lines.append(f"{'  ' * (len(above) - 1)}# NAME:")
-        # What is in a mapping or in a list is there only where somebody puts it there.
+        # Entries of a mapping or a list exist only if the user adds them.
         loose = any("[]" in part or part == "NAME" for part in each.key.split("."))
         indent = "  " * len(above)
         required = " Required." if each.required and not loose else ""
@@ -105,12 +91,11 @@ def _settings(schema: dict[str, Any], models: dict[str, Any], prefix: str) -> It
     for name, field in schema.get("properties", {}).items():
         key = f"{prefix}{name}"
         inner, where, optional = _inner(field, models)
-        # Where both say the same, it is not repeated.
         meaning = field.get("description") or (inner or {}).get("description", "")
         default = field.get("default", _EMPTY.get(field.get("type", "")))
-        # The default of a section is that of its settings.
+        # A section has no default of its own, only those of its settings.
         section = inner is not None and not (where or optional)
-        # In files and in `--set` it is YAML's word.
+        # YAML, and so `--set`, spells None as null.
         meaning = re.sub(r"\bNone\b", "null", meaning)
         yield Setting(key, _kind(field, models), default, name in required and not section, meaning, section)
         if inner is not None:
@@ -118,7 +103,7 @@ def _settings(schema: dict[str, Any], models: dict[str, Any], prefix: str) -> It
 
 
 def _inner(field: dict[str, Any], models: dict[str, Any]) -> tuple[dict[str, Any] | None, str, bool]:
-    """The model that a field is, or holds; how its place is written after the field's key; whether it may be null."""
+    """Return the model that a field is or holds, what its key adds (`[]` or `.NAME`), and whether it may be null."""
     for option in (field, *field.get("anyOf", []), *field.get("allOf", [])):
         items, values = option.get("items"), option.get("additionalProperties")
         for reference, where in ((option, ""), (items, "[]"), (values, ".NAME")):

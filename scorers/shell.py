@@ -1,17 +1,16 @@
-"""Commands that are printed for people to paste into a shell: every word is what it was, whatever is in it."""
+"""Quote commands that are printed for people to paste into a shell."""
 
 import re
 import shlex
 
-# What a line cannot hold, or a terminal would act on; see `scorers.printing`, which would show it as an escape.
+# Characters that a terminal acts on, and that `scorers.printing` would show as escapes.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def quoted(word: object) -> str:
-    """A word as bash, zsh and ksh read it: as it is where nothing in it is special, else in quotes.
+    """Quote a word for bash, zsh and ksh if it needs quotes.
 
-    Args:
-        word: a path, a URI, an option's value; bytes of a path that are no UTF-8 may be in it as Python has them.
+    It may hold surrogates, with which Python decodes the bytes of a path that are not UTF-8.
     """
     text = str(word)
     if not _CONTROLS.search(text):
@@ -21,7 +20,7 @@ def quoted(word: object) -> str:
 
 
 def phf(*words: object) -> str:
-    """A command of phf on one line, each word `quoted`."""
+    """Return a phf command on one line, each word `quoted`."""
     return " ".join(("phf", *map(quoted, words)))
 
 

@@ -1,6 +1,6 @@
-"""What a scorer found, and where: for those that count things in a text, such as personal data.
+"""Findings of scorers that count things in a text, such as personal data.
 
-A scorer that can show its findings has a method `findings`; `phf preview --redact` asks for no more than that.
+A scorer that can show its findings has a method `findings`, which is all that `phf preview --redact` needs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ class Finding(NamedTuple):
 
     Attributes:
         start, end: half open, in code points of the sentence, or of the document after `moved`.
-        type: what it is, such as `email` or `name`.
+        type: for example `email` or `name`.
     """
 
     start: int
@@ -24,7 +24,7 @@ class Finding(NamedTuple):
     type: str
 
     def moved(self, offset: int) -> "Finding":
-        """The same with offsets in a text that holds the sentence from `offset` on."""
+        """Return the finding with its offsets in a text that holds the sentence at `offset`."""
         return Finding(self.start + offset, self.end + offset, self.type)
 
 
@@ -33,12 +33,12 @@ class ShowsFindings(Protocol):
     """A scorer whose score of a sentence counts findings in it."""
 
     def findings(self, documents: Sequence[Document]) -> list[list[list[Finding]] | ScoringError]:
-        """For each document, for each of its sentences, what was found, in order; or why it could not be scored."""
+        """Return the findings in each sentence of each document, in order, or why it could not be scored."""
         ...
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """Spans in order, those that overlap or touch made one."""
+    """Sort spans, and merge those that overlap or touch."""
     result: list[Span] = []
     for start, end in sorted(spans):
         if result and start <= result[-1][1]:
@@ -49,9 +49,9 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def redacted(text: str, findings: Iterable[Finding]) -> str:
-    """The text with each finding replaced by its type: `Mail {{EMAIL}} now`.
+    """Replace each finding in the text by its type: `Mail {{EMAIL}} now`.
 
-    Findings that overlap or touch are replaced together, by all their types, as in `{{ADDRESS+ORGANISATION}}`.
+    Findings that overlap or touch are replaced together by all their types, as in `{{ADDRESS+ORGANISATION}}`.
     """
     found = sorted(findings)
     parts: list[str] = []

@@ -1,7 +1,6 @@
-"""The small files that a dataset, a run or a model keeps: read whole, and no further than any that phf writes.
+"""Read the small files of a dataset, a run or a model, with limits.
 
-Whoever made one may have made it to harm: a pipe that never ends, a file that has no end, JSON that is nested so deeply
-that a parser gives up.
+They may be hostile: a pipe or a file that never ends, or JSON nested so deeply that the parser gives up.
 """
 
 import errno
@@ -14,17 +13,17 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from scorers.paths import no_file
+from scorers.paths import describe_irregular
 
-# Far more than any of them has: a manifest of a million inputs, or the vocabulary of a tokenizer.
+# Far more than a manifest of a million inputs or the vocabulary of a tokenizer needs.
 LARGEST = 256 * 1024 * 1024
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-"""A field that counts something."""
+"""A count: an integer from 0 that fits 64 bits."""
 
 
 def check_numbers(value: Any) -> Any:
-    """The value, if no number in its lists and mappings is NaN or infinite.
+    """Return the value if no number in its lists and mappings is NaN or infinite.
 
     Raises:
         ValueError: one is.
@@ -46,23 +45,19 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(check_numbers)]
 
 
 def read_stored(path: str | Path, largest: int = LARGEST) -> bytes:
-    """The content of a file.
-
-    Args:
-        path: of the file; a link is followed.
-        largest: bytes that it may have.
+    """Return the content of a file of at most `largest` bytes; a link is followed.
 
     Raises:
-        OSError: it cannot be read, has more bytes, or is no file.
+        OSError: it cannot be read, has more bytes, or is not a regular file.
     """
-    # A pipe is opened without waiting for who writes into it.
+    # O_NONBLOCK: opening a pipe would otherwise wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, f"it {no_file(found.st_mode)}", str(path))
+            raise OSError(errno.EINVAL, f"it {describe_irregular(found.st_mode)}", str(path))
         content = file.read(largest + 1)
         if len(content) > largest:
             raise OSError(errno.EFBIG, f"it has more than the {largest:,} bytes that such a file may have", str(path))
@@ -73,13 +68,13 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON, without the extensions NaN and Infinity.
 
     Raises:
-        ValueError: it is none, or nested too deeply.
+        ValueError: it is not JSON, or is nested too deeply.
     """
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

@@ -186,7 +186,7 @@ def test_verify_names_the_file_the_key_and_the_path(made: Made) -> None:
         put_in(made.out / file, key, "../\x1bx")
         status, printed = run("verify", "out")
         assert status == 1, (file, key)
-        assert f"{'.'.join(map(str, key))}: '../\\x1bx' is no plain relative path" in printed, (file, key, printed)
+        assert f"{'.'.join(map(str, key))}: '../\\x1bx' is not a plain relative path" in printed, (file, key, printed)
         assert file in printed
         named.add(file)
         (made.out / file).write_bytes(content)
@@ -349,7 +349,7 @@ def test_a_column_is_no_path(made: Made, column: str) -> None:
                 if "probe" in holder.get(key, {}):
                     holder[key][column] = holder[key].pop("probe")
         (made.out / name).write_text(json.dumps(content))
-    with pytest.raises(DamagedError, match="is no name of a column"):
+    with pytest.raises(DamagedError, match="is not a column name"):
         open_dataset(str(made.out))
     assert run("verify", "out")[0] == 1
 

@@ -37,7 +37,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("path", HOSTILE)
 def test_a_path_that_is_not_plain_is_refused_and_shown_escaped(path: str) -> None:
-    with pytest.raises(ValueError, match="no plain relative path") as refused:
+    with pytest.raises(ValueError, match="not a plain relative path") as refused:
         check_path(path)
     assert str(refused.value).isprintable()
 
@@ -59,7 +59,7 @@ def test_whatever_passes_lies_below_the_folder(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/a", "..", "../x", "a/../../x", "./a", "a//b", "a\0"])
 def test_a_place_is_never_outside_of_the_folder(tmp_path: Path, path: str) -> None:
-    with pytest.raises(UnsafePathError, match="no relative path"):
+    with pytest.raises(UnsafePathError, match="not a relative path"):
         place_below(tmp_path, path)
 
 

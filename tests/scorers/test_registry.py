@@ -76,9 +76,9 @@ def test_the_command_lines_form(text, column, spec):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("style", "No kind of scorer goes by default with the column 'style'"),
+        ("style", "The column 'style' has no default kind of scorer"),
         ("toxicity=", "names no kind after the '='"),
-        ("toxicity=lienar", "no scorer of kind 'lienar'; the kinds here are detoxify, linear"),
+        ("toxicity=lienar", "no scorer of kind 'lienar'; the kinds are detoxify, linear"),
         ("toxicity=linear:big", "has no main option"),
         ("detoxify:unbiased", "name the column first"),
         ("Toxicity=linear", "'Toxicity' cannot name a column"),

@@ -46,7 +46,7 @@ def test_flags_and_files_of_the_user_vouch(tmp_path):
 
 def test_a_recorded_scorer_of_another_kind_than_its_fingerprint_is_not_built(tmp_path):
     options = {"model": str(tmp_path / "absent.ckpt"), "sha256": ONE}
-    with pytest.raises(UserError, match=r"fingerprint 'linear-0000' of another kind"):
+    with pytest.raises(UserError, match=r"fingerprint 'linear-0000' is of another kind"):
         rebuild_scorer("toxicity", ScorerEntry(kind="detoxify", options=options, fingerprint="linear-0000"))
 
 

@@ -113,7 +113,7 @@ def test_what_is_wrong_is_named(flags, overrides, message):
     ("content", "message"),
     [
         (b"training: {seed: 2024-13-45}", r"run\.yaml is not valid YAML: month must be in"),
-        (b"model: &x {overrides: *x}", r"run\.yaml is not valid YAML: it is nested too deeply, or holds itself"),
+        (b"model: &x {overrides: *x}", r"run\.yaml is not valid YAML: it is nested too deeply, or contains itself"),
         (b"output: caf\xe9", r"run\.yaml is not UTF-8 text \(byte 11\)"),
         (b"training: {num_tokens: 1.5e0}", r"training\.num_tokens: Input should be a valid integer"),
     ],

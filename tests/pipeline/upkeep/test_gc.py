@@ -223,7 +223,7 @@ def test_a_record_that_names_a_file_elsewhere_is_named_and_nothing_is_removed(ma
     content.pop("crc32")
     content["parts"][0]["path"] = "../precious"
     record.write_text(json.dumps(content))
-    found = rf"{name} is damaged: parts\.0\.path: '\.\./precious' is no plain relative path.*phf repair"
+    found = rf"{name} is damaged: parts\.0\.path: '\.\./precious' is not a plain relative path.*phf repair"
     for delete in (False, True):
         with pytest.raises(DamagedError, match=found):
             collect(str(made.out), delete=delete)
