@@ -1,1 +1,1 @@
-"""From units to committed scores: the driver, its scheduler and workers, and the commit protocol."""
+"""The labelling job: the driver with its scheduler and workers, and the commit protocol."""

@@ -1,7 +1,7 @@
-"""How fast scorers are on a corpus, and what labelling it would cost; in this process, and nothing is written.
+"""Measure the speed of scorers on a corpus and estimate the cost of labelling it.
 
-Scorers get what a worker gives them: the documents of a unit, through `label_records`. A scorer that is too slow for
-whole units in the time it has gets the leading documents of each.
+Everything runs in this process, and nothing is written. Scorers get the documents of whole units through
+`label_records`, as in a worker; a scorer that is too slow for that gets the leading documents of each unit.
 """
 
 import os
@@ -27,17 +27,17 @@ from scorers.requirements import require_device
 from scorers.stopwatch import stopwatch
 from scorers.text import utf8_size
 
-# Text on which a scorer loads what it loads lazily, and then text from which its speed is guessed.
+# Bytes of text for the warm-up, and for a first estimate of the speed.
 _WARM_UP, _GUESS = 2_000, 8_000
-# Slices that are scored however long they take: of fewer nobody could say how much they differ.
+# Slices that are scored however long they take; fewer would not show how much slices differ.
 _LEAST_SLICES = 3
-# Of the time, for slices whose speed says how large the others can be.
+# Share of the time for the first round, whose speed determines the size of the other slices.
 _FIRST_ROUND = 0.2
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What scoring some documents took: seconds of a core, and bytes of their text, not scored ones included."""
+    """Seconds of a core for some documents, and bytes of their text, including documents that were not scored."""
 
     seconds: float
     size: int
@@ -45,19 +45,19 @@ class Slice:
 
 @dataclass
 class Measured:
-    """One step of labelling on the sample.
+    """The measurements of one labelling step on the sample.
 
     Attributes:
         name: the column, or `read` or `split`.
-        kind: of the scorer; empty for the others.
-        device: what it ran on.
-        slices: one a piece of the sample.
-        calls: of the scorer, each with some documents of a piece.
-        documents, sentences, size: that it scored, the size in UTF-8 bytes.
-        left_out: documents to which it does not apply.
-        failed: documents by the reason why they have no score.
-        waited_s: beside `seconds`, waiting for a core that others were using.
-        ready_s: seconds to build it.
+        kind: kind of the scorer; empty for `read` and `split`.
+        device: device that the step ran on.
+        slices: one per piece of the sample.
+        calls: calls of the scorer, each with some documents of a piece.
+        documents, sentences, size: what was scored; `size` in UTF-8 bytes.
+        left_out: documents to which the scorer does not apply.
+        failed: documents without a score, by reason.
+        waited_s: seconds spent waiting for a busy core, not included in `seconds`.
+        ready_s: seconds to build the scorer.
     """
 
     name: str
@@ -75,25 +75,25 @@ class Measured:
 
     @property
     def seconds(self) -> float:
-        """Of all slices."""
+        """Seconds of all slices."""
         return sum(each.seconds for each in self.slices)
 
     @property
     def seconds_a_byte(self) -> Estimate:
-        """Of the corpus's text; what it does not apply to counts as text that takes no time."""
+        """Seconds per byte of the corpus's text; text to which the scorer does not apply takes no time."""
         return ratio([each.seconds for each in self.slices], [each.size for each in self.slices])
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured, and on what.
+    """The result of a benchmark.
 
     Attributes:
-        sample: of the corpus.
-        threads: that a scorer computed with.
-        unit_size: of the job, what a worker gets at a time.
-        total: bytes of text for which the cost is given.
-        steps: read, split, and the scorers in their order.
+        sample: sample of the corpus.
+        threads: threads per scorer.
+        unit_size: bytes of input that a worker gets at a time in the job.
+        total: bytes of text to estimate the cost for.
+        steps: read, split, and the scorers in order.
     """
 
     sample: CorpusSample
@@ -103,24 +103,24 @@ class Bench:
     steps: list[Measured]
 
     def hours(self, step: Measured) -> Estimate:
-        """Hours of a core, or of a GPU, that the step takes for `total` bytes of text."""
+        """Core hours or GPU hours that the step takes for `total` bytes of text."""
         cores = 1 if step.device != "cpu" else self.threads if step.kind else 1
         return step.seconds_a_byte.times(self.total * cores / 3600)
 
     def share(self, step: Measured) -> float:
-        """Of the seconds of all steps one after the other, in [0, 1]."""
+        """The step's share of the seconds of all steps run one after the other, in [0, 1]."""
         total = sum(each.seconds_a_byte.value for each in self.steps)
         return step.seconds_a_byte.value / total if total else 0.0
 
     def together(self, *, on_gpu: bool) -> Estimate:
-        """Hours of all steps on cores, or on GPUs. The range is that of steps that err together: none is wider."""
+        """Hours of all steps on cores, or on GPUs. The interval assumes fully correlated errors, the widest case."""
         parts = [self.hours(each) for each in self.steps if (each.device != "cpu") == on_gpu]
         return Estimate(
             sum(each.value for each in parts), sum(each.low for each in parts), sum(each.high for each in parts)
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The result as plain JSON values."""
         sample = self.sample
         return {
             "corpus": {
@@ -174,14 +174,14 @@ def bench_scorers(
 
     Args:
         config: the job.
-        reporter: is told what is done.
-        seconds: to measure each scorer for, beside building it; at least three slices are scored.
-        limit: bytes of text to measure each scorer on, at most.
-        device: of the scorers that can use one; None for what the job says.
-        total: bytes of text to give the cost for; None for the corpus's own.
+        reporter: shows the progress.
+        seconds: time to measure each scorer for, after it is built; at least three slices are scored.
+        limit: most bytes of text to measure each scorer on.
+        device: device of the scorers that can use one; None for the job's.
+        total: bytes of text to estimate the cost for; None for the corpus itself.
 
     Raises:
-        UserError: as of `phf label`: inputs, settings or scorers that are not right.
+        UserError: invalid inputs, settings or scorers, as in `phf label`.
     """
     resolved = resolve_config(config)
     sample = sample_corpus(resolved.config, reporter.measure)
@@ -210,10 +210,10 @@ def _build(column: str, spec: ScorerSpec, execution: Execution) -> Scorer:
         scorer = build(column, spec, execution)
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - a device that is not there fails in the words of a library
+    except Exception as error:  # noqa: BLE001 - libraries report a missing device in many ways
         raise UserError(
-            f"The scorer {column!r} cannot be built on {execution.device!r}: {describe(error)}. `phf doctor` says what "
-            "there is on this machine."
+            f"The scorer {column!r} cannot be built on {execution.device!r}: {describe(error)}. `phf doctor` shows "
+            "what this machine has."
         ) from None
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(execution.threads)
@@ -221,7 +221,7 @@ def _build(column: str, spec: ScorerSpec, execution: Execution) -> Scorer:
 
 
 def _split(pieces: Sequence[Records], config: LabelConfig) -> tuple[Measured, list[Records]]:
-    """What splitting takes, and the pieces without the documents that cannot be labelled whatever the scorer."""
+    """Measure splitting; return the pieces without the documents that no scorer could label."""
     step = Measured("split")
     kept: list[Records] = []
     _label(pieces[-1][:1], {}, config)  # loads the splitter
@@ -236,7 +236,7 @@ def _split(pieces: Sequence[Records], config: LabelConfig) -> tuple[Measured, li
 def _measure(
     step: Measured, scorer: Scorer, pieces: Sequence[Records], config: LabelConfig, seconds: float, limit: int | None
 ) -> None:
-    """Score the pieces in rounds: the first finds out how much of each there is time for."""
+    """Score the pieces in rounds; the first round measures how much of each piece there is time for."""
     stop = time.perf_counter() + seconds
     rest, speed = _warmed_up(scorer, step.name, pieces, config)
     slices = [Slice(0.0, 0)] * len(rest)
@@ -267,7 +267,7 @@ def _measure(
 def _warmed_up(
     scorer: Scorer, column: str, pieces: Sequence[Records], config: LabelConfig
 ) -> tuple[list[Records], float]:
-    """The pieces without the documents that the scorer has seen by now, and a guess of its bytes a second."""
+    """Warm up the scorer; return the remaining documents and a first estimate of its bytes per second."""
     last = pieces[-1]
     warm = _leading(last, _WARM_UP)
     known = _leading(last[len(warm) :], _GUESS)
@@ -281,7 +281,7 @@ def _warmed_up(
 
 
 def _leading(records: Records, size: int) -> Records:
-    """The first records, at least one, up to so many bytes of text."""
+    """The leading records with about `size` bytes of text, at least one."""
     kept: Records = []
     for each in records:
         if kept and size <= 0:
@@ -298,7 +298,7 @@ def _label(records: Records, scorers: Mapping[str, Scorer], config: LabelConfig)
 
 
 def _timed(step: Measured, records: Records, scorers: Mapping[str, Scorer], config: LabelConfig) -> Labelled:
-    """The same, its seconds without the share of the time in which others had the core."""
+    """Label records; the seconds exclude the time in which other processes had the core."""
     with stopwatch() as took:
         labelled = _label(records, scorers, config)
     step.waited_s += took.waited

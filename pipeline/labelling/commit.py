@@ -1,10 +1,10 @@
-"""How a unit becomes part of the dataset, exactly once, whoever dies when.
+"""Commit a unit exactly once: write the record if absent, then move the parts.
 
-A worker stages a part and returns its size and hash. The driver, and nobody else, commits it in two steps: it creates
-the unit's record (create-if-absent: the commit point), then moves the parts that the record names to their place. A
-driver that dies between the two leaves a record whose parts are still staged; `recover` moves them.
+A worker stages a part and returns its size and hash. Only the driver commits, in two steps: it creates the unit's
+record (create-if-absent; this is the commit point), then moves the parts that the record names into place. If it dies
+in between, the record exists and the parts are still staged; `recover` moves them.
 
-Several commits under way at once, so that the scheduler does not wait for an object store's round trips.
+Commits run in several threads, so that the scheduler does not wait for an object store's round trips.
 """
 
 import threading
@@ -31,20 +31,20 @@ from scorers.shell import phf
 
 Record = TypeVar("Record")
 
-# Units that may wait for each thread before whoever brings one more has to wait too.
+# Units that may queue per thread before the caller has to wait.
 _WAITING_A_THREAD = 4
 
 
 class Commits(Generic[Record]):
-    """Commits units in threads; leave it, and all that was begun is done.
+    """Commits units in threads; leaving the context waits for the commits in progress.
 
-    Everything but `commit` itself happens in the thread that calls: `done` is called from `__call__`, `collect` and
-    `drain` alone, and they alone raise what a commit raised.
+    Only `commit` runs in those threads: `__call__`, `collect` and `drain` call `done`, and re-raise the exceptions of
+    commits, in the caller's thread.
 
     Args:
         commit: commits a unit whose parts are staged; called from several threads at once.
-        done: told of each unit that is committed, in the order in which that became known.
-        threads: commits under way at once.
+        done: called for each committed unit, in order of completion.
+        threads: number of concurrent commits.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Commits(Generic[Record]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        # After an error, what has not begun is left out: its parts are orphans, which the next run stages anew.
+        # After an error, cancel queued commits: their parts become orphans, and the next run stages them anew.
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
 
     def __call__(self, unit: Unit, parts: Sequence[PartResult]) -> None:
-        """Begin to commit a unit; waits while too many others are under way.
+        """Queue a unit for commit; blocks while too many are queued.
 
         Raises:
-            UserError, OSError: what the commit of another unit raised.
+            UserError, OSError: the commit of another unit failed.
         """
         self.collect()
         while len(self._begun) >= self._most:
@@ -84,10 +84,10 @@ class Commits(Generic[Record]):
         future.add_done_callback(self._finished.append)
 
     def collect(self) -> None:
-        """Tell of the units committed by now.
+        """Call `done` for the units committed so far.
 
         Raises:
-            UserError, OSError: what a commit raised.
+            UserError, OSError: a commit failed.
         """
         while self._finished:
             future = self._finished.popleft()
@@ -95,10 +95,10 @@ class Commits(Generic[Record]):
             self._done(unit, parts, future.result())
 
     def drain(self) -> None:
-        """Wait until all is committed.
+        """Wait until all queued units are committed.
 
         Raises:
-            UserError, OSError: what a commit raised.
+            UserError, OSError: a commit failed.
         """
         while self._begun:
             self.collect()
@@ -107,24 +107,24 @@ class Commits(Generic[Record]):
 
 
 class Committer:
-    """Commits units of a layer in the name of an epoch. Several threads may commit at once, each its own units."""
+    """Commits units of a layer under an epoch. Threads may commit different units concurrently."""
 
     def __init__(self, epoch: Epoch, store: UnitStore) -> None:
         self.epoch = epoch
         self.store = store
-        # Units that a full folder still lacks, by folder; known once `recover` has looked.
+        # Units still missing from each full folder; filled by `recover`.
         self._missing: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def commit(self, unit: Unit, parts: Sequence[PartResult]) -> UnitRecord:
-        """Commit a unit whose parts, one a group and the base group first, are all staged.
+        """Commit a unit whose parts, one per group and the base group first, are all staged.
 
         Returns:
-            The unit's record: this driver's, or that of an older driver that was quicker by a moment.
+            The unit's record: this driver's, or an older driver's that was created first.
 
         Raises:
             StoppedError: a newer driver has claimed the output.
-            IncompleteError: a staged part is not there, or not whole.
+            IncompleteError: a staged part is missing or truncated.
             OSError: the storage fails.
         """
         storage = self.epoch.storage
@@ -140,10 +140,10 @@ class Committer:
         return record
 
     def recover(self, units: int, groups: Sequence[str]) -> NDArray[np.bool_]:
-        """Which of the plan's units are committed, bool [units]; finishes what a dead driver had begun.
+        """Finish the commits of a dead driver; return which of the plan's units are committed, bool [units].
 
         Raises:
-            IncompleteError: a part of a committed unit is lost.
+            IncompleteError: a part of a committed unit is missing.
             OSError: the storage fails.
         """
         committed, in_place = self.store.listing(units)
@@ -168,8 +168,8 @@ class Committer:
         if size != part.size:
             found = "is not there" if size is None else f"has {size} bytes, not {part.size}"
             raise IncompleteError(
-                f"A worker staged {part.staged}, but below {storage.uri} it {found}. Where workers run on other "
-                "machines, the output must be a folder that all of them share, or an object store."
+                f"A worker staged {part.staged}, but below {storage.uri} it {found}. If workers run on other machines, "
+                "the output must be a folder that all of them share, or an object store."
             )
 
     def _record(self, unit: Unit, parts: Sequence[PartResult]) -> UnitRecord:
@@ -219,8 +219,8 @@ class Committer:
 
 
 def describe_lost_part(storage: Storage, record: UnitRecord, part: PartFile) -> str:
-    """What to tell of a committed part that is neither staged nor in its place."""
+    """The message for a committed part that is neither staged nor in its place."""
     return (
         f"{storage.uri} is damaged: unit {record.unit:08d} is committed, but {part.path} is missing. "
-        f"`{phf('repair', storage.uri)}` has it labelled again."
+        f"`{phf('repair', storage.uri)}` labels it again."
     )

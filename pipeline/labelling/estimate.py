@@ -1,35 +1,35 @@
-"""A ratio measured on slices of a corpus, with the range in which that of the whole corpus lies."""
+"""Estimate a ratio for a whole corpus from slices of it, with a confidence interval."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-# Quantiles of Student's t distribution at 97.5 %, by degrees of freedom from 1 on; beyond, the last is near enough.
+# 97.5 % quantiles of Student's t distribution by degrees of freedom, from 1 on; the last serves for all larger ones.
 _T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, and the 95 % confidence interval around it."""
+    """A value with its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
 
     def times(self, factor: float) -> "Estimate":
-        """The same in another unit."""
+        """The estimate scaled by a factor."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
 
     def to_dict(self) -> dict[str, float]:
-        """Plain JSON values."""
+        """The estimate as plain JSON values."""
         return asdict(self)
 
 
 def ratio(amounts: Sequence[float], sizes: Sequence[float]) -> Estimate:
     """`sum(amounts) / sum(sizes)` over slices, by the ratio estimator (Cochran, Sampling Techniques, section 6.4).
 
-    Its variance is that of the residuals `amount - ratio * size` between slices. One slice says nothing of it: then the
-    range is the value alone. Without any size everything is 0.
+    The variance is that of the residuals `amount - ratio * size` between slices. With a single slice the interval is
+    the value alone; if all sizes are 0, so is the estimate.
     """
     total = sum(sizes)
     if not total:

@@ -1,4 +1,4 @@
-"""A labelling job from its configuration to a sealed dataset; the one process that commits."""
+"""Run a labelling job from its configuration to a sealed dataset. This process is the driver, which alone commits."""
 
 from dataclasses import dataclass
 
@@ -21,15 +21,15 @@ from scorers.stopping import stoppable
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of `phf label` or `phf score` has come to.
+    """The result of a run of `phf label` or `phf score`.
 
     Attributes:
-        output: where the dataset is.
-        manifest: what it holds.
-        progress: what this run did; None if everything had been done before.
+        output: URI of the dataset.
+        manifest: the sealed manifest.
+        progress: what this run did; None if there was nothing left to do.
         elapsed_s: seconds of this run, by phase: `prepare`, `start` (Ray), `label` and `seal`.
-        added: the columns that `phf score` has added; none by `phf label`.
-        unfinished: what else was begun at the dataset and is not done.
+        added: columns that `phf score` added; empty for `phf label`.
+        unfinished: other steps that were begun on the dataset and are not finished.
     """
 
     output: str
@@ -41,25 +41,25 @@ class Summary:
 
     @property
     def quarantined(self) -> int:
-        """Entries of quarantine: records, and sources whose rest could not be read."""
+        """Quarantine entries: records, and sources that could not be read to the end."""
         ledger = self.manifest.ledger
         return sum(ledger.quarantined.values()) + ledger.sources_cut
 
 
 def run_label(config: LabelConfig, reporter: Reporter, log: RunLog | None = None, *, extend: bool = False) -> Summary:
-    """Label, commit and seal; goes on where an earlier run of the same job stopped. Call it in the main thread.
+    """Label, commit and seal; resume where an earlier run of the same job stopped. Call it in the main thread.
 
     Args:
-        config: of the job.
-        reporter: told what happens, for people.
-        log: told what happens, for machines.
-        extend: also label inputs that have come since the job was begun.
+        config: configuration of the job.
+        reporter: shows the progress to the user.
+        log: structured log; None for none.
+        extend: also label inputs that were added since the job was begun.
 
     Raises:
-        UserError: refused before anything is written: bad inputs, settings or scorers, or an output that holds
+        UserError: refused before anything is written: invalid inputs, settings or scorers, or an output that holds
             something else or a job with other settings.
         IncompleteError: some units could not be labelled, or a disk or store failed; the other units are committed.
-        StoppedError: stopped by a signal or a newer driver; what is committed stays.
+        StoppedError: stopped by a signal or a newer driver; committed units are kept.
     """
     storage = open_storage(config.output)
     config = config.model_copy(update={"output": storage.uri})

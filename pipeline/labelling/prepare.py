@@ -1,6 +1,6 @@
-"""Everything that can be refused before a labelling job starts anything, and the job's own record of what it is.
+"""Resolve and check a labelling job before it starts, and write its record.
 
-From what the user asked for to what will be done: every default filled in, every contradiction refused.
+Every default is filled in, and every contradiction is refused here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,10 +41,10 @@ from scorers.registry import ScorerSpec, build, check_recorded, resolve, runs_on
 
 @dataclass(frozen=True)
 class Resolved:
-    """A job whose settings are complete.
+    """A job with complete settings.
 
     Attributes:
-        config: with every option of every scorer, and a threshold for every column.
+        config: configuration with every option of every scorer, and a threshold for every column.
         specs: scorers by column, in the order of the schema.
         groups: columns by group of workers; the base group first, then each scorer with a pool of its own.
     """
@@ -55,21 +55,21 @@ class Resolved:
 
 
 def resolve_config(config: LabelConfig, later: Mapping[str, ScorerSpec] | None = None) -> Resolved:
-    """Fill in what was left open; equal jobs have equal results, however they were written down.
+    """Fill in all defaults, so that equal jobs have equal configurations.
 
     Args:
-        config: what is asked for.
-        later: scorers of columns that were added after the job was begun; `execution` may speak of them too.
+        config: the user's configuration.
+        later: scorers of columns that were added after the job was begun; `execution` may name them too.
 
     Raises:
-        UserError: a column's name is taken, an option of a scorer is not valid, a threshold, a pool or a deadline is
-            for a column that is not scored, or a device for a scorer that cannot use it.
+        UserError: a column's name is taken, an option of a scorer is invalid, a threshold, pool or deadline names a
+            column that is not scored, or a device is set for a scorer that cannot use it.
     """
     for column in config.scorers:
         if column in RESERVED_COLUMNS or column == BASE_GROUP:
             raise UserError(
-                f"A scorer cannot fill the column {column!r}: the dataset has such a column of its own. "
-                f"Name another one, such as --scorer my_{column}={config.scorers[column].kind}."
+                f"A scorer cannot fill the column {column!r}: the dataset itself has a column of that name. "
+                f"Choose another name, such as --scorer my_{column}={config.scorers[column].kind}."
             )
     specs = {column: resolve(column, spec) for column, spec in config.scorers.items()}
     groups: dict[str, list[str]] = {BASE_GROUP: []}
@@ -107,7 +107,7 @@ def _check_execution(execution: LabelExecution, specs: Mapping[str, ScorerSpec])
 
 
 def scorer_entries(specs: Mapping[str, ScorerSpec], execution: LabelExecution) -> dict[str, ScorerEntry]:
-    """What the manifest says of each scorer. Builds them all, on the CPU, which proves that they can run here.
+    """The manifest's entry for each scorer. Builds all scorers on the CPU, which checks that they can run here.
 
     Raises:
         UserError: a scorer lacks a library, a model or its weights.
@@ -119,20 +119,20 @@ def scorer_entries(specs: Mapping[str, ScorerSpec], execution: LabelExecution) -
     }
 
 
-# Inputs of fewer bytes than this are read again before a job goes on, to see that their content is still the same; of
-# larger ones names, formats and sizes are compared.
+# If the inputs have fewer bytes than this, they are read again on resume to check that their content is unchanged;
+# otherwise only names, formats and sizes are compared.
 _REREAD_BYTES = 250_000_000
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that nothing speaks against: its complete settings, the record of it, and its plan.
+    """A job that has passed all checks: its settings, record and plan.
 
     Attributes:
         resolved: the settings.
-        record: what the job was, or is now, begun with.
-        plan: all of it.
-        added: the part of the plan that is not written down yet, with its number; None if all is.
+        record: the job's record, stored or about to be.
+        plan: the whole plan.
+        added: number and content of the plan file that is still to be written; None if there is none.
     """
 
     resolved: Resolved
@@ -142,17 +142,17 @@ class Prepared:
 
 
 def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend: bool = False) -> Prepared:
-    """Check everything, cheapest first, and plan the job, or read the plan of the one to go on with. Writes nothing.
+    """Check everything, cheapest first, and plan the job or read the plan of the one to resume. Writes nothing.
 
     Args:
         storage: the output.
-        config: what is asked for.
-        reporter: is told what takes time.
-        extend: go on with a job to whose inputs some have been added, and plan those too.
+        config: the user's configuration.
+        reporter: shows the progress.
+        extend: accept inputs that were added since the job was begun, and plan them too.
 
     Raises:
-        UserError: bad inputs, settings or scorers, a cluster that does not answer, or an output that cannot be used,
-            holds something else or a job with other settings or inputs.
+        UserError: invalid inputs, settings or scorers, a cluster that does not answer, or an output that cannot be
+            used, holds something else or a job with other settings or inputs.
         IncompleteError: the output's disk or store fails.
     """
     resolved = resolve_config(config, _later_scorers(storage) if extend else None)
@@ -165,7 +165,7 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
     with _reading(storage):
         begun, stored = read_job(storage), read_plan(storage)
     if extend and stored is None:
-        raise UserError(f"{storage.uri} holds no job that could be extended. Leave --extend out to begin one.")
+        raise UserError(f"{storage.uri} holds no job to extend. Leave --extend out to begin one.")
     before = None if begun is None else begun.config.get("sentences")
     resolved = replace(resolved, config=settle_sentences(sources, resolved.config, before))
     check_windows(sources, config.execution)
@@ -196,15 +196,15 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
 
 
 def _content(entries: Sequence[SourceEntry]) -> dict[str, tuple[str, int]]:
-    """By URI what must not change of an input; how much of it is unread older versions did not write down."""
+    """By URI, what must not change in an input. Leaves out `unread`, which older versions did not record."""
     return {each.uri: (each.sha256, each.records) for each in entries}
 
 
 def write_job(storage: Storage, prepared: Prepared) -> StoredJob:
-    """Write down what the job is, unless an earlier run has; returns it as it holds.
+    """Write the job's record and plan unless an earlier run has; return the job as stored.
 
     Raises:
-        UserError: another job was begun in this very moment.
+        UserError: another job was begun here at the same moment.
         OSError: the storage fails.
     """
     if not storage.put_if_absent(JOB, to_checked(prepared.record, indent=2)):
@@ -225,10 +225,10 @@ def write_job(storage: Storage, prepared: Prepared) -> StoredJob:
 
 
 def resolve_layer(job: StoredJob, layer: int, execution: LabelExecution) -> Resolved:
-    """The settings of one layer of a job: its own columns, and of `execution` what concerns those.
+    """Resolve the settings of one layer of a job: its own columns, and the part of `execution` that concerns them.
 
     Raises:
-        UserError: as `resolve_config`.
+        UserError: see `resolve_config`.
     """
     columns = job.columns([layer])
     config = job.config([1] if layer == 1 else [1, layer])
@@ -245,10 +245,10 @@ def resolve_layer(job: StoredJob, layer: int, execution: LabelExecution) -> Reso
 
 
 def check_layer(job: StoredJob, layer: int, execution: LabelExecution) -> None:
-    """Refuse to fill more rows of a layer's columns by other scorers than the ones that began them.
+    """Refuse to continue a layer's columns with scorers that have changed.
 
     Raises:
-        UserError: a scorer lacks something, or is not the same any more.
+        UserError: a scorer lacks something, or its fingerprint has changed.
     """
     begun = job.columns([layer])
     specs = {column: ScorerSpec(kind=each.kind, **each.options) for column, each in begun.items()}
@@ -258,7 +258,7 @@ def check_layer(job: StoredJob, layer: int, execution: LabelExecution) -> None:
     for column, entry in begun.items():
         if now[column].fingerprint != entry.fingerprint:
             raise UserError(
-                f"The scorer {column!r} is not the one that {job.storage.uri} was scored with: its fingerprint was "
+                f"The scorer {column!r} is not the one that scored {job.storage.uri}: its fingerprint was "
                 f"{entry.fingerprint}, now {now[column].fingerprint}: its libraries, weights or code have changed."
             )
 
@@ -271,7 +271,7 @@ def _reading(storage: Storage) -> Iterator[None]:
         raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
     except OSError as error:
         raise IncompleteError(
-            f"Cannot read {storage.uri}: {error.strerror or error}. The same command goes on once that is mended."
+            f"Cannot read {storage.uri}: {error.strerror or error}. The same command goes on once that is fixed."
         ) from None
 
 
@@ -286,10 +286,10 @@ def _later_scorers(storage: Storage) -> dict[str, ScorerSpec]:
 
 
 def read_inputs(config: LabelConfig, sources: Sequence[Source], reporter: Reporter) -> Plan:
-    """Plan some sources, telling how far it is.
+    """Read and plan some sources, and report the progress.
 
     Raises:
-        UserError: one cannot be read.
+        UserError: a source cannot be read.
     """
     total = sum(source.size for source in sources)
     done = 0

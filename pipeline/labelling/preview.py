@@ -1,4 +1,4 @@
-"""Label the first records of some inputs in this process, to see what scores and tags look like; writes nothing."""
+"""Label the first records of the inputs in this process, to show their scores and tags. Writes nothing."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,12 +29,11 @@ class Preview:
     """A few labelled records.
 
     Attributes:
-        specs: what was asked for as threshold, by column.
+        specs: thresholds as given by the user, by column.
         thresholds: their values; a percentile is taken over these few sentences, not over the corpus.
-        scored, quarantined: what became of the records, each list in their order.
-        findings: for each of `scored` what scorers found in it, a list a sentence, by column; None where the text is to
-            be shown as it is.
-        left_out: what else lies among the inputs.
+        scored, quarantined: the records, each list in their order.
+        findings: for each of `scored`, by column, the findings of each sentence; None if the text is shown unredacted.
+        left_out: files among the inputs that are not read.
     """
 
     specs: dict[str, str]
@@ -45,10 +44,9 @@ class Preview:
     left_out: list[LeftOut] = field(default_factory=list)
 
     def sentences(self, index: int) -> list[str]:
-        """The sentences of a scored record as they may be shown.
+        """The sentences of a scored record, redacted if asked for.
 
-        Where findings are to be hidden, their types stand in their place, and a record that no scorer has searched
-        shows nothing of itself.
+        Redaction replaces findings by their types, and hides records that no scorer has searched.
         """
         sentences = self.scored[index].document.sentences()
         if self.findings is None:
@@ -67,7 +65,7 @@ class Preview:
         return None if scores is None else is_aligned(scores, self.thresholds[column])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the records' texts among them, as `sentences` shows them."""
+        """The preview as plain JSON values, with the texts that `sentences` returns."""
         return {
             "thresholds": {
                 column: {"spec": spec, "value": self.thresholds[column]} for column, spec in self.specs.items()
@@ -100,7 +98,7 @@ class Preview:
         return facts if self.findings is None else {**facts, "findings": self._found(index)}
 
     def _found(self, index: int) -> list[dict[str, Any]]:
-        """What was found, with offsets in code points of the sentence as it was, and of the record's text."""
+        """The findings, with offsets in code points into the original sentence and into the record's text."""
         starts = [0, *self.scored[index].document.ends.tolist()]
         return [
             {
@@ -119,16 +117,13 @@ class Preview:
 
 
 def preview(config: LabelConfig, limit: int, *, redact: bool = False) -> Preview:
-    """Label the first `limit` records of the inputs, with the scorers and the code of a labelling job, but no Ray.
+    """Label the first `limit` records of the inputs with the code of a labelling job, but without Ray.
 
-    Args:
-        config: as of `phf label`.
-        limit: records to read.
-        redact: hide what scorers find.
+    `redact` hides what scorers find.
 
     Raises:
-        UserError: as of `phf label`: inputs, settings or scorers that are not right; or there is something to hide and
-            no scorer that says where.
+        UserError: invalid inputs, settings or scorers, as in `phf label`; or `redact` without a scorer that locates
+            its findings.
     """
     resolved = resolve_config(config)
     found = find_inputs(config.inputs, config.kind)
@@ -137,7 +132,7 @@ def preview(config: LabelConfig, limit: int, *, redact: bool = False) -> Preview
     scorers = {column: build(column, spec, config.execution.of(column)) for column, spec in resolved.specs.items()}
     if redact and not any(isinstance(each, ShowsFindings) for each in scorers.values()):
         raise UserError(
-            f"--redact needs a scorer that says where it finds something, such as pii, and none of these does: "
+            f"--redact needs a scorer that locates what it finds, such as pii, and none of these does: "
             f"{', '.join(scorers)}."
         )
     labelled = label_records(

@@ -1,4 +1,4 @@
-"""One run of a job: from the claimed epoch through the units that are missing to the sealed dataset."""
+"""Run a job once its epoch is claimed: label the missing units, then seal the dataset."""
 
 import contextlib
 import time
@@ -34,17 +34,16 @@ from scorers.amounts import count_of
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.stopping import asking, is_stop
 
-# After a request to stop: seconds in which the units being worked on may still be finished.
+# Seconds that the current units may take to finish after a request to stop.
 GRACE_S = 10.0
 
 NOTHING_LOST = "Nothing is lost: the same command goes on."
 
-# Seconds between looks for a newer driver, and between figures for `phf status`, which are written by a thread.
+# Seconds between checks for a newer driver, and between updates of the figures for `phf status`.
 _CHECK_EVERY_S = 5.0
-
 _FIGURES_EVERY_S = 1.0
 
-# Commits under way at once: on a disk that syncs, and in a store that takes several round trips for each.
+# Concurrent commits: on a disk, which syncs, and in an object store, where each takes several round trips.
 _COMMITS_ON_DISK, _COMMITS_IN_STORE = 2, 8
 
 
@@ -56,7 +55,7 @@ class Timer:
         self._mark = time.monotonic()
 
     def lap(self, phase: str) -> None:
-        """The phase that began with the last lap ends."""
+        """End a phase, which began at the last lap."""
         now = time.monotonic()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._mark
         self._mark = now
@@ -64,7 +63,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run talks to: people, a log, a clock."""
+    """What a run reports to: the progress display, the log and the timer."""
 
     reporter: Reporter
     log: RunLog = field(default_factory=lambda: RunLog(None))
@@ -72,13 +71,7 @@ class RunContext:
 
 
 class Run:
-    """Labels what is missing of a job, and seals it.
-
-    Args:
-        job: as it is stored.
-        execution: how to run it.
-        epoch: this driver's claim to the output.
-        context: whom to tell, and who may stop it.
+    """Labels the missing units of a stored job, and seals it.
 
     Attributes:
         progress: what this run has done.
@@ -99,12 +92,12 @@ class Run:
         self._stop_announced = False
 
     def finish(self, layers: Sequence[int], *, label: Sequence[int]) -> Manifest:
-        """Label what is missing in some layers, then seal a dataset with the columns of `layers`.
+        """Label the missing units of the layers in `label`, then seal a dataset with the columns of `layers`.
 
         Raises:
             UserError: a worker cannot start, or an input has changed.
             IncompleteError: some units could not be labelled; the others are committed.
-            StoppedError: by a signal or a newer driver.
+            StoppedError: stopped by a signal or a newer driver.
             OSError: the storage fails.
         """
         with self._published_status():
@@ -123,17 +116,17 @@ class Run:
         return manifest
 
     def relabel(self, layer: int, committer: Committer, groups: Mapping[str, list[str]]) -> None:
-        """Label again, by the columns of some groups, the units that `committer` finds missing; seal nothing.
+        """Label again, for some groups, the units that `committer` finds missing. Seals nothing.
 
         Raises:
-            UserError, IncompleteError, StoppedError, OSError: as `finish`.
+            UserError, IncompleteError, StoppedError, OSError: see `finish`.
         """
         with self._published_status():
             self._label(layer, committer, groups)
 
     @contextlib.contextmanager
     def _published_status(self) -> Iterator[None]:
-        """Keep the status of the run where others find it, to the end, however it ends."""
+        """Publish the run's status for `phf status` until the run ends, also if it fails."""
         with self._status_file:
             self._log.claimed(self._epoch.number)
             try:
@@ -144,12 +137,12 @@ class Run:
                     self._show_status("stopped")
                 elif isinstance(error, OSError):
                     self._show_status("incomplete")
-                    # An output that is not mounted any more is what failed; a file that is not there only follows.
+                    # If the output is no longer mounted, report that instead of a missing file.
                     with contextlib.suppress(OSError):
                         self._epoch.check()
                 elif isinstance(error, UserError):
                     self._show_status("incomplete")
-                    # What failed here may be nothing but what a newer driver has finished and cleared away.
+                    # The failure may be due to a newer driver that has finished and cleaned up; report that instead.
                     with contextlib.suppress(IncompleteError, OSError):
                         self._epoch.check()
                 raise
@@ -172,7 +165,7 @@ class Run:
         self._log.progress = self.progress
         self._log.planned(len(committed), before, len(self._plan.sources))
         if before and count:
-            self._reporter.note(f"{before:,} of {len(committed):,} units are labelled already; going on.")
+            self._reporter.note(f"{before:,} of {len(committed):,} units are already labelled; resuming.")
         if count:
             missing = (self._plan.units[index] for index in np.flatnonzero(~committed).tolist())
             self._on_ray(missing, count)
@@ -194,7 +187,7 @@ class Run:
             self._timer.lap("label")
 
     def _schedule(self, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:
-        # It imports Ray, which reads its environment when it is imported: not before `ray_cluster` has set that.
+        # Imports Ray, which reads its environment on import, so only after `ray_cluster` has set it.
         from pipeline.labelling.on_ray.actors import RayBackend
 
         execution = self._job.config.execution
@@ -251,7 +244,7 @@ class Run:
             self._observe(Tick())
         if now >= self._check_due:
             self._check_due = now + _CHECK_EVERY_S
-            # A driver that was overtaken while it waits learns it here, not only at its next commit.
+            # Notice a newer driver even while no unit is committed.
             self._epoch.check()
 
     def _show_status(self, state: State) -> None:
@@ -262,11 +255,11 @@ class Run:
 
 
 def _refuse_unavailable(pools: Mapping[str, Pool], available: Mapping[str, float]) -> None:
-    """A Ray of our own never gets more machines: refuse at once what would wait for ever."""
+    """Refuse pools that a local Ray can never satisfy; they would wait forever."""
     for group, missing in missing_resources(pools, available).items():
         raise UserError(
-            f"execution.pools.{group} asks for {missing}, {pools[group].least} at least; more than Ray has here. Ask "
-            "for less, or give the --address of a cluster that has it."
+            f"execution.pools.{group} needs {missing}, at least {pools[group].least}; more than this machine has. "
+            "Reserve less, or give the --address of a cluster that has it."
         )
 
 
@@ -283,5 +276,5 @@ def _incomplete(failures: Sequence[Failure], progress: Progress) -> IncompleteEr
     return IncompleteError(
         f"{count_of(len(failures), 'unit')} could not be labelled:\n{shown}{more}\n"
         f"The other {progress.committed:,} are committed. The same command tries again; the dataset is sealed once all "
-        "units are in."
+        "units are committed."
     )

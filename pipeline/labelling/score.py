@@ -1,4 +1,4 @@
-"""`phf score`: more columns for a labelled dataset, as a layer of their own; nothing that is there is scored again."""
+"""Add score columns to a labelled dataset as a new layer, without scoring the existing columns again."""
 
 from collections.abc import Mapping
 
@@ -24,17 +24,16 @@ from scorers.stopping import stoppable
 
 
 def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None) -> Summary:
-    """Score the rows of a dataset, commit a unit at a time, and seal a generation with the new columns.
+    """Score the rows of a dataset, commit unit by unit, and seal a generation with the new columns.
 
-    Goes on where an earlier run with the same scorers stopped. Until the new generation is sealed, the current one
-    stays as it is. A record that a new scorer cannot score leaves the dataset for quarantine. Call it in the main
-    thread.
+    Resumes where an earlier run with the same scorers stopped. The current generation stays until the new one is
+    sealed. A record that a new scorer cannot score moves from the dataset to quarantine. Call it in the main thread.
 
     Raises:
-        UserError: refused before anything is written: no finished dataset, a column that is there already, bad settings
-            or scorers.
+        UserError: refused before anything is written: no finished dataset, a column that already exists, invalid
+            settings or scorers.
         IncompleteError: some units could not be scored, or a disk or store failed; the other units are committed.
-        StoppedError: stopped by a signal or a newer driver; what is committed stays.
+        StoppedError: stopped by a signal or a newer driver; committed units are kept.
     """
     storage = open_storage(config.dataset)
     with stoppable(NOTHING_LOST):
@@ -80,7 +79,7 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
 def _check_complete(job: StoredJob) -> None:
     for step in extent_of(job).unfinished:
         if step.command in (LABEL, EXTEND):
-            raise UserError(f"{job.storage.uri} is not labelled to its end: {step} Then add columns.")
+            raise UserError(f"{job.storage.uri} is not completely labelled: {step} Then add columns.")
 
 
 def _record(job: StoredJob, config: ScoreConfig) -> LayerRecord:
@@ -104,7 +103,7 @@ def _refuse_taken(storage: Storage, current: Manifest, scorers: Mapping[str, obj
 
 
 def _layer(job: StoredJob, record: LayerRecord) -> int:
-    """The layer that an earlier run with the same scorers has begun, or the next one."""
+    """The number of the layer that an earlier run with the same scorers began, or the next one."""
     for number, layer in enumerate(job.layers, start=2):
         if layer == record:
             return number

@@ -1,4 +1,4 @@
-"""Whether this machine has the memory to decode what was compressed with long windows, in all workers at once."""
+"""Check that all workers together have the memory to decode zstd files with long windows."""
 
 import os
 from collections.abc import Sequence
@@ -21,12 +21,13 @@ _THREADS = 16
 
 
 def check_windows(sources: Sequence[Source], execution: LabelExecution) -> None:
-    """Refuse more workers than the longest window of zstd among the sources leaves room for on this machine.
+    """Refuse more workers than this machine has memory for, given the longest zstd window among the sources.
 
-    A worker keeps one stream open, and holds its window. What the machines of a cluster have is not known here.
+    A worker keeps one stream open, and its window in memory. Jobs on a cluster are not checked, because the memory of
+    its machines is not known here.
 
     Raises:
-        UserError: names the source and how many workers there may be.
+        UserError: names the source and how many workers are possible.
     """
     workers, room = _workers(execution), int(_SHARE * machine_memory())
     packed = [source for source in sources if source.compression == "zstd"]
@@ -43,7 +44,7 @@ def check_windows(sources: Sequence[Source], execution: LabelExecution) -> None:
 
 
 def _workers(execution: LabelExecution) -> int:
-    """At most, as far as it is known before Ray has started."""
+    """The most workers there can be, as far as is known before Ray starts."""
     others = [pool.max or pool.min for name, pool in execution.pools.items() if name != BASE_GROUP]
     base = execution.pools.get(BASE_GROUP)
     limit = base.max if base is not None and base.max is not None else len(os.sched_getaffinity(0))
@@ -51,7 +52,7 @@ def _workers(execution: LabelExecution) -> int:
 
 
 def _window(source: Source) -> int:
-    # One that cannot be opened is named where it is read.
+    # A file that cannot be opened is reported when it is read.
     with suppress(OSError, UserError), SourceFile(source) as file:
         return window_of(file.read(LONGEST_HEAD))
     return 0

@@ -43,7 +43,7 @@ def test_a_driver_that_dies_around_a_full_folder_loses_nothing(tmp_path: Path) -
     assert len(list(store.records(FOLDER_UNITS))) == FOLDER_UNITS
     ended = job.label()
     assert ended.code == DONE, ended.said
-    assert f"{FOLDER_UNITS:,} of {COUNT:,} units are labelled already" in ended.said
+    assert f"{FOLDER_UNITS:,} of {COUNT:,} units are already labelled" in ended.said
     assert data_hashes(job.output) == data_hashes(undisturbed.output)
     assert verify(job.uri).problems == []
     assert set(job.scored().values()) == {1}, "no unit is scored twice"

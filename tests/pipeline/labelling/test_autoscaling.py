@@ -150,7 +150,7 @@ def test_a_pool_that_never_gets_a_worker_is_no_error_but_is_spoken_of() -> None:
             backend.place(1)
 
     _, notes = run(backend, {"cpu": Pool(1, 1, ONE_CPU), "toxicity": Pool(1, 1, {"GPU": 1.0})}, 20, tick)
-    assert [note for note in notes if "The pool toxicity still waits" in note and "1 GPU a worker" in note]
+    assert [note for note in notes if "The pool toxicity is still waiting" in note and "1 GPU a worker" in note]
     assert len(notes) == 2
 
 

@@ -66,7 +66,7 @@ def test_a_killed_driver_loses_nothing_and_scores_nothing_twice(undisturbed: Lab
 
     result = made.run(*UNITS)
     assert result.returncode == 0, result.stderr
-    assert f"{len(committed)} of {COUNT} units are labelled already" in result.stderr
+    assert f"{len(committed)} of {COUNT} units are already labelled" in result.stderr
     assert data_hashes(made.output) == data_hashes(undisturbed.output)
     settled = texts_of(made, committed)
     assert settled

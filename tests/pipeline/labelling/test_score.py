@@ -174,7 +174,7 @@ def test_there_must_be_something_to_extend(tmp_path: Path) -> None:
     made.write(TEXTS[:2])
     result = again(made, "--extend")
     assert result.returncode == 2
-    assert "no job that could be extended" in " ".join(result.stderr.split())
+    assert "no job to extend" in " ".join(result.stderr.split())
     assert not made.output.exists()
 
 
