@@ -260,7 +260,7 @@ def test_nothing_is_written_through_a_link_beside_the_dataset(
     (tmp_path / "labelled.tokens").symlink_to("home")
     config = RunFolder(trained).read_config().data
     for tokenizer in (config.tokenizer, None):
-        with pytest.raises(UserError, match=r"labelled\.tokens is a link, and nobody named it"):
+        with pytest.raises(UserError, match=r"labelled\.tokens is a link, and phf does not follow"):
             tokenize(config.model_copy(update={"store": None, "tokenizer": tokenizer}), [dataset])
     assert list((tmp_path / "home").iterdir()) == []
 

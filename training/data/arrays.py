@@ -10,14 +10,10 @@ from numpy.typing import DTypeLike, NDArray
 
 
 class ArrayWriter:
-    """Writes an array of unknown length in constant memory; the file is there when the `with` block ends well.
+    """Write an array of unknown length in constant memory; a context manager.
 
-    The values go to a flat file first, because an Arrow record batch starts with its length; then they are mapped and
-    copied.
-
-    Args:
-        path: the Arrow file.
-        dtype: of the array.
+    The values go to a flat file first, because an Arrow record batch starts with its length. The Arrow file is written
+    when the `with` block ends without an error.
     """
 
     def __init__(self, path: Path, dtype: DTypeLike) -> None:
@@ -31,7 +27,7 @@ class ArrayWriter:
         return self
 
     def append(self, values: NDArray[Any]) -> None:
-        """Add values [n] at the end; they are cast to the array's dtype."""
+        """Append values [n], cast to the array's dtype."""
         np.ascontiguousarray(values, dtype=self.dtype).tofile(self._file)
         self.length += len(values)
 
@@ -55,7 +51,7 @@ def write_array(path: Path, values: NDArray[Any]) -> None:
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """A memory-mapped, read-only view of the array in an Arrow file.
+    """Return a memory-mapped, read-only view of the array in an Arrow file.
 
     Raises:
         OSError, pyarrow.ArrowException: the file is missing or damaged.
@@ -63,8 +59,8 @@ def read_array(path: Path) -> NDArray[Any]:
     with pa.memory_map(str(path)) as source:
         batch = pa.ipc.open_file(source).get_batch(0)
     if batch.num_columns != 1:
-        raise pa.ArrowInvalid("it does not have exactly one column")
-    # A length beyond its buffer would be read past the end of the file.
+        raise pa.ArrowInvalid("the file does not have exactly one column")
+    # Without this, a length greater than the buffer would read past the end of the file.
     batch.validate()
     values: NDArray[Any] = batch.column(0).to_numpy(zero_copy_only=True)
     return values

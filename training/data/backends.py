@@ -1,7 +1,4 @@
-"""What a tokenizer of the `tokenizers` library does at the ends of a text: a space before it, tokens around it.
-
-And what it takes for a token in the middle of one.
-"""
+"""Adjust backends of the `tokenizers` library: prefix spaces, surrounding special tokens, token names in a text."""
 
 import copy
 import json
@@ -10,17 +7,14 @@ from itertools import takewhile
 from typing import Any
 
 
-def without_prefix(backend: Any) -> Any | None:
-    """A copy that puts no space before what it encodes, for text that goes on.
+def remove_prefix(backend: Any) -> Any | None:
+    """Return a copy of a `tokenizers.Tokenizer` that adds no prefix space, for sentences inside a document.
 
-    Llama, Mistral and T5 (SentencePiece) put one, and so does GPT-2 with `add_prefix_space`: it belongs to a text's
-    beginning, not into the middle of it.
-
-    Args:
-        backend: a `tokenizers.Tokenizer`.
+    Llama, Mistral and T5 (SentencePiece) add one, and so does GPT-2 with `add_prefix_space`. It belongs at the
+    beginning of a text, not in the middle.
 
     Returns:
-        None where it puts none, or where the space stands for one that was taken off the end of what came before.
+        None if the backend adds no space, or if the space replaces one that was stripped from the preceding text.
     """
     state = json.loads(backend.to_str())
     state["normalizer"] = _without_prepend(state["normalizer"])
@@ -31,7 +25,7 @@ def without_prefix(backend: Any) -> Any | None:
             step["add_prefix_space"] = False
     if state == json.loads(backend.to_str()):
         return None
-    # Some read words and not the spaces between: as T5's, which splits by them, and puts one before each word.
+    # Some drop the spaces between words: T5's splits at them and puts one before each word.
     if _ids(backend, "a ") == _ids(backend, "a"):
         return None
     plain: Any = type(backend).from_str(json.dumps(state))
@@ -39,28 +33,28 @@ def without_prefix(backend: Any) -> Any | None:
     return plain
 
 
-def reading_names_as_text(backend: Any) -> Any | None:
-    """A copy that reads the names of special tokens and of bytes, such as `</s>` and `<0x0A>`, as any other text.
+def read_names_as_text(backend: Any) -> Any | None:
+    """Return a copy that encodes the names of special tokens and bytes, such as `</s>` and `<0x0A>`, as plain text.
 
-    A unigram model of the `tokenizers` library finds them in a text as it finds all entries of its vocabulary, which
-    SentencePiece does not. Here such a name is read in two pieces.
+    Unlike SentencePiece, a unigram model of the `tokenizers` library matches these names in a text like any other entry
+    of its vocabulary. The copy splits each name in two.
 
     Args:
-        backend: a `tokenizers.Tokenizer` that encodes special tokens.
+        backend: a `tokenizers.Tokenizer` with `encode_special_tokens` set.
 
     Returns:
-        None where it reads them as text already.
+        None if the backend already encodes them as plain text.
 
     Raises:
-        ValueError: it takes a name for the token all the same; says which.
+        ValueError: the copy still encodes a name as its token; the message is the name.
     """
     names = {token.content: number for number, token in backend.get_added_tokens_decoder().items() if token.special}
     names |= {name: backend.token_to_id(name) for name in (f"<0x{number:02X}>" for number in range(256))}
-    found = [name for name, number in names.items() if _takes(backend, name, number)]
+    found = [name for name, number in names.items() if _reads_as_token(backend, name, number)]
     if not found:
         return None
     state = json.loads(backend.to_str())
-    # By their first characters, of which there are few, so that other text costs little.
+    # Group by first character: there are few, so other text stays fast.
     rests = {first: [name[1:] for name in found if name[:1] == first] for first in {name[:1]: None for name in found}}
     parts = "|".join(f"{re.escape(first)}(?={'|'.join(map(re.escape, rest))})" for first, rest in rests.items())
     split = {"type": "Split", "pattern": {"Regex": parts}, "behavior": "MergedWithPrevious", "invert": False}
@@ -73,14 +67,14 @@ def reading_names_as_text(backend: Any) -> Any | None:
         model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
     )
     for name in found:
-        # What is not known may be as long as a name.
-        if name != unknown and _takes(plain, name, names[name]):
+        # The unknown token may span as many characters as a name.
+        if name != unknown and _reads_as_token(plain, name, names[name]):
             raise ValueError(name)
     return plain
 
 
-def puts_around(backend: Any) -> tuple[list[int], list[int]]:
-    """The ids that a `tokenizers.Tokenizer` puts before and after a text when asked for special tokens."""
+def surrounding_tokens(backend: Any) -> tuple[list[int], list[int]]:
+    """Return the ids that a `tokenizers.Tokenizer` puts before and after a text with `add_special_tokens`."""
     encoding = backend.encode("a", add_special_tokens=True)
     every = list(zip(encoding.ids, encoding.special_tokens_mask, strict=True))
 
@@ -90,16 +84,11 @@ def puts_around(backend: Any) -> tuple[list[int], list[int]]:
     return special(every), special(every[::-1])[::-1]
 
 
-def beginning_with(fast: Any, bos_id: int, eos_id: int) -> Any:
-    """A copy of a Hugging Face tokenizer that agrees with what a model of it has read.
+def begin_with_bos(fast: Any, bos_id: int, eos_id: int) -> Any:
+    """Return a copy of a Hugging Face tokenizer that encodes a prompt as the model saw documents in training.
 
-    It puts the beginning-of-text token first if that is another than the end-of-text token, nothing at the end, as a
-    prompt is to be continued, and names the token that documents begin with as its `bos_token`.
-
-    Args:
-        fast: the tokenizer.
-        bos_id: the token that documents begin with.
-        eos_id: the token that they end with.
+    The copy puts BOS first if BOS differs from EOS, and nothing at the end, because a prompt is to be continued. Its
+    `bos_token` is the token that documents begin with.
     """
     from tokenizers.processors import TemplateProcessing
 
@@ -108,7 +97,7 @@ def beginning_with(fast: Any, bos_id: int, eos_id: int) -> Any:
     plain = type(backend).from_str(backend.to_str())
     plain.no_truncation()
     plain.no_padding()
-    before, after = puts_around(plain)
+    before, after = surrounding_tokens(plain)
     if after or before not in ([bos_id], [] if bos_id == eos_id else [bos_id]):
         first = [] if bos_id == eos_id else [f"{token}:0"]
         backend.post_processor = TemplateProcessing(
@@ -135,8 +124,8 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [pre_tokenizer]
 
 
-def _takes(backend: Any, name: str, number: int | None) -> bool:
-    """Whether it reads the name of a token in a text as that token."""
+def _reads_as_token(backend: Any, name: str, number: int | None) -> bool:
+    """Whether the backend encodes the name of a token inside a text as that token."""
     encoding = backend.encode(f"{name} a{name}a", add_special_tokens=False)
     places = zip(encoding.ids, encoding.offsets, strict=True)
     return any(each == number and end - start >= len(name) for each, (start, end) in places)

@@ -1,4 +1,4 @@
-"""The order of training: block k of the run, for any k, without an array of the epoch's order in memory."""
+"""Map each step to its batch: a keyed permutation of the blocks, without an array of the epoch's order in memory."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,11 +16,11 @@ _ROUNDS = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks of the stream. After prefetching its arrays are tensors.
+    """Blocks of the stream. After prefetching, the arrays are tensors.
 
     Attributes:
         input_ids: int64 [B, T].
-        scores: float32 [B, T], of each token's own sentence, or with findings 0 outside them; 0 for EOS.
+        scores: float32 [B, T], the score of each token's sentence; 0 for EOS, and with findings 0 outside them.
     """
 
     input_ids: NDArray[np.int64]
@@ -28,19 +28,19 @@ class Batch:
 
 
 class Blocks(Protocol):
-    """What can be put in order: `training.data.stream.Stream`."""
+    """Random access to blocks, as `training.data.stream.Stream` gives it."""
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         ...
 
     def blocks(self, indices: ArrayLike) -> Batch:
-        """The blocks of these indices, in their order."""
+        """Return the blocks with these indices, in the given order."""
         ...
 
     def documents_in(self, indices: ArrayLike) -> NDArray[np.int64]:
-        """The documents that these blocks are cut from, ascending, int64."""
+        """Return the documents that these blocks contain, ascending, int64."""
         ...
 
 
@@ -48,28 +48,28 @@ class Batches(ABC):
     """Batches by step number: a pure function, so a run resumes from one integer.
 
     Attributes:
-        batch_size: blocks a step, over all ranks.
+        batch_size: blocks per step, over all ranks.
     """
 
     batch_size: int
 
     @abstractmethod
     def part(self, step: int, begin: int, end: int) -> Batch:
-        """Blocks `begin` to `end` (exclusive) of the global batch of a step, steps counted from 0."""
+        """Return blocks `begin` to `end` (exclusive) of a step's global batch; steps count from 0."""
 
     @abstractmethod
     def origin(self, step: int) -> dict[str, Any]:
-        """What a step's batch is made of, for people: numbers of blocks, and rows of datasets from 0; never text."""
+        """Describe where a step's batch comes from: block numbers and dataset rows, from 0; never text."""
 
     def batch(self, step: int) -> Batch:
-        """The global batch of a step; batches straddle epochs."""
+        """Return the global batch of a step; batches straddle epochs."""
         return self.part(step, 0, self.batch_size)
 
     def rank_batch(self, step: int, rank: int, world: int) -> Batch:
-        """The part of a step's batch that a rank computes: the rank-th of `world` equal, contiguous parts.
+        """Return a rank's share of a step's batch: the rank-th of `world` equal, contiguous parts.
 
         Raises:
-            UserError: the batch cannot be divided among the ranks.
+            UserError: the batch size is not divisible by the number of ranks.
         """
         if self.batch_size % world:
             raise UserError(
@@ -82,12 +82,11 @@ class Batches(ABC):
 
 @dataclass(frozen=True)
 class BatchSource(Batches):
-    """Batches of one stream, each epoch in another order.
+    """Batches of one stream, in a different order each epoch.
 
     Attributes:
-        stream: the blocks.
-        batch_size: blocks a step, over all ranks.
-        seed: of the order.
+        batch_size: blocks per step, over all ranks.
+        seed: determines the order.
     """
 
     stream: Blocks
@@ -95,7 +94,7 @@ class BatchSource(Batches):
     seed: int
 
     def block_indices(self, step: int) -> NDArray[np.int64]:
-        """Which blocks of the stream step number `step` (from 0) trains on, int64 [batch_size], in global order."""
+        """Return the stream's blocks that a step (from 0) trains on, int64 [batch_size], in global order."""
         first = step * self.batch_size
         return block_index(np.arange(first, first + self.batch_size), self.stream.num_blocks, self.seed)
 
@@ -104,7 +103,7 @@ class BatchSource(Batches):
         return self.stream.blocks(self.block_indices(step)[begin:end])
 
     def documents(self, step: int) -> list[int]:
-        """The documents of a step's batch, by their row in the dataset, from 0."""
+        """Return the dataset rows, from 0, of the documents in a step's batch."""
         found: list[int] = self.stream.documents_in(self.block_indices(step)).tolist()
         return found
 
@@ -118,12 +117,12 @@ class BatchSource(Batches):
 
 
 def block_index(k: ArrayLike, n: int, seed: int) -> NDArray[np.int64]:
-    """Block number `perm_e(k mod n)` for the k-th block of a run, in epoch `e = k div n`.
+    """Return `perm_e(k mod n)`, the stream's block for the k-th block of a run, in epoch `e = k div n`.
 
     Args:
-        k: int64 [...], >= 0; a number counts as [1].
-        n: blocks of the stream, >= 1.
-        seed: of the order.
+        k: int64 [...], >= 0; a scalar counts as [1].
+        n: blocks in the stream, >= 1.
+        seed: determines the order.
 
     Returns:
         int64 [...] in [0, n).
@@ -133,7 +132,7 @@ def block_index(k: ArrayLike, n: int, seed: int) -> NDArray[np.int64]:
 
 
 def permute(x: ArrayLike, n: int, keys: ArrayLike) -> NDArray[np.int64]:
-    """A keyed permutation of range(n) at each x: for one key an exact bijection, O(1) in memory.
+    """Apply a keyed permutation of range(n) to each x: an exact bijection for each key, O(1) in memory.
 
     x is written as a pair in Z_a x Z_b with a * b barely >= n, and its halves are shifted by hashes of each other in
     turn, as in a Feistel network (Black and Rogaway, 2002, "generalized Feistel"). Pairs outside range(n), about one in
@@ -142,7 +141,7 @@ def permute(x: ArrayLike, n: int, keys: ArrayLike) -> NDArray[np.int64]:
     Args:
         x: int64 [...] in [0, n).
         n: size of the range.
-        keys: uint64, a key for each x, or one for all.
+        keys: uint64, one key per x, or one for all.
 
     Returns:
         int64, the shape of x.

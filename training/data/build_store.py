@@ -20,7 +20,7 @@ from training.data.store import META_NAME, STORE_VERSION, StoreMeta, TokenStore
 from training.data.texts import Texts, read_texts
 from training.data.tokenizers import Tokenizer
 
-# Calls to the tokenizer under way at once: one computes while the results of another are copied.
+# Concurrent calls to the tokenizer: one computes while the results of another are copied.
 _CALLS = 2
 
 Progress = Callable[[int, int], None]
@@ -29,16 +29,16 @@ Progress = Callable[[int, int], None]
 def ensure_store(
     dataset: LabelledDataset, tokenizer: Tokenizer, folder: Path | None = None, progress: Progress | None = None
 ) -> TokenStore:
-    """Open the token store of a dataset and a tokenizer; build it where it is missing.
+    """Open the token store of a dataset and a tokenizer; build it if it is missing.
 
-    Retagging a dataset keeps its store: thresholds and tags are no part of it. It is built in a folder beside its
-    place, which is then renamed, and by one process of a machine while the others wait.
+    Retagging a dataset keeps its store, because a store holds no thresholds or tags. One process per machine builds it,
+    in a temporary folder that is then renamed; other processes wait.
 
     Args:
-        dataset: sealed.
-        tokenizer: each sentence is tokenised alone, and those after a document's first as what goes on.
-        folder: of the store; None for a place named by its key beside a local dataset or in the user's cache.
-        progress: called with rows tokenised, and rows in all.
+        dataset: a sealed dataset.
+        tokenizer: encodes each sentence alone; a document's first sentence may get a prefix space.
+        folder: of the store; None for a folder named by its key, beside a local dataset or in the user's cache.
+        progress: called with rows tokenised and the total.
 
     Raises:
         UserError: the folder holds the store of another tokenizer or dataset, or something else, is damaged, or cannot
@@ -48,24 +48,24 @@ def ensure_store(
     key = store_key(identity, tokenizer)
     place = folder if folder is not None else derived_place(dataset.uri, key)
     if place.exists() and not (place / META_NAME).exists():
-        raise UserError(f"{place} exists, but is no token store. Choose another --store (data.store), or delete it.")
+        raise UserError(f"{place} exists, but is not a token store. Choose another --store (data.store), or delete it.")
     build_once(place, lambda target: _build(dataset, tokenizer, identity, target, progress))
     store = TokenStore.open(place)
     if store.meta.tokenizer != tokenizer.fingerprint:
         raise UserError(
             f"The token store {place} was made with another tokenizer ({store.meta.tokenizer_name}) than "
-            f"{tokenizer.name}. Give that tokenizer, choose another --store (data.store), or delete the folder."
+            f"{tokenizer.name}. Use that tokenizer, choose another --store (data.store), or delete the folder."
         )
     if store.meta.key != key:
         raise UserError(
-            f"The token store {place} was made of another dataset than {dataset.uri}, or of other scores. "
+            f"The token store {place} was made from another dataset than {dataset.uri}, or from other scores. "
             "Choose another --store (data.store), or delete the folder."
         )
     return store
 
 
 def store_key(identity: str, tokenizer: Tokenizer) -> str:
-    """The name of a store: a hash of the dataset's identity and the tokenizer's fingerprint."""
+    """Return the name of a store: a hash of the dataset's identity and the tokenizer's fingerprint."""
     return digest([STORE_VERSION, identity, tokenizer.fingerprint])
 
 

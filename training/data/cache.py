@@ -1,4 +1,4 @@
-"""Where what is derived from a dataset lives, and how it is built there once, by one process, whole or not at all."""
+"""The cache of what is derived from a dataset: where it lives, and how one process builds it, whole or not at all."""
 
 import fcntl
 import hashlib
@@ -17,29 +17,29 @@ from training.config import DataConfig
 from training.disk import os_errors
 
 CACHE_VARIABLE = "PHF_CACHE"
-# Of folders with tokenizers that were trained because none was given; the number of entries asked for follows.
+# Folders of tokenizers that phf trained; the vocabulary size follows.
 TOKENIZER_PREFIX = "tokenizer-"
 
-# Of a labelling job's configuration, what changes tags and files but no text, sentence or score.
+# Labelling settings that change tags and files, but no text, sentence or score.
 _NOT_CONTENT = {"thresholds", "shard_size", "quarantine_text"}
 
 
 def dataset_identity(manifest: Manifest, columns: Collection[str] | None = None) -> str:
-    """A hash of all that decides a dataset's texts, sentences and scores; not of thresholds, tags or generations.
+    """Hash everything that decides a dataset's texts, sentences and scores; not thresholds, tags or generations.
 
     Args:
         manifest: of the dataset.
-        columns: whose scores are meant, so that the hash stays when others are added; None for all.
+        columns: whose scores to include, so that the hash stays the same when others are added; None for all.
     """
     ledger = manifest.ledger
-    meant = manifest.scorers if columns is None else columns
-    # What the job was asked for tells of all columns; what came of it, the scorers' entries, of those that are meant.
+    included = manifest.scorers if columns is None else columns
+    # The job's settings list every scorer; the manifest's entries can be restricted to the included columns.
     left_out = _NOT_CONTENT if columns is None else _NOT_CONTENT | {"scorers"}
     return digest(
         {
             "sources": [source.model_dump(exclude={"unread"}) for source in manifest.sources],
             "scorers": [
-                [name, entry.model_dump(mode="json")] for name, entry in manifest.scorers.items() if name in meant
+                [name, entry.model_dump(mode="json")] for name, entry in manifest.scorers.items() if name in included
             ],
             "config": {name: value for name, value in manifest.config.items() if name not in left_out},
             "records": [ledger.records, ledger.labelled, ledger.empty, ledger.quarantined],
@@ -49,17 +49,18 @@ def dataset_identity(manifest: Manifest, columns: Collection[str] | None = None)
 
 
 def digest(content: Any) -> str:
-    """128 bits of the SHA-256 of a JSON value, in hexadecimal."""
+    """Return the first 128 bits of the SHA-256 of a JSON value, in hexadecimal."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def derived_place(dataset_uri: str, name: str) -> Path:
-    """`DATASET.tokens/NAME` beside a local dataset; in the user's cache for one elsewhere, or where nobody can write.
+    """Return `DATASET.tokens/NAME` beside a local dataset, or a path in the user's cache.
 
-    The cache is `$PHF_CACHE`, else `$XDG_CACHE_HOME/phf`, else `~/.cache/phf`.
+    The cache serves remote datasets and folders that are not writable. It is `$PHF_CACHE`, else `$XDG_CACHE_HOME/phf`,
+    else `~/.cache/phf`.
 
     Raises:
-        UserError: there is a link at that place, which may have come with the dataset.
+        UserError: the path is a link, which may have come with the dataset.
     """
     local = _local_path(dataset_uri)
     if local is not None:
@@ -68,8 +69,8 @@ def derived_place(dataset_uri: str, name: str) -> Path:
         for place in (beside, beside / name):
             if place.is_symlink():
                 raise UserError(
-                    f"{place} is a link, and nobody named it. Name the store that it leads to (--store, data.store), "
-                    "and the tokenizer (--tokenizer), or put a folder in its place."
+                    f"{place} is a link, and phf does not follow links that you did not name. Name the store that it "
+                    "leads to (--store, data.store) and the tokenizer (--tokenizer), or put a folder in its place."
                 )
         if (beside / name).exists() or os.access(beside if beside.exists() else folder.parent, os.W_OK):
             return beside / name
@@ -78,10 +79,10 @@ def derived_place(dataset_uri: str, name: str) -> Path:
 
 
 def moved_data(data: DataConfig, dataset: str | None) -> DataConfig:
-    """The settings of a dataset that lies at `dataset` now, if that is given.
+    """Return the settings with the dataset's new path, if one is given.
 
-    A tokenizer that was trained for a run lies beside its main dataset, and has moved with it. Where it is gone and
-    was trained on that dataset alone, it is left out, so that it is trained again: the same texts give the same one.
+    A tokenizer that phf trained lies beside the main dataset and moves with it. If it is missing and was trained on
+    that dataset alone, the setting is cleared, so that it is trained again: the same texts give the same tokenizer.
     """
     place, tokenizer = dataset or data.dataset, data.tokenizer
     if tokenizer and Path(tokenizer).is_absolute() and not Path(tokenizer).exists():
@@ -94,7 +95,7 @@ def moved_data(data: DataConfig, dataset: str | None) -> DataConfig:
 
 
 def trained_on_dataset(data: DataConfig) -> bool:
-    """Whether the tokenizer is one that was trained on the dataset alone, because none was given."""
+    """Whether phf trained the tokenizer, on this dataset alone."""
     if data.tokenizer is None:
         return not data.mixture
     place = Path(data.tokenizer)
@@ -102,14 +103,14 @@ def trained_on_dataset(data: DataConfig) -> bool:
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> None:
-    """Have `target` built unless it is there; who comes second waits for the first, and finds it.
+    """Build the folder `target` if it is missing. Concurrent processes wait for the one that builds it.
 
     Args:
         target: a folder.
-        build: fills an empty folder, which then becomes `target` in one step, synced to the disk before.
+        build: fills an empty temporary folder, which is synced to disk and then renamed to `target`.
 
     Raises:
-        UserError: the place cannot be written.
+        UserError: the folder cannot be written.
     """
     if target.exists():
         return
@@ -119,7 +120,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> None:
         with _locked(target.with_name(f".{target.name}.lock")):
             if target.exists():
                 return
-            # Under the lock, what lies here is of a process that was killed.
+            # The lock is held, so anything here was left by a process that was killed.
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             try:
@@ -143,7 +144,7 @@ def _locked(path: Path) -> Iterator[None]:
     while True:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Its last holder has deleted the file that we waited for; somebody else may hold a lock on a new one.
+            # The previous holder deleted the file that we waited for; another process may hold a lock on a new one.
             if not os.fstat(file.fileno()).st_nlink:
                 continue
             try:

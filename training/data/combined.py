@@ -1,6 +1,6 @@
-"""Several score columns of a token store as one, so that a stream and an objective need not know of more than one.
+"""Combine several score columns of a token store into one, so that streams and objectives handle a single column.
 
-A weighted sum of rewards, one for each kind of preference, is what Fine-Grained RLHF takes (arXiv 2306.01693).
+Fine-Grained RLHF (arXiv 2306.01693) uses a weighted sum of rewards, one per kind of preference.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ from training.data.thresholds import document_limit
 
 FOLDER = "combined"
 
-# Sentences from which on keeping the scores pays: below, computing them takes some hundredths of a second.
+# Cache the scores from this many sentences on: below, computing them takes some hundredths of a second.
 _WORTH_KEEPING = 1_000_000
 _CHUNK = 1 << 22
-# The smallest positive float32 that no device takes for 0.
+# The smallest positive float32 that no device flushes to 0.
 _ABOVE = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One score made of several.
+    """A formula that makes one score of several.
 
     Without thresholds it is the weighted sum, whose negative is the weighted sum of rewards. With thresholds it is
     max over columns of weight * (score - threshold), which is <= 0 exactly where every score is <= its own threshold,
-    compared as float32; the weights then say only how far above 0 the others are.
+    compared as float32; the weights then only scale the distance above 0.
 
     Attributes:
-        weights: of the columns, in their order, > 0.
+        weights: > 0, by column, in order.
         thresholds: of the same columns; None for the weighted sum.
     """
 
@@ -48,16 +48,16 @@ class Combination:
 
     @classmethod
     def of(cls, weights: Mapping[str, float], thresholds: Mapping[str, float] | None = None) -> "Combination":
-        """The combination of columns by weights, and by their thresholds where there are any."""
+        """Build a combination from weights, and thresholds if any, by column."""
         return cls(
             tuple(weights.items()), None if thresholds is None else tuple(thresholds[column] for column in weights)
         )
 
     @property
     def name(self) -> str:
-        """The formula, such as `1*toxicity+0.5*pii`: what the combined column is called; another for each combination.
+        """The combined column's name: the formula, such as `1*toxicity+0.5*pii`; unique for each combination.
 
-        It is no name that a labelled dataset could have given a column.
+        No column of a labelled dataset can have such a name.
         """
         if self.thresholds is None:
             return "+".join(f"{weight!r}*{column}" for column, weight in self.weights)
@@ -68,12 +68,12 @@ class Combination:
         return f"max({', '.join(margins)})"
 
     def sentences(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """float32 [n] of the columns' scores, each float32 [n]; NaN where any is."""
+        """Combine the columns' scores, each float32 [n], into float32 [n]; NaN where any is NaN."""
         aligned = [is_aligned(each, limit) for each, limit in zip(scores, self.thresholds or (), strict=False)]
         return self._combine(scores, aligned).astype(np.float32)
 
     def documents(self, means: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """float64 [n] of the columns' means, by the same formula; NaN where any is."""
+        """Combine the columns' document means by the same formula into float64 [n]; NaN where any is NaN."""
         limits = map(document_limit, self.thresholds or ())
         return self._combine(means, [each <= limit for each, limit in zip(means, limits, strict=False)])
 
@@ -85,19 +85,16 @@ class Combination:
         margins = []
         for weight, each, limit, below in zip(weights, exact, self.thresholds, aligned, strict=True):
             margin = weight * (each - limit)
-            # Whatever rounding does to the number, its sign is that of the comparison.
+            # Keep the sign that the comparison gave, whatever rounding does to the margin.
             margins.append(np.where(below, np.minimum(margin, 0), np.maximum(margin, _ABOVE)))
         return np.asarray(np.max(margins, axis=0))
 
 
 class CombinedStore(TokenStore):
-    """A token store with one column more: a combination of those that it has.
+    """A token store with one more column: a combination of its columns, named `combination.name`.
 
-    The scores of a large store are kept beside it, as arrays that are mapped; where that is not possible, they are
-    computed each time.
-
-    Attributes:
-        combination: what the column named `combination.name` is.
+    The combined scores of a large store are cached beside it as memory-mapped arrays; where the cache cannot be
+    written, they are computed each time.
     """
 
     def __init__(self, store: TokenStore, combination: Combination) -> None:
@@ -113,7 +110,7 @@ class CombinedStore(TokenStore):
         return [*super().columns, self.combination.name]
 
     def scores(self, column: str) -> NDArray[np.float32]:
-        """float32 [num_sentences]; of the combined column NaN where any of its parts has no score.
+        """Return float32 [num_sentences]; in the combined column, NaN where any part has no score.
 
         Raises:
             UserError: there is no such column.
@@ -121,7 +118,7 @@ class CombinedStore(TokenStore):
         return self._combined_scores if column == self.combination.name else super().scores(column)
 
     def document_means(self, column: str) -> NDArray[np.float64]:
-        """float64 [num_documents]; of the combined column the same formula of its parts' means.
+        """Return float64 [num_documents]; for the combined column, the same formula applied to its parts' means.
 
         Raises:
             UserError: there is no such column.
@@ -130,7 +127,7 @@ class CombinedStore(TokenStore):
 
     @cached_property
     def _combined_scores(self) -> NDArray[np.float32]:
-        return self._kept("scores", self._compute_scores)
+        return self._load_or_compute("scores", self._compute_scores)
 
     @cached_property
     def _combined_means(self) -> NDArray[np.float64]:
@@ -145,19 +142,19 @@ class CombinedStore(TokenStore):
             found[some] = self.combination.sentences([part[some] for part in parts])
         return found
 
-    def _kept(self, what: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    def _load_or_compute(self, what: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         if self.num_sentences < _WORTH_KEEPING:
             return compute()
         key = hashlib.blake2b(self.combination.name.encode(), digest_size=16).hexdigest()
         file = self.path / FOLDER / f"{what}.{key}.arrow"
-        # Whatever is wrong with what was kept: it can be computed again.
+        # A missing or damaged cache is computed again.
         with contextlib.suppress(OSError, pa.ArrowException):
-            kept = read_array(file)
-            if len(kept) == self.num_sentences:
-                return kept
+            cached = read_array(file)
+            if len(cached) == self.num_sentences:
+                return cached
         found = compute()
         with contextlib.suppress(OSError):
-            _keep(found, file)
+            _save(found, file)
         return found
 
 
@@ -165,7 +162,7 @@ def _reopen(path: Path, combination: Combination) -> CombinedStore:
     return CombinedStore(TokenStore.open(path), combination)
 
 
-def _keep(values: NDArray[Any], file: Path) -> None:
+def _save(values: NDArray[Any], file: Path) -> None:
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:

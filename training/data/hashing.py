@@ -1,4 +1,4 @@
-"""Seeded hashes of whole arrays: the one source of every choice that must not depend on order, ranks or workers."""
+"""Seeded hashes of whole arrays, for every choice that must not depend on order, ranks or workers."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +11,7 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 
 
 def splitmix64(values: ArrayLike) -> Hashes:
-    """The output function of SplitMix64 (Steele, Lea, Flood, 2014), a bijection of 64-bit words, for each value.
+    """Apply the output function of SplitMix64 (Steele, Lea, Flood, 2014), a bijection of 64-bit words, to each value.
 
     Args:
         values: integers of any shape, taken modulo 2^64.
@@ -30,7 +30,7 @@ def splitmix64(values: ArrayLike) -> Hashes:
 
 
 def combine(*parts: ArrayLike) -> Hashes:
-    """One hash of several integers, in their order; arrays are broadcast against each other."""
+    """Hash several integers into one, depending on their order; arrays are broadcast against each other."""
     state = splitmix64(parts[0])
     for part in parts[1:]:
         state = splitmix64(state ^ np.asarray(part).astype(np.uint64))
@@ -38,5 +38,5 @@ def combine(*parts: ArrayLike) -> Hashes:
 
 
 def uniform(hashes: Hashes) -> NDArray[np.float64]:
-    """Hashes as numbers in [0, 1): `uniform(h) < share` holds for that share of all h, for none at 0, for all at 1."""
+    """Map hashes to [0, 1): `uniform(h) < share` holds for that share of all h, for none at 0, for all at 1."""
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53

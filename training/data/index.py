@@ -1,7 +1,7 @@
-"""Which documents of a store a stream has, and where in it they stand: the index that makes any block a few look-ups.
+"""The index of a stream: which documents it has and where each stands, so that reading a block takes a few look-ups.
 
-For a large store it takes seconds to compute where tags are dropped, as that is asked of every sentence. So it is kept
-beside the store, as arrays that are mapped, not read; where that is not possible, it is computed each time.
+With dropped tags the index of a large store takes seconds to compute, because every sentence is hashed. So it is cached
+beside the store as memory-mapped arrays; where the cache cannot be written, it is computed each time.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from training.data.store import TokenStore
 
 
 def tag_names(classes: int) -> tuple[str, ...]:
-    """What the classes of sentences are called, best first: two are aligned and misaligned, more are quantiles."""
+    """Return the names of the sentence classes, best first: aligned and misaligned for two, quantiles for more."""
     if classes == 2:
         return "aligned", "misaligned"
     return tuple(f"quantile_{number}" for number in range(1, classes + 1))
@@ -32,25 +32,25 @@ def tag_names(classes: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """What the stream is made of.
+    """What a stream contains.
 
     Attributes:
-        context_length: T, tokens a block.
-        eos_id: ends every document, so it stands before every document, the first too.
-        bos_id: begins every document, after `eos_id`; None, or the same, where that does both.
+        context_length: T, tokens per block.
+        eos_id: ends every document; it also stands before the first.
+        bos_id: begins every document, after `eos_id`; None, or equal to `eos_id`, if EOS does both.
         held_out: share of documents left out, chosen by a hash of `held_out_seed` and the document's text.
-        held_out_seed: of that hash.
-        filter_threshold: documents whose mean score is above it are left out; None for none.
-        tag_bounds: ascending, compared as float32: sentences get the control token `tag_ids[i]` where their score is
+        held_out_seed: seed of that hash.
+        filter_threshold: leave out documents with a greater mean score; None keeps all.
+        tag_bounds: ascending, compared as float32: a sentence gets the control token `tag_ids[i]` if its score is
             above i of the bounds. One bound for aligned and misaligned, K - 1 for K classes; None for no tags.
         tag_ids: the control tokens, best first, one more than bounds.
-        drop_tags: share of sentences that get no control token, chosen by a hash of `seed`, the document's text and
+        drop_tags: share of sentences without a control token, chosen by a hash of `seed`, the document's text and
             the sentence's number in it.
-        seed: of that hash, and of the next.
-        part: only documents whose hash, as a number in [0, 1), is in [low, high); None for all. Streams of parts that
-            don't overlap share no text.
-        findings: what a scorer has found in the store's tokens, by name: a token of the text carries its sentence's
-            score where it overlaps a finding, else 0; None for the sentence's score on every token of it.
+        seed: of the hashes for `drop_tags` and `part`.
+        part: only documents whose hash, as a number in [0, 1), is in [low, high); None for all. Streams of disjoint
+            parts share no text.
+        findings: name of a scorer's findings in the store: a token carries its sentence's score only where it overlaps
+            a finding, else 0; None gives every token its sentence's score.
     """
 
     context_length: int
@@ -73,25 +73,25 @@ class StreamOptions:
 
     @property
     def between(self) -> tuple[int, ...]:
-        """The tokens before a document: the end of the one before, and its own beginning where that is another."""
+        """The tokens before a document: EOS of the previous one, and its own BOS if that differs."""
         return (self.eos_id,) if self.begins_with == self.eos_id else (self.eos_id, self.begins_with)
 
     def __post_init__(self) -> None:
         if self.tag_bounds is not None and len(self.tag_ids) != len(self.tag_bounds) + 1:
-            raise ValueError("a stream with tags needs the ids of all its control tokens, one more than bounds")
+            raise ValueError("tag_ids needs one id more than tag_bounds")
 
 
 FOLDER = "streams"
 _VERSION = 1
 
-# Documents are indexed in pieces of at most so many sentences, so that a block of a very long document costs no more.
+# Documents are indexed in pieces of at most this many sentences, so that blocks of very long documents cost no more.
 _PIECE = 256
-# Sentences looked at together where all of them are: bounds the memory of a statistic.
+# Sentences per chunk of a pass over all of them: bounds the memory of statistics.
 _CHUNK = 1 << 22
-# Sentences from which on keeping the layout pays: below, computing it takes a tenth of a second.
+# Cache the layout from this many sentences on: below, computing it takes a tenth of a second.
 _WORTH_KEEPING = 1_000_000
 
-# Salts keep choices apart that are made of the same seed.
+# Salts: independent choices from one seed.
 _HELD_OUT = 1
 _DROPPED_TAG = 2
 _PART = 3
@@ -99,14 +99,14 @@ _PART = 3
 
 @dataclass(frozen=True)
 class Layout:
-    """The documents of a stream, in its order, in pieces of at most 256 sentences; all but `piece_eos` are int64.
+    """The documents of a stream, in order, in pieces of at most 256 sentences; all but `piece_eos` are int64.
 
     Attributes:
-        documents: [documents], numbers of the store.
-        held_out, filtered: those left out for that, though they have a score.
-        piece_document, piece_begin, piece_end: [pieces], the document, its first sentence, and the one after its last.
-        piece_starts: [pieces + 1], the place in the stream of a piece's first token, and the stream's length.
-        piece_eos: uint8 [pieces], 1 where the piece begins with EOS (and BOS), as the first of a document.
+        documents: [documents], indices into the store.
+        held_out, filtered: documents with a score that were left out for that reason.
+        piece_document, piece_begin, piece_end: [pieces], the document, the piece's first sentence, and its last + 1.
+        piece_starts: [pieces + 1], position in the stream of each piece's first token, then the stream's length.
+        piece_eos: uint8 [pieces], 1 where the piece begins with EOS (and BOS), being the first of its document.
     """
 
     documents: NDArray[np.int64]
@@ -119,28 +119,28 @@ class Layout:
     piece_eos: NDArray[np.uint8]
 
     def sentence_chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """All sentences of the stream in order, some millions at a time, and the document of each."""
+        """Yield all sentences of the stream in order, some millions at a time, with the document of each."""
         for pieces in _chunks(len(self.piece_begin)):
             yield _sentences(self.piece_document[pieces], self.piece_begin[pieces], self.piece_end[pieces])
 
 
-def layout_of(store: TokenStore, column: str, options: StreamOptions) -> Layout:
-    """The layout of a stream: as it was kept beside the store, or computed, and kept if the store is large."""
+def load_layout(store: TokenStore, column: str, options: StreamOptions) -> Layout:
+    """Load the layout of a stream from the cache beside the store, or compute it; cache that of a large store."""
     if store.num_sentences < _WORTH_KEEPING:
         return compute_layout(store, column, options)
     folder = store.path / FOLDER / _key(column, options)
-    # Whatever is wrong with what was kept: it can be computed again.
+    # A missing or damaged cache is computed again.
     with contextlib.suppress(OSError, pa.ArrowException):
         return Layout(**{field.name: read_array(folder / f"{field.name}.arrow") for field in fields(Layout)})
     layout = compute_layout(store, column, options)
-    # On a disk that is full, or another user's, nobody misses it but the next start.
+    # The disk may be full or read-only; then the next start computes the layout again.
     with contextlib.suppress(OSError):
-        _keep(layout, folder)
+        _save(layout, folder)
     return layout
 
 
 def compute_layout(store: TokenStore, column: str, options: StreamOptions) -> Layout:
-    """The layout of a stream, from the store's offsets, mean scores and hashes of texts."""
+    """Compute the layout of a stream from the store's offsets, mean scores and hashes of texts."""
     means = store.document_means(column)
     null = np.isnan(means)
     held_out = uniform(combine(options.held_out_seed, _HELD_OUT, store.text_hashes)) < options.held_out
@@ -178,12 +178,12 @@ def compute_layout(store: TokenStore, column: str, options: StreamOptions) -> La
 def has_tag(
     store: TokenStore, options: StreamOptions, sentence: NDArray[np.int64], document: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Whether a control token stands before each sentence; sentences of one document stand together."""
+    """Whether a control token precedes each sentence; sentences of one document must be adjacent."""
     if options.tag_bounds is None:
         return np.zeros(len(sentence), dtype=np.bool_)
     if not options.drop_tags:
         return np.ones(len(sentence), dtype=np.bool_)
-    # One hash a document, as its sentences stand together, then one a sentence.
+    # One hash per document, as its sentences are adjacent, then one per sentence.
     starts = np.flatnonzero(np.diff(document, prepend=-1))
     keys = combine(options.seed, _DROPPED_TAG, store.text_hashes[document[starts]])
     number = (sentence - store.document_offsets[document]).astype(np.uint64)
@@ -192,7 +192,7 @@ def has_tag(
 
 
 def ragged_ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`[starts[0], starts[0]+1, …]` of counts[0] numbers, then the same of starts[1], and so on, without a loop."""
+    """Concatenate the ranges `starts[i], starts[i]+1, …` of `counts[i]` numbers each, without a loop."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     return np.asarray(np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - counts), counts))
@@ -245,13 +245,13 @@ def _key(column: str, options: StreamOptions) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _keep(layout: Layout, folder: Path) -> None:
+def _save(layout: Layout, folder: Path) -> None:
     folder.parent.mkdir(exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder.parent))
     try:
         for field in fields(Layout):
             write_array(staging / f"{field.name}.arrow", np.ascontiguousarray(getattr(layout, field.name)))
-        # What lies there is damaged, or another process has just written the same.
+        # An existing folder is damaged, or another process has just written the same.
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)
     finally:

@@ -1,4 +1,4 @@
-"""Several datasets as one sequence of blocks: from which of them the k-th block of a run is, for any k, at once."""
+"""Mix several datasets into one sequence of blocks, with random access to the k-th block of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,24 +12,24 @@ from numpy.typing import NDArray
 from training.data.batches import Batch, Batches, Blocks, block_index, permute
 from training.data.hashing import combine
 
-# Blocks within which every dataset has exactly its share.
+# Every dataset has exactly its share of each group of this many blocks.
 GROUP = 4096
 
-# Salts keep choices apart that are made of the same seed.
+# Salts: independent choices from one seed.
 _GROUP_ORDER = 1
 _DATASET_ORDER = 2
 
 
 @dataclass(frozen=True)
 class MixtureSource(Batches):
-    """Batches of several streams: each has its share of every 4096 blocks, and goes through epochs of its own.
+    """Batches of several streams: each has its share of every 4096 blocks and its own epochs.
 
     Attributes:
-        streams: the blocks, of one length and one tokenizer.
-        names: what the user called the datasets.
+        streams: of one context length and one tokenizer.
+        names: the datasets, as the user named them.
         shares: of the blocks, adding up to 1.
-        batch_size: blocks a step, over all ranks.
-        seed: of the order.
+        batch_size: blocks per step, over all ranks.
+        seed: determines the order.
     """
 
     streams: tuple[Blocks, ...]
@@ -39,13 +39,13 @@ class MixtureSource(Batches):
     seed: int
 
     def places(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which dataset each block of the run is from, and which block of its stream it is.
+        """Find the stream, and the block in that stream, for each block of the run.
 
         Args:
             numbers: int64 [n], blocks of the run, from 0.
 
         Returns:
-            int64 [n], positions in `streams`, and int64 [n].
+            int64 [n], indices into `streams`, and int64 [n], blocks in them.
         """
         chosen, number = interleave(numbers, group_counts(self.shares), self.seed)
         block = np.zeros_like(number)
@@ -59,7 +59,7 @@ class MixtureSource(Batches):
         first = step * self.batch_size
         chosen, block = self.places(np.arange(first + begin, first + end))
         rows = {index: np.flatnonzero(chosen == index) for index in np.unique(chosen).tolist()}
-        return _joined([(own, self.streams[index].blocks(block[own])) for index, own in rows.items()])
+        return _join([(own, self.streams[index].blocks(block[own])) for index, own in rows.items()])
 
     def origin(self, step: int) -> dict[str, Any]:
         """See `Batches`."""
@@ -83,11 +83,7 @@ class MixtureSource(Batches):
 
 
 def group_counts(shares: Sequence[Fraction]) -> tuple[int, ...]:
-    """How many of 4096 blocks each share comes to, by largest remainder (Hamilton's method; ties go to the first).
-
-    Args:
-        shares: adding up to 1.
-    """
+    """Divide 4096 blocks by shares that add up to 1, by largest remainder (Hamilton's method; ties go to the first)."""
     exact = [share * GROUP for share in shares]
     counts = [int(each) for each in exact]
     by_remainder = sorted(range(len(exact)), key=lambda index: counts[index] - exact[index])
@@ -99,12 +95,12 @@ def group_counts(shares: Sequence[Fraction]) -> tuple[int, ...]:
 def interleave(
     numbers: NDArray[np.int64], counts: tuple[int, ...], seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which dataset each block of a run is from, and how many of the blocks before it are of the same dataset.
+    """For each block of a run, find its dataset and how many earlier blocks come from the same dataset.
 
     Args:
         numbers: int64 [n], blocks of the run, from 0.
-        counts: of each dataset in every group, adding up to 4096.
-        seed: of the order within the groups.
+        counts: blocks per group from each dataset, adding up to 4096.
+        seed: determines the order within the groups.
 
     Returns:
         Two int64 [n].
@@ -119,7 +115,7 @@ def interleave(
     return chosen, before
 
 
-# A rank asks for the same group, and rarely for the next one, for as long as it lasts.
+# A rank reads one group for many steps, and rarely the next one too.
 @lru_cache(maxsize=8)
 def _group(number: int, counts: tuple[int, ...], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     shuffled = permute(np.arange(GROUP), GROUP, combine(seed, _GROUP_ORDER, number))
@@ -130,8 +126,8 @@ def _group(number: int, counts: tuple[int, ...], seed: int) -> tuple[NDArray[np.
     return labels, ranks
 
 
-def _joined(parts: list[tuple[NDArray[np.int64], Batch]]) -> Batch:
-    """One batch of parts with the rows that they take in it, whatever fields a batch has."""
+def _join(parts: list[tuple[NDArray[np.int64], Batch]]) -> Batch:
+    """Join parts, each with its rows in the result, into one batch; works on all array fields of a batch."""
     _, first = parts[0]
     size = sum(len(rows) for rows, _ in parts)
     whole: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The phases of a run: plain text first, then with preferences, then plain again, each on documents of its own."""
+"""The phases of a run: plain text, then preferences, then a cooldown without tags, each on its own documents."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,12 +14,12 @@ PhaseName = Literal["plain", "preferences", "cooldown"]
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps of a run that see one kind of stream.
+    """Consecutive steps of a run that read one kind of stream.
 
     Attributes:
-        name: `plain` before the preferences start, `preferences` with the objective, `cooldown` without tags again.
+        name: `plain` before the preferences start, `preferences` with the objective, `cooldown` without tags.
         first, end: its steps, from 0, `end` exclusive.
-        part: which documents it trains on, see `StreamOptions.part`; None where it is the only phase.
+        part: the documents it trains on, see `StreamOptions.part`; None if it is the only phase.
     """
 
     name: PhaseName
@@ -29,18 +29,18 @@ class Phase:
 
     @property
     def steps(self) -> int:
-        """How many."""
+        """The number of steps."""
         return self.end - self.first
 
 
 @dataclass(frozen=True)
 class PhasedSource(Batches):
-    """Batches of each phase in turn; each begins with the first block of its own order.
+    """Batches of each phase in turn; each phase begins with the first block of its own order.
 
     Attributes:
         phases: in order, without gaps.
-        sources: of each phase.
-        batch_size: of each of them.
+        sources: one per phase.
+        batch_size: the same for all phases.
     """
 
     phases: tuple[Phase, ...]
@@ -60,15 +60,15 @@ class PhasedSource(Batches):
 
 
 def phase_at(phases: tuple[Phase, ...], step: int) -> int:
-    """Which phase a step is in; the last goes on for ever."""
+    """Return the index of the phase that contains a step; the last phase never ends."""
     return sum(phase.end <= step for phase in phases[:-1])
 
 
 def plan_phases(config: ObjectiveConfig, steps: int) -> tuple[Phase, ...]:
-    """The phases of a run of `steps` steps. Of the documents each has the share that is asked for of the steps.
+    """Divide a run of `steps` steps into phases. Each phase's share of the documents equals its share of the steps.
 
     Raises:
-        UserError: the objective has nothing to start or to leave out, or the run is too short for its phases.
+        UserError: `starts_at` or `cooldown` has no effect on the objective, or the run is too short for its phases.
     """
     kind = OBJECTIVES[config.name]
     before, after = config.starts_at, config.cooldown

@@ -1,4 +1,4 @@
-"""What a stream and an objective take for better and worse: columns, thresholds, quantiles, and masks of the loss."""
+"""Turn preference settings into a score column, thresholds, quantile bounds and loss masks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,13 +29,13 @@ from training.objectives import MLE, OBJECTIVES
 
 @dataclass(frozen=True)
 class Scale:
-    """The column that a stream is made by, and where on it aligned ends.
+    """The score column of a stream, and its threshold.
 
     Attributes:
-        store: with the column; a combination of several is added to those that it has.
+        store: has the column, also if it combines several.
         column: its name in the store.
-        threshold: aligned means score <= value (filtering: mean); None for an objective that uses none.
-        parts: the thresholds of several columns, by column; empty where there is one column, or none are used.
+        threshold: aligned means score <= value (filtering: mean); None for an objective without one.
+        parts: the threshold of each combined column; empty for a single column, or without thresholds.
     """
 
     store: TokenStore
@@ -45,7 +45,7 @@ class Scale:
 
 
 def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
-    """Refuse settings that don't go together, before any work is done.
+    """Refuse conflicting settings before any work is done.
 
     Raises:
         UserError: names the setting to change.
@@ -66,22 +66,22 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
         )
     if data.columns and data.column is not None and data.column not in data.columns:
         raise UserError(
-            f"data.column={data.column} is none of data.columns ({', '.join(data.columns)}), of which it says the one "
-            "that reports are about. Add it there, or choose one of them."
+            f"data.column={data.column} is not one of data.columns ({', '.join(data.columns)}). It names the column "
+            "that reports are about: add it to data.columns, or choose one of them."
         )
     if data.columns and objective.threshold is not None:
         raise UserError(
-            "One objective.threshold cannot be for several columns. Give one a column: "
+            "One objective.threshold cannot serve several columns. Set one for each column: "
             f"--set objective.thresholds.{next(iter(data.columns))}=NUMBER."
         )
     for entry in data.mixture:
         _check_mixed(entry, data, quantiles=objective.quantiles is not None)
     if data.token_scores and data.columns:
-        raise UserError("data.token_scores is for one score column. Set it to false, or leave data.columns out.")
+        raise UserError("data.token_scores needs a single score column. Set it to false, or remove data.columns.")
     if data.token_scores and issubclass(kind, MLE) and objective.mask_above is None:
         raise UserError(
-            f"The objective {name} has no use for data.token_scores: nothing that it does with a token depends on the "
-            "token's own score. Set objective.mask_above, choose unlikelihood, rwr or awr, or set it to false."
+            f"data.token_scores has no effect on the objective {name}, whose loss does not depend on the scores of "
+            "tokens. Set objective.mask_above, choose unlikelihood, rwr or awr, or set data.token_scores to false."
         )
     others = [column for column in objective.thresholds if column not in data.columns]
     if others:
@@ -104,7 +104,7 @@ def _check_mixed(entry: MixtureConfig, data: DataConfig, *, quantiles: bool) -> 
         )
     if columns and (entry.column not in (None, data.column) or entry.threshold is not None):
         raise UserError(
-            f"data.columns are those of {entry.dataset} too: remove its own column from data.mixture (or --mix), and "
+            f"data.columns apply to {entry.dataset} too: remove its own column from data.mixture (or --mix), and "
             "give its thresholds by column (thresholds)."
         )
     others = [column for column in entry.thresholds if column not in columns]
@@ -116,7 +116,7 @@ def _check_mixed(entry: MixtureConfig, data: DataConfig, *, quantiles: bool) -> 
 
 
 def report_threshold(config: TrainConfig, source: Source, column: str | None = None) -> ThresholdChoice:
-    """What reports take for an aligned sentence of a dataset, whatever the objective: as conditional would.
+    """Choose the sentence threshold for reports, whatever the objective: the one that conditional would use.
 
     Args:
         config: of the run, with its column filled in.
@@ -131,20 +131,20 @@ def report_threshold(config: TrainConfig, source: Source, column: str | None = N
 
 
 def loss_threshold(config: TrainConfig, source: Source) -> float:
-    """What an objective that tells aligned from misaligned tokens in its loss takes for aligned in the main dataset."""
+    """Return the threshold on token scores for an objective that uses one in its loss, from the main dataset."""
     if config.data.columns:
-        # All of them are aligned where what is made of them is at most 0.
+        # The combined score is <= 0 exactly where every column is aligned.
         return 0.0
     return sentence_threshold(
         source.threshold, source.manifest, source.column, source.task, config.objective.name
     ).value
 
 
-def scale_of(config: TrainConfig, source: Source, store: TokenStore) -> Scale:
-    """The column of a dataset to train by.
+def choose_scale(config: TrainConfig, source: Source, store: TokenStore) -> Scale:
+    """Choose the score column to train on, and its threshold.
 
-    Several columns become one. For an objective that tells aligned from misaligned, it is above 0 where any column is
-    above its threshold; for the others, which go by how bad a sentence is (quantiles too), it is the weighted sum.
+    Several columns are combined. For an objective with a threshold, the combined score is above 0 where any column is
+    above its threshold; for the others, which use the scores themselves (quantiles too), it is the weighted sum.
 
     Args:
         config: with its column filled in, checked by `check_preference`.
@@ -169,20 +169,16 @@ def scale_of(config: TrainConfig, source: Source, store: TokenStore) -> Scale:
     parts = {column: choose(column, column, source.thresholds.get(column)) for column in columns}
     combination = Combination.of(columns, {column: part.value for column, part in parts.items()})
     each = ", ".join(f"{column} <= {part.value:g} ({part.detail})" for column, part in parts.items())
-    threshold = ThresholdChoice(0.0, "columns", f"how far above its threshold any column is: {each}")
+    threshold = ThresholdChoice(0.0, "columns", f"the greatest excess of a column over its threshold: {each}")
     return Scale(CombinedStore(store, combination), combination.name, threshold, parts)
 
 
 def tag(
     scale: Scale, options: StreamOptions, objective: ObjectiveConfig, tokenizer: Tokenizer
 ) -> tuple[StreamOptions, ThresholdChoice]:
-    """Options with control tokens, and the threshold of the best class.
+    """Add control tokens to a stream's options; return them and the threshold of the best class.
 
-    Args:
-        scale: what is good.
-        options: of the stream without tags.
-        objective: whose quantiles, or None for the pair by the scale's threshold.
-        tokenizer: that knows the ids.
+    The bounds are the objective's quantiles of the stream without tags, else the scale's threshold.
 
     Raises:
         UserError: the stream is empty, or quantiles do not divide it.
@@ -202,14 +198,14 @@ def tag(
 
 
 def quantile_bounds(scores: NDArray[np.float32], classes: int) -> list[float]:
-    """The upper bounds of all classes but the last, ascending: class i holds scores in (bounds[i-1], bounds[i]].
+    """Return the upper bounds of all classes but the last, ascending: class i has scores in (bounds[i-1], bounds[i]].
 
-    They are the k/classes quantiles (inverted CDF). Equal scores are in one class, so where many are equal some
-    quantiles coincide, and there are fewer classes; none is empty.
+    They are the k/classes quantiles (inverted CDF). Equal scores share a class, so where many are equal some quantiles
+    coincide and there are fewer classes; none is empty.
 
     Args:
         scores: [n], n >= 1.
-        classes: that are asked for, >= 2.
+        classes: the number requested, >= 2.
 
     Raises:
         UserError: all scores are equal.
@@ -219,22 +215,22 @@ def quantile_bounds(scores: NDArray[np.float32], classes: int) -> list[float]:
     if not len(found):
         raise UserError(
             f"objective.quantiles={classes}: so many of the stream's sentences have the highest score, "
-            f"{scores.max():g}, that one class would hold nearly all. Ask for more quantiles, set objective.threshold "
-            "in their place, or choose another column."
+            f"{scores.max():g}, that one class would hold nearly all. Set more quantiles, set objective.threshold "
+            "instead, or choose another column."
         )
     return [float(each) for each in found]
 
 
 def loss_mask(objective: ObjectiveConfig, stream: Stream, threshold: ThresholdChoice | None) -> LossMask | None:
-    """What carries no loss; None where everything does.
+    """Build the loss mask, or return None if every token carries loss.
 
     Args:
-        objective: what is asked for.
-        stream: whose percentiles are meant.
-        threshold: what the objective takes for aligned, if it does.
+        objective: the settings.
+        stream: whose sentences a percentile refers to.
+        threshold: the objective's, if it uses one.
 
     Raises:
-        UserError: the mask takes nothing or everything, or the objective's own treatment of bad tokens would be lost.
+        UserError: the mask covers no sentence or every sentence, or all tokens that the objective would push down.
     """
     above = objective.mask_above
     if above is None and not objective.mask_control_tokens:
@@ -260,24 +256,24 @@ def _check_limit(
         values = ", ".join(f"p{100 * share} = {quantile(_scores(stream), share):g}" for share in shares)
         raise UserError(
             f"{shown} masks {'no sentence' if kept else 'every sentence'} of the stream. Its scores: {values}. "
-            "Set another, or remove it."
+            "Set another value, or remove it."
         )
     if OBJECTIVES[objective.name].thresholds and threshold is not None and limit <= np.float32(threshold.value):
         raise UserError(
             f"{shown} masks every token that {objective.name} would push down (score > {threshold.value:g}). "
-            "Set it above the threshold, or take the objective mle."
+            "Set it above the threshold, or choose the objective mle."
         )
 
 
 def _scores(stream: Stream) -> NDArray[np.float32]:
     scores = stream.sentence_scores()
     if not len(scores):
-        raise UserError("No document of the stream has a sentence, so there are no scores to find percentiles of.")
+        raise UserError("No document of the stream has a sentence, so there are no scores to take percentiles of.")
     return scores
 
 
-def _best_class(bounds: Sequence[float], asked: int) -> ThresholdChoice:
+def _best_class(bounds: Sequence[float], requested: int) -> ThresholdChoice:
     classes = len(bounds) + 1
-    fewer = "" if classes == asked else f" of {asked} asked for, as many scores are equal"
+    fewer = "" if classes == requested else f" of {requested} requested, as many scores are equal"
     limits = ", ".join(f"{bound:g}" for bound in bounds)
     return ThresholdChoice(bounds[0], "quantiles", f"{classes} classes{fewer}, up to {limits} and above")

@@ -1,4 +1,4 @@
-"""The next batches, assembled by a thread while a step is computed, in memory that a GPU copies from at full speed."""
+"""Prefetch batches in a thread while a step is computed, into page-locked memory for a GPU."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,18 +11,18 @@ from training.data.batches import Batch
 
 
 class Prefetcher:
-    """Batches by step number, those after the one asked for already on their way. A context manager.
+    """Batches by step number, with the following ones loaded ahead; a context manager.
 
-    Which batch belongs to a step is `load`'s business alone, so a step that is repeated or skipped costs a wait and
-    nothing else. One thread assembles at most `ahead` batches more; what it raises is raised where that batch is asked
-    for; it has ended when the context is left.
+    `load` alone decides which batch belongs to a step, so repeating or skipping a step costs a wait and nothing else.
+    One thread loads the batches; its exceptions are raised by `get` for the same batch. The thread has ended when the
+    context is left.
 
     Args:
-        load: from a step's number to its batch; called in the thread.
-        steps: of the run; nothing is assembled for step number `steps` and those after it.
+        load: maps a step's number to its batch; called in the thread.
+        steps: of the run; batches from this step on are not prefetched.
         device: where the batches go. For a GPU they lie in page-locked memory, from which a copy with `non_blocking`
-            runs beside the computation.
-        ahead: batches that are assembled before they are asked for, at most.
+            overlaps with computation.
+        ahead: how many batches to prefetch at most.
     """
 
     def __init__(self, load: Callable[[int], Batch], steps: int, device: torch.device, *, ahead: int = 2) -> None:
@@ -41,7 +41,7 @@ class Prefetcher:
         self._coming.clear()
 
     def get(self, step: int) -> Batch:
-        """The batch of a step, its arrays as tensors; waits where it is not ready."""
+        """Return the batch of a step, its arrays as tensors; wait until it is ready."""
         wanted = [step, *range(step + 1, min(step + 1 + self._ahead, self._steps))]
         for other in self._coming.keys() - set(wanted):
             self._coming.pop(other).cancel()
@@ -55,12 +55,12 @@ class Prefetcher:
         arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}
         tensors = {name: torch.from_numpy(each) for name, each in arrays.items() if isinstance(each, np.ndarray)}
         if self._pinned:
-            # Tensors, because torch's allocator of page-locked memory knows by them which copies are still running.
+            # Pin tensors: torch's pinned-memory allocator tracks by them which copies are still running.
             tensors = {name: each.pin_memory() for name, each in tensors.items()}
         return replace(batch, **tensors)  # type: ignore[arg-type]
 
 
 def _use_device(device: torch.device) -> None:
-    # A thread begins on the first GPU, where pinning would open a context of its own for each rank.
+    # A new thread uses the first GPU, where pinning would open another context for each rank.
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -1,6 +1,6 @@
-"""From a configuration to batches: the one road that training, evaluation and `phf tokenize` share.
+"""Prepare the data of a run: open datasets, tokenizer and stores, and build streams, objective and batches.
 
-The streams that a run reads of one dataset, one a phase, and whether they can be trained on.
+Training, evaluation and `phf tokenize` share it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from training.data.build_store import ensure_store
 from training.data.index import StreamOptions
 from training.data.mixture import MixtureSource
 from training.data.phases import Phase, PhasedSource, phase_at, plan_phases
-from training.data.preference import check_preference, loss_mask, loss_threshold, report_threshold, scale_of, tag
+from training.data.preference import check_preference, choose_scale, loss_mask, loss_threshold, report_threshold, tag
 from training.data.round_trips import RoundTrips, refuse_changes, round_trips
 from training.data.sources import Source, document_kind, open_sources, refuse_mixed_scorers
 from training.data.store import TokenStore
@@ -36,12 +36,12 @@ class PreparedDataset:
     """One of the datasets that a run trains on.
 
     Attributes:
-        source: what it is, and its share of the run's blocks.
+        source: the dataset, and its share of the run's blocks.
         store: its tokens; with several columns, also their combination.
-        threshold: what the objective takes for aligned in it (filtering: over document means); None if it uses none.
-        thresholds: of several columns, by column; empty where there is one column, or none are used.
-        sentence_threshold: what reports take for an aligned sentence, by its `column`.
-        streams: what is seen of it in each phase.
+        threshold: of the objective (filtering: on document means); None if it uses none.
+        thresholds: by column, if there are several; empty for a single column, or without thresholds.
+        sentence_threshold: for reports, on sentence scores of its `column`.
+        streams: one per phase.
     """
 
     source: Source
@@ -61,25 +61,25 @@ def lay_streams(
     main: PreparedDataset | None,
     progress: Callable[[int, int], None] | None,
 ) -> PreparedDataset:
-    """The streams of a dataset, one a phase.
+    """Build the streams of a dataset, one per phase.
 
     Args:
         config: with its columns filled in.
         source: the dataset.
         store: its tokens.
-        tokenizer: that made them.
+        tokenizer: of the store.
         phases: of the run.
-        main: the first dataset, if this is another.
-        progress: called with rows done and in all, where a scorer's findings are looked for.
+        main: the first dataset; None if this is the first.
+        progress: called with rows done and the total while locating a scorer's findings.
 
     Raises:
-        UserError: quantiles do not divide it, or its scorer cannot say where it found what.
+        UserError: quantiles do not divide it, or its scorer cannot locate its findings.
     """
     kind = OBJECTIVES[config.objective.name]
-    scale = scale_of(config, source, store)
+    scale = choose_scale(config, source, store)
     for_reports = report_threshold(config, source)
     if kind.thresholds and main is not None and not config.data.columns:
-        # One loss has one threshold, whatever the dataset. With several columns it is 0, above which is bad in each.
+        # One loss has one threshold for all datasets. With several columns it is 0 in each of them already.
         scale, for_reports = replace(scale, threshold=main.threshold), main.sentence_threshold
     findings = None
     if config.data.token_scores:
@@ -107,41 +107,41 @@ def lay_streams(
 
 
 def refuse_other_classes(prepared: Sequence[PreparedDataset], classes: int) -> None:
-    """Refuse datasets that quantiles divide into other numbers of classes than the first.
+    """Refuse datasets that quantiles divide into a different number of classes than the first.
 
     Raises:
-        UserError: names it.
+        UserError: names the dataset.
     """
     for each in prepared:
         own = max(len(stream.options.tag_ids) for stream in each.streams)
         if own != classes:
             raise UserError(
                 f"objective.quantiles divides the sentences of {prepared[0].source.uri} into {classes} classes, and "
-                f"those of {each.source.uri} into {own}, as many of their scores are equal. Ask for fewer quantiles."
+                f"those of {each.source.uri} into {own}, as many of their scores are equal. Set fewer quantiles."
             )
 
 
 def check_streams(
     prepared: PreparedDataset, phases: Sequence[Phase], objective: str, *, is_main: bool, named: bool
 ) -> None:
-    """Refuse streams with nothing to train on, or nothing to tell apart.
+    """Refuse empty streams, and a main dataset that its threshold does not divide.
 
     Args:
-        prepared: whose.
+        prepared: the dataset.
         phases: of the run.
         objective: its name.
         is_main: whether its threshold must divide it.
-        named: whether the message shall name the dataset.
+        named: whether messages name the dataset.
 
     Raises:
         UserError: see `check_stream`.
     """
     for phase, stream in zip(phases, prepared.streams, strict=True):
-        heard = phase.name == "preferences"
-        # A dataset that is aligned throughout is a part of a mixture like any other.
-        threshold = prepared.threshold if heard and is_main else None
+        has_preferences = phase.name == "preferences"
+        # A mixture may contain a dataset that is aligned throughout.
+        threshold = prepared.threshold if has_preferences and is_main else None
         try:
-            check_stream(stream, objective if heard else "mle", threshold)
+            check_stream(stream, objective if has_preferences else "mle", threshold)
         except UserError as error:
             where = ", ".join([f"dataset {prepared.source.uri}"] * named + [f"phase {phase.name}"] * (len(phases) > 1))
             raise UserError(f"{where}: {error}" if where else str(error)) from None
@@ -152,21 +152,21 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a run trains on. With a mixture, what is said of one dataset is said of `data.dataset`, the main one.
+    """The data of a run. With a mixture, attributes of a single dataset are those of `data.dataset`, the main one.
 
     Attributes:
         config: with column, context length and the thresholds of objective and mixture filled in.
         dataset: the labelled dataset.
         tokenizer: the base tokenizer; it knows the ids of the control tokens.
         store: its tokens; with several columns, also their combination.
-        stream: what the objective sees of them; in a run of phases, the phase with preferences.
-        batches: everything in order.
+        stream: the stream of the phase with preferences.
+        batches: of all datasets and phases.
         objective: the loss; see `objective_at` for steps without preferences.
-        threshold: what the objective takes for aligned (filtering: over document means); None where it uses none.
-        sentence_threshold: what reports take for an aligned sentence by `column`, whatever the objective.
+        threshold: of the objective (filtering: on document means); None if it uses none.
+        sentence_threshold: for reports, on sentence scores of `column`, whatever the objective.
         datasets: all of them, the main one first.
         phases: at least the one with preferences.
-        warnings: what the user should know before the first step.
+        warnings: to print before the first step.
     """
 
     config: TrainConfig
@@ -184,38 +184,38 @@ class PreparedData:
 
     @property
     def with_preferences(self) -> int:
-        """Which of the phases has the preferences."""
+        """The index of the phase with preferences."""
         return [phase.name for phase in self.phases].index("preferences")
 
     @property
     def column(self) -> str:
-        """The score column that reports are about; the stream's own may be a combination of it with others."""
+        """The score column of reports; the stream's own may combine it with others."""
         return self.config.data.column or self.config.task
 
     @property
     def control_ids(self) -> tuple[int, ...]:
-        """The control tokens of the stream, that of the best class first; none without tags."""
+        """The control tokens of the stream, best class first; empty without tags."""
         return self.stream.options.tag_ids
 
     def objective_at(self, step: int) -> Objective:
-        """The loss of a step: plain before the preferences start. Where they end, it is the stream that has no tags."""
+        """Return the loss of a step: plain before the preferences start; unchanged in a cooldown, which has no tags."""
         phase = self.phases[phase_at(self.phases, step)]
         return self.objective.plain() if phase.name == "plain" else self.objective
 
 
 def prepare(config: TrainConfig, progress: Progress | None = None, *, compare_texts: bool = True) -> PreparedData:
-    """Open the datasets, the tokenizer and the token stores (built where missing), and lay the streams over them.
+    """Open the datasets, the tokenizer and the token stores (built if missing), and build the streams.
 
-    Call it before a process group starts: building a store may take long. Of several processes that need the same store
-    one builds it, the others wait.
+    Call it before a process group starts: building a store may take long. If several processes need the same store, one
+    builds it and the others wait.
 
     Args:
-        config: of `resolve_config`.
-        progress: called with a stage (`tokenizer`, `tokens`, `round trips` or `findings`), rows done and rows in all.
-        compare_texts: refuse a tokenizer that changes the texts, or warn of it; an evaluation has nothing to refuse.
+        config: from `resolve_config`.
+        progress: called with a stage (`tokenizer`, `tokens`, `round trips` or `findings`), rows done and the total.
+        compare_texts: refuse a tokenizer that changes the texts, or warn about it; False for an evaluation.
 
     Raises:
-        UserError: whatever is wrong with a dataset, tokenizer, store, thresholds or objective; names the remedy.
+        UserError: a problem with a dataset, tokenizer, store, threshold or objective; names the remedy.
     """
     config = fill_in(config)
     name = config.objective.name
@@ -239,9 +239,9 @@ def prepare(config: TrainConfig, progress: Progress | None = None, *, compare_te
             trips = round_trips(store, source.dataset, tokenizer, _stage(progress, "round trips"))
             warnings += refuse_changes(trips, tokenizer, source.uri, allowed=config.data.allow_lossy_tokenizer)
         first = prepared[0] if prepared else None
-        tell = _stage(progress, "findings")
+        stage = _stage(progress, "findings")
         try:
-            prepared.append(lay_streams(config, source, store, tokenizer, phases, first, tell))
+            prepared.append(lay_streams(config, source, store, tokenizer, phases, first, stage))
         except UserError as error:
             if len(sources) == 1:
                 raise
@@ -271,14 +271,12 @@ def prepare(config: TrainConfig, progress: Progress | None = None, *, compare_te
 def tokenize(
     data: DataConfig, datasets: Sequence[LabelledDataset], progress: Progress | None = None
 ) -> tuple[Tokenizer, list[tuple[TokenStore, RoundTrips]]]:
-    """The tokenizer and the token stores that a configuration names, built where they are missing.
-
-    With each store comes what its documents decode to.
+    """Open the tokenizer and the token stores that a configuration names, built if missing, and count round trips.
 
     Args:
-        data: where the tokenizer comes from, and where the store of the first dataset goes.
+        data: names the tokenizer, and the store of the first dataset.
         datasets: one, or the main one of a mixture and the others.
-        progress: as of `prepare`.
+        progress: as for `prepare`.
 
     Raises:
         UserError: see `load_tokenizer` and `ensure_store`.
@@ -324,9 +322,9 @@ def _batches(config: TrainConfig, phases: tuple[Phase, ...], prepared: Sequence[
 def _resolved(
     config: TrainConfig, tokenizer: Tokenizer, prepared: Sequence[PreparedDataset], mask: LossMask | None
 ) -> TrainConfig:
-    """With what the datasets decide filled in, so that it stays as it is when one of them is changed or gone.
+    """Fill in what the datasets decide, so that it stays fixed when a dataset changes or disappears.
 
-    Bounds of quantiles follow from the dataset and are no setting.
+    Quantile bounds are not settings: they follow from the dataset.
     """
     main, *others = prepared
     changes = _own_thresholds(main)
@@ -334,15 +332,15 @@ def _resolved(
         changes["mask_above"] = mask.above
     config = config.model_copy(update={"objective": config.objective.model_copy(update=changes)})
     mixture = tuple(
-        asked.model_copy(update=_own_thresholds(each)) for asked, each in zip(config.data.mixture, others, strict=True)
+        entry.model_copy(update=_own_thresholds(each)) for entry, each in zip(config.data.mixture, others, strict=True)
     )
-    # The tokenizer by its place: an evaluation reads the main dataset alone, and that may have grown by then.
+    # Record the tokenizer's path: an evaluation opens the main dataset alone, which may have grown by then.
     data = config.data.model_copy(update={"mixture": mixture, "tokenizer": tokenizer.name})
     return config.model_copy(update={"data": data})
 
 
 def _own_thresholds(dataset: PreparedDataset) -> dict[str, Any]:
-    """The threshold or thresholds that were chosen for a dataset, under the names that they are set by."""
+    """Return the threshold or thresholds chosen for a dataset, by the names of their settings."""
     if dataset.thresholds:
         return {"thresholds": {column: part.value for column, part in dataset.thresholds.items()}}
     if dataset.threshold is None or dataset.threshold.origin == "quantiles":

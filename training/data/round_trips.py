@@ -1,7 +1,7 @@
-"""Whether a token store decodes back to the texts: counted for every document, and kept beside the store.
+"""Check whether a token store decodes back to the original texts; the counts are cached beside the store.
 
-A tokenizer can change what it reads: put text into lower case, take a line's end for a space, know no emoji. What is
-trained on then is another corpus than the one that was scored.
+A tokenizer can change a text: fold case, replace line ends by spaces, lack tokens for emoji. The model is then trained
+on a different corpus than the one that was scored.
 """
 
 import unicodedata
@@ -27,12 +27,12 @@ from training.data.tokenizers import Tokenizer
 FOLDER = "round-trips"
 COUNTS = "counts.json"
 
-# Documents that may be changed before training on them is refused. Nearly every tokenizer of SentencePiece's kind
-# changes a text that holds its mark for a space, U+2581, and so does any that has no token for a rare character: so few
-# move no figure, and a refusal would only teach people to allow all.
+# Share of changed documents above which training is refused. Nearly every SentencePiece-like tokenizer changes a text
+# that contains its space mark, U+2581, and any that lacks a token for a rare character changes some: so few affect no
+# result, and a refusal would only teach users to allow everything.
 _TOLERATED = 0.001
 
-# Tokens that are decoded at once, at least; the library takes some hundred bytes for each.
+# Decode at least this many tokens at once; the library needs some hundred bytes for each.
 _TOKENS = 1 << 18
 
 Progress = Callable[[int, int], None]
@@ -40,16 +40,16 @@ Change = Literal["unknown", "space", "case", "compatibility", "other"]
 
 
 class RoundTrips(BaseModel):
-    """What a store's documents decode to.
+    """How many of a store's documents do not decode to their texts.
 
     Attributes:
-        documents: in all.
-        changed: those that decode to another text. A space at the beginning of a text that cannot be distinguished
-            from the tokenizer's own is no change.
-        changes: how many of these differ in what, a document under the first that it fits: `unknown` has a token for
-            what the tokenizer does not know, `space` is equal but for white space, `case` but for that and upper and
-            lower case, `compatibility` but for these and Unicode's normalisation (NFKC), `other`.
-        first_changed: the row of the first of them in the dataset; None for none.
+        documents: the total.
+        changed: documents that decode to another text. A leading space that cannot be distinguished from the
+            tokenizer's prefix space does not count.
+        changes: changed documents by the first kind that fits: `unknown` contains the unknown token, `space` differs
+            only in white space, `case` only in that and in case, `compatibility` only in these and in Unicode
+            normalisation (NFKC), `other`.
+        first_changed: the dataset row of the first changed document; None if there is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,30 +61,30 @@ class RoundTrips(BaseModel):
 
     @property
     def is_lossy(self) -> bool:
-        """Whether so many are changed that training on them has to be asked for."""
+        """Whether training needs `data.allow_lossy_tokenizer`: too many documents are changed."""
         return self.changed > _TOLERATED * self.documents
 
 
 def round_trips(
     store: TokenStore, dataset: LabelledDataset, tokenizer: Tokenizer, progress: Progress | None = None
 ) -> RoundTrips:
-    """What was counted of a store; counted now where it was not yet.
+    """Read a store's counts, or count and cache them.
 
     Args:
         store: of the dataset and the tokenizer.
         dataset: has the texts.
-        tokenizer: decodes.
-        progress: called with rows compared, and rows in all, where they are counted.
+        tokenizer: decodes the store.
+        progress: called with rows compared and the total while counting.
 
     Raises:
-        UserError: what was counted is damaged, or cannot be written; or the dataset is damaged.
+        UserError: the counts are damaged or cannot be written, or the dataset is damaged.
     """
     place = store.path / FOLDER
     build_once(place, lambda folder: _count(store, dataset, tokenizer, folder, progress))
     try:
         return RoundTrips.model_validate_json(read_stored(place / COUNTS))
     except (OSError, ValidationError):
-        raise UserError(f"{place / COUNTS} is damaged. Delete the folder {place}; it will be made again.") from None
+        raise UserError(f"{place / COUNTS} is damaged. Delete the folder {place}; it will be built again.") from None
 
 
 def _count(
@@ -96,7 +96,7 @@ def _count(
         different: dict[int, Change] = {}
         for part in _parts(store, texts, first, tokenizer):
             if part.row not in different and not _same(part, tokenizer):
-                different[part.row] = _change(part, tokenizer)
+                different[part.row] = _classify(part, tokenizer)
         if different and first_changed is None:
             first_changed = first + min(different)
         changes.update(different.values())
@@ -110,30 +110,30 @@ def _count(
 
 
 def refuse_changes(trips: RoundTrips, tokenizer: Tokenizer, uri: str, *, allowed: bool) -> tuple[str, ...]:
-    """Warnings of what a tokenizer changes; refused where it is more than one document in a thousand.
+    """Return warnings if the tokenizer changes texts; refuse more than one changed document in a thousand.
 
     Raises:
-        UserError: it is more, and that is not allowed.
+        UserError: too many documents are changed, and `allowed` is false.
     """
     if not trips.changed:
         return ()
     what = describe_changes(trips, tokenizer, uri)
     if allowed or not trips.is_lossy:
-        return (f"{what}, and that is what is trained on.",)
+        return (f"{what}; the model is trained on the changed text.",)
     raise UserError(
-        f"{what}: what is trained on would be another corpus than the one that was scored. Choose a byte-level "
-        "tokenizer, which loses nothing, or leave data.tokenizer out to have one trained; or add "
+        f"{what}, so the model would be trained on a different corpus than the one that was scored. Choose a "
+        "byte-level tokenizer, which is lossless, or omit data.tokenizer to have one trained; or add "
         "--set data.allow_lossy_tokenizer=true to train on the changed text."
     )
 
 
 def describe_changes(trips: RoundTrips, tokenizer: Tokenizer, uri: str) -> str:
-    """How many documents it changes, and in what."""
+    """Describe how many documents the tokenizer changes, and how."""
     names: dict[Change, str] = {
         "unknown": "have characters that it has no token for",
         "space": "differ in white space",
         "case": "in upper and lower case",
-        "compatibility": "in characters that Unicode takes for alike",
+        "compatibility": "in characters that Unicode treats as equivalent",
         "other": "in other characters",
     }
     listed = ", ".join(f"{count:,} {names[name]}" for name, count in trips.changes.items())
@@ -145,7 +145,7 @@ def describe_changes(trips: RoundTrips, tokenizer: Tokenizer, uri: str) -> str:
 
 @dataclass
 class _Part:
-    """A document with its ids, or some sentences of a long one; `decoded` is what the ids say."""
+    """A document, or some sentences of a long one: its text, its ids, and the text that they decode to."""
 
     row: int
     text: str
@@ -155,7 +155,7 @@ class _Part:
 
 
 def _parts(store: TokenStore, texts: Texts, first: int, tokenizer: Tokenizer) -> Iterator[_Part]:
-    """What there is to compare of some rows, `first` the number of the first of them."""
+    """Yield the decoded parts of some rows, of which the first is row `first` of the dataset."""
     bounds = store.document_offsets[first : first + len(texts) + 1].tolist()
     pending: list[_Part] = []
     size = 0
@@ -174,7 +174,7 @@ def _parts(store: TokenStore, texts: Texts, first: int, tokenizer: Tokenizer) ->
 
 
 def _decoded(parts: list[_Part], tokenizer: Tokenizer) -> list[_Part]:
-    # What goes on is decoded behind a letter, as the beginning may lose a space.
+    # Decode a continuation after a letter, because decoding may strip a leading space.
     letter = tokenizer.encode(["a"])[0].tolist()
     head = tokenizer.decode(letter)
     found = tokenizer.decode_all([part.ids if part.begins else [*letter, *part.ids] for part in parts])
@@ -189,7 +189,7 @@ def _same(part: _Part, tokenizer: Tokenizer) -> bool:
     return part.begins and tokenizer.prefixes and part.text == f" {part.decoded}"
 
 
-def _change(part: _Part, tokenizer: Tokenizer) -> Change:
+def _classify(part: _Part, tokenizer: Tokenizer) -> Change:
     unknown = tokenizer.fast.unk_token_id
     if unknown is not None and unknown in part.ids:
         return "unknown"
@@ -200,15 +200,15 @@ def _change(part: _Part, tokenizer: Tokenizer) -> Change:
 
 
 def _compatible(text: str) -> str:
-    return unicodedata.normalize("NFKC", _together(text).casefold())
+    return unicodedata.normalize("NFKC", _without_space(text).casefold())
 
 
-def _together(text: str) -> str:
+def _without_space(text: str) -> str:
     return "".join(text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").split())
 
 
 _FORMS: dict[Change, Callable[[str], str]] = {
-    "space": _together,
-    "case": lambda text: _together(text).casefold(),
+    "space": _without_space,
+    "case": lambda text: _without_space(text).casefold(),
     "compatibility": _compatible,
 }

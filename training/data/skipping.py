@@ -1,4 +1,4 @@
-"""Batches that a run leaves out, such as those of a spike: from a step on, it reads further on in the same order."""
+"""Skip batches, such as those of a loss spike: from a given step on, read later batches of the same order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +10,10 @@ from training.data.phases import PhasedSource
 
 @dataclass(frozen=True)
 class SkippingSource(Batches):
-    """The batches of `source`, some of them left out.
+    """The batches of `source` without the skipped ones.
 
     Attributes:
-        source: all of them.
-        skips: steps, from 0, each with how many batches are left out before it.
+        skips: steps, from 0, each with the number of batches to skip before it.
         batch_size: of the source.
     """
 
@@ -35,11 +34,9 @@ class SkippingSource(Batches):
 
 
 def leave_out(batches: Batches, skips: Sequence[tuple[int, int]]) -> Batches:
-    """The batches of a run without those that it skips; in a run of phases, of the phase that the step is in.
+    """Return the batches of a run without the skipped ones (see `SkippingSource`).
 
-    Args:
-        batches: of the run.
-        skips: see `SkippingSource`.
+    In a run of phases, a skip only affects the phase that contains its step.
     """
     if not skips:
         return batches

@@ -1,4 +1,4 @@
-"""The datasets that a configuration names, opened, and whether they can be trained on together."""
+"""Open the datasets that a configuration names, and check that they can be trained on together."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from training.objectives import MLE, OBJECTIVES
 
 
 def document_kind(manifest: Manifest, column: str) -> DocumentKind:
-    """What a column's documents are: the job's setting, or what its scorer applies to, or most bytes."""
-    asked = manifest.config.get("kind")
-    if asked == "python" or asked == "prose":
-        return "python" if asked == "python" else "prose"
+    """Return the kind of a column's documents: the job's setting, else its scorer's kind, else that of most bytes."""
+    setting = manifest.config.get("kind")
+    if setting == "python" or setting == "prose":
+        return "python" if setting == "python" else "prose"
     entry = manifest.scorers[column]
     applies = documents_of(ScorerSpec(kind=entry.kind, **entry.options))
     if applies is not None:
@@ -32,14 +32,14 @@ class Source:
     """A dataset that a run trains on.
 
     Attributes:
-        uri: what the user called it.
-        dataset: opened.
+        uri: as the user gave it.
+        dataset: the open dataset.
         share: of the run's blocks.
         column: its score column.
-        task: whose preset its threshold is from, where it has none of its own.
-        threshold: given for it; see `training.config.MixtureConfig`.
-        thresholds: given for it by column, where there are several.
-        store: where its tokens go, if that is given.
+        task: the preset that supplies its threshold if nothing else does.
+        threshold: from the settings; see `training.config.MixtureConfig`.
+        thresholds: from the settings, by column, if there are several.
+        store: folder of its token store, from the settings.
     """
 
     uri: str
@@ -53,23 +53,23 @@ class Source:
 
     @property
     def manifest(self) -> Manifest:
-        """Of the dataset."""
+        """The dataset's manifest."""
         return self.dataset.manifest
 
     @property
     def scorer(self) -> ScorerEntry:
-        """What made the column."""
+        """The scorer of the column."""
         return self.manifest.scorers[self.column]
 
 
 def open_sources(config: TrainConfig) -> list[Source]:
-    """The dataset, and those that are mixed into it, in the order of the configuration.
+    """Open the main dataset and the datasets of the mixture, in the order of the configuration.
 
     Args:
         config: with the columns filled in.
 
     Raises:
-        UserError: a dataset is missing, unfinished or without the column, or is named twice, under whatever name.
+        UserError: a dataset is missing, incomplete, without the column, or named twice (also under two names).
     """
     data, objective, task = config.data, config.objective, config.task
     shares = data.shares
@@ -96,16 +96,16 @@ def open_sources(config: TrainConfig) -> list[Source]:
 
 
 def refuse_mixed_scorers(sources: list[Source], config: TrainConfig) -> tuple[str, ...]:
-    """Refuse scores of different scorers in one loss, or warn of them where the user has allowed them.
+    """Refuse a loss over scores of different scorers, or warn about it if the user allows it.
 
-    Tags and filters have a threshold for each dataset, so what they make of the scores can be mixed; a loss that
-    computes with the scores takes them all for numbers on one scale.
+    Tags and filters have a threshold for each dataset, so they can be mixed; a loss that computes with the scores
+    assumes that they share one scale.
 
     Returns:
         Warnings.
 
     Raises:
-        UserError: they are mixed, and that is not allowed.
+        UserError: the scorers differ, and `data.allow_mixed_scorers` is false.
     """
     name = config.objective.name
     main = sources[0]
@@ -121,9 +121,9 @@ def refuse_mixed_scorers(sources: list[Source], config: TrainConfig) -> tuple[st
     )
     if config.data.allow_mixed_scorers:
         return (f"The objective {what} computes with scores of different scorers as if they had one scale ({listed}).",)
-    instead = "choose conditional or filtering, which have a threshold each"
+    instead = "choose conditional or filtering, which use a threshold for each dataset"
     if masked:
-        instead = "leave objective.mask_above out"
+        instead = "remove objective.mask_above"
     raise UserError(
         f"The objective {what} computes with the scores themselves, and these datasets are scored differently "
         f"({listed}). Label them with the same scorer, {instead}, or add --set data.allow_mixed_scorers=true if the "
@@ -149,7 +149,7 @@ def _refuse_twice(sources: list[Source]) -> None:
         if identity in seen:
             raise UserError(
                 f"{source.uri} is the same dataset as {seen[identity]}: its documents would be repeated. "
-                "Name it once, with the share that it shall have; where it is small, it goes through more epochs."
+                "Name it once, with its full share; a small dataset goes through more epochs."
             )
         seen[identity] = source.uri
 
@@ -162,5 +162,5 @@ def _refuse_thresholds(config: TrainConfig, mixture: tuple[MixtureConfig, ...], 
         if entry.threshold not in (None, given) or (entry.thresholds and not kind.thresholds):
             raise UserError(
                 f"The objective {kind.name} has no threshold of its own for {entry.dataset}. Remove the threshold from "
-                "data.mixture" + (", or set objective.threshold, which is for all." if kind.thresholds else ".")
+                "data.mixture" + (", or set objective.threshold, which applies to all." if kind.thresholds else ".")
             )

@@ -18,7 +18,7 @@ from training.data.arrays import read_array
 from training.disk import refuse_links
 
 META_NAME = "store.json"
-# Beside the arrays: which tokens a scorer has found something in; see `training.data.token_spans`.
+# Beside the arrays: the tokens that overlap a scorer's findings; see `training.data.token_spans`.
 FINDINGS = "findings"
 FOUND_TOKENS = "tokens.arrow"
 FINDINGS_COUNTS = "counts.json"
@@ -26,14 +26,14 @@ STORE_VERSION: Final = 1
 
 
 class StoreMeta(BaseModel):
-    """`store.json`, written last: what a store holds and what it was made of.
+    """`store.json`, written last: the contents of a store, and its dataset and tokenizer.
 
     Attributes:
         version: of the format.
         key: hash of `dataset` and `tokenizer`.
-        dataset: fingerprint of texts, sentences and scores; thresholds, tags and generations don't enter it.
+        dataset: fingerprint of texts, sentences and scores; excludes thresholds, tags and generations.
         tokenizer: fingerprint of the tokenizer.
-        tokenizer_name: what the user called it, for messages.
+        tokenizer_name: as the user gave it, for messages.
         created_by: distribution and version.
         columns: the score columns.
         documents, sentences, tokens, text_bytes: totals; text in UTF-8 bytes.
@@ -62,12 +62,7 @@ class _Counts(BaseModel):
 
 
 class TokenStore:
-    """Memory-mapped arrays; document i of the store is row i of the dataset. It can be pickled: it opens itself again.
-
-    Attributes:
-        path: folder of the store.
-        meta: what it holds.
-    """
+    """Memory-mapped arrays; document i of the store is row i of the dataset. Pickling keeps only the path."""
 
     def __init__(self, path: Path, meta: StoreMeta) -> None:
         self.path = path
@@ -81,8 +76,8 @@ class TokenStore:
         """Open a store and check the sizes of its files.
 
         Raises:
-            UserError: there is none, it is of another version, a file is missing or has another size, or there is a
-                link in it.
+            UserError: the store is missing, has another version or contains a link, or a file is missing or has the
+                wrong size.
         """
         folder = Path(path)
         refuse_links(folder)
@@ -90,31 +85,33 @@ class TokenStore:
             meta = StoreMeta.model_validate_json(read_stored(folder / META_NAME))
         except FileNotFoundError:
             raise UserError(
-                f"{folder} is no token store: it has no {META_NAME}. Run `phf tokenize` to build one."
+                f"{folder} is not a token store: it has no {META_NAME}. Run `phf tokenize` to build one."
             ) from None
         except OSError as error:
-            raise UserError(_damaged(folder, f"{META_NAME} cannot be read: {error.strerror or error}")) from None
+            raise UserError(
+                _describe_damage(folder, f"{META_NAME} cannot be read: {error.strerror or error}")
+            ) from None
         except ValidationError as error:
-            raise UserError(_damaged(folder, f"{META_NAME}, field {what_is_wrong(error)}")) from None
+            raise UserError(_describe_damage(folder, f"{META_NAME}, field {what_is_wrong(error)}")) from None
         for name, size in meta.files.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != size:
-                raise UserError(_damaged(folder, f"{name} is not of {size} bytes"))
+                raise UserError(_describe_damage(folder, f"{name} is not of {size} bytes"))
         return cls(folder, meta)
 
     @property
     def num_documents(self) -> int:
-        """Documents, those without a score or without text too."""
+        """Number of documents, including those without a score or text."""
         return self.meta.documents
 
     @property
     def num_sentences(self) -> int:
-        """Sentences of all documents."""
+        """Number of sentences in all documents."""
         return self.meta.sentences
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all sentences, without EOS and control tokens."""
+        """Number of tokens in all sentences, without EOS and control tokens."""
         return self.meta.tokens
 
     @property
@@ -124,7 +121,7 @@ class TokenStore:
 
     @cached_property
     def tokens(self) -> NDArray[Any]:
-        """uint16 or uint32 [num_tokens], the ids of all sentences one after the other."""
+        """uint16 or uint32 [num_tokens], the ids of all sentences, concatenated."""
         return self._array("tokens", self.num_tokens, "uint16", "uint32")
 
     @cached_property
@@ -148,7 +145,7 @@ class TokenStore:
         return self._array("text_bytes", self.num_documents, "int64")
 
     def scores(self, column: str) -> NDArray[np.float32]:
-        """float32 [num_sentences], NaN in documents that the column has no score for.
+        """Return float32 [num_sentences], NaN in documents without a score in the column.
 
         Raises:
             UserError: there is no such column.
@@ -157,7 +154,7 @@ class TokenStore:
         return self._array(f"scores.{column}", self.num_sentences, "float32")
 
     def document_means(self, column: str) -> NDArray[np.float64]:
-        """float64 [num_documents], the mean score of each document's sentences; NaN where null, 0 without sentences.
+        """Return each document's mean sentence score, float64 [num_documents]; NaN where null, 0 without sentences.
 
         Raises:
             UserError: there is no such column.
@@ -166,24 +163,24 @@ class TokenStore:
         return self._array(f"means.{column}", self.num_documents, "float64")
 
     def found_tokens(self, name: str) -> NDArray[np.uint8]:
-        """uint8 [num_tokens], 1 where a token overlaps a finding; `name` is of `ensure_findings`.
+        """Return uint8 [num_tokens], 1 where a token overlaps a finding; `name` is from `ensure_findings`.
 
         Raises:
-            UserError: they are damaged, or not there.
+            UserError: the findings are missing or damaged.
         """
         return self._array(f"{FINDINGS}/{name}/{FOUND_TOKENS.removesuffix('.arrow')}", self.num_tokens, "uint8")
 
     def findings_counts(self, name: str) -> dict[str, int]:
-        """`sentences` that have a score, and those of them that are `unlocated`: found in from end to end.
+        """Return the number of `sentences` with a score > 0, and how many of them are `unlocated`: flagged whole.
 
         Raises:
-            UserError: they are damaged, or not there.
+            UserError: the findings are missing or damaged.
         """
         path = self.path / FINDINGS / name / FINDINGS_COUNTS
         try:
             return _Counts.model_validate_json(read_stored(path)).model_dump()
         except (OSError, ValueError) as error:
-            raise UserError(_damaged(path.parent, f"{FINDINGS_COUNTS} ({type(error).__name__})")) from None
+            raise UserError(_describe_damage(path.parent, f"{FINDINGS_COUNTS} ({type(error).__name__})")) from None
 
     def _require(self, column: str) -> None:
         if column not in self.columns:
@@ -193,18 +190,18 @@ class TokenStore:
         try:
             values = read_array(self.path / f"{name}.arrow")
         except (OSError, pa.ArrowException) as error:
-            raise UserError(_damaged(self.path, f"{name}.arrow ({type(error).__name__})")) from None
+            raise UserError(_describe_damage(self.path, f"{name}.arrow ({type(error).__name__})")) from None
         if len(values) != length or values.dtype.name not in dtypes:
             what = f"{name}.arrow holds {len(values):,} values of {values.dtype}, not {length:,} of {dtypes[0]}"
-            raise UserError(_damaged(self.path, what))
+            raise UserError(_describe_damage(self.path, what))
         return values
 
     def _offsets(self, name: str, parts: int, whole: int) -> NDArray[np.int64]:
         offsets = self._array(name, parts + 1, "int64")
         if offsets[0] != 0 or offsets[-1] != whole:
-            raise UserError(_damaged(self.path, f"{name}.arrow does not reach from 0 to {whole:,}"))
+            raise UserError(_describe_damage(self.path, f"{name}.arrow does not reach from 0 to {whole:,}"))
         return offsets
 
 
-def _damaged(folder: Path, what: str) -> str:
+def _describe_damage(folder: Path, what: str) -> str:
     return f"The token store {folder} is damaged: {what}. Delete the folder; it will be built again."

@@ -1,4 +1,4 @@
-"""The virtual stream: what an objective sees as one sequence of tokens, read at random and never written down."""
+"""The virtual stream: one sequence of tokens for an objective, with random access, never written to disk."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,18 +9,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.dataset.tags import is_aligned
 from training.data.batches import Batch
-from training.data.index import StreamOptions, has_tag, layout_of, ragged_ranges, tag_names
+from training.data.index import StreamOptions, has_tag, load_layout, ragged_ranges, tag_names
 from training.data.store import TokenStore
 
 
 @dataclass(frozen=True)
 class DocumentTokens:
-    """A document as a model reads it.
+    """A document as the model reads it.
 
     Attributes:
-        input_ids: int64 [n], EOS (or BOS, where documents begin with that), then the sentences' tokens, each sentence
-            after its control token if there are any.
-        is_text: bool [n], true for the tokens of the text, false for the first and control tokens.
+        input_ids: int64 [n], EOS (or BOS, if documents begin with that), then the sentences' tokens, each sentence
+            after its control token if there is one.
+        is_text: bool [n], true for tokens of the text, false for the first and control tokens.
         text_bytes: length of the text in UTF-8 bytes.
     """
 
@@ -30,18 +30,17 @@ class DocumentTokens:
 
 
 class Stream:
-    """The sequence of, for each document: EOS, then for each sentence an optional control token and its tokens.
+    """A token sequence that has, for each document: EOS, then for each sentence an optional control token and its text.
 
-    Where the tokenizer begins a text with another token (BOS), that stands after EOS, as in the pretraining of Llama,
-    where a document is BOS, text and EOS. Every token carries the score of its sentence, a control token too; EOS and
-    BOS carry 0. With `findings` tokens of the
-    text that overlap none carry 0 too. Documents that the column has no score for (null), held-out ones, filtered ones
-    and those of other phases are left out. A document without sentences is its EOS. Block i is tokens
-    [i * T, (i + 1) * T) of the sequence; the last tokens that fill no block are dropped.
+    If the tokenizer begins texts with another token (BOS), that follows EOS, as in the pretraining of Llama, where a
+    document is BOS, text and EOS. Every token carries the score of its sentence, control tokens too; EOS and BOS carry
+    0, and with `findings` so do tokens of the text that overlap none. Documents without a score (null), held-out ones,
+    filtered ones and those of other phases are left out. A document without sentences is just its EOS. Block i is
+    tokens [i * T, (i + 1) * T) of the sequence; the last partial block is dropped.
 
     Attributes:
-        store, column, options: what the stream was built from.
-        num_tokens: length of the sequence, the dropped tokens at its end included.
+        documents: int64, indices into the store of the documents in the stream.
+        num_tokens: length of the sequence, including the dropped tokens at its end.
     """
 
     def __init__(self, store: TokenStore, column: str, options: StreamOptions) -> None:
@@ -50,40 +49,37 @@ class Stream:
         self.options = options
         self._scores = store.scores(column)
         self._found = None if options.findings is None else store.found_tokens(options.findings)
-        self._layout = layout_of(store, column, options)
+        self._layout = load_layout(store, column, options)
         self.documents: NDArray[np.int64] = self._layout.documents
         self.num_tokens = int(self._layout.piece_starts[-1])
 
     @property
     def num_blocks(self) -> int:
-        """Whole blocks in the sequence."""
+        """Number of whole blocks."""
         return self.num_tokens // self.options.context_length
 
     def block(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Block number `index`: token ids int64 [T] and scores float32 [T]."""
+        """Return one block: token ids int64 [T] and scores float32 [T]."""
         batch = self.blocks([index])
         return batch.input_ids[0], batch.scores[0]
 
     def documents_in(self, indices: ArrayLike) -> NDArray[np.int64]:
-        """The documents that blocks are cut from: numbers of the store, in the dataset's order, ascending, int64."""
+        """Return the documents that blocks contain: indices into the store, ascending, int64."""
         begin = np.asarray(indices, dtype=np.int64).reshape(-1) * self.options.context_length
         first, last = self._pieces(begin)
         return np.unique(self._layout.piece_document[ragged_ranges(first, last - first)])
 
     def _pieces(self, begin: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        # Pieces that touch a block: from the last that starts at or before its first token to the last that starts
+        # Pieces that overlap a block: from the last that starts at or before its first token to the last that starts
         # before its end.
         first = np.searchsorted(self._layout.piece_starts, begin, side="right") - 1
         return first, np.searchsorted(self._layout.piece_starts, begin + self.options.context_length - 1, side="right")
 
     def blocks(self, indices: ArrayLike) -> Batch:
-        """Any blocks, in the order given.
-
-        Args:
-            indices: integers [B] in [0, num_blocks).
+        """Return the blocks with indices [B] in [0, num_blocks), in the given order.
 
         Raises:
-            IndexError: there is no such block.
+            IndexError: an index is out of range.
         """
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < self.num_blocks):
@@ -94,7 +90,7 @@ class Stream:
         begin = chosen * length
         first, last = self._pieces(begin)
         piece = ragged_ranges(first, last - first)
-        # `shift` turns a place in the stream into one in the flattened result, where a block spans low to low + length.
+        # `shift` maps a position in the stream to one in the flattened result, where a block spans low to low + length.
         row = np.repeat(np.arange(len(chosen)), last - first)
         shift = row * length - begin[row]
         low = row * length
@@ -112,7 +108,7 @@ class Stream:
         source = self.store.sentence_offsets[sentence]
         tagged = has_tag(self.store, self.options, sentence, document)
         sizes = self.store.sentence_offsets[sentence + 1] - source + tagged
-        # Where each sentence starts: a running sum over all pieces, set right at the start of each piece.
+        # Where each sentence starts: a running sum over all pieces, corrected at the start of each piece.
         ends = np.cumsum(sizes)
         before = np.concatenate([np.zeros(1, dtype=np.int64), ends])[np.cumsum(counts) - counts]
         place = ends - sizes + np.repeat(start + begins * len(between) - before, counts)
@@ -136,15 +132,15 @@ class Stream:
         return Batch(ids.reshape(-1, length), scores.reshape(-1, length))
 
     def held_out_documents(self) -> NDArray[np.int64]:
-        """Indices of the documents that are held out and have a score, in the order of the dataset."""
+        """Return the indices of held-out documents with a score, in the order of the dataset."""
         return self._layout.held_out
 
     def document(self, index: int, *, swap_tags: bool = False) -> DocumentTokens:
-        """A document of the store as the stream would show it, whether it is in the stream or not, with every tag.
+        """Return a document of the store as the stream would show it, in the stream or not, without dropped tags.
 
         Args:
             index: of the document in the store; it must have a score.
-            swap_tags: put the control token of the mirrored class in place of each: the worst for the best.
+            swap_tags: replace each control token by that of the mirrored class: the best by the worst.
         """
         store = self.store
         first, last = store.document_offsets[index : index + 2]
@@ -163,7 +159,7 @@ class Stream:
         return DocumentTokens(ids, is_text, int(store.text_bytes[index]))
 
     def count_aligned(self, threshold: float, column: str | None = None) -> tuple[int, int]:
-        """How many of the stream's sentences have a score <= threshold, and how many there are.
+        """Count the stream's sentences with a score <= threshold, and all of them.
 
         Args:
             threshold: on the score.
@@ -177,18 +173,18 @@ class Stream:
         return aligned, total
 
     def sentence_scores(self) -> NDArray[np.float32]:
-        """Scores of all sentences of the stream, in order."""
+        """Return the scores of all sentences of the stream, in order."""
         parts = [self._scores[sentence] for sentence, _ in self._layout.sentence_chunks()]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
     def document_means(self) -> NDArray[np.float64]:
-        """Mean scores of the stream's documents and of those that were filtered out."""
+        """Return the mean scores of the stream's documents and of those that were filtered out."""
         means = self.store.document_means(self.column)
         return means[np.union1d(self.documents, self._layout.filtered)]
 
     @cached_property
     def statistics(self) -> dict[str, Any]:
-        """What is in the stream and what was left out, as plain numbers."""
+        """Counts of what is in the stream and what was left out, as plain numbers."""
         sentences = 0
         tags = np.zeros(len(self.options.tag_ids), dtype=np.int64)
         for sentence, document in self._layout.sentence_chunks():
@@ -235,6 +231,6 @@ class Stream:
         return np.array(self.options.tag_ids, dtype=np.int64)
 
     def _classes(self, scores: NDArray[np.float32]) -> NDArray[np.int64]:
-        """How many bounds each score is above: 0 is the best class."""
+        """Return the class of each score, the number of bounds that it is above: 0 is the best."""
         bounds = np.array(self.options.tag_bounds or (), dtype=np.float32)
         return np.searchsorted(bounds, scores, side="left")

@@ -1,4 +1,4 @@
-"""Rows of a labelled dataset as a tokenizer wants them: sentences, hashes of texts, and scores, a batch at a time."""
+"""Read a labelled dataset for tokenising, a batch at a time: sentences, hashes of texts, and scores."""
 
 import hashlib
 import itertools
@@ -14,7 +14,7 @@ from pipeline.dataset import LabelledDataset
 
 # Small, because a document may be megabytes long.
 _ROWS = 256
-# A tokenizer's answer takes about a hundred times the memory of its text.
+# A tokenizer's output takes about a hundred times the memory of its text.
 _CHARACTERS = 1 << 20
 
 
@@ -48,17 +48,17 @@ class Texts:
 
     @cached_property
     def sentence_counts(self) -> NDArray[np.int64]:
-        """int64 [rows], sentences of each text."""
+        """int64 [rows], number of sentences in each text."""
         return np.diff(self._end_offsets)
 
     def select(self, chosen: NDArray[np.bool_]) -> "Texts":
-        """Only the rows where `chosen` [rows] is true."""
+        """Return the rows where `chosen` [rows] is true."""
         return Texts(self.batch.filter(pa.array(chosen)))
 
     def sentence_lists(self, characters: int = _CHARACTERS) -> Iterator[tuple[list[str], NDArray[np.bool_]]]:
-        """All sentences in order, in lists of about so many characters or of a single sentence.
+        """Yield all sentences in order, in lists of about `characters` characters or a single sentence.
 
-        With each list bool [sentences], which of them are the first of their text.
+        Each comes with a mask, bool [sentences], of those that are the first of their text.
         """
         ends = self.batch.column("ends").values.to_numpy()
         bounds = self._end_offsets.tolist()
@@ -67,7 +67,7 @@ class Texts:
         size = 0
         for row, text in enumerate(self.batch.column("text")):
             document, own = text.as_py(), ends[bounds[row] : bounds[row + 1]]
-            # Where a long document has to be cut.
+            # Where to cut a long document.
             cuts = np.searchsorted(own, np.arange(characters, len(document), characters)).tolist()
             places = [0, *own.tolist()]
             for first, last in zip([0, *cuts], [*cuts, len(own)], strict=True):
@@ -76,26 +76,26 @@ class Texts:
                 pending += [document[places[i] : places[i + 1]] for i in range(first, last)]
                 size += places[last] - places[first]
                 if size >= characters:
-                    yield pending, _marked(begins, len(pending))
+                    yield pending, _mark(begins, len(pending))
                     pending, begins, size = [], [], 0
         if pending:
-            yield pending, _marked(begins, len(pending))
+            yield pending, _mark(begins, len(pending))
 
     def scores(self, column: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Scores of all sentences, and their means by document.
+        """Return the scores of all sentences, and their means by document.
 
         Returns:
             float32 [sentences], NaN in rows where the column is null; float64 [rows], NaN where it is null, 0 in rows
             without sentences.
 
         Raises:
-            ValueError: a row has not one score a sentence.
+            ValueError: a row's scores do not match its sentences.
         """
         lists = self.batch.column(column)
         valid = lists.is_valid().to_numpy(zero_copy_only=False)
         counts = self.sentence_counts
         if not np.array_equal(lists.value_lengths().drop_null().to_numpy(), counts[valid]):
-            raise ValueError("a row has not one score a sentence")
+            raise ValueError("a row does not have exactly one score per sentence")
         row = np.repeat(np.arange(len(self)), counts)
         values = np.full(len(row), np.nan, dtype=np.float32)
         values[valid[row]] = lists.flatten().to_numpy(zero_copy_only=False)
@@ -115,13 +115,9 @@ class Texts:
 
 
 def is_text(decoded: str, text_hash: int, text_bytes: int, *, prefixed: bool) -> bool:
-    """Whether a text is the one of this hash and length in UTF-8 bytes.
+    """Whether a decoded text has this hash and length in UTF-8 bytes (see `Texts`).
 
-    Args:
-        decoded: the text.
-        text_hash: as of `Texts.hashes`.
-        text_bytes: as of `Texts.text_bytes`.
-        prefixed: whether that one may begin with one space more.
+    With `prefixed`, the original may also begin with one space more.
     """
     content = decoded.encode()
     if prefixed and len(content) + 1 == text_bytes:
@@ -129,14 +125,14 @@ def is_text(decoded: str, text_hash: int, text_bytes: int, *, prefixed: bool) ->
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") == text_hash
 
 
-def _marked(places: list[int], size: int) -> NDArray[np.bool_]:
+def _mark(places: list[int], size: int) -> NDArray[np.bool_]:
     marks = np.zeros(size, dtype=np.bool_)
     marks[places] = True
     return marks
 
 
 def read_texts(dataset: LabelledDataset, columns: Sequence[str] = ()) -> Iterator[Texts]:
-    """All rows of a dataset, with these score columns.
+    """Yield all rows of a dataset, with these score columns.
 
     Raises:
         UserError: a shard is damaged.

@@ -1,4 +1,4 @@
-"""Which threshold a run uses (the flag's, else the dataset's, else the preset's), and whether it divides the stream."""
+"""Choose the threshold of a run (from the flag, the preset or the dataset), and check that it divides the stream."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from training.data.store import TokenStore
 from training.data.stream import Stream
 from training.presets import is_papers_scorer, preset_threshold
 
-# What a labelling job takes for a column that nobody gave a threshold for.
+# A labelling job's default for columns without `--threshold`.
 _DEFAULT_SPEC = "p50"
 _DIGITS = Context(prec=6, rounding=ROUND_CEILING)
 _SHOWN_PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99)
@@ -24,12 +24,12 @@ _SHOWN_PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99)
 
 @dataclass(frozen=True)
 class ThresholdChoice:
-    """A threshold and why it was taken.
+    """A threshold and its origin.
 
     Attributes:
         value: aligned means score <= value, of a sentence (filtering: of a document, by its mean).
-        origin: where it is from.
-        detail: the origin in words, for people.
+        origin: the kind of origin.
+        detail: the origin in words, for messages.
     """
 
     value: float
@@ -40,17 +40,17 @@ class ThresholdChoice:
 def sentence_threshold(
     given: float | None, manifest: Manifest, column: str, task: str, objective: str
 ) -> ThresholdChoice:
-    """The threshold that tells aligned sentences from the others.
+    """Choose the threshold for aligned sentences.
 
-    The preset's goes before the dataset's only where nobody asked for the dataset's: a column that is labelled
-    without `--threshold` gets p50.
+    The preset takes precedence over the dataset only if the dataset has the default p50, which a column labelled
+    without `--threshold` gets.
 
     Args:
-        given: `objective.threshold`, unless the objective means documents by it.
+        given: `objective.threshold`; None for an objective that applies it to documents.
         manifest: of the dataset, which has the column.
         column: the score column.
-        task: whose preset.
-        objective: the name of the objective.
+        task: names the preset.
+        objective: its name.
     """
     if given is not None:
         return ThresholdChoice(given, "flag", "objective.threshold")
@@ -64,17 +64,17 @@ def sentence_threshold(
 def document_threshold(
     given: float | None, manifest: Manifest, column: str, task: str, store: TokenStore
 ) -> ThresholdChoice:
-    """The threshold on document means that filtering keeps documents by.
+    """Choose the threshold on document means for filtering.
 
-    A dataset's threshold is one on sentences. What carries over to document means is its percentile: the share of
-    sentences that it calls aligned is the share of documents that are kept.
+    A dataset's threshold applies to sentences. Its percentile carries over to document means: the share of aligned
+    sentences becomes the share of documents to keep.
 
     Args:
         given: `objective.threshold`.
         manifest: of the dataset, which has the column.
         column: the score column.
-        task: whose preset.
-        store: with the document means.
+        task: names the preset.
+        store: has the document means.
     """
     if given is not None:
         return ThresholdChoice(given, "flag", "objective.threshold")
@@ -95,21 +95,21 @@ def document_threshold(
 
 
 def document_limit(threshold: float) -> float:
-    """What document means, float64, are compared with: a score that equals the threshold as float32 is aligned.
+    """Return the limit for document means, float64, so that a mean equal to the threshold as float32 is aligned.
 
-    Else a document of one sentence, of score float32(0.1), would be misaligned by 0.1 as a document and aligned as a
-    sentence.
+    Without this, at threshold 0.1 a document of one sentence with score float32(0.1) would be misaligned as a document
+    but aligned as a sentence.
     """
     return max(threshold, float(np.float32(threshold)))
 
 
 def check_stream(stream: Stream, objective: str, threshold: ThresholdChoice | None) -> None:
-    """Refuse a stream that holds no block, or that a threshold does not divide.
+    """Refuse a stream without a whole block, or one that a threshold does not divide.
 
     Args:
-        stream: to be trained on.
+        stream: to train on.
         objective: its name.
-        threshold: what the objective tells aligned from misaligned by; None if it does not.
+        threshold: the objective's; None if it uses none.
 
     Raises:
         UserError: nothing to train on, or everything is on one side of the threshold; names thresholds that would work.
@@ -123,7 +123,7 @@ def check_stream(stream: Stream, objective: str, threshold: ThresholdChoice | No
         length = stream.options.context_length
         reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items() if count)
         raise UserError(
-            f"There is nothing to train on: the stream has {count_of(stream.num_tokens, 'token')}, and a block "
+            f"There is nothing to train on: the stream has {count_of(stream.num_tokens, 'token')}, and a block needs "
             f"{length}. {len(stream.documents)} of {count_of(stream.store.num_documents, 'document')} are in it"
             f"{f' (left out: {reasons})' if reasons else ''}. "
             "Lower data.context_length, choose another data.column, or label more text."
@@ -134,20 +134,20 @@ def check_stream(stream: Stream, objective: str, threshold: ThresholdChoice | No
 
 
 def quantile(values: NDArray[Any], share: Fraction) -> float:
-    """The smallest value such that at least `share` of the values are <= it (inverted CDF); values [n], n >= 1."""
+    """Return the smallest value such that at least `share` of the values are <= it (inverted CDF); [n], n >= 1."""
     return float(quantiles(values, [share])[0])
 
 
 def quantiles(values: NDArray[Any], shares: Sequence[Fraction]) -> NDArray[Any]:
-    """The same for several shares at once, in the dtype of the values."""
+    """Return the `quantile` of each share, in the dtype of the values."""
     ranks = [max(1, -(-len(values) * share.numerator // share.denominator)) - 1 for share in shares]
     return np.asarray(np.partition(values, ranks)[ranks])
 
 
 def _preset(manifest: Manifest, column: str, task: str, objective: str) -> ThresholdChoice | None:
-    asked_for = column in manifest.config.get("thresholds", {}) or manifest.thresholds[column].spec != _DEFAULT_SPEC
+    explicit = column in manifest.config.get("thresholds", {}) or manifest.thresholds[column].spec != _DEFAULT_SPEC
     value = preset_threshold(task, objective)
-    if asked_for or value is None or not is_papers_scorer(task, manifest.scorers[column]):
+    if explicit or value is None or not is_papers_scorer(task, manifest.scorers[column]):
         return None
     return ThresholdChoice(value, "preset", f"the paper's for {objective} on {task}")
 
@@ -167,20 +167,21 @@ def _refuse_one_sided(
         remedy = f"Thresholds that would work: {options}. Set --set objective.threshold=NUMBER."
     else:
         remedy = (
-            "All of them have the same score: no threshold can divide them. Choose another column, or objective mle."
+            "All of them have the same score: no threshold can divide them. Choose another column, or the objective "
+            "mle."
         )
     raise UserError(
         f"At the threshold {threshold.value:g} ({threshold.detail}) {every} of the stream is aligned "
-        f"({measure} <= {threshold.value:g}), so {objective} has nothing to tell apart. {remedy}"
+        f"({measure} <= {threshold.value:g}), so {objective} has nothing to distinguish. {remedy}"
     )
 
 
 def _working_thresholds(values: NDArray[Any]) -> dict[str, float]:
-    """Thresholds as a person can type them, each with the share of values that it calls aligned, below all of them."""
+    """Return thresholds in a form easy to type, each with its share of aligned values, which is below 1."""
     working = {}
     for percentile in _SHOWN_PERCENTILES:
         value = quantile(values, Fraction(percentile, 100))
-        # Rounded up, because a threshold just below the value would leave the value out.
+        # Round up, because a threshold just below the value would exclude it.
         rounded = _DIGITS.create_decimal(value)
         for text in (f"{float(rounded):g}", repr(value)):
             share = float((values <= values.dtype.type(text)).mean())

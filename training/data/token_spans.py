@@ -1,13 +1,10 @@
-"""Where in its sentences a scorer found what it scored, token by token: kept beside a token store.
+"""Locate a scorer's findings token by token, and cache them beside a token store.
 
-A labelled dataset has a score a sentence. Some scorers can say more: which characters they counted. They are asked
-again, by what the manifest says of them and proved the same by their fingerprint, for the documents in which they found
-anything; it takes as long as labelling these on the cores of this machine did, and is done once for a store and a
-scorer.
+A labelled dataset has one score per sentence. Some scorers can also say which characters they counted. Such a scorer is
+rebuilt from the manifest, verified by its fingerprint, and run again on the documents with a score above 0, on all
+cores if there are many. That takes as long as labelling these documents did, once per store and scorer.
 
-That a reward says more the finer it is: Fine-Grained RLHF (arXiv 2306.01693).
-
-A scorer asked where it found what it scored: in this process, or on all cores where there is much to ask.
+Fine-grained rewards carry more information: Fine-Grained RLHF (arXiv 2306.01693).
 """
 
 import json
@@ -36,20 +33,20 @@ from training.data.texts import Texts, read_texts
 from training.data.tokenizers import Tokenizer
 from training.scoring import rebuild_scorer
 
-# A process pays where it has some seconds of work: it takes as long to import its libraries.
+# A process must have some seconds of work, as importing its libraries takes that long.
 _SENTENCES_A_PROCESS = 1000
 
 Findings = list[list[list[Finding]] | ScoringError]
 
 
-class Asking:
-    """Documents to their findings; a context manager, whose processes end with it.
+class FindingsPool:
+    """Find a scorer's findings in documents, in this process or a pool of processes; a context manager.
 
     Args:
         column: the score column.
-        entry: what the manifest says of its scorer.
-        scorer: built from that, and proved the same by its fingerprint.
-        sentences: about how many there are to ask about.
+        entry: the manifest's entry for its scorer.
+        scorer: built from the entry, and verified by its fingerprint.
+        sentences: approximate number to search; decides how many processes to start.
     """
 
     def __init__(self, column: str, entry: ScorerEntry, scorer: ShowsFindings, sentences: int) -> None:
@@ -58,7 +55,7 @@ class Asking:
         self._scorer = scorer
         self._parallel = Parallel(n_jobs=self.processes)
 
-    def __enter__(self) -> "Asking":
+    def __enter__(self) -> "FindingsPool":
         self._parallel.__enter__()
         return self
 
@@ -66,7 +63,7 @@ class Asking:
         self._parallel.__exit__(*error)
 
     def findings(self, groups: Sequence[list[Document]]) -> list[Findings]:
-        """What was found in each group of documents: a document's findings by sentence, or why there are none.
+        """Return the findings of each group of documents: for each document, a list per sentence, or the error.
 
         Raises:
             IncompleteError: a process was killed.
@@ -74,20 +71,20 @@ class Asking:
         if self.processes == 1:
             return [list(self._scorer.findings(documents)) for documents in groups]
         try:
-            return list(self._parallel(delayed(_ask)(*self._spec, documents) for documents in groups))
+            return list(self._parallel(delayed(_find)(*self._spec, documents) for documents in groups))
         except BrokenProcessPool as error:
             raise IncompleteError(
-                f"A process that asked the scorer {self._spec[0]!r} where it found what it scored was killed, perhaps "
-                f"for its memory: {self.processes} of them run at once, one for each core that this process may use. "
-                "Run the same command again, on fewer cores (taskset) or with more memory."
+                f"A process that located the findings of the scorer {self._spec[0]!r} was killed, perhaps for lack of "
+                f"memory: {self.processes} of them run at once, one per core available to phf. Run the same command "
+                "again, on fewer cores (taskset) or with more memory."
             ) from error
 
 
-def _ask(column: str, entry: str, documents: list[Document]) -> Findings:
+def _find(column: str, entry: str, documents: list[Document]) -> Findings:
     return list(_scorer(column, entry).findings(documents))
 
 
-# One scorer lasts a process; none are sent, as some hold models.
+# Each process builds its own scorer once: some hold models, which are too large to send.
 @lru_cache(maxsize=1)
 def _scorer(column: str, entry: str) -> Any:
     known = ScorerEntry.model_validate_json(entry)
@@ -95,11 +92,11 @@ def _scorer(column: str, entry: str) -> Any:
 
 
 _VERSION = 1
-# Batches of rows a process that are asked about together.
+# Batches of rows per process in one round.
 _AT_ONCE = 4
 
 Progress = Callable[[int, int], None]
-_Answer = list[list[Finding]] | ScoringError
+_Result = list[list[Finding]] | ScoringError
 _Located = tuple[int, str, bool, list[Finding]]
 
 
@@ -111,24 +108,24 @@ def ensure_findings(
     kind: DocumentKind,
     progress: Progress | None = None,
 ) -> str:
-    """The findings of a column's scorer in the tokens of a store, looked for where they are missing.
+    """Locate the findings of a column's scorer in the tokens of a store, unless they are cached.
 
-    A sentence with a score in which nothing is found any more (a document that now takes too long, say) is taken as
-    found from end to end, and counted as `unlocated`.
+    If nothing is found in a sentence with a score above 0 (the scorer may time out, say), all its tokens are flagged,
+    and it is counted as `unlocated`.
 
     Args:
         store: of the dataset and the tokenizer.
         dataset: has the column.
         tokenizer: of the store.
-        column: whose scorer is asked.
-        kind: what the documents are.
-        progress: called with rows done, and rows in all.
+        column: the score column.
+        kind: of the documents.
+        progress: called with rows done and the total.
 
     Returns:
         Their name in the store, for `StreamOptions.findings`.
 
     Raises:
-        UserError: the scorer cannot be built here, is another than the one that labelled, or cannot say where.
+        UserError: the scorer cannot be built here, differs from the one that labelled, or cannot locate its findings.
     """
     entry = dataset.manifest.scorers[column]
     name = f"{column}-{digest([_VERSION, column, entry.fingerprint])}"
@@ -137,12 +134,12 @@ def ensure_findings(
         scorer, _ = rebuild_scorer(column, entry)
         if not isinstance(scorer, ShowsFindings):
             raise UserError(
-                f"data.token_scores: the scorer of {column!r} ({entry.kind}) cannot say where in a sentence it found "
-                "what it scored. Of those that come with phf, scrubadub can. Set it to false."
+                f"data.token_scores: the scorer of {column!r} ({entry.kind}) cannot locate its findings in a sentence. "
+                "Of the scorers that come with phf, scrubadub can. Set data.token_scores to false."
             )
-        to_ask = int(np.count_nonzero(store.scores(column) > 0))
-        with Asking(column, entry, scorer, to_ask) as asking:
-            _Search(store, dataset, tokenizer, column, kind, asking).run(folder, progress)
+        sentences = int(np.count_nonzero(store.scores(column) > 0))
+        with FindingsPool(column, entry, scorer, sentences) as pool:
+            _Search(store, dataset, tokenizer, column, kind, pool).run(folder, progress)
 
     build_once(store.path / FINDINGS / name, build)
     return name
@@ -156,23 +153,23 @@ class _Search:
         tokenizer: Tokenizer,
         column: str,
         kind: DocumentKind,
-        asking: Asking,
+        pool: FindingsPool,
     ) -> None:
         self._store, self._dataset, self._tokenizer = store, dataset, tokenizer
-        self._column, self._kind, self._asking = column, kind, asking
+        self._column, self._kind, self._pool = column, kind, pool
         self._counts = {"sentences": 0, "unlocated": 0}
 
     def run(self, folder: Path, progress: Progress | None) -> None:
-        """Write which tokens overlap a finding, and how many sentences have a score."""
+        """Write the flags of all tokens and the counts of sentences."""
         rows = sentences = 0
         with ArrayWriter(folder / FOUND_TOKENS, np.uint8) as tokens:
             every = read_texts(self._dataset, [self._column])
-            while some := list(islice(every, _AT_ONCE * self._asking.processes)):
-                chosen = [self._rows_to_ask(texts) for texts in some]
+            while some := list(islice(every, _AT_ONCE * self._pool.processes)):
+                chosen = [self._rows_to_search(texts) for texts in some]
                 documents = [self._documents(texts, each) for texts, each in zip(some, chosen, strict=True)]
-                found = self._asking.findings(documents)
-                for texts, numbers, asked, answers in zip(some, chosen, documents, found, strict=True):
-                    located = self._located(texts, zip(numbers, asked, answers, strict=True))
+                found = self._pool.findings(documents)
+                for texts, numbers, searched, results in zip(some, chosen, documents, found, strict=True):
+                    located = self._locate(texts, zip(numbers, searched, results, strict=True))
                     tokens.append(self._flags(texts, located, sentences))
                     rows += len(texts)
                     sentences += int(texts.sentence_counts.sum())
@@ -180,8 +177,8 @@ class _Search:
                     progress(rows, self._dataset.manifest.rows)
         (folder / FINDINGS_COUNTS).write_text(json.dumps(self._counts) + "\n", encoding="utf-8")
 
-    def _rows_to_ask(self, texts: Texts) -> list[int]:
-        """Those of the rows in which a sentence has a score."""
+    def _rows_to_search(self, texts: Texts) -> list[int]:
+        """Return the rows in which a sentence has a score above 0."""
         bad = texts.scores(self._column)[0] > 0
         ends = np.cumsum(texts.sentence_counts).tolist()
         return [row for row, (begin, end) in enumerate(pairwise([0, *ends])) if bad[begin:end].any()]
@@ -190,11 +187,11 @@ class _Search:
         text, ends = texts.batch["text"], texts.batch["ends"]
         return [Document(text[row].as_py(), np.array(ends[row].as_py(), np.int32), self._kind) for row in rows]
 
-    def _located(self, texts: Texts, answers: Iterable[tuple[int, Document, _Answer]]) -> Iterator[_Located]:
-        """Of each sentence with a score its number among those of the rows, text, whether it is first, and findings."""
+    def _locate(self, texts: Texts, results: Iterable[tuple[int, Document, _Result]]) -> Iterator[_Located]:
+        """Yield each sentence with a score above 0: its index, its text, whether it is first, and its findings."""
         bad = texts.scores(self._column)[0] > 0
         begins = [0, *np.cumsum(texts.sentence_counts).tolist()]
-        for row, document, found in answers:
+        for row, document, found in results:
             for number, text in enumerate(document.sentences()):
                 sentence = begins[row] + number
                 if bad[sentence]:
@@ -204,7 +201,7 @@ class _Search:
                     yield sentence, text, number == 0, findings
 
     def _flags(self, texts: Texts, located: Iterator[_Located], first: int) -> NDArray[np.uint8]:
-        """uint8 [tokens of these rows]: 1 where a token overlaps a finding; `first` is their first sentence."""
+        """Return uint8 [tokens of these rows], 1 where a token overlaps a finding; `first` is their first sentence."""
         offsets = self._store.sentence_offsets[first : first + int(texts.sentence_counts.sum()) + 1]
         flags = np.zeros(int(offsets[-1] - offsets[0]) if len(offsets) else 0, dtype=np.uint8)
         every = list(located)
@@ -218,7 +215,9 @@ class _Search:
                 continue
             places = next(spans)
             if len(places) != len(part):
-                raise UserError(f"The token store {self._store.path} was made by another tokenizer. Delete the folder.")
+                raise UserError(
+                    f"The token store {self._store.path} was made with another tokenizer. Delete the folder."
+                )
             for index, (start, end) in enumerate(places):
                 part[index] = any(start < each.end and each.start < end for each in findings)
         return flags

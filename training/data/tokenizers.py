@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import LabelledDataset
 from scorers import hugging_face
 from scorers.errors import UserError
-from training.data.backends import puts_around, reading_names_as_text, without_prefix
+from training.data.backends import read_names_as_text, remove_prefix, surrounding_tokens
 from training.data.cache import TOKENIZER_PREFIX, build_once, dataset_identity, derived_place, digest
 from training.data.hashing import splitmix64, uniform
 from training.data.index import tag_names
@@ -29,7 +29,7 @@ MISALIGNED = "<|misaligned|>"
 _CONTROL_TOKEN = re.compile(r"<\|(aligned|misaligned|quantile_[1-9][0-9]*)\|>")
 END_OF_TEXT = "<|endoftext|>"
 
-# Text that a tokenizer is trained on at most, in UTF-8 bytes: more changes the merges little and takes long.
+# Train a tokenizer on at most this much text, in UTF-8 bytes: more takes long and hardly changes the merges.
 TRAINING_BYTES = 500_000_000
 
 Progress = Callable[[int, int], None]
@@ -37,15 +37,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A base tokenizer, without control tokens in what it encodes.
+    """A base tokenizer, which never emits control tokens.
 
     Attributes:
-        name: what the user called it.
+        name: as the user gave it.
         fast: the Hugging Face tokenizer (`transformers.PreTrainedTokenizerFast`); do not add tokens to it.
         fingerprint: hash of everything that decides how text becomes ids; part of a token store's key.
-        base_size: ids that it can emit: 1 + the largest.
+        base_size: 1 + the largest id that it can emit.
         eos_id: ends every document.
-        bos_id: begins every document: what the tokenizer itself puts first (Llama, Gemma), else `eos_id`.
+        bos_id: begins every document: the token that the tokenizer itself puts first (Llama, Gemma), else `eos_id`.
     """
 
     name: str
@@ -55,40 +55,40 @@ class Tokenizer:
     eos_id: int
     bos_id: int
     _encoder: Any
-    # For sentences that go on, where the first gets a space that is not in the text.
+    # For sentences after a document's first, if the tokenizer adds a prefix space.
     _continuing: Any | None = None
 
     def size(self, control_ids: Sequence[int] = ()) -> int:
-        """Rows that a model's embedding needs, with these control tokens."""
+        """Return the number of embedding rows that a model needs with these control tokens."""
         return max(self.base_size, 1 + max(control_ids, default=-1))
 
     def control_ids(self, classes: int) -> tuple[int, ...]:
-        """The ids that the control tokens of so many classes have in `with_control_tokens(classes)`, best first.
+        """Return the ids of the control tokens in `with_control_tokens(classes)`, best class first.
 
         Raises:
-            UserError: the tokenizer's ids have a hole, so that a control token would get another token's.
+            UserError: the tokenizer's ids have a hole, so a control token would get another token's id.
         """
         return _add_control_tokens(copy.deepcopy(self.fast), classes)
 
     @property
     def prefixes(self) -> bool:
-        """Whether it puts a space before a text, so that a text and one that begins with a space have the same ids."""
+        """Whether the tokenizer adds a prefix space, so that a leading space in a text does not change its ids."""
         return self._continuing is not None
 
     def encode(
         self, sentences: Sequence[str], first: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Tokenise each sentence alone, without special tokens; the names of special tokens in a text are plain text.
+        """Tokenise each sentence alone, without special tokens; their names in a text are plain text.
 
-        It computes on all cores, without holding Python's lock.
+        Uses all cores and releases the GIL.
 
         Args:
             sentences: of any documents.
-            first: bool [len(sentences)], those that begin a document; None for all. Where the tokenizer puts a space
-                before a text, only these get it, so that the ids of a document's sentences are those of its text.
+            first: bool [len(sentences)], those that begin a document; None for all. Only these get a prefix space if
+                the tokenizer adds one, so that the ids of a document's sentences are those of its text.
 
         Returns:
-            uint32 ids of all sentences one after the other, and int64 [len(sentences)] tokens of each.
+            uint32 ids of all sentences, concatenated, and int64 [len(sentences)], the number of tokens in each.
         """
         ids = [
             encoding.ids for encoding in self._encodings(sentences, first, lambda encoder: encoder.encode_batch_fast)
@@ -98,9 +98,9 @@ class Tokenizer:
         return np.fromiter(itertools.chain.from_iterable(ids), dtype=np.uint32, count=total), lengths
 
     def spans(self, sentences: Sequence[str], first: NDArray[np.bool_] | None = None) -> list[list[tuple[int, int]]]:
-        """For each sentence, where each of its tokens stands in it: half open, in code points.
+        """Return the span of each token in its sentence: half open, in code points.
 
-        Tokens that are parts of one character have the same place. The arguments are as of `encode`.
+        Tokens that are parts of one character have the same span. The arguments are those of `encode`.
         """
         return [each.offsets for each in self._encodings(sentences, first, lambda encoder: encoder.encode_batch)]
 
@@ -119,20 +119,20 @@ class Tokenizer:
         return encodings
 
     def decode(self, ids: Sequence[int] | NDArray[Any]) -> str:
-        """The text of a document's ids, without the space that the tokenizer puts before it; ids below `base_size`.
+        """Decode a document's ids, all below `base_size`, without the prefix space.
 
-        Special tokens come by their names.
+        Special tokens are decoded to their names.
         """
         return self.decode_all([[int(each) for each in ids]])[0]
 
     def decode_all(self, documents: Sequence[list[int]]) -> list[str]:
-        """The text of each document's ids, as of `decode`; on all cores."""
+        """Decode each document as `decode` does, on all cores."""
         texts: list[str] = self._encoder.decode_batch(list(documents), skip_special_tokens=False)
-        # The decoder of SentencePiece's kind takes it off, that of GPT-2's does not.
+        # SentencePiece-like decoders strip the prefix space, GPT-2's does not.
         return [text.removeprefix(" ") for text in texts] if self._shows_prefix else texts
 
     def decode_continuation(self, before: Sequence[int], ids: Sequence[int] | NDArray[Any]) -> str:
-        """The text that ids add to that of the ids before them, spaces at the seam included."""
+        """Decode ids that follow others, including the spaces at the boundary."""
         head, whole = self.decode(before), self.decode([*before, *ids])
         return whole[len(head) :] if whole.startswith(head) else self.decode(ids)
 
@@ -144,10 +144,10 @@ class Tokenizer:
         return text.startswith(" ")
 
     def with_control_tokens(self, classes: int = 2) -> Any:
-        """A copy of `fast` that also knows `<|aligned|>` and `<|misaligned|>`: a conditional model's tokenizer.
+        """Return a copy of `fast` with `<|aligned|>` and `<|misaligned|>`, for a conditional model.
 
         Args:
-            classes: of sentences; of three the tokens are `<|quantile_1|>` (the best) to `<|quantile_3|>`.
+            classes: of sentences; with three, the tokens are `<|quantile_1|>` (the best) to `<|quantile_3|>`.
         """
         extended = copy.deepcopy(self.fast)
         _add_control_tokens(extended, classes)
@@ -155,7 +155,7 @@ class Tokenizer:
 
 
 def load_tokenizer(name_or_path: str) -> Tokenizer:
-    """A tokenizer by path of its folder, or by its name on the Hugging Face hub.
+    """Load a tokenizer from a folder or by its name on the Hugging Face hub.
 
     Raises:
         UserError: it cannot be found or read, is not of the `tokenizers` library, or has no end-of-text token.
@@ -166,16 +166,16 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
         raise
     except Exception as error:  # noqa: BLE001 - whatever transformers, its hub client or a damaged file raises
         known = Path(name_or_path).exists()
-        where = "what is there is no tokenizer" if known else "there is no such folder, and the hub has not given it"
+        where = "it does not contain a tokenizer" if known else "there is no such folder, nor one on the hub"
         raise UserError(
             f"Cannot load the tokenizer {name_or_path!r}: {where} ({type(error).__name__}). "
-            "Give the folder or the name of a Hugging Face tokenizer, or leave it out to have one trained."
+            "Give the folder or the name of a Hugging Face tokenizer, or omit it to have one trained."
         ) from None
     return wrap_tokenizer(name_or_path, fast)
 
 
 def foreign_control_ids(fast: Any, own: Collection[int]) -> list[int]:
-    """Ids of control tokens that a run's stream does not use: those of a conditional run that it started from.
+    """Return the ids of control tokens that a run's stream does not use, inherited from a conditional run.
 
     Args:
         fast: a Hugging Face tokenizer.
@@ -186,7 +186,7 @@ def foreign_control_ids(fast: Any, own: Collection[int]) -> list[int]:
 
 
 def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
-    """A Hugging Face tokenizer as ours.
+    """Wrap a Hugging Face tokenizer.
 
     Raises:
         UserError: it is not of the `tokenizers` library, or has no end-of-text token.
@@ -197,32 +197,32 @@ def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
         raise UserError(f"The tokenizer {name!r} is written in Python; phf needs one with a tokenizer.json.")
     if fast.eos_token_id is None:
         raise UserError(
-            f"The tokenizer {name!r} has no end-of-text token (eos_token), which ends every document. "
-            "Choose another, set eos_token in its tokenizer_config.json, or leave data.tokenizer out to train one."
+            f"The tokenizer {name!r} has no end-of-text token (eos_token), which phf needs to end every document. "
+            "Choose another, set eos_token in its tokenizer_config.json, or omit data.tokenizer to train one."
         )
     encoder = Backend.from_str(fast.backend_tokenizer.to_str())
     encoder.no_truncation()
     encoder.no_padding()
     content = f"{encoder.to_str()}\n{fast.eos_token_id}"
-    before, _ = puts_around(encoder)
+    before, _ = surrounding_tokens(encoder)
     if len(before) > 1:
         raise UserError(
-            f"The tokenizer {name!r} puts {len(before)} tokens before a text, and phf begins documents with one. "
+            f"The tokenizer {name!r} puts {len(before)} tokens before a text, but phf begins documents with one. "
             "Choose another, or change the post_processor in its tokenizer.json."
         )
     eos_id = int(fast.eos_token_id)
     bos_id = before[0] if before else eos_id
     encoder.encode_special_tokens = True
     try:
-        plain = reading_names_as_text(encoder)
+        plain = read_names_as_text(encoder)
     except ValueError as error:
         raise UserError(
-            f"The tokenizer {name!r} takes the text {str(error)!r} for its special token of that name, so that a text "
-            "could end a document or hold a tag. Choose another."
+            f"The tokenizer {name!r} encodes the text {str(error)!r} as its special token of that name, so that a text "
+            "could end a document or contain a tag. Choose another."
         ) from None
     encoder = plain or encoder
-    continuing = without_prefix(encoder)
-    # Said only of those that it changes, so that stores and runs of others stay what they are.
+    continuing = remove_prefix(encoder)
+    # Added only where it applies, so that the fingerprints of other tokenizers stay the same.
     content += f"\nbegins with {bos_id}" * (bos_id != eos_id)
     content += "\nno space before later sentences" * (continuing is not None)
     content += "\nnames of tokens are text" * (plain is not None)
@@ -239,15 +239,16 @@ def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
 
 
 def save_tokenizer(fast: Any, folder: Path, context_length: int | None = None) -> None:
-    """Write a Hugging Face tokenizer so that transformers 4 and 5 read the same.
+    """Write a Hugging Face tokenizer so that transformers 4 and 5 load the same one.
 
-    Its own class may build anew what `tokenizer.json` holds, otherwise in each version; the general one reads it as it
-    is. Transformers 5 calls that by a name that 4 does not know, and writes special tokens in a form that 4 fails on.
+    A specific class may rebuild the contents of `tokenizer.json`, differently in each version; the generic class reads
+    them unchanged. Transformers 5 gives it a name that 4 does not know, and writes special tokens in a form that fails
+    in 4.
 
     Args:
         fast: the tokenizer.
-        folder: that is there.
-        context_length: tokens that its model reads at most, to which `truncation=True` cuts.
+        folder: an existing folder.
+        context_length: the model's maximum length, which `truncation=True` cuts to.
 
     Raises:
         OSError: it cannot be written.
@@ -257,11 +258,11 @@ def save_tokenizer(fast: Any, folder: Path, context_length: int | None = None) -
     config = {
         name: value
         for name, value in json.loads(file.read_text(encoding="utf-8")).items()
-        # How it was loaded here; and what would build a post-processor over that of `tokenizer.json`.
+        # Leave out how it was loaded here, and what would override the post-processor of `tokenizer.json`.
         if name not in ("is_local", "local_files_only", "backend", "add_bos_token", "add_eos_token")
     }
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    # Transformers 4 gives token types too, which GPT-2 adds to its input and others refuse.
+    # Otherwise transformers 4 returns token types too, which GPT-2 adds to its input and other models refuse.
     config["model_input_names"] = ["input_ids", "attention_mask"]
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
@@ -269,7 +270,7 @@ def save_tokenizer(fast: Any, folder: Path, context_length: int | None = None) -
         config["model_max_length"] = context_length
     pre_tokenizer = json.loads(fast.backend_tokenizer.to_str())["pre_tokenizer"] or {}
     if "add_prefix_space" in pre_tokenizer:
-        # Without it transformers 4 takes none.
+        # Without it transformers 4 adds no space.
         config["add_prefix_space"] = pre_tokenizer["add_prefix_space"]
     file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -279,14 +280,14 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train a byte-level BPE tokenizer on a dataset's sentences and save it as a Hugging Face folder.
 
-    The same texts and size give the same tokenizer. Every text can be encoded and decoded without loss. Of more than
-    500 MB of text, documents are chosen by a hash of their text.
+    The same texts and size give the same tokenizer, which encodes every text losslessly. If there is more than 500 MB
+    of text, it is trained on documents chosen by a hash of their text.
 
     Args:
-        dataset: whose texts.
-        vocab_size: entries, `<|endoftext|>` and the 256 bytes among them; fewer where the texts hold no more merges.
+        dataset: has the texts.
+        vocab_size: entries, including `<|endoftext|>` and the 256 bytes; fewer if the texts contain no more merges.
         output: folder that is created, whole or not at all.
-        progress: called with rows read, and rows in all.
+        progress: called with rows read and the total.
 
     Raises:
         UserError: the folder exists, or cannot be written.
@@ -304,13 +305,13 @@ def ensure_tokenizer(
     *,
     others: Sequence[LabelledDataset] = (),
 ) -> Tokenizer:
-    """The tokenizer that is trained on a dataset when none is given; trained once, and kept beside its token stores.
+    """Train a tokenizer on a dataset, or load the one cached beside its token stores.
 
     Args:
-        dataset: beside which it is kept.
+        dataset: the main dataset, beside which the tokenizer is cached.
         vocab_size: see `train_tokenizer`.
         progress: see `train_tokenizer`.
-        others: datasets of a mixture, whose texts it is trained on besides, as if all were one.
+        others: the other datasets of a mixture, which it is trained on too.
 
     Raises:
         UserError: its folder cannot be written or is damaged.
@@ -360,7 +361,7 @@ def _add_control_tokens(fast: Any, classes: int) -> tuple[int, ...]:
     tokens, known = [f"<|{name}|>" for name in tag_names(classes)], fast.get_vocab()
     fast.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
     ids = tuple(int(each) for each in fast.convert_tokens_to_ids(tokens))
-    # The library numbers what is new by how many there are: with a hole below, that is an id which text may have.
+    # The library numbers new tokens by the vocabulary's size: if the ids have a hole, that id may be in use.
     if any(token not in known and number <= max(known.values()) for token, number in zip(tokens, ids, strict=True)):
         raise UserError(
             f"The tokenizer {fast.name_or_path!r} has {len(known):,} entries, and ids up to {max(known.values()):,}: "

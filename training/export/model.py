@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from scorers import hugging_face
-from training.data.backends import beginning_with
+from training.data.backends import begin_with_bos
 from training.data.tokenizers import save_tokenizer
 from training.disk import os_errors
 from training.model.language_model import VALUE_HEAD_FILE
@@ -71,7 +71,7 @@ def export_model(
             if values:
                 (staging / VALUE_HEAD_FILE).parent.mkdir()
                 save_file({name: each.float().contiguous() for name, each in values.items()}, staging / VALUE_HEAD_FILE)
-            save_tokenizer(beginning_with(tokenizer, begins_with, eos_id), staging, context_length)
+            save_tokenizer(begin_with_bos(tokenizer, begins_with, eos_id), staging, context_length)
             if card is not None:
                 (staging / "README.md").write_text(card, encoding="utf-8")
             # Safetensors lets nobody else read its files, whatever the umask.

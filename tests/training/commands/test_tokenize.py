@@ -78,7 +78,7 @@ def test_fewer_entries_than_asked_for_are_said(dataset, tmp_path):
         (["tokenize", "missing"], "There is nothing at missing"),
         (["tokenize", "DATASET", "--tokenizer", "/nowhere/at/all"], "Cannot load the tokenizer '/nowhere/at/all'"),
         (["tokenize", "missing", "--tokenizer", "any", "--vocab-size", "8192"], "leave --tokenizer out"),
-        (["tokenize", "DATASET", "--store", "DATASET"], "exists, but is no token store"),
+        (["tokenize", "DATASET", "--store", "DATASET"], "exists, but is not a token store"),
         (["tokenizer", "train", "DATASET", "--output", "DATASET"], "exists already"),
         (["tokenizer", "train", "missing", "--output", "new"], "There is nothing at missing"),
     ],

@@ -146,7 +146,7 @@ def test_what_a_tokenizer_changes_is_counted_and_named(tmp_path, name):
     with pytest.raises(UserError, match=f"changes the text of {trips.changed} of 5 documents of labelled.*allow_lossy"):
         refuse_changes(trips, tokenizer, "labelled", allowed=False)
     (warning,) = refuse_changes(trips, tokenizer, "labelled", allowed=True)
-    assert "that is what is trained on" in warning
+    assert "the model is trained on the changed text" in warning
     assert f"the first is row {trips.first_changed}" in warning
     assert json.loads((store.path / FOLDER / COUNTS).read_text())["changed"] == trips.changed
 
@@ -169,7 +169,7 @@ def test_the_name_of_a_token_in_a_text_is_no_token():
     assert not {0, 1, *fast.convert_tokens_to_ids(["<0x41>"])} & {*ids.tolist()}
     assert tokenizer.decode(ids) == text
     assert 2 not in wrap_tokenizer("words", word_level("</s>")).encode(["a </s> a"])[0]
-    with pytest.raises(UserError, match=r"takes the text '\|' for its special token of that name"):
+    with pytest.raises(UserError, match=r"encodes the text '\|' as its special token of that name"):
         wrap_tokenizer("words", word_level("|"))
 
 

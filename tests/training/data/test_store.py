@@ -161,14 +161,14 @@ def test_a_named_store_of_another_tokenizer_or_dataset_is_refused(dataset, token
     with pytest.raises(UserError, match=r"store was made with another tokenizer \(bytes\) than other"):
         ensure_store(dataset, other, tmp_path / "store")
     make_dataset(tmp_path / "second", ["Another text."], {"toxicity": toxicity})
-    with pytest.raises(UserError, match=r"of another dataset than .*second"):
+    with pytest.raises(UserError, match=r"from another dataset than .*second"):
         ensure_store(open_dataset(str(tmp_path / "second")), tokenizer, tmp_path / "store")
 
 
 def test_a_folder_that_holds_something_else_is_refused(dataset, tokenizer, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match=r"mine exists, but is no token store"):
+    with pytest.raises(UserError, match=r"mine exists, but is not a token store"):
         ensure_store(dataset, tokenizer, tmp_path / "mine")
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
@@ -228,7 +228,7 @@ def test_a_damaged_store_is_refused_with_the_remedy(dataset, tokenizer, tmp_path
     (store.path / "store.json").write_text("{}")
     with pytest.raises(UserError, match=r"store\.json, field key"):
         TokenStore.open(store.path)
-    with pytest.raises(UserError, match=r"no token store.*phf tokenize"):
+    with pytest.raises(UserError, match=r"not a token store.*phf tokenize"):
         TokenStore.open(tmp_path)
 
 

@@ -86,9 +86,9 @@ def test_on_several_cores_the_same_is_found(dataset, tmp_path, monkeypatch):
     alone = prepare(config_of(dataset, "rwr", TOKENS))
     monkeypatch.setattr(texts, "_ROWS", 7)
     asked = []
-    real = token_spans.Asking.findings
+    real = token_spans.FindingsPool.findings
     monkeypatch.setattr(
-        token_spans.Asking, "findings", lambda self, groups: asked.append(self.processes) or real(self, groups)
+        token_spans.FindingsPool, "findings", lambda self, groups: asked.append(self.processes) or real(self, groups)
     )
     data = prepare(config_of(dataset, "rwr", TOKENS, f"data.store={tmp_path / 'store'}"))
     assert set(asked) == {2}
@@ -103,9 +103,9 @@ def killed(*_):
 
 @pytest.mark.usefixtures("two_cores")
 def test_a_process_that_is_killed_while_it_is_asked_is_told(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(token_spans, "_ask", killed)
+    monkeypatch.setattr(token_spans, "_find", killed)
     store = tmp_path / "store"
-    with pytest.raises(IncompleteError, match=r"asked the scorer 'pii' .* was killed"):
+    with pytest.raises(IncompleteError, match=r"located the findings of the scorer 'pii' was killed"):
         prepare(config_of(dataset, "rwr", TOKENS, f"data.store={store}"))
     monkeypatch.undo()
     assert prepare(config_of(dataset, "rwr", TOKENS, f"data.store={store}")).stream.statistics["findings"]
@@ -155,9 +155,9 @@ def test_only_the_found_tokens_are_masked(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("objective", "overrides", "message"),
     [
-        ("mle", [TOKENS], "mle has no use for data.token_scores"),
-        ("conditional", [TOKENS], "conditional has no use for data.token_scores"),
-        ("rwr", [TOKENS, "data.columns={pii: 1}"], "for one score column"),
+        ("mle", [TOKENS], "data.token_scores has no effect on the objective mle"),
+        ("conditional", [TOKENS], "data.token_scores has no effect on the objective conditional"),
+        ("rwr", [TOKENS, "data.columns={pii: 1}"], "needs a single score column"),
     ],
 )
 def test_where_they_make_no_difference_they_are_refused(dataset, objective, overrides, message):
@@ -167,5 +167,5 @@ def test_where_they_make_no_difference_they_are_refused(dataset, objective, over
 
 def test_a_scorer_that_cannot_say_where_is_refused(tmp_path):
     code = make_code_dataset(tmp_path / "labelled", 8)
-    with pytest.raises(UserError, match=r"the scorer of 'pep8' \(pycodestyle\) cannot say where"):
+    with pytest.raises(UserError, match=r"the scorer of 'pep8' \(pycodestyle\) cannot locate"):
         prepare(config_of(code, "rwr", TOKENS, column="pep8"))

@@ -123,7 +123,7 @@ def test_a_tokenizer_without_end_of_text_is_refused(tmp_path):
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path):
-    with pytest.raises(UserError, match="what is there is no tokenizer"):
+    with pytest.raises(UserError, match="it does not contain a tokenizer"):
         load_tokenizer(str(tmp_path))
     with pytest.raises(UserError, match="no such folder"):
         load_tokenizer(str(tmp_path / "missing"))

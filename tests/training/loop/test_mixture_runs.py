@@ -252,9 +252,9 @@ def like_code(tmp_path_factory):
         ("mle", {"share": 0.5, "weight": 2}, "data.mixture.0.weight: no such setting"),
         ("mle", {"dataset": "CODE", "share": 0.5}, "is the same dataset as"),
         ("mle", {"share": 0.5, "column": "short", "threshold": 1.0}, "mle has no threshold of its own for"),
-        ("unlikelihood", {"dataset": "LIKE", "share": 0.5, "threshold": 1.0}, "set objective.threshold, which is"),
+        ("unlikelihood", {"dataset": "LIKE", "share": 0.5, "threshold": 1.0}, "set objective.threshold, which applies"),
         ("rwr", {"dataset": "LIKE", "share": 0.5}, "--set data.allow_mixed_scorers=true"),
-        ("mle", {"share": 0.5, "column": "short", "store": "STORE"}, "Give that tokenizer, choose another --store"),
+        ("mle", {"share": 0.5, "column": "short", "store": "STORE"}, "Use that tokenizer, choose another --store"),
     ],
 )
 def test_what_cannot_be_mixed_is_one_message_and_exit_2(
@@ -335,7 +335,7 @@ def test_quantiles_are_those_of_each_dataset_and_masks_those_of_one_scale(tmp_pa
     assert len({len(each) for each in bounds}) == 1
     assert bounds[0] != bounds[1]
     assert {each.streams[1].options.tag_ids for each in data.datasets} == {data.control_ids}
-    with pytest.raises(UserError, match=r"as many of their scores are equal. Ask for fewer quantiles"):
+    with pytest.raises(UserError, match=r"as many of their scores are equal. Set fewer quantiles"):
         prepare(job_config(code_dataset, tmp_path / "run", "conditional", **changes, objective__quantiles=9))
     with pytest.raises(UserError, match=r"mle with objective.mask_above computes with the scores themselves"):
         prepare(job_config(code_dataset, tmp_path / "run", "mle", **mixed(prose), objective__mask_above=0.01))
