@@ -1,1 +1,1 @@
-"""From what the user names to records: sources, units, readers. Whatever is malformed becomes a value."""
+"""Turn the inputs that the user names into sources, units and records; malformed records become values."""

@@ -1,4 +1,4 @@
-"""Arrow columns as the values that JSON has, for `meta`."""
+"""Convert Arrow columns to JSON values, for `meta`."""
 
 import base64
 import json
@@ -10,22 +10,22 @@ import pyarrow.compute as pc
 
 
 def json_values(array: pa.Array) -> list[Any]:
-    """The values of a column as JSON has them, the same on every machine (with or without pandas, whatever its zone).
+    """Convert a column to JSON values, identically on every machine (with or without pandas, in any time zone).
 
-    Dates, times and decimals are strings as Arrow writes them (zoned times in UTC), binary values are Base64, bytes of
-    a string that are not UTF-8 are surrogate escapes (PEP 383), structs and maps are objects, and what else JSON does
-    not have is a string. Numbers are not checked: NaN stays NaN.
+    Dates, times and decimals become strings as Arrow writes them (zoned times in UTC), binary values Base64, bytes of
+    a string that are not UTF-8 surrogate escapes (PEP 383), structs and maps objects, and values of any other type
+    that JSON lacks strings. Numbers are not checked: NaN stays NaN.
     """
     while isinstance(array, pa.ExtensionArray):
         array = array.storage
     kind = array.type
-    # What is nested in these, pyarrow decodes for some types alone.
+    # pyarrow decodes only some types when they are nested in the following three.
     if pa.types.is_dictionary(kind):
-        return _chosen(json_values(array.dictionary), array.indices)
+        return _take(json_values(array.dictionary), array.indices)
     if pa.types.is_run_end_encoded(kind):
         places = pa.array(range(len(array.values)), pa.int64())
         whole = pa.RunEndEncodedArray.from_arrays(array.run_ends, places)
-        return _chosen(json_values(array.values), pc.run_end_decode(whole.slice(array.offset, len(array))))
+        return _take(json_values(array.values), pc.run_end_decode(whole.slice(array.offset, len(array))))
     if _is_list_view(kind):
         values, starts = json_values(array.values), array.offsets.to_pylist()
         views = [values[start : start + size] for start, size in zip(starts, array.sizes.to_pylist(), strict=True)]
@@ -56,7 +56,7 @@ def json_values(array: pa.Array) -> list[Any]:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """An array of text or bytes without what only changes how they are held: extension, dictionary, run ends."""
+    """Unwrap an array of text or bytes: remove extension types, dictionaries and run-end encoding."""
     while True:
         if isinstance(array, pa.ExtensionArray):
             array = array.storage
@@ -70,14 +70,14 @@ def plain(array: pa.Array) -> pa.Array:
 
 
 def _without_views(values: pa.Array) -> pa.Array:
-    """The values in the layout that pyarrow can decode dictionaries and run ends of."""
+    """Convert string and binary views, which pyarrow cannot decode inside dictionaries and run ends."""
     if pa.types.is_string_view(values.type):
         return values.cast(pa.large_binary()).view(pa.large_string())
     return values.cast(pa.large_binary()) if pa.types.is_binary_view(values.type) else values
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values of an array, however they are held."""
+    """The type of the values, without extension types, dictionaries, run-end encoding and list views."""
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type
@@ -90,17 +90,17 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether values are strings of Unicode text, to believe the type."""
+    """Whether the type is a string type; the bytes may still be invalid UTF-8."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether values are bytes of any length, which may be text."""
+    """Whether the type is binary of variable length, which may hold text."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether values are lists."""
+    """Whether the type is a list type."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
@@ -109,11 +109,11 @@ def _is_list_view(kind: pa.DataType) -> bool:
 
 
 def utf8(array: pa.Array) -> list[bytes | None]:
-    """The bytes of strings, which nobody has checked to be UTF-8."""
+    """The bytes of strings, not checked to be UTF-8."""
     return list(array.cast(pa.large_binary()).to_pylist())
 
 
-def _chosen(values: list[Any], places: pa.Array) -> list[Any]:
+def _take(values: list[Any], places: pa.Array) -> list[Any]:
     return [None if place is None else values[place] for place in places.to_pylist()]
 
 
@@ -124,7 +124,7 @@ def _where_valid(array: pa.Array, values: list[Any]) -> list[Any]:
 
 
 def _ranges(array: pa.Array) -> list[tuple[int, int]]:
-    """Where in its child each list lies; the child of a slice is the child of the whole."""
+    """The range of each list in the child array; a slice shares the child of the whole array."""
     if pa.types.is_fixed_size_list(array.type):
         size = array.type.list_size
         return [(size * (array.offset + row), size * (array.offset + row + 1)) for row in range(len(array))]

@@ -1,4 +1,4 @@
-"""Rows of Arrow IPC files as records: those that Hugging Face's `save_to_disk` writes, and Feather files."""
+"""Read rows of Arrow IPC files as records: the files that Hugging Face's `save_to_disk` writes, and Feather files."""
 
 from collections.abc import Iterator
 
@@ -17,14 +17,14 @@ _END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class ArrowRows:
-    """The rows of one Arrow IPC stream, or file, batch by batch; goes on where it stopped while positions ascend.
+    """Reads one Arrow IPC stream or file batch by batch; reads at ascending positions continue where the last ended.
 
-    The format has no checksums. Batches that contradict themselves are lost row by row; where the stream itself cannot
-    be followed, all that comes after is cut off, and so is a stream without its end mark.
+    The format has no checksums. The rows of an inconsistent batch are quarantined one by one; where the stream itself
+    is damaged, or lacks its end mark, the rest is cut off.
 
     Raises:
-        CutError: nothing of it can be read.
-        UserError: as `RowDecoder`.
+        CutError: nothing can be read.
+        UserError: see `RowDecoder`.
         OSError: the disk or network failed.
     """
 
@@ -40,16 +40,16 @@ class ArrowRows:
 
     @property
     def size(self) -> int:
-        """Bytes of the file as it is now."""
+        """The current size of the file in bytes."""
         return self._file.size
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the file."""
+        """The schema of the file."""
         return self._reader.schema
 
     def row_groups(self) -> Iterator[tuple[int, int, int]]:
-        """Each batch as (first row, rows, bytes of its text column).
+        """Yield each batch as (first row, number of rows, bytes of the text column).
 
         Raises:
             CutError: after the last batch that can be read.
@@ -57,14 +57,14 @@ class ArrowRows:
         self._rewind()
         while (batch := self._next_batch()) is not None:
             rows = batch.num_rows
-            # Nothing of a batch that contradicts itself may be looked at: pyarrow would read beyond its memory.
+            # An inconsistent batch must not be accessed: pyarrow would read out of bounds.
             yield self._first - rows, rows, self._decoder.text_bytes(batch) if rows and self._sound else 0
 
     def read(self, start: int, stop: int | None) -> Iterator[Record | Quarantined]:
-        """Rows `[start, stop)`, None for all; those of a batch that contradicts itself are quarantined one by one.
+        """Yield rows `[start, stop)`, to the end for None; rows of an inconsistent batch are quarantined one by one.
 
         Raises:
-            EOFError: there are fewer rows.
+            EOFError: the file has fewer rows.
             CutError: the rest cannot be read.
         """
         if self._current is None or start < self._first - self._current.num_rows:
@@ -100,15 +100,15 @@ class ArrowRows:
     def _rewind(self) -> None:
         self._file.seek(0)
         self._current: pa.RecordBatch | None = None
-        self._first = 0  # row behind the current batch
+        self._first = 0  # first row after the current batch
         self._sound = True
         self._index = 0
         open_reader = pa.ipc.open_file if self._is_file else pa.ipc.open_stream
         try:
             self._reader = open_reader(pa.PythonFile(self._file, mode="r"))
-            _ = self._reader.schema.names  # which may not be UTF-8
+            _ = self._reader.schema.names  # raises if a name is not UTF-8
         except (OSError, pa.ArrowException, EOFError, ValueError) as error:
-            self._fail(f"it is no readable Arrow file ({type(error).__name__})")
+            self._fail(f"it is not a readable Arrow file ({type(error).__name__})")
 
     def _next_batch(self) -> pa.RecordBatch | None:
         try:
@@ -130,7 +130,7 @@ class ArrowRows:
         return batch
 
     def _require_end(self) -> None:
-        """A stream that is cut off between two messages ends like a whole one, but for its end mark."""
+        """Require the end mark: it alone tells a complete stream from one cut off between two messages."""
         at = self._file.tell()
         self._file.seek(max(0, self.size - len(_END)))
         whole = self._file.read(len(_END)) == _END
@@ -145,7 +145,7 @@ class ArrowRows:
 
 
 def _is_sound(batch: pa.RecordBatch) -> bool:
-    """Whether offsets and the like fit; texts that are not UTF-8 are dealt with one by one."""
+    """Whether offsets and sizes are consistent; invalid UTF-8 is handled text by text later."""
     bytes_of = {
         pa.string(): pa.binary(),
         pa.large_string(): pa.large_binary(),

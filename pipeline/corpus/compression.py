@@ -1,7 +1,7 @@
-"""Compressed streams: members and frames one after the other, and exactly where one ends that cannot be read.
+"""Decompress streams of several members or frames, and find exactly where a damaged one stops being readable.
 
-What follows a complete member is judged as the format's own program judges it: further members are read, zeros behind
-gzip and xz and skippable frames of zstd are passed over. Anything else is a cut: no byte is left out in silence.
+What follows a complete member is treated as the format's own program treats it: further members are read; zero padding
+of gzip and xz and skippable frames of zstd are skipped. Anything else is a cut: no byte is dropped silently.
 """
 
 import bz2
@@ -21,22 +21,22 @@ Compression = Literal["gzip", "zstd", "bz2", "xz"]
 TRUNCATED = "truncated-source"
 UNREADABLE = "unreadable-source"
 
-# The largest window of zstd that is decoded (`--long=31`), and so the memory that a reader may take for it.
+# The largest zstd window that is decoded (`--long=31`), and so the memory that a reader may use for it.
 MOST_WINDOW = 1 << 31
-# Raw bytes that a decompressor gets at a time: some hundred may stand for many megabytes.
+# Raw bytes given to a decompressor at a time: a few hundred can expand to many megabytes.
 _STEP = 128
 _CHUNK = 1 << 16
 _PIECE = 1 << 18
-LONGEST_HEAD = 18  # bytes that say what a member or frame is, and which window it needs
+LONGEST_HEAD = 18  # bytes that identify a member or frame and state the window it needs
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-# Of the head of a zstd frame (RFC 8878, 3.1.1.1): magic, flags and window; and the flag that there is no window.
+# The header of a zstd frame (RFC 8878, 3.1.1.1): size of magic, flags and window; the flag for "no window".
 _SHORTEST_HEAD, _SINGLE_SEGMENT = 6, 0x20
 
 
 class CutError(Exception):
-    """The rest of a source cannot be read, now or at any later time; `reason` and `detail` as in `Quarantined`.
+    """The rest of a source is permanently unreadable; `reason` and `detail` as in `Quarantined`.
 
-    `read` bytes of the source were read well before that; None where nobody knows.
+    `read` is the number of bytes of the source before the damage; None if unknown.
     """
 
     def __init__(self, reason: str, detail: str, read: int | None = None) -> None:
@@ -47,7 +47,7 @@ class CutError(Exception):
 
 
 class _Member(Protocol):
-    """A decompressor of one member, as zlib, bz2, lzma and zstandard have it."""
+    """A decompressor of one member, with the interface that zlib, bz2, lzma and zstandard share."""
 
     @property
     def eof(self) -> bool: ...
@@ -61,24 +61,24 @@ class _Raw(Protocol):
 
 
 def begins(compression: Compression, head: bytes) -> bool:
-    """Whether bytes begin a compressed stream, or may where they are few."""
+    """Whether `head` begins a compressed stream, or is too short to tell."""
     return any(head.startswith(magic) or magic.startswith(head) for magic in _CODECS[compression].magic)
 
 
 def decompressed(raw: _Raw, compression: Compression, uri: str) -> Iterator[bytes]:
-    """The content of a stream in pieces; all of it before a truncation.
+    """Yield the content of a stream in pieces, up to the last byte before a truncation.
 
-    Damage is noticed late, and a checksum comes last: what a damaged member gave since the last piece is left out.
+    Damage is noticed late, and a checksum comes last: the output of a damaged member since the last piece is dropped.
 
     Raises:
-        CutError: it is empty, truncated or damaged, or something else stands behind its last member.
-        UserError: it needs a larger window than is decoded, or a dictionary.
+        CutError: the stream is empty, truncated or damaged, or foreign data follow its last member.
+        UserError: the stream needs a dictionary or a window over `MOST_WINDOW`.
     """
     codec = _CODECS[compression]
     source = _Source(raw)
     members = 0
     pieces: list[bytes] = []
-    held = complete = 0  # bytes of the pieces, and how many of these belong to members that are complete
+    size = complete = 0  # bytes of the pieces; how many pieces belong to complete members
     try:
         while source.fill(LONGEST_HEAD) or not members:
             if members and codec.padded:
@@ -100,11 +100,11 @@ def decompressed(raw: _Raw, compression: Compression, uri: str) -> Iterator[byte
                     what = f"the compressed stream is damaged before byte {where}"
                     raise CutError(UNREADABLE, what, safe) from None
                 source.skip(len(step) - len(member.unused_data))
-                held += len(piece)
+                size += len(piece)
                 pieces.append(piece)
-                if held >= _PIECE:
+                if size >= _PIECE:
                     yield b"".join(pieces)
-                    pieces, held, complete, safe = [], 0, 0, source.position
+                    pieces, size, complete, safe = [], 0, 0, source.position
             members += 1
             complete = len(pieces)
     except CutError:
@@ -117,12 +117,12 @@ def _check_head(compression: Compression, source: "_Source", members: int) -> No
     if not source.data:
         raise CutError(TRUNCATED, "the file is empty", 0)
     if not begins(compression, bytes(source.data[:LONGEST_HEAD])):
-        what = "what stands behind its last whole part is" if members else "it is"
+        what = "the data after its last complete part is" if members else "it is"
         raise CutError(UNREADABLE, f"{what} not {compression}, from byte {source.position} on", source.position)
 
 
 class _Source:
-    """Raw bytes that were read and not used yet, and the position of the first of them."""
+    """A buffer of raw bytes not consumed yet, and the position of the first of them."""
 
     def __init__(self, raw: _Raw) -> None:
         self._raw = raw
@@ -130,7 +130,7 @@ class _Source:
         self.position = 0
 
     def fill(self, size: int) -> bool:
-        """Hold at least so many bytes, or what there is; false where there is nothing."""
+        """Buffer at least `size` bytes, or all that are left; false if there are none."""
         while len(self.data) < size and (more := self._raw.read(_CHUNK)):
             self.data = memoryview(bytes(self.data) + more)
         return bool(self.data)
@@ -148,11 +148,11 @@ class _Source:
 
 
 def window_of(head: bytes) -> int:
-    """Bytes of the window that a frame of zstd needs, by its first 18 bytes; 0 where they are no such head."""
+    """The window in bytes that a zstd frame needs, by its first 18 bytes; 0 if they are not a frame header."""
     if not head.startswith(_ZSTD_MAGIC) or len(head) < _SHORTEST_HEAD:
         return 0
     if not head[4] & _SINGLE_SEGMENT:
-        # The library refuses to parse the head of a frame whose window is longer than it decodes.
+        # The library refuses to parse the header of a frame whose window exceeds its own limit.
         base = 1 << (10 + (head[5] >> 3))
         return base + (base >> 3) * (head[5] & 7)
     try:
@@ -162,7 +162,7 @@ def window_of(head: bytes) -> int:
 
 
 def _dictionary_of(head: bytes) -> int:
-    if not head.startswith(_ZSTD_MAGIC):  # a skippable frame, of which the library takes other bytes for this
+    if not head.startswith(_ZSTD_MAGIC):  # a skippable frame: the library would misread other bytes as the id
         return 0
     try:
         return int(zstandard.get_frame_parameters(head).dict_id)
@@ -180,7 +180,7 @@ def _open_zstd(head: bytes, uri: str) -> _Member:
         )
     if _dictionary_of(head):
         raise UserError(
-            f"{shown(uri)} is compressed with a dictionary of zstd, which phf does not read. Recompress it without: "
+            f"{shown(uri)} is compressed with a zstd dictionary, which phf does not support. Recompress it without: "
             "zstd -dc -D DICTIONARY FILE | zstd."
         )
     found: _Member = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW).decompressobj()

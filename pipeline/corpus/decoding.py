@@ -1,4 +1,4 @@
-"""From the fields of a record to a `Record`, or to the reason why it is in quarantine."""
+"""Decode the fields of a record into a `Record`, or into the reason for its quarantine."""
 
 import json
 import math
@@ -39,12 +39,12 @@ _JSON_TYPES = {
 class Decoder:
     r"""Decodes the records of one source.
 
-    JSON is read as Python reads it: of a key that occurs twice the last value counts. `NaN`, `Infinity` and numbers
-    beyond a double, which JSON does not have but Python's own writer emits, become null in `meta`. A lone surrogate in
+    JSON is parsed as Python parses it: for a duplicate key the last value wins. `NaN`, `Infinity` and numbers beyond a
+    double, which are not valid JSON but which Python's own writer emits, become null in `meta`. A lone surrogate in
     `meta` stays an escape (`\ud800`), which is lossless; in the text or the id it cannot be stored.
 
-    A text field that holds a list of strings is a text and its sentences: the text is all strings joined. Empty strings
-    are no sentences; they go, and with them the values beside them of a field that a scorer asks for.
+    A text field that holds a list of strings is a text split into sentences: the text is the strings joined. Empty
+    strings are dropped, together with their values in the fields that scorers use.
     """
 
     def __init__(self, source: Source, config: LabelConfig) -> None:
@@ -60,7 +60,7 @@ class Decoder:
         self.limit = config.max_record_size
 
     def from_json(self, position: int, line: bytes | None) -> Record | Quarantined:
-        """A line of JSON; None for one that is too long to be held."""
+        """Decode a line of JSON; None stands for a line over the size limit."""
         if line is None:
             return self.too_large(position)
         try:
@@ -80,7 +80,7 @@ class Decoder:
         return self.from_fields(position, fields, line)
 
     def from_fields(self, position: int, fields: Mapping[str, Any], raw: bytes | None = None) -> Record | Quarantined:
-        """Fields as JSON values; `raw` is what quarantine may keep of the record."""
+        """Decode fields that are JSON values; `raw` is the content that quarantine may keep."""
         text = fields.get(self.text_field)
         if text is None:
             what = "is null" if self.text_field in fields else "is missing"
@@ -95,7 +95,7 @@ class Decoder:
                 if isinstance(values, list) and len(values) != len(text):
                     what = f"the field {name!r} has {len(values)} values for {len(text)} sentences"
                     return self.quarantined(position, SCORES_MISMATCH, what, raw)
-            given = given and {name: _beside(text, values) for name, values in given.items()}
+            given = given and {name: _drop_empty(text, values) for name, values in given.items()}
             ends = tuple(accumulate(len(each) for each in text if each))
             text = "".join(text)
         if not isinstance(text, str):
@@ -119,9 +119,9 @@ class Decoder:
         return Record(self._source.uri, position, doc_id, text, _dumps(kept), self._source.kind, "", ends, given)
 
     def from_file(self, content: bytes) -> Record | Quarantined:
-        """A file that is one document, in UTF-8; a byte order mark is part of its text, which is exactly the file.
+        """Decode a file that is one document in UTF-8; the text is the whole file, with its byte order mark.
 
-        A Python file that declares another encoding (PEP 263) is in quarantine unless it happens to be UTF-8 too.
+        A Python file that declares another encoding (PEP 263) is quarantined unless it is also valid UTF-8.
         """
         if len(content) > self.limit:
             return self.too_large(0)
@@ -133,9 +133,9 @@ class Decoder:
         return Record(uri, 0, f"{uri}#0", text, "{}", self._source.kind, document_name(uri))
 
     def from_warc(self, position: int, entry: WarcEntry) -> Record | Quarantined:
-        """A record of a WET file: its block is the text, its WARC-Record-ID the id, its other headers are meta.
+        """Decode a record of a WET file: its block is the text, its WARC-Record-ID the id, its other headers `meta`.
 
-        A digest counts where the file is not compressed; elsewhere a checksum of its own has been right.
+        The block digest is checked only if the file is not compressed; compressed formats have their own checksums.
         """
         if entry.headers is None:
             return self.quarantined(position, BROKEN_RECORD, entry.problem)
@@ -143,14 +143,12 @@ class Decoder:
         if content is None:
             return self.too_large(position)
         if self._source.compression is None and not entry.intact:
-            return self.quarantined(
-                position, BROKEN_RECORD, "its block is not what its WARC-Block-Digest says", content
-            )
+            return self.quarantined(position, BROKEN_RECORD, "its block does not match its WARC-Block-Digest", content)
         headers = {name.lower(): (name, value) for name, value in entry.headers.items()}
-        held = headers.get("content-type", ("", "text/plain"))[1]
-        if entry.kind != "conversion" or not held.lower().startswith("text/"):
+        content_type = headers.get("content-type", ("", "text/plain"))[1]
+        if entry.kind != "conversion" or not content_type.lower().startswith("text/"):
             return self.quarantined(
-                position, NOT_TEXT, "it is no WARC record of type conversion that holds text", content
+                position, NOT_TEXT, "it is not a WARC record of type conversion that holds text", content
             )
         try:
             text = content.decode()
@@ -165,17 +163,17 @@ class Decoder:
         return Record(self._source.uri, position, doc_id, text, _dumps(meta), self._source.kind, "")
 
     def too_large(self, position: int) -> Quarantined:
-        """A record that was not even decoded."""
+        """Quarantine a record over the size limit, without decoding it."""
         return self.quarantined(position, TOO_LARGE, f"more than max_record_size = {self.limit} bytes")
 
     def quarantined(self, position: int, reason: str, detail: str, raw: bytes | None = None) -> Quarantined:
-        """A reference; with the record itself only where the job asks for it."""
+        """Quarantine a record: a reference to it, with its content only if `quarantine_text` is set."""
         text = raw.decode(errors="backslashreplace") if self._keep_text and raw is not None else None
         return Quarantined(self._source.uri, position, reason, detail, text)
 
 
-def _beside(sentences: list[str], values: Any) -> Any:
-    """Values a sentence without those of empty strings, which are no sentences; anything else as it is."""
+def _drop_empty(sentences: list[str], values: Any) -> Any:
+    """The values of the sentences that are not empty; anything but a list is returned unchanged."""
     if not isinstance(values, list) or all(sentences):
         return values
     return [value for sentence, value in zip(sentences, values, strict=True) if sentence]

@@ -1,4 +1,4 @@
-"""A look into the inputs before any work: a field that no record has is a mistyped name."""
+"""Check the configured field names against the inputs before any work, so that a mistyped name fails at once."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ import pyarrow as pa
 from pipeline.config import LabelConfig, given_by
 from pipeline.corpus.arrow_json import is_list, plain_type
 from pipeline.corpus.arrow_rows import ArrowRows
+from pipeline.corpus.beginnings import check_beginnings
 from pipeline.corpus.compression import CutError
 from pipeline.corpus.inputs import Source, cannot_read
-from pipeline.corpus.looks import check_beginnings
 from pipeline.corpus.parquet_rows import ParquetRows
 from pipeline.corpus.streams import open_content, read_lines
 from scorers.errors import UserError
@@ -22,13 +22,12 @@ _SAMPLE = 100
 
 
 def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
-    """Refuse what cannot be meant: a field that a Parquet or Arrow file lacks, or all first records of `.jsonl` inputs.
+    """Refuse a field that a Parquet or Arrow file lacks, or that none of the first records of `.jsonl` inputs has.
 
-    The fields are that of the text and those that scorers take their scores from. What `check_beginnings` refuses is
-    refused first.
+    The fields are the text field and those from which scorers take their scores. `check_beginnings` runs first.
 
     Raises:
-        UserError: names the field and those that there are.
+        UserError: a field is missing; the message names the fields that exist.
     """
     check_beginnings(sources, config)
     wanted = {config.text_field, *given_by(config).values()}
@@ -40,13 +39,13 @@ def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
                 if wanted <= fields.keys():
                     break
         elif source.format in {"parquet", "arrow"}:
-            with _read_failures(source):
+            with _refuse_unreadable(source):
                 _open_rows(source, config).close()
     there = ", ".join(repr(field)[:40] for field in list(fields)[:20])
     if fields and config.text_field not in fields:
         raise UserError(
             f"No record has the field {config.text_field!r}; the first ones have: {there}. "
-            "Name the field of the text by --text-field."
+            "Name the text field with --text-field."
         )
     for column, field in given_by(config).items():
         if fields and field not in fields:
@@ -57,12 +56,9 @@ def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
 
 
 def settle_sentences(sources: Sequence[Source], config: LabelConfig, before: str | None = None) -> LabelConfig:
-    """The configuration with `sentences: auto` decided by the first record that has the text field.
+    """Return the configuration with `sentences: auto` resolved by the first record that has the text field.
 
-    Args:
-        sources: the inputs.
-        config: of the job.
-        before: what was decided when the job began; it stays.
+    A choice made when the job began, `before`, is kept.
 
     Raises:
         UserError: an input cannot be read.
@@ -76,9 +72,9 @@ def settle_sentences(sources: Sequence[Source], config: LabelConfig, before: str
 
 
 def _gives_sentences(source: Source, config: LabelConfig) -> bool | None:
-    """Whether the text field holds a list; None where this input does not say."""
+    """Whether the text field holds a list; None if this input does not tell."""
     if source.format in {"parquet", "arrow"}:
-        with _read_failures(source):
+        with _refuse_unreadable(source):
             rows = _open_rows(source, config)
             try:
                 return _type_gives_sentences(rows.schema, config.text_field)
@@ -101,7 +97,7 @@ def _open_rows(source: Source, config: LabelConfig) -> ParquetRows | ArrowRows:
 
 
 def _first_objects(source: Source, config: LabelConfig) -> Iterator[dict[str, Any]]:
-    with _read_failures(source):
+    with _refuse_unreadable(source):
         stream = open_content(source)
         try:
             for _, _, content in islice(read_lines(stream, limit=config.max_record_size), _SAMPLE):
@@ -116,8 +112,8 @@ def _first_objects(source: Source, config: LabelConfig) -> Iterator[dict[str, An
 
 
 @contextmanager
-def _read_failures(source: Source) -> Iterator[None]:
-    """What is damaged is dealt with later; what cannot be read now is refused."""
+def _refuse_unreadable(source: Source) -> Iterator[None]:
+    """Ignore damage, which is handled later; refuse an input that cannot be read."""
     try:
         yield
     except CutError:

@@ -1,4 +1,4 @@
-"""What a file seems to be, by its first bytes: for messages that refuse one."""
+"""Guess the format of a file from its first bytes, for error messages."""
 
 import codecs
 
@@ -29,11 +29,7 @@ _TEXT_CONTROLS = frozenset(b"\t\n\r\f\b\x1b")
 
 
 def guess(head: bytes) -> str:
-    """The name of a format, after "it looks like".
-
-    Args:
-        head: the first bytes of a file that is not empty, some thousand where it has them.
-    """
+    """The name of the format, worded to follow "it looks like", from the first few thousand bytes of a file."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
@@ -61,7 +57,7 @@ def guess(head: bytes) -> str:
 
 
 def _wide(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, where the bytes are text in it that begins with the mark or is mostly ASCII."""
+    """UTF-16 or UTF-32, if the bytes decode to text that begins with a byte order mark or is mostly ASCII."""
     for name in ("UTF-32", "UTF-16"):
         for order in ("le", "be"):
             try:

@@ -1,8 +1,8 @@
-"""Datasets of the Hugging Face hub as input: `hf://datasets/OWNER/NAME[@REVISION][/PATH or glob]`.
+"""Read datasets of the Hugging Face hub: `hf://datasets/OWNER/NAME[@REVISION][/PATH or glob]`.
 
 A revision is resolved to its commit before anything is read, and the commit is part of every source's URI: a job reads
-one state of a dataset, whatever is pushed meanwhile. The token comes from the environment (HF_TOKEN), the address of
-another hub too (HF_ENDPOINT).
+one state of a dataset, whatever is pushed meanwhile. The token and the address of another hub come from the environment
+(HF_TOKEN, HF_ENDPOINT).
 """
 
 import functools
@@ -21,32 +21,30 @@ from scorers.errors import UserError
 
 SCHEME = "hf://"
 
-# Of the revisions with a slash in them, those that the hub itself makes; another slash is written %2F.
+# Only revisions that the hub itself creates may contain a slash; in others it is written %2F.
 _URI = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
 _FORM = "hf://datasets/OWNER/NAME[@REVISION][/PATH]"
 _TIMEOUT_S = 10.0
 
 
 def filesystem() -> pafs.FileSystem:
-    """The hub for pyarrow, with paths such as `datasets/OWNER/NAME@COMMIT/data/0.parquet`."""
+    """The hub as a pyarrow file system, with paths such as `datasets/OWNER/NAME@COMMIT/data/0.parquet`."""
     return pafs.PyFileSystem(_HubHandler(_client().hub))
 
 
 def find_files(
     uri: str, magic: re.Pattern[str], to_regex: Callable[[str], re.Pattern[str]]
 ) -> Iterator[tuple[str, int]] | None:
-    """The (URI, size) of the files that a dataset, a folder of it, a file or a glob stands for, by their commit.
+    """List the files of a dataset, folder, file or glob as (URI, size), named by their commit.
 
-    Args:
-        uri: as the user gave it.
-        magic: what makes a path a glob.
-        to_regex: of a glob.
+    `magic` matches the wildcards of a glob; `to_regex` converts a glob.
 
     Returns:
-        None where there is no such path.
+        None if the path does not exist.
 
     Raises:
-        UserError: another form, no such dataset or revision, one that the token may not read, or no answer.
+        UserError: the URI has another form, the dataset or revision does not exist or may not be read with this token,
+            or the hub does not answer.
     """
     repository, revision, path = _parse(uri)
     commit = _commit(repository, revision, _endpoint())
@@ -78,7 +76,7 @@ def _parse(uri: str) -> tuple[str, str | None, str]:
 
 @functools.lru_cache(maxsize=64)  # so that two inputs of one job never get two commits
 def _commit(repository: str, revision: str | None, endpoint: str) -> str:
-    with _failures(repository, revision):
+    with _translate_errors(repository, revision):
         info = _client().api.dataset_info(repository, revision=revision, timeout=_TIMEOUT_S)
     if info.sha is None:
         raise UserError(f"The hub at {endpoint} does not say which commit of the dataset {repository} is current.")
@@ -86,11 +84,11 @@ def _commit(repository: str, revision: str | None, endpoint: str) -> str:
 
 
 def _list(repository: str, commit: str, folder: str, *, recursive: bool = False) -> Iterator[tuple[str, int]]:
-    """The files of a folder; none where there is no such folder."""
+    """The files of a folder; none if it does not exist."""
     from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
-    with _failures(repository, commit):
+    with _translate_errors(repository, commit):
         try:
             yield from (
                 (entry.path, entry.size)
@@ -107,7 +105,7 @@ class _Client:
     def __init__(self, endpoint: str, token: str | None) -> None:
         from huggingface_hub import HfApi, HfFileSystem
 
-        # Without a token none is looked for in files of the home folder, either.
+        # False, not None: without HF_TOKEN, do not read a token from the home folder.
         self.api = HfApi(endpoint=endpoint, token=token or False)
         self.hub = HfFileSystem(endpoint=endpoint, token=token or False)
 
@@ -126,7 +124,7 @@ def _endpoint() -> str:
 
 
 @contextmanager
-def _failures(repository: str, revision: str | None) -> Iterator[None]:
+def _translate_errors(repository: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub import errors
 
     try:
@@ -145,10 +143,10 @@ def _failures(repository: str, revision: str | None) -> Iterator[None]:
         raise UserError(f"The dataset {repository} has no revision {revision!r}.") from None
     except errors.EntryNotFoundError:
         raise
-    except Exception as error:  # noqa: BLE001 - the hub's client lets through what its HTTP library raises
+    except Exception as error:  # noqa: BLE001 - the hub's client does not wrap the errors of its HTTP library
         raise UserError(
             f"Cannot reach the hub at {_endpoint()} for the dataset {repository}: {_brief(error)}. Check the network, "
-            "or name files that lie here."
+            "or use local files."
         ) from None
 
 
@@ -157,11 +155,11 @@ def _brief(error: BaseException) -> str:
 
 
 class _HubHandler(pafs.FSSpecHandler):  # type: ignore[misc]
-    """Opens files of the hub; what fails is an OSError, and not found is only what is not there."""
+    """Opens files of the hub; every failure is an OSError, and FileNotFoundError only for a missing file."""
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """A seekable file for reading."""
-        with _os_errors():
+        with _raise_os_errors():
             return pa.PythonFile(_HubFile(self.fs.open(path, "rb")), mode="r")
 
 
@@ -177,7 +175,7 @@ class _HubFile(io.RawIOBase):
         return True
 
     def read(self, size: int = -1, /) -> bytes:
-        with _os_errors():
+        with _raise_os_errors():
             data: bytes = self._file.read(size)
         return data
 
@@ -196,10 +194,10 @@ class _HubFile(io.RawIOBase):
 
 
 @contextmanager
-def _os_errors() -> Iterator[None]:
+def _raise_os_errors() -> Iterator[None]:
     try:
         yield
     except OSError:
         raise
-    except Exception as error:  # noqa: BLE001 - as in `_failures`
+    except Exception as error:  # noqa: BLE001 - as in `_translate_errors`
         raise ConnectionError(f"the hub does not answer ({_brief(error)})") from None

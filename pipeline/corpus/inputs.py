@@ -1,4 +1,4 @@
-"""From what the user names (files, folders, globs, URIs) to the sources of a corpus, in an order that never varies."""
+"""Resolve inputs (files, folders, globs, URIs) to the sources of a corpus, in a deterministic order."""
 
 import glob
 import os
@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from pipeline.corpus import remote
 from pipeline.corpus.compression import Compression
-from pipeline.corpus.own import is_own_file, is_own_folder, is_settings, names_of_model
-from pipeline.corpus.suffixes import KNOWN, Format, format_of, is_aside, kind_of, may_be_settings, type_of
+from pipeline.corpus.own import is_own_file, is_own_folder, is_settings, model_files
+from pipeline.corpus.suffixes import KNOWN, Format, format_of, is_skipped, kind_of, may_be_settings, type_of
 from pipeline.dataset.manifest import LeftOut
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
@@ -25,12 +25,12 @@ from scorers.paths import require_utf8, shown
 from scorers.printing import refuse_secret
 
 _MAGIC = re.compile(r"[*?[]")
-# Enough of a file to see whether it holds records or a setting.
+# Enough of a file to tell records from settings.
 _HEAD = 1 << 16
 _THREADS = 16
-# Of the files that are left out as many types are listed, and as many names of each.
+# Limits of the listing of left-out files: the number of types, and of names per type.
 _MOST_TYPES, _MOST_NAMES = 20, 5
-_SETTINGS = ".json that is no record a line"
+_SETTINGS = ".json without one record per line"
 _OWN = "written by phf"
 
 
@@ -39,12 +39,12 @@ class Source:
     """An input file.
 
     Attributes:
-        uri: its name in the dataset: the path as it follows from the user's argument, or a URI without its query.
-        format: how records lie in it.
-        compression: of the whole file.
-        kind: of its documents.
+        uri: the name in the dataset: a path, relative if the user's argument is, or a URI without its query.
+        format: the layout of its records.
+        compression: the compression of the whole file.
+        kind: the kind of its documents.
         size: bytes.
-        options: the query of the user's URI (`endpoint_override=...`), which opens the file but is no part of its name.
+        options: the query of the user's URI (`endpoint_override=...`), needed to open the file but not part of `uri`.
     """
 
     uri: str
@@ -57,7 +57,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user's arguments stand for: the sources in order, and what lies among them that is none."""
+    """The resolved inputs: the sources in order, and the files among them that are left out."""
 
     sources: list[Source]
     left_out: list[LeftOut]
@@ -65,7 +65,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class _Other:
-    """A file, or a folder of ours, that is no source."""
+    """A left-out file, or a folder written by phf."""
 
     uri: str
     type: str
@@ -77,7 +77,7 @@ _Found = Source | _Other
 def find_sources(
     inputs: Sequence[str], kind: Literal["auto", "prose", "python"] = "auto", *, output: str | None = None
 ) -> list[Source]:
-    """The sources of `find_inputs` alone."""
+    """Return only the sources of `find_inputs`."""
     return find_inputs(inputs, kind, output=output).sources
 
 
@@ -88,23 +88,23 @@ def find_inputs(
     output: str | None = None,
     own: Collection[str] = (),
 ) -> Inputs:
-    """All sources that the arguments name, sorted by URI, each once; and what folders and globs hold beside them.
+    """Find all sources of the arguments, sorted by URI, each once; and list the files in folders and globs left out.
 
-    A folder stands for every file in it, at any depth, whose suffix is known; names that begin with a dot are skipped,
-    and what `datasets` and transformers keep beside theirs. So does a glob, in which `**` crosses folders. What phf
-    itself has written there is no input: outputs, runs, token stores, logs. A relative path stays relative: the dataset
-    does not depend on where the corpus lies on a machine. The same file named in two ways is one source.
+    A folder stands for every file in it, at any depth, with a known suffix; names that begin with a dot, and the
+    metadata files of `datasets` and transformers, are skipped. Globs work alike; `**` crosses folders. Whatever phf
+    itself has written is skipped: outputs, runs, token stores, logs. A relative path stays relative, so that the
+    dataset does not depend on where the corpus lies. A file named in two ways is one source.
 
     Args:
         inputs: files, folders or globs, local or URIs of pyarrow.fs, or `hf://datasets/OWNER/NAME[@REVISION][/PATH]`,
             whose sources are named by their commit.
-        kind: of all documents; `auto` takes `.py` files for Python and everything else for prose.
-        output: where the dataset is written; what folders and globs find there is no input.
-        own: local files that this command reads its settings from or writes its log to; no inputs either.
+        kind: the kind of all documents; `auto` takes `.py` files for Python and everything else for prose.
+        output: the output of the job; files in it are not inputs.
+        own: local files that this command reads its settings from or writes its log to; they are not inputs.
 
     Raises:
-        UserError: a missing path, a folder or glob without any input, a file whose suffix is unknown, a name that is
-            not UTF-8, a URI that cannot be opened or that holds a password, or an input inside the output.
+        UserError: a path is missing, a folder or glob holds no input, a suffix is unknown, a name is not UTF-8, a URI
+            cannot be opened or contains a password, or an input lies inside the output.
     """
     found: dict[str, Source] = {}
     others: dict[str, _Other] = {}
@@ -123,12 +123,12 @@ def find_inputs(
             raise UserError(f"{argument} holds no input: no file there ends with any of {KNOWN}.")
     return Inputs(
         sorted(found.values(), key=lambda source: source.uri),
-        _summed(each for key, each in others.items() if key not in found),
+        _summarise(each for key, each in others.items() if key not in found),
     )
 
 
-def _summed(others: Iterable[_Other]) -> list[LeftOut]:
-    """By type, the most frequent ones first."""
+def _summarise(others: Iterable[_Other]) -> list[LeftOut]:
+    """Group the left-out files by type, the most frequent first."""
     names: dict[str, list[str]] = {}
     for each in sorted(others, key=lambda other: other.uri):
         names.setdefault(each.type, []).append(each.uri.encode(errors="backslashreplace").decode())
@@ -140,10 +140,10 @@ def _summed(others: Iterable[_Other]) -> list[LeftOut]:
 
 
 def open_source(source: Source) -> pa.NativeFile:
-    """Open a source at its start, seekable, its bytes as they are (nothing is decompressed).
+    """Open a source for reading, seekable, without decompression.
 
     Raises:
-        UserError: it is missing or cannot be opened.
+        UserError: the source is missing or cannot be opened.
     """
     try:
         if "://" not in source.uri:
@@ -155,7 +155,7 @@ def open_source(source: Source) -> pa.NativeFile:
 
 
 def cannot_read(uri: str, error: BaseException) -> str:
-    """What to tell of an input that a disk or network would not give."""
+    """The message for an input that could not be read from a disk or network."""
     return f"Cannot read the input {uri}: {_reason(error)}."
 
 
@@ -187,7 +187,7 @@ def _find_local(argument: str, kind: str, output: str | None, own: Collection[Pa
             raise UserError(f"No file matches {argument}. Check the pattern and the folder it starts from.")
     else:
         raise UserError(f"There is no input {argument}. Check the path.")
-    # What stands before the first wildcard the user has named, whatever it is.
+    # The folders before the first wildcard are named by the user, so they are read even if phf wrote them.
     root = argument if explicit else argument[: _first_magic(argument)].rpartition("/")[0]
     known: dict[str, bool] = {}
     for path in paths:
@@ -202,7 +202,10 @@ def _find_local(argument: str, kind: str, output: str | None, own: Collection[Pa
             yield from _walk(path, kind, place, own, explicit=explicit)
         elif not stat.S_ISREG(mode):
             if explicit:
-                raise UserError(f"The input {path} is neither a file nor a folder; inputs are read more than once.")
+                raise UserError(
+                    f"The input {path} is neither a file nor a folder. Pipes and devices do not work, because inputs "
+                    "are read more than once."
+                )
         elif explicit and own and Path(path).resolve() in own:
             raise UserError(f"The input {shown(path)} is the file of --log or --config. Give another one.")
         elif place is None or not _inside(path, place):
@@ -228,15 +231,15 @@ def _walk(folder: str, kind: str, output: str | None, own: Collection[Path], *, 
         if _is_own_folder(parent, files, folders):
             if explicit and parent == folder:
                 raise UserError(
-                    f"{shown(folder)} was written by phf; it is no corpus. To read the texts of a labelled dataset "
+                    f"{shown(folder)} was written by phf and is not a corpus. To read the texts of a labelled dataset "
                     f"again, give {shown(folder)}/data."
                 )
             folders.clear()
             yield _Other(os.path.normpath(parent), _OWN)
             continue
-        # The order decides by which name a folder is known that links lead to twice.
+        # The order decides the name of a folder that is reachable by two links.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        of_model = names_of_model(files)
+        of_model = model_files(files)
         for name in files:
             if name not in of_model:
                 path = os.path.join(parent, name)  # noqa: PTH118 (strings, as the user's argument is one)
@@ -251,7 +254,7 @@ def _is_own_folder(folder: str, files: Iterable[str], folders: Collection[str]) 
 
 
 def _own_above(path: str, root: str, known: dict[str, bool]) -> str | None:
-    """The folder of ours, below `root`, that holds a file which a glob has found."""
+    """The folder below `root`, written by phf, that holds `path`; None if there is none."""
     parent = os.path.dirname(path)  # noqa: PTH120 (strings, as the user's argument is one)
     if len(parent) <= len(root):
         return None
@@ -266,7 +269,7 @@ def _local_file(path: str, kind: str, own: Collection[Path], *, explicit: bool) 
     known = format_of(path)
     if known is None and explicit:
         raise UserError(_unknown_suffix(path))
-    if not explicit and (is_aside(path) or (own and Path(path).resolve() in own)):
+    if not explicit and (is_skipped(path) or (own and Path(path).resolve() in own)):
         return
     path = os.path.normpath(path)
     if known is None:
@@ -279,11 +282,11 @@ def _local_file(path: str, kind: str, own: Collection[Path], *, explicit: bool) 
         raise UserError(cannot_read(path, error)) from None
     if stat.S_ISREG(found.st_mode):
         source = Source(path, known[0], known[1], kind_of(path, kind), found.st_size)
-        yield source if explicit else _with_records(source)
+        yield source if explicit else _classify(source)
 
 
-def _with_records(source: Source) -> _Found:
-    """The source, unless it is a setting of somebody or a log or configuration of ours, by its beginning."""
+def _classify(source: Source) -> _Found:
+    """Tell by its beginning whether a file holds records, or settings, or a log or configuration of phf."""
     if source.format not in {"jsonl", "text"} or source.kind == "python" or source.compression is not None:
         return source
     try:
@@ -317,7 +320,7 @@ def _find_remote(argument: str, kind: str, output: str | None) -> Iterator[_Foun
         known = format_of(name)
         if known is None and name == uri:
             raise UserError(_unknown_suffix(uri))
-        if name != uri and (is_aside(name) or any(name.startswith(prefix) for prefix in own)):
+        if name != uri and (is_skipped(name) or any(name.startswith(prefix) for prefix in own)):
             continue
         if known is None:
             yield _Other(name, type_of(name))
@@ -329,12 +332,12 @@ def _find_remote(argument: str, kind: str, output: str | None) -> Iterator[_Foun
     elif candidates:
         with ThreadPoolExecutor(_THREADS) as threads:
             yield from threads.map(
-                lambda source: _with_records(source) if may_be_settings(source.uri) else source, candidates
+                lambda source: _classify(source) if may_be_settings(source.uri) else source, candidates
             )
 
 
 def _own_prefixes(root: str, names: Sequence[str]) -> list[str]:
-    """Folders of ours below `root`, each with a slash at its end, by the names that lie there."""
+    """The folders below `root` that phf wrote, each with a trailing slash, recognised by the names in them."""
     folders: dict[str, set[str]] = {}
     for name in names:
         parent, _, last = name.rpartition("/")
@@ -342,7 +345,7 @@ def _own_prefixes(root: str, names: Sequence[str]) -> list[str]:
         above, _, folder = parent.rpartition("/")
         folders.setdefault(above, set()).update({f"{folder}/", *([f"{folder}/{last}"] if folder == "job" else [])})
     return sorted(
-        f"{folder}/" for folder, held in folders.items() if folder.startswith(f"{root}/") and is_own_folder(held)
+        f"{folder}/" for folder, entries in folders.items() if folder.startswith(f"{root}/") and is_own_folder(entries)
     )
 
 

@@ -1,10 +1,10 @@
-"""What phf and its libraries write that holds no records: no input, wherever a folder of inputs holds it."""
+"""Recognise files and folders that phf and its libraries write, which are not inputs even inside a corpus."""
 
 import json
 from collections.abc import Collection
 
-# Names by which a folder of ours is known: a labelling job, a sealed dataset, a training run, a token store, and what
-# `phf evaluate` writes.
+# Names that identify a folder written by phf: a labelling job, a sealed dataset, a training run, a token store, and the
+# output of `phf evaluate`.
 _FOLDERS = (
     {"job/config.json"},
     {"manifest.json", "data/", "ledger/"},
@@ -12,29 +12,29 @@ _FOLDERS = (
     {"store.json", "tokens.arrow"},
     {"report.json", "samples.parquet"},
 )
-# Of a folder with any of these, what transformers writes into a model or tokenizer.
+# A folder with any of these is a model or tokenizer; `_OF_MODEL` lists the other files that transformers writes there.
 _MODEL = frozenset({"tokenizer_config.json", "tokenizer.json", "config.json"})
 _OF_MODEL = _MODEL | {
     *("generation_config.json", "special_tokens_map.json", "added_tokens.json", "preprocessor_config.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "model.safetensors.index.json", "pytorch_model.bin.index.json"),
 }
-# Keys of every line that `--log` writes; and of a configuration for `--config` one beside its scorers.
+# Keys of every line that `--log` writes; keys of which a configuration for `--config` has one besides `scorers`.
 _LOG = {"timestamp", "level", "event", "run", "epoch"}
 _CONFIG = {"inputs", "output", "dataset", "execution"}
 
 
 def is_own_folder(names: Collection[str]) -> bool:
-    """Whether a folder is one of ours, by the names in it; those of folders end with a slash."""
+    """Whether phf wrote a folder, judged by the names in it; names of folders end with a slash."""
     return any(mark <= set(names) for mark in _FOLDERS)
 
 
-def names_of_model(names: Collection[str]) -> set[str]:
-    """Those of the names in a folder that belong to a model or a tokenizer."""
+def model_files(names: Collection[str]) -> set[str]:
+    """The names in a folder that belong to a model or tokenizer."""
     return set(_OF_MODEL.intersection(names)) if _MODEL.intersection(names) else set()
 
 
 def is_own_file(head: bytes) -> bool:
-    """Whether a file of JSON lines is a log of `--log` or a configuration, by its first line."""
+    """Whether a file is a log of `--log` or a configuration of phf, judged by its first line."""
     first = _first_object(head)
     return first is not None and (
         first.keys() >= _LOG or (isinstance(first.get("scorers"), dict) and not _CONFIG.isdisjoint(first))
@@ -42,7 +42,7 @@ def is_own_file(head: bytes) -> bool:
 
 
 def is_settings(head: bytes) -> bool:
-    """Whether a file is one JSON object over several lines, by its beginning."""
+    """Whether a file is one JSON object over several lines, judged by its beginning."""
     first, _, rest = head.strip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")
     following = rest.lstrip()
     return first.startswith(b"{") and following[:1] not in (b"", b"{") and _first_object(first) is None

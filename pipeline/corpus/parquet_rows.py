@@ -1,4 +1,4 @@
-"""Rows of a Parquet file as records, however damaged some of its pages are."""
+"""Read rows of a Parquet file as records; rows of damaged pages are quarantined."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -18,19 +18,19 @@ _BUFFER_BYTES = 1024 * 1024
 _BATCH_BYTES = 4 * 1024 * 1024
 _BATCH_ROWS = 1024
 
-# Rows of the file from the first one on: a batch, or how many could not be read.
+# First row, and the batch that begins there or the number of rows that could not be read.
 _Rows = tuple[int, pa.RecordBatch | int]
 
 
 class ParquetRows:
-    """The rows of one Parquet file, row group by row group; goes on where it stopped while positions ascend.
+    """Reads one Parquet file row group by row group; reads at ascending positions continue where the last ended.
 
-    Which rows are readable is a property of the file: batches lie on a grid that starts with each row group, and from
-    the first batch that fails to the end of its group all rows are lost, wherever reading began.
+    Which rows are readable depends on the file alone: batches lie on a grid that starts with each row group, and all
+    rows from the first failing batch to the end of its group are lost, wherever reading began.
 
     Raises:
-        CutError: the footer cannot be read, so nothing of the file can.
-        UserError: as `RowDecoder`.
+        CutError: the footer cannot be read.
+        UserError: see `RowDecoder`.
         OSError: the disk or network failed.
     """
 
@@ -52,16 +52,16 @@ class ParquetRows:
 
     @property
     def size(self) -> int:
-        """Bytes of the file as it is now."""
+        """The current size of the file in bytes."""
         return self._file.size
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the file."""
+        """The schema of the file."""
         return self._parquet.schema_arrow
 
     def row_groups(self) -> Iterator[tuple[int, int, int]]:
-        """Each row group as (first row, rows, bytes of its text column before compression)."""
+        """Yield each row group as (first row, number of rows, uncompressed bytes of the text column)."""
         metadata, text = self._parquet.metadata, self._decoder.text_field
         names = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
         for group, (start, rows) in enumerate(zip(self._starts, self._sizes, strict=True)):
@@ -74,7 +74,7 @@ class ParquetRows:
             yield start, rows, size
 
     def read(self, start: int, stop: int | None) -> Iterator[Record | Quarantined]:
-        """Rows `[start, stop)`, None for all; those that cannot be read are quarantined one by one.
+        """Yield rows `[start, stop)`, to the end for None; unreadable rows are quarantined one by one.
 
         Raises:
             EOFError: the file has fewer rows.
@@ -99,7 +99,7 @@ class ParquetRows:
         self._file.close()
 
     def _rows_at(self, row: int) -> _Rows:
-        """What holds a row; kept for the next call, which mostly asks for the row after."""
+        """The batch that holds a row; kept for the next call, which usually asks for the next row."""
         group = bisect_right(self._starts, row) - 1
         current = self._current
         if current is None or row < current[0] or self._starts[group] > current[0]:
@@ -133,12 +133,12 @@ def _open(file: SourceFile) -> pq.ParquetFile:
             pa.PythonFile(file, mode="r"),
             page_checksum_verification=True,
             buffer_size=_BUFFER_BYTES,
-            pre_buffer=False,  # it is pyarrow's default to read whole column chunks, and so row groups, ahead
+            pre_buffer=False,  # pyarrow's default reads whole column chunks, and so row groups, ahead
         )
     except (OSError, pa.ArrowException) as error:
         if file.failure is not None:
             raise file.failure from None
-        raise CutError(UNREADABLE, f"it is no readable Parquet file ({type(error).__name__})", 0) from None
+        raise CutError(UNREADABLE, f"it is not a readable Parquet file ({type(error).__name__})", 0) from None
 
 
 def _length(rows: pa.RecordBatch | int) -> int:

@@ -1,4 +1,4 @@
-"""The plan of a job: every input fingerprinted, and the corpus cut into units that do not depend on the workers."""
+"""The plan of a job: the fingerprints of its inputs and the units of the corpus, independent of the workers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from pipeline.dataset.manifest import LeftOut, SourceEntry
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A part of a source: bytes `[start, stop)` of a plain `.jsonl` file, else its records `[start, stop)`."""
+    """A part of a source: bytes `[start, stop)` of a plain `.jsonl` file, or records `[start, stop)` of any other."""
 
     source: int
     start: int
@@ -23,23 +23,23 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The piece of work that is committed, or lost, as a whole."""
+    """The smallest piece of work that is committed or lost."""
 
     index: int
     slices: tuple[Slice, ...]
 
     @property
     def name(self) -> str:
-        """Names the unit in the output folder."""
+        """The name of the unit in the output folder."""
         return f"{self.index:08d}"
 
 
 class Units(Sequence[Unit]):
-    """The units of a plan, in columns: some forty bytes a unit, however many there are.
+    """The units of a plan, stored in columns: about forty bytes per unit.
 
     Args:
         first: int64 [units + 1]; unit i has the slices `first[i]` to `first[i + 1] - 1`.
-        slices: int64 [slices, 3]; source, start and stop of each.
+        slices: int64 [slices, 3]; source, start and stop of each slice.
     """
 
     def __init__(self, first: NDArray[np.int64], slices: NDArray[np.int64]) -> None:
@@ -48,7 +48,7 @@ class Units(Sequence[Unit]):
 
     @classmethod
     def of(cls, units: Iterable[Sequence[tuple[int, int, int]]]) -> "Units":
-        """Units from the slices of each: (source, start, stop)."""
+        """Build units from the slices of each, as (source, start, stop)."""
         first = [0]
         slices: list[tuple[int, int, int]] = []
         for unit in units:
@@ -83,7 +83,7 @@ class Units(Sequence[Unit]):
     __hash__ = None  # type: ignore[assignment]
 
     def then(self, other: "Units", sources: int) -> "Units":
-        """These units and then the other's, whose sources come after `sources` others."""
+        """Append the units of another plan, whose sources follow the `sources` of this one."""
         moved = other.slices + np.array([sources, 0, 0])
         return Units(
             np.concatenate([self.first, other.first[1:] + len(self.slices)]), np.concatenate([self.slices, moved])
@@ -92,14 +92,14 @@ class Units(Sequence[Unit]):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job reads.
+    """The sources of a job and the units that they are cut into.
 
     Attributes:
-        sources: in order.
+        sources: the sources in order.
         entries: their fingerprints, in the same order.
-        units: that cover every record once, in order; there are none where no source holds a record.
-        cut: for each source that ends early, what is missing: one entry, beside the records.
-        left_out: what else lies among the inputs.
+        units: cover every record once, in order; empty if no source holds a record.
+        cut: one entry for each source that ends early.
+        left_out: the files among the inputs that are not read.
     """
 
     sources: list[Source]
@@ -110,15 +110,15 @@ class Plan:
 
     @property
     def records(self) -> int:
-        """Records of all sources, those included that will be quarantined."""
+        """The number of records of all sources, including those that will be quarantined."""
         return sum(entry.records for entry in self.entries)
 
     def then(self, other: "Plan") -> "Plan":
-        """This plan, and after it another one of other sources."""
+        """Append the plan of other sources."""
         return Plan(
             self.sources + other.sources,
             self.entries + other.entries,
             self.units.then(other.units, len(self.sources)),
             self.cut + other.cut,
-            other.left_out,  # whose inputs are those of both
+            other.left_out,  # it was planned from the inputs of both
         )

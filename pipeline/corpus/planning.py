@@ -1,4 +1,4 @@
-"""Reads every input once, several at a time, and cuts the corpus into units."""
+"""Read every input once, several at a time, and cut the corpus into units."""
 
 import os
 import threading
@@ -33,21 +33,22 @@ def make_plan(
 ) -> Plan:
     """Find the inputs, read each once, and cut them into units of at most `unit_size` bytes (or one longer record).
 
-    Each input is cut into blocks of that size, and units follow these in the order of the sorted sources: small files
-    share a unit, a large one has many. Plain `.jsonl` counts by its bytes, a compressed file or WARC by its content,
-    Parquet and Arrow by their text column before compression. The plan depends on the inputs and the settings alone.
+    Each input is cut into blocks of that size, and units combine these in the order of the sorted sources: small files
+    share a unit, a large file spans many. The size is that of the bytes of plain `.jsonl`, of the content of compressed
+    files and WARC, and of the uncompressed text column of Parquet and Arrow. The plan depends on inputs and settings
+    alone.
 
-    Inputs are read by threads: what takes the time (reading, hashing, decompressing, finding lines) lets go of Python's
-    lock, and a thread, unlike a process, costs nothing to start.
+    Threads read the inputs: the expensive steps (reading, hashing, decompressing, finding lines) release the GIL, and
+    a thread, unlike a process, costs nothing to start.
 
     Args:
         config: the job.
-        progress: told of a source and how many of its bytes were read since the last call; never by two at once.
-        sources: what to read; None for all that the job names.
-        threads: inputs that are read at a time; None for one a core.
+        progress: called with a source and the number of bytes read since the last call; never concurrently.
+        sources: the sources to read; None for all inputs of the job.
+        threads: inputs that are read at a time; None for one per core.
 
     Raises:
-        UserError: what `find_sources` and `check_fields` refuse, or an input that cannot be read.
+        UserError: `find_sources` or `check_fields` refuses an input, or an input cannot be read.
     """
     left_out: list[LeftOut] = []
     if sources is None:
@@ -65,11 +66,11 @@ def make_plan(
 
 
 class _Abandoned(BaseException):
-    """Ends a thread whose result nobody waits for."""
+    """Ends a thread whose result is no longer needed."""
 
 
 def _surveys(sources: Sequence[Source], config: LabelConfig, progress: Progress | None, threads: int) -> list[Survey]:
-    """The surveys of all sources in order; the first that fails ends the others."""
+    """Survey all sources, in order; the first failure ends the others."""
     lock, long_window, over = threading.Lock(), threading.Lock(), threading.Event()
 
     def run(source: Source) -> Survey:
@@ -103,17 +104,17 @@ def _needs_memory(source: Source) -> bool:
 
 
 def _units(surveys: Sequence[Survey], limit: int) -> Units:
-    """Units of the blocks of all sources in order, of as many as fit together."""
+    """Pack the blocks of all sources, in order, into units of at most `limit` bytes."""
     first = [0]
     slices: list[tuple[int, int, int]] = []
-    held = 0
+    total = 0
     for index, each in enumerate(surveys):
         for start, stop, size in each.blocks.tolist():
-            if held and held + size > limit:
+            if total and total + size > limit:
                 first.append(len(slices))
-                held = 0
+                total = 0
             slices.append((index, start, stop))
-            held += size
+            total += size
     if len(slices) > first[-1]:
         first.append(len(slices))
     return Units(np.array(first, np.int64), np.array(slices, np.int64).reshape(-1, 3))

@@ -1,4 +1,4 @@
-"""From a unit to its records; whatever is malformed becomes a `Quarantined` value in its place."""
+"""Read the records of a unit; a malformed record becomes a `Quarantined` value in its place."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 class UnitReader:
     """Reads units of a plan.
 
-    The last source stays open, so that units in ascending order decompress a file once. Any other order gives the
+    The last source stays open, so that units read in ascending order decompress a file once. Any other order gives the
     same records, more slowly.
     """
 
@@ -32,21 +32,21 @@ class UnitReader:
         self._open: tuple[int, _SourceReader] | None = None
 
     def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
-        """The records of a unit in order.
+        """Yield the records of a unit in order.
 
         Raises:
             UserError: an input has changed since the plan was made.
-            OSError: a disk or network failed; nothing is known of the records.
+            OSError: a disk or network failed; this says nothing about the records.
         """
         for part in unit.slices:
             source = self._plan.sources[part.source]
             try:
                 yield from self._reader(part.source).read(part.start, part.stop)
             except (CutError, EOFError):
-                raise UserError(_changed(source)) from None
+                raise UserError(_changed_message(source)) from None
 
     def close(self) -> None:
-        """Close what is open; the next read opens it again."""
+        """Close the open source; the next read opens it again."""
         if self._open is not None:
             self._open[1].close()
             self._open = None
@@ -58,13 +58,13 @@ class UnitReader:
             reader = _open_reader(source, self._config)
             if reader.size != self._plan.entries[index].size:
                 reader.close()
-                raise UserError(_changed(source))
+                raise UserError(_changed_message(source))
             self._open = (index, reader)
         return self._open[1]
 
 
 def read_unit(unit: Unit, plan: Plan, config: LabelConfig) -> Iterator[Record | Quarantined]:
-    """The records of one unit, on their own; see `UnitReader.read`."""
+    """Yield the records of a single unit; see `UnitReader.read`."""
     reader = UnitReader(plan, config)
     try:
         yield from reader.read(unit)
@@ -73,7 +73,7 @@ def read_unit(unit: Unit, plan: Plan, config: LabelConfig) -> Iterator[Record | 
 
 
 def read_sources(sources: Sequence[Source], config: LabelConfig) -> Iterator[Record | Quarantined]:
-    """All records in order, without a plan. Of a source that is cut, the last value says so.
+    """Yield all records in order, without a plan. A source that is cut ends with a `Quarantined` value for the rest.
 
     Raises:
         UserError: a source cannot be opened, or a Parquet file lacks the text column.
@@ -94,9 +94,9 @@ def read_sources(sources: Sequence[Source], config: LabelConfig) -> Iterator[Rec
 
 
 class _SourceReader(Protocol):
-    """Reads records of one source; positions as in `Slice`, a `stop` of None for the end.
+    """Reads records of one source; positions as in `Slice`; a `stop` of None means the end.
 
-    `read` raises EOFError where the source ends before `stop`, and `CutError` where it is damaged.
+    `read` raises EOFError if the source ends before `stop`, and `CutError` where it is damaged.
     """
 
     @property
@@ -144,7 +144,7 @@ class _TextReader:
         content = bytearray()
         while len(content) <= self._decoder.limit and (data := self._file.read(CHUNK)):
             content += data
-        while stop is None and self._file.read(CHUNK):  # without a plan nobody knows yet whether the file is whole
+        while stop is None and self._file.read(CHUNK):  # without a plan, read to the end to detect a cut
             pass
         yield self._decoder.from_file(bytes(content))
 
@@ -186,7 +186,7 @@ class _Part:
 
 
 class _StreamReader(Generic[Item]):
-    """Records by their index, of what can only be read from its start on."""
+    """Reads records by index from a stream that can only be read from its start."""
 
     def __init__(
         self,
@@ -228,8 +228,8 @@ class _StreamReader(Generic[Item]):
         self._next = 0
 
 
-def _changed(source: Source) -> str:
+def _changed_message(source: Source) -> str:
     return (
         f"The input {source.uri} has changed since the job was planned. Put the file back as it was, "
-        "or label the corpus anew into another output."
+        "or label the corpus into another output."
     )

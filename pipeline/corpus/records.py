@@ -1,4 +1,4 @@
-"""What reading yields: a record that can be labelled, or the reason why it can't be."""
+"""The values that readers yield: records to label, and quarantined ones with the reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ class Record:
         source: URI of the input that holds it.
         position: its byte offset in a plain `.jsonl` file, else the index of the record in its source.
         doc_id: the corpus's own id, or `source#position`.
-        text: exactly the raw text; it can be encoded as UTF-8.
+        text: the unchanged raw text; it can be encoded as UTF-8.
         meta: the other fields as a JSON object.
-        kind: what the text is.
+        kind: prose or Python.
         name: the base name of a file that is one document, else an empty string.
-        ends: of its sentences, as in `Document`, where the corpus gives them; None where they are still to be found.
-        given: other fields by name, as JSON values, that a scorer asks for (`scorers.registry.given_field`); None where
-            none does.
+        ends: sentence ends as in `Document`, if the corpus gives them; None if the text is still to be split.
+        given: fields by name, as JSON values, that scorers read (`scorers.registry.given_field`); None if no scorer
+            reads any.
     """
 
     source: str
@@ -37,14 +37,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A reference to a record that was not labelled, or to the rest of a source that could not be read.
+    """A reference to a record that was not labelled, or to the unreadable rest of a source.
 
     Attributes:
         source: URI of the input.
-        position: as in `Record`; for the rest of a source, the index of the first record that was lost.
-        reason: short and machine-readable; quarantine counts by it.
+        position: as in `Record`; for the rest of a source, the index of the first lost record.
+        reason: short and machine-readable; quarantined records are counted by it.
         detail: for people, without any text of the corpus.
-        text: what there was of the record, only where the job asks for it (`quarantine_text`).
+        text: the content of the record, only if `quarantine_text` is set.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""Files behind URIs, by pyarrow.fs: where they are, and which of them a URI stands for. The hub's are in `hub`."""
+"""Resolve URIs to file systems and files with pyarrow.fs; those of the Hugging Face hub are delegated to `hub`."""
 
 import functools
 import re
@@ -13,14 +13,14 @@ _MAGIC = re.compile(r"[*[]")  # a question mark begins the query of a URI
 
 
 def locate(uri: str, options: str = "") -> tuple[pafs.FileSystem, str]:
-    """The file system of a URI without its query, and the path there.
+    """The file system of a URI without its query, and the path in it.
 
     Args:
-        uri: `scheme://authority/path`; the path is taken as it is, with blanks and percent signs.
+        uri: `scheme://authority/path`; the path is used literally, with blanks and percent signs.
         options: the query, such as `endpoint_override=http%3A%2F%2F127.0.0.1%3A8333`.
 
     Raises:
-        UserError: the URI holds a password.
+        UserError: the URI contains a password.
         OSError, pa.ArrowException: pyarrow cannot open it.
     """
     if uri.startswith(hub.SCHEME):
@@ -31,12 +31,12 @@ def locate(uri: str, options: str = "") -> tuple[pafs.FileSystem, str]:
 
 
 def find_files(uri: str, options: str = "") -> Iterator[tuple[str, int]] | None:
-    """The (URI, size) of the files that a file's, a folder's or a glob's URI stands for; None where there is nothing.
+    """List the files of a file, folder or glob URI as (URI, size); None if the path does not exist.
 
     Names that begin with a dot are skipped, in folders and by globs.
 
     Raises:
-        UserError: the URI holds a password, or the hub refuses it.
+        UserError: the URI contains a password, or the hub refuses it.
         OSError, pa.ArrowException: pyarrow cannot open or list it.
     """
     if uri.startswith(hub.SCHEME):
@@ -73,13 +73,13 @@ def _parts(uri: str) -> tuple[str, str]:
 
 @functools.lru_cache(maxsize=16)
 def _filesystem(root: str, options: str) -> tuple[pafs.FileSystem, str]:
-    # Only the root is given to pyarrow as a URI: keys are taken as they are, with blanks, % and all.
+    # Pass only the root to pyarrow as a URI: keys with blanks or % must not be decoded.
     filesystem, base = pafs.FileSystem.from_uri(f"{root}/?{options}" if options else f"{root}/")
     return filesystem, base.rstrip("/")
 
 
 def _glob_regex(pattern: str) -> re.Pattern[str]:
-    """`*` and `[...]` stay within a folder, `**/` stands for any number of folders, as `glob.glob(recursive=True)`."""
+    """Convert a glob: `*` and `[...]` stay within a folder, `**/` crosses folders, as in `glob.glob`."""
     parts = re.split(r"(\*\*/|\*+|\[!?[^\]]+\])", pattern)
     return re.compile("".join(_glob_part(part) for part in parts))
 

@@ -1,4 +1,4 @@
-"""Rows of an Arrow schema as records, whichever file they lie in."""
+"""Decode Arrow record batches into records, for Parquet and Arrow files alike."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,11 +17,11 @@ class RowDecoder(Decoder):
     """Decodes record batches of one source.
 
     Attributes:
-        columns: names of those that are needed, None for all.
+        columns: names of the columns to read, None for all.
 
     Raises:
-        UserError: there are rows, and the text column is missing or holds neither text nor lists of it, or a column is
-            missing that `meta_fields` or a scorer names.
+        UserError: there are rows, and the text column is missing or holds neither strings nor lists of strings, or a
+            column that `meta_fields` or a scorer names is missing.
     """
 
     def __init__(self, source: Source, schema: pa.Schema, config: LabelConfig, *, has_rows: bool = True) -> None:
@@ -29,11 +29,11 @@ class RowDecoder(Decoder):
         self.columns = self._needed(schema, config) if has_rows else None
 
     def text_bytes(self, batch: pa.RecordBatch) -> int:
-        """Bytes of the text column of a batch in memory."""
+        """The size of a batch's text column in memory, in bytes."""
         return int(batch.column(batch.schema.get_field_index(self.text_field)).nbytes)
 
     def decode(self, start: int, batch: pa.RecordBatch) -> Iterator[Record | Quarantined]:
-        """The rows of a batch, the first of which is row `start` of the source."""
+        """Decode a batch whose first row is row `start` of the source."""
         at = batch.schema.get_field_index(self.text_field)
         wanted = [each for each, name in enumerate(batch.schema.names) if self.columns is None or name in self.columns]
         others = {batch.schema.names[each]: json_values(batch.column(each)) for each in wanted if each != at}
@@ -56,12 +56,12 @@ class RowDecoder(Decoder):
         there = ", ".join(dict.fromkeys(schema.names))
         if (count := len(schema.get_all_field_indices(text))) != 1:
             what = f"has {count} columns named" if count else "has no column"
-            raise UserError(f"{uri} {what} {text!r}; it has: {there}. Name the column of the text by --text-field.")
+            raise UserError(f"{uri} {what} {text!r}; it has: {there}. Name the text column with --text-field.")
         kind = schema.field(text).type
         if not _holds_text(kind):
             raise UserError(
                 f"The column {text!r} of {uri} holds {kind}, not strings; it has: {there}. "
-                "Name the column of the text by --text-field."
+                "Name the text column with --text-field."
             )
         for column, field in self.given_by.items():
             if field not in schema.names:
@@ -78,7 +78,7 @@ class RowDecoder(Decoder):
 
 
 def _texts(column: pa.Array) -> Iterator[tuple[bytes | None, list[Any] | None]]:
-    """The bytes of each text, which nobody has checked to be UTF-8; and the list, where it is one of sentences."""
+    """Yield the bytes of each text, not checked to be UTF-8, and its list of sentences if the column holds lists."""
     if not is_list(plain_type(column.type)):
         yield from ((content, None) for content in utf8(plain(column)))
         return
@@ -88,7 +88,7 @@ def _texts(column: pa.Array) -> Iterator[tuple[bytes | None, list[Any] | None]]:
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    """Whether values are texts or lists of them. Where a writer finds nothing but nulls, the type is null."""
+    """Whether the type is text, bytes or lists of text. Writers give a column of nulls the type null."""
     kind = plain_type(kind)
     if is_list(kind):
         kind = plain_type(kind.value_type)

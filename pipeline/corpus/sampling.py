@@ -1,4 +1,4 @@
-"""A sample of a corpus: records of units that are spread evenly over all of it, rather than its head."""
+"""Sample a corpus: records of units spread evenly over all of it."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from scorers.text import utf8_size
 Progress = Callable[[str, int, int], None]
 Records = list[Record]
 
-# Units that are looked at, and pieces of them where a corpus has fewer.
+# Number of sampled units; least number of pieces, for a corpus with fewer units.
 _UNITS, _LEAST_PIECES = 16, 8
-# A plan reads its inputs once. Of a larger corpus some are planned, spread over all.
+# Planning reads its inputs once; of a corpus larger than this, only some evenly spread sources are planned.
 _MOST_PLANNED = 1_000_000_000
-# Of a unit the leading records, since a scorer gets no more than this at once either.
+# Bytes kept of a unit, from its start: a scorer gets no more than this at once either.
 _MOST_KEPT = MAX_DOCUMENT_SIZE
 
 
@@ -31,15 +31,15 @@ class CorpusSample:
     """Records from all over a corpus.
 
     Attributes:
-        pieces: records of a unit each, or of a part of one, in an order whose every beginning is spread evenly too.
-        sources, size: of the whole corpus: its files, and their bytes as they lie there.
-        planned: of these bytes those that were read to cut them into units.
-        units: of the planned sources.
-        sampled_units: of those that the records come from.
-        text_bytes: an estimate of the whole corpus's text in UTF-8; exact where every unit was sampled.
-        read_s, read_bytes: seconds that reading took, and the text that was read in them.
-        malformed: entries of quarantine among what was read, by reason.
-        left_out: what else lies among the inputs.
+        pieces: lists of records, each from one unit or part of one, ordered so that every prefix is evenly spread.
+        sources, size: number of files of the whole corpus, and their bytes on disk.
+        planned: how many of these bytes were read to cut them into units.
+        units: units of the planned sources.
+        sampled_units: units that the records come from.
+        text_bytes: estimated UTF-8 bytes of the whole corpus's text; exact if every unit was sampled.
+        read_s, read_bytes: seconds spent reading, and the bytes of text read in that time.
+        malformed: quarantined records met while sampling, by reason.
+        left_out: the files among the inputs that are not read.
     """
 
     pieces: list[Records]
@@ -59,11 +59,11 @@ def sample_corpus(config: LabelConfig, progress: Progress) -> CorpusSample:
     """Read a sample of the inputs of a job.
 
     Args:
-        config: whose units are taken: their size is what a worker gets at a time.
-        progress: told of what is done, bytes done and bytes in all.
+        config: the job; the sample is made of its units, the amount that a worker gets at a time.
+        progress: called with the name of the step, bytes done and total bytes.
 
     Raises:
-        UserError: as of `phf label`: inputs or settings that are not right, or no record in them.
+        UserError: the inputs or settings are invalid, as for `phf label`, or there is no record.
         OSError: a disk or network failed.
     """
     found = find_inputs(config.inputs, config.kind)
@@ -114,12 +114,12 @@ def sample_corpus(config: LabelConfig, progress: Progress) -> CorpusSample:
 
 
 def text_size(records: Sequence[Record]) -> int:
-    """UTF-8 bytes of the texts of some records."""
+    """The size of the texts of records in UTF-8 bytes."""
     return sum(utf8_size(each.text) for each in records)
 
 
 def spread(items: Sequence[Records]) -> list[Records]:
-    """The same items in another order: the first few of them are spread evenly over all, however few they are."""
+    """Reorder items so that every prefix is spread evenly over all of them."""
     bits = len(items).bit_length()
     # Van der Corput's sequence: 0, 1/2, 1/4, 3/4, 1/8, …
     places = (int(f"{number:0{bits}b}"[::-1], 2) * len(items) >> bits for number in range(1 << bits))
@@ -135,7 +135,7 @@ class _UnitRead:
 
 
 def _read(reader: UnitReader, unit: Unit, malformed: Counter[str]) -> _UnitRead:
-    """All of a unit. The first record is not timed: what lies before it in a compressed file is read along with it."""
+    """Read a whole unit. The first record is not timed: reaching it in a compressed file reads everything before it."""
     found = _UnitRead([])
     records = reader.read(unit)
     first = next(records, None)
@@ -159,7 +159,7 @@ def _keep(found: _UnitRead, each: Record | Quarantined, malformed: Counter[str])
 
 
 def _spread_over(sources: Sequence[Source]) -> list[Source]:
-    """All sources, or of a large corpus those at evenly spread places of its bytes."""
+    """All sources, or for a large corpus those at evenly spaced byte positions."""
     total = sum(each.size for each in sources)
     if total <= _MOST_PLANNED:
         return list(sources)
@@ -175,7 +175,7 @@ def _spread_over(sources: Sequence[Source]) -> list[Source]:
 
 
 def _cut(pieces: list[Records]) -> list[Records]:
-    """The pieces, cut in equal parts where they are few."""
+    """Cut the pieces into equal parts if there are fewer than `_LEAST_PIECES`."""
     parts = -(-_LEAST_PIECES // len(pieces))
     if parts == 1:
         return pieces

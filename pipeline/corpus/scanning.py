@@ -1,4 +1,4 @@
-"""Where the lines of a stream lie, found many at a time: planning needs their sizes, not their content."""
+"""Find the lines of a stream, many at a time: planning needs their offsets and sizes, not their content."""
 
 from collections.abc import Iterator
 
@@ -13,17 +13,17 @@ Offsets = NDArray[np.int64]
 
 
 def scan_lines(stream: Readable, *, limit: int) -> Iterator[tuple[Offsets, Offsets]]:
-    """The lines that `read_lines` yields from the start of a stream, as arrays of (offsets, sizes), both int64 [lines].
+    """Yield the lines that `read_lines` finds, as arrays of (offsets, sizes), both int64 [lines].
 
     Args:
-        stream: at its start.
-        limit: as of `read_lines`; a blank line that is longer counts as a record there, and so it does here.
+        stream: a stream at its start.
+        limit: as in `read_lines`; there as here a blank line over the limit counts as a record.
 
     Raises:
         CutError: after all lines that end before the cut.
     """
-    offset = start = 0  # of the chunk, and of the line that it goes on with
-    blank = True  # so far, that line
+    offset = start = 0  # of the chunk, and of the line that is continued in it
+    blank = True  # whether that line is blank so far
     while chunk := stream.read(SCAN_CHUNK):
         data = np.frombuffer(chunk, np.uint8)
         ends = np.flatnonzero(data == ord("\n")) + 1

@@ -1,4 +1,4 @@
-"""Bytes of a source: decompressed up to where a damaged stream ends, and cut into lines."""
+"""Read the bytes of a source, decompress them up to any damage, and split them into lines."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -22,14 +22,14 @@ class Readable(Protocol):
 
 
 class SourceFile(io.RawIOBase):
-    """The raw bytes of a source, for us or for pyarrow to read.
+    """The raw bytes of a source as a file object, also for pyarrow.
 
-    pyarrow raises OSError for a damaged stream just as for a disk or a network that fails. What failed down here is
-    kept in `failure`, so that a passing fault is never taken for damage.
+    pyarrow raises OSError for a damaged stream as well as for a failing disk or network. `failure` keeps the errors of
+    disk and network, so that a transient fault is never taken for damage.
 
     Args:
         source: the input.
-        on_read: gets all bytes that pass.
+        on_read: called with all bytes as they are read.
 
     Raises:
         UserError: the source cannot be opened.
@@ -44,7 +44,7 @@ class SourceFile(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes of the source as it is now."""
+        """The current size of the source in bytes."""
         size: int = self._file.size()
         return size
 
@@ -57,9 +57,9 @@ class SourceFile(io.RawIOBase):
         return True
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes, all that are left where it is negative."""
+        """Read up to `size` bytes; all that are left if it is negative."""
         try:
-            if size > _MOST_AT_ONCE:  # a damaged file may ask for more than there is memory
+            if size > _MOST_AT_ONCE:  # a damaged file may make pyarrow request more than fits in memory
                 size = min(size, self.size)
             data: bytes = self._file.read(None if size < 0 else size)
         except Exception as error:
@@ -81,24 +81,24 @@ class SourceFile(io.RawIOBase):
         return position
 
     def close(self) -> None:
-        """Close the source; again does nothing."""
+        """Close the source; idempotent."""
         if not self.closed:
             self._file.close()
         super().close()
 
     def drain(self) -> None:
-        """Read to the end, for `on_read` alone."""
+        """Read to the end, only to call `on_read`."""
         while self.read(CHUNK * 16):
             pass
 
 
 class Decompressed:
-    """The content of a compressed source, as `decompressed` gives it.
+    """The content of a compressed source.
 
     Args:
         source: the input.
-        compression: of it.
-        on_read: gets all raw bytes that pass.
+        compression: its compression.
+        on_read: called with all raw bytes as they are read.
 
     Raises:
         UserError: the source cannot be opened.
@@ -109,33 +109,33 @@ class Decompressed:
     ) -> None:
         self._raw = SourceFile(source, on_read)
         self._pieces = decompressed(self._raw, compression, source.uri)
-        self._held = memoryview(b"")
+        self._buffer = memoryview(b"")
         self._cut: CutError | None = None
 
     def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes of content; none at the end.
+        """Read up to `size` bytes of content; none at the end.
 
         Raises:
             CutError: the stream is truncated or damaged here.
-            UserError: it needs what is not decoded, such as a dictionary.
+            UserError: the stream needs an unsupported feature, such as a dictionary.
             OSError: the disk or network failed.
         """
         if self._cut is not None:
             raise self._cut
         try:
-            while not self._held:
-                self._held = memoryview(next(self._pieces))
+            while not self._buffer:
+                self._buffer = memoryview(next(self._pieces))
         except StopIteration:
             return b""
         except CutError as cut:
             self._cut = cut
             raise
-        data, self._held = bytes(self._held[:size]), self._held[size:]
+        data, self._buffer = bytes(self._buffer[:size]), self._buffer[size:]
         return data
 
     @property
     def size(self) -> int:
-        """Bytes of the source as it is now, compressed."""
+        """The current size of the compressed source in bytes."""
         return self._raw.size
 
     def close(self) -> None:
@@ -143,12 +143,12 @@ class Decompressed:
         self._raw.close()
 
     def drain(self) -> None:
-        """Read the rest of the source as it is, for `on_read` alone."""
+        """Read the rest of the raw source, only to call `on_read`."""
         self._raw.drain()
 
 
 def open_content(source: Source, on_read: Callable[[bytes], None] | None = None) -> "SourceFile | Decompressed":
-    """The content of a source from its start, decompressed if it is compressed.
+    """Open the content of a source at its start, decompressed if necessary.
 
     Raises:
         UserError: the source cannot be opened.
@@ -159,15 +159,14 @@ def open_content(source: Source, on_read: Callable[[bytes], None] | None = None)
 
 
 def read_lines(stream: Readable, *, limit: int, offset: int = 0) -> Iterator[tuple[int, int, bytes | None]]:
-    r"""Lines that are not blank, as (offset, size, content), in bounded memory whatever the length of a line.
+    r"""Yield the lines that are not blank as (offset, size, content), in bounded memory whatever their length.
 
-    Lines end with `\n` and nothing else. Offset and size count all bytes of the line. The content comes without the
-    blanks of JSON around it (which take in `\r`), nor the byte order mark that may stand at the start of a file; it is
-    None for a line of more than `limit` bytes.
+    Only `\n` ends a line. Offset and size count all bytes of the line. The content is stripped of JSON whitespace
+    (which includes `\r`) and of a byte order mark at the start of a file; it is None for a line over `limit` bytes.
 
     Args:
-        stream: at the start of a line.
-        limit: the most bytes a line may have.
+        stream: a stream at the start of a line.
+        limit: the largest size of a line in bytes.
         offset: the stream's position in its source.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a file holds, by its name."""
+"""Derive the format, compression and kind of a file from its name."""
 
 from itertools import product
 from typing import Literal
@@ -25,7 +25,7 @@ _COMPRESSIONS: dict[str, Compression] = {
     ".bz2": "bz2",
     ".xz": "xz",
 }
-# How the pages of a Parquet file are compressed is written behind its suffix by some, before it by others.
+# Some writers name the codec of the pages after the suffix `.parquet`; names with it before end with `.parquet` anyway.
 _PARQUET_CODECS = (".gz", ".gzip", ".snappy", ".zst", ".zstd", ".br", ".brotli", ".lz4", ".lzo")
 _SUFFIXES: dict[str, tuple[Format, Compression | None]] = {
     ".parquet": ("parquet", None),
@@ -41,19 +41,19 @@ KNOWN = (
     ".jsonl, .ndjson, .json, .txt, .py, .warc and .wet, each also compressed (.jsonl.gz, .jsonl.zst, .jsonl.bz2, "
     ".jsonl.xz), .parquet and .arrow"
 )
-# What `datasets` keeps beside the files of a saved dataset.
+# Metadata files that `datasets` writes next to a saved dataset.
 _OF_SAVED_DATASETS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 _LONGEST_TYPE = 12
 
 
 def format_of(path: str) -> tuple[Format, Compression | None] | None:
-    """Format and compression of a file; None where its suffix is unknown."""
+    """Format and compression of a file; None if its suffix is unknown."""
     name = _name(path).lower()
     return next((_SUFFIXES[suffix] for suffix in _SUFFIXES if name.endswith(suffix) and name != suffix), None)
 
 
 def kind_of(path: str, kind: str) -> DocumentKind:
-    """What the documents of a file are: as `kind` says, or Python where `auto` meets `.py`."""
+    """The kind of a file's documents: `kind`, or for `auto` Python for `.py` and prose for everything else."""
     if kind != "auto":
         return "python" if kind == "python" else "prose"
     return "python" if document_name(path).lower().endswith(".py") else "prose"
@@ -66,19 +66,19 @@ def document_name(path: str) -> str:
     return name.removesuffix(name[len(name) - len(packed) :]) if packed else name
 
 
-def is_aside(path: str) -> bool:
-    """Whether folders and globs leave a file out: a hidden one, or what `datasets` keeps beside a saved dataset."""
+def is_skipped(path: str) -> bool:
+    """Whether folders and globs skip a file: a hidden file, or metadata or cache of a saved dataset of `datasets`."""
     name = _name(path)
     return name.startswith(".") or (name.startswith("cache-") and name.endswith(".arrow")) or name in _OF_SAVED_DATASETS
 
 
 def may_be_settings(path: str) -> bool:
-    """Whether a file may be one JSON object over many lines: a setting, not records."""
+    """Whether a file may hold settings (one JSON object over many lines) rather than records."""
     return _name(path).lower().endswith(".json")
 
 
 def type_of(path: str) -> str:
-    """The suffix by which people know a type of files; empty where there is none."""
+    """The suffix to list a file under; empty if it has none."""
     parts = [f".{part}" for part in _name(path).lower().split(".")[1:]]
     if len(parts) > 1 and parts[-1] in _COMPRESSIONS and _is_type(parts[-2]):
         return "".join(parts[-2:])

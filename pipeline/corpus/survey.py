@@ -1,4 +1,4 @@
-"""One input read once: its fingerprint, how many records it holds, and where it can be cut."""
+"""Survey one input in a single pass: fingerprint it, count its records, and find where it can be cut."""
 
 import hashlib
 import queue
@@ -25,19 +25,19 @@ from scorers.errors import UserError
 
 Numbers = NDArray[np.int64]
 
-# From this size on a file is hashed by a thread of its own while it is searched for lines.
+# A file of at least this size is hashed in a separate thread while it is scanned for lines.
 _HASH_APART_BYTES = 64 * 1024 * 1024
 _BATCH_DOCUMENTS = 1024
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one input holds.
+    """The result of surveying one input.
 
     Attributes:
-        entry: its fingerprint.
-        blocks: int64 [blocks, 3], start, stop and size of the blocks it is cut into, as large as a unit may be.
-        cut: what is missing where it ends early.
+        entry: the fingerprint.
+        blocks: int64 [blocks, 3]; start, stop and size of the blocks that the input is cut into, each at most a unit.
+        cut: the unreadable rest, if the input ends early.
     """
 
     entry: SourceEntry
@@ -46,12 +46,12 @@ class Survey:
 
 
 def survey(source: Source, config: LabelConfig, on_read: Callable[[int], None]) -> Survey:
-    """Read an input once, in bounded memory beside three numbers a block.
+    """Read an input once, in bounded memory apart from three numbers per block.
 
     Args:
         source: the input.
-        config: of the job; blocks have at most `unit_size` bytes, or one longer record.
-        on_read: told how many bytes were read since the last call.
+        config: the job; blocks have at most `unit_size` bytes, or one longer record.
+        on_read: called with the number of bytes read since the last call.
 
     Raises:
         UserError: the input cannot be read, or lacks what the job needs.
@@ -77,12 +77,12 @@ def survey(source: Source, config: LabelConfig, on_read: Callable[[int], None]) 
     return Survey(entry, blocks.finish(), cut)
 
 
-# Smallest parts that a block is made of, many at a time: starts, stops, sizes, and records of all together.
+# The smallest parts of blocks, many at a time: starts, stops, sizes, and their total number of records.
 _Pieces = Iterator[tuple[Numbers, Numbers, Numbers, int]]
 
 
 def _pieces(source: Source, config: LabelConfig, fingerprint: "_Fingerprint") -> _Pieces:
-    """All bytes of the source have passed `fingerprint` at the end, also when it comes by `CutError`."""
+    """Yield the parts of a source; `fingerprint` has all its bytes at the end, even after a `CutError`."""
     if source.format in {"jsonl", "warc"} or source.compression is not None:
         stream = open_content(source, fingerprint.update)
         try:
@@ -151,7 +151,7 @@ def _row_pieces(source: Source, config: LabelConfig) -> _Pieces:
 
 
 class _Blocks:
-    """Packs pieces in order into as few blocks as hold at most `limit` bytes, or one longer piece."""
+    """Packs pieces, in order, into as few blocks as possible of at most `limit` bytes (or one longer piece)."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -161,7 +161,7 @@ class _Blocks:
 
     def add(self, starts: Numbers, stops: Numbers, sizes: Numbers, records: int) -> None:
         self.records += records
-        ends = np.cumsum(np.maximum(sizes, 1))  # so that not even empty files share a unit without end
+        ends = np.cumsum(np.maximum(sizes, 1))  # count at least 1, so that a unit cannot hold endless empty files
         at = done = 0
         while at < len(ends):
             fitting = int(np.searchsorted(ends, done + self._limit - self._size, side="right"))
@@ -186,7 +186,7 @@ class _Blocks:
 
 
 class _Fingerprint:
-    """Size and SHA-256 of the bytes that pass; `apart`, a thread hashes them while the caller goes on."""
+    """Computes size and SHA-256 of a stream of bytes; with `apart`, a thread hashes while the caller goes on."""
 
     def __init__(self, on_read: Callable[[int], None], *, apart: bool) -> None:
         self._on_read = on_read
@@ -207,11 +207,11 @@ class _Fingerprint:
 
     @property
     def sha256(self) -> str:
-        """Hexadecimal, once the block has been left."""
+        """The hexadecimal digest; complete once the `with` block has been left."""
         return self._hash.hexdigest()
 
     def update(self, data: bytes) -> None:
-        """More bytes."""
+        """Add bytes."""
         if not data:
             return
         if self._thread is None:

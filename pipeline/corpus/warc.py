@@ -1,8 +1,7 @@
-"""Records of WARC files (ISO 28500), such as the WET files of Common Crawl, however damaged some of them are.
+"""Read records of WARC files (ISO 28500), such as the WET files of Common Crawl, even if some are damaged.
 
-Where records begin and end is found here, and FastWARC reads what lies between. Its own iterator takes a record whose
-head is cut off for an empty one, and ends at the first malformed one with all that comes after; neither may happen in
-silence here.
+This module finds where records begin and end; FastWARC parses each. FastWARC's own iterator takes a record with a
+truncated header for an empty one, and stops at the first malformed record; here neither may happen silently.
 """
 
 import re
@@ -16,32 +15,32 @@ from pipeline.corpus.inputs import Source
 from pipeline.corpus.streams import CHUNK, Readable
 from scorers.errors import UserError
 
-# About other records, or about the file.
+# Types of records that describe other records or the file.
 _ASIDE = frozenset({"warcinfo", "metadata", "request", "revisit"})
 _DIGESTS = ("sha1:", "sha256:", "md5:")
 _VERSION = b"WARC/"
 _BLANK_LINE = b"\r\n\r\n"
 _MOST_HEAD = 1 << 16
-# Line ends and blank lines as FastWARC (strict) reads them between records; in heads, as warcio does.
+# Line ends and blank lines between records as in FastWARC (strict); in headers as in warcio.
 _LINE_END = re.compile(rb"\r?\n")
 _HEAD_END, _LONGEST_HEAD_END = re.compile(rb"\n\r?\n"), 3
 _NEXT, _LONGEST_NEXT = re.compile(rb"\n(?=WARC/)"), 6
 _BLANK_LINES = re.compile(rb"(?:[ \t]*\r?\n)*")
 _PERHAPS_BLANK = re.compile(rb"[ \t]*\r?")
-_MALFORMED = "its head is malformed"
+_MALFORMED = "its header is malformed"
 
 
 @dataclass(frozen=True, slots=True)
 class WarcEntry:
-    """A record of a WARC file, or a stretch of it that is none.
+    """A record of a WARC file, or a stretch of bytes that is not a record.
 
     Attributes:
-        size: bytes of it.
-        kind: the WARC-Type in lower case; empty for what is no record.
-        headers: the others too, by name as written; bytes that are not UTF-8 are surrogate escapes.
-        content: its block, None where that is longer than the limit, or where this is no record.
-        intact: whether the block is what its WARC-Block-Digest says; true where none can be checked.
-        problem: what is wrong with a stretch that is no record.
+        size: size in bytes.
+        kind: the WARC-Type in lower case; empty if this is not a record.
+        headers: all headers, by name as written; bytes that are not UTF-8 are surrogate escapes.
+        content: the block; None if it is longer than the limit, or if this is not a record.
+        intact: whether the block matches its WARC-Block-Digest; true if there is no digest that can be checked.
+        problem: why a stretch of bytes is not a record.
     """
 
     size: int
@@ -53,14 +52,14 @@ class WarcEntry:
 
 
 def read_warc(stream: Readable, *, limit: int) -> Iterator[WarcEntry]:
-    """The records of a WARC file in order, in memory bounded by `limit`, and what lies between them that is none.
+    """Yield the records of a WARC file in order, and the stretches that are not records; memory is bounded by `limit`.
 
-    An entry is yielded once the stream goes on behind it, or ends there well or for want of bytes: where each record is
-    a member of a gzip file, its checksum has then been found right, or been cut off.
+    An entry is yielded only after the stream has been read beyond it, or has ended or been truncated there: if each
+    record is a member of a gzip file, its checksum has then been verified, or been cut off.
 
     Args:
-        stream: at the start of the file's content.
-        limit: the most bytes a block may have to be held.
+        stream: a stream at the start of the file's content.
+        limit: the largest block, in bytes, that is kept in memory.
 
     Raises:
         CutError: after all records before the cut; a file that ends within a record is cut there.
@@ -72,7 +71,7 @@ def read_warc(stream: Readable, *, limit: int) -> Iterator[WarcEntry]:
         try:
             _skip_blank_lines(window)
         except CutError as error:
-            # What is damaged may be the record just read, whose checksum comes last; what is cut off is not.
+            # Damage may concern the record just read, whose checksum comes last; a truncation does not.
             if error.reason == TRUNCATED:
                 yield entry
             raise
@@ -80,11 +79,11 @@ def read_warc(stream: Readable, *, limit: int) -> Iterator[WarcEntry]:
 
 
 def read_documents(source: Source, stream: Readable, *, limit: int) -> Iterator[WarcEntry]:
-    """The records of a WET file that hold, or may have held, a text; see `read_warc`.
+    """Yield the records of a WET file that hold, or may have held, a text; see `read_warc`.
 
     Raises:
-        UserError: the file holds pages as they were fetched, not their text.
-        CutError: as `read_warc`.
+        UserError: the file holds web pages as fetched, not their text.
+        CutError: see `read_warc`.
     """
     for entry in read_warc(stream, limit=limit):
         if entry.kind == "response":
@@ -104,13 +103,13 @@ def _read_entry(window: "_Window", limit: int) -> WarcEntry:
     if length is None:
         begins = _VERSION.startswith(window.peek(len(_VERSION)))
         if end is None and window.ended and begins and window.size < _MOST_HEAD:
-            raise CutError(TRUNCATED, "the file ends within the head of a record")
-        return _broken(window, start, "it does not begin with the head of a WARC record")
+            raise CutError(TRUNCATED, "the file ends within the header of a record")
+        return _broken(window, start, "it does not begin with the header of a WARC record")
     if length > limit:
         window.skip(len(head))
         window.skip(length)
         if (behind := _separator(window, 0)) is None:
-            return _broken(window, start, "its block is not as long as its head says")
+            return _broken(window, start, "its block is not as long as its header says")
         window.skip(behind)
         parsed = _parse(head, b"")
         if parsed is None:
@@ -123,7 +122,7 @@ def _read_entry(window: "_Window", limit: int) -> WarcEntry:
     size = len(head) + length
     block = window.peek(length, len(head))
     if (behind := _separator(window, size)) is None:
-        return _broken(window, start, "its block is not as long as its head says")
+        return _broken(window, start, "its block is not as long as its header says")
     parsed = _parse(head, block)
     window.skip(size + behind)
     if parsed is None:
@@ -133,9 +132,9 @@ def _read_entry(window: "_Window", limit: int) -> WarcEntry:
 
 
 def _separator(window: "_Window", at: int) -> int | None:
-    """Bytes that separate a block, which ends `at` so far from here, from what follows; None where nothing does.
+    """The number of separator bytes after a block that ends at offset `at`; None if there is no separator.
 
-    The format wants a blank line. Less will do where the next record begins, or the file ends.
+    The format requires a blank line. Less is accepted if the next record begins there or the file ends.
     """
     size, lines = _blank_lines(window, at, enough=2)
     if lines < 2 and window.fill(at + size + 1):
@@ -145,13 +144,13 @@ def _separator(window: "_Window", at: int) -> int | None:
 
 
 def _skip_blank_lines(window: "_Window") -> None:
-    """Blank lines between records hold nothing, nor do blanks at the end of a file."""
+    """Skip blank lines between records, and blanks at the end of the file."""
     while size := _blank_lines(window, 0)[0]:
         window.skip(size)
 
 
 def _blank_lines(window: "_Window", at: int, enough: int = _MOST_HEAD) -> tuple[int, int]:
-    """Bytes from `at` on that are blank lines, or blanks at the end of the file, and how many lines; some of them."""
+    """The size in bytes, and the number, of blank lines (or final blanks) from `at` on; perhaps not all of them."""
     wanted = len(_BLANK_LINE)
     while True:
         window.fill(at + wanted)
@@ -167,13 +166,13 @@ def _blank_lines(window: "_Window", at: int, enough: int = _MOST_HEAD) -> tuple[
 
 
 def _matched(pattern: re.Pattern[bytes], data: bytes) -> int:
-    """Bytes at the start of `data` that match."""
+    """The length of the match at the start of `data`; 0 if there is none."""
     found = pattern.match(data)
     return found.end() if found else 0
 
 
 def _broken(window: "_Window", start: int, problem: str) -> WarcEntry:
-    """Skip to the next line that begins a record."""
+    """Skip to the next line that begins a record, and return what was skipped."""
     window.fill(1)
     if window.position == start:
         window.skip(1)
@@ -184,7 +183,7 @@ def _broken(window: "_Window", start: int, problem: str) -> WarcEntry:
 
 
 def _length(head: bytes) -> int | None:
-    """The length of the block that a head announces; None where it is no head of a record."""
+    """The length of the block according to a header; None if `head` is not the header of a record."""
     if not head.startswith(_VERSION):
         return None
     lengths = [
@@ -196,7 +195,7 @@ def _length(head: bytes) -> int | None:
 
 
 def _parse(head: bytes, block: bytes) -> tuple[str, dict[str, str], bool] | None:
-    """Type, headers, and whether the digest is right; None where the head is malformed."""
+    """Type, headers, and whether the digest matches; None if the header is malformed."""
     try:
         parsed = WarcRecord.from_bytes(_LINE_END.sub(b"\r\n", head) + block + _BLANK_LINE)
     except (OSError, ValueError):
@@ -211,7 +210,7 @@ def _parse(head: bytes, block: bytes) -> tuple[str, dict[str, str], bool] | None
 
 
 class _Window:
-    """The bytes of a stream from the current position on, as far as they were asked for."""
+    """A buffer over a stream: the bytes from the current position on that have been requested."""
 
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
@@ -222,11 +221,11 @@ class _Window:
 
     @property
     def size(self) -> int:
-        """Bytes that are held."""
+        """The number of buffered bytes."""
         return len(self._bytes) - self._at
 
     def fill(self, size: int) -> bool:
-        """Hold at least so many bytes; false where the stream ends before."""
+        """Buffer at least `size` bytes; false if the stream ends first."""
         while self.size < size and not self.ended:
             if self._at >= CHUNK:
                 del self._bytes[: self._at]
@@ -237,7 +236,7 @@ class _Window:
         return self.size >= size
 
     def find(self, mark: re.Pattern[bytes], longest: int, within: int) -> tuple[int, int] | None:
-        """Where a mark of at most `longest` bytes lies in the next bytes; more are held only while it is not found."""
+        """Find a mark of at most `longest` bytes in the next `within` bytes, buffering no more than needed."""
         size = 0
         while True:
             found = mark.search(self._bytes, self._at + max(0, size - longest), self._at + within)
@@ -248,14 +247,14 @@ class _Window:
                 return None
 
     def peek(self, size: int, at: int = 0) -> bytes:
-        """Up to so many of the bytes that are held, from `at` on."""
+        """Up to `size` buffered bytes from offset `at` on."""
         return bytes(self._bytes[self._at + at : self._at + at + size])
 
     def skip(self, size: int) -> None:
-        """Go on behind so many bytes, held or not.
+        """Skip `size` bytes, buffered or not.
 
         Raises:
-            CutError: the stream ends before.
+            CutError: the stream ends first.
         """
         while size:
             if not self.fill(1):

@@ -78,7 +78,7 @@ def test_a_file_that_is_nothing_of_its_name_is_refused(tmp_path: Path, name: str
         ("a.jsonl.gz", gzip.compress(b"WARC/1.0\r\n" * 2), "Rename it to end with .warc.gz"),
         ("a.jsonl.gz", gzip.compress(b"PAR1" + bytes(99)), "Decompress it, and rename it to end with .parquet"),
         ("a.jsonl", b"PAR1" + bytes(99), "Rename it to end with .parquet"),
-        ("a.jsonl.gz", gzip.compress(b"Plain.\nText.\n"), "Mend it"),
+        ("a.jsonl.gz", gzip.compress(b"Plain.\nText.\n"), "Repair it"),
     ],
     # gzip writes the time into its bytes, and workers of pytest must agree on the names.
     ids=lambda value: value if isinstance(value, str) else "",
@@ -110,7 +110,7 @@ def test_every_command_names_what_is_left_out(tmp_path: Path, monkeypatch: pytes
     (corpus / "package.json").write_bytes(b'{\n  "name": "x"\n}\n')
     for name in ("README.md", "LICENSE", "e.md", "f.csv.gz"):
         (corpus / name).write_bytes(b"x")
-    expected = {".md": 2, ".csv.gz": 1, ".json that is no record a line": 1, "": 1}
+    expected = {".md": 2, ".csv.gz": 1, ".json without one record per line": 1, "": 1}
     label = ["label", "corpus", "--output", "out", "--scorer", "pep8"]
 
     def left_out(facts: Any) -> dict[str, int]:

@@ -149,6 +149,6 @@ def test_no_damage_makes_reading_fail(tmp_path: Path, changes: list[tuple[int, i
     try:
         plan, units = read_all(make_config(path))
     except UserError as error:  # the name of the column may have become another, or the beginning that of no Arrow file
-        assert "--text-field" in str(error) or "looks like binary data. Mend it" in str(error)  # noqa: PT017
+        assert "--text-field" in str(error) or "looks like binary data. Repair it" in str(error)  # noqa: PT017
         return
     assert plan.records == len(flat(units))

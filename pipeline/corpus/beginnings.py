@@ -1,4 +1,4 @@
-"""A look at the beginning of each input before any work: what is nothing of what its name says is refused."""
+"""Check the beginning of each input before any work, and refuse files whose content contradicts their name."""
 
 import json
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ from scorers.paths import shown
 _LINES = 100
 _THREADS = 16
 _NAMES = {"gzip": "gzip", "zstd": "zstd", "bz2": "bzip2", "xz": "xz"}
-# What files end with that look like this: compressed ones, then others, of which the first two are never compressed.
+# Suffix by guessed format: of compressed files, of files that are never compressed, and of texts.
 _COMPRESSED = {"gzip": ".gz", "zstd": ".zst", "bzip2": ".bz2", "xz": ".xz"}
 _WHOLE = {"Parquet": ".parquet", "an Arrow file": ".arrow", "an Arrow stream": ".arrow"}
 _TEXTS = {"JSON lines": ".jsonl", "WARC": ".warc"}
 
 
 def check_beginnings(sources: Sequence[Source], config: LabelConfig) -> None:
-    """Refuse inputs whose beginning is not of their format, several of them at a time.
+    """Refuse inputs whose beginning does not match their format; several are read at a time.
 
-    What is damaged or cut off later on is no matter of this, nor is an empty file.
+    Empty files and later damage are not checked here.
 
     Raises:
-        UserError: of the first such input, with what it seems to be and what to do; or one cannot be read.
+        UserError: the first such input, with its apparent format and a remedy; or an input cannot be read.
     """
     if len(sources) < 2:
         for source in sources:
@@ -49,12 +49,12 @@ def _check(source: Source, config: LabelConfig) -> None:
         if source.compression is not None:
             if not begins(source.compression, head[:LONGEST_HEAD]):
                 name = _NAMES[source.compression]
-                raise _refused(source, f"{shown(source.uri)} is not {name}, as its name says", head)
+                raise _mismatch(source, f"{shown(source.uri)} is not {name}, as its name says", head)
             _check_window(source, head, config)
         if source.format == "parquet" and not _may_begin(head, (b"PAR1", b"PARE")):
-            raise _refused(source, f"{shown(source.uri)} is no Parquet file", head)
+            raise _mismatch(source, f"{shown(source.uri)} is not a Parquet file", head)
         if source.format == "arrow" and not _may_be_arrow(head):
-            raise _refused(source, f"{shown(source.uri)} is no Arrow file", head)
+            raise _mismatch(source, f"{shown(source.uri)} is not an Arrow file", head)
         if source.format in {"jsonl", "warc"}:
             stream = open_content(source)
             try:
@@ -64,7 +64,7 @@ def _check(source: Source, config: LabelConfig) -> None:
             if source.format == "jsonl":
                 _check_lines(source, content, config)
             elif content.strip() and b"WARC/" not in content and not b"WARC/".startswith(content.strip()):
-                raise _refused(source, f"{shown(source.uri)} holds no WARC record", content, decoded=True)
+                raise _mismatch(source, f"{shown(source.uri)} holds no WARC record", content, decoded=True)
             else:
                 _check_pages(source, config)
     except CutError:
@@ -74,12 +74,12 @@ def _check(source: Source, config: LabelConfig) -> None:
 
 
 def _check_lines(source: Source, head: bytes, config: LabelConfig) -> None:
-    """Refuse a file of which none of the first lines is a JSON object, unless it is one record that was damaged."""
+    """Refuse a file if none of its first lines is a JSON object, unless it is a single damaged record."""
     lines = 0
     stream = open_content(source)
     try:
         for _, _, content in islice(read_lines(stream, limit=config.max_record_size), _LINES):
-            if content is None:  # too long to be looked at
+            if content is None:  # over the size limit
                 if guess(head) == "JSON lines":
                     return
             elif _is_object(content):
@@ -94,7 +94,7 @@ def _check_lines(source: Source, head: bytes, config: LabelConfig) -> None:
         return
     which = f"None of the first {lines:,} lines of" if lines > 1 else "The one line of"
     what = f"{which} {shown(source.uri)} is {'a' if lines > 1 else 'no'} JSON object"
-    raise _refused(source, what, head, decoded=True)
+    raise _mismatch(source, what, head, decoded=True)
 
 
 def _is_object(line: bytes) -> bool:
@@ -117,7 +117,7 @@ def _check_window(source: Source, head: bytes, config: LabelConfig) -> None:
     window = window_of(head[:LONGEST_HEAD]) if source.compression == "zstd" else 0
     if limit is not None and window > limit:
         raise UserError(
-            f"{shown(source.uri)} needs a window of {window >> 20:,} MiB to be decoded, more than "
+            f"{shown(source.uri)} needs a window of {window >> 20:,} MiB to decompress, more than "
             f"execution.memory_limit ({limit >> 20:,} MiB). Raise the limit, or recompress the file: "
             "zstd -dc --long=31 FILE | zstd."
         )
@@ -128,12 +128,12 @@ def _may_begin(head: bytes, magic: tuple[bytes, ...]) -> bool:
 
 
 def _may_be_arrow(head: bytes) -> bool:
-    """A file, a stream, or a stream as before Arrow 0.15, which begins with the length of its schema."""
+    """Whether `head` may begin an Arrow file or stream; before Arrow 0.15 a stream began with its schema's length."""
     return _may_begin(head, (b"ARROW1", b"\xff\xff\xff\xff")) or 0 < int.from_bytes(head[:4], "little") < 1 << 20
 
 
-def _refused(source: Source, what: str, head: bytes, *, decoded: bool = False) -> UserError:
-    """The error for a file that begins with `head`, or, where it is compressed and `decoded`, whose content does."""
+def _mismatch(source: Source, what: str, head: bytes, *, decoded: bool = False) -> UserError:
+    """The error for a file whose bytes, or (`decoded`) whose decompressed content, begin with `head`."""
     seems = guess(head)
     name = shown(source.uri)
     ending = name[name.rindex(".") :] if source.compression is not None else ""
@@ -156,5 +156,5 @@ def _refused(source: Source, what: str, head: bytes, *, decoded: bool = False) -
     elif seems == "one JSON object over several lines":
         remedy = "Write one object a line: jq -c ."
     else:
-        remedy = "Mend it"
+        remedy = "Repair it"
     return UserError(f"{what}: it looks like {seems}. {remedy}, or leave the file out.")
