@@ -1,6 +1,6 @@
-"""A labelled dataset in the format of the datasets that the authors of the PHF paper published.
+"""Export a labelled dataset in the format of the datasets published by the authors of the PHF paper.
 
-A row a document: `texts` (its sentences), `meta`, `scores` (one a sentence), `avg_score` (their mean), `num_sents`.
+One row per document: `texts` (its sentences), `meta`, `scores` (one per sentence), `avg_score` (mean), `num_sents`.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         pa.field("num_sents", pa.int64(), nullable=False),
     ]
 )
-"""Of a Parquet file: `meta` is a JSON string here, an object in `.jsonl`."""
+"""The schema of a Parquet file. `meta` is a JSON string here, but an object in `.jsonl`."""
 
 _COMPRESSIONS = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
 _ROW_GROUP_BYTES = 16_000_000
@@ -46,12 +46,12 @@ Row = dict[str, Any]
 
 @dataclass
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        documents, sentences: of all rows.
-        left_out: documents to which the scorer does not apply; the format cannot say so.
-        files: paths below the output, or its own name.
+        documents, sentences: totals of the written rows.
+        left_out: documents to which the scorer does not apply, which the format cannot represent.
+        files: paths below an output folder, or the name of the output file.
     """
 
     documents: int = 0
@@ -63,19 +63,19 @@ class Exported:
 def export(
     dataset: LabelledDataset, column: str, output: str, progress: Callable[[int, int], None] | None = None
 ) -> Exported:
-    """Write a dataset with the scores of one column, in its order and in bounded memory.
+    """Write a dataset with the scores of one column, in order and in bounded memory.
 
-    A file appears whole or not at all; the Parquet files of a folder appear one after the other at the end.
+    A file appears complete or not at all; the Parquet files of a folder appear one after the other at the end.
 
     Args:
-        dataset: sealed.
-        column: whose scores are written; float32 values, exactly.
+        dataset: the dataset.
+        column: the column of the scores, which are written as their exact float32 values.
         output: a file .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder for Parquet files; local or on an object
-            store. It must not exist, a folder may be empty.
-        progress: told rows done and rows of all.
+            store. It must not exist, but a folder may be empty.
+        progress: called with rows done and total rows.
 
     Raises:
-        UserError: no such column, something is at the output already, or its suffix is another.
+        UserError: the column does not exist, the output exists already, or its suffix is unsupported.
         DamagedError: the dataset is damaged.
         OSError: the disk or store failed.
     """
@@ -103,7 +103,7 @@ def export(
 
 
 def _place(output: str) -> tuple[Storage, str]:
-    """The folder of a file and its name, or a folder and an empty name."""
+    """Split an output into the storage of its folder and a file name; the name is empty for a folder."""
     last = output.rstrip("/").rpartition("/")[2]
     if _suffix(last):
         parent = output.rstrip("/").removesuffix(last)
@@ -127,7 +127,7 @@ def _refuse_existing(storage: Storage, name: str, output: str) -> None:
     names = storage.children()
     try:
         taken = storage.exists(name) or f"{name}/" in names if name else any(each != _STAGING for each in names)
-        # There may be nothing but links.
+        # `children` does not list links.
         taken = taken or (not name and any(storage.irregular()))
     except UnsafePathError:
         taken = True
@@ -140,7 +140,7 @@ _STAGING = ".phf-export/"
 
 @contextmanager
 def _staged(storage: Storage) -> Iterator[Callable[[str], AbstractContextManager[Any]]]:
-    """Files are written aside and moved to their names when the block ends well."""
+    """Write files to a staging folder, and move them to their names if the block succeeds."""
     folder = f"{_STAGING}{secrets.token_hex(4)}"
     names: list[str] = []
 
@@ -177,14 +177,15 @@ def _rows(dataset: LabelledDataset, column: str, exported: Exported) -> Iterator
 
 
 def _meta(dataset: LabelledDataset, text: str) -> dict[str, Any]:
-    """The meta of a record; of one that came in this format, the meta that it came with."""
+    """The meta of a record; for a record that was read in this format, its original meta."""
     try:
         fields = parse_json(text)
     except ValueError:
         fields = None
     if not isinstance(fields, dict):
         raise DamagedError(
-            f"{dataset.uri} is damaged: the meta of a row is no JSON object. `{phf('verify', dataset.uri)}` says which."
+            f"{dataset.uri} is damaged: the meta of a row is not a JSON object. Run `{phf('verify', dataset.uri)}` to "
+            "find it."
         )
     if fields.keys() <= {"meta", "avg_score", "num_sents"} and "meta" in fields:
         inner = fields["meta"]
@@ -224,7 +225,7 @@ def _compressed(plain: pa.NativeFile, compression: str | None) -> AbstractContex
 
 
 def _write_parquet(file: AbstractContextManager[Any], rows: Iterator[Row], most: int | None) -> Row | None:
-    """Write rows, all or until they have so many bytes of text; returns the one that is left over."""
+    """Write rows until they exceed `most` bytes; return the first row that was not written, None if all were."""
     with (
         file as sink,
         pa.PythonFile(sink, mode="w") as out,

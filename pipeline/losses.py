@@ -1,4 +1,4 @@
-"""What a person must know of inputs that were not read whole, or not read at all: the same words in every command."""
+"""Describe inputs that were not read completely, or not at all, in the same words for every command."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ _MOST_NAMES = 5
 
 
 def left_out_line(left_out: Sequence[LeftOut]) -> str:
-    """How many files were left out, of which types, with the first names; empty where there are none."""
+    """A line with the number, types and first names of the left-out files; empty if there are none."""
     count = sum(each.files for each in left_out)
     if not count:
         return ""
@@ -27,7 +27,7 @@ def cut_sources(sources: Sequence[SourceEntry]) -> list[SourceEntry]:
 
 
 def cut_lines(sources: Sequence[SourceEntry]) -> list[str]:
-    """The first inputs that were not read whole, a line each, and how many more there are."""
+    """One line for each of the first inputs that were not read completely, and one with the number of others."""
     cut = cut_sources(sources)
     lines = [f"{shown(each.uri)}: {_unread(each)}" for each in cut[:_MOST_NAMES]]
     return [*lines, f"… and {len(cut) - _MOST_NAMES:,} more"] if len(cut) > _MOST_NAMES else lines

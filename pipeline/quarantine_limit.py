@@ -1,4 +1,4 @@
-"""`--max-quarantined`: how much of a corpus may be in quarantine before a job no longer ends with success."""
+"""`--max-quarantined`: how much of a corpus may be quarantined for a job to succeed."""
 
 import re
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 
 @dataclass(frozen=True)
 class QuarantineLimit:
-    """A count of records, or a share of all that were read.
+    """A number of records, or a share of all records.
 
     Attributes:
-        text: as the user wrote it, `5` or `0.1%`.
-        count: entries of quarantine; None where a share is meant.
-        share: of the records, in [0, 1], exactly; None where a count is meant.
+        text: the normalised setting, such as `5` or `0.1%`.
+        count: the largest number of quarantine entries; None if the limit is a share.
+        share: the largest share, exactly, in [0, 1]; None if the limit is a count.
     """
 
     text: str
@@ -25,10 +25,10 @@ class QuarantineLimit:
 
     @staticmethod
     def parse(value: Any) -> "QuarantineLimit":
-        """A count such as `5` or a share such as `0.1%`.
+        """Parse a count such as `5` or a share such as `0.1%`.
 
         Raises:
-            ValueError: neither; says what to write.
+            ValueError: it is neither; the message gives examples.
         """
         text = "" if isinstance(value, bool) else str(value).strip()
         if _COUNT.fullmatch(text):
@@ -43,16 +43,16 @@ class QuarantineLimit:
     def exceeded(
         self, quarantined: int, records: int, *, cut: int = 0, unread: int = 0, size: int = 0, lost: int = 0
     ) -> bool:
-        """Whether more is lost than the limit allows.
+        """Whether more was lost than the limit allows.
 
-        A count counts entries: records in quarantine, and inputs that were not read whole. A share is that of the
-        records in quarantine plus that of the bytes that were not read; it excuses no input of which nothing was read.
+        A count limits the quarantined records plus the inputs that were not read completely. A share limits the share
+        of quarantined records plus the share of unread bytes; it never allows an input of which nothing was read.
 
         Args:
-            quarantined: records in quarantine.
-            records: that were read.
-            cut: inputs that were not read whole.
-            unread: bytes of the inputs that were not read.
+            quarantined: quarantined records.
+            records: all records.
+            cut: inputs that were not read completely.
+            unread: unread bytes of the inputs.
             size: bytes of all inputs.
             lost: inputs of which nothing was read.
         """
@@ -64,7 +64,7 @@ class QuarantineLimit:
 
 
 def check_limit(value: Any) -> int | str:
-    """A limit in its normal form: a count as a number, a share as text with its per cent sign.
+    """Normalise a limit: a count becomes a number, a share a string with a per cent sign.
 
     Raises:
         ValueError: it is neither.

@@ -14,7 +14,7 @@ from pipeline.dataset import LabelledDataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.quantiles import ScoreCounter, exact_quantiles
 from pipeline.dataset.tags import is_aligned
-from pipeline.sealing.extent import Begun, unfinished
+from pipeline.sealing.extent import UnfinishedStep, unfinished
 from pipeline.storage.open import open_storage
 from scorers.errors import UserError
 
@@ -77,7 +77,7 @@ class InspectReport:
     uri: str
     manifest: Manifest
     columns: list[ColumnReport]
-    unfinished: tuple[Begun, ...] = ()
+    unfinished: tuple[UnfinishedStep, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -132,7 +132,7 @@ def inspect_dataset(dataset: LabelledDataset) -> InspectReport:
     return InspectReport(dataset.uri, dataset.manifest, columns, _unfinished(dataset.uri))
 
 
-def _unfinished(uri: str) -> tuple[Begun, ...]:
+def _unfinished(uri: str) -> tuple[UnfinishedStep, ...]:
     try:
         return unfinished(open_storage(uri))
     except (UserError, OSError):

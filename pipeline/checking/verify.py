@@ -25,7 +25,7 @@ from pipeline.dataset.manifest import (
     parse_manifest,
 )
 from pipeline.job.units import UNITS
-from pipeline.sealing.extent import EXTEND, Begun, unfinished
+from pipeline.sealing.extent import EXTEND, UnfinishedStep, unfinished
 from pipeline.sealing.generations import (
     generation_path,
     generations,
@@ -62,7 +62,7 @@ class VerifyReport:
     inputs_compared: bool = False
     remedy: str | None = None
     parts: int | None = None
-    unfinished: tuple[Begun, ...] = ()
+    unfinished: tuple[UnfinishedStep, ...] = ()
 
     @property
     def ok(self) -> bool:

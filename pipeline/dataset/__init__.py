@@ -1,4 +1,4 @@
-"""The labelled dataset: the only thing that the two jobs share. Imports neither ray nor torch."""
+"""The labelled dataset, the only thing that the two jobs share. Importing it imports neither ray nor torch."""
 
 from pipeline.dataset.manifest import MANIFEST_NAME, Manifest
 from pipeline.dataset.reader import LabelledDataset, open_dataset

@@ -1,4 +1,4 @@
-"""The data card: `README.md` of a labelled dataset, which also tells `datasets.load_dataset` where its shards are."""
+"""Render the data card: the `README.md` of a labelled dataset, whose YAML names the shards for `load_dataset`."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ _MOST_SOURCES = 20
 
 
 def render_card(manifest: Manifest) -> str:
-    """The card of a sealed dataset, the same bytes for equal manifests; it holds no text of the corpus."""
+    """Render the card of a sealed dataset; equal manifests give equal bytes, and no text of the corpus is included."""
     return _template().render(
         manifest=manifest,
         ledger=manifest.ledger,
@@ -32,12 +32,12 @@ def render_card(manifest: Manifest) -> str:
 
 
 def data_files(generation: int) -> str:
-    """The pattern of a generation's shards, as `datasets` takes it."""
+    """The glob pattern of a generation's shards, for `datasets`."""
     return f"data/{generation:04d}/*.parquet"
 
 
 def size_category(rows: int) -> str:
-    """The Hugging Face hub's word for a number of rows, such as `1K<n<10K`."""
+    """The size category of the Hugging Face hub for a number of rows, such as `1K<n<10K`."""
     if rows < 1000:
         return "n<1K"
     exponent = len(str(rows)) - 4
@@ -52,7 +52,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - Markdown, not HTML; `code` makes what comes from outside harmless
+        autoescape=False,  # noqa: S701 - Markdown, not HTML; the filter `code` escapes untrusted values
     )
     environment.filters |= {
         "code": _code,
@@ -65,7 +65,7 @@ def _template() -> Template:
 
 
 def _code(value: Any) -> str:
-    """A value as code in a cell of a Markdown table: one line, no backticks, pipes escaped."""
+    """Format a value as code in a cell of a Markdown table: one line, no backticks, pipes escaped."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     text = re.sub(r"\s+", " ", text).replace("`", "'").replace("|", "\\|").strip()
     text = printable(text)

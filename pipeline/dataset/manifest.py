@@ -1,4 +1,4 @@
-"""`manifest.json`: the contract between the job that labels and everything that reads a labelled dataset."""
+"""`manifest.json`: the contract between the labelling job and the readers of a labelled dataset."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,12 +12,12 @@ from scorers.settings import what_is_wrong
 from scorers.stored import Count, JsonObject
 
 MANIFEST_NAME = "manifest.json"
-# What a file says of their number decides how much is looked for.
+# Upper bound of `Ledger.units`: readers look for as many units as a file claims.
 MOST_UNITS = 100_000_000
 
 
 class DamagedError(UserError):
-    """A file of a dataset is not what it was when the dataset was sealed."""
+    """A file of a dataset has changed since the dataset was sealed."""
 
 
 class _Part(BaseModel):
@@ -26,12 +26,12 @@ class _Part(BaseModel):
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     if "kind" in options:
-        raise ValueError('"kind" must not be among them')
+        raise ValueError("the kind is not an option")
     return options
 
 
 class ScorerEntry(_Part):
-    """What made a column of scores: `kind` and `options` rebuild the scorer, `fingerprint` proves it the same."""
+    """The scorer of a column: `kind` and `options` rebuild it, `fingerprint` identifies it."""
 
     kind: str
     options: Annotated[JsonObject, AfterValidator(_check_options)]
@@ -39,10 +39,10 @@ class ScorerEntry(_Part):
 
 
 class Threshold(_Part):
-    """A sentence is aligned when its score is <= `value`, which is exactly a float32.
+    """A sentence is aligned if its score is <= `value`, which is exactly a float32.
 
-    `spec` is what the user asked for: a number, or `p50` for the 50th percentile over all sentences (inverted CDF).
-    `sentences` have a score in the column (where it is null there is none); `aligned` of them are aligned.
+    `spec` is the user's setting: a number, or `p50` for the 50th percentile over all sentences (inverted CDF).
+    `sentences` is the number of sentences with a score in the column, `aligned` how many of them are aligned.
     """
 
     value: float
@@ -52,10 +52,10 @@ class Threshold(_Part):
 
 
 class SourceEntry(_Part):
-    """An input and its fingerprint: `size` in bytes, `sha256` of the whole content, its `records`.
+    """An input and its fingerprint: `size` in bytes, `sha256` of the whole content, number of `records`.
 
-    `unread` of its bytes could not be read, where it is damaged; all of them where its end is missing, since nobody
-    knows how much more there was. It is written down only where it is not 0, as in datasets of older versions.
+    `unread` counts the bytes that could not be read because of damage; it is the whole size if the end of the file is
+    missing, since the size of the loss is unknown. It is omitted if 0, as in datasets of older versions.
     """
 
     uri: str
@@ -66,7 +66,7 @@ class SourceEntry(_Part):
 
 
 class LeftOut(_Part):
-    """Files among the inputs that hold no records that phf reads: how many of a type, and the first of them by name."""
+    """Files among the inputs that phf does not read: a type, their number, and the first names."""
 
     type: str
     files: Count
@@ -92,9 +92,9 @@ class Ledger(_Part):
     """Conservation: `records == labelled + empty + sum(quarantined.values())`, in records.
 
     Empty texts are rows of the dataset too, without sentences. `sources_cut` counts inputs whose rest could not be read
-    (a truncated stream): nobody knows how many records were lost, so each is one entry of quarantine beside the
-    records. `units` is the number of pieces in which the corpus was labelled.
-    `segments` are Parquet files with the same figures a unit; `quarantine` are Parquet files of references.
+    (a truncated stream): the number of lost records is unknown, so each such input is one more quarantine entry, not
+    counted in `records`. `units` is the number of units of the corpus.
+    `segments` are Parquet files with the same figures per unit; `quarantine` are Parquet files of references.
     """
 
     units: int = Field(ge=0, le=MOST_UNITS)
@@ -108,15 +108,15 @@ class Ledger(_Part):
 
     @property
     def balanced(self) -> bool:
-        """Whether every record that was read is accounted for exactly once."""
+        """Whether every record is accounted for exactly once."""
         return self.records == self.labelled + self.empty + sum(self.quarantined.values())
 
 
 class Manifest(_Part):
-    """What a sealed dataset holds and how it was made. Only shards that it lists are part of the dataset.
+    """The contents of a sealed dataset and how it was made. Only shards listed here are part of the dataset.
 
     Attributes:
-        schema_version: of the format; a reader refuses any other.
+        schema_version: version of the format; a reader refuses any other.
         sealed: always true; a dataset without a sealed manifest is incomplete.
         generation: 1 after labelling, one more with each retag; names the folder under `data/`.
         created_by: distribution and version that wrote it.
@@ -124,7 +124,7 @@ class Manifest(_Part):
         scorers: score columns in the order of the schema.
         thresholds: a threshold for every score column.
         sources: fingerprints of the inputs, in order.
-        left_out: what else lay among them when the job was planned.
+        left_out: files among the inputs that phf did not read when the job was planned.
         shards: in the order of their rows.
         sentences, bytes_text: totals; `bytes_text` in UTF-8 bytes of `text`.
     """
@@ -154,15 +154,11 @@ class Manifest(_Part):
 
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
-    """Read a manifest.
-
-    Args:
-        text: the content of `manifest.json`.
-        where: its URI, for the message.
+    """Parse the content of a `manifest.json`; `where` is its URI, for messages.
 
     Raises:
-        DamagedError: it is no manifest.
-        UserError: it is of another schema version.
+        DamagedError: the text is not a valid manifest.
+        UserError: the manifest has another schema version.
     """
     try:
         return Manifest.model_validate_json(text)
@@ -175,24 +171,24 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
                 ) from None
         raise DamagedError(
             f"{where} is damaged at {what_is_wrong(error)}. "
-            "Where the dataset was labelled, `phf repair` writes it anew; a copy must be copied again."
+            "Run `phf repair` where the dataset was labelled to write it again; replace a copy with a new one."
         ) from None
 
 
 def no_manifest(uri: str, *, exists: bool, labelling: bool) -> UserError:
-    """Why a place without a manifest is no labelled dataset.
+    """The error for a location without a manifest.
 
     Args:
-        uri: the place.
-        exists: whether there is anything.
+        uri: the location.
+        exists: whether anything exists there.
         labelling: whether a labelling job has begun there.
     """
     if not exists:
         return UserError(f"There is nothing at {uri}. Give the --output of a `phf label` run.")
     if labelling:
         return UserError(
-            f"{uri} is incomplete: labelling has not finished. Run the same `phf label` command again; it goes on."
+            f"{uri} is incomplete: labelling has not finished. Run the same `phf label` command again to resume it."
         )
     return UserError(
-        f"{uri} is no labelled dataset: it has no {MANIFEST_NAME}. Give the --output of a `phf label` run."
+        f"{uri} is not a labelled dataset: it has no {MANIFEST_NAME}. Give the --output of a `phf label` run."
     )

@@ -1,4 +1,4 @@
-"""Cut a stream of rows into row groups and shards by their bytes in memory, whatever pieces the stream comes in."""
+"""Pack a stream of rows into row groups and shards by their size in memory, independently of its chunking."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 ROW_GROUP_BYTES = 16_000_000
-"""A reader holds about one row group in memory; larger ones compress hardly better."""
+"""A reader needs about one row group of memory; larger ones compress hardly better."""
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows that are written at once, and the index of the shard that they belong to."""
+    """The rows of one row group, and the index of their shard."""
 
     shard: int
     rows: pa.Table
 
 
 def pack(tables: Iterable[pa.Table], shard_bytes: int, row_group_bytes: int = ROW_GROUP_BYTES) -> Iterator[RowGroup]:
-    """Row groups of the concatenated tables, in order.
+    """Yield the row groups of the concatenated tables, in order.
 
     A row group ends with the row that brings it to `row_group_bytes` of `row_sizes`, or its shard to `shard_bytes`. So
     the cuts depend on the sequence of rows alone, and memory holds one row group and one table.
@@ -48,7 +48,7 @@ def pack(tables: Iterable[pa.Table], shard_bytes: int, row_group_bytes: int = RO
 
 
 def row_sizes(table: pa.Table) -> NDArray[np.int64]:
-    """Bytes of each row in memory, int64 [rows]: its values and their offsets, not the bits that say which are null."""
+    """The size of each row in memory in bytes, int64 [rows]: values and offsets, without validity bitmaps."""
     sizes = np.zeros(table.num_rows, dtype=np.int64)
     for field, column in zip(table.schema, table.columns, strict=True):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):

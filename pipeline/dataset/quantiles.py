@@ -1,4 +1,4 @@
-"""Exact quantiles of any number of float32 scores in constant memory, by counting."""
+"""Compute exact quantiles of any number of float32 scores in constant memory, by counting."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
@@ -12,12 +12,12 @@ _BUCKETS = 1 << 16
 class ScoreCounter:
     """Counts scores by the upper half of their float32 bit pattern.
 
-    The bit patterns of non-negative floats, read as integers, are ordered as the floats are. So the upper 16 bits of
-    every score, counted in a first pass, say in which bucket a rank falls; the lower 16 bits of that bucket's scores,
-    counted in a second pass (see `exact_quantiles`), say which score it is. Counters add up, in any order.
+    The bit patterns of non-negative floats, read as integers, have the order of the floats. The upper 16 bits of all
+    scores, counted in a first pass, give the bucket of a rank; the lower 16 bits of that bucket's scores, counted in a
+    second pass (see `exact_quantiles`), give the score. Counts can be added in any order.
 
     Attributes:
-        counts: int64 [65536], scores by the upper 16 bits.
+        counts: int64 [65536], number of scores by their upper 16 bits.
         total: the number of scores.
     """
 
@@ -43,30 +43,30 @@ def exact_quantiles(
     pieces: Callable[[], Iterable[Mapping[str, NDArray[np.float32]]]],
     fractions: Mapping[str, Sequence[Fraction]],
 ) -> dict[str, list[float]]:
-    """Quantiles by the inverted CDF: the smallest score `s` such that at least `fraction * total` scores are <= `s`.
+    """Compute quantiles by the inverted CDF: the smallest score `s` with at least `fraction * total` scores <= `s`.
 
     Args:
         counters: the first pass, over all scores, by column.
-        pieces: gives the same scores again, by column, in pieces of any order and size; called once, or not at all when
+        pieces: yields the same scores again, by column, in pieces of any order and size; called once, or not at all if
             there are no scores.
-        fractions: by column, each in [0, 1]; 0 asks for the smallest score.
+        fractions: by column, each in [0, 1]; 0 gives the smallest score.
 
     Returns:
-        By column a score for each fraction, exactly a float32; 0.0 where a column has no scores at all.
+        By column a score for each fraction, exactly a float32; 0.0 if a column has no scores.
 
     Raises:
-        ValueError: the second pass does not hold the scores of the first.
+        ValueError: the scores of the second pass differ from those of the first.
     """
     searches = {column: _Search(counters[column], wanted) for column, wanted in fractions.items()}
     if any(search.lower for search in searches.values()):
         for piece in pieces():
             for column, scores in piece.items():
                 searches[column].add(scores)
-    return {column: search.found() for column, search in searches.items()}
+    return {column: search.quantiles() for column, search in searches.items()}
 
 
 class _Search:
-    """The second pass over one column: the lower 16 bits of the scores in the buckets that hold a wanted rank."""
+    """The second pass over one column: counts the lower 16 bits of scores in the buckets that contain a rank."""
 
     def __init__(self, counter: ScoreCounter, fractions: Sequence[Fraction]) -> None:
         self.counts = counter.counts
@@ -82,7 +82,7 @@ class _Search:
         for bucket, counts in self.lower.items():
             counts += np.bincount(bits[upper == bucket] & 0xFFFF, minlength=_BUCKETS)
 
-    def found(self) -> list[float]:
+    def quantiles(self) -> list[float]:
         if not self.buckets:
             return [0.0 for _ in self.ranks]
         return [self._score(rank, bucket) for rank, bucket in zip(self.ranks, self.buckets, strict=True)]
@@ -90,7 +90,7 @@ class _Search:
     def _score(self, rank: int, bucket: int) -> float:
         lower = self.lower[bucket]
         if lower.sum() != self.counts[bucket]:
-            raise ValueError("the second pass does not hold the scores of the first")
+            raise ValueError("the scores of the second pass differ from those of the first")
         before = int(self.cumulative[bucket]) - int(self.counts[bucket])
         low = int(np.searchsorted(np.cumsum(lower), rank - before))
         return float(np.uint32(bucket << 16 | low).view(np.float32))

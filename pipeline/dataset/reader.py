@@ -1,4 +1,4 @@
-"""Open a sealed labelled dataset and stream its rows, refusing whatever is not whole."""
+"""Open a sealed labelled dataset and stream its rows; refuse incomplete or damaged ones."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ class LabelledDataset:
     """A sealed dataset: its manifest, and its rows in order.
 
     Attributes:
-        uri: what the user gave: a local folder or any URI of pyarrow.fs.
+        uri: a local folder or any URI of pyarrow.fs, as the user gave it.
         manifest: the contract; only the shards that it lists are read.
     """
 
@@ -40,7 +40,7 @@ class LabelledDataset:
         """Refuse a dataset that lacks a score column.
 
         Raises:
-            UserError: the column is missing; names those that there are.
+            UserError: the column is missing; the message names the existing ones.
         """
         if column not in self.manifest.scorers:
             raise UserError(
@@ -49,27 +49,25 @@ class LabelledDataset:
             )
 
     def read_batches(self, columns: Sequence[str] | None = None, *, rows: int = 1024) -> Iterator[pa.RecordBatch]:
-        """Rows of all shards in order, at most `rows` a batch, page checksums verified.
+        """Yield the rows of all shards in order, in batches of at most `rows`, and verify page checksums.
 
-        Args:
-            columns: names of the schema; None for all.
-            rows: the most rows a batch.
+        `columns` are names of the schema; None means all.
 
         Raises:
             DamagedError: a shard cannot be read or is damaged; names the file.
-            UserError: the dataset was tagged anew since it was opened.
+            UserError: the dataset has been retagged since it was opened.
         """
         for shard in self.manifest.shards:
             yield from self.read_shard(shard, columns, rows=rows)
 
     def read_quarantine(self, *, rows: int = 1024) -> Iterator[pa.RecordBatch]:
-        """What is not in the dataset, in the order of its inputs: columns source, position, reason and detail.
+        """Yield the quarantine, in the order of the inputs: columns source, position, reason and detail.
 
-        Texts are left out, also where the job was asked to keep them.
+        Texts are never included, even if the job kept them.
 
         Raises:
             DamagedError: a file cannot be read; names it.
-            UserError: the dataset was tagged anew since it was opened.
+            UserError: the dataset has been retagged since it was opened.
         """
         for file in self.manifest.ledger.quarantine:
             yield from self.read_shard(file, ["source", "position", "reason", "detail"], rows=rows)
@@ -77,7 +75,7 @@ class LabelledDataset:
     def read_shard(
         self, shard: File, columns: Sequence[str] | None = None, *, rows: int = 1024
     ) -> Iterator[pa.RecordBatch]:
-        """Rows of one shard, or of another file of the dataset; see `read_batches`."""
+        """Yield the rows of one shard, or of another Parquet file of the dataset; see `read_batches`."""
         try:
             path = _place(self._filesystem, self._root, shard.path)
             with pq.ParquetFile(path, filesystem=self._filesystem, page_checksum_verification=True) as parquet:
@@ -89,7 +87,7 @@ class LabelledDataset:
         """Compare every shard's size, footer, row count and schema with the manifest; hashes are for `phf verify`.
 
         Raises:
-            DamagedError: a shard is missing, has another size, or another schema; names it.
+            DamagedError: a shard is missing, or has another size or schema; names it.
         """
         expected = dataset_schema(self.columns)
         places = [self._place(shard) for shard in self.manifest.shards]
@@ -116,18 +114,18 @@ class LabelledDataset:
             raise self._damaged(shard, str(error)) from None
 
     def _damaged(self, shard: File, what: str) -> UserError:
-        """The error for a shard that cannot be read, which may just have been replaced by `phf retag`."""
+        """The error for an unreadable file, which `phf retag` may just have replaced."""
         try:
             newest = _read_manifest(self.uri, self._filesystem, self._root).generation
         except UserError:
             newest = self.manifest.generation
         if newest != self.manifest.generation:
             return UserError(
-                f"{self.uri} was tagged anew (generation {newest}) while generation {self.manifest.generation} was "
+                f"{self.uri} was retagged (generation {newest}) while generation {self.manifest.generation} was "
                 "being read. Start again to read the new one."
             )
         return DamagedError(
-            f"{self.uri}/{shard.path} is damaged: {what}. Run `{phf('verify', self.uri)}` to see what else is."
+            f"{self.uri}/{shard.path} is damaged: {what}. Run `{phf('verify', self.uri)}` to find all damage."
         )
 
 
@@ -138,8 +136,8 @@ def open_dataset(uri: str) -> LabelledDataset:
         uri: a local folder, or a URI with file://, s3://, gs://, az:// or hdfs://.
 
     Raises:
-        DamagedError: the manifest is damaged, or shards don't fit it.
-        UserError: no such place, no sealed manifest, or another schema version.
+        DamagedError: the manifest is damaged, or shards do not match it.
+        UserError: the location does not exist, has no sealed manifest, or has another schema version.
     """
     filesystem, root = _locate(uri)
     dataset = LabelledDataset(uri, _read_manifest(uri, filesystem, root), filesystem, root)
@@ -163,7 +161,7 @@ def _locate(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _azure() -> pafs.FileSystem:
-    # pyarrow knows Azure by other URIs (abfs://) than obstore, which wrote the dataset; the environment is obstore's.
+    # pyarrow uses other URIs for Azure (abfs://) than obstore, which wrote the dataset; use obstore's variables.
     account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
     if not account:
         raise UserError("az:// needs the environment variable AZURE_STORAGE_ACCOUNT_NAME.")
@@ -187,7 +185,7 @@ def _read_manifest(uri: str, filesystem: pafs.FileSystem, root: str) -> Manifest
 
 
 def _place(filesystem: pafs.FileSystem, root: str, path: str) -> str:
-    """Where a file of the dataset lies; on this machine's disks with no link below the root, which may be one.
+    """The path of a file of the dataset. On local disks no link is allowed below the root, which may itself be one.
 
     Raises:
         UnsafePathError: there is a link.
@@ -196,5 +194,5 @@ def _place(filesystem: pafs.FileSystem, root: str, path: str) -> str:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of pyarrow's message, whose rest is about its own source files."""
+    """The first line of pyarrow's message; the rest names pyarrow's source files."""
     return str(error).partition("\n")[0].rstrip(".") or type(error).__name__

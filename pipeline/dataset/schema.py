@@ -1,4 +1,4 @@
-"""The one Arrow schema of a labelled dataset: a row a document, lists a sentence."""
+"""The Arrow schema of a labelled dataset: one row per document, lists with one value per sentence."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -20,7 +20,7 @@ RESERVED_COLUMNS = frozenset(field.name for field in ROW_FIELDS)
 
 
 def unit_schema(columns: Sequence[str]) -> pa.Schema:
-    """Schema of a committed unit: the rows with a float32 score a sentence for each column, not tagged yet."""
+    """Schema of a committed unit: the rows with a float32 score per sentence in each column, without tags."""
     return pa.schema([*ROW_FIELDS, *(_score_field(column) for column in columns)])
 
 
@@ -43,7 +43,7 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("bytes_text", pa.int64(), nullable=False),
     ]
 )
-"""A row a unit: its records = labelled + empty + quarantined (by reason), and what its rows hold."""
+"""One row per unit: its records = labelled + empty + quarantined (by reason), and the totals of its rows."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -55,8 +55,8 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("text", pa.large_string()),
     ]
 )
-"""A row a record that is not in the dataset: where it is and why. `unit` is null for the unreadable rest of a source;
-`text` is null unless the job was asked to keep it."""
+"""One row per record that is not in the dataset: its place and the reason. `unit` is null for the unreadable rest of a
+source; `text` is null unless `quarantine_text` was set."""
 
 
 def _score_field(column: str) -> pa.Field:

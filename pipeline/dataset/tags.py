@@ -19,16 +19,7 @@ def is_aligned(scores: NDArray[np.float32], threshold: float) -> NDArray[np.bool
 
 
 def add_tags(rows: pa.Table, columns: Sequence[str], thresholds: Mapping[str, float]) -> pa.Table:
-    """Rows of `unit_schema(columns)` as rows of `dataset_schema(columns)`.
-
-    Args:
-        rows: documents with a float32 score a sentence in each column, or null where the scorer does not apply.
-        columns: the score columns, in the order of the schema.
-        thresholds: a threshold for each column.
-
-    Returns:
-        The same rows; each score column is followed by its tags, null where the scores are null.
-    """
+    """Convert rows of `unit_schema(columns)` to `dataset_schema(columns)`; tags are null where the scores are null."""
     arrays = [rows.column(field.name).combine_chunks() for field in ROW_FIELDS]
     for column in columns:
         scores = rows.column(column).combine_chunks()
@@ -37,7 +28,7 @@ def add_tags(rows: pa.Table, columns: Sequence[str], thresholds: Mapping[str, fl
 
 
 def tags_of(scores: pa.ListArray, threshold: float) -> pa.ListArray:
-    """list<bool> tags of a list<float32> score column, of the same lengths and nulls."""
+    """The list<bool> tags of a list<float32> score column, with the same lengths and nulls."""
     lengths = pc.fill_null(pc.list_value_length(scores), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
     aligned = is_aligned(scores.flatten().to_numpy(zero_copy_only=False), threshold)

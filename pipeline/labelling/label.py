@@ -12,7 +12,7 @@ from pipeline.labelling.monitoring.progress import Progress
 from pipeline.labelling.on_ray.cluster import check_metrics_port
 from pipeline.labelling.prepare import check_layer, prepare, write_job
 from pipeline.labelling.run import NOTHING_LOST, Run, RunContext
-from pipeline.sealing.extent import SCORE, Begun, extent_of, unfinished
+from pipeline.sealing.extent import SCORE, UnfinishedStep, extent_of, unfinished
 from pipeline.sealing.generations import sealed_manifest
 from pipeline.storage.failures import storage_failures
 from pipeline.storage.open import open_storage
@@ -37,7 +37,7 @@ class Summary:
     progress: Progress | None
     elapsed_s: dict[str, float]
     added: tuple[str, ...] = ()
-    unfinished: tuple[Begun, ...] = ()
+    unfinished: tuple[UnfinishedStep, ...] = ()
 
     @property
     def quarantined(self) -> int:

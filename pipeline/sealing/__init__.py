@@ -1,1 +1,1 @@
-"""From committed units to a dataset: thresholds, tags, shards, ledger, and the swap to a new generation."""
+"""Seal committed units into a dataset: thresholds, tags, shards, ledger, and the swap to a new generation."""

@@ -1,4 +1,4 @@
-"""Conservation: every record that the plan counted is in the dataset or in quarantine, once, or nothing is sealed."""
+"""Check conservation: each record of the plan is exactly once in the dataset or in quarantine, or sealing fails."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ _Key = tuple[str, int]
 
 
 class Conservation:
-    """Follows the units in order, and holds a number for each source that is not complete yet.
+    """Checks the units in order; memory holds one number for each source that is not complete yet.
 
     Args:
-        sources: of the plan, in its order, with the records that were counted in each.
+        sources: the sources of the plan, in order, with their numbers of records.
         where: the output, for messages.
     """
 
@@ -25,18 +25,18 @@ class Conservation:
         self._sources = sources
         self._where = where
         self._read: Counter[int] = Counter()
-        self._complete = 0  # sources before this one are
+        self._complete = 0  # number of leading sources that are complete
 
     def add_unit(self, unit: Unit, record: UnitRecord, rows: pa.Table) -> None:
-        """Check that a unit's records are its rows and its quarantine, each once, all from its own part of the input.
+        """Check that each record of a unit is exactly one row or quarantine entry, and lies in the unit's slices.
 
         Args:
-            unit: the next one of the plan.
+            unit: the next unit of the plan.
             record: its commit record.
-            rows: those of it that go into the dataset; `source` and `position` are read.
+            rows: its rows in the dataset; only `source` and `position` are read.
 
         Raises:
-            IncompleteError: they are not; names the unit.
+            IncompleteError: the unit does not add up; names it.
         """
         kept = list(zip(rows.column("source").to_pylist(), rows.column("position").to_pylist(), strict=True))
         out = [(each.source, each.position) for each in record.quarantined]
@@ -53,16 +53,16 @@ class Conservation:
         for source, position in keys:
             found = [index for index, start, stop in slices.get(source, []) if start <= position < stop]
             if not found:
-                raise self._unbalanced(unit, f"record {position:,} of {source} is not one of this unit's")
+                raise self._unbalanced(unit, f"record {position:,} of {source} does not belong to this unit")
             self._read[found[0]] += 1
         if unit.slices:
             self._check_sources(unit.slices[-1].source)
 
     def finish(self, ledger: Ledger) -> None:
-        """Check that all of every source was read, and that the ledger adds up to it.
+        """Check that every source was read completely, and that the ledger adds up to the sources.
 
         Raises:
-            IncompleteError: it does not.
+            IncompleteError: it does not add up.
         """
         self._check_sources(len(self._sources))
         planned = sum(entry.records for entry in self._sources)
@@ -80,12 +80,12 @@ class Conservation:
             if read != entry.records:
                 raise IncompleteError(
                     f"{self._where} does not add up and was not sealed: {entry.uri} has {entry.records:,} records, but "
-                    f"its units read {read:,}. Label the corpus anew into another output."
+                    f"its units read {read:,}. Label the corpus again into another output."
                 )
         self._complete = max(self._complete, before)
 
     def _unbalanced(self, unit: Unit, what: str) -> IncompleteError:
         return IncompleteError(
             f"Unit {unit.name} of {self._where} does not add up and was not sealed: {what}. "
-            f"`phf repair` labels the unit anew."
+            f"`phf repair` labels the unit again."
         )

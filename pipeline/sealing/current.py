@@ -1,4 +1,4 @@
-"""The current generation of a dataset: the one that is sealed, as long as it holds all that is labelled."""
+"""Find the current generation of a dataset, and seal a new one if it lacks units or columns."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from scorers.errors import UserError
 
 
 def current_manifest(storage: Storage) -> Manifest:
-    """The manifest of the newest committed generation, of a dataset that has its scored units beside it.
+    """The manifest of the newest committed generation of a dataset that still has its scored units.
 
     Raises:
         UserError: there is no such dataset.
@@ -22,18 +22,18 @@ def current_manifest(storage: Storage) -> Manifest:
     committed = generations(storage)
     if committed:
         return read_generation(storage, committed[-1]).manifest
-    # A folder that is a link is listed as none.
+    # A folder that is a link would be missing from `children`.
     storage.refuse_links()
     found = storage.children()
     if "data/" in found:
         raise UserError(
-            f"{storage.uri} is a copy without its scored units (units/, job/, generations/), which this starts from. "
+            f"{storage.uri} is a copy without its scored units (units/, job/, generations/), which this command needs. "
             "Give the --output of the `phf label` run."
         )
     raise no_manifest(storage.uri, exists=bool(found), labelling="units/" in found)
 
 
-def holds_all(manifest: Manifest, job: StoredJob, layers: Sequence[int]) -> bool:
+def is_complete(manifest: Manifest, job: StoredJob, layers: Sequence[int]) -> bool:
     """Whether a generation has all units of the plan and all columns of the layers."""
     return (
         manifest.ledger.units == len(job.plan.units)
@@ -43,21 +43,21 @@ def holds_all(manifest: Manifest, job: StoredJob, layers: Sequence[int]) -> bool
 
 
 def seal_current(epoch: Epoch, job: StoredJob, layers: Sequence[int], progress: Progress | None = None) -> Manifest:
-    """The sealed generation, finished where a dead driver had begun; a new one if units or columns have come since.
+    """Finish the seal that a dead driver had begun; seal a new generation if units or columns were added since.
 
-    A new generation keeps the thresholds that the last one was tagged by.
+    A new generation keeps the thresholds of the last one.
 
     Args:
         epoch: this driver's claim to the output.
-        job: as it is stored; all its units are committed in the layers.
-        layers: whose columns the dataset has, in order.
-        progress: is told of every unit.
+        job: the stored job; all its units are committed in the layers.
+        layers: the layers whose columns the dataset has, in order.
+        progress: called after every unit.
 
     Raises:
-        UserError, IncompleteError, StoppedError, OSError: as `seal`.
+        UserError, IncompleteError, StoppedError, OSError: see `seal`.
     """
     current = finish_seal(epoch)
-    if current is not None and holds_all(current, job, layers):
+    if current is not None and is_complete(current, job, layers):
         return current
     config = job.config(layers)
     kept = {} if current is None else {column: each.spec for column, each in current.thresholds.items()}

@@ -1,4 +1,4 @@
-"""How far a job is: which units of which columns are committed, what of them is sealed, and which command goes on."""
+"""Report the progress of a job: committed units by column, what is sealed, and the commands that resume the rest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, parse_manifest
 from pipeline.job.record import StoredJob, load_job
 from pipeline.job.units import UnitStore
-from pipeline.sealing.current import holds_all
+from pipeline.sealing.current import is_complete
 from pipeline.sealing.generations import generations, read_generation
 from pipeline.storage.base import Storage
 from scorers.errors import UserError
@@ -16,7 +16,7 @@ LABEL, EXTEND, SCORE, RETAG = "phf label", "phf label --extend", "phf score", "p
 
 @dataclass(frozen=True)
 class Layer:
-    """What one command scores: `committed` units have scores in `columns`."""
+    """The columns that one command fills; `committed` units have scores in them."""
 
     number: int
     columns: tuple[str, ...]
@@ -24,14 +24,14 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """Something that was begun and is not done.
+class UnfinishedStep:
+    """A step that was begun and is not finished.
 
     Attributes:
-        command: goes on with it, when it is given as it was.
-        what: it is.
-        units: that each of the layers must have.
-        layers: that it fills.
+        command: the command that resumes it, with its original arguments.
+        what: the step, as a gerund.
+        units: the number of units that each layer must have.
+        layers: the layers that the step fills.
     """
 
     command: str
@@ -41,37 +41,37 @@ class Begun:
 
     @property
     def committed(self) -> int:
-        """Units that are committed in all of its layers, at most."""
+        """The number of committed units of the least complete layer."""
         return min(layer.committed for layer in self.layers)
 
     def __str__(self) -> str:
         parts = [f"{', '.join(each.columns)}: {each.committed:,} of {self.units:,} units" for each in self.layers]
-        return f"{self.what} was begun and is not done ({'; '.join(parts)}). The same `{self.command}` command goes on."
+        return f"{self.what} is not finished ({'; '.join(parts)}). The same `{self.command}` command resumes it."
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How far a job is.
+    """The progress of a job.
 
     Attributes:
-        units: of the plan.
-        layers: all that hold columns of the dataset, or may.
+        units: the number of units of the plan.
+        layers: all layers that hold, or may hold, columns of the dataset.
         current: the manifest that readers find; None before the first.
-        sealed: numbers of the layers of the newest generation, swapped in or not; the first before there is any.
-        unfinished: what was begun and is not done, in the order in which it goes on.
+        sealed: numbers of the layers of the newest generation, swapped in or not; `(1,)` before there is any.
+        unfinished: the unfinished steps, in the order to resume them.
     """
 
     units: int
     layers: tuple[Layer, ...]
     current: Manifest | None
     sealed: tuple[int, ...]
-    unfinished: tuple[Begun, ...]
+    unfinished: tuple[UnfinishedStep, ...]
 
 
 def extent_of(job: StoredJob) -> Extent:
-    """Read how far a job is; commit records prove it.
+    """Read the progress of a job from its commit records.
 
-    What is damaged is left to `phf verify`: it counts as not there.
+    Damaged records count as missing; `phf verify` reports them.
 
     Raises:
         OSError: the storage fails.
@@ -88,16 +88,16 @@ def extent_of(job: StoredJob) -> Extent:
     filled = tuple(layers[number] for number in sealed)
     steps = []
     if (command := _command(job, manifest, current, filled)) is not None:
-        what = {LABEL: "Labelling", EXTEND: "Labelling new inputs", SCORE: "Adding columns", RETAG: "Tagging anew"}
-        steps.append(Begun(command, what[command], units, filled))
+        what = {LABEL: "Labelling", EXTEND: "Labelling new inputs", SCORE: "Adding columns", RETAG: "Retagging"}
+        steps.append(UnfinishedStep(command, what[command], units, filled))
     for number, layer in layers.items():
         if number not in sealed:
-            steps.append(Begun(SCORE, f"Adding {' and '.join(layer.columns)}", units, (layer,)))
+            steps.append(UnfinishedStep(SCORE, f"Adding {' and '.join(layer.columns)}", units, (layer,)))
     return Extent(units, tuple(layers.values()), current, tuple(sealed), tuple(steps))
 
 
-def unfinished(storage: Storage) -> tuple[Begun, ...]:
-    """What was begun at a dataset and is not done; nothing where its job is not beside it, or is damaged.
+def unfinished(storage: Storage) -> tuple[UnfinishedStep, ...]:
+    """The unfinished steps at a dataset; empty if the dataset has no job, or a damaged one.
 
     Raises:
         OSError: the storage fails.
@@ -109,7 +109,7 @@ def unfinished(storage: Storage) -> tuple[Begun, ...]:
 
 
 def _newest(storage: Storage) -> Manifest | None:
-    """The manifest of the newest committed generation; None where there is none that can be read."""
+    """The manifest of the newest committed generation; None if there is no readable one."""
     committed = generations(storage)
     try:
         return read_generation(storage, committed[-1]).manifest if committed else None
@@ -127,18 +127,18 @@ def _current(storage: Storage) -> Manifest | None:
 def _command(
     job: StoredJob, manifest: Manifest | None, current: Manifest | None, filled: Sequence[Layer]
 ) -> str | None:
-    """The command that goes on with the layers of the newest generation; None where it holds all and is current."""
+    """The command that resumes work on the layers of the newest generation; None if it is complete and current."""
     if manifest is None:
         return LABEL
-    if not holds_all(manifest, job, [layer.number for layer in filled]):
+    if not is_complete(manifest, job, [layer.number for layer in filled]):
         return EXTEND
     if any(layer.committed < len(job.plan.units) for layer in filled):
         return LABEL
     if current is None:
-        return None if job.storage.exists(MANIFEST_NAME) else LABEL  # what is damaged is no step that goes on
+        return None if job.storage.exists(MANIFEST_NAME) else LABEL  # a damaged manifest is not an unfinished step
     if current.generation >= manifest.generation:
         return None
-    # The newest is committed, but not swapped in.
+    # The newest generation is committed, but not swapped in.
     if current.ledger.units != manifest.ledger.units:
         return EXTEND
     return SCORE if list(current.scorers) != list(manifest.scorers) else RETAG

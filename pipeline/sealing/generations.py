@@ -1,8 +1,8 @@
-"""Generations of a dataset: how a sealed one becomes the current one, whoever dies when.
+"""Commit generations of a dataset, and swap in the newest one; safe against a crash at any point.
 
 The files of a generation are staged first. Its record (`generations/0001.json`, create-if-absent) is the commit point.
-After it the files are moved into place, then the card and last `manifest.json` are replaced: that is the swap that
-readers see. Older generations are deleted after it. `finish_seal` does all that follows the record; it can be repeated.
+Then the files are moved into place, and the card and finally `manifest.json` are replaced: this is the swap that
+readers see. Then older generations are deleted. `finish_seal` does everything after the record and is idempotent.
 """
 
 from pydantic import BaseModel, ConfigDict
@@ -21,7 +21,7 @@ GENERATIONS = "generations"
 
 
 class GenerationRecord(BaseModel):
-    """The commit record of a generation: its manifest, and the folder below which its files were staged."""
+    """The commit record of a generation: its manifest, and the folder in which its files were staged."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,42 +30,43 @@ class GenerationRecord(BaseModel):
 
 
 def generation_path(generation: int) -> str:
-    """Path of a generation's record."""
+    """The path of a generation's record."""
     return f"{GENERATIONS}/{generation:04d}.json"
 
 
 def data_folder(generation: int) -> str:
-    """Folder of a generation's shards."""
+    """The folder of a generation's shards."""
     return f"data/{generation:04d}"
 
 
 def ledger_folder(generation: int) -> str:
-    """Folder of a generation's ledger."""
+    """The folder of a generation's ledger."""
     return f"ledger/{generation:04d}"
 
 
 def listed_files(manifest: Manifest) -> list[File]:
-    """Every file that a manifest lists: shards, then the ledger's segments and quarantine."""
+    """All files that a manifest lists: shards, then segments and quarantine of the ledger."""
     return [*manifest.shards, *manifest.ledger.segments, *manifest.ledger.quarantine]
 
 
 def read_generation(storage: Storage, generation: int) -> GenerationRecord:
-    """A generation's record; `FileNotFoundError` if it is not committed.
+    """Read the record of a generation.
 
     Raises:
-        DamagedError: it is no such record; names what is wrong.
+        FileNotFoundError: the generation is not committed.
+        DamagedError: the record is invalid; the message names the defect.
     """
     path = generation_path(generation)
     try:
         return from_checked(GenerationRecord, storage.read(path))
     except ValueError as error:
         raise DamagedError(
-            f"{storage.uri}/{path} is damaged. `{phf('repair', storage.uri)}` writes it anew. What is wrong: {error}."
+            f"{storage.uri}/{path} is damaged: {error}. Run `{phf('repair', storage.uri)}` to write it again."
         ) from error
 
 
 def generations(storage: Storage) -> list[int]:
-    """The committed generations that have not been deleted, the newest last."""
+    """The numbers of the committed generations that have not been deleted, the newest last."""
     stems = (name.removesuffix(".json") for name in storage.children(GENERATIONS) if name.endswith(".json"))
     return sorted(int(stem) for stem in stems if stem.isdecimal())
 
@@ -74,7 +75,7 @@ def commit_generation(epoch: Epoch, staged: str, manifest: Manifest) -> None:
     """Commit a generation whose files are all staged; `finish_seal` does the rest.
 
     Raises:
-        StoppedError: a newer run has claimed the output, or another one committed this generation differently.
+        StoppedError: a newer run has claimed the output, or another run has committed this generation differently.
     """
     failpoint("seal-staged")
     epoch.check()
@@ -83,7 +84,7 @@ def commit_generation(epoch: Epoch, staged: str, manifest: Manifest) -> None:
     failpoint("generation-created")
     if created:
         return
-    # A retried request may have met its own first attempt, and an older driver may have been quicker by a moment.
+    # The record may come from the first attempt of a retried request, or from an older driver that was faster.
     if read_generation(epoch.storage, manifest.generation).manifest != manifest:
         raise StoppedError(
             f"Another run has just sealed generation {manifest.generation} of {epoch.storage.uri}. Nothing is lost: "
@@ -92,7 +93,7 @@ def commit_generation(epoch: Epoch, staged: str, manifest: Manifest) -> None:
 
 
 def sealed_manifest(storage: Storage) -> Manifest | None:
-    """The manifest of a dataset that is sealed and on which `finish_seal` has nothing to do; otherwise None.
+    """The manifest of a sealed dataset if `finish_seal` has nothing left to do on it, otherwise None.
 
     Raises:
         DamagedError: the generation's record cannot be read.
@@ -107,7 +108,7 @@ def sealed_manifest(storage: Storage) -> Manifest | None:
 def finish_seal(epoch: Epoch) -> Manifest | None:
     """Make the newest committed generation the current one, finishing what a dead driver had begun.
 
-    Also writes `manifest.json` anew where it was lost or changed.
+    Also restores a `manifest.json` that was lost or changed.
 
     Returns:
         The manifest of the current generation; None if the dataset was never sealed.
@@ -150,6 +151,6 @@ def _move_files(epoch: Epoch, record: GenerationRecord) -> None:
         except FileNotFoundError:
             raise IncompleteError(
                 f"{epoch.storage.uri} is damaged: generation {record.manifest.generation} is committed, but its file "
-                f"{file.path} is missing. `{phf('repair', epoch.storage.uri)}` writes it anew from the scored "
+                f"{file.path} is missing. Run `{phf('repair', epoch.storage.uri)}` to write it again from the scored "
                 "units."
             ) from None

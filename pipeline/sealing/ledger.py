@@ -1,4 +1,4 @@
-"""The ledger: what became of every record, a unit at a time, and where the quarantined ones are."""
+"""Write the ledger: per unit, how many records were labelled, empty or quarantined, and the quarantine entries."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ _SEGMENT_TEXT_BYTES = 64_000_000
 
 
 class LedgerWriter:
-    """Collects units in order and writes them as Parquet segments, holding one segment in memory.
+    """Collects units in order and writes them as Parquet segments; one segment is held in memory.
 
     Attributes:
-        sentences, bytes_text: totals of the rows so far; `bytes_text` in UTF-8 bytes.
+        sentences, bytes_text: totals of the rows added so far; `bytes_text` in UTF-8 bytes.
     """
 
     def __init__(self, files: StagedFiles, folder: str) -> None:
@@ -32,7 +32,7 @@ class LedgerWriter:
         self.sentences = self.bytes_text = 0
 
     def add_unit(self, record: UnitRecord, rows: pa.Table) -> None:
-        """Enter a unit and the rows of it that are in the dataset."""
+        """Add a unit; `rows` are its rows in the dataset."""
         text_bytes = pc.binary_length(rows.column("text")).to_numpy()
         empty = int((text_bytes == 0).sum())
         bytes_text = int(text_bytes.sum())
@@ -59,13 +59,13 @@ class LedgerWriter:
         self.bytes_text += bytes_text
 
     def add_cut(self, sources: Iterable[Quarantined]) -> None:
-        """Enter the sources that could not be read to their end; see `Ledger.sources_cut`."""
+        """Add the sources that could not be read to their end; see `Ledger.sources_cut`."""
         entries = list(sources)
         self._add_references(None, entries)
         self._cut += len(entries)
 
     def finish(self) -> Ledger:
-        """Write what is left and return the totals."""
+        """Write the remaining rows and return the totals."""
         return Ledger(
             units=self._count,
             records=self._records,
@@ -93,7 +93,7 @@ class LedgerWriter:
 
 
 class _Segments:
-    """Rows in files of a bounded number of rows and bytes of text."""
+    """Writes rows into Parquet files with bounded numbers of rows and bytes of text."""
 
     def __init__(self, files: StagedFiles, prefix: str, schema: pa.Schema) -> None:
         self._files = files

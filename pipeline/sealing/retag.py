@@ -1,4 +1,4 @@
-"""Tag a sealed dataset anew with other thresholds: the same scores, a new generation, nothing scored again."""
+"""Retag a sealed dataset with other thresholds: a new generation with the same scores; nothing is scored again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from scorers.errors import IncompleteError, UserError
 
 @dataclass(frozen=True)
 class Retagged:
-    """The manifests before and after; the same one if the thresholds were these already."""
+    """The manifests before and after; equal if the thresholds did not change."""
 
     before: Manifest
     after: Manifest
@@ -32,16 +32,16 @@ class Retagged:
 def retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress | None = None) -> Retagged:
     """Seal the next generation of a dataset with other thresholds.
 
-    Needs the folders `units/` and `job/` of the labelling job. Until the manifest is swapped, readers of the old
-    generation go on; after it the old generation is deleted, and they are told so.
+    Needs the folders `units/` and `job/` of the labelling job. Readers of the old generation are undisturbed until the
+    manifest is swapped; then the old generation is deleted, and they get an error that says so.
 
     Args:
         uri: the dataset.
-        thresholds: by column a number or a percentile; columns that are not named keep theirs.
-        progress: is told of every unit.
+        thresholds: by column a number or a percentile; other columns keep theirs.
+        progress: called after every unit.
 
     Raises:
-        UserError: there is no sealed dataset, units that were planned since are not labelled, or a threshold is wrong
+        UserError: there is no sealed dataset, units that were added since are not labelled, or a threshold is invalid
             or for a column that is not scored.
         IncompleteError: a committed unit is lost or damaged, or a disk or store failed.
         StoppedError: a newer run has claimed the dataset.
@@ -49,10 +49,10 @@ def retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress | 
     try:
         return _retag(uri, thresholds, progress)
     except NotADirectoryError:
-        raise UserError(f"{uri} is no folder. Give the --output of a `phf label` run.") from None
+        raise UserError(f"{uri} is not a folder. Give the --output of a `phf label` run.") from None
     except OSError as error:
         raise IncompleteError(
-            f"{uri} failed: {error.strerror or error}. The dataset is as it was, or finished by the same command again."
+            f"{uri} failed: {error.strerror or error}. Run the same command again; the dataset stays usable until then."
         ) from None
 
 
@@ -63,7 +63,7 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
     job = load_job(storage)
     if specs == _specs(current, {}) and sealed_manifest(storage) is not None:
         return Retagged(current, current)
-    # What a run that died had committed counts as the current generation, even where its manifest was not swapped in.
+    # A generation that a dead run had committed counts as current, even if its manifest was not swapped in.
     before = read_generation(storage, generations(storage)[0]).manifest
     epoch = Epoch.claim(storage)
     current = finish_seal(epoch) or current
@@ -74,7 +74,7 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
     layers = job.layers_of(current.scorers)
     for step in extent_of(job).unfinished:
         if step.command in (LABEL, EXTEND):
-            raise UserError(f"{storage.uri} is not labelled to its end: {step} Then tag it anew.")
+            raise UserError(f"{storage.uri} is not completely labelled: {step} Then retag it.")
     sealed = seal(
         epoch,
         config=job.config(layers),

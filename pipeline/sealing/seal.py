@@ -1,4 +1,4 @@
-"""Seal a labelled dataset: fix the thresholds, tag every sentence, pack the rows in order into shards, commit them."""
+"""Seal a labelled dataset: fix the thresholds, tag all sentences, pack the rows in order into shards, commit them."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +25,12 @@ from pipeline.sealing.staged import StagedFiles
 from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many units of it are done, and of how many."""
+"""Called with the name of the step, the number of units done, and the total number of units."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A generation whose files are written below a staging folder, and that nobody has committed."""
+    """A generation that is written to a staging folder and not committed."""
 
     folder: str
     manifest: Manifest
@@ -50,23 +50,23 @@ def seal(
 ) -> Manifest:
     """Write the next generation of a dataset whose units are all committed, and make it the current one.
 
-    The bytes of `data/` depend on the rows, their scores, the thresholds and `config.shard_size` alone. Memory holds a
+    The bytes of `data/` depend only on the rows, their scores, the thresholds and `config.shard_size`. Memory holds a
     unit, a row group and a segment of the ledger.
 
     Args:
         epoch: this driver's claim to the output.
-        config: the job's; its semantic part goes into the manifest.
-        plan: the job's sources and units.
+        config: the configuration of the job; its semantic part goes into the manifest.
+        plan: the sources and units of the job.
         scorers: by column, in the order of the schema.
-        layers: that fill these columns, in order.
-        generation: its number, one more than the current one's.
+        layers: the layers that fill these columns, in order.
+        generation: the number of the new generation.
         thresholds: by column a number or a percentile; None for those of `config`.
-        known: values of percentiles that need not be counted again.
-        progress: is told of every unit.
+        known: by column, thresholds that are already resolved to numbers.
+        progress: called after every unit.
 
     Raises:
-        UserError: a threshold for a column that is not scored, or one that is neither a number nor a percentile.
-        IncompleteError: a unit is not committed, a part of one is damaged, or a record would be lost or doubled.
+        UserError: a threshold is for a column that is not scored, or is neither a number nor a percentile.
+        IncompleteError: a unit is not committed, a part of one is damaged, or a record would be lost or duplicated.
         StoppedError: a newer run has claimed the output.
         OSError: the storage fails.
     """
@@ -98,7 +98,7 @@ def stage(
     known: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Staged:
-    """The first half of `seal`: write all files of a generation, and commit nothing. Arguments and errors are those."""
+    """Write all files of a generation without committing them; arguments and errors as in `seal`."""
     storage = epoch.storage
     columns = list(scorers)
     specs = threshold_specs(columns, config.thresholds if thresholds is None else thresholds)
@@ -141,7 +141,7 @@ def stage(
 
 @dataclass
 class _Shards:
-    """Tags rows, writes them into shards, and counts by column what was tagged."""
+    """Tags rows, writes them into shards, and counts scored and aligned sentences by column."""
 
     files: StagedFiles
     folder: str
@@ -159,7 +159,7 @@ class _Shards:
         for _, groups in itertools.groupby(pack(rows, shard_bytes), key=lambda group: group.shard):
             self._write_shard(group.rows for group in groups)
         if not self.written:
-            # A dataset without rows has a shard all the same: readers learn its schema, `datasets` finds a file.
+            # A dataset without rows still gets a shard, so that readers see its schema and `datasets` finds a file.
             self._write_shard(iter([unit_schema(self.columns).empty_table()]))
 
     def _write_shard(self, tables: Iterator[pa.Table]) -> None:
@@ -192,7 +192,7 @@ def _rows(
     conservation: Conservation,
     progress: Progress | None,
 ) -> Iterator[pa.Table]:
-    """The rows of all units in order; each unit is checked, and enters the ledger, as it passes."""
+    """Yield the rows of all units in order; check each unit and add it to the ledger on the way."""
     for record in _records(layers, plan, "sealing", progress):
         rows = read_rows(layers[0].storage, record, columns)
         conservation.add_unit(plan.units[record.unit], record, rows)

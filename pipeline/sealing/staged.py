@@ -1,4 +1,4 @@
-"""Write the files of a generation below a staging folder, each under the path that it will have in the dataset."""
+"""Write the files of a generation to a staging folder, under the paths that they will have in the dataset."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from pipeline.storage.base import Storage
 
 @dataclass(frozen=True)
 class StagedFiles:
-    """A staging folder of one driver; `path` in the dataset is staged at `folder/path`."""
+    """The staging folder of a generation; `path` of the dataset is staged at `folder/path`."""
 
     storage: Storage
     folder: str
 
     def write_parquet(self, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> File:
-        """Write tables of `schema`, each as one row group, and say what was written. Durable on return."""
+        """Write each table as one row group, and return the path, size and hash of the file. Durable on return."""
         with self.storage.open_write(f"{self.folder}/{path}") as sink:
             with pa.PythonFile(sink, mode="w") as file, parquet_writer(file, schema) as writer:
                 for table in tables:

@@ -1,4 +1,4 @@
-"""From what a user asks for (`0.5`, `p50`) to a number for every score column."""
+"""Parse thresholds (`0.5`, `p50`) and resolve them to a number for every score column."""
 
 import math
 import re
@@ -16,14 +16,14 @@ DEFAULT_SPEC = "p50"
 _PERCENTILE = re.compile(r"[pP](\d+(?:\.\d+)?)")
 
 ScorePieces = Callable[[Sequence[str]], Iterable[Mapping[str, NDArray[np.float32]]]]
-"""Given columns, goes once over all sentences: float32 [any] pieces by column, without the nulls."""
+"""Called with columns; yields the scores of all sentences once, in float32 [any] pieces by column, without nulls."""
 
 
 def threshold_specs(columns: Sequence[str], given: Mapping[str, float | str]) -> dict[str, str]:
-    """What was asked for, by column, in the order of `columns`; p50 for a column that is not named.
+    """Normalise the given thresholds, in the order of `columns`; p50 is the default.
 
     Raises:
-        UserError: a threshold for a column that is not scored, or one that is neither a number >= 0 nor a percentile.
+        UserError: a threshold is for a column that is not scored, or is neither a number >= 0 nor a percentile.
     """
     for column in given:
         if column not in columns:
@@ -35,10 +35,10 @@ def threshold_specs(columns: Sequence[str], given: Mapping[str, float | str]) ->
 
 
 def parse_spec(column: str, value: float | str) -> str:
-    """A threshold in its normal form: `p50`, `p99.9`, or a number such as `0.5`.
+    """Normalise a threshold: `p50`, `p99.9`, or a number such as `0.5`.
 
     Raises:
-        UserError: neither a number >= 0 nor a percentile in [0, 100]; names the column.
+        UserError: it is neither a number >= 0 nor a percentile in [0, 100]; names the column.
     """
     text = str(value).strip()
     percentile = _PERCENTILE.fullmatch(text)
@@ -58,20 +58,20 @@ def parse_spec(column: str, value: float | str) -> str:
 
 
 def percentile_of(spec: str) -> Fraction | None:
-    """The fraction in [0, 1] that a spec's percentile means, exactly; None for a number."""
+    """The exact fraction in [0, 1] of a percentile; None for a number."""
     percentile = _PERCENTILE.fullmatch(spec)
     return Fraction(percentile[1]) / 100 if percentile else None
 
 
 def resolve_thresholds(specs: Mapping[str, str], pieces: ScorePieces) -> dict[str, float]:
-    """The value of every column's threshold: numbers rounded to float32, percentiles counted over all sentences.
+    """Resolve thresholds to values: round numbers to float32, compute percentiles over all sentences.
 
     Args:
-        specs: by column, of `threshold_specs`.
-        pieces: reads scores; called twice where there is a percentile, otherwise never.
+        specs: by column, from `threshold_specs`.
+        pieces: reads scores; called twice if there is a percentile, otherwise never.
 
     Returns:
-        By column a value that is exactly a float32. A percentile of no sentences at all is 0.
+        By column a value that is exactly a float32. A percentile over no sentences is 0.
     """
     fractions = {column: fraction for column, spec in specs.items() if (fraction := percentile_of(spec)) is not None}
     counters = {column: ScoreCounter() for column in fractions}
@@ -90,10 +90,10 @@ def resolve_thresholds(specs: Mapping[str, str], pieces: ScorePieces) -> dict[st
 
 
 def parse_flags(flags: Sequence[str]) -> dict[str, float | str]:
-    """`--threshold` arguments of the form COLUMN=VALUE, by column.
+    """Parse `--threshold` arguments of the form COLUMN=VALUE into thresholds by column.
 
     Raises:
-        UserError: there is no `=`, a column is named twice, or the value is no threshold.
+        UserError: there is no `=`, a column is named twice, or the value is not a threshold.
     """
     thresholds: dict[str, float | str] = {}
     for flag in flags:

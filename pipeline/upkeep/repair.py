@@ -20,7 +20,7 @@ from pipeline.job.record import StoredJob, load_job
 from pipeline.job.units import UNITS
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.run import NOTHING_LOST
-from pipeline.sealing.extent import Begun, unfinished
+from pipeline.sealing.extent import UnfinishedStep, unfinished
 from pipeline.sealing.generations import generations
 from pipeline.storage.base import Storage
 from pipeline.storage.failures import storage_failures
@@ -54,7 +54,7 @@ class Repaired:
     left: Sequence[Problem]
     dry_run: bool
     generation: int | None
-    unfinished: tuple[Begun, ...] = ()
+    unfinished: tuple[UnfinishedStep, ...] = ()
 
     @property
     def ok(self) -> bool:

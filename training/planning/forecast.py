@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.dataset import open_dataset
-from pipeline.dataset.first_run import tokens_of
+from pipeline.dataset.first_run import estimate_tokens
 from pipeline.dataset.manifest import DamagedError
 from scorers.errors import UserError
 from training.config import TrainConfig
@@ -159,7 +159,7 @@ def _tokens(config: TrainConfig) -> float | None:
     except UserError:
         return None
     column = config.data.column
-    return tokens_of(manifest, column) if column in manifest.thresholds else None
+    return estimate_tokens(manifest, column) if column in manifest.thresholds else None
 
 
 def shape_of(config: TrainConfig, vocabulary: int, precision: Precision, *, on_gpu: bool) -> ModelShape:

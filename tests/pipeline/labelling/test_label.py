@@ -102,7 +102,7 @@ def test_a_unit_that_no_record_alone_is_to_blame_for_is_given_up_and_the_others_
     assert CANARY not in stdout + stderr
     status = json.loads(status_of(made, "--json").stdout)
     assert (status["state"], status["run"]["state"], status["run"]["failed"]) == ("stopped", "incomplete", ["00000003"])
-    assert "The same `phf label` command goes on" in status_of(made).stdout
+    assert "The same `phf label` command resumes it" in status_of(made).stdout
 
 
 def test_a_scorer_with_workers_of_its_own_gives_the_same_bytes(tmp_path: Path) -> None:

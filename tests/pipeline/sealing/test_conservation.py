@@ -71,9 +71,9 @@ def test_rows_and_quarantine_together_are_all_records(check: Conservation) -> No
         (KEYS[0][:1], [], 2, "2 records were read, but 1 are labelled or empty and 0 quarantined"),
         (KEYS[0], KEYS[0][:1], 3, "3 records were read, but 2 are labelled or empty and 1 quarantined, 2 of them"),
         ([("a", 0), ("a", 0)], [], 2, "1 of them different"),
-        ([("a", 0), ("a", 2)], [], 2, "record 2 of a is not one of this unit's"),
-        ([("a", 0), ("b", 0)], [], 2, "record 0 of b is not one of this unit's"),
-        ([("a", 0)], [("z", 1)], 2, "record 1 of z is not one of this unit's"),
+        ([("a", 0), ("a", 2)], [], 2, "record 2 of a does not belong to this unit"),
+        ([("a", 0), ("b", 0)], [], 2, "record 0 of b does not belong to this unit"),
+        ([("a", 0)], [("z", 1)], 2, "record 1 of z does not belong to this unit"),
     ],
 )
 def test_a_unit_that_does_not_add_up_is_named(

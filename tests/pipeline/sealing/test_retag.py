@@ -93,7 +93,7 @@ def test_a_reader_goes_on_until_the_swap_and_is_told_after_it(labelled):
     next(batches)
     retag(str(labelled.folder), {"toxicity": 0.3})
     with pytest.raises(
-        UserError, match=r"tagged anew \(generation 2\) while generation 1 was being read\. Start again"
+        UserError, match=r"retagged \(generation 2\) while generation 1 was being read\. Start again"
     ):
         list(batches)
     assert len(rows_of(labelled.folder)) == 20

@@ -319,7 +319,7 @@ def test_a_part_that_is_committed_after_it_was_found_stays(made, monkeypatch):
 def test_what_is_no_output_is_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").write_text("")
-    with pytest.raises(UserError, match="is no labelled dataset"):
+    with pytest.raises(UserError, match="is not a labelled dataset"):
         collect(str(tmp_path), delete=True)
     with pytest.raises(UserError, match="There is nothing at"):
         collect(str(tmp_path / "none"))

@@ -21,7 +21,7 @@ from tests.pipeline.verify.forging import SHARD, change_text, edit, problems, re
     [
         (lambda folder: None, "There is nothing at"),
         (lambda folder: (folder / "units").mkdir(parents=True), "is incomplete: labelling has not finished"),
-        (lambda folder: (folder / "photos").mkdir(parents=True), "is no labelled dataset: it has no manifest.json"),
+        (lambda folder: (folder / "photos").mkdir(parents=True), "is not a labelled dataset: it has no manifest.json"),
     ],
 )
 def test_what_is_no_dataset_is_refused(tmp_path, prepare, message):
