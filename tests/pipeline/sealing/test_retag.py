@@ -92,9 +92,7 @@ def test_a_reader_goes_on_until_the_swap_and_is_told_after_it(labelled):
     batches = dataset.read_batches()
     next(batches)
     retag(str(labelled.folder), {"toxicity": 0.3})
-    with pytest.raises(
-        UserError, match=r"retagged \(generation 2\) while generation 1 was being read\. Start again"
-    ):
+    with pytest.raises(UserError, match=r"retagged \(generation 2\) while generation 1 was being read\. Start again"):
         list(batches)
     assert len(rows_of(labelled.folder)) == 20
 
