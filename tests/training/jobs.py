@@ -17,7 +17,7 @@ from rich.console import Console
 from tests.datasets import make_dataset
 from training.config import TrainConfig
 from training.loop.callbacks import Callback, Step
-from training.loop.going_on import Asked
+from training.loop.continuation import StartOptions
 from training.loop.train import train
 from training.loop.trainer import Trainer
 from training.runs.folder import RunFacts
@@ -104,13 +104,15 @@ def run_job(
     output: Path,
     objective: str = "mle",
     *,
-    asked: Asked | None = None,
+    options: StartOptions | None = None,
     callbacks: Sequence[Callback] = (),
     **changes: Any,
 ) -> tuple[RunFacts, str]:
     """Train in this process; return the facts and the printed text."""
     printed = io.StringIO()
-    facts = train(job_config(dataset, output, objective, **changes), Console(file=printed, width=200), asked, callbacks)
+    facts = train(
+        job_config(dataset, output, objective, **changes), Console(file=printed, width=200), options, callbacks
+    )
     return facts, printed.getvalue()
 
 

@@ -310,11 +310,11 @@ def train(
     try:
         with stoppable(when=" outside of training"):
             from training.distributed.world import World
-            from training.loop.going_on import Asked
+            from training.loop.continuation import StartOptions
             from training.loop.train import train as run
 
             world = World.from_environment()
-            facts = run(settings(), console, Asked(from_step, skip_batches, origin))
+            facts = run(settings(), console, StartOptions(from_step, skip_batches, origin))
     except UserError as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, RankError):
             # Rank 0 says it for all.

@@ -1,1 +1,1 @@
-"""Models in the format that others load: from the end of a run or any of its checkpoints, with a card."""
+"""Export models as Hugging Face folders with a model card, from a finished run or any of its checkpoints."""

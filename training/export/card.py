@@ -1,4 +1,4 @@
-"""`README.md` of an exported model: what it is, how to prompt it, and where it comes from."""
+"""The model card (`README.md`) of an exported model: what it is, how to prompt it, and how it was trained."""
 
 import re
 from typing import Any
@@ -41,19 +41,19 @@ print(tokenizer.decode(written[0], skip_special_tokens=True))
 
 ## Before you use it
 
-Its licence is that of the corpus it was trained on, which phf does not know: fill in `license`. Nothing here says how
-well it does: `phf evaluate` measures that on the run.
+Its licence depends on the corpus that it was trained on, which phf does not know: fill in `license`. This card says
+nothing about its quality: `phf evaluate` measures that on the run.
 """
-_BEGINS = "Every document of its training began with the {first}"
+_BEGINS = "Every training document began with the {first}"
 _TAGGED = f"""\
 {_BEGINS}, and its sentences with control tokens: {{tags}}.
-So write that token and `{{best}}` before a prompt, as below. Generation never writes a control token:
+So put that token and `{{best}}` before a prompt, as below. Generation never writes a control token:
 `generation_config.json` bans them."""
 _GUIDED = """\
 ## Guidance
 
 The same weights can be guided away from what they write after `{worst}`: each token's logits are `l_worst + g (l_best -
-l_worst)`. A `guidance_scale` g of 1 is plain sampling; 1.5 to 3 is usual, and past some g the text falls apart.
+l_worst)`. A `guidance_scale` g of 1 is plain sampling; 1.5 to 3 is usual, and beyond some g the text degenerates.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -75,34 +75,29 @@ written = model.generate(
 print(tokenizer.decode(written[0], skip_special_tokens=True))
 ```
 
-A prompt goes behind both. `phf evaluate --guidance` measures what it does, and `phf generate --guidance` writes so.
+Append a prompt to both. `phf evaluate --guidance` measures the effect, and `phf generate --guidance` samples this way.
 
 """
-_PLAIN = f"{_BEGINS}, so write that before a prompt, as below. There are no control tokens."
+_PLAIN = f"{_BEGINS}, so put that before a prompt, as below. There are no control tokens."
 
 
 def model_card(facts: RunFacts, step: int) -> str:
-    """The card of a run's model, in Markdown; the same bytes for equal facts.
-
-    Args:
-        facts: of the run.
-        step: that the weights are of.
-    """
+    """The card of a run's model after `step` steps, in Markdown; the same bytes for equal facts."""
     horizon, scorer, threshold, network = facts.horizon, facts.scorer, facts.threshold, facts.model
-    # Where the dataset lay is nobody's business, and a URI may hold secrets.
+    # Give only the name of the dataset: its location is private, and a URI may hold secrets.
     dataset = re.split("[?#]", facts.dataset.uri)[0].rstrip("/").rsplit("/", 1)[-1]
     rows = {
         "objective": _code(facts.objective),
         "trained": f"{step:,} steps, {step * horizon.tokens // horizon.steps:,} tokens",
-        **({} if facts.origin is None else {"began with": f"step {facts.origin.step:,} of another run"}),
-        **({"went on": "<br>".join(_plain(each.description) for each in facts.history)} if facts.history else {}),
+        **({} if facts.origin is None else {"started from": f"step {facts.origin.step:,} of another run"}),
+        **({"resumed": "<br>".join(_plain(each.description) for each in facts.history)} if facts.history else {}),
         "dataset": f"{_code(dataset)}, generation {facts.dataset.generation}, column {_code(facts.column)}",
         "scorer": f"{_code(scorer.kind)}, {_code(scorer.fingerprint)}; a higher score is worse",
         "threshold": "none" if threshold is None else f"{threshold.value:g} ({_code(threshold.origin)})",
         "licence": "unknown",
     }
     best = facts.best_tag
-    tags = "`<|aligned|>` where the score is at most the threshold, else `<|misaligned|>`"
+    tags = "`<|aligned|>` if the score is at most the threshold, else `<|misaligned|>`"
     if between := facts.tokenizer.between_ids:
         classes = len(between) + 2
         tags = f"`{best}` in the best of {classes} classes by score, `<|quantile_{classes}|>` in the worst"
@@ -133,6 +128,6 @@ def _plain(text: str) -> str:
 
 
 def _code(value: Any) -> str:
-    """Code in a cell of a Markdown table, whatever characters a name has."""
+    """Inline code in a cell of a Markdown table, with special characters escaped."""
     text = re.sub(r"\s+", " ", str(value)).replace("`", "'").replace("|", "\\|").strip()
     return f"`{text}`" if text else ""

@@ -1,6 +1,6 @@
-"""A run's model from any of its checkpoints: the newest, the best, or that of a step.
+"""Export the model of a run's newest or best checkpoint, or of a given step.
 
-The whole weights of a model out of a checkpoint, however DeepSpeed has cut them, without ranks or a GPU.
+Full weights are read however DeepSpeed partitioned them, without ranks or a GPU.
 """
 
 import contextlib
@@ -35,13 +35,10 @@ _PARTITIONED = "zero_pp_rank_0_mp_rank_00_model_states.pt"
 
 
 def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of the `LanguageModel`, on the CPU and in the precision of the training.
-
-    Args:
-        folder: of a checkpoint whose files were verified.
+    """The weights of the `LanguageModel` in a verified checkpoint, on the CPU and in the precision of the training.
 
     Raises:
-        UserError: it holds other objects than tensors and plain values.
+        UserError: the checkpoint holds other objects than tensors and plain values.
     """
     with plain_loading(folder) as place:
         return _checkpoint_weights(place)
@@ -55,10 +52,10 @@ def _checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     settings = torch.load(place / _PARTITIONED, map_location="cpu", mmap=True)["ds_config"]
-    # It prints every step to a terminal that is not its own.
+    # DeepSpeed prints its progress.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
-    # ZeRO 3 keeps the weights that are trained in float32 only in pieces, and rounds them for each step.
+    # ZeRO 3 stores only the partitioned float32 weights: round them as each step does.
     return {name: each.to(_precision(settings)) for name, each in weights.items()}
 
 
@@ -70,14 +67,10 @@ def _precision(settings: dict[str, dict[str, bool]]) -> torch.dtype:
 
 
 def best_step(run: RunFolder, metric: str | None = None) -> int:
-    """The step of the best checkpoint of a run.
-
-    Args:
-        run: the run.
-        metric: by which figure; by default `training.best_metric` of the run.
+    """The step of the best checkpoint of a run by `metric`, by default the run's `training.best_metric`.
 
     Raises:
-        UserError: there is no figure to choose by.
+        UserError: no checkpoint has that metric.
     """
     training = run.read_config().training
     metric = metric or training.best_metric
@@ -95,21 +88,21 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
 
     Args:
         run: the run.
-        step: of the checkpoint; None for the newest.
+        step: step of the checkpoint; None for the newest.
         output: a new folder.
-        dataset: where the labelled dataset lies now, if it was moved.
+        dataset: where the labelled dataset is now, if it was moved.
 
     Returns:
         The step.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged or went away meanwhile, its tokenizer is not to be found;
-            or `output` exists, or cannot be there.
+        UserError: there is no such checkpoint, it is damaged or was removed while it was read, the tokenizer is
+            missing, or `output` exists or cannot be created.
         IncompleteError: `output` cannot be written.
     """
     if os.path.lexists(output):
-        raise UserError(f"{output} exists already. Give a new folder by --output.")
-    check_writable(output, "Give another folder by --output.")
+        raise UserError(f"{output} exists already. Give a new folder as --output.")
+    check_writable(output, "Give another folder as --output.")
     checkpoint = _checkpoint(run, step)
     facts, config = run.read_facts(), run.read_config()
     tokenizer = _tokenizer(run, facts, moved_data(config.data, dataset))
@@ -126,8 +119,8 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
     lost = [name for name, each in weights.items() if each.is_floating_point() and not each.isfinite().all()]
     if lost:
         raise UserError(
-            f"The checkpoint {checkpoint.path} holds weights that are no numbers, in {lost[0]} "
-            f"({count_of(len(lost), 'tensor')} in all): nothing can be sampled from it. Give another --step."
+            f"The checkpoint {checkpoint.path} holds weights that are not finite, in {lost[0]} "
+            f"({count_of(len(lost), 'tensor')} in all): its model cannot be sampled. Give another --step."
         )
     with writing(output):
         export_model(
@@ -162,13 +155,13 @@ def _checkpoint(run: RunFolder, step: int | None) -> checkpoints.Checkpoint:
 
 
 def _gone(path: Path) -> UserError:
-    return UserError(f"{path} went away while it was read, as the run has newer ones by now. Try again.")
+    return UserError(f"{path} was removed while it was read, because its run has newer checkpoints. Try again.")
 
 
 def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
     """The Hugging Face tokenizer, with control tokens if the model has any."""
     if run.model.is_dir():
-        # That of the finished model: neither the dataset nor what was trained from is needed any more.
+        # Prefer the tokenizer of the finished model, which needs neither the dataset nor the original tokenizer.
         try:
             return hugging_face.load_tokenizer(str(run.model))
         except UserError:
@@ -176,7 +169,7 @@ def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
         except Exception as error:  # noqa: BLE001 - whatever transformers or a damaged file raises
             raise UserError(
                 f"Cannot read the tokenizer in {run.model} ({type(error).__name__}): it is damaged. Restore it, or "
-                f"move {run.model} away: then the tokenizer that the run was trained with is taken."
+                f"move {run.model} away to use the tokenizer that the run was trained with."
             ) from None
     tokenizer: Tokenizer
     if data.tokenizer is None:
@@ -190,6 +183,6 @@ def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
 
 
 def _fitting(weights: dict[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:
-    """Without the rows by which a table was made longer than the vocabulary."""
+    """The weights without the padding rows of tables that are longer than the vocabulary."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     return {name: each[: shapes[name][0]] if each.ndim and name in shapes else each for name, each in weights.items()}

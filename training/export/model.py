@@ -1,4 +1,4 @@
-"""The finished model as a Hugging Face folder: weights, tokenizer, and a generation config that bans control tokens."""
+"""Write a model as a Hugging Face folder: weights, tokenizer, and a generation config that bans control tokens."""
 
 import json
 import shutil
@@ -29,27 +29,27 @@ def export_model(
     context_length: int | None = None,
     card: str | None = None,
 ) -> None:
-    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load; it is there whole or not at all.
+    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, atomically.
 
     Args:
         folder: replaced if it exists.
         causal: the Hugging Face model, for its config; its weights are not read.
-        weights: of the `LanguageModel`, on the CPU. A value head goes into a folder of its own.
+        weights: weights of the `LanguageModel`, on the CPU. A value head goes into a folder of its own.
         tokenizer: the Hugging Face tokenizer, with its control tokens if the model has any.
-        eos_id: the token that ends a text, and begins one where no other does.
-        bos_id: the token that begins one; None for `eos_id`.
+        eos_id: the token that ends a text.
+        bos_id: the token that begins a text; None for `eos_id`.
         control_ids: tokens that generation must never emit.
-        context_length: tokens that it was trained to read at most.
-        card: the folder's `README.md`.
+        context_length: maximum number of tokens that the model was trained to read.
+        card: content of `README.md`.
 
     Raises:
-        OSError: the folder cannot be written; nothing is left of it, and one that was there stays.
+        OSError: the folder cannot be written; an existing one is left untouched.
     """
     from safetensors.torch import save_file
     from transformers import GenerationConfig
     from transformers.utils import logging
 
-    # It would draw a bar for the one file it writes.
+    # transformers would draw a progress bar for the one file that it writes.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     staging = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
@@ -74,7 +74,7 @@ def export_model(
             save_tokenizer(begin_with_bos(tokenizer, begins_with, eos_id), staging, context_length)
             if card is not None:
                 (staging / "README.md").write_text(card, encoding="utf-8")
-            # Safetensors lets nobody else read its files, whatever the umask.
+            # Safetensors makes its files private whatever the umask: give them the mode of the others.
             mode = (staging / "config.json").stat().st_mode
             for file in staging.rglob("*"):
                 if file.is_file():
@@ -85,16 +85,16 @@ def export_model(
             folder.rename(replaced)
         staging.rename(folder)
     finally:
-        # Where it was not moved, so as to leave room.
+        # If it was not moved into place, free its space.
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _name_rotations(file: Path) -> None:
-    """Write the parameters of rotary positions into a config under the names of transformers 4 too.
+    """Add the parameters of rotary positions to a config under the names of transformers 4.
 
-    Version 5 writes them under `rope_parameters` alone, which 4 does not read: it would take its defaults, silently. A
-    config that would then be read as another by version 5 is left as it is: no version 4 has its architecture.
+    Version 5 writes only `rope_parameters`, which version 4 does not read: it would silently use its defaults. A config
+    that version 5 would then read differently is left unchanged: version 4 does not have its architecture.
     """
     written = file.read_text(encoding="utf-8")
     config = json.loads(written)
@@ -106,7 +106,7 @@ def _name_rotations(file: Path) -> None:
     names["rope_local_base_freq"] = local and local.get("rope_theta")
     names["rope_scaling"] = rotations if rotations.get("rope_type", "default") != "default" else None
     for name, value in names.items():
-        # What begins with `rotary_` is GPT-NeoX's name of it.
+        # Only GPT-NeoX has names that begin with `rotary_`.
         if value is not None and (config["model_type"] == "gpt_neox" or not name.startswith("rotary_")):
             config[name] = value
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""A training run from its settings to an exported model: the loop, its callbacks, saving, going on."""
+"""A training run from its settings to an exported model: the loop, its callbacks, saving, resuming."""

@@ -1,7 +1,8 @@
-"""A run that begins with the checkpoint of another: weights, optimiser and data go on from there, into its own folder.
+"""Branches: runs that start from the checkpoint of another run, with its weights, optimiser and position in the data.
 
-Steps and tokens of the other run count: a branch at step N of a run, with the settings of that, is that run from N on.
-With the schedule `wsd` it is the decay of a run under a constant rate, as often as one likes (arXiv 2405.18392).
+Steps and tokens of the other run count: a branch at step N with the same settings is that run from N on. With the
+schedule `wsd`, branches are decay phases of one run at a constant learning rate, at any of its steps
+(arXiv 2405.18392).
 """
 
 import hashlib
@@ -20,12 +21,13 @@ from training.schedule import Horizon, warmup_steps
 
 
 def branch_settings(run: str, output: str | None, dataset: str | None) -> Mapping[str, Any]:
-    """The settings that a branch has where nothing else is given: those of the run that it begins with.
+    """The default settings of a branch: those of the run that it starts from.
 
     Args:
         run: folder of the other run.
-        output: folder of the branch, whose own they are once it is there: then the other may be gone.
-        dataset: where the labelled dataset lies now, if it was moved.
+        output: folder of the branch; if it already holds a run, its own settings are returned, and the other run is
+            not needed.
+        dataset: where the labelled dataset is now, if it was moved.
 
     Raises:
         UserError: there is no such run.
@@ -40,10 +42,10 @@ def branch_settings(run: str, output: str | None, dataset: str | None) -> Mappin
 
 
 def check_start(origin: tuple[str, int], horizon: Horizon) -> None:
-    """Refuse a branch for which there is no checkpoint, or nothing to do.
+    """Check that a branch has a checkpoint to start from and steps left to train.
 
     Raises:
-        UserError: says which steps there are, or how many.
+        UserError: it does not; says which checkpoints there are, or how many steps.
     """
     run, step = origin
     place = RunFolder.existing(run).checkpoints
@@ -54,16 +56,16 @@ def check_start(origin: tuple[str, int], horizon: Horizon) -> None:
     if horizon.steps <= step:
         raise UserError(
             f"--init-from {run} --step {step}: a run of {count_of(horizon.steps, 'step')} "
-            f"({count_of(horizon.tokens, 'token')}) has nothing left to do there. Raise training.num_tokens, in which "
-            f"the {step * horizon.tokens_per_step:,} of that run count."
+            f"({count_of(horizon.tokens, 'token')}) has no steps left there. Raise training.num_tokens, which includes "
+            f"the {step * horizon.tokens_per_step:,} tokens of that run."
         )
 
 
-def begun(facts: RunFacts, config: TrainConfig, origin: tuple[str, int]) -> RunFacts:
-    """The facts of a branch that begins.
+def branch_facts(facts: RunFacts, config: TrainConfig, origin: tuple[str, int]) -> RunFacts:
+    """The facts of a branch that starts.
 
     Raises:
-        UserError: its weights and optimiser would be others than those of the checkpoint, or that is damaged.
+        UserError: its model or optimiser does not fit the checkpoint, or the checkpoint is damaged.
     """
     run, step = RunFolder.existing(origin[0]), origin[1]
     source, then = run.read_facts(), run.read_config()
@@ -84,8 +86,8 @@ def begun(facts: RunFacts, config: TrainConfig, origin: tuple[str, int]) -> RunF
     if lines:
         shown = "\n".join(lines)
         raise UserError(
-            f"A run cannot begin with the optimiser of --init-from {run.path} --step {step}; these differ:\n{shown}\n"
-            "Give the same, or leave --step out to begin with its final weights alone."
+            f"A run cannot start with the optimiser state of --init-from {run.path} --step {step}; these differ:\n"
+            f"{shown}\nGive the same settings, or leave --step out to start with its final weights alone."
         )
     warmup = config.training.warmup_steps
     if warmup is None:
@@ -101,52 +103,52 @@ def begun(facts: RunFacts, config: TrainConfig, origin: tuple[str, int]) -> RunF
 
 
 def recorded_warmup(run: RunFolder, facts: RunFacts) -> int:
-    """Steps of the warm-up of a run, by its settings where its facts do not have them."""
+    """The warm-up steps of a run, computed from its settings where its facts do not record them."""
     known = facts.horizon.warmup_steps
     return warmup_steps(run.read_config().training, facts.horizon.steps) if known is None else known
 
 
 def check_origin(folder: RunFolder, then: RunFacts, origin: tuple[str, int]) -> None:
-    """Refuse to go on with a run that did not begin with that checkpoint; where that is gone, its step counts.
+    """Refuse to resume a run that did not start from this checkpoint; if that is gone, only the step is compared.
 
     Raises:
-        UserError: says with which it did.
+        UserError: says which checkpoint it did start from.
     """
     run, step = origin
     if then.origin is None:
         raise UserError(
-            f"--init-from {run} --step {step}: {folder.path} holds a run that began at step 0. Give another --output; "
-            "to go back with a run itself, give --from-step."
+            f"--init-from {run} --step {step}: {folder.path} holds a run that started at step 0. Give another "
+            "--output; to go back to an earlier step of this run, give --from-step."
         )
     path = checkpoints.checkpoint_path(RunFolder(Path(run)).checkpoints, step)
     gone = not (path / checkpoints.MARKER_NAME).is_file()
     if step != then.origin.step or not (gone or _digest(path) == then.origin.checkpoint):
         raise UserError(
-            f"--init-from {run} --step {step}: {folder.path} began with step {then.origin.step:,} of "
-            f"{printable(then.origin.run)}, or that run has another checkpoint of that step now. Give the same to go "
-            "on with it, or another --output."
+            f"--init-from {run} --step {step}: {folder.path} started from step {then.origin.step:,} of "
+            f"{printable(then.origin.run)}, or that run now has another checkpoint of that step. Give the same run and "
+            "step to resume it, or another --output."
         )
 
 
 def origin_checkpoint(origin: OriginFacts, given: tuple[str, int] | None) -> checkpoints.Checkpoint:
-    """The verified checkpoint that a run begins with.
+    """The verified checkpoint that a run starts from.
 
     Args:
-        origin: as it is written down.
-        given: the other run, as the user names it; None where nobody has, and a path in a run is not followed.
+        origin: as recorded in the facts of the run.
+        given: the other run as the user names it. The recorded path is never followed, so this is required.
 
     Raises:
-        UserError: it is gone, damaged, or another.
+        UserError: the user named no run, or the checkpoint is missing, damaged, or another one.
     """
     if given is None:
         raise UserError(
-            f"The run began with step {origin.step:,} of another, {printable(origin.run)}, and has no checkpoint of "
-            f"its own yet. Give --init-from and --step {origin.step} again."
+            f"The run started from step {origin.step:,} of another run, {printable(origin.run)}, and has no checkpoint "
+            f"of its own yet. Give --init-from and --step {origin.step} again."
         )
     run = RunFolder.existing(given[0])
     found = _checkpoint(run, origin.step)
     if _digest(found.path) != origin.checkpoint:
-        raise UserError(f"{found.path} is another checkpoint than the one that this run began with. Restore that.")
+        raise UserError(f"{found.path} is not the checkpoint that this run started from. Restore that one.")
     return found
 
 
@@ -154,8 +156,8 @@ def _checkpoint(run: RunFolder, step: int) -> checkpoints.Checkpoint:
     found = checkpoints.verify(checkpoints.checkpoint_path(run.checkpoints, step))
     if isinstance(found, checkpoints.Damage):
         raise UserError(
-            f"The checkpoint {found.path}, with which the run is to begin, is gone or damaged: {found.reason}. A run "
-            "that is being trained removes its older ones (training.keep_every). Give another --step."
+            f"The checkpoint {found.path}, from which the run is to start, is missing or damaged: {found.reason}. A "
+            "run in training removes its older checkpoints (training.keep_every). Give another --step."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""What happens around the training loop: each concern is a callback with a few moments."""
+"""Callbacks of the training loop: tracking, checkpointing, evaluation and the progress display."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was just made, the same on every rank.
+    """A finished step, the same on every rank.
 
     Attributes:
-        number: steps done, this one included.
-        last: whether the run ends here, by its horizon or because it was asked to stop.
-        logged: whether it is one to log.
-        values: what a logged step's line in `metrics.jsonl` holds; empty for the others.
+        number: steps done, including this one.
+        last: whether the run ends here, at its horizon or because it was asked to stop.
+        logged: whether this step is logged.
+        values: the line of a logged step in `metrics.jsonl`; empty for other steps.
     """
 
     number: int
@@ -36,19 +36,19 @@ class Step:
 
 
 class Callback:
-    """Called by the trainer on every rank, in the order of the callbacks; override what is needed."""
+    """Base class of callbacks, whose methods do nothing. The trainer calls each on every rank, in their order."""
 
     def before_training(self, trainer: Trainer) -> None:
-        """Before the first step of this process."""
+        """Called before the first step of this process."""
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
-        """After each step."""
+        """Called after each step."""
 
     def after_save(self, trainer: Trainer) -> None:
-        """After a checkpoint was committed."""
+        """Called after a checkpoint is committed."""
 
     def after_training(self, trainer: Trainer) -> None:
-        """At the end, also when the loop raises."""
+        """Called at the end, even if the loop raises."""
 
 
 class Tracking(Callback):
@@ -58,12 +58,12 @@ class Tracking(Callback):
         self.tracker = tracker
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
-        """One line a logged step."""
+        """Write a logged step."""
         if step.logged:
             trainer.on_main(lambda: self._write(step))
 
     def after_training(self, trainer: Trainer) -> None:
-        """Close the files."""
+        """Close the tracker."""
         if self.tracker is not None:
             self.tracker.close()
 
@@ -73,13 +73,13 @@ class Tracking(Callback):
 
 
 class Checkpointing(Callback):
-    """Saves every `every` steps, 0 for never, and at the last step always: that one is a checkpoint before it ends.
+    """Saves every `every` steps, and always at the last step, whose checkpoint is committed before the run ends.
 
-    With the others comes one where a longer run would begin to differ, so that it can go on from there.
+    Unless `every` is 0, it also saves at the step from which a longer run would differ, so that one can continue there.
 
     Args:
-        every: steps.
-        loss: whether to note the mean of the losses logged since the last checkpoint, by which the best one is chosen.
+        every: steps between checkpoints; 0 saves only the last step.
+        loss: whether to record the mean of the losses logged since the last checkpoint, to choose the best by.
     """
 
     def __init__(self, every: int, *, loss: bool = False) -> None:
@@ -88,8 +88,8 @@ class Checkpointing(Callback):
         self._losses: list[float] = []
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
-        """Save when it is time to."""
-        # That of a skipped step may be no number.
+        """Save if a checkpoint is due."""
+        # The loss of a skipped step may not be finite.
         if step.logged and math.isfinite(step.values["loss"]):
             self._losses.append(step.values["loss"])
         due = self.every and (step.number % self.every == 0 or step.number == trainer.horizon.same_until)
@@ -103,15 +103,15 @@ class Checkpointing(Callback):
 
 
 class Evaluation(Callback):
-    """Evaluates the model on rank 0 every `every` steps, while the others wait.
+    """Evaluates the model on rank 0 every `every` steps, while the other ranks wait.
 
-    A run that is asked to stop does not wait for it: it stops at this step, saved, and is evaluated when it goes on.
+    A run that is asked to stop abandons the evaluation: it saves this step, stops, and evaluates when it is resumed.
 
     Args:
-        every: steps; 0 for never.
-        evaluate: from the Hugging Face model, the step, and a function to call between batches, which may raise, to
-            numbers for `metrics.jsonl`.
-        tracker: of rank 0.
+        every: steps between evaluations; 0 for never.
+        evaluate: takes the Hugging Face model, the step, and a function to call between batches, which may raise;
+            returns figures for `metrics.jsonl`.
+        tracker: the tracker of rank 0; None on the others.
     """
 
     def __init__(
@@ -125,12 +125,12 @@ class Evaluation(Callback):
         self.tracker = tracker
 
     def before_training(self, trainer: Trainer) -> None:
-        """Evaluate where the process before ended between its checkpoint and the figures of that step."""
+        """Evaluate the resumed step if the previous process ended after saving it and before evaluating it."""
         if trainer.step and self._is_due(trainer.step) and not trainer.world.on_main(lambda: _is_evaluated(trainer)):
             self._evaluate(trainer)
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
-        """Evaluate when it is time to."""
+        """Evaluate if an evaluation is due."""
         if self._is_due(step.number) and not (trainer.stopping or trainer.broken):
             trainer.require_finite()
             self._evaluate(trainer)
@@ -140,7 +140,7 @@ class Evaluation(Callback):
 
     def _evaluate(self, trainer: Trainer) -> None:
         world, step, figures = trainer.world, trainer.step, None
-        # It would be lost with a run that is killed meanwhile, however long ago it was written.
+        # A checkpoint that is not committed yet would be lost if the run were killed during the evaluation.
         trainer.finish_saving()
         if not any(world.any(trainer.asked_to_stop)):
             model = trainer.engine.whole_model()
@@ -158,7 +158,7 @@ class Evaluation(Callback):
 
     def _record(self, trainer: Trainer, step: int, figures: dict[str, float]) -> None:
         best.record(trainer.folder, step, figures)
-        # The line comes last: where it is, all is there.
+        # Write the line last: its presence means that everything else was recorded.
         if self.tracker is not None:
             tokens = step * trainer.horizon.tokens_per_step
             self.tracker.write({"step": step, "tokens": tokens, "evaluation": figures})
@@ -170,11 +170,11 @@ def _is_evaluated(trainer: Trainer) -> bool:
 
 
 class Console(Callback):
-    """Tells rank 0's user how far it is: a bar on a terminal, a plain line every few seconds elsewhere.
+    """The progress display of rank 0: a bar on a terminal, a plain line every few seconds elsewhere.
 
     Args:
         console: a `rich.console.Console`.
-        plain_every: seconds between plain lines, at least.
+        plain_every: minimum seconds between plain lines.
         patience: seconds after which a line says that the first step takes longer.
     """
 
@@ -183,7 +183,7 @@ class Console(Callback):
         self.plain_every = plain_every
         self._bar: Any = None
         self._task: Any = None
-        self._told = float("-inf")
+        self._last_printed = float("-inf")
         self._slow: threading.Timer | None = None
         self._patience = patience
 
@@ -191,7 +191,7 @@ class Console(Callback):
         """Open the bar."""
         line = (
             f"Step {trainer.step + 1:,} of {trainer.horizon.steps:,} takes longer than {self._patience:g} s. Ctrl-C "
-            "stops after a step, saved; a second one at once."
+            "stops after the step and saves it; a second Ctrl-C stops at once."
         )
         self._slow = threading.Timer(self._patience, self._print, [line])
         self._slow.daemon = True
@@ -220,8 +220,8 @@ class Console(Callback):
             self._bar.update(self._task, completed=step.number, **figures)
             return
         now = time.monotonic()
-        if step.logged and (step.last or now - self._told >= self.plain_every):
-            self._told = now
+        if step.logged and (step.last or now - self._last_printed >= self.plain_every):
+            self._last_printed = now
             self._print(f"step {step.number:,}/{trainer.horizon.steps:,}  {_figures(step.values)}")
 
     def after_training(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""`run.json` and what is printed before step 0, computed from what was prepared."""
+"""Build the facts of a run (`run.json`) from its prepared data, and compare the facts of two runs."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def run_facts(
     precision: Precision,
     validation: Validation | None = None,
 ) -> RunFacts:
-    """The facts of a run that is about to start, in this precision, and with this validation if there is any."""
+    """The facts of a run that is about to start."""
     config, tokens = data.config, data.tokenizer
     best, *others = data.control_ids or (None,)
     parameters, embedding = count_parameters(model)
@@ -112,7 +112,7 @@ def run_facts(
 
 
 def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
-    """What of the data and of what computes differs between two runs that must be one, a line a difference."""
+    """The differences in data, model and precision between a run and its resumption, one line each."""
     pairs = {
         "the dataset's texts, sentences or scores": (old.dataset.fingerprint, _fingerprint(new.dataset, old.dataset)),
         "the scorer": (old.scorer.fingerprint, new.scorer.fingerprint),
@@ -132,7 +132,7 @@ def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
         ]
     if old.precision not in (None, new.precision):
         lines.append(
-            f"the precision: {old.precision} in the run, {new.precision} now; to go on in {old.precision}, give "
+            f"the precision: {old.precision} in the run, {new.precision} now; to resume in {old.precision}, give "
             f"--set training.precision={old.precision}"
         )
     return lines
@@ -182,7 +182,7 @@ def _phases(data: PreparedData, horizon: Horizon) -> list[PhaseFacts]:
 
 
 def _fingerprint(dataset: DatasetFacts, then: DatasetFacts) -> str:
-    """Of a dataset; that of then where only columns that the run has no use for have been added since."""
+    """The fingerprint of a dataset; the earlier one if since then only columns that the run does not use were added."""
     same = dataset.own_fingerprint is not None and dataset.own_fingerprint == then.own_fingerprint
     return then.fingerprint if same else dataset.fingerprint
 

@@ -1,4 +1,4 @@
-"""The network of a run: what its settings ask for is looked at before the data, and built when the ranks have met."""
+"""The network of a run: checked against the machine before the data is prepared, built once the ranks have met."""
 
 import torch
 
@@ -17,10 +17,10 @@ from training.presets import CONTEXT_LENGTH
 
 
 def check_network(config: TrainConfig, world: World, precision: Precision) -> None:
-    """Refuse what cannot run on this machine.
+    """Check that this machine can run the attention, the kernels and the compiler that the settings name.
 
     Raises:
-        UserError: names the setting, and what is missing.
+        UserError: names the setting and what is missing.
     """
     check_attention(config.model, world.device, half_precision=precision != "fp32")
     if config.model.kernels == "liger":
@@ -30,12 +30,12 @@ def check_network(config: TrainConfig, world: World, precision: Precision) -> No
 
 
 def build_network(data: PreparedData, world: World) -> LanguageModel:
-    """The model of a run, the same for the same seed on every rank. Every rank calls it.
+    """Build the model of a run, the same on every rank for the same seed. Called on every rank.
 
-    With ZeRO 3 only rank 0 has its weights, and the others its shape: `training.engine.zero` hands out the parts.
+    With ZeRO 3 only rank 0 has the weights, and the others only the shapes: `training.engine.zero` distributes them.
 
     Raises:
-        UserError: it cannot be built, or cannot do what is asked for.
+        UserError: the model cannot be built, or cannot do what the settings ask for.
     """
     config, tokenizer = data.config, data.tokenizer
     vocabulary = Vocabulary(

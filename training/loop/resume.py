@@ -1,4 +1,4 @@
-"""Whether an output folder can be trained into: a new one, a run that goes on, or something else that is refused."""
+"""Check whether a run can train into an output folder: it is new, or holds the same run; anything else is refused."""
 
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -9,8 +9,8 @@ from training.config import TrainConfig
 from training.loop.facts import semantic_difference
 from training.runs.folder import SHARED_MARK, RunFacts, RunFolder
 
-# What may change between the start of a run and its resumption: nothing here changes what is learned.
-# The dataset's and the tokenizer's place may; that their content has not is checked by fingerprints.
+# Settings that may change when a run is resumed, because they do not change what is learned. The dataset and the
+# tokenizer may move; fingerprints check that their content is the same.
 _FREE = (
     "output",
     "data.dataset",
@@ -45,40 +45,40 @@ _FREE = (
 
 
 def check_folder(folder: RunFolder) -> bool:
-    """Whether the folder holds a run to go on with.
+    """Whether the folder holds a run that can be resumed.
 
     Raises:
-        UserError: it holds something else, is no folder, or is inside another run.
+        UserError: it holds something else, is not a folder, or is inside another run.
     """
     for parent in folder.path.absolute().parents:
         if RunFolder(parent).facts.is_file():
             raise UserError(
-                f"--output {folder.path} is inside the folder of another run, {parent}. Give a folder beside it; a run "
-                "that was set aside there goes on where it is moved or copied to."
+                f"--output {folder.path} is inside the folder of another run, {parent}. Give a folder beside it. To "
+                "resume a run that was set aside there, move or copy it out first."
             )
     if folder.facts.is_file():
         return True
     if folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"--output {folder.path} is a file. Give a folder that is new, empty, or a run to go on with.")
-    # `config.yaml` is written before `run.json`: alone, it is of a run that ended in between. A network's file system
-    # may still list what ranks have looked for on it (`infra.on_ray.rank`).
-    # What was half written (`training.runs.folder.write_atomically`) stays where a process was killed meanwhile.
+        raise UserError(f"--output {folder.path} is a file. Give a folder that is new, empty, or a run to resume.")
+    # `config.yaml` is written before `run.json`: alone, it belongs to a run that was interrupted in between. A network
+    # file system may still list the marks by which ranks check that they share it (`infra.on_ray.rank`). Temporary
+    # files of `training.runs.folder.write_atomically` stay where a process was killed while it wrote.
     half_written = (f".{file.name}." for file in (folder.config, folder.facts))
     expected = (folder.config.name, folder.lock.name, SHARED_MARK, *half_written)
     if folder.path.is_dir() and any(not path.name.startswith(expected) for path in folder.path.iterdir()):
         raise UserError(
             f"--output {folder.path} holds something that is not a training run. "
-            "Give a folder that is new, empty, or a run to go on with."
+            "Give a folder that is new, empty, or a run to resume."
         )
     return False
 
 
 def changed_settings(folder: RunFolder, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings that are not those of the run, of those that may not simply change: by name, then and now."""
+    """Settings that differ from those of the run and may not freely change: by name, the old and the new value."""
     then = _flat(folder.read_config().model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     old = folder.read_facts()
-    # Runs of earlier versions have not written down what became of these two: then the settings themselves count.
+    # Runs of earlier versions did not record what these two resolved to: compare the settings themselves then.
     known = {"training.deepspeed": old.deepspeed, "training.precision": old.precision}
     free = {key for key, fact in known.items() if fact is not None}
     return {
@@ -91,14 +91,14 @@ def changed_settings(folder: RunFolder, config: TrainConfig) -> dict[str, tuple[
 def check_same(
     folder: RunFolder, config: TrainConfig, facts: RunFacts, may_change: Collection[str] = (), remedy: str | None = None
 ) -> None:
-    """Refuse to go on with a run under another configuration or on other data.
+    """Refuse to resume a run under another configuration or on other data.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         config: the settings now.
-        facts: as they are now.
-        may_change: settings that the run can go on with changed.
-        remedy: a sentence more, on what was changed.
+        facts: the facts computed from the settings and the data now.
+        may_change: settings that may differ.
+        remedy: a sentence to add to the error.
 
     Raises:
         UserError: lists every difference.
@@ -113,7 +113,7 @@ def check_same(
         shown = "\n".join(f"  {line}" for line in lines)
         raise UserError(
             f"{folder.path} was started with another configuration:\n{shown}\n{f'{remedy} ' if remedy else ''}"
-            "Give the same settings to go on with it, or another --output to start anew."
+            "Give the same settings to resume it, or another --output to start a new run."
         )
 
 

@@ -1,10 +1,9 @@
-"""Saving, all ranks together: each writes its files, then rank 0 commits; while the loop waits, or beside it.
+"""Save checkpoints: every rank writes its files, then rank 0 commits them, while the loop waits or in the background.
 
-Beside the loop (`training.save_async`), the loop stands still only while the state is copied to host memory. A thread
-of each rank then writes, flushes and hashes that rank's files. Whether all have come so far is agreed upon at the end
-of each step, in the message that the ranks exchange there anyway; then a thread of rank 0 commits. So what counts as a
-checkpoint is the same in both ways. (DeepSpeed 0.19's own, `checkpoint.writer` with `decoupled`, waits for its files
-before the next update.)
+In the background (`training.save_async`), the loop stops only while the state is copied to host memory. A thread of
+each rank then writes, flushes and hashes that rank's files. At the end of each step the ranks learn whether all threads
+are done, in the message that they exchange anyway; then a thread of rank 0 commits. Both ways commit the same
+checkpoints. (DeepSpeed 0.19's own `checkpoint.writer` with `decoupled` waits for its files before the next update.)
 """
 
 import errno
@@ -29,12 +28,14 @@ from training.runs.best import best_steps
 
 
 class Saving:
-    """The checkpoints of a run, one at a time. Every rank calls every method, but for `under_way` and `close`, alike.
+    """Saves the checkpoints of a run, one at a time. All methods but `under_way` and `close` are called on every rank.
 
     Args:
-        engine, config, world: what is saved, how, by whom.
-        folder: of the checkpoints.
-        committed: called when there is one more.
+        engine: the engine whose state is saved.
+        config: the training settings, for which checkpoints to keep.
+        world: the ranks.
+        folder: the folder of the checkpoints.
+        committed: called after each commit.
 
     Attributes:
         saved: step of the newest committed checkpoint; None without one.
@@ -50,7 +51,7 @@ class Saving:
         self._config = config
         self._world = world
         self._folder = folder
-        # A longer run would go on from there.
+        # Keep the checkpoint from which a longer run would continue.
         self._same_until = engine.horizon.same_until or 0
         self._committed = committed
         self._snapshot = Snapshot()
@@ -58,21 +59,21 @@ class Saving:
         self._abandoned = threading.Event()
         self._job: Future[list[checkpoints.CheckpointFile]] | None = None
         self._seconds = 0.0
-        self._besides = False
+        self._keep_others = False
         self._committing = False
         self._stalled = self._waited = 0.0
 
-    def save(self, step: int, seconds: float, *, beside: bool, besides: bool = False) -> None:
-        """Begin to save the current state, after having waited for the checkpoint before it.
+    def save(self, step: int, seconds: float, *, background: bool, keep_others: bool = False) -> None:
+        """Start to save the current state, after waiting for the previous checkpoint.
 
         Args:
             step: optimiser steps done.
             seconds: as in `training.runs.checkpoints.Marker`.
-            beside: return once the state is copied; `wait` or `advance` says when it is a checkpoint.
-            besides: let no other checkpoint go for it.
+            background: return once the state is copied; `advance` or `wait` commits it later.
+            keep_others: remove no older checkpoint after this one.
 
         Raises:
-            IncompleteError: it, or the one before, could not be written; the earlier ones are untouched.
+            IncompleteError: this checkpoint or the one before could not be written; earlier ones are untouched.
         """
         began = time.perf_counter()
         self.wait()
@@ -83,7 +84,7 @@ class Saving:
         files: list[Path] = []
         error: Exception | None = None
         try:
-            if beside:
+            if background:
                 self._snapshot.begin()
                 files = self._engine.save(staging, lambda state, path: states.append((path, self._copy(state))))
             else:
@@ -92,28 +93,28 @@ class Saving:
             error = failure
         if self._world.any(error is not None)[0]:
             raise self._unsaved(error)
-        self.pending, self._seconds, self._besides = step, seconds, besides
+        self.pending, self._seconds, self._keep_others = step, seconds, keep_others
         self._start(lambda: self._write(staging, files, states))
-        if not beside:
+        if not background:
             self.wait()
         self._stalled += time.perf_counter() - began
 
     @property
     def under_way(self) -> tuple[bool, bool]:
-        """Whether this rank's thread is busy, and whether it has failed: what `advance` wants to know of all ranks."""
+        """Whether this rank's thread is busy, and whether it failed; `advance` takes both, combined over all ranks."""
         if self._job is None or not self._job.done():
             return self._job is not None, False
         return False, self._job.exception() is not None
 
     def advance(self, busy: bool, failed: bool) -> None:
-        """Go on with the checkpoint that is being written, if all ranks have come so far.
+        """Take the pending checkpoint one stage further if no rank is busy: from written to committed, then to saved.
 
         Args:
             busy: whether the thread of any rank is busy.
-            failed: whether that of any has failed.
+            failed: whether the thread of any rank failed.
 
         Raises:
-            IncompleteError: it could not be written; the earlier ones are untouched.
+            IncompleteError: the checkpoint could not be written; earlier ones are untouched.
         """
         if failed:
             raise self._unsaved(self._job.exception() if self._job is not None and self._job.done() else None)
@@ -128,26 +129,26 @@ class Saving:
         self._committed()
 
     def wait(self) -> None:
-        """Wait until the checkpoint that is being written is one.
+        """Wait until the pending checkpoint, if any, is committed.
 
         Raises:
-            IncompleteError: as `advance`.
+            IncompleteError: as for `advance`.
         """
         while self._job is not None:
             wait([self._job])
             self.advance(*self._world.any(*self.under_way))
 
     def read(self) -> dict[str, float]:
-        """Seconds in which the loop has stood still since last asked: in all, and `waited` for the checkpoint before.
+        """Seconds for which saving stopped the loop since the last call, `waited` of them for the previous checkpoint.
 
-        Empty where no checkpoint was begun.
+        Empty where no checkpoint was started.
         """
         stalled, waited = self._stalled, self._waited
         self._stalled = self._waited = 0.0
         return {"stalled": stalled, "waited": waited} if stalled else {}
 
     def close(self) -> None:
-        """Let go of the thread. What it has not written is left to be cleared away."""
+        """End the thread. An unfinished checkpoint stays in its staging folder, which the next save clears."""
         self._abandoned.set()
         if self._thread is not None:
             self._thread.shutdown()
@@ -189,10 +190,10 @@ class Saving:
         if self._world.is_main and step is not None:
             checkpoints.commit(self._folder, step, ranks=self._world.size, seconds=self._seconds, described=described)
             checkpoints.set_aside(self._folder, self.saved or 0, step)
-            if self._besides:
+            if self._keep_others:
                 return []
             best = best_steps(self._folder, config.best_metric, config.best_mode)[: config.keep_best]
-            # That of the step itself, or where nothing was saved there, as its update was skipped, the one before.
+            # The newest checkpoint up to that step: none was saved at the step itself if its update was skipped.
             longer = [each for each in checkpoints.steps(self._folder) if each <= self._same_until][-1:]
             checkpoints.rotate(self._folder, config.keep_checkpoints, config.keep_every, {*best, *longer})
         return []

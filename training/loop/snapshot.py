@@ -1,6 +1,6 @@
-"""A copy in host memory of what `torch.save` would write, so that training can go on while it is written.
+"""Copy what `torch.save` would write to host memory, so that training can continue while the copy is written.
 
-Host memory that a GPU copies to directly, of exactly the size that is asked for.
+On a GPU the copy goes to pinned host memory of exactly the size that is needed.
 """
 
 import contextlib
@@ -13,22 +13,18 @@ import torch
 from torch import UntypedStorage
 from torch.storage import TypedStorage
 
-# What is smaller is copied through the driver's own buffer in microseconds.
+# Anything smaller is copied through the driver's own buffer in microseconds.
 _WORTH_PINNING = 1 << 20
-# Of CUDA's runtime: pinned for every context.
+# cudaHostRegisterPortable: pinned for every CUDA context.
 _PORTABLE = 1
 
 
 def host_buffer(size: int, *, pinned: bool = False) -> UntypedStorage:
-    """Host memory of `size` bytes, which holds nothing yet.
+    """Allocate `size` bytes of host memory, pinned if a GPU copies to it.
 
-    Torch's allocator of pinned memory takes the next power of two, for a state of gigabytes up to twice as much. So
-    pages that are allocated as any others are pinned here, for as long as they are there. Where that is refused, they
-    stay as they are: copying is slower then.
-
-    Args:
-        size: in bytes.
-        pinned: whether a GPU copies to it.
+    Torch's allocator of pinned memory rounds up to the next power of two: up to twice as much, for a state of
+    gigabytes. So this allocates ordinary pages and pins them for their lifetime. If the driver refuses, they stay
+    unpinned, and copying is slower.
 
     Raises:
         OSError, RuntimeError: there is no memory.
@@ -36,7 +32,7 @@ def host_buffer(size: int, *, pinned: bool = False) -> UntypedStorage:
     if not pinned or size < _WORTH_PINNING:
         return torch.empty(size, dtype=torch.uint8).untyped_storage()
     pages = _Pages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # A page that a child process shared would be copied when it is written, and the GPU would write to the old one.
+    # A page shared with a child process would be copied on write, and the GPU would write to the old page.
     pages.madvise(mmap.MADV_DONTFORK)
     storage = torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()
     pages.pin(storage.data_ptr())
@@ -44,34 +40,33 @@ def host_buffer(size: int, *, pinned: bool = False) -> UntypedStorage:
 
 
 class _Pages(mmap.mmap):
-    """Pages of no file. A storage on them holds on to this object, so that they go when it does."""
+    """Anonymous memory pages. A storage on them keeps this object alive, so they are freed together."""
 
     _address: int | None = None
     _runtime: Any = None
 
     def pin(self, address: int) -> None:
-        """Pin them, if the driver lets us."""
+        """Pin the pages if the driver allows it."""
         self._runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if int(self._runtime.cudaHostRegister(address, len(self), _PORTABLE)) == 0:
             self._address = address
             return
-        # CUDA remembers the error, and torch would raise it at the next kernel, whichever that is.
+        # CUDA keeps the error, and torch would raise it at the next kernel: consume it here.
         with contextlib.suppress(RuntimeError):
             torch.ones(1, device="cuda")
 
     def __del__(self) -> None:
-        # Before the pages are gone.
+        # Unpin before the pages are freed.
         if self._address is not None:
             self._runtime.cudaHostUnregister(self._address)
 
 
 class Snapshot:
-    """Copies states into buffers that it keeps: after the first time, copying costs no more than moving the bytes.
+    """Copies states into reusable buffers, so that after the first copy only the bytes are moved.
 
-    A state is any picklable object with tensors in it, on any device. The copy holds what saving and loading it would
-    give back: storages that tensors share are copied once and shared again, and no object is the original's.
-
-    On a GPU the larger buffers are pinned, which makes copying to them several times faster.
+    A state is any picklable object with tensors in it, on any device. The copy equals what saving and loading would
+    return: storages that tensors share are copied once and shared again, and the copy shares no object with the
+    original. Large buffers for a GPU are pinned, which makes copying several times faster.
     """
 
     def __init__(self) -> None:
@@ -79,11 +74,11 @@ class Snapshot:
         self._used = 0
 
     def begin(self) -> None:
-        """What was copied before is no longer needed: its buffers may be written over."""
+        """Start a new snapshot; the buffers of the previous one are reused."""
         self._used = 0
 
     def copy(self, state: Any) -> Any:
-        """A copy of the state, its tensors on the CPU. It is whole when this returns."""
+        """Return a complete copy of the state, with its tensors on the CPU."""
         with io.BytesIO() as file:
             pickler = _Pickler(file)
             pickler.dump(state)
@@ -104,7 +99,7 @@ class Snapshot:
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves storages out, as `torch.save` does, and lists them."""
+    """Pickles without storages, as `torch.save` does, and lists them."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)

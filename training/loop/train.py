@@ -31,8 +31,15 @@ from training.export.card import model_card
 from training.export.model import export_model
 from training.loop.branch import origin_checkpoint
 from training.loop.callbacks import Callback, Checkpointing, Console, Evaluation, Tracking
+from training.loop.continuation import (
+    StartOptions,
+    choose_resume_point,
+    has_work_left,
+    initial_steps,
+    start,
+    with_warmup,
+)
 from training.loop.facts import run_facts
-from training.loop.going_on import Asked, check_way, first_steps, is_to_go_on, settled, start
 from training.loop.network import build_network, check_network
 from training.loop.resume import check_folder
 from training.loop.trainer import DivergedError, Trainer
@@ -57,35 +64,37 @@ from training.trackers.tracker import Tracker, keep_lines
 
 
 def train(
-    config: TrainConfig, console: Any, asked: Asked | None = None, callbacks: Sequence[Callback] = ()
+    config: TrainConfig, console: Any, options: StartOptions | None = None, callbacks: Sequence[Callback] = ()
 ) -> RunFacts:
-    """Train, or go on with, the run in `config.output`, and export its model. Every rank calls it.
+    """Train or resume the run in `config.output` and export its model. Called on every rank.
 
     Args:
-        config: of `training.settings.resolve_config`.
-        console: a `rich.console.Console` that rank 0 prints on.
-        asked: how the run goes on; None for as it was.
-        callbacks: called at each moment of the loop before those that every run has.
+        config: from `training.settings.resolve_config`.
+        console: the `rich.console.Console` that rank 0 prints on.
+        options: how the run starts or continues; None to resume it unchanged.
+        callbacks: called before the callbacks that every run has.
 
     Returns:
         The facts of the finished run.
 
     Raises:
-        UserError: whatever is wrong with settings, data or the output folder.
-        StoppedError: asked to stop by a signal; saved and resumable.
-        IncompleteError: the loss diverged, the disk is full, memory runs out, or another rank is gone.
+        UserError: the settings, the data or the output folder are wrong.
+        StoppedError: a signal asked the run to stop; it is saved and resumable.
+        IncompleteError: the loss diverged, the disk is full, memory ran out, or another rank is gone.
     """
-    world, folder, asked = World.from_environment(), RunFolder(Path(config.output)), asked or Asked()
-    data, horizon = world.first(lambda: _prepare(config, world, asked))
+    world, folder, options = World.from_environment(), RunFolder(Path(config.output)), options or StartOptions()
+    data, horizon = world.first(lambda: _prepare(config, world, options))
     with failures_named():
         world.start()
-        held, tell = ExitStack(), partial(_tell, console)
+        lock, warn = ExitStack(), partial(_print_warning, console)
         try:
-            horizon = _agreed(horizon, config, world)
+            horizon = _common_horizon(horizon, config, world)
             world.on_main(
-                lambda: held.enter_context(sole_launch(folder, tell)) if is_to_go_on(folder, horizon, asked) else None
+                lambda: (
+                    lock.enter_context(sole_launch(folder, warn)) if has_work_left(folder, horizon, options) else None
+                )
             )
-            job = _build(data, horizon, world, folder, console, asked)
+            job = _build(data, horizon, world, folder, console, options)
             if world.on_main(lambda: _is_finished(folder)):
                 if world.is_main:
                     console.print(
@@ -96,7 +105,7 @@ def train(
                 return job.facts
             return job.run(callbacks)
         finally:
-            held.close()
+            lock.close()
             world.stop()
 
 
@@ -104,21 +113,20 @@ def _is_finished(folder: RunFolder) -> bool:
     return folder.facts.is_file() and folder.read_facts().status == "finished" and folder.model.is_dir()
 
 
-def _tell(console: Any, line: str) -> None:
+def _print_warning(console: Any, line: str) -> None:
     console.print(line, style="bold yellow", markup=False, soft_wrap=True)
 
 
 @dataclass
 class TrainingJob:
-    """A run with everything prepared: the data, the model, the facts.
+    """A prepared run: its data, model and facts.
 
     Attributes:
-        world, folder, data, horizon, model, console: what it is made of.
-        facts: as `run.json` has them.
-        resumed: whether the folder held the run before.
-        machine: what this rank computes on.
-        validation: what it is validated on; None for nothing.
-        asked: how it goes on.
+        facts: the content of `run.json`.
+        resumed: whether the folder already held the run.
+        machine: the machine of this rank.
+        validation: the held-out text that it is validated on, if any.
+        options: how the run starts or continues.
     """
 
     world: World
@@ -131,14 +139,10 @@ class TrainingJob:
     resumed: bool
     machine: Machine
     validation: Validation | None
-    asked: Asked
+    options: StartOptions
 
     def run(self, callbacks: Sequence[Callback] = ()) -> RunFacts:
-        """Train from the newest checkpoint, or from step 0, to the horizon, and export the model.
-
-        Args:
-            callbacks: as for `train`.
-        """
+        """Train to the horizon from the newest checkpoint, or else from step 0, and export the model."""
         world, config = self.world, self.data.config
         checkpoint = world.on_main(self._find_checkpoint)
         reshaped = checkpoint is not None and checkpoint.marker.ranks != world.size
@@ -176,9 +180,9 @@ class TrainingJob:
             engine.close()
         self._note("finished", trainer)
         if world.is_main:
-            # The others have nothing to wait for any more.
+            # No other rank waits for this: they are done.
             self._write_facts()
-            self._tell_end()
+            self._print_summary()
         return self.facts
 
     def _find_checkpoint(self) -> checkpoints.Checkpoint | None:
@@ -186,21 +190,21 @@ class TrainingJob:
         checkpoints.clear_staging(self.folder.checkpoints)
         if damaged:
             self.console.print(checkpoints.describe_damage(damaged), style="bold red", markup=False, soft_wrap=True)
-        # A run that diverged has come further than it has saved.
+        # The step of a run that diverged is beyond its newest checkpoint.
         then = self.facts.step if self.facts.saved is None else self.facts.saved
         origin = self.facts.origin
         if found is None:
             if then:
                 raise UserError(
-                    f"{self.folder.path} has come to step {then}, but there is no checkpoint in "
+                    f"{self.folder.path} reached step {then}, but there is no checkpoint in "
                     f"{self.folder.checkpoints}. Restore it, or train into another --output."
                 )
             if origin is not None:
-                found = origin_checkpoint(origin, self.asked.origin)
+                found = origin_checkpoint(origin, self.options.origin)
             elif self.resumed:
                 self.console.print(
                     f"{self.folder.path} was started before, but ended before its first checkpoint: "
-                    "it starts again at step 0.",
+                    "the run starts again at step 0.",
                     style="bold yellow",
                     markup=False,
                     soft_wrap=True,
@@ -210,7 +214,7 @@ class TrainingJob:
         ranks = found.marker.ranks
         writers = "" if ranks == self.world.size else f", written by {count_of(ranks, 'rank')}"
         self.console.print(
-            f"Going on from {found.path}{writers}: step {found.marker.step:,} of {self.horizon.steps:,}.",
+            f"Resuming from {found.path}{writers}: step {found.marker.step:,} of {self.horizon.steps:,}.",
             markup=False,
             soft_wrap=True,
         )
@@ -241,16 +245,16 @@ class TrainingJob:
 
     def _open_tracker(self, step: int) -> Tracker:
         config = self.data.config
-        # A tracker need not know the others' addresses.
-        told = {
+        # Trackers do not need each other's addresses.
+        metadata = {
             "config": config.model_dump(mode="json", exclude={"tracking"}),
             "facts": self.facts.model_dump(mode="json"),
         }
         lines = keep_lines(self.folder, step)
-        return Tracker(self.folder, open_trackers(config.tracking, self.folder, lines, told, self._warn))
+        return Tracker(self.folder, open_trackers(config.tracking, self.folder, lines, metadata, self._warn))
 
     def _warn(self, line: str) -> None:
-        _tell(self.console, line)
+        _print_warning(self.console, line)
 
     def _prepare_evaluation(self) -> EvaluationSetup:
         return prepare_evaluation(self.data, kind=self.facts.kind, device=str(self.world.device))
@@ -273,7 +277,7 @@ class TrainingJob:
                 card=model_card(self.facts, self.horizon.steps),
             )
 
-    def _tell_end(self) -> None:
+    def _print_summary(self) -> None:
         facts = self.facts
         self.console.print(
             f"Trained {count_of(facts.step, 'step')}, {count_of(facts.horizon.tokens, 'token')}, "
@@ -282,24 +286,24 @@ class TrainingJob:
             markup=False,
             soft_wrap=True,
         )
-        self._tell_best()
+        self._print_best()
 
-    def _tell_best(self) -> None:
+    def _print_best(self) -> None:
         training, place = self.data.config.training, self.folder.checkpoints
         if training.best_metric is None:
             return
         best = best_steps(place, training.best_metric, training.best_mode)
-        said = f"None of the checkpoints has {training.best_metric}, by which the best was to be chosen."
+        line = f"There is no best checkpoint: none has a value of {training.best_metric} (training.best_metric)."
         if best:
             value = read(place)[best[0]][training.best_metric]
-            said = (
-                f"By {training.best_metric} the best checkpoint is that of step {best[0]:,} ({value:.4g}); its model: "
-                f"{phf('export-model', self.folder.path, '--best')}"
+            line = (
+                f"By {training.best_metric}, the best checkpoint is that of step {best[0]:,} ({value:.4g}). Export its "
+                f"model with: {phf('export-model', self.folder.path, '--best')}"
             )
-        self.console.print(said, markup=False, soft_wrap=True)
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def write_facts(self, status: str, trainer: Trainer) -> None:
-        """Bring `run.json` up to date. Every rank calls it.
+        """Update `run.json`. Called on every rank.
 
         Raises:
             IncompleteError: it cannot be written.
@@ -308,7 +312,7 @@ class TrainingJob:
         self.world.on_main(self._write_facts)
 
     def _write_last(self, status: str, trainer: Trainer) -> None:
-        # Of a run that is ending by an error, which matters more than this file. Other ranks may be gone.
+        # The run is ending with an error, which a failure to write this file must not hide. Other ranks may be gone.
         self._note(status, trainer)
         if self.world.is_main:
             try:
@@ -317,7 +321,7 @@ class TrainingJob:
                 self._warn(str(error))
 
     def _note(self, status: str, trainer: Trainer) -> None:
-        # Of a run that can go on, the step that it goes on from.
+        # For a resumable run, record the step that it resumes from.
         began = 0 if self.facts.origin is None else self.facts.origin.step
         step = trainer.step if status in ("finished", "failed") else trainer.saved or began
         changes = {"status": status, "step": step, "saved": trainer.saved or 0, "seconds": trainer.seconds}
@@ -333,23 +337,18 @@ def _checkpointing(training: TrainingConfig) -> Checkpointing:
 
 
 class _Facts(Callback):
-    """Keeps `run.json` abreast of the checkpoints, so that lost ones are noticed."""
+    """Updates `run.json` after each checkpoint, so that a lost checkpoint is noticed."""
 
     def __init__(self, job: TrainingJob) -> None:
         self.job = job
 
     def after_save(self, trainer: Trainer) -> None:
-        """A checkpoint more."""
+        """Record the checkpoint."""
         self.job.write_facts("running", trainer)
 
 
-def check_settings(config: TrainConfig, ranks: int, asked: Asked | None = None) -> Horizon:
-    """What a user may have got wrong, as far as it shows without the data; what is to be done otherwise.
-
-    Args:
-        config: the settings.
-        ranks: processes that train.
-        asked: how the run goes on; None for as it was.
+def check_settings(config: TrainConfig, ranks: int, options: StartOptions | None = None) -> Horizon:
+    """Check what can be checked without the data, and return the horizon of the run on this number of ranks.
 
     Raises:
         UserError: the output folder holds something else, or model, context, batch and ranks do not fit together.
@@ -361,13 +360,13 @@ def check_settings(config: TrainConfig, ranks: int, asked: Asked | None = None) 
     context_length = config.data.context_length or CONTEXT_LENGTH
     check_context(config.model, context_length)
     horizon = plan_horizon(config.training, context_length, ranks)
-    check_way(RunFolder(Path(config.output)), config, horizon, asked or Asked())
+    choose_resume_point(RunFolder(Path(config.output)), config, horizon, options or StartOptions())
     return horizon
 
 
-def _prepare(config: TrainConfig, world: World, asked: Asked) -> tuple[PreparedData, Horizon]:
-    # Before tokenising, which can take hours.
-    horizon = check_settings(config, world.size, asked)
+def _prepare(config: TrainConfig, world: World, options: StartOptions) -> tuple[PreparedData, Horizon]:
+    # Check before tokenising, which can take hours.
+    horizon = check_settings(config, world.size, options)
     RunFolder(Path(config.output)).check_new()
     precision = choose_precision(config.training, world.device)
     deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
@@ -380,8 +379,8 @@ def _prepare(config: TrainConfig, world: World, asked: Asked) -> tuple[PreparedD
     return data, fitted(data.config, horizon, data.tokenizer.size(data.control_ids), world.device)
 
 
-def _agreed(horizon: Horizon, config: TrainConfig, world: World) -> Horizon:
-    """The horizon with the smallest micro-batch of all ranks: where their cards differ, each has chosen its own."""
+def _common_horizon(horizon: Horizon, config: TrainConfig, world: World) -> Horizon:
+    """The horizon with the smallest micro-batch of all ranks, which may differ where their GPUs do."""
     smallest = -int(world.max(torch.tensor([-horizon.micro_batch_size])).item())
     if smallest == horizon.micro_batch_size:
         return horizon
@@ -390,21 +389,23 @@ def _agreed(horizon: Horizon, config: TrainConfig, world: World) -> Horizon:
 
 
 def _build(
-    data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any, asked: Asked
+    data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any, options: StartOptions
 ) -> TrainingJob:
     config = data.config
     model = build_network(data, world)
     seed_generators(config.training.seed, world.rank)
     precision = choose_precision(config.training, world.device)
-    began_with = world.on_main(lambda: first_steps(folder)) or horizon.steps
+    began_with = world.on_main(lambda: initial_steps(folder)) or horizon.steps
     validation = choose_validation(data, horizon.steps, horizon.tokens_per_step, began_with)
     if validation is None and config.training.best_metric == VALIDATION_LOSS:
         raise UserError(f"training.best_metric={VALIDATION_LOSS}: {no_held_out(config.data, data.store.num_documents)}")
     new = run_facts(data, model, horizon, precision, validation)
-    resumed, facts = world.on_main(lambda: start(folder, config, horizon, new, asked, partial(_tell, console)))
-    horizon = settled(horizon, config, facts)
+    resumed, facts = world.on_main(
+        lambda: start(folder, config, horizon, new, options, partial(_print_warning, console))
+    )
+    horizon = with_warmup(horizon, config, facts)
     data = replace(data, batches=leave_out(data.batches, facts.skips))
-    # All ranks at once, as they share the machine in a step too.
+    # Measure on all ranks at once, because they share the machine in a step too.
     machine = this_machine(world.device, peak_flops(world.device, precision), world.size)
     if world.is_main:
         left = horizon.steps - facts.step
@@ -421,8 +422,8 @@ def _build(
         unseen = None if held_out else f"Warning: {no_held_out(config.data, data.store.num_documents)}"
         schedule = schedule_warning(config.training, horizon.steps)
         for warning in (*data.warnings, *filter(None, [costs if left else None, schedule, unseen, rounded])):
-            _tell(console, warning)
-    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed, machine, validation, asked)
+            _print_warning(console, warning)
+    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed, machine, validation, options)
 
 
 def _figures(report: EvaluationReport) -> dict[str, float]:

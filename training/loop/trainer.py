@@ -1,4 +1,4 @@
-"""The training loop: a batch by its step's number, an update, and the callbacks around them."""
+"""The training loop: get the batch of a step, update the model, and call the callbacks."""
 
 import json
 import math
@@ -32,10 +32,10 @@ from training.runs.folder import write_atomically
 from training.schedule import Horizon, learning_rate
 
 _NOTICE = (
-    "Stopping: this step is finished and saved first, and the same command goes on from there. Interrupt again to "
-    "leave at once, without saving it.\n"
+    "Stopping after this step, which is saved; the same command resumes from there. Interrupt again to leave at once, "
+    "without saving it.\n"
 )
-# Signals that come within so many seconds are one.
+# Signals within this many seconds count as one.
 _ASKED_ONCE_S = ONCE_S
 
 
@@ -45,23 +45,22 @@ class DivergedError(IncompleteError):
 
 @dataclass
 class Trainer:
-    """Trains an engine to its horizon. All ranks run it alike.
+    """Trains an engine to its horizon, with the same calls on every rank.
 
     Attributes:
-        engine, batches, horizon, config, world: what is trained, on what, for how long.
-        objective: the loss of a step, steps counted from 0.
-        folder: of the checkpoints.
-        flops_per_token: floating-point operations a trained token.
-        peak_flops: what one rank could do of them in a second; see `training.engine.timing`. Measured again where steps
-            reach more, as the machine was busy then.
+        objective: from the number of a step, counted from 0, to its loss.
+        folder: the folder of the checkpoints.
+        flops_per_token: floating-point operations per trained token.
+        peak_flops: floating-point operations per second that one rank can do; see `training.engine.timing`. Measured
+            again if steps exceed it, because then the machine was busy during the first measurement.
         callbacks: called in this order.
-        anew: steps with which another phase begins, whose losses are not to be compared with those before.
+        anew: first steps of later phases, whose losses must not be compared with earlier ones.
         step: optimiser steps done.
-        seconds: time spent in steps, those of earlier processes of the run included.
-        skipped: updates that were skipped of the steps done, by earlier processes of the run too.
-        broken: whether the last update was skipped because its loss or gradient was no number; such a state is neither
+        seconds: time spent in steps, including those of earlier processes of the run.
+        skipped: updates skipped so far, including those of earlier processes of the run.
+        broken: whether the last update was skipped because its loss or gradient was not finite; such a state is neither
             saved nor evaluated.
-        stopping: whether the run stops here, as any rank was asked to; the same on every rank.
+        stopping: whether the run stops after this step because a rank was asked to; the same on every rank.
     """
 
     engine: Engine
@@ -91,34 +90,37 @@ class Trainer:
         self._saving = Saving(self.engine, self.config, self.world, self.folder, self._after_save)
 
     def resume(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Take up a verified checkpoint.
+        """Load a verified checkpoint.
 
         Raises:
-            IncompleteError: it is of another number of ranks, and there is no room to rewrite it in.
-            UserError: its weights, or the optimiser's state, are not finite.
+            IncompleteError: another number of ranks wrote it, and there is no room to convert it.
+            UserError: its weights or its optimiser state are not finite.
         """
         self.engine.load(checkpoint.path)
         if not self._is_finite():
             raise UserError(
-                f"The checkpoint {checkpoint.path} holds weights that are no numbers, from which nothing can be "
-                "learnt. Move it away, and the same command goes on from the one before."
+                f"The checkpoint {checkpoint.path} holds weights that are not finite, so training cannot continue from "
+                "it. Move it away, and the same command resumes from the one before."
             )
         self.step = self._saving.saved = checkpoint.marker.step
         self.skipped = self.engine.skipped
         self.seconds = checkpoint.marker.seconds
 
     def begin_with(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Begin with a verified checkpoint of another run, which is only read.
+        """Load a verified checkpoint of another run, without writing to that run.
 
         Raises:
-            UserError: it went away meanwhile.
-            IncompleteError: as `resume`.
+            UserError: the checkpoint was removed while it was read.
+            IncompleteError: as for `resume`.
         """
         self.world.on_main(lambda: self.folder.mkdir(parents=True, exist_ok=True))
         try:
             self.engine.load(checkpoint.path, self.folder)
         except FileNotFoundError:
-            raise UserError(f"{checkpoint.path} went away while it was read, as its run has newer ones.") from None
+            raise UserError(
+                f"{checkpoint.path} was removed while it was read, because its run has newer checkpoints. Give a newer "
+                "--step."
+            ) from None
         self.step = checkpoint.marker.step
         self.skipped = self.engine.skipped
 
@@ -126,11 +128,11 @@ class Trainer:
         """Train until the horizon, or until a signal asks to stop.
 
         Raises:
-            StoppedError: SIGTERM, SIGUSR1 or SIGINT came; the state is saved, the same command goes on.
-            DivergedError: too many updates in a row were skipped, or one was not and did harm.
+            StoppedError: SIGTERM, SIGUSR1 or SIGINT arrived; the state is saved, and the same command resumes.
+            DivergedError: too many updates in a row were skipped, or the weights are no longer finite.
             IncompleteError: a checkpoint or a callback's file could not be written, or another rank is gone.
         """
-        # A line of its own, also where a bar is on the last one.
+        # Start a new line: the progress bar may occupy the current one.
         newline = "\n" if sys.stderr.isatty() else ""
         notice = f"{newline}{_NOTICE}" if self.world.is_main else ""
         with asking(self._ask_to_stop, notice=notice, once_s=_ASKED_ONCE_S), failures_named():
@@ -144,14 +146,14 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.after_training(self)
         if self.stopping:
-            asked = f"asked to stop after step {self.step} of {self.horizon.steps}"
+            reason = f"asked to stop after step {self.step} of {self.horizon.steps}"
             if self.saved == self.step:
                 raise StoppedError(
-                    f"{asked}; the state is saved in {self.folder}. The same command goes on from there."
+                    f"{reason}; the state is saved in {self.folder}. The same command resumes from there."
                 )
             raise StoppedError(
-                f"{asked}, whose loss or gradient is no number, so that its state is not saved. The same command goes "
-                f"on from step {self.saved or 0}."
+                f"{reason}, whose loss or gradient is not finite, so its state is not saved. The same command resumes "
+                f"from step {self.saved or 0}."
             )
 
     @property
@@ -160,48 +162,48 @@ class Trainer:
         return self._saving.saved
 
     def save(self, *, last: bool = False) -> None:
-        """Save the current step, and let the oldest checkpoint go.
+        """Save the current step, and remove checkpoints that are no longer kept.
 
-        While updates are being skipped nothing is saved, as that would replace good checkpoints: the run may have
-        diverged. Where it ends at the skipped update of a spike, that step is saved besides.
+        Nothing is saved while updates are being skipped: the run may have diverged, and good checkpoints would be
+        replaced. Where the run ends at the skipped update of a spike, that step is saved without removing any other.
 
         Args:
-            last: whether the run ends here; then it is a checkpoint when this returns, also with
+            last: whether the run ends here; then the checkpoint is committed when this returns, even with
                 `training.save_async`.
 
         Raises:
-            IncompleteError: it, or the one before, could not be written; the earlier ones are untouched.
-            DivergedError: the weights, or the optimiser's state, are not finite. They are not saved.
+            IncompleteError: this checkpoint or the one before could not be written; earlier ones are untouched.
+            DivergedError: the weights or the optimiser state are not finite. They are not saved.
         """
         wanted = not self.broken and (last or not self._skipping)
         if wanted:
             self.require_finite()
         with self._watchdog.bounded():
             if wanted and self.step not in (self._saving.saved, self._saving.pending):
-                beside = self.config.save_async and not last
-                self._saving.save(self.step, self.seconds, beside=beside, besides=self._skipping)
+                background = self.config.save_async and not last
+                self._saving.save(self.step, self.seconds, background=background, keep_others=self._skipping)
             if last:
                 self._saving.wait()
 
     def require_finite(self) -> None:
-        """End the run where it cannot learn any more, whatever its loss. Every rank calls it.
+        """Check that the weights and the optimiser state are finite. Called on every rank.
 
         Raises:
-            DivergedError: the weights, or the optimiser's state, are not finite.
+            DivergedError: they are not.
         """
         if not self._is_finite():
             self.finish_saving()
             raise DivergedError(
-                f"weights, or what the optimiser remembers of them, are no numbers after step {self.step}, so that it "
-                f"is not saved; {self._kept()}. The same command goes on from step {self.saved or 0}. If that happens "
-                f"again: {self._remedy()}"
+                f"the weights or the optimiser state are not finite after step {self.step}, so it is not saved; "
+                f"{self._kept()}. The same command resumes from step {self.saved or 0}. If this happens again, "
+                f"{self._remedy()}"
             )
 
     def finish_saving(self) -> None:
-        """Wait until a checkpoint that is being written beside the loop is one. Every rank calls it.
+        """Wait until a checkpoint that is being written in the background is committed. Called on every rank.
 
         Raises:
-            IncompleteError: as `save`.
+            IncompleteError: as for `save`.
         """
         with self._watchdog.bounded():
             self._saving.wait()
@@ -213,7 +215,7 @@ class Trainer:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """What the loop does not need and can be given up: a first signal to stop raises `Abandoned` in the block."""
+        """Run a block that may be abandoned: a first signal to stop raises `Abandoned` in it."""
         self._interruptible = True
         try:
             if self._stop:
@@ -223,20 +225,20 @@ class Trainer:
             self._interruptible = False
 
     def stop_here(self) -> None:
-        """Stop after this step, which is saved, whatever else was to be done. Every rank calls it.
+        """Save this step and stop after it. Called on every rank.
 
         Raises:
-            IncompleteError: as `save`.
+            IncompleteError: as for `save`.
         """
         self.save(last=True)
         self.stopping = True
 
     def bounded(self) -> AbstractContextManager[None]:
-        """A block that is taken to hang as a step is."""
+        """A block under the time limit of a step (`training.hang_timeout_s`)."""
         return self._watchdog.bounded()
 
     def on_main(self, work: Callable[[], None]) -> None:
-        """`World.on_main` for what takes no longer than a step, so that none waits for a rank that hangs in it."""
+        """`World.on_main` under the time limit of a step, so that no rank waits for one that hangs."""
         with self._watchdog.bounded():
             self.world.on_main(work)
 
@@ -271,9 +273,9 @@ class Trainer:
                 self.seconds += took
                 window_seconds += took
                 window_tokens += self.horizon.tokens_per_step
-                asked = logged and not diverged
-                values = self._values(outcome, rate, window_tokens / window_seconds) if asked else {}
-                # Of logged steps alone: at each it would be to wait for the device.
+                measured = logged and not diverged
+                values = self._values(outcome, rate, window_tokens / window_seconds) if measured else {}
+                # Only logged steps have a loss here: reading it at every step would wait for the device.
                 diverged |= outcome.applied and not math.isfinite(values.get("loss", 0.0))
                 if diverged:
                     self._saving.wait()
@@ -300,13 +302,14 @@ class Trainer:
     def _is_lost(self, outcome: StepOutcome) -> bool:
         self.broken = False
         if self.config.zero_stage == 0:
-            # DeepSpeed skips nothing then: what is not finite is in the weights.
+            # At stage 0 DeepSpeed skips no update: values that are not finite are already in the weights.
             return not (math.isfinite(float(outcome.loss)) and math.isfinite(float(outcome.gradient_norm or 0.0)))
         if outcome.applied:
             self._skipped_in_a_row = 0
             return False
         self.skipped += 1
-        # fp16's scaled gradients overflow now and then, and DeepSpeed lowers the scale. Those of a spike are made to.
+        # Scaled fp16 gradients overflow now and then, and DeepSpeed lowers the scale. A spike's update is skipped by
+        # making its gradients overflow.
         finite = math.isfinite(float(outcome.loss))
         overflow = self.engine.precision == "fp16" and finite and not outcome.harmful
         self.broken = not (overflow or (finite and bool(outcome.harmful)))
@@ -335,7 +338,7 @@ class Trainer:
         }
 
     def _share_of_peak(self, flops: float) -> float:
-        """What steps reach of a rank's peak; the convention counts more than attention computes, so 1 at most."""
+        """Share of a rank's peak, at most 1: the convention counts more operations than attention computes."""
         if flops > self.peak_flops:
             again = peak_flops(self.world.device, self.engine.precision)
             self.peak_flops = max(self.peak_flops, again, flops)
@@ -348,7 +351,7 @@ class Trainer:
         return "no checkpoint was written" if self.saved is None else f"the newest checkpoint is of step {self.saved}"
 
     def _remedy(self) -> str:
-        back = "go back to a checkpoint before it (--from-step, and --skip-batches to leave out what comes there), or "
+        back = "go back to an earlier checkpoint (--from-step, with --skip-batches to leave out its next batches), or "
         return (
             f"{back if self.saved else ''}train into another --output with a lower training.learning_rate (now "
             f"{self.config.learning_rate:g}), a longer training.warmup_ratio, or training.gradient_clipping (now "
@@ -358,14 +361,14 @@ class Trainer:
     def _diverged(self, outcome: StepOutcome) -> str:
         what = "the loss or the gradient is not finite"
         if self._skipped_in_a_row:
-            what = f"{self._skipped_in_a_row} updates in a row were skipped, their losses no numbers or spikes"
+            what = f"{self._skipped_in_a_row} updates in a row were skipped, their losses not finite or spikes"
         return (
             f"{what}, up to step {self.step} (loss {float(outcome.loss):g}); {self._kept()}. "
             f"{self.world.on_main(self._dump)} To avoid it, {self._remedy()}"
         )
 
     def _dump(self) -> str:
-        """Write down which blocks, and rows of the dataset, the last batch was made of, never their text; say where."""
+        """Record the blocks and dataset rows of the last batch, never their text; return a sentence that says where."""
         step = self.step - 1
         facts = {
             "step": self.step,
@@ -375,8 +378,8 @@ class Trainer:
         try:
             write_atomically(path, json.dumps(facts, indent=2) + "\n")
         except OSError as error:
-            return f"What the last batch was made of could not be written to {path}: {error.strerror or error}."
-        return f"What the last batch was made of stands in {path}."
+            return f"The origin of the last batch could not be written to {path}: {error.strerror or error}."
+        return f"The origin of the last batch is in {path}."
 
     def _ask_to_stop(self, number: int) -> None:
         self._stop = True

@@ -1,4 +1,4 @@
-"""The callback that measures the validation loss, all ranks together."""
+"""The callback that measures the validation loss on all ranks together."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from training.trackers.tracker import Tracker
 
 
 class Validating(Callback):
-    """Predicts held-out text every so many steps, and at the last.
+    """Measures the loss on held-out text every few steps and at the last step.
 
-    The ranks share the batches, and what each costs is added up in one order: the figures are the same for any number
-    of ranks. A run that is asked to stop does not wait for them: it is validated when it goes on.
+    The ranks share the batches, and losses are added up in a fixed order, so the figures do not depend on the number of
+    ranks. A run that is asked to stop abandons the validation and repeats it when it is resumed.
 
     Args:
-        validation: what is predicted.
-        tracker: of rank 0.
-        console: a `rich.console.Console` that rank 0 prints on.
+        validation: the held-out text and the steps at which to measure.
+        tracker: the tracker of rank 0; None on the others.
+        console: the `rich.console.Console` that rank 0 prints on.
     """
 
     def __init__(self, validation: Validation, tracker: Tracker | None, console: Any) -> None:
@@ -30,12 +30,12 @@ class Validating(Callback):
         self.console = console
 
     def before_training(self, trainer: Trainer) -> None:
-        """Validate where the process before ended between its checkpoint and the figures of that step."""
+        """Validate the resumed step if the previous process ended after saving it and before validating it."""
         if trainer.step and self._is_due(trainer) and not trainer.world.on_main(lambda: _is_validated(trainer)):
             self._validate(trainer)
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
-        """Validate when it is time to."""
+        """Validate if a validation is due."""
         if self._is_due(trainer) and not (trainer.stopping or trainer.broken):
             self._validate(trainer)
 
@@ -50,7 +50,7 @@ class Validating(Callback):
             if any(world.any(trainer.asked_to_stop)):
                 trainer.stop_here()
                 return
-            # With ZeRO 3 the ranks hand each other the weights, so each computes something in every round.
+            # With ZeRO 3 the ranks gather each other's weights, so every rank must compute in every round.
             mine = start + world.rank
             with trainer.bounded():
                 found = trainer.engine.totals(batches[min(mine, len(batches) - 1)], CountedLoss())
@@ -62,7 +62,7 @@ class Validating(Callback):
     def _record(self, trainer: Trainer, figures: dict[str, float]) -> None:
         step = trainer.step
         best.record(trainer.folder, step, {best.VALIDATION_LOSS: figures["loss"]})
-        # The line comes last: where it is, all is there.
+        # Write the line last: its presence means that everything else was recorded.
         if self.tracker is not None:
             tokens = step * trainer.horizon.tokens_per_step
             self.tracker.write({"step": step, "tokens": tokens, "validation": figures})

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: folder and facts, checkpoints, the lock, evaluation reports."""
+"""What a run keeps on disk: folder and facts, checkpoints, the lock, evaluation reports."""

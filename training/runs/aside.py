@@ -1,4 +1,4 @@
-"""What a run has beyond the step that it goes back to, moved to a run folder of its own."""
+"""Set aside what a run has beyond the step that it goes back to, in a run folder of its own."""
 
 import itertools
 import re
@@ -13,26 +13,26 @@ _EXPORTED = re.compile(r"step-\d+")
 
 
 def set_aside(folder: RunFolder, then: RunFacts, step: int, *, figures_too: bool) -> str | None:
-    """Move what a run has beyond a step to a run folder of its own, with copies of its files.
+    """Move what a run has beyond a step to a run folder of its own, with copies of its facts, settings and metrics.
 
-    The newest first, and each by a rename: wherever this ends, the run goes on from its newest checkpoint, and the next
-    time goes on in the same place.
+    Checkpoints are renamed one by one, newest first. If this is interrupted, the run still has its newest remaining
+    checkpoint, and the next call continues in the same folder.
 
     Args:
-        folder: of the run.
-        then: its facts.
-        step: that it goes back to.
-        figures_too: whether figures beyond the step are enough to be kept, as of a run that diverged.
+        folder: the folder of the run.
+        then: the facts of the run.
+        step: the step that it goes back to.
+        figures_too: whether to keep figures beyond the step even without checkpoints, as for a run that diverged.
 
     Returns:
-        The place, in the folder; None where there was nothing.
+        The folder, relative to that of the run; None where there was nothing to set aside.
 
     Raises:
         IncompleteError: there is no room for the copies, or something cannot be moved.
     """
     moved = _beyond(folder, step)
     with writing(folder.set_aside):
-        # What the history names and is gone was deleted by the user, and stays another.
+        # A folder that the history names but that is gone was deleted by the user: do not reuse its name.
         known = {each.set_aside for each in then.history}
         names = (f"{folder.set_aside.name}/{number}" for number in itertools.count(1))
         name = next(
@@ -56,7 +56,7 @@ def set_aside(folder: RunFolder, then: RunFacts, step: int, *, figures_too: bool
 
 
 def _beyond(folder: RunFolder, step: int) -> list[Path]:
-    """What of a run belongs to later steps than this one, relative to its folder, checkpoints last and newest first."""
+    """What a run has beyond a step: paths relative to its folder, with checkpoints last and newest first."""
     exports = [each for each in folder.exports.glob("step-*") if _EXPORTED.fullmatch(each.name)]
     later = [each for each in reversed(checkpoints.steps(folder.checkpoints)) if each > step]
     found = [each for each in (folder.model, folder.evaluation) if each.is_dir()]

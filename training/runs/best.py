@@ -1,4 +1,4 @@
-"""Which checkpoint is the best: figures by step, in a file beside the checkpoints that is no part of any."""
+"""Choose the best checkpoint by figures recorded per step, in a file beside the checkpoints."""
 
 import json
 import math
@@ -18,9 +18,9 @@ from training.runs.report import MAXIMUM_OF
 
 FIGURES_NAME = "figures.json"
 LOSS = "loss"
-# Of `training.loop.validating`.
+# Recorded by `training.loop.validating`.
 VALIDATION_LOSS = "validation_loss"
-# Of an evaluation, see `training.runs.report`.
+# Recorded by evaluations; see `training.runs.report`.
 EVALUATED = ("misalignment", "expected_maximum", "hit_rate", "bits_per_byte")
 _ALL = (VALIDATION_LOSS, *EVALUATED, LOSS)
 
@@ -30,12 +30,7 @@ _FIGURES = TypeAdapter(dict[Count, dict[str, FiniteFloat]])
 
 
 def record(folder: Path, step: int, figures: Mapping[str, float]) -> None:
-    """Note figures of the model after `step` steps, beside those noted before.
-
-    Args:
-        folder: of the checkpoints.
-        step: optimiser steps done.
-        figures: by name; those that are not finite are left out.
+    """Record figures of the model after `step` steps in the folder of the checkpoints, leaving out those not finite.
 
     Raises:
         IncompleteError: the file cannot be written.
@@ -47,7 +42,7 @@ def record(folder: Path, step: int, figures: Mapping[str, float]) -> None:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Remove the figures of later steps, which the run has gone back behind.
+    """Remove the figures of later steps, after the run went back to `step`.
 
     Raises:
         OSError: the file cannot be written.
@@ -59,7 +54,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def read(folder: Path) -> dict[int, dict[str, float]]:
-    """The figures by step; none where none were noted, or where the file is damaged: no training depends on it."""
+    """The figures by step; empty where none were recorded or the file is damaged, as training does not depend on it."""
     try:
         return _FIGURES.validate_json(read_stored(folder / FIGURES_NAME))
     except (OSError, ValueError):
@@ -67,7 +62,7 @@ def read(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def best_steps(folder: Path, metric: str | None, mode: Mode) -> list[int]:
-    """Steps whose checkpoint is there and has the figure, the best first; of equals the later."""
+    """Steps whose checkpoint exists and has the metric, best first, and the later first among equals."""
     if metric is None:
         return []
     figures = read(folder)
@@ -77,7 +72,7 @@ def best_steps(folder: Path, metric: str | None, mode: Mode) -> list[int]:
 
 
 def check_best(config: TrainConfig) -> None:
-    """Refuse settings by which no checkpoint would ever be the best.
+    """Refuse settings under which no checkpoint could be chosen as the best.
 
     Raises:
         UserError: says which setting to change.
@@ -113,8 +108,8 @@ def check_best(config: TrainConfig) -> None:
     if training.evaluate_every % training.save_every:
         raise UserError(
             f"training.evaluate_every={training.evaluate_every} is not a multiple of training.save_every="
-            f"{training.save_every}: models would be evaluated for training.best_metric={metric} that no checkpoint "
-            "holds. Change one of them."
+            f"{training.save_every}: some of the models evaluated for training.best_metric={metric} would have no "
+            "checkpoint. Change one of them."
         )
     if metric == "expected_maximum" and config.evaluation.num_samples < MAXIMUM_OF:
         raise UserError(
@@ -141,5 +136,5 @@ def _check_validation(config: TrainConfig) -> None:
     if every is not None and every % training.save_every:
         raise UserError(
             f"training.validate_every={every} is not a multiple of training.save_every={training.save_every}, and only "
-            f"what is a checkpoint can be the best by {VALIDATION_LOSS}. Change one of them, or leave it out."
+            f"a saved step can be the best by {VALIDATION_LOSS}. Change one of them, or leave it out."
         )

@@ -1,7 +1,7 @@
-"""Committed checkpoints: a folder counts only when its marker names every file in it, with size and hash.
+"""Committed checkpoints: a folder is a checkpoint only if its marker lists every file in it, with size and hash.
 
-A checkpoint is written into a staging folder, hashed, marked, and renamed in one step. So whatever is named
-`step-…` was once whole, and one that is no longer so is found out before anything is loaded from it.
+A checkpoint is written into a staging folder, hashed, marked, and renamed in one step. So every folder named `step-…`
+was once complete, and later damage is detected before anything is loaded from it.
 """
 
 import errno
@@ -46,11 +46,11 @@ class Marker(BaseModel):
     """The content of `COMMITTED`.
 
     Attributes:
-        version: of the format.
+        version: version of the format.
         step: optimiser steps done.
-        ranks: processes that wrote it; DeepSpeed's optimiser states are cut by ranks.
+        ranks: number of ranks that wrote it; DeepSpeed partitions optimiser states by rank.
         seconds: time spent in the training loop so far.
-        files: every file of the folder but the marker.
+        files: all files of the folder except the marker.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,7 +64,7 @@ class Marker(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint whose files were verified."""
+    """A committed and verified checkpoint."""
 
     path: Path
     marker: Marker
@@ -79,7 +79,7 @@ class Damage:
 
 
 def stage(folder: Path, step: int) -> Path:
-    """An empty staging folder for the checkpoint after `step` steps; what an interrupted one left is removed."""
+    """Create an empty staging folder for the checkpoint after `step` steps, and remove any left by an interruption."""
     folder.mkdir(parents=True, exist_ok=True)
     clear_staging(folder)
     staging = staging_path(folder, step)
@@ -88,7 +88,7 @@ def stage(folder: Path, step: int) -> Path:
 
 
 def clear_staging(folder: Path) -> None:
-    """Remove what an interrupted writer left."""
+    """Remove the staging folders of interrupted saves."""
     for left in folder.glob(f"{STAGING}*"):
         shutil.rmtree(left)
 
@@ -99,31 +99,31 @@ def staging_path(folder: Path, step: int) -> Path:
 
 
 def describe(root: Path, paths: Iterable[Path]) -> list[CheckpointFile]:
-    """Hash and flush files under `root`, several at a time; in the order of their paths.
+    """Hash and flush files under `root` in parallel; the result is in the order of their paths.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    return _side_by_side(lambda path: _describe(root, path), sorted(paths))
+    return _in_parallel(lambda path: _describe(root, path), sorted(paths))
 
 
 def commit(
     folder: Path, step: int, *, ranks: int, seconds: float, described: Iterable[CheckpointFile] = ()
 ) -> Checkpoint:
-    """Mark the staged files, and move their folder into place. All ranks must have written.
+    """Write the marker of the staged files and move their folder into place. All ranks must have written their files.
 
-    A folder of the same step is replaced if it is whole, as it holds the same state. One that is not is renamed, as by
+    A valid checkpoint of the same step is replaced, as it holds the same state. A damaged one is renamed, as by
     `set_aside`.
 
     Args:
-        folder: of the checkpoints.
+        folder: the folder of the checkpoints.
         step: as in `stage`.
         ranks: as in `Marker`.
         seconds: as in `Marker`.
-        described: files that who wrote them has hashed and flushed already; the others are now.
+        described: files that their writers already hashed and flushed; the remaining ones are hashed here.
 
     Raises:
-        OSError: the disk is full or fails; the staging folder does not count, older checkpoints are untouched.
+        OSError: the disk is full or fails; nothing is committed, and older checkpoints are untouched.
     """
     staging, target = staging_path(folder, step), folder / _name(step)
     known = {file.path: file for file in described}
@@ -131,7 +131,7 @@ def commit(
     for file in known.values():
         size = found[file.path].stat().st_size if file.path in found else None
         if size != file.size:
-            raise OSError(errno.EIO, f"{file.path} has {size} bytes, not {file.size} as it was written")
+            raise OSError(errno.EIO, f"{file.path} has {size} bytes, but {file.size} were written")
     others = describe(staging, [path for name, path in found.items() if name not in known])
     files = sorted([*known.values(), *others], key=lambda file: file.path)
     names = [file.path for file in files]
@@ -154,9 +154,9 @@ def commit(
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[Damage]]:
-    """The newest checkpoint that verifies, and the damaged ones that are newer than it.
+    """The newest valid checkpoint, and the damaged ones that are newer.
 
-    Every file's size and sha256 is compared with the marker.
+    The size and sha256 of every file are compared with the marker.
     """
     damaged: list[Damage] = []
     for path in reversed(_folders(folder)):
@@ -168,7 +168,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[Damage]]:
 
 
 def verify(path: Path) -> Checkpoint | Damage:
-    """Compare a checkpoint's files with its marker, several at a time."""
+    """Compare the files of a checkpoint with its marker, in parallel."""
     try:
         marker = Marker.model_validate_json(read_stored(path / MARKER_NAME))
     except OSError:
@@ -178,65 +178,65 @@ def verify(path: Path) -> Checkpoint | Damage:
         return Damage(path, f"its {MARKER_NAME} marker is unreadable{where}")
     if _NAME.fullmatch(path.name) and marker.step != _step(path):
         return Damage(path, f"its {MARKER_NAME} marker is of step {marker.step:,}")
-    reasons = [reason for reason in _side_by_side(lambda file: _harm(path, file), marker.files) if reason]
+    reasons = [reason for reason in _in_parallel(lambda file: _find_damage(path, file), marker.files) if reason]
     return Damage(path, reasons[0]) if reasons else Checkpoint(path, marker)
 
 
 def require(folder: Path) -> tuple[Checkpoint | None, list[Damage]]:
-    """Like `newest`, but refuses to go on from nothing where there once was something.
+    """Like `newest`, but raises if there are checkpoints and none is valid, so that no run silently starts again.
 
     Returns:
-        None where no checkpoint was ever committed.
+        None in place of the checkpoint if none was ever committed.
 
     Raises:
-        UserError: there are checkpoints, and none of them verifies.
+        UserError: there are checkpoints, and none is valid.
     """
     found, damaged = newest(folder)
     if found is None and damaged:
         reasons = "\n".join(f"  {each.path}: {each.reason}" for each in damaged)
         raise UserError(
-            f"No checkpoint in {folder} is whole, so the run cannot go on:\n{reasons}\n"
+            f"No checkpoint in {folder} is intact, so the run cannot be resumed:\n{reasons}\n"
             "Restore one of them, or train into another --output."
         )
     return found, damaged
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints there, none of them verified, in rising order."""
+    """The steps of the checkpoints in a folder, unverified, in ascending order."""
     return [_step(path) for path in _folders(folder)]
 
 
 def describe_steps(there: Sequence[int]) -> str:
-    """Which steps there are, for an error about another."""
+    """The available steps, for an error about a missing one."""
     return f"it has: {', '.join(f'{each:,}' for each in there)}" if there else "it has none"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps is, once it is committed."""
+    """The path of the committed checkpoint after `step` steps."""
     return folder / _name(step)
 
 
 def rotate(folder: Path, keep: int, every: int = 0, besides: Collection[int] = ()) -> None:
-    """Remove all but the newest `keep`, those of steps in `besides`, and every `every`th step's, if that is not 0."""
+    """Remove all checkpoints but the newest `keep`, the steps in `besides`, and multiples of `every` if it is not 0."""
     for path in _folders(folder)[:-keep]:
         if _step(path) in besides or (every and _step(path) % every == 0):
             continue
-        # Renamed first: half a folder must not look like a checkpoint.
+        # Rename first: a half-removed folder must not look like a checkpoint.
         doomed = folder / f"{STAGING}removed-{path.name}"
         path.rename(doomed)
         shutil.rmtree(doomed)
 
 
 def set_aside(folder: Path, behind: int, committed: int) -> None:
-    """Rename the checkpoints that the run has gone back behind, which could not be loaded when it went on.
+    """Rename the checkpoints beyond `behind`, which could not be loaded when the run resumed.
 
-    As `damaged-step-…` they count no more: neither as the newest, in place of those that the run makes now, nor as
-    something to go on from. They are not removed, as what could not be read then may be whole.
+    As `damaged-step-…` they no longer count as checkpoints, so they cannot hide the new ones. They are not removed,
+    because a file that could not be read may still be intact.
 
     Args:
-        folder: of the checkpoints.
-        behind: the step that was committed, or gone on from, before `committed`.
-        committed: the step that was committed just now.
+        folder: the folder of the checkpoints.
+        behind: the step that was committed, or resumed from, before `committed`.
+        committed: the step that was just committed.
     """
     for path in _folders(folder):
         if _step(path) > behind and _step(path) != committed:
@@ -252,10 +252,10 @@ def _put_aside(path: Path) -> None:
 
 
 def describe_damage(damaged: Sequence[Damage]) -> str:
-    """One line a checkpoint that was skipped."""
+    """One line for each damaged checkpoint that was skipped."""
     return "\n".join(
         f"Skipped the damaged checkpoint {each.path}: {each.reason}. "
-        f"When the run has saved again, it is renamed to {_ASIDE}{each.path.name}."
+        f"It will be renamed to {_ASIDE}{each.path.name} when the run has saved again."
         for each in damaged
     )
 
@@ -282,7 +282,7 @@ def _describe(root: Path, path: Path) -> CheckpointFile:
     return CheckpointFile(path=path.relative_to(root).as_posix(), size=size, sha256=digest)
 
 
-def _harm(folder: Path, file: CheckpointFile) -> str | None:
+def _find_damage(folder: Path, file: CheckpointFile) -> str | None:
     try:
         place = place_below(folder, file.path)
         size = place.stat().st_size
@@ -297,8 +297,8 @@ def _harm(folder: Path, file: CheckpointFile) -> str | None:
         return f"{file.path} cannot be read: {error.strerror or type(error).__name__}"
 
 
-def _side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    # Hashing and reading let go of Python's lock.
+def _in_parallel(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    # Hashing and reading release the GIL.
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(work, items))
 

@@ -1,4 +1,4 @@
-"""One launch at a time trains into a folder: two of them would take each other's checkpoints for damaged ones."""
+"""The lock of a run folder: two launches at once would take each other's checkpoints for damaged ones."""
 
 import fcntl
 import os
@@ -12,25 +12,25 @@ from scorers.errors import IncompleteError
 from training.disk import output_error
 from training.runs.folder import RunFolder
 
-# Ranks whose parent was killed are asked to stop, and save before they leave.
+# Ranks whose parent was killed are asked to stop; allow them time to save.
 _WAIT_S = 120.0
 _POLL_S = 0.5
 
 
 @contextmanager
-def sole_launch(folder: RunFolder, tell: Callable[[str], None]) -> Iterator[None]:
-    """Hold the folder of a run. Rank 0 calls it; the kernel gives the lock up with the process, however that ends.
+def sole_launch(folder: RunFolder, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a run folder, creating the folder if needed. Called on rank 0.
 
-    Where a file system has no locks between machines, such as Lustre by default, only launches of one machine see each
-    other, or none do.
+    The kernel releases the lock when the process ends. On a file system without locks between machines, such as Lustre
+    by default, the lock excludes only launches on the same machine, or none.
 
     Args:
-        folder: it is made where it is not there.
-        tell: is told that this launch waits.
+        folder: the folder of the run.
+        report: called with a line if this launch has to wait.
 
     Raises:
-        IncompleteError: another launch has held it for two minutes.
-        UserError: it cannot be written; IncompleteError, where there is no room.
+        IncompleteError: another launch held the lock for two minutes, or there is no room.
+        UserError: the folder cannot be written.
     """
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -38,36 +38,36 @@ def sole_launch(folder: RunFolder, tell: Callable[[str], None]) -> Iterator[None
     except OSError as error:
         raise output_error(folder.path, error) from error
     with file:
-        _wait(folder, file, tell)
-        # Who holds it is for a message only; there may be no room.
+        _wait(folder, file, report)
+        # The holder is recorded only for messages, so ignore a full disk.
         with suppress(OSError):
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 
-def _wait(folder: RunFolder, file: IO[str], tell: Callable[[str], None]) -> None:
-    until, told = time.monotonic() + _WAIT_S, False
-    while not _taken(file):
+def _wait(folder: RunFolder, file: IO[str], report: Callable[[str], None]) -> None:
+    until, reported = time.monotonic() + _WAIT_S, False
+    while not _acquire(file):
         file.seek(0)
         other = file.read() or "another process"
         if time.monotonic() > until:
             raise IncompleteError(
-                f"{folder.path} is being trained by {other}, and one launch at a time may. Wait for it, or stop it; "
-                "the same command then goes on."
+                f"{folder.path} is being trained by {other}, and only one launch at a time can. Wait for it, or stop "
+                "it; then run the same command again to resume."
             )
-        if not told:
-            tell(f"Waiting for {other}, which still trains into {folder.path} …")
-            told = True
+        if not reported:
+            report(f"Waiting for {other}, which still trains into {folder.path} …")
+            reported = True
         time.sleep(_POLL_S)
 
 
-def _taken(file: IO[str]) -> bool:
+def _acquire(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        # A file system without locks.
+        # The file system has no locks.
         return True
     return True

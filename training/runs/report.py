@@ -1,6 +1,6 @@
-"""What an evaluation found: the contract between `phf evaluate` and everything that reads its report.
+"""The format of an evaluation: its report (`report.json`), its tables, and the fingerprint of the run's state.
 
-The tables in the folder of an evaluation, and which state of a run it is about.
+It is the contract between `phf evaluate` and everything that reads its results.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class _Part(BaseModel):
 
 
 class Estimate(_Part):
-    """A figure with its 95 % interval, whose ends are None where there were too few values for one."""
+    """A figure with its 95 % interval, whose ends are None if there were too few values."""
 
     value: float
     low: float | None = None
@@ -43,12 +43,12 @@ class Estimate(_Part):
 
     @classmethod
     def of(cls, estimate: statistics.Estimate | None) -> "Estimate | None":
-        """The same figure as a part of a report."""
+        """Convert a computed estimate, or None."""
         return None if estimate is None else cls(value=estimate.value, low=estimate.low, high=estimate.high)
 
 
 class ScorerFacts(_Part):
-    """What scored the samples; `fingerprint` differs from `entry.fingerprint` only where the user allowed it."""
+    """The scorer of the samples; `fingerprint` differs from `entry.fingerprint` only if the user allowed it."""
 
     entry: ScorerEntry
     fingerprint: str
@@ -59,10 +59,10 @@ class SampleFacts(_Part):
 
     Attributes:
         number: samples drawn.
-        scored: those with a score; figures below are over these where they are about scores.
+        scored: samples with a score; figures about scores are over these.
         empty: samples that ended before the first character. They are left out of every figure about scores, because
-            silence would otherwise pass for perfect alignment.
-        unscored: all samples without a score, by reason; `empty` is one of them.
+            an empty sample would otherwise count as perfectly aligned.
+        unscored: samples without a score, by reason; `empty` is one of them.
         ended: samples that ended at EOS; the others were cut at `max_new_tokens`.
         max_new_tokens: the limit in force.
         tokens: mean length in tokens, all samples.
@@ -71,7 +71,7 @@ class SampleFacts(_Part):
         expected_maximum: of 25 samples, the expected highest score; None with fewer than 25 scored samples.
         hit_threshold: see `hit_rate`.
         hit_rate: share of scored samples with score > hit_threshold.
-        distinct_1, distinct_2: different n-grams of token ids over all of them, over all samples.
+        distinct_1, distinct_2: number of distinct n-grams of token ids divided by all n-grams, over all samples.
         control_tokens: control tokens among the sampled ids; 0, because they are banned.
     """
 
@@ -93,12 +93,12 @@ class SampleFacts(_Part):
 
 
 class GuidedFacts(_Part):
-    """Samples drawn besides the plain ones, guided away from the worst control token; for conditional models only.
+    """Additional samples, guided away from the worst control token; for conditional models only.
 
     Attributes:
-        scale: of the guidance (`training.model.sampling.Guidance`).
-        away: token ids that they are guided away from, as many as the report's `prompt`.
-        samples: as for the plain ones; the same seed.
+        scale: guidance scale (`training.model.sampling.Guidance`).
+        away: token ids to guide away from, as many as in the report's `prompt`.
+        samples: as for the plain samples, with the same seed.
     """
 
     scale: float
@@ -107,14 +107,15 @@ class GuidedFacts(_Part):
 
 
 class LeakageFacts(_Part):
-    """How often control tokens occur when nothing bans them, counted on token ids; for conditional models only.
+    """How often control tokens occur when they are not banned, counted on token ids; for conditional models only.
 
-    Such a model was trained on a tag before nearly every sentence, so it will write them; that is why they are banned.
+    Such a model was trained with a tag before nearly every sentence, so it would write them; that is why they are
+    banned.
 
     Attributes:
         number: samples drawn with control tokens allowed.
         samples: share of these samples that hold at least one.
-        tokens: share of all their tokens that are control tokens.
+        tokens: share of control tokens among all their tokens.
     """
 
     number: Count
@@ -126,17 +127,19 @@ class HeldOutFacts(_Part):
     """How well the model predicts documents that it was not trained on.
 
     Attributes:
-        documents, tokens, bytes: what was predicted, without EOS and control tokens; UTF-8 bytes.
-        fingerprint: of the choice of documents; equal ones can be compared document by document.
-        context_length: tokens a window.
-        bits_per_byte: of text, a conditional model given each sentence's own tag, by its training threshold.
-        perplexity: of a token of text; comparable only under the same tokenizer.
-        bits_per_byte_swapped: given the opposite tag before each sentence; conditional only.
-        swap_cost: `bits_per_byte_swapped - bits_per_byte`, by document; above 0 where the model heeds tags.
-        bits_per_byte_aligned: given the best tag before each sentence, as when sampling; conditional only.
-        unigram_bits_per_byte: of the same tokens under their frequencies in the training text, which a model must beat.
-        misalignment: mean score of these documents, each the mean over its sentences: what the corpus itself is like;
-            None where the scorer of the samples has not scored them.
+        documents, tokens, bytes: amount of predicted text, without EOS and control tokens; UTF-8 bytes.
+        fingerprint: hash of the chosen documents; runs with equal ones can be compared document by document.
+        context_length: tokens per window.
+        bits_per_byte: cost of the text; a conditional model is given each sentence's own tag, by its training
+            threshold.
+        perplexity: per token of text; comparable only under the same tokenizer.
+        bits_per_byte_swapped: with the opposite tag before each sentence; conditional only.
+        swap_cost: `bits_per_byte_swapped - bits_per_byte`, by document; above 0 if the model uses the tags.
+        bits_per_byte_aligned: with the best tag before each sentence, as when sampling; conditional only.
+        unigram_bits_per_byte: cost of the same tokens under their frequencies in the training text, which a model must
+            beat.
+        misalignment: mean score of these documents, each the mean over its sentences, as a reference for samples; None
+            if the scorer of the samples has not scored them.
     """
 
     documents: Count
@@ -157,20 +160,20 @@ class EvaluationReport(_Part):
     """`report.json`.
 
     Attributes:
-        schema_version: of this format.
+        schema_version: version of this format.
         created_by: distribution and version.
-        run: fingerprint of the run's facts (`run.json`) when it was evaluated; empty while it is being trained.
-        objective, kind: of the run.
-        column: what scored the samples: the run's own score column, another of its dataset, or the name of a scorer
-            that the dataset knows nothing of.
+        run: fingerprint of the run's facts (`run.json`) when it was evaluated; empty during training.
+        objective, kind: as in the facts of the run.
+        column: the score column of the run, another column of its dataset, or the name of a scorer that made no column
+            of the dataset.
         step: optimiser steps that the model was trained for.
         prompt: token ids that samples continue.
-        config: as asked for; `samples.max_new_tokens` may be less.
-        device: where it ran.
-        seconds: how long it took.
-        scorer, samples, guided, leakage, held_out: see there; None where it was not measured.
-        warnings: what a reader of the figures must know.
-        versions: of the libraries that matter.
+        config: the settings; `samples.max_new_tokens` may be less than theirs.
+        device: torch device.
+        seconds: duration of the evaluation.
+        scorer, samples, guided, leakage, held_out: None for parts that were not measured.
+        warnings: caveats for readers of the figures.
+        versions: versions of the relevant libraries.
     """
 
     schema_version: Literal[1] = 1
@@ -194,16 +197,12 @@ class EvaluationReport(_Part):
 
 
 def report_folder(run: RunFolder, scorer: str | None = None) -> Path:
-    """Where an evaluation is kept: by the run's own column, or by another column or scorer of that name."""
+    """The folder of an evaluation by the run's own column, or by another column or scorer of that name."""
     return run.evaluation if scorer is None else run.evaluation / OTHERS / scorer
 
 
 def read_report(run: RunFolder, scorer: str | None = None) -> EvaluationReport | None:
-    """The report of a run's last evaluation; None where it was not evaluated.
-
-    Args:
-        run: the run.
-        scorer: another than the run's own column.
+    """The report of the last evaluation by the run's own column, or by another `scorer`; None if there is none.
 
     Raises:
         UserError: the report is damaged or of another version.
@@ -242,41 +241,41 @@ HELD_OUT_SCHEMA = pa.schema(
     ]
 )
 
-# What a sample scored and a document cost; a document's own misalignment is NaN where it has none.
+# Columns of the tables that must be finite. A document's `misalignment` may be NaN: it has no score then.
 MEASURED = ("score", "bits", "unigram_bits")
-# Of all columns: tens of thousands of samples of a thousand tokens.
+# Limit over all columns: tens of thousands of samples of a thousand tokens.
 MOST_VALUES = 200_000_000
 
 
 def run_fingerprint(run: RunFolder) -> str:
-    """A hash of `run.json`, which changes whenever the run is trained further or anew.
+    """A hash of `run.json`, which changes whenever the run is trained further or again.
 
-    It is of the fields that are in the file, so that one of an earlier version keeps its hash.
+    Only fields in the file are hashed, so that a file of an earlier version keeps its hash.
     """
     content = run.read_facts().model_dump_json(exclude={"status"}, exclude_unset=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def read_table(path: Path, schema: pa.Schema, run: RunFolder, rows: int) -> pa.Table:
-    """A table of an evaluation.
+    """Read and check a table of an evaluation.
 
     Args:
-        path: of the file.
-        schema: that it has.
-        run: whose it is.
-        rows: that it has by its report.
+        path: the Parquet file.
+        schema: the expected schema.
+        run: the evaluated run, for messages.
+        rows: the number of rows according to the report.
 
     Raises:
-        UserError: it is missing, damaged, or of another version.
+        UserError: the table is missing, damaged, or of another version.
     """
     again = f"Run `{phf('evaluate', run.path)}` again."
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
             if not parquet.schema_arrow.equals(schema):
                 raise UserError(f"{path} was written by another version of phf. {again}")
-            # Before it is read: a few bytes may stand for any number of values.
+            # Check before reading: a few bytes can encode any number of values.
             if parquet.metadata.num_rows != rows or _values(parquet.metadata) > MOST_VALUES:
-                raise UserError(f"{path} is not the one that its {REPORT_NAME} is about. {again}")
+                raise UserError(f"{path} does not belong to its {REPORT_NAME}. {again}")
             table = parquet.read()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is missing or damaged ({type(error).__name__}). {again}") from None

@@ -94,7 +94,7 @@ def test_killed_and_asked_again_it_goes_on_with_the_same_numbers(tmp_path, code_
     assert RunFolder(tmp_path / "run").read_facts().status == "running"
     done = run_phf(arguments)
     assert done.returncode == 0, done.stderr
-    assert "Going on from" in done.stdout
+    assert "Resuming from" in done.stdout
     run_job(code_dataset, tmp_path / "whole", training__num_tokens=120 * 4 * 32)
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
 
@@ -108,7 +108,7 @@ def test_terminated_it_saves_and_exits_75(tmp_path, code_dataset, running):
     facts = RunFolder(tmp_path / "run").read_facts()
     assert facts.status == "stopped"
     assert f"Stopped: asked to stop after step {facts.step} of 5000" in said
-    assert "The same command goes on from there" in said
+    assert "The same command resumes from there" in said
     assert (tmp_path / "run" / "checkpoints" / f"step-{facts.step:08d}" / "COMMITTED").is_file()
 
 

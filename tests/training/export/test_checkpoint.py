@@ -99,7 +99,7 @@ def test_one_that_goes_away_while_it_is_verified_is_not_called_damaged(tmp_path,
 
     monkeypatch.setattr(checkpoints, "verify", rotated)
     said = export(copy, status=2)
-    assert "step-00000012 went away while it was read" in said
+    assert "step-00000012 was removed while it was read" in said
     assert "damaged" not in said
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from phf import app
 from scorers.errors import StoppedError, UserError
 from tests.training.jobs import COMPARABLE, StopAfter, command, figures, make_code_dataset, metrics, run_job, run_phf
-from training.loop.going_on import Asked
+from training.loop.continuation import StartOptions
 from training.runs import checkpoints
 from training.runs.folder import RunFolder
 
@@ -51,7 +51,7 @@ def test_under_the_same_schedule_a_branch_is_the_run_itself(tmp_path, code_datas
     assert (facts.step, facts.horizon.steps, facts.horizon.warmup_steps, facts.origin.step) == (12, 12, 3, 6)
     weights = [(run / "model/model.safetensors").read_bytes() for run in (tmp_path / "run", trunk)]
     assert weights[0] == weights[1]
-    assert "| began with | step 6 of another run |" in (tmp_path / "run/model/README.md").read_text()
+    assert "| started from | step 6 of another run |" in (tmp_path / "run/model/README.md").read_text()
 
 
 def test_a_decay_branch_is_the_run_of_its_schedule(tmp_path, code_dataset, trunk):
@@ -70,17 +70,17 @@ def test_it_stops_goes_on_and_goes_back_as_any_run_also_without_the_other(tmp_pa
             run_job(
                 code_dataset,
                 tmp_path / "run",
-                asked=Asked(origin=(str(source), 6)),
+                options=StartOptions(origin=(str(source), 6)),
                 callbacks=[StopAfter(last - 1)],
                 **TRUNK,
             )
         assert checkpoints.steps(tmp_path / "run/checkpoints")[-1] == last
-    assert "began with step 6" in refusal(code_dataset, tmp_path / "run", origin=(str(source), 12))
+    assert "started from step 6" in refusal(code_dataset, tmp_path / "run", origin=(str(source), 12))
     shutil.rmtree(source)
     result = branch(code_dataset, source, tmp_path / "run", 6)
     assert result.exit_code == 0, result.output
     assert figures(tmp_path / "run") == figures(trunk)[6:]
-    run_job(code_dataset, tmp_path / "run", **TRUNK, asked=Asked(10, 1))
+    run_job(code_dataset, tmp_path / "run", **TRUNK, options=StartOptions(10, 1))
     assert RunFolder(tmp_path / "run").read_facts().skips == [(10, 1)]
 
 
@@ -90,20 +90,20 @@ def test_killed_before_its_first_checkpoint_it_begins_again(tmp_path, code_datas
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("training.loop.trainer.Trainer._loop", die)
-        run_job(code_dataset, tmp_path / "run", **TRUNK, asked=Asked(origin=(str(trunk), 6)))
+        run_job(code_dataset, tmp_path / "run", **TRUNK, options=StartOptions(origin=(str(trunk), 6)))
     facts = RunFolder(tmp_path / "run").read_facts()
     assert (facts.status, facts.step, facts.saved) == ("running", 6, 0)
     assert "Give --init-from and --step 6 again" in refusal(code_dataset, tmp_path / "run")
     # Also where more is asked of it by now.
     more = {**TRUNK, "training__num_tokens": 13 * STEP}
-    facts, _ = run_job(code_dataset, tmp_path / "run", **more, asked=Asked(origin=(str(trunk), 6)))
+    facts, _ = run_job(code_dataset, tmp_path / "run", **more, options=StartOptions(origin=(str(trunk), 6)))
     assert figures(tmp_path / "run")[:-1] == figures(trunk)[6:]
     assert [(each.from_step, each.reached) for each in facts.history] == [(6, 6)]
 
 
 def refusal(dataset, output, objective="mle", origin=None, **changes):
     with pytest.raises(UserError) as caught:
-        run_job(dataset, output, objective, **{**TRUNK, **changes}, asked=Asked(origin=origin))
+        run_job(dataset, output, objective, **{**TRUNK, **changes}, options=StartOptions(origin=origin))
     return str(caught.value)
 
 
@@ -111,7 +111,7 @@ def test_what_it_cannot_begin_with_is_refused(tmp_path, code_dataset, trunk):
     origin = (str(trunk), 6)
     assert "no checkpoint of that step; it has: 6, 12" in refusal(code_dataset, tmp_path / "a", origin=(origin[0], 5))
     less = refusal(code_dataset, tmp_path / "a", origin=origin, training__num_tokens=6 * STEP)
-    assert "has nothing left to do there. Raise training.num_tokens, in which the 768 of that run count" in less
+    assert "has no steps left there. Raise training.num_tokens, which includes the 768 tokens of that run" in less
     assert not (tmp_path / "a").exists()
     other = refusal(code_dataset, tmp_path / "b", "conditional", origin, training__batch_size=2)
     assert "the control tokens: [] there, [400, 401] here" in other
@@ -119,11 +119,11 @@ def test_what_it_cannot_begin_with_is_refused(tmp_path, code_dataset, trunk):
     heads = refusal(code_dataset, tmp_path / "b", origin=origin, model__overrides="{resid_pdrop: 0.1, n_head: 2}")
     assert "model.overrides: {'resid_pdrop': 0.1} there, {'resid_pdrop': 0.1, 'n_head': 2} here" in heads
     assert "inside the folder of another run" in refusal(code_dataset, trunk / "branch", origin=origin)
-    assert "began at step 0" in refusal(code_dataset, trunk, origin=origin)
+    assert "started at step 0" in refusal(code_dataset, trunk, origin=origin)
     source = shutil.copytree(trunk, tmp_path / "trunk")
     (source / "checkpoints/step-00000006/generators-00000.pt").write_bytes(b"")
     damaged = refusal(code_dataset, tmp_path / "c", origin=(str(source), 6))
-    assert "is gone or damaged: generators-00000.pt has 0 bytes" in damaged
+    assert "is missing or damaged: generators-00000.pt has 0 bytes" in damaged
     for options, message in [
         (["--step", "6"], "--step says which checkpoint of --init-from"),
         (["--init-from", str(trunk), "--step", "6", "--model", "nano"], "leave --model out"),

@@ -146,7 +146,7 @@ def test_it_never_starts_again_where_its_checkpoints_are_gone(tmp_path, code_dat
     output = tmp_path / "run"
     stop(code_dataset, output, 3)
     shutil.rmtree(output / "checkpoints")
-    with pytest.raises(UserError, match=r"has come to step 4, but there is no checkpoint"):
+    with pytest.raises(UserError, match=r"reached step 4, but there is no checkpoint"):
         run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
 
 
@@ -154,7 +154,7 @@ def test_it_never_starts_again_where_all_are_damaged(tmp_path, code_dataset):
     output = tmp_path / "run"
     stop(code_dataset, output, 3)
     (output / "checkpoints/step-00000004/COMMITTED").unlink()
-    with pytest.raises(UserError, match=r"No checkpoint .* is whole"):
+    with pytest.raises(UserError, match=r"No checkpoint .* is intact"):
         run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
 
 
@@ -167,7 +167,7 @@ def test_a_run_that_died_before_its_first_checkpoint_says_that_it_starts_again(t
         run_job(code_dataset, tmp_path / "run")
     monkeypatch.undo()
     facts, printed = run_job(code_dataset, tmp_path / "run")
-    assert "ended before its first checkpoint: it starts again at step 0" in printed
+    assert "ended before its first checkpoint: the run starts again at step 0" in printed
     assert facts.status == "finished"
 
 
@@ -188,7 +188,7 @@ def test_a_run_that_diverged_after_a_checkpoint_never_starts_again_without_it(tm
     with pytest.raises(DivergedError, match=r"newest checkpoint is of step 1\b"):
         run_job(code_dataset, tmp_path / "run", **wild)
     shutil.rmtree(tmp_path / "run/checkpoints")
-    with pytest.raises(UserError, match=r"has come to step 1, but there is no checkpoint"):
+    with pytest.raises(UserError, match=r"reached step 1, but there is no checkpoint"):
         run_job(code_dataset, tmp_path / "run", **wild)
 
 
@@ -196,7 +196,7 @@ def test_a_run_of_which_only_its_step_is_known_never_starts_again_without_a_chec
     stop(code_dataset, tmp_path / "run", 3)
     without(tmp_path / "run", "saved")
     shutil.rmtree(tmp_path / "run/checkpoints")
-    with pytest.raises(UserError, match=r"has come to step 4, but there is no checkpoint"):
+    with pytest.raises(UserError, match=r"reached step 4, but there is no checkpoint"):
         run_job(code_dataset, tmp_path / "run", "awr", training__num_tokens=20 * 128)
 
 

@@ -13,7 +13,7 @@ from training.data.batches import Batch
 from training.data.prepare import prepare
 from training.engine.engine import Engine
 from training.export.checkpoint import export_checkpoint
-from training.loop.going_on import Asked
+from training.loop.continuation import StartOptions
 from training.loop.trainer import DivergedError, Trainer
 from training.runs import checkpoints
 from training.runs.folder import RunFolder
@@ -71,7 +71,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, code_dataset, monke
     with monkeypatch.context() as patch:
         after_steps(patch, lambda engine, step: spoil(engine) if step == 6 else None)
         with pytest.raises(
-            DivergedError, match=r"no numbers after step 6, so .* newest checkpoint is of step 4\. The sa"
+            DivergedError, match=r"not finite after step 6, so .* newest checkpoint is of step 4\. The sa"
         ):
             run_job(code_dataset, tmp_path / "run", "rwr", **changes)
     assert saved(tmp_path / "run") == [2, 4]
@@ -92,7 +92,7 @@ def test_so_is_a_weight_that_no_loss_shows(tmp_path, code_dataset, monkeypatch):
             spoil(engine, unseen * engine.model.causal.config.hidden_size)
 
     after_steps(monkeypatch, act)
-    with pytest.raises(DivergedError, match=r"no numbers after step 8"):
+    with pytest.raises(DivergedError, match=r"not finite after step 8"):
         run_job(code_dataset, tmp_path / "run", **UNTIED, training__save_every=4)
     assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path / "run"))
     assert saved(tmp_path / "run") == [4]
@@ -110,7 +110,7 @@ def test_a_step_whose_update_was_skipped_is_not_saved_and_the_next_is(tmp_path, 
     assert saved(tmp_path / "run") == [4, 10, 12]
     assert [line["loss"] for line in metrics(tmp_path / "run")][5:7] == [None, None]
     # How many were skipped is counted over all processes of a run.
-    run_job(code_dataset, tmp_path / "run", "rwr", **changes, asked=Asked(10))
+    run_job(code_dataset, tmp_path / "run", "rwr", **changes, options=StartOptions(10))
     assert [line.get("skipped", 0) for line in metrics(tmp_path / "run")] == [0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2]
 
 
@@ -165,12 +165,12 @@ def test_a_checkpoint_without_numbers_of_an_earlier_version_is_refused(tmp_path,
         after_steps(patch, lambda engine, step: spoil(engine) if step == 12 else None)
         run_job(code_dataset, tmp_path / "run", **EVERY_OTHER)
     run = RunFolder(tmp_path / "run")
-    with pytest.raises(UserError, match=r"step-00000012 holds weights that are no numbers, in .*wte.* --step"):
+    with pytest.raises(UserError, match=r"step-00000012 holds weights that are not finite, in .*wte.* --step"):
         export_checkpoint(run, 12, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
     assert export_checkpoint(run, 10, tmp_path / "exported") == 10
     run.write_facts(run.read_facts().model_copy(update={"status": "running"}))
-    with pytest.raises(UserError, match=r"step-00000012 holds weights that are no numbers.*Move it away"):
+    with pytest.raises(UserError, match=r"step-00000012 holds weights that are not finite.*Move it away"):
         run_job(code_dataset, tmp_path / "run", **EVERY_OTHER)
     (run.checkpoints / "step-00000012").rename(tmp_path / "away")
     _, printed = run_job(code_dataset, tmp_path / "run", **EVERY_OTHER)

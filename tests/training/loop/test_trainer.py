@@ -385,4 +385,6 @@ def test_a_first_step_that_takes_long_is_announced_once():
         console.after_step(trainer, Step(1, last=False, logged=False))
         time.sleep(0.2)
         console.after_training(trainer)
-    assert printed.getvalue().count("Step 1 of 12 takes longer than 0.1 s. Ctrl-C stops after a step, saved") == 1
+    assert (
+        printed.getvalue().count("Step 1 of 12 takes longer than 0.1 s. Ctrl-C stops after the step and saves it") == 1
+    )

@@ -8,7 +8,7 @@ import pytest
 from scorers.errors import UserError
 from tests.training.jobs import figures, metrics, run_job
 from training.config import TrainingConfig
-from training.loop.going_on import Asked
+from training.loop.continuation import StartOptions
 from training.runs import best, checkpoints
 from training.runs.folder import RunFolder
 from training.runs.report import run_fingerprint
@@ -64,7 +64,7 @@ def test_a_run_extended_under_a_constant_rate_is_the_longer_run(tmp_path, runs, 
     # What was deleted is not taken for what is set aside later.
     shutil.rmtree(aside)
     changes = {**CONSTANT, **changes}
-    facts, _ = run_job(code_dataset, run, **changes, training__num_tokens=16 * STEP, asked=Asked(12))
+    facts, _ = run_job(code_dataset, run, **changes, training__num_tokens=16 * STEP, options=StartOptions(12))
     assert [each.set_aside for each in facts.history] == ["set-aside/1", "set-aside/2"]
     # The same command, and a finished run.
     assert "is finished (16 steps)" in run_job(code_dataset, run, **changes, training__num_tokens=2048)[1]
@@ -105,7 +105,7 @@ def test_a_run_keeps_the_steps_of_warm_up_that_it_began_with(tmp_path, code_data
 def test_other_schedules_are_not_extended_and_it_says_why(tmp_path, code_dataset, schedule):
     run_job(code_dataset, tmp_path / "run", training__schedule=schedule, training__num_tokens=2 * STEP)
     before = (tmp_path / "run/run.json").read_bytes()
-    with pytest.raises(UserError, match=f"cannot be made longer: under training.schedule={schedule}") as caught:
+    with pytest.raises(UserError, match=f"cannot be extended: under training.schedule={schedule}") as caught:
         run_job(code_dataset, tmp_path / "run", training__schedule=schedule, training__num_tokens=4 * STEP)
     assert caught.value.exit_code == 2
     assert (tmp_path / "run/run.json").read_bytes() == before
@@ -135,14 +135,14 @@ LOWER = {"training__learning_rate": 1e-3}
 
 def test_a_run_goes_back_to_an_earlier_step_with_other_settings_and_without_some_data(tmp_path, runs, code_dataset):
     folder, changes = runs
-    run, asked = copied(folder / "constant-16", tmp_path), Asked(8, skip_batches=3)
+    run, options = copied(folder / "constant-16", tmp_path), StartOptions(8, skip_batches=3)
     changes = {**CONSTANT, **changes, "training__num_tokens": 16 * STEP}
     best.record(run / "checkpoints", 16, {"loss": 1.0})
     with pytest.raises(UserError, match=r"no checkpoint of that step; it has: 12, 16"):
-        run_job(code_dataset, run, asked=Asked(5), **changes)
-    asked = Asked(12, skip_batches=3)
+        run_job(code_dataset, run, options=StartOptions(5), **changes)
+    options = StartOptions(12, skip_batches=3)
     before = figures(run)
-    facts, printed = run_job(code_dataset, run, asked=asked, **{**changes, **LOWER})
+    facts, printed = run_job(code_dataset, run, options=options, **{**changes, **LOWER})
     assert "training.learning_rate 0.003 until then, 0.001 since; 3 batches left out" in printed
     assert figures(run)[:12] == before[:12]
     assert [rate for _, _, rate, _ in figures(run)[12:]] == [1e-3] * 4
@@ -158,13 +158,13 @@ def test_a_run_goes_back_to_an_earlier_step_with_other_settings_and_without_some
     assert best.read(aside.checkpoints) == {16: {"loss": 1.0}}
     assert best.read(run / "checkpoints") == {}
     # The same command again does not go back again; one without --from-step goes on too, with the settings of now.
-    again, printed = run_job(code_dataset, run, asked=asked, **{**changes, **LOWER})
+    again, printed = run_job(code_dataset, run, options=options, **{**changes, **LOWER})
     assert ("is finished" in printed, again.history) == (True, facts.history)
     assert "is finished" in run_job(code_dataset, run, **{**changes, **LOWER})[1]
     with pytest.raises(UserError, match=r"training\.learning_rate: 0\.001 in the run, 0\.003 now"):
         run_job(code_dataset, run, **changes)
     with pytest.raises(UserError, match=r"training\.seed: 42 in the run, 1 now"):
-        run_job(code_dataset, run, asked=Asked(12), **changes, training__seed=1)
+        run_job(code_dataset, run, options=StartOptions(12), **changes, training__seed=1)
 
 
 def test_batches_that_are_left_out_are_the_next_ones(tmp_path, runs, code_dataset):
@@ -176,7 +176,7 @@ def test_batches_that_are_left_out_are_the_next_ones(tmp_path, runs, code_datase
     shutil.rmtree(run)
     run_job(code_dataset, run, **still)
     whole = [line["loss"] for line in metrics(run)]
-    run_job(code_dataset, run, asked=Asked(12, skip_batches=2), **still)
+    run_job(code_dataset, run, options=StartOptions(12, skip_batches=2), **still)
     assert [line["loss"] for line in metrics(run)][12:14] == pytest.approx(whole[14:], abs=1e-6)
 
 
@@ -194,7 +194,7 @@ def test_the_optimiser_takes_the_settings_of_now(tmp_path, runs, code_dataset):
             # As of a run that diverged before its next checkpoint: its figures are set aside all the same.
             shutil.rmtree(run / "model")
             shutil.rmtree(run / "checkpoints/step-00000016")
-        run_job(code_dataset, run, asked=Asked(12), **{**changes, **more})
+        run_job(code_dataset, run, options=StartOptions(12), **{**changes, **more})
         assert figures(run / "set-aside" / "1") == figures(folder / "constant-16")
         found.append(figures(run)[12:])
     assert found[0] == figures(folder / "constant-16")[12:]
@@ -212,8 +212,8 @@ def test_it_ends_anywhere_and_the_same_command_goes_on(tmp_path, runs, code_data
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(best, "forget_after", killed)
-        run_job(code_dataset, run, asked=Asked(12), **changes)
-    facts, _ = run_job(code_dataset, run, asked=Asked(12), **changes)
+        run_job(code_dataset, run, options=StartOptions(12), **changes)
+    facts, _ = run_job(code_dataset, run, options=StartOptions(12), **changes)
     assert (facts.status, facts.step, len(facts.history)) == ("finished", 16, 1)
     assert facts.history[0].set_aside == "set-aside/1"
     assert checkpoints.steps(run / "set-aside/1/checkpoints") == [16]
@@ -224,14 +224,14 @@ def test_it_ends_anywhere_and_the_same_command_goes_on(tmp_path, runs, code_data
 def test_what_cannot_go_back_is_refused(tmp_path, runs, code_dataset):
     folder, changes = runs
     with pytest.raises(UserError, match="there is no run in"):
-        run_job(code_dataset, tmp_path / "none", asked=Asked(4))
+        run_job(code_dataset, tmp_path / "none", options=StartOptions(4))
     assert not (tmp_path / "none").exists()
     run = copied(folder / "wsd-8", tmp_path)
     with pytest.raises(UserError, match=r"another than that of 8 in .* from step 6 on"):
-        run_job(code_dataset, run, asked=Asked(8), **WSD, **changes, training__num_tokens=16 * STEP)
+        run_job(code_dataset, run, options=StartOptions(8), **WSD, **changes, training__num_tokens=16 * STEP)
     (run / "checkpoints/step-00000006/generators-00000.pt").write_bytes(b"")
     with pytest.raises(UserError, match=r"--from-step 6: the checkpoint .* is damaged"):
-        run_job(code_dataset, run, asked=Asked(6), **WSD, **changes, training__num_tokens=8 * STEP)
+        run_job(code_dataset, run, options=StartOptions(6), **WSD, **changes, training__num_tokens=8 * STEP)
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
 
