@@ -32,7 +32,7 @@ from training.runs.folder import write_atomically
 from training.schedule import Horizon, learning_rate
 
 _NOTICE = (
-    "Stopping after this step, which is saved; the same command resumes from there. Interrupt again to leave at once, "
+    "Stopping after this step, which is saved; the same command continues from there. Interrupt again to leave at once, "
     "without saving it.\n"
 )
 # Signals within this many seconds count as one.
@@ -100,7 +100,7 @@ class Trainer:
         if not self._is_finite():
             raise UserError(
                 f"The checkpoint {checkpoint.path} holds weights that are not finite, so training cannot continue from "
-                "it. Move it away, and the same command resumes from the one before."
+                "it. Move it away, and the same command continues from the one before."
             )
         self.step = self._saving.saved = checkpoint.marker.step
         self.skipped = self.engine.skipped
@@ -128,7 +128,7 @@ class Trainer:
         """Train until the horizon, or until a signal asks to stop.
 
         Raises:
-            StoppedError: SIGTERM, SIGUSR1 or SIGINT arrived; the state is saved, and the same command resumes.
+            StoppedError: SIGTERM, SIGUSR1 or SIGINT arrived; the state is saved, and the same command continues.
             DivergedError: too many updates in a row were skipped, or the weights are no longer finite.
             IncompleteError: a checkpoint or a callback's file could not be written, or another rank is gone.
         """
@@ -149,10 +149,10 @@ class Trainer:
             reason = f"asked to stop after step {self.step} of {self.horizon.steps}"
             if self.saved == self.step:
                 raise StoppedError(
-                    f"{reason}; the state is saved in {self.folder}. The same command resumes from there."
+                    f"{reason}; the state is saved in {self.folder}. The same command continues from there."
                 )
             raise StoppedError(
-                f"{reason}, whose loss or gradient is not finite, so its state is not saved. The same command resumes "
+                f"{reason}, whose loss or gradient is not finite, so its state is not saved. The same command continues "
                 f"from step {self.saved or 0}."
             )
 
@@ -195,7 +195,7 @@ class Trainer:
             self.finish_saving()
             raise DivergedError(
                 f"the weights or the optimiser state are not finite after step {self.step}, so it is not saved; "
-                f"{self._kept()}. The same command resumes from step {self.saved or 0}. If this happens again, "
+                f"{self._kept()}. The same command continues from step {self.saved or 0}. If this happens again, "
                 f"{self._remedy()}"
             )
 

@@ -108,7 +108,7 @@ def test_terminated_it_saves_and_exits_75(tmp_path, code_dataset, running):
     facts = RunFolder(tmp_path / "run").read_facts()
     assert facts.status == "stopped"
     assert f"Stopped: asked to stop after step {facts.step} of 5000" in said
-    assert "The same command resumes from there" in said
+    assert "The same command continues from there" in said
     assert (tmp_path / "run" / "checkpoints" / f"step-{facts.step:08d}" / "COMMITTED").is_file()
 
 
