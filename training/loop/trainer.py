@@ -32,8 +32,8 @@ from training.runs.folder import write_atomically
 from training.schedule import Horizon, learning_rate
 
 _NOTICE = (
-    "Stopping after this step, which is saved; the same command continues from there. Interrupt again to leave at once, "
-    "without saving it.\n"
+    "Stopping after this step, which is saved; the same command continues from there. Interrupt again to leave at "
+    "once, without saving it.\n"
 )
 # Signals within this many seconds count as one.
 _ASKED_ONCE_S = ONCE_S
@@ -152,8 +152,8 @@ class Trainer:
                     f"{reason}; the state is saved in {self.folder}. The same command continues from there."
                 )
             raise StoppedError(
-                f"{reason}, whose loss or gradient is not finite, so its state is not saved. The same command continues "
-                f"from step {self.saved or 0}."
+                f"{reason}, whose loss or gradient is not finite, so its state is not saved. The same command "
+                f"continues from step {self.saved or 0}."
             )
 
     @property
