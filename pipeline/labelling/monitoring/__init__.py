@@ -1,1 +1,1 @@
-"""What a run shows while it goes: progress, logs, metrics for Prometheus, the status file."""
+"""Monitor a run: progress display, logs, Prometheus metrics and status file."""

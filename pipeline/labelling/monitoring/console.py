@@ -1,4 +1,4 @@
-"""Tell a person what a long run is doing: a live line on a terminal, plain lines now and then elsewhere."""
+"""The progress display: a live line on a terminal, occasional plain lines elsewhere."""
 
 import contextlib
 import time
@@ -17,32 +17,32 @@ from pipeline.labelling.monitoring.progress import Progress
 from scorers.amounts import count_of, duration, per_second
 from scorers.printing import message
 
-# Seconds between plain lines: at first, at most, and as a share of the time that has passed.
+# Seconds between plain lines: at first, at most, and as a share of the elapsed time.
 _FIRST_S, _MOST_S, _SHARE = 5.0, 60.0, 0.05
 
 
 class Reporter(Protocol):
-    """Where a run tells what it does. Everything goes to stderr; stdout is for results."""
+    """Shows the progress of a run. Everything goes to stderr; stdout is for results."""
 
     def step(self, text: str) -> None:
-        """A new step begins, whose end cannot be foreseen."""
+        """Begin a step of unknown duration."""
         ...
 
     def measure(self, text: str, done: int, total: int) -> None:
-        """How far a step has come."""
+        """Show the progress of a step."""
         ...
 
     def update(self, progress: Progress) -> None:
-        """How far labelling has come."""
+        """Show the progress of labelling."""
         ...
 
     def note(self, text: str) -> None:
-        """Something that should not be missed."""
+        """Print a message that should not be missed."""
         ...
 
 
 class PlainReporter:
-    """Lines for logs: each step, then its figures, every few seconds at first and once a minute in the end."""
+    """Prints lines: each step, then its figures, every few seconds at first and every minute later."""
 
     def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -83,7 +83,7 @@ class PlainReporter:
 
 
 class LiveReporter:
-    """One live line on a terminal. Enter it, so that the line is taken away at the end whatever happens."""
+    """Shows one live line on a terminal; leaving the context removes it."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Bar(
@@ -131,7 +131,7 @@ def reporter_for(console: Console) -> Iterator[Reporter]:
 
 
 def figures(progress: Progress) -> str:
-    """The figures of a run on one line."""
+    """Format the figures of a run as one line."""
     parts = [f"{progress.committed:,}/{count_of(progress.units, 'unit')}"]
     if progress.records:
         parts.append(per_second(progress.records_per_s, "records"))
@@ -150,12 +150,12 @@ def _share(done: int, total: int) -> str:
     return f"{done / total:.0%}" if total else "100%"
 
 
-# Seconds between lines that say how far the run has come.
+# Seconds between progress lines in the log.
 _PROGRESS_EVERY_S = 60.0
 
 
 class LogReporter:
-    """A `Reporter` where no person reads: what it is told goes into the log."""
+    """A `Reporter` that writes to the structured log."""
 
     def __init__(self, log: RunLog, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
@@ -175,7 +175,7 @@ class LogReporter:
             self._log.event("step-progress", text=text, done=done, total=total)
 
     def update(self, progress: Progress) -> None:
-        """Nothing: the log observes the run itself."""
+        """Do nothing: the log observes the run itself."""
 
     def note(self, text: str) -> None:  # noqa: D102
         self._log.event("note", level="warning", text=text)
@@ -190,7 +190,7 @@ class LogReporter:
 
 @contextlib.contextmanager
 def reporting(config: RunConfig, console: Console) -> Iterator[tuple[Reporter, RunLog]]:
-    """A reporter on the console, and the log; with `--log -` the log alone.
+    """Yield a reporter and the log; with `--log -` the reporter writes to the log, not to the console.
 
     Raises:
         UserError: the log cannot be opened.

@@ -1,4 +1,4 @@
-"""The file of a run's log: it may fail at any time, which costs lines and nothing else."""
+"""The log file of a run. A write that fails loses lines, but never stops the run."""
 
 import contextlib
 import errno
@@ -14,15 +14,15 @@ STDERR = "-"
 
 
 class LogFile:
-    """Where lines go: each is written whole, at once. One that cannot be written is lost and counted, nothing more.
+    """Writes each line whole and unbuffered. A line that cannot be written is lost and counted.
 
     Args:
         descriptor: open for writing.
-        name: for people.
-        notify: told once when lines begin to be lost.
+        name: name for messages.
+        notify: gets one message when the first line is lost.
 
     Attributes:
-        lost: lines that could not be written.
+        lost: number of lines that could not be written.
     """
 
     def __init__(self, descriptor: int, name: str, notify: Callable[[str], None] = lambda _: None) -> None:
@@ -34,7 +34,7 @@ class LogFile:
 
     def write(self, text: str) -> None:
         """Append a line that ends in a newline."""
-        # What a full disk left of the line before must not spoil this one.
+        # Start a new line if a full disk has cut the previous one.
         data = (b"\n" if self._torn else b"") + text.encode("ascii", "backslashreplace")
         try:
             while data:
@@ -45,24 +45,22 @@ class LogFile:
             self.lost += 1
             if self.lost == 1 and error.errno != errno.EPIPE:
                 self._notify(
-                    f"Cannot write the log {self._name}: {error.strerror or error}. Labelling goes on; the lines are "
-                    "lost until it can be written again."
+                    f"Cannot write the log {self._name}: {error.strerror or error}. Labelling continues; log lines "
+                    "are lost until it can be written again."
                 )
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: writes are unbuffered."""
 
 
 @contextlib.contextmanager
 def open_log(config: RunConfig, notify: Callable[[str], None]) -> Iterator[LogFile | None]:
-    """Where `execution.log` sends the lines; None where it asks for no log.
+    """Open the log that `execution.log` names; yield None if there is none.
 
-    Args:
-        config: of the run.
-        notify: told when lines begin to be lost.
+    `notify` gets a message when the first line is lost.
 
     Raises:
-        UserError: the file cannot be opened, or lies below the output.
+        UserError: the file cannot be opened, or is below the output.
     """
     name = config.execution.log
     if name is None:
@@ -72,7 +70,7 @@ def open_log(config: RunConfig, notify: Callable[[str], None]) -> Iterator[LogFi
     else:
         path = Path(name)
         if path.resolve().is_relative_to(Path(config.output.removeprefix("file://")).resolve()):
-            raise UserError(f"--log {name} lies below the output {config.output}. Put it beside the output.")
+            raise UserError(f"--log {name} is below the output {config.output}. Put it outside the output.")
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:

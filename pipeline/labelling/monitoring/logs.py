@@ -1,7 +1,7 @@
-"""The structured log of a run: a JSON object a line, for machines and for people who look for what happened when.
+"""The structured log of a run, as JSON lines.
 
-A line has `timestamp` (UTC), `level`, `event`, `run` (new for each process) and `epoch` (the run's number in its
-output, null until it has one); then what the event is about. No line holds text of the corpus.
+A line has `timestamp` (UTC), `level`, `event`, `run` (new for each process) and `epoch` (the number of the run's epoch,
+null until it has claimed one), then the fields of the event. No line contains text of the corpus.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from scorers.stopping import is_stop
 _LIBRARIES = ("phf", "ray", "pyarrow", "numpy", "spacy", "torch")
 _SECRET = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key", re.IGNORECASE)
 _MILD = {EXIT_QUARANTINE, EXIT_STOPPED}
-# Seconds between lines that say how far the run has come.
+# Seconds between `progress` lines.
 _PROGRESS_EVERY_S = 60.0
 _STATES = {
     EXIT_USAGE: "refused",
@@ -53,18 +53,14 @@ _STATES = {
 
 
 class RunLog:
-    """Writes down what a run does, an observer of its events.
-
-    Args:
-        file: where; None for nowhere.
-    """
+    """Writes the log of a run; an observer of its events. With `file` None it writes nothing."""
 
     def __init__(self, file: LogFile | None) -> None:
         self.run = secrets.token_hex(4)
         self.progress: Progress | None = None
         self._file = file
         self._progress_due = 0.0
-        # Everything is given here, since structlog's global configuration belongs to whoever uses this as a library.
+        # Configure everything here: structlog's global configuration belongs to programs that use this as a library.
         self._log: Any = file and structlog.wrap_logger(
             structlog.WriteLogger(file),  # type: ignore[arg-type]
             processors=[
@@ -85,13 +81,13 @@ class RunLog:
             getattr(self._log, level)(name, **values)
 
     def claimed(self, epoch: int) -> None:
-        """The run has its number in its output."""
+        """Log that the run has claimed an epoch."""
         if self._log is not None:
             self._log = self._log.bind(epoch=epoch)
         self.event("epoch-claimed")
 
     def started(self, config: RunConfig) -> None:
-        """The run begins with these settings."""
+        """Log the start of the run with its settings."""
         self.event(
             "run-started",
             config=without_secrets(config.model_dump(mode="json")),
@@ -101,21 +97,21 @@ class RunLog:
         )
 
     def resolved(self, config: LabelConfig, fingerprints: Mapping[str, str]) -> None:
-        """Every option has its value, and the scorers are built."""
+        """Log the resolved options and the scorers' fingerprints."""
         values = config.model_dump(mode="json", include={"scorers", "thresholds"})
         self.event("config-resolved", **without_secrets(values), fingerprints=dict(fingerprints))
 
     def planned(self, units: int, committed: int, sources: int) -> None:
-        """So many units are to be done, of which some are."""
+        """Log the number of units and how many of them are committed."""
         self.event("plan", units=units, committed=committed, sources=sources)
 
     def ray_started(self, address: str | None, resources: Mapping[str, float], seconds: float) -> None:
-        """Ray runs, or is joined."""
+        """Log that Ray was started or joined."""
         kinds = {name: value for name, value in resources.items() if not name.startswith("node:")}
         self.event("ray-started", address=address, resources=kinds, seconds=_rounded(seconds))
 
     def __call__(self, event: RunEvent) -> None:
-        """Write the line of an event of the run."""
+        """Log an event of the run."""
         if self._log is None:
             return
         match event:
@@ -196,11 +192,11 @@ class RunLog:
         )
 
     def stopping(self, grace_s: float) -> None:
-        """A signal asked the run to stop."""
+        """Log that a signal has asked the run to stop."""
         self.event("stopping", level="warning", grace_s=grace_s)
 
     def sealed(self, manifest: Manifest) -> None:
-        """The dataset is finished."""
+        """Log that the dataset is sealed."""
         ledger = manifest.ledger
         self.event(
             "sealed",
@@ -215,8 +211,8 @@ class RunLog:
         )
 
     def ended(self, exit_code: int, error: BaseException | None = None) -> None:
-        """The run is over: the line that says how, and what it did."""
-        # Only our own errors are known to hold no text of the corpus.
+        """Log the end of the run with its outcome and figures."""
+        # Only messages of our own errors are known to contain no text of the corpus.
         message = None if error is None else str(error) if isinstance(error, UserError) else describe(error)
         self.event(
             "run-ended",
@@ -231,14 +227,12 @@ class RunLog:
 
 @contextlib.contextmanager
 def run_log(config: RunConfig, notify: Callable[[str], None] = lambda _: None) -> Iterator[RunLog]:
-    """The log that `execution.log` asks for, from `run-started` to `run-ended`.
+    """Write the log that `execution.log` names, from `run-started` to `run-ended`.
 
-    Args:
-        config: of the run.
-        notify: told when lines begin to be lost.
+    `notify` gets a message when the first line is lost.
 
     Raises:
-        UserError: the file cannot be opened, or lies below the output.
+        UserError: the file cannot be opened, or is below the output.
     """
     with open_log(config, notify) as file:
         log = RunLog(file)
@@ -256,9 +250,9 @@ def run_log(config: RunConfig, notify: Callable[[str], None] = lambda _: None) -
 
 
 def without_secrets(value: Any) -> Any:
-    """Plain JSON values with what may be secret in them replaced by `***`.
+    """Replace possible secrets in plain JSON values by `***`.
 
-    That are the values of keys such as `token` or `secret_key`, and in URIs the user's part and the query.
+    These are the values of keys such as `token` or `secret_key`, and the user info and query of URIs.
     """
     if isinstance(value, dict):
         return {

@@ -1,8 +1,8 @@
-"""Figures of a run for Prometheus, through Ray's metrics API: Ray's agent on a node serves them.
+"""Prometheus metrics of a run, through Ray's metrics API; Ray's agent on the node serves them.
 
-Ray puts `ray_` before every name, reports every ten seconds (`RAY_metrics_report_interval_ms`), and adds labels of its
-own. They come from the driver alone, which learns of every unit; each counts what is committed, as the ledger does,
-unless its description says otherwise.
+Ray prefixes every name with `ray_`, reports every ten seconds (`RAY_metrics_report_interval_ms`), and adds its own
+labels. All metrics come from the driver. They count what is committed, as the ledger does, unless the description says
+otherwise.
 """
 
 import re
@@ -22,7 +22,7 @@ _REASON = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
 
 class Description(NamedTuple):
-    """A metric: its type, what it says, and its labels beside `dataset` and `run`."""
+    """A metric: its type, its help text, and its labels besides `dataset` and `run`."""
 
     type: Literal["counter", "gauge", "histogram"]
     help: str
@@ -56,7 +56,7 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass
 class Changes:
-    """What is new since the last time: how much to count, the gauges' values, and what was observed."""
+    """Changes since the last update: increments of counters, values of gauges, and observations of histograms."""
 
     counted: dict[tuple[str, Labels], float] = field(default_factory=lambda: defaultdict(float))
     gauges: dict[tuple[str, Labels], float] = field(default_factory=dict)
@@ -64,15 +64,15 @@ class Changes:
 
 
 class Instruments:
-    """The metrics as Ray has them, in a process of the cluster's.
+    """Ray's metric objects, in a process on the cluster.
 
     Args:
         dataset: URI of the output.
-        run: names the run, as in its log.
+        run: name of the run, as in its log.
     """
 
     def __init__(self, dataset: str, run: str) -> None:
-        # Importing Ray reads its environment, which `pipeline.labelling.on_ray.cluster` sets.
+        # Ray reads its environment on import, after `pipeline.labelling.on_ray.cluster` has set it.
         from ray.util import metrics
 
         made: dict[str, Any] = {}
@@ -86,9 +86,9 @@ class Instruments:
         self._metrics = made
 
     def apply(self, changes: Changes) -> None:
-        """Bring the metrics up to date."""
+        """Update the metrics."""
         for (name, labels), value in changes.counted.items():
-            if value > 0:  # Ray refuses to count nothing
+            if value > 0:  # Ray refuses increments of 0
                 self._metrics[name].inc(value, dict(labels))
         for (name, labels), value in changes.gauges.items():
             self._metrics[name].set(value, dict(labels))
@@ -97,12 +97,12 @@ class Instruments:
 
 
 class Metrics:
-    """Counts a run's work, an observer of its events. Make it while Ray runs.
+    """Counts a run's work; an observer of its events. Create it while Ray is running.
 
     Args:
         dataset: URI of the output.
-        run: names the run, as in its log.
-        progress: the figures of the run, read at every tick.
+        run: name of the run, as in its log.
+        progress: figures of the run, read at every tick.
     """
 
     def __init__(self, dataset: str, run: str, progress: Progress) -> None:
@@ -113,14 +113,14 @@ class Metrics:
         self._changes = Changes()
         self._apply: Callable[[Changes], object]
         if client.is_connected():  # type: ignore[no-untyped-call]
-            # The driver is outside of the cluster (`ray://…`), where nobody would ever hear of its metrics.
+            # The driver is outside the cluster (`ray://…`), where nothing serves its metrics.
             actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(Instruments).remote(dataset, run)
             self._apply = actor.apply.remote
         else:
             self._apply = Instruments(dataset, run).apply
 
     def __call__(self, event: RunEvent) -> None:
-        """Count what has happened; with a tick, bring Ray's metrics up to date."""
+        """Count an event; at a tick, update Ray's metrics."""
         match event:
             case UnitStaged(group=group, seconds=seconds):
                 self._changes.observed.append(("phf_unit_seconds", (("group", group),), seconds))
@@ -143,7 +143,7 @@ class Metrics:
         self._count("phf_sentences_total", record.sentences)
         self._count("phf_bytes_text_total", record.bytes_text)
         for each in record.quarantined:
-            # A scorer of another package may give anything for a reason; a label must not hold text.
+            # A third-party scorer may give any text as the reason; a label must not contain text of the corpus.
             self._count("phf_quarantined_total", 1, reason=each.reason if _REASON.fullmatch(each.reason) else "other")
         for part in parts:
             for name, seconds in part.seconds.items():

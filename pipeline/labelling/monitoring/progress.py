@@ -1,7 +1,7 @@
-"""Figures of a labelling run while it goes.
+"""The progress of a labelling run.
 
-`Pace` is how fast units come in lately: what a run does now says more of what is left than what it did days ago.
-`Activity` is who works at what, put together from the scheduler's events: for `phf status` and metrics.
+`Pace` is the recent throughput, which predicts the remaining time better than the mean over days. `Activity` tracks
+workers and open units from the scheduler's events, for `phf status` and metrics.
 """
 
 import time
@@ -28,7 +28,7 @@ from pipeline.labelling.scheduler.events import (
 )
 from pipeline.labelling.workers.worker import PartResult
 
-# The pace is that of the last so many seconds, and of so many units where those take longer.
+# The window of the pace: at least so many seconds, and at least so many units.
 _WINDOW_S = 180.0
 _UNITS = 20
 
@@ -40,11 +40,7 @@ class _Mark(NamedTuple):
 
 
 class Pace:
-    """The recent pace of a run, from when its units come in.
-
-    Args:
-        clock: monotonic seconds.
-    """
+    """The recent throughput of a run. `clock` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -52,12 +48,12 @@ class Pace:
         self._marks = deque([self._latest])
 
     def restart(self) -> None:
-        """The pace is measured from now on."""
+        """Measure from now on."""
         self._latest = self._latest._replace(time=self._clock())
         self._marks = deque([self._latest])
 
     def add(self, records: int) -> None:
-        """A unit of so many records has come in."""
+        """Count a committed unit with `records` records."""
         now = self._clock()
         self._latest = _Mark(now, self._latest.units + 1, self._latest.records + records)
         if now - self._marks[-1].time >= _WINDOW_S / 100:
@@ -71,7 +67,7 @@ class Pace:
 
     @property
     def unit_s(self) -> float | None:
-        """Seconds a unit; None before the first one. It grows while the next one is overdue."""
+        """Seconds per unit; None before the first one. Grows while the next unit is overdue."""
         began, units = self._marks[0].time, self._latest.units - self._marks[0].units
         if not units:
             return None
@@ -79,24 +75,24 @@ class Pace:
 
     @property
     def records_per_s(self) -> float:
-        """Records a second; it falls while the next unit is overdue."""
+        """Records per second; falls while the next unit is overdue."""
         records, units = (self._latest.records - self._marks[0].records), (self._latest.units - self._marks[0].units)
         unit_s = self.unit_s
         return records / units / unit_s if unit_s else 0.0
 
     def seconds_for(self, units: int) -> float | None:
-        """Seconds until so many more units are in; None before the first one of all."""
+        """Seconds until `units` more units are committed; None before the first unit."""
         unit_s = self.unit_s
         if unit_s is None or not units:
             return None
         return units * unit_s - min(unit_s, self._clock() - self._latest.time)
 
 
-# Entries of `Progress.seconds` that are no score columns.
+# Entries of `Progress.seconds` that are not score columns.
 STEPS = ("read", "split", "write")
 
 
-# Failures that are remembered with their reasons; all are counted.
+# Failures that are kept with their reasons; all are counted.
 _RECENT_FAILURES = 10
 
 
@@ -112,17 +108,17 @@ class _Worker:
 
 
 class Activity:
-    """The workers and open units of a run, an observer of its events.
+    """The workers and open units of a run; an observer of its events.
 
     Args:
         groups: names of the groups of workers, in order.
-        missing: units that this run has to do.
+        missing: number of units that this run has to label.
 
     Attributes:
         given_up_units: names of units that are not tried again.
-        failed_attempts: by group: units that raised, and workers that were lost over one.
-        lost_workers: by group, counted as attempts or not.
-        failures: the last few, the newest last.
+        failed_attempts: units that raised and workers lost while labelling one, by group.
+        lost_workers: lost workers by group, whether or not they cost an attempt.
+        failures: the most recent failures, the newest last.
         on_begin: called when the first unit is handed out.
     """
 
@@ -136,12 +132,12 @@ class Activity:
         self._groups = tuple(groups)
         self._missing = missing
         self._workers: dict[int, _Worker] = {}
-        # Units that a worker has or had and that are not committed: the groups that are done with each.
+        # Units that were sent to a worker and are not committed, with the groups that have finished them.
         self._open: dict[int, set[str]] = {}
         self._committed = 0
 
     def workers(self) -> dict[str, dict[WorkerState, int]]:
-        """How many workers each group has, by what they do."""
+        """The number of workers by group and state."""
         counts: dict[str, dict[WorkerState, int]] = {
             group: dict.fromkeys(WORKER_STATES, 0) for group in dict.fromkeys((*self._groups, *self._in_use()))
         }
@@ -160,7 +156,7 @@ class Activity:
         return len(self._open)
 
     def backlog(self) -> dict[str, int]:
-        """Units that no worker of a group has had, or that wait there to be tried again."""
+        """By group, units that no worker of the group has had, or that wait to be tried again."""
         left = self._missing - self._committed - len(self.given_up_units)
         busy: Counter[str] = Counter()
         for worker in self._workers.values():
@@ -170,7 +166,7 @@ class Activity:
         return {group: max(0, left - busy[group]) for group in dict.fromkeys((*self._groups, *self._in_use()))}
 
     def __call__(self, event: RunEvent) -> None:
-        """Count what has happened."""
+        """Count an event."""
         match event:
             case WorkerHired(worker, group):
                 self._workers[worker] = _Worker(group)
@@ -223,11 +219,11 @@ class Progress:
     """What this run has done so far.
 
     Attributes:
-        units: of the whole job; `before` of them were committed when this run began, `committed` are now.
-        workers: that this run began with, of all groups.
-        activity: who works at what.
+        units: units of the whole job; `before` of them were committed when this run began, `committed` are now.
+        workers: current number of workers, of all groups.
+        activity: workers and open units.
         records, sentences, bytes_text: of the units that this run committed; `bytes_text` in UTF-8 bytes.
-        quarantined: records by reason, of these units.
+        quarantined: records of these units, by reason.
         seconds: summed over workers, by score column and by step (`read`, `split`, `write`).
     """
 
@@ -247,11 +243,11 @@ class Progress:
         self.committed = self.before
         self._began = self.clock()
         self._pace = Pace(self.clock)
-        # How long workers take to load their models says nothing of how long units take.
+        # Measure the pace from the first unit on, without the time in which workers load their models.
         self.activity.on_begin = self._pace.restart
 
     def restart(self) -> None:
-        """Labelling begins now, not when this was made."""
+        """Restart the clock when labelling begins."""
         self._began = self.clock()
         self._pace.restart()
 
@@ -283,10 +279,10 @@ class Progress:
 
     @property
     def records_per_s(self) -> float:
-        """Records a second, lately."""
+        """Recent throughput in records per second."""
         return self._pace.records_per_s
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds until all units are done at the recent pace; None before the first one, and at the end."""
+        """Seconds until all units are committed at the recent pace; None before the first unit and at the end."""
         return self._pace.seconds_for(self.units - self.committed - len(self.failed))

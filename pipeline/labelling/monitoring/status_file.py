@@ -1,4 +1,4 @@
-"""The file in which other processes find the figures of a running job (`phf status`), and what keeps it fresh."""
+"""Publish the figures of a running job in a file, which `phf status` reads in other processes."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ from pipeline.labelling.monitoring.progress import Progress
 # Seconds between two versions of the file.
 _EVERY_S = 5.0
 
-# Names of units that were given up; all are counted.
+# Most names of given-up units in the file; all are counted.
 _NAMES = 100
 
 
 def status_of(epoch: Epoch, run: str, state: State, progress: Progress) -> RunStatus:
-    """The figures of this moment."""
+    """The current figures of a run."""
     activity = progress.activity
     return RunStatus(
         state=state,
@@ -48,14 +48,10 @@ def status_of(epoch: Epoch, run: str, state: State, progress: Progress) -> RunSt
 
 
 class StatusFile:
-    """Keeps `job/progress.json` fresh while it is entered, whatever the main thread is busy with.
+    """Writes `job/progress.json` from a thread while its context is active, however busy the main thread is.
 
-    A thread writes it every five seconds, until a newer driver has the output. A storage that fails is tried again:
-    whether that ends the job is for others to say.
-
-    Args:
-        epoch: of the driver.
-        every_s: seconds between two versions.
+    The thread writes every `every_s` seconds until a newer driver has claimed the output. Storage errors are ignored
+    and the write is tried again; the main thread decides whether they end the job.
     """
 
     def __init__(self, epoch: Epoch, every_s: float = _EVERY_S) -> None:
@@ -67,7 +63,7 @@ class StatusFile:
         self._thread = threading.Thread(target=self._keep, daemon=True, name="status")
 
     def show(self, status: RunStatus, *, at_once: bool = False) -> None:
-        """These are the figures from now on; in the file soon, or `at_once`."""
+        """Set the figures to write: at the next write, or `at_once`."""
         self._status = status
         if at_once:
             self._write()
@@ -80,14 +76,14 @@ class StatusFile:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join(self._every_s)  # a storage that hangs must not hold up the end
+        self._thread.join(self._every_s)  # a storage that hangs must not block the exit
 
     def _keep(self) -> None:
         while not self._ended.wait(self._every_s):
             self._write()
 
     def _write(self) -> None:
-        # Whatever a storage raises: the figures prove nothing, and the job may well go on without them.
+        # Ignore all storage errors: the job does not depend on these figures.
         with self._lock, contextlib.suppress(Exception):
             if self._status is not None:
                 self._epoch.check()

@@ -1,1 +1,1 @@
-"""The workers as Ray actors, and the cluster that they run on."""
+"""The scheduler's backend on Ray: actors as workers, and a local Ray or a cluster to run them."""

@@ -26,7 +26,7 @@ from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
 from scorers.amounts import size_of
 from scorers.errors import UserError
 
-# Seconds in which an actor that does not answer must have been found dead, with its node or without, or be given up.
+# Seconds after which an actor that does not answer is given up if Ray has not reported it dead.
 _UNREACHABLE_S = 60.0
 _LOOK_EVERY_S = 1.0
 
@@ -52,7 +52,7 @@ class _Failed:
 
 
 class LabelActor:
-    """A process that labels units. Its failures are values: no exception takes text of the corpus to Ray's logs."""
+    """A process that labels units. It returns failures as values, so that no exception carries text to Ray's logs."""
 
     def __init__(self, job: Job, group: str) -> None:
         discard_output()
@@ -62,13 +62,13 @@ class LabelActor:
         self._labeller: UnitLabeller | None = None
 
     def start(self) -> _Started | _NotStarted:
-        """Build the scorers, which can take long."""
+        """Build the scorers, which can take a long time."""
         forbid_core_dumps()
         node = os.uname().nodename
         try:
             self._labeller = UnitLabeller(self._job, self._group)
             self._watch_memory()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the driver tells the user
+        except Exception as error:  # noqa: BLE001 - the driver reports it to the user
             return _NotStarted(node, describe_error(error))
         return _Started(node, ray.get_runtime_context().get_node_id(), self._labeller.fingerprints)
 
@@ -81,13 +81,13 @@ class LabelActor:
             if self._labeller is None:
                 self._labeller = UnitLabeller(self._job, self._group)
             return self._labeller.label(unit, staged)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the scheduler counts it
+        except Exception as error:  # noqa: BLE001 - the scheduler counts it
             return _Failed(describe_error(error))
-        except BaseException:  # noqa: BLE001 - `sys.exit` in a library: Ray would write its message down everywhere
+        except BaseException:  # noqa: BLE001 - `sys.exit` in a library: Ray would log its message on every node
             os._exit(1)
 
     def _make_room(self) -> None:
-        """Give the memory of the scorers, and of their GPU, to a child process that builds its own."""
+        """Free the scorers' memory, also on the GPU, for a child process that builds its own scorers."""
         self._labeller = None
         gc.collect()
         torch = sys.modules.get("torch")
@@ -101,10 +101,10 @@ class LabelActor:
         holds = resident_memory(os.getpid())
         if holds > limit:
             raise UserError(
-                f"a worker of the group {self._group} holds {size_of(holds)} before its first unit, more than "
+                f"a worker of the group {self._group} uses {size_of(holds)} before its first unit, more than "
                 f"execution.memory_limit ({size_of(limit)}) allows"
             )
-        # At once, from a thread: the main one may be deep in a scorer, which no exception would reach.
+        # Exit from the watching thread: the main thread may be inside a scorer, where no exception reaches it.
         watch_memory(limit, lambda: os._exit(1))
 
 
@@ -118,26 +118,26 @@ class _Actor:
 
 @dataclass
 class _Unreachable:
-    """An actor that does not answer: it, its node or the network is gone, and Ray does not know yet which."""
+    """An actor that does not answer: it, its node or the network has failed, and Ray does not know yet which."""
 
     ping: "Future[Any]"
     give_up_at: float
 
 
 class RayBackend:
-    """Actors that label units of one job; see `pipeline.labelling.scheduler.backend.Backend`.
+    """Runs workers as Ray actors; see `pipeline.labelling.scheduler.backend.Backend`.
 
-    What an event costs does not depend on how many actors there are: each call tells when it is over.
+    Calls report their own completion, so that the cost of an event does not depend on the number of actors.
 
     Args:
-        job: as the driver knows it.
-        fingerprints: by column, expected of every actor's scorers.
-        staging: folder below the output for what is staged.
-        pools: what the actors of each group need of the cluster.
+        job: the job, with all units.
+        fingerprints: expected fingerprints of the scorers, by column.
+        staging: folder for staged parts, below the output.
+        pools: resources of each group's actors.
     """
 
     def __init__(self, job: Job, fingerprints: Mapping[str, str], staging: str, pools: Mapping[str, Pool]) -> None:
-        # A million units need not travel to every actor: it is sent each one that it works on.
+        # Leave the units out: an actor gets each unit that it works on, not a million of them.
         self._job = ray.put(replace(job, plan=replace(job.plan, units=Units.of([]))))
         self._fingerprints = fingerprints
         self._staging = staging
@@ -145,21 +145,21 @@ class RayBackend:
         self._actors: dict[int, _Actor] = {}
         self._unreachable: dict[int, _Unreachable] = {}
         self._look_at = 0.0
-        self._over: queue.SimpleQueue[int] = queue.SimpleQueue()  # workers, a call of whom is over
+        self._over: queue.SimpleQueue[int] = queue.SimpleQueue()  # workers with a finished call
         self._names = itertools.count()
         self._staged = itertools.count()
         self._resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
 
     def hire(self, group: str) -> int:
-        """Ask for an actor."""
+        """Create an actor."""
         number = next(self._names)
         self._actors[number] = _Actor(self._classes[group].remote(self._job, group), group)
         self._call(number, self._actors[number].handle.start.remote())
         return number
 
     def send(self, worker: int, unit: Unit, *, isolated: bool) -> None:
-        """Give an actor a unit, to be staged under a name that nothing else ever uses."""
+        """Send a unit to an actor, with a unique path for its staged part."""
         actor = self._actors[worker]
         staged = f"{self._staging}/{unit.name}.{actor.group}.{next(self._staged)}.parquet"
         self._call(worker, actor.handle.label.remote(unit, staged, isolated))
@@ -170,7 +170,7 @@ class RayBackend:
         ray.kill(self._actors.pop(worker).handle)
 
     def wait(self, timeout: float) -> list[Event]:
-        """What the actors' calls have returned.
+        """Return the events of finished calls, after at most `timeout` seconds.
 
         Raises:
             UserError: an actor's scorers cannot be built, or are not those of the job.
@@ -187,7 +187,7 @@ class RayBackend:
             return events
 
     def resources(self) -> Mapping[str, float]:
-        """What the cluster's nodes have, or had when they were last asked."""
+        """The cluster's total resources, from the last successful query."""
         self._resources = ask_with_timeout(ray.cluster_resources) or self._resources
         return self._resources
 
@@ -197,7 +197,7 @@ class RayBackend:
         future.add_done_callback(lambda _: self._over.put(worker))
 
     def _events(self, worker: int) -> list[Event]:
-        """What an actor's calls that are over come to, in their order, whichever was heard of first."""
+        """Turn an actor's finished calls into events, in call order."""
         actor = self._actors.get(worker)
         events: list[Event] = []
         while actor is not None and worker not in self._unreachable and actor.calls and actor.calls[0].done():
@@ -221,7 +221,7 @@ class RayBackend:
                 actor.node_id = result.node_id
                 return Event(Kind.READY, worker, node=result.node)
             case _NotStarted():
-                raise UserError(f"On {result.node} the scorers cannot start: {result.error}.")
+                raise UserError(f"The scorers cannot start on {result.node}: {result.error}.")
         return Event(Kind.FAILED, worker, error=result.error)
 
     def _died(self, worker: int, error: BaseException) -> Event:
@@ -231,7 +231,7 @@ class RayBackend:
         return Event(Kind.DIED, worker, error=_cause_of_death(error, with_node=with_node), with_node=with_node)
 
     def _look_for_unreachable(self) -> list[Event]:
-        """Ray hears of a machine that is gone only after some seconds; until then it is nobody's fault."""
+        """Find out what happened to unreachable actors; Ray takes some seconds to notice that a machine is gone."""
         if not self._unreachable or time.monotonic() < self._look_at:
             return []
         self._look_at = time.monotonic() + _LOOK_EVERY_S
@@ -268,7 +268,7 @@ def _is_alive(node_id: str) -> bool:
 
 
 def _went_with_node(error: BaseException) -> bool:
-    """Whether Ray says that the machine died or was taken away, or that the connection alone was lost."""
+    """Whether Ray reports that the node died or was preempted, or only that the connection was lost."""
     if isinstance(error, NodeDiedError | ActorUnavailableError):
         return True
     return isinstance(error, ActorDiedError) and (error.preempted or "its node has died" in str(error))

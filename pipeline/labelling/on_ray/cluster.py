@@ -1,4 +1,4 @@
-"""Start a Ray of our own, or join the cluster that the user names."""
+"""Start a private local Ray, or join the cluster that the user names."""
 
 import atexit
 import contextlib
@@ -27,9 +27,9 @@ from scorers.stopping import StopRequest, reinstall
 if TYPE_CHECKING:
     from ray.job_config import JobConfig
 
-# Results are references and figures, never rows: a small store will do, also where a container has little /dev/shm.
+# Results are references and figures, never rows, so a small store suffices, even in a container with little /dev/shm.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
-# Paths of Unix sockets end at 107 characters, and Ray needs some 65 below its folder.
+# Paths of Unix sockets have at most 107 characters, and Ray needs about 65 below its folder.
 _LONGEST_FOLDER = 40
 # Seconds for a cluster to answer.
 _ANSWER_S = 10.0
@@ -43,7 +43,7 @@ _ENVIRONMENT = {
 
 
 def check_address(address: str) -> None:
-    """Refuse an address where nobody answers, in seconds: Ray tries for minutes.
+    """Refuse an unreachable address within seconds; Ray itself would try for minutes.
 
     Raises:
         UserError: `host:port` or `ray://host:port` cannot be reached.
@@ -62,10 +62,10 @@ def check_address(address: str) -> None:
 
 
 def check_metrics_port(port: int, address: str | None) -> None:
-    """Refuse a port at which metrics cannot be served: Ray's agent would die of it, and its node with the agent.
+    """Refuse a port at which metrics cannot be served; Ray's agent would die of it, and the node with the agent.
 
     Raises:
-        UserError: it is taken, or is for a cluster whose nodes have theirs already.
+        UserError: the port is in use, or a cluster is to be joined, whose nodes already serve metrics at their own.
     """
     if address is not None:
         raise UserError(
@@ -85,18 +85,18 @@ def check_metrics_port(port: int, address: str | None) -> None:
 def ray_cluster(
     address: str | None, cpus: int | None = None, metrics_port: int | None = None, code: Sequence[Path] = ()
 ) -> Iterator[dict[str, float]]:
-    """Ray, local and private when `address` is None; yields its resources, such as `CPU` and `GPU`.
+    """Start a private local Ray, or join the cluster at `address`; yield its resources, such as `CPU` and `GPU`.
 
-    A local Ray never joins a cluster that happens to run here, listens with a token of its own, and keeps its files in
-    a folder that only this user can enter. It dies with this process, however that dies: workers within seconds, Ray's
-    own helpers, which look for their head first, within about a minute.
+    A local Ray never joins a cluster that happens to run on this machine, requires its own token, and keeps its files
+    in a folder that only this user can enter. It dies with this process, even if that is killed: workers within
+    seconds, Ray's helper processes within about a minute.
 
     Args:
-        address: of a cluster, such as `auto` or `ray://head:10001`. It is sent the code that it needs; scorers'
-            libraries, models, and the scorers of other packages must be installed there.
-        cpus: of the local Ray; None for those of this machine (or container).
-        metrics_port: where the local Ray serves its metrics, to all who can reach this machine; None for any port.
-        code: packages and modules that a cluster is sent besides those that label.
+        address: of a cluster, such as `auto` or `ray://head:10001`. The code that it needs is sent there; scorers'
+            libraries, models and third-party scorers must be installed there.
+        cpus: CPUs of the local Ray; None for those of this machine or container.
+        metrics_port: port at which the local Ray serves metrics to everyone who can reach this machine; None for any.
+        code: packages and modules to send to a cluster besides those for labelling.
 
     Raises:
         UserError: the cluster cannot be joined, or Ray does not start.
@@ -104,7 +104,7 @@ def ray_cluster(
     import ray
 
     if ray.is_initialized():
-        raise UserError("This process has joined a Ray already. Leave it first: ray.shutdown().")
+        raise UserError("This process is already connected to Ray. Disconnect first: ray.shutdown().")
     with _local(cpus, metrics_port) if address is None else _remote(address, code):
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield resources
@@ -132,7 +132,7 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                # Ray opens its folder to everybody (mode 0777), hence one below the private one.
+                # Ray makes its folder accessible to everyone (mode 0777), so it goes below the private one.
                 _temp_dir=str(private / "r"),
                 _metrics_export_port=metrics_port,
             ),
@@ -145,10 +145,10 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _private_folder(parent: Path) -> Iterator[Path]:
-    """A folder that only this user can enter, gone afterwards; also takes away those of runs that were killed.
+    """Create a folder that only this user can enter, and delete it afterwards; also delete those of killed runs.
 
-    The kernel gives up the lock on `owner` with the process that holds it, so that a folder whose lock can be had is
-    nobody's any more. The file gets its name after the lock, since a new folder must not look like an orphan.
+    The kernel releases the lock on `owner` when the process that holds it dies, so a folder whose lock is free is an
+    orphan. The file is renamed to `owner` only once it is locked, so that a new folder does not look like an orphan.
     """
     for left in parent.glob(f"{_FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError):
@@ -164,15 +164,15 @@ def _private_folder(parent: Path) -> Iterator[Path]:
 
 
 def _remove_orphan(folder: Path) -> None:
-    """Remove a private folder of this user whose run is over; everybody may have put others of that name there.
+    """Remove a private folder of this user whose run is over. Other users may have created folders of such names.
 
     Raises:
-        OSError: it is in use, or is no such folder.
+        OSError: the folder is in use, or not a private folder.
     """
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != stat.S_IRWXU:
         return
-    # Neither a link nor a pipe, which would wait for a writer.
+    # Follow no link, and do not block on a pipe without a writer.
     descriptor = os.open(folder / "owner", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as owner:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -188,9 +188,9 @@ def _remote(address: str, more: Sequence[Path]) -> Iterator[None]:
     import scorers
 
     code = [*(str(Path(package.__path__[0])) for package in (scorers, pipeline)), *map(str, more)]
-    # Ray's own environment there is not ours; that of our workers is.
+    # Set the environment of our workers only; that of the cluster's Ray is not ours.
     sent = {"py_modules": code, "env_vars": interpreter.SAFE_PATH}
-    # A client's folders are never sent, and its configuration is read where phf may not be installed.
+    # A Ray client sends no folders, and its job configuration would be read where phf may not be installed.
     config: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _job_config()}
     with (
         users_token(address),
@@ -206,10 +206,10 @@ def _remote(address: str, more: Sequence[Path]) -> Iterator[None]:
 
 
 def _job_config() -> "JobConfig":
-    """Of a job whose workers get no folder of the driver.
+    """A job configuration that keeps the driver's folders off its workers' import paths.
 
     Ray puts the driver's working directory before the standard library on its workers' import paths, unless the job
-    brings a working directory of its own (`ray._private.worker.connect`).
+    has a working directory of its own (`ray._private.worker.connect`).
     """
     from ray.job_config import JobConfig
 
@@ -222,12 +222,12 @@ def _job_config() -> "JobConfig":
 
 @contextlib.contextmanager
 def _keeping_lost_ray() -> Iterator[None]:
-    """Leave a Ray whose head is lost as it is, and this process with it."""
+    """If the head is lost, do not shut Ray down, and end this process without Ray's exit handlers."""
     try:
         yield
     except HeadLostError as error:
-        # Shutting Ray down would wait for the head until Ray's native code ends the process in its own way; ending the
-        # process without that crashes in its destructors.
+        # Shutting Ray down would block until Ray's native code kills the process, and exiting normally would crash in
+        # its destructors.
         atexit.register(_leave, error.exit_code)
         raise
 
@@ -240,12 +240,12 @@ def _connected(start: Callable[[], object], problem: str) -> Iterator[None]:
         try:
             start()
         except SystemExit:
-            # Ray's handler of SIGTERM, which it installs here, raises it.
+            # Raised by the SIGTERM handler that Ray installs here.
             raise StopRequest(signal.SIGTERM.name) from None
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
             raise UserError(f"{problem}: {_summarize(error)}.") from None
         reinstall()
-        # Whatever `log_to_driver` says, Ray prints what its raylets tell to stdout, which is for results.
+        # Even without `log_to_driver`, Ray prints messages of its raylets to stdout, which is for results.
         setattr(ray._private.worker, "print_to_stdstream", lambda *_, **__: None)  # noqa: B010 - for mypy
         yield
     except HeadLostError:
@@ -257,7 +257,7 @@ def _connected(start: Callable[[], object], problem: str) -> Iterator[None]:
 
 
 def _shut_down() -> None:
-    """Shut Ray down. Its native code first gives SIGTERM back to the system, which would end this process meanwhile."""
+    """Shut Ray down; meanwhile reinstall our signal handlers, because its native code resets SIGTERM to the default."""
     import ray
 
     closing = threading.Thread(target=ray.shutdown, name="closing-ray")
@@ -268,13 +268,13 @@ def _shut_down() -> None:
 
 
 def _summarize(error: Exception) -> str:
-    """What it says in a line: the first, or the last where the first only announces a traceback from the cluster."""
+    """The first line of an error's message, or the last if the first only introduces a traceback from the cluster."""
     first, *_, last = (str(error).strip() or type(error).__name__).splitlines() * 2
     return (last if first.endswith(":") else first).rstrip(".")
 
 
 def _leave(status: int) -> None:
-    """End the process at once: no other exit handler, Ray's included, and no native destructor gets to run."""
+    """End the process at once, without other exit handlers (such as Ray's) and native destructors."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

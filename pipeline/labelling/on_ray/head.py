@@ -1,4 +1,4 @@
-"""Notice that a Ray cluster has lost its head, in time to say so: Ray ends the process in mid-air a minute later."""
+"""Detect that a Ray cluster has lost its head, before Ray kills this process a minute later."""
 
 import contextlib
 import os
@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from scorers.errors import IncompleteError
 
-# Ray's own setting, and its default: seconds without the head's control service (GCS) after which its native code
-# prints a line and leaves with status 1. Until then the head may come back, where the cluster keeps its state.
+# Ray's own setting and its default: seconds without the head's control service (GCS) after which its native code exits
+# with status 1. Until then the head may come back, if the cluster persists its state.
 _RAY_VARIABLE, _RAY_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
 _SHARE = 2 / 3
 _EVERY_S = 2.0
@@ -23,17 +23,17 @@ Answer = TypeVar("Answer")
 
 
 def ask_with_timeout(ask: Callable[[], Answer], seconds: float = _ANSWER_S) -> Answer | None:
-    """What a question to the cluster's head comes to, or None where it does not come in time.
+    """Call `ask`, which queries the cluster's head; return None if it does not return within `seconds`.
 
-    Without a head, Ray blocks whoever asks until it ends the process. So a thread asks, and nobody waits for its end.
+    Without a head, Ray blocks the caller until it kills the process. So the call runs in a thread that is not joined.
     """
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
 
     def wait() -> None:
-        with contextlib.suppress(Exception):  # no answer is an answer too
+        with contextlib.suppress(Exception):  # a failure counts as no answer
             answers.put(ask())
 
-    threading.Thread(target=wait, daemon=True, name="question").start()
+    threading.Thread(target=wait, daemon=True, name="head-query").start()
     try:
         return answers.get(timeout=seconds)
     except queue.Empty:
@@ -41,23 +41,23 @@ def ask_with_timeout(ask: Callable[[], Answer], seconds: float = _ANSWER_S) -> A
 
 
 class HeadLostError(IncompleteError):
-    """The head of the cluster is gone: whatever asks Ray for anything from now on may block."""
+    """The head of the cluster is gone: every further call to Ray may block."""
 
 
 class LostHeads:
-    """Heads of this process's own Rays that are known to have died; `cause` says how, or is None."""
+    """Records that the head of the local Ray has died; `cause` returns the message, or is None while it runs."""
 
     cause: Callable[[], str] | None = None
 
 
 class HeadWatch:
-    """Looks every other second whether the head of the cluster still listens.
+    """Checks every two seconds whether the head of the cluster still listens.
 
-    Only a head that has answered here before can be missed: a driver on a client's connection (`ray://`) may have no
-    way to that port although its cluster is well, and is told of a lost one by Ray alone.
+    Only a head that has answered before counts as lost: a driver that is connected through a Ray client (`ray://`) may
+    be unable to reach this port although the cluster is healthy; Ray itself reports a lost head there.
 
     Args:
-        address: `host:port` of its control service.
+        address: `host:port` of the control service.
         clock: monotonic seconds.
     """
 
@@ -70,10 +70,10 @@ class HeadWatch:
         self._answered: float | None = None
 
     def check(self) -> None:
-        """Do nothing as long as the head listens, or may come back.
+        """Raise if the head is lost.
 
         Raises:
-            HeadLostError: it has not listened for two thirds of the time that Ray gives it, or is known to have died.
+            HeadLostError: the head has not answered for two thirds of Ray's own timeout, or is known to have died.
         """
         if LostHeads.cause is not None:
             raise HeadLostError(LostHeads.cause())

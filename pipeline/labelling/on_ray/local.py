@@ -1,4 +1,4 @@
-"""A Ray of our own, watched from its first process on: where its head dies, Ray waits for minutes, then ends us."""
+"""Start a local Ray and watch its head; if the head died unnoticed, Ray would hang for minutes and then kill us."""
 
 import contextlib
 import os
@@ -14,26 +14,26 @@ from pathlib import Path
 from pipeline.labelling.on_ray.head import HeadLostError, LostHeads
 from scorers.errors import IncompleteError, UserError
 
-# The processes without which there is no Ray, by the names of their programs.
+# The programs of the head, without which Ray cannot run.
 _HEAD = {"gcs_server", "raylet"}
 _EVERY_S = 0.1
-# Seconds for the main thread to leave by itself after the head has died; Ray's native code ends the process after 60.
+# Seconds for the main thread to exit by itself after the head has died; Ray's native code kills the process after 60.
 _GRACE_S = 20.0
-_LINES = 100  # a stack trace, and the line before it that says why
+_LINES = 100  # enough for a stack trace and the line before it that gives the reason
 
 
 @contextlib.contextmanager
 def local_ray(start: Callable[[], object], logs: Path) -> Iterator[None]:
-    """Start Ray, and keep watch over its head until the block is left.
+    """Start Ray, and watch its head until the context is left.
 
     Args:
         start: calls `ray.init`.
-        logs: folder in which Ray will keep its logs.
+        logs: folder for Ray's logs.
 
     Raises:
-        UserError: Ray takes no such settings.
-        HeadLostError: the head died while it started; what its logs said last is in a file that the message names.
-        IncompleteError: Ray did not start for another reason, such as a machine that is too loaded.
+        UserError: Ray refuses the settings.
+        HeadLostError: the head died while it started; the message names a file with the end of its logs.
+        IncompleteError: Ray did not start for another reason, such as an overloaded machine.
     """
     ray = _LocalRay(start, logs)
     try:
@@ -50,17 +50,17 @@ class _LocalRay:
         self._started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._left = threading.Event()
         self._seen: dict[int, str] = {}
-        # Ray's processes are killed with the thread that started them: it must last as long as they.
+        # Ray's processes die with the thread that started them, so this thread must live as long as they do.
         self._thread = threading.Thread(target=self._run, daemon=True, name="local-ray")
 
     def wait(self) -> None:
-        """Start Ray; raises as `local_ray`."""
+        """Start Ray; for errors see `local_ray`."""
         self._thread.start()
         try:
             error = self._outcome()
         except HeadLostError:
             raise
-        except BaseException:  # asked to stop
+        except BaseException:  # a request to stop
             with contextlib.suppress(queue.Empty):
                 self._started.get(timeout=_GRACE_S)
             import ray
@@ -73,7 +73,7 @@ class _LocalRay:
             raise UserError(f"Ray does not start on this machine: {_first_line(error)}.")
         if error is not None:
             raise IncompleteError(
-                f"Ray did not start on this machine ({_first_line(error)}). It may be too loaded, or short of memory. "
+                f"Ray did not start on this machine ({_first_line(error)}). It may be overloaded or short of memory. "
                 f"The same command goes on.{self._kept_logs()}"
             )
         threading.Thread(target=self._watch, daemon=True, name="local-ray-watch").start()
@@ -87,7 +87,7 @@ class _LocalRay:
                     raise HeadLostError(self._message(died)) from None
 
     def leave(self) -> None:
-        """Stop watching, and end what is left of Ray."""
+        """Stop watching, and let the thread end that keeps Ray's processes alive."""
         self._left.set()
         LostHeads.cause = None
 
@@ -101,7 +101,7 @@ class _LocalRay:
         self._left.wait()
 
     def _watch(self) -> None:
-        """End this process in place of Ray's native code, where the main thread waits for an answer of the dead."""
+        """If the head dies, exit before Ray's native code does, even if the main thread is blocked in a call to it."""
         while not self._left.wait(_EVERY_S * 5):
             if (died := self._died()) is not None:
                 LostHeads.cause = partial(self._message, died)
@@ -113,7 +113,7 @@ class _LocalRay:
                 return
 
     def _died(self) -> str | None:
-        """The name of a program of the head that has ended; None as long as all run."""
+        """The name of a head program that has ended; None while all are running."""
         for task in Path("/proc/self/task").glob("*/children"):
             with contextlib.suppress(OSError):
                 for pid in map(int, task.read_text().split()):
@@ -123,12 +123,12 @@ class _LocalRay:
 
     def _message(self, program: str) -> str:
         return (
-            f"The Ray that was started on this machine died: its {program} was killed or ended, perhaps for want of "
+            f"The Ray that was started on this machine died: its {program} was killed or exited, perhaps for lack of "
             f"memory. What is committed stays; the same command goes on.{self._kept_logs()}"
         )
 
     def _kept_logs(self) -> str:
-        """The last lines of the head's logs, copied to a file, since Ray's folder is deleted."""
+        """Copy the end of the head's logs to a file, because Ray's folder is deleted; return a sentence naming it."""
         tails = []
         for path in sorted(self._logs.glob("session_*/logs/*")):
             if path.parent.parent.name != "session_latest" and path.name.partition(".")[0] in _HEAD:

@@ -1,6 +1,6 @@
-"""The token of a Ray: a new one for each that we start, and the user's for a cluster that asks for one.
+"""Authentication tokens of Ray: a new one for each local Ray, and the user's for a cluster that requires one.
 
-Ray itself brings the user's only for `auto`, and calls the refusal a timeout.
+Ray itself uses the user's token only for `auto`, and reports a refusal as a timeout.
 """
 
 import contextlib
@@ -11,32 +11,32 @@ from pathlib import Path
 
 from scorers.errors import UserError
 
-# Seconds for a cluster to answer; one that does not is left to Ray, which tries for longer.
+# Seconds for a cluster to answer; after that, connecting is left to Ray, which tries for longer.
 _ANSWER_S = 10.0
-# What every Ray answers, of the server for clients (`ray://`; a request of type PING) and of a head's own.
+# Calls that every Ray answers: of the client server (`ray://`; a request of type PING), and of the head itself.
 _CLIENT_CALL = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06")
 _HEAD_CALL = ("/ray.rpc.NodeInfoGcsService/GetClusterId", b"")
 
 
 @contextlib.contextmanager
 def own_token() -> Iterator[None]:
-    """A new token for the Ray that this process starts. Without one, Ray writes its own to ~/.ray, readable by all."""
+    """Set a new token for the Ray that this process starts. Without one, Ray writes a world-readable one to ~/.ray."""
     with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
         yield
 
 
 @contextlib.contextmanager
 def users_token(address: str) -> Iterator[None]:
-    """Show the user's token to a cluster that asks for one, and to no other.
+    """Use the user's token for a cluster that requires one, and for no other.
 
-    Since Ray 2.60 a head asks for a token where its machine has one, which the first local Ray leaves there. What the
-    user has set (`RAY_AUTH_MODE`) holds. `auto` and clusters behind TLS are left to Ray.
+    Since Ray 2.60 a head requires a token if its machine has one, which the first local Ray leaves there. The user's
+    own setting (`RAY_AUTH_MODE`) takes precedence. `auto` and clusters behind TLS are left to Ray.
 
     Args:
-        address: `host:port` or `ray://host:port`, where somebody answers.
+        address: reachable `host:port` or `ray://host:port`.
 
     Raises:
-        UserError: it asks for a token, and the user's is another, or there is none, or it is not to be shown.
+        UserError: the cluster requires a token, and the user's is missing, wrong, or disabled.
     """
     with _environment({"RAY_AUTH_MODE": "token"} if _asks_for_token(address) else {}):
         yield
@@ -55,23 +55,23 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-    # Not after an error: what is left of a Ray that was not shut down dies where its token is gone.
+    # Not after an error: a Ray that was not shut down still needs its token.
     _read_again()
 
 
 def _read_again() -> None:
-    """Ray's native code reads mode and token once in a process, and keeps them for every later Ray."""
+    """Make Ray's native code read mode and token again; it caches them for the life of the process."""
     try:
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-    except ImportError:  # a Ray that knows no tokens yet
+    except ImportError:  # a Ray without tokens
         return
-    # In this order, for the sake of threads that have not ended: as `ray._private.authentication_test_utils` does.
+    # The order matters for threads that are still running; `ray._private.authentication_test_utils` does the same.
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _asks_for_token(address: str) -> bool:
-    """Whether a cluster asks for a token and the user's is the right one; raises as `users_token`."""
+    """Whether a cluster requires a token; checks that the user's is accepted. For errors see `users_token`."""
     scheme, _, place = address.rpartition("://")
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if not place.rpartition(":")[2].isdigit() or mode not in ("", "token", "disabled") or _behind_tls():
@@ -79,14 +79,14 @@ def _asks_for_token(address: str) -> bool:
     method, request = _CLIENT_CALL if scheme else _HEAD_CALL
     if not _refused(place, method, request, None):
         return False
-    problem = f"The Ray cluster {address} asks for a token"
+    problem = f"The Ray cluster {address} requires a token"
     if mode == "disabled":
-        raise UserError(f"{problem}, and RAY_AUTH_MODE=disabled keeps yours back. Unset it, or set it to token.")
+        raise UserError(f"{problem}, but RAY_AUTH_MODE=disabled withholds yours. Unset it, or set it to token.")
     token, origin = _token()
     if token is None:
         raise UserError(f"{problem}. Put it into RAY_AUTH_TOKEN, or into {origin}.")
     if _refused(place, method, request, token):
-        raise UserError(f"{problem}, and the one in {origin} is not its. Put that of the cluster there.")
+        raise UserError(f"{problem}, and refuses the one in {origin}. Put the cluster's token there.")
     return True
 
 
@@ -95,7 +95,7 @@ def _behind_tls() -> bool:
 
 
 def _token() -> tuple[str | None, str]:
-    """The user's token, None where there is none, and where it is or could be; in the order in which Ray looks."""
+    """The user's token, or None, and where it is or should be; in Ray's own order of precedence."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
@@ -106,7 +106,7 @@ def _token() -> tuple[str | None, str]:
 
 
 def _refused(place: str, method: str, request: bytes, token: str | None) -> bool:
-    """Whether the cluster refuses a call for want of its token."""
+    """Whether the cluster refuses a call because of a missing or wrong token."""
     import grpc  # type: ignore[import-untyped]
 
     metadata = [("client_id", "phf")] + ([("authorization", f"Bearer {token}")] if token else [])

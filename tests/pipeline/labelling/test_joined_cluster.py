@@ -127,12 +127,16 @@ def test_a_cluster_that_asks_for_a_token_gets_the_users(tmp_path: Path) -> None:
 
         for address, changes, message in (
             (head.address, {"HOME": str(tmp_path)}, f"into RAY_AUTH_TOKEN, or into {tmp_path}/.ray/auth_token"),
-            (head.drivers, {"RAY_AUTH_TOKEN": others}, "the one in RAY_AUTH_TOKEN is not its"),
-            (head.drivers, {"RAY_AUTH_TOKEN": own, "RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=disabled keeps yours"),
+            (head.drivers, {"RAY_AUTH_TOKEN": others}, "refuses the one in RAY_AUTH_TOKEN"),
+            (
+                head.drivers,
+                {"RAY_AUTH_TOKEN": own, "RAY_AUTH_MODE": "disabled"},
+                "RAY_AUTH_MODE=disabled withholds",
+            ),
         ):
             result = label(address, **changes)
             assert result.returncode == 2, result.stderr
-            assert f"The Ray cluster {address} asks for a token" in result.stderr
+            assert f"The Ray cluster {address} requires a token" in result.stderr
             assert message in result.stderr
             assert not any(token in result.stderr for token in (own, others))
         # Not as a client: the heads of one machine take each other's ports for those.

@@ -101,8 +101,8 @@ def test_a_full_disk_loses_lines_and_nothing_else() -> None:
         os.close(descriptor)
     assert file.lost == 3
     assert told == [
-        "Cannot write the log run.log: No space left on device. Labelling goes on; the lines are lost until it can be "
-        "written again."
+        "Cannot write the log run.log: No space left on device. Labelling continues; log lines are lost until it can "
+        "be written again."
     ]
 
 
