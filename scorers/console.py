@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 
 from scorers.errors import EXIT_DEFECT, UserError
 from scorers.printing import log_values, message, printable_json
-from scorers.stopping import behind, only_read, stoppable
+from scorers.stopping import behind, declare_read_only, stoppable
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ def command(function: Callable[Parameters, Result], *, changes: bool | None = Fa
                     with stoppable():
                         return function(*args, **kwargs)
                 if changes is False:
-                    only_read()
+                    declare_read_only()
                 return function(*args, **kwargs)
             finally:
                 sys.stdout.flush()  # Python would end with a status of its own where this fails

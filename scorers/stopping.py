@@ -1,9 +1,12 @@
-"""Requests to stop (SIGTERM, Ctrl-C, SIGHUP, SIGUSR1), from the signal to the end of the process.
+"""Handle requests to stop (SIGTERM, Ctrl-C, SIGHUP, SIGUSR1), from the signal to the end of the process.
 
-Three things happen to a signal, since the main thread may be anywhere. Python's handler raises `StopRequest` there, or
-calls what `asking` names. The request is kept, as libraries swallow what is raised in an import or a destructor:
-`check` raises it again wherever something waits. And in the process of a command a thread, which no native code holds
-up, ends a process that does not end by itself in time, or is signalled again.
+A signal has three effects, since the main thread may be anywhere:
+
+- Python's handler raises `StopRequest` there, or calls the function given to `asking`.
+- The request is remembered, because libraries swallow exceptions raised in an import or a destructor: `check` raises
+  it again wherever the code waits.
+- In the process of a command a thread, which native code cannot block, ends the process if it does not end by itself
+  in time, or if it is signalled again.
 """
 
 import atexit
@@ -23,33 +26,33 @@ from typing import Any, NoReturn, TypeVar
 from scorers.errors import EXIT_STOPPED, StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# Signals that come within so many seconds are one request: launchers pass on what a terminal has sent to all.
+# Signals within so many seconds are one request: a launcher passes on what the terminal has already sent to all.
 ONCE_S = 1.0
-# Seconds from the request to the end of the process: where nothing is being finished; on the way out, where
-# trackers may still send what they have; and after a second signal.
+# Seconds from the request to the forced end of the process: while it works without `asking`; while it exits, when
+# trackers may still send data; and after a second signal.
 GRACE_S, LEAVING_S, AGAIN_S = 8.0, 30.0, 5.0
 
-# Sent, like the number of a signal, when a command that was asked to stop has nothing left to do.
+# Written to the pipe in place of a signal's number when a command that was asked to stop has nothing left to do.
 _LEAVING = b"\0"
 
 Interruption = TypeVar("Interruption", bound=BaseException)
 
 
-class StopRequest(BaseException):  # not an `Exception`: libraries catch those and forget them
+class StopRequest(BaseException):  # not an `Exception`, which libraries catch and drop
     """Raised by a signal wherever the main thread is; its message is the signal's name.
 
-    `stoppable` turns what comes out into a `StoppedError`.
+    `stoppable` turns it into a `StoppedError`.
     """
 
 
 def behind(error: BaseException | None, kind: type[Interruption]) -> Interruption | None:
-    """The interruption that made `error`: itself, what it was raised from, or what was being handled then.
+    """Find the interruption that caused `error`: itself, its cause or its context, to any depth.
 
-    Code that is interrupted may raise an error of its own out of it. Python does where a class is being made (a
-    `RuntimeError` around whatever `__set_name__` raises); libraries do where an import does not come to its end.
+    Interrupted code may raise an error of its own. Python does so while it creates a class (a `RuntimeError` around
+    whatever `__set_name__` raises); libraries do so when an import fails.
 
     Returns:
-        The first of the chain that is of this kind; None where there is none.
+        The first exception in the chain of this kind; None if there is none.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -61,9 +64,9 @@ def behind(error: BaseException | None, kind: type[Interruption]) -> Interruptio
 
 
 def is_stop(error: BaseException) -> bool:
-    """Whether `error` ends the work because of a signal, or because a newer run has taken over.
+    """Return whether `error` ends the work because of a signal, or because a newer run has taken over.
 
-    An import that a signal has cut off leaves half a module behind, and any error may come of that later.
+    After a signal any error counts: an interrupted import leaves half a module, which may raise anything later.
     """
     raised = _signals is not None and _signals.raised is not None
     return raised or isinstance(error, StoppedError) or behind(error, StopRequest) is not None
@@ -78,18 +81,18 @@ class _Asking:
 
 
 class _Signals:
-    """The handlers, and what they have received.
+    """The signal handlers and their state.
 
     Attributes:
         requested: name of the first signal.
         raised: when a handler last raised `StopRequest`.
-        asking: where a first signal only asks.
-        status: with which the process leaves, once there is nothing left to stop.
+        asking: the innermost `asking` block, in which the first signal is only a request.
+        status: the exit status, once there is nothing left to stop.
         begun: whether a command has begun to work.
-        reading: whether it changes nothing: Ctrl-C interrupts it then.
-        decided: whether its work has ended, one way or the other.
-        text: what is printed for a process that is ended; its `{}` is the signal's name.
-        pipe: to the thread that ends the process of a command.
+        reading: whether the command changes nothing, so that Ctrl-C interrupts it.
+        decided: whether the command's work has ended.
+        text: message printed when the process is ended by force; its `{}` is the signal's name.
+        pipe: socket to the thread that ends the process of a command.
     """
 
     def __init__(self, *, begun: bool) -> None:
@@ -106,7 +109,8 @@ class _Signals:
     def install(self) -> None:
         for each in SIGNALS:
             before = signal.getsignal(each)
-            # nohup ignores it. Shells ignore SIGINT for what runs in the background, where it is sent on purpose.
+            # Leave SIGHUP ignored under nohup, but not SIGINT, which shells ignore in background jobs: there it is sent
+            # on purpose.
             if each != signal.SIGHUP or before != signal.SIG_IGN:
                 self._before.setdefault(each, before)
                 signal.signal(each, self._handle)
@@ -129,14 +133,14 @@ class _Signals:
         if self.status is not None:
             return
         if not self.begun or (self.pipe is not None and self.asking is None and not self.reading and _imports(frame)):
-            # There is nothing to stop in good order. What is raised in the import of native code may end the process
-            # in C++, or be lost, and leaves half a module behind.
+            # Nothing needs a clean stop yet. An exception raised while native code is imported may abort in C++ or be
+            # lost, and leaves half a module.
             self.end(EXIT_STOPPED)
         if self.reading:
             raise KeyboardInterrupt
         now, asking = time.monotonic(), self.asking
         if asking is None:
-            # What has been raised is on its way.
+            # Within ONCE_S the earlier exception is still on its way.
             if self.raised is None or now - self.raised > ONCE_S:
                 raise self.request()
         elif asking.asked is None:
@@ -146,7 +150,7 @@ class _Signals:
             raise self.request()
 
     def end(self, status: int) -> None:
-        """End the process at once; of ranks, only the first says so."""
+        """End the process at once; only rank 0 prints the message."""
         if self.status is None and not self.reading and os.environ.get("RANK", "0") == "0":
             _write(self.text.format(self.requested))
         os._exit(status)
@@ -156,7 +160,7 @@ _signals: _Signals | None = None
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Whether a module is being imported."""
+    """Return whether a module is being imported."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib."):
             return True
@@ -166,7 +170,7 @@ def _imports(frame: FrameType | None) -> bool:
 
 @contextmanager
 def _taken() -> Iterator[_Signals]:
-    """The signals, given back after the block unless they were taken before."""
+    """Install the handlers for the block, unless they are already installed."""
     global _signals
     if _signals is not None:
         yield _signals
@@ -184,15 +188,14 @@ def _taken() -> Iterator[_Signals]:
 def stoppable(advice: str = "The same command goes on.", *, when: str = "") -> Iterator[None]:
     """Let a signal end the block, the whole work of a command, with status 75; call it in the main thread.
 
-    After the block, signals no longer change the status of the process of a command. Of two nested blocks the inner one
-    decides.
+    After the block, signals no longer change the exit status of a command. The inner of two nested blocks decides.
 
     Args:
-        advice: what the user can do then.
-        when: added to the signal's name.
+        advice: what the user can do next.
+        when: appended to the signal's name in the message.
 
     Raises:
-        StoppedError: by a signal, whatever the interrupted code has made of what was raised in it.
+        StoppedError: a signal came, whatever exception the interrupted code raised in turn.
     """
     with _taken() as signals:
         signals.begun = True
@@ -211,15 +214,15 @@ def stoppable(advice: str = "The same command goes on.", *, when: str = "") -> I
 
 @contextmanager
 def asking(on_request: Callable[[int], None], *, notice: str = "", once_s: float = ONCE_S) -> Iterator[None]:
-    """In the block a first signal calls `on_request` with its number, and only a second one is raised.
+    """In the block, let the first signal call `on_request` with its number, and raise only at the second.
 
     Args:
         on_request: called in the main thread.
-        notice: a line that is printed on stderr at the first signal, also while native code runs.
-        once_s: signals within so many seconds are one.
+        notice: a line printed on stderr at the first signal, even while native code runs.
+        once_s: signals within so many seconds count as one.
 
     Raises:
-        StopRequest: by a second signal, or by one before the block that was swallowed.
+        StopRequest: a second signal came, or one that was swallowed before the block.
     """
     with _taken() as signals:
         check()
@@ -231,27 +234,23 @@ def asking(on_request: Callable[[int], None], *, notice: str = "", once_s: float
 
 
 def check() -> None:
-    """Do nothing unless a signal has come that should have ended the work.
+    """Raise again the request of a signal that should have ended the work.
 
     Raises:
-        StopRequest: one has.
+        StopRequest: such a signal has come.
     """
     if _signals is not None and _signals.requested is not None and not _signals.reading and _signals.status is None:
         raise _signals.request()
 
 
 def reinstall() -> None:
-    """Take the signals back from a library that has claimed them."""
+    """Install the handlers again after a library has replaced them."""
     if _signals is not None:
         _signals.install()
 
 
 def leave(status: int) -> None:
-    """There is nothing left to stop: from now on signals only hasten the end of the process of a command.
-
-    Args:
-        status: with which it leaves.
-    """
+    """Declare that nothing is left to stop: from now on a signal only hastens the exit with `status`."""
     if _signals is not None:
         _signals.status = status
         if _signals.requested is not None and _signals.pipe is not None:
@@ -260,11 +259,11 @@ def leave(status: int) -> None:
 
 
 def end_process(status: int) -> NoReturn:
-    """Leave with a status, as `sys.exit`; after a signal without waiting until Python has cleared all memory."""
+    """Exit like `sys.exit`, but after a signal do not wait for Python to free all memory."""
     leave(status)
     if _signals is None or _signals.requested is None:
         sys.exit(status)
-    # Until here the thread that ends processes is at work: while Python closes modules it is not, for seconds.
+    # Daemon threads, such as the one that ends the process, do not run while Python tears down modules, for seconds.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -272,15 +271,15 @@ def end_process(status: int) -> NoReturn:
     os._exit(status)
 
 
-def only_read() -> None:
-    """The command changes nothing: Ctrl-C interrupts it with a `KeyboardInterrupt`, other signals end it."""
+def declare_read_only() -> None:
+    """Declare that the command changes nothing: Ctrl-C raises `KeyboardInterrupt`, other signals end the process."""
     if _signals is not None:
         _signals.begun = _signals.reading = True
         _signals.default(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def take_signals() -> None:
-    """Take the signals for the whole process of a command. Until a command begins, one ends it at once, with 75."""
+    """Install the handlers for the whole process of a command. Until it begins to work, a signal ends it with 75."""
     global _signals
     if _signals is not None:
         return
@@ -291,13 +290,13 @@ def take_signals() -> None:
     _signals.pipe = sending
     signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_enforce, args=(_signals, receiving), daemon=True, name="stopping").start()
-    os.register_at_fork(after_in_child=_forget)
-    # The first to be registered is the last to run. After it Python gives the signals back, while it closes modules.
+    os.register_at_fork(after_in_child=_reset_in_child)
+    # Registered first, so that it runs last. After it Python restores the default handlers while it closes modules.
     atexit.register(_ignore)
 
 
 def _enforce(signals: _Signals, receiving: socket.socket) -> None:
-    """End the process where the main thread does not. Python's handler in C writes the number of each signal here."""
+    """End the process if the main thread does not. Python's C handler writes the number of each signal to the pipe."""
     first: float | None = None
     deadline = float("inf")
     while True:
@@ -322,7 +321,7 @@ def _enforce(signals: _Signals, receiving: socket.socket) -> None:
 
 
 def _write(text: str) -> None:
-    # Not through `sys.stderr`, which the main thread may be using.
+    # Not through `sys.stderr`, which the main thread may hold.
     with suppress(OSError):
         os.write(2, text.encode())
 
@@ -332,8 +331,8 @@ def _ignore() -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
-def _forget() -> None:
-    """A forked process is another one; the pipe of its parent is not for its signals."""
+def _reset_in_child() -> None:
+    """Restore the default handlers in a forked process, whose signals must not go to its parent's pipe."""
     if _signals is not None:
         signal.set_wakeup_fd(-1)
         _signals.default(*SIGNALS)

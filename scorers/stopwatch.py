@@ -1,4 +1,4 @@
-"""Time that work takes, whatever else the machine is doing."""
+"""Measure the time that work takes, without the time it waited for a busy core."""
 
 import resource
 import time
@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of the process's first thread: nanoseconds on a core, nanoseconds ready to run but without one, and turns.
+# For the main thread: nanoseconds on a core, nanoseconds spent waiting for a core, and time slices.
 _SCHEDULER = Path("/proc/self/schedstat")
 
 
 @dataclass
 class Took:
-    """What a block took.
+    """The time that a block took.
 
     Attributes:
-        seconds: of wall time, less the time that its thread, or a process that it ran, waited for a core which others
-            were using.
-        waited: that time; 0 where the kernel does not tell.
+        seconds: wall time less `waited`.
+        waited: seconds that its thread, or a process that it ran, waited for a core in use by others; 0 if the kernel
+            does not report it.
     """
 
     seconds: float = 0.0
@@ -26,14 +26,14 @@ class Took:
 
     @property
     def share(self) -> float:
-        """Of the wall time, in [0, 1], what was not waited."""
+        """The share of the wall time that was not spent waiting, in [0, 1]."""
         wall = self.seconds + self.waited
         return self.seconds / wall if wall else 1.0
 
 
 @contextmanager
 def stopwatch() -> Iterator[Took]:
-    """Time the block, which runs in the main thread; the figures are there when it ends."""
+    """Time the block, which must run in the main thread; the result is filled in when it ends."""
     took = Took()
     began, waited, own, children = time.perf_counter(), _waited(), time.thread_time(), _children()
     try:
@@ -43,13 +43,13 @@ def stopwatch() -> Iterator[Took]:
         took.waited = min(max(_waited() - waited, 0.0), wall)
         ran = _children() - children
         if ran and took.waited:
-            # While it slept, they had a core or waited for one: nobody says which, but how long they had one.
+            # While this thread slept, its children ran or waited for a core; only the time they ran is known.
             took.waited = max(took.waited, wall - (time.thread_time() - own) - ran)
         took.seconds = wall - took.waited
 
 
 def _children() -> float:
-    """CPU seconds of processes that this one has started and that have ended."""
+    """Return the CPU seconds of child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -1,4 +1,4 @@
-"""Standard output and error that take any text, whatever the terminal, pipe or disk behind them makes of it."""
+"""Make stdout and stderr accept any text, whatever encoding, pipe or disk is behind them."""
 
 import codecs
 import errno
@@ -21,17 +21,17 @@ _ASCII = {
 
 
 def set_up_streams() -> None:
-    """Prepare stdout and stderr of this process for text that they cannot encode, and for the loss of their reader.
+    """Prepare stdout and stderr for text that they cannot encode, and for the loss of their reader.
 
-    What a stream cannot encode is written in ASCII or as an escape. A stream that the caller has closed goes nowhere,
-    and so does what is written to stdout after its reader has gone: the command ends with the status that it would
-    have had. stderr is for people: what cannot be written there is lost.
+    Characters that a stream cannot encode are written in ASCII or as escapes. Output to a stream that the caller has
+    closed, or to stdout after its reader has gone, is dropped, and the exit status stays what it would have been.
+    Output that cannot be written to stderr is dropped too.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     codecs.register_error(_PLAIN, _plain)
     if sys.stdout is sys.__stdout__:
         sys.stdout = _stream(sys.stdout, _Stdout(1, "w", closefd=False))
@@ -43,7 +43,7 @@ class _Stdout(io.FileIO):
     _failed = False
 
     def write(self, data: Any) -> int:
-        """Write some of it; a failure is raised once, so that nothing else fails as Python ends."""
+        """Write some of the data; raise a failure only once, so that nothing else fails while Python exits."""
         try:
             return len(data) if self._failed else super().write(data)
         except OSError as error:
@@ -55,7 +55,7 @@ class _Stdout(io.FileIO):
 
 class _Stderr(io.FileIO):
     def write(self, data: Any) -> int:
-        """Write some of it, or lose it."""
+        """Write some of the data, or drop it."""
         try:
             return super().write(data)
         except OSError:
@@ -63,7 +63,7 @@ class _Stderr(io.FileIO):
 
 
 def _stream(stream: Any, raw: io.FileIO, *, by_line: bool = False) -> TextIO:
-    """A stream like `stream`, which is None where the caller has closed it."""
+    """Return a text stream like `stream`, which is None if the caller has closed it."""
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding="utf-8" if stream is None else stream.encoding,

@@ -1,4 +1,4 @@
-"""The console that everything is printed on."""
+"""The rich console for all terminal output."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,16 +10,16 @@ from scorers.printing import printable
 
 
 class Terminal(Console):
-    """Rich's console for foreign text: strings are no markup, and what a terminal would act on is shown as escapes.
+    """A rich console for foreign text: it reads no markup in strings, and escapes what a terminal would act on.
 
-    A print of our own that has markup passes `markup=True`.
+    Pass `markup=True` to print our own markup.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
-        # The last place before the bytes: what rich writes by itself, such as colours, comes after it.
+        # The last step before bytes are written; rich adds its own control sequences, such as colours, afterwards.
         return super()._render_buffer(
             each if each.control else Segment(printable(each.text, keep="\n"), each.style) for each in buffer
         )

@@ -1,4 +1,4 @@
-"""Checks that every scorer passes, for the tests of packages that add one.
+"""Contract checks that every scorer must pass, for the tests of packages that add one.
 
     from scorers.testing import check
     from scorers.registry import ScorerSpec, build
@@ -6,7 +6,7 @@
     def test_my_scorer_obeys_the_contract():
         check(build("mine", ScorerSpec(kind="mine")))
 
-They need no test framework: what is not as it should be raises `AssertionError`, in words that name the document.
+They need no test framework: a failed check raises an `AssertionError` that names the document.
 """
 
 import time
@@ -47,18 +47,18 @@ def check(
     hostile_size: int = 100_000,
     seconds: float = 60.0,
 ) -> None:
-    """All checks of this module.
+    """Run all checks of this module.
 
     Args:
-        scorer: built, with its usual deadline.
-        documents: ordinary ones, that it can score; None for a few of the kind that it applies to.
-        tolerance: how far two scores of one sentence may be apart. A network's may differ by 1e-6, because matrix
-            products of other shapes round otherwise; all others should be equal.
-        hostile_size: characters of the strange documents that it is given.
-        seconds: that it may take for each of them.
+        scorer: a scorer, built with its usual deadline.
+        documents: ordinary documents that it can score; None for a few of the kind that it applies to.
+        tolerance: largest difference between two scores of the same sentence. A network's may differ by 1e-6, because
+            matrix products of other shapes round differently; all others should be equal.
+        hostile_size: characters in each hostile document.
+        seconds: time that the scorer may take for each of them.
 
     Raises:
-        AssertionError: the scorer does something that the contract forbids.
+        AssertionError: the scorer breaks the contract.
     """
     ordinary = ordinary_documents(scorer) if documents is None else list(documents)
     check_scores(scorer, ordinary)
@@ -71,7 +71,7 @@ def check(
 
 
 def ordinary_documents(scorer: Scorer) -> list[Document]:
-    """A few documents that the scorer applies to: of prose, or else of Python."""
+    """Return a few documents that the scorer applies to: prose, or else Python."""
     prose = [document(text) for text in _PROSE]
     return prose if scorer.applies(prose[0]) else [document(text, "python") for text in _CODE]
 
@@ -79,7 +79,7 @@ def ordinary_documents(scorer: Scorer) -> list[Document]:
 def hostile_documents(
     kind: DocumentKind = "prose", size: int = 100_000, only: Collection[str] | None = None
 ) -> dict[str, Document]:
-    """Documents of about so many characters, by what is strange in them; `only` those of these names."""
+    """Return hostile documents of about `size` characters, keyed by what is strange in them; `only` selects keys."""
     texts = {
         "one line": ("What is in it? Nothing at all, " * size)[:size],
         "one word": "x" * size,
@@ -97,10 +97,10 @@ def hostile_documents(
 
 
 def check_scores(scorer: Scorer, documents: Sequence[Document]) -> list[NDArray[np.float32]]:
-    """The scores of ordinary documents, all of which can be scored: one a sentence, float32, finite, >= 0.
+    """Check that ordinary documents all have scores, one per sentence, float32, finite and >= 0; return them.
 
     Raises:
-        AssertionError: they are something else.
+        AssertionError: a result is anything else.
     """
     results = _score(scorer, documents)
     scores: list[NDArray[np.float32]] = []
@@ -110,12 +110,12 @@ def check_scores(scorer: Scorer, documents: Sequence[Document]) -> list[NDArray[
             raise AssertionError(f"document {index} has no score: {result.reason}")
         scores.append(result)
     if scorer.score([]) != []:
-        raise AssertionError("no documents must have no results: []")
+        raise AssertionError("score([]) must return []")
     return scores
 
 
 def check_order(scorer: Scorer, documents: Sequence[Document], tolerance: float = 0.0) -> None:
-    """A document's scores depend neither on the order of the documents nor on which others are beside it.
+    """Check that a document's scores depend neither on the order of the documents nor on the others in the batch.
 
     Raises:
         AssertionError: two scores of one sentence are further apart than `tolerance`.
@@ -131,10 +131,10 @@ def check_order(scorer: Scorer, documents: Sequence[Document], tolerance: float 
 
 
 def check_survives(scorer: Scorer, each: Document, name: str = "the document", seconds: float = 60.0) -> Result:
-    """A strange document ends in scores or a `ScoringError` in its time; it raises nothing.
+    """Check that a hostile document gives scores or a `ScoringError` in time, and raises nothing.
 
     Raises:
-        AssertionError: something else came of it.
+        AssertionError: it does not.
     """
     began = time.monotonic()
     (result,) = _score(scorer, [each], name)
@@ -148,7 +148,7 @@ def check_survives(scorer: Scorer, each: Document, name: str = "the document", s
 def check_forgets(
     scorer: Scorer, documents: Sequence[Document], strange: Sequence[Document], tolerance: float = 0.0
 ) -> None:
-    """Ordinary documents have the same scores beside strange ones, and after them.
+    """Check that ordinary documents have the same scores beside hostile ones, and after them.
 
     Raises:
         AssertionError: two scores of one sentence are further apart than `tolerance`.
@@ -163,7 +163,7 @@ def check_forgets(
 
 
 def with_field(each: Document, field: str) -> Document:
-    """The document with a number a sentence in a field of the corpus, for scorers that ask for one."""
+    """Return the document with one number per sentence in a field of its record, for scorers that need one."""
     return replace(each, given={field: [len(sentence) / 7 for sentence in each.sentences()]})
 
 
@@ -172,11 +172,11 @@ def _score(scorer: Scorer, documents: Sequence[Document], name: str = "some docu
         results = scorer.score(documents)
     except Exception as error:
         raise AssertionError(
-            f"{name}: score() must return a ScoringError for a document that it cannot score, and not raise: "
+            f"{name}: score() must return a ScoringError for a document that it cannot score, not raise: "
             f"{describe(error)}"
         ) from error
     if not isinstance(results, list) or len(results) != len(documents):
-        raise AssertionError(f"{name}: score() must return a list with one result for each of the documents")
+        raise AssertionError(f"{name}: score() must return a list with one result for each document")
     return results
 
 
@@ -193,8 +193,8 @@ def _require_equal(one: Result, other: Result, tolerance: float, name: str) -> N
     if isinstance(one, ScoringError) or isinstance(other, ScoringError):
         reasons = [each.reason if isinstance(each, ScoringError) else None for each in (one, other)]
         if reasons[0] != reasons[1]:
-            raise AssertionError(f"{name}: scored once, and refused another time ({', '.join(map(str, reasons))})")
+            raise AssertionError(f"{name}: scored once but not every time (reasons: {', '.join(map(str, reasons))})")
         return
     apart = float(np.abs(one - other).max(initial=0.0))
     if apart > tolerance:
-        raise AssertionError(f"{name}: scores {apart:.3g} apart, more than {tolerance:g}")
+        raise AssertionError(f"{name}: scores differ by {apart:.3g}, more than {tolerance:g}")

@@ -1,7 +1,7 @@
-"""spaCy's tokenizer on text that nobody wrote by hand: the same tokens, without its quadratic time.
+"""Avoid the quadratic time of spaCy's tokenizer on long runs of characters without white space.
 
-spaCy strips punctuation from both ends of every run of characters without white space, one mark at a time, and searches
-the whole rest of the run each time: 20,000 opening parentheses take it 50 seconds, in C code that no signal interrupts.
+spaCy strips punctuation from both ends of each such run, one mark at a time, and searches the whole rest of the run
+each time: 20,000 opening parentheses take it 50 seconds, in C code that no signal interrupts.
 """
 
 import re
@@ -9,7 +9,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any
 
-# More than twice as wide as the longest suffix of bounded length and what it looks back at (spaCy 3.8: ten characters).
+# More than twice the longest bounded suffix with its look-behind (ten characters in spaCy 3.8).
 _WINDOW = 100
 
 LONGEST_RUN = 10_000
@@ -18,15 +18,15 @@ _LONG_RUN = re.compile(rf"(?<!\S)\S{{{LONGEST_RUN + 1},}}")
 
 
 def make_linear(tokenizer: Any) -> None:
-    """Let a `spacy.tokenizer.Tokenizer` find the same prefixes and suffixes without reading the whole run each time."""
-    # Every prefix pattern begins with ^, so `match` finds what `search` does, but does not try the other positions.
+    """Make a `spacy.tokenizer.Tokenizer` find the same prefixes and suffixes without searching the whole run."""
+    # Every prefix pattern begins with ^, so `match` finds what `search` does without trying the other positions.
     tokenizer.prefix_search = tokenizer.prefix_search.__self__.match
     search = tokenizer.suffix_search.__self__.search
 
     def search_end(text: str) -> re.Match[str] | None:
         match: re.Match[str] | None = search(text[-_WINDOW:])
         if match is not None and match.start() < _WINDOW // 2 < len(text) - _WINDOW // 2:
-            # A pattern without bound, such as a run of dots, that may reach further back.
+            # An unbounded pattern, such as a run of dots, may reach further back.
             match = search(text)
         return match
 
@@ -35,22 +35,22 @@ def make_linear(tokenizer: Any) -> None:
 
 @dataclass(frozen=True)
 class Removed:
-    """Where characters were taken out of a text: `at` in the short text, and the `total` taken out up to there."""
+    """Where characters were removed: positions `at` in the short text, and the `total` removed up to each."""
 
     at: list[int] = field(default_factory=list)
     total: list[int] = field(default_factory=list)
 
     def original(self, position: int) -> int:
-        """The position in the original text of a position in the short one."""
+        """Map a position in the short text to the original text."""
         index = bisect_right(self.at, position)
         return position + (self.total[index - 1] if index else 0)
 
 
 def shorten_runs(text: str) -> tuple[str, Removed]:
-    """Leave out the middle of every run of more than `LONGEST_RUN` characters without white space.
+    """Remove the middle of every run of more than `LONGEST_RUN` characters without white space.
 
-    A sentence begins inside such a run only in its first or last 5,000 characters. Our sentences are not
-    spaCy's there: its time for a run, and that of its pattern for URLs, is still quadratic.
+    Inside such a run sentences begin only in its first or last 5,000 characters, which differs from spaCy: its time for
+    a run, and that of its URL pattern, is still quadratic.
     """
     kept: list[str] = []
     removed = Removed()

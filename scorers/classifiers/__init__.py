@@ -1,1 +1,1 @@
-"""Neural classifiers of sentences: one place decides what the network gets at once."""
+"""Neural sentence classifiers."""

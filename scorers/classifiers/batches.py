@@ -1,4 +1,4 @@
-"""The one place that decides what a network gets at once: sequences of like length, few padded positions.
+"""Plan a network's batches: sequences of similar length, with little padding.
 
 The plan depends on the lengths alone, so the same documents are computed in the same shapes wherever they are scored.
 """
@@ -6,25 +6,25 @@ The plan depends on the lengths alone, so the same documents are computed in the
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# On a CPU: from 512 to 1,024 positions a batch the matrices are large enough for the full rate of the products, and
-# activations still fit the cache between two layers. A batch costs as much as 32 positions more than its positions do
-# (weights are read from memory again), so that much padding in it is cheaper than another one.
+# CPU: with 512 to 1,024 positions per batch the matrices are large enough for the full rate of the products, and
+# activations still fit the cache between two layers. A batch costs as much as 32 more positions (it reads the weights
+# from memory again), so padding of up to 32 positions is cheaper than another batch.
 CPU_TOKENS = 1024
 CPU_SLACK = 32
 
-# On a GPU: few shapes, because each is a CUDA graph of its own, and a step of at most a quarter of the length.
+# GPU: few shapes, because each is a CUDA graph of its own; neighbouring lengths differ by at most a quarter.
 GPU_LENGTHS = (*range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32), *range(256, 512, 64), 512)
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What batches may look like.
+    """The allowed shapes of batches.
 
     Attributes:
-        tokens: positions a batch at most, the padding included; one sequence at least.
-        slack: padded positions a batch at most.
-        lengths: the only lengths there are, ascending, the rows of a batch being as many as fit `tokens`; longer
-            sequences get a length of their own. None for any shape.
+        tokens: most positions in a batch, padding included; a batch holds at least one sequence.
+        slack: most padded positions in a batch.
+        lengths: the allowed lengths, ascending; a batch has as many rows as fit `tokens`. Longer sequences get a length
+            of their own. None allows any shape.
     """
 
     tokens: int
@@ -33,7 +33,7 @@ class Shapes:
 
     @classmethod
     def of(cls, device: str, tokens: int) -> "Shapes":
-        """The shapes that suit a device, with at most `tokens` positions a batch."""
+        """Return the shapes that suit a device, with at most `tokens` positions per batch."""
         if device == "cpu":
             return cls(min(tokens, CPU_TOKENS), CPU_SLACK)
         return cls(tokens, lengths=GPU_LENGTHS)
@@ -41,7 +41,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences that are computed together, as `rows` x `length` positions; rows beyond `indices` are padding."""
+    """A batch of `rows` x `length` positions, holding the sequences at `indices`; further rows are padding."""
 
     indices: list[int]
     rows: int
@@ -49,17 +49,12 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Positions that are computed."""
+        """The number of positions, padding included."""
         return self.rows * self.length
 
 
 def plan(lengths: Sequence[int], shapes: Shapes) -> Iterator[Batch]:
-    """Batches that hold each sequence once, the longest first.
-
-    Args:
-        lengths: tokens of each sequence.
-        shapes: what a batch may look like.
-    """
+    """Yield batches that together hold each sequence once, the longest first; `lengths` are in tokens."""
     longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     if shapes.lengths is None:
         yield from _snug(longest_first, lengths, shapes)
@@ -87,7 +82,7 @@ def _static(order: list[int], lengths: Sequence[int], tokens: int, allowed: tupl
     while start < len(order):
         longest = lengths[order[start]]
         length = next((each for each in allowed if each >= longest), longest)
-        # All but the last batch are full: sequences that would leave the next one half empty fill this one up.
+        # Fill every batch but the last, with shorter sequences too, rather than leave the next one half empty.
         rows = max(tokens // length, 1)
         yield Batch(order[start : start + rows], rows, length)
         start += rows

@@ -1,4 +1,4 @@
-"""Kind `classifier`: the probability that any sequence classifier of Hugging Face's transformers gives a label."""
+"""Kind `classifier`: the probability of a label by any sequence classifier of Hugging Face's transformers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,16 +29,15 @@ class ClassifierOptions(TextOptions):
 
     Attributes:
         model: folder with config.json, tokenizer and model.safetensors, or a model's name on the Hugging Face hub.
-        label: the label whose probability is the score, by name or number; needless where there is only one.
-        activation: from outputs to the score. `auto` goes by the model's `problem_type`: sigmoid for
-            `multi_label_classification`, identity for `regression`; where it names none, softmax over several outputs
-            and sigmoid of a single one. An output below 0 that `identity` leaves as it is is no score, and its document
-            an error.
-        long: what becomes of a sentence of more tokens than the model takes: `windows` that overlap, and the largest of
-            their scores; `truncate` for the score of its beginning.
-        engine: `torch`, or `onnx-int8` for CPUs: faster, and not quite the same scores (needs `phf[onnx]`).
-        revision: branch, tag or commit of a model on the hub. Content counts in the fingerprint, not its name.
-        sha256: what the file of the weights must hash to, in hex; needed where it is a pickle.
+        label: the label whose probability is the score, by name or number; not needed if there is only one.
+        activation: how outputs become the score. `auto` follows the model's `problem_type`: sigmoid for
+            `multi_label_classification`, identity for `regression`; if it has none, softmax over several outputs and
+            sigmoid of a single one. A negative output under `identity` is an error of its document.
+        long: how to score a sentence of more tokens than the model takes: `windows` takes the largest score of
+            overlapping windows; `truncate` scores its beginning.
+        engine: `torch`, or `onnx-int8` for CPUs: faster, with slightly different scores (needs `phf[onnx]`).
+        revision: branch, tag or commit of a model on the hub. The fingerprint covers its content, not its name.
+        sha256: expected hash of the weights file, in hex; required if it is a pickle.
     """
 
     model: str = ""
@@ -52,7 +51,7 @@ class ClassifierOptions(TextOptions):
     @field_validator("model")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        # Actors may have another working directory than the command; `owner/name` on the hub looks like a path.
+        # Actors may run in another working directory than the command; `owner/name` on the hub looks like a path.
         if value.startswith((".", "/", "~")) or (value and Path(value).exists()):
             return str(Path(value).expanduser().absolute())
         return value
@@ -66,7 +65,7 @@ class ClassifierOptions(TextOptions):
 class ClassifierScorer:
     """The probability of a label, by any Hugging Face sequence classifier, for each sentence on its own.
 
-    On a CPU a score is the same to 1e-6 in any batch and order (at RoBERTa's base size 1.0e-6 was measured).
+    On a CPU a score is the same to 1e-6 in any batch and order (1.0e-6 measured at RoBERTa's base size).
     """
 
     Options = ClassifierOptions
@@ -104,17 +103,17 @@ class ClassifierScorer:
 
     @classmethod
     def check(cls, options: ClassifierOptions) -> None:
-        """Raise `UserError` when something is missing to run here, without loading or downloading anything."""
+        """Raise `UserError` if something needed here is missing, without loading or downloading anything."""
         _require_packages()
         check_engine(options.engine)
         pretrained.locate(options.model, options.revision, download=False)
 
     def applies(self, document: Document) -> bool:
-        """By the option `documents`."""
+        """Return whether the option `documents` selects the document."""
         return self._options.apply_to(document)
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
-        """Scores of all documents at once, in batches whose shapes depend on `documents` and `batch_tokens` alone."""
+        """Score all documents together, in batches whose shapes depend on `documents` and `batch_tokens` alone."""
         return score_sentences(documents, self._encoder, self._network.scores, self._execution.deadline_s)
 
 
@@ -123,13 +122,13 @@ def _require_packages() -> None:
 
 
 def _activation(wanted: Activation, config: Any) -> Activation:
-    """What `auto` means for a model.
+    """Resolve `auto` for a model.
 
     Raises:
-        UserError: a softmax over a single output, which is 1 whatever the sentence.
+        UserError: a softmax over a single output, which is always 1.
     """
     if wanted == "softmax" and config.num_labels == 1:
-        raise UserError("The model has one output, whose softmax is always 1: take activation=sigmoid or identity.")
+        raise UserError("The model has one output, whose softmax is always 1: use activation=sigmoid or identity.")
     if wanted != "auto":
         return wanted
     by_problem: dict[str | None, Activation] = {"multi_label_classification": "sigmoid", "regression": "identity"}

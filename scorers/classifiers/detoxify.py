@@ -25,12 +25,12 @@ class DetoxifyOptions(TextOptions):
     """Options of `detoxify`.
 
     Attributes:
-        model: a published variant, or the path of a checkpoint in Detoxify's format. The paper's is `unbiased`.
+        model: a published variant, or the path of a checkpoint in Detoxify's format. The paper uses `unbiased`.
         config: folder with the base model's config.json and tokenizer files; None for the hub or its cache.
-        sha256: what the checkpoint must hash to, in hex; needed where a local one holds more than plain weights.
-        long: what becomes of a sentence of more tokens than the model takes, 512 for the published ones: `windows` that
-            overlap, and the largest of their scores; `truncate` for the score of its beginning, as Detoxify has it.
-        engine: `torch`, or `onnx-int8` for CPUs: faster, and not quite the same scores (needs `phf[onnx]`).
+        sha256: expected hash of the checkpoint, in hex; required if a local one holds more than plain weights.
+        long: how to score a sentence of more tokens than the model takes, 512 for the published ones: `windows` takes
+            the largest score of overlapping windows; `truncate` scores its beginning, as Detoxify does.
+        engine: `torch`, or `onnx-int8` for CPUs: faster, with slightly different scores (needs `phf[onnx]`).
     """
 
     model: str = "unbiased"
@@ -42,7 +42,7 @@ class DetoxifyOptions(TextOptions):
     @field_validator("model", "config")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        # Actors may have another working directory than the command. A name that is no path is left for the error.
+        # Actors may run in another working directory than the command. A name that is not a path fails later.
         if value is None or not ("/" in value or Path(value).exists()):
             return value
         return str(Path(value).expanduser().absolute())
@@ -51,8 +51,8 @@ class DetoxifyOptions(TextOptions):
 class DetoxifyScorer:
     """The probability, between 0 and 1, of the class `toxicity`, for each sentence on its own.
 
-    On a CPU a score is Detoxify's own but for the last bits of matrix products, in any batch and order, for every
-    sentence that the model takes whole: within 1e-6 for small models, 1.1e-6 measured at RoBERTa's base size. The
+    On a CPU, for every sentence that fits the model, a score equals Detoxify's own up to the last bits of matrix
+    products, in any batch and order: within 1e-6 for small models, 1.1e-6 measured at RoBERTa's base size. The
     documents of a call share their deadlines, since the network's time grows with their length alone.
     """
 
@@ -89,18 +89,18 @@ class DetoxifyScorer:
 
     @classmethod
     def check(cls, options: DetoxifyOptions) -> None:
-        """Raise `UserError` when something is missing to run here, without loading or downloading anything."""
+        """Raise `UserError` if something needed here is missing, without loading or downloading anything."""
         _require_packages()
         check_engine(options.engine)
         detoxify_model.locate(options.model, options.sha256, download=False)
         _folder(options)
 
     def applies(self, document: Document) -> bool:
-        """By the option `documents`."""
+        """Return whether the option `documents` selects the document."""
         return self._options.apply_to(document)
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
-        """Scores of all documents at once, in batches whose shapes depend on `documents` and `batch_tokens` alone."""
+        """Score all documents together, in batches whose shapes depend on `documents` and `batch_tokens` alone."""
         return score_sentences(documents, self._encoder, self._network.scores, self._execution.deadline_s)
 
 
@@ -113,7 +113,7 @@ def _folder(options: DetoxifyOptions) -> Path | None:
         return None
     folder = Path(options.config)
     if not (folder / "config.json").is_file():
-        raise UserError(f"The option config names {folder}, which is no folder with a config.json.")
+        raise UserError(f"The option config names {folder}, which is not a folder with a config.json.")
     return folder
 
 

@@ -1,8 +1,8 @@
-"""A real `detoxify.Detoxify` from a published or a local checkpoint, checked before it is unpickled.
+"""Build a real `detoxify.Detoxify` from a published or a local checkpoint, checked before it is unpickled.
 
-Its loader asks the Hugging Face hub for the base model's configuration even where a folder with it is given, and then
-takes that folder's configuration without the number of classes, so that the classifier does not fit. Here the folder
-takes the place of the base model's name, which is all that is needed, with transformers 5 as well.
+Detoxify's loader asks the Hugging Face hub for the base model's configuration even if it is given a folder, and then
+reads that folder's configuration without the number of classes, so that the classifier does not fit. Here the folder
+replaces the base model's name, which is enough, also with transformers 5.
 """
 
 import os
@@ -18,7 +18,7 @@ from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
 from scorers.trust import remedy
 
-# The files that detoxify.MODEL_URLS names; here so that they can be looked for without importing torch.
+# File names from detoxify.MODEL_URLS, repeated so that the files can be found without importing torch.
 VARIANTS = {
     "original": "toxic_original-c1212f89.ckpt",
     "unbiased": "toxic_debiased-c7548aa0.ckpt",
@@ -30,20 +30,20 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on this machine, checked, and the sha256 of its bytes."""
+    """A checkpoint on this machine whose sha256 was checked."""
 
     path: Path
     sha256: str
 
 
 def locate(model: str, sha256: str | None, *, download: bool = True) -> Checkpoint:
-    """The checkpoint of a published variant or a local file, its hash checked.
+    """Find the checkpoint of a published variant or a local file, and check its hash.
 
-    A published one is looked for where `torch.hub` keeps it and downloaded when it is not there. Its name holds the
-    first eight hex digits of its sha256, by torch.hub's convention, and they must agree; `sha256` is checked on top.
+    A published variant is taken from the cache of `torch.hub`, or downloaded to it. By torch.hub's convention its file
+    name holds the first eight hex digits of its sha256, which must match; `sha256` is checked as well.
 
     Raises:
-        UserError: no such file or variant, a hash that differs, or a download that failed.
+        UserError: there is no such file or variant, its hash differs, or the download failed.
     """
     if model in VARIANTS:
         path = hub_folder() / VARIANTS[model]
@@ -51,7 +51,7 @@ def locate(model: str, sha256: str | None, *, download: bool = True) -> Checkpoi
             if not download:
                 raise UserError(
                     f"The weights of Detoxify's {model!r} are not on this machine ({path}). They are downloaded when "
-                    "the scorer is first used. Without a network take toxicity=linear, which comes with its weights."
+                    "the scorer is first used. Without a network use toxicity=linear, which comes with its weights."
                 )
             _download(model, path)
         prefix = _hash_prefix(path.name)
@@ -65,7 +65,7 @@ def locate(model: str, sha256: str | None, *, download: bool = True) -> Checkpoi
     digest = file_sha256(path)
     if not digest.startswith(prefix):
         raise UserError(
-            f"{path} is damaged or another file: its sha256 begins with {digest[:8]}, and its name says {prefix}. "
+            f"{path} is damaged or another file: its sha256 begins with {digest[:8]}, but its name says {prefix}. "
             "It is not loaded; delete it."
         )
     if sha256 is not None and digest != sha256.lower():
@@ -74,24 +74,24 @@ def locate(model: str, sha256: str | None, *, download: bool = True) -> Checkpoi
 
 
 def hub_folder() -> Path:
-    """Where `torch.hub` keeps the files it downloads; found as torch does, without importing it."""
+    """Return the cache folder of `torch.hub`, found as torch finds it, without importing torch."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", str(Path(cache) / "torch"))
     return Path(home).expanduser() / "hub" / "checkpoints"
 
 
 def load(checkpoint: Checkpoint, folder: Path | None, device: str, *, trusted: bool) -> Any:
-    """A `detoxify.Detoxify` in evaluation mode, in float32, whose tokenizer cuts texts at what the model can take.
+    """Return a `detoxify.Detoxify` in evaluation mode and float32, whose tokenizer truncates at the model's limit.
 
     Args:
-        checkpoint: what `locate` found.
+        checkpoint: from `locate`.
         folder: configuration and tokenizer files of the base model; None to take them from the hub or its cache.
         device: a torch device.
-        trusted: whether somebody vouched for the checkpoint's hash. A pickle can run any code, so one that nobody
-            vouched for must pass torch's unpickler of plain weights first.
+        trusted: whether the user vouches for the checkpoint's hash. A pickle can run any code, so an untrusted one must
+            first pass torch's unpickler for plain weights.
 
     Raises:
-        UserError: a file that is missing, unsafe, no checkpoint of Detoxify, or does not fit the configuration.
+        UserError: a file is missing, unsafe, not a Detoxify checkpoint, or does not fit the configuration.
     """
     import detoxify.detoxify as library
 
@@ -113,7 +113,7 @@ def load(checkpoint: Checkpoint, folder: Path | None, device: str, *, trusted: b
             loaded = library.Detoxify(checkpoint=str(checkpoint.path), device=device)
     except UserError:
         raise
-    except Exception as error:  # a foreign file fails in as many ways as there are files
+    except Exception as error:  # a foreign file may raise anything
         raise UserError(_explain(error, checkpoint, folder)) from error
     loaded.model.float().eval()
     loaded.tokenizer.model_max_length = longest_input(loaded.model.config, loaded.tokenizer)
@@ -131,7 +131,7 @@ def _download(model: str, path: Path) -> None:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"The weights of Detoxify's {model!r} are not on this machine and could not be downloaded ({error}). "
-            f"Put {url} at {path}, or take another scorer, such as toxicity=linear."
+            f"Put {url} at {path}, or use another scorer, such as toxicity=linear."
         ) from None
 
 
@@ -147,7 +147,7 @@ def _check_harmless(checkpoint: Checkpoint) -> None:
 
     try:
         torch.load(checkpoint.path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - what a damaged pickle raises is anybody's guess
+    except Exception as error:  # noqa: BLE001 - a damaged pickle may raise anything
         raise UserError(
             f"{checkpoint.path} holds more than plain weights, or is damaged ({type(error).__name__}). Loading it can "
             f"run any code that its maker put in. {remedy(checkpoint.sha256)}"
@@ -155,7 +155,7 @@ def _check_harmless(checkpoint: Checkpoint) -> None:
 
 
 def _check_classes(arguments: dict[str, Any], path: Path) -> None:
-    """Refuse names of anything but models and tokenizers: transformers' auto classes run code of the folder."""
+    """Refuse class names other than models and tokenizers: transformers' auto classes run code from the folder."""
     import transformers
 
     expected = {
@@ -165,11 +165,13 @@ def _check_classes(arguments: dict[str, Any], path: Path) -> None:
     for key, base in expected.items():
         found = getattr(transformers, str(arguments.get(key)), None)
         if not (isinstance(found, type) and issubclass(found, base)):
-            raise UserError(f"The checkpoint {path} names {arguments.get(key)!r} as its {key}, which is none.")
+            raise UserError(
+                f"The checkpoint {path} names {arguments.get(key)!r} as its {key}, which transformers does not have."
+            )
 
 
 def _check_weights(model: Any, state_dict: dict[str, Any], path: Path) -> None:
-    """Transformers fills weights that a checkpoint lacks with random numbers, and says so in its log alone."""
+    """Refuse a checkpoint that lacks weights: transformers fills them with random numbers, and only logs it."""
     import torch
 
     for name, weight in model.state_dict().items():
@@ -181,8 +183,9 @@ def _check_weights(model: Any, state_dict: dict[str, Any], path: Path) -> None:
 def _explain(error: Exception, checkpoint: Checkpoint, folder: Path | None) -> str:
     if isinstance(error, OSError) and folder is None:
         return (
-            f"The configuration and tokenizer of {checkpoint.path}'s base model are neither on this machine nor to be "
-            "had from the Hugging Face hub. Give a folder with its config.json and tokenizer files: config=FOLDER."
+            f"The configuration and tokenizer of {checkpoint.path}'s base model are not on this machine, and the "
+            "Hugging Face hub does not provide them. Give a folder with its config.json and tokenizer files: "
+            "config=FOLDER."
         )
     place = f" and the folder {folder}" if folder else ""
-    return f"No Detoxify model can be made of {checkpoint.path}{place}: {type(error).__name__}: {error}"
+    return f"Cannot build a Detoxify model from {checkpoint.path}{place}: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Sentences to sequences of token ids, in Rust, many at a time; and what becomes of one that the model cannot take."""
+"""Encode sentences into sequences of token ids, in batches; cut or window those too long for the model."""
 
 import os
 import re
@@ -14,10 +14,10 @@ from scorers.errors import UserError
 Long = Literal["windows", "truncate"]
 Ids = NDArray[np.int32]
 
-# Tokens that two neighbouring windows share, so that a phrase at the edge of one is seen whole in the other.
+# Tokens that neighbouring windows share, so that a phrase at the edge of one is whole in the other.
 OVERLAP = 64
 
-# A longer text is encoded in pieces: what the tokenizers remember of a token takes some hundred times its bytes.
+# Encode a longer text in pieces: what the tokenizers keep per token takes some hundred times its bytes.
 PIECE = 1 << 16
 _BATCH_CHARACTERS = 1 << 18
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -25,24 +25,24 @@ _SPACE = re.compile(r"\s")
 
 
 class Encoder:
-    """Encodes sentences by a fast tokenizer.
+    """Encodes sentences with a fast tokenizer.
 
     Args:
         tokenizer: of transformers, backed by the `tokenizers` library.
         longest: tokens that the model takes, special ones included.
-        long: what happens to a sentence of more. `truncate` takes its beginning, as Detoxify does. `windows` takes all
-            of it: windows of as many tokens as the model takes, special ones around each, each of them 64 tokens into
-            the one before, the last one ending where the sentence does.
-        threads: whether more than one may encode at a time; how many is up to the library.
+        long: how to encode a longer sentence. `truncate` takes its beginning, as Detoxify does. `windows` takes all of
+            it, in windows of the model's length with special tokens around each; a window overlaps the one before by
+            64 tokens, and the last one ends where the sentence does.
+        threads: more than one lets the library encode in parallel; it chooses how many it uses.
 
     Raises:
-        UserError: a tokenizer that is not fast, or special tokens that leave no room for text.
+        UserError: the tokenizer is not a fast one, or its special tokens leave no room for text.
     """
 
     def __init__(self, tokenizer: Any, longest: int, long: Long, threads: int) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer, and only those are used.")
+            raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; use a model that has one.")
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -54,7 +54,7 @@ class Encoder:
         self._parallel = threads > 1
 
     def __call__(self, sentences: Sequence[str]) -> list[list[Ids] | Exception]:
-        """One sequence a sentence, or several where it is longer than the model takes; or why it cannot be encoded."""
+        """Return per sentence its sequences, several only if it is too long for the model, or the error it raised."""
         results: list[list[Ids] | Exception] = []
         with _parallelism(self._parallel):
             for batch in _batches(sentences):
@@ -66,17 +66,17 @@ class Encoder:
             return [self._attempt(batch[0])]
         try:
             return [self._sequences(ids) for ids in self._ids(batch)]
-        except Exception:  # noqa: BLE001 - then each on its own, to find whose fault it is
+        except Exception:  # noqa: BLE001 - encode each on its own to find the sentence that fails
             return [self._attempt(sentence) for sentence in batch]
 
     def _attempt(self, sentence: str) -> list[Ids] | Exception:
         try:
             return self._sequences(self._long_ids(sentence))
-        except Exception as error:  # noqa: BLE001 - a lone surrogate, or whatever a tokenizer cannot bear
+        except Exception as error:  # noqa: BLE001 - for a lone surrogate, or anything else it cannot encode
             return error
 
     def _ids(self, texts: list[str]) -> Iterator[Ids]:
-        # The fast variant leaves out where in the text each token was.
+        # The fast variant does not compute the offsets of the tokens.
         for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False):
             yield np.asarray(encoding.ids, dtype=np.int32)
 
@@ -96,23 +96,23 @@ class Encoder:
 
 
 def window_starts(tokens: int, room: int) -> list[int]:
-    """Where the windows of `room` tokens begin that cover `tokens`, neighbours sharing `OVERLAP` at least."""
+    """Return the starts of windows of `room` tokens that cover `tokens`; neighbours share at least `OVERLAP`."""
     if tokens <= room:
         return [0]
     return [*range(0, tokens - room, room - OVERLAP), tokens - room]
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in pieces of at most `PIECE` characters, cut before white space where there is any in the second half.
+    """Yield pieces of at most `PIECE` characters, cut before white space if there is any in the second half.
 
-    Tokenizers read no further than to the next white space, so the tokens are those of the whole text; but for a run
-    of some ten thousand characters without any, which no language has.
+    Tokenizers read no further than the next white space, so the tokens are those of the whole text, except in a run of
+    some ten thousand characters without any, which no language has.
     """
     start = 0
     while len(text) - start > PIECE:
         end = start + PIECE
         last = None
-        for last in _SPACE.finditer(text, start + PIECE // 2, end):  # noqa: B007 - the last one is what counts
+        for last in _SPACE.finditer(text, start + PIECE // 2, end):  # noqa: B007 - only the last match is used
             pass
         end = last.start() if last else end
         yield text[start:end]
@@ -121,7 +121,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def _batches(sentences: Sequence[str]) -> Iterator[list[str]]:
-    """Runs of sentences of limited size together; one that is to be cut in pieces alone."""
+    """Yield batches of sentences of limited total size; one longer than `PIECE` is a batch of its own."""
     rest = iter(sentences)
     batch: list[str] = []
     size = 0
@@ -139,7 +139,7 @@ def _batches(sentences: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _frame(backend: Any) -> tuple[Ids, Ids]:
-    """The special tokens before and behind a text."""
+    """Return the special tokens before and after a text."""
     encoding = backend.encode("a")
     special = encoding.special_tokens_mask
     before = next((i for i, each in enumerate(special) if not each), len(special))
@@ -150,9 +150,10 @@ def _frame(backend: Any) -> tuple[Ids, Ids]:
 
 @contextmanager
 def _parallelism(parallel: bool) -> Iterator[None]:
-    """Let the tokenizers use the machine's cores, or this thread alone: they ask the environment at each call.
+    """Let the tokenizers use all cores, or only this thread; they read the environment at each call.
 
-    Left to itself the library takes every core, beside a worker on each of them, and none after a fork, with a warning.
+    By default the library takes every core, although a worker runs on each of them, and after a fork none, with a
+    warning.
     """
     before = os.environ.get(_PARALLELISM)
     os.environ[_PARALLELISM] = "true" if parallel else "false"

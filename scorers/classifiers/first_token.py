@@ -1,18 +1,18 @@
-"""The last layer of an encoder for the first token alone, which is all that the classifier behind it reads.
+"""Compute the last layer of an encoder for the first token alone, the only one that the classification head reads.
 
-Keys and values of the last layer need every token; its query, the projection behind the attention and the feed-forward
-network do not. That is ten of the twelve parts of a layer's products, so a twelve-layer model saves 7 % of its work.
-What is computed is computed from the same numbers, so scores agree to the last bits of a matrix product.
+Keys and values of the last layer need every token; its query, the output projection of the attention and the
+feed-forward network do not. That is ten of the twelve parts of a layer's products, so a twelve-layer model saves 7 % of
+its work. The inputs are the same, so scores agree up to the last bits of a matrix product.
 """
 
 from typing import Any
 
-# Families whose encoder is a list of layers of this anatomy, and whose classifier reads position 0 of the last.
+# Families whose encoder is a list of layers of this structure, and whose classifier reads position 0 of the last.
 FAMILIES = ("bert", "roberta", "xlm-roberta")
 
 
 def is_plain_encoder(model: Any) -> bool:
-    """Whether this is a bidirectional encoder of one of `FAMILIES`, computed by scaled dot-product attention."""
+    """Return whether this is a bidirectional encoder of one of `FAMILIES` with scaled dot-product attention."""
     config = model.config
     return (
         config.model_type in FAMILIES
@@ -23,11 +23,11 @@ def is_plain_encoder(model: Any) -> bool:
 
 
 def keep_first_token_only(model: Any) -> None:
-    """Let the last layer of a `*ForSequenceClassification` of one of `FAMILIES` compute its first position only."""
+    """Make the last layer of a `*ForSequenceClassification` of one of `FAMILIES` compute only its first position."""
     from torch import nn
 
     class FirstToken(nn.Module):
-        """A layer, [rows, length, width] to [rows, 1, width]."""
+        """A layer from [rows, length, width] to [rows, 1, width]."""
 
         def __init__(self, layer: Any) -> None:
             super().__init__()

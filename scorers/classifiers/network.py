@@ -1,4 +1,4 @@
-"""A sentence classifier on its device: batches in, one score a sequence out, without waiting for the device between."""
+"""Run a sentence classifier on its device, without waiting for the device between batches."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,21 +20,21 @@ _log = getLogger(__name__)
 class Network:
     """A `*ForSequenceClassification` of transformers that scores sequences of token ids.
 
-    On a CPU it computes in float32: scores agree to 1e-6 in any batch and order (1.0e-6 was measured at RoBERTa's base
-    size; a model that amplifies the last bits of its products, such as one of very large weights, has more).
+    On a CPU it computes in float32: scores agree to 1e-6 in any batch and order (1.0e-6 measured at RoBERTa's base
+    size; more for a model that amplifies the last bits of its products, such as one with very large weights).
 
-    On a GPU it computes in bfloat16 (float16 where the GPU has no bfloat16), its last linear layer in float32, in
-    batches of few shapes; it is compiled, and each shape is a CUDA graph. Scores should be within 5e-3 of those in
-    float32 there.
+    On a GPU it computes in bfloat16 (float16 if the GPU lacks bfloat16), its last linear layer in float32, in batches
+    of few shapes; it is compiled, and each shape is a CUDA graph. Scores should be within 5e-3 of those in float32.
 
     Args:
-        model: the classifier, in float32. It is changed: moved to the device, and its last layer cut to what counts.
+        model: the classifier, in float32. It is changed in place: moved to the device, with its last layer reduced to
+            the first token.
         score: from logits [rows, labels] in float32 to scores [rows].
         execution: device, precision, threads and batch size.
-        shapes: what batches may look like; by default what suits the device.
+        shapes: allowed shapes of batches; by default those that suit the device.
 
     Raises:
-        UserError: a device that is not there, or a model that no batches can be made for.
+        UserError: the device is missing, or the model has no padding token.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Network:
         import torch
 
         if model.config.pad_token_id is None:
-            raise UserError("The model has no padding token (pad_token_id in its config.json), so it takes no batches.")
-        self._torch: Any = torch  # some of it is untyped
+            raise UserError("The model has no padding token (pad_token_id in its config.json); batches need one.")
+        self._torch: Any = torch  # partly untyped
         self._device = _device(torch, execution.device)
         self._threads = execution.threads
         self._score = score
@@ -61,11 +61,11 @@ class Network:
             self._forward = torch.compile(self._model, mode="reduce-overhead", dynamic=True)
 
     def scores(self, sequences: Sequence[Ids], check: Callable[[], None] = lambda: None) -> NDArray[np.float32]:
-        """The score of each sequence, float32 [n_sequences].
+        """Return the score of each sequence, float32 [n_sequences].
 
         Args:
             sequences: token ids, special ones included, none longer than the model takes.
-            check: called before each batch; what it raises ends the work.
+            check: called before each batch; an exception from it ends the work.
         """
         torch = self._torch
         batches = list(plan([len(each) for each in sequences], self._shapes))
@@ -77,14 +77,14 @@ class Network:
             for batch in batches:
                 check()
                 outputs.append(self._one(batch, [sequences[index] for index in batch.indices]))
-            # The one place that waits for the device.
+            # The only point that waits for the device.
             found[np.concatenate([batch.indices for batch in batches])] = torch.cat(outputs).cpu().numpy()
         return found
 
     def _one(self, batch: Batch, sequences: Sequence[Ids]) -> Any:
         ids = np.full((batch.rows, batch.length), self._padding, dtype=np.int64)
         mask = np.zeros((batch.rows, batch.length), dtype=np.bool_)
-        # A row without a token would be no number everywhere.
+        # A row whose mask is all False would come out as NaN.
         mask[:, 0] = True
         for row, each in enumerate(sequences):
             ids[row, : len(each)] = each
@@ -95,7 +95,7 @@ class Network:
         if self._forward is not self._model:
             self._torch.compiler.cudagraph_mark_step_begin()
         logits = self._run(inputs)[: len(sequences)]
-        # A CUDA graph writes its next outputs where these are, and a score may be a mere view of them.
+        # Clone: a CUDA graph overwrites its outputs at the next replay, and the score may be a view of them.
         return self._score(logits.float()).clone()
 
     def _run(self, inputs: dict[str, Any]) -> Any:
@@ -103,14 +103,14 @@ class Network:
             return self._model(**inputs).logits
         try:
             return self._forward(**inputs).logits
-        except Exception as error:  # noqa: BLE001 - a compiler fails in many ways, and the model can do without
-            _log.warning("The network could not be compiled (%s) and runs as it is, slower.", type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and the model runs without
+            _log.warning("The network could not be compiled (%s); it runs uncompiled, slower.", type(error).__name__)
             self._forward = self._model
             return self._model(**inputs).logits
 
     def _mask(self, mask: Any) -> Any:
-        # In this form transformers takes it as it is; of one a row it would ask whether all of it is true, and wait
-        # for the answer. Other models make their own of it.
+        # transformers uses a mask of four dimensions as it is; of a two-dimensional one it would test on the host
+        # whether all of it is true, which waits for the device. Other models build their own mask.
         return mask[:, None, None, :] if self._encoder else mask.long()
 
     def _move(self, array: NDArray[Any]) -> Any:
@@ -130,7 +130,7 @@ class Network:
 
 
 def precision(torch: Any, device: Any, wanted: str) -> Any:
-    """The torch dtype of `Execution.precision` on a device.
+    """Return the torch dtype for `Execution.precision` on a device.
 
     `auto` is float32 everywhere but on CUDA: some CPUs emulate bfloat16 at a hundredth of float32's speed.
     """
@@ -142,7 +142,7 @@ def precision(torch: Any, device: Any, wanted: str) -> Any:
 
 
 def _lower(torch: Any, model: Any, dtype: Any) -> Any:
-    """Bring the model, but for its last linear layer, to a precision; a logit of -7 in bfloat16 is off by 0.03."""
+    """Convert the model to `dtype`, except its last linear layer: a logit of -7 in bfloat16 is off by 0.03."""
     if dtype is torch.float32:
         return dtype
     model.to(dtype)

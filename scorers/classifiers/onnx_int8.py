@@ -1,8 +1,8 @@
-"""A sentence classifier in 8-bit integers by ONNX Runtime: for CPUs, about twice as fast, and another score.
+"""Run a sentence classifier in 8-bit integers with ONNX Runtime: about twice as fast on CPUs, with other scores.
 
-Weights are quantised once a channel, when the model is exported; activations anew for each input, by its own range. In
-a batch that range would be that of all its sentences, and a sentence's score would depend on the others beside it. So
-each is computed alone, which costs little here: the weights are a quarter as large. Its score depends on nothing else.
+Weights are quantised per channel when the model is exported; activations are quantised for each input by its range. In
+a batch the range would be that of all its sentences, and a sentence's score would depend on the others. So each
+sentence is computed alone, which costs little here, because the weights are a quarter as large.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from scorers.requirements import require
 
-# What an exported model depends on beside its weights; another version of one exports anew.
+# What an exported model depends on besides its weights; another version of one causes a new export.
 LIBRARIES = ("onnx", "onnxruntime")
 
 _REVISION = 1
 _OPSET = 17
-# Logits of the exported model, before it is quantised, against those of the model itself.
+# Largest difference between the logits of the exported model, before it is quantised, and those of the model itself.
 _TOLERANCE = 1e-2
 
 
@@ -39,20 +39,20 @@ class OnnxInt8:
     """Scores sequences of token ids as `Network` does.
 
     Args:
-        model: the classifier of transformers, in float32. It is changed when it is exported.
+        model: the classifier of transformers, in float32. The export changes it in place.
         score: from logits [rows, labels], a tensor in float32, to scores [rows].
         execution: threads.
-        content: sha256 by name of all that the model is made of; the exported one is kept under it.
+        content: sha256 by name of everything the model consists of; it names the exported model in the cache.
 
     Raises:
-        UserError: another device than the CPU, a package that is missing, or a model that cannot be exported.
+        UserError: the device is not the CPU, a package is missing, or the model cannot be exported.
     """
 
     def __init__(
         self, model: Any, score: Callable[[Any], Any], execution: Execution, content: Mapping[str, str]
     ) -> None:
         if execution.device != "cpu":
-            raise UserError(f"engine=onnx-int8 is for CPUs, and the device is {execution.device}: take engine=torch.")
+            raise UserError(f"engine=onnx-int8 is for CPUs, but the device is {execution.device}: use engine=torch.")
         require_packages()
         self._score = score
         self.precision = "int8"
@@ -62,7 +62,7 @@ class OnnxInt8:
         self._session = _session(path, execution.threads)
 
     def scores(self, sequences: Sequence[Ids], check: Callable[[], None] = lambda: None) -> NDArray[np.float32]:
-        """The score of each sequence, float32 [n_sequences]; see `Network.scores`."""
+        """Return the score of each sequence, float32 [n_sequences]; see `Network.scores`."""
         import torch
 
         found = np.zeros(len(sequences), dtype=np.float32)
@@ -74,12 +74,12 @@ class OnnxInt8:
 
 
 def require_packages() -> None:
-    """Raise `UserError` when ONNX Runtime is not installed."""
+    """Raise `UserError` if ONNX Runtime is not installed."""
     require("onnx-int8", *LIBRARIES, install="'phf[onnx]'")
 
 
 def cache_folder() -> Path:
-    """Where exported models are kept: `phf/onnx-int8` in XDG_CACHE_HOME, by default ~/.cache."""
+    """Return the cache of exported models: `phf/onnx-int8` in XDG_CACHE_HOME, by default ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "phf" / "onnx-int8"
 
 
@@ -93,13 +93,13 @@ def _session(path: Path, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Waiting threads would take the cores of the workers beside this one.
+    # Spinning threads would take cores from the other workers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _export(model: Any, path: Path) -> None:
-    """Export, check and quantise a model; `path` is there whole or not at all, whoever else exports it meanwhile."""
+    """Export, check and quantise a model; `path` appears atomically, even if another process exports it too."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,10 +117,10 @@ def _export(model: Any, path: Path) -> None:
                 )
         except UserError:
             raise
-        except Exception as error:  # an exporter fails in as many ways as there are architectures
+        except Exception as error:  # the exporter may raise anything
             raise UserError(
                 f"The model ({model.config.model_type}) cannot be exported to ONNX: {type(error).__name__}: {error}. "
-                "Take engine=torch."
+                "Use engine=torch."
             ) from error
         quantised.replace(path)
 
@@ -135,7 +135,7 @@ def _export_plain(model: Any, path: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            # The exporter leaves the module as it was, and a new one is in training, dropout and all.
+            # The exporter keeps the module's mode, and a new module is in training mode, with dropout.
             self.eval()
 
         def forward(self, ids: Any) -> Any:
@@ -160,7 +160,7 @@ def _export_plain(model: Any, path: Path) -> None:
             if not off < _TOLERANCE:
                 raise UserError(
                     f"The model ({model.config.model_type}) gives other outputs once it is exported to ONNX "
-                    f"(off by {off:.2g}): take engine=torch."
+                    f"(off by {off:.2g}): use engine=torch."
                 )
 
 
@@ -174,7 +174,7 @@ def _example(model: Any, length: int) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings about tracing, and no advice from the quantiser on the root logger."""
+    """Silence warnings about tracing, and the quantiser's messages on the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

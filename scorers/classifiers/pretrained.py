@@ -1,7 +1,7 @@
-"""A sequence classifier of transformers from a folder or the Hugging Face hub, checked before it is loaded.
+"""Load a sequence classifier of transformers from a folder or the Hugging Face hub, with checks before it is loaded.
 
-Nothing of what is loaded can run code: no code of a repository is trusted, and weights are safetensors, or pickles that
-somebody vouched for.
+Nothing that is loaded can run code: no code of a repository is trusted, and weights are safetensors, or pickles that
+the user vouches for.
 """
 
 import re
@@ -16,9 +16,9 @@ from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
 from scorers.trust import remedy
 
-# What is downloaded of a repository: no code, no pickles, no weights of other frameworks.
+# Files to download from a repository: no code, no pickles, no weights of other frameworks.
 _FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
-# A tokenizer has one of these at least.
+# A tokenizer has at least one of these.
 _VOCABULARIES = ["tokenizer.json", "vocab.*", "*.model"]
 _NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _TIMEOUT_S = 10.0
@@ -26,7 +26,7 @@ _TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of a model's weights and their sha256 by name; safetensors, or a pickle that was vouched for."""
+    """A model's folder, and the sha256 of its weights by file name: safetensors, or pickles that the user trusts."""
 
     folder: Path
     sha256: dict[str, str]
@@ -34,41 +34,41 @@ class Weights:
 
 
 def locate(model: str, revision: str | None, *, download: bool = True) -> Path:
-    """The folder of a model: the one that is named, or where the hub's cache has it, downloaded when it is not there.
+    """Return a model's folder: the given one, or the one in the hub's cache, downloaded if it is missing.
 
     Args:
         model: a folder, or a name on the hub such as `unitary/toxic-bert`.
         revision: branch, tag or commit of a model on the hub; None for what the cache has, or the newest.
-        download: whether it may be fetched.
+        download: whether it may be downloaded.
 
     Raises:
-        UserError: there is no such folder or model, the hub does not answer, or it is not here and not to be fetched.
+        UserError: there is no such folder or model, the hub does not answer, or the model would need a download.
     """
     if not model:
         raise UserError("The scorer 'classifier' needs a model: COLUMN=classifier:FOLDER,label=LABEL.")
     folder = Path(model)
     if folder.is_dir():
         if revision is not None:
-            raise UserError(f"The option revision is of models on the hub, and {model} is a folder.")
+            raise UserError(f"The option revision applies to models on the hub, but {model} is a folder.")
         if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is no model's folder: it has no config.json.")
+            raise UserError(f"{folder} is not a model's folder: it has no config.json.")
         hugging_face.refuse_devices(model)
         return folder
     if folder.is_absolute() or not _NAME.fullmatch(model):
-        raise UserError(f"There is no folder {model}, and it is no name of a model on the Hugging Face hub either.")
+        raise UserError(f"{model} is neither a folder nor a name of a model on the Hugging Face hub.")
     return _from_hub(model, revision, download=download)
 
 
 def weights(folder: Path, sha256: str | None, trusted: Collection[str] = ()) -> Weights:
-    """The weights in a folder, hashed, and compared with the hash that the options name.
+    """Find the weights in a model's folder and check their hash.
 
     Args:
-        folder: of the model.
-        sha256: what they must hash to.
-        trusted: hashes of pickles that may be read.
+        folder: the model's folder.
+        sha256: the expected hash; None for any.
+        trusted: hashes of pickles that may be loaded.
 
     Raises:
-        UserError: there are none, their hash differs, or they are pickled and nobody vouched for them.
+        UserError: there are none, their hash differs, or they are an untrusted pickle.
     """
     files = sorted(folder.glob("model*.safetensors"))
     pickled = not files
@@ -90,10 +90,10 @@ def weights(folder: Path, sha256: str | None, trusted: Collection[str] = ()) -> 
 
 
 def load(found: Weights) -> tuple[Any, Any]:
-    """The classifier, in evaluation mode and float32, and its tokenizer.
+    """Load the classifier, in evaluation mode and float32, and its tokenizer.
 
     Raises:
-        UserError: no tokenizer, another kind of model, code that would have to be trusted, or weights that lack some.
+        UserError: there is no tokenizer, it is another kind of model, it needs code of its own, or weights are missing.
     """
     import torch
     import transformers
@@ -110,9 +110,9 @@ def load(found: Weights) -> tuple[Any, Any]:
                 output_loading_info=True,
             )
     except UserError as error:
-        raise UserError(f"No sequence classifier can be made of {folder}: {error}") from None
-    except Exception as error:  # a foreign folder fails in as many ways as there are folders
-        raise UserError(f"No sequence classifier can be made of {folder}: {type(error).__name__}: {error}") from error
+        raise UserError(f"Cannot load a sequence classifier from {folder}: {error}") from None
+    except Exception as error:  # a foreign folder may raise anything
+        raise UserError(f"Cannot load a sequence classifier from {folder}: {type(error).__name__}: {error}") from error
     absent = sorted(report["missing_keys"]) + [str(each) for each in report["mismatched_keys"]]
     if absent:
         raise UserError(
@@ -120,7 +120,7 @@ def load(found: Weights) -> tuple[Any, Any]:
             "sequence classifier, or the base model of one?"
         )
     if not any(path for pattern in _VOCABULARIES for path in found.folder.glob(pattern)):
-        # Transformers would make a tokenizer without a vocabulary, to which every word is unknown.
+        # transformers would build a tokenizer without a vocabulary, to which every word is unknown.
         raise UserError(f"{folder} has no tokenizer. Save it beside the model: tokenizer.save_pretrained({folder!r}).")
     try:
         with quiet_transformers():
@@ -133,17 +133,17 @@ def load(found: Weights) -> tuple[Any, Any]:
 
 
 def label_index(config: Any, label: str | None, folder: Path) -> int:
-    """The output that a label names, by its name in the configuration or its number; the only one needs no name.
+    """Return the output of a label, given by its name in the configuration or its number; None for the only one.
 
     Raises:
-        UserError: no such label, or none given where there are several; the message lists them.
+        UserError: there is no such label, or none is given and there are several; the message lists them.
     """
     names = {int(index): str(name) for index, name in config.id2label.items()}
     listed = ", ".join(f"{index} {name}" for index, name in sorted(names.items()))
     if label is None:
         if len(names) == 1:
             return 0
-        raise UserError(f"Say which label of {folder} is the misaligned one: label=NAME. It has {listed}.")
+        raise UserError(f"Name the label of {folder} that is misaligned: label=NAME. It has {listed}.")
     exact = [index for index, name in names.items() if name == label]
     folded = [index for index, name in names.items() if name.casefold() == label.casefold()]
     for found in (exact, folded):
@@ -168,17 +168,17 @@ def _from_hub(model: str, revision: str | None, *, download: bool) -> Path:
     except Exception as error:
         if not download:
             raise UserError(
-                f"The model {model!r} is no folder here and not in the hub's cache on this machine. It is downloaded "
+                f"The model {model!r} is neither a folder nor in the hub's cache on this machine. It is downloaded "
                 "when the scorer is first used."
             ) from error
     try:
-        # One question first, because a download repeats a failed one for half a minute.
+        # Ask the hub once first, because a download retries for half a minute.
         huggingface_hub.HfApi().model_info(model, revision=revision, timeout=_TIMEOUT_S)
         with quiet_transformers():
             return snapshot(local=False)
     except Exception as error:
         raise UserError(
-            f"The model {model!r}{f' at {revision}' if revision else ''} is no folder here, and the Hugging Face hub "
-            f"does not give it ({type(error).__name__}): no such model, no access, or no network. Give a folder that "
-            "has it: classifier:/models/FOLDER."
+            f"The model {model!r}{f' at {revision}' if revision else ''} is not a folder, and the Hugging Face hub "
+            f"does not provide it ({type(error).__name__}): no such model, no access, or no network. Give a folder "
+            "that has it: classifier:/models/FOLDER."
         ) from error

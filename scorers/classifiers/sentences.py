@@ -1,4 +1,4 @@
-"""From documents to scores: sentences of all of them encoded, each distinct one computed once, windows put together."""
+"""Score documents with a classifier: encode their sentences, compute each distinct one once, and combine windows."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from scorers.classifiers.encoding import Encoder, Ids
 from scorers.contract import Document, ScoringError
 from scorers.isolation import allowed_seconds, describe
 
-# Sentences that are encoded and sorted by length together; it bounds the memory of a call.
+# Sentences encoded and sorted by length together; bounds the memory of a call.
 _WINDOW = 16_384
 
 
 class _LateError(Exception):
-    """The time of all documents together is over."""
+    """The documents have used up their joint time."""
 
 
 def score_sentences(
@@ -25,24 +25,24 @@ def score_sentences(
     scores: Callable[[Sequence[Ids], Callable[[], None]], NDArray[np.float32]],
     deadline_s: float,
 ) -> list[NDArray[np.float32] | ScoringError]:
-    """Scores of all documents at once, one array a document, of shape [n_sentences], or why it has none.
+    """Score all documents together; return for each an array [n_sentences], or why it has none.
 
-    A sentence that occurs more than once in the call is computed once, and one that was cut into windows has the
-    largest score of them. The documents share their time: together they may take what `deadline_s` allows each of
-    them. It is asked for before each batch; those with a sentence that is not computed by then are late.
+    A sentence that occurs more than once in the call is computed once; a sentence in windows gets the largest of their
+    scores. The documents share their time: together they may take the sum of what `deadline_s` allows each. The time is
+    checked before each batch; a document with a sentence that is not computed by then fails with `deadline`.
 
     Args:
-        documents: what to score; results depend on nothing else.
+        documents: the documents; results depend on nothing else.
         encoder: from sentences to sequences of token ids.
-        scores: from sequences, and what to call before each batch of them, to float32 [n_sequences].
-        deadline_s: seconds a document, and as much again for every 50,000 characters of it.
+        scores: from sequences, and a function to call before each batch, to float32 [n_sequences].
+        deadline_s: seconds per document, and as much again for every 50,000 characters of it.
     """
     sentences = [document.sentences() for document in documents]
     distinct = iter(dict.fromkeys(each for some in sentences for each in some))
     known: dict[str, float | ScoringError] = {}
     allowed = sum(allowed_seconds(deadline_s, len(document.text)) for document in documents)
     end = time.monotonic() + allowed
-    late = ScoringError("deadline", f"its call took longer than {allowed:g} s")
+    late = ScoringError("deadline", f"the documents of its call took longer than {allowed:g} s")
 
     def check() -> None:
         if time.monotonic() > end:
@@ -69,7 +69,7 @@ def _scores(
         if isinstance(each, Exception):
             results.append(ScoringError("scorer-error", describe(each)))
             continue
-        # The maximum of windows of which one is no number is none either.
+        # If one window is NaN, so is the maximum.
         score = float(found[done : done + len(each)].max())
         done += len(each)
         results.append(_checked(score))
@@ -78,9 +78,9 @@ def _scores(
 
 def _checked(score: float) -> float | ScoringError:
     if not np.isfinite(score):
-        return ScoringError("not-finite", "the network's output is no number")
+        return ScoringError("not-finite", "the network's output is NaN or infinite")
     if score < 0:
-        return ScoringError("negative", "the network's output is below 0, and a score is not: take activation=sigmoid")
+        return ScoringError("negative", "the network's output is below 0, but scores are not: use activation=sigmoid")
     return score
 
 

@@ -1,4 +1,4 @@
-"""What any classifier of the transformers library tells about itself, and how to load one without its chatter."""
+"""Input limits and content hashes of transformers models, and loading them without log output."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from logging import CRITICAL, getLogger
 from typing import Any
 
-# Families that number positions from the padding token's id plus one, so that some of the table is never used.
+# Families that number positions from the padding token's id plus one, so that part of the table is never used.
 _OFFSET_POSITIONS = frozenset(
     (
         *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet", "longformer"),
@@ -15,13 +15,13 @@ _OFFSET_POSITIONS = frozenset(
     )
 )
 
-# What a tokenizer without a limit of its own says is larger than this.
+# A tokenizer without a limit reports more than this.
 _NO_LIMIT = 1_000_000
 _USUAL_LIMIT = 512
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:
-    """Tokens that a model can take at once, special ones included, by its table of positions and its tokenizer."""
+    """Return how many tokens a model takes, special ones included, by its position table and its tokenizer."""
     limits = [tokenizer.model_max_length] if tokenizer.model_max_length <= _NO_LIMIT else []
     positions = getattr(config, "max_position_embeddings", None)
     if positions and positions > 0:
@@ -31,7 +31,7 @@ def longest_input(config: Any, tokenizer: Any) -> int:
 
 
 def content_sha256(model: Any, tokenizer: Any) -> dict[str, str]:
-    """Hashes of the configuration and the tokenizer, wherever they were read from."""
+    """Return the hashes of the configuration and the tokenizer, wherever they were read from."""
     config = {
         key: value
         for key, value in model.config.to_dict().items()
@@ -46,7 +46,7 @@ def content_sha256(model: Any, tokenizer: Any) -> dict[str, str]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bar over forty tensors and no report on them: what matters of it is checked and raised here."""
+    """Silence the progress bars and loading reports of transformers; we check what matters in them ourselves."""
     from transformers.utils import logging as transformers_logging
 
     # Untyped in transformers.

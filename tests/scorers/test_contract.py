@@ -216,8 +216,8 @@ def test_the_checks_pass_a_scorer_that_does_nothing_wrong():
     [
         ("raises", "not raise: ValueError"),
         ("slow", "more than 0.05 s"),
-        ("batch", "apart"),
-        ("remembers", "apart"),
+        ("batch", "differ by"),
+        ("remembers", "differ by"),
         ("double", "float32"),
         ("negative", ">= 0"),
         ("shape", "one a sentence"),

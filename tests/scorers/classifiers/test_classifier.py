@@ -175,7 +175,7 @@ def test_a_folder_that_lacks_something_is_refused(tmp_path, classifier_folder, l
         own = '"auto_map": {"AutoConfig": "x.C", "AutoModelForSequenceClassification": "x.M"}, "model_type": "mine"'
         config.write_text(config.read_text().replace('"model_type": "roberta"', own))
         (folder / "x.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-        message = "No sequence classifier can be made"
+        message = "Cannot load a sequence classifier"
     with pytest.raises(UserError, match=message):
         _build(folder, label="toxic")
     assert not (tmp_path / "ran").exists()
@@ -188,7 +188,7 @@ def test_a_model_on_a_hub_that_does_not_answer_fails_fast(monkeypatch, tmp_path)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"'acme/no-such-model' is no folder here, and the Hugging Face hub does not"):
+    with pytest.raises(UserError, match=r"'acme/no-such-model' is not a folder, and the Hugging Face hub does not"):
         _build("acme/no-such-model", label="toxic")
     with pytest.raises(UserError, match=r"not in the hub's cache on this machine"):
         check("toxicity", ScorerSpec(kind="classifier", model="acme/no-such-model"))

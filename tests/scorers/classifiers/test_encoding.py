@@ -109,7 +109,7 @@ def test_memory_for_a_huge_sentence_is_a_few_bytes_a_token(tokenizer):
 def test_a_model_too_short_for_text_is_refused(tokenizer):
     with pytest.raises(UserError, match="takes 10 tokens at once"):
         Encoder(tokenizer, 10, "windows", 1)
-    with pytest.raises(UserError, match="object is no fast tokenizer"):
+    with pytest.raises(UserError, match="object is not a fast tokenizer"):
         Encoder(object(), 512, "windows", 1)
 
 

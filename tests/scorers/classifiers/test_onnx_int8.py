@@ -64,7 +64,7 @@ def test_an_export_that_fails_leaves_nothing_and_says_what_to_do(tiny_bert, cach
 
 
 def test_it_is_for_cpus_and_needs_its_packages(tiny_bert, monkeypatch):
-    with pytest.raises(UserError, match=r"for CPUs, and the device is cuda: take engine=torch"):
+    with pytest.raises(UserError, match=r"for CPUs, but the device is cuda: use engine=torch"):
         _build(tiny_bert, Execution(device="cuda"), engine="onnx-int8")
     monkeypatch.setattr(onnx_int8, "LIBRARIES", ("no_such_package",))
     with pytest.raises(UserError, match=r"needs no_such_package.*pip install 'phf\[onnx\]'"):
