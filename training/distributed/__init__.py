@@ -1,1 +1,1 @@
-"""Ranks: where they meet, how they agree, who starts them, and how they end together."""
+"""Ranks: launch, rendezvous, collectives, the watchdog, and stopping together."""

@@ -1,4 +1,4 @@
-"""Work of rank 0 that ends when any rank is asked to stop, so that a run does not outlast its time of grace."""
+"""Run work on rank 0 that is abandoned when any rank is asked to stop, so that a run stops within its grace period."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,22 +10,22 @@ Value = TypeVar("Value")
 
 
 class Abandoned(StopRequest):
-    """Makes its way out of work that is given up."""
+    """Raised inside work to abandon it."""
 
 
 def unless_stopped(
     world: World, asked: Callable[[], bool], work: Callable[[Callable[[], None]], Value]
 ) -> Value | None:
-    """Run `work` on rank 0 while the others wait, and return its result on every rank; None where it was given up.
+    """Run `work` on rank 0 while the others wait, and return its result on every rank; None if it was abandoned.
 
-    It is where a rank is asked to stop, unless it has come to its end by then. Every rank calls this, and gets the
-    same. Where `work` raises anything else, the other ranks leave as with `World.on_main`.
+    Work is abandoned when any rank is asked to stop before it is done. Called on every rank, with the same result. If
+    `work` raises anything else, the other ranks exit as in `World.on_main`.
 
     Args:
         world: the ranks.
-        asked: whether this rank was asked.
-        work: is handed a function to call every few seconds, which finds out whether another rank was asked, and
-            raises `Abandoned` if so. A signal to rank 0 may raise it anywhere. What it returns must be picklable.
+        asked: whether this rank was asked to stop.
+        work: takes a function that it must call every few seconds, which raises `Abandoned` if another rank was asked
+            to stop. A signal to rank 0 may raise it anywhere. The result must be picklable.
     """
 
     def look() -> None:
@@ -41,13 +41,13 @@ def unless_stopped(
             finally:
                 world.any(True, asked())
         except BaseException as error:
-            # A second signal, which does not want to wait, is a request that is none of ours.
+            # A second signal, to stop at once, raises a request of another class: let it through.
             if type(behind(error, StopRequest)) is not Abandoned:
                 raise
             return None
 
     over = world.is_main
     while not over:
-        # Between two rounds this rank notices a signal, which it cannot within one.
+        # A signal to this rank is only noticed between two rounds.
         over, _ = world.any(False, asked())
     return world.on_main(attempt)

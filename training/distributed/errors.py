@@ -1,10 +1,10 @@
-"""Errors of ranks, apart from what imports torch: an import that a signal has cut off cannot be tried again."""
+"""Errors of ranks, in a module that does not import torch: an import interrupted by a signal cannot be repeated."""
 
 from scorers.errors import UserError
 
 
 class RankError(UserError):
-    """What one rank cannot do, where the others could. Its exit status is that of the error behind it."""
+    """An error of one rank that the others do not have, with the exit status of the underlying error."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""What fails outside of phf, in words for its user: memory that runs out, and a peer that is gone."""
+"""Turn failures outside phf into messages for the user: memory that runs out, and ranks that are gone."""
 
 import os
 import socket
@@ -12,19 +12,19 @@ from training.distributed.errors import RankError
 
 _LESS = (
     "Lower training.micro_batch_size, or set training.activation_checkpointing=true or training.offload=optimizer: the "
-    "run goes on from its newest checkpoint. `phf train --plan` estimates each, and ZeRO stages for a new run."
+    "run continues from its newest checkpoint. `phf train --plan` estimates each, and ZeRO stages for a new run."
 )
-# As torch's allocator for the CPU says it; where the kernel has promised more than there is, it kills instead.
+# Messages of torch's CPU allocator. Where the kernel overcommits memory, it kills the process instead.
 _NO_HOST_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 @contextmanager
 def failures_named() -> Iterator[None]:
-    """Tell what is no mistake of ours from one: libraries say it in words of their own.
+    """Replace errors of libraries about memory and peers by errors of phf; other errors pass unchanged.
 
     Raises:
         IncompleteError: memory ran out in the block, or another rank is gone.
-        RankError: memory ran out on a rank other than 0, which says so itself: to the others it is just gone.
+        RankError: memory ran out on this rank, which is not 0. It reports it itself, as the others only see it gone.
     """
     try:
         yield
@@ -33,7 +33,7 @@ def failures_named() -> Iterator[None]:
             raise _no_memory("the GPU") from error
         if _is_of_a_peer(error):
             raise IncompleteError(
-                "Another rank is gone, or cannot be reached. The same command goes on from the newest checkpoint."
+                "Another rank is gone, or cannot be reached. The same command continues from the newest checkpoint."
             ) from error
         if _is_of_memory(error):
             raise _no_memory("this machine") from error
@@ -41,7 +41,7 @@ def failures_named() -> Iterator[None]:
 
 
 def is_failure(error: Exception) -> bool:
-    """Whether torch raised it over a machine or a peer, and not over what it was given."""
+    """Whether torch raised the error because of a machine or a peer, and not because of its input."""
     return isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or (
         isinstance(error, RuntimeError) and (_is_of_a_peer(error) or _is_of_memory(error))
     )
@@ -56,7 +56,7 @@ def _is_of_memory(error: RuntimeError) -> bool:
 
 
 def _no_memory(where: str) -> UserError:
-    problem, rank = f"The memory of {where} does not suffice. {_LESS}", os.environ.get("RANK", "0")
+    problem, rank = f"The memory of {where} is not enough. {_LESS}", os.environ.get("RANK", "0")
     if rank == "0":
         return IncompleteError(problem)
     return RankError(f"on rank {rank} ({socket.gethostname()}): {problem}", IncompleteError.exit_code)

@@ -1,4 +1,4 @@
-"""What of its machine a rank may use: cores that others use too, and the way to the other machines."""
+"""A rank's share of its machine's cores, and the network interface that reaches other machines."""
 
 import os
 import socket
@@ -6,45 +6,42 @@ from collections.abc import Mapping, Sequence
 
 import psutil  # type: ignore[import-untyped]
 
-# Somewhere else: no machine has it (RFC 5737), and nothing is sent there.
+# A documentation address that no machine has (RFC 5737), to find the default route. Nothing is sent there.
 _ELSEWHERE = "198.51.100.1"
 _ANY_PORT = 9
 
 
 def own_cores() -> int:
-    """The cores on which this process may run, as the bits of a number."""
+    """The cores on which this process may run, as a bit mask."""
     return sum(1 << core for core in os.sched_getaffinity(0))
 
 
 def share_of_cores(mine: int, all_here: Sequence[int]) -> int:
-    """How many threads a rank should compute with: one for each core that it alone has, and its share of the others.
+    """The number of threads for a rank, at least 1: its exclusive cores, and its share of those used by others too.
 
-    Launchers differ: `srun` gives every task cores of its own, the others leave all cores to all ranks.
+    Launchers differ: `srun` gives every task its own cores, the others leave all cores to all ranks.
 
     Args:
-        mine: the rank's cores, as `own_cores` gives them.
-        all_here: those of every rank of this machine, this one's among them.
-
-    Returns:
-        At least 1.
+        mine: the cores of this rank, from `own_cores`.
+        all_here: the cores of every rank on this machine, including this one.
     """
     shares = (sum(cores >> core & 1 for cores in all_here) for core in range(mine.bit_length()) if mine >> core & 1)
-    # Thirds do not add up to exactly one.
+    # Three thirds do not add up to exactly 1 in floating point.
     return max(1, int(sum(1 / users for users in shares) + 1e-6))
 
 
 def way_to_others(main: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variable that tells gloo at which interface the other machines reach this one, where gloo would not find it.
+    """The environment variable that tells gloo which network interface to use, if gloo would choose a wrong one.
 
-    By itself it listens at the address of the machine's own name. That is a loopback address on many a Linux (Debian
-    writes 127.0.1.1 into /etc/hosts), and no other machine gets there.
+    By default gloo listens on the address of the machine's own name. On many Linux systems that is a loopback address
+    (Debian writes 127.0.1.1 into /etc/hosts), which no other machine can reach.
 
     Args:
-        main: host of rank 0.
-        environment: of this process.
+        main: the host of rank 0.
+        environment: the environment of this process.
 
     Returns:
-        Nothing where a user has chosen, gloo finds the way, or there is none.
+        Empty if the user chose an interface, gloo's choice works, or there is no other.
     """
     if "GLOO_SOCKET_IFNAME" in environment or not _is_loopback(_address_of(socket.gethostname())):
         return {}
@@ -57,7 +54,7 @@ def way_to_others(main: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_loopback(address: str | None) -> bool:
-    """Also where there is none."""
+    """Whether an address is missing or a loopback address."""
     return address is None or address.startswith("127.")
 
 
@@ -69,11 +66,11 @@ def _address_of(host: str) -> str | None:
 
 
 def _address_towards(host: str) -> str | None:
-    """The address of this machine from which it would send to another."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    """The address from which this machine would send to a host."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            asking.connect((host, _ANY_PORT))
+            probe.connect((host, _ANY_PORT))
         except OSError:
             return None
-        address: str = asking.getsockname()[0]
+        address: str = probe.getsockname()[0]
     return address

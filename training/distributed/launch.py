@@ -1,7 +1,7 @@
-"""Ranks of one machine as processes of ours: they start, stop and fall together, and start again where one was lost.
+"""Launch the ranks of one machine as child processes, stop them together, and restart them when one is lost.
 
-`torchrun` does so too, but it replaces the status of its ranks by its own, kills them 30 seconds after it was asked to
-stop, whether their checkpoint is written or not, and starts again also where that cannot help.
+`torchrun` does the same, but it replaces the exit status of its ranks by its own, kills them 30 seconds after it was
+asked to stop, whether or not their checkpoint is written, and restarts them even where that cannot help.
 """
 
 import ctypes
@@ -19,39 +19,39 @@ from scorers import interpreter
 from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
 from scorers.stopping import SIGNALS, asking
 
-# Set in the environment of ranks, which have the same arguments as their parent.
+# Set in the environment of ranks, which get the same arguments as their parent.
 LAUNCHED = "PHF_LAUNCHED"
-# Of a rank that ended as it should: done, refused, incomplete, stopped. Whatever else it is, it was lost.
+# Exit statuses of ranks that ended deliberately: done, refused, incomplete, stopped. With any other, a rank is lost.
 MEANT = (0, UserError.exit_code, IncompleteError.exit_code, EXIT_STOPPED)
 _POLL_S = 0.1
-# Ranks find out by themselves that one of them is gone, unless they wait for it.
+# Time for the other ranks to notice that one is gone and exit; those that wait for it do not notice.
 _LEAVE_S = 10.0
-# Where one was signalled by itself, the others stop with it in training; where they wait for it, they are signalled
-# after so long. Trackers of rank 0 may still send what they have.
+# If one rank was signalled by itself, the others stop with it in training. If they wait for it instead, they are
+# signalled after _ALONE_S. Until _STOPPED_S, trackers of rank 0 may still send what they have.
 _ALONE_S, _STOPPED_S = 5.0, 30.0
-# They hear that one of them was refused or cannot go on, unless it could not tell them.
+# Time for the other ranks to exit after one was refused or cannot continue; they may not have been notified.
 _REFUSED_S = 90.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
-# Looked up before there are threads: nothing may be loaded between fork and exec.
+# Load it before there are threads: nothing may be loaded between fork and exec.
 _prctl = ctypes.CDLL(None).prctl
 
-# Where ranks can be started, and the function that does it (`module:name`): `phf.py` adds those of other parts.
+# Places where ranks can be started, each with its launcher (`module:name`): `phf.py` adds those of other packages.
 LAUNCHERS: dict[str, str] = {"here": "training.distributed.launch:launch"}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher is asked for.
+    """What to launch.
 
     Attributes:
-        arguments: of `phf`, as they were given: ranks have the same, and LAUNCHED in their environment.
-        ranks: processes.
-        max_restarts: how often all are started again when one was lost: killed, or ended by an error of no kind.
+        arguments: the arguments of `phf`, which ranks get too, with LAUNCHED in their environment.
+        ranks: number of processes.
+        max_restarts: how often to restart all ranks when one is lost: killed, or ended by an unexpected error.
         tell: called with a line for each restart.
-        output: folder of the run; None where the launcher need not know.
-        address: cluster on which they start; None for one of its own, or for none.
-        cpus: cores a rank, to be reserved on a cluster.
-        gpus: GPUs a rank, 0 or 1; None for one where there are any.
+        output: folder of the run; None if the launcher does not need it.
+        address: cluster to launch on; None for a local one, or none.
+        cpus: cores to reserve per rank on a cluster.
+        gpus: GPUs per rank, 0 or 1; None for one if there are any.
     """
 
     arguments: Sequence[str]
@@ -65,13 +65,13 @@ class Launch:
 
 
 def launch(asked: Launch) -> int:
-    """Run the ranks as processes of this one until all end well, or end as they mean to.
+    """Run the ranks as child processes until they are done or end deliberately.
 
     Returns:
-        0, or the status with which the ranks left (2, 4 or 75).
+        0, or the exit status of the ranks (2, 4 or 75).
 
     Raises:
-        IncompleteError: ranks were lost once more than `max_restarts`.
+        IncompleteError: ranks were lost more than `max_restarts` times.
     """
     command = interpreter.command("phf", *asked.arguments)
     restarts = 0
@@ -86,20 +86,20 @@ def launch(asked: Launch) -> int:
 
 
 def restarting(lost: str, restart: int, of: int) -> str:
-    """What is said where all ranks start again; `lost` says which was lost and how."""
+    """The message for a restart of all ranks; `lost` says which rank was lost and how."""
     return f"{lost}; starting again from the newest checkpoint (restart {restart} of {of})."
 
 
 def given_up(lost: str, restarts: int, *, asked_to_stop: bool) -> IncompleteError:
-    """The error where they do not."""
+    """The error for ranks that are not restarted."""
     if asked_to_stop:
-        return IncompleteError(f"{lost}, when all were asked to stop. The same command goes on.")
+        return IncompleteError(f"{lost} while all ranks were stopping. The same command continues.")
     again = f" after {restarts} restart{'s' if restarts > 1 else ''}" if restarts else ""
-    return IncompleteError(f"{lost}{again}. The same command goes on from the newest checkpoint.")
+    return IncompleteError(f"{lost}{again}. The same command continues from the newest checkpoint.")
 
 
 def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
-    """The status with which all ranks left, or which of them was lost and how; and whether they were asked to stop."""
+    """The exit status of all ranks, or which rank was lost and how; and whether the ranks were asked to stop."""
     port = free_port()
     processes: list[subprocess.Popen[bytes]] = []
     signals: list[int] = []
@@ -110,12 +110,12 @@ def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
             process.send_signal(number)
 
     try:
-        # A second signal ends this block, and the ranks with it.
+        # A second signal ends this block and kills the ranks.
         with asking(pass_on):
             for rank in range(ranks):
                 processes.append(_start(command, rank, ranks, port))  # noqa: PERF401 - `finally` must see each
             for number in signals:
-                # It came while they were started, and not all of them have received it.
+                # The signal arrived while ranks were being started, so not all of them received it.
                 for process in processes:
                     process.send_signal(number)
             return _wait(processes, signals), bool(signals)
@@ -127,12 +127,12 @@ def _run(command: Sequence[str], ranks: int) -> tuple[int | str, bool]:
 
 def _start(command: Sequence[str], rank: int, ranks: int, port: int) -> "subprocess.Popen[bytes]":
     environment = interpreter.environment() | rank_environment(rank, ranks, rank, ranks, "127.0.0.1", port)
-    # Without their parent nobody would collect them: they save, and stop.
+    # If the parent dies, ranks are asked to stop: they save and exit.
     return start_rank(command, environment, orphaned=signal.SIGTERM)
 
 
 def rank_environment(rank: int, size: int, local_rank: int, local_size: int, address: str, port: int) -> dict[str, str]:
-    """What a rank finds in its environment, as under torchrun: who it is, and where rank 0 listens."""
+    """The environment variables of a rank, as under torchrun: its numbers, and where rank 0 listens."""
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
@@ -147,14 +147,14 @@ def rank_environment(rank: int, size: int, local_rank: int, local_size: int, add
 def start_rank(
     command: Sequence[str], environment: Mapping[str, str], *, orphaned: signal.Signals, **options: Any
 ) -> "subprocess.Popen[bytes]":
-    """Start the process of a rank, which gets the signal `orphaned` when the thread that called this is gone.
+    """Start the process of a rank, which receives the signal `orphaned` when the calling thread ends.
 
-    `options` are those of `subprocess.Popen`.
+    `options` are passed to `subprocess.Popen`.
     """
     return subprocess.Popen(  # noqa: S603 - this very command
         command,
         env=environment,
-        # A terminal's Ctrl-C goes to a whole group: the ranks would get it twice.
+        # Ctrl-C on a terminal goes to the whole process group: the ranks would get it twice.
         start_new_session=True,
         preexec_fn=partial(_prepare, int(orphaned)),
         **options,
@@ -163,12 +163,13 @@ def start_rank(
 
 def _prepare(orphaned: int) -> None:
     _prctl(_DIE_WITH_PARENT, orphaned)
-    # Until it can listen, and lets them in (`phf.py`): Python would print a traceback of Ctrl-C, and end of the others.
+    # Block signals until the rank can handle them (`phf.py` unblocks them): until then Ctrl-C would print a traceback,
+    # and other signals would kill it.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port at which nobody listens now."""
+    """A port that is free now."""
     with socket.socket() as listening:
         listening.bind((host, 0))
         port: int = listening.getsockname()[1]
@@ -190,7 +191,7 @@ def _wait(processes: "Sequence[subprocess.Popen[bytes]]", asked: list[int]) -> i
             for process in processes:
                 process.send_signal(signal.SIGTERM)
         if lost is None:
-            # A signal is a cause; an error of another rank at the same time is what follows from it.
+            # A rank killed by a signal is the cause; errors of other ranks at the same time follow from it.
             causes = sorted((status, rank) for rank, status in ended if status not in MEANT)
             if causes:
                 lost, deadline = describe_loss(*causes[0]), time.monotonic() + _LEAVE_S
@@ -204,7 +205,7 @@ def _wait(processes: "Sequence[subprocess.Popen[bytes]]", asked: list[int]) -> i
 
 
 def meant(status: int, asked: Sequence[int]) -> int:
-    """The status of a rank; stopped, where a signal that it was sent on purpose ended it before it could listen."""
+    """The exit status of a rank; `EXIT_STOPPED` if a signal that we sent killed it before it could handle signals."""
     return EXIT_STOPPED if -status in asked else status
 
 
@@ -213,5 +214,5 @@ def describe_loss(status: int, rank: int) -> str:
     if status < 0:
         return f"Rank {rank} was killed by {signal.Signals(-status).name}"
     return (
-        f"Rank {rank} ended with status {status} (an error; or it hung, and `stacks/` in the run's folder says where)"
+        f"Rank {rank} ended with status {status} (an error, or it hung: then `stacks/` in the run's folder says where)"
     )

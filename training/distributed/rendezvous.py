@@ -1,7 +1,7 @@
-"""Ranks before there is a process group: where they meet, and whether every one of them can start.
+"""The rendezvous: ranks meet and check that all of them can start, before there is a process group.
 
-A process group that one rank never joins keeps the others for hours, in C++, where no signal is heard. So all of them
-say first, in the store by which they find each other, how they have come so far.
+A process group that one rank never joins blocks the others for hours, in C++, where no signal is handled. So all ranks
+first report their progress in the rendezvous store.
 """
 
 import json
@@ -28,32 +28,27 @@ from training.distributed.errors import RankError
 Value = TypeVar("Value")
 
 PREPARATION_TIMEOUT = timedelta(days=1)
-# Ranks wait this long for each other: while rank 0 evaluates, or hashes a large checkpoint.
+# How long ranks wait for each other, such as while rank 0 evaluates or hashes a large checkpoint.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
-# Ranks are started together, so that they find each other within minutes, and a name is known within seconds.
+# Ranks are started together, so they should meet within minutes, and a host name should resolve within seconds.
 MEETING_TIMEOUT = timedelta(minutes=10)
 NAME_TIMEOUT = timedelta(seconds=10)
-# Seconds until a line says who is waited for, and between such lines.
+# Seconds until the first message about waiting, and between further ones.
 _PATIENCE_S, _LINES_S = 5.0, 30.0
-# Rank 0 is waited for so long to answer, and so long to be a rank of phf once it has.
+# Timeout of a connection to rank 0, and of its store once it has answered.
 _ANSWER_S = 5.0
 _STORE_TIMEOUT = timedelta(seconds=60)
-# What has become of a rank that has not come in time.
+# Status of a rank that did not arrive in time.
 _ABSENT = -1
-# Set by a rank that was asked to stop.
+# Key set by a rank that was asked to stop.
 _STOPPED = "stopped"
-# Rank 0 waits so long for the others to hear that one has failed; some may not have come up yet.
-_TELLING_S = 60.0
+# How long rank 0 waits for the others to read a failure; some may not have started yet.
+_ACKNOWLEDGE_S = 60.0
 
 
 @dataclass
 class Rendezvous:
-    """Where ranks meet, by MASTER_ADDR and MASTER_PORT.
-
-    Attributes:
-        rank: of this process.
-        size: of all.
-    """
+    """The meeting point of `size` ranks at MASTER_ADDR and MASTER_PORT."""
 
     rank: int
     size: int
@@ -61,30 +56,30 @@ class Rendezvous:
 
     @property
     def store(self) -> Any:
-        """The rendezvous store, in which this project's keys have a prefix of their own."""
+        """The rendezvous store, with a prefix for phf's keys."""
         if self._store is None:
             self._store = PrefixStore("phf", self._open())
         return self._store
 
     def _open(self) -> Store:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            # torchrun's own process has it.
+            # torchrun's agent hosts the store.
             store: Store = next(rendezvous("env://", self.rank, self.size, timeout=COLLECTIVE_TIMEOUT))[0]
             return store
         return self._connect()
 
     def _connect(self) -> Store:
-        """The store, in the process of rank 0: as by `env://`, but nobody waits for a rank that does not come.
+        """Connect to the store in the process of rank 0, like `env://`, but without waiting for absent ranks.
 
         Raises:
-            RankError: rank 0 does not answer, or its name is not known here.
+            RankError: rank 0 does not answer, or its host name does not resolve here.
         """
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         if not any(_is_known(host, port) for _ in _rounds(None, NAME_TIMEOUT)):
-            raise self._lonely(f"the name of the machine of rank 0, {host!r}, is not known here. Check MASTER_ADDR")
+            raise self._error(f"the host name of rank 0, {host!r}, does not resolve here. Check MASTER_ADDR")
         place = f"rank 0 at {host}:{port} (MASTER_ADDR and MASTER_PORT)"
         if self.rank and not any(_answers(host, port) for _ in _rounds(place, MEETING_TIMEOUT)):
-            raise self._lonely(f"cannot reach {place}: nobody answers. Check them, and that rank 0 is started")
+            raise self._error(f"cannot reach {place}: no answer. Check them, and that rank 0 is started")
         found: list[Store | dist.DistError] = []
 
         def start() -> None:
@@ -97,41 +92,41 @@ class Rendezvous:
             except dist.DistError as error:
                 found.append(error)
 
-        # Connected to a program that says nothing, it waits for ever.
+        # In a thread, because connected to a program that never answers it would block forever.
         threading.Thread(target=start, daemon=True, name="store").start()
         any(found for _ in _rounds(None, _STORE_TIMEOUT))
         if not found or isinstance(found[0], dist.DistError):
             if self.rank:
-                raise self._lonely(f"what answers at {host}:{port} is not rank 0. Choose another MASTER_PORT")
-            raise self._lonely(
-                f"cannot listen at {host}:{port}. Another process may, a second rank 0 perhaps: choose another "
-                "MASTER_PORT, or give each process a RANK of its own"
+                raise self._error(f"what answers at {host}:{port} is not rank 0. Choose another MASTER_PORT")
+            raise self._error(
+                f"cannot listen at {host}:{port}. Another process, perhaps a second rank 0, may be using it: choose "
+                "another MASTER_PORT, or give each process its own RANK"
             )
         found[0].set_timeout(COLLECTIVE_TIMEOUT)
         return found[0]
 
-    def _lonely(self, problem: str) -> RankError:
-        # No other rank can say it.
+    def _error(self, problem: str) -> RankError:
+        # Name the rank: no other rank reports this.
         where = f"rank {self.rank} ({socket.gethostname()})"
         return RankError(f"{where}: {problem}, and run the same command again.", IncompleteError.exit_code)
 
     def meet(self, check_self: Callable[[], None]) -> None:
-        """Return when all ranks have come, run the same software, and each is one process.
+        """Wait until all ranks have arrived, and check that each is one process and all run the same software.
 
         Args:
-            check_self: what each rank can find out about itself.
+            check_self: run on each rank to check its machine.
 
         Raises:
-            UserError, RankError, SystemExit: as `together`.
+            UserError, RankError, SystemExit: as for `together`.
         """
         mine = {"size": self.size, "versions": dict(library_versions("phf", "torch", "deepspeed"))}
         process = f"process {os.getpid()} of {socket.gethostname()}"
 
-        # Not in a stage, where both processes of a rank would write the same key.
+        # Before any stage, in which both processes of a rank would write the same key.
         first = self.store.compare_set(f"process/{self.rank}", "", process).decode()
         if first != process:
-            raise self._lonely(
-                f"{first} is rank {self.rank} too. Give each process a RANK of its own, or end all if it has ended"
+            raise self._error(
+                f"{first} is rank {self.rank} too. Give each process its own RANK, or end all ranks if it has ended"
             )
 
         def come() -> None:
@@ -142,8 +137,8 @@ class Rendezvous:
             first = json.loads(self._read("facts/0") or "{}")
             if first != mine:
                 raise UserError(
-                    f"this rank is not like rank 0: {_shown(mine)} here, {_shown(first)} there. Install the same "
-                    "versions on all machines, and give all ranks the same WORLD_SIZE."
+                    f"this rank differs from rank 0: {_describe(mine)} here, {_describe(first)} there. Install the "
+                    "same versions on all machines, and give all ranks the same WORLD_SIZE."
                 )
 
         self.together("started", come, within=MEETING_TIMEOUT)
@@ -160,19 +155,19 @@ class Rendezvous:
         after_main: bool = False,
         within: timedelta = COLLECTIVE_TIMEOUT,
     ) -> Value:
-        """Run `work` on every rank, and return when it has ended well on all.
+        """Run `work` on every rank, and return its result when it has succeeded on all.
 
         Args:
-            stage: a name of its own.
-            work: what is done.
-            after_main: rank 0 first, and the others when it has ended well there; hours later, it may be.
-            within: how long a rank may take longer than another.
+            stage: a unique name.
+            work: the work of a rank.
+            after_main: run it on rank 0 first, and on the others once that succeeded, which may take hours.
+            within: how much longer one rank may take than another.
 
         Raises:
-            RankError: it has failed on one rank and not on rank 0: raised by both, once with the reason.
-            IncompleteError: on rank 0, another has not come in time.
-            SystemExit: on the others, with the status of the rank that says why.
-            StopRequest: asked to stop; the other ranks learn of it.
+            RankError: on a rank that failed where rank 0 did not, with the reason; and on rank 0.
+            IncompleteError: on rank 0 if another rank did not arrive in time.
+            SystemExit: on the others, with the status of the rank that reports the failure.
+            StopRequest: a signal asked to stop; the other ranks are notified.
         """
         try:
             return self._together(stage, work, after_main=after_main, within=within)
@@ -190,7 +185,7 @@ class Rendezvous:
         except BaseException as error:
             self._set(f"{stage}/{self.rank}", exit_code_of(error))
             if is_stop(error) or not isinstance(error, Exception):
-                # Who interrupts it does not want to wait.
+                # Do not wait for others after an interruption.
                 raise
             first, status = (0, 0) if self.rank == 0 else self._first_failed(stage, within)
             self._hold(stage)
@@ -212,32 +207,32 @@ class Rendezvous:
     def _without(self, rank: int, status: int, within: timedelta) -> UserError:
         if status == _ABSENT:
             return IncompleteError(
-                f"Rank {rank} of {self.size} has not come within {within.total_seconds() / 60:g} minutes. Start as "
-                "many ranks as WORLD_SIZE says, each with a RANK of its own, and run the same command again."
+                f"Rank {rank} of {self.size} did not arrive within {within.total_seconds() / 60:g} minutes. Start as "
+                "many ranks as WORLD_SIZE says, each with its own RANK, and run the same command again."
             )
         reason = "was asked to stop" if status == EXIT_STOPPED else "could not start"
-        says = "" if status == EXIT_STOPPED else "; it says why"
-        return RankError(f"rank {rank} {reason}, so none does{says}.", status)
+        hint = "" if status == EXIT_STOPPED else "; see its own message"
+        return RankError(f"rank {rank} {reason}, so no rank starts{hint}.", status)
 
     def _set(self, key: str, status: int) -> None:
-        # Where rank 0 is gone, and the store with it, nobody is left to read it.
+        # If rank 0 and its store are gone, no rank is left to read it.
         with suppress(dist.DistError):
             self.store.set(key, str(status))
 
     def _first_failed(self, stage: str, within: timedelta) -> tuple[int, int]:
-        """The first rank that has failed in a stage, and its status; 0 and 0 where none has."""
+        """The first rank that failed in a stage, and its status; 0 and 0 if none did."""
         for rank in range(self.size):
             if status := self._status(stage, rank, within):
                 return rank, status
         return 0, 0
 
     def _status(self, stage: str, rank: int, within: timedelta) -> int:
-        """With what a rank has come through a stage, once it has; incomplete where it, or rank 0, is gone."""
+        """Wait for the status of a rank in a stage; that of `IncompleteError` if the store is gone."""
         key = f"{stage}/{rank}"
-        # Rank 0 says it for all. Work of its own shows how far it is.
+        # Only rank 0 reports that it waits. While others wait for rank 0, its work shows its own progress.
         shown = f"rank {rank} of {self.size}" if self.rank == 0 else None
         try:
-            # Looked for, not waited for: in its waits the store runs no handler of a signal.
+            # Poll: no signal handler runs during the store's own blocking wait.
             for _ in _rounds(shown, within):
                 if self.store.check([key]):
                     return int(self.store.get(key))
@@ -248,8 +243,8 @@ class Rendezvous:
         return _ABSENT
 
     def _hold(self, stage: str) -> None:
-        """Say that this rank knows how a stage has ended; rank 0, whose store it may be, stays until all do."""
-        until = time.monotonic() + _TELLING_S
+        """Acknowledge the end of a stage; rank 0, which may host the store, waits until all ranks have."""
+        until = time.monotonic() + _ACKNOWLEDGE_S
         with suppress(dist.DistError):
             known = self.store.add(f"{stage}/told", 1)
             while self.rank == 0 and known < self.size and time.monotonic() < until:
@@ -259,10 +254,10 @@ class Rendezvous:
 
 
 def _rounds(what: str | None, within: timedelta) -> Iterator[None]:
-    """Look again and again, with pauses, until the time is over; a line says now and then what is waited for.
+    """Yield repeatedly with growing pauses until the time is over, printing now and then what is waited for.
 
     Raises:
-        StopRequest: asked to stop meanwhile.
+        StopRequest: a signal asked to stop.
     """
     began, pause = time.monotonic(), 0.02
     line = began + _PATIENCE_S
@@ -285,7 +280,7 @@ def _is_known(host: str, port: int) -> bool:
     return True
 
 
-def _shown(facts: Mapping[str, Any]) -> str:
+def _describe(facts: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
     return f"{versions or 'another phf'}, WORLD_SIZE {facts.get('size', 'unknown')}"
 
@@ -295,7 +290,7 @@ def _exit_status(status: int) -> int:
 
 
 def _answers(host: str, port: int) -> bool:
-    # Asked by ourselves, since torch's store, while it tries, hears no signal, and tells every try.
+    # Try the connection here: torch's store handles no signals while it tries, and prints every attempt.
     try:
         socket.create_connection((host, port), _ANSWER_S).close()
     except OSError:
@@ -304,7 +299,7 @@ def _answers(host: str, port: int) -> bool:
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The status with which a process leaves for an error."""
+    """The exit status of a process that ends with an error."""
     if is_stop(error):
         return EXIT_STOPPED
     return error.exit_code if isinstance(error, UserError) else 1

@@ -1,4 +1,4 @@
-"""An end for what hangs: in a collective whose peer is gone, on a disk that does not answer, in a lock."""
+"""The watchdog: end a process that hangs in a collective whose peer is gone, on a dead disk, or in a lock."""
 
 import contextlib
 import faulthandler
@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-# How long after its time Python may still take to say what happened.
-_SAYING_S = 5.0
+# Time for the watchdog's thread to report, before the timer in C ends the process.
+_REPORT_S = 5.0
 
 
 class Watchdog:
-    """Ends this process when a step or a checkpoint takes too long, and leaves behind where each of its threads was.
+    """Ends this process when a step or a checkpoint takes too long, and writes the stacks of its threads to a file.
 
-    A thread says so and ends it. Where that cannot run, because something keeps Python's lock, a clock in C does,
-    and says nothing.
+    A thread reports the hang and ends the process. If it cannot run because something holds the GIL, a timer in C ends
+    the process without a message.
 
     Args:
-        folder: gets a file a rank and process; those that stay empty are removed.
-        rank: of this process.
-        seconds: that either may take.
+        folder: gets one file per rank and process; empty files are removed.
+        rank: the rank of this process.
+        seconds: time limit of a step or a checkpoint.
     """
 
     def __init__(self, folder: Path, rank: int, seconds: float) -> None:
@@ -37,13 +37,13 @@ class Watchdog:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Keep the file open for what may have to be written in a hurry."""
+        """Run the watchdog during the block, with its file already open."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._over.clear()
         prefix = f"rank-{self._rank:05d}-"
         try:
             place = self._folder / f"{prefix}{os.getpid()}.txt"
-            place.unlink(missing_ok=True)  # of a process that had this number, or another name of some other file
+            place.unlink(missing_ok=True)  # left by an earlier process of this number, or a link to some other file
             with place.open("x") as file:
                 self._file = file
                 watching = threading.Thread(target=self._watch, args=(file,), name="watchdog", daemon=True)
@@ -60,12 +60,12 @@ class Watchdog:
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
-        """The block must end in time, or the process does, with status 1. One within another is a part of that."""
+        """End the process with status 1 if the block takes too long. A nested block shares the outer time limit."""
         if self._file is None or self._due is not None:
             yield
             return
         self._due = time.monotonic() + self._seconds
-        faulthandler.dump_traceback_later(self._seconds + _SAYING_S, exit=True, file=self._file)
+        faulthandler.dump_traceback_later(self._seconds + _REPORT_S, exit=True, file=self._file)
         try:
             yield
         finally:
@@ -73,9 +73,9 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _clear(self, prefix: str) -> None:
-        # Another rank may still have its own; and what ends the block matters more than a file that stays.
+        # The folder may hold files of other ranks, and an error here must not hide the one that ended the block.
         with contextlib.suppress(OSError):
-            # Also of processes of this rank that were killed.
+            # Include empty files of killed processes of this rank.
             for path in self._folder.glob(f"{prefix}*.txt"):
                 if not path.stat().st_size:
                     path.unlink()
@@ -88,8 +88,8 @@ class Watchdog:
                 faulthandler.dump_traceback(file=file)
                 sys.stderr.write(
                     f"Stopped: rank {self._rank} has hung for {self._seconds:g} s (training.hang_timeout_s) in a step "
-                    f"or a checkpoint; where each of its threads was stands in {file.name}. The same command "
-                    "goes on from the newest checkpoint.\n"
+                    f"or a checkpoint; the stacks of its threads are in {file.name}. The same command "
+                    "continues from the newest checkpoint.\n"
                 )
                 sys.stderr.flush()
                 os._exit(1)

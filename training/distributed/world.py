@@ -1,4 +1,4 @@
-"""Ranks: who we are and how we agree, under torchrun, deepspeed's launcher, srun, and alone; and a quiet DeepSpeed."""
+"""The ranks of a run, started by torchrun, deepspeed's launcher, srun or phf, or alone; and DeepSpeed's import."""
 
 import logging
 import os
@@ -27,19 +27,19 @@ def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, str(default))
     if not text.strip().isdecimal():
         raise UserError(
-            f"The environment variable {variable} is {text!r}, which is no number of ranks or of one. Start ranks with "
-            f"torchrun, the deepspeed launcher or srun, or unset {variable} to train alone."
+            f"The environment variable {variable} is {text!r}, which is not a number. Start ranks with torchrun, the "
+            f"deepspeed launcher or srun, or unset {variable} to train alone."
         )
     return int(text)
 
 
 @dataclass
 class World:
-    """The process among its peers; `World.from_environment` before the process group starts, `start` starts it.
+    """This process among its peers. `World.from_environment` creates it, `start` starts the process group.
 
     Attributes:
         rank, local_rank, size, local_size: as launchers number processes.
-        device: where the model lives.
+        device: the device of the model.
     """
 
     rank: int
@@ -51,12 +51,12 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """Read what a launcher set (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE), or `srun`; alone without one.
+        """Read the variables of a launcher (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE) or `srun`, if any.
 
         Raises:
-            UserError: the variables are half set, or no numbers.
+            UserError: the variables are incomplete, or not numbers.
         """
-        # Libraries look there too.
+        # Libraries read these variables too.
         os.environ.update(slurm_ranks(os.environ))
         size = _number("WORLD_SIZE", 1)
         if size > 1 and not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
@@ -69,7 +69,7 @@ class World:
         if rank >= size or local_rank >= local_size:
             raise UserError(
                 f"RANK is {rank} of WORLD_SIZE {size}, and LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_size}: "
-                "both count from 0. Start ranks with torchrun, the deepspeed launcher or srun, or number them so."
+                "both must count from 0. Start ranks with torchrun, the deepspeed launcher or srun, or correct them."
             )
         if size > 1 and not (os.environ["MASTER_ADDR"] and 0 < _number("MASTER_PORT", 0) < 2**16):
             raise UserError(
@@ -82,24 +82,24 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one that prints, logs and commits."""
+        """Whether this is rank 0, which prints, logs and commits."""
         return self.rank == 0
 
     def first(self, work: Callable[[], Value]) -> Value:
-        """Run `work` on rank 0, then, when it has ended well, on the others. Needs no process group.
+        """Run `work` on rank 0, then, once it succeeded, on the others. Needs no process group.
 
         Work that takes hours (a token store) must not run into the timeout of a collective, so the others wait on the
-        rendezvous store. Every rank goes on, or none: where one fails, the others leave with its exit status.
+        rendezvous store. If one rank fails, the others exit with its status.
 
         Raises:
-            UserError: `work` has, or there are more ranks on this machine than GPUs.
-            RankError: that is so on one rank and not on rank 0: raised by both, once with the reason.
-            SystemExit: on the others, which have nothing to say.
+            UserError: `work` raised it, or there are more ranks on this machine than GPUs.
+            RankError: on a rank that failed where rank 0 did not, with the reason; and on rank 0.
+            SystemExit: on the others, without a message.
         """
         if self.size == 1:
             self._check_device()
             return work()
-        # Before hours of preparation, what each rank can tell of its machine.
+        # Check the machine of each rank before hours of preparation.
         self._rendezvous.meet(self._check_device)
         return self._rendezvous.together("prepared", work, after_main=True)
 
@@ -111,14 +111,14 @@ class World:
         if self.device.type == "cuda" and self.local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"Local rank {self.local_rank} has no GPU: there are {torch.cuda.device_count()} here. "
-                "Start one rank a GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU."
+                "Start one rank per GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU."
             )
 
     def start(self) -> None:
         """Start the process group (nccl on GPUs, else gloo) and share the cores among the ranks of this machine.
 
         Raises:
-            DistError: a rank that was there is gone, and has not joined the group within minutes.
+            DistError: a rank did not join the group within minutes.
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -129,12 +129,12 @@ class World:
         if not dist.is_initialized():
             self._start_group()
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-        # Agreement among ranks is on the CPU, so that it never waits for a GPU's queue.
+        # Ranks exchange flags on the CPU, so that this never waits for a GPU's queue.
         if self.size > 1 and self.device.type == "cuda":
             self._agreement = dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT)
             _set_pg_timeout(COLLECTIVE_TIMEOUT, self._agreement)
-        # Also when alone, for what it does besides: it forbids MKL to choose a number of threads by itself, on which
-        # the last bits of a matrix product depend.
+        # Set it even for a single rank: it also stops MKL from choosing the number of threads itself, on which the last
+        # bits of a matrix product depend.
         torch.set_num_threads(self._threads())
 
     def _start_group(self) -> None:
@@ -154,7 +154,7 @@ class World:
         return torch.get_num_threads() if self.local_size == 1 else share_of_cores(cores, here)
 
     def stop(self) -> None:
-        """End the process group. A process that is alone keeps its own: DeepSpeed's globals would outlive it."""
+        """End the process group. A single rank keeps it, because DeepSpeed's globals would outlive it."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -178,7 +178,7 @@ class World:
         return values
 
     def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum over all ranks of a tensor where the model is, without waiting for it."""
+        """Sum over all ranks of a tensor on the model's device, without waiting for the result."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
@@ -190,7 +190,7 @@ class World:
         return values
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all ranks, which must be picklable, by rank."""
+        """The values of all ranks, in order; they must be picklable."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -200,7 +200,7 @@ class World:
     def on_main(self, work: Callable[[], Value]) -> Value:
         """Run `work` on rank 0 while the others wait, and return its result, which must be picklable, on every rank.
 
-        Where it raises, the other ranks leave with the exit status of rank 0's error and say nothing.
+        If it raises, the other ranks exit silently with the status of rank 0's error.
         """
         if self.size == 1:
             return work()
@@ -221,7 +221,7 @@ class World:
 
 @contextmanager
 def _absent(module: str) -> Iterator[None]:
-    """What is imported in the block does not find a module, unless it has been imported before."""
+    """Hide a module from imports in the block, unless it has already been imported."""
     if module in sys.modules:
         yield
         return
@@ -233,21 +233,21 @@ def _absent(module: str) -> Iterator[None]:
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed without its chatter, and without a compiler where it runs on the CPU.
+    """Import DeepSpeed without its log messages, and on the CPU without its compiled collective.
 
     On a CPU it would compile a shared-memory collective with ninja at its first start (40 s on two cores), and fail
-    where there is no compiler, although gloo does the work as well.
+    without a compiler, although gloo works as well.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Its autotuner, which is not used here, imports MLflow where there is one: two seconds of every rank's start.
+    # DeepSpeed's autotuner, which phf does not use, imports MLflow if installed: two seconds per rank.
     with _absent("mlflow"):
         import deepspeed
 
-    # It would print its memory nine times.
+    # This would print memory statistics nine times.
     deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
     if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

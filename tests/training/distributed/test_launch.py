@@ -140,7 +140,7 @@ def test_what_one_rank_alone_cannot_do_ends_all_at_once_and_is_said_once(tmp_pat
     said = " ".join(done.stderr.split())
     assert re.search(r"Error: on rank 1 \(\S+\): There is no such thing here\.", said)
     assert said.count("no such thing") == 1
-    assert "Error: rank 1 could not start, so none does; it says why." in said
+    assert "Error: rank 1 could not start, so no rank starts; see its own message." in said
     assert "starting again" not in said
     assert time.monotonic() - began < 60
 
@@ -156,7 +156,7 @@ def test_ranks_that_are_lost_too_often_are_given_up(tmp_path, code_dataset):
         ranks[1].kill()
         _, said = process.communicate(timeout=100)
     assert process.returncode == 4, said
-    assert "Rank 1 was killed by SIGKILL. The same command goes on" in said
+    assert "Rank 1 was killed by SIGKILL. The same command continues" in said
     assert "Traceback" not in said
 
 

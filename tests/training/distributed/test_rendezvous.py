@@ -89,7 +89,7 @@ def test_one_says_why_and_rank_0_which_and_the_others_leave_with_the_status(erro
     assert "on rank 2 (" in str(found[2])
     assert str(error) in str(found[2])
     assert isinstance(found[0], RankError)
-    assert str(found[0]) == "rank 2 could not start, so none does; it says why."
+    assert str(found[0]) == "rank 2 could not start, so no rank starts; see its own message."
     assert isinstance(found[1], SystemExit)
     assert found[1].code == found[0].exit_code == found[2].exit_code == error.exit_code
 
@@ -170,7 +170,7 @@ def test_who_does_not_come_is_named_again_and_again_and_then_given_up(monkeypatc
     monkeypatch.setattr(rendezvous, "_LINES_S", 0.2)
     first, second = on_all([Rendezvous(0, SIZE), Rendezvous(1, SIZE)], lambda each: each.meet(lambda: None))
     assert isinstance(first, IncompleteError)
-    assert "Rank 2 of 3 has not come within 0.2 minutes. Start as many ranks as WORLD_SIZE" in str(first)
+    assert "Rank 2 of 3 did not arrive within 0.2 minutes. Start as many ranks as WORLD_SIZE" in str(first)
     assert (type(second), second.code) == (SystemExit, 4)
     assert capsys.readouterr().err.count("Waiting for rank 2 of 3") > 1
 
@@ -179,7 +179,7 @@ def test_a_rank_0_that_does_not_come_is_given_up(monkeypatch, capsys):
     monkeypatch.setattr(rendezvous, "MEETING_TIMEOUT", timedelta(seconds=1))
     monkeypatch.setattr(rendezvous, "_PATIENCE_S", 0.2)
     place = f"127.0.0.1:{os.environ['MASTER_PORT']}"
-    with pytest.raises(RankError, match=f"rank 1 .*cannot reach rank 0 at {place} .*nobody answers") as caught:
+    with pytest.raises(RankError, match=f"rank 1 .*cannot reach rank 0 at {place} .*no answer") as caught:
         Rendezvous(1, 2).meet(lambda: None)
     assert caught.value.exit_code == 4
     assert f"Waiting for rank 0 at {place}" in capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_a_rank_0_that_does_not_come_is_given_up(monkeypatch, capsys):
 def test_a_name_that_is_not_known_ends_it_in_seconds(monkeypatch, rank):
     monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
     monkeypatch.setattr(rendezvous, "NAME_TIMEOUT", timedelta(seconds=0.5))
-    with pytest.raises(RankError, match=r"'no-such-host\.invalid', is not known here. Check MASTER_ADDR") as caught:
+    with pytest.raises(RankError, match=r"'no-such-host\.invalid', does not resolve here. Check MASTER_ADDR") as caught:
         Rendezvous(rank, 2).meet(lambda: None)
     assert caught.value.exit_code == 4
 
@@ -209,7 +209,7 @@ def test_of_two_processes_of_one_rank_the_second_leaves(monkeypatch):
     first, *both = on_all([Rendezvous(rank, 2) for rank in (0, 1, 1)], lambda each: each.meet(lambda: None))
     assert first is None
     (error,) = [each for each in both if each is not None]
-    assert "is rank 1 too. Give each process a RANK of its own" in str(error)
+    assert "is rank 1 too. Give each process its own RANK" in str(error)
     assert error.exit_code == 4
 
 

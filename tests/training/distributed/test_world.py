@@ -241,7 +241,7 @@ class TestEnvironment:
     @pytest.mark.parametrize("variable", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
     def test_what_is_no_number_is_refused(self, monkeypatch, variable):
         monkeypatch.setenv(variable, "abc")
-        with pytest.raises(UserError, match=rf"{variable} is 'abc', which is no number.*torchrun"):
+        with pytest.raises(UserError, match=rf"{variable} is 'abc', which is not a number.*torchrun"):
             World.from_environment()
 
     def test_a_task_of_slurm_finds_its_place_among_unequal_nodes(self, monkeypatch):
