@@ -19,7 +19,7 @@ from training.model.sources import first_line
 from training.schedule import Horizon
 
 
-class _Read(dict[str, Any]):
+class _RecordingDict(dict[str, Any]):
     """A configuration that notes what it is asked for: DeepSpeed has no list of the names that it knows."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -53,7 +53,7 @@ def check_deepspeed(path: Path, theirs: Mapping[str, Any], merged: Mapping[str, 
     import_deepspeed()
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    read = _Read({key: value for key, value in merged.items() if key != "train_batch_size"})
+    read = _RecordingDict({key: value for key, value in merged.items() if key != "train_batch_size"})
     try:
         DeepSpeedConfig(read)
     except Exception as error:  # noqa: BLE001 - DeepSpeed raises what comes: TypeError, AssertionError, its own
@@ -106,7 +106,7 @@ _ALWAYS_ON = {
 }
 
 # What of a file changes no number: what is printed or measured, and where states lie meanwhile.
-_NO_MATTER = (
+_NO_EFFECT = (
     "aio",
     "comet",
     "comms_logger",
@@ -138,7 +138,7 @@ def own_settings(config: TrainingConfig) -> dict[str, Any]:
     if config.deepspeed is None:
         return {}
     found = _flat(_read(Path(config.deepspeed)), "")
-    left_out = (*_DECIDED_BY, *_NO_MATTER)
+    left_out = (*_DECIDED_BY, *_NO_EFFECT)
     return {
         name: value
         for name, value in sorted(found.items())
@@ -197,13 +197,13 @@ def deepspeed_config(
     if config.deepspeed is None:
         return _merge(merged, decided)
     path = Path(config.deepspeed)
-    theirs = _checked(_read(path), decided, path, "")
+    theirs = _check_conflicts(_read(path), decided, path, "")
     merged = _merge(_merge(merged, theirs), decided)
     check_deepspeed(path, theirs, merged)
     return merged
 
 
-def rounded_gradients(deepspeed: Mapping[str, Any], path: str | None) -> str | None:
+def warn_rounded_gradients(deepspeed: Mapping[str, Any], path: str | None) -> str | None:
     """A warning where gradients of bf16 are summed in bf16, as only a user's own file can ask for.
 
     Args:
@@ -270,12 +270,12 @@ def _read(path: Path) -> dict[str, Any]:
     return theirs
 
 
-def _checked(theirs: Mapping[str, Any], decided: Mapping[str, Any], path: Path, prefix: str) -> dict[str, Any]:
+def _check_conflicts(theirs: Mapping[str, Any], decided: Mapping[str, Any], path: Path, prefix: str) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in theirs.items():
         ours, name = decided.get(key), prefix + key
         if isinstance(value, dict):
-            kept[key] = _checked(value, ours if isinstance(ours, dict) else {}, path, f"{name}.")
+            kept[key] = _check_conflicts(value, ours if isinstance(ours, dict) else {}, path, f"{name}.")
         elif value == "auto":
             continue
         elif isinstance(ours, dict):

@@ -188,14 +188,14 @@ class Engine:
 
     def is_finite(self) -> bool:
         """Whether all of this rank's weights, and what the optimiser remembers of them, are finite numbers."""
-        held = [getattr(each, "ds_tensor", each) for each in self.model.parameters()]
-        held += [each for group in self._adam.param_groups for each in group["params"]]
+        tensors = [getattr(each, "ds_tensor", each) for each in self.model.parameters()]
+        tensors += [each for group in self._adam.param_groups for each in group["params"]]
         # ZeRO 3 names its float32 weights nowhere else between two steps.
-        held += list(self._adam.state)
+        tensors += list(self._adam.state)
         states = (value for state in self._adam.state.values() for value in state.values())
-        held += [each for each in states if isinstance(each, Tensor)]
+        tensors += [each for each in states if isinstance(each, Tensor)]
         # Extremes of a tensor are NaN where anything in it is, and take no memory, unlike `isfinite` of all of it.
-        once = {id(each): each for each in held if each.numel()}
+        once = {id(each): each for each in tensors if each.numel()}
         extremes = [torch.stack(each.detach().aminmax()) for each in once.values()]
         return all(bool(each.isfinite().all()) for each in extremes)
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.data.stream import DocumentTokens
-from training.model.sampling import evaluating
+from training.model.sampling import evaluation_mode
 
 _TOKENS_AT_ONCE = 4096  # of a forward pass; with a vocabulary of 50,000 its logits take 0.8 GB
 
@@ -48,7 +48,7 @@ def held_out_loss(model: Any, documents: Sequence[DocumentTokens], *, context_le
     ]
     nats = np.zeros(len(documents))
     device = next(model.parameters()).device
-    with evaluating(model):
+    with evaluation_mode(model):
         for batch in batches_of(every):
             rows = [documents[window.document].input_ids[window.start : window.stop] for window in batch]
             for window, losses in zip(batch, _losses(model, rows, device), strict=True):

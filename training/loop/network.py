@@ -55,7 +55,7 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
             value_head=data.objective.needs_values,
             context_length=config.data.context_length,
             rows_multiple=config.model.pad_vocab_to or (None if world.device.type == "cuda" else 1),
-            documents_apart=config.data.document_masking,
+            document_masking=config.data.document_masking,
             skeleton=skeleton,
         )
         made.append(model)

@@ -21,7 +21,7 @@ from training.data.tokenizers import foreign_control_ids
 from training.disk import writing
 from training.distributed.failures import failures_named
 from training.distributed.world import World
-from training.engine.deepspeed_config import deepspeed_config, rounded_gradients
+from training.engine.deepspeed_config import deepspeed_config, warn_rounded_gradients
 from training.engine.engine import Engine, choose_precision, seed_generators
 from training.engine.timing import peak_flops
 from training.evaluation.evaluate import evaluate_model
@@ -417,7 +417,7 @@ def _build(
         seconds, epochs = None if step_seconds is None else step_seconds * left, facts.horizon.epochs
         costs = cost_warning(seconds, epochs, horizon.tokens / epochs, machine, world.size)
         ds = deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
-        rounded = rounded_gradients(ds, config.training.deepspeed)
+        rounded = warn_rounded_gradients(ds, config.training.deepspeed)
         held_out = len(data.stream.held_out_documents())
         unseen = None if held_out else f"Warning: {no_held_out(config.data, data.store.num_documents)}"
         schedule = schedule_warning(config.training, horizon.steps)

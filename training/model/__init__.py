@@ -1,1 +1,1 @@
-"""The network: sizes by name, heads, control-token rows, export."""
+"""The network: model sizes, heads, vocabulary, sampling, and trials before a run."""

@@ -1,4 +1,4 @@
-"""How large a model is, and how much arithmetic a token takes; padding of the embeddings counts for neither."""
+"""Count a model's parameters and the FLOPs per token; padding of the embeddings counts for neither."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from torch import nn
 
 from training.model.language_model import LanguageModel
 
-# How configs and routers call the experts that compute a token.
+# Names that configs and routers use for the number of experts per token.
 _CHOSEN = ("num_experts_per_tok", "top_k", "topk", "moe_top_k", "moe_topk", "moe_k")
-# Kinds of layers, by the words in their names, that look back at no other token by attention.
+# Words in the names of layer kinds without attention.
 _WITHOUT_ATTENTION = ("linear", "mamba", "conv", "recurrent", "ssm", "mlp", "moe")
 
 
@@ -24,7 +24,7 @@ class Dimensions:
 
 
 def dimensions(causal: Any) -> Dimensions:
-    """The dimensions of a Hugging Face causal language model by its config."""
+    """Read the dimensions of a Hugging Face causal language model from its config."""
     text = causal.config.get_text_config(decoder=True)
     heads = getattr(text, "num_attention_heads", None)
     width = getattr(text, "hidden_size", None) or causal.get_input_embeddings().weight.shape[1]
@@ -36,7 +36,7 @@ def dimensions(causal: Any) -> Dimensions:
 
 
 def count_parameters(model: LanguageModel) -> tuple[int, int]:
-    """Parameters in all (shared ones once), and those of them that are embedding tables of tokens or positions."""
+    """Count all parameters (shared ones once), and those in embedding tables of tokens or positions."""
     total = sum(parameter.numel() for parameter in model.parameters()) - model.padding.parameters
     tables = {
         id(module.weight): module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding)
@@ -48,10 +48,10 @@ def count_parameters(model: LanguageModel) -> tuple[int, int]:
 
 
 def idle_parameters(model: LanguageModel) -> int:
-    """Parameters of experts that do not compute a token: of k chosen out of n, the share 1 - k / n; 0 without experts.
+    """Count the parameters of experts that are idle for a token: with k of n experts chosen, the share 1 - k / n.
 
-    Experts that compute every token, as DeepSeek's shared ones, and layers without experts are whole modules of their
-    own, and not among them.
+    Experts that compute every token, such as DeepSeek's shared ones, and layers without experts are separate modules
+    and do not count. 0 without experts.
     """
     return sum(
         parameters - parameters * chosen // experts for parameters, chosen, experts in _experts(model.causal) if chosen
@@ -59,18 +59,18 @@ def idle_parameters(model: LanguageModel) -> int:
 
 
 def describe_experts(model: LanguageModel) -> str | None:
-    """How many experts compute a token, and of how many, such as `2 of 8`; None without experts."""
+    """Describe how many experts compute a token, such as `2 of 8`; None without experts."""
     kinds = sorted({f"{chosen or experts} of {experts}" for _, chosen, experts in _experts(model.causal)})
     return ", ".join(kinds) or None
 
 
 def flops_per_token(model: LanguageModel, context_length: int) -> float:
-    """Floating-point operations a trained token: 6 for each parameter in a matrix product, plus those of attention.
+    """Return the FLOPs per trained token: 6 for each parameter in a matrix product, plus those of attention.
 
-    The output embedding is a matrix product also where it shares the input's table; looking up is none. Experts count
-    as far as they compute a token. Attention counts 12 * width * context_length a layer, without halving for causality;
-    a sliding window counts as the context, and layers of another kind, such as Mamba's, by their parameters alone.
-    Source: PaLM, arXiv 2204.02311, appendix B.
+    The output embedding is a matrix product even if it shares the input's table; an embedding lookup is not. Experts
+    count in proportion to how often they compute a token. Attention counts 12 * width * context_length per layer,
+    without halving for causality; a sliding window replaces the context length, and layers of another kind, such as
+    Mamba's, count by their parameters alone. Source: PaLM, arXiv 2204.02311, appendix B.
     """
     total, tables = count_parameters(model)
     head = model.causal.get_output_embeddings().weight
@@ -81,7 +81,7 @@ def flops_per_token(model: LanguageModel, context_length: int) -> float:
 
 
 def _tokens_attended_to(causal: Any, context_length: int) -> Iterator[int]:
-    """Of each layer with attention, the tokens that one looks at."""
+    """Yield, for each layer with attention, how many tokens a token attends to."""
     text, size = causal.config.get_text_config(decoder=True), dimensions(causal)
     window = getattr(text, "sliding_window", None) or getattr(text, "attention_window_size", None) or context_length
     kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
@@ -97,9 +97,9 @@ def _tokens_attended_to(causal: Any, context_length: int) -> Iterator[int]:
 
 
 def _experts(causal: Any) -> Iterator[tuple[int, int, int]]:
-    """Of each layer of experts their parameters, how many of them compute a token (0: not known), and of how many.
+    """Yield, for each layer of experts, their parameters, the experts per token (0 if unknown), and their number.
 
-    transformers holds the weights of all experts of a layer in one module, a row of each tensor an expert.
+    transformers holds the weights of all experts of a layer in one module, with one row per expert in each tensor.
     """
     config = causal.config.get_text_config(decoder=True)
     modules: Mapping[str, nn.Module] = dict(causal.named_modules())

@@ -1,6 +1,6 @@
-"""Fused kernels of Liger (arXiv 2410.10989) in place of an architecture's norms, rotary embeddings and gated layers.
+"""Replace an architecture's norms, rotary embeddings and gated layers by Liger's fused kernels (arXiv 2410.10989).
 
-Its fused cross-entropy is left out: `training.linear_loss` is made in the same way, and serves every objective.
+Liger's fused cross-entropy is not used: `training.linear_loss` works the same way and serves every objective.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def check_kernels(device: torch.device) -> None:
 
 
 def use_liger(causal: Any) -> None:
-    """Replace what Liger has a kernel for, in a Hugging Face model that exists.
+    """Replace every module that Liger has a kernel for, in a Hugging Face model.
 
     Raises:
         UserError: the package is missing, or it has no kernels for the architecture.

@@ -1,7 +1,7 @@
-"""Documents of a block that do not see each other: positions that begin anew at each, by which attention is cut.
+"""Mask attention between the documents of a block, by positions that restart at each document.
 
-transformers reads positions that do not go on by one as the beginning of another sequence, and masks attention between
-sequences (`transformers.masking_utils`); Flash Attention does so in blocks that are laid end to end, by their lengths.
+Where positions do not increase by one, transformers assumes a new sequence, and masks attention between sequences
+(`transformers.masking_utils`). Flash Attention does the same for a single row, by the lengths of its sequences.
 """
 
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def document_positions(input_ids: Tensor, begins_with: int) -> Tensor:
-    """Positions of tokens in their documents; the first of a block may go on from another.
+    """Return the positions of tokens in their documents; positions also restart with each block.
 
     Args:
         input_ids: int64 [B, T].
-        begins_with: what a document begins with: EOS, or BOS, and then EOS is the end of the document before.
+        begins_with: the first token of a document: EOS, or BOS if it has one; then EOS ends the previous document.
 
     Returns:
         int64 [B, T], from 0.

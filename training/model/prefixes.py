@@ -1,4 +1,4 @@
-"""The next logits of growing rows of tokens, by a model's own cache where it has one that serves."""
+"""Compute next-token logits for growing rows of tokens, with the model's own cache if it has a usable one."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -11,15 +11,15 @@ from scorers.stopping import is_stop
 
 
 class Prefixes:
-    """Rows of tokens that a causal language model continues, step by step, and that end at different steps.
+    """Rows of tokens that a causal language model continues step by step, and that end at different steps.
 
-    What the model can do decides how, and no architecture's name. Where it gives a cache, a step reads only the newest
-    tokens; rows that ended are taken out of the cache, or stay in it unread where it cannot drop rows. Where there is
-    none, each step reads the rows from their beginning. The logits are the same but for the last bits.
+    The strategy depends on what the model can do, not on its architecture's name. If it returns a cache, a step reads
+    only the newest tokens; finished rows are removed from the cache, or stay in it unused if it cannot drop rows.
+    Otherwise each step reads the rows from their beginning. The logits differ only in the last bits.
 
     Args:
         model: a Hugging Face causal language model, in evaluation mode and without gradients.
-        ids: int64 [rows, tokens], all rows as long as each other, at least one token.
+        ids: int64 [rows, tokens], at least one token per row.
     """
 
     def __init__(self, model: Any, ids: Tensor) -> None:
@@ -30,22 +30,22 @@ class Prefixes:
         self._can_cache = "past_key_values" in parameters
         self._can_drop = True
         self._cache: Any = None
-        self._read = 0  # tokens of each row that are in the cache
+        self._read = 0  # tokens of each row in the cache
         self._rows = len(ids)  # in the cache
-        self._places = torch.arange(len(ids), device=ids.device)  # in the cache, of those that go on
+        self._places = torch.arange(len(ids), device=ids.device)  # positions in the cache of unfinished rows
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def logits(self) -> Tensor:
-        """Logits [rows, vocabulary] of the token after each row, as the model computes them."""
+        """Return the logits [rows, vocabulary] of the token after each row."""
         if self._can_cache:
             try:
                 return self._cached_logits()
             except Exception as error:
                 if is_stop(error):
                     raise
-                # It takes no cache after all. What else was wrong is wrong below too.
+                # Assume that the model does not support a cache. Any other error occurs again below.
                 self._can_cache = False
                 self._forget()
         return self._last(self._model(input_ids=self._ids, use_cache=False, **self._only_last))
@@ -54,20 +54,20 @@ class Prefixes:
         fresh = self._ids[:, self._read :]
         past = {} if self._cache is None else {"past_key_values": self._cache}
         if len(fresh) < self._rows:
-            # Rows that ended read anything, such as token 0.
+            # Finished rows read any token, such as 0.
             fresh = fresh.new_zeros((self._rows, fresh.shape[1])).index_copy(0, self._places, fresh)
         output = self._model(input_ids=fresh, use_cache=True, **past, **self._only_last)
         self._cache, self._read = getattr(output, "past_key_values", None), self._ids.shape[1]
-        # Without a cache this was the whole of each row.
+        # Without a cache, this pass has read each row whole.
         self._can_cache = self._cache is not None
         return self._last(output)[self._places] if len(self) < self._rows else self._last(output)
 
     def append(self, tokens: Tensor) -> None:
-        """Add a token to each row: int64 [rows]."""
+        """Append a token to each row: int64 [rows]."""
         self._ids = torch.cat([self._ids, tokens[:, None]], dim=1)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows: int64, in ascending order."""
+        """Keep only these rows: int64, in ascending order."""
         self._ids = self._ids[rows]
         if self._cache is None:
             self._forget()
@@ -95,10 +95,10 @@ class Prefixes:
 
 
 def _drop(cache: Any, before: int, rows: Tensor) -> bool:
-    """Take rows out of a cache of `before` rows; False where that failed, after which the cache is of no use.
+    """Keep only `rows` in a cache of `before` rows; return False on failure, after which the cache is unusable.
 
-    Some caches have no such method in some of their layers, others forget a part of their state: it counts only where
-    every tensor has become smaller.
+    Some caches lack the method in some of their layers, others leave out part of their state: it has worked only if
+    every tensor has shrunk.
     """
     sizes = [each.numel() for each in _tensors(cache, set())]
     try:
@@ -110,7 +110,7 @@ def _drop(cache: Any, before: int, rows: Tensor) -> bool:
 
 
 def _tensors(part: Any, seen: set[int]) -> Iterator[Tensor]:
-    """All tensors in a cache that are of its rows, however it keeps them; a scalar is a setting."""
+    """Yield all tensors in a cache, however it holds them, except scalars, which are settings."""
     if isinstance(part, Tensor):
         if part.ndim:
             yield part

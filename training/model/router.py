@@ -1,11 +1,11 @@
-"""The loss that keeps the router of a mixture of experts from sending all tokens to the same few.
+"""The load-balancing loss of a mixture of experts, which keeps its router from sending all tokens to a few experts.
 
-Each architecture of transformers computes its own from what its routers gave (most as Switch Transformers, arXiv
-2101.03961, equations 4 to 6), where `output_router_logits` of its config is true, and weighs it by a field of the
-config. Here it is added to the objective, as there to the cross-entropy.
+Each architecture in transformers computes its own from the outputs of its routers (most as Switch Transformers, arXiv
+2101.03961, equations 4 to 6) if `output_router_logits` in its config is true, and weights it by a field of the config.
+Here it is added to the objective, as it is to the cross-entropy there.
 
-It counts every token that is routed, one whose own loss is masked too. It is no mean over tokens: that of a batch which
-is cut into micro-batches, or shared among ranks, is the mean of the losses of the parts, as in transformers.
+It counts every routed token, including those whose own loss is masked. It is not a mean over tokens: for a batch split
+into micro-batches or among ranks, it is the mean of the parts' losses, as in transformers.
 """
 
 from typing import Any
@@ -15,75 +15,69 @@ from torch import Tensor, nn
 from scorers.errors import UserError
 
 METRIC = "router_aux_loss"
-# What the models call the weight of the loss.
+# Names that models use for the weight of the loss.
 _WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
 
 
 class RouterLoss:
-    """The loss of the routers of a Hugging Face causal language model, with the hidden states of the same pass.
+    """The router loss of a Hugging Face causal language model, with the hidden states of the same pass.
 
     Attributes:
-        weight: by which it is added to the objective; None where the config does not ask for it.
+        weight: in the sum with the objective; None if the config does not enable the loss.
     """
 
     def __init__(self, causal: Any) -> None:
         self._causal = causal
         self._hidden: Tensor | None = None
-        self._listens = False
+        self._recording = False
         config = causal.config.get_text_config(decoder=True)
         self.weight = _weight(causal) if getattr(config, "output_router_logits", False) else None
         if self.weight is not None and causal.base_model is not causal:
             causal.base_model.register_forward_hook(self._keep)
 
     def _keep(self, _: nn.Module, __: Any, output: Any) -> None:
-        if self._listens:
+        if self._recording:
             self._hidden = getattr(output, "last_hidden_state", None)
 
     def run(self, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """The last hidden states [B, T, D], and the loss, a scalar, both with gradients.
-
-        Args:
-            inputs: of the network.
-        """
-        # Of the logits only the last: the loss of the objective takes them chunk by chunk.
-        self._listens = True
+        """Run the network; return the last hidden states [B, T, D] and the loss, a scalar, both with gradients."""
+        # Compute only the last logits: the objective's loss computes them chunk by chunk.
+        self._recording = True
         try:
-            loss = self.of(self._causal(**inputs, use_cache=False, output_router_logits=True, logits_to_keep=1))
+            loss = self.from_output(
+                self._causal(**inputs, use_cache=False, output_router_logits=True, logits_to_keep=1)
+            )
         finally:
-            hidden, self._hidden, self._listens = self._hidden, None, False
+            hidden, self._hidden, self._recording = self._hidden, None, False
         if hidden is None:
             raise ValueError("the network has no last hidden state")
         return hidden, loss
 
-    def of(self, output: Any) -> Tensor:
-        """The loss by the output of a pass of the whole network.
+    def from_output(self, output: Any) -> Tensor:
+        """Return the loss in the output of a pass of the whole network.
 
         Raises:
-            UserError: the architecture computes none, though its config asks for one.
+            UserError: the architecture computes none, although its config enables it.
         """
         loss = getattr(output, "aux_loss", None)
         if not isinstance(loss, Tensor):
             raise UserError(
-                f"The config of {type(self._causal).__name__} asks for a loss of its router (output_router_logits), "
-                "and the network gives none. Set model.overrides.output_router_logits=false."
+                f"The config of {type(self._causal).__name__} enables a router loss (output_router_logits), but the "
+                "network computes none. Set model.overrides.output_router_logits=false."
             )
         return loss
 
 
 def describe_router(model: Any) -> str:
-    """How the router is trained, for the printed plan.
-
-    Args:
-        model: a `training.model.language_model.LanguageModel` with experts.
-    """
+    """Describe how the router of a `LanguageModel` with experts is trained, for the printed plan."""
     if model.router.weight is not None:
         return f"the router's own loss has weight {model.router.weight:g} ({METRIC} in the metrics)"
     text = model.causal.config.get_text_config(decoder=True)
     weight = _weight(model.causal)
     if weight is not None and hasattr(text, "output_router_logits"):
         return f"no loss balances the router (model.overrides.output_router_logits=true adds it with weight {weight:g})"
-    asked = ", though its config asks for one" if getattr(text, "output_router_logits", False) else ""
-    return f"no loss balances the router, as transformers has none for this architecture{asked}"
+    enabled = ", although its config enables one" if getattr(text, "output_router_logits", False) else ""
+    return f"no loss balances the router, as transformers has none for this architecture{enabled}"
 
 
 def _weight(causal: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Draw samples from a causal language model: nucleus sampling, plain or guided, the same for the same seed."""
+"""Sample from a causal language model: nucleus sampling, plain or guided, reproducible from a seed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from scorers.errors import UserError
 from training.config import EvaluationConfig
 from training.model.prefixes import Prefixes
 
-_CANDIDATES = 1024  # likeliest tokens that are looked at before the whole vocabulary is sorted
+_CANDIDATES = 1024  # likeliest tokens to try before sorting the whole vocabulary
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Samples:
     """Sampled continuations.
 
     Attributes:
-        ids: token ids a sample, without the prompt and without the EOS that ended it.
-        ended: whether the sample ended at EOS; the others were cut at `max_new_tokens`.
-        max_new_tokens: the limit in force, smaller than the configured one where the model's context is shorter.
+        ids: token ids of each sample, without the prompt and the final EOS.
+        ended: whether each sample ended with EOS; the others were cut at `max_new_tokens`.
+        max_new_tokens: the effective limit, below the configured one if the model's context is shorter.
     """
 
     ids: list[list[int]]
@@ -31,16 +31,16 @@ class Samples:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: away from what the same model does after another prompt.
+    """Classifier-free guidance: away from the same model's predictions after another prompt.
 
-    Logits are `away + scale * (towards - away)` before temperature and top-p, `towards` those after the prompt that is
-    sampled. At 1 that is plain sampling, at 0 sampling after the other prompt, above 1 it exaggerates the difference.
+    Logits are `away + scale * (towards - away)` before temperature and top-p, where `towards` follows the sampled
+    prompt. Scale 1 is plain sampling, 0 samples after the other prompt, above 1 exaggerates the difference.
 
     Source: Ho and Salimans (arXiv 2207.12598); Sanchez et al. (arXiv 2306.17806) for text.
 
     Attributes:
-        scale: how far.
-        away_ids: the other prompt, with as many tokens; for a conditional model the one with the worst control token.
+        scale: strength of the guidance.
+        away_ids: the other prompt, of the same length; for a conditional model the one with the worst control token.
     """
 
     scale: float
@@ -48,8 +48,8 @@ class Guidance:
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off, no gradients; afterwards every module is in the mode that it was in before."""
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Disable dropout and gradients in the block; afterwards restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -76,23 +76,22 @@ def sample(
 ) -> Samples:
     """Sample continuations of one prompt.
 
-    Every sample has uniform numbers of its own, drawn from a generator that nothing else uses: the global state of
-    torch is left alone, and a sample doesn't depend on how many are drawn at once, but for the last bits of a matrix
-    product.
+    Every sample has its own uniform numbers from a private generator: torch's global state does not change, and a
+    sample does not depend on the batch size, except for the last bits of matrix products.
 
     Args:
-        model: a Hugging Face causal language model; dropout is switched off for the time of the call.
+        model: a Hugging Face causal language model; dropout is disabled during the call.
         eos_id: the token that ends a sample.
-        prompt_ids: what every sample continues, such as EOS and `<|aligned|>`; at least one token.
-        banned_ids: tokens that cannot be sampled.
+        prompt_ids: the prompt, such as EOS and `<|aligned|>`; at least one token.
+        banned_ids: tokens that are never sampled.
         config: `max_new_tokens`, `temperature`, `top_p`, `batch_size` and `num_samples`.
         seed: of the uniform numbers.
-        vocab_size: rows of the output layer from here on are padding and cannot be sampled; None for no padding.
+        vocab_size: ids from here on are padding and never sampled; None for no padding.
         context_length: the longest context that the model was trained on, which prompt and sample must not exceed (one
             new token is always drawn); None for no limit.
-        num_samples: in place of the configured number.
+        num_samples: overrides the configured number.
         guidance: None for plain sampling. Both prompts are read in one batch of twice as many rows.
-        progress: called with the samples that are drawn, and of how many.
+        progress: called with the samples drawn and the total.
 
     Returns:
         The samples, in an order that depends on the seed alone.
@@ -105,7 +104,7 @@ def sample(
     prompts, scale = _prompts(prompt_ids, guidance)
     ids: list[list[int]] = []
     ended: list[bool] = []
-    with evaluating(model):
+    with evaluation_mode(model):
         for start in range(0, count, config.batch_size):
             size = min(config.batch_size, count - start)
             uniform = torch.rand(size, limit, generator=generator, dtype=torch.float64)
@@ -120,13 +119,13 @@ def sample(
 
 
 def _prompts(prompt_ids: Sequence[int], guidance: Guidance | None) -> tuple[list[list[int]], float]:
-    """What every sample continues at once, and the scale of the guidance between them where they are two."""
+    """Return the one or two prompts that every sample continues, and the scale of the guidance between them."""
     towards = list(prompt_ids)
     if guidance is None or guidance.scale == 1:
         return [towards], 1.0
     away = list(guidance.away_ids)
     if len(away) != len(towards):
-        raise ValueError("both prompts of a guidance need as many tokens")
+        raise ValueError("both prompts of a guidance need the same number of tokens")
     return [away] if guidance.scale == 0 else [towards, away], guidance.scale
 
 
@@ -140,14 +139,14 @@ def _sample_batch(
     uniform: torch.Tensor,
     vocab_size: int | None,
 ) -> list[list[int]]:
-    """Ids [size][<= limit], each row up to and including its EOS if there is one; `uniform` is [size, limit]."""
+    """Sample ids [size][<= limit], each row up to and including its EOS if any; `uniform` is [size, limit]."""
     size, limit = uniform.shape
     device = next(model.parameters()).device
     uniform = uniform.to(device)
     banned = torch.tensor(list(banned_ids), dtype=torch.long, device=device)
     drawn: list[list[int]] = [[] for _ in range(size)]
-    rows = torch.arange(size, device=device)  # of the samples that go on
-    # All samples after the first prompt, then all after the second.
+    rows = torch.arange(size, device=device)  # unfinished samples
+    # All samples with the first prompt, then all with the second.
     prefixes = Prefixes(model, torch.tensor(prompts, device=device).repeat_interleave(size, dim=0))
     for step in range(limit):
         logits = prefixes.logits().float()
@@ -171,7 +170,7 @@ def _sample_batch(
 
 
 def guided(towards: torch.Tensor, away: torch.Tensor, scale: float) -> torch.Tensor:
-    """Guided logits of two conditions, float [rows, vocabulary]: `away + scale * (towards - away)`.
+    """Return guided logits of two conditions, float [rows, vocabulary]: `away + scale * (towards - away)`.
 
     A token that either condition rules out, by a logit of minus infinity, stays ruled out.
     """
@@ -180,24 +179,24 @@ def guided(towards: torch.Tensor, away: torch.Tensor, scale: float) -> torch.Ten
 
 
 def draw(logits: torch.Tensor, top_p: float, uniform: torch.Tensor) -> torch.Tensor:
-    """One token a row from the smallest set of likeliest tokens whose probability reaches `top_p`.
+    """Draw one token per row from the smallest set of likeliest tokens whose probability reaches `top_p`.
 
     Args:
         logits: float [rows, vocabulary], already divided by the temperature.
         top_p: in (0, 1]; 1 keeps every token.
-        uniform: float64 [rows], in [0, 1): the position in the cumulated distribution.
+        uniform: float64 [rows], in [0, 1): the position in the cumulative distribution.
 
     Returns:
         int64 [rows].
 
     Raises:
-        UserError: the logits of a row are no numbers.
+        UserError: a row of logits contains NaN.
     """
     probabilities = torch.softmax(logits, dim=-1)
     if bool(probabilities.isnan().any()):
         raise UserError(
-            "The model's outputs are no numbers (NaN): it has diverged, or its weights are damaged. Export an earlier "
-            "checkpoint (phf export-model RUN --step N), or train again with a lower training.learning_rate."
+            "The model's outputs are NaN: it has diverged, or its weights are damaged. Export an earlier checkpoint "
+            "(phf export-model RUN --step N), or train again with a lower training.learning_rate."
         )
     size = logits.shape[-1]
     # Sorting a whole vocabulary costs more than a small model's forward pass, and the nucleus is nearly always small.
@@ -211,16 +210,16 @@ def draw(logits: torch.Tensor, top_p: float, uniform: torch.Tensor) -> torch.Ten
 def _draw_from_likeliest(
     probabilities: torch.Tensor, candidates: int, top_p: float, uniform: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token a row, int64 [rows], and whether the candidates held the whole nucleus, bool [rows]."""
+    """Draw a token per row, int64 [rows]; also return whether the candidates contain the nucleus, bool [rows]."""
     likeliest, order = probabilities.topk(candidates, dim=-1)
     likeliest = likeliest.double()
     cumulated = likeliest.cumsum(dim=-1)
-    # A token is kept when those before it don't reach top_p yet, so the first always is.
+    # Keep a token if those before it do not reach top_p yet; so the first is always kept.
     kept = ((cumulated - likeliest) < top_p) & (likeliest > 0)
     last = kept.sum(dim=-1, keepdim=True) - 1
     target = uniform[:, None] * cumulated.gather(-1, last)
     index = torch.searchsorted(cumulated, target, right=True).minimum(last)
     complete = cumulated[:, -1] >= top_p
     if candidates == probabilities.shape[-1]:
-        complete = torch.ones_like(complete)  # rounding, or a top_p of 1, may leave the sum just short of it
+        complete = torch.ones_like(complete)  # the sum may fall just short of top_p by rounding
     return order.gather(-1, index).squeeze(-1), complete

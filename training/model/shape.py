@@ -1,4 +1,4 @@
-"""What a model is made of before it has weights: parameters, arithmetic, and what is kept for the way back."""
+"""Measure a model without allocating it: parameters, FLOPs, and activation memory for the backward pass."""
 
 import time
 from dataclasses import dataclass
@@ -13,29 +13,29 @@ from scorers.stopping import is_stop
 from training.model.counting import count_parameters, dimensions, flops_per_token, idle_parameters
 from training.model.language_model import LanguageModel, checkpoint_activations
 
-# Of a core, for a trace: those that go through tokens one by one would take minutes.
+# CPU time for a trace: models that process tokens one by one would take minutes.
 _PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What is known of a model, in a precision and at a context, without memory for it.
+    """Figures of a model at a precision and a context length.
 
     Attributes:
-        name: of the model's setting.
+        name: the setting `model.name`.
         architecture: class of the Hugging Face model.
         layers, width, heads: of the transformer; heads None without attention.
-        context_length: tokens a block.
+        context_length: tokens per block.
         vocabulary: rows of the output embedding.
-        parameters, parameters_embedding: all, shared ones once; those of them in tables of tokens or positions.
-        parameters_active: those that compute a token: of a mixture of experts not all.
-        tied: whether the output embedding is the input's.
-        value_head: whether there is one.
-        linear_head: whether the loss comes chunk by chunk, without all logits.
+        parameters, parameters_embedding: all (shared ones once), and those in tables of tokens or positions.
+        parameters_active: those that compute a token: not all in a mixture of experts.
+        tied: whether the input and output embeddings share their weights.
+        value_head: whether the model has one.
+        linear_head: whether the loss is computed chunk by chunk, without all logits.
         flops_per_token: forward and backward.
         bytes_per_value: of the precision.
-        kept: bytes that the layers keep of one block for the way back.
-        kept_checkpointed: the same with activation checkpointing; None where the architecture cannot.
+        kept: bytes that the layers save per block for the backward pass.
+        kept_checkpointed: the same with activation checkpointing; None if the architecture does not support it.
     """
 
     name: str
@@ -58,19 +58,19 @@ class ModelShape:
 
 
 def trace_shape(model: LanguageModel, name: str, *, context_length: int, dtype: torch.dtype) -> ModelShape:
-    """Pass a block of no content through a model of no content, and count what autograd keeps.
+    """Trace a block through the model with fake tensors, and count what autograd saves.
 
-    That holds for any architecture and attention without a formula for each. It takes about a second, and no memory.
-    The model is used up: its tensors are replaced.
+    This works for any architecture and attention without a formula for each. It takes about a second and no memory.
+    The model is unusable afterwards: its tensors are replaced.
 
     Args:
-        model: of `training.model.language_model.build_model`, a skeleton.
-        name: of the model's setting.
-        context_length: tokens a block.
+        model: a skeleton from `training.model.language_model.build_model`.
+        name: the setting `model.name`.
+        context_length: tokens per block.
         dtype: that the model computes in.
 
     Raises:
-        UserError: what the model computes depends on its numbers, so that it cannot be traced.
+        UserError: the model's computation depends on its weights, so that it cannot be traced.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -78,36 +78,36 @@ def trace_shape(model: LanguageModel, name: str, *, context_length: int, dtype: 
     causal = model.causal
     size, head = dimensions(causal), causal.get_output_embeddings()
     tied = head.weight is causal.get_input_embeddings().weight
-    # Told by its kind, as there are no logits to look at.
+    # Judged by its type, as there are no logits to compare.
     is_linear = type(head) is nn.Linear and causal.base_model is not causal
     flops = flops_per_token(model, context_length)
     active = parameters - idle_parameters(model)
-    # Grouped products of experts are traced in half precision only; in another, what is kept is as many numbers.
+    # Grouped products of experts can be traced in half precision only; other precisions save as many numbers.
     traced = torch.bfloat16 if active < parameters else dtype
-    # What torch cannot trace is reported below.
+    # Tracing errors are reported below.
     getLogger("torch._subclasses.fake_tensor").setLevel(CRITICAL)
     with FakeTensorMode():
-        _without_memory(causal, traced)
+        _make_fake(causal, traced)
         causal.train()
         network = causal.base_model if is_linear else causal
         try:
-            kept = _kept(network, context_length)
+            kept = _saved_bytes(network, context_length)
             try:
                 checkpoint_activations(model)
-                checkpointed = _kept(network, context_length)
+                checkpointed = _saved_bytes(network, context_length)
             except UserError:
                 checkpointed = None
-        except _Endless:
+        except _TooSlow:
             raise UserError(
-                f"Memory and time of {type(causal).__name__} cannot be estimated: it computes tokens one after the "
-                "other where its own kernels are not installed."
+                f"Memory and time of {type(causal).__name__} cannot be estimated: it processes tokens one by one "
+                "because its kernels are not installed."
             ) from None
         except Exception as error:
             if is_stop(error):
                 raise
-            # Whatever an architecture raises that looks at its numbers.
+            # An architecture that reads its values may raise any error.
             raise UserError(
-                f"Memory and time of {type(causal).__name__} cannot be estimated: what it computes depends on its "
+                f"Memory and time of {type(causal).__name__} cannot be estimated: its computation depends on its "
                 f"weights ({type(error).__name__})."
             ) from None
     wider = dtype.itemsize / traced.itemsize
@@ -132,8 +132,8 @@ def trace_shape(model: LanguageModel, name: str, *, context_length: int, dtype: 
     )
 
 
-def _without_memory(model: nn.Module, dtype: torch.dtype) -> None:
-    # On the meta device attention would take its slowest way, which keeps what the others do not.
+def _make_fake(model: nn.Module, dtype: torch.dtype) -> None:
+    # On the meta device attention would use its slowest implementation, which saves more than the others.
     made: dict[int, Any] = {}
     for module in model.modules():
         for holder in (module._parameters, module._buffers):
@@ -146,11 +146,11 @@ def _without_memory(model: nn.Module, dtype: torch.dtype) -> None:
                 holder[name] = made[id(tensor)]
 
 
-class _Endless(Exception):  # noqa: N818 - no error: a trace that is given up
+class _TooSlow(Exception):  # noqa: N818 - not an error: the trace is given up
     pass
 
 
-def _kept(network: Any, context_length: int) -> int:
+def _saved_bytes(network: Any, context_length: int) -> int:
     own = {_storage(each) for each in [*network.parameters(), *network.buffers()]}
     found: dict[int, torch.UntypedStorage] = {}
     is_fused = getattr(network.config, "_attn_implementation", "eager") != "eager"
@@ -159,11 +159,11 @@ def _kept(network: Any, context_length: int) -> int:
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         if time.process_time() > until:
-            raise _Endless
-        # Transformers makes a mask for what it takes for a trace; really a causal one is a flag of the fused kernels.
+            raise _TooSlow
+        # Transformers builds a causal mask while tracing; a real pass uses a flag of the fused kernels instead.
         is_mask = is_fused and tensor.shape == (1, 1, context_length, context_length)
         if not is_mask and _storage(tensor) not in own:
-            # Held, so that no later storage takes the place of one that was counted.
+            # Keep a reference, so that no later storage reuses the address of a counted one.
             found[_storage(tensor)] = tensor.untyped_storage()
         return tensor
 

@@ -1,4 +1,4 @@
-"""Model sizes by name, without importing torch: GPT-2 as published, and smaller ones of the same architecture."""
+"""Model sizes by name: GPT-2 as published, and smaller ones of the same architecture. Does not import torch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,10 @@ class Size:
     positions: int
 
     def fields(self) -> dict[str, Any]:
-        """Fields of `transformers.GPT2Config`.
+        """Return fields of `transformers.GPT2Config`.
 
-        Dropout is 0, not GPT-2's 0.1: in a few epochs there is nothing to regularise, and only without it is the loss
-        the same however a batch is cut over ranks. `model.overrides` sets `resid_pdrop` and its kin.
+        Dropout is 0, not GPT-2's 0.1: in a few epochs there is nothing to regularise, and only without it does the loss
+        not depend on how a batch is divided among ranks. Set `resid_pdrop` and the like in `model.overrides`.
         """
         return {
             "n_layer": self.layers,

@@ -1,4 +1,4 @@
-"""Where a network comes from: a size by name, a Hugging Face config, or a checkpoint."""
+"""Build a network from a named size, a Hugging Face config, or a checkpoint."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,13 +12,13 @@ from training.config import ModelConfig
 from training.model.sizes import SIZES
 from training.model.vocabulary import Vocabulary
 
-# What brings an attention that torch has not, by the setting's value: package to import, and how to get it.
+# Attention implementations outside torch, by the setting's value: package to import, and how to install it.
 _ATTENTION_PACKAGES = {
     "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
     "flash_attention_3": ("flash_attn_interface", "the folder hopper of github.com/Dao-AILab/flash-attention"),
 }
 
-# Sizes of a model that are at least 1, as most configs and GPT-2's call them, or that follow from others.
+# Sizes that must be at least 1, as most configs and GPT-2's name them; some may be None and follow from others.
 _COUNTS_OR_NONE = ("intermediate_size", "num_key_value_heads", "head_dim", "n_inner")
 _COUNTS = (
     *("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings"),
@@ -28,7 +28,7 @@ _COUNTS = (
 
 
 def max_positions(config: ModelConfig) -> int | None:
-    """The longest context that a model has positions for; None where its config sets no limit.
+    """Return the longest context that a model has positions for; None if its config sets no limit.
 
     Raises:
         UserError: the model's name is unknown.
@@ -38,7 +38,7 @@ def max_positions(config: ModelConfig) -> int | None:
         _check_sizes(config)
         return int(config.overrides.get("n_positions", config.overrides.get("max_position_embeddings", size.positions)))
     positions = getattr(_published_config(config).get_text_config(), "max_position_embeddings", None)
-    # XLNet says -1 for none.
+    # XLNet has -1 for no limit.
     return int(positions) if positions and positions > 0 else None
 
 
@@ -52,12 +52,13 @@ def check_context(config: ModelConfig, context_length: int) -> None:
     if positions is not None and context_length > positions:
         raise UserError(
             f"data.context_length is {context_length}, but model {config.name!r} has positions for {positions} tokens. "
-            "Lower the first" + ("." if config.pretrained else ", or raise model.overrides.max_position_embeddings.")
+            "Lower data.context_length"
+            + ("." if config.pretrained else ", or raise model.overrides.max_position_embeddings.")
         )
 
 
 def check_attention(config: ModelConfig, device: torch.device, *, half_precision: bool) -> None:
-    """Refuse an attention that cannot run here, before anything is loaded.
+    """Refuse an attention implementation that cannot run here, before anything is loaded.
 
     Raises:
         UserError: names what is missing.
@@ -69,18 +70,18 @@ def check_attention(config: ModelConfig, device: torch.device, *, half_precision
         raise UserError(f"{setting} needs a GPU, and there is none here. Set model.attention=auto.")
     if not half_precision:
         raise UserError(
-            f"{setting} computes in bf16 or fp16 alone. Set training.precision=bf16, or model.attention=sdpa."
+            f"{setting} only computes in bf16 or fp16. Set training.precision=bf16, or model.attention=sdpa."
         )
     package, source = _ATTENTION_PACKAGES[config.attention]
     if find_spec(package) is None:
         raise UserError(f"{setting} needs the package {package} ({source}). Install it, or set model.attention=sdpa.")
 
 
-def initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
-    """A Hugging Face model with random weights in float32, whose embeddings have the vocabulary's size.
+def build_initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
+    """Build a Hugging Face model with random float32 weights, and embeddings of the vocabulary's size.
 
     Raises:
-        UserError: an unknown name, or a config that cannot be built.
+        UserError: the name is unknown, or the config cannot be built.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM, GPT2Config
@@ -99,19 +100,19 @@ def initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"model.overrides.{key}: {lines[-1].strip()}. Check the value.") from None
     text.vocab_size = vocabulary.size
-    vocabulary.name_ends(published)
+    vocabulary.set_bos_and_eos(published)
     for holder in (published, text):
         try:
             holder.pad_token_id = vocabulary.pad_id
         except StrictDataclassError:
-            # Few configs have to have one.
+            # A few configs require one.
             holder.pad_token_id = vocabulary.eos_id
     try:
         causal = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             published, dtype=torch.float32, **_attention(config)
         )
         if text.pad_token_id == vocabulary.eos_id:
-            # It is a token like any other, and learnt.
+            # EOS must be learnt, like any other token.
             causal.get_input_embeddings().padding_idx = None
         return causal
     except (ImportError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, KeyError) as error:
@@ -120,13 +121,12 @@ def initialised(config: ModelConfig, vocabulary: Vocabulary) -> Any:
         raise UserError(f"Cannot build model {config.name!r}: {reason} Check {setting}.") from None
 
 
-def pretrained(config: ModelConfig, *, skeleton: bool = False) -> Any:
-    """A checkpoint's Hugging Face model in float32, or only its shape.
+def load_pretrained(config: ModelConfig, *, skeleton: bool = False) -> Any:
+    """Load a checkpoint's Hugging Face model in float32, or only its modules.
 
     Args:
         config: names the checkpoint.
-        skeleton: read its config alone, and make the weights those of the default device (meta, if they are not to
-            take memory).
+        skeleton: read only the config, and create the weights on the default device (meta, to take no memory).
 
     Raises:
         UserError: it cannot be loaded.
@@ -149,29 +149,29 @@ def pretrained(config: ModelConfig, *, skeleton: bool = False) -> Any:
         return load_model(AutoModelForCausalLM, config.name, config=shape, dtype=torch.float32, **_attention(config))
     except SafetensorError as error:
         raise UserError(
-            f"Cannot load the weights of model {config.name!r}: a file of them is damaged or cut off "
+            f"Cannot load the weights of model {config.name!r}: a file is damaged or truncated "
             f"({first_line(error).rstrip('.')}). Restore it."
         ) from None
     except (
         *(ImportError, OSError, ValueError, TypeError, AttributeError),
         *(RuntimeError, ArithmeticError, KeyError, StrictDataclassError),
     ) as error:
-        raise UserError(_unknown(config.name, error)) from None
+        raise UserError(_describe_failure(config.name, error)) from None
 
 
 def _check_sizes(config: ModelConfig) -> None:
-    """Refuse overrides that leave nothing of a model, or that are not theirs to decide."""
+    """Refuse sizes below 1, and an override of the vocabulary size."""
     for key, value in config.overrides.items():
         if key == "vocab_size":
-            raise UserError(f"model.overrides.{key}: the tokenizer decides it. Leave it out, or set data.vocab_size.")
+            raise UserError(f"model.overrides.{key}: the tokenizer decides it. Remove it, or set data.vocab_size.")
         if key not in _COUNTS or (value is None and key in _COUNTS_OR_NONE):
             continue
         if type(value) is not int or value < 1:
-            raise UserError(f"model.overrides.{key}={value!r} has to be a whole number of at least 1.")
+            raise UserError(f"model.overrides.{key}={value!r} must be a whole number of at least 1.")
 
 
 def known_ids(config: ModelConfig) -> set[int]:
-    """The ids that a checkpoint's own tokenizer has a token for; empty where none lies beside its weights."""
+    """Return the ids that a checkpoint's own tokenizer has tokens for; empty if it has no tokenizer."""
     try:
         return set(load_tokenizer(config.name).get_vocab().values())
     except Exception:  # noqa: BLE001 - whatever transformers or its hub client raises where there is none
@@ -179,12 +179,12 @@ def known_ids(config: ModelConfig) -> set[int]:
 
 
 def use_attention(causal: Any, config: ModelConfig) -> None:
-    """Let a model that was built with torch's attention compute with another package's, on a GPU in half precision.
+    """Switch a model from torch's attention to another package's, for a GPU in half precision.
 
-    Until then it is tried and read on a CPU, where such a package computes nothing.
+    Before, the model is loaded and tried on a CPU, where such a package cannot run.
 
     Raises:
-        UserError: the architecture cannot.
+        UserError: the architecture does not support it.
     """
     if config.attention not in _ATTENTION_PACKAGES:
         return
@@ -204,10 +204,10 @@ def _published_config(config: ModelConfig) -> Any:
     try:
         return load_config(config.name)
     except (OSError, ValueError) as error:
-        raise UserError(_unknown(config.name, error)) from None
+        raise UserError(_describe_failure(config.name, error)) from None
 
 
-def _unknown(name: str, error: Exception) -> str:
+def _describe_failure(name: str, error: Exception) -> str:
     return (
         f"Cannot load model {name!r}: {first_line(error)} model.name is one of {', '.join(SIZES)}, "
         "or the path or name of a Hugging Face causal language model."
@@ -215,6 +215,6 @@ def _unknown(name: str, error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, as a sentence."""
+    """Return the first line of an error's message, as a sentence."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return f"{line}."

@@ -1,9 +1,9 @@
-"""What a network must be able to do, tried before step 0 rather than known of each architecture.
+"""Try before step 0 what a run needs of a network, instead of keeping a list of architectures.
 
-It is tried on the network itself, in float32 on the CPU, after it was built and before DeepSpeed has it. A smaller one
-of the same kind would have to be built beside it, and which of its sizes may be made smaller no config says. With
-several ranks, rank 0 alone tries; with ZeRO 3 it has the whole weights then. The price is that of a few passes of one
-block: gradients are taken by the embedding's output alone, so that there are none of the weights.
+The trials run on the network itself, in float32 on the CPU, before DeepSpeed wraps it. A smaller model of the same kind
+would need to be built besides, and no config says which of its sizes may shrink. With several ranks, only rank 0 runs
+them; with ZeRO 3 it holds the whole weights at that point. They cost a few passes of one block: gradients are taken
+with respect to the embedding's output, so that the weights have none.
 """
 
 import tempfile
@@ -20,30 +20,29 @@ from scorers import hugging_face
 from scorers.errors import UserError
 from scorers.stopping import is_stop
 from training.config import EvaluationConfig
-from training.model.sampling import evaluating, sample
+from training.model.sampling import evaluation_mode, sample
 
-# Tokens of the passes that look for the future, and floating-point operations of a pass of the others at most: beyond
-# it they are of a shorter block.
+# Tokens in passes that check causality.
 _TOKENS = 24
+# FLOPs of any other pass at most: above that, the block is shortened.
 _FLOPS = 2.5e11
-# Of what a change moves behind it, what it may move before it by rounding. Experts compute in other shapes where other
-# tokens come to them: 1e-6 of 130 architectures at most. The least that an architecture which sees the future showed
-# was 1e-3.
+# How far a change may move earlier logits by rounding, relative to later ones. Experts compute in other shapes if they
+# get other tokens: at most 1e-6 in 130 architectures. Architectures that see the future showed at least 1e-3.
 _MOVED = 1e-4
-_NOISE = 0.02  # in place of parameters that are all zeros
-# Bytes of a model that is written to try whether it is read back; of a larger one only names and shapes are compared.
+_NOISE = 0.02  # standard deviation, for parameters that are all zeros
+# Models up to this size, in bytes, are written and read back; of larger ones only names and shapes are compared.
 _WRITTEN = 2**28
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Which tokens a trial is made of.
+    """The tokens for trials.
 
     Attributes:
         size: of the vocabulary.
-        begins_with, eos_id: what begins a document, and ends one.
-        special: ids that may mean something to a network.
-        context_length: tokens a block.
+        begins_with, eos_id: the tokens that begin and end a document.
+        special: ids that may have a meaning for a network.
+        context_length: tokens per block.
     """
 
     size: int
@@ -53,7 +52,7 @@ class Tokens:
     context_length: int
 
     def rows(self, rows: int, length: int, *, others: bool = False) -> Tensor:
-        """int64 [rows, length] from all over the vocabulary; the others differ from them at every position."""
+        """Return int64 [rows, length], spread over the vocabulary; with `others`, different at every position."""
         plain = [each for each in range(self.size) if each not in self.special]
         step = max(len(plain) // (2 * _TOKENS), 1)
         index = (torch.arange(rows * length) * 2 + others) * step
@@ -61,12 +60,12 @@ class Tokens:
 
 
 @contextmanager
-def possible(causal: Any, what: str) -> Iterator[None]:
-    """Take what transformers raises in the block for a network that cannot do something.
+def explain_failure(causal: Any, what: str) -> Iterator[None]:
+    """Turn an error of transformers in the block into a message about the network.
 
     Args:
         causal: a Hugging Face causal language model.
-        what: it cannot do then; follows "cannot".
+        what: the network cannot do; follows "cannot".
 
     Raises:
         UserError: names the architecture, what fails, and how.
@@ -79,24 +78,24 @@ def possible(causal: Any, what: str) -> Iterator[None]:
         if is_stop(error) or "allocate memory" in str(error) or "enough memory" in str(error):
             raise
         text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        # Some count positions from the padding token.
+        # Some architectures count positions from the padding token.
         padding = getattr(causal.config.get_text_config(decoder=True), "pad_token_id", None)
         needs = isinstance(error, TypeError) and "NoneType" in str(error) and padding is None
-        remedy = "It needs a padding token, which the tokenizer does not have: give one with it, or" if needs else ""
+        remedy = "It needs a padding token, which the tokenizer does not have: use one that has it, or" if needs else ""
         raise UserError(
-            f"{_named(causal)} cannot {what}: {type(error).__name__}: {text}. "
+            f"{_describe(causal)} cannot {what}: {type(error).__name__}: {text}. "
             f"{remedy or 'Check model.overrides and data.context_length, or'} choose another architecture."
         ) from error
 
 
 @torch.no_grad()
 def has_linear_head(causal: Any) -> bool:
-    """Whether the logits are the output embedding's product with the last hidden state and nothing else."""
-    # Some scale or cap their logits, which no list would keep up with.
+    """Whether the logits are exactly the output embedding's product with the last hidden state."""
+    # Tried, because some architectures scale or cap their logits, and no list could keep up with them.
     head = causal.get_output_embeddings()
     if type(head) is not nn.Linear or causal.base_model is causal:
         return False
-    with evaluating(causal), possible(causal, "compute four tokens"):
+    with evaluation_mode(causal), explain_failure(causal, "compute four tokens"):
         ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
         logits = causal(input_ids=ids, use_cache=False).logits
         hidden = getattr(causal.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
@@ -107,39 +106,39 @@ def has_linear_head(causal: Any) -> bool:
 
 @torch.no_grad()
 def check_causal(causal: Any, tokens: Tokens) -> None:
-    """Change later tokens, and see whether earlier logits move.
+    """Refuse a network whose logits change when later tokens change.
 
     Raises:
-        UserError: they do, or are no numbers.
+        UserError: earlier logits change, or logits are not finite.
     """
     length = min(_TOKENS, tokens.context_length)
     ids, others = tokens.rows(1, length), tokens.rows(1, length, others=True)
-    with evaluating(causal), _nothing_hidden(causal), possible(causal, f"compute {length} tokens"):
+    with evaluation_mode(causal), _zeros_replaced(causal), explain_failure(causal, f"compute {length} tokens"):
         before = causal(input_ids=ids, use_cache=False).logits
         for first in sorted({1, length // 2, length - 1}):
             changed = torch.cat([ids[:, :first], others[:, first:]], dim=1)
             moved = (causal(input_ids=changed, use_cache=False).logits - before).abs().amax(-1).squeeze(0)
             if not bool(moved.isfinite().all()):
                 raise UserError(
-                    f"{_named(causal)} gives outputs that are no numbers (NaN or infinite) before it is trained: its "
-                    "weights or model.overrides are damaged. Check them."
+                    f"{_describe(causal)} has outputs that are NaN or infinite before it is trained: its weights or "
+                    "model.overrides are wrong. Check them."
                 )
             if moved[:first].max() > _MOVED * moved[first:].max():
                 raise UserError(
-                    f"{_named(causal)} sees the future: its outputs at a token depend on tokens that come after it, so "
-                    "it would learn to copy and not to predict. Set model.overrides.is_decoder=true or "
-                    "model.overrides.is_causal=true where its config has one of them, or choose a causal architecture."
+                    f"{_describe(causal)} sees the future: its outputs at a token depend on later tokens, so it would "
+                    "learn to copy instead of to predict. Set model.overrides.is_decoder=true or "
+                    "model.overrides.is_causal=true if its config has one of them, or choose a causal architecture."
                 )
 
 
 @torch.no_grad()
-def check_documents_apart(causal: Any) -> None:
-    """Try whether the architecture keeps documents apart when their positions say so.
+def check_document_masking(causal: Any) -> None:
+    """Check that the architecture masks attention between documents by their positions.
 
     Raises:
-        UserError: it does not: some have no positions, or a state that goes on.
+        UserError: it does not: some have no positions, or a recurrent state.
     """
-    with evaluating(causal):
+    with evaluation_mode(causal):
         try:
             ids = torch.tensor([[0, 1, 2, 3, 0, 1, 3]], device=next(causal.parameters()).device)
             positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=ids.device)
@@ -150,21 +149,21 @@ def check_documents_apart(causal: Any) -> None:
             apart = False
     if not apart:
         raise UserError(
-            f"data.document_masking: {type(causal).__name__} lets documents of a block see each other whatever their "
-            "positions are. Set it to false."
+            f"data.document_masking: {type(causal).__name__} lets documents of a block see each other regardless of "
+            "their positions. Set data.document_masking to false."
         )
 
 
 def check_trains(model: Any, objective: Any, tokens: Tokens) -> None:
-    """Take the loss of a block, and its gradient by the embedding.
+    """Compute the loss of a block and its gradient with respect to the embedding's output.
 
     Args:
-        model: a `training.model.language_model.LanguageModel`, with all that its training asks for.
+        model: a `training.model.language_model.LanguageModel`, set up for training.
         objective: of `training.objectives`.
-        tokens: which.
+        tokens: for the block.
 
     Raises:
-        UserError: the network cannot, or one of them is no number.
+        UserError: the network cannot, the loss or gradient is not finite, or the loss is not reproducible.
     """
     causal = model.causal
     length = min(tokens.context_length, max(int(_FLOPS / (2 * _size(causal))), _TOKENS))
@@ -173,8 +172,8 @@ def check_trains(model: Any, objective: Any, tokens: Tokens) -> None:
     embedded: list[Tensor] = []
     hook = causal.get_input_embeddings().register_forward_hook(lambda _, __, output: embedded.append(output))
     try:
-        # As it is trained, dropout and all.
-        with _as_it_was(model), possible(causal, f"be trained on {length} tokens for {objective.name}"):
+        # In training mode, with dropout.
+        with _restored(model), explain_failure(causal, f"be trained on {length} tokens for {objective.name}"):
             model.train()
             drawn = torch.get_rng_state()
             with torch.no_grad():
@@ -188,27 +187,27 @@ def check_trains(model: Any, objective: Any, tokens: Tokens) -> None:
     reached = [each for each in gradients if each is not None]
     if not reached or not all(bool(each.isfinite().all()) for each in [loss, *reached]):
         raise UserError(
-            f"{_named(causal)} cannot be trained for {objective.name}: "
-            + ("the loss or its gradient is no number before step 0." if reached else "no gradient comes to its input.")
+            f"{_describe(causal)} cannot be trained for {objective.name}: "
+            + ("the loss or its gradient is not finite before step 0." if reached else "no gradient reaches its input.")
             + " Check model.overrides, or choose another architecture."
         )
     if not torch.allclose(before, loss, rtol=1e-4, atol=1e-6):
         raise UserError(
-            f"{_named(causal)} gives another loss each time while it is trained, by random numbers of its own, so that "
-            "no run could go on exactly from a checkpoint. Choose another architecture."
+            f"{_describe(causal)} gives a different loss each time in training, from its own random numbers, so that "
+            "no run could resume exactly from a checkpoint. Choose another architecture."
         )
 
 
 def check_samples(causal: Any, tokens: Tokens) -> None:
-    """Draw samples of which some end before others.
+    """Draw samples, some of which end before others.
 
     Raises:
-        UserError: the network cannot.
+        UserError: the network cannot be sampled from.
     """
     other = next(each for each in range(tokens.size) if each != tokens.eos_id and each not in tokens.special)
-    # So hot that each of two tokens comes in one of two cases, whatever the weights are.
+    # A temperature so high that both tokens are equally likely, whatever the weights are.
     config = EvaluationConfig(num_samples=4, max_new_tokens=4, batch_size=4, temperature=1e9, top_p=1.0)
-    with possible(causal, "be sampled from"):
+    with explain_failure(causal, "be sampled from"):
         sample(
             causal,
             eos_id=tokens.eos_id,
@@ -223,10 +222,10 @@ def check_samples(causal: Any, tokens: Tokens) -> None:
 
 @torch.no_grad()
 def check_reloads(model: Any, tokens: Tokens) -> None:
-    """Write the network as a Hugging Face folder, and read it back: the same logits, or of a large one the same shape.
+    """Write the network as a Hugging Face folder and read it back; compare logits, or for a large one the shapes.
 
     Raises:
-        UserError: it comes back as another.
+        UserError: the reloaded network differs.
     """
     from transformers import AutoModelForCausalLM
 
@@ -234,12 +233,15 @@ def check_reloads(model: Any, tokens: Tokens) -> None:
     weights = model.padding.remove(causal.state_dict())
     whole = sum(each.numel() * each.element_size() for each in weights.values()) <= _WRITTEN
     ids = tokens.rows(1, min(_TOKENS, tokens.context_length))
-    with tempfile.TemporaryDirectory(prefix="phf-trial-") as made, possible(causal, "be exported and loaded again"):
+    with (
+        tempfile.TemporaryDirectory(prefix="phf-trial-") as made,
+        explain_failure(causal, "be exported and loaded again"),
+    ):
         folder = Path(made)
         if whole:
             _write(causal, weights, folder)
             again = hugging_face.load_model(AutoModelForCausalLM, str(folder), dtype=torch.float32)
-            with evaluating(causal), evaluating(again):
+            with evaluation_mode(causal), evaluation_mode(again):
                 logits, theirs = (each(input_ids=ids, use_cache=False).logits for each in (causal, again))
             same = logits.shape == theirs.shape and torch.allclose(logits, theirs, rtol=1e-4, atol=1e-5)
         else:
@@ -251,22 +253,22 @@ def check_reloads(model: Any, tokens: Tokens) -> None:
             same = _shapes(again.state_dict()) == _shapes(weights)
     if not same or type(again) is not type(causal):
         raise UserError(
-            f"{_named(causal)} comes back from its own folder as another model ({type(again).__name__}), so that it "
-            "could not be evaluated or used. Choose another architecture."
+            f"{_describe(causal)} is reloaded from its own folder as a different model ({type(again).__name__}), so "
+            "that it could not be evaluated or used. Choose another architecture."
         )
 
 
 def try_network(model: Any, objective: Any, tokens: Tokens, *, foreign: bool = True) -> None:
-    """Try all that a run will need of a network, besides what `build_model` has tried.
+    """Try everything that a run needs of a network and `build_model` has not tried.
 
     Args:
         model: a `training.model.language_model.LanguageModel`.
         objective: of `training.objectives`.
-        tokens: which.
-        foreign: False for a size by name, of which it is known that it can be read back.
+        tokens: for the trials.
+        foreign: False for a named size, which is known to reload correctly.
 
     Raises:
-        UserError: what it cannot.
+        UserError: names what the network cannot do.
     """
     check_causal(model.causal, tokens)
     check_trains(model, objective, tokens)
@@ -280,7 +282,7 @@ def _write(causal: Any, weights: dict[str, Tensor], folder: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # An export has its own, and an architecture's may not be one that can be saved.
+    # An export writes its own, and some architectures' generation configs cannot be saved.
     own, causal.generation_config = causal.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         causal.save_pretrained(folder, state_dict=weights)
@@ -296,13 +298,13 @@ def _size(causal: Any) -> int:
     return sum(each.numel() for each in causal.parameters())
 
 
-def _named(causal: Any) -> str:
+def _describe(causal: Any) -> str:
     return f"The network {causal.config.model_type} ({type(causal).__name__})"
 
 
 @contextmanager
-def _nothing_hidden(causal: Any) -> Iterator[None]:
-    # A layer whose last matrix starts at zero adds nothing yet, whatever its attention sees.
+def _zeros_replaced(causal: Any) -> Iterator[None]:
+    # A layer whose last matrix is zero adds nothing, which would hide what its attention sees.
     zeros = [each for each in causal.parameters() if not bool(each.any())]
     generator = torch.Generator().manual_seed(0)
     for each in zeros:
@@ -315,7 +317,7 @@ def _nothing_hidden(causal: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
+def _restored(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(each, each.clone()) for each in model.buffers()]
     try:

@@ -1,4 +1,4 @@
-"""Rows of the embeddings: those of control tokens, and the padding that makes their number a round one."""
+"""Rows of the embeddings: those of control tokens, and padding to a round number."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,15 @@ _ROWS = 128
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model has to know of the tokenizer; `size` counts the control tokens, whose ids are `control_ids`.
+    """What a model needs to know about the tokenizer.
 
-    `bos_id` begins a document where that is another token than `eos_id`, which ends one. `base_size` is without the
-    control tokens that the tokenizer itself has not; None where that is not known. `pad_id` is a token that no text
-    holds, by which some networks count positions; None where the tokenizer has none.
+    Attributes:
+        size: entries, including the control tokens.
+        eos_id: ends a document.
+        control_ids: the control tokens.
+        base_size: size without the control tokens that were added to the tokenizer; None if unknown.
+        bos_id: begins a document; None if `eos_id` does.
+        pad_id: a token that no text contains, by which some networks count positions; None if the tokenizer has none.
     """
 
     size: int
@@ -34,21 +38,21 @@ class Vocabulary:
         """The token that a document begins with."""
         return self.eos_id if self.bos_id is None else self.bos_id
 
-    def name_ends(self, config: Any) -> None:
-        """Write into a Hugging Face config which tokens begin and end a text."""
+    def set_bos_and_eos(self, config: Any) -> None:
+        """Set the tokens that begin and end a text in a Hugging Face config."""
         for holder in (config, config.get_text_config()):
             holder.bos_token_id, holder.eos_token_id = self.begins_with, self.eos_id
 
 
 def padding_id(tokenizer: Any) -> int | None:
-    """The padding token of a Hugging Face tokenizer; None where it has none of its own."""
+    """Return the padding token of a Hugging Face tokenizer; None if it has none besides EOS."""
     own = tokenizer.pad_token_id
     return None if own is None or own == tokenizer.eos_token_id else int(own)
 
 
 @torch.no_grad()
 def initialise_control_rows(causal: Any, control_ids: tuple[int, ...]) -> None:
-    """Let the rows of new control tokens start at the mean of all others plus small noise."""
+    """Initialise the rows of new control tokens to the mean of all others plus small noise."""
     if not control_ids:
         return
     source, output = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
@@ -61,25 +65,25 @@ def initialise_control_rows(causal: Any, control_ids: tuple[int, ...]) -> None:
 
 
 class Padding:
-    """Rows of zeros under the embeddings, so that the largest matrix product of a small model has an aligned shape.
+    """Append rows of zeros to the embeddings, so that the largest matrix product of a small model has an aligned shape.
 
-    Nothing sees them but that product: the output embedding gives the logits of the vocabulary alone, the loss counts
-    none of theirs (`training.linear_loss`), and `remove` takes them off what is exported. Their gradient is zero, so
-    they stay zeros. The config's `vocab_size` is without them.
+    Only that product sees them: the output embedding returns the logits of the vocabulary alone, the loss excludes
+    theirs (`training.linear_loss`), and `remove` takes them out of an export. Their gradient is zero, so they stay
+    zero. The config's `vocab_size` excludes them.
 
     Source: nanoGPT's GPTConfig, which pads GPT-2's 50,257 rows to 50,304 for efficiency.
 
     Args:
         causal: a Hugging Face causal language model whose embeddings have no padding yet.
-        multiple: of which the number of rows becomes one; 1 adds none. None is 128 where the architecture lets it.
+        multiple: the number of rows becomes a multiple of this; 1 adds none, None is 128 if the architecture allows it.
 
     Attributes:
         size: rows without the padding.
-        rows: rows in all.
-        parameters: numbers in the padding, those of shared tables once.
+        rows: rows with the padding.
+        parameters: values in the padding, those of shared tables once.
 
     Raises:
-        UserError: the architecture's logits are not what its output embedding gives.
+        UserError: the architecture's logits are not the output of its output embedding.
     """
 
     def __init__(self, causal: Any, multiple: int | None) -> None:
@@ -109,10 +113,10 @@ class Padding:
 
     @torch.no_grad()
     def check(self, causal: Any) -> None:
-        """Try whether the logits are without padding, whatever way the architecture comes to them.
+        """Check that the model's logits have no padding.
 
         Raises:
-            UserError: they are not.
+            UserError: they do.
         """
         if self.rows > self.size:
             ids = torch.zeros((1, 2), dtype=torch.long, device=causal.get_input_embeddings().weight.device)
@@ -120,10 +124,10 @@ class Padding:
                 raise _not_padded(causal)
 
     def remove(self, weights: Mapping[str, Tensor], *, prefix: str = "") -> dict[str, Tensor]:
-        """Whole weights by name as they would be without padding; tables that share their memory still do.
+        """Return whole weights by name without padding; tables that share memory still do.
 
         Args:
-            weights: of the causal model; others are left as they are.
+            weights: of the causal model; others are returned unchanged.
             prefix: of the causal model's names.
         """
         names = {prefix + name for name in self._names}

@@ -123,7 +123,7 @@ def test_training_with_a_beginning_token(tmp_path, code_dataset):
 
 
 def test_documents_are_apart_from_their_beginning_on():
-    model = build_model(ModelConfig(name="nano"), Vocabulary(40, 5, bos_id=6), documents_apart=True).eval()
+    model = build_model(ModelConfig(name="nano"), Vocabulary(40, 5, bos_id=6), document_masking=True).eval()
     logits, _ = model(torch.tensor([[1, 2, 5, 6, 7, 8]]))
     for part in (slice(0, 3), slice(3, 6)):
         alone, _ = model(torch.tensor([[1, 2, 5, 6, 7, 8]])[:, part])

@@ -14,7 +14,7 @@ from training import objectives
 from training.config import ModelConfig, TrainingConfig
 from training.data.batches import Batch
 from training.distributed.world import World
-from training.engine.deepspeed_config import deepspeed_config, rounded_gradients
+from training.engine.deepspeed_config import deepspeed_config, warn_rounded_gradients
 from training.engine.engine import Engine, choose_precision, parameter_groups
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
@@ -442,10 +442,10 @@ class TestDeepSpeedJson:
             training = TrainingConfig(deepspeed=file, precision="bf16")
             found = deepspeed_config(training, plan_horizon(training, 32, 1), "bf16", parameters=100, on_gpu=False)
             assert found["data_types"]["grad_accum_dtype"] == asked
-            assert ("sums of gradients are rounded" in (rounded_gradients(found, file) or "")) == warned
+            assert ("sums of gradients are rounded" in (warn_rounded_gradients(found, file) or "")) == warned
         training = TrainingConfig(deepspeed=str(tmp_path / "ds.json"))
         exact = deepspeed_config(training, plan_horizon(training, 32, 1), "fp32", parameters=100, on_gpu=False)
-        assert rounded_gradients(exact, training.deepspeed) is None
+        assert warn_rounded_gradients(exact, training.deepspeed) is None
 
     def test_a_missing_file_is_named(self):
         training = TrainingConfig(deepspeed="/no/such.json")

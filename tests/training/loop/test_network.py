@@ -31,7 +31,7 @@ def check(tmp_path, *, device=GPU, precision="bf16", **changes):
     ("changes", "device", "precision", "message"),
     [
         ({"model__attention": "flash_attention_2"}, CPU, "fp32", "attention=flash_attention_2 needs a GPU.*=auto"),
-        ({"model__attention": "flash_attention_2"}, GPU, "fp32", "bf16 or fp16 alone.*precision=bf16"),
+        ({"model__attention": "flash_attention_2"}, GPU, "fp32", "only computes in bf16 or fp16.*precision=bf16"),
         ({"model__attention": "flash_attention_2"}, GPU, "bf16", r"package flash_attn \(pip install flash-attn"),
         ({"model__attention": "flash_attention_3"}, GPU, "bf16", r"package flash_attn_interface \(the folder hopper"),
         ({"model__kernels": "liger"}, CPU, "fp32", "kernels=liger needs a GPU.*=torch"),
@@ -168,7 +168,7 @@ def test_a_skeleton_has_the_shape_of_the_model_and_no_memory(tmp_path, pretraine
     if pretrained:
         build_model(network, Vocabulary(40, 0)).causal.save_pretrained(tmp_path / "weights")
         network = ModelConfig(name=str(tmp_path / "weights"), pretrained=True)
-    asked = {"value_head": True, "rows_multiple": 64, "documents_apart": True}
+    asked = {"value_head": True, "rows_multiple": 64, "document_masking": True}
     whole, skeleton = (
         build_model(network, Vocabulary(42, 0, (40, 41)), **asked, skeleton=skeleton) for skeleton in (False, True)
     )

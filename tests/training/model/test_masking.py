@@ -31,7 +31,7 @@ IDS = torch.tensor([list(chain.from_iterable(documents)) for documents in BLOCKS
 def make(name="nano", *, apart=True, attention="auto", **options):
     torch.manual_seed(0)
     config = ModelConfig(name=name, attention=attention)
-    model = build_model(config, VOCABULARY, documents_apart=apart, **options)
+    model = build_model(config, VOCABULARY, document_masking=apart, **options)
     use_attention(model.causal, config)
     return model
 
@@ -133,7 +133,9 @@ def test_gradients_are_those_of_the_documents_alone(linear_head):
 )
 def test_an_architecture_that_cannot_is_refused(tmp_path, config):
     config.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"data\.document_masking: \w+ForCausalLM lets documents .* Set it to false"):
+    with pytest.raises(
+        UserError, match=r"data\.document_masking: \w+ForCausalLM lets documents .* Set data.document_masking to false"
+    ):
         make(str(tmp_path))
     make(str(tmp_path), apart=False)
 

@@ -200,7 +200,7 @@ def test_a_model_that_cannot_be_built_is_an_error_with_a_remedy(config, message)
 
 
 def test_positions_that_are_no_number_are_refused_where_they_are_first_read():
-    with pytest.raises(UserError, match=r"model\.overrides\.n_positions='abc' has to be a whole number"):
+    with pytest.raises(UserError, match=r"model\.overrides\.n_positions='abc' must be a whole number"):
         max_positions(ModelConfig(name="nano", overrides={"n_positions": "abc"}))
 
 
@@ -208,9 +208,9 @@ def test_weights_that_were_cut_off_are_named(tmp_path):
     make("nano").causal.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"weights in .* are damaged or cut off"):
+    with pytest.raises(UserError, match=r"weights in .* are damaged or truncated"):
         load_model(tmp_path)
-    with pytest.raises(UserError, match=r"weights of model .* damaged or cut off"):
+    with pytest.raises(UserError, match=r"weights of model .* damaged or truncated"):
         make(str(tmp_path), pretrained=True)
 
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.training.model.test_sampling import config
 from training.model.prefixes import Prefixes
-from training.model.sampling import draw, evaluating, sample
+from training.model.sampling import draw, evaluation_mode, sample
 
 SMALL = {"vocab_size": 12, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64}
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
@@ -57,7 +57,7 @@ def test_samples_are_those_of_the_whole_prefix_read_anew(network: tuple[str, Any
     samples = sample(model, eos_id=0, prompt_ids=[0, 5], banned_ids=[7], config=settings, seed=3)
     assert len({len(ids) for ids in samples.ids}) > 2, "rows that end at different steps"
     uniform = torch.rand(6, 14, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    with evaluating(model):
+    with evaluation_mode(model):
         for row, ids in enumerate(samples.ids):
             whole = [*ids, 0] if samples.ended[row] else ids
             for step, token in enumerate(whole):

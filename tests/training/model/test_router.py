@@ -106,7 +106,7 @@ def test_nothing_of_a_pass_is_kept(tmp_path):
 
 def test_a_config_that_asks_for_a_loss_which_there_is_none_of_is_named(tmp_path):
     model = make(tmp_path, "deepseek_v3")
-    assert "none for this architecture, though its config asks for one" in describe_router(model)
+    assert "none for this architecture, although its config enables one" in describe_router(model)
     dense = make(tmp_path, "doge", is_moe=False)
     with pytest.raises(UserError, match=r"Set model\.overrides\.output_router_logits=false"):
         dense(batch(), objective=MLE, scores=torch.zeros(4, 32))
@@ -158,5 +158,5 @@ def test_a_plan_of_experts_keeps_what_is_kept(tmp_path):
 
 def test_a_plan_of_what_computes_tokens_one_by_one_is_given_up_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(shape, "_PATIENCE_S", 0.3)
-    with pytest.raises(UserError, match="cannot be estimated: it computes tokens one after the other"):
+    with pytest.raises(UserError, match="cannot be estimated: it processes tokens one by one"):
         trace_shape(make(tmp_path, "mamba", skeleton=True), "any", context_length=512, dtype=torch.float32)

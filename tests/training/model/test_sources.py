@@ -21,7 +21,7 @@ from tests.training.stores import byte_tokenizer
 from training.config import ModelConfig
 from training.data.tokenizers import load_tokenizer
 from training.model.language_model import build_model, load_model
-from training.model.sources import max_positions, pretrained
+from training.model.sources import load_pretrained, max_positions
 from training.model.vocabulary import Vocabulary
 
 
@@ -58,8 +58,8 @@ def loads(folder):
     config = ModelConfig(name=str(folder), pretrained=True)
     return [
         lambda: max_positions(config),
-        lambda: pretrained(config),
-        lambda: pretrained(config, skeleton=True),
+        lambda: load_pretrained(config),
+        lambda: load_pretrained(config, skeleton=True),
         lambda: load_model(folder),
     ]
 
@@ -95,7 +95,7 @@ def test_a_folder_does_not_choose_how_attention_is_computed(folder, key):
     config = hugging_face.load_config(str(folder))
     assert (config._attn_implementation, config._experts_implementation) == (None, None)
     assert load_model(folder).causal.config._attn_implementation == "sdpa"
-    assert pretrained(ModelConfig(name=str(folder), pretrained=True)).config._attn_implementation == "sdpa"
+    assert load_pretrained(ModelConfig(name=str(folder), pretrained=True)).config._attn_implementation == "sdpa"
     edit(folder / "config.json", **{key: "owner/kernel"})
     for load in loads(folder):
         with pytest.raises(UserError, match="asks for compiled code of another repository"):
@@ -117,7 +117,7 @@ def test_a_quantised_model_is_refused(folder):
 
 def test_an_adapter_is_refused(folder):
     edit(folder / "adapter_config.json", base_model_name_or_path="elsewhere", megatron_core="own")
-    for load in (lambda: pretrained(ModelConfig(name=str(folder), pretrained=True)), lambda: load_model(folder)):
+    for load in (lambda: load_pretrained(ModelConfig(name=str(folder), pretrained=True)), lambda: load_model(folder)):
         with pytest.raises(UserError, match="has an adapter"):
             load()
 
@@ -142,7 +142,7 @@ def test_a_folder_does_not_choose_the_file_of_its_weights(folder, weights):
         weight_map=dict.fromkeys(names, "../elsewhere.safetensors"),
     )
     edit(folder / "config.json", transformers_weights=weights)
-    for load in (lambda: pretrained(ModelConfig(name=str(folder), pretrained=True)), lambda: load_model(folder)):
+    for load in (lambda: load_pretrained(ModelConfig(name=str(folder), pretrained=True)), lambda: load_model(folder)):
         with pytest.raises(UserError, match="names the file of its weights itself"):
             load()
 

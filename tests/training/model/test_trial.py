@@ -78,7 +78,7 @@ def test_what_a_matrix_of_zeros_hides_at_first_is_seen(make):
 def test_outputs_that_are_no_numbers_are_refused(make):
     causal = make().causal
     causal.transformer.ln_f.weight[3] = torch.nan
-    with pytest.raises(UserError, match="gives outputs that are no numbers"):
+    with pytest.raises(UserError, match="has outputs that are NaN or infinite"):
         check_causal(causal, TOKENS)
 
 
@@ -140,7 +140,7 @@ def test_a_network_whose_gradient_does_not_come_through_is_refused(make, monkeyp
         "forward",
         lambda **inputs: SimpleNamespace(logits=forward(**inputs).logits.detach().requires_grad_()),
     )
-    with pytest.raises(UserError, match=r"cannot be trained for mle: no gradient comes to its input"):
+    with pytest.raises(UserError, match=r"cannot be trained for mle: no gradient reaches its input"):
         check_trains(model, build("mle"), TOKENS)
 
 
@@ -155,7 +155,7 @@ def test_a_network_with_random_numbers_of_its_own_is_refused(make, monkeypatch):
         return SimpleNamespace(logits=logits + torch.randn(logits.shape, generator=own))
 
     monkeypatch.setattr(model.causal, "forward", noisy)
-    with pytest.raises(UserError, match="gives another loss each time"):
+    with pytest.raises(UserError, match="gives a different loss each time"):
         check_trains(model, build("mle"), TOKENS)
 
 
@@ -163,7 +163,7 @@ def test_a_network_that_comes_back_as_another_is_refused(make):
     model = make()
     check_reloads(model, TOKENS)
     model.causal.config.activation_function = "relu"
-    with pytest.raises(UserError, match="comes back from its own folder as another model"):
+    with pytest.raises(UserError, match="is reloaded from its own folder as a different model"):
         check_reloads(model, TOKENS)
 
 
@@ -172,7 +172,7 @@ def test_of_a_large_network_the_names_and_shapes_are_compared(make, monkeypatch)
     model = make(rows_multiple=64)
     check_reloads(model, TOKENS)
     model.causal.config.n_layer = 3
-    with pytest.raises(UserError, match="comes back from its own folder as another model"):
+    with pytest.raises(UserError, match="is reloaded from its own folder as a different model"):
         check_reloads(model, TOKENS)
 
 
