@@ -1,1 +1,1 @@
-"""What a labelled dataset holds, and the proof from its files alone that nothing was lost."""
+"""Verify a labelled dataset from its files alone, describe its contents, and report the status of a job."""

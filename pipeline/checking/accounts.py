@@ -1,4 +1,4 @@
-"""Conservation: what the ledger says of each unit against the rows and the references that are there."""
+"""Compare the ledger of a dataset, unit by unit, with its rows and quarantine entries."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ _FIGURES = ("labelled", "empty", "sentences", "bytes_text")
 
 
 class Accounts:
-    """The ledger of a dataset, to be compared with its rows, which are in the order of the units.
+    """Compares the ledger of a dataset with its rows, which are in the order of the units.
 
     Args:
-        manifest: whose totals the ledger must give.
-        units: rows of `LEDGER_SCHEMA`, all segments.
-        references: rows of `QUARANTINE_SCHEMA`, all files.
-        findings: where what is wrong goes.
+        manifest: the manifest, whose totals the ledger must match.
+        units: rows of `LEDGER_SCHEMA`, from all segments.
+        references: rows of `QUARANTINE_SCHEMA`, from all files.
+        findings: collects the problems.
     """
 
     def __init__(self, manifest: Manifest, units: pa.Table, references: pa.Table, findings: Findings) -> None:
@@ -41,7 +41,7 @@ class Accounts:
         """Sorted positions of the quarantined records by source."""
 
     def add(self, rows: pa.Table) -> None:
-        """Count the next rows of the dataset for the units that they belong to."""
+        """Count the next rows of the dataset towards their units."""
         index = np.searchsorted(self._stops, np.arange(self._rows, self._rows + rows.num_rows), side="right")
         self._rows += rows.num_rows
         known = index < len(self._stops)
@@ -56,7 +56,7 @@ class Accounts:
             np.add.at(self._found[name], index[known], values[known])
 
     def finish(self) -> None:
-        """Report the units whose rows are not those that the ledger says."""
+        """Report the units whose rows differ from the ledger."""
         expected = int(self._stops[-1]) if len(self._stops) else 0
         if self._rows != expected:
             self._findings.add(
@@ -67,11 +67,11 @@ class Accounts:
             wrong = np.flatnonzero(self._found[name] != self._expected[name])
             if len(wrong):
                 unit = self._units.column("unit")[int(wrong[0])].as_py()
-                found, said = int(self._found[name][wrong[0]]), int(self._expected[name][wrong[0]])
+                found, listed = int(self._found[name][wrong[0]]), int(self._expected[name][wrong[0]])
                 self._findings.add(
                     _LEDGER,
-                    f"the rows of {len(wrong):,} unit{'s' * (len(wrong) != 1)} have another number of {name} than it "
-                    f"says; the first is unit {unit:08d}: {found:,}, not {said:,}",
+                    f"the rows of {len(wrong):,} unit{'s' * (len(wrong) != 1)} have a different number of {name} than "
+                    f"it says; the first is unit {unit:08d}: {found:,}, not {listed:,}",
                 )
 
     def _check_units(self) -> None:
@@ -89,14 +89,14 @@ class Accounts:
                 )
             reasons.update(out)
             totals.update({name: unit[name] for name in ("records", *_FIGURES)})
-        said = {
+        expected = {
             "records": ledger.records,
             "labelled": ledger.labelled,
             "empty": ledger.empty,
             "sentences": self._manifest.sentences,
             "bytes_text": self._manifest.bytes_text,
         }
-        for name, figure in said.items():
+        for name, figure in expected.items():
             if totals[name] != figure:
                 self._findings.add(_LEDGER, f"its units have {totals[name]:,} {name}, but the manifest says {figure:,}")
         self._compare_reasons("its units", reasons)
@@ -105,9 +105,9 @@ class Accounts:
         in_units = references.filter(pc.is_valid(references.column("unit")))
         cut = references.num_rows - in_units.num_rows
         if cut != self._manifest.ledger.sources_cut:
-            said = self._manifest.ledger.sources_cut
+            listed = self._manifest.ledger.sources_cut
             self._findings.add(
-                _LEDGER, f"its quarantine has {cut} sources that end early, but the manifest says {said}"
+                _LEDGER, f"its quarantine has {cut} sources that end early, but the manifest says {listed}"
             )
         self._compare_reasons("its quarantine", Counter(in_units.column("reason").to_pylist()))
         found = Counter(in_units.column("unit").to_pylist())
@@ -119,13 +119,13 @@ class Accounts:
                 )
 
     def _compare_reasons(self, whose: str, found: Mapping[str, int]) -> None:
-        said = self._manifest.ledger.quarantined
-        for reason in sorted(found.keys() | said.keys()):
-            if found.get(reason, 0) != said.get(reason, 0):
+        listed = self._manifest.ledger.quarantined
+        for reason in sorted(found.keys() | listed.keys()):
+            if found.get(reason, 0) != listed.get(reason, 0):
                 self._findings.add(
                     _LEDGER,
                     f"{whose} has {count_of(found.get(reason, 0), 'record')} with the reason {reason}, but the "
-                    f"manifest says {said.get(reason, 0):,}",
+                    f"manifest says {listed.get(reason, 0):,}",
                 )
 
 

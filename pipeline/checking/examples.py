@@ -1,4 +1,4 @@
-"""Sentences of a dataset to look at: the worst ones, and those on either side of the threshold."""
+"""Find example sentences of a dataset: the worst ones, and those closest to the threshold on either side."""
 
 import heapq
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ WORST = "worst"
 MISALIGNED = "just misaligned"
 ALIGNED = "just aligned"
 
-# Looked at in a batch for each sentence that is wanted, because a corpus repeats itself.
+# Candidates per batch for each wanted sentence, because a corpus contains duplicates.
 _CANDIDATES = 20
 
 
 @dataclass(frozen=True)
 class Example:
-    """A sentence of the corpus with its score: the `sentence`-th (from 0) of its document."""
+    """A sentence of the corpus with its score; `sentence` is its index in the document."""
 
     score: float
     doc_id: str
@@ -30,15 +30,15 @@ class Example:
 
 
 def find_examples(dataset: LabelledDataset, column: str, count: int) -> dict[str, list[Example]]:
-    """At most `count` sentences that score highest, and as many nearest to the threshold on either side of it.
+    """Find the `count` sentences with the highest scores, and as many closest to the threshold on either side.
 
-    No text twice in a group; among equal scores the first ones in the dataset. Reads the dataset once.
+    Texts are unique within a group; of equal scores the first in the dataset wins. Reads the dataset once.
 
     Raises:
         DamagedError: a shard cannot be read.
     """
     threshold = dataset.manifest.thresholds[column].value
-    # By group: how well a sentence fits, minus its index in the dataset so that the first of equals wins, itself.
+    # By group: fit, negated index in the dataset (so that the first of equals wins), example.
     best: dict[str, list[tuple[float, int, Example]]] = {WORST: [], MISALIGNED: [], ALIGNED: []}
     before = 0
     for batch in dataset.read_batches(["doc_id", "text", "ends", column], rows=1024):

@@ -1,4 +1,4 @@
-"""Read the files of a dataset for `phf verify`: hash, size, and every page against its checksum."""
+"""Check the files of a dataset: size, hash, and page checksums."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -16,38 +16,38 @@ from scorers.amounts import count_of
 _CHUNK = 1 << 20
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes that were read and hashed since the last call."""
+"""Called with the number of bytes read and hashed since the last call."""
 
 
 class FileLike(Protocol):
-    """A file and what is known of its content."""
+    """A file with its expected size and hash."""
 
     @property
     def path(self) -> str:
-        """Relative to the storage's root."""
+        """The path relative to the root of the storage."""
         ...
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         ...
 
     @property
     def sha256(self) -> str:
-        """Hexadecimal."""
+        """The hexadecimal SHA-256."""
         ...
 
 
 @dataclass(frozen=True)
 class BytesProblem:
-    """What is wrong with a file, and whether it can be read all the same."""
+    """What is wrong with a file, and whether it can still be read."""
 
     what: str
     readable: bool
 
 
-def compare_bytes(storage: Storage, file: FileLike, said_by: str, progress: Progress) -> BytesProblem | None:
-    """Compare a file's size and sha256 with what `said_by` says of them, streaming; None if they are these."""
+def compare_bytes(storage: Storage, file: FileLike, listed_in: str, progress: Progress) -> BytesProblem | None:
+    """Compare a file's size and sha256 with the expected ones, which `listed_in` records; None if they match."""
     try:
         with storage.open_read(file.path) as stream:
             found, size = hashlib.sha256(), 0
@@ -62,12 +62,12 @@ def compare_bytes(storage: Storage, file: FileLike, said_by: str, progress: Prog
     if size != file.size:
         return BytesProblem(f"has {count_of(size, 'byte')}, not {file.size:,}", readable=True)
     if found.hexdigest() != file.sha256:
-        return BytesProblem(f"its sha256 is not the one in {said_by}", readable=True)
+        return BytesProblem(f"its sha256 is not the one in {listed_in}", readable=True)
     return None
 
 
 class FileChecker:
-    """Reads files that a manifest lists, once for the hash and once for the content, and reports what is damaged."""
+    """Reads the files that a manifest lists, once for the hash and once for the content, and reports damage."""
 
     def __init__(self, storage: Storage, findings: Findings, progress: Progress) -> None:
         self._storage = storage
@@ -75,19 +75,19 @@ class FileChecker:
         self._progress = progress
 
     def table(self, file: File, schema: pa.Schema) -> pa.Table | None:
-        """The content of a small file; None if it cannot be read."""
+        """Read a small file; None if it cannot be read."""
         tables = list(self.row_groups(file, schema)) if self.check_bytes(file) else [None]
         return None if any(each is None for each in tables) else pa.concat_tables([schema.empty_table(), *tables])
 
     def check_bytes(self, file: File) -> bool:
-        """Compare size and hash; False if it cannot be read."""
+        """Compare size and hash; false if the file cannot be read."""
         problem = compare_bytes(self._storage, file, MANIFEST_NAME, self._progress)
         if problem is not None:
             self._findings.add(file.path, problem.what)
         return problem is None or problem.readable
 
     def row_groups(self, file: File, schema: pa.Schema) -> Iterator[pa.Table | None]:
-        """The row groups of a Parquet file, page checksums verified; ends with None where it cannot be read."""
+        """Yield the row groups of a Parquet file and verify page checksums; ends with None where reading fails."""
         try:
             with (
                 self._storage.open_read(file.path) as stream,
@@ -112,7 +112,7 @@ class FileChecker:
 
 
 def _locate(parquet: pq.ParquetFile, row_group: int, error: Exception) -> str:
-    """In which column of a row group the damage is."""
+    """Describe the error with the column of the row group that is damaged."""
     for column in parquet.schema_arrow.names:
         try:
             parquet.read_row_group(row_group, columns=[column])
@@ -122,5 +122,5 @@ def _locate(parquet: pq.ParquetFile, row_group: int, error: Exception) -> str:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of pyarrow's message, whose rest is about its own source files."""
+    """The first line of pyarrow's message; the rest names pyarrow's source files."""
     return str(error).partition("\n")[0].rstrip(".") or type(error).__name__

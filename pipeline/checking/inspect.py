@@ -1,4 +1,4 @@
-"""What a labelled dataset holds: exact quantiles and histograms of every score, tags and nulls."""
+"""Describe the contents of a labelled dataset: exact quantiles and histograms of every score, tags and nulls."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,7 +20,7 @@ from scorers.errors import UserError
 
 PERCENTILES = ("0", "1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9", "100")
 
-# Nearly all misalignment scores are small: two bins a decade, and one for those that are exactly 0.
+# Nearly all misalignment scores are small: two bins per decade, and one for scores of exactly 0.
 _EDGES = np.array([0.0, *(10.0 ** (half / 2) for half in range(-12, 3))], dtype=np.float32)
 _MEANS = " document means"
 
@@ -36,18 +36,18 @@ class Bin:
 
 @dataclass(frozen=True)
 class ColumnReport:
-    """A score column.
+    """Statistics of a score column.
 
     Attributes:
         column, kind, fingerprint, threshold, threshold_spec: as in the manifest.
         documents_null: documents that the scorer does not apply to.
-        documents_scored: the others, those without sentences included.
-        sentences: with a score.
-        aligned: of them, those with a score <= threshold.
-        mean: over sentences; None if there are none.
-        quantiles: over sentences, by percentile, exact (inverted CDF); empty if there are none.
-        document_quantiles: the same over documents' mean scores, which `filtering` thresholds apply to.
-        histogram: of the sentences' scores, from the first bin that holds any to the last.
+        documents_scored: all other documents, including those without sentences.
+        sentences: sentences with a score.
+        aligned: sentences with a score <= threshold.
+        mean: mean score of the sentences; None if there are none.
+        quantiles: exact quantiles (inverted CDF) over sentences, by percentile; empty if there are none.
+        document_quantiles: the same over the documents' mean scores, to which `filtering` thresholds apply.
+        histogram: histogram of the sentences' scores, from the first to the last bin that is not empty.
     """
 
     column: str
@@ -66,13 +66,13 @@ class ColumnReport:
 
     @property
     def share_aligned(self) -> float | None:
-        """Aligned sentences among those with a score; None if there are none."""
+        """The share of aligned sentences among those with a score; None if there are none."""
         return self.aligned / self.sentences if self.sentences else None
 
 
 @dataclass(frozen=True)
 class InspectReport:
-    """A dataset, its score columns, and what was begun at it and is not done; no text of the corpus."""
+    """A dataset, its score columns, and its unfinished steps; contains no text of the corpus."""
 
     uri: str
     manifest: Manifest
@@ -80,7 +80,7 @@ class InspectReport:
     unfinished: tuple[UnfinishedStep, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Convert to JSON values."""
         return {
             "dataset": self.uri,
             "generation": self.manifest.generation,
@@ -136,13 +136,13 @@ def _unfinished(uri: str) -> tuple[UnfinishedStep, ...]:
     try:
         return unfinished(open_storage(uri))
     except (UserError, OSError):
-        # Datasets are read where no job can be (hdfs://), and by people who may read nothing else of an output.
+        # The dataset may be on a storage without jobs (hdfs://), or the user may not read the job.
         return ()
 
 
 @dataclass
 class _Tally:
-    """One pass over a column."""
+    """Accumulates the statistics of a column in one pass."""
 
     threshold: float
     scores: ScoreCounter = field(default_factory=ScoreCounter)
@@ -192,7 +192,7 @@ def _flat(lists: pa.ListArray) -> NDArray[np.float32]:
 
 
 def _means(lists: pa.ListArray) -> NDArray[np.float32]:
-    """Mean score of each document that has one."""
+    """The mean score of each document that has scores."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     sums = np.bincount(np.repeat(np.arange(len(lists)), lengths), weights=_flat(lists), minlength=len(lists))
     filled = lengths > 0

@@ -1,4 +1,4 @@
-"""Is what says what a job is still whole: its configuration, its layers and its plan?"""
+"""Check the files that define a job: its configuration, layers and plan."""
 
 from dataclasses import dataclass, field
 
@@ -16,14 +16,14 @@ from scorers.errors import UserError
 
 @dataclass
 class JobCheck:
-    """What is left of a job.
+    """The damage to a job.
 
     Attributes:
-        job: None where any of its files is damaged or lost.
+        job: the job; None if any of its files is damaged or lost.
         config: whether `job/config.json` is damaged or lost.
-        layers: later layers whose record is damaged or lost.
-        plans: by number, parts of the plan that are damaged or lost; None where the file that names the others is.
-        layer_count: of all layers, by what is there of them.
+        layers: numbers of the layers from 2 on whose record is damaged or lost.
+        plans: by number, the damaged parts of the plan; None if the file that names the other files is damaged.
+        layer_count: the number of layers, inferred from the existing files.
     """
 
     job: StoredJob | None = None
@@ -34,12 +34,12 @@ class JobCheck:
 
     @property
     def damaged(self) -> bool:
-        """Whether anything is."""
+        """Whether any file is damaged or lost."""
         return self.config or bool(self.layers or self.plans)
 
 
 def check_job(storage: Storage, findings: Findings) -> JobCheck:
-    """Check the files below `job/` that say what the job is.
+    """Check the files below `job/` that define the job.
 
     Raises:
         OSError: the storage fails.
@@ -82,7 +82,7 @@ def _read(storage: Storage, path: str, model: type[BaseModel], findings: Finding
 
 
 def _committed_layers(storage: Storage) -> set[int]:
-    """Layers of which any unit is committed."""
+    """The layers with at least one committed unit."""
     return {number for number in layer_numbers(storage) if _has_records(storage, UnitStore(storage, number).folder)}
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, one line a kind of damage, however many rows have it."""
+"""Collect the problems of a dataset; many rows with the same defect count as one problem."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ from scorers.amounts import count_of
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong, without any text of the corpus.
+    """A problem with a file; contains no text of the corpus.
 
     Attributes:
-        path: of the file, relative to the dataset.
-        what: is wrong with it.
-        stray: it should not be there, and `phf gc` would remove it; otherwise it is damaged or lost.
+        path: path of the file, relative to the dataset.
+        what: the description, worded to follow the path.
+        stray: true if the file should not exist and `phf gc` would remove it; false if it is damaged or lost.
     """
 
     path: str
@@ -26,28 +26,28 @@ class Problem:
 
 @dataclass
 class Findings:
-    """Collects problems in the order in which they are found; many rows with the same one count as one problem."""
+    """Collects problems in the order in which they are found; rows with the same defect are merged into one problem."""
 
     _problems: list[Problem] = field(default_factory=list)
     _in_rows: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
 
     def add(self, path: str, what: str) -> None:
-        """Something is wrong with a file."""
+        """Add a problem with a file."""
         self._problems.append(Problem(path, what))
 
     def add_stray(self, path: str, what: str) -> None:
-        """A file should not be there."""
+        """Add a file that should not exist."""
         self._problems.append(Problem(path, what, stray=True))
 
     def add_rows(self, path: str, what: str, rows: Sequence[str]) -> None:
-        """Something is wrong with some rows of a file; `rows` are their keys, `source#position`."""
+        """Add a problem with rows of a file; `rows` are their keys, `source#position`."""
         if rows:
             count, first = self._in_rows.get((path, what), (0, rows[0]))
             self._in_rows[path, what] = (count + len(rows), first)
 
     @property
     def problems(self) -> list[Problem]:
-        """Everything found: problems of files, then of rows."""
+        """All problems: those of files, then those of rows."""
         return self._problems + [
             Problem(path, f"{what} ({count_of(count, 'row')}, the first is {first})")
             for (path, what), (count, first) in self._in_rows.items()

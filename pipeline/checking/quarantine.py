@@ -1,4 +1,4 @@
-"""What is not in a dataset: where each record lies in the inputs, and why it is in quarantine; never its text."""
+"""List the quarantine of a dataset: the place of each record in the inputs and the reason, never its text."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,12 +10,12 @@ from pipeline.dataset import LabelledDataset
 
 @dataclass(frozen=True)
 class Entry:
-    """A record, or the rest of a source that could not be read from a position on: its place, and why it is left out.
+    """A quarantined record, or the unreadable rest of a source from a position on.
 
     Attributes:
-        source, position: as in the dataset's rows.
-        reason: one word, by which the ledger counts.
-        detail: more about it.
+        source, position: as in the rows of the dataset.
+        reason: a keyword, by which the ledger counts.
+        detail: details for people.
     """
 
     source: str
@@ -26,13 +26,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Quarantine:
-    """The first entries of a dataset's quarantine, and how many there are.
+    """The first entries of a dataset's quarantine, and the total number.
 
     Attributes:
-        uri: of the dataset.
+        uri: the dataset.
         entries: in the order of sources and records.
-        total: all there are.
-        reasons: records by reason; sources that end early are in none.
+        total: the number of all entries.
+        reasons: number of records by reason; sources that end early are not included.
     """
 
     uri: str
@@ -41,7 +41,7 @@ class Quarantine:
     reasons: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Convert to JSON values."""
         return {
             "dataset": self.uri,
             "total": self.total,
@@ -51,11 +51,11 @@ class Quarantine:
 
 
 def read_quarantine(dataset: LabelledDataset, limit: int | None) -> Quarantine:
-    """Read the first `limit` entries, or all where it is None.
+    """Read the first `limit` entries, or all if it is None.
 
     Raises:
-        DamagedError: a file of them is damaged.
-        UserError: the dataset was tagged anew since it was opened.
+        DamagedError: a file of the quarantine is damaged.
+        UserError: the dataset has been retagged since it was opened.
     """
     ledger = dataset.manifest.ledger
     rows = (row for batch in dataset.read_quarantine() for row in batch.to_pylist())

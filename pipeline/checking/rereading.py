@@ -1,4 +1,4 @@
-"""Compare a labelled dataset with the inputs that it was made of: the proof of losslessness that needs them again."""
+"""Compare a labelled dataset with its inputs, record by record, to prove that labelling was lossless."""
 
 from collections.abc import Iterator
 
@@ -19,15 +19,15 @@ NOT_LABELLED = "is among the inputs now, but was not labelled"
 
 
 def compare_with_inputs(dataset: LabelledDataset, quarantined: set[Key], findings: Findings) -> None:
-    """Read every input again: its hash, and each record's text, id and meta against the dataset.
+    """Read every input again, and compare its hash and each record's text, id and meta with the dataset.
 
     Args:
-        dataset: whose manifest says what the inputs are, relative to the current folder if they were given so.
-        quarantined: keys of the records that are not in it.
-        findings: where every difference goes.
+        dataset: the dataset, whose manifest names the inputs; relative paths start from the current folder.
+        quarantined: keys of the quarantined records.
+        findings: collects the differences.
 
     Raises:
-        UserError: an input is gone or cannot be read.
+        UserError: an input is missing or cannot be read.
         DamagedError: a shard cannot be read.
     """
     try:
@@ -35,7 +35,7 @@ def compare_with_inputs(dataset: LabelledDataset, quarantined: set[Key], finding
     except ValueError as error:
         findings.add(MANIFEST_NAME, f"is damaged at config.{error}")
         return
-    # Inputs that came later stand after those before them, whatever their names.
+    # Inputs that were added later follow the earlier ones, whatever their names.
     order = {entry.uri: index for index, entry in enumerate(dataset.manifest.sources)}
     sources = find_sources(config.inputs, config.kind, output=config.output)
     plan = make_plan(config, sources=sorted(sources, key=lambda source: order.get(source.uri, len(order))))
@@ -54,14 +54,14 @@ def compare_with_inputs(dataset: LabelledDataset, quarantined: set[Key], finding
         else:
             for name, found, read in zip(_ROW[2:], row[2:], (record.doc_id, record.text, record.meta), strict=True):
                 if found != read:
-                    findings.add_rows(_FOLDER, f"`{name}` is not what the input holds", [_name(key)])
+                    findings.add_rows(_FOLDER, f"`{name}` differs from the input", [_name(key)])
         row = next(rows, None)
     if row is not None:
-        findings.add_rows(_FOLDER, "stands for no record of the inputs", [_name(row[:2])])
+        findings.add_rows(_FOLDER, "matches no record of the inputs", [_name(row[:2])])
 
 
 def _same_sources(dataset: LabelledDataset, plan: Plan, findings: Findings) -> bool:
-    # How much of an input is unread older versions did not write down.
+    # Ignore `unread`, which older versions did not record.
     before, now = (
         {entry.uri: entry.model_copy(update={"unread": 0}) for entry in entries}
         for entries in (dataset.manifest.sources, plan.entries)

@@ -1,4 +1,4 @@
-"""What must hold of every row of a labelled dataset: nothing lost, nothing twice, scores and tags that fit."""
+"""Check the rows of a labelled dataset: lossless splitting, unique and ordered keys, matching scores and tags."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,13 +13,13 @@ Mask = NDArray[np.bool_]
 
 
 class RowChecker:
-    """Checks the rows of a dataset in order, a table at a time, in constant memory but for what is given here.
+    """Checks the rows of a dataset in order, one table at a time, in constant memory apart from its arguments.
 
     Args:
         thresholds: by score column, in the order of the schema.
         sources: the inputs, in order.
         quarantined: sorted positions of quarantined records by source.
-        report: called with what is wrong and the keys of the rows that it holds of.
+        report: called with the description of a problem and the keys of the affected rows.
     """
 
     def __init__(
@@ -36,46 +36,46 @@ class RowChecker:
         self._last: tuple[int, int] = (-1, -1)
 
     def check(self, rows: pa.Table) -> None:
-        """Check rows of `dataset_schema`, the ones after those of the last call."""
+        """Check rows of `dataset_schema` that follow those of the last call."""
         rows = rows.combine_chunks()
         if not rows.num_rows:
             return
-        tell = _Teller(rows, self._report)
-        tell("`ends` do not cut `text` into sentences without rest", ~_partitions(rows))
+        report = _RowReporter(rows, self._report)
+        report("`ends` do not partition `text` into sentences", ~_partitions(rows))
         sentences = _lengths(rows, "ends")
         for column, threshold in self._thresholds.items():
             scores, tags = _array(rows, column), _array(rows, tag_column(column))
             scored = ~_nulls(scores)
-            tell(f"`{column}` has not one score a sentence", scored & (_lengths(rows, column) != sentences))
-            tell(f"`{column}` holds scores that are negative, NaN, infinite or null", _any(scores, ~_valid(scores)))
+            report(f"`{column}` does not have one score per sentence", scored & (_lengths(rows, column) != sentences))
+            report(f"`{column}` holds scores that are negative, NaN, infinite or null", _any(scores, ~_valid(scores)))
             expected = tags_of(scores, threshold)
             if not tags.equals(expected):
                 differ = [one != other for one, other in zip(tags.to_pylist(), expected.to_pylist(), strict=True)]
-                tell(f"`{tag_column(column)}` is not `{column}` <= {threshold:.6g}", np.array(differ))
-        self._check_keys(rows, tell)
+                report(f"`{tag_column(column)}` is not `{column}` <= {threshold:.6g}", np.array(differ))
+        self._check_keys(rows, report)
 
-    def _check_keys(self, rows: pa.Table, tell: "_Teller") -> None:
+    def _check_keys(self, rows: pa.Table, report: "_RowReporter") -> None:
         names = _array(rows, "source").dictionary_encode()
         order = np.array([self._order.get(name, -1) for name in names.dictionary.to_pylist()], dtype=np.int64)
         source = order[names.indices.to_numpy()]
         position = _array(rows, "position").to_numpy()
-        tell("its source is not among the inputs", source < 0)
+        report("its source is not among the inputs", source < 0)
         before_source = np.concatenate([[self._last[0]], source[:-1]])
         before_position = np.concatenate([[self._last[1]], position[:-1]])
         same = source == before_source
-        tell("the record stands twice", same & (position == before_position))
+        report("the record occurs twice", same & (position == before_position))
         later = (source < before_source) | (same & (position < before_position))
-        tell("the record is out of the order of the inputs, or stands twice", (source >= 0) & later)
+        report("the record is not in the order of the inputs, or occurs twice", (source >= 0) & later)
         out = np.zeros(rows.num_rows, dtype=np.bool_)
         for index, name in enumerate(names.dictionary.to_pylist()):
             if name in self._quarantined:
                 mine = names.indices.to_numpy() == index
                 out |= mine & np.isin(position, self._quarantined[name])
-        tell("the record is also in quarantine", out)
+        report("the record is also in quarantine", out)
         self._last = (int(source[-1]), int(position[-1]))
 
 
-class _Teller:
+class _RowReporter:
     """Reports the rows of a mask by their keys."""
 
     def __init__(self, rows: pa.Table, report: Callable[[str, list[str]], None]) -> None:
@@ -113,7 +113,7 @@ def _valid(scores: pa.ListArray) -> Mask:
 
 
 def _any(lists: pa.ListArray, elements: Mask) -> Mask:
-    """Whether each list has an element that `elements`, a mask of all of them, holds of."""
+    """Whether each list has an element for which `elements`, a mask of all elements, is true."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     row = np.repeat(np.arange(len(lists)), lengths)
     found: Mask = np.bincount(row[elements], minlength=len(lists)) > 0

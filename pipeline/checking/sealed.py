@@ -1,4 +1,4 @@
-"""Check a sealed dataset by its manifest: its arithmetic, its card, and every file that it lists."""
+"""Check a sealed dataset against its manifest: the totals, the card, and every listed file."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from scorers.paths import UnsafePathError
 
 
 def check_manifest(manifest: Manifest, findings: Findings) -> None:
-    """The manifest's own arithmetic."""
+    """Check that the totals of the manifest are consistent."""
     ledger = manifest.ledger
     total = sum(ledger.quarantined.values())
     claims = [
@@ -54,12 +54,12 @@ def check_manifest(manifest: Manifest, findings: Findings) -> None:
 
 
 def check_card(storage: Storage, manifest: Manifest, findings: Findings) -> None:
-    """Whether the card leads to the current generation."""
+    """Check that the card names the shards of the current generation."""
     expected = f"path: {data_files(manifest.generation)}"
     try:
         card = storage.read(CARD_NAME).decode(errors="replace")
     except FileNotFoundError:
-        findings.add(CARD_NAME, "the data card is missing; `datasets.load_dataset` finds the shards by it")
+        findings.add(CARD_NAME, "the data card is missing; `datasets.load_dataset` needs it to find the shards")
         return
     except UnsafePathError as error:
         findings.add(CARD_NAME, str(error))
@@ -69,7 +69,7 @@ def check_card(storage: Storage, manifest: Manifest, findings: Findings) -> None
 
 
 class SealedChecker:
-    """Checks every file that the manifest lists, and that there are no others."""
+    """Checks every file that the manifest lists, and reports any others."""
 
     def __init__(
         self, storage: Storage, manifest: Manifest, findings: Findings, advance: Callable[[int], None]
@@ -83,11 +83,11 @@ class SealedChecker:
 
     @property
     def size(self) -> int:
-        """Bytes of all files that the manifest lists."""
+        """The total size of all files that the manifest lists, in bytes."""
         return sum(file.size for file in listed_files(self._manifest))
 
     def run(self) -> Mapping[str, NDArray[np.int64]]:
-        """Check the files, the ledger, then all rows; returns the sorted positions of quarantined records by source."""
+        """Check the files, the ledger and all rows; return the sorted positions of quarantined records by source."""
         self._check_listing()
         accounts = self._accounts()
         checker = RowChecker(
@@ -105,7 +105,7 @@ class SealedChecker:
         return accounts.quarantined if accounts else {}
 
     def _check_listing(self) -> None:
-        """Nothing lies beside the files that are listed, as some readers take all that they find."""
+        """Report files that are not listed, since some readers read every file in a folder."""
         listed = {file.path for file in listed_files(self._manifest)}
         for folder in ("data", "ledger"):
             for file in self._storage.list(folder):
@@ -126,7 +126,7 @@ class SealedChecker:
         )
 
     def _check_shard(self, shard: Shard, checker: RowChecker, accounts: Accounts | None, tagged: Counter[str]) -> bool:
-        """Whether all of its rows could be read, whatever is wrong with them."""
+        """Check a shard; return whether all its rows could be read, even if some are wrong."""
         self._current = shard.path
         if not self._files.check_bytes(shard):
             return False
@@ -143,9 +143,9 @@ class SealedChecker:
                 tags = pc.list_flatten(table.column(tag_column(column)))
                 tagged[column] += len(tags)
                 tagged[tag_column(column)] += pc.sum(tags).as_py() or 0
-        for found, said, what in ((rows, shard.rows, "rows"), (sentences, shard.sentences, "sentences")):
-            if found != said:
-                self._findings.add(shard.path, f"has {found:,} {what}, not {said:,}")
+        for found, listed, what in ((rows, shard.rows, "rows"), (sentences, shard.sentences, "sentences")):
+            if found != listed:
+                self._findings.add(shard.path, f"has {found:,} {what}, not {listed:,}")
         return True
 
     def _check_counts(self, tagged: Counter[str]) -> None:

@@ -1,4 +1,4 @@
-"""How far a labelling job is, from its output folder alone: commit records prove, the last run's figures inform."""
+"""Report the progress of a labelling job from its output folder: commit records, and the figures of the last run."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,16 +16,16 @@ from pipeline.sealing.extent import Extent, extent_of
 from pipeline.storage.base import Storage
 from scorers.errors import UserError
 
-# A driver writes its figures every five seconds; one that has been silent for longer than this is not running any more.
+# A driver writes its figures every five seconds; one that has been silent for longer than this is considered dead.
 _SILENT_S = 30.0
-# While a job is watched, the commit records are read again after so many times as long as reading them took.
+# While watching, wait this many times the duration of the last read before reading the commit records again.
 _RELUCTANCE = 20.0
-# Inputs that were not read whole which a status names.
+# Number of incompletely read inputs that a status lists.
 _MOST_CUT = 20
 
 
 class ColumnStatus(BaseModel):
-    """How many units have scores in some columns, which one command fills."""
+    """The number of units with scores in the columns that one command fills."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,7 +34,7 @@ class ColumnStatus(BaseModel):
 
 
 class UnfinishedStep(BaseModel):
-    """Something that was begun; `command`, given as it was, goes on with it."""
+    """A step that was begun and is not finished; `command`, with its original arguments, resumes it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,7 +46,7 @@ class UnfinishedStep(BaseModel):
 
 
 class CutSource(BaseModel):
-    """An input that was not read whole: why, the records before that, its bytes, and those that were not read."""
+    """An input that was not read completely: the reason, the records read, its bytes, and the unread bytes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,21 +59,21 @@ class CutSource(BaseModel):
 
 
 class JobStatus(BaseModel):
-    """Where a job stands.
+    """The status of a job.
 
     Attributes:
-        output: where it is.
-        state: `running` if its driver wrote figures lately, `sealed` once all that was begun is sealed, else `stopped`.
-        units, committed: of what was begun and is not done, else of the whole job; committed in all its columns.
-        records, sentences, empty: of the committed units.
+        output: the output of the job.
+        state: `running` if its driver wrote figures lately, `sealed` once every step is sealed, else `stopped`.
+        units, committed: units of the first unfinished step, or of the whole job; committed in all its columns.
+        records, sentences, empty: totals of the committed units.
         quarantined: records of the committed units by reason.
-        sources_cut: inputs whose rest could not be read.
-        cut: the first of these.
-        run: figures of the latest run, which prove nothing; None if there are none.
+        sources_cut: number of inputs that could not be read to the end.
+        cut: the first of these inputs.
+        run: figures of the latest run, for information only; None if there are none.
         silent_s: seconds since that run wrote them, by the clocks of its machine and this one.
-        generation: of the dataset that is sealed; None before the first.
-        columns: committed units by layer: what one command scores, by its columns.
-        unfinished: what was begun and is not done, in the order in which it goes on.
+        generation: the generation of the sealed dataset; None before the first.
+        columns: committed units by layer.
+        unfinished: the unfinished steps, in the order to resume them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -97,7 +97,7 @@ class JobStatus(BaseModel):
 
 @dataclass(frozen=True)
 class _Totals:
-    """What the commit records of the first layer, which holds the rows, add up to; and the inputs that end early."""
+    """Totals of the commit records of the first layer, which holds the rows; and the inputs that end early."""
 
     records: int
     sentences: int
@@ -108,7 +108,7 @@ class _Totals:
 
 
 def job_status(storage: Storage) -> JobStatus:
-    """Read where a job stands. It may be running.
+    """Read the status of a job, which may be running.
 
     Raises:
         UserError: there is no job, or its folder cannot be read.
@@ -117,7 +117,7 @@ def job_status(storage: Storage) -> JobStatus:
 
 
 def watch_status(storage: Storage, clock: Callable[[], float] = time.monotonic) -> Iterator[JobStatus]:
-    """Where a job stands, read anew for each item; the commit records, of which there may be many, less often.
+    """Yield the current status of a job, again and again; the commit records, which may be many, are read less often.
 
     Raises:
         UserError: there is no job, or its folder cannot be read.
@@ -128,7 +128,7 @@ def watch_status(storage: Storage, clock: Callable[[], float] = time.monotonic) 
         while True:
             run = read_status(storage)
             working = _is_working(run)
-            # When a run ends, what it leaves behind is read once more.
+            # When a run ends, read its final state at once.
             if clock() >= due or working != was_working:
                 read_at = clock()
                 job = load_job(storage)
@@ -174,7 +174,7 @@ def _status(storage: Storage, extent: Extent, totals: _Totals, run: RunStatus | 
     committed = {layer.number: layer.committed for layer in extent.layers}
     step = next(iter(extent.unfinished), None)
     if step is not None and run is not None and working:
-        # A run fills one layer after another; its own figure is newer than the records that were read.
+        # A run fills one layer after another; its own figure is more recent than the records.
         for layer in step.layers:
             if layer.committed < extent.units:
                 committed[layer.number] = min(extent.units, max(layer.committed, run.committed))

@@ -1,4 +1,4 @@
-"""Are the scored units of a job whole? Commit records, parts and segments of all layers, against each other."""
+"""Check the scored units of a job: commit records, parts and segments of all layers, against each other."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,22 +11,22 @@ from pipeline.job.unit_records import PartFile, UnitRecord
 from pipeline.job.units import FOLDER_UNITS, UNITS, UnitStore
 from pipeline.storage.base import Storage
 
-# A part is read by one thread. More than a disk needs, few enough that their buffers are nothing.
+# Each part is read by one thread: enough threads for a disk, few enough that their buffers are negligible.
 _THREADS = 8
 
 Key = tuple[int, int]
-"""A layer, and a unit or a folder of it."""
+"""A layer, and a unit or folder in it."""
 
 
 @dataclass
 class UnitDamage:
-    """What has to be mended.
+    """The damage to the units of a job.
 
     Attributes:
-        copied: units whose record is damaged or lost, but stands in the segment, with that copy.
-        unknown: units whose record is damaged or lost for good.
-        parts: units with parts that are damaged or lost: their record, and the groups of these parts.
-        staged: parts that lie whole where they were staged, and not, or not whole, in their place.
+        copied: units whose record is damaged or lost, with its copy from the segment.
+        unknown: units whose record is damaged or lost, without a copy.
+        parts: units with damaged or lost parts: their record, and the groups of these parts.
+        staged: parts that are damaged or missing, but intact in their staging folder.
         segments: folders whose segment is damaged or lost.
     """
 
@@ -42,11 +42,11 @@ class UnitChecker:
 
     Args:
         storage: the dataset.
-        findings: take what is wrong.
-        layers: how many there are; None for those that are there.
-        units: of the plan; None where that is not known.
-        sealed: by layer, how many units the sealed dataset is made of: all of them are committed.
-        advance: told of bytes as they are read.
+        findings: collects the problems.
+        layers: the number of layers.
+        units: the number of units of the plan; None if unknown.
+        sealed: by layer, the number of units in the sealed dataset, all of which must be committed.
+        advance: called with the number of bytes read since the last call.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class UnitChecker:
         self._advance = advance
 
     def size(self) -> int:
-        """Bytes that there are to check."""
+        """The total number of bytes to check."""
         return sum(info.size for info in self._storage.list(UNITS))
 
     def run(self) -> None:
@@ -93,7 +93,7 @@ class UnitChecker:
         for name in names:
             if not (name[:5].isdecimal() and name[5:] in {"/", ".parquet"}):
                 for path in self._below(f"{store.folder}/{name}"):
-                    self._findings.add_stray(path, "is no part of any unit")
+                    self._findings.add_stray(path, "is not part of any unit")
         return sorted(known | set(range(-(-self._sealed.get(store.layer, 0) // FOLDER_UNITS))))
 
     def _below(self, path: str) -> list[str]:
@@ -118,7 +118,7 @@ class UnitChecker:
         self._advance(self._storage.size(store.segment_path(folder)) or 0)
 
     def _check_records(self, store: UnitStore, folder: int, survey: FolderSurvey) -> set[int]:
-        """Returns the units of the sealed dataset of which there is no record at all."""
+        """Check records and segment; return the units of the sealed dataset that have no record at all."""
         first = folder * FOLDER_UNITS
         sealed = range(first, min(first + FOLDER_UNITS, self._sealed.get(store.layer, 0)))
         lost = {unit: "is missing" for unit in sealed if unit not in survey.records and unit not in survey.damaged}
@@ -144,7 +144,7 @@ class UnitChecker:
         if problem is None:
             return None
         sealed = record.unit < self._sealed.get(store.layer, 0)
-        # A driver that died between the record and the move: the next one goes on from there.
+        # Not damage: a driver died between writing the record and moving the part, which the next driver will do.
         return None if not sealed and problem.what == "is missing" and self._is_staged(part) else problem.what
 
     def _is_staged(self, part: PartFile) -> bool:

@@ -1,6 +1,6 @@
-"""Prove from the files alone that a labelled dataset is what was sealed: hashes, losslessness, conservation.
+"""Verify from its files alone that a labelled dataset is what was sealed: hashes, losslessness, conservation.
 
-Every kind of damage is named, and one does not hide another: a shard whose hash is wrong is read all the same.
+All damage is reported, and one kind does not hide another: a shard with a wrong hash is still read.
 """
 
 import threading
@@ -39,21 +39,21 @@ from scorers.paths import UnsafePathError
 from scorers.shell import phf
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes of the dataset that are checked, and how many there are."""
+"""Called with the number of bytes checked, and the total number of bytes."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked and what is wrong.
+    """The result of a verification.
 
     Attributes:
         uri: the dataset.
-        manifest: None where there is none that can be read.
+        manifest: the manifest; None if there is no readable one.
         problems: in the order in which they were found.
-        inputs_compared: whether the inputs were read again; they are not where something else is wrong.
+        inputs_compared: whether the inputs were read again, which happens only if nothing else is wrong.
         remedy: what to do, if anything is wrong.
-        parts: of scored units that were checked; None where the units were not.
-        unfinished: what was begun and is not done, which is no damage.
+        parts: number of parts of scored units that were checked; None if the units were not checked.
+        unfinished: the unfinished steps, which are not damage.
     """
 
     uri: str
@@ -70,7 +70,7 @@ class VerifyReport:
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Convert to JSON values."""
         manifest = self.manifest
         return {
             "dataset": self.uri,
@@ -92,24 +92,24 @@ class VerifyReport:
 
 
 def verify(uri: str, *, inputs: bool = False, units: bool = True, progress: Progress | None = None) -> VerifyReport:
-    """Check everything about a sealed dataset that its files can tell.
+    """Check everything about a sealed dataset that can be checked from its files.
 
-    The manifest is the one that was sealed and adds up; every file that it lists is there, with its size and hash, and
-    none beside them; every page has its checksum; `ends` cut every text into sentences without rest; every sentence has
-    its score, finite and >= 0, and its tag, score <= threshold; every record stands once, in the order of the inputs,
-    and none is both labelled and quarantined; and each unit's records are its rows and its quarantine. Where the job
-    lies beside the dataset: its configuration and plan are whole; every unit has its commit record, and every part that
-    one names is there, with its size and hash, and none beside them.
+    The manifest is the one that was sealed, and its totals are consistent; every listed file exists with its size and
+    hash, and no others exist; page checksums match; `ends` partition every text; every sentence has a score, finite and
+    >= 0, and a tag, score <= threshold; every record occurs once, in the order of the inputs, and none is both labelled
+    and quarantined; the records of each unit are its rows and its quarantine. If the dataset has its job: configuration
+    and plan are intact; every unit has its commit record; every part that a record names exists with its size and hash,
+    and no others exist.
 
     Args:
         uri: the dataset.
         inputs: also read the inputs again and compare every record with them, if nothing else is wrong.
-        units: also check the scored units and the job, where there are any.
-        progress: is told of the bytes as they are read.
+        units: also check the scored units and the job, if there are any.
+        progress: called as bytes are read.
 
     Raises:
-        UserError: there is no sealed dataset, it has another schema version, it cannot be reached, or an input that is
-            asked for is gone.
+        UserError: there is no sealed dataset, it has another schema version, it cannot be reached, or an input to
+            compare is missing.
     """
     try:
         examined = examine(open_storage(uri), uri, units=units, progress=progress)
@@ -128,14 +128,14 @@ def verify(uri: str, *, inputs: bool = False, units: bool = True, progress: Prog
 
 @dataclass(frozen=True)
 class Examination:
-    """What `verify` reports, and what `phf repair` needs to know beside it.
+    """The report of `verify`, with the additional information that `phf repair` needs.
 
     Attributes:
-        report: everything that is wrong; its manifest is None where none can be read, or nothing was ever sealed.
+        report: the report; its manifest is None if there is no readable one, or nothing was ever sealed.
         sealed: whether a dataset was ever sealed there.
-        quarantined: sorted positions by source.
-        job: None where the job was not checked, or there is none.
-        units: None where they were not checked, or there are none.
+        quarantined: sorted positions of quarantined records by source.
+        job: damage to the job; None if it was not checked, or there is none.
+        units: damage to the units; None if they were not checked, or there are none.
     """
 
     report: VerifyReport
@@ -148,17 +148,17 @@ class Examination:
 def examine(
     storage: Storage, uri: str, *, units: bool = True, unsealed: bool = False, progress: Progress | None = None
 ) -> Examination:
-    """Check what `verify` checks but for the inputs.
+    """Check everything that `verify` checks, except the inputs.
 
     Args:
         storage: the dataset.
-        uri: as the user names it.
-        units: also check the scored units and the job, where there are any.
-        unsealed: let a job pass whose dataset is not sealed yet.
-        progress: is told of the bytes as they are read.
+        uri: its name as the user gave it, for messages.
+        units: also check the scored units and the job, if there are any.
+        unsealed: accept a job whose dataset is not sealed yet.
+        progress: called as bytes are read.
 
     Raises:
-        UserError: as `verify`.
+        UserError: see `verify`.
         OSError: the storage fails.
     """
     findings = Findings()
@@ -222,7 +222,7 @@ def _unit_checker(
 
 
 class _Bar:
-    """Adds up what is read, by several threads."""
+    """Adds up the bytes read by several threads."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.total = 0
@@ -239,22 +239,22 @@ class _Bar:
 
 def _remedy(uri: str, problems: Sequence[Problem], *, has_units: bool) -> str:
     if all(each.stray for each in problems):
-        return f"`{phf('gc', uri, '--delete')}` removes what should not be there; nothing else is wrong."
+        return f"Run `{phf('gc', uri, '--delete')}` to remove the files that should not exist; nothing else is wrong."
     if has_units:
-        return f"`{phf('repair', uri)}` mends what can be mended; --dry-run says what it would do."
+        return f"Run `{phf('repair', uri)}` to repair the damage, or first with --dry-run to see what it would do."
     return "Copy the dataset again from where it was labelled."
 
 
 def _remedy_of_inputs(report: VerifyReport, problems: Sequence[Problem]) -> str:
-    """`phf repair` mends a dataset; it labels no new inputs, and takes none that have changed."""
+    """The remedy for differing inputs, which `phf repair` does not handle."""
     if any(each.what != NOT_LABELLED for each in problems):
-        return "Put the inputs back as they were when they were labelled, or label the corpus anew into another output."
+        return "Restore the inputs as they were when they were labelled, or label the corpus into another output."
     begun = next((step for step in report.unfinished if step.command == EXTEND), None)
-    return str(begun) if begun is not None else f"`{EXTEND}` with the settings of the job labels them too."
+    return str(begun) if begun is not None else f"Run `{EXTEND}` with the settings of the job to label them too."
 
 
 def _read_manifest(storage: Storage, uri: str, findings: Findings) -> Manifest | None:
-    """The manifest to check by: the one that was sealed, where `manifest.json` is another one."""
+    """The manifest to check against: the sealed one if `manifest.json` differs from it."""
     committed = generations(storage)
     try:
         data = storage.read(MANIFEST_NAME)
@@ -282,7 +282,7 @@ def _read_manifest(storage: Storage, uri: str, findings: Findings) -> Manifest |
 
 
 def _sealed_record(storage: Storage, findings: Findings) -> Manifest | None:
-    """The manifest in the record of the newest generation; None where there is none, as in a copy."""
+    """The manifest in the record of the newest generation; None if there is no record, as in a copy."""
     committed = generations(storage)
     if not committed:
         return None
@@ -299,7 +299,7 @@ def _sealed_record(storage: Storage, findings: Findings) -> Manifest | None:
 
 
 def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
-    """Paths of the leaves at which two JSON values differ."""
+    """Yield the paths of the leaves at which two JSON values differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in one.keys() | other.keys():
             yield from _differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)

@@ -1,1 +1,1 @@
-"""Keep what was labelled whole and tidy: mend what is damaged, remove what nobody needs."""
+"""Maintain labelled datasets: repair damage, remove unneeded files."""

@@ -1,4 +1,4 @@
-"""`phf gc`: remove what no committed thing needs; never anything that one does, and never under a running driver."""
+"""`phf gc`: remove files that nothing committed needs, without disturbing a running driver."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ from pipeline.upkeep.orphans import Orphan, Remains, files_of, find_remains
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.shell import phf
 
-# A driver that has been silent for longer than this is not running any more; it writes every few seconds.
+# A driver writes every few seconds; one that has been silent for longer than this is considered dead.
 _SILENT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What was found.
+    """The result of a collection.
 
     Attributes:
         uri: the output.
-        orphans: what nobody needs, and what was removed of it.
-        removed: whether they were removed; otherwise they are only listed.
-        finished: what a dead driver had committed and not moved to its place, and what was done about that.
-        irregular: paths of links and the like, which are left, and what to do about them.
-        driver: that is at work, which keeps all but the staging of older runs from being looked at.
+        orphans: the files that nothing needs.
+        removed: whether the orphans were removed or only listed.
+        finished: paths that a dead driver had committed but not moved into place, and that were (or would be) moved.
+        irregular: paths of links and the like, which are kept, and what to do about them.
+        driver: the running driver, if any; then only the staging folders of older runs are collected.
     """
 
     uri: str
@@ -46,11 +46,11 @@ class Collected:
 
     @property
     def size(self) -> int:
-        """Bytes of all orphans."""
+        """The total size of the orphans in bytes."""
         return sum(orphan.size for orphan in self.orphans)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Convert to JSON values."""
         driver = self.driver
         return {
             "dataset": self.uri,
@@ -67,23 +67,19 @@ class Collected:
 
 
 def collect(uri: str, *, delete: bool = False) -> Collected:
-    """List what no committed thing needs any more, or remove it.
+    """List the files that nothing committed needs any more; remove them if `delete` is set.
 
-    While a driver is at work only the staging folders of older runs are looked at. Otherwise a removal claims an epoch,
-    first finishes what a dead driver had committed, and stops as soon as a newer run takes over.
-
-    Args:
-        uri: the output of `phf label`.
-        delete: remove it.
+    While a driver is running, only the staging folders of older runs are considered. Otherwise a removal claims an
+    epoch, first finishes what a dead driver had committed, and stops as soon as a newer run takes over.
 
     Raises:
-        UserError: there is no job or dataset, or what it needs is damaged.
+        UserError: there is no job or dataset at `uri`, or a record that decides what is needed is damaged.
         IncompleteError: a disk or store failed, or a folder or file of the output is a link.
-        StoppedError: a newer run has claimed the output; what is left can be removed later.
+        StoppedError: a newer run has claimed the output; the rest can be removed later.
     """
     storage = open_storage(uri)
     with storage_failures(storage):
-        _check_is_ours(storage, uri)
+        _require_job(storage, uri)
         driver = _driver_at_work(storage)
         if driver is not None:
             remains = find_remains(storage, before_epoch=driver.epoch)
@@ -98,7 +94,7 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
         remains = find_remains(storage, before_epoch=epoch.number)
         finished = _finish(epoch, remains)
         if finished:
-            # A swap has removed some of it by itself, and may have left more.
+            # The swap may have removed some orphans and created others.
             remains = find_remains(storage, before_epoch=epoch.number)
         for orphan in remains.orphans:
             _remove(epoch, orphan)
@@ -107,13 +103,14 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
         return Collected(uri, remains.orphans, True, finished, remains.irregular, None)
 
 
-def _check_is_ours(storage: Storage, uri: str) -> None:
+def _require_job(storage: Storage, uri: str) -> None:
     if not storage.exists(JOB) and not storage.exists(MANIFEST_NAME):
         found = storage.children()
         if "job/" not in found:
             raise no_manifest(uri, exists=bool(found), labelling=False)
         raise UserError(
-            f"{uri}/{JOB} is missing, and without it nobody knows what is needed. Try `{phf('repair', uri)}`."
+            f"{uri}/{JOB} is missing; without it, needed files cannot be told from others. "
+            f"Run `{phf('repair', uri)}` first."
         )
 
 
@@ -136,7 +133,7 @@ def _unfinished(remains: Remains) -> list[str]:
 
 
 def _finish(epoch: Epoch, remains: Remains) -> list[str]:
-    """Do what a dead driver had committed to do, as the next one would."""
+    """Finish what a dead driver had committed, as the next driver would."""
     finished = []
     for part in remains.unmoved:
         epoch.check()
@@ -146,14 +143,14 @@ def _finish(epoch: Epoch, remains: Remains) -> list[str]:
         try:
             finish_seal(epoch)
         except IncompleteError:
-            return finished  # it is damaged, and what is there of it was kept
+            return finished  # the generation is damaged; its existing files are kept
         finished.append(MANIFEST_NAME)
     return finished
 
 
 def _remove_staged(storage: Storage, orphan: Orphan) -> None:
     for path in list(files_of(storage, orphan)):
-        # A driver that was overtaken in this very moment may have committed it since it was found.
+        # A driver that was just overtaken may have committed the part since the search.
         if committed_part(storage, path) is None:
             storage.delete(path)
     storage.delete_empty(orphan.path)
@@ -169,7 +166,7 @@ def _remove(epoch: Epoch, orphan: Orphan) -> None:
         storage.delete(orphan.path)
         return
     for path in list(files_of(storage, orphan)):
-        # A run that has begun since it was found may write the very same file, and need it: it is put aside first.
+        # A run that has begun since the search may have written this very file: move it aside, check, then delete.
         epoch.check()
         aside = f"{epoch.staging}/removed/{path}"
         storage.move(path, aside)

@@ -1,4 +1,4 @@
-"""What lies in the output of a labelling job that no committed thing needs any more."""
+"""Find the files in the output of a labelling job that nothing committed needs any more."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +24,13 @@ from pipeline.storage.base import FileInfo, Storage
 from scorers.errors import UserError
 from scorers.shell import phf
 
-# A writer of our own needs moments. What is older than this was left by one that died.
+# Writing a file takes moments; an unfinished file older than this was left by a process that died.
 _UNFINISHED_S = 3600.0
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """A file, or a folder with all that is in it (its path ends in `/`), and why nobody needs it; size in bytes."""
+    """An unneeded file, or folder with all its content (its path ends in `/`), and the reason; size in bytes."""
 
     path: str
     files: int
@@ -40,13 +40,13 @@ class Orphan:
 
 @dataclass
 class Remains:
-    """What was found.
+    """The result of a search.
 
     Attributes:
-        orphans: what may be removed.
-        irregular: paths of what is neither file nor folder, such as a link, and what to do about it.
+        orphans: files that may be removed.
+        irregular: paths that are neither file nor folder, such as links, and what to do about them.
         unmoved: parts of committed units that are still staged.
-        unswapped: whether a generation is committed that is not the current one yet.
+        unswapped: whether a committed generation has not been swapped in yet.
         kept: files below `staging/` that something committed needs.
     """
 
@@ -58,17 +58,17 @@ class Remains:
 
 
 def find_remains(storage: Storage, *, before_epoch: int | None = None) -> Remains:
-    """Look through the whole output, changing nothing.
+    """Search the whole output without changing it.
 
-    Where a unit's record is damaged, what it might have named is kept; one that names files elsewhere is refused.
+    If the record of a unit is damaged, all files that it might name are kept.
 
     Args:
         storage: the output.
-        before_epoch: of the staging folders, look only at those of older epochs.
+        before_epoch: search only the staging folders of older epochs.
 
     Raises:
-        DamagedError: the record of the newest generation is damaged, and nobody knows what it needs; or the record of
-            a unit names a file outside of the output.
+        DamagedError: the record of the newest generation is damaged, so that the files it needs are unknown; or the
+            record of a unit names a file outside the output.
         OSError: the storage fails.
     """
     return _Search(storage, before_epoch).run()
@@ -89,14 +89,14 @@ class _Search:
             self._search_layer(UnitStore(self._storage, layer), job, sealed)
         unnamed = self._unnamed_plan_files()
         if not (unnamed and self._beyond):
-            # Both together are what is left of an extension whose plan was lost, which `phf repair` may bring back.
+            # Both together remain of an extension whose plan was lost; `phf repair` may restore it.
             for info in unnamed:
                 self._add([info], "no plan names it")
             for info in self._beyond:
                 self._add([info], "belongs to no unit of the plan")
         self._search_staging()
         for info in self._storage.unfinished(_UNFINISHED_S):
-            self._add([info], "left by a process that died while it wrote")
+            self._add([info], "left by a process that died while writing")
         self._found.irregular = list(self._storage.irregular())
         return self._found
 
@@ -107,14 +107,14 @@ class _Search:
             return None
 
     def _sealed(self) -> Manifest | None:
-        """The manifest of the current generation; finds what belongs to others."""
+        """Return the manifest of the current generation; find the files of other generations."""
         committed = generations(self._storage)
         current = self._current()
         record = read_generation(self._storage, committed[-1]) if committed else None
         if record is not None and current != record.manifest:
             self._found.unswapped = True
             self._keep_generation(record)
-            # What the swap itself deletes is its own affair, and readers may still be at it.
+            # Spare what the swap itself will delete; readers may still use it.
             known = [record.manifest] + ([current] if current is not None else [])
             self._search_generations(known, spared=set(committed) - {each.generation for each in known})
             return record.manifest
@@ -136,7 +136,7 @@ class _Search:
         self._found.kept |= {f"{record.staged}/{file.path}" for file in listed_files(record.manifest)}
 
     def _search_generations(self, known: Sequence[Manifest], spared: Collection[int]) -> None:
-        """Find what lies below `data/` and `ledger/` beside known generations and those to be spared."""
+        """Find files below `data/` and `ledger/` that belong neither to the known nor to the spared generations."""
         listed = {file.path for manifest in known for file in listed_files(manifest)}
         folders = {place(generation) for generation in spared for place in (data_folder, ledger_folder)}
         for folder in ("data", "ledger"):
@@ -167,7 +167,7 @@ class _Search:
             for name in self._storage.children(store.folder)
             if name[:5].isdecimal() and name[5:] in {"/", ".parquet"}
         }
-        # What is sealed belongs to the plan, whatever is left of that.
+        # Sealed units belong to the plan, even if parts of the plan are lost.
         units = None if job is None else max(len(job.plan.units), sealed.ledger.units if sealed is not None else 0)
         for folder in sorted(folders):
             survey = survey_folder(store, folder)
@@ -175,8 +175,8 @@ class _Search:
                 if isinstance(what, LeadsOut):
                     uri = self._storage.uri
                     raise DamagedError(
-                        f"{uri}/{store.record_path(number)} {what}. Nothing is removed on the word of such a record. "
-                        f"`{phf('repair', uri)}` has the unit labelled again."
+                        f"{uri}/{store.record_path(number)} {what}. Nothing was removed. "
+                        f"Run `{phf('repair', uri)}` to label the unit again."
                     )
             self._find_unmoved(survey)
             prefix = f"{store.folder}/{folder:05d}/"
@@ -187,7 +187,7 @@ class _Search:
                 if unit is not None and units is not None and unit >= units and is_committed:
                     self._beyond.append(FileInfo(prefix + name, size))
                 elif prefix + name not in named and unit is not None and name.endswith(".parquet"):
-                    # Of a unit whose record is damaged or lost the parts are kept: damaged as the job is, not litter.
+                    # Keep the parts of a unit whose record is damaged or lost: `phf repair` may need them.
                     is_known = job is None or store.layer <= len(job.layers) + 1 or bool(survey.records)
                     is_lost = is_known and sealed is not None and unit < sealed.ledger.units
                     if unit not in survey.unknown and (unit in survey.records or not is_lost):
@@ -203,7 +203,7 @@ class _Search:
         self._found.kept |= {path for path in self._staged if path.rpartition("/")[2][:8] in names}
 
     def _is_needed(self, part: PartFile) -> bool:
-        """Whether the staged part is the one that the record names, and the one in its place is not."""
+        """Whether the staged part matches the record, and the file in its place does not."""
         staged = part.model_copy(update={"path": part.staged})
         return (
             compare_bytes(self._storage, part, "", lambda _: None) is not None
@@ -241,7 +241,7 @@ class _Search:
 
 
 def files_of(storage: Storage, orphan: Orphan) -> Iterator[str]:
-    """Paths of the files that an orphan stands for."""
+    """Yield the paths of the files of an orphan."""
     if orphan.path.endswith("/"):
         yield from (info.path for info in storage.list(orphan.path))
     else:

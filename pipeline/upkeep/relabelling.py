@@ -1,4 +1,4 @@
-"""Label single units of a layer again, by the code that labelled them, and put what comes of it in their place."""
+"""Label single units of a layer again, with the code of the labelling job, and replace their parts and records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,22 +19,22 @@ from pipeline.labelling.run import Run, RunContext
 from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage.checked_json import to_checked
 from pipeline.storage.failpoints import failpoint
-from pipeline.upkeep.mend_job import check_input, check_input_bytes
-from pipeline.upkeep.mending import Mending, Step
+from pipeline.upkeep.repair_job import check_input, check_input_bytes
+from pipeline.upkeep.repairs import Repairs, Step
 from scorers import sentences
 from scorers.errors import StoppedError, UserError
 
 Lost = Mapping[int, tuple[UnitRecord | None, Sequence[str]]]
-"""By unit: its record, or None where that is lost; and the groups whose parts are damaged, none for all."""
+"""By unit: its record, or None if that is lost; and the groups whose parts are damaged, empty for all."""
 
 
 @dataclass
 class Outcome:
-    """What relabelling has come to.
+    """The result of relabelling.
 
     Attributes:
-        replaced: units whose record is another one now.
-        other_rows: those of them with other records in quarantine than before.
+        replaced: units whose record was replaced by a different one.
+        other_rows: those among them whose quarantine, and so whose rows, changed.
     """
 
     replaced: set[int] = field(default_factory=set)
@@ -42,14 +42,14 @@ class Outcome:
 
 
 def relabel(
-    mending: Mending,
+    repairs: Repairs,
     job: StoredJob,
     layer: int,
     lost: Lost,
     execution: LabelExecution,
     reporter: Reporter,
 ) -> Outcome:
-    """Label units of one layer again, those groups alone whose parts are damaged; what cannot be is left, with why.
+    """Label units of one layer again, only the groups with damaged parts; record in `repairs` what is impossible.
 
     Raises:
         StoppedError: stopped by a signal or a newer driver.
@@ -62,33 +62,33 @@ def relabel(
         groups = resolve_layer(job, layer, execution).groups
     except UserError as error:
         for unit, (_, damaged) in lost.items():
-            _leave(mending, store, unit, damaged, error)
+            _leave(repairs, store, unit, damaged, error)
         return outcome
     passes: dict[tuple[str, ...], dict[int, UnitRecord | None]] = {}
     for unit, (record, damaged) in lost.items():
         refused = _refused(job.plan, job.plan.units[unit]) if layer == 1 else None
         if refused is not None:
-            _leave(mending, store, unit, damaged, refused)
+            _leave(repairs, store, unit, damaged, refused)
             continue
         alike = record is not None and damaged and [part.group for part in record.parts] == list(groups)
         passes.setdefault(tuple(group for group in groups if group in damaged or not alike), {})[unit] = record
-    if mending.epoch is None:
+    if repairs.epoch is None:
         for units in passes.values():
-            mending.done += [_step(store, unit, lost[unit]) for unit in units]
+            repairs.done += [_step(store, unit, lost[unit]) for unit in units]
         return outcome
     while passes:
         names, units = passes.popitem()
-        replacer = Replacer(mending.epoch, store, job.plan, units, whole=len(names) == len(groups))
+        replacer = Replacer(repairs.epoch, store, job.plan, units, whole=len(names) == len(groups))
         try:
-            Run(job, execution, mending.epoch, RunContext(reporter)).relabel(
+            Run(job, execution, repairs.epoch, RunContext(reporter)).relabel(
                 layer, replacer, {name: groups[name] for name in names}
             )
         except StoppedError:
             raise
         except UserError as error:
             for unit in set(units) - replacer.finished - replacer.whole_again:
-                _leave(mending, store, unit, lost[unit][1], error)
-        mending.done += [_step(store, unit, lost[unit]) for unit in sorted(replacer.finished)]
+                _leave(repairs, store, unit, lost[unit][1], error)
+        repairs.done += [_step(store, unit, lost[unit]) for unit in sorted(replacer.finished)]
         outcome.replaced |= replacer.replaced
         outcome.other_rows |= replacer.other_rows
         if replacer.whole_again:
@@ -97,20 +97,20 @@ def relabel(
 
 
 class Replacer(Committer):
-    """Puts what was labelled again in its place: the part, if it has the hash of old; otherwise record and parts.
+    """Commits relabelled units: moves the parts into place if their hashes are unchanged, else replaces the record.
 
     Args:
-        epoch: of the repair.
+        epoch: the epoch of the repair.
         store: the layer.
-        plan: of the job.
-        wanted: records of the units to be labelled again, None where there is none any more.
+        plan: the plan of the job.
+        wanted: the units to be labelled again, with their records; None if a record is lost.
         whole: whether all groups of the units are labelled again.
 
     Attributes:
-        finished: units that are mended.
-        replaced: those of them whose record is another one now.
-        other_rows: those of them with other records in quarantine than before.
-        whole_again: units whose other groups have to be labelled again too, as their parts are not what they were.
+        finished: units that are repaired.
+        replaced: those among them whose record was replaced by a different one.
+        other_rows: those among them whose quarantine, and so whose rows, changed.
+        whole_again: units whose other groups must be labelled again too, because the new parts differ from the old.
     """
 
     def __init__(
@@ -127,13 +127,18 @@ class Replacer(Committer):
         self._unchanged: set[int] = set()
 
     def recover(self, units: int, groups: Sequence[str]) -> NDArray[np.bool_]:
-        """All but the wanted units count as committed; nothing else is touched."""
+        """Mark all units except the wanted ones as committed, without recovering anything."""
         committed = np.ones(units, dtype=np.bool_)
         committed[list(self._wanted)] = False
         return committed
 
     def commit(self, unit: Unit, parts: Sequence[PartResult]) -> UnitRecord:
-        """See the class; raises what `Committer.commit` does, and UserError where an input has changed."""
+        """Commit a relabelled unit, as the class says.
+
+        Raises:
+            UserError: an input has changed.
+            Others: see `Committer.commit`.
+        """
         for part in parts:
             self._check_staged(part)
         self.epoch.check()
@@ -169,7 +174,7 @@ class Replacer(Committer):
         return new
 
     def _check_inputs(self, unit: Unit) -> None:
-        """Another type of CPU may give other scores; another input must not pass for that."""
+        """Require unchanged inputs: different scores may come from another type of CPU, but not from other inputs."""
         for number in {part.source for part in unit.slices} - self._unchanged:
             check_input_bytes(self._plan.sources[number], self._plan.entries[number])
             self._unchanged.add(number)
@@ -190,12 +195,12 @@ def _check_code(job: StoredJob, layer: int, execution: LabelExecution) -> None:
     if job.record.sentences != now:
         raise UserError(
             f"the sentence splitter is not the one that {job.storage.uri} was labelled with: its fingerprint was "
-            f"{job.record.sentences}, now {now}: spaCy changed"
+            f"{job.record.sentences}, now it is {now}, because spaCy has changed"
         )
 
 
 def _refused(plan: Plan, unit: Unit) -> UserError | None:
-    """Why a unit cannot be read again, cheaply."""
+    """The error if an input of a unit is missing or has another size, else None."""
     for part in unit.slices:
         try:
             check_input(plan.sources[part.source], plan.entries[part.source])
@@ -204,9 +209,9 @@ def _refused(plan: Plan, unit: Unit) -> UserError | None:
     return None
 
 
-def _leave(mending: Mending, store: UnitStore, unit: int, damaged: Sequence[str], why: UserError) -> None:
+def _leave(repairs: Repairs, store: UnitStore, unit: int, damaged: Sequence[str], why: UserError) -> None:
     for path in [store.part_path(unit, group) for group in damaged] or [store.record_path(unit)]:
-        mending.leave(path, str(why))
+        repairs.leave(path, str(why))
 
 
 def _step(store: UnitStore, unit: int, lost: tuple[UnitRecord | None, Sequence[str]]) -> Step:

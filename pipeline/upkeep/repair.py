@@ -1,9 +1,9 @@
-"""`phf repair`: find what is damaged, and mend it with the least work.
+"""`phf repair`: find damage and repair it with the least work.
 
-What is written from something else is written from it again: the manifest and the card from the record of their
-generation, that and shards and ledger from the scored units, segments from commit records and those from segments, the
-plan from the inputs. Scores alone come from nothing else: a unit of which a part is damaged is labelled again, and no
-other. Whatever step it dies at, the same command goes on.
+Derived files are derived again: the manifest and the card from the record of their generation; that record, the shards
+and the ledger from the scored units; segments from commit records and vice versa; the plan from the inputs. Only scores
+cannot be derived: a unit with a damaged part is labelled again. A repair that was interrupted at any step is resumed by
+the same command.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ from pipeline.sealing.generations import generations
 from pipeline.storage.base import Storage
 from pipeline.storage.failures import storage_failures
 from pipeline.storage.open import open_storage
-from pipeline.upkeep.mend_job import mend_job
-from pipeline.upkeep.mend_sealed import mend_dataset
-from pipeline.upkeep.mend_units import mend_units
-from pipeline.upkeep.mending import Mending, Step
+from pipeline.upkeep.repair_job import repair_job
+from pipeline.upkeep.repair_sealed import repair_dataset
+from pipeline.upkeep.repair_units import repair_units
+from pipeline.upkeep.repairs import Repairs, Step
 from scorers.errors import UserError
 from scorers.shell import phf
 from scorers.stopping import stoppable
@@ -36,16 +36,16 @@ from scorers.stopping import stoppable
 
 @dataclass(frozen=True)
 class Repaired:
-    """What a repair has come to.
+    """The result of a repair.
 
     Attributes:
         uri: the dataset.
-        problems: that were found at first.
-        done: what was done about them, or would be, with `dry_run`.
-        left: what is wrong afterwards, or, with `dry_run`, would be.
+        problems: the problems found at the start.
+        done: the steps taken, or that would be taken without `dry_run`.
+        left: the problems that remain, or would remain.
         dry_run: whether nothing was changed.
-        generation: of the dataset afterwards; None where it is not sealed.
-        unfinished: what was begun and is not done, which another command goes on with.
+        generation: the generation of the dataset afterwards; None if it is not sealed.
+        unfinished: the unfinished steps, which other commands resume.
     """
 
     uri: str
@@ -58,11 +58,11 @@ class Repaired:
 
     @property
     def ok(self) -> bool:
-        """Whether everything is whole now, or would be."""
+        """Whether no problem remains, or would remain."""
         return not self.left
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Convert to JSON values."""
         return {
             "dataset": self.uri,
             "ok": self.ok,
@@ -76,18 +76,18 @@ class Repaired:
 
 
 def repair(uri: str, execution: LabelExecution, reporter: Reporter, *, dry_run: bool = False) -> Repaired:
-    """Mend a dataset, sealed or still being labelled, where its job lies beside it. Call it in the main thread.
+    """Repair a dataset that has its job, sealed or still being labelled. Call it in the main thread.
 
     Args:
         uri: the output of `phf label`.
-        execution: how to run what must be labelled again.
-        reporter: is told what is going on.
-        dry_run: find out and change nothing.
+        execution: how to run units that must be labelled again.
+        reporter: shows the progress.
+        dry_run: only report what would be done.
 
     Raises:
         UserError: there is no dataset or job, or it cannot be read.
         IncompleteError: a disk or store failed.
-        StoppedError: stopped by a signal or a newer driver; the same command goes on.
+        StoppedError: stopped by a signal or a newer driver; the same command resumes.
     """
     storage = open_storage(uri)
     with stoppable(NOTHING_LOST), storage_failures(storage):
@@ -96,57 +96,57 @@ def repair(uri: str, execution: LabelExecution, reporter: Reporter, *, dry_run: 
         examined = check()
         problems = examined.report.problems
         if not problems:
-            return _result(storage, uri, problems, Mending(storage, None), [], dry_run=dry_run)
+            return _result(storage, uri, problems, Repairs(storage, None), [], dry_run=dry_run)
         if not has_units:
-            storage.refuse_links()  # one is listed as nothing
+            storage.refuse_links()  # a folder that is a link would be missing from `children`
             raise UserError(
-                f"{uri} is damaged, and a copy without its scored units (units/, job/), from which it could be mended. "
+                f"{uri} is damaged, and it is a copy without the scored units (units/, job/) that a repair needs. "
                 "Copy it again from where it was labelled."
             )
-        mending = Mending(storage, None if dry_run else Epoch.claim(storage))
+        repairs = Repairs(storage, None if dry_run else Epoch.claim(storage))
         if examined.job is not None and examined.job.damaged:
-            mend_job(mending, examined.job, examined.report.manifest, reporter)
-            if not dry_run and not mending.left:
-                # Only with the job it is known which units there must be.
+            repair_job(repairs, examined.job, examined.report.manifest, reporter)
+            if not dry_run and not repairs.left:
+                # Which units must exist is known only from the job.
                 examined = check()
-        if dry_run and examined.job is not None and examined.job.damaged and not mending.left:
-            told = {step.path for step in mending.done}
-            later = [each for each in problems if each.path not in told and not each.stray]
-            mending.done += [Step(each.path, "mended once the job is; only then it is known how") for each in later]
+        if dry_run and examined.job is not None and examined.job.damaged and not repairs.left:
+            listed = {step.path for step in repairs.done}
+            later = [each for each in problems if each.path not in listed and not each.stray]
+            repairs.done += [Step(each.path, "repaired once the job is; how is known only then") for each in later]
         else:
             job = load_job(storage) if examined.job is not None and not examined.job.damaged else None
-            _mend(mending, job, examined, execution, reporter)
-        if mending.epoch is not None:
-            storage.delete_folder(mending.epoch.staging)
-        told = {each.path for each in mending.left}
+            _repair(repairs, job, examined, execution, reporter)
+        if repairs.epoch is not None:
+            storage.delete_folder(repairs.epoch.staging)
+        listed = {each.path for each in repairs.left}
         now = [each for each in problems if each.stray] if dry_run else check().report.problems
-        left = mending.left + [_told(uri, each) for each in now if each.path not in told]
+        left = repairs.left + [_with_remedy(uri, each) for each in now if each.path not in listed]
         if not examined.sealed:
-            # What of an uncommitted unit lies about is no damage as long as nothing is sealed.
+            # Before sealing, files of uncommitted units are not problems.
             left = [each for each in left if not each.stray]
-        return _result(storage, uri, problems, mending, left, dry_run=dry_run)
+        return _result(storage, uri, problems, repairs, left, dry_run=dry_run)
 
 
-def _mend(
-    mending: Mending,
+def _repair(
+    repairs: Repairs,
     job: StoredJob | None,
     examined: Examination,
     execution: LabelExecution,
     reporter: Reporter,
 ) -> None:
     damage = examined.units or UnitDamage()
-    replaced = mend_units(mending, job, damage, execution, reporter)
-    mend_dataset(
-        mending,
+    replaced = repair_units(repairs, job, damage, execution, reporter)
+    repair_dataset(
+        repairs,
         job,
         examined,
         replaced=replaced,
-        whole=not mending.left,
+        whole=not repairs.left,
         progress=lambda what, done, total: reporter.measure(what.capitalize(), done, total),
     )
 
 
-def _told(uri: str, problem: Problem) -> Problem:
+def _with_remedy(uri: str, problem: Problem) -> Problem:
     remedy = f"; `{phf('gc', uri, '--delete')}` removes it" if problem.stray else ""
     return replace(problem, what=problem.what + remedy)
 
@@ -155,10 +155,10 @@ def _result(
     storage: Storage,
     uri: str,
     problems: Sequence[Problem],
-    mending: Mending,
+    repairs: Repairs,
     left: Sequence[Problem],
     *,
     dry_run: bool,
 ) -> Repaired:
     newest = max(generations(storage), default=None)
-    return Repaired(uri, problems, mending.done, left, dry_run, newest, unfinished(storage))
+    return Repaired(uri, problems, repairs.done, left, dry_run, newest, unfinished(storage))

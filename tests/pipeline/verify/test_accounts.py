@@ -27,7 +27,8 @@ def test_rows_that_moved_between_units_are_named(dataset):
     reforge(dataset, UNITS, change)
     found = "\n".join(problems(dataset))
     assert (
-        "ledger: the rows of 2 units have another number of sentences than it says; the first is unit 00000000" in found
+        "ledger: the rows of 2 units have a different number of sentences than it says; the first is unit 00000000"
+        in found
     )
 
 

@@ -97,4 +97,4 @@ def test_swapped_shards_are_named(dataset):
     other.write_bytes(content)
     found = "\n".join(problems(dataset))
     assert f"{SHARD}: has " in found
-    assert "part-00001.parquet: the record is out of the order of the inputs" in found
+    assert "part-00001.parquet: the record is not in the order of the inputs" in found

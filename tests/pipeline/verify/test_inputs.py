@@ -120,7 +120,7 @@ def test_what_hides_from_every_other_check_is_named(labelled, change, name):
     position = (
         open_dataset("out").manifest.shards[0] and next(open_dataset("out").read_batches())["position"][2].as_py()
     )
-    what = f"data: `{name}` is not what the input holds (1 row, the first is corpus/a.jsonl#{position})"
+    what = f"data: `{name}` differs from the input (1 row, the first is corpus/a.jsonl#{position})"
     assert problems() == [what]
 
 

@@ -37,7 +37,7 @@ def no_ends(rows):
 )
 def test_ends_that_lose_or_repeat_text_are_named(dataset, change):
     reforge(dataset, change=change)
-    what = "`ends` do not cut `text` into sentences without rest (1 row, the first is corpus.jsonl#3)"
+    what = "`ends` do not partition `text` into sentences (1 row, the first is corpus.jsonl#3)"
     assert f"{SHARD}: {what}" in problems(dataset)
 
 
@@ -55,7 +55,7 @@ def test_a_text_of_other_bytes_is_named_by_its_unit(dataset):
 
     reforge(dataset, change=change)
     (found,) = problems(dataset)
-    assert found.startswith("ledger: the rows of 1 unit have another number of bytes_text than it says")
+    assert found.startswith("ledger: the rows of 1 unit have a different number of bytes_text than it says")
     assert "unit 00000000" in found
 
 
@@ -106,19 +106,21 @@ def test_a_missing_score_is_named(dataset):
         rows[5]["toxicity_aligned"] = rows[5]["toxicity_aligned"][1:]
 
     reforge(dataset, change=change)
-    assert f"{SHARD}: `toxicity` has not one score a sentence (1 row, the first is corpus.jsonl#5)" in problems(dataset)
+    assert f"{SHARD}: `toxicity` does not have one score per sentence (1 row, the first is corpus.jsonl#5)" in problems(
+        dataset
+    )
 
 
 def test_a_repeated_row_is_named(dataset):
     reforge(dataset, change=lambda rows: rows.insert(2, dict(rows[1])))
     found = problems(dataset)
-    assert f"{SHARD}: the record stands twice (1 row, the first is corpus.jsonl#1)" in found
+    assert f"{SHARD}: the record occurs twice (1 row, the first is corpus.jsonl#1)" in found
     assert any(each.startswith(f"{SHARD}: has ") and " rows, not " in each for each in found)
 
 
 def test_a_row_that_is_repeated_later_or_moved_is_named(dataset):
     reforge(dataset, change=lambda rows: rows.append(dict(rows[1])))
-    what = "the record is out of the order of the inputs, or stands twice (1 row, the first is corpus.jsonl#1)"
+    what = "the record is not in the order of the inputs, or occurs twice (1 row, the first is corpus.jsonl#1)"
     assert f"{SHARD}: {what}" in problems(dataset)
 
 

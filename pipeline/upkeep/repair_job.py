@@ -1,7 +1,4 @@
-"""Mend what says what a job is, from what else says it: the sealed manifest, and the inputs themselves.
-
-Are the inputs still there, and are they what they were?
-"""
+"""Repair the files that define a job, from the sealed manifest and the inputs; check that inputs are unchanged."""
 
 import hashlib
 from dataclasses import replace
@@ -21,32 +18,32 @@ from pipeline.job.units import UnitStore
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.prepare import read_inputs
 from pipeline.storage.checked_json import from_checked, to_checked
-from pipeline.upkeep.mending import Mending
+from pipeline.upkeep.repairs import Repairs
 from scorers import sentences
 from scorers.errors import UserError
 
 
 def check_input(source: Source, entry: SourceEntry) -> None:
-    """Cheaply: it is there, with its size.
+    """Check cheaply that an input exists with its original size.
 
     Raises:
-        UserError: it is gone, cannot be read, or has another size.
+        UserError: it is missing, cannot be read, or has another size.
     """
     try:
         with SourceFile(source) as file:
             size = file.size
     except UserError as error:
-        place = " Run the command in the folder in which `phf label` was run." if "://" not in source.uri else ""
+        place = " Run the command in the folder where `phf label` was run." if "://" not in source.uri else ""
         raise UserError(f"{error}{place}") from None
     if size != entry.size:
         raise _changed(source)
 
 
 def check_input_bytes(source: Source, entry: SourceEntry) -> None:
-    """Its content is what it was when the job was planned; reads all of it.
+    """Check that the content of an input is what it was when the job was planned; reads all of it.
 
     Raises:
-        UserError: it is not, or cannot be read.
+        UserError: it has changed, or cannot be read.
     """
     found = hashlib.sha256()
     try:
@@ -61,105 +58,105 @@ def check_input_bytes(source: Source, entry: SourceEntry) -> None:
 def _changed(source: Source) -> UserError:
     return UserError(
         f"The input {source.uri} has changed since it was labelled. Put the file back as it was, or label the corpus "
-        "anew into another output."
+        "into another output."
     )
 
 
 _MOST_ROWS = 200
-_FROM_MANIFEST = "written anew from the manifest"
+_FROM_MANIFEST = "rewritten from the manifest"
 
 
-def mend_job(mending: Mending, check: JobCheck, manifest: Manifest | None, reporter: Reporter) -> None:
-    """Mend the files below `job/`, or say why not.
+def repair_job(repairs: Repairs, check: JobCheck, manifest: Manifest | None, reporter: Reporter) -> None:
+    """Repair the files below `job/`, or record why that is impossible.
 
     Raises:
         StoppedError: a newer run has claimed the output.
         OSError: the storage fails.
     """
     damaged = [JOB] * check.config + [layer_path(layer) for layer in check.layers]
-    columns = _lost_columns(mending, check, manifest) if manifest is not None and len(damaged) == 1 else {}
+    columns = _lost_columns(repairs, check, manifest) if manifest is not None and len(damaged) == 1 else {}
     if damaged and not columns:
         for path in damaged:
-            mending.leave(path, "nothing else says what was in it; restore it from a copy")
+            repairs.leave(path, "its content cannot be recovered from other files; restore it from a copy")
     if check.config and (manifest is None or not columns):
         for number in check.plans:
-            mending.leave(plan_path(number), f"the plan follows from {JOB}, which cannot be mended")
+            repairs.leave(plan_path(number), f"the plan depends on {JOB}, which cannot be repaired")
         return
     try:
-        known = None if manifest is None else stored_config(manifest.config, mending.storage.uri)
+        known = None if manifest is None else stored_config(manifest.config, repairs.storage.uri)
         config = (
-            known if check.config and known is not None else stored_config(_job(mending).config, mending.storage.uri)
+            known if check.config and known is not None else stored_config(_job(repairs).config, repairs.storage.uri)
         )
         if known is not None and (lacking := columns.keys() - known.scorers.keys()):
-            raise ValueError(f"scorers: {min(lacking)} is not there")
+            raise ValueError(f"scorers: {min(lacking)} is missing")
     except ValueError as error:
         for path in damaged or [plan_path(number) for number in check.plans]:
-            mending.leave(path, f"the configuration of the job is none ({error}); restore it from a copy")
+            repairs.leave(path, f"the configuration of the job is invalid ({error}); restore it from a copy")
         return
-    plans = _Plans(mending, config, manifest, reporter)
+    plans = _Plans(repairs, config, manifest, reporter)
     for number in sorted(check.plans):
-        plans.mend(number, check.plans[number])
+        plans.repair(number, check.plans[number])
     if manifest is None or not columns:
         return
     thresholds = {column: str(each) for column, each in manifest.config["thresholds"].items() if column in columns}
     if check.config:
-        _mend_config(mending, check, manifest, columns, thresholds)
+        _repair_config(repairs, check, manifest, columns, thresholds)
     for layer in check.layers:
         record = to_checked(LayerRecord(scorers=columns, thresholds=thresholds), indent=2)
-        mending.do(layer_path(layer), _FROM_MANIFEST, partial(mending.storage.put, layer_path(layer), record))
+        repairs.do(layer_path(layer), _FROM_MANIFEST, partial(repairs.storage.put, layer_path(layer), record))
 
 
-def _job(mending: Mending) -> JobRecord:
-    return from_checked(JobRecord, mending.storage.read(JOB))
+def _job(repairs: Repairs) -> JobRecord:
+    return from_checked(JobRecord, repairs.storage.read(JOB))
 
 
-def _lost_columns(mending: Mending, check: JobCheck, manifest: Manifest) -> dict[str, ScorerEntry]:
-    """The columns of the one layer whose record is damaged: those of the manifest that no other layer fills."""
-    known = set() if check.config else set(_job(mending).scorers)
+def _lost_columns(repairs: Repairs, check: JobCheck, manifest: Manifest) -> dict[str, ScorerEntry]:
+    """The columns of the only layer with a damaged record: those of the manifest that no other layer fills."""
+    known = set() if check.config else set(_job(repairs).scorers)
     for layer in range(2, check.layer_count + 1):
         if layer not in check.layers:
-            known |= set(from_checked(LayerRecord, mending.storage.read(layer_path(layer))).scorers)
+            known |= set(from_checked(LayerRecord, repairs.storage.read(layer_path(layer))).scorers)
     return {column: entry for column, entry in manifest.scorers.items() if column not in known}
 
 
-def _mend_config(
-    mending: Mending,
+def _repair_config(
+    repairs: Repairs,
     check: JobCheck,
     manifest: Manifest,
     columns: dict[str, ScorerEntry],
     thresholds: dict[str, str],
 ) -> None:
-    storage = mending.storage
+    storage = repairs.storage
     inputs = manifest.config["inputs"]
     if 1 not in check.plans:
         named, plan = read_part(storage, plan_path(1))
         inputs = named.inputs
-        if not _splits_alike(mending, plan):
-            mending.leave(
+        if not _splits_alike(repairs, plan):
+            repairs.leave(
                 JOB,
-                "the sentences of its rows do not end where the splitter that is installed here ends them; install the "
-                f"spaCy that {manifest.created_by} was run with",
+                "the sentence splitter installed here ends sentences elsewhere than the labelled rows do; install the "
+                f"version of spaCy that {manifest.created_by} was run with",
             )
             return
-    elif mending.epoch is not None:
-        mending.leave(JOB, "the plan cannot be mended")
+    elif repairs.epoch is not None:
+        repairs.leave(JOB, "the plan cannot be repaired")
         return
     scorers = {column: manifest.config["scorers"][column] for column in columns}
     changed = {"inputs": inputs, "scorers": scorers, "thresholds": thresholds}
     record = JobRecord(config=manifest.config | changed, scorers=columns, sentences=sentences.fingerprint())
-    mending.do(JOB, _FROM_MANIFEST, partial(storage.put, JOB, to_checked(record, indent=2)))
+    repairs.do(JOB, _FROM_MANIFEST, partial(storage.put, JOB, to_checked(record, indent=2)))
 
 
-def _splits_alike(mending: Mending, plan: Plan) -> bool:
-    """Whether the splitter that is here ends the sentences of the first rows where they end in the units."""
+def _splits_alike(repairs: Repairs, plan: Plan) -> bool:
+    """Whether the installed splitter reproduces the sentence ends of the first rows of the units."""
     kinds = {source.uri: source.kind for source in plan.sources}
-    store = UnitStore(mending.storage)
+    store = UnitStore(repairs.storage)
     seen = 0
     for unit in range(len(plan.units)):
         try:
-            rows = read_rows(mending.storage, store.read(unit), [])
+            rows = read_rows(repairs.storage, store.read(unit), [])
         except (OSError, UserError):
-            continue  # damaged too
+            continue  # this unit is damaged too
         for row in rows.select(["source", "text", "ends"]).slice(0, _MOST_ROWS - seen).to_pylist():
             if sentences.split(row["text"], kinds[row["source"]]).tolist() != row["ends"]:
                 return False
@@ -170,69 +167,69 @@ def _splits_alike(mending: Mending, plan: Plan) -> bool:
 
 
 class _Plans:
-    """Makes parts of a plan anew. A part is right if its files have the hashes, or the names, that they had before."""
+    """Plans parts of a plan again. A part is correct if its files have their former hashes or names."""
 
-    def __init__(self, mending: Mending, config: LabelConfig, manifest: Manifest | None, reporter: Reporter) -> None:
-        self._mending = mending
+    def __init__(self, repairs: Repairs, config: LabelConfig, manifest: Manifest | None, reporter: Reporter) -> None:
+        self._repairs = repairs
         self._config = config
         self._manifest = manifest
         self._reporter = reporter
 
-    def mend(self, number: int, known: PlanFile | None) -> None:
-        """Mend a part of which `known` names the files; None where that file itself is damaged or lost."""
+    def repair(self, number: int, known: PlanFile | None) -> None:
+        """Repair a part whose files `known` names; None if that file itself is damaged or lost."""
         path = plan_path(number)
         try:
             inputs = self._config.inputs if known is None else known.inputs
             plan = self._plan_again(number, inputs)
         except UserError as error:
-            self._mending.leave(path, str(error))
+            self._repairs.leave(path, str(error))
             return
         named, files = encode_plan(inputs, plan)
         if known is None:
-            if not (self._lie_there(named) or self._is_sealed(number, plan)):
-                self._mending.leave(path, "the inputs are not, or cannot be shown to be, those that were planned")
+            if not (self._exist(named) or self._is_sealed(number, plan)):
+                self._repairs.leave(path, "the inputs cannot be shown to be those that were planned")
                 return
             self._write(path, to_checked(named, indent=2))
         elif (named.sources, named.units) != (known.sources, known.units):
-            self._mending.leave(path, "the inputs are not those that were planned; put them back as they were")
+            self._repairs.leave(path, "the inputs differ from those that were planned; restore them as they were")
             return
         for file in (named.sources, named.units):
-            if compare_bytes(self._mending.storage, file, "", lambda _: None) is not None:
+            if compare_bytes(self._repairs.storage, file, "", lambda _: None) is not None:
                 self._write(file.path, files[file.path])
 
     def _write(self, path: str, data: bytes) -> None:
-        self._mending.do(path, "planned again from the inputs", partial(self._mending.storage.put, path, data))
+        self._repairs.do(path, "planned again from the inputs", partial(self._repairs.storage.put, path, data))
 
     def _plan_again(self, number: int, inputs: list[str]) -> Plan:
-        found = find_inputs(inputs, self._config.kind, output=self._mending.storage.uri)
+        found = find_inputs(inputs, self._config.kind, output=self._repairs.storage.uri)
         sources, left_out = found.sources, found.left_out
         earlier = [
             source.uri
             for other in range(1, number)
-            for source in read_part(self._mending.storage, plan_path(other))[1].sources
+            for source in read_part(self._repairs.storage, plan_path(other))[1].sources
         ]
         sources = [source for source in sources if source.uri not in earlier]
         sealed = [] if self._manifest is None else [source.uri for source in self._manifest.sources]
         if self._manifest is not None and len(sealed) > len(earlier):
             left_out = self._manifest.left_out
-            # What has come since then is no part of it.
+            # Inputs that were added since then do not belong to this part.
             later = self._later(number)
             sources = [source for source in sources if source.uri in sealed and source.uri not in later]
         return replace(read_inputs(self._config, sources, self._reporter), left_out=left_out)
 
     def _later(self, number: int) -> set[str]:
         found: set[str] = set()
-        while self._mending.storage.exists(plan_path(number := number + 1)):
+        while self._repairs.storage.exists(plan_path(number := number + 1)):
             try:
-                found |= {source.uri for source in read_part(self._mending.storage, plan_path(number))[1].sources}
+                found |= {source.uri for source in read_part(self._repairs.storage, plan_path(number))[1].sources}
             except UserError:
                 break
         return found
 
-    def _lie_there(self, named: PlanFile) -> bool:
-        """Files of a plan are named by their content: the same inputs were planned here before."""
+    def _exist(self, named: PlanFile) -> bool:
+        """Whether the files exist. They are named by their content, so the same inputs were planned here before."""
         return all(
-            compare_bytes(self._mending.storage, file, "", lambda _: None) is None
+            compare_bytes(self._repairs.storage, file, "", lambda _: None) is None
             for file in (named.sources, named.units)
         )
 

@@ -1,4 +1,4 @@
-"""What a repair does, step by step, guarded by its epoch; or, for `--dry-run`, what it would do."""
+"""Execute the steps of a repair, guarded by its epoch, and record them; `--dry-run` only records them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,21 +10,21 @@ from pipeline.storage.base import Storage
 
 @dataclass(frozen=True)
 class Step:
-    """A file that was mended, or would be, and how."""
+    """A file that was, or would be, repaired, and how."""
 
     path: str
     what: str
 
 
 @dataclass
-class Mending:
-    """A repair that is going on.
+class Repairs:
+    """The steps of a repair in progress.
 
     Attributes:
         storage: the dataset.
-        epoch: this repair's claim to it; None where nothing is to be changed.
-        done: what was done.
-        left: what cannot be mended, and why.
+        epoch: this repair's claim to the dataset; None for a dry run.
+        done: the steps taken.
+        left: the files that cannot be repaired, and why.
     """
 
     storage: Storage
@@ -33,7 +33,7 @@ class Mending:
     left: list[Problem] = field(default_factory=list)
 
     def do(self, path: str, what: str, act: Callable[[], object]) -> None:
-        """Take a durable step, unless a newer run has taken over.
+        """Take a step and record it; in a dry run, only record it.
 
         Raises:
             StoppedError: a newer run has claimed the output.
@@ -45,5 +45,5 @@ class Mending:
         self.done.append(Step(path, what))
 
     def leave(self, path: str, why: str) -> None:
-        """A file cannot be mended."""
+        """Record a file that cannot be repaired."""
         self.left.append(Problem(path, why))
