@@ -1,1 +1,1 @@
-"""Every architecture of transformers' `AutoModelForCausalLM` in a tiny config, on the whole road of a run."""
+"""Train, resume, evaluate and export every architecture of transformers' `AutoModelForCausalLM` in a tiny config."""

@@ -1,6 +1,6 @@
-"""`python -m tests.architectures [KIND...]`: take architectures the whole road, and write the table of the README.
+"""`python -m tests.architectures [KIND...]`: try architectures, and write the table in `training/README.md`.
 
-Outcomes are kept in a file as they come, and what is in it is not tried again: delete it to begin anew.
+Outcomes are stored in a file as they come, and architectures in it are not tried again: delete it to start over.
 """
 
 import argparse
@@ -15,17 +15,17 @@ import torch
 import transformers
 
 from tests.architectures.configs import KINDS
-from tests.architectures.road import travel
+from tests.architectures.lifecycle import try_architecture
 from tests.architectures.table import write_table
 from tests.training.real_runs import make_code_dataset
 from tests.training.stores import byte_tokenizer
 
 
 def main() -> None:
-    """Try, keep, and write."""
+    """Try the architectures, store the outcomes, and write the table once it is complete."""
     parser = argparse.ArgumentParser(prog="python -m tests.architectures", description=__doc__)
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help="model types; by default all that were not tried yet")
-    parser.add_argument("--outcomes", type=Path, default=Path("architectures.json"), help="where outcomes are kept")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help="model types; by default all that were not yet tried")
+    parser.add_argument("--outcomes", type=Path, default=Path("architectures.json"), help="file of the outcomes")
     given = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -37,8 +37,8 @@ def main() -> None:
         for kind in given.kinds or [each for each in KINDS if each not in outcomes]:
             began = time.monotonic()
             try:
-                outcomes[kind] = travel(kind, dataset, padded, place / kind)
-            except Exception as error:  # noqa: BLE001 - the next is tried all the same
+                outcomes[kind] = try_architecture(kind, dataset, padded, place / kind)
+            except Exception as error:  # noqa: BLE001 - continue with the next
                 traceback.print_exc()
                 outcomes[kind] = f"DEFECT: {type(error).__name__}: {error}"
             shutil.rmtree(place / kind, ignore_errors=True)

@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
-# What sizes are called, and how small they are made where a config has them.
+# Names of size fields, and the small values they get in configs that have them.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
 _LAYERS += ("num_decoder_layers", "num_encoder_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads")
@@ -36,10 +36,10 @@ _SMALL: dict[str, Any] = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-# Of compressed attention, whose heads have sizes of their own.
+# For compressed attention, whose heads have separate sizes.
 _LATENT = {"head_dim": None, "num_key_value_heads": 4}
 
-# What an architecture's own checks ask for besides; None leaves a field as it is.
+# Further values that an architecture's own checks require; None keeps the default of a field.
 _OTHERS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"), _LATENT),
     "longcat_flash": {**_LATENT, "head_dim": 8, "n_routed_experts": 4, "expert_ffn_hidden_size": 32, "moe_topk": 2},
@@ -74,20 +74,20 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 
-# What counts positions from the padding token, which the tokenizer has to have then.
+# Architectures that count positions from the padding token, which the tokenizer must then have.
 _PADDED = {"camembert", "data2vec-text", "prophetnet", "roberta", "roberta-prelayernorm", "xlm-roberta"}
 PADDED = frozenset({*_PADDED, "xlm-roberta-xl", "xmod", "xlm"})
 
 
 class NotTriedError(Exception):
-    """An architecture that has no tiny config; the message says why."""
+    """An architecture has no tiny config; the message says why."""
 
 
 def tiny_config(kind: str) -> Any:
     """A config of about 100,000 parameters.
 
     Raises:
-        NotTriedError: the architecture is another's outside of text, or its config class makes none.
+        NotTriedError: the text part is another architecture, or the config class cannot make a tiny config.
     """
     try:
         default = CONFIG_MAPPING[kind]()

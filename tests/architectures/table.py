@@ -7,14 +7,14 @@ from pathlib import Path
 import transformers
 
 from tests.architectures.configs import KINDS
-from tests.architectures.road import WORKS
+from tests.architectures.lifecycle import WORKS
 
 PAGE = Path(__file__).resolve().parents[2] / "training" / "README.md"
 _BEGIN, _END = "<!-- architectures: begin -->", "<!-- architectures: end -->"
 
 
 def write_table(outcomes: Mapping[str, str]) -> None:
-    """Put the outcomes of all architectures between the markers of the page."""
+    """Write the outcomes of all architectures between the markers of the page."""
     page = PAGE.read_text(encoding="utf-8")
     before, rest = page.split(_BEGIN)
     _, after = rest.split(_END)

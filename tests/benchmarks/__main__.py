@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark of this folder, each a ratio of two ways measured in turn in one run."""
+"""`make bench`: run the benchmarks of this folder and print, for each, the ratio of two alternating measurements."""
 
 import importlib
 import pkgutil
@@ -14,6 +14,7 @@ console = Console(highlight=False)
 
 
 def main(names: list[str]) -> None:
+    """Run the named benchmarks, or all, and print a table."""
     found = sorted(module.name for module in pkgutil.iter_modules(tests.benchmarks.__path__) if not module.ispkg)
     benchmarks = [name for name in found if name not in {"__main__", "gpu_training", "measure", "text"}]
     unknown = sorted(set(names) - set(benchmarks))

@@ -1,4 +1,4 @@
-"""Assembling the blocks of a step at GPT-2's size, against the step itself: a ratio of 100 is one per cent of its time.
+"""Assemble the blocks of a step at GPT-2's size, against the step itself: a ratio of 100 is one per cent of its time.
 
 A store of 40 million tokens, with a control token before each sentence; one block of 1,024 tokens a step, in float32.
 """

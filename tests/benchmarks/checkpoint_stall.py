@@ -1,4 +1,4 @@
-"""How long the loop stands still for a checkpoint that it waits for, against one that is written beside it."""
+"""How long the loop stops for a checkpoint that is written in parallel, against one that it waits for."""
 
 import hashlib
 import tempfile
@@ -58,7 +58,7 @@ def _measure(name: str, context: int, vocabulary: int, world: Any) -> Iterator[C
             while saving.pending is not None:
                 meanwhile.append(step())
                 saving.advance(*saving.under_way)
-            # The first of each way also makes the buffers and the optimiser's pages.
+            # The first save of each way also allocates the buffers and the optimiser's pages.
             if number > 2:
                 (beside if number % 2 else waiting).append(stalled)
         saving.close()
@@ -66,7 +66,7 @@ def _measure(name: str, context: int, vocabulary: int, world: Any) -> Iterator[C
         files = [each for each in path.rglob("*") if each.is_file()]
         size = sum(each.stat().st_size for each in files)
         yield Comparison(
-            f"checkpoint of {name}, {size / 1e9:.2f} GB, the loop's time for it",
+            f"checkpoint of {name}, {size / 1e9:.2f} GB, stall of the loop",
             "checkpoints/s",
             tuple(1 / each for each in beside),
             tuple(1 / each for each in waiting),

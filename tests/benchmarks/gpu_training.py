@@ -2,16 +2,16 @@
 
     python -m tests.benchmarks.gpu_training [--sizes gpt2 gpt2-xl] [--output bench-gpu.json] ...
 
-Each line is a process of its own, so that one's memory, or its lack, is not another's. The plain loop is what one would
-write by hand: the same network with its vocabulary padded to 50,304, bf16 autocast, torch.compile, fused AdamW, the
-same batch cut in the same way, and cross-entropy of all the logits. The other lines are the engine of `phf train`:
-ZeRO 1 with bf16 weights and a float32 copy of them, a loss without all the logits, compiled as well.
+Each line of the table is measured in its own process, so that the memory of one does not affect another. The plain loop
+is written by hand: the same network with its vocabulary padded to 50,304, bf16 autocast, torch.compile, fused AdamW,
+the same batch split in the same way, and cross-entropy of all logits. The other lines are the engine of `phf train`:
+ZeRO 1 with bf16 weights and a float32 copy of them, a loss that does not hold all logits, also compiled.
 
-Tokens/s are of whole steps after the warm-up, data on its way to the card included. MFU is against the card's peak in
-bf16 (`training.engine.timing`), by 6 N + 12 L d T FLOPs a token for both. The peak of memory is what torch had
-allocated.
+Tokens/s are for whole steps after the warm-up, including the transfer of data to the card. MFU is relative to the
+card's peak in bf16 (`training.engine.timing`), with 6 N + 12 L d T FLOPs per token for both. The peak of memory is what
+torch allocated.
 
-Without a GPU it says so, with exit status 2; `--device cpu --sizes nano` tries the benchmark itself.
+Without a GPU the exit status is 2; `--device cpu --sizes nano` tries the benchmark itself.
 """
 
 import argparse
@@ -36,7 +36,7 @@ MICRO_BATCHES = {"gpt2": 16, "gpt2-xl": 4}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 where a line failed otherwise than for want of memory, 2 without the device."""
+    """Return the exit status: 0 done, 1 if a line failed for another reason than memory, 2 without the device."""
     options = _options(arguments)
     if options.case is not None:
         sys.stdout.write(json.dumps(measure(options, *json.loads(options.case))) + "\n")
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.stderr.write(
-            "make bench-gpu needs a GPU that torch can use, and there is none here: run it on a machine with one and a "
+            "make bench-gpu needs a GPU that torch can use, and there is none: run it on a machine with a GPU and a "
             "CUDA build of torch, or try it with: python -m tests.benchmarks.gpu_training --device cpu --sizes nano\n"
         )
         return 2
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for size in options.sizes:
         for way in (PLAIN, *options.objectives):
             console.print(f"{size}, {way} …")
-            found.append(_apart(options, arguments, size, way))
+            found.append(_run_in_own_process(options, arguments, size, way))
         console.print(table([each for each in found if each["size"] == size], options))
     facts = {"device": _device_name(options.device), "torch": torch.__version__, "results": found}
     options.output.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace, size: str, way: str) -> dict[str, Any]:
-    """A line of the table; `error` instead of figures where the memory does not suffice."""
+    """A line of the table: figures, or `error` if memory ran out."""
     import torch
 
     from training.distributed.world import World
@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace, size: str, way: str) -> dict[str, Any]:
 
 
 def table(lines: Sequence[dict[str, Any]], options: argparse.Namespace) -> Table:
-    """The lines of one size, the first of them the plain loop."""
+    """The table of one size; the first line is the plain loop."""
     size, baseline = lines[0]["size"], lines[0].get("tokens_per_second")
     micro = _micro_batch(options, size)
     made = Table(
@@ -136,7 +136,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _apart(options: argparse.Namespace, arguments: Sequence[str] | None, size: str, way: str) -> dict[str, Any]:
+def _run_in_own_process(
+    options: argparse.Namespace, arguments: Sequence[str] | None, size: str, way: str
+) -> dict[str, Any]:
     if options.one_process:
         return measure(options, size, way)
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -184,7 +186,7 @@ def _plain(options: argparse.Namespace, size: str, way: str, world: Any) -> tupl
     if options.activation_checkpointing:
         causal.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(parameter_groups(causal, 0.1), lr=5e-4, fused=True)
-    # Straight from the padded product, as in a network that is padded by its vocabulary's size.
+    # Use the padded product, as a network with a padded vocabulary does.
     body, weight = causal.base_model, causal.get_output_embeddings().weight
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What reading, splitting, staging and hashing cost on top of the bare scorers, in one worker, without Ray."""
+"""The cost of reading, splitting, staging and hashing on top of the bare scorers, in one worker, without Ray."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Time two ways of doing the same work, in turn, so that a machine whose speed drifts is fair to both."""
+"""Time two ways of doing the same work, alternating, so that drift in the machine's speed affects both alike."""
 
 import statistics
 import time
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rates of two ways a round, in `unit`, and their ratios round by round.
+    """Rates of two ways in `unit`, one per round, and their ratio per round.
 
-    `agreement` says how the two results compare, in words, measured in the same run; empty where both only take time.
+    `agreement` compares the two results in words, measured in the same run; it is empty if there are none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Comparison:
 def compare(
     name: str, unit: str, amount: float, ours: Callable[[], object], reference: Callable[[], object], *, rounds: int = 5
 ) -> Comparison:
-    """Run both once to warm up, then `rounds` times in turn; `amount` of `unit` x seconds is what one call does."""
+    """Run both once to warm up, then `rounds` times, alternating; one call does `amount` of `unit` x seconds."""
     ours()
     reference()
     mine, theirs = [], []

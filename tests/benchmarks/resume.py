@@ -1,4 +1,4 @@
-"""Going on with a job of a million units: from its segments, against a listing of its folders unit by unit."""
+"""Resume a job of a million units: find its committed units by segments, against listing its folders unit by unit."""
 
 import tempfile
 import time

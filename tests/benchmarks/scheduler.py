@@ -1,4 +1,4 @@
-"""What scheduling costs: simulated with a thousand workers and a million units, and with real ones.
+"""The cost of scheduling: with a thousand simulated workers and a million units, and with real workers.
 
 The scheduler is the real one. A simulated worker answers at once; a real one is a Ray actor with a scorer that sleeps.
 """
@@ -25,7 +25,7 @@ WORKERS, UNITS = 1000, 1_000_000
 
 
 class InstantBackend:
-    """Workers that are always done with the oldest unit that any of them was given; it does as little as it can."""
+    """Simulated workers that finish the oldest units at once, with as little work as possible."""
 
     def __init__(self, batch: int = 64) -> None:
         self._batch = batch
@@ -65,7 +65,7 @@ def part(unit: int) -> PartResult:
 
 
 def simulate(units: int, workers: int) -> None:
-    """Run units that are made as they are asked for through the real scheduler."""
+    """Run units through the real scheduler; they are made as it requests them."""
     backend = InstantBackend()
     count = 0
 
@@ -95,7 +95,7 @@ def bare(units: int, workers: int) -> None:
 
 
 class Stopwatch:
-    """Units done, and seconds, from when every worker has done one: what scorers load lazily is loaded then."""
+    """Count units and time from when every worker has done one: by then, scorers have loaded what they load lazily."""
 
     def __init__(self, workers: int) -> None:
         self._cold = set(range(workers))
@@ -119,7 +119,7 @@ class Stopwatch:
 
 
 def job(folder: Path, units: int, delay_s: float) -> Job:
-    """A corpus of units of one record each, for a scorer that sleeps so long a unit and does nothing else."""
+    """A job of units of one record each, with a scorer that only sleeps `delay_s` per unit."""
     from pipeline.config import LabelConfig
     from pipeline.corpus.planning import make_plan
     from pipeline.labelling.prepare import resolve_config
@@ -141,7 +141,7 @@ def job(folder: Path, units: int, delay_s: float) -> Job:
 
 
 def on_ray(job: Job, workers: int) -> float:
-    """Units a second with so many actors."""
+    """Units per second with `workers` actors."""
     from pipeline.labelling.on_ray.actors import RayBackend
 
     pools = {"cpu": Pool(workers, workers, {"CPU": 1.0})}
@@ -153,7 +153,7 @@ def on_ray(job: Job, workers: int) -> float:
 
 
 def alone(job: Job) -> float:
-    """Units a second of the same work in this process."""
+    """Units per second of the same work in this process."""
     labeller = UnitLabeller(job, "cpu")
     began = time.perf_counter()
     for unit in job.plan.units:
@@ -179,10 +179,10 @@ def run() -> Iterator[Comparison]:
         lambda: simulate(few, 10),
         rounds=3,
     )
-    yield from _real()
+    yield from _run_on_ray()
 
 
-def _real() -> Iterator[Comparison]:
+def _run_on_ray() -> Iterator[Comparison]:
     from pipeline.labelling.on_ray.cluster import ray_cluster
 
     with tempfile.TemporaryDirectory() as name:

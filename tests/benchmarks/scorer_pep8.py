@@ -1,4 +1,4 @@
-"""Kind `pycodestyle` against the library's own `Checker`: real files, and lines of growing length."""
+"""The scorer `pycodestyle` against the library's own `Checker`, on real files and on lines of growing length."""
 
 from collections.abc import Iterator
 from dataclasses import replace

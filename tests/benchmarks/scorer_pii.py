@@ -1,4 +1,4 @@
-"""Personal data: our scorer against every detector of the libraries on one sentence after another, one thread each."""
+"""Personal data: our scorer against all detectors of the libraries, sentence by sentence, one thread each."""
 
 import os
 import random
@@ -18,13 +18,13 @@ from tests.benchmarks.text import prose
 DAY = date(2026, 1, 1)
 MODEL = "en_core_web_sm"
 
-# Documents of the sample: the reference takes about a minute for their sentences.
+# The size of the sample: the reference takes about a minute for its sentences.
 DOCUMENTS_VARIABLE = "PHF_BENCH_PII_DOCUMENTS"
 DOCUMENTS = 300
 
 
 def run() -> Iterator[Comparison]:
-    """With every detector; without spaCy's parser on both sides; without spaCy."""
+    """Compare with every detector, without spaCy's parser on both sides, and without spaCy."""
     texts = prose()
     sample = random.Random(1).sample(texts, min(int(os.environ.get(DOCUMENTS_VARIABLE, DOCUMENTS)), len(texts)))
     documents = [document(text) for text in sample]
@@ -47,11 +47,11 @@ def _compare(name: str, documents: list[Document], entities: str, reference: Ref
             for found in _checked(sentences)
         ]
 
-    def find_plainly() -> None:
+    def find_by_reference() -> None:
         theirs[:] = [reference.spans(sentence) for each in documents for sentence in each.sentences()]
 
     amount = sum(len(each.ends) for each in documents)
-    result = compare(name, "sentences/s", amount, find, find_plainly, rounds=3)
+    result = compare(name, "sentences/s", amount, find, find_by_reference, rounds=3)
     same = sum(sorted(a) == b for a, b in zip(ours, theirs, strict=True))
     return replace(result, agreement=f"{same:,} of {amount:,} sentences have the same spans and types")
 

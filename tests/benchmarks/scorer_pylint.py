@@ -1,9 +1,9 @@
-"""Kind `pylint` against its command, a process a file, on files that the scorer sees for the first time.
+"""The scorer `pylint` against the command, one process per file, on files that the scorer has not seen.
 
-Each round has other files, and begins with a linter that knows no tree of any module: what reading the standard
-library's takes is in the figures. Messages are compared with those of the command with the same messages disabled. They
-are the same where a file imports what every document may see (`scorers/linters/pylint_world.py`); the others are
-counted apart.
+Each round uses other files and starts with an empty cache of syntax trees, so the time includes reading the standard
+library's. Messages are compared with those of the command with the same messages disabled. They are equal for files
+that only import modules visible to every document (`scorers/linters/pylint_world.py`); other files are counted
+separately.
 """
 
 import ast
@@ -37,19 +37,19 @@ def run() -> Iterator[Comparison]:
         ours.append(len(chosen) / (between - began))
         theirs.append(len(chosen) / (time.perf_counter() - between))
         for text, a, b in zip(chosen, found, expected, strict=True):
-            visible = _sees_all(text)
+            visible = _imports_only_visible(text)
             same += visible and a == b
             messages += len(b) if visible else 0
             apart += not visible
             same_apart += not visible and a == b
     agreement = (
-        f"{same} of {len(texts) - apart} files identical, {messages:,} messages; of those that import what "
+        f"{same} of {len(texts) - apart} files identical, {messages:,} messages; of those that import modules that "
         f"documents do not see, {same_apart} of {apart}"
     )
     yield Comparison(f"pylint, {ROUNDS} x {FILES} files", "files/s", tuple(ours), tuple(theirs), agreement)
 
 
-def _sees_all(text: str) -> bool:
+def _imports_only_visible(text: str) -> bool:
     names: list[str] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Kind `ruff` on one core against pycodestyle's own `Checker`, and how far the two agree, by line and code."""
+"""The scorer `ruff` on one core against pycodestyle's own `Checker`, and their agreement by line and code."""
 
 import json
 import subprocess

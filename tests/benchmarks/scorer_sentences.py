@@ -1,8 +1,7 @@
-"""Splitting prose into sentences, against a spaCy pipeline that has nothing else to do.
+"""Splitting prose into sentences, against a spaCy pipeline that only does this.
 
-Cold is the first pass of a process over text that it has not seen: each round is a process of its own for each of the
-two, which loads its library and splits one other sentence before the clock starts. Warm is every later pass over the
-same text, in one process.
+Cold is a process's first pass over a text: each round starts a process for each of the two, which loads its library and
+splits one other sentence before the clock starts. Warm is every later pass over the same text, in one process.
 """
 
 import json
@@ -30,7 +29,7 @@ def run() -> Iterator[Comparison]:
     rates: dict[str, list[float]] = {"ours": [], "reference": []}
     for _ in range(_ROUNDS):
         for way, found in rates.items():
-            found.append(size / _in_a_new_process(way))
+            found.append(size / _seconds_cold(way))
     yield Comparison("sentences, cold", "MB/s", tuple(rates["ours"]), tuple(rates["reference"]), agreement)
     warm = compare(
         "sentences, warm",
@@ -59,7 +58,7 @@ def cold(way: str) -> None:
     sys.stdout.write(json.dumps(time.perf_counter() - began))
 
 
-def _in_a_new_process(way: str) -> float:
+def _seconds_cold(way: str) -> float:
     done = subprocess.run(
         [sys.executable, "-c", _COLD, way],
         cwd=Path(__file__).parents[2],

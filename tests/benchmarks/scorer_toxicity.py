@@ -1,7 +1,7 @@
-"""Toxicity by the scorer `detoxify` against Detoxify's own `predict` on batches of 512 sentences in corpus order.
+"""The scorer `detoxify` against Detoxify's own `predict` on batches of 512 sentences in corpus order.
 
-RoBERTa's base width with random weights, float32, one batch of the reference, CPU time of one thread each. The repeats
-are on two layers; with PHF_BENCH_FULL=1 the true twelve follow, once, since the reference then takes minutes.
+RoBERTa's base width with random weights, float32, one batch of the reference, CPU time of one thread each. The repeated
+rounds use two layers; PHF_BENCH_FULL=1 adds the true twelve, once, since the reference then takes minutes.
 """
 
 import os
@@ -44,7 +44,7 @@ def run() -> Iterator[Comparison]:
 
 
 def first_sentences(texts: list[str], count: int) -> list[str]:
-    """The first sentences of a corpus, in its order."""
+    """The first `count` sentences of a corpus, in its order."""
     found: list[str] = []
     for text in texts:
         found += document(text).sentences()
@@ -93,7 +93,7 @@ def _agreement(model: Any, sentences: list[str], last: dict[str, NDArray[np.floa
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:
-    # CPU time of one thread, so that minutes beside other work on the machine are fair to seconds without.
+    # CPU time of one thread, which other work on the machine affects least.
     start = time.process_time()
     work()
     return time.process_time() - start

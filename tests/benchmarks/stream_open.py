@@ -1,4 +1,4 @@
-"""Opening a token store of 1e9 tokens and reading a batch: with the layout that lies beside it, and without one."""
+"""Open a token store of 1e9 tokens and read a batch, with the layout stored beside it and without."""
 
 import shutil
 import tempfile
@@ -28,23 +28,23 @@ def run() -> Iterator[Comparison]:
             stream = Stream(TokenStore.open(folder), "toxicity", StreamOptions(1024, 0, held_out=0.01, **options))
             BatchSource(stream, 64, seed=42).batch(12_345)
 
-        def anew(**options: Any) -> None:
+        def read_without_layout(**options: Any) -> None:
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
             read(**options)
 
         for name, options in (("no tags", {}), ("tags, 1 % dropped", {**tags, "drop_tags": 0.01})):
-            # In turn: each opening with a layout follows one that has written it.
+            # They alternate: each opening with a layout follows one that has written it.
             yield compare(
                 f"open 1e9 tokens and read a batch ({name}), against computing the layout",
                 "openings/s",
                 1,
                 lambda options=options: read(**options),  # type: ignore[misc]
-                lambda options=options: anew(**options),  # type: ignore[misc]
+                lambda options=options: read_without_layout(**options),  # type: ignore[misc]
             )
 
 
 def write_store(folder: Path, count: int) -> None:
-    """A store of so many documents, about a thousand tokens each."""
+    """Write a store of `count` documents of about a thousand tokens each."""
     from training.data.arrays import write_array
     from training.data.store import META_NAME, StoreMeta
 

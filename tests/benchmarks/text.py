@@ -1,4 +1,4 @@
-"""The real text that benchmarks run on: prose of a corpus of one's own, or of this machine, and Python's library."""
+"""Real text for benchmarks: prose from your own corpus or from this machine, and code of Python's library."""
 
 import gzip
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from infra.demo.corpus import sample_prose
 
-# A .jsonl or .jsonl.gz with a field `text`, such as the text mix that the figures in README.md were measured on.
+# Names a .jsonl or .jsonl.gz with a field `text`, such as the web mix behind the figures in README.md.
 CORPUS_VARIABLE = "PHF_BENCH_CORPUS"
 
 
 def prose(documents: int | None = None) -> list[str]:
-    """The texts of the corpus that the environment names, or of installed packages' documentation; the first ones."""
+    """The first texts of the corpus that the environment names, or of the documentation of installed packages."""
     named = os.environ.get(CORPUS_VARIABLE)
     if named:
         return _texts(Path(named), documents)
@@ -26,7 +26,7 @@ def prose(documents: int | None = None) -> list[str]:
 
 
 def code(files: int, smallest: int = 500, largest: int = 50_000) -> list[str]:
-    """Modules of Python's standard library, in an order that does not depend on the machine, tests left out."""
+    """Modules of Python's standard library, without tests, in an order that does not depend on the machine."""
     library = Path(sysconfig.get_paths()["stdlib"])
     found = [
         path

@@ -1,4 +1,4 @@
-"""Building a token store, against the tokenizer library's own batch call on the same sentences."""
+"""Build a token store, against the tokenizer library's own batch call on the same sentences."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
-"""Training steps of `phf train`, one process: `mle` against a plain PyTorch loop of the same model on the same batches,
-and every other loss against `mle`."""
+"""Training steps of `phf train` in one process.
+
+`mle` against a plain PyTorch loop of the same model on the same batches, and every other loss against `mle`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ def run() -> Iterator[Comparison]:
     for name, sizes in SIZES.items():
         setting = _Setting(name, *sizes, world)
         yield _against_plain(setting)
-        # The largest would take minutes for each, and the losses differ the less the larger the model is.
+        # The largest would take minutes per loss, and the larger the model, the less the losses differ.
         for loss in LOSSES if name != "gpt2" else ():
             yield _against_mle(setting, loss)
     world.stop()

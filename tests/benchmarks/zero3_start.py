@@ -1,7 +1,7 @@
 """Peak memory of two ranks that start under ZeRO 3, 355 M parameters: rank 0 alone makes the weights, or each does.
 
-`built` is the peak when the model is there, `started` when the engine is: with the states of the optimiser, of which
-each of two ranks has half. Less is better.
+`built` is the peak once the model is built, `started` once the engine is, with the optimiser's states, of which each of
+the two ranks has half. Less is better.
 """
 
 import json
@@ -27,7 +27,7 @@ def _on_two_ranks(way: str) -> list[dict[str, float]]:
 
 
 def main(way: str) -> None:
-    """A rank: build, start the engine, and on rank 0 print the peaks of all."""
+    """Run one rank: build the model, start the engine, and on rank 0 print the peaks of all ranks."""
     import torch
 
     from training.config import ModelConfig, TrainingConfig

@@ -1,4 +1,4 @@
-"""The plain way to compute each score, with the public libraries only: what every fast path must agree with.
+"""The plain way to compute each score, with public libraries only: every fast path must agree with it.
 
-Nothing here imports phf, so that no mistake of ours can be on both sides of a comparison.
+Nothing here imports phf, so that no bug of ours can be on both sides of a comparison.
 """

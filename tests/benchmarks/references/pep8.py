@@ -8,7 +8,7 @@ import pycodestyle
 
 
 class _Lines(pycodestyle.BaseReport):  # type: ignore[misc]
-    """Keeps the line and the code of every violation, as well as how many there are."""
+    """Also record the line and the code of every violation."""
 
     def __init__(self, options: object) -> None:
         super().__init__(options)
@@ -25,11 +25,11 @@ def violations(text: str, ignore: Iterable[str] | None = None) -> list[tuple[int
     """The line, from 1, and the code of each violation in a file with this text, in the order of the library.
 
     Args:
-        text: what the file holds.
-        ignore: prefixes of codes that do not count; None for the library's own list.
+        text: the content of the file.
+        ignore: prefixes of codes to ignore; None for the library's own list.
 
     Raises:
-        IndexError: the library stumbles over what an unterminated string or bracket leaves behind.
+        IndexError: the library fails on the tokens that an unterminated string or bracket leaves.
     """
     with mock.patch.object(pycodestyle, "USER_CONFIG", None):
         guide = pycodestyle.StyleGuide(**({} if ignore is None else {"ignore": list(ignore)}))

@@ -1,13 +1,13 @@
 """Personal data the plain way: every detector of the public libraries on every sentence, one sentence at a time.
 
 The detectors are scrubadub's own for `locale="en_US"` with dates of birth and Skype names, pyap's addresses, and the
-people and organisations of a spaCy pipeline. Three things are mended, since without them there is nothing to agree
-with, each in the plainest way:
+people and organisations of a spaCy pipeline. Three things must be corrected to have anything to compare with, each in
+the plainest way:
 
-- scrubadub asks the clock how old somebody is, and dateparser what "twenty years ago" means: both get a fixed day, by
-  another clock in their modules while they run.
-- pyap reports where an address is in its own copy of the text, in which white space and commas are others: counted
-  over the characters that both have.
+- scrubadub computes ages from today's date, and dateparser the meaning of "twenty years ago": both get a fixed day, by
+  replacing the clock in their modules while they run.
+- pyap reports positions in its own copy of the text, where white space and commas differ: they are mapped back by
+  counting the other characters.
 - A finding that scrubadub reports several times counts once.
 """
 
@@ -39,12 +39,12 @@ Span = tuple[str, int, int]
 
 
 class Reference:
-    """Finds personal data in sentences.
+    """Find personal data in sentences.
 
     Args:
-        reference_date: the day on which ages are counted.
+        reference_date: the day for which ages are computed.
         model: name or folder of a spaCy pipeline, or None to leave out people and organisations.
-        unused: components of it that are not run.
+        unused: components of the pipeline to exclude.
     """
 
     def __init__(self, reference_date: date, model: str | None, unused: tuple[str, ...] = UNUSED) -> None:
@@ -54,7 +54,7 @@ class Reference:
         self._nlp: Any = None if model is None else spacy.load(model, exclude=unused)
 
     def spans(self, sentence: str) -> list[Span]:
-        """Type, start and end of what is found, in code points of the sentence, in order, none of them twice."""
+        """Type, start and end of each finding, in code points of the sentence, sorted and without duplicates."""
         return sorted({*self._filth(sentence), *addresses(sentence), *self._entities(sentence)})
 
     def _filth(self, sentence: str) -> Iterator[Span]:
@@ -74,7 +74,7 @@ class Reference:
 
 
 def addresses(sentence: str) -> Iterator[Span]:
-    """Addresses by pyap, with the spans of the sentence itself."""
+    """Addresses by pyap, as spans of the sentence itself."""
     found = pyap.parse(sentence, country="US")
     if found:
         solid = [index for index, character in enumerate(sentence) if _is_solid(character)]

@@ -1,4 +1,4 @@
-"""pylint as its command runs it: a process a file, without a configuration file."""
+"""pylint as a command: one process per file, without a configuration file."""
 
 import json
 import subprocess
@@ -11,11 +11,8 @@ from pathlib import Path
 def messages(text: str, disable: Iterable[str] = ()) -> list[tuple[int, str]]:
     """The line, from 1, and the name of each message about a file with this text, sorted.
 
-    The file lies alone in a folder that is the working directory, so that nothing of the caller's is imported.
-
-    Args:
-        text: what the file holds.
-        disable: names of messages that are turned off on the command line.
+    The file is alone in a folder that is the working directory, so that pylint imports none of the caller's files.
+    `disable` names messages to turn off on the command line.
 
     Raises:
         RuntimeError: pylint failed.

@@ -1,14 +1,14 @@
-"""Sentences the plain way: a spaCy pipeline with its `sentencizer`, over texts in batches."""
+"""Sentences the plain way: a spaCy pipeline with its `sentencizer`, over batches of texts."""
 
 from collections.abc import Sequence
 from typing import Any
 
-# spaCy's own limit: it refuses longer texts, so they are no part of a comparison.
+# spaCy's own limit: it refuses longer texts, so they cannot be compared.
 LONGEST = 1_000_000
 
 
 def pipeline() -> Any:
-    """An English pipeline that does nothing but find sentences."""
+    """An English pipeline that only finds sentences."""
     import spacy
 
     nlp = spacy.blank("en")

@@ -1,4 +1,4 @@
-"""Architectures by their mechanisms take the whole road of a run, and the table of the README names every one."""
+"""Architectures with different mechanisms complete a run, and the README's table names every architecture."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import pytest
 from transformers import LlamaConfig
 
 from tests.architectures.configs import KINDS, PADDED, tiny_config
-from tests.architectures.road import WORKS, drive, travel
+from tests.architectures.lifecycle import WORKS, try_architecture, try_config
 from tests.architectures.table import read_table
 from tests.training.real_runs import make_code_dataset
 from tests.training.stores import byte_tokenizer
 
-# One a mechanism: experts, linear attention beside it, a state, no cache, an encoder as a decoder, a projected output
+# One per mechanism: experts, linear attention beside it, a state, no cache, an encoder as a decoder, a projected output
 # embedding, positions counted by padding.
 REPRESENTATIVE = ("mixtral", "qwen3_next", "mamba", "openai-gpt", "opt", "roberta")
 
@@ -26,8 +26,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", REPRESENTATIVE)
-def test_an_architecture_takes_the_whole_road(place: Path, tmp_path: Path, kind: str) -> None:
-    assert travel(kind, place / "labelled", place / "tokenizer", tmp_path) == WORKS
+def test_an_architecture_completes_a_run(place: Path, tmp_path: Path, kind: str) -> None:
+    assert try_architecture(kind, place / "labelled", place / "tokenizer", tmp_path) == WORKS
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_cannot_be_trained_is_refused_before_step_0(
     for name, value in changes.items():
         setattr(config, name, value)
     config.save_pretrained(tmp_path / "config")
-    outcome = drive(kind, place / "labelled", place / "tokenizer", tmp_path)
+    outcome = try_config(kind, place / "labelled", place / "tokenizer", tmp_path)
     assert outcome.startswith(f"refused: {reason}")
 
 

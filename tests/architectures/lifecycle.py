@@ -1,4 +1,4 @@
-"""One architecture through train, resume, evaluate and export, as `phf` does it, in this process."""
+"""Take one architecture through train, resume, evaluate and export in this process, as `phf` does it."""
 
 import io
 import shutil
@@ -21,22 +21,22 @@ from training.model.vocabulary import Vocabulary
 from training.runs.folder import RunFolder
 
 WORKS = "works"
-_LARGEST = 20_000_000  # parameters of what is trained on two cores
+_LARGEST = 20_000_000  # parameters that two cores can train
 _STEPS = 4
 
 
-def travel(kind: str, dataset: Path, padded: Path, folder: Path) -> str:
-    """Take a tiny model of the kind the whole road: `works`, `refused: why`, or `not tried: why`.
+def try_architecture(kind: str, dataset: Path, padded: Path, folder: Path) -> str:
+    """Try a tiny model of the kind, and return `works`, `refused: why` or `not tried: why`.
 
     Args:
         kind: the model type.
-        dataset: labelled, of `tests.training.real_runs.make_code_dataset`.
-        padded: a tokenizer with a padding token, for what needs one.
+        dataset: a labelled one from `tests.training.real_runs.make_code_dataset`.
+        padded: a tokenizer with a padding token, for architectures that need one.
         folder: a new one.
 
     Raises:
-        AssertionError: something works differently than it has to.
-        Exception: a defect.
+        AssertionError: a result is wrong.
+        Exception: a bug.
     """
     try:
         config = tiny_config(kind)
@@ -47,12 +47,12 @@ def travel(kind: str, dataset: Path, padded: Path, folder: Path) -> str:
     except NotTriedError as reason:
         return f"not tried: {reason}"
     except UserError:
-        pass  # as the run will say
-    return drive(kind, dataset, padded, folder)
+        pass  # the run reports it
+    return try_config(kind, dataset, padded, folder)
 
 
-def drive(kind: str, dataset: Path, padded: Path, folder: Path) -> str:
-    """The same with the config that lies in `config` of the folder."""
+def try_config(kind: str, dataset: Path, padded: Path, folder: Path) -> str:
+    """Try the config in `config` of the folder; returns and raises as `try_architecture`."""
     output = folder / "run"
     settings = _settings(folder)
     if kind in PADDED:
@@ -66,11 +66,11 @@ def drive(kind: str, dataset: Path, padded: Path, folder: Path) -> str:
         return f"refused: {_short(error, folder)}"
     run, lines = RunFolder(output), _lines(output)
     assert len(lines) == _STEPS
-    # As if it had been stopped half way.
+    # Pretend that it was stopped half way.
     shutil.rmtree(run.model)
     shutil.rmtree(run.checkpoints / f"step-{_STEPS:08d}")
     train(of, printed)
-    assert _lines(output)[-_STEPS // 2 :] == lines[-_STEPS // 2 :], "it goes on differently"
+    assert _lines(output)[-_STEPS // 2 :] == lines[-_STEPS // 2 :], "it resumes differently"
     found = evaluate_run(run, device="cpu")
     assert found.report.samples.number == of.evaluation.num_samples
     assert found.report.held_out is not None
