@@ -1,1 +1,1 @@
-"""What `phf doctor` tells: which scorers can run on this machine, from which weights, how fast, and what is missing."""
+"""`phf doctor`: which scorers run on this machine, with which weights, how fast, and what is missing."""

@@ -1,4 +1,4 @@
-"""The child processes of `phf doctor`: a job as JSON on stdin, its result as JSON on stdout. See `children.py`."""
+"""A child process of `phf doctor`: read a job as JSON on stdin, write its result as JSON on stdout (`children.py`)."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Do the job; what libraries print goes to stderr, not among the result."""
+    """Run the job; redirect what libraries print to stderr, so that stdout holds only the result."""
     result = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job: dict[str, Any] = json.load(sys.stdin)

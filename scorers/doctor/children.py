@@ -1,4 +1,4 @@
-"""Runs a job of `phf doctor` in a process of its own, so that whatever a library does there is an answer."""
+"""Run a job of `phf doctor` in a process of its own, so that a crash of a library is a result like any other."""
 
 import json
 import signal
@@ -10,18 +10,18 @@ from scorers import interpreter
 
 
 class LostChildError(Exception):
-    """The process ended without a result; the message says how, for people."""
+    """The process ended without a result; the message tells people how."""
 
 
-def ask(job: Mapping[str, Any], *, patience_s: float) -> dict[str, Any]:
-    """The result of a job of `python -m scorers.doctor`.
+def run_job(job: Mapping[str, Any], *, patience_s: float) -> dict[str, Any]:
+    """Run a job with `python -m scorers.doctor` and return its result.
 
     Args:
         job: `{"what": "torch"}` or `{"what": "scorer", ...}`, as JSON values.
         patience_s: seconds after which the process is killed.
 
     Raises:
-        LostChildError: it was killed, died or said something else.
+        LostChildError: it was killed, died, or printed no valid result.
     """
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter, this package
@@ -36,7 +36,7 @@ def ask(job: Mapping[str, Any], *, patience_s: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise LostChildError(f"It had no result after {patience_s:g} s and was stopped.") from None
     if done.returncode:
-        raise LostChildError(_how(done.returncode))
+        raise LostChildError(_describe_end(done.returncode))
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
@@ -44,9 +44,9 @@ def ask(job: Mapping[str, Any], *, patience_s: float) -> dict[str, Any]:
     return found
 
 
-def _how(status: int) -> str:
+def _describe_end(status: int) -> str:
     if status > 0:
         return f"Its process ended with status {status}."
     name = signal.Signals(-status).name
-    hint = "; out of memory, most likely" if -status == signal.SIGKILL else ""
+    hint = ", probably out of memory" if -status == signal.SIGKILL else ""
     return f"Its process was ended by {name}{hint}."

@@ -1,4 +1,4 @@
-"""The facts of a machine that decide how phf runs on it, each with one line of remedy where something is amiss."""
+"""Collect the facts of a machine that decide how phf runs on it, with a one-line remedy for each problem."""
 
 import os
 import platform
@@ -23,21 +23,21 @@ _SPACY_MODEL = "en_core_web_sm"
 _HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TORCH_HOME")
 # A worker with spaCy's model or a base-size network holds one to two gigabytes.
 _LEAST_MEMORY = 2 * _GB
-# Logs and sockets of a local Ray, and inputs that are unpacked on the way.
+# For logs and sockets of a local Ray, and for inputs that are unpacked.
 _LEAST_SPACE = 1 * _GB
-# bf16 that the processor computes in takes at most fp32's time, emulated bf16 up to a hundred times as long.
+# Native bf16 takes at most as long as fp32, emulated bf16 up to a hundred times as long.
 _SLOW_BF16 = 3.0
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Something about the machine.
+    """A fact about the machine.
 
     Attributes:
-        name: what it is about.
+        name: its subject, such as `memory`.
         text: the fact, for people.
         data: the same as JSON values.
-        remedy: what to do, in one line, where something is amiss.
+        remedy: what to do, in one line; None if all is well.
     """
 
     name: str
@@ -47,8 +47,8 @@ class Fact:
 
 
 def machine_facts(torch: Mapping[str, Any]) -> list[Fact]:
-    """All facts; of torch those that `torch_here.look` found, or `{"problem": ...}`."""
-    looks: dict[str, Callable[[], Iterator[Fact]]] = {
+    """Collect all facts; `torch` is the result of `torch_here.look`, or `{"problem": ...}`."""
+    collectors: dict[str, Callable[[], Iterator[Fact]]] = {
         "phf": _phf,
         "import path": _import_path,
         "cores": _cores,
@@ -59,18 +59,18 @@ def machine_facts(torch: Mapping[str, Any]) -> list[Fact]:
         "folders": _folders,
         "Hugging Face": _hub,
     }
-    return [fact for name, look in looks.items() for fact in _looked(name, look)]
+    return [fact for name, collect in collectors.items() for fact in _collect_safely(name, collect)]
 
 
-def _looked(name: str, look: Callable[[], Iterator[Fact]]) -> Iterator[Fact]:
+def _collect_safely(name: str, collect: Callable[[], Iterator[Fact]]) -> Iterator[Fact]:
     try:
-        yield from look()
-    except Exception as error:  # noqa: BLE001 - a strange machine keeps nothing else from being said
-        yield Fact(name, f"cannot be told: {describe(error)}", None)
+        yield from collect()
+    except Exception as error:  # noqa: BLE001 - one fact that fails must not hide the others
+        yield Fact(name, f"unknown: {describe(error)}", None)
 
 
 def cgroup_cores() -> float | None:
-    """Cores that the container around this process may use on average; None for no limit."""
+    """Return how many cores the container around this process may use on average; None for no limit."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -83,7 +83,7 @@ def cgroup_cores() -> float | None:
 
 
 def usable_cores() -> int:
-    """Cores that this process can keep busy: those that it may run on, within the limit of its container."""
+    """Return how many cores this process can keep busy: those it may run on, within its container's limit."""
     ours, limit = len(os.sched_getaffinity(0)), cgroup_cores()
     return ours if limit is None else max(1, min(ours, int(limit)))
 
@@ -104,13 +104,13 @@ def _cores() -> Iterator[Fact]:
     remedy = None
     if limit is not None and limit < ours:
         text += f", the container is limited to {limit:g}"
-        remedy = f"Give --workers {max(int(limit), 1)}: more would wait for each other."
+        remedy = f"Use --workers {max(int(limit), 1)}: more would wait for each other."
     data = {"usable": ours, "machine": os.cpu_count(), "container_limit": limit, "processor": processor()}
     yield Fact("cores", f"{text} ({data['processor']})", data, remedy)
 
 
 def processor() -> str:
-    """The name that this machine's processor gives itself."""
+    """Return the model name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -139,7 +139,7 @@ def _memory() -> Iterator[Fact]:
         text += f", the container is limited to {size_of(limit)}"
     remedy = None
     if min(free, limit or free) < _LEAST_MEMORY:
-        remedy = "A worker needs one to two gigabytes: free memory, or give --workers 1."
+        remedy = "A worker needs one to two gigabytes: free memory, or use --workers 1."
     yield Fact("memory", text, {"total": total, "available": free, "container_limit": limit}, remedy)
 
 
@@ -169,9 +169,9 @@ def _gpus(found: Mapping[str, Any]) -> Fact:
     if not Path("/proc/driver/nvidia/version").exists():
         return Fact("gpus", "none", devices)
     if not found["cuda_build"]:
-        return Fact("gpus", "a driver is there, but torch is built for CPUs", devices, "Install a CUDA build of torch.")
+        return Fact("gpus", "driver loaded, but torch is built for CPUs", devices, "Install a CUDA build of torch.")
     return Fact(
-        "gpus", "a driver is there, but torch sees no device", devices, "Check CUDA_VISIBLE_DEVICES and the driver."
+        "gpus", "driver loaded, but torch sees no device", devices, "Check CUDA_VISIBLE_DEVICES and the driver."
     )
 
 
@@ -184,7 +184,7 @@ def _bf16(seconds: Mapping[str, float]) -> Fact:
         "bf16 on the CPU",
         f"{text}: it is emulated",
         {"seconds": dict(seconds), "ratio": ratio, "emulated": True},
-        "Compute in fp32 on this CPU, as phf does unless told otherwise.",
+        "Compute in fp32 on this CPU, which is phf's default.",
     )
 
 
@@ -212,11 +212,11 @@ def _spacy_model() -> Iterator[Fact]:
 
 def _folders() -> Iterator[Fact]:
     temp = Path(tempfile.gettempdir())
-    yield _space("temporary files", temp, "Free some, or name another place, for a local Ray too: TMPDIR=FOLDER.")
-    yield _space("shared memory", Path("/dev/shm"), None)  # noqa: S108 - it is only looked at
+    yield _space("temporary files", temp, "Free space, or set another folder, for a local Ray too: TMPDIR=FOLDER.")
+    yield _space("shared memory", Path("/dev/shm"), None)  # noqa: S108 - only its size is read
     ray = os.environ.get("RAY_TMPDIR")
     if ray:
-        yield _space("Ray's folder", Path(ray), "Free some, or name another place: RAY_TMPDIR=FOLDER.")
+        yield _space("Ray's folder", Path(ray), "Free space, or set another folder: RAY_TMPDIR=FOLDER.")
 
 
 def _space(name: str, folder: Path, remedy: str | None) -> Fact:
@@ -235,9 +235,9 @@ def _hub() -> Iterator[Fact]:
     variables = {name: os.environ[name] for name in _HUB_VARIABLES if name in os.environ}
     models = sorted(each.name.removeprefix("models--").replace("--", "/") for each in cache.glob("models--*"))
     text = f"{count_of(len(models), 'model')} in {cache}" if cache.is_dir() else f"no cache yet at {cache}"
-    said = "".join(f", {name}={value}" for name, value in variables.items())
+    settings = "".join(f", {name}={value}" for name, value in variables.items())
     data = {"cache": str(cache), "exists": cache.is_dir(), "models": models, "environment": variables}
-    yield Fact("Hugging Face", text + said, data)
+    yield Fact("Hugging Face", text + settings, data)
 
 
 def _lines(path: str) -> list[str]:

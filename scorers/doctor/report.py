@@ -1,7 +1,4 @@
-"""Examines the machine and the scorers, and puts together what there is to say of them.
-
-Where the weights of a scorer lie.
-"""
+"""Examine the machine and the scorers, and build the report of `phf doctor`."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,19 +9,19 @@ from typing import Any
 
 from scorers import registry
 from scorers.contract import Execution
-from scorers.doctor.children import LostChildError, ask
+from scorers.doctor.children import LostChildError, run_job
 from scorers.doctor.machine import Fact, machine_facts
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec
 
 
 def places(spec: ScorerSpec) -> list[str]:
-    """Files and folders that a scorer with these options, all filled in, reads its weights and models from.
+    """Return the files and folders that a scorer with these resolved options reads its weights and models from.
 
-    Options that hold a path count, for any kind of scorer; names of models are looked up for the kinds of our own.
+    Options that hold an existing path count for any kind; names of models are resolved for our own kinds.
     """
     found = [value for value in spec.options.values() if isinstance(value, str) and _is_path(value)]
-    with contextlib.suppress(UserError):  # what is missing is the scorer's to say
+    with contextlib.suppress(UserError):  # the scorer itself reports what is missing
         found += _named(spec.kind, spec.options)
     return found
 
@@ -53,7 +50,7 @@ def _named(kind: str, options: dict[str, Any]) -> list[str]:
     return []
 
 
-# Weights of half a gigabyte are hashed and loaded, maybe from a network drive, maybe after a download.
+# Enough to hash and load weights of half a gigabyte from a network drive, or after a download.
 _PATIENCE_S = 600.0
 
 
@@ -62,10 +59,10 @@ class Examined:
     """A scorer on this machine.
 
     Attributes:
-        column, kind, options: which; the options with their defaults.
-        problem: why it cannot run here and what to do; None where it runs.
-        places: where its weights lie.
-        found: what `trial.try_scorer` found.
+        column, kind, options: its specification, with the defaults filled in.
+        problem: why it cannot run here and what to do; None if it runs.
+        places: where its weights are.
+        found: the result of `trial.try_scorer`.
     """
 
     column: str
@@ -77,12 +74,12 @@ class Examined:
 
     @property
     def sentences_per_s(self) -> float | None:
-        """Sentences a second; None where nothing was measured."""
+        """Sentences per second; None if nothing was measured."""
         return self._rate("sentences")
 
     @property
     def bytes_per_s(self) -> float | None:
-        """Bytes of UTF-8 a second; None where nothing was measured."""
+        """Bytes of UTF-8 per second; None if nothing was measured."""
         return self._rate("bytes")
 
     def _rate(self, what: str) -> float | None:
@@ -92,13 +89,13 @@ class Examined:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that `phf doctor` says."""
+    """Everything that `phf doctor` prints."""
 
     machine: list[Fact]
     scorers: list[Examined]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the report as JSON values."""
         return {
             "machine": {each.name: each.data for each in self.machine},
             "scorers": [
@@ -109,41 +106,41 @@ class Report:
         }
 
     def remedies(self) -> dict[str, str]:
-        """What to do, by what is amiss."""
+        """Return what to do about each problem, by fact or column."""
         machine = {each.name: each.remedy for each in self.machine if each.remedy is not None}
         return machine | {each.column: each.problem for each in self.scorers if each.problem is not None}
 
 
 def all_scorers() -> dict[str, ScorerSpec]:
-    """Every kind with its default options, in a column of its usual name."""
+    """Return every kind with its default options, keyed by its usual column."""
     columns = {kind: column for column, kind in registry.DEFAULT_KINDS.items()}
     return {columns.get(kind, kind): ScorerSpec(kind=kind) for kind in registry.kinds()}
 
 
 def examine(
-    specs: Mapping[str, ScorerSpec], execution: Execution, seconds: float, tell: Callable[[str], None]
+    specs: Mapping[str, ScorerSpec], execution: Execution, seconds: float, show_progress: Callable[[str], None]
 ) -> Report:
-    """Look at this machine and try each scorer, one after the other, each in a process of its own.
+    """Examine this machine and try each scorer in turn, each in a process of its own.
 
     Args:
         specs: scorers by column.
-        execution: how they run; the device is for those that can use one.
-        seconds: to measure each.
-        tell: is told what is looked at.
+        execution: how they run; only scorers that run on a GPU use its device.
+        seconds: time to measure each scorer for.
+        show_progress: called with the name of what is examined next.
     """
-    tell("the machine")
+    show_progress("the machine")
     try:
-        torch = ask({"what": "torch"}, patience_s=_PATIENCE_S)
+        torch = run_job({"what": "torch"}, patience_s=_PATIENCE_S)
     except LostChildError as error:
         torch = {"problem": str(error)}
-    return Report(machine_facts(torch), list(_examined(specs, execution, seconds, tell)))
+    return Report(machine_facts(torch), list(_examine_scorers(specs, execution, seconds, show_progress)))
 
 
-def _examined(
-    specs: Mapping[str, ScorerSpec], execution: Execution, seconds: float, tell: Callable[[str], None]
+def _examine_scorers(
+    specs: Mapping[str, ScorerSpec], execution: Execution, seconds: float, show_progress: Callable[[str], None]
 ) -> Iterator[Examined]:
     for column, given in specs.items():
-        tell(column)
+        show_progress(column)
         try:
             spec = registry.resolve(column, given)
             registry.check(column, spec)
@@ -158,7 +155,7 @@ def _examined(
             "seconds": seconds,
         }
         try:
-            found = ask(job, patience_s=_PATIENCE_S + seconds)
+            found = run_job(job, patience_s=_PATIENCE_S + seconds)
         except LostChildError as error:
             found = {"problem": str(error)}
         yield Examined(column, spec.kind, spec.options, found.pop("problem"), places(spec), found)

@@ -1,4 +1,4 @@
-"""Text that every machine has, to measure a scorer on: Python's language reference, and its standard library."""
+"""Sample text to measure a scorer on, present on every machine: Python's language reference and standard library."""
 
 import hashlib
 import sysconfig
@@ -7,17 +7,16 @@ from pathlib import Path
 
 from scorers.contract import DocumentKind
 
-# About what a short page of the web has.
+# About as long as a short web page.
 _PROSE_CHARACTERS = 1_500
 _CODE_BYTES = (500, 12_000)
 _NOT_TYPICAL = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"})
 
 
 def sample(kind: DocumentKind) -> Iterator[str]:
-    """Real documents, none twice, in an order without meaning that is the same on every machine.
+    """Yield distinct real documents, shuffled in the same way on every machine.
 
-    Prose is 450 kB of the language reference that `help()` shows, in pieces cut between paragraphs; code is 4 MB of
-    modules.
+    Prose is 450 kB of the language reference that `help()` shows, cut between paragraphs; code is 4 MB of modules.
     """
     return _modules() if kind == "python" else iter(sorted(_pieces(), key=_shuffled))
 

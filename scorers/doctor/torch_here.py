@@ -1,17 +1,17 @@
-"""What torch can do on this machine; runs in a process of its own, since importing it takes seconds and memory."""
+"""Find out what torch can do here; runs in a process of its own, since importing torch takes seconds and memory."""
 
 import time
 from importlib.util import find_spec
 from typing import Any
 
-# Large enough for a matrix product to reach its rate, small enough that one at a hundredth of it takes a second.
+# Large enough for a matrix product to reach its full rate, small enough to take a second at a hundredth of it.
 _SIZE = 512
 _ROUNDS = 20
 _MOST_S = 1.0
 
 
 def look() -> dict[str, Any]:
-    """Version, CUDA build and devices, and the seconds of a matrix product in fp32 and bf16, as JSON values."""
+    """Return version, CUDA build, devices, and seconds of a matrix product in fp32 and bf16, as JSON values."""
     if find_spec("torch") is None:
         return {"version": None}
     import torch
@@ -34,13 +34,13 @@ def _device(torch: Any, index: int) -> dict[str, Any]:
         "name": facts.name,
         "compute_capability": f"{facts.major}.{facts.minor}",
         "memory": facts.total_memory,
-        # Older cards compute bf16 by way of fp32, and torch counts that as support.
+        # Older GPUs emulate bf16 in fp32, which torch counts as support.
         "bf16": facts.major >= 8,
     }
 
 
 def _product(torch: Any, dtype: Any) -> float:
-    """Seconds of one on a core, the best of several: the others waited for something."""
+    """Return the seconds of one matrix product on one core: the best of several, since the others were disturbed."""
     a = torch.randn(_SIZE, _SIZE).to(dtype)
     a @ a
     taken: list[float] = []

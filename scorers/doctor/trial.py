@@ -1,6 +1,6 @@
-"""Builds one scorer and measures it for about a second: the part that runs in a process of its own.
+"""Build one scorer and measure it for about a second, in a process of its own.
 
-A library that crashes or is killed then takes no more with it than this process, whose memory is the scorer's alone.
+A library that crashes ends only this process, and the process's memory is that of the scorer alone.
 """
 
 import time
@@ -22,17 +22,17 @@ from scorers.sentences import document
 from scorers.stopwatch import stopwatch
 from scorers.text import utf8_size
 
-# Characters scored at first, and at most at once: what a worker gets at once by default.
+# Characters in the first batch, and in the largest, which is a worker's default.
 _FIRST, _MOST = 2_000, 256 * 1024
 
 _PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 def try_scorer(column: str, spec: ScorerSpec, execution: Execution, seconds: float) -> dict[str, Any]:
-    """Whether the scorer runs, on what it is based, and how fast it is on built-in text, as JSON values.
+    """Return whether the scorer runs, what it is based on, and its speed on built-in text, as JSON values.
 
-    `problem` is None where it runs, else why it does not; what was found out before stands beside it. The speed is that
-    of the largest set of documents that was scored, on text that the scorer had not seen.
+    `problem` is None if it runs, else says why not; whatever was found before that is kept. The speed is that of the
+    last batch scored, usually the largest, of text that the scorer had not seen.
     """
     if not runs_on_gpu(spec):
         execution = execution.model_copy(update={"device": "cpu"})
@@ -50,7 +50,7 @@ def try_scorer(column: str, spec: ScorerSpec, execution: Execution, seconds: flo
         kind: DocumentKind = "prose" if scorer.applies(document("A sentence.")) else "python"
         documents = _documents(kind, field)
         first = [next(documents)]
-        scorer.score(first)  # loads what is loaded lazily
+        scorer.score(first)  # triggers lazy loading
         found["ready_s"] = time.perf_counter() - began
         measured = _measure(scorer, documents, seconds) | {"on": kind}
         found["measured"] = measured
@@ -58,7 +58,7 @@ def try_scorer(column: str, spec: ScorerSpec, execution: Execution, seconds: flo
             found["problem"] = f"It fails on every document: {', '.join(measured['failures'])}."
     except UserError as error:
         found["problem"] = str(error)
-    except (Exception, DeadlineExceededError) as error:  # noqa: BLE001 - whatever a library raises is a reason
+    except (Exception, DeadlineExceededError) as error:  # noqa: BLE001 - a library may raise anything
         found["problem"] = f"It fails: {describe(error)}."
     found["memory"] = _peak_memory()
     return found
@@ -88,7 +88,7 @@ def _measure(scorer: Scorer, documents: Iterator[Document], seconds: float) -> d
             "sentences": sentences,
             "bytes": sum(utf8_size(each.text) for each in batch),
         }
-        # Large sets are what a worker gets, but the next one should fit into the time that is left.
+        # Approach a worker's batch size, but the next batch should fit into the time that is left.
         if 4 * took.seconds < stop - time.perf_counter():
             size = min(_MOST, 4 * size)
     return best | {"documents": tried, "failures": dict(failures)}
@@ -103,9 +103,9 @@ def _batch(documents: Iterator[Document], characters: int) -> Iterator[Document]
 
 
 def _precision(scorer: Scorer) -> str | None:
-    """What a network computes in, as the scorer's attribute `precision` says; None for a scorer without one."""
-    said = getattr(scorer, "precision", None)
-    return None if said is None else _PRECISIONS.get(str(said), str(said))
+    """Return the dtype that the scorer's network computes in, by its attribute `precision`; None if it has none."""
+    dtype = getattr(scorer, "precision", None)
+    return None if dtype is None else _PRECISIONS.get(str(dtype), str(dtype))
 
 
 def _peak_memory() -> int:

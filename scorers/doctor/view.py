@@ -1,4 +1,4 @@
-"""`phf doctor` for people: the machine, a table of scorers, what each is based on, and what to do."""
+"""Print the report of `phf doctor`: the machine, a table of scorers, what each is based on, and what to fix."""
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,7 @@ _HASH_DIGITS = 12
 
 
 def show(console: Console, report: Report) -> None:
-    """Print everything."""
+    """Print the whole report."""
     machine = Table(box=None, show_header=False, pad_edge=False)
     machine.add_column(style="dim", no_wrap=True)
     machine.add_column(overflow="fold")
@@ -24,7 +24,7 @@ def show(console: Console, report: Report) -> None:
         for line in _basis(each):
             console.print(Text(line, style="dim"), soft_wrap=True)
     remedies = report.remedies()
-    console.print(Text("\nTo be mended:" if remedies else "\nNothing is amiss.", style="bold"))
+    console.print(Text("\nTo fix:" if remedies else "\nNo problems found.", style="bold"))
     for name, remedy in remedies.items():
         console.print(Text.assemble((f"{name}: ", "yellow"), remedy), soft_wrap=True)
 

@@ -1,1 +1,1 @@
-"""Linters of Python: a document is a file, and what they find counts on its physical line."""
+"""Python linters: a document is a file, and each violation counts on its physical line."""

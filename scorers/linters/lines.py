@@ -1,4 +1,4 @@
-"""What the linters of Python share: the physical lines of a document, and violations a line as scores."""
+"""What the Python linters share: physical lines, syntax errors, and violations per line as scores."""
 
 import re
 import warnings
@@ -10,24 +10,24 @@ from numpy.typing import NDArray
 from scorers.contract import Document, ScoringError
 from scorers.sentences import split
 
-# Characters that linters take at once. CPython's parser needs up to 400 bytes for each.
+# Most characters that linters accept. CPython's parser needs up to 400 bytes for each.
 LONGEST = 2_000_000
 
-# The parser joins the parts of an imported name two by two, and keeps each of these strings: 50,000 parts, in 100 KB of
-# text, took 2.7 GB.
+# The parser joins the parts of an imported name one by one and keeps every intermediate string: 50,000 parts, in 100 KB
+# of text, took 2.7 GB.
 _MOST_PARTS = 200
 _MANY_PARTS = re.compile(rf"(?<![\w.])(?:\w++[ \t\f\\\n]*+\.[ \t\f\\\n]*+){{{_MOST_PARTS}}}")
 
-# The compiler looks at futures when it has parsed the whole source, and before anything else that could fail or take
-# memory: the tree as Python objects would take more than parsing, and fails on long chains of operators.
+# The compiler checks futures after it has parsed the whole source, and before anything else that could fail or take
+# memory: building the tree as Python objects takes more than parsing, and fails on long chains of operators.
 _PARSE_ONLY = "from __future__ import phf_parse_only\n"
 _PARSED = "future feature phf_parse_only is not defined"
 
 
 def normalised_lines(text: str) -> list[str]:
-    r"""The physical lines of `text`, each terminator written as `\n`, as Python reads source from a file.
+    r"""Return the physical lines of `text`, each terminator replaced by `\n`, as Python reads source from a file.
 
-    Only `\n`, `\r\n` and `\r` end a line: form feeds, U+2028 and the like stay inside theirs.
+    Only `\n`, `\r\n` and `\r` end a line; form feeds, U+2028 and the like do not.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     last = lines.pop()
@@ -35,27 +35,23 @@ def normalised_lines(text: str) -> list[str]:
 
 
 def too_long(text: str) -> ScoringError | None:
-    """Why no linter takes the text, `too-long` for more than `LONGEST` characters; None where they do."""
+    """Return the error `too-long` for a text of more than `LONGEST` characters, else None."""
     if len(text) <= LONGEST:
         return None
     return ScoringError("too-long", f"{len(text):,} characters of Python, more than {LONGEST:,}")
 
 
 def refuse_too_long(text: str) -> None:
-    """Refuse what no linter takes.
-
-    Raises:
-        ScoringError: as `too_long` says.
-    """
+    """Raise the error of `too_long`, if any."""
     error = too_long(text)
     if error is not None:
         raise error
 
 
 def line_of_syntax_error(source: str) -> int | None:
-    """The line, from 1, of the error that keeps Python from parsing `source`; None when it parses.
+    """Return the line, from 1, of the first syntax error in `source`; None if it parses.
 
-    `source` is without the byte order mark that a file may begin with: a second one is an error.
+    `source` must not include the byte order mark that a file may begin with: any mark is an error.
 
     Raises:
         ScoringError: `too-deep` for code nested too deeply to parse, `too-long` for more than `LONGEST` characters.
@@ -64,7 +60,7 @@ def line_of_syntax_error(source: str) -> int | None:
     if source.count(".") >= _MOST_PARTS and "import" in source and _MANY_PARTS.search(source) is not None:
         raise ScoringError("too-deep", f"a dotted name of more than {_MOST_PARTS} parts")
     if "\0" in source:
-        # Python refuses it without saying where.
+        # Python reports no line for it.
         return source.partition("\0")[0].count("\n") + 1
     try:
         with warnings.catch_warnings():
@@ -81,12 +77,10 @@ def line_of_syntax_error(source: str) -> int | None:
 
 
 def per_character(document: Document, line_numbers: Iterable[int]) -> NDArray[np.float32]:
-    """Violations on each sentence, given by the number of their physical line from 1, divided by its characters.
+    """Return the violations per character of each sentence, float32 [n_sentences].
 
-    A number beyond the last line, where checkers see the end of the file, counts on the last line.
-
-    Returns:
-        float32 [n_sentences].
+    `line_numbers` holds the physical line, from 1, of each violation. A number beyond the last line, where checkers see
+    the end of the file, counts on the last line.
     """
     ends = document.ends
     if not len(ends):

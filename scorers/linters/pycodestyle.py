@@ -1,14 +1,14 @@
-"""Kind `pycodestyle`: violations of PEP 8 a character, line by line.
+"""Kind `pycodestyle`: violations of PEP 8 per character, line by line.
 
 The whole file is checked once, as `pycodestyle` checks a file on disk, and each violation counts on its physical line.
-No configuration file of a project or user is read. Code that does not parse, such as prose, has one violation for that,
-on the line where Python's parser stops; pycodestyle itself notices only some syntax errors, and others in Python 3.12
-than in 3.11. All else is what the library's own `Checker` finds, but
+No configuration file is read. Code that does not parse, such as prose, has one violation for that, on the line where
+Python's parser stops; pycodestyle itself notices only some syntax errors, and not the same in Python 3.12 as in 3.11.
+Everything else is what the library's own `Checker` finds, except that
 
-- in a file that does not parse and has a line of more than 5,000 characters, the syntax error is all that counts;
+- in a file that does not parse and has a line of more than 5,000 characters, only the syntax error counts;
 - on a logical line of more than 50,000 characters, E12x, E713, E714 and E721 are left out;
-- a file of more than 2,000,000 characters is not scored (`too-long`), nor code that is nested too deeply for Python's
-  parser (`too-deep`).
+- a file of more than 2,000,000 characters is not scored (`too-long`), nor code nested too deeply for Python's parser
+  (`too-deep`).
 """
 
 import platform
@@ -28,7 +28,7 @@ from scorers.requirements import require
 
 _REVISION = 2
 
-# Characters above which a line of code that does not parse is not looked at: the tokeniser is quadratic in such lines.
+# Longest line, in characters, that is checked in code that does not parse: the tokeniser is quadratic in such lines.
 LONGEST_BROKEN_LINE = 5_000
 
 
@@ -36,8 +36,8 @@ class PycodestyleOptions(SemanticOptions):
     """Options of `pycodestyle`.
 
     Attributes:
-        max_line_length: characters above which a line is too long.
-        ignore: prefixes of codes that do not count; None for pycodestyle's own list of disputed checks.
+        max_line_length: most characters in a line.
+        ignore: prefixes of codes that do not count; None for pycodestyle's own default list.
     """
 
     max_line_length: int = Field(default=79, ge=1)
@@ -56,7 +56,7 @@ class PycodestyleScorer:
         self.name = name
         self._deadline_s = execution.deadline_s
         self.check(options)
-        self._checker, self._options, self._forget = _set_up(options)
+        self._checker, self._options, self._clear_cache = _set_up(options)
         self.fingerprint = fingerprint(
             "pycodestyle",
             options.model_dump(mode="json"),
@@ -66,26 +66,26 @@ class PycodestyleScorer:
 
     @classmethod
     def check(cls, _options: PycodestyleOptions) -> None:
-        """Raise `UserError` when something is missing to run here."""
+        """Raise `UserError` if something needed here is missing."""
         require("pycodestyle", "pycodestyle", install="pycodestyle")
 
     def applies(self, document: Document) -> bool:
-        """To Python alone."""
+        """Return whether the document is Python."""
         return document.kind == self.documents
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
-        """Scores of each document on its own."""
+        """Score each document on its own."""
         return [attempt(self._score_one, document, self._deadline_s) for document in documents]
 
     def _score_one(self, document: Document) -> NDArray[np.float32]:
         return per_character(document, [line for line, _ in self.violations(document.text)])
 
     def violations(self, text: str) -> list[tuple[int, str]]:
-        """The physical line, from 1, and the code of each violation; `E9` for the syntax error.
+        """Return the physical line, from 1, and the code of each violation; `E9` for the syntax error.
 
         Raises:
             ScoringError: the text is too long, or nested too deeply for Python's parser.
-            Exception: pycodestyle fails on the text; any exception of its own.
+            Exception: whatever pycodestyle raises if it fails on the text.
         """
         refuse_too_long(text)
         lines = normalised_lines(text)
@@ -96,11 +96,11 @@ class PycodestyleScorer:
         try:
             self._checker(lines=lines, options=self._options, report=report).check_all()
         except IndexError:
-            # It stumbles over what an unterminated string or bracket leaves behind; what it found before counts.
+            # An unterminated string or bracket makes it fail at the end; what it found before counts.
             if error_line is None:
                 raise
         finally:
-            self._forget()
+            self._clear_cache()
         if error_line is None:
             return report.found
         return [each for each in report.found if not each[1].startswith("E9")] + [(error_line, "E9")]
@@ -131,9 +131,9 @@ class _Report:
 
 
 def _set_up(options: PycodestyleOptions) -> tuple[Any, Any, Any]:
-    """The class that checks a file, the options it takes, and what forgets the lines that the library keeps.
+    """Return the class that checks a file, its options, and a function that clears the library's cache of lines.
 
-    They are put together here because `StyleGuide`'s own constructor reads `~/.config/pycodestyle`.
+    The options are built here because the constructor of `StyleGuide` reads `~/.config/pycodestyle`.
     """
     import pycodestyle
 

@@ -1,11 +1,11 @@
-"""pycodestyle's `Checker`, with what it finds unchanged, and without the work that cannot find anything.
+"""A faster `pycodestyle.Checker` with the same findings, without the work that cannot find anything.
 
 Every check is the library's own. Three things differ:
 
-- A check runs on a line only where it could find something; `_GATES` says for each what it needs to see. A check that
-  has no gate, such as one that a later version of the library adds, always runs.
-- Nothing is computed again for every token of a line, which made the library quadratic in the length of a line, and
-  patterns that are quadratic in a run of spaces are written so that they are not (`_mended`).
+- A check runs on a line only if it could find something there; `_GATES` holds the condition for each check. A check
+  without a gate, such as one that a later version of the library adds, always runs.
+- Nothing is recomputed for every token of a line, which made the library quadratic in the length of a line, and
+  patterns that are quadratic in a run of spaces are replaced by linear ones (`_linear_checks`).
 - Of the checks that remain quadratic in hostile code, three are left out on a logical line of more than
   `LONGEST_LOGICAL_LINE` characters (`_LEFT_OUT`).
 
@@ -45,9 +45,9 @@ _IS_OR_IN = re.compile(r"\s(?:in|is)\s")
 
 
 class LineChecker(Checker):  # type: ignore[misc]
-    r"""A `pycodestyle.Checker` of given lines that end in `\n`; it reports what that class reports, in its order."""
+    r"""A `pycodestyle.Checker` for given lines that end in `\n`; it reports what that class reports, in its order."""
 
-    # What the gates look at, of the current logical line.
+    # Facts about the current logical line, for the gates.
     texts: set[str]
     one_row: bool
 
@@ -55,7 +55,7 @@ class LineChecker(Checker):  # type: ignore[misc]
     _last_line: str
 
     def check_all(self, _expected: Any = None, _line_offset: int = 0) -> int:
-        """Run all checks; returns the number of violations."""
+        """Run all checks, and return the number of violations."""
         self.total_lines = len(self.lines)
         self.line_number = 0
         self.indent_char = None
@@ -86,7 +86,7 @@ class LineChecker(Checker):  # type: ignore[misc]
                 return
             if line is not previous_line:
                 previous_line = line
-                # The columns where a token may end so that nothing but a backslash follows on its line.
+                # The range of columns at which a token may end so that only a backslash follows on its line.
                 last = len(line) - 2
                 backslash = len(line[:-2].rstrip()) if line.endswith("\\\n") else last + 1
             if kind in _STRING_STARTS:
@@ -97,7 +97,7 @@ class LineChecker(Checker):  # type: ignore[misc]
                     self.noqa = line and pycodestyle.noqa(line)
                     super().check_physical(physical)
             elif (kind == tokenize.STRING and "\n" in text) or kind in _STRING_ENDS:
-                # It asks for "noqa" itself.
+                # The call below evaluates "noqa" itself.
                 self.noqa = False
                 self.maybe_check_physical(token, line_before)
             line_before = self._last_line = line
@@ -119,7 +119,7 @@ class LineChecker(Checker):  # type: ignore[misc]
 
     def check_physical(self, line: str) -> None:
         """Run the checks of a physical line, unless none could find anything."""
-        # Those of a string of many lines come with one more terminator.
+        # The lines of a multi-line string come with an extra terminator.
         if not self._is_clean(line[:-1] if line.endswith("\n\n") else line):
             super().check_physical(line)
 
@@ -134,7 +134,7 @@ class LineChecker(Checker):  # type: ignore[misc]
         )
 
     def check_logical(self) -> None:
-        """Run those checks on the logical line that could find something."""
+        """Run the checks on the logical line that could find something."""
         mapping = self.build_tokens_line()
         if not mapping:
             return
@@ -166,22 +166,22 @@ class LineChecker(Checker):  # type: ignore[misc]
 
 
 def prepared(checks: list[tuple[str, Any, list[str]]]) -> list[tuple[Any, ...]]:
-    """The library's list of checks of logical lines, as `LineChecker` takes them.
+    """Prepare the library's checks of logical lines for `LineChecker`.
 
     Args:
-        checks: name, function and names of the arguments, as `StyleGuide.get_checks` returns them.
+        checks: name, function and argument names of each check, from `StyleGuide.get_checks`.
     """
     found = []
     for name, check, needed in checks:
         arguments = needed
         if name == "maximum_doc_length":
-            # Without a maximum, which is the default, it finds nothing.
+            # It finds nothing, because no maximum is set.
             continue
         if name == "blank_lines":
             arguments = ["lines_upwards" if each == "lines" else each for each in needed]
         state = name if "checker_state" in arguments else None
         gate = _GATES.get(name)
-        found.append((_mended().get(name, check), gate, _values(arguments), state, name in _LEFT_OUT))
+        found.append((_linear_checks().get(name, check), gate, _values(arguments), state, name in _LEFT_OUT))
     return found
 
 
@@ -193,10 +193,10 @@ def _values(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 class _LinesUpwards(list[str]):
-    """The lines of a file for `blank_lines`, which looks upwards from each method for what it is nested in.
+    """The lines of a file for `blank_lines`, which searches upwards from each method for what encloses it.
 
-    Of the lines from one upwards it gives that one and those that are indented less than all that it gave before. No
-    other changes what the check finds, and it would go through whole classes for each of their methods.
+    A slice yields, from its first line upwards, only lines that are indented less than all those before. The others
+    cannot change what the check finds, and it would scan whole classes for each of their methods.
     """
 
     _outer: list[int] | None = None
@@ -214,7 +214,7 @@ class _LinesUpwards(list[str]):
             row = self._outer[row]
 
     def _next_outer(self) -> list[int]:
-        """For each line the last one before it that is indented less; -1 where there is none. Blank lines lead on."""
+        """Return for each line the last earlier line that is indented less, or -1; a blank line gets an open one."""
         found: list[int] = []
         open_rows: list[tuple[int, int]] = []
         for row, line in enumerate(self):
@@ -234,7 +234,7 @@ def _compares(line: LineChecker) -> bool:
 
 
 def _blank_lines(line: LineChecker) -> bool:
-    # The start of "async def", "def", "class" or a decorator, or of nothing.
+    # The first letter of "async def", "def", "class" or a decorator; an empty line passes too.
     return line.blank_lines > 0 or not line.indent_level or line.logical_line[:1] in "adc@"
 
 
@@ -254,7 +254,7 @@ def _has_spaces(line: LineChecker) -> bool:
     return _TWO_SPACES.search(line.logical_line) is not None
 
 
-# What each check needs to see before it can find anything.
+# The condition under which each check could find something.
 _GATES: dict[str, Callable[[LineChecker], bool]] = {
     "blank_lines": _blank_lines,
     "extraneous_whitespace": lambda line: (
@@ -286,16 +286,16 @@ _GATES: dict[str, Callable[[LineChecker], bool]] = {
 
 
 @cache
-def _mended() -> dict[str, Callable[..., Any]]:
-    """Checks that are quadratic in the length of a line, made linear: they find the same."""
+def _linear_checks() -> dict[str, Callable[..., Any]]:
+    """Return linear replacements, with the same findings, of checks that are quadratic in the length of a line."""
     words = "|".join(pycodestyle.KEYWORDS)
     return {
-        # A run of spaces is looked at from its beginning alone, and not given up character by character.
+        # Match a run of spaces only from its beginning, and possessively.
         "whitespace_around_keywords": _with(
             pycodestyle.whitespace_around_keywords,
             KEYWORD_REGEX=re.compile(rf"(?:(?<!\s)|(?=\w))(\s*+)\b(?:{words})\b(\s*)"),
         ),
-        # What comes before an operator counts only where it is one of the three.
+        # What precedes the operator matters only if it is one of the three names.
         "comparison_to_singleton": _with(
             pycodestyle.comparison_to_singleton,
             COMPARE_SINGLETON_REGEX=re.compile(r"(?:(\bNone|\bFalse|\bTrue)\s*+)?([=!]=)\s*(?(1)|(None|False|True))\b"),
@@ -306,12 +306,12 @@ def _mended() -> dict[str, Callable[..., Any]]:
 
 
 def _with(check: Any, **others: Any) -> FunctionType:
-    """A function of the library that sees other values in place of some of its module's."""
+    """Return a copy of the library's function with some of its module's globals replaced."""
     return FunctionType(check.__code__, {**check.__globals__, **others}, check.__name__)
 
 
 class _FirstLambda:
-    """Stands for a pattern that is searched for from the start of a line to each of its colons in turn."""
+    """Replaces a pattern that the library searches from the start of a line to each of its colons in turn."""
 
     def __init__(self) -> None:
         self._line: str | None = None
@@ -324,7 +324,7 @@ class _FirstLambda:
 
 
 def _invalid_escapes(_logical_line: str, tokens: list[Any], noqa: Any) -> Iterator[tuple[tuple[int, int], str]]:
-    """As `python_3000_invalid_escape_sequence`, counting the rows of a string once; columns are left out."""
+    """Do what `python_3000_invalid_escape_sequence` does, but count the rows of a string once, and no columns."""
     if noqa:
         return
     prefixes: list[str] = []

@@ -1,8 +1,8 @@
-"""Kind `pylint`: pylint's messages a character, line by line.
+"""Kind `pylint`: pylint's messages per character, line by line.
 
-One linter lives as long as the process; each document is a whole run of it, from opening its checkers to closing them.
-No configuration file is read. Which messages count, and why some do not, stands in `DISABLED`; what the linter can see
-of the world, in `pylint_world.py`.
+A linter is reused for many documents; each document is a whole run, from opening the checkers to closing them. No
+configuration file is read. `DISABLED` lists the messages that do not count, and why; `pylint_world.py` limits what the
+linter can import.
 """
 
 import gc
@@ -31,45 +31,45 @@ from scorers.requirements import require
 _REVISION = 3
 
 DISABLED = {
-    # Whether an import can be resolved says something of the machine, not of the code.
+    # Whether an import resolves depends on the machine, not on the code.
     "import-error": "what is installed",
     "no-name-in-module": "what is installed",
     "no-member": "what is installed",
     "c-extension-no-member": "what is installed",
     "preferred-module": "configuration",
-    # isort tells first from third party by what it finds in the working directory.
+    # isort tells first party from third party by the files in the working directory.
     "wrong-import-order": "what is installed",
     "ungrouped-imports": "what is installed",
-    # A document is one file, and nobody knows of which package.
+    # A document is a single file of an unknown package.
     "relative-beyond-top-level": "the package around the file",
     "cyclic-import": "other files",
     "duplicate-code": "other files",
     "non-ascii-file-name": "the file's name",
-    # Spelling is checked where a dictionary happens to be installed.
+    # Spelling is checked only if a dictionary is installed.
     "wrong-spelling-in-comment": "what is installed",
     "wrong-spelling-in-docstring": "what is installed",
     "invalid-characters-in-docstring": "what is installed",
-    # pylint failing is no fault of the code.
+    # A failure of pylint is not a fault of the code.
     "method-check-failed": "pylint itself",
 }
 
-# Messages about names that nothing defines. After `from MODULE import *` a name may come from the module, unless pylint
-# sees all that the module holds.
+# Messages about undefined names. After `from MODULE import *` a name may come from the module, unless pylint sees the
+# whole module.
 _OF_NAMES = frozenset(
     {"undefined-variable", "undefined-all-variable", "global-variable-undefined", "used-before-assignment"}
 )
 _WILDCARD = re.compile(r"import[\s\\]*\*")
 
-# A comment such as "coding: latin-1" is about bytes, and a document is text.
+# A comment such as "coding: latin-1" declares an encoding of bytes, but a document is text.
 _CODING = re.compile(r"(?a)\A((?:[ \t\f]*(?:#[^\r\n]*)?\r?\n)?[ \t\f]*#.*?)coding(?=[:=][ \t]*[-\w.]+)")
 
 _RECURSION = 2000
 
-# Documents that one linter checks: some checkers never forget a class that they saw.
+# Documents after which the linter is replaced: some checkers keep every class that they have seen.
 _RENEWED_AFTER = 100
 
-# Objects that are made before Python looks for cycles among the youngest. A file's tree is full of cycles, and none
-# of them can be freed before the file is done: its usual 700 cost a sixth of the time.
+# New objects after which Python collects the youngest generation. A file's tree is full of cycles, and none of them can
+# be freed before the file is done: the usual threshold of 700 costs a sixth of the time.
 _GC_THRESHOLD = 50_000
 
 
@@ -77,7 +77,7 @@ class PylintOptions(SemanticOptions):
     """Options of `pylint`.
 
     Attributes:
-        disable: names, ids or categories of messages that do not count, beside those that never do.
+        disable: names, ids or categories of messages that do not count, besides those that never do.
     """
 
     disable: list[str] = Field(default_factory=list)
@@ -111,16 +111,16 @@ class PylintScorer:
 
     @classmethod
     def check(cls, _options: PylintOptions) -> None:
-        """Raise `UserError` when something is missing to run here."""
+        """Raise `UserError` if something needed here is missing."""
         require("pylint", "pylint", "astroid", install="pylint")
 
     def applies(self, document: Document) -> bool:
-        """To Python alone."""
+        """Return whether the document is Python."""
         return document.kind == self.documents
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
-        """Scores of each document on its own."""
-        # Outside the deadline of a document, which may end anywhere.
+        """Score each document on its own."""
+        # Enter it outside the documents' deadlines, which may interrupt anything.
         with _surroundings():
             return [attempt(self._score_one, document, self._deadline_s) for document in documents]
 
@@ -128,20 +128,20 @@ class PylintScorer:
         return per_character(document, [line for line, _ in self.messages(document.text)])
 
     def messages_of(self, texts: Sequence[str]) -> list[list[tuple[int, str]]]:
-        """The physical line and the name of each message about each text, in the order of lines.
+        """Return for each text the physical line and the name of each message, in the order of lines.
 
         Raises:
-            Exception: as `messages`, about any of them.
+            Exception: as `messages`, for any of them.
         """
         with _surroundings():
             return [self.messages(text) for text in texts]
 
     def messages(self, text: str) -> list[tuple[int, str]]:
-        """As `messages_of`, of one text, for callers that have closed the world around it.
+        """Return the messages of one text, as `messages_of`; the caller must have entered `_surroundings`.
 
         Raises:
             ScoringError: the text is too long, or nested too deeply.
-            Exception: pylint or astroid fails on the text; any exception of theirs.
+            Exception: whatever pylint or astroid raises if it fails on the text.
         """
         refuse_too_long(text)
         source = _as_file(text)
@@ -149,8 +149,8 @@ class PylintScorer:
         if error_line is not None:
             return [(error_line, "syntax-error")]
         if self._failed:
-            # A checker that was left in the middle may remember anything.
-            pylint_world.forget(everything=True)
+            # An interrupted checker may hold any state.
+            pylint_world.clear_caches(everything=True)
         if self._failed or self._checked == _RENEWED_AFTER:
             self._linter = _Linter(self._options)
             self._checked = 0
@@ -161,21 +161,21 @@ class PylintScorer:
             if _too_deep(error):
                 raise ScoringError("too-deep", "nested too deeply for pylint") from None
             raise
-        pylint_world.forget()
+        pylint_world.clear_caches()
         self._failed = False
         self._checked += 1
         return sorted((line, symbol) for line, symbol in found if symbol not in DISABLED)
 
 
 def _too_deep(error: BaseException | None) -> bool:
-    """Whether an exception is, or was raised because of, one of too deep a recursion."""
+    """Return whether an exception is, or was caused by, a `RecursionError`."""
     while error is not None and not isinstance(error, RecursionError):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 class _Linter:
-    """pylint's linter with its checkers, looked through only once for what they visit."""
+    """pylint's linter, with its checkers registered only once."""
 
     def __init__(self, options: PylintOptions) -> None:
         from pylint.checkers import BaseRawFileChecker, BaseTokenChecker
@@ -184,7 +184,7 @@ class _Linter:
         self._linter = _new_linter(options)
         self._checkers = self._linter.prepare_checkers()
         self._walker = ASTWalker(self._linter)
-        # It would print where a checker fails, with names of the document.
+        # Pretend that the message was printed: it would name parts of the document.
         self._walker.exception_msg = True
         for checker in self._checkers:
             checker.open()
@@ -193,7 +193,7 @@ class _Linter:
         self._of_bytes = [each for each in self._checkers if isinstance(each, BaseRawFileChecker)]
 
     def lint(self, source: str) -> list[tuple[int, str]]:
-        """The line and the name of each message: a run of the linter, from opening its checkers to closing them."""
+        """Run the linter on a document, from opening its checkers to closing them; return line and name per message."""
         from astroid.astroid_manager import MANAGER
         from astroid.builder import AstroidBuilder
         from pylint.typing import FileItem
@@ -216,7 +216,7 @@ class _Linter:
             rawcheckers=self._of_bytes,
         )
         with warnings.catch_warnings():
-            # Of the parser, on escapes in strings; pylint has messages of its own for them.
+            # The parser warns about escapes in strings, for which pylint has its own messages.
             warnings.simplefilter("ignore")
             for checker in self._checkers:
                 checker.open()
@@ -232,18 +232,18 @@ class _Linter:
 
 
 def _may_be_imported(message: Any, line: float) -> bool:
-    """Whether a message is about a name that a wildcard import on a line may have brought."""
+    """Return whether a message is about a name that the wildcard import on `line` may define."""
     if message.symbol == "undefined-all-variable":
-        # `__all__` is read when the module is complete.
+        # pylint reads `__all__` after the whole module.
         return line < math.inf
     if message.symbol == "used-before-assignment" and message.obj:
-        # A function's own name, whatever is imported.
+        # About a function's own local name, which no import defines.
         return False
     return bool(message.symbol in _OF_NAMES and message.line >= line)
 
 
 def _as_file(text: str) -> str:
-    """The text as Python would read it from a file: no byte order mark, no line that ends in a lone carriage return."""
+    """Return the text as Python would read it from a file: no byte order mark, and no lone carriage returns."""
     source = re.sub(r"\r(?!\n)", "\n", text.removeprefix("\ufeff"))
     return _CODING.sub(r"\1Coding", source, count=1)
 
@@ -254,7 +254,7 @@ def _new_linter(options: PylintOptions) -> Any:
     from pylint.message import MessageDefinitionStore
     from pylint.reporters import CollectingReporter
 
-    # It holds on to the messages of every linter that there was.
+    # This cache keeps the messages of every earlier linter alive.
     MessageDefinitionStore.get_message_definitions.cache_clear()
     linter = PyLinter()
     linter.load_default_plugins()
@@ -264,7 +264,7 @@ def _new_linter(options: PylintOptions) -> Any:
             linter.disable(name)
         except UnknownMessageError:
             if name in options.disable:
-                raise UserError(f"The option disable names {name!r}, which is no message of pylint.") from None
+                raise UserError(f"The option disable names {name!r}, which is not a message of pylint.") from None
     linter.initialize()
     return linter
 
@@ -287,7 +287,7 @@ def _rare_gc() -> Iterator[None]:
 
 @contextmanager
 def _deep_enough() -> Iterator[None]:
-    """The same room for recursion whoever calls; pylint runs out of Python's usual 1,000 frames on generated code."""
+    """Allow the same depth of recursion from any caller; Python's usual 1,000 frames are too few on generated code."""
     depth = 0
     frame = sys._getframe()
     while frame.f_back is not None:

@@ -1,15 +1,15 @@
-"""The world that pylint sees: the document and the standard library of this Python, the same for every document.
+"""Limit what pylint sees to the document and the standard library of this Python, the same for every document.
 
-pylint follows imports. Left alone, what it says of a file depends on which packages are installed, on files that lie in
-the working directory, and on what it has read before. Here
+pylint follows imports. By default its messages about a file depend on the installed packages, on files in the working
+directory, and on what it has read before. Here
 
-- imports resolve to the standard library alone, in its own folder, without those parts that distributions leave out;
-- no module changes another's tree: astroid notes `module.attribute = value` in the tree of `module`, which it keeps;
-- what was inferred is forgotten after each document, because inference gives up after a number of steps, and what it
-  still finds depends on what it found before.
+- imports resolve to the standard library alone, in its own folder, without the parts that distributions leave out;
+- no module changes another's tree: astroid records `module.attribute = value` in the cached tree of `module`;
+- the inference caches are cleared after each document, because inference gives up after a number of steps, and what it
+  still finds depends on what is cached.
 
-The trees of the standard library stay, which is most of pylint's time; a tree is a function of its source alone, so
-forgetting them too, when there are many, changes no message.
+The trees of the standard library stay cached: building them is most of pylint's time. A tree depends on its source
+alone, so dropping them too, when there are many, changes no message.
 """
 
 import importlib
@@ -24,8 +24,8 @@ from unittest import mock
 
 NAME = "phf_document"
 
-# Left out by Debian's packages, slim images, or builds without some library; or not meant to be imported. No two of the
-# others import each other with `*`, so what a module holds does not depend on which was read first.
+# Modules that are missing in Debian's packages, slim images, or builds without some library, or that are not meant to
+# be imported. No two of the others import each other with `*`, so no tree depends on the order of reading.
 # fmt: off
 _OPTIONAL = frozenset((
     "_bz2", "_crypt", "_ctypes", "_curses", "_curses_panel", "_dbm", "_gdbm", "_hashlib", "_lzma", "_sqlite3", "_ssl",
@@ -45,14 +45,14 @@ def _folders() -> list[str]:
 
 
 def is_visible(module: str) -> bool:
-    """Whether documents may import a module, by its dotted name."""
+    """Return whether documents may import a module, by its dotted name."""
     top = module.partition(".")[0]
     return top in sys.stdlib_module_names and top not in _OPTIONAL
 
 
 @contextmanager
 def closed() -> Iterator[None]:
-    """Let astroid see nothing but that world inside the block."""
+    """Limit astroid to that world inside the block."""
     from astroid import bases, builder, manager, objects
     from astroid.exceptions import AstroidImportError, InferenceError
     from astroid.modutils import file_info_from_modpath
@@ -65,7 +65,7 @@ def closed() -> Iterator[None]:
         if not is_visible(module):
             raise AstroidImportError("Not visible: {modname}", modname=module)
         try:
-            # Modules that are part of the interpreter lie in no folder.
+            # Built-in modules have no folder.
             built_in = module in sys.builtin_module_names
             return file_info_from_modpath(module.split("."), path=None if built_in else folders)
         except ImportError as error:
@@ -73,7 +73,7 @@ def closed() -> Iterator[None]:
 
     def belongs(inferred: Any, root: Any) -> bool:
         if isinstance(inferred, bases.Proxy) and type(inferred) not in instances:
-            # Constants and containers, where astroid notes nothing.
+            # Constants and containers, in which astroid records nothing.
             return True
         return getattr(inferred, "root", lambda: root)() is root
 
@@ -93,12 +93,12 @@ def closed() -> Iterator[None]:
 
 
 def first_open_wildcard(tree: Any) -> float:
-    """The line of the first `from MODULE import *` that may define any name; infinity where there is none.
+    """Return the line of the first `from MODULE import *` that may define any name; infinity if there is none.
 
-    pylint sees all names of a module that is visible here, and that lists them, if at all, in one piece.
+    pylint sees all names of a module that is visible here and assigns `__all__` at most once.
 
     Args:
-        tree: of a document, inside `closed`.
+        tree: the tree of a document; call this inside `closed`.
     """
     from astroid.nodes import ImportFrom
 
@@ -118,8 +118,8 @@ def _is_seen_whole(wildcard: Any) -> bool:
     return len(mentions) <= 1
 
 
-def forget(*, everything: bool = False) -> None:
-    """Forget the document and what was inferred with it; with `everything`, or too many of them, all trees as well."""
+def clear_caches(*, everything: bool = False) -> None:
+    """Drop the document and what was inferred with it; with `everything`, or too many trees, all trees as well."""
     from astroid import context
     from astroid.astroid_manager import MANAGER
     from astroid.interpreter.objectmodel import ObjectModel
@@ -127,7 +127,7 @@ def forget(*, everything: bool = False) -> None:
     from astroid.nodes._base_nodes import LookupMixIn
     from pylint.checkers.clear_lru_cache import clear_lru_caches
 
-    # The package has a function of the module's name.
+    # `astroid.inference_tip` the attribute is a function; import the module of that name.
     inference_tip = importlib.import_module("astroid.inference_tip")
     MANAGER.astroid_cache.pop(NAME, None)
     context._invalidate_cache()

@@ -1,18 +1,18 @@
-"""Kind `ruff`: violations of ruff's pycodestyle and pylint families a character, line by line.
+"""Kind `ruff`: violations of ruff's pycodestyle and pylint rules per character, line by line.
 
-For corpora where pylint, or even pycodestyle, cannot be afforded. One process checks many documents: they lie as
-numbered files in a temporary folder, so that no name of the corpus is a name of a file, and no configuration is read.
+For corpora that are too large for pylint, or even for pycodestyle. One process checks many documents, as numbered files
+in a temporary folder, so that no file name comes from the corpus. No configuration is read.
 
-- Many of the rules of the `E` family are what ruff calls a preview, and without them it finds a thirtieth of what
-  pycodestyle finds; so they are on. What pycodestyle ignores by default is ignored here too.
-- No comment turns anything off: `# noqa`, `# ruff: noqa` and the like are ignored, because a text must not hide what is
-  wrong with it. (pycodestyle heeds `# noqa` for some checks: its scores differ on those lines.)
-- Code is read as Python 3.13, whatever Python runs here: the newest version that does not read Python 2's
-  `except A, B:` as its own.
-- Code that does not parse has one violation for that, on the line of the first syntax error, beside what ruff finds
+- Preview rules are on: many rules of the `E` family are in preview, and without them ruff finds a thirtieth of what
+  pycodestyle finds. What pycodestyle ignores by default is ignored here too.
+- Comments turn nothing off: `# noqa`, `# ruff: noqa` and the like are ignored, because a text must not hide its own
+  violations. (pycodestyle heeds `# noqa` in some checks, so its scores differ on those lines.)
+- Code is read as Python 3.13, whatever Python runs here: the newest version that does not accept Python 2's
+  `except A, B:`.
+- Code that does not parse has one violation for that, on the line of the first syntax error, besides what ruff finds
   without a tree.
 - Code nested so deeply that ruff's stack overflows is not scored (`too-deep`), nor is a text of more than 2,000,000
-  characters (`too-long`). Such a file ends ruff's process: the others are checked again without it.
+  characters (`too-long`). A stack overflow ends ruff's process; the other documents are checked again without that one.
 """
 
 import os
@@ -37,17 +37,17 @@ from scorers.requirements import require
 _REVISION = 1
 _PYTHON = "py313"
 
-# What one process gets at most.
+# Largest batch for one process.
 _FILES = 2_000
 _CHARACTERS = 4_000_000
 
-# Seconds that a process with several files has, and more for each character, before they are looked at in halves; the
-# deadline of a document counts when it is alone.
+# Seconds allowed for a process with several files, plus some for each character, before the batch is halved; a document
+# on its own gets its deadline.
 _PATIENCE_S = 5.0
 _PATIENCE_A_CHARACTER_S = 2e-6
 
-# Of each thread of ruff. With a file of ours beside those of the corpus, all are checked in such threads, and what
-# overflows the stack does not depend on which files come together.
+# Stack of each of ruff's threads. An extra file makes ruff check all files in such threads, even a single one, so that
+# a stack overflow does not depend on the other files in the batch.
 _STACK = 64 << 20
 _BESIDE = "beside.py"
 
@@ -60,9 +60,9 @@ class RuffOptions(SemanticOptions):
 
     Attributes:
         select: prefixes of the rules that count.
-        ignore: prefixes of those of them that do not.
-        preview: whether rules count that ruff calls a preview, most of the whitespace rules among them.
-        max_line_length: width above which a line is too long.
+        ignore: prefixes of selected rules that do not count.
+        preview: whether preview rules count, which most of the whitespace rules are.
+        max_line_length: largest width of a line.
     """
 
     select: list[str] = Field(default=["E", "W", "PL"], min_length=1)
@@ -96,15 +96,15 @@ class RuffScorer:
 
     @classmethod
     def check(cls, _options: RuffOptions) -> None:
-        """Raise `UserError` when something is missing to run here."""
+        """Raise `UserError` if something needed here is missing."""
         require("ruff", "ruff", install="ruff")
 
     def applies(self, document: Document) -> bool:
-        """To Python alone."""
+        """Return whether the document is Python."""
         return document.kind == self.documents
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
-        """Scores of each document on its own, whichever come together."""
+        """Score all documents; none depends on the others in the batch."""
         found = self.violations([document.text for document in documents])
         return [
             each if isinstance(each, ScoringError) else per_character(document, [line for line, _ in each])
@@ -112,7 +112,7 @@ class RuffScorer:
         ]
 
     def violations(self, texts: Sequence[str]) -> list[list[tuple[int, str]] | ScoringError]:
-        """For each text the physical line, from 1, and the name of the rule of each violation, in order."""
+        """Return for each text the physical line, from 1, and the rule of each violation, in order."""
         refused = {index: error for index, text in enumerate(texts) if (error := too_long(text)) is not None}
         found: dict[int, list[tuple[int, str]] | ScoringError] = {**refused}
         for group in _groups(texts, [index for index in range(len(texts)) if index not in refused]):
@@ -128,7 +128,7 @@ class RuffScorer:
         except subprocess.TimeoutExpired:
             why = ScoringError("deadline", f"took longer than {allowed:g} s")
         except subprocess.CalledProcessError as error:
-            # What Rust ends with where its stack overflows.
+            # Rust aborts on a stack overflow.
             deep = error.returncode == -signal.SIGABRT
             why = ScoringError("too-deep" if deep else "scorer-error", f"ruff ended with status {error.returncode}")
         if len(texts) == 1:
@@ -140,7 +140,7 @@ class RuffScorer:
         found: list[list[tuple[int, str]]] = [[] for _ in texts]
         with tempfile.TemporaryDirectory(prefix="phf-ruff-") as folder, tempfile.TemporaryFile() as output:
             for number, text in enumerate(texts):
-                # Code points that UTF-8 cannot write become question marks.
+                # Surrogates, which UTF-8 cannot encode, become question marks.
                 Path(folder, f"{number}.py").write_bytes(text.encode(errors="replace"))
             Path(folder, _BESIDE).touch()
             subprocess.run(  # noqa: S603 - the arguments are options of this scorer, and no shell reads them
@@ -163,14 +163,14 @@ class RuffScorer:
             yield sorted([*(violation for violation in each if violation[1] != _SYNTAX_ERROR), *errors[:1]])
 
     def _refuse_unknown_rules(self) -> None:
-        aloud = [each for each in self._command if each != "--quiet"]
+        command = [each for each in self._command if each != "--quiet"]
         done = subprocess.run(  # noqa: S603 - as above
-            [*aloud, "-"], env=self._environment, input=b"", capture_output=True, check=False
+            [*command, "-"], env=self._environment, input=b"", capture_output=True, check=False
         )
-        said = done.stderr.decode(errors="replace")
-        # It ends well all the same where another one of the prefixes is known.
-        if done.returncode or "Unknown rule selector" in said:
-            raise UserError(f"ruff refuses the options select or ignore: {' '.join(said.split())}")
+        stderr = done.stderr.decode(errors="replace")
+        # ruff exits with 0 if at least one of the prefixes is known.
+        if done.returncode or "Unknown rule selector" in stderr:
+            raise UserError(f"ruff refuses the options select or ignore: {' '.join(stderr.split())}")
 
 
 def _command(options: RuffOptions) -> list[str]:
@@ -197,7 +197,7 @@ def _command(options: RuffOptions) -> list[str]:
 
 
 def _groups(texts: Sequence[str], indexes: Sequence[int]) -> Iterator[list[int]]:
-    """The indexes that one process gets, in order."""
+    """Yield the indexes of the texts for each process, in order."""
     group: list[int] = []
     characters = 0
     for index in indexes:

@@ -28,7 +28,7 @@ def run() -> Iterator[Comparison]:
     for number in range(ROUNDS):
         chosen = texts[number::ROUNDS]
         began = time.perf_counter()
-        pylint_world.forget(everything=True)
+        pylint_world.clear_caches(everything=True)
         scorer = build("style", ScorerSpec(kind="pylint"))
         assert isinstance(scorer, PylintScorer)
         found = scorer.messages_of(chosen)

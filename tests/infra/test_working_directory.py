@@ -17,7 +17,7 @@ from pipeline.labelling.prepare import resolve_config
 from pipeline.labelling.workers.isolation import label_isolated
 from pipeline.labelling.workers.worker import Job
 from scorers import interpreter
-from scorers.doctor.children import ask
+from scorers.doctor.children import run_job
 from tests.hostile import LIBRARIES, PACKAGES, folder_of_traps
 from tests.pipeline.labelling.test_joined_cluster import ray_head
 from tests.training.jobs import command, make_code_dataset
@@ -112,7 +112,7 @@ def test_children_that_isolate_records(traps: Path, tmp_path: Path, monkeypatch:
 
 def test_children_of_doctor(traps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(traps)
-    assert "version" in ask({"what": "torch"}, patience_s=120)
+    assert "version" in run_job({"what": "torch"}, patience_s=120)
 
 
 def test_commands_of_the_demo(traps: Path, monkeypatch: pytest.MonkeyPatch) -> None:

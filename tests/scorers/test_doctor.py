@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from scorers import registry
 from scorers.cli import app
 from scorers.contract import Execution
-from scorers.doctor.children import LostChildError, ask
+from scorers.doctor.children import LostChildError, run_job
 from scorers.doctor.machine import machine_facts
 from scorers.doctor.report import places
 from scorers.doctor.sample import sample
@@ -111,7 +111,7 @@ def test_models_that_come_with_packages_are_found(kind):
 
 def test_a_process_that_takes_too_long_is_stopped():
     with pytest.raises(LostChildError, match=r"no result after 0\.01 s"):
-        ask({"what": "torch"}, patience_s=0.01)
+        run_job({"what": "torch"}, patience_s=0.01)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def _messages(scorer, text):
 
 
 def _fresh(text):
-    pylint_world.forget(everything=True)
+    pylint_world.clear_caches(everything=True)
     return _messages(build("pylint", ScorerSpec(kind="pylint")), text)
 
 
@@ -275,7 +275,7 @@ def test_more_messages_can_be_turned_off_and_unknown_ones_are_refused():
     scorer = build("style", ScorerSpec(kind="pylint", disable=["C", "unused-import"]))
     assert _messages(scorer, "import os\nimport sys\n") == []
     assert scorer.fingerprint != build("style", ScorerSpec(kind="pylint")).fingerprint
-    with pytest.raises(UserError, match="'no-such-message', which is no message of pylint"):
+    with pytest.raises(UserError, match="'no-such-message', which is not a message of pylint"):
         build("style", ScorerSpec(kind="pylint", disable=["no-such-message"]))
 
 
