@@ -133,11 +133,10 @@ class Replacer(Committer):
         return committed
 
     def commit(self, unit: Unit, parts: Sequence[PartResult]) -> UnitRecord:
-        """Commit a relabelled unit, as the class says.
+        """Commit a relabelled unit, as the class says; errors as in `Committer.commit`.
 
         Raises:
             UserError: an input has changed.
-            Others: see `Committer.commit`.
         """
         for part in parts:
             self._check_staged(part)

@@ -77,7 +77,7 @@ def test_the_histogram_holds_every_score_once_in_its_bin(dataset):
 )
 def test_quantiles_and_means_are_exact(tmp_path_factory, lists):
     texts = ["".join(f"S{index}. " for index in range(len(each or []))) for each in lists]
-    # A document without sentences is empty, whatever its scores.
+    # A document without sentences has an empty text; its scores are null or empty.
     folder = make_dataset(tmp_path_factory.mktemp("made") / "out", texts, {"toxicity": lists}, {"toxicity": 1})
     (report,) = inspect_dataset(open_dataset(str(folder))).columns
     scores = np.float32([score for each in lists for score in each or []])

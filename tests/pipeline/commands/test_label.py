@@ -1,4 +1,4 @@
-"""What `phf label` refuses before it starts anything, and how it says so."""
+"""What `phf label` refuses before it starts anything, and its messages."""
 
 import json
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a small corpus, and nothing else."""
+    """The working directory, with a small corpus and nothing else."""
     folder = tmp_path / "work"
     (folder / "corpus").mkdir(parents=True)
     (folder / "empty").mkdir()
@@ -199,7 +199,7 @@ def test_flags_win_over_the_file_and_set_over_both(folder: Path) -> None:
         overrides=["scorers.probe.version=2", "execution.attempts=9", "thresholds.probe=0.5"],
     )
     assert (config.inputs, config.output, config.unit_size) == (["corpus"], "there", 1_000_000)
-    # A flag replaces the file's scorer as a whole: `delay_s` is not left over.
+    # A flag replaces the whole scorer of the file, so `delay_s` is gone.
     assert config.scorers["probe"].options == {"version": 2}
     assert config.scorers["other"].kind == "probe"
     assert config.scorers["other"].options == {"delay_s": "2"}

@@ -1,4 +1,4 @@
-"""What `phf label` offers at its end."""
+"""What `phf label` suggests when it has finished."""
 
 import json
 from pathlib import Path

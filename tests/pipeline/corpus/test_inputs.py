@@ -1,4 +1,4 @@
-"""Which sources inputs stand for, in which order, and what is refused before any work."""
+"""How inputs resolve to sources, in which order, and what is refused before any work."""
 
 import os
 from pathlib import Path

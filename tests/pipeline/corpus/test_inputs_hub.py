@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, as a server on this machine gives them; the real one is never reached."""
+"""Datasets of the Hugging Face hub, served by a local server; the real hub is never contacted."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Inputs on a real object store: SeaweedFS on this machine."""
+"""Inputs on a real object store: a local SeaweedFS."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One big plain file is the work of many workers."""
+"""A large plain file is split among many workers."""
 
 from pathlib import Path
 

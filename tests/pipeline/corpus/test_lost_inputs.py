@@ -1,4 +1,4 @@
-"""Nothing of the inputs is lost in silence: what is not read is refused, or counted and named, by every command."""
+"""No part of the inputs is dropped silently: every command refuses, or counts and names, what is not read."""
 
 import gzip
 import json
@@ -80,7 +80,7 @@ def test_a_file_that_is_nothing_of_its_name_is_refused(tmp_path: Path, name: str
         ("a.jsonl", b"PAR1" + bytes(99), "Rename it to end with .parquet"),
         ("a.jsonl.gz", gzip.compress(b"Plain.\nText.\n"), "Repair it"),
     ],
-    # gzip writes the time into its bytes, and workers of pytest must agree on the names.
+    # gzip output contains the time, and the workers of pytest must agree on the ids.
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_nothing_of_its_name_has_a_remedy_that_works(

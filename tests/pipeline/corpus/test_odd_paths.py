@@ -1,4 +1,4 @@
-"""Datasets and inputs may lie in folders that are called anything, and the commands that are printed lead there."""
+"""Folders of datasets and inputs may have any name, and the printed commands quote it correctly."""
 
 import shlex
 

@@ -1,4 +1,4 @@
-"""Every record is read once, by its key, whole; whatever is malformed is a value with a reason."""
+"""Every record is read completely, once per key; malformed records become values with a reason."""
 
 import bz2
 import gzip
@@ -29,7 +29,7 @@ FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChec
 
 
 def read_one(folder: Path, line: bytes, **options: Any) -> Record | Quarantined:
-    """The record of a line that stands behind a good one."""
+    """Read a line that follows a good one."""
     path = write_lines(folder / "one.jsonl", b'{"text": "good"}\n' + line + b"\n")
     _, units = read_all(make_config(path, **options))
     good, record = flat(units)
@@ -193,7 +193,7 @@ LINES = st.one_of(
 
 
 def reference(content: bytes, *, by_bytes: bool) -> list[tuple[int, str | None]]:
-    """(position, text or None for what cannot be a record) by the plainest reading there is."""
+    """Read as simply as possible: (position, text), with None for a malformed record."""
     found: list[tuple[int, str | None]] = []
     offset = 0
     for line in content.split(b"\n"):
@@ -339,7 +339,7 @@ def test_windows_of_all_workers_have_to_fit_into_memory(tmp_path: Path, monkeypa
         check(31, pools={"cpu": {"max": 2}, "toxicity": {"device": "cuda", "max": 4}})
     check(31, workers=4)
     check(27, workers=64)
-    check(31, workers=64, address="auto")  # whose machines have memories of their own
+    check(31, workers=64, address="auto")  # the machines of a cluster have their own memory
 
 
 def test_a_window_that_is_too_long_is_refused_with_the_remedy(tmp_path: Path) -> None:

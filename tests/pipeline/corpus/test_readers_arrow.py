@@ -1,4 +1,4 @@
-"""Arrow IPC: streams as `save_to_disk` writes them, and files; every row once, and no end in silence."""
+"""Arrow IPC streams (as written by `save_to_disk`) and files: every row once, and no silent truncation."""
 
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def test_no_damage_makes_reading_fail(tmp_path: Path, changes: list[tuple[int, i
     path.write_bytes(content)
     try:
         plan, units = read_all(make_config(path))
-    except UserError as error:  # the name of the column may have become another, or the beginning that of no Arrow file
+    except UserError as error:  # the changed bytes may be in the name of the column, or at the start of the file
         assert "--text-field" in str(error) or "looks like binary data. Repair it" in str(error)  # noqa: PT017
         return
     assert plan.records == len(flat(units))

@@ -1,4 +1,4 @@
-"""Parquet: every row once whatever the cut, values of all types in meta, and damage that stays where it is."""
+"""Parquet: every row once for any cut, values of all types in meta, and damage that stays contained."""
 
 import datetime
 import decimal

@@ -1,4 +1,4 @@
-"""WET files: every text once whatever is damaged, and nothing that ends in silence."""
+"""WET files: every text once despite damage, and no silent truncation."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ TEXTS = ["Guten Morgen.\n", "", "Zweitens. Drittens!", "x" * 500, "Grüße\0\r\n
 
 
 def read(path: Path, **options: Any) -> list[Any]:
-    """(position, text or reason) of all records, then of what is cut."""
+    """(position, text or reason) of all records, then of the cuts."""
     plan, units = read_all(make_config(path, **options))
     records = flat(units)
     assert plan.records == len(records)
@@ -174,10 +174,10 @@ def test_a_truncated_file_gives_all_that_came_before_the_cut(
     path = tmp_path / ("a.warc.gz" if compressed else "a.warc")
     kept = whole[: cut % len(whole)]
     path.write_bytes(kept)
-    available, in_member = decompressed(kept) if compressed else (kept, False)
+    available, in_member = decompress_prefix(kept) if compressed else (kept, False)
     left, complete = len(available), 0
     for each in records:
-        # A plain record is whole without the blank line behind it.
+        # An uncompressed record is complete without the blank line after it.
         if left < len(each) - (0 if compressed else 4):
             break
         left, complete = left - len(each), complete + 1
@@ -186,12 +186,12 @@ def test_a_truncated_file_gives_all_that_came_before_the_cut(
     assert found[: len(texts)] == texts
     is_cut = in_member or left > 0 or (compressed and not kept)
     rest = [reason for _, reason in found[len(texts) :]]
-    # Within the text that looks like a record, another one seems to begin.
+    # One text looks like a record, so a cut in it seems to leave another record.
     assert rest in ([["truncated-source"], ["broken-record", "truncated-source"]] if is_cut else [[]])
 
 
-def decompressed(content: bytes) -> tuple[bytes, bool]:
-    """What can be had of the members of a gzip file, and whether it ends within one."""
+def decompress_prefix(content: bytes) -> tuple[bytes, bool]:
+    """The content of a gzip file up to its end, and whether it ends within a member."""
     found = b""
     while content:
         member = zlib.decompressobj(31)
@@ -233,7 +233,7 @@ def test_a_flipped_bit_of_a_plain_file_changes_no_text_in_silence(tmp_path: Path
     found = read(path)
     texts = [text for _, text in found if text in TEXTS]
     wrong = len(found) - len(texts)
-    # Of a head a bit may change that nothing depends on, and a type may become one that holds no text.
+    # The bit may be an irrelevant one in a header, or may change the type to one without text.
     assert wrong or len(texts) >= len(TEXTS) - 1
     assert all(
         text in {"broken-record", "not-text", "truncated-source", "invalid-utf8"}
@@ -265,8 +265,8 @@ def test_quarantine_keeps_text_only_where_asked(tmp_path: Path) -> None:
     assert flat(units)[0].text == "SECRET\\xff"
 
 
-def made_of(*pieces: bytes) -> bytes:
-    """Three records with other bytes than a blank line between and behind them."""
+def join_records(*pieces: bytes) -> bytes:
+    """Three records, each followed by a piece instead of a blank line."""
     bare = [each.removesuffix(b"\r\n\r\n") for each in wet(["eins", "zwei", "drei"], digest=False)[1:]]
     return b"".join(each + between for each, between in zip(bare, pieces, strict=True))
 
@@ -275,13 +275,13 @@ def made_of(*pieces: bytes) -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        made_of(b"\r\n" * 3, b"\r\n" * 2, b"\r\n" * 9),
-        made_of(b"\r\n" * 2, b"\r\n" * 100_000, b"\r\n" * 2),
-        made_of(b"\n\n", b"\n", b"\n"),
-        made_of(b"\r\n", b"\n\r\n", b"\r\n\n"),
-        made_of(b"", b"", b""),
-        made_of(b" \r\n\t\r\n", b"\r\n\r\n \r\n", b"\r\n\r\n  "),
-        b"\r\n\r\n" + made_of(b"\r\n\r\n", b"\r\n\r\n", b""),
+        join_records(b"\r\n" * 3, b"\r\n" * 2, b"\r\n" * 9),
+        join_records(b"\r\n" * 2, b"\r\n" * 100_000, b"\r\n" * 2),
+        join_records(b"\n\n", b"\n", b"\n"),
+        join_records(b"\r\n", b"\n\r\n", b"\r\n\n"),
+        join_records(b"", b"", b""),
+        join_records(b" \r\n\t\r\n", b"\r\n\r\n \r\n", b"\r\n\r\n  "),
+        b"\r\n\r\n" + join_records(b"\r\n\r\n", b"\r\n\r\n", b""),
     ],
     ids=["extra", "many", "bare", "mixed", "none", "blanks", "before"],
 )

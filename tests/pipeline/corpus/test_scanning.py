@@ -1,4 +1,4 @@
-"""Planning finds the very lines that reading yields, many at a time, several inputs at a time."""
+"""Planning finds exactly the lines that reading yields, many lines and several inputs at a time."""
 
 import io
 import json
@@ -29,7 +29,7 @@ LINES = st.lists(
 
 
 class Dribble(io.BytesIO):
-    """Gives no more than so many bytes at once."""
+    """A stream that returns at most `most` bytes per read."""
 
     def __init__(self, content: bytes, most: int) -> None:
         super().__init__(content)

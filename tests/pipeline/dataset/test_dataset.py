@@ -1,4 +1,4 @@
-"""The format itself: what readers of a labelled dataset get, and what they refuse."""
+"""The format: what readers of a labelled dataset return, and what they refuse."""
 
 import json
 import os
@@ -174,7 +174,7 @@ def test_a_threshold_of_the_manifest_tags_alike_in_single_and_double_precision(t
 
 
 def load_with_datasets(folder, tmp_path):
-    """Open a dataset with Hugging Face's library in a process of its own, offline."""
+    """Open a dataset with Hugging Face's `datasets` in a separate process, offline."""
     code = (
         "import json, sys\nfrom datasets import load_dataset\n"
         "rows = load_dataset(sys.argv[1], split='train')\n"

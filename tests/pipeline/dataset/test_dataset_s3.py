@@ -1,4 +1,4 @@
-"""A dataset on a real object store: sealed, verified, tagged anew and read there."""
+"""Seal, verify, retag and read a dataset on a real object store."""
 
 import pyarrow.fs as pafs
 import pytest

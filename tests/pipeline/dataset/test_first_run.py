@@ -1,4 +1,4 @@
-"""The first training run that labelling suggests: it suits the corpus and the machine, and can be run."""
+"""The suggested first training run suits the corpus and the machine, and works."""
 
 import re
 import shlex
@@ -31,7 +31,7 @@ def test_it_is_a_few_epochs_and_an_hour_at_most(tokens, cores):
     assert 0 < found.num_tokens <= 4 * tokens
     assert found.num_tokens * SIZES[found.model][1] <= 3600 * cpu_flops(cores)
     assert 1 <= found.batch_size <= 64
-    # Some updates, not one with all of the text.
+    # Many updates, not a single one with the whole text.
     steps = found.num_tokens / (found.batch_size * SIZES[found.model][2])
     assert steps >= 200 or found.batch_size == 1
     assert float(re.search(r"--num-tokens (\S+)", found.options)[1]) == pytest.approx(found.num_tokens, rel=0.05)

@@ -1,4 +1,4 @@
-"""The plan: every record in exactly one unit, of bounded size, with the inputs' fingerprints."""
+"""The plan puts every record into exactly one unit of bounded size, and fingerprints the inputs."""
 
 import hashlib
 from collections import Counter
@@ -82,7 +82,7 @@ def test_units_are_bounded_and_cover_every_record_once(
     assert flat(units) == list(read_sources(plan.sources, config))
     totals = [sum(sizes[key] for key in unit) for unit in keys]
     assert all(total <= unit_size or len(unit) == 1 for total, unit in zip(totals, keys, strict=True))
-    # No two neighbours would have fitted together, and within a source not even one more record.
+    # No two neighbouring units would fit into one, and within a source no unit could take one more record.
     for number, (unit, following) in enumerate(pairwise(keys)):
         assert totals[number] + totals[number + 1] > unit_size
         if unit[-1][0] == following[0][0] == unit[0][0]:

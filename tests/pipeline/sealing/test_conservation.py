@@ -1,4 +1,4 @@
-"""What the ledger must hold before a dataset is sealed, and that labelling does hold it whatever the corpus is."""
+"""Sealing requires a balanced ledger, and labelling yields one for every corpus."""
 
 import json
 import tempfile
@@ -174,7 +174,7 @@ def _keys(files: list[list[bytes]], suffix: str) -> list[tuple[int, int]]:
 
 
 def _label(job: Job) -> list[tuple[str, int]]:
-    """Label, commit and seal without Ray; the keys of all rows in `data/` and of all that is in quarantine."""
+    """Label, commit and seal without Ray; return the keys of all rows in `data/` and of all quarantined records."""
     storage = open_storage(job.output)
     epoch = Epoch.claim(storage)
     labeller, committer = UnitLabeller(job, BASE_GROUP), Committer(epoch, UnitStore(storage))

@@ -1,4 +1,4 @@
-"""How far a job is, wherever a command was killed: every command says the same, and what it recommends goes on."""
+"""After a kill at any point, all commands report the same progress, and the command they recommend resumes."""
 
 import shutil
 from pathlib import Path
@@ -13,12 +13,12 @@ from tests.pipeline import forked
 from tests.pipeline.label_job import Labelling
 
 SCORE = ("--scorer", "style=probe:0.0", "--threshold", "style=p10")
-# The last point at which nothing of the new generation is durable, and what is there before and after its swap.
+# The last point before anything of the new generation is durable, and those before and after its swap.
 POINTS = ("record-created", "generation-created", "manifest-written")
 
 
 class Steps(Labelling):
-    """A corpus, and the commands that work on it one after another."""
+    """A corpus, and the commands that run on it one after another."""
 
     def run_command(self, command: str, failpoints: str = "") -> "forked.subprocess.CompletedProcess[str]":
         out = str(self.output)
@@ -31,32 +31,32 @@ class Steps(Labelling):
         }[command]
         return forked.run(arguments, folder=self.folder, env={**self.env, "PHF_FAILPOINTS": failpoints})
 
-    def do(self, command: str) -> None:
+    def run_to_end(self, command: str) -> None:
         done = self.run_command(command)
         assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Steps]:
-    """By command, a job that it can be given next."""
+def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Steps]:
+    """By command, a job on which it can be run next."""
     made: dict[str, Steps] = {}
 
     def copy(name: str, before: Steps | None = None) -> Steps:
-        folder = tmp_path_factory.mktemp("begun") / "made"
+        folder = tmp_path_factory.mktemp("started") / "made"
         if before is not None:
             shutil.copytree(before.folder, folder)
         made[name] = Steps(folder)
         return made[name]
 
     copy("phf label").write([f"Sentence one of {number}. And a second one. " * 3 for number in range(4)])
-    copy("phf score", made["phf label"]).do("phf label")
-    copy("phf retag", made["phf score"]).do("phf score")
+    copy("phf score", made["phf label"]).run_to_end("phf label")
+    copy("phf retag", made["phf score"]).run_to_end("phf score")
     copy("phf label --extend", made["phf retag"]).write(["New one. And another."] * 3, "more.jsonl")
     return made
 
 
 def check(step: Steps, command: str) -> None:
-    """A command was killed: what others say of it, and that the one that they recommend goes on."""
+    """Check what the other commands report after a kill, and that the recommended command resumes."""
     storage = open_storage(str(step.output))
     status = job_status(storage)
     left = [each.command for each in status.unfinished]
@@ -78,17 +78,19 @@ def check(step: Steps, command: str) -> None:
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("command", ["phf label", "phf score", "phf retag", "phf label --extend"])
 def test_a_command_that_was_killed_is_the_one_that_goes_on(
-    command: str, point: str, begun: dict[str, Steps], tmp_path: Path
+    command: str, point: str, started: dict[str, Steps], tmp_path: Path
 ) -> None:
     if (command, point) == ("phf retag", "record-created"):
         pytest.skip("it scores nothing")
-    step = Steps(Path(shutil.copytree(begun[command].folder, tmp_path / "made")))
+    step = Steps(Path(shutil.copytree(started[command].folder, tmp_path / "made")))
     assert step.run_command(command, f"{point}=kill").returncode == -9
     check(step, command)
 
 
-def test_a_part_that_is_committed_but_staged_survives_another_command(begun: dict[str, Steps], tmp_path: Path) -> None:
-    step = Steps(Path(shutil.copytree(begun["phf score"].folder, tmp_path / "made")))
+def test_a_committed_part_that_is_still_staged_survives_other_commands(
+    started: dict[str, Steps], tmp_path: Path
+) -> None:
+    step = Steps(Path(shutil.copytree(started["phf score"].folder, tmp_path / "made")))
     assert step.run_command("phf score", "record-created=kill").returncode == -9
-    step.do("phf retag")
+    step.run_to_end("phf retag")
     check(step, "phf score")

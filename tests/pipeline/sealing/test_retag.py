@@ -100,7 +100,7 @@ def test_a_reader_goes_on_until_the_swap_and_is_told_after_it(labelled):
 def test_what_a_dead_run_had_committed_is_finished_first(labelled):
     folder = str(labelled.folder)
     retag(folder, {"toxicity": 0.3})
-    # As after a crash between the commit of generation 3 and the move of its files.
+    # The state after a crash between committing generation 3 and moving its files.
     record = labelled.folder / generation_path(2)
     written = json.loads(record.read_text().replace("/0002/", "/0003/").replace('"generation": 2', '"generation": 3'))
     written.pop("crc32")

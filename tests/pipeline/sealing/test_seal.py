@@ -227,7 +227,7 @@ def test_a_new_generation_swaps_in_or_leaves_the_old_one_whole(tmp_path, after):
             pass
         else:
             break
-        # Whatever was reached, a reader finds one whole generation.
+        # At every step, a reader finds one complete generation.
         assert open_dataset(str(labelled.folder)).manifest.generation in (1, 2)
         assert len(rows_of(labelled.folder)) == 5
         newest = finish_seal(Epoch.claim(open_storage(str(labelled.folder))))

@@ -30,7 +30,7 @@ def quantiles(pieces, fractions):
 @settings(deadline=None)
 @given(scores_arrays, st.lists(st.integers(0, 64), min_size=1, max_size=5), st.data())
 def test_counting_finds_numpys_inverted_cdf(scores, sixty_fourths, data):
-    # Fractions with a power of two below are exact in numpy's floating-point ranks too.
+    # Fractions with a power of two as denominator give exact ranks in numpy's floating point too.
     cut = data.draw(st.integers(0, len(scores)))
     found = quantiles([scores[cut:], scores[:cut]], [Fraction(k, 64) for k in sixty_fourths])
     expected = np.quantile(scores, [k / 64 for k in sixty_fourths], method="inverted_cdf")
@@ -51,7 +51,7 @@ def test_a_percentile_is_the_smallest_score_that_enough_scores_do_not_exceed(sco
 
 
 def test_a_rank_is_exact_where_floating_point_is_not():
-    # 100 * 0.07 is 7.000000000000001 in floating point, which would ask for the eighth score.
+    # 100 * 0.07 is 7.000000000000001 in floating point, which would select the eighth score.
     assert quantiles([np.arange(100, dtype=np.float32)], [percentile_of("p7")]) == [6.0]
 
 

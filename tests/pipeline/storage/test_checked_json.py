@@ -1,4 +1,4 @@
-"""JSON files whose every flipped bit is noticed."""
+"""Checked JSON files reveal every flipped bit."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The contract of storage, on a local disk; `test_s3.py` runs the same tests on an object store."""
+"""The contract of storage, on a local disk; `test_objects.py` runs the same tests on an object store."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 class TestLocal(StorageContract):
-    """All of the contract."""
+    """The whole contract."""
 
 
 def _create(uri: str, number: int, barrier: object, results: object) -> None:
@@ -51,7 +51,7 @@ def test_nothing_is_left_beside_a_file_and_nothing_half_is_listed(storage: Stora
     storage.put_if_absent("a/b", b"2")
     storage.put("a/b", b"3")
     assert [path.name for path in (tmp_path / "root" / "a").iterdir()] == ["b"]
-    # What a process that was killed in the middle of a put leaves behind.
+    # The file that a process killed during a put leaves behind.
     (tmp_path / "root" / "a" / ".b.0123456789abcdef.tmp").write_bytes(b"half")
     assert [info.path for info in storage.list()] == ["a/b"]
     assert storage.children("a") == ["b"]
@@ -90,7 +90,7 @@ def test_every_write_is_flushed_with_its_folder(
     for write in (storage.put, storage.put_if_absent):
         flushed.clear()
         write(f"{write.__name__}/deep/file", b"data")
-        # The new folders are entries of their parents, the file is one of its folder.
+        # A new folder is an entry of its parent, and the file an entry of its folder, so all must be flushed.
         for folder in (tmp_path, root, root / write.__name__, root / write.__name__ / "deep"):
             assert str(folder) in flushed or folder == tmp_path
         assert any(Path(each).name.startswith(".file.") for each in flushed)
@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
 
 def _check_as_nobody(uri: str, results: object) -> None:
     if os.geteuid() == 0:
-        os.setuid(65534)  # root may write anywhere
+        os.setuid(65534)  # because root may write anywhere
     try:
         open_storage(uri).check()
     except UserError as error:
@@ -158,7 +158,7 @@ def test_a_local_place_means_the_same_everywhere(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def linked(storage: Storage, tmp_path: Path) -> Storage:
-    """A root with links to a folder outside of it, `witness`."""
+    """A root with links to a folder outside it, `witness`."""
     witness = tmp_path / "witness"
     (witness / "empty").mkdir(parents=True)
     (witness / "precious").write_text("precious")
@@ -171,7 +171,7 @@ def linked(storage: Storage, tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def untouched(tmp_path: Path) -> Iterator[None]:
-    """What lies outside of the root is the same afterwards."""
+    """Assert that nothing outside the root has changed."""
     yield
     witness = tmp_path / "witness"
     assert sorted(path.name for path in witness.iterdir()) == [".x.0.tmp", "empty", "precious"]

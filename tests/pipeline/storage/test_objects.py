@@ -1,4 +1,4 @@
-"""The same guarantees on an object store."""
+"""The contract of storage, on an object store."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def storage(environment: dict[str, str]) -> Storage:
 
 
 class TestS3(StorageContract):
-    """All of the contract."""
+    """The whole contract."""
 
 
 def test_of_many_clients_one_creates_an_object(storage: Storage) -> None:

@@ -1,4 +1,4 @@
-"""`phf gc`: what nobody needs goes, and nothing else."""
+"""`phf gc` removes what nothing needs, and nothing else."""
 
 import io
 import json
@@ -52,8 +52,8 @@ def made(sealed, tmp_path, monkeypatch):
     return sealed.copy(tmp_path / "made", monkeypatch)
 
 
-def lay(made: Made, path: str, age_s: float = 7200.0) -> str:
-    """A file that nobody needs."""
+def add_orphan(made: Made, path: str, age_s: float = 7200.0) -> str:
+    """Write a file that nothing needs."""
     target = made.out / path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(b"nobody needs this")
@@ -79,31 +79,31 @@ LITTER = [
 ]
 
 
-def unmove(made: Made, unit: int) -> None:
-    """As after a crash between the record and the moves; the newest epoch is newer."""
+def leave_staged(made: Made, unit: int) -> None:
+    """Restore the state after a crash between writing a unit's record and moving its parts, with a newer epoch."""
     Epoch.claim(made.storage)
     for part in UnitStore(made.storage).read(unit).parts:
         made.storage.move(part.path, part.staged)
 
 
-def unswap(made: Made) -> None:
-    """As after a crash between the record of a generation and its swap."""
+def leave_unswapped(made: Made) -> None:
+    """Restore the state after a crash between writing a generation's record and swapping it in."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.sealing.seal.finish_seal", lambda epoch: None)
         patch.setattr(LocalStorage, "delete_folder", lambda *_: None)
         retag(str(made.out), {"probe": 0.03})
 
 
-def untidy(made: Made) -> None:
-    """As after a crash between the swap and the end of the older generation."""
+def keep_old_generation(made: Made) -> None:
+    """Restore the state after a crash between the swap and the deletion of the older generation."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalStorage, "delete_folder", lambda *_: None)
         patch.setattr(LocalStorage, "delete", lambda *_: None)
         retag(str(made.out), {"probe": 0.02})
 
 
-def uncommit(made: Made) -> None:
-    """As while the dataset is labelled: not sealed, and a unit is missing."""
+def make_unsealed(made: Made) -> None:
+    """Restore the state during labelling: not sealed, with one unit missing."""
     for name in ("manifest.json", "README.md"):
         (made.out / name).unlink()
     for name in ("data", "ledger", "generations"):
@@ -115,17 +115,17 @@ def uncommit(made: Made) -> None:
 
 STATES = {
     "sealed": lambda made: None,
-    "unmoved": lambda made: unmove(made, 4),
-    "unswapped": unswap,
-    "untidy": untidy,
-    "unsealed": uncommit,
-    "unsealed-unmoved": lambda made: (uncommit(made), unmove(made, 4)),
-    "unswapped-unmoved": lambda made: (unswap(made), unmove(made, 4)),
+    "unmoved": lambda made: leave_staged(made, 4),
+    "unswapped": leave_unswapped,
+    "untidy": keep_old_generation,
+    "unsealed": make_unsealed,
+    "unsealed-unmoved": lambda made: (make_unsealed(made), leave_staged(made, 4)),
+    "unswapped-unmoved": lambda made: (leave_unswapped(made), leave_staged(made, 4)),
 }
 
 
-def go_on(made: Made) -> None:
-    """What the same `phf label` command does, once it has found its job unchanged."""
+def resume(made: Made) -> None:
+    """Resume as the same `phf label` command does once it has found its job unchanged."""
     reporter = PlainReporter(io.StringIO())
     Run(load_job(made.storage), EXECUTION, Epoch.claim(made.storage), RunContext(reporter)).finish([1], label=[1])
 
@@ -142,19 +142,19 @@ def test_whatever_lies_about_the_dataset_is_the_same_after_it(sealed, tmp_path_f
     with pytest.MonkeyPatch.context() as patch:
         plain = sealed.copy(folder / "plain", patch)
         STATES[state](plain)
-        go_on(plain)
+        resume(plain)
         retag(str(plain.out), {"probe": "p75"})
 
         made = sealed.copy(folder / "made", patch)
         STATES[state](made)
         if state.startswith("unsealed"):
-            # Only a manifest tells what is of no use in these folders.
+            # Without a manifest, nothing is known to be unneeded in these folders.
             litter = {path for path in litter if not path.startswith(("data/", "ledger/"))}
         if "units/0001/00003/00000006.json" in litter:
-            # Beside a lost plan, a record is no litter; see below.
+            # With a lost plan, a record is not litter; see below.
             litter = litter - {path for path in litter if path.startswith("job/plan")}
         for path in litter:
-            lay(made, path)
+            add_orphan(made, path)
         records = bytes_below(made.out, "units") | bytes_below(made.out, "generations")
         if listed:
             before = bytes_below(made.out, "")
@@ -168,7 +168,7 @@ def test_whatever_lies_about_the_dataset_is_the_same_after_it(sealed, tmp_path_f
             assert not (made.out / path).exists()
         committed = {name for name in records if name.startswith("units/") and name not in gone}
         assert committed <= set(bytes_below(made.out, "units"))
-        go_on(made)
+        resume(made)
         retag(str(made.out), {"probe": "p75"})
         assert verify(str(made.out)).problems == []
         assert made.data() == plain.data()
@@ -189,8 +189,8 @@ def test_what_was_committed_is_finished_first(made, state):
 
 def test_units_of_a_lost_plan_are_kept(made):
     plan = json.loads((made.out / "job/plan/0001.json").read_text())
-    lay(made, "units/0001/00003/00000006.json")
-    lay(made, f"job/plan/{plan['units']['path'][9:-8][::-1]}.parquet")
+    add_orphan(made, "units/0001/00003/00000006.json")
+    add_orphan(made, f"job/plan/{plan['units']['path'][9:-8][::-1]}.parquet")
     assert collect(str(made.out), delete=True).orphans == []
 
 
@@ -208,7 +208,7 @@ def test_a_damaged_record_keeps_what_it_may_have_named(made):
     record.write_text(record.read_text()[:-9])
     before = bytes_below(made.out, "units")
     assert collect(str(made.out), delete=True).orphans == []
-    record.unlink()  # it is sealed: the parts are no litter, but damaged with their record
+    record.unlink()  # the unit is sealed: without their record, its parts are damaged, not litter
     assert collect(str(made.out), delete=True).orphans == []
     assert bytes_below(made.out, "units") == {
         name: data for name, data in before.items() if name != "units/0001/00002/00000004.json"
@@ -218,7 +218,7 @@ def test_a_damaged_record_keeps_what_it_may_have_named(made):
 @pytest.mark.parametrize("name", ["00002/00000004.json", "00000/00000001.json"])
 def test_a_record_that_names_a_file_elsewhere_is_named_and_nothing_is_removed(made, name):
     record = made.out / "units/0001" / name
-    litter = lay(made, LITTER[0])
+    litter = add_orphan(made, LITTER[0])
     content = json.loads(record.read_text())
     content.pop("crc32")
     content["parts"][0]["path"] = "../precious"
@@ -231,21 +231,21 @@ def test_a_record_that_names_a_file_elsewhere_is_named_and_nothing_is_removed(ma
 
 
 def test_what_is_staged_at_the_path_of_a_part_that_is_in_place_is_not_taken_for_it(made):
-    # A run of several layers stages there, after the first is committed, what the next one makes of the unit.
+    # A run of several layers stages the second layer's part at this path after the first is committed.
     part = UnitStore(made.storage).read(3).parts[0]
     before = bytes_below(made.out, "units")
-    lay(made, part.staged)
+    add_orphan(made, part.staged)
     retag(str(made.out), {"probe": 0.03})
     assert bytes_below(made.out, "units") == before
     assert not (made.out / part.staged).exists()
-    lay(made, part.staged)
+    add_orphan(made, part.staged)
     collect(str(made.out), delete=True)
     assert bytes_below(made.out, "units") == before
     assert not (made.out / part.staged).exists()
 
 
-def work(made: Made, **changes: object) -> int:
-    """A driver has just written its figures."""
+def fake_driver(made: Made, **changes: object) -> int:
+    """Write the figures of a running driver; return its epoch."""
     epoch = Epoch.claim(made.storage)
     status = json.loads(made.storage.read(PROGRESS))
     status |= {"state": "labelling", "written": datetime.now(UTC).isoformat(), "epoch": epoch.number, **changes}
@@ -254,11 +254,11 @@ def work(made: Made, **changes: object) -> int:
 
 
 def test_a_driver_at_work_is_left_alone(made):
-    unmove(made, 4)
-    number = work(made)
+    leave_staged(made, 4)
+    number = fake_driver(made)
     for path in LITTER:
-        lay(made, path)
-    lay(made, f"staging/{number:08d}/00000008.cpu.0.parquet")
+        add_orphan(made, path)
+    add_orphan(made, f"staging/{number:08d}/00000008.cpu.0.parquet")
     before = bytes_below(made.out, "")
     collected = collect(str(made.out), delete=True)
     assert collected.driver is not None
@@ -271,19 +271,19 @@ def test_a_driver_at_work_is_left_alone(made):
 
 @pytest.mark.parametrize("changes", [{"state": "stopped"}, {"written": "2020-01-01T00:00:00Z"}])
 def test_a_driver_that_is_silent_or_done_is_none(made, changes):
-    number = work(made, **changes)
-    lay(made, f"staging/{number:08d}/00000008.cpu.0.parquet")
+    number = fake_driver(made, **changes)
+    add_orphan(made, f"staging/{number:08d}/00000008.cpu.0.parquet")
     assert [each.path for each in collect(str(made.out), delete=True).orphans] == [f"staging/{number:08d}/"]
     assert newest_epoch(made.storage) == number + 1
 
 
 def test_a_young_temporary_file_may_be_in_use(made):
-    lay(made, "units/.x.0123456789abcdef.tmp", age_s=10)
+    add_orphan(made, "units/.x.0123456789abcdef.tmp", age_s=10)
     assert collect(str(made.out), delete=True).orphans == []
 
 
 def test_a_run_that_begins_in_the_middle_loses_nothing(made, monkeypatch):
-    path = lay(made, "units/0001/00002/00000004.old.parquet")
+    path = add_orphan(made, "units/0001/00002/00000004.old.parquet")
     found = gc_module.find_remains
 
     def then_begin(storage, **options):
@@ -299,7 +299,7 @@ def test_a_run_that_begins_in_the_middle_loses_nothing(made, monkeypatch):
 
 def test_a_part_that_is_committed_after_it_was_found_stays(made, monkeypatch):
     record = made.out / "units/0001/00002/00000004.json"
-    uncommit(made)
+    make_unsealed(made)
     content = record.read_bytes()
     record.unlink()
     found = gc_module.find_remains
@@ -326,8 +326,8 @@ def test_what_is_no_output_is_refused(tmp_path):
 
 
 def test_the_command_lists_and_removes(made):
-    lay(made, "staging/00000001/00000007.cpu.3.parquet")
-    lay(made, "data/0007/part-00000.parquet")
+    add_orphan(made, "staging/00000001/00000007.cpu.3.parquet")
+    add_orphan(made, "data/0007/part-00000.parquet")
     result = CliRunner().invoke(app, ["gc", str(made.out)])
     assert result.exit_code == 0
     assert "data/0007/" in result.stdout

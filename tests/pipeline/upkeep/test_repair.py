@@ -1,4 +1,4 @@
-"""`phf repair`: one file of a sealed dataset is damaged, and afterwards everything is as it was."""
+"""`phf repair` restores a sealed dataset in which a file was damaged."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def made(sealed, tmp_path, monkeypatch):
     return sealed.copy(tmp_path / "made", monkeypatch)
 
 
-def mend(made: Made, *, dry_run: bool = False, execution: LabelExecution = EXECUTION) -> Repaired:
+def run_repair(made: Made, *, dry_run: bool = False, execution: LabelExecution = EXECUTION) -> Repaired:
     return repair(str(made.out), execution, PlainReporter(io.StringIO()), dry_run=dry_run)
 
 
@@ -69,7 +69,7 @@ def cut(path: Path) -> None:
 
 DAMAGES = {"flip": flip, "cut": cut, "delete": Path.unlink}
 
-# By kind of file: its path, and the unit that has to be scored again, with how many columns.
+# By kind of file: its path, the unit that must be scored again, and the number of its columns.
 FILES = {
     "part": ("units/0001/00001/00000003.cpu.parquet", 3, 1),
     "part-of-a-group": ("units/0001/00001/00000002.gpu.parquet", 2, 1),
@@ -110,7 +110,7 @@ def test_one_damaged_file_is_named_and_mended_and_nothing_else_is_touched(sealed
     before = bytes_below(made.out, "")
     DAMAGES[damage](made.out / path)
     assert path in [problem.path for problem in verify(str(made.out)).problems]
-    repaired = mend(made)
+    repaired = run_repair(made)
     assert repaired.left == []
     assert verify(str(made.out)).problems == []
     assert made.data() == sealed.data()
@@ -120,14 +120,14 @@ def test_one_damaged_file_is_named_and_mended_and_nothing_else_is_touched(sealed
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     expected = {name for name in changed if name.startswith(("job/epochs/", "job/progress"))}
     if kind in ("record", "record-of-a-layer", "generation"):
-        expected.add(path)  # names other staging folders and another epoch
+        expected.add(path)  # it names other staging folders and another epoch
     assert changed <= expected
     assert [step.path for step in repaired.done][:1] == [path]
 
 
 def test_what_is_whole_is_left_alone(made):
     before = bytes_below(made.out, "")
-    repaired = mend(made)
+    repaired = run_repair(made)
     assert (repaired.ok, repaired.problems, repaired.done) == (True, [], [])
     assert bytes_below(made.out, "") == before
 
@@ -137,9 +137,9 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(made):
     cut(made.out / path_of(made, "shard"))
     (made.out / path_of(made, "segment")).unlink()
     before = bytes_below(made.out, "")
-    planned = mend(made, dry_run=True)
+    planned = run_repair(made, dry_run=True)
     assert bytes_below(made.out, "") == before
-    done = mend(made)
+    done = run_repair(made)
     assert planned.ok
     assert done.ok
     assert {step.path for step in planned.done} == {step.path for step in done.done}
@@ -149,7 +149,7 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(made):
 def test_a_dry_run_tells_what_depends_on_the_job(made):
     for kind in ("part", "plan-units"):
         flip(made.out / path_of(made, kind))
-    planned = mend(made, dry_run=True)
+    planned = run_repair(made, dry_run=True)
     assert planned.left == []
     assert {step.path for step in planned.done} == {path_of(made, kind) for kind in ("part", "plan-units")}
 
@@ -160,7 +160,7 @@ def test_many_damaged_files_at_once_are_mended_in_one_go(sealed, made):
     (made.out / "units/0001/00001.parquet").unlink()
     (made.out / "README.md").unlink()
     shutil.rmtree(made.out / "units/0002/00002")
-    assert mend(made).left == []
+    assert run_repair(made).left == []
     assert made.data() == sealed.data()
     assert bytes_below(made.out, "ledger") == bytes_below(sealed.out, "ledger")
 
@@ -168,7 +168,7 @@ def test_many_damaged_files_at_once_are_mended_in_one_go(sealed, made):
 def test_a_lost_manifest_and_generation_follow_from_the_units(sealed, made):
     (made.out / "manifest.json").unlink()
     (made.out / "generations/0002.json").write_text("{")
-    assert mend(made).left == []
+    assert run_repair(made).left == []
     assert made.data() == sealed.data()
     assert open_dataset(str(made.out)).manifest == open_dataset(str(sealed.out)).manifest
 
@@ -178,13 +178,13 @@ def test_thresholds_of_a_retag_are_kept(sealed, made):
     before = made.data()
     flip(made.out / "data/0003/part-00000.parquet")
     flip(made.out / "generations/0003.json")
-    assert mend(made).left == []
+    assert run_repair(made).left == []
     assert made.data() == before
 
 
 @pytest.mark.parametrize("damage", ["change", "grow", "delete"])
 def test_an_input_that_is_not_what_it_was_is_named(made, damage):
-    # Nothing is known of the unit any more, so that nothing but the input's own fingerprint can tell.
+    # The unit's record is gone, so only the fingerprint of the input can reveal the change.
     (made.out / path_of(made, "record")).unlink()
     source = made.folder / "corpus/2.jsonl"
     if damage == "delete":
@@ -194,18 +194,18 @@ def test_an_input_that_is_not_what_it_was_is_named(made, damage):
         source.write_text(old.replace("second", "second " if damage == "grow" else "sedonc"))
     flip(made.out / path_of(made, "segment"))
     data = made.data()
-    repaired = mend(made)
+    repaired = run_repair(made)
     assert [problem.path for problem in repaired.left] == [path_of(made, "record")]
     assert "corpus/2.jsonl" in repaired.left[0].what
     assert [step.path for step in repaired.done] == [path_of(made, "segment")], "the rest is mended all the same"
     assert made.data() == data
-    assert mend(made).left[0].path == path_of(made, "record")
+    assert run_repair(made).left[0].path == path_of(made, "record")
 
 
 def test_other_scorers_are_refused(made, monkeypatch):
     flip(made.out / path_of(made, "part"))
     monkeypatch.setenv("PHF_PROBE_FINGERPRINT", "other")
-    repaired = mend(made)
+    repaired = run_repair(made)
     assert [problem.path for problem in repaired.left] == [path_of(made, "part")]
     assert "fingerprint" in repaired.left[0].what
     assert made.scored() == Counter()
@@ -215,7 +215,7 @@ def test_what_depends_on_lost_units_waits_for_them(made):
     flip(made.out / path_of(made, "part"))
     flip(made.out / path_of(made, "shard"))
     shutil.rmtree(made.folder / "corpus")
-    repaired = mend(made)
+    repaired = run_repair(made)
     assert {problem.path for problem in repaired.left} == {path_of(made, "part"), path_of(made, "shard")}
 
 
@@ -223,15 +223,15 @@ def test_another_type_of_cpu_replaces_the_record_and_seals_a_new_generation(seal
     flip(made.out / path_of(made, "part"))
     score = probe.ProbeScorer.score
     monkeypatch.setattr(probe.ProbeScorer, "score", lambda self, given: [each * 1.0001 for each in score(self, given)])
-    repaired = mend(made)
+    repaired = run_repair(made)
     assert repaired.left == []
     assert repaired.generation == 3
     assert sorted(path.name for path in (made.out / "data").iterdir()) == ["0003"]
-    # Its other group was labelled again too, as the quarantine of a unit is one; no other unit was.
+    # Its other group was labelled again too, since all groups of a unit share its quarantine; no other unit was.
     assert set(made.scored()) == set(texts_of(sealed, 3))
     rows = [row for batch in open_dataset(str(made.out)).read_batches() for row in batch.to_pylist()]
     assert [row["text"] for row in rows] == TEXTS
-    assert mend(made).problems == []
+    assert run_repair(made).problems == []
 
 
 def test_a_dataset_that_is_still_being_labelled_is_mended_too(sealed, made):
@@ -240,13 +240,13 @@ def test_a_dataset_that_is_still_being_labelled_is_mended_too(sealed, made):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (made.out / "units/0001/00002/00000004.json").unlink()
     flip(made.out / path_of(made, "part"))
-    repaired = mend(made)
+    repaired = run_repair(made)
     assert (repaired.left, repaired.generation) == ([], None)
     assert set(made.scored()) == set(texts_of(sealed, 3))
 
 
 class CrashError(BaseException):
-    """The process ends here."""
+    """Stands for the death of the process."""
 
 
 class CrashingStorage(LocalStorage):
@@ -264,7 +264,7 @@ class CrashingStorage(LocalStorage):
             raise CrashError
 
     def put(self, path, data):
-        # What `phf status` shows is no step of the work, and a thread writes it too.
+        # The status file is not a step of the work, and a thread writes it too.
         if path == PROGRESS:
             super().put(path, data)
         else:
@@ -293,12 +293,12 @@ def test_a_repair_that_dies_at_any_step_is_finished_by_the_next(sealed, tmp_path
             patch.setattr(CrashingStorage, "after", after)
             patch.setattr(Storage, "open", lambda uri: CrashingStorage(Path(uri)))
             try:
-                mend(made)
+                run_repair(made)
             except CrashError:
                 pass
             else:
                 break
-        assert mend(made).left == []
+        assert run_repair(made).left == []
         assert verify(str(made.out)).problems == []
         rows = [row for batch in open_dataset(str(made.out)).read_batches() for row in batch.to_pylist()]
         assert [row["text"] for row in rows] == TEXTS
@@ -312,7 +312,7 @@ def test_a_copy_without_units_is_refused_and_what_is_nothing_too(made, tmp_path)
     shutil.rmtree(made.out / "units")
     flip(made.out / path_of(made, "shard"))
     with pytest.raises(UserError, match="copy without its scored units"):
-        mend(made)
+        run_repair(made)
     with pytest.raises(UserError, match="There is nothing at"):
         repair(str(tmp_path / "none"), EXECUTION, PlainReporter(io.StringIO()))
 
@@ -328,8 +328,8 @@ def test_a_newer_run_stops_it(made, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Replacer, "commit", overtaken)
         with pytest.raises(StoppedError, match="taken over"):
-            mend(made)
-    assert mend(made).left == []
+            run_repair(made)
+    assert run_repair(made).left == []
 
 
 def test_the_command_shows_what_was_done(made):

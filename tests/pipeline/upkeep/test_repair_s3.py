@@ -1,4 +1,4 @@
-"""Verify, repair and collect on a real S3 server."""
+"""verify, repair and gc on a real S3 server."""
 
 import io
 

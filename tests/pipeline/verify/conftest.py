@@ -1,4 +1,4 @@
-"""A sealed dataset, and a copy of it to damage."""
+"""Fixtures: a sealed dataset, and a copy of it to damage."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Damage that only the content of a file betrays."""
+"""Forge files with consistent hashes, so that only their content reveals the damage."""
 
 import json
 
@@ -18,7 +18,7 @@ def problems(folder):
 
 
 def reforge(folder, path=SHARD, change=None, schema=None):
-    """Rewrite a Parquet file with other rows, and every record of its hash too: only its content can betray it."""
+    """Rewrite a Parquet file with other rows and update every record of its hash, so that only its content is wrong."""
     table = pq.read_table(folder / path)
     rows = table.to_pylist()
     change(rows)

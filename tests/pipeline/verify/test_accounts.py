@@ -1,4 +1,4 @@
-"""Units, quarantine, ledger, manifest and card that do not add up."""
+"""verify finds inconsistent units, quarantine, ledger, manifest and card."""
 
 import shutil
 

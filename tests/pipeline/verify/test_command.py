@@ -1,4 +1,4 @@
-"""What is no dataset, and what the command says."""
+"""The output of `phf verify`, and what it refuses."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Bytes, and files that are missing, swapped or not listed."""
+"""verify finds damaged, missing, swapped and unlisted files."""
 
 import shutil
 
@@ -56,7 +56,7 @@ def test_a_flipped_bit_in_a_page_is_named_by_its_checksum(dataset):
     assert found[0] == f"{SHARD}: its sha256 is not the one in manifest.json"
     assert found[1].startswith(f"{SHARD}: row group 0, column text: ")
     assert "CRC checksum verification failed" in found[1]
-    # Readers notice it as they read, without any hash.
+    # Readers notice the damage by page checksums, without any hash.
     with pytest.raises(DamagedError, match=r"part-00000\.parquet is damaged: .*checksum"):
         list(open_dataset(str(dataset)).read_batches())
 

@@ -1,4 +1,4 @@
-"""From real inputs to a sealed dataset without Ray, and `phf verify --inputs` against them."""
+"""`phf verify --inputs` against a dataset that was labelled from real inputs, without Ray."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ RECORDS = [{"id": f"r{n}", "text": f"Satz {n} — ja. Und\u2028weiter!\r\nNoch\0
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Inputs of every kind of trouble, labelled in this process from the folder that holds them."""
+    """Inputs with every kind of defect, labelled in this process from their folder."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

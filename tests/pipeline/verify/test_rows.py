@@ -1,4 +1,4 @@
-"""Rows that contradict themselves, their thresholds, or the records they come from."""
+"""verify finds rows that are inconsistent, or contradict thresholds or records."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,7 +87,7 @@ def test_tags_that_are_not_the_scores_against_the_threshold_are_named(dataset, c
 def test_another_threshold_is_named_in_every_row_that_it_concerns_once(dataset):
     edit(dataset, sealed_too=True, thresholds__toxicity__value=0.0)
     found = [each for each in problems(dataset) if "`toxicity_aligned` is not `toxicity` <= 0 (" in each]
-    assert len(found) == 2  # one a shard
+    assert len(found) == 2  # one per shard
 
 
 @pytest.mark.parametrize("score", [-0.5, float("nan"), float("inf"), None])
