@@ -50,7 +50,7 @@ demo: $(STAMP)  ## label real text, train three models on it, compare them: abou
 bench: $(STAMP)  ## run the benchmarks of tests/benchmarks: ratios, measured side by side
 	$(BIN)/python -m tests.benchmarks
 
-bench-gpu: $(STAMP)  ## measure training on one GPU beside a plain compiled loop: tokens/s, MFU, memory, to bench-gpu.json
+bench-gpu: $(STAMP)  ## measure training on one GPU against a plain compiled loop: tokens/s, MFU, memory, to bench-gpu.json
 	$(BIN)/python -m tests.benchmarks.gpu_training
 
 clean:  ## remove what the other targets made, including the environment

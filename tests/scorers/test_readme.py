@@ -43,7 +43,7 @@ def _save_classifier(config: Path, target: Path) -> None:
 
 # What the page's commands print, among other things; as many as there are examples.
 PRINTED = [
-    ("What runs here, how fast, and what it costs", "sh", "toxicity"),
+    ("Checking and measuring", "sh", "toxicity"),
     ("A scorer of your own", "sh", "exclaim"),
     ("A column of the corpus", "sh", "✗"),
     ("A Hugging Face classifier", "sh", "toxicity"),
