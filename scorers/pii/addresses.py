@@ -1,8 +1,7 @@
-"""Postal addresses of the United States, by pyap's patterns.
+"""Find postal addresses of the United States with pyap's patterns.
 
-pyap reports where it found an address in a text that it has normalised before; here the spans are those of the text
-itself. (Searching for the text of an address, as scrubadub's adapter does, would report n equal addresses n times
-each.)
+pyap reports offsets in a normalised copy of the text; here the spans refer to the text itself. (Searching for the text
+of an address, as scrubadub's adapter does, would report n equal addresses n times each.)
 """
 
 import re
@@ -10,8 +9,8 @@ from typing import Any
 
 from scorers.spans import Span
 
-# What pyap does in three steps, two of them quadratic in the length of a run of white space: a run with a comma or a
-# line feed becomes a comma and a blank, another one a blank. Then its six dashes become one.
+# One pass in place of pyap's three steps, two of them quadratic in the length of a run of white space: a run with a
+# comma or a line feed becomes a comma and a blank, any other a blank. Then six kinds of dash become one.
 _RUN = re.compile(r"[\s,]+")
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―", "-"))
 
@@ -22,16 +21,16 @@ class AddressFinder:
     def __init__(self) -> None:
         from pyap.source_US import data
 
-        # Compiled once: it takes a quarter of a second, and `re` forgets patterns after some hundred others.
+        # Compile it once: that takes a quarter of a second, and `re` caches only some hundred patterns.
         self._pattern: Any = re.compile(data.full_address, re.VERBOSE | re.UNICODE)
 
     def spans(self, text: str) -> list[Span]:
-        """Half-open spans of addresses in code points of `text`."""
+        """Return half-open spans of addresses in code points of `text`."""
         normal = normalised(text)
         matches = [match.span() for match in self._pattern.finditer(normal)]
         if not matches:
             return []
-        # Normalising changes white space, commas and the form of dashes, and so keeps the order of all that is left.
+        # Normalising changes only white space, commas and dashes, so all other characters keep their number and order.
         solid = [index for index, character in enumerate(text) if _is_solid(character)]
         counts = [0]
         for character in normal:
@@ -40,7 +39,7 @@ class AddressFinder:
 
 
 def normalised(text: str) -> str:
-    """The copy of a text that pyap searches."""
+    """Normalise a text as pyap does before it searches."""
     return _RUN.sub(lambda run: ", " if "," in run[0] or "\n" in run[0] else " ", text).translate(_DASHES)
 
 

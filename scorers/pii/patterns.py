@@ -1,4 +1,4 @@
-"""scrubadub's detectors that are a pattern or a library's matcher, each behind its gate."""
+"""scrubadub's detectors that use a pattern or a library's matcher, each with its gate."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -7,8 +7,7 @@ from typing import Any
 from scorers.pii import gates
 from scorers.spans import Span
 
-# What `scrubadub.Scrubber(locale="en_US")` loads. Named here because scrubadub's own list grows with whatever other
-# packages register.
+# The detectors that `scrubadub.Scrubber(locale="en_US")` loads, listed here because other packages can register more.
 GATES = {
     "credential": gates.may_hold_credential,
     "credit_card": gates.may_hold_credit_card,
@@ -19,10 +18,10 @@ GATES = {
     "url": gates.may_hold_url,
 }
 
-# scrubadub's own is `(username|login|u:)\s*:?\s*([\w\-\.@+]*)\s+(password|pw|p:)\s*:?\s*(.*)`: three ways to share out
-# a run of white space, which makes it cubic in the length of the run. A name and a password are never white space, so
-# nothing is lost by never giving any back; where the word for the password would be taken for the user's name, the
-# white space before it is that in front of the empty name.
+# scrubadub's own is `(username|login|u:)\s*:?\s*([\w\-\.@+]*)\s+(password|pw|p:)\s*:?\s*(.*)`: three parts can share a
+# run of white space, which makes it cubic in the length of the run. A name and a password hold no white space, so
+# possessive quantifiers match the same; if the word for the password would be taken for the user's name, the name is
+# empty and the white space before that word belongs in front of it.
 _SECOND = r"(?:password|pw|p:)"
 CREDENTIAL = re.compile(
     rf"(?:username|login|u:)\s*+(?::\s*+)?+(?:[\w\-\.@+]++\s++{_SECOND}|(?<=\s){_SECOND})\s*:?\s*.*",
@@ -31,7 +30,7 @@ CREDENTIAL = re.compile(
 
 
 def finders() -> Iterator[tuple[str, gates.Gate, Callable[[str], Iterable[Span]]]]:
-    """Type, gate and finder of each detector; a finder gives half-open spans in code points of its text."""
+    """Yield type, gate and finder of each detector; a finder returns half-open spans in code points of its text."""
     import scrubadub.detectors
 
     catalogue = scrubadub.detectors.catalogue.detector_catalogue

@@ -1,7 +1,7 @@
-"""Kind `scrubadub`: spans of personal data a character.
+"""Kind `scrubadub`: spans of personal data per character.
 
-scrubadub's default detectors, its detectors of dates of birth and of Skype names, addresses by pyap, and names and
-organisations by spaCy. Each sentence is searched on its own. Findings that overlap or touch are one span, as in
+It uses scrubadub's default detectors and those of dates of birth and Skype names, pyap for addresses, and spaCy for
+names and organisations. Each sentence is searched on its own. Findings that overlap or touch count as one span, as in
 scrubadub itself.
 """
 
@@ -35,12 +35,11 @@ class ScrubadubOptions(TextOptions):
     """Options of `scrubadub`.
 
     Attributes:
-        reference_date: the day on which ages are counted, so that scores do not depend on the day of the run.
-        entities: `full` finds names and organisations as the spaCy pipeline does; `no-parser` without its parser, in
-            less time, which finds others in about one of 150 sentences of the web; `none` finds no
-            names and organisations.
-        spacy_model: package of the spaCy pipeline that finds names and organisations, or a folder, by a path with a
-            slash.
+        reference_date: the day on which ages are computed, so that scores do not depend on the day of the run.
+        entities: `full` finds names and organisations with the whole spaCy pipeline; `no-parser` skips its parser,
+            which is faster and finds others in about one of 150 sentences of the web; `none` finds none.
+        spacy_model: package of the spaCy pipeline that finds names and organisations, or a folder, given by a path with
+            a slash.
     """
 
     reference_date: date = date(2026, 1, 1)
@@ -81,7 +80,7 @@ class ScrubadubScorer:
 
     @classmethod
     def check(cls, options: ScrubadubOptions) -> None:
-        """Raise `UserError` when something is missing to run here, without loading the model."""
+        """Raise `UserError` if something needed here is missing, without loading the model."""
         require("scrubadub", "scrubadub", "dateparser", "phonenumbers", "textblob", install="scrubadub")
         require("scrubadub", "pyap", install="pyap")
         if options.entities != "none":
@@ -90,27 +89,27 @@ class ScrubadubScorer:
 
     @classmethod
     def check_recorded(cls, options: ScrubadubOptions, trusted: Collection[str]) -> None:
-        """Raise `UserError` for a folder with a spaCy pipeline whose hash is none of the trusted ones."""
+        """Raise `UserError` for a folder with a spaCy pipeline whose hash is not trusted."""
         if options.entities != "none":
             check_folder(options.spacy_model, trusted)
 
     def applies(self, document: Document) -> bool:
-        """By the option `documents`."""
+        """Return whether the option `documents` selects the document."""
         return self._options.apply_to(document)
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
-        """Scores of each document, [n_sentences]."""
+        """Return the scores of each document, [n_sentences]."""
         return [
             found if isinstance(found, ScoringError) else _rates(document, found)
             for document, found in zip(documents, self.findings(documents), strict=True)
         ]
 
     def findings(self, documents: Sequence[Document]) -> list[list[list[Finding]] | ScoringError]:
-        """For each document, for each of its sentences, what was found, in its code points, in order.
+        """Return the findings in each sentence of each document, in its code points, in order.
 
-        Findings of several detectors may overlap; the score counts those as one that overlap or touch. Equal sentences
-        are searched once. Names and organisations are looked for in all documents together; where that fails, or takes
-        longer than all of them may take, in each on its own, within its own deadline.
+        Findings of several detectors may overlap; the score counts those that overlap or touch as one. Equal sentences
+        are searched once. Names and organisations are searched in all documents together; if that fails, or takes
+        longer than all of them may take, in each document on its own, within its own deadline.
         """
         known: dict[str, list[Finding]] = {}
         entities = self._entities_of(documents)
@@ -128,14 +127,14 @@ class ScrubadubScorer:
         return [attempt(search, document, self._deadline_s) for document in documents]
 
     def _entities_of(self, documents: Sequence[Document]) -> dict[str, list[Finding]] | None:
-        """Names and organisations by sentence, or None where that has to be tried for each document on its own."""
+        """Return names and organisations by sentence; None if each document has to be searched on its own."""
         if self._entities is None:
             return {}
         allowed = sum(allowed_seconds(self._deadline_s, len(each.text)) for each in documents)
         try:
             with deadline(allowed):
                 return self._entities.findings(sentence for each in documents for sentence in each.sentences())
-        except (DeadlineExceededError, Exception):  # noqa: BLE001 - each document says itself what fails in it
+        except (DeadlineExceededError, Exception):  # noqa: BLE001 - search each on its own to find the one that fails
             return None
 
     def _patterns(self, sentence: str) -> Iterable[Finding]:

@@ -1,7 +1,7 @@
-"""Names on Skype, by scrubadub's rule: odd words near the word "skype".
+"""Find Skype names by scrubadub's rule: misspelt words near the word "skype".
 
-scrubadub takes the ten tokens before and after each token that holds "skype"; those that could be a name, and that its
-spell-checker cannot make sense of, are searched for in the whole text, as patterns in which a dot is any character.
+scrubadub takes the ten tokens before and after each token that contains "skype"; it searches the whole text for those
+that are long enough for a name and misspelt, as patterns in which a dot is any character.
 """
 
 import re
@@ -24,14 +24,14 @@ class SkypeFinder:
         self._spelling = Spelling()
 
     def spans(self, text: str) -> Iterator[Span]:
-        """Half-open spans of names in code points of `text`."""
+        """Yield half-open spans of names in code points of `text`."""
         tokens = self._token.findall(text)
         places = [index for index, token in enumerate(tokens) if "skype" in token.lower()]
         near: dict[str, None] = {}
         for place in places:
             near.update(dict.fromkeys(tokens[max(place - self._radius, 0) : place]))
             near.update(dict.fromkeys(tokens[place + 1 : place + self._radius + 1]))
-        # Capitals are written small, as the spell-checker likes them, and then found only where they are small.
+        # A name in capitals is lowered for the spell-checker, and then, as in scrubadub, found only in lower case.
         likely = dict.fromkeys(
             token.lower() if token.isupper() else token for token in near if len(token) >= _SHORTEST_NAME
         )

@@ -1,7 +1,7 @@
-"""textblob's spell-checker, reduced to the one question that is asked of it, and some hundred times faster.
+"""textblob's spell-checker, reduced to one question, and some hundred times faster.
 
-textblob writes down every string two edits away, a quarter of a million for a word of eight letters, to keep those
-that are words. Here words are looked up by what is left of them when one letter is left open.
+textblob generates every string two edits away, a quarter of a million for a word of eight letters, to keep those that
+are words. Here words are looked up by their form with one letter left open.
 """
 
 from collections import defaultdict
@@ -10,14 +10,14 @@ from functools import lru_cache
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-# Stands for a letter left open; no word has it.
+# Marks the open letter; no word contains it.
 _GAP = "\0"
 
 _MOST_REMEMBERED = 20_000
 
 
 class Spelling:
-    """Knows the words of textblob's English dictionary and how frequent they are."""
+    """The words of textblob's English dictionary and their frequencies."""
 
     def __init__(self) -> None:
         from textblob.en import spelling
@@ -30,10 +30,11 @@ class Spelling:
         self.is_misspelt = lru_cache(_MOST_REMEMBERED)(self._is_misspelt)
 
     def _is_misspelt(self, word: str) -> bool:
-        """Whether textblob's best suggestion for `word` has a confidence below one half.
+        """Return whether textblob's best suggestion for `word` has a confidence below one half.
 
-        Its suggestions are the words that are nearest, at most two edits away, each with its share of their frequency;
-        where there is none, the word itself with a confidence of 0. `word` has two characters or more, a letter first.
+        Its suggestions are the nearest words, at most two edits away, each weighted by its share of their frequency; if
+        there is none, the word itself with a confidence of 0. `word` has at least two characters and starts with a
+        letter.
         """
         if len(word) > self._longest + 2:
             return True
@@ -44,7 +45,7 @@ class Spelling:
         return not counts or max(counts) / (float(sum(counts)) or 1) < 0.5
 
     def _one_edit_away(self, word: str) -> set[str]:
-        """The words that are `word` with a letter left out, two swapped, one replaced or one put in."""
+        """Return the words that result from deleting, swapping, replacing or inserting a letter."""
         if not self._gaps:
             self._gaps = self._open_letters()
         found = {each for each in _shorter_or_swapped(word) if each in self._counts}

@@ -72,6 +72,6 @@ def test_a_spacy_folder_in_the_working_directory_is_not_taken_for_a_package(tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "of_mine").mkdir()
     (tmp_path / "of_mine/config.cfg").write_text("")
-    with pytest.raises(UserError, match=r"given as \./of_mine"):
+    with pytest.raises(UserError, match=r"write \./of_mine"):
         find_model("of_mine")
     assert find_model("./of_mine") == "./of_mine"
