@@ -71,7 +71,7 @@ def may_hold_email(clues: Clues) -> bool:
 
 
 def may_hold_phone(clues: Clues) -> bool:
-    """Return whether the sentence has the digits of the shortest valid number, or a digit before the word for an extension.
+    """Return whether the sentence has enough digits for a valid number, or a digit before the word for an extension.
 
     phonenumbers reads letters as digits, as in 1-800-FLOWERS, if there are at least three. Its matcher allows no
     letters in a number except x, as punctuation, and those of an extension: it takes "+683 6int" for a number on Niue.
