@@ -1,1 +1,1 @@
-"""What a labelling job has on disk: its record, plan, units, epochs and status."""
+"""The files of a labelling job: record, plan, units, epochs and status."""

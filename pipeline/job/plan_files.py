@@ -1,8 +1,8 @@
-"""The plan of a job on disk: one file that names it, and its sources and units as Parquet beside it.
+"""Read and write the plan of a job: a JSON file that names the Parquet files of its sources and units.
 
-`job/plan/0001.json` is the plan that the job was begun with; each `--extend` adds one (`0002.json`, …), whose sources
-and units come after those before. The Parquet files are named by their content, so that two runs that plan at the same
-moment cannot mix theirs; the JSON file, created once, says whose plan holds.
+`job/plan/0001.json` is the plan that the job was begun with; each `--extend` adds a file (`0002.json`, …), whose
+sources and units follow the earlier ones. The Parquet files are named by their content, so that two runs that plan at
+the same moment cannot mix their files; the JSON file, created only once, decides whose plan is used.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ _SOURCE = TypeAdapter(Source)
 
 
 class PlanFile(BaseModel):
-    """What `job/plan/NNNN.json` holds.
+    """The content of `job/plan/NNNN.json`.
 
     Attributes:
-        version: of this file.
-        inputs: what the user named, all of it where the plan is an extension.
+        version: format version of this file.
+        inputs: all inputs that the user named, also for an extension.
         sources, units: Parquet files.
         cut: sources that end early.
-        left_out: what else lies among the inputs.
+        left_out: files among the inputs that are not read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,7 +53,7 @@ class PlanFile(BaseModel):
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """The plan of a job: all parts as one, how many parts it has, and the inputs that the newest of them names."""
+    """The plan of a job: all parts joined, the number of parts, and the inputs that the newest part names."""
 
     plan: Plan
     parts: int
@@ -61,12 +61,12 @@ class StoredPlan:
 
 
 def plan_path(number: int) -> str:
-    """Path of the file that names a part of the plan."""
+    """Path of the JSON file of a part of the plan."""
     return f"{PLANS}/{number:04d}.json"
 
 
 def write_plan(storage: Storage, number: int, inputs: Sequence[str], plan: Plan) -> bool:
-    """Write a part of a job's plan, whose sources are numbered from 0; False if there is such a part already.
+    """Write a part of a job's plan, whose sources are numbered from 0; return False if that part already exists.
 
     Raises:
         OSError: the storage fails.
@@ -76,14 +76,14 @@ def write_plan(storage: Storage, number: int, inputs: Sequence[str], plan: Plan)
         storage.put(path, data)
     created = storage.put_if_absent(plan_path(number), to_checked(named, indent=2))
     for path, data in files.items():
-        # `phf gc` may have taken it away in the moment in which no plan named it yet.
+        # `phf gc` may have deleted the file while no plan named it yet.
         if created and not storage.exists(path):
             storage.put(path, data)
     return created
 
 
 def encode_plan(inputs: Sequence[str], plan: Plan) -> tuple[PlanFile, dict[str, bytes]]:
-    """A part of a plan as it is written: the file that names the others, and those by path; equal for equal plans."""
+    """Encode a part of a plan: its JSON file, and its Parquet files by path. Equal plans give equal bytes."""
     sources = pa.Table.from_pylist(
         [
             {**asdict(source), "entry": entry.model_dump()}
@@ -100,10 +100,10 @@ def encode_plan(inputs: Sequence[str], plan: Plan) -> tuple[PlanFile, dict[str, 
 
 
 def read_plan(storage: Storage) -> StoredPlan | None:
-    """The plan of a job, or None if it was never written.
+    """Read the plan of a job; None if it was never written.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the plan is damaged.
         OSError: the storage fails.
     """
     numbers = sorted(
@@ -119,7 +119,7 @@ def read_plan(storage: Storage) -> StoredPlan | None:
 
 
 def plan_files(storage: Storage) -> set[str]:
-    """Paths of all files that make up the plan."""
+    """Paths of all files of the plan."""
     found = set()
     for name in storage.children(PLANS):
         if name.endswith(".json"):
@@ -137,7 +137,7 @@ def _read_file(storage: Storage, path: str) -> PlanFile:
 
 
 def read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
-    """One part of the plan, its sources numbered from 0; errors as `read_plan`."""
+    """Read one part of the plan, its sources numbered from 0; for errors see `read_plan`."""
     file = _read_file(storage, path)
     try:
         sources = _read(storage, file.sources).to_pylist()
@@ -160,19 +160,19 @@ def read_part(storage: Storage, path: str) -> tuple[PlanFile, Plan]:
             file.left_out,
         )
         _check(plan)
-    # Whatever a stranger's Parquet has in place of it: another type, nulls, or no such column.
+    # Untrusted Parquet may have other types, nulls or missing columns.
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, pa.ArrowException) as error:
         raise _damaged(storage, path, f" What is wrong: {type(error).__name__}.") from None
     return file, plan
 
 
 def _check(plan: Plan) -> None:
-    """Refuse a plan that speaks of sources that it has not."""
+    """Refuse a plan with units or cut sources that refer to no source of it."""
     source, start, stop = plan.units.slices.T
     if ((source < 0) | (source >= len(plan.sources)) | (start < 0) | (stop < start)).any():
-        raise ValueError("a unit is of no source")
+        raise ValueError("a unit refers to no source")
     if {each.source for each in plan.cut} - {each.uri for each in plan.entries}:
-        raise ValueError("what ends early is no source")
+        raise ValueError("a source that ends early is not in the plan")
 
 
 def _encode(table: pa.Table) -> tuple[File, bytes]:
@@ -191,13 +191,13 @@ def _read(storage: Storage, file: File) -> pa.Table:
         raise _damaged(storage, file.path) from None
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise _damaged(storage, file.path)
-    # In this thread alone: one of pyarrow's that lets go of Python's bytes at the interpreter's end aborts the process.
+    # Read in this thread: a pyarrow thread that frees Python's bytes during interpreter shutdown aborts the process.
     with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True) as parquet:
         return parquet.read(use_threads=False)
 
 
 def _damaged(storage: Storage, path: str, what: str = "") -> UserError:
     return UserError(
-        f"{storage.uri}/{path} is damaged or missing. `{phf('repair', storage.uri)}` makes the plan anew from the "
+        f"{storage.uri}/{path} is damaged or missing. `{phf('repair', storage.uri)}` rebuilds the plan from the "
         f"inputs.{what}"
     )

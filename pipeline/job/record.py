@@ -1,4 +1,4 @@
-"""What a labelling job is: written once below `job/`, compared by every later run with what it was asked for."""
+"""The record of a labelling job: written once below `job/`, and compared by every later run with its own settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ def _check_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class JobRecord(BaseModel):
-    """What a job was begun with.
+    """The settings that a job was begun with.
 
     Attributes:
-        version: of this record.
+        version: format version of this record.
         config: the semantic configuration.
         scorers: by column, in the schema's order.
-        sentences: fingerprint of the splitter; another version of it may move boundaries.
+        sentences: fingerprint of the sentence splitter, whose boundaries may change between versions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,12 +45,12 @@ class JobRecord(BaseModel):
 
 
 class LayerRecord(BaseModel):
-    """What a layer after the first adds.
+    """The columns that a layer after the first adds.
 
     Attributes:
-        version: of this record.
+        version: format version of this record.
         scorers: by column, in the schema's order.
-        thresholds: by column, as they were asked for.
+        thresholds: by column, as given by the user.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +61,7 @@ class LayerRecord(BaseModel):
 
 
 def read_job(storage: Storage) -> JobRecord | None:
-    """The job that an output folder holds, or None if the folder is empty or does not exist.
+    """Read the job of an output folder; None if the folder is empty or does not exist.
 
     Raises:
         UserError: the folder holds something else, or a job that this version cannot read.
@@ -73,23 +73,23 @@ def read_job(storage: Storage) -> JobRecord | None:
     except ValueError as error:
         raise UserError(
             f"{storage.uri}/{JOB} is damaged or was written by another version of phf. "
-            f"`{phf('repair', storage.uri)}` mends it where a sealed manifest says the same; otherwise "
+            f"`{phf('repair', storage.uri)}` restores it from a sealed manifest if there is one; otherwise "
             f"choose another --output. What is wrong: {error}."
         ) from None
     names = storage.children()
     if names and names != ["job/"]:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise UserError(
-            f"{storage.uri} holds something else than a labelling job ({shown}). Choose an empty or new --output."
+            f"{storage.uri} holds something other than a labelling job ({shown}). Choose an empty or new --output."
         )
     return None
 
 
 def read_layers(storage: Storage) -> list[LayerRecord]:
-    """The layers after the first, in order.
+    """Read the layers after the first, in order.
 
     Raises:
-        UserError: one cannot be read by this version.
+        UserError: this version cannot read one of them.
     """
     layers = []
     for name in storage.children(LAYERS):
@@ -98,7 +98,7 @@ def read_layers(storage: Storage) -> list[LayerRecord]:
         except ValueError as error:
             raise UserError(
                 f"{storage.uri}/{LAYERS}/{name} is damaged or was written by another version of phf. "
-                f"`{phf('repair', storage.uri)}` mends it where a sealed manifest says the same. "
+                f"`{phf('repair', storage.uri)}` restores it from a sealed manifest if there is one. "
                 f"What is wrong: {error}."
             ) from None
     return layers
@@ -111,7 +111,7 @@ def layer_path(number: int) -> str:
 
 @dataclass(frozen=True)
 class StoredJob:
-    """All that an output folder says of its job: what it was begun with, what was added, and its plan."""
+    """A job as stored in an output folder: its record, its added layers and its plan."""
 
     storage: Storage
     record: JobRecord
@@ -123,7 +123,7 @@ class StoredJob:
         return {column: entry for number in layers for column, entry in self._scorers(number).items()}
 
     def config(self, layers: Sequence[int]) -> LabelConfig:
-        """The configuration of a job that had filled the columns of these layers from the first."""
+        """The configuration of a job that fills the columns of these layers."""
         thresholds = dict(self.record.config["thresholds"])
         for number in layers[1:]:
             thresholds |= self.layers[number - 2].thresholds
@@ -132,11 +132,11 @@ class StoredJob:
             return stored_config(self.record.config | {"scorers": scorers, "thresholds": thresholds}, self.storage.uri)
         except ValueError as error:
             raise UserError(
-                f"{self.storage.uri}/{LAYERS} is damaged: no job has such columns ({error}). Restore it from a copy."
+                f"{self.storage.uri}/{LAYERS} is damaged: its columns are invalid ({error}). Restore it from a copy."
             ) from None
 
     def layers_of(self, columns: Mapping[str, ScorerEntry]) -> list[int]:
-        """The layers that fill the given columns by the given scorers, in order."""
+        """The layers whose columns are all in `columns` with the same scorers, in order; always begins with 1."""
         wanted = [number for number in range(2, len(self.layers) + 2) if self._fills(number, columns)]
         return [1, *wanted]
 
@@ -148,7 +148,7 @@ class StoredJob:
 
 
 def load_job(storage: Storage) -> StoredJob:
-    """The job of an output folder, for commands that work on what was labelled.
+    """Load the job of an output folder, for commands that work on labelled units.
 
     Raises:
         UserError: there is no job, or its plan was never finished.
@@ -162,10 +162,10 @@ def load_job(storage: Storage) -> StoredJob:
 
 
 def refuse_changes(storage: Storage, begun: JobRecord, asked: JobRecord) -> None:
-    """Refuse to go on with a job under another configuration or with other scorers.
+    """Refuse to resume a job with another configuration or other scorers.
 
     Raises:
-        UserError: something that can change the dataset differs; names each setting, before and now.
+        UserError: something that can change the dataset differs; names each setting with its old and new value.
     """
     lines = [
         *_differences(begun.config, asked.config),
@@ -182,7 +182,7 @@ def refuse_changes(storage: Storage, begun: JobRecord, asked: JobRecord) -> None
         )
     if not lines:
         return
-    remedy = "Give the same settings to go on, or another --output to begin anew."
+    remedy = "Give the same settings to resume, or another --output to start over."
     if storage.exists(MANIFEST_NAME) and all(line.strip().startswith("thresholds") for line in lines):
         remedy = f"To change thresholds of a finished dataset: {phf('retag', storage.uri)} --threshold …"
     raise UserError(f"{storage.uri} was begun with other settings:\n" + "\n".join(lines) + f"\n{remedy}")
@@ -191,13 +191,13 @@ def refuse_changes(storage: Storage, begun: JobRecord, asked: JobRecord) -> None
 def refuse_other_inputs(
     storage: Storage, before: Mapping[str, object], now: Mapping[str, object], *, extend: bool = False
 ) -> None:
-    """Refuse to go on when the inputs are not those of the plan.
+    """Refuse to resume if the inputs are not those of the plan.
 
     Args:
         storage: the output.
-        before: by URI, whatever of an input must not change.
-        now: the same of the inputs that there are now.
-        extend: let new ones pass.
+        before: by URI, what must not change in an input.
+        now: the same for the present inputs.
+        extend: accept new inputs.
 
     Raises:
         UserError: an input is new, gone or changed; names up to five of each.
@@ -206,11 +206,11 @@ def refuse_other_inputs(
     lines = _some("gone", [uri for uri in before if uri not in now])
     lines += _some("changed", [uri for uri in now if uri in before and now[uri] != before[uri]])
     if new or lines:
-        remedy = "Restore them to go on, or give another --output to begin anew."
+        remedy = "Restore them to resume, or give another --output to start over."
         if not lines:
-            remedy = "Add --extend to label the new ones too, or leave them out to go on without."
+            remedy = "Add --extend to label the new ones too, or leave them out to resume without them."
         elif extend:
-            remedy = "Restore them; --extend takes new files only. What a file has gained must be a file of its own."
+            remedy = "Restore them; --extend accepts new files only. Put records to add into a file of their own."
         raise UserError(
             f"The inputs are not those that {storage.uri} was begun with:\n" + "\n".join([*new, *lines, remedy])
         )

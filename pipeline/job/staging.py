@@ -1,4 +1,4 @@
-"""What is staged: parts of units that are committed or never were, and how to clear it without losing one."""
+"""Clear the staging folder without losing parts of committed units."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,10 +12,9 @@ from pipeline.storage.base import Storage
 
 
 def clear_staging(epoch: Epoch) -> None:
-    """Delete all that is staged, after moving to their places the parts of committed units of any layer.
+    """Move staged parts of committed units of any layer into place, then delete the staging folder.
 
-    A run that died between a unit's record and the move of its parts left those here, and it need not have been a run
-    of the command that clears.
+    A run of any command that died between writing a unit's record and moving its parts has left those here.
 
     Raises:
         StoppedError: a newer run has claimed the output.
@@ -30,24 +29,24 @@ def clear_staging(epoch: Epoch) -> None:
 
 
 def committed_part(storage: Storage, path: str) -> PartFile | None:
-    """The part of a committed unit, of whichever layer, that a staged file is; None where it is of none.
+    """The committed part, of any layer, that a staged file is; None if it belongs to no committed unit.
 
-    By its content, as a run that labels several layers stages a unit of each at the same path: after the first was
-    moved to its place, what lies there may be of the next, and not committed.
+    Compares the content, because a run that labels several layers stages each layer's unit at the same path: once the
+    first layer's part is moved, the file there may be an uncommitted part of the next.
 
     Raises:
         OSError: the storage fails.
     """
     for part in parts_of(storage, path.rpartition("/")[2]):
         if part.staged == path and storage.size(path) == part.size:
-            with suppress(FileNotFoundError):  # moved meanwhile
+            with suppress(FileNotFoundError):  # moved in the meantime
                 if hashlib.sha256(storage.read(path)).hexdigest() == part.sha256:
                     return part
     return None
 
 
 def parts_of(storage: Storage, name: str) -> Iterator[PartFile]:
-    """The parts of the committed unit, in all layers, that a file is named after."""
+    """The parts in all layers of the committed unit that a staged file is named after."""
     if not name[:8].isdecimal():
         return
     for layer in layer_numbers(storage):

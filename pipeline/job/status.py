@@ -1,4 +1,4 @@
-"""The figures of a running job as `job/progress.json` holds them, for `phf status`."""
+"""The format of `job/progress.json`: the figures of a running job, for `phf status`."""
 
 from typing import Literal
 
@@ -13,9 +13,9 @@ WORKER_STATES: tuple[WorkerState, ...] = ("starting", "idle", "working")
 
 
 class RecentFailure(BaseModel):
-    """A unit that raised or was given up, or a worker that was lost; `error` holds no text of the corpus.
+    """A unit that raised or was given up, or a lost worker; `error` contains no text of the corpus.
 
-    `unit` is the one it happened over, and `attempt` how often that was tried then, where this is known.
+    `unit` is the unit concerned, and `attempt` its number of attempts so far, if known.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -33,16 +33,16 @@ State = Literal["starting", "labelling", "sealing", "stopped", "incomplete", "do
 
 
 class RunStatus(BaseModel):
-    """What `job/progress.json` holds: the figures of `Progress`, and who wrote them when.
+    """The content of `job/progress.json`: the figures of `Progress`, and which process wrote them and when.
 
     Attributes:
-        run: names the run, as in its log and its metrics.
-        workers: by group and by what they do.
-        backlog: units by group that no worker of it has had.
+        run: name of the run, as in its log and metrics.
+        workers: by group and state.
+        backlog: by group, units that no worker of the group has had.
         records_per_s, remaining_s: at the recent pace.
-        failed: names of the first units that were given up, `given_up` of all.
+        failed: names of the first units that were given up; `given_up` counts all.
         failed_attempts: by group.
-        failures: the last few.
+        failures: the most recent ones.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -73,7 +73,7 @@ class RunStatus(BaseModel):
 
 
 def read_status(storage: Storage) -> RunStatus | None:
-    """The figures of the latest run, or None if there are none that can be read; they prove nothing."""
+    """Read the figures of the latest run; None if there are none or they cannot be read. They may be stale or wrong."""
     try:
         status = RunStatus.model_validate_json(storage.read(PROGRESS))
         check_numbers(status.model_dump())

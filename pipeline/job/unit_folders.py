@@ -1,4 +1,4 @@
-"""What lies in a folder of a layer, whatever is wrong with it: files, commit records, and the segment beside them."""
+"""Survey a folder of a layer, damaged or not: its files, commit records and segment."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ _THREADS = 16
 
 
 class LeadsOut(str):
-    """What is wrong with a record that names a path outside of the output: who wrote it may mean harm."""
+    """The problem of a record that names a path outside the output, which may be malicious."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class FolderSurvey:
     """The state of a folder of a layer and of its segment.
 
     Attributes:
-        files: sizes in bytes by name, of everything in the folder.
-        records: by unit; from its own file, or from the segment where that is damaged or lost.
-        damaged: what is wrong with the records' own files, by unit; also of units that only the segment knows.
-        has_segment: whether there is a segment, whole or not.
-        segment_problem: what is wrong with it; None if nothing is, or if there is none.
+        files: size in bytes of every file in the folder, by name.
+        records: by unit; from the unit's own file, or from the segment if that file is damaged or missing.
+        damaged: by unit, the problem of the record's own file; includes units that only the segment contains.
+        has_segment: whether there is a segment, damaged or not.
+        segment_problem: the problem of the segment; None if it is whole or there is none.
     """
 
     files: Mapping[str, int]
@@ -38,12 +38,12 @@ class FolderSurvey:
 
     @property
     def unknown(self) -> set[int]:
-        """Units whose record is damaged, with no copy of it."""
+        """Units whose record is damaged and has no copy."""
         return set(self.damaged) - set(self.records)
 
 
 def survey_folder(store: UnitStore, folder: int) -> FolderSurvey:
-    """Read all that a folder and its segment hold.
+    """Read a folder and its segment.
 
     Raises:
         OSError: the storage fails.
@@ -67,12 +67,12 @@ def survey_folder(store: UnitStore, folder: int) -> FolderSurvey:
 
 
 def is_record(name: str) -> bool:
-    """Whether a file of a folder has the name of a commit record."""
+    """Whether a file name is that of a commit record."""
     return len(name) == 13 and name[:8].isdecimal() and name[8:] == ".json"
 
 
 def read_record(store: UnitStore, unit: int) -> UnitRecord | str:
-    """The record of a unit, or what is wrong with its file."""
+    """Read the record of a unit, or describe what is wrong with its file."""
     try:
         record = from_checked(UnitRecord, store.storage.read(store.record_path(unit)))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Commit records of units, and the segments that hold a thousand of them in one file."""
+"""The formats of commit records, and of segments, which hold a thousand of them in one file."""
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from scorers.paths import RelativePath, check_path
 
 
 class PartFile(BaseModel):
-    """A part of a committed unit: where it was staged, empty where it never was, where it is, and what it holds."""
+    """A part of a committed unit. `staged` is the path where it was staged, empty if it never was."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,12 +29,12 @@ class UnitRecord(BaseModel):
     """The commit record of a unit.
 
     Attributes:
-        unit: its index in the plan.
-        epoch: of the driver that committed it.
-        parts: one a group, the base group first. Rows that any group quarantined are in `quarantined` and, once the
-            parts are joined, in the dataset no more.
-        records: that were read, `quarantined` ones included.
-        empty, sentences, bytes_text: of the base part's rows, before the other groups' quarantine is taken out.
+        unit: index of the unit in the plan.
+        epoch: epoch of the driver that committed it.
+        parts: one per group, the base group first. Rows that any group has quarantined are in `quarantined`, and are
+            dropped when the parts are joined.
+        records: number of records read, including `quarantined` ones.
+        empty, sentences, bytes_text: of the base part's rows, before those are dropped that other groups quarantined.
         quarantined: each record once, in the order of the groups.
     """
 
@@ -86,11 +86,11 @@ SEGMENT_SCHEMA = pa.schema(
         ),
     ]
 )
-"""A row a unit: its commit record."""
+"""One row per unit: its commit record."""
 
 
 def to_segment(records: Iterable[UnitRecord]) -> bytes:
-    """Records as one Parquet file of `SEGMENT_SCHEMA`."""
+    """Encode records as a Parquet file of `SEGMENT_SCHEMA`."""
     table = pa.Table.from_pylist([record.model_dump() for record in records], schema=SEGMENT_SCHEMA)
     sink = pa.BufferOutputStream()
     with parquet_writer(sink, SEGMENT_SCHEMA) as writer:
@@ -100,13 +100,12 @@ def to_segment(records: Iterable[UnitRecord]) -> bytes:
 
 
 def read_segment(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a segment, all columns where `columns` is None.
+    """Read the rows of a segment; all columns if `columns` is None.
 
     Raises:
-        pa.ArrowException: the file is damaged.
-        OSError: the same.
+        pa.ArrowException, OSError: the file is damaged.
     """
-    # In this thread alone: one of pyarrow's that lets go of Python's bytes at the interpreter's end aborts the process.
+    # Read in this thread: a pyarrow thread that frees Python's bytes during interpreter shutdown aborts the process.
     with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True) as parquet:
         if not parquet.schema_arrow.equals(SEGMENT_SCHEMA):
             raise pa.ArrowInvalid("its columns are not those of a segment")
@@ -114,17 +113,17 @@ def read_segment(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def records_of(segment: pa.Table) -> list[UnitRecord]:
-    """The records that a whole segment holds.
+    """The records of a segment that was read with all columns.
 
     Raises:
-        ValueError: a path in it is no plain relative path.
+        ValueError: a path in it is not a plain relative path.
     """
     return [_record(row) for row in segment.to_pylist()]
 
 
 def _record(row: dict[str, Any]) -> UnitRecord:
-    # What was checked when it was written need not be checked a million times: the pages have their checksums. But
-    # whoever wrote it may be a stranger.
+    # Skip pydantic's validation, which is slow for a million records: the pages have checksums. Paths are checked all
+    # the same, because the file may be untrusted.
     if not row["parts"]:
         raise ValueError("a unit has no part")
     for part in row["parts"]:

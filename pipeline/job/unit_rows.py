@@ -1,6 +1,6 @@
-"""Join the parts of a committed unit into its rows: what the base group read, with the scores of every group.
+"""Join the parts of a committed unit into its rows: those of the base group, with the scores of every group.
 
-The layers of a job as one: of each unit, the parts and the quarantine of all of them.
+The records of several layers are merged, so that a unit has the parts and the quarantine of all of them.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from scorers.shell import phf
 
 
 def joined_records(layers: Sequence[UnitStore], units: int) -> Iterator[UnitRecord]:
-    """Of each of the first `units` units, in order, one record for those of all layers.
+    """Yield one record, merged from all layers, for each of the first `units` units in order.
 
     Raises:
         IncompleteError: a unit is not committed in one of the layers, or a record is damaged.
@@ -31,10 +31,10 @@ def joined_records(layers: Sequence[UnitStore], units: int) -> Iterator[UnitReco
 
 
 def join_records(records: Sequence[UnitRecord]) -> UnitRecord:
-    """One record of a unit that stands for those of several layers.
+    """Merge a unit's records of several layers into one.
 
-    What was read is what the first layer read; a later one reads its rows. A record is in quarantine once, for the
-    first layer that put it there.
+    The counts are those of the first layer, whose rows the later layers read. A quarantined record is kept once, for
+    the first layer that quarantined it.
     """
     first = records[0]
     if len(records) == 1:
@@ -57,18 +57,18 @@ _SCORES = pa.list_(pa.float32())
 
 
 def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> pa.Table:
-    """The rows of a unit: those that no group quarantined, in order, as `unit_schema(columns)`.
+    """Read the rows of a unit that no group quarantined, in order, as `unit_schema(columns)`.
 
     Raises:
-        IncompleteError: a part is missing or damaged (size, hash, page checksums), lacks a column or a row, or the
-            unit's records are not its rows and its quarantine.
+        IncompleteError: a part is missing or damaged (size, hash, page checksums), lacks a column or a row, or rows and
+            quarantine do not add up to the records read.
         OSError: the storage fails.
     """
     tables = [_keep(_read_part(storage, part), record) for part in record.parts]
     base = tables[0]
     for field in ROW_FIELDS:
         if field.name not in base.column_names or base.column(field.name).null_count:
-            raise _damaged(storage, record.parts[0], f"it lacks {field.name}, of all rows or of some")
+            raise _damaged(storage, record.parts[0], f"it lacks {field.name} in some or all rows")
     arrays = {field.name: base.column(field.name) for field in ROW_FIELDS}
     for part, table in zip(record.parts, tables, strict=True):
         if table is not base and not table.select(_KEY).equals(base.select(_KEY)):
@@ -81,7 +81,7 @@ def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> p
         raise IncompleteError(
             f"{storage.uri}: unit {record.unit:08d} does not add up: {record.records} records were read, but "
             f"{base.num_rows} are labelled and {len(record.quarantined)} quarantined. "
-            "Its checksums are right, so that this is no damage but a defect of phf; label into another output."
+            "Its checksums are correct, so this is a bug in phf, not damage; label into another output."
         )
     schema = unit_schema(columns)
     return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
@@ -90,7 +90,7 @@ def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> p
 def read_scores(
     storage: Storage, records: Iterator[UnitRecord], columns: Sequence[str]
 ) -> Iterator[Mapping[str, NDArray[np.float32]]]:
-    """All scores of the rows that `read_rows` gives, a unit at a time: by column float32 [sentences], nulls left out.
+    """Yield the scores of the rows that `read_rows` returns, per unit: by column, float32 [sentences], without nulls.
 
     Raises:
         IncompleteError: a part is missing or damaged.
@@ -98,7 +98,7 @@ def read_scores(
     """
     for record in records:
         scores: dict[str, NDArray[np.float32]] = {}
-        # Only another group's quarantine takes rows away from a part; otherwise the keys need not be read.
+        # The keys are needed only to drop rows that another group has quarantined.
         keys = _KEY if record.quarantined and len(record.parts) > 1 else []
         for part in record.parts:
             try:
@@ -136,16 +136,16 @@ def _read_part(storage: Storage, part: PartFile) -> pa.Table:
 
 
 def _check_types(storage: Storage, part: PartFile, schema: pa.Schema) -> None:
-    """Refuse a part that lacks the keys of its rows, or has a column of another type than all units have."""
+    """Refuse a part that lacks a key column, or has a column of the wrong type."""
     for name in [*_KEY, *schema.names]:
-        # A name that occurs twice is found as none.
+        # The index is -1 also for a duplicate name.
         place = schema.get_field_index(name)
         if place < 0 or not schema.field(place).type.equals(_TYPES.get(name, _SCORES)):
-            raise _damaged(storage, part, f"its column {name!r} is not as it is in a unit")
+            raise _damaged(storage, part, f"its column {name!r} is missing, duplicate or of the wrong type")
 
 
 def _keep(table: pa.Table, record: UnitRecord) -> pa.Table:
-    """The rows that are in nobody's quarantine."""
+    """Drop the rows that are in quarantine."""
     if not record.quarantined:
         return table
     out = {(each.source, each.position) for each in record.quarantined}
@@ -154,7 +154,7 @@ def _keep(table: pa.Table, record: UnitRecord) -> pa.Table:
 
 
 def _remedy(storage: Storage) -> str:
-    return f"`{phf('repair', storage.uri)}` has the unit labelled again."
+    return f"`{phf('repair', storage.uri)}` labels the unit again."
 
 
 def _damaged(storage: Storage, part: PartFile, what: str) -> IncompleteError:
@@ -162,11 +162,11 @@ def _damaged(storage: Storage, part: PartFile, what: str) -> IncompleteError:
 
 
 def _failed(storage: Storage, part: PartFile, error: Exception) -> Exception:
-    """What to raise for an error of reading a part: a disk or store that fails says nothing against the part."""
+    """The exception for a part that cannot be read; a failing disk or store does not mean that the part is damaged."""
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
         return error
-    return _damaged(storage, part, _brief(error))
+    return _damaged(storage, part, _first_line(error))
 
 
-def _brief(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(".") or type(error).__name__

@@ -1,13 +1,13 @@
-"""Where the commit records and parts of a job's units lie, and how to find out which units are committed.
+"""The layout of a job's commit records and parts, and which units are committed.
 
-A *layer* is what one command scored: layer 1 is `phf label`, which also holds the rows; each `phf score` adds one with
-the columns that it filled. Below `units/`, for layer 1:
+A *layer* holds the scores of one command: layer 1 is that of `phf label` and also holds the rows; each `phf score` adds
+a layer with its columns. Below `units/`, for layer 1:
 
 - `0001/00000/00000007.json`: the commit record of unit 7;
-- `0001/00000/00000007.cpu.parquet`: its part by the group `cpu`;
-- `0001/00000.parquet`: a *segment*, the records of all units of the folder `00000` together. It is written once all of
-  them are committed and all their parts are in place, and may be deleted at any time: the records stay. Resuming,
-  sealing and reporting read one segment where there would be a thousand files.
+- `0001/00000/00000007.cpu.parquet`: its part from the group `cpu`;
+- `0001/00000.parquet`: a *segment* with the records of all units of the folder `00000`. It is written once all of them
+  are committed and all their parts are in place, so that resuming, sealing and reporting read one file instead of a
+  thousand. It may be deleted at any time, because the records remain.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from scorers.errors import IncompleteError
 from scorers.shell import phf
 
 UNITS = "units"
-# Units a folder: few enough to list in a moment, many enough that a million units are a thousand segments.
+# Units per folder: few enough to list quickly, many enough that a million units need only a thousand segments.
 FOLDER_UNITS = 1000
 # Reading a record takes a round trip to an object store.
 _THREADS = 16
@@ -37,7 +37,7 @@ Totals = dict[str, int]
 
 
 def layer_numbers(storage: Storage) -> list[int]:
-    """The layers of which there is a folder, whole or not."""
+    """The layers that have a folder, complete or not."""
     return [int(name[:4]) for name in storage.children(UNITS) if re.fullmatch(r"[0-9]{4}/", name)]
 
 
@@ -50,7 +50,7 @@ class UnitStore:
 
     @property
     def folder(self) -> str:
-        """Where the layer lies."""
+        """Folder of the layer."""
         return f"{UNITS}/{self.layer:04d}"
 
     def record_path(self, unit: int) -> str:
@@ -66,25 +66,26 @@ class UnitStore:
         return f"{self.folder}/{folder:05d}.parquet"
 
     def read(self, unit: int) -> UnitRecord:
-        """The commit record of a unit; `FileNotFoundError` if it is not committed.
+        """Read the commit record of a unit.
 
         Raises:
-            IncompleteError: it is damaged.
+            FileNotFoundError: the unit is not committed.
+            IncompleteError: the record is damaged.
         """
         path = self.record_path(unit)
         try:
             return from_checked(UnitRecord, self.storage.read(path))
         except ValueError as error:
             raise IncompleteError(
-                f"{self.storage.uri}/{path} is damaged. `{phf('repair', self.storage.uri)}` has the unit labelled "
-                f"again. What is wrong: {error}."
+                f"{self.storage.uri}/{path} is damaged. `{phf('repair', self.storage.uri)}` labels the unit again. "
+                f"What is wrong: {error}."
             ) from None
 
     def listing(self, units: int) -> tuple[NDArray[np.bool_], dict[int, set[str]]]:
-        """Which of the first `units` units are committed, and what lies beside the records where no segment says it.
+        """Find out which of the first `units` units are committed, and which parts are in place.
 
         Returns:
-            bool [units], and by unit of the folders without a segment the groups whose parts are in place.
+            bool [units]; and by unit, only for folders without a segment, the groups whose parts are in place.
         """
         committed = np.zeros(units, dtype=np.bool_)
         in_place: dict[int, set[str]] = {}
@@ -112,13 +113,13 @@ class UnitStore:
         return self._contents()[0]
 
     def files(self, folder: int) -> Iterator[tuple[int, str]]:
-        """Units with a file in a folder: their index, and `.json` or `.<group>.parquet`."""
+        """The files of a folder, each as unit index and suffix: `.json` or `.<group>.parquet`."""
         for name in self.storage.children(f"{self.folder}/{folder:05d}"):
             if name[:8].isdecimal() and name[8:9] == ".":
                 yield int(name[:8]), name[8:]
 
     def records(self, units: int) -> Iterator[UnitRecord]:
-        """The commit records of the first `units` units, in order.
+        """Yield the commit records of the first `units` units, in order.
 
         Raises:
             IncompleteError: a unit is not committed, or its record is damaged.
@@ -139,7 +140,7 @@ class UnitStore:
         failpoint("segment-written")
 
     def totals(self, units: int) -> tuple[Totals, dict[str, int]]:
-        """What the committed units of the first `units` hold, cheaply: their number, and what they say of themselves.
+        """Sum up the records of those of the first `units` units that are committed.
 
         Returns:
             `units`, `records`, `empty`, `sentences` and `bytes_text`; and quarantined records by reason.
@@ -164,7 +165,7 @@ class UnitStore:
         return totals, dict(sorted(reasons.items()))
 
     def _contents(self) -> tuple[set[int], set[int]]:
-        """Numbers of the folders that have a segment, and of those that are there."""
+        """Numbers of the folders that have a segment, and of the folders that exist."""
         names = [name for name in self.storage.children(self.folder) if name[:5].isdecimal()]
         segments, folders = ({int(name[:5]) for name in names if name[5:] == end} for end in (".parquet", "/"))
         return segments, folders
@@ -176,14 +177,14 @@ class UnitStore:
         first = folder * FOLDER_UNITS
         stop = min(first + FOLDER_UNITS, units)
         if (table := self._segment(folder, segments)) is not None:
-            with contextlib.suppress(ValueError):  # no segment of ours: the records stay beside it
+            with contextlib.suppress(ValueError):  # not our segment: fall back to the records
                 records = records_of(table)[: stop - first]
                 if [record.unit for record in records] == list(range(first, stop)):
                     return records
         return self._read_many(range(first, stop))
 
     def _segment(self, folder: int, segments: set[int]) -> pa.Table | None:
-        """The rows of a segment; None where there is none, or none that can be read: the records stay beside it."""
+        """Read the rows of a segment; None if it is missing or damaged, since the records remain."""
         if folder not in segments:
             return None
         try:
@@ -200,6 +201,6 @@ class UnitStore:
             return self.read(unit)
         except FileNotFoundError:
             raise IncompleteError(
-                f"{self.storage.uri} is incomplete: unit {unit:08d} is not labelled. Run the same command again; it "
-                "goes on."
+                f"{self.storage.uri} is incomplete: unit {unit:08d} is not labelled. Run the same command again to "
+                "resume."
             ) from None

@@ -1,1 +1,1 @@
-"""The only path to durability: disks and object stores behind one contract, and files that betray damage."""
+"""Durable storage on disks and object stores behind one interface, and JSON files that detect damage."""

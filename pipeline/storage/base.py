@@ -1,16 +1,16 @@
-"""The only path to durability: every byte under a dataset is written through here, on a local disk or an object store.
+"""The storage interface: every byte below a dataset is written through it, on a local disk or an object store.
 
-Three promises that the commit protocol stands on:
+The commit protocol relies on three guarantees:
 
-- *put if absent*: of any number of processes that create the same path, one succeeds, and nobody sees half a file;
-- *durable*: what a call returned from has been flushed to the disk (file and folder), or accepted by the store;
+- *put if absent*: of any number of processes that create the same path, one succeeds, and none sees a partial file;
+- *durable*: once a call has returned, its data is flushed to the disk (file and folder) or accepted by the store;
 - *move*: atomic, and repeatable after a crash.
 
-A path never leads out of the root, nor over a link below it: what is one is replaced or deleted itself, and nothing is
-read or written through it (`scorers.paths`). The root may be a link.
+A path never leaves the root or crosses a link below it: a link itself may be replaced or deleted, but nothing is read
+or written through it (`scorers.paths`). The root may be a link.
 
-Every failure of a disk or a store is an `OSError` with an `errno` (`FileNotFoundError` where nothing is there), of
-obstore's too; one without is pyarrow's, of a content that is no Parquet.
+Every failure of a disk or store, including obstore's errors, is an `OSError` with an `errno` (`FileNotFoundError` for a
+missing file); an `OSError` without one comes from pyarrow and means that the content is not valid Parquet.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, order=True)
 class FileInfo:
-    """A file below a storage's root: its path relative to it, with `/`, and its size in bytes."""
+    """A file below a storage's root: its path relative to the root, with `/`, and its size in bytes."""
 
     path: str
     size: int
@@ -38,7 +38,7 @@ class FileInfo:
 class HashingWriter(io.RawIOBase):
     """A binary file that counts and hashes what is written; wrap it in `pa.PythonFile(writer, mode="w")` for pyarrow.
 
-    Closing it does not end the file: the storage that opened it does.
+    Closing it does not close the underlying file; the storage that opened it does.
     """
 
     def __init__(self, target: IO[bytes]) -> None:
@@ -70,104 +70,104 @@ class HashingWriter(io.RawIOBase):
 
 
 class Storage(ABC):
-    """A folder on a disk or a prefix of an object store. Paths are relative to it, with `/`. It can be pickled.
+    """A folder on a disk or a prefix of an object store. Paths are relative to it, with `/`. Instances can be pickled.
 
-    Methods that take a path raise `UnsafePathError`, an `OSError`, for one that leads out of the root or over a link.
+    Methods that take a path raise `UnsafePathError`, an `OSError`, if it leaves the root or crosses a link.
 
     Attributes:
-        uri: what it was opened with; for a local folder its absolute path, so that it means the same in any process.
+        uri: the URI that it was opened with; for a local folder the absolute path, which is valid in any process.
     """
 
     uri: str
 
     @abstractmethod
     def check(self) -> None:
-        """Find out cheaply, writing nothing, whether this place can be used.
+        """Check cheaply, without writing, that the storage can be used.
 
         Raises:
             UserError: it is not a folder, cannot be written, or cannot be reached.
-            IncompleteError: it is a store that is there, but serves nobody for now.
+            IncompleteError: the store answers, but is temporarily unavailable.
         """
 
     @abstractmethod
     def put_if_absent(self, path: str, data: bytes) -> bool:
-        """Create a file, whole and durable; False, changing nothing, if there is one already.
+        """Create a file atomically and durably; return False and change nothing if it exists.
 
-        On an object store, a retried request may find its own first attempt: False does not prove that somebody else
-        wrote the file. Callers to whom that matters compare the content.
+        On an object store, a retried request may find the file of its own first attempt, so False does not prove that
+        another process wrote the file. Callers that need to know compare the content.
         """
 
     @abstractmethod
     def put(self, path: str, data: bytes) -> None:
-        """Create or replace a file, whole and durable."""
+        """Create or replace a file atomically and durably."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
-        """The content of a file; `FileNotFoundError` if there is none."""
+        """Return the content of a file; `FileNotFoundError` if it does not exist."""
 
     @abstractmethod
     def size(self, path: str) -> int | None:
-        """Size of a file in bytes, or None if there is none."""
+        """Size of a file in bytes, or None if it does not exist."""
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file."""
+        """Whether a file exists."""
         return self.size(path) is not None
 
     @abstractmethod
     def list(self, folder: str = "") -> Iterator[FileInfo]:
-        """All regular files at any depth below a folder, sorted by path; none if there is no such folder."""
+        """Yield all regular files at any depth below a folder, sorted by path; none if the folder does not exist."""
 
     @abstractmethod
     def children(self, folder: str = "") -> Sequence[str]:
-        """Names of regular files and folders directly in a folder, sorted; those of folders end in `/`."""
+        """Names of the regular files and folders directly in a folder, sorted; names of folders end in `/`."""
 
     @abstractmethod
     def open_write(self, path: str) -> AbstractContextManager[HashingWriter]:
-        """Stream into a file, which is durable when the block ends well and removed when it raises.
+        """Stream into a file, which is durable when the context is left, and removed if it raises.
 
-        Not atomic: half a file may be left by a crash. Use it below `staging/` only, then `move`.
+        Not atomic: a crash may leave a partial file. Use it only below `staging/`, then `move`.
         """
 
     @abstractmethod
     def open_read(self, path: str) -> pa.NativeFile:
-        """A seekable file for pyarrow; `FileNotFoundError` if there is none."""
+        """Open a seekable file for pyarrow; `FileNotFoundError` if it does not exist."""
 
     @abstractmethod
     def move(self, source: str, target: str) -> None:
-        """Move a file, replacing the target; does nothing when it has been done already.
+        """Move a file, replacing the target; do nothing if only the target exists.
 
         Raises:
-            FileNotFoundError: neither of the two is there.
+            FileNotFoundError: neither file exists.
         """
 
     @abstractmethod
     def delete(self, path: str) -> None:
-        """Delete a file; does nothing if there is none."""
+        """Delete a file; do nothing if it does not exist."""
 
     @abstractmethod
     def delete_folder(self, folder: str) -> None:
-        """Delete all files below a folder, and the folder; does nothing if there is none."""
+        """Delete a folder with all files below it; do nothing if it does not exist."""
 
     def delete_empty(self, folder: str) -> None:
-        """Delete a folder and those below it, but none that holds a file; does nothing where folders are but names."""
+        """Delete a folder and its subfolders unless they contain files; do nothing on object stores."""
         return
 
     def unfinished(self, older_than_s: float) -> Iterator[FileInfo]:
-        """Temporary files that a process left behind when it died while it wrote; nothing else lists them.
+        """Yield temporary files that dead processes have left; other methods do not list them.
 
         Args:
-            older_than_s: seconds since anything was written to them; a younger one may be in use.
+            older_than_s: least seconds since the last write; a younger file may be in use.
         """
         yield from ()
 
     def irregular(self) -> Iterator[tuple[str, str]]:
-        """What is neither file nor folder, such as a link: its path, and what to do about it; nothing else lists it."""
+        """Yield path and advice for entries that are neither file nor folder, such as links, which `list` omits."""
         yield from ()
 
     def refuse_links(self) -> None:
-        """Refuse a root in which a folder or file is a link, before anything is written.
+        """Refuse a root that directly contains a link.
 
         Raises:
-            UnsafePathError: names it.
+            UnsafePathError: names the link.
         """
         return

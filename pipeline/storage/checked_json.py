@@ -1,6 +1,7 @@
-"""JSON files that betray a flipped bit: the last key of the object is a checksum of all that is before it.
+"""JSON files with a checksum: the last key of the object is the CRC-32 of everything before it.
 
-Parquet pages have checksums of their own; commit records and the other JSON files of a job would read as other data.
+A flipped bit in a commit record or another JSON file of a job would otherwise read as other data; Parquet pages have
+checksums of their own.
 """
 
 import re
@@ -19,18 +20,18 @@ _LONGEST = 64
 
 
 def to_checked(value: BaseModel, *, indent: int | None = None) -> bytes:
-    """A model as JSON with its checksum."""
+    """Encode a model as JSON with its checksum."""
     body = value.model_dump_json(indent=indent).encode().removesuffix(b"}").rstrip()
     start, end = (b"\n" + b" " * indent, b"\n}\n") if indent else (b"", b"}")
     return body + b"," + start + b'"crc32":' + b" " * bool(indent) + b'"%08x"' % zlib.crc32(body) + end
 
 
 def from_checked(model: type[Model], data: bytes) -> Model:
-    """The model that `to_checked` wrote. JSON without a checksum passes too: people may have written it.
+    """Decode a model that `to_checked` wrote. JSON without a checksum is accepted, since it may be written by hand.
 
     Raises:
-        ValueError: it is not what was written, or no such model; names the key. An `UnsafeNameError` where a path in it
-            leads out.
+        ValueError: the checksum is wrong, or the data is not a valid model; names the key.
+        UnsafeNameError: a path in it leaves the root; a `ValueError` too.
     """
     found = _CHECKSUM.search(data, max(0, len(data) - _LONGEST))
     if found is None:

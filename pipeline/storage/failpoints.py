@@ -1,9 +1,9 @@
-"""Named places where a test can make a process die, fail or hang, as disks, networks and schedulers do.
+"""Failpoints: named places where a test can make a process die, fail or hang.
 
-`PHF_FAILPOINTS` holds rules `NAME=ACTION[@N][;…]`: the N-th time (1 where it is left out) that this process passes
-NAME, ACTION is taken: `kill` (SIGKILL to itself), `stop` (SIGSTOP, as a machine that pauses: SIGCONT lets it go on),
-`exit` (status 1 at once), `raise` (OSError EIO) or `hang`. Unset, as always outside of tests, passing one costs a
-dictionary look-up. Ray's workers inherit the variable from the driver, or from the raylet of a node that it joined.
+`PHF_FAILPOINTS` holds rules `NAME=ACTION[@N][;…]`: the N-th time (default 1) that this process passes NAME, it takes
+ACTION: `kill` (SIGKILL to itself), `stop` (SIGSTOP, like a paused machine, until SIGCONT), `exit` (status 1 at once),
+`raise` (OSError EIO) or `hang`. Outside tests the variable is unset, and a failpoint costs one dictionary lookup. Ray's
+workers inherit the variable from the driver, or from the raylet of the node that it joined.
 """
 
 import errno
@@ -19,7 +19,7 @@ _lock = threading.Lock()
 
 
 def failpoint(name: str) -> None:
-    """Do what the environment asks for at this place; usually nothing.
+    """Take the action that `PHF_FAILPOINTS` sets for this place, usually none.
 
     Raises:
         OSError: the rule's action is `raise`.

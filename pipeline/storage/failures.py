@@ -1,4 +1,4 @@
-"""Turn failures of a disk or a store into errors for people."""
+"""Turn failures of a disk or store into errors for the user."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from scorers.errors import IncompleteError, UserError
 
 @contextlib.contextmanager
 def storage_failures(storage: Storage) -> Iterator[None]:
-    """Tell a failing disk or store to the user as what it is: the job is incomplete, and goes on later."""
+    """Re-raise an `OSError` of the storage as `IncompleteError`, or as `UserError` if it is not a folder."""
     try:
         yield
     except NotADirectoryError:
-        raise UserError(f"{storage.uri} is no folder. Give the --output of a `phf label` run.") from None
+        raise UserError(f"{storage.uri} is not a folder. Give the --output of a `phf label` run.") from None
     except OSError as error:
         raise IncompleteError(
             f"{storage.uri} failed: {error.strerror or error}. What is committed stays; the same command goes on once "
-            "that is mended."
+            "that is fixed."
         ) from None

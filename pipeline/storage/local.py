@@ -1,4 +1,4 @@
-"""The storage on a local disk: obstore's own does not fsync."""
+"""Storage on a local disk. Not based on obstore, whose local store does not fsync."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ class LocalStorage(Storage):
         place = self._root
         if os.path.lexists(place) and not place.is_dir():
             raise UserError(f"{self.uri} is a file; give a folder, or a name that does not exist yet.")
-        while not os.access(place, os.F_OK):  # False too where a folder above may not be entered
+        while not os.access(place, os.F_OK):  # also False if a parent folder may not be entered
             place = place.parent
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"{self.uri} cannot be written: {place} is not a folder that you may write to.")
@@ -47,7 +47,7 @@ class LocalStorage(Storage):
             try:
                 os.link(temporary, target)
             except FileExistsError:
-                # Over NFS the answer to a link that worked can get lost; the number of links tells (open(2), O_EXCL).
+                # On NFS the reply to a successful link can get lost; the link count tells (open(2), O_EXCL).
                 if temporary.stat().st_nlink != 2:
                     return False
         _fsync_folder(target.parent)
@@ -72,7 +72,7 @@ class LocalStorage(Storage):
             if name.endswith("/"):
                 yield from self.list(prefix + name)
             else:
-                with contextlib.suppress(FileNotFoundError):  # moved by somebody since the folder was read
+                with contextlib.suppress(FileNotFoundError):  # moved since the folder was read
                     yield FileInfo(prefix + name, (self._root / prefix / name).lstat().st_size)
 
     def children(self, folder: str = "") -> Sequence[str]:  # noqa: D102
@@ -81,13 +81,13 @@ class LocalStorage(Storage):
                 names = [name for entry in entries if (name := _name_of(entry)) and not _is_temporary(name)]
         except (FileNotFoundError, UnsafePathError):
             return []
-        # A folder sorts with its slash, so that walking the tree yields paths in the order of their strings.
+        # Folders sort with their slash, so that walking the tree yields paths in string order.
         return sorted(names)
 
     @contextlib.contextmanager
     def open_write(self, path: str) -> Iterator[HashingWriter]:  # noqa: D102
         target = self._target(path)
-        # What lies there may be no file that is ours alone.
+        # Never write into an existing file: it may be linked elsewhere.
         target.unlink(missing_ok=True)
         try:
             with _create(target) as file:
@@ -119,13 +119,13 @@ class LocalStorage(Storage):
         self._target(path).unlink(missing_ok=True)
 
     def delete_folder(self, folder: str) -> None:  # noqa: D102
-        # An orphan of a killed run may still be writing there: what cannot be removed now is removed by a later run.
-        # Links in it are removed themselves.
+        # An orphaned worker of a killed run may still be writing there; a later run removes what cannot be removed now.
+        # Links are removed, not followed.
         shutil.rmtree(place_below(self._root, folder), ignore_errors=True)
 
     def delete_empty(self, folder: str) -> None:  # noqa: D102
         for parent, _, _ in os.walk(place_below(self._root, folder), topdown=False):
-            with contextlib.suppress(OSError):  # something is in it
+            with contextlib.suppress(OSError):  # not empty
                 Path(parent).rmdir()
 
     def unfinished(self, older_than_s: float) -> Iterator[FileInfo]:  # noqa: D102
@@ -133,7 +133,7 @@ class LocalStorage(Storage):
         for parent, _, names in os.walk(self._root):
             for name in filter(_is_temporary, names):
                 path = Path(parent, name)
-                with contextlib.suppress(FileNotFoundError):  # it was in use after all
+                with contextlib.suppress(FileNotFoundError):  # it was still in use
                     found = path.lstat()
                     if found.st_mtime <= youngest and stat.S_ISREG(found.st_mode):
                         yield FileInfo(path.relative_to(self._root).as_posix(), found.st_size)
@@ -147,12 +147,12 @@ class LocalStorage(Storage):
                 place_below(self._root, entry.name)
 
     def _target(self, path: str) -> Path:
-        """Where a file is created, replaced or deleted."""
+        """The path of a file to create, replace or delete."""
         return place_below(self._root, path, replaced=True)
 
     @contextlib.contextmanager
     def _written(self, target: Path, data: bytes) -> Iterator[Path]:
-        """A durable file with `data` beside `target`, which nobody lists; gone afterwards, unless it was renamed."""
+        """Write a durable temporary file, which is never listed, beside `target`; delete it unless it was renamed."""
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}{TEMPORARY}")
         try:
             with _create(temporary) as file:
@@ -164,7 +164,7 @@ class LocalStorage(Storage):
 
 
 def _name_of(entry: os.DirEntry[str]) -> str:
-    """Its name, with a slash for a folder; empty for what is neither that nor a file."""
+    """The entry's name, with a slash for a folder; empty for anything but files and folders."""
     if entry.is_dir(follow_symlinks=False):
         return f"{entry.name}/"
     return entry.name if entry.is_file(follow_symlinks=False) else ""
@@ -175,13 +175,13 @@ def _is_temporary(name: str) -> bool:
 
 
 def _create(path: Path) -> IO[bytes]:
-    """Open a new file for writing, with its folders."""
+    """Open a new file for writing; create its folders."""
     _make_folder(path.parent)
     return path.open("xb", buffering=1024 * 1024)
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and its parents, durably."""
+    """Create a folder and its parents durably."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

@@ -1,8 +1,8 @@
-"""The half of `pipeline.storage.local` for object stores, through obstore.
+"""Storage in object stores, through obstore.
 
-A request that the store refuses for now (503 SlowDown, 500, …), or whose connection is cut, is tried again for
-`PHF_STORE_RETRY_S` seconds (120), with growing pauses; then it is an `OSError`. Most of that obstore does; it gives up
-where an answer is cut in its middle, which is tried again here.
+A request that fails temporarily (503 SlowDown, 500, …) or loses its connection is retried with growing pauses for
+`PHF_STORE_RETRY_S` seconds (120); then it raises an `OSError`. obstore does most of the retries; responses that are cut
+off in the middle are retried here.
 """
 
 import contextlib
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 RETRY_VARIABLE = "PHF_STORE_RETRY_S"
-_PATIENCE_S = 120.0
+_RETRY_S = 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
-# In obstore's messages; and those that ask for patience among the answers that otherwise mean "never".
+# The HTTP status in obstore's messages; and the 4xx statuses that are temporary.
 _STATUS = re.compile(r"status code: (\d{3})")
 _TOO_BUSY = (408, 429)
 _SPOOL_BYTES = 16 * 1024 * 1024
 
 
 class ObjectStorage(Storage):
-    """A prefix of an object store that refuses to create an object twice (S3, GCS, Azure, and most of their kin)."""
+    """A prefix of an object store that supports create-if-absent (S3, GCS, Azure and most compatible stores)."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -52,15 +52,15 @@ class ObjectStorage(Storage):
         try:
             _ = self._store
         except (BaseError, ValueError) as error:
-            raise UserError(f"Cannot use {uri}: {_brief(error)}.") from None
+            raise UserError(f"Cannot use {uri}: {_first_line(error)}.") from None
 
     def __reduce__(self) -> tuple[type["ObjectStorage"], tuple[str]]:
         return (ObjectStorage, (self.uri,))
 
     @cached_property
     def _store(self) -> "ObjectStore":
-        # Time alone decides: pauses grow to seconds, and the number of tries means little.
-        return self._connect({"max_retries": 1000, "retry_timeout": timedelta(seconds=_patience_s())})
+        # Limit the time, not the number of retries.
+        return self._connect({"max_retries": 1000, "retry_timeout": timedelta(seconds=_retry_seconds())})
 
     def _connect(self, retries: "RetryConfig") -> "ObjectStore":
         client: ClientConfig = {"timeout": timedelta(minutes=2), "connect_timeout": timedelta(seconds=10)}
@@ -84,10 +84,10 @@ class ObjectStorage(Storage):
 
     def _look(self) -> None:
         try:
-            # An address where nobody answers should not be tried for minutes.
+            # Fail fast at an address that does not answer.
             with _as_os_error(self.uri):
                 obstore.list_with_delimiter(self._connect({"max_retries": 2}))
-        except _PassingError as error:
+        except _TemporaryError as error:
             if not error.answered:
                 raise
             try:
@@ -123,13 +123,13 @@ class ObjectStorage(Storage):
     def children(self, folder: str = "") -> Sequence[str]:  # noqa: D102
         found = self._try(folder, lambda: obstore.list_with_delimiter(self._store, folder.rstrip("/") or None))
         names = [path.rpartition("/")[2] + "/" for path in found["common_prefixes"]]
-        # Consoles and some servers keep an empty object in place of a folder.
+        # Web consoles and some servers create an empty object for a folder.
         files = [meta["path"] for meta in found["objects"] if meta["path"] != folder.rstrip("/")]
         return sorted([*names, *(path.rpartition("/")[2] for path in files)])
 
     @contextlib.contextmanager
     def open_write(self, path: str) -> Iterator[HashingWriter]:  # noqa: D102
-        # Spooled, not streamed as a multipart upload: one that is never completed stays in the bucket, and is paid for.
+        # Spool the data: a multipart upload that is never completed would stay in the bucket and be billed.
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
             yield HashingWriter(spool)
             failpoint("staged-written")
@@ -161,14 +161,14 @@ class ObjectStorage(Storage):
                 self._try(folder, lambda: obstore.delete(self._store, paths))
 
     def _try(self, path: str, act: Callable[[], Result]) -> Result:
-        """Do something that may be done twice; again where the store or the way to it fails, while patience lasts."""
+        """Run an idempotent operation; retry temporary failures for `PHF_STORE_RETRY_S` seconds."""
         check_parts(path)
-        end, pause = time.monotonic() + _patience_s(), _FIRST_PAUSE_S
+        end, pause = time.monotonic() + _retry_seconds(), _FIRST_PAUSE_S
         while True:
             try:
                 with _as_os_error(self._name(path)):
                     return act()
-            except _PassingError as error:
+            except _TemporaryError as error:
                 if time.monotonic() + pause > end:
                     raise OSError(errno.EIO, error.what) from None
             time.sleep(pause)
@@ -215,13 +215,12 @@ def _upload(store: "ObjectStore", path: str, spool: IO[bytes]) -> None:
     try:
         obstore.put(store, path, spool)
     except FileNotFoundError as error:
-        # A multipart upload whose completion was asked for twice, since the first answer was lost: it is not there
-        # any more. Once more from the start.
+        # The response to the completion of a multipart upload was lost, and the retry found no such upload. Start over.
         raise GenericError(*error.args) from None
 
 
-class _PassingError(OSError):
-    """The store, or the way to it, failed; it may work in a moment. `answered` says that it was the store itself."""
+class _TemporaryError(OSError):
+    """A temporary failure of the store or the connection; `answered` if the store itself reported it."""
 
     def __init__(self, what: str, *, answered: bool) -> None:
         super().__init__(errno.EIO, what)
@@ -229,8 +228,8 @@ class _PassingError(OSError):
         self.answered = answered
 
 
-def _patience_s() -> float:
-    return float(os.environ.get(RETRY_VARIABLE, _PATIENCE_S))
+def _retry_seconds() -> float:
+    return float(os.environ.get(RETRY_VARIABLE, _RETRY_S))
 
 
 @contextlib.contextmanager
@@ -243,17 +242,17 @@ def _as_os_error(name: str) -> Iterator[None]:
         raise FileNotFoundError(f"{name} does not exist") from None
     except GenericError as error:
         status = _STATUS.search(str(error))
-        what, answer = f"Cannot access {name}: {_brief(error)}", int(status[1]) if status else 0
+        what, answer = f"Cannot access {name}: {_first_line(error)}", int(status[1]) if status else 0
         if 400 <= answer < 500 and answer not in _TOO_BUSY:
             raise OSError(errno.EIO, what) from None
-        raise _PassingError(what, answered=answer > 0) from None
+        raise _TemporaryError(what, answered=answer > 0) from None
     except BaseError as error:
-        raise OSError(errno.EIO, f"Cannot access {name}: {_brief(error)}") from None
+        raise OSError(errno.EIO, f"Cannot access {name}: {_first_line(error)}") from None
     except OSError as error:  # of obstore's files
-        raise _PassingError(f"Cannot access {name}: {_brief(error)}", answered=False) from None
+        raise _TemporaryError(f"Cannot access {name}: {_first_line(error)}", answered=False) from None
 
 
-def _brief(error: Exception) -> str:
-    """The start of obstore's message, which goes on for pages and may hold the XML of an answer."""
+def _first_line(error: Exception) -> str:
+    """The start of obstore's message, which may be pages long and contain the XML of a response."""
     text = str(error).strip().partition("\n")[0].partition(": <")[0]
     return text[:300].rstrip(".") or type(error).__name__

@@ -16,13 +16,13 @@ OBJECT_SCHEMES = ("s3", "gs", "az")
 
 
 def open_storage(uri: str) -> Storage:
-    """The storage at a local path, `file://`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://…`.
+    """Open the storage at a local path, `file://`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://…`.
 
     Object stores take their credentials from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …) or from
     the machine's role. Nothing is read or written yet.
 
     Raises:
-        UserError: another scheme, or a URI that its store does not understand or that holds a secret.
+        UserError: an unknown scheme, or a URI that is invalid or contains a secret.
     """
     scheme, separator, _ = uri.partition("://")
     if not uri:

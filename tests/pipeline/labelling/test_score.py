@@ -166,7 +166,7 @@ def test_inputs_that_came_later_are_labelled_too(made: Labelling) -> None:
         file.write('{"text": "Grown."}\n')
     grown = again(made, "--extend")
     assert grown.returncode == 2
-    assert "must be a file of its own" in " ".join(grown.stderr.split())
+    assert "Put records to add into a file of their own" in " ".join(grown.stderr.split())
 
 
 def test_there_must_be_something_to_extend(tmp_path: Path) -> None:
