@@ -1,4 +1,4 @@
-"""The commands around a labelled dataset."""
+"""The Typer apps of the labelling commands."""
 
 import typer
 
@@ -22,13 +22,13 @@ _CHANGE = (label, score, retag, repair, gc, export)
 for function in (label, preview, score, status, verify, inspect, retag, repair, gc, export):
     app.command(rich_help_panel=PANEL)(command(function, changes=function in _CHANGE))
 
-# A group, since other steps may come to be measured on a corpus of one's own.
-bench_app = typer.Typer(no_args_is_help=True, help="Measure on a corpus of one's own how fast a step is.")
+# A group, so that benchmarks of other steps can be added.
+bench_app = typer.Typer(no_args_is_help=True, help="Measure the speed of a step on your own corpus.")
 bench_app.command()(command(bench.scorers))
 bench_app.callback()(lambda: None)
 app.add_typer(bench_app, name="bench", rich_help_panel=PANEL)
 
-# `phf config` has those of training too.
+# `phf config` also has the settings of training.
 config_app = typer.Typer()
 for shown in (config.label, config.score):
     config_app.command()(command(shown))

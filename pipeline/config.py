@@ -1,4 +1,4 @@
-"""The configuration of a labelling job: what can change the dataset, and apart from it what changes its speed alone."""
+"""The configuration of a labelling job. Settings that can change the dataset are separate from execution settings."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -17,23 +17,23 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class PoolOptions(BaseModel):
-    """A pool of workers, and what each of them takes of the cluster. The device alone, as a string, will do."""
+    """A pool of workers and the resources of each worker. A string is short for the device alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     device: str = "cpu"
     """Torch device of the scorer, such as `cpu` or `cuda`."""
     cpus: float | None = Field(default=None, ge=0)
-    """CPUs that a worker takes; None for `threads` of them, or none on another device."""
+    """CPUs that a worker reserves; None for `threads` of them on the CPU, and 0 on other devices."""
     gpus: float | None = Field(default=None, ge=0)
-    """GPUs that a worker takes, also a fraction of one; None for one on another device than `cpu`."""
+    """GPUs that a worker reserves, possibly a fraction; None for one on devices other than `cpu`."""
     memory: ByteSize | None = Field(default=None, ge=1)
-    """Bytes that a worker takes when Ray looks for a place for it; `memory_limit` is what holds it to them."""
+    """Bytes of memory that a worker reserves in Ray; `memory_limit` enforces a limit."""
     min: int = Field(default=1, ge=1)
-    """Workers at least."""
+    """Least number of workers."""
     max: int | None = Field(default=None, ge=1)
-    """Workers at most; between the two the pool grows while others wait for it and shrinks when it is idle. None for
-    as many as the cluster has room for.
+    """Most workers; between the two the pool grows while it is the bottleneck, and shrinks when it is idle. None for as
+    many as the cluster has room for.
     """
 
     @model_validator(mode="before")
@@ -56,54 +56,54 @@ class LabelExecution(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     workers: int | None = Field(default=None, ge=1)
-    """Exactly so many workers for all scorers that have no pool of their own; None for one a core of this machine,
-    or of the cluster that `address` names, more and fewer as nodes join and leave it.
+    """Fixed number of workers for all scorers without a pool of their own; None for one per core of this machine, or of
+    the cluster at `address`, which follows as nodes join and leave it.
     """
     address: str | None = None
-    """Ray cluster to join, such as `auto` or `ray://head:10001`; None starts a local one of its own."""
+    """Ray cluster to join, such as `auto` or `ray://head:10001`; None to start a local Ray."""
     pools: dict[str, PoolOptions] = Field(default_factory=dict)
-    """By column: that scorer has workers of its own; `cpu` for those of all the others. A device alone will do:
-    `{toxicity: cuda}`.
+    """Pools by column, for scorers with workers of their own; `cpu` is the pool of all other scorers. A string is short
+    for the device alone: `{toxicity: cuda}`.
     """
     threads: int = Field(default=1, ge=1)
-    """Threads a worker computes with."""
+    """Threads per worker."""
     batch_tokens: int = Field(default=16_384, ge=64)
-    """Tokens that a network computes at once."""
+    """Most tokens in a batch of a network."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What a network computes in; auto is by device. On a GPU scores move within the tolerance that
-    `scorers.contract.Execution` states.
+    """Precision of networks; `auto` chooses by device. On a GPU scores vary within the tolerance stated in
+    `scorers.contract.Execution`.
     """
     compile: bool = True
-    """Let torch.compile fuse networks where that pays."""
+    """Use torch.compile where it makes networks faster."""
     deadline_s: Seconds = 60.0
-    """Seconds a document may take in one scorer, and as much again for every 50,000 characters."""
+    """Seconds that a document may take in one scorer, plus the same again for every 50,000 characters."""
     deadlines: dict[str, Seconds] = Field(default_factory=dict)
-    """The same by column, where it is another."""
+    """Deadlines by column, where they differ from `deadline_s`."""
     unit_deadline_s: Seconds = 3600.0
-    """Seconds a unit may take before its worker is killed and the unit is tried record by record."""
+    """Seconds that a unit may take before its worker is killed and the unit is tried record by record."""
     memory_limit: ByteSize | None = Field(default=None, ge=1)
-    """Bytes of memory; a worker that comes to hold more is killed and its unit tried record by record. None for no
-    limit but the machine's.
+    """Bytes of memory that a worker may use before it is killed and its unit is tried record by record. None for no
+    limit other than the machine's.
     """
     attempts: int = Field(default=3, ge=1)
-    """How often a unit that raises is tried; how often a record may kill its process, hang or outgrow the memory
-    before it goes into quarantine.
+    """How often a unit that raises is tried, and how often a record may kill its process, hang or exceed the memory
+    limit before it is quarantined.
     """
     max_quarantined: Annotated[int | str, BeforeValidator(check_limit)] = 0
-    """Entries of quarantine above which the job ends with status 3: a count such as 5, or a share of the records
-    such as 0.1%.
+    """Quarantine entries above which the job ends with status 3: a count such as 5, or a share of the records such as
+    0.1%.
     """
     log: str | None = Field(default=None, min_length=1)
     """File to which JSON lines are appended, `-` for stderr; None for no log."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    """Where a local Ray serves metrics for Prometheus; None for no metrics. On a cluster that `address` names, each
-    node serves them at the port that the cluster was started with.
+    """Port at which a local Ray serves Prometheus metrics; None for no metrics. Each node of the cluster at `address`
+    serves them at the port that it was started with.
     """
     trusted_sha256: frozenset[str] = Field(default_factory=trusted_by_environment)
     """Hashes of pickles that the user vouches for; see `scorers.trust`."""
 
     def of(self, column: str) -> Execution:
-        """What the scorer of a column is told of all this."""
+        """The execution options for the scorer of a column."""
         return Execution(
             device=self.pools[column].device if column in self.pools else "cpu",
             threads=self.threads,
@@ -116,69 +116,69 @@ class LabelExecution(BaseModel):
 
 
 class LabelConfig(BaseModel):
-    """A labelling job. Everything but `output` and `execution` is semantic: resume refuses a change of it."""
+    """A labelling job. All settings except `output` and `execution` are semantic: resume refuses to change them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     inputs: list[str] = Field(min_length=1)
-    """Files, folders or globs, local or URIs of pyarrow.fs, or datasets of the Hugging Face hub (`hf://`)."""
+    """Files, folders or globs: local paths, URIs of pyarrow.fs, or datasets on the Hugging Face hub (`hf://`)."""
     output: str
     """Local folder or s3://, gs://, az:// prefix."""
     text_field: str = "text"
-    """Field of a record that holds its text."""
+    """Field of a record with its text."""
     id_field: str = "id"
-    """Field of a record that holds its id; a record without it is named `source#position`."""
+    """Field of a record with its id; a record without it gets the id `source#position`."""
     meta_fields: list[str] | None = None
     """Fields carried through as JSON; None for all but text and id."""
     sentences: Literal["auto", "given", "split"] = "auto"
-    """`split` finds them in every text; `given` takes a text field that holds a list of strings for the sentences of
-    the text (and splits others); `auto` is `given` where the first record has such a field.
+    """`split` splits every text into sentences; `given` uses the strings of a text field that is a list as sentences
+    (and splits other texts); `auto` is `given` if the first record has such a field.
     """
     kind: Literal["auto", "prose", "python"] = "auto"
-    """What the documents are; auto takes `.py` for Python and all else for prose."""
+    """Kind of the documents; `auto` treats `.py` files as Python and all others as prose."""
     scorers: dict[str, ScorerSpec] = Field(min_length=1)
-    """By column; `{kind, **options}`."""
+    """Scorers by column: `{kind, **options}`."""
     thresholds: dict[str, float | str] = Field(default_factory=dict)
-    """By column; a number, or `pNN` for a percentile over all sentences. Columns not named take p50."""
+    """Thresholds by column: a number, or `pNN` for a percentile over all sentences. The default is p50."""
     unit_size: ByteSize = Field(default=ByteSize(256 * 1024), ge=1)
-    """Bytes of input in a unit, the piece of work that is lost with a worker."""
+    """Bytes of input per unit, the work that is lost with a worker."""
     shard_size: ByteSize = Field(default=ByteSize(256_000_000), ge=1)
-    """Bytes of rows in a shard of the dataset, in memory."""
+    """Size of a shard's rows in memory, in bytes."""
     max_record_size: ByteSize = Field(default=ByteSize(64 * 1024 * 1024), ge=1)
-    """Bytes of the longest record; a longer one is quarantined and never held in memory."""
+    """Most bytes of a record; a longer one is quarantined, and never held in memory."""
     max_document_size: ByteSize = Field(default=ByteSize(MAX_DOCUMENT_SIZE), ge=1)
-    """UTF-8 bytes of text above which a document is large; scorers get no more at once, unless a single sentence is
-    longer.
+    """UTF-8 bytes of text above which a document is large; scorers get no more text at once, unless a single sentence
+    is longer.
     """
     large_documents: Literal["split", "quarantine"] = "split"
-    """What becomes of large documents: `split` cuts them at sentence boundaries into parts that are scored on their
-    own and join again in their one row; `quarantine` leaves them out, as both do with a large file of Python,
-    whose lines cannot be judged apart.
+    """How to treat large documents: `split` cuts them at sentence boundaries into parts, scores these separately and
+    joins them again into one row; `quarantine` quarantines them. Large Python files are always quarantined, because
+    linters need the whole file.
     """
     quarantine_text: bool = False
-    """Keep the text of quarantined records beside their reference."""
+    """Keep the text of quarantined records, not only their reference."""
     execution: LabelExecution = Field(default_factory=LabelExecution)
     """Options that change no byte of the dataset."""
 
     def semantic(self) -> dict[str, Any]:
-        """What can change the dataset, as plain JSON values; written into the job and the manifest."""
+        """The settings that can change the dataset, as plain JSON values; stored in the job and the manifest."""
         return self.model_dump(mode="json", exclude={"output", "execution"})
 
 
 def stored_config(config: Mapping[str, Any], output: str) -> LabelConfig:
-    """The configuration that `LabelConfig.semantic` wrote, read from a file that may be somebody else's.
+    """Read a configuration that `LabelConfig.semantic` wrote; the file may be untrusted.
 
     Args:
-        config: what the file holds.
-        output: where the job lies now.
+        config: content of the file.
+        output: the present output of the job.
 
     Raises:
-        ValueError: it is none; names the key.
+        ValueError: the configuration is invalid; names the key.
     """
     if lacking := {"inputs", "scorers", "thresholds"} - config.keys():
-        raise ValueError(f"{min(lacking)}: required, but not there")
+        raise ValueError(f"{min(lacking)}: required, but missing")
     if foreign := {"output", "execution"} & config.keys():
-        raise ValueError(f"{min(foreign)}: must not be stored, as the user gives it")
+        raise ValueError(f"{min(foreign)}: only the user may set it")
     try:
         return LabelConfig.model_validate({**config, "output": output})
     except ValidationError as error:
@@ -186,22 +186,22 @@ def stored_config(config: Mapping[str, Any], output: str) -> LabelConfig:
 
 
 class ScoreConfig(BaseModel):
-    """More columns for a labelled dataset."""
+    """Score columns to add to a labelled dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dataset: str
     """Output of `phf label`."""
     scorers: dict[str, ScorerSpec] = Field(min_length=1)
-    """By column, as in `LabelConfig`."""
+    """Scorers by column, as in `LabelConfig`."""
     thresholds: dict[str, float | str] = Field(default_factory=dict)
-    """By column; p50 for those that are not named."""
+    """Thresholds by column; the default is p50."""
     execution: LabelExecution = Field(default_factory=LabelExecution)
     """Options that change no byte of the dataset."""
 
     @property
     def output(self) -> str:
-        """Where the columns go: into the dataset."""
+        """The output, which is the dataset itself."""
         return self.dataset
 
 
@@ -209,7 +209,7 @@ RunConfig = LabelConfig | ScoreConfig
 
 
 class ExecutionSettings(BaseModel):
-    """What may be set where a job is there already."""
+    """The settings of commands that work on an existing job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -218,6 +218,6 @@ class ExecutionSettings(BaseModel):
 
 
 def given_by(config: LabelConfig) -> dict[str, str]:
-    """Fields of the corpus that scorers ask for, by column; see `scorers.registry.given_field`."""
+    """Fields of the corpus that scorers read, by column; see `scorers.registry.given_field`."""
     fields = {column: given_field(column, spec) for column, spec in config.scorers.items()}
     return {column: field for column, field in fields.items() if field is not None}

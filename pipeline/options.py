@@ -1,4 +1,4 @@
-"""Options of the commands that label: each with the setting that it gives, and how they become a configuration."""
+"""The options of the labelling commands, each with the setting that it sets, and their parsing to a configuration."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -19,14 +19,14 @@ Config = TypeVar("Config", "LabelConfig", "ScoreConfig")
 
 
 class LargeDocumentsOption(StrEnum):
-    """What becomes of documents that are larger than `--max-document-size`."""
+    """How to treat documents larger than `--max-document-size`."""
 
     SPLIT = "split"
     QUARANTINE = "quarantine"
 
 
 class KindOption(StrEnum):
-    """What the documents are."""
+    """The kind of the documents."""
 
     AUTO = "auto"
     PROSE = "prose"
@@ -37,9 +37,9 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT...",
-        help="Files, folders or globs: .jsonl, .ndjson or .json (an object a line), .txt, .py and WET of Common Crawl "
-        "(.warc.wet), each also compressed (.gz, .zst, .bz2, .xz), .parquet, .arrow; local, s3://, gs://, hdfs:// or "
-        "hf://datasets/OWNER/NAME@REVISION/PATH, of which revision and path may be left out.",
+        help="Files, folders or globs: .jsonl, .ndjson or .json (one object per line), .txt, .py and Common Crawl's "
+        "WET (.warc.wet), all of them also compressed (.gz, .zst, .bz2, .xz), .parquet, .arrow; local, s3://, gs://, "
+        "hdfs:// or hf://datasets/OWNER/NAME@REVISION/PATH, where revision and path are optional.",
         show_default=False,
     ),
     Sets("inputs"),
@@ -50,7 +50,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="DIR",
-        help="Where the dataset goes: a folder, or s3://, gs://, az://.",
+        help="Output of the dataset: a folder, or s3://, gs://, az://.",
         show_default=False,
     ),
     Sets("output"),
@@ -58,18 +58,20 @@ Output = Annotated[
 UnitSize = Annotated[
     str | None,
     typer.Option(
-        metavar="SIZE", help="Input a unit, the work lost with a worker. (default: 256KiB)", show_default=False
+        metavar="SIZE",
+        help="Input per unit, the work that is lost with a worker. (default: 256KiB)",
+        show_default=False,
     ),
     Sets("unit_size"),
 ]
 ShardSize = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Rows a shard, in memory. (default: 256MB)", show_default=False),
+    typer.Option(metavar="SIZE", help="Size of a shard's rows in memory. (default: 256MB)", show_default=False),
     Sets("shard_size"),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Threads a scorer computes with. (default: 1)", show_default=False),
+    typer.Option(min=1, metavar="N", help="Threads per scorer. (default: 1)", show_default=False),
     Sets("execution.threads"),
 ]
 Scorers = Annotated[
@@ -78,8 +80,8 @@ Scorers = Annotated[
         "--scorer",
         "-s",
         metavar="COLUMN[=KIND[:VALUE]]",
-        help="A column of scores and what fills it, such as pii, toxicity=linear, tox=detoxify:unbiased, or "
-        "toxicity=column:scores for scores that the corpus has; again for more columns. `phf scorers` lists the kinds.",
+        help="A score column and its scorer, such as pii, toxicity=linear, tox=detoxify:unbiased, or "
+        "toxicity=column:scores for scores that the corpus contains; repeatable. `phf scorers` lists the kinds.",
         show_default=False,
     ),
 ]
@@ -98,20 +100,20 @@ TextField = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Field with the text: a string, or a list of strings, its sentences. (default: text)",
+        help="Field with the text: a string, or a list of strings, which are its sentences. (default: text)",
         show_default=False,
     ),
     Sets("text_field"),
 ]
 IdField = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Field with a record's own id, if it has one. (default: id)", show_default=False),
+    typer.Option(metavar="NAME", help="Field with the record's id, if it has one. (default: id)", show_default=False),
     Sets("id_field"),
 ]
 Kind = Annotated[
     KindOption | None,
     typer.Option(
-        help="What the documents are; auto takes .py for Python and all else for prose. (default: auto)",
+        help="Kind of the documents; auto treats .py files as Python and all others as prose. (default: auto)",
         show_default=False,
     ),
     Sets("kind"),
@@ -120,7 +122,7 @@ MaxDocumentSize = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Text in UTF-8 above which a document is large; scorers get no more at once. (default: 1MiB)",
+        help="UTF-8 size above which a document is large; scorers get no more text at once. (default: 1MiB)",
         show_default=False,
     ),
     Sets("max_document_size"),
@@ -128,22 +130,22 @@ MaxDocumentSize = Annotated[
 LargeDocuments = Annotated[
     LargeDocumentsOption | None,
     typer.Option(
-        help="Score large documents in parts, cut between sentences, that join again in one row; or put them in "
-        "quarantine, as a large file of Python always is. (default: split)",
+        help="Score large documents in parts, cut between sentences and joined again into one row; or quarantine them, "
+        "as is always done with large Python files. (default: split)",
         show_default=False,
     ),
     Sets("large_documents"),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Worker processes. (default: one a core)", show_default=False),
+    typer.Option(min=1, metavar="N", help="Worker processes. (default: one per core)", show_default=False),
     Sets("execution.workers"),
 ]
 Address = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="Ray cluster to join, such as auto or ray://head:10001. (default: a local Ray of its own)",
+        help="Ray cluster to join, such as auto or ray://head:10001. (default: start a local Ray)",
         show_default=False,
     ),
     Sets("execution.address"),
@@ -152,7 +154,7 @@ MaxQuarantined = Annotated[
     str | None,
     typer.Option(
         metavar="N|SHARE",
-        help="Records in quarantine above which the exit status is 3: a count such as 5, or a share such as 0.1%. "
+        help="Quarantined records above which the exit status is 3: a count such as 5, or a share such as 0.1%. "
         "(default: 0)",
         show_default=False,
     ),
@@ -162,7 +164,7 @@ Log = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Append a log of JSON lines to FILE; - for stderr, in place of the lines for people.",
+        help="Append a log of JSON lines to FILE; - for stderr, where it replaces the progress display.",
         show_default=False,
     ),
     Sets("execution.log"),
@@ -173,21 +175,21 @@ MetricsPort = Annotated[
         min=1,
         max=65535,
         metavar="PORT",
-        help="Serve metrics for Prometheus at PORT while the local Ray runs.",
+        help="Serve Prometheus metrics at PORT while the local Ray is running.",
         show_default=False,
     ),
     Sets("execution.metrics_port"),
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="YAML with the same settings; flags win over it."),
+    typer.Option("--config", "-c", metavar="FILE", help="YAML file with the same settings; flags override it."),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any setting by its key in the YAML, such as execution.attempts=5; wins over everything.",
+        help="Set any setting by its YAML key, such as execution.attempts=5; overrides everything else.",
         show_default=False,
     ),
 ]
@@ -202,19 +204,19 @@ def label_config(
     config: Path | None = None,
     overrides: Sequence[str] | None = None,
 ) -> "LabelConfig":
-    """The configuration of `phf label` that options, a YAML file and `--set` make together.
+    """Build the configuration of `phf label` from options, a YAML file and `--set`.
 
-    A `--scorer` replaces the file's scorer of that column as a whole.
+    A `--scorer` replaces the file's whole scorer of that column.
 
     Args:
-        given: settings by options, nested; see `scorers.flags.given_settings`.
-        scorers: as `--scorer` takes them.
-        thresholds: as `--threshold` takes them.
-        config: a YAML file.
-        overrides: as `--set` takes them.
+        given: settings from options, nested; see `scorers.flags.given_settings`.
+        scorers: values of `--scorer`.
+        thresholds: values of `--threshold`.
+        config: YAML file.
+        overrides: values of `--set`.
 
     Raises:
-        UserError: an option of another form, an unknown key, a value that does not fit; names the key.
+        UserError: a malformed option, an unknown key or an invalid value; names the key.
     """
     from pipeline.config import LabelConfig
 
@@ -229,10 +231,10 @@ def score_config(
     config: Path | None = None,
     overrides: Sequence[str] | None = None,
 ) -> "ScoreConfig":
-    """The configuration of `phf score`, by the rules of `label_config`.
+    """Build the configuration of `phf score`, in the same way as `label_config`.
 
     Raises:
-        UserError: an option of another form, an unknown key, a value that does not fit; names the key.
+        UserError: a malformed option, an unknown key or an invalid value; names the key.
     """
     from pipeline.config import ScoreConfig
 
@@ -256,7 +258,7 @@ def _config(
 
 
 def _trusting(settings: "LabelConfig | ScoreConfig") -> dict[str, "LabelExecution"]:
-    """The execution, which trusts the pickles whose hashes the user gives: not those that a job records."""
+    """Trust the pickles whose hashes the user gives in scorer options, which hashes recorded in a job are not."""
     execution = settings.execution
     given = trusted_by_user(spec.options for spec in settings.scorers.values())
     return {"execution": execution.model_copy(update={"trusted_sha256": execution.trusted_sha256 | given})}
@@ -265,7 +267,7 @@ def _trusting(settings: "LabelConfig | ScoreConfig") -> dict[str, "LabelExecutio
 def _scorers_and_file(
     scorers: Sequence[str] | None, config: Path | None, overrides: Sequence[str] | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The scorers that flags name, and the YAML file without those of the same columns."""
+    """The scorers from flags, and the YAML file without scorers of the same columns."""
     from scorers.registry import parse_scorers
 
     specs = {column: spec.model_dump() for column, spec in parse_scorers(scorers or []).items()}
@@ -278,10 +280,10 @@ def _scorers_and_file(
 
 
 def execution_config(given: Mapping[str, Any], overrides: Sequence[str] | None = None) -> "LabelExecution":
-    """How to run what is scored, for commands that take the rest from the job.
+    """Build the execution settings, for commands that take all other settings from the job.
 
     Raises:
-        UserError: an unknown key, or a value that does not fit; names the key.
+        UserError: an unknown key or an invalid value; names the key.
     """
     from pipeline.config import ExecutionSettings
 

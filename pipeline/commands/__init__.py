@@ -1,1 +1,1 @@
-"""One module a command: options in, report out; the work is done elsewhere in the pipeline."""
+"""One module per command: parse the options, call the pipeline, print the result."""

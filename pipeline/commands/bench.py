@@ -1,4 +1,4 @@
-"""`phf bench scorers`: how fast scorers are on the user's own corpus, and what labelling costs."""
+"""`phf bench scorers`: measure scorers on the user's own corpus, and estimate the cost of labelling it."""
 
 import re
 from typing import Annotated
@@ -21,7 +21,7 @@ from scorers.console import print_json
 from scorers.errors import UserError
 from scorers.flags import given_settings
 
-# Of English prose with GPT-2's vocabulary it is 4 to 4.5.
+# English prose has 4 to 4.5 with GPT-2's vocabulary.
 BYTES_A_TOKEN = 4.2
 
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kMGBT]?)", re.ASCII)
@@ -36,7 +36,7 @@ def scorers(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Text to measure each scorer on, at most, such as 1MB. (default: none)",
+            help="Most text to measure each scorer on, such as 1MB. (default: no limit)",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +45,7 @@ def scorers(
         str | None,
         typer.Option(
             metavar="DEVICE",
-            help="Device of the scorers that run a network, such as cuda. (default: cpu)",
+            help="Device of scorers with a network, such as cuda. (default: cpu)",
             show_default=False,
         ),
     ] = None,
@@ -53,14 +53,14 @@ def scorers(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Text in UTF-8 to give the cost for, such as 1TB. (default: the corpus's own)",
+            help="UTF-8 text to estimate the cost for, such as 1TB. (default: the corpus)",
             show_default=False,
         ),
     ] = None,
     total_tokens: Annotated[
         str | None,
         typer.Option(
-            metavar="N", help=f"The same in tokens, such as 1T, at {BYTES_A_TOKEN} bytes a token.", show_default=False
+            metavar="N", help=f"--total in tokens, such as 1T, at {BYTES_A_TOKEN} bytes per token.", show_default=False
         ),
     ] = None,
     text_field: TextField = None,
@@ -70,10 +70,10 @@ def scorers(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure scorers on a corpus: sentences/s, MB/s a core or GPU, failures, and what labelling all of it costs.
+    """Measure scorers on a corpus: sentences/s, MB/s per core or GPU, failures, and the cost of labelling all of it.
 
-    Each gets, as a worker would give it, the documents of units spread evenly over the corpus; nothing is written, and
-    no text is shown. The range is the 95 % confidence interval from how much these slices differ.
+    Each scorer gets the documents of units spread evenly over the corpus, as in a worker; nothing is written, and no
+    text is shown. The range is the 95 % confidence interval from the variation between these units.
 
     Example: phf bench scorers corpus.jsonl.gz --scorer pii --scorer toxicity=linear --total 1TB
     """
@@ -84,7 +84,7 @@ def scorers(
         try:
             return int(TypeAdapter(ByteSize).validate_python(text))
         except ValidationError:
-            raise UserError(f"{flag} {text!r} is no size; write 500kB, 1MB or 1TB.") from None
+            raise UserError(f"{flag} {text!r} is not a size; write 500kB, 1MB or 1TB.") from None
 
     if total is not None and total_tokens is not None:
         raise UserError("Give --total or --total-tokens, not both.")
@@ -111,5 +111,5 @@ def scorers(
 def _tokens(text: str) -> float:
     match = _TOKENS.fullmatch(text.strip().replace("_", "").replace(",", ""))
     if match is None:
-        raise UserError(f"--total-tokens {text!r} is no number of tokens; write 300B, 1T or 3.3e9.")
+        raise UserError(f"--total-tokens {text!r} is not a number of tokens; write 300B, 1T or 3.3e9.")
     return float(match[1]) * _FACTORS[match[2]]

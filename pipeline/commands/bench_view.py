@@ -1,4 +1,4 @@
-"""`phf bench scorers` for people: on what it was measured, a table of the steps, and what to know about it."""
+"""Print the result of `phf bench scorers`: corpus and machine, a table of the steps, and notes."""
 
 import os
 
@@ -12,14 +12,14 @@ from pipeline.losses import left_out_line
 from scorers.amounts import count_of, duration, size_of
 from scorers.doctor.machine import processor
 
-# Less is told in seconds.
+# Shorter times are shown in seconds.
 _LEAST_HOURS = 0.1
-# Of the time that was counted.
+# Waiting time worth a note, as a share of the measured time.
 _MOST_WAITED = 0.1
 
 
 def show_bench(console: Console, bench: Bench) -> None:
-    """Print everything; nothing of it is text of the corpus."""
+    """Print the result, which contains no text of the corpus."""
     for line in (_corpus(bench), _machine(bench)):
         console.print(Text(line, style="dim"), soft_wrap=True)
     console.print()
@@ -45,7 +45,7 @@ def _corpus(bench: Bench) -> str:
 def _machine(bench: Bench) -> str:
     return (
         f"machine: {processor()}, {count_of(len(os.sched_getaffinity(0)), 'core')}; "
-        f"{count_of(bench.threads, 'thread')} a scorer"
+        f"{count_of(bench.threads, 'thread')} per scorer"
     )
 
 
@@ -87,7 +87,7 @@ def _notes(bench: Bench) -> list[str]:
     for step in bench.steps:
         if step.failed:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in step.failed.most_common())
-            notes.append(f"{step.name}: without a score, to be quarantined: {reasons}.")
+            notes.append(f"{step.name}: cannot be scored, to be quarantined: {reasons}.")
         if step.left_out:
             notes.append(f"{step.name}: does not apply to {count_of(step.left_out, 'document')} of the sample.")
         if step.kind and step.slices:
@@ -99,10 +99,10 @@ def _notes(bench: Bench) -> list[str]:
             )
         if step.kind and step.waited_s > _MOST_WAITED * step.seconds:
             notes.append(
-                f"{step.name}: waited {duration(step.waited_s)} more for a core that something else was using; that is "
-                "not counted, but a machine that is free may be faster still."
+                f"{step.name}: waited {duration(step.waited_s)} more for a core that other processes were using; that "
+                "is not counted, but an idle machine may be faster still."
             )
-    notes.append("Writing the dataset and reading it again to seal it are not in these figures.")
+    notes.append("These figures do not include writing the dataset, or reading it again to seal it.")
     return notes
 
 

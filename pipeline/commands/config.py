@@ -1,4 +1,4 @@
-"""`phf config label` and `score`: the settings of labelling jobs."""
+"""`phf config label` and `phf config score`: show the settings of labelling jobs."""
 
 from pipeline.options import AsJson
 from scorers.settings_page import AsYaml, print_settings

@@ -1,4 +1,4 @@
-"""`phf export`: a labelled dataset in the format of the PHF authors' published ones."""
+"""`phf export`: write a labelled dataset in the format of the PHF authors' published datasets."""
 
 from functools import partial
 from typing import Annotated
@@ -13,24 +13,24 @@ def export(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="Labelled dataset: the --output of `phf label`, a folder or a URI.")
     ],
-    column: Annotated[str, typer.Option("--column", "-c", help="Score column whose scores are written.")],
+    column: Annotated[str, typer.Option("--column", "-c", help="Score column to write.")],
     output: Annotated[
         str,
         typer.Option(
             "--output",
             "-o",
             metavar="FILE",
-            help="A file .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder for Parquet files; local, or s3://, "
+            help="A .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, or a folder for Parquet files; local, or s3://, "
             "gs://, az://. Nothing is overwritten.",
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Write a labelled dataset as rows of texts, meta, scores, avg_score and num_sents, as the PHF authors published.
+    """Write a labelled dataset as rows of texts, meta, scores, avg_score and num_sents, the PHF authors' format.
 
     Documents to which the scorer does not apply are left out and counted.
 
-    Read it back by: phf label FILE --text-field texts --scorer toxicity=column:scores --output DIR
+    To read it back: phf label FILE --text-field texts --scorer toxicity=column:scores --output DIR
 
     Example: phf export labelled --column toxicity --output labelled.jsonl.gz
     """

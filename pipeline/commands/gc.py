@@ -1,4 +1,4 @@
-"""`phf gc`: remove what a labelling job has left behind."""
+"""`phf gc`: remove files that a labelling job no longer needs."""
 
 from typing import Annotated
 
@@ -10,14 +10,14 @@ from scorers.console import print_json
 
 def gc(
     output: Annotated[str, typer.Argument(metavar="DIR", help="The --output of a `phf label` run: a folder or a URI.")],
-    delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the listed files.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List what a labelling job has left behind and nobody needs any more, with sizes; --delete removes it.
+    """List the files that a labelling job no longer needs, with their sizes; --delete removes them.
 
-    That is what dead runs had staged, parts that no commit record names, older generations, and half-written files.
+    These are files staged by dead runs, parts that no commit record names, older generations, and partial files.
 
-    Nothing that is committed is ever removed, and a running `phf label` is not disturbed.
+    Committed data is never removed, and a running `phf label` is not disturbed.
 
     Example: phf gc labelled --delete
     """

@@ -1,4 +1,4 @@
-"""`phf gc` for people: what lies around, how large it is, and what was done about it."""
+"""Print the result of `phf gc`: the files that are not needed, their sizes, and whether they were removed."""
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -12,21 +12,21 @@ _MOST_LINES = 50
 
 
 def show_collected(console: Console, collected: Collected) -> None:
-    """Print it."""
+    """Print the result."""
     uri = collected.uri
     orphans = collected.orphans
     if collected.driver is not None:
         console.print(
-            f"{uri} is being labelled on {collected.driver.host}, process {collected.driver.pid}: only what "
-            "older runs have staged is looked at."
+            f"{uri} is being labelled on {collected.driver.host}, process {collected.driver.pid}: only files that "
+            "older runs staged are checked."
         )
     if collected.finished:
-        what = "was moved to its place" if collected.removed else "is not in its place yet; the next run moves it"
-        console.print(f"{count_of(len(collected.finished), 'file')} that a dead run had committed: {what}.")
+        what = "moved into place" if collected.removed else "not in place yet; the next run moves them"
+        console.print(f"{count_of(len(collected.finished), 'file')} committed by a dead run: {what}.")
     for path, what in collected.irregular[:_MOST_LINES]:
         console.print(f"  [bold]{escape(shown(path))}[/] {escape(what)}.", markup=True)
     if not orphans:
-        console.print(f"Nothing lies in {uri} that is not needed.")
+        console.print(f"{uri} contains nothing that is not needed.")
         return
     for each in orphans[:_MOST_LINES]:
         files = f"{count_of(each.files, 'file')}, " if each.files != 1 else ""

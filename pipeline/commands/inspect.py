@@ -1,4 +1,4 @@
-"""`phf inspect`: what the scores of a labelled dataset look like."""
+"""`phf inspect`: show the scores of a labelled dataset."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,19 +16,19 @@ def inspect(
         str, typer.Argument(metavar="DATASET", help="Labelled dataset: the --output of `phf label`, a folder or a URI.")
     ],
     column: Annotated[
-        list[str] | None, typer.Option("--column", "-c", help="Score column to show; repeatable. All by default.")
+        list[str] | None, typer.Option("--column", "-c", help="Score column to show; repeatable. (default: all)")
     ] = None,
     show_text: Annotated[
         bool,
         typer.Option(
-            "--show-text", help="Also print example sentences of the corpus, which may be offensive or private."
+            "--show-text", help="Also print example sentences from the corpus, which may be offensive or private."
         ),
     ] = False,
     examples: Annotated[int, typer.Option(min=1, help="Sentences of each kind that --show-text prints.")] = 3,
     quarantined: Annotated[
         bool,
         typer.Option(
-            "--quarantined", help="List what is not in the dataset instead: sources, positions and reasons, no text."
+            "--quarantined", help="List the quarantined records instead: sources, positions and reasons, no text."
         ),
     ] = False,
     limit: Annotated[
@@ -38,7 +38,7 @@ def inspect(
 ) -> None:
     """Show the scores of a labelled dataset: histograms, exact quantiles, and the share aligned at the threshold.
 
-    With --quarantined: which records are not in it and why, and which inputs could not be read to their end.
+    With --quarantined: list the records that are not in it and why, and the inputs that could not be read to the end.
 
     Example: phf inspect labelled --column toxicity --show-text
     """

@@ -1,4 +1,4 @@
-"""`phf inspect` for people: tables, histograms, and example sentences where they are asked for."""
+"""Print the result of `phf inspect`: tables, histograms, and example sentences on request."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +21,7 @@ _SHOWN_PERCENTILES = ("1", "10", "25", "50", "75", "90", "99", "100")
 
 
 def show_report(console: Console, report: InspectReport) -> None:
-    """Print everything but examples."""
+    """Print the report without examples."""
     console.print(_overview(report))
     for column in report.columns:
         console.print(_column(column))
@@ -30,7 +30,7 @@ def show_report(console: Console, report: InspectReport) -> None:
 
 
 def show_examples(console: Console, column: str, examples: Mapping[str, Sequence[Example]]) -> None:
-    """Print sentences of the corpus, shortened, with nothing in them taken for markup."""
+    """Print shortened sentences of the corpus; they are never interpreted as markup."""
     table = Table(title=f"Sentences by {column}", title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("")
     table.add_column("score", justify="right")
@@ -42,7 +42,7 @@ def show_examples(console: Console, column: str, examples: Mapping[str, Sequence
 
 
 def show_quarantine(console: Console, found: Quarantine) -> None:
-    """Print the entries; nothing in them is taken for markup, and `console` shows controls as escapes."""
+    """Print the entries; they are never interpreted as markup, and `console` escapes control characters."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("source", overflow="fold")
     table.add_column("position", justify="right")
@@ -131,6 +131,6 @@ def _holds(each: Bin, threshold: float) -> bool:
 
 
 def _bar(share: float) -> str:
-    """A bar of eighths of a character; anything that is there shows."""
+    """A bar with a resolution of an eighth of a character; at least one eighth for a share above 0."""
     eighths = max(1, round(share * _BAR * 8)) if share else 0
     return _BLOCKS[-1] * (eighths // 8) + _BLOCKS[eighths % 8].strip()

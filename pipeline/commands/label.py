@@ -1,4 +1,4 @@
-"""`phf label`."""
+"""`phf label`: label a corpus."""
 
 from typing import Annotated
 
@@ -46,7 +46,7 @@ def label(
     large_documents: LargeDocuments = None,
     max_quarantined: MaxQuarantined = None,
     extend: Annotated[
-        bool, typer.Option("--extend", help="Also label inputs that have come since the job was begun.")
+        bool, typer.Option("--extend", help="Also label inputs that were added since the job was begun.")
     ] = False,
     log: Log = None,
     metrics_port: MetricsPort = None,
@@ -56,11 +56,11 @@ def label(
 ) -> None:
     """Label a corpus: score every sentence, and seal a dataset with scores and preference tags.
 
-    The same command goes on where it was stopped; a committed unit is never scored again.
+    The same command resumes where it stopped; a committed unit is never scored again.
 
-    A record that cannot be labelled goes into quarantine and is counted.
+    A record that cannot be labelled is quarantined and counted.
 
-    Exit status: 0 done; 2 wrong usage; 3 done, but too much in quarantine; 4 incomplete; 75 stopped, resumable.
+    Exit status: 0 done; 2 wrong usage; 3 done, but too many quarantined; 4 incomplete; 75 stopped, resumable.
 
     Example: phf label corpus/*.jsonl.zst --output labelled --scorer toxicity=linear --scorer pii --threshold pii=0
     """
@@ -68,4 +68,4 @@ def label(
     settings = label_config(given, scorers=scorer, thresholds=threshold, config=config, overrides=overrides)
     from pipeline.labelling.label import run_label
 
-    run_and_show(settings, lambda reporter, told: run_label(settings, reporter, told, extend=extend), as_json=as_json)
+    run_and_show(settings, lambda reporter, log: run_label(settings, reporter, log, extend=extend), as_json=as_json)

@@ -1,4 +1,4 @@
-"""`phf preview`: a few records with their tags and scores."""
+"""`phf preview`: label a few records and print their scores and tags."""
 
 from typing import Annotated
 
@@ -28,9 +28,7 @@ def preview(
     sentences: Annotated[int, typer.Option(min=1, help="Sentences to show of each record.")] = 20,
     redact: Annotated[
         bool,
-        typer.Option(
-            "--redact", help="Show no text that a scorer such as pii found something in: {{EMAIL}} instead of it."
-        ),
+        typer.Option("--redact", help="Replace what a scorer such as pii finds by its type, such as {{EMAIL}}."),
     ] = False,
     text_field: TextField = None,
     id_field: IdField = None,
@@ -43,8 +41,8 @@ def preview(
 
     Example: phf preview corpus/ --scorer toxicity=linear --scorer pii --limit 3
 
-    With --redact, what scorers found is replaced by its type, --json lists where it was, and nothing that no such
-    scorer has read is shown.
+    With --redact, findings of scorers are replaced by their types, --json lists their positions, and records that no
+    such scorer has read are not shown.
     """
     given = given_settings(preview, locals()) | {"output": "preview"}
     from pipeline.labelling.preview import preview as preview_records

@@ -1,4 +1,4 @@
-"""`phf preview` for people: each record's sentences with their scores and tags."""
+"""Print the result of `phf preview`: each record's sentences with their scores and tags."""
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +12,7 @@ from scorers.formatting import number, shortened
 
 
 def show_preview(console: Console, preview: Preview, *, most_sentences: int) -> None:
-    """Print the records, of each at most `most_sentences` sentences."""
+    """Print the records, each with at most `most_sentences` sentences."""
     for index in range(len(preview.scored)):
         _show_document(console, preview, index, most_sentences)
     for each in preview.quarantined:

@@ -1,4 +1,4 @@
-"""`phf repair`: mend a labelled dataset."""
+"""`phf repair`: repair a labelled dataset."""
 
 from typing import Annotated
 
@@ -14,21 +14,21 @@ def repair(
     dataset: Annotated[
         str, typer.Argument(metavar="DIR", help="The --output of a `phf label` run: a folder or a URI, with its job.")
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")] = False,
     workers: Workers = None,
     address: Address = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Mend what `phf verify` finds damaged in a labelled dataset, and touch nothing that is whole.
+    """Repair what `phf verify` finds damaged in a labelled dataset, and leave everything else untouched.
 
-    Manifest, card, shards, ledger, segments and plan are written anew from what they were made of.
+    Manifest, card, shards, ledger, segments and plan are rebuilt from the data that they were made from.
 
-    A unit of which a part is damaged is labelled again, that unit alone, from the inputs and with the same scorers.
+    A unit with a damaged part is labelled again from the inputs, with the same scorers.
 
     Run it in the folder in which `phf label` was run, and with the same execution.pools, if any were set.
 
-    Exit status: 0 all is whole; 2 wrong usage; 4 something cannot be mended; 75 stopped, the same command goes on.
+    Exit status: 0 all is whole; 2 wrong usage; 4 something cannot be repaired; 75 stopped, resumable.
 
     Example: phf repair labelled --dry-run
     """

@@ -1,4 +1,4 @@
-"""`phf repair` for people: what was mended, and what is left."""
+"""Print the result of `phf repair`: what was repaired, and what is left."""
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,7 +10,7 @@ _MOST_LINES = 50
 
 
 def show_repaired(console: Console, repaired: Repaired) -> None:
-    """Print it."""
+    """Print the result."""
     uri = repaired.uri
     if not repaired.problems:
         console.print(f"[bold green]✓[/] {escape(uri)} is whole; nothing was done.", markup=True)
@@ -21,7 +21,7 @@ def show_repaired(console: Console, repaired: Repaired) -> None:
     if repaired.done:
         console.print("Would be done:" if repaired.dry_run else "Done:")
     _show(console, [(each.path, each.what) for each in repaired.done])
-    for title, stray in (("Cannot be mended:", False), ("Should not be there:", True)):
+    for title, stray in (("Cannot be repaired:", False), ("Should not be there:", True)):
         lines = [(each.path, each.what) for each in repaired.left if each.stray == stray]
         if lines:
             console.print(f"[bold red]✗[/] {title}", markup=True)

@@ -1,4 +1,4 @@
-"""`phf retag`: other thresholds for a dataset that is labelled."""
+"""`phf retag`: change the thresholds of a labelled dataset."""
 
 from typing import Annotated
 
@@ -19,14 +19,14 @@ def retag(
             "-t",
             metavar="COLUMN=VALUE",
             help="A sentence is aligned when its score is at most VALUE: a number, or p50 for the 50th percentile over "
-            "all sentences. Columns that are not named keep theirs.",
+            "all sentences. Other columns keep their thresholds.",
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Tag a labelled dataset anew with other thresholds; nothing is scored again.
+    """Tag a labelled dataset again with other thresholds; nothing is scored again.
 
-    The new generation replaces the old one at once: until then readers find the old one, whole.
+    The new generation replaces the old one atomically; until then readers find the whole old one.
 
     Example: phf retag labelled --threshold toxicity=p90
     """

@@ -1,4 +1,4 @@
-"""What `phf retag` says: thresholds and shares of aligned sentences, before and now."""
+"""Print the result of `phf retag`: thresholds and shares of aligned sentences, before and now."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from scorers.formatting import number
 
 
 def retag_facts(uri: str, retagged: Retagged) -> dict[str, Any]:
-    """Plain JSON values."""
+    """The result as plain JSON values."""
     return {
         "dataset": uri,
         "changed": retagged.changed,
@@ -25,11 +25,11 @@ def retag_facts(uri: str, retagged: Retagged) -> dict[str, Any]:
 
 
 def show_retagged(console: Console, uri: str, retagged: Retagged) -> None:
-    """Print what has changed."""
+    """Print the changed thresholds."""
     if not retagged.changed:
-        console.print(Text(f"{uri} has these thresholds already; nothing was done."))
+        console.print(Text(f"{uri} already has these thresholds; nothing was done."))
         return
-    console.print(Text.assemble((uri, "bold"), f" is tagged anew (generation {retagged.after.generation})."))
+    console.print(Text.assemble((uri, "bold"), f" has new tags (generation {retagged.after.generation})."))
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for name in ("threshold before", "now", "aligned before", "now"):

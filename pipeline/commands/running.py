@@ -1,4 +1,4 @@
-"""What `phf label`, `phf score` and their kin share: run, tell people or a log, show what came of it."""
+"""Run a labelling command with its progress display or log, and print its summary."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def run_and_show(settings: "RunConfig", run: "Callable[[Reporter, RunLog], Summary]", *, as_json: bool) -> None:
-    """Run, print the summary on stdout, and end as the quarantine says.
+    """Run, print the summary to stdout, and check the quarantine limit.
 
     Raises:
-        UserError: as `run`; QuarantineLimitError where too much is in quarantine.
-        typer.Exit: in their place where the log on stderr has said it.
+        UserError: `run` failed, or QuarantineLimitError: too many entries in quarantine.
+        typer.Exit: instead of these if the log on stderr has already reported the error.
     """
     from pipeline.commands.summary import check_quarantine, show_summary, summary_facts
     from pipeline.labelling.monitoring.console import reporting
@@ -41,5 +41,5 @@ def run_and_show(settings: "RunConfig", run: "Callable[[Reporter, RunLog], Summa
     except UserError as error:
         if settings.execution.log != STDERR:
             raise
-        # The last line of the log has said it.
+        # The last line of the log has reported the error.
         raise typer.Exit(error.exit_code) from None

@@ -1,4 +1,4 @@
-"""`phf score`."""
+"""`phf score`: add score columns to a labelled dataset."""
 
 from typing import Annotated
 
@@ -22,9 +22,7 @@ from scorers.flags import Sets, given_settings
 
 
 def score(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Output of `phf label`, finished."), Sets("dataset")
-    ],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Finished output of `phf label`."), Sets("dataset")],
     scorer: Scorers = None,
     threshold: Thresholds = None,
     workers: Workers = None,
@@ -36,12 +34,12 @@ def score(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add columns of scores to a labelled dataset; nothing that is scored already is scored again.
+    """Add score columns to a labelled dataset; existing columns are not scored again.
 
-    Rows are read from the dataset, not from its inputs. The same command goes on where it was stopped, and until it is
-    done the dataset stays as it was. A record that a new scorer cannot score goes into quarantine and is counted.
+    Rows are read from the dataset, not from its inputs. The same command resumes where it stopped, and the dataset
+    stays as it was until the command is done. A record that a new scorer cannot score is quarantined and counted.
 
-    Exit status: as of `phf label`.
+    Exit status: as for `phf label`.
 
     Example: phf score labelled --scorer style=pycodestyle --threshold style=0
     """
@@ -49,4 +47,4 @@ def score(
     settings = score_config(given, scorers=scorer, thresholds=threshold, config=config, overrides=overrides)
     from pipeline.labelling.score import run_score
 
-    run_and_show(settings, lambda reporter, told: run_score(settings, reporter, told), as_json=as_json)
+    run_and_show(settings, lambda reporter, log: run_score(settings, reporter, log), as_json=as_json)

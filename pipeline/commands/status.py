@@ -1,4 +1,4 @@
-"""`phf status`."""
+"""`phf status`: show the progress of a labelling job."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline.storage.base import Storage
 
-# Seconds between two looks at a job that is watched.
+# Seconds between two updates with --watch.
 _EVERY_S = 2.0
 
 
@@ -22,16 +22,16 @@ def status(
         str, typer.Argument(metavar="DIR", help="The --output of a `phf label` run.", show_default=False)
     ],
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show it live until the job is done or stopped, or Ctrl-C.")
+        bool, typer.Option("--watch", "-w", help="Update the display until the job is done or stopped, or Ctrl-C.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a labelling job is, whether it runs or not.
+    """Show the progress of a labelling job, running or not.
 
     Example: phf status labelled --watch
     """
     if watch and as_json:
-        raise UserError("--watch is for people and --json for machines; give one of them.")
+        raise UserError("Give --watch or --json, not both.")
     from pipeline.checking.status import job_status
     from pipeline.commands.status_view import status_view
     from pipeline.storage.open import open_storage

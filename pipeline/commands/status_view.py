@@ -1,4 +1,4 @@
-"""Where a labelling job stands, for a person."""
+"""Print the result of `phf status`."""
 
 from collections.abc import Mapping
 
@@ -12,12 +12,12 @@ from pipeline.labelling.monitoring.progress import STEPS
 from scorers.amounts import count_of, duration, per_second, rate_of
 from scorers.paths import shown
 
-# Failures that are shown; the status holds some more.
+# Number of failures to show; the status file has more.
 _FAILURES = 5
 
 
 def status_view(status: JobStatus) -> Group:
-    """All of it, to be printed or shown live."""
+    """Build the view, to print once or to update live."""
     facts = Table.grid(padding=(0, 2))
     run = status.run if status.state == "running" else None
     begun = f", {run.open_units:,} begun" if run is not None and run.open_units else ""
@@ -53,12 +53,12 @@ def _headline(status: JobStatus) -> str:
         return "labelled and sealed."
     silent = "" if status.silent_s is None else duration(status.silent_s)
     if status.state == "running" and status.run is not None:
-        return f"{status.run.state} on {status.run.host}, process {status.run.pid}; heard of {silent} ago."
+        return f"{status.run.state} on {status.run.host}, process {status.run.pid}; last update {silent} ago."
     sealed = "" if status.generation is None else f"sealed as generation {status.generation}; "
     return " ".join(
         [
             f"{sealed}not running.",
-            *([f"Its last run was heard of {silent} ago."] if silent else []),
+            *([f"Last update {silent} ago."] if silent else []),
             *(_unfinished(each, only=status.generation is None) for each in status.unfinished),
         ]
     )

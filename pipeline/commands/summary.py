@@ -1,4 +1,4 @@
-"""What `phf label` says at its end: figures, where the data is, and what to type next."""
+"""Print the summary of `phf label` and `phf score`: figures, where the dataset is, and what to run next."""
 
 import os
 from typing import Any
@@ -70,11 +70,11 @@ def summary_facts(summary: Summary) -> dict[str, Any]:
 
 
 def show_summary(summary: Summary, console: Console) -> None:
-    """Print the summary for a person."""
+    """Print the summary."""
     manifest, progress = summary.manifest, summary.progress
     ledger = manifest.ledger
     if progress is None:
-        console.print(f"Everything is labelled and sealed already: {summary.output}. Nothing was done.\n")
+        console.print(f"Everything is already labelled and sealed: {summary.output}. Nothing was done.\n")
     else:
         total = duration(sum(summary.elapsed_s.values()))
         what = f"Added {' and '.join(summary.added)} to" if summary.added else "Labelled"
@@ -107,16 +107,16 @@ def show_summary(summary: Summary, console: Console) -> None:
 
 
 def check_quarantine(summary: Summary, limit: QuarantineLimit) -> None:
-    """Refuse to end with success when too much is in quarantine.
+    """Check the number of quarantine entries against the limit.
 
     Raises:
-        QuarantineLimitError: more entries than the limit allows.
+        QuarantineLimitError: there are more entries than the limit allows.
     """
     ledger, sources = summary.manifest.ledger, summary.manifest.sources
     quarantined = sum(ledger.quarantined.values())
     unread, size = _unread(summary)
     cut = cut_sources(sources)
-    # Older versions did not write down how much of an input was not read.
+    # Older versions did not record how much of an input was not read.
     lost = sum(not each.records for each in cut) + max(0, ledger.sources_cut - len(cut))
     if limit.exceeded(quarantined, ledger.records, cut=ledger.sources_cut, unread=unread, size=size, lost=lost):
         parts = []
@@ -128,14 +128,14 @@ def check_quarantine(summary: Summary, limit: QuarantineLimit) -> None:
             was = "was" if ledger.sources_cut == 1 else "were"
             parts.append(f"{count_of(ledger.sources_cut, 'input')} {was} not read whole ({_cut_share(summary)})")
         raise QuarantineLimitError(
-            f"{' and '.join(parts)}; --max-quarantined is {limit.text}. All else is labelled and sealed. Source, "
-            "position and reason of each: "
+            f"{' and '.join(parts)}; --max-quarantined is {limit.text}. Everything else is labelled and sealed. "
+            "Source, position and reason of each: "
             + ", ".join(f"{summary.output}/{file.path}" for file in ledger.quarantine[:3])
         )
 
 
 def percent(part: int, whole: int) -> str:
-    """A share for people, with two digits that say something; `0.00024%` is not nothing."""
+    """Format a share with two significant digits below 10 %, so that `0.00024%` does not read as 0."""
     return f"{100 * part / whole:.2g}%" if 0 < part < whole / 10 else f"{_share(part, whole) or 0:.0%}"
 
 
@@ -178,7 +178,7 @@ def _cut_share(summary: Summary) -> str:
 
 
 def _unread(summary: Summary) -> tuple[int, int]:
-    """Bytes of the inputs that were not read, and of all inputs; an empty input weighs a byte."""
+    """Bytes of the inputs that were not read, and of all inputs; at least one per input that was not read."""
     sources = summary.manifest.sources
     return sum(each.unread for each in sources), sum(max(each.size, each.unread) for each in sources)
 
@@ -195,18 +195,18 @@ def _speed(summary: Summary) -> str:
 
 
 def _warnings(summary: Summary) -> list[str]:
-    """Of each column in which not one sentence has a score, although there are some."""
+    """Warnings about columns in which no sentence has a score."""
     manifest = summary.manifest
-    said = []
+    warnings = []
     for column in manifest.scorers if manifest.sentences else ():
         if manifest.thresholds[column].sentences:
             continue
-        line = f"Not one sentence has a score in {column}: there is nothing to train on by it."
+        line = f"No sentence has a score in {column}, so it cannot be used for training."
         entry = manifest.scorers[column]
         if documents_of(ScorerSpec(kind=entry.kind, **entry.options)) == "python":
             line += " Its scorer is for Python: documents that were read as prose need --kind python."
-        said.append(line)
-    return said
+        warnings.append(line)
+    return warnings
 
 
 def _next_steps(summary: Summary) -> list[str]:

@@ -1,4 +1,4 @@
-"""`phf verify`: is the dataset what was sealed, and is nothing lost?"""
+"""`phf verify`: check that a dataset is as it was sealed, and that nothing is lost."""
 
 from functools import partial
 from typing import Annotated
@@ -22,15 +22,15 @@ def verify(
     ] = False,
     units: Annotated[
         bool,
-        typer.Option(help="Also check the scored units and the job that the dataset was made from, where they are."),
+        typer.Option(help="Also check the job and the scored units that the dataset was made from, if present."),
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that a labelled dataset is whole: hashes, page checksums, lossless sentences, tags, and conservation.
+    """Check that a labelled dataset is whole: hashes, page checksums, lossless sentences, tags, and conservation.
 
-    Where the job lies beside it, its scored units are checked too; --no-units leaves them out.
+    If its job is present, the scored units are checked too; --no-units skips them.
 
-    Exits with 0 if nothing is wrong, with 1 after naming everything that is; `phf repair` mends it.
+    Exit status: 0 if nothing is wrong; 1 after listing all problems, which `phf repair` repairs.
 
     Example: phf verify labelled
     """

@@ -1,4 +1,4 @@
-"""`phf verify` for people: what is proven if all is well, or a line for each problem."""
+"""Print the result of `phf verify`: what was checked if all is well, or a line for each problem."""
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,20 +9,20 @@ from scorers.amounts import count_of
 
 
 def show_report(console: Console, report: VerifyReport) -> None:
-    """Print what was found."""
+    """Print the report."""
     facts = report.to_dict()
     if report.ok:
         console.print(f"[bold green]✓[/] {escape(report.uri)} is whole.", markup=True)
         amounts = ", ".join(count_of(facts[f"{what}s"], what) for what in ("document", "sentence", "shard", "byte"))
-        console.print(f"  {amounts}: every hash, page, text, score and tag is right.")
+        console.print(f"  {amounts}: every hash, page, text, score and tag is correct.")
         console.print(
-            f"  Read: {count_of(facts['records'], 'record')}; each stands once, in the dataset or in quarantine "
+            f"  Read: {count_of(facts['records'], 'record')}; each is present once, in the dataset or in quarantine "
             f"({facts['quarantined']:,})."
         )
         if report.parts is not None:
             console.print(f"  The job's plan and {count_of(facts['parts'], 'part')} of its scored units are whole too.")
         if report.inputs_compared:
-            console.print("  Every text is the one that the inputs hold.")
+            console.print("  Every text matches the inputs.")
         if report.manifest is not None and (line := left_out_line(report.manifest.left_out)):
             console.print(f"  {escape(line)}")
         for step in report.unfinished:

@@ -280,7 +280,10 @@ def test_a_folder_of_the_output_that_is_a_link_is_refused_before_anything_is_wri
     for command in ("retag", "repair", "label", "gc --delete"):
         status, printed = run(*COMMANDS[command])
         # A job that is done is left as it is.
-        assert (status in (2, 4) and "is a link" in printed) or "sealed already" in printed, (command, printed)
+        assert (status in (2, 4) and "is a link" in printed) or "already labelled and sealed" in printed, (
+            command,
+            printed,
+        )
     assert state(made.folder) == before
 
 

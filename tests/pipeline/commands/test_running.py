@@ -21,4 +21,4 @@ def test_training_is_offered_only_where_something_has_a_score(
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
     assert ("phf train" in said) == bool(options)
-    assert ("Not one sentence has a score in pep8" in said and "need --kind python" in said) != bool(options)
+    assert ("No sentence has a score in pep8" in said and "need --kind python" in said) != bool(options)

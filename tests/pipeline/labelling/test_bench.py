@@ -112,8 +112,8 @@ def test_a_limit_and_few_documents_are_enough(tmp_path):
     ("arguments", "message"),
     [
         (("corpus.jsonl", "-s", "toy", "--total", "1TB", "--total-tokens", "1T"), "not both"),
-        (("corpus.jsonl", "-s", "toy", "--total", "big"), "no size"),
-        (("corpus.jsonl", "-s", "toy", "--total-tokens", "many"), "no number of tokens"),
+        (("corpus.jsonl", "-s", "toy", "--total", "big"), "not a size"),
+        (("corpus.jsonl", "-s", "toy", "--total-tokens", "many"), "not a number of tokens"),
         (("corpus.jsonl",), "No scorer is given"),
         (("corpus.jsonl", "-s", "toy=lienar"), "no scorer of kind"),
         (("nowhere.jsonl", "-s", "toy"), "nowhere.jsonl"),

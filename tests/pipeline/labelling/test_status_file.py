@@ -226,7 +226,7 @@ def test_a_running_job_is_shown_as_a_person_reads_it() -> None:
     console.print(status_view(status))
     shown = [line.rstrip() for line in console.export_text().splitlines()]
     assert shown == [
-        "s3://bucket/labelled: labelling on head, process 17; heard of 2.0 s ago.",
+        "s3://bucket/labelled: labelling on head, process 17; last update 2.0 s ago.",
         "",
         "units             101 of 1,000 committed (10%), 2 begun",
         "records           1,010, 3 of them empty",

@@ -337,5 +337,5 @@ def test_the_command_lists_and_removes(made):
     facts = json.loads(as_json.stdout)
     assert (facts["removed"], facts["files"], facts["bytes"]) == (True, 2, 34)
     assert not (made.out / "data/0007/part-00000.parquet").exists()
-    assert "Nothing lies in" in CliRunner().invoke(app, ["gc", str(made.out)]).stdout
+    assert "contains nothing that is not needed" in CliRunner().invoke(app, ["gc", str(made.out)]).stdout
     assert len(list(made.out.glob("units/0001/*/*.json"))) == UNITS

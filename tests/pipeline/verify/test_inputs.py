@@ -99,7 +99,7 @@ def test_every_record_is_found_again(labelled):
 def test_the_command_says_that_the_inputs_were_compared(labelled):
     result = CliRunner().invoke(app, ["verify", "out", "--inputs"])
     assert result.exit_code == 0, result.output
-    assert "Every text is the one that the inputs hold." in result.stdout
+    assert "Every text matches the inputs." in result.stdout
 
 
 def change_text(rows):
