@@ -182,11 +182,11 @@ def tell_plan(config: "TrainConfig", ranks: int, described: dict[str, Any], cons
         UserError: it does not fit; says what would help.
     """
     from training.planning.forecast import forecast
-    from training.planning.machines import Asked
+    from training.planning.machines import MachineOptions
     from training.planning.plan import print_forecast
 
     giga = {name: described[name] * 1e9 for name in ("memory", "bandwidth") if described[name] is not None}
-    found = forecast(config, Asked(ranks, described["device"], **giga, utilisation=described["utilisation"]))
+    found = forecast(config, MachineOptions(ranks, described["device"], **giga, utilisation=described["utilisation"]))
     print_forecast(console, found)
     if as_json:
         print_json(found.facts())

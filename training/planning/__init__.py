@@ -1,1 +1,1 @@
-"""What a run will take, computed before step 0: memory, time, epochs, on this machine or another."""
+"""Plan a run before step 0: its memory, time and epochs, on this machine or another."""

@@ -1,7 +1,7 @@
-"""What a run takes of memory and time, by arithmetic alone: what is known of it in, an estimate out.
+"""Estimate the memory and time of a step by arithmetic alone.
 
-Memory is that of one rank in the moment when it is highest. The states are counted as in ZeRO (arXiv 1910.02054,
-section 3), and what DeepSpeed 0.19 holds beside them as it was measured; see tests/benchmarks/README.md.
+Memory is the peak of one rank. The model states are counted as in ZeRO (arXiv 1910.02054, section 3), and DeepSpeed
+0.19's other buffers as measured; see tests/benchmarks/README.md.
 """
 
 from dataclasses import dataclass
@@ -10,31 +10,32 @@ from typing import Any
 from training.linear_loss import LOGITS_ON_GPU, TOKENS_ON_CPU
 from training.model.shape import ModelShape
 
-# Bytes of a value in float32; for each parameter those of the float32 weights, and of AdamW's moments.
+# Bytes of a float32 value; and per parameter, of the float32 weights and of AdamW's moments.
 _EXACT, _MASTER, _MOMENTS = 4, 4, 8
 _ALL_REDUCED = 5e8  # elements that DeepSpeed flattens for an all-reduce
-_GRADIENTS_OF_A_LAYER = 0.25  # of what it keeps; measured
-# Of the peak, what the matrix products of a step reach, and how often what is kept of the activations is read or
-# written. On the CPU fitted to the sizes measured in tests/benchmarks/README.md; on a GPU an assumption.
+_GRADIENTS_OF_A_LAYER = 0.25  # as a share of its kept activations; measured
+# The share of the peak that the matrix products of a step reach, and how often kept activations are read or written.
+# On the CPU fitted to the sizes measured in tests/benchmarks/README.md; on a GPU an assumption.
 _MATMUL_SHARE = {False: 0.85, True: 0.65}
 _PASSES = 8
-# Read or written for each parameter a rank updates: gradients, AdamW, the copies; on a CPU into fresh pages, measured.
+# Bytes read or written per updated parameter: gradients, AdamW, copies; on a CPU into fresh pages, measured.
 _UPDATE_BYTES = {False: 120, True: 40}
-# What glibc keeps of freed activations on the CPU, as a share of them: their sizes differ, and it splits its holes.
+# Memory of activations on the CPU relative to their size: glibc keeps freed blocks, which fragment.
 _CPU_ALLOCATOR = 1.2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the states of a model lie: the engine's settings.
+    """How the engine lays out the states of a model.
 
     Attributes:
         zero_stage: 0 to 3.
-        offload_optimizer, offload_parameters: whether they lie in main memory.
-        reduce_bucket, live_parameters: elements: of a bucket of gradients; in ZeRO 3 of parameters gathered at most.
-        buckets: how many buckets of gradients are held beside the gradients; 0 where they are reduced in place.
-        exact_sums: gradients of bf16 are summed in float32, by an optimiser of its own in ZeRO 1 without offloading: it
-            holds all sums from the start, and reduces them some at a time.
+        offload_optimizer, offload_parameters: whether they are in main memory.
+        reduce_bucket: elements of a bucket of gradients.
+        live_parameters: maximum number of parameters gathered at once in ZeRO 3.
+        buckets: number of gradient buckets held in addition to the gradients; 0 if they are reduced in place.
+        exact_sums: whether bf16 gradients are summed in float32. In ZeRO 1 without offloading a separate optimiser does
+            so: it holds all sums from the start, and reduces them part by part.
     """
 
     zero_stage: int
@@ -47,16 +48,14 @@ class Layout:
 
     @property
     def sums_stay(self) -> bool:
-        """Whether the sums of gradients are there from the start to the end of a step."""
+        """Whether gradient sums are allocated for the whole step."""
         return self.exact_sums and (self.zero_stage == 3 or (self.zero_stage == 1 and not self.offload_optimizer))
 
     @classmethod
     def of(cls, deepspeed: dict[str, Any], parameters: int) -> "Layout":
-        """Read it out of what `training.engine.deepspeed_config` made; DeepSpeed's defaults where nothing is said.
+        """The layout of a configuration from `training.engine.deepspeed_config`, for a model of so many parameters.
 
-        Args:
-            deepspeed: the configuration.
-            parameters: of the model.
+        Settings that are missing have DeepSpeed's defaults.
         """
         zero = deepspeed["zero_optimization"]
         stage = int(zero["stage"])
@@ -79,15 +78,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a rank computes on.
+    """The device of a rank.
 
     Attributes:
-        name: to print.
-        on_gpu: whether it is one.
-        flops: matrix products a second, at best.
-        memory: bytes a rank has.
-        memory_bandwidth, link_bandwidth: bytes a second to its memory, and to the other ranks.
-        utilisation: share of `flops` that a step reaches in all; None for an estimate from the model's shape.
+        name: name to print.
+        on_gpu: whether it is a GPU.
+        flops: peak floating-point operations per second of matrix products.
+        memory: bytes per rank.
+        memory_bandwidth, link_bandwidth: bytes per second to its memory and to the other ranks.
+        utilisation: share of `flops` that a step reaches; None to estimate it from the model's shape.
     """
 
     name: str
@@ -101,7 +100,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Job:
-    """A step: the model, how its states lie, and how its batch is cut."""
+    """A step to estimate: the model, the layout of its states, and the shape of its batch."""
 
     shape: ModelShape
     layout: Layout
@@ -113,18 +112,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank at its highest, by what they are for.
+    """Peak memory of one rank in bytes, by purpose.
 
     Attributes:
-        weights: in the precision; in ZeRO 3 those that are gathered too.
-        optimizer: the weights in float32 that are updated, and AdamW's two moments.
-        gradients: summed over micro-batches.
-        activations: kept for the way back.
-        loss: logits of a chunk, and the gradients that the loss is done with at once.
-        buckets: of gradients that are reduced, or flattened for the update.
-        allocator: what the allocator keeps of what was freed.
-        main: of main memory beside a GPU's, by offloading, or for the copy of what is written.
-        copy: of the state, while a checkpoint is written beside the loop; beside a GPU it is in `main`.
+        weights: weights in the training precision, including those gathered in ZeRO 3.
+        optimizer: float32 weights and AdamW's two moments.
+        gradients: gradients summed over micro-batches.
+        activations: activations kept for the backward pass.
+        loss: logits of a chunk, and the gradients computed with the loss.
+        buckets: gradients being reduced, or flattened for the update.
+        allocator: freed memory that the allocator keeps.
+        main: main memory beside a GPU, for offloading or the copy of a checkpoint.
+        copy: copy of the state while a checkpoint is written in the background; with a GPU it is in `main`.
     """
 
     weights: float
@@ -139,14 +138,14 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All but main memory."""
+        """Total, without `main`."""
         held = self.weights + self.optimizer + self.gradients
         return held + self.activations + self.loss + self.buckets + self.allocator + self.copy
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one step: the model on the way forth and back; the update; communication, none of it hidden behind others."""
+    """Seconds of one step: forward and backward, the update, and communication, with no overlap."""
 
     compute: float
     update: float
@@ -154,15 +153,15 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """Of the step."""
+        """Seconds of the step."""
         return self.compute + self.update + self.communication
 
 
 def estimate_memory(job: Job, machine: Machine) -> Memory:
-    """Bytes of one rank in the moment when it is highest.
+    """Peak memory of one rank.
 
-    That is where the way back begins, with all activations, or where it ends, with all gradients and what is made of
-    them for the update; between the two, what is kept shrinks as gradients come.
+    The peak is at the start of the backward pass, with all activations, or at its end, with all gradients and the
+    buffers of the update; in between, activations are freed as gradients appear.
     """
     shape, layout = job.shape, job.layout
     stage, size = layout.zero_stage, shape.bytes_per_value
@@ -176,11 +175,11 @@ def estimate_memory(job: Job, machine: Machine) -> Memory:
     if layout.offload_parameters and machine.on_gpu and stage == 3:
         main += size * own
         weights -= size * own
-    # Of the micro-batches before; of the last one too.
+    # Gradients of the earlier micro-batches; then those of the last one too.
     kept = (_EXACT if layout.exact_sums else size) * (whole if stage < 2 else own)
     summed = 0.0 if job.accumulation == 1 and not layout.sums_stay else kept
-    # Contiguous buckets are there from the start, and gradients leave when one is full. Without them all gradients wait
-    # for the end, and are flattened there.
+    # Contiguous buckets are allocated from the start, and reduced when full. Without them all gradients are kept until
+    # the end and flattened there.
     own_sums = layout.sums_stay and stage == 1
     bucket = float(size * layout.reduce_bucket) if stage and not own_sums else 0.0
     waiting = 0.0 if stage < 2 else size * (layout.reduce_bucket if layout.buckets else whole)
@@ -199,7 +198,7 @@ def estimate_memory(job: Job, machine: Machine) -> Memory:
 
 
 def estimate_seconds(job: Job, machine: Machine) -> Seconds:
-    """Seconds of one step of all ranks."""
+    """Duration of one step."""
     shape, layout = job.shape, job.layout
     blocks = job.micro_batch_size * job.accumulation
     flops = shape.flops_per_token * shape.context_length * blocks
@@ -218,11 +217,11 @@ def estimate_seconds(job: Job, machine: Machine) -> Seconds:
 
 
 def bytes_sent(job: Job) -> float:
-    """Bytes that a rank sends in a step, by rings: N - 1 of N parts of whatever is reduced or gathered.
+    """Bytes that a rank sends in a step with ring collectives: (N - 1) / N of everything that is reduced or gathered.
 
-    ZeRO 1 reduces gradients and gathers weights once a step, ZeRO 2 reduces in each micro-batch, and ZeRO 3 gathers
-    twice more in each (arXiv 1910.02054, section 7). Without ZeRO an all-reduce is as much as both, and so it is with
-    ZeRO 1 where gradients are summed in float32, besides the weights.
+    ZeRO 1 reduces gradients and gathers weights once per step, ZeRO 2 reduces in each micro-batch, and ZeRO 3 also
+    gathers twice in each (arXiv 1910.02054, section 7). Without ZeRO an all-reduce costs as much as both; so does ZeRO
+    1's reduction of float32 sums, in addition to gathering the weights.
     """
     ring, layout = (job.ranks - 1) / job.ranks * job.shape.parameters, job.layout
     if layout.zero_stage == 1 and layout.exact_sums:
@@ -232,14 +231,14 @@ def bytes_sent(job: Job) -> float:
 
 
 def checkpoint_bytes(job: Job) -> float:
-    """Bytes of one checkpoint, of all ranks: the weights, and the optimiser's states with their float32 weights."""
+    """Bytes of one checkpoint of all ranks: the weights, and the optimiser states with float32 weights."""
     master = _MASTER if job.layout.zero_stage else 0
     return job.shape.parameters * float(job.shape.bytes_per_value + master + _MOMENTS)
 
 
 def _kept(job: Job) -> float:
     shape = job.shape
-    # A layer's own gradients on the way back; with checkpointing, all that it keeps when it is computed again.
+    # Gradients of one layer in the backward pass; with checkpointing, its recomputed activations.
     layer = shape.kept / shape.layers
     if not job.checkpointing or shape.kept_checkpointed is None:
         return shape.kept + _GRADIENTS_OF_A_LAYER * layer
@@ -247,12 +246,12 @@ def _kept(job: Job) -> float:
 
 
 def _loss(job: Job, machine: Machine) -> tuple[float, float, float]:
-    """Bytes of the loss: gradients by hidden states, logits with what is made of them, gradients by the head."""
+    """Bytes of the loss: gradients of the hidden states, logits and their derivatives, gradients of the head."""
     shape = job.shape
     tokens, size = job.micro_batch_size * shape.context_length, shape.bytes_per_value
     hidden = float(tokens * shape.width * size)
     if not shape.linear_head:
-        # All logits, their log-probabilities in float32, and the gradients by both.
+        # All logits, their log-probabilities in float32, and the gradients of both.
         return 0.0, tokens * shape.vocabulary * 2.0 * (_EXACT + size), 0.0
     chunk = min(tokens, max(LOGITS_ON_GPU // shape.vocabulary, 1) if machine.on_gpu else TOKENS_ON_CPU)
     logits = float(chunk * shape.vocabulary * (size if size == _EXACT else 2 * size + _EXACT))

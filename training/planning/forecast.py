@@ -1,4 +1,4 @@
-"""`phf train --plan`: what a run would take, on this machine or another, and which micro-batch it would choose."""
+"""`phf train --plan`: forecast the memory and time of a run, and choose its micro-batch."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -32,25 +32,26 @@ from training.planning.estimate import (
     estimate_memory,
     estimate_seconds,
 )
-from training.planning.machines import Asked, describe_machine
+from training.planning.machines import MachineOptions, describe_machine
 from training.presets import CONTEXT_LENGTH
 from training.runs.best import check_best
 from training.schedule import Horizon, plan_horizon
 
-# Of a machine's memory, what a plan may fill: the rest is for the process itself, the GPU's context and holes.
+# Share of a machine's memory that a plan may fill: the rest is for the process, the GPU's context and fragmentation.
 FILL = 0.9
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would take.
+    """The expected memory and time of a run.
 
     Attributes:
-        horizon: steps, and how the batch is cut.
-        machine, precision, job: what the estimate is of.
-        memory, seconds: of one rank at its highest; of one step.
-        remedies: where it does not fit, what would make it fit, each by the same estimate.
-        tokens: of an epoch, about, by the size of the dataset's text; None where there is no dataset to look at.
+        horizon: the steps and the shape of the batch.
+        machine, precision, job: the input of the estimate.
+        memory: peak memory of one rank.
+        seconds: duration of one step.
+        remedies: options that would make the run fit, if it does not, by the same estimate.
+        tokens: approximate tokens per epoch, from the size of the dataset's text; None without a dataset.
     """
 
     config: TrainConfig
@@ -65,18 +66,18 @@ class Forecast:
 
     @property
     def epochs(self) -> float | None:
-        """About how often each text is read."""
+        """Approximate number of epochs."""
         own = float(self.config.data.shares[0])
         return None if not self.tokens else own * self.horizon.tokens / self.tokens
 
     @property
     def total_seconds(self) -> float:
-        """Of all steps."""
+        """Duration of all steps."""
         return self.seconds.total * self.horizon.steps
 
     @property
     def fits(self) -> bool:
-        """Whether a rank's memory holds it, with the margin."""
+        """Whether the run fits into a rank's memory, with the margin."""
         return self.memory.total <= FILL * self.machine.memory
 
     @property
@@ -86,7 +87,7 @@ class Forecast:
 
     @property
     def checkpoints_kept(self) -> int:
-        """How many lie on the disk at most: those that are kept, and one that is being written."""
+        """Maximum number of checkpoints on disk, including one that is being written."""
         training, steps = self.config.training, self.horizon.steps
         every = training.save_every
         written = -(-steps // every) if every else 1
@@ -94,7 +95,7 @@ class Forecast:
         return min(written, training.keep_checkpoints + training.keep_best + lasting) + 1
 
     def facts(self) -> dict[str, Any]:
-        """The forecast as JSON; bytes and seconds."""
+        """The forecast for JSON output, in bytes and seconds."""
         shape, machine = self.job.shape, self.machine
         tokens_per_second = self.horizon.tokens_per_step / self.seconds.total
         return {
@@ -120,23 +121,23 @@ class Forecast:
         }
 
 
-def forecast(config: TrainConfig, asked: Asked) -> Forecast:
-    """What the run of a configuration would take. Nothing is tokenised, no weights are made, no folder is touched.
+def forecast(config: TrainConfig, options: MachineOptions) -> Forecast:
+    """Forecast the run of a configuration, without tokenising, building weights or writing anything.
 
     Args:
-        config: of `training.settings.resolve_config`.
-        asked: the flags.
+        config: from `training.settings.resolve_config`.
+        options: the `--plan` options.
 
     Raises:
-        UserError: a setting is wrong, or the device unknown.
+        UserError: a setting is wrong, or the device is unknown.
     """
     check_best(config)
     check_preference(config.data, config.objective)
     context_length = config.data.context_length or CONTEXT_LENGTH
     check_context(config.model, context_length)
     plan_phases(config.objective, config.training.steps(context_length))
-    plan_horizon(config.training, context_length, asked.ranks)
-    machine, precision = describe_machine(config.training, asked)
+    plan_horizon(config.training, context_length, options.ranks)
+    machine, precision = describe_machine(config.training, options)
     kind = OBJECTIVES[config.objective.name]
     classes = (config.objective.quantiles or 2) if kind.tags else 0
     vocabulary = config.data.vocab_size + classes
@@ -144,12 +145,12 @@ def forecast(config: TrainConfig, asked: Asked) -> Forecast:
         tokenizer = load_tokenizer(config.data.tokenizer)
         vocabulary = tokenizer.size(tokenizer.control_ids(classes) if classes else ())
     shape = shape_of(config, vocabulary, precision, on_gpu=machine.on_gpu)
-    found = replace(_choose(config, shape, machine, precision, asked.ranks), tokens=_tokens(config))
+    found = replace(_choose(config, shape, machine, precision, options.ranks), tokens=_tokens(config))
     return found if found.fits else replace(found, remedies=tuple(_remedies(found)))
 
 
 def _tokens(config: TrainConfig) -> float | None:
-    # A plan can do without a dataset, also where one is named that lies elsewhere; not with a damaged one.
+    # A plan works without a dataset, even if the named one is elsewhere; but a damaged dataset is an error.
     if not config.data.dataset:
         return None
     try:
@@ -163,15 +164,15 @@ def _tokens(config: TrainConfig) -> float | None:
 
 
 def shape_of(config: TrainConfig, vocabulary: int, precision: Precision, *, on_gpu: bool) -> ModelShape:
-    """The shape of a configuration's model with so many entries in its vocabulary.
+    """The shape of a configuration's model with a vocabulary of this size.
 
     Raises:
-        UserError: it cannot be built, or not be estimated.
+        UserError: the model cannot be built or estimated.
     """
     kind = OBJECTIVES[config.objective.name]
     model = build_model(
         config.model,
-        # A padding token takes nothing, and some networks count positions by it.
+        # A padding token costs nothing, and some networks need it to number positions.
         Vocabulary(vocabulary, 0, pad_id=1),
         value_head=kind.needs_values,
         rows_multiple=config.model.pad_vocab_to or (None if on_gpu else 1),
@@ -182,16 +183,16 @@ def shape_of(config: TrainConfig, vocabulary: int, precision: Precision, *, on_g
 
 
 def fitted(config: TrainConfig, horizon: Horizon, vocabulary: int, device: torch.device) -> Horizon:
-    """The horizon with the largest micro-batch that a GPU's memory holds by the estimate, where none is set.
+    """The horizon with the largest micro-batch that fits into a GPU's memory by the estimate, unless one is set.
 
-    On a CPU, and for a model that cannot be estimated, it stays as it is; where nothing fits, the micro-batch is 1, as
-    an estimate may err. Of ranks with different cards each may choose another.
+    On a CPU, and for a model that cannot be estimated, the horizon is unchanged; if nothing fits, the micro-batch is 1,
+    because the estimate may be wrong. Ranks with different GPUs may choose differently.
 
     Args:
-        config: of the run.
-        horizon: of `plan_horizon`.
-        vocabulary: entries of the tokenizer, control tokens included.
-        device: the rank's.
+        config: the configuration of the run.
+        horizon: from `plan_horizon`.
+        vocabulary: entries of the tokenizer, including control tokens.
+        device: the device of the rank.
     """
     if device.type != "cuda" or config.training.micro_batch_size is not None:
         return horizon
@@ -202,18 +203,18 @@ def fitted(config: TrainConfig, horizon: Horizon, vocabulary: int, device: torch
         shape = shape_of(config, vocabulary, precision, on_gpu=True)
         return _choose(config, shape, machine, precision, horizon.ranks).horizon
     except UserError:
-        # It cannot be estimated, or the user's DeepSpeed JSON has another micro-batch.
+        # The model cannot be estimated, or the user's DeepSpeed JSON sets another micro-batch.
         return horizon
 
 
 def expected_seconds(config: TrainConfig, horizon: Horizon, vocabulary: int, machine: Machine) -> float | None:
-    """Seconds of a step by the estimate; None for a model that cannot be estimated.
+    """Estimated seconds per step; None for a model that cannot be estimated.
 
     Args:
-        config: of the run.
-        horizon: how its batches are cut.
-        vocabulary: entries of the tokenizer, control tokens included.
-        machine: what a rank computes on.
+        config: the configuration of the run.
+        horizon: the shape of its batches.
+        vocabulary: entries of the tokenizer, including control tokens.
+        machine: the machine of a rank.
     """
     device = torch.device("cuda" if machine.on_gpu else "cpu")
     precision = choose_precision(config.training, device)
@@ -227,7 +228,7 @@ def expected_seconds(config: TrainConfig, horizon: Horizon, vocabulary: int, mac
 
 
 def _choose(config: TrainConfig, shape: ModelShape, machine: Machine, precision: Precision, ranks: int) -> Forecast:
-    """The forecast with the largest micro-batch that fits; with the smallest where none does."""
+    """The forecast with the largest micro-batch that fits, or else with the smallest."""
     training, context_length = config.training, shape.context_length
 
     def attempt(micro: int | None) -> Forecast:
@@ -235,7 +236,7 @@ def _choose(config: TrainConfig, shape: ModelShape, machine: Machine, precision:
         return _estimate(config.model_copy(update={"training": chosen}), shape, machine, precision, ranks)
 
     if training.micro_batch_size is not None or not machine.on_gpu:
-        # On a CPU a run takes the largest divisor up to 8: more at once is no faster there.
+        # On a CPU a run uses the largest divisor up to 8: larger micro-batches are not faster.
         return attempt(training.micro_batch_size)
     share = plan_horizon(training, context_length, ranks).batch_size // ranks
     found = refused = None
@@ -243,7 +244,7 @@ def _choose(config: TrainConfig, shape: ModelShape, machine: Machine, precision:
         try:
             found = attempt(size)
         except UserError as error:
-            # The user's DeepSpeed JSON may have one of its own.
+            # The user's DeepSpeed JSON may set another micro-batch.
             refused = error
         if found is not None and found.fits:
             break
@@ -271,13 +272,13 @@ def _estimate(config: TrainConfig, shape: ModelShape, machine: Machine, precisio
 
 
 def _remedies(found: Forecast) -> Iterator[str]:
-    """What would make it fit: each change alone, or all of them where none is enough; and more ranks."""
+    """Options that would make the run fit: each change alone, or all if none is enough; and more ranks."""
     changes = list(_changes(found))
     together = {key: value for change in changes for key, value in change.items()}
     enough = [change for change in changes if _would_fit(found, change)] or [together]
     yield from (_named(change) for change in enough if change and _would_fit(found, change))
     blocks, ranks = found.horizon.batch_size, found.horizon.ranks
-    # Each GPU brings its memory; more processes on one CPU would share what there is.
+    # Every GPU adds memory; more processes on one CPU would share the same memory.
     more = (each for each in range(2 * ranks, blocks + 1, ranks) if found.machine.on_gpu and blocks % each == 0)
     least = next((each for each in more if _with_ranks(found, each).fits), None)
     if least is not None:
@@ -305,7 +306,7 @@ def _would_fit(found: Forecast, change: dict[str, Any]) -> bool:
     try:
         return _estimate(config, found.job.shape, found.machine, found.precision, found.horizon.ranks).fits
     except UserError:
-        # It does not go with the other settings.
+        # The change conflicts with the other settings.
         return False
 
 

@@ -1,4 +1,4 @@
-"""What is printed before step 0, or instead of it: what is trained, on what, for how long, and what it takes."""
+"""Print the plan of a run before step 0, or the forecast of `phf train --plan`."""
 
 from typing import Any
 
@@ -22,17 +22,7 @@ def print_plan(
     world: Any,
     expected: str,
 ) -> None:
-    """Print the plan as tables.
-
-    Args:
-        console: a `rich.console.Console`.
-        config: resolved.
-        facts: of the run.
-        precision: chosen.
-        model: for its shape.
-        world: the ranks.
-        expected: how long it takes.
-    """
+    """Print the plan as tables; `expected` is the line about its duration."""
     console.print()
     _table(
         console, f"Run: {facts.objective} on {facts.task}", _run_rows(config, facts, precision, model, world, expected)
@@ -46,12 +36,7 @@ def print_plan(
 
 
 def print_forecast(console: Any, found: Forecast) -> None:
-    """Print what a run would take.
-
-    Args:
-        console: a `rich.console.Console`.
-        found: the forecast.
-    """
+    """Print a forecast as tables."""
     shape, horizon, machine = found.job.shape, found.horizon, found.machine
     console.print()
     _table(
@@ -93,7 +78,7 @@ def _memory_rows(found: Forecast) -> dict[str, str]:
         "copy to write": memory.copy,
     }
     rows = {name: size_of(value) for name, value in parts.items() if value}
-    rows["at most"] = f"{size_of(memory.total)} of {size_of(found.machine.memory)}, of which a tenth is left free"
+    rows["peak"] = f"{size_of(memory.total)} of {size_of(found.machine.memory)}, of which a tenth should stay free"
     if memory.main:
         rows["main memory"] = size_of(memory.main)
     if found.remedies:
@@ -109,7 +94,7 @@ def _time_rows(found: Forecast) -> dict[str, str]:
     seconds, machine = found.seconds, found.machine
     facts = found.facts()
     reached = (
-        f"{machine.utilisation:.0%} of it reached, as asked"
+        f"{machine.utilisation:.0%} of it reached, as given"
         if machine.utilisation is not None
         else f"{facts['mfu']:.0%} of it reached, matrix products and activations at "
         f"{machine.memory_bandwidth / 1e9:,.0f} GB/s together"
@@ -117,7 +102,7 @@ def _time_rows(found: Forecast) -> dict[str, str]:
     return {
         "a step": f"{seconds.total:.3g} s: model {seconds.compute:.3g}, update {seconds.update:.3g}, "
         f"communication {seconds.communication:.3g}",
-        "in all": f"{duration(facts['total_seconds'])} at {facts['tokens_per_second']:,.0f} tokens/s",
+        "total": f"{duration(facts['total_seconds'])} at {facts['tokens_per_second']:,.0f} tokens/s",
         "assumed": f"{machine.flops / 1e12:,.3g} TFLOP/s a rank at best, {reached}; "
         f"{machine.link_bandwidth / 1e9:,.3g} GB/s between ranks, none of it hidden",
     }
@@ -148,7 +133,7 @@ def _run_rows(
         f"{_heads(size.heads)}{type(model.causal).__name__}{head}",
         "parameters": f"{network.parameters:,} ({network.parameters_embedding:,} of them in embedding tables)",
         **({} if experts is None else {"experts": f"{experts} compute a token; {describe_router(model)}"}),
-        "FLOPs": f"{network.flops_per_token:.3g} a token, {flops:.3g} in all",
+        "FLOPs": f"{network.flops_per_token:.3g} a token, {flops:.3g} in total",
         "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x "
         f"{count_of(horizon.ranks, 'rank')} = {count_of(horizon.batch_size, 'block')} = "
         f"{count_of(horizon.batch_size * network.context_length, 'token')} a step",

@@ -1,1 +1,1 @@
-"""Where logged numbers go besides `metrics.jsonl`: TensorBoard, and others by extra, each behind `Sink`."""
+"""Trackers that mirror `metrics.jsonl`: TensorBoard, and W&B, MLflow and trackio as extras, each behind `Sink`."""

@@ -1,4 +1,4 @@
-"""MLflow: a tracking server, or a folder."""
+"""The MLflow tracker, for a tracking server or a folder."""
 
 import os
 import time
@@ -15,25 +15,21 @@ _PARAMETERS_AT_ONCE = 100
 
 
 class Mlflow:
-    """A run of MLflow, through its client: no global state.
+    """An MLflow run, through a client without global state.
 
-    MLflow keeps every number that it was ever sent of a step, so a run of it cannot go back: another is begun with the
-    lines that count, and the earlier one is marked as killed and superseded.
-
-    Args:
-        config: of the tracker.
-        opening: of the run.
+    MLflow keeps every value that it was ever sent for a step, so an MLflow run cannot go back: a new one is started
+    with the current lines, and the earlier one is marked as killed and superseded.
     """
 
     def __init__(self, config: MlflowConfig, opening: Opening) -> None:
-        # Its own defaults would try for many minutes to reach a server.
+        # By default MLflow retries for many minutes to reach a server.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             uri = str(Path(opening.folder).resolve() / "mlflow")
         if "://" not in uri or uri.startswith("file:"):
-            # MLflow 3 asks for consent to a folder.
+            # MLflow 3 requires consent for a local folder.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
@@ -50,7 +46,7 @@ class Mlflow:
         run = self._client.create_run(experiment, run_name=config.name or opening.name)
         self.run_id = str(run.info.run_id)
         if opening.run_id is not None:
-            # It may be gone, and is of no more use.
+            # The earlier run may be gone, and is no longer needed.
             with suppress(Exception):
                 self._client.set_tag(opening.run_id, "phf.superseded_by", self.run_id)
                 self._client.set_terminated(opening.run_id, "KILLED")
@@ -59,13 +55,13 @@ class Mlflow:
             self._client.log_batch(self.run_id, params=parameters[start : start + _PARAMETERS_AT_ONCE])
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """The numbers of a step, in one request."""
+        """Send the numbers of a step in one request."""
         now = int(time.time() * 1000)
         metrics = [self._metric(name, value, now, step) for name, value in values.items()]
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def close(self) -> None:
-        """Mark the run as ended; it can go on all the same."""
+        """Mark the run as finished; it can still be continued."""
         self._client.set_terminated(self.run_id)
 
 

@@ -1,4 +1,4 @@
-"""Which trackers a run has: looked at before any work, opened on rank 0, and known again when the run goes on."""
+"""Open the trackers of a run: check them before any work, open them on rank 0, and reconnect them on a resume."""
 
 import hashlib
 import json
@@ -22,38 +22,39 @@ from training.trackers.tensorboard import TensorBoard
 _FILE = "trackers.json"
 _BOARD = "tensorboard"
 _USER = re.compile(r"://[^/@\s]+@")
-# The class of each, in the module of `training.trackers` that is named as its setting, its package and its extra.
+# Class names of remote trackers. The key is the name of the module here, the setting, the package and the extra.
 _REMOTE = {"wandb": "Wandb", "mlflow": "Mlflow", "trackio": "Trackio"}
 _WANDB_SETTINGS = (Path("wandb", "settings"), Path(".wandb", "settings"))
 
 
 def check_trackers(config: TrackingConfig) -> None:
-    """Refuse a tracker that is not installed, or that would take its settings from the working directory.
+    """Refuse a tracker that is not installed, or that would read settings from the working directory.
 
     Raises:
-        UserError: names the extra, or the file.
+        UserError: names the extra or the file.
     """
-    for name, _ in _asked(config):
+    for name, _ in _configured(config):
         if find_spec(name) is None:
             raise UserError(f"tracking.{name} needs the package {name}: pip install 'phf[{name}]'.")
     for file in _WANDB_SETTINGS if config.wandb is not None else ():
-        # They may name a server or a proxy, which would get the key; what lies here may be somebody else's.
+        # Such a file may belong to somebody else, and name a server or a proxy that would receive the API key.
         if file.exists():
             raise UserError(
-                f"W&B would take settings from {file} in the working directory. Set variables such as WANDB_PROJECT in "
-                "place of it, or start the command in another folder."
+                f"W&B would read settings from {file} in the working directory. Set variables such as WANDB_PROJECT "
+                "instead, or start the command in another folder."
             )
 
 
 class Mirrors:
-    """The trackers of a run, each with the lines of `metrics.jsonl`; where all was sent, that is written down.
+    """The open trackers of a run, which mirror the lines of `metrics.jsonl`, and the record of what each has received.
 
     Args:
-        file: where, in the folder of the run.
-        known: what each tracker calls the run, and what it is known to have; kept of those that are not open.
-        opened: the trackers.
-        lines: that they have, or are being sent.
-        warn: called with a line.
+        file: the record, in the folder of the run.
+        known: for each tracker, its id of the run and the lines that it has; entries of trackers that are not open are
+            kept.
+        opened: the open trackers.
+        lines: lines that they have, or are being sent.
+        warn: called with each warning.
     """
 
     def __init__(
@@ -69,18 +70,18 @@ class Mirrors:
         self._opened = opened
         self._warn = warn
         self._count, self._digest = len(lines), _digest(lines)
-        # Until they are closed, nobody knows what has arrived.
+        # Until the trackers are closed, it is not known what has arrived.
         self._write()
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Hand over a line of `metrics.jsonl`; never raises, never waits."""
+        """Queue a line of `metrics.jsonl` for each tracker; never raises or blocks."""
         self._count += 1
         self._digest.update(metrics_line(line).encode())
         for each in self._opened.values():
             each.log(numbers(line), int(line["step"]))
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send remaining lines, close the trackers, and record what they have."""
         for name, each in self._opened.items():
             if each.close():
                 self._known[name] |= {"lines": self._count, "sha256": self._digest.hexdigest()}
@@ -93,7 +94,7 @@ class Mirrors:
             write_atomically(self._file, json.dumps(self._known, indent=2) + "\n")
         except OSError as error:
             problem = error.strerror or error
-            self._warn(f"{self._file} cannot be written ({problem}): going on, trackers will see another run.")
+            self._warn(f"{self._file} cannot be written ({problem}): a resume will be another run in the trackers.")
 
 
 def open_trackers(
@@ -103,23 +104,23 @@ def open_trackers(
     facts: Mapping[str, Any],
     warn: Callable[[str], None],
 ) -> Mirrors:
-    """Open what is asked for, each going on as the run that it was, and send what it lacks.
+    """Open the configured trackers, each continuing its earlier run, and send the lines that it lacks.
 
-    One that may have more than these lines, as the run goes on from an earlier step or was killed, goes back to them
-    where it can, and begins anew with all of them where it cannot. One that cannot be opened is left out, with a
+    A tracker that may have more than these lines, because the run resumes from an earlier step or was killed, goes back
+    to them if it can, or else starts a new run with all of them. A tracker that cannot be opened is left out, with a
     warning.
 
     Args:
-        config: which ones.
-        folder: of the run.
-        lines: of `metrics.jsonl`, which all of them are to show.
-        facts: settings and facts that are shown with the run.
-        warn: called with a line.
+        config: the settings of the trackers.
+        folder: the folder of the run.
+        lines: the lines of `metrics.jsonl`, which every tracker shall show.
+        facts: settings and facts to show with the run.
+        warn: called with each warning.
     """
     file = folder.path / _FILE
     known = _known(file)
     opened: dict[str, Guarded] = {}
-    for name, settings in [*([(_BOARD, None)] if config.tensorboard else []), *_asked(config)]:
+    for name, settings in [*([(_BOARD, None)] if config.tensorboard else []), *_configured(config)]:
         earlier = known.get(name, {})
         has = _common(earlier, lines)
         opening = Opening(
@@ -135,10 +136,10 @@ def open_trackers(
             sink = _open(name, settings, opening)
         except Exception as error:  # noqa: BLE001 - a tracker must not end a run
             reason = getattr(error, "strerror", None) if name == _BOARD else None
-            warn(f"{shown} cannot be opened ({reason or type(error).__name__}); the run goes on without it.")
+            warn(f"{shown} cannot be opened ({reason or type(error).__name__}); the run continues without it.")
             continue
         known[name] = {"id": sink.run_id}
-        # One that could go back has them all.
+        # A tracker that could go back has all of these lines.
         sent = (len(lines) if has is None else has) if sink.goes_on else 0
         opened[name] = Guarded("TensorBoard" if name == _BOARD else name, sink, warn, backlog=lines[sent:])
     return Mirrors(file, known, opened, lines, warn)
@@ -153,7 +154,7 @@ def _open(name: str, settings: BaseModel | None, opening: Opening) -> Sink:
 
 
 def _common(earlier: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> int | None:
-    """How many of the lines a tracker has that has nothing else; None where it may have other ones."""
+    """How many of the lines a tracker has, if it has no others; None if it may have others."""
     count: int = earlier.get("lines", -1)
     if not 0 <= count <= len(lines) or _digest(lines[:count]).hexdigest() != earlier.get("sha256"):
         return None
@@ -171,18 +172,18 @@ def _known(file: Path) -> dict[str, dict[str, Any]]:
     try:
         return {name: each.model_dump() for name, each in _KNOWN.validate_json(read_stored(file)).items()}
     except (OSError, ValueError):
-        # The first time there is none; a damaged one costs a second run in the tracker.
+        # There is none at first; a damaged one only costs a second run in the tracker.
         return {}
 
 
 def _plain(name: str) -> str:
     if "/" in check_path(name):
-        raise ValueError("an id is no path")
+        raise ValueError("an id must not be a path")
     return name
 
 
 class _Known(BaseModel):
-    """What a tracker calls a run, of which some name a folder; and the lines that it is known to have."""
+    """A tracker's id of the run, which may name a folder, and the lines that it is known to have."""
 
     id: Annotated[str, AfterValidator(_plain)]
     lines: int = -1
@@ -193,7 +194,7 @@ _KNOWN = TypeAdapter(dict[str, _Known])
 
 
 def _without_users(value: Any) -> Any:
-    """The same without the name and password that an address may hold."""
+    """The value without user names and passwords in URLs."""
     if isinstance(value, Mapping):
         return {key: _without_users(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -201,6 +202,6 @@ def _without_users(value: Any) -> Any:
     return _USER.sub("://", value) if isinstance(value, str) else value
 
 
-def _asked(config: TrackingConfig) -> list[tuple[str, BaseModel]]:
+def _configured(config: TrackingConfig) -> list[tuple[str, BaseModel]]:
     found = ((name, getattr(config, name)) for name in _REMOTE)
     return [(name, settings) for name, settings in found if settings is not None]

@@ -1,4 +1,4 @@
-"""What a tracker is to a run, and what a run does when one fails: it goes on."""
+"""The interface of trackers, and the thread that keeps their failures and delays away from a run."""
 
 import math
 import queue
@@ -12,37 +12,37 @@ CLOSING_S = 60.0
 
 
 class Sink(Protocol):
-    """A tracker that is open.
+    """An open tracker.
 
     Attributes:
-        run_id: what it calls the run.
-        goes_on: whether it has what it was sent in earlier processes up to the step of its `Opening`, and nothing
-            beyond; else it begins with nothing.
+        run_id: its id of the run.
+        goes_on: whether it has the lines of earlier processes up to the step of its `Opening` and no others; if not, it
+            starts empty.
     """
 
     run_id: str
     goes_on: bool
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of a step, by names such as `train/loss`. It may raise anything."""
+        """Log the numbers of a step, by names such as `train/loss`. May raise anything."""
         ...
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send remaining values and close."""
         ...
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a tracker is opened with.
+    """What a tracker needs to open a run.
 
     Attributes:
-        folder: of the run, as a string.
-        name: of the run, as the tracker shows it, where its settings have none.
-        config: the settings and facts of the run; never any text of the corpus.
-        run_id: what the tracker called the run in an earlier process; None for the first.
-        goes_back: whether it may have more of that run than is to be shown, or less.
-        step: of the last line that is to be shown.
+        folder: folder of the run.
+        name: display name of the run, if the settings have none.
+        config: settings and facts of the run; never text of the corpus.
+        run_id: the tracker's id of the run in an earlier process; None for the first.
+        goes_back: whether the tracker may have more or fewer lines than it shall show.
+        step: step of the last line that it shall show.
     """
 
     folder: str
@@ -54,10 +54,10 @@ class Opening:
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a line of `metrics.jsonl` by the names that trackers show them under.
+    """The finite numbers of a line of `metrics.jsonl`, by the names that trackers show.
 
-    Of a line that is no logged step's, such as an evaluation's, those alone that it is about: the step has sent the
-    others.
+    For a line about something else than a logged step, such as an evaluation, only its own numbers: the others were
+    sent with the step.
     """
     found: dict[str, Any] = {}
     for name, value in line.items():
@@ -69,17 +69,17 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Guarded:
-    """A sink in a thread of its own, whose failures are counted and shown once.
+    """Runs a sink in its own thread, counts the steps that it failed to send, and warns once.
 
-    Nothing that a tracker does, be it to raise or to wait for a network, stops a step: what it has no room for is
-    counted as not sent.
+    A tracker that raises or waits for a network never delays a step: steps that do not fit into its queue are counted
+    as lost.
 
     Args:
-        name: shown in warnings.
+        name: name in warnings.
         sink: the tracker.
-        warn: called with a line, in the thread that logs.
-        backlog: lines of `metrics.jsonl` that are sent first.
-        closing_s: seconds that the end of a run waits for it.
+        warn: called with each warning, in the thread that logs.
+        backlog: lines of `metrics.jsonl` to send first.
+        closing_s: seconds to wait for it at the end of a run.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Guarded:
         self._thread.start()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Hand over the numbers of a step; never raises, never waits."""
+        """Queue the numbers of a step; never raises or blocks."""
         try:
             self._queue.put_nowait((values, step))
         except queue.Full:
@@ -112,7 +112,7 @@ class Guarded:
         self._warn_once()
 
     def close(self) -> bool:
-        """Wait for what is left to be sent, but not forever, and warn of what was not; whether all of it was."""
+        """Wait a limited time for the queue, warn if steps were lost, and return whether everything was sent."""
         try:
             self._queue.put(None, timeout=self._closing_s)
         except queue.Full:
@@ -123,17 +123,17 @@ class Guarded:
         waiting = self._queue.qsize() if self._thread.is_alive() else 0
         if self.lost or waiting:
             self._warn(
-                f"{self.name} has not got {self.lost + waiting:,} of the logged steps; metrics.jsonl has them all, and "
-                "sends them when the run goes on."
+                f"{self.name} did not receive {self.lost + waiting:,} of the logged steps; metrics.jsonl has them all, "
+                "and they are sent when the run is resumed."
             )
         return not (self.lost or self._error is not None or self._thread.is_alive())
 
     def _warn_once(self) -> None:
         if self._error is not None and not self._warned:
             self._warned = True
-            # Its words may hold an address or a key.
+            # Show only the type: the message may hold an address or a key.
             self._warn(
-                f"{self.name} failed ({type(self._error).__name__}); the run goes on without it where it has to, and "
+                f"{self.name} failed ({type(self._error).__name__}); the run continues, without it if need be, and "
                 "metrics.jsonl has every number."
             )
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, in the run's folder."""
+"""The TensorBoard tracker: event files in the run's folder."""
 
 import time
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 class TensorBoard:
-    """Event files.
+    """Writes event files.
 
     Args:
-        folder: of the files.
-        step: steps done, 0 where a run starts again: TensorBoard hides what an earlier attempt has written after them.
-        goes_on: whether what was written up to there is whole.
+        folder: folder of the files.
+        step: steps done so far: TensorBoard hides later steps that an earlier process wrote.
+        goes_on: whether the files are complete up to that step.
     """
 
     run_id = "tensorboard"
@@ -20,18 +20,18 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.goes_on = goes_on
-        # Event files are read in the order of the seconds in their names.
+        # TensorBoard orders event files by the seconds in their names: wait for a new second.
         while any(f".tfevents.{int(time.time())}." in file.name for file in _files(folder)):
             time.sleep(0.05)
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """A scalar a name."""
+        """Write one scalar per name."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close the file."""
         self._writer.close()
 
 

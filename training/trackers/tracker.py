@@ -1,4 +1,4 @@
-"""Where numbers go: `metrics.jsonl`, always, and what mirrors it."""
+"""Write `metrics.jsonl` and pass its lines to the trackers that mirror it."""
 
 import contextlib
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from training.trackers.open import Mirrors
 
 
 def keep_lines(folder: RunFolder, step: int) -> list[dict[str, Any]]:
-    """Remove from `metrics.jsonl` what was logged after a step, which a run that goes on from there does again.
+    """Remove lines of later steps from `metrics.jsonl`: a run that resumes from `step` logs them again.
 
     Returns:
-        The lines that stay.
+        The remaining lines.
 
     Raises:
         IncompleteError: the file cannot be written.
@@ -26,11 +26,7 @@ def keep_lines(folder: RunFolder, step: int) -> list[dict[str, Any]]:
 
 
 class Tracker:
-    """Appends to `metrics.jsonl`, a flushed line at a time, and hands the lines to the run's trackers.
-
-    Args:
-        folder: of the run.
-        mirrors: the trackers; None for none.
+    """Appends lines to `metrics.jsonl`, flushing each, and passes them to the run's trackers, if any.
 
     Raises:
         IncompleteError: the file cannot be written.
@@ -43,10 +39,7 @@ class Tracker:
             self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """One line.
-
-        Args:
-            values: of the line: `step`, and numbers, or a mapping of numbers for an evaluation.
+        """Write a line: `step`, and numbers, or a mapping of numbers for an evaluation.
 
         Raises:
             IncompleteError: the line cannot be written.
@@ -56,7 +49,7 @@ class Tracker:
                 self._file.write(metrics_line(values))
                 self._file.flush()
             except OSError:
-                # What is left in its buffer must not be tried again at the end, where it would hide this error.
+                # Close now: flushing the rest of the buffer again at the end would hide this error.
                 with contextlib.suppress(OSError):
                     self._file.close()
                 raise
@@ -64,10 +57,10 @@ class Tracker:
             self._mirrors.log(values)
 
     def close(self) -> None:
-        """Close everything.
+        """Close the file and the trackers.
 
         Raises:
-            IncompleteError: what was written did not all reach the disk, as a network's file system says only now.
+            IncompleteError: not everything reached the disk, which a network file system reports only now.
         """
         try:
             with writing(self._path):

@@ -1,4 +1,4 @@
-"""trackio: local, or in a Space of Hugging Face."""
+"""The trackio tracker: local, or in a Hugging Face Space."""
 
 import sys
 import uuid
@@ -11,13 +11,9 @@ from training.trackers.sink import Opening
 
 
 class Trackio:
-    """A run of trackio, which knows a run by its name.
+    """A trackio run, which is identified by its name.
 
-    It has nothing by which a run could go back: another is begun with the lines that count, and the earlier one stays.
-
-    Args:
-        config: of the tracker.
-        opening: of the run.
+    A trackio run cannot go back: a new one is started with the current lines, and the earlier one stays.
     """
 
     def __init__(self, config: TrackioConfig, opening: Opening) -> None:
@@ -27,7 +23,7 @@ class Trackio:
         self.run_id = opening.run_id or config.name or ""
         if not self.run_id or opening.goes_back:
             self.run_id = f"{config.name or opening.name}-{uuid.uuid4().hex[:6]}"
-        # It prints where it is, and stdout is for what `--json` gives.
+        # trackio prints its address, and stdout is reserved for the output of `--json`.
         with redirect_stdout(sys.stderr):
             self._run: Any = trackio.init(
                 project=config.project,
@@ -41,10 +37,10 @@ class Trackio:
             )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """The numbers of a step."""
+        """Log the numbers of a step."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Write or send what is left."""
+        """Write or send remaining values."""
         with redirect_stdout(sys.stderr):
             self._run.finish()

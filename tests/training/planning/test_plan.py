@@ -32,7 +32,7 @@ from training.planning.estimate import (
     estimate_seconds,
 )
 from training.planning.forecast import FILL, fitted, forecast
-from training.planning.machines import Asked, describe_machine
+from training.planning.machines import MachineOptions, describe_machine
 from training.schedule import plan_horizon
 from training.settings import resolve_config
 
@@ -200,20 +200,20 @@ def test_more_arithmetic_takes_longer_and_a_given_share_of_the_peak_is_used():
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_micro_batch_is_the_largest_that_fits(stage):
-    asked = Asked(ranks=4, device="H100", memory=8e9)
-    found = forecast(config(zero_stage=stage), asked)
+    options = MachineOptions(ranks=4, device="H100", memory=8e9)
+    found = forecast(config(zero_stage=stage), options)
     horizon = found.horizon
     assert found.fits
     assert horizon.micro_batch_size * horizon.accumulation * 4 == 64
     assert 1 < horizon.micro_batch_size < 16
-    larger = forecast(config(zero_stage=stage, micro_batch_size=2 * horizon.micro_batch_size), asked)
+    larger = forecast(config(zero_stage=stage, micro_batch_size=2 * horizon.micro_batch_size), options)
     assert not larger.fits
     assert larger.memory.total > FILL * 8e9
 
 
 def test_each_remedy_makes_it_fit():
-    asked = Asked(ranks=2, device="A100", memory=5.8e9)
-    found = forecast(config("gpt2-medium"), asked)
+    options = MachineOptions(ranks=2, device="A100", memory=5.8e9)
+    found = forecast(config("gpt2-medium"), options)
     assert not found.fits
     assert found.horizon.micro_batch_size == 1
     assert "training.activation_checkpointing=true" in found.remedies
@@ -226,36 +226,36 @@ def test_each_remedy_makes_it_fit():
             else:
                 key, _, value = part.removeprefix("training.").partition("=")
                 changes[key] = value
-        assert forecast(config("gpt2-medium", **changes), replace(asked, ranks=ranks)).fits, remedy
+        assert forecast(config("gpt2-medium", **changes), replace(options, ranks=ranks)).fits, remedy
 
 
 def test_what_other_settings_forbid_is_no_remedy():
-    found = forecast(config("gpt2-xl", compile=True), Asked(ranks=8, device="H100", memory=4e9))
+    found = forecast(config("gpt2-xl", compile=True), MachineOptions(ranks=8, device="H100", memory=4e9))
     assert not found.fits
     assert not any("zero_stage=3" in remedy for remedy in found.remedies)
 
 
 def test_checkpoints_that_are_kept_and_copied_are_counted():
-    asked = Asked(device="H100")
-    plain, kept = (forecast(config(**each), asked) for each in ({}, {"keep_best": 3, "best_metric": "loss"}))
+    options = MachineOptions(device="H100")
+    plain, kept = (forecast(config(**each), options) for each in ({}, {"keep_best": 3, "best_metric": "loss"}))
     assert kept.checkpoints_kept == plain.checkpoints_kept + 3
-    beside = forecast(config(save_async=True), asked)
+    beside = forecast(config(save_async=True), options)
     assert (beside.memory.main - plain.memory.main, beside.memory.total) == (plain.checkpoint, plain.memory.total)
-    here, copied = (forecast(config("nano", save_async=each), Asked(memory=1e12)) for each in (False, True))
+    here, copied = (forecast(config("nano", save_async=each), MachineOptions(memory=1e12)) for each in (False, True))
     assert copied.memory.total - here.memory.total == pytest.approx(here.checkpoint)
 
 
 def test_on_a_cpu_the_batch_is_cut_as_a_run_cuts_it():
     of = config("nano", batch_size=24)
-    assert forecast(of, Asked(ranks=2, memory=1e12)).horizon == plan_horizon(of.training, 128, 2)
+    assert forecast(of, MachineOptions(ranks=2, memory=1e12)).horizon == plan_horizon(of.training, 128, 2)
     horizon = plan_horizon(of.training, 128, 1)
     assert fitted(of, horizon, 400, torch.device("cpu")) is horizon
 
 
 def test_the_value_head_and_the_control_tokens_are_counted():
-    asked = Asked(device="H100")
+    options = MachineOptions(device="H100")
     plain, awr, conditional = (
-        forecast(config("nano", objective), asked).job.shape.parameters for objective in ("mle", "awr", "conditional")
+        forecast(config("nano", objective), options).job.shape.parameters for objective in ("mle", "awr", "conditional")
     )
     assert (awr - plain, conditional - plain) == (64, 2 * 64)
 
@@ -307,7 +307,7 @@ def test_a_plan_needs_nothing_and_touches_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--plan-device", "abacus"], "not a card that is known"),
+        (["--plan-device", "abacus"], "unknown device"),
         (["--ranks", 3, "--plan-device", "H100"], "cannot be divided among 3 ranks"),
         (["--model", "/no/model"], "Cannot load model"),
         (["--set", "data.context_length=4096", "--model", "gpt2"], "has positions for 1024"),
@@ -355,7 +355,7 @@ def test_on_a_gpu_a_run_takes_the_micro_batch_of_the_plan(monkeypatch):
     card = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=int(40e9))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     of = config("gpt2", precision="bf16")
-    planned = forecast(of, Asked(ranks=4, device="H100", memory=40e9)).horizon
+    planned = forecast(of, MachineOptions(ranks=4, device="H100", memory=40e9)).horizon
     horizon = plan_horizon(of.training, 1024, 4)
     assert planned.micro_batch_size != horizon.micro_batch_size
     assert fitted(of, horizon, 8192, torch.device("cuda", 0)) == planned
@@ -374,7 +374,7 @@ def test_on_a_gpu_ranks_are_as_far_apart_as_with_its_name(monkeypatch, ranks, be
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80e9))
     here, named = (
-        describe_machine(TrainingConfig(precision="bf16"), Asked(ranks, device))[0] for device in (None, name)
+        describe_machine(TrainingConfig(precision="bf16"), MachineOptions(ranks, device))[0] for device in (None, name)
     )
     assert here == named
     assert here.link_bandwidth == between
@@ -382,7 +382,7 @@ def test_on_a_gpu_ranks_are_as_far_apart_as_with_its_name(monkeypatch, ranks, be
 
 def test_where_no_change_is_enough_alone_all_of_them_are_named_once():
     # ZeRO 1 has 4.2 GB of states at two ranks, and a block of 1.5 GB.
-    found = forecast(config("gpt2-medium", batch_size=2, micro_batch_size=1), Asked(2, "A100", memory=4e9))
+    found = forecast(config("gpt2-medium", batch_size=2, micro_batch_size=1), MachineOptions(2, "A100", memory=4e9))
     assert not found.fits
     for remedy in found.remedies:
         keys = [part.partition("=")[0] for part in remedy.split(" and ")]

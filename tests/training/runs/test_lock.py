@@ -44,16 +44,16 @@ def test_a_second_launch_gives_up_and_leaves_everything_as_it_was(tmp_path, code
 
 
 def test_a_second_launch_waits_for_the_first_to_end(tmp_path, code_dataset, monkeypatch):
-    taken, attempts = lock._taken, []
+    acquire, attempts = lock._acquire, []
 
     def end_the_first(file):
-        attempts.append(taken(file))
+        attempts.append(acquire(file))
         if len(attempts) == 2:
             process.kill()
             process.wait()
         return attempts[-1]
 
-    monkeypatch.setattr(lock, "_taken", end_the_first)
+    monkeypatch.setattr(lock, "_acquire", end_the_first)
     with hold(tmp_path / "run", 100) as process:
         facts, printed = run_job(code_dataset, tmp_path / "run")
     assert attempts == [False, False, True]
@@ -68,7 +68,7 @@ def test_a_run_holds_its_folder_to_the_end_and_no_longer(tmp_path, code_dataset,
 
     def look(job, weights):
         with RunFolder(output).lock.open() as file:
-            held.append(not lock._taken(file))
+            held.append(not lock._acquire(file))
         export(job, weights)
 
     monkeypatch.setattr(TrainingJob, "_export", look)

@@ -215,7 +215,7 @@ def test_what_could_not_be_sent_is_sent_when_the_run_goes_on(tmp_path, monkeypat
     monkeypatch.setattr(opening, "import_module", lambda name: Module)
     config = TrackingConfig(tensorboard=False, wandb={})
     write(folder, config, 1, 3, told.append)
-    assert "metrics.jsonl has them all, and sends them when the run goes on" in told[-1]
+    assert "metrics.jsonl has them all, and they are sent when the run is resumed" in told[-1]
     assert [step for step, _ in sink.logged] == [1, 2]
     sink.fails, sink.logged = (), []
     write(folder, config, 4, 5)
