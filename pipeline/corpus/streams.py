@@ -173,26 +173,26 @@ def read_lines(stream: Readable, *, limit: int, offset: int = 0) -> Iterator[tup
         CutError: after all lines that end before the cut.
     """
     head: list[bytes] = []
-    held = 0
+    length = 0
     while chunk := stream.read(CHUNK):
         start = 0
         while (end := chunk.find(b"\n", start) + 1) > 0:
-            size = held + end - start
+            size = length + end - start
             content = b"".join((*head, chunk[start:end])) if size <= limit else None
             if content is None or (content := _trim(content, offset)):
                 yield offset, size, content
             head.clear()
-            offset, start, held = offset + size, end, 0
+            offset, start, length = offset + size, end, 0
         if start < len(chunk):
-            held += len(chunk) - start
-            if held <= limit:
+            length += len(chunk) - start
+            if length <= limit:
                 head.append(chunk[start:])
             else:
                 head.clear()
-    if held:
-        content = b"".join(head) if held <= limit else None
+    if length:
+        content = b"".join(head) if length <= limit else None
         if content is None or (content := _trim(content, offset)):
-            yield offset, held, content
+            yield offset, length, content
 
 
 def _trim(content: bytes, offset: int) -> bytes:

@@ -154,12 +154,12 @@ def _blank_lines(window: "_Window", at: int, enough: int = _MOST_HEAD) -> tuple[
     wanted = len(_BLANK_LINE)
     while True:
         window.fill(at + wanted)
-        held = window.peek(wanted, at)
-        size = _matched(_BLANK_LINES, held)
-        lines, rest = held.count(b"\n", 0, size), held[size:]
+        data = window.peek(wanted, at)
+        size = _matched(_BLANK_LINES, data)
+        lines, rest = data.count(b"\n", 0, size), data[size:]
         may_go_on = _matched(_PERHAPS_BLANK, rest) == len(rest)
-        if may_go_on and len(held) < wanted:
-            return len(held), lines
+        if may_go_on and len(data) < wanted:
+            return len(data), lines
         if not may_go_on or lines >= enough or wanted >= _MOST_HEAD:
             return size, lines
         wanted *= 4

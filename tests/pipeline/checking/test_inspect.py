@@ -40,7 +40,7 @@ def dataset(tmp_path):
     )
 
 
-def test_a_dataset_is_inspected_where_no_job_can_be(dataset):
+def test_a_dataset_is_inspected_where_the_job_cannot_be_read(dataset):
     manifest = open_dataset(str(dataset)).manifest
     elsewhere = LabelledDataset("hdfs://host/made", manifest, pafs.LocalFileSystem(), str(dataset))
     assert inspect_dataset(elsewhere).unfinished == ()
@@ -94,7 +94,7 @@ def test_quantiles_and_means_are_exact(tmp_path_factory, lists):
     assert report.aligned == int((scores <= 1).sum())
 
 
-def test_examples_are_the_worst_and_those_beside_the_threshold(dataset):
+def test_examples_are_the_worst_and_those_closest_to_the_threshold(dataset):
     examples = find_examples(open_dataset(str(dataset)), "toxicity", 2)
     assert [each.text.strip() for each in examples["worst"]] == ["Worse.", "Bad!"]
     assert [each.text.strip() for each in examples["just misaligned"]] == ["Bad!", "Worse."]
@@ -103,14 +103,14 @@ def test_examples_are_the_worst_and_those_beside_the_threshold(dataset):
     assert (worst.doc_id, worst.sentence, worst.score) == ("corpus.jsonl#4", 0, pytest.approx(0.95))
 
 
-def test_no_example_stands_twice(tmp_path):
+def test_no_example_occurs_twice(tmp_path):
     folder = make_dataset(tmp_path / "made", ["Same. Same. Other."] * 5, {"toxicity": lambda sentence: 0.5})
     examples = find_examples(open_dataset(str(folder)), "toxicity", 3)
     assert [each.text.strip() for each in examples["worst"]] == ["Same.", "Same.", "Other."][1:]
     assert examples["just misaligned"] == []
 
 
-def test_the_command_shows_no_text_unless_asked(dataset):
+def test_the_command_shows_text_only_on_request(dataset):
     runner = CliRunner()
     result = runner.invoke(app, ["inspect", str(dataset)])
     assert result.exit_code == 0, result.output
@@ -120,7 +120,7 @@ def test_the_command_shows_no_text_unless_asked(dataset):
     assert "Worse" in runner.invoke(app, ["inspect", str(dataset), "--show-text"]).stdout
 
 
-def test_the_json_holds_no_text_unless_asked(dataset):
+def test_the_json_contains_text_only_on_request(dataset):
     runner = CliRunner()
     plain = runner.invoke(app, ["inspect", str(dataset), "--json"])
     assert "Worse" not in plain.stdout
@@ -137,7 +137,7 @@ def test_the_json_holds_no_text_unless_asked(dataset):
     assert shown["examples"]["toxicity"]["worst"][0]["text"].strip() == "Worse."
 
 
-def test_a_column_that_is_not_there_is_refused(dataset):
+def test_a_missing_column_is_refused(dataset):
     result = CliRunner().invoke(app, ["inspect", str(dataset), "--column", "pii"])
     assert result.exit_code == 2
     assert "has no score column 'pii'; it has: toxicity, pep8" in result.stderr
@@ -150,7 +150,7 @@ def test_a_dataset_without_sentences_is_shown(tmp_path):
     assert "2 (2 empty)" in result.stdout
 
 
-def test_nothing_in_a_text_is_taken_for_markup_or_control(tmp_path):
+def test_texts_are_not_interpreted_as_markup_or_control_characters(tmp_path):
     text = "[bold]not bold[/bold] \x1b[31mnot red\x1b[0m [link=file:///etc/passwd]x[/]."
     folder = make_dataset(tmp_path / "made", [text], {"toxicity": lambda sentence: 1.0})
     result = CliRunner().invoke(app, ["inspect", str(folder), "--show-text"])
@@ -183,7 +183,7 @@ class TestQuarantined:
             tmp_path / "odd", ["Nice."], {"toxicity": toxicity}, {"toxicity": 0.5}, quarantined=left_out
         )
 
-    def test_what_was_left_out_is_listed(self, odd):
+    def test_quarantined_records_are_listed(self, odd):
         done = CliRunner().invoke(app, ["inspect", str(odd), "--quarantined", "--limit", "3"])
         assert done.exit_code == 0
         rows = [line.split() for line in done.stdout.splitlines()]
@@ -196,7 +196,7 @@ class TestQuarantined:
         every = CliRunner().invoke(app, ["inspect", str(odd), "--quarantined", "--json", "--limit", "0"])
         assert len(json.loads(every.stdout)["entries"]) == 150
 
-    def test_foreign_names_are_no_markup_and_have_no_controls(self):
+    def test_foreign_names_are_escaped(self):
         found = Quarantine("labelled", [Entry("[red]a\x1b[31m\n.jsonl", 7, "bad", "[b]")], 1, {"bad": 1})
         console = Terminal(width=100, record=True, file=io.StringIO())
         show_quarantine(console, found)
@@ -205,6 +205,6 @@ class TestQuarantined:
         assert "[b]" in shown
         assert "\x1b" not in shown
 
-    def test_nothing_left_out_is_said(self, tmp_path):
+    def test_an_empty_quarantine_is_mentioned(self, tmp_path):
         made = make_dataset(tmp_path / "made", ["Nice."], {"toxicity": toxicity}, {"toxicity": 0.5})
         assert "Nothing is in quarantine" in CliRunner().invoke(app, ["inspect", str(made), "--quarantined"]).stdout

@@ -112,7 +112,7 @@ PROBE = ("--scorer", "probe")
         (("corpus", *PROBE, "--address", "ray://127.0.0.1:1"), ("ray://127.0.0.1:1", "refused")),
     ],
 )
-def test_bad_usage_is_refused_by_name_before_anything_is_done(
+def test_invalid_options_are_refused_by_name_before_any_work(
     folder: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:
     refused(run(*arguments), *parts)
@@ -131,7 +131,7 @@ def test_bad_usage_is_refused_by_name_before_anything_is_done(
         ("execution: {max_quarantined: 1.0}", ("execution.max_quarantined", "0.1%")),
     ],
 )
-def test_a_wrong_config_is_refused_by_key(folder: Path, content: str, parts: tuple[str, ...]) -> None:
+def test_an_invalid_config_is_refused_by_key(folder: Path, content: str, parts: tuple[str, ...]) -> None:
     Path("c.yaml").write_text(content)
     flags = () if "scorers" in content else PROBE
     refused(run("corpus", "--config", "c.yaml", *flags), *parts)
@@ -165,11 +165,11 @@ def test_an_output_that_cannot_be_written_is_refused(folder: Path) -> None:
     refused(run("corpus", *PROBE, output="file/out"), "cannot be written")
 
 
-def test_an_unknown_place_is_refused(folder: Path) -> None:
+def test_an_unknown_location_is_refused(folder: Path) -> None:
     refused(run("corpus", *PROBE, output="ftp://host/x"), "ftp://", "s3://")
 
 
-def test_an_output_that_is_not_named_is_asked_for(folder: Path) -> None:
+def test_a_missing_output_is_requested(folder: Path) -> None:
     refused(CliRunner().invoke(app, ["label", "corpus", *PROBE]), "output", "required")
 
 

@@ -11,7 +11,7 @@ from tests.pipeline import without_ray
 
 
 @pytest.mark.parametrize("options", [(), ("--kind", "python")])
-def test_training_is_offered_only_where_something_has_a_score(
+def test_training_is_suggested_only_if_something_has_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     without_ray.install(monkeypatch)

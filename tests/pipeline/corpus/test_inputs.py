@@ -42,7 +42,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "corpus"
 
 
-def test_a_folder_is_its_known_files_at_any_depth_sorted(corpus: Path) -> None:
+def test_a_folder_resolves_to_its_known_files_at_any_depth_sorted(corpus: Path) -> None:
     assert find_sources(["corpus"]) == [
         Source("corpus/a.jsonl.gz", "jsonl", "gzip", "prose", 10),
         Source("corpus/b.jsonl", "jsonl", None, "prose", 7),
@@ -65,7 +65,7 @@ def test_formats_by_suffix(tmp_path: Path) -> None:
     ]
 
 
-def test_caches_beside_a_saved_dataset_are_no_input_unless_named(tmp_path: Path) -> None:
+def test_caches_of_a_saved_dataset_are_skipped_unless_named(tmp_path: Path) -> None:
     touch(tmp_path, "train/data-00000-of-00001.arrow", "train/cache-0f1e.arrow", "train/state.json")
     saved, cache = (str(tmp_path / "train" / name) for name in ("data-00000-of-00001.arrow", "cache-0f1e.arrow"))
     assert uris(str(tmp_path)) == uris(f"{tmp_path}/**/*.arrow") == [saved]
@@ -106,7 +106,7 @@ def test_order_does_not_depend_on_the_order_of_the_arguments(corpus: Path) -> No
     assert uris("corpus/e.txt", "corpus/b.jsonl") == uris("corpus/b.jsonl", "corpus/e.txt")
 
 
-def test_what_was_written_to_an_output_inside_the_corpus_is_no_input(corpus: Path) -> None:
+def test_outputs_inside_the_corpus_are_skipped(corpus: Path) -> None:
     before = uris("corpus", output="corpus/labelled")
     touch(corpus, "labelled/data/0001/part-00000.parquet", "labelled/x.jsonl")
     assert uris("corpus", output="corpus/labelled") == before
@@ -141,7 +141,7 @@ def test_links_to_folders_are_followed_once(corpus: Path) -> None:
         ("corpus/b\udcff.jsonl", "not valid UTF-8"),
     ],
 )
-def test_what_is_refused(corpus: Path, argument: str, message: str) -> None:
+def test_invalid_inputs_are_refused(corpus: Path, argument: str, message: str) -> None:
     Path("empty").mkdir()
     os.mkfifo("pipe.jsonl")
     Path("dangling.jsonl").symlink_to("gone.jsonl")

@@ -55,7 +55,7 @@ FILES = {
 }
 
 
-def test_a_dataset_is_its_files_at_its_commit(hub: FakeHub) -> None:
+def test_a_dataset_resolves_to_its_files_at_its_commit(hub: FakeHub) -> None:
     commit = hub.push("org/name", FILES)
     root = f"hf://datasets/org/name@{commit}"
     everything = [f"{root}/data/deep/test.jsonl.zst", f"{root}/data/train 1%.jsonl", f"{root}/data/train-0.parquet"]
@@ -114,7 +114,7 @@ def test_a_large_file_is_read_in_ranges(hub: FakeHub) -> None:
         ("hf://org/name", "not of the form"),
     ],
 )
-def test_what_is_refused(hub: FakeHub, argument: str, message: str) -> None:
+def test_invalid_inputs_are_refused(hub: FakeHub, argument: str, message: str) -> None:
     hub.push("org/name", FILES)
     hub.push("org/empty", {"README.md": b"x"})
     for name in ("org/private", "org/gated"):
@@ -135,7 +135,7 @@ def test_the_token_comes_from_the_environment(hub: FakeHub, monkeypatch: pytest.
     assert hub.token not in repr(plan)
 
 
-def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_that_does_not_answer_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hub_inputs._commit.cache_clear()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     start = time.monotonic()
@@ -148,7 +148,7 @@ def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_passing_fault_is_tried_again(hub: FakeHub) -> None:
+def test_a_transient_fault_is_retried(hub: FakeHub) -> None:
     hub.push("org/name", {"a.jsonl": lines("eins")})
     hub.failing = 1
     _, units = read_all(make_config("hf://datasets/org/name"))

@@ -56,12 +56,12 @@ def test_folders_files_and_globs(bucket: pafs.FileSystem) -> None:
         ("s3://corpus/x/labelled/data", "inside the output"),
     ],
 )
-def test_what_is_refused(bucket: pafs.FileSystem, argument: str, message: str) -> None:
+def test_invalid_inputs_are_refused(bucket: pafs.FileSystem, argument: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_sources([argument], output="s3://corpus/x/labelled")
 
 
-def test_records_are_read_as_from_a_disk(bucket: pafs.FileSystem, tmp_path: Path) -> None:
+def test_records_are_read_as_from_a_local_disk(bucket: pafs.FileSystem, tmp_path: Path) -> None:
     plan, units = read_all(make_config("s3://corpus/x", output="s3://corpus/x/labelled", unit_size=300))
     (tmp_path / "deep").mkdir()
     for name in ("a.jsonl", "deep/b c%20d.jsonl.gz", "f.py"):
@@ -74,7 +74,7 @@ def test_records_are_read_as_from_a_disk(bucket: pafs.FileSystem, tmp_path: Path
     assert flat(units)[0].source == "s3://corpus/x/a.jsonl"
 
 
-def test_the_query_opens_a_source_and_is_no_part_of_its_name(
+def test_the_query_opens_a_source_but_is_not_part_of_its_name(
     bucket: pafs.FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")

@@ -55,7 +55,9 @@ ARRAY = json.dumps([json.loads(line) for line in LINES.splitlines()]).encode()
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_file_that_is_nothing_of_its_name_is_refused(tmp_path: Path, name: str, content: bytes, seems: str) -> None:
+def test_a_file_whose_content_contradicts_its_name_is_refused(
+    tmp_path: Path, name: str, content: bytes, seems: str
+) -> None:
     (tmp_path / "b.jsonl").write_bytes(LINES)
     path = tmp_path / name
     path.write_bytes(content)
@@ -83,22 +85,20 @@ def test_a_file_that_is_nothing_of_its_name_is_refused(tmp_path: Path, name: str
     # gzip output contains the time, and the workers of pytest must agree on the ids.
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_nothing_of_its_name_has_a_remedy_that_works(
-    tmp_path: Path, name: str, content: bytes, remedy: str
-) -> None:
+def test_the_remedy_for_a_misnamed_file_works(tmp_path: Path, name: str, content: bytes, remedy: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"\. {re.escape(remedy)}.*, or leave the file out"):
         make_plan(make_config(tmp_path / name))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b'{"text": "cut o', LINES[:1000], b'x\n{"text": "One."}\n'])
-def test_records_that_are_damaged_are_no_reason_to_refuse_the_others(tmp_path: Path, content: bytes) -> None:
+def test_damaged_records_do_not_make_the_file_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     (tmp_path / "b.jsonl").write_bytes(LINES)
     make_plan(make_config(tmp_path))
 
 
-def test_every_command_names_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_lists_left_out_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     corpus = Path("corpus")
     corpus.mkdir()
@@ -128,7 +128,7 @@ def test_every_command_names_what_is_left_out(tmp_path: Path, monkeypatch: pytes
     assert left_out(run(*label, "--extend")) == expected | {".md": 3}
 
 
-def test_parquet_and_packed_settings_by_their_names(tmp_path: Path) -> None:
+def test_parquet_and_compressed_settings_are_recognised_by_name(tmp_path: Path) -> None:
     for name in ("a.snappy.parquet", "b.parquet.gzip", "c.zst.parquet"):
         pq.write_table(pa.table({"text": [name]}), tmp_path / name)
     _, units = read_all(make_config(tmp_path))
@@ -137,7 +137,7 @@ def test_parquet_and_packed_settings_by_their_names(tmp_path: Path) -> None:
     ]
 
 
-def test_what_phf_writes_is_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_written_by_phf_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_bytes(b'{"text": "One. Two!"}\n')
     label = ["label", ".", "--output", "out", "--scorer", "pep8", "--log", "run.jsonl"]
@@ -151,7 +151,7 @@ def test_what_phf_writes_is_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run("label", "out/data", "--output", "out3", "--scorer", "pep8")["records"] == 1
 
 
-def test_no_share_excuses_what_was_not_read(tmp_path: Path) -> None:
+def test_a_share_never_allows_an_input_that_was_not_read(tmp_path: Path) -> None:
     lines = b"".join(json.dumps({"text": f"{n} {'x' * (n % 7)}"}).encode() + b"\n" for n in range(3000))
     write_lines(tmp_path / "a.jsonl", lines)
     label = ["label", tmp_path / "a.jsonl", "--scorer", "pep8", "--max-quarantined"]
@@ -174,7 +174,7 @@ def test_no_share_excuses_what_was_not_read(tmp_path: Path) -> None:
         assert [Path(each["source"]).name for each in shown["cut"]] == ["b.jsonl.gz"]
 
 
-def test_a_dataset_that_lost_nothing_is_written_as_before(tmp_path: Path) -> None:
+def test_a_dataset_without_losses_has_no_new_keys(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(LINES)
     whole = make_plan(make_config(tmp_path))
     named, files = encode_plan(["."], whole)
@@ -195,7 +195,7 @@ def test_a_dataset_that_lost_nothing_is_written_as_before(tmp_path: Path) -> Non
     cut=st.none() | st.floats(0, 1),
     members=st.integers(1, 3),
 )
-def test_records_in_are_records_out_or_named(
+def test_every_record_is_labelled_or_reported(
     tmp_path: Path, texts: list[str], suffix: str, cut: float | None, members: int
 ) -> None:
     path = tmp_path / f"a{suffix}"

@@ -28,7 +28,7 @@ def run(status, *words):
     return done.output
 
 
-def test_every_command_reads_and_writes_there(dataset):
+def test_every_command_works_in_oddly_named_folders(dataset):
     run(0, "verify", dataset)
     run(0, "inspect", dataset, "--show-text")
     run(0, "status", dataset)
@@ -46,7 +46,7 @@ def test_every_command_reads_and_writes_there(dataset):
     run(0, "verify", dataset)
 
 
-def test_inputs_are_found_there(tmp_path):
+def test_inputs_are_found_in_oddly_named_folders(tmp_path):
     folder = tmp_path / ODD
     folder.mkdir()
     file = folder / f"{ODD}.jsonl"

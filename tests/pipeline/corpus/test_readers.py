@@ -110,7 +110,7 @@ def test_malformed_records(tmp_path: Path, line: bytes, expected: str) -> None:
     assert kept.text.encode() == line.strip() or "\\x" in kept.text
 
 
-def test_pairs_of_surrogates_are_a_character(tmp_path: Path) -> None:
+def test_a_surrogate_pair_is_one_character(tmp_path: Path) -> None:
     record = read_one(tmp_path, b'{"text": "\\ud83d\\ude00"}')
     assert isinstance(record, Record)
     assert record.text == "\N{GRINNING FACE}"
@@ -143,7 +143,7 @@ def test_lines(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".txt", ".py"])
-def test_a_record_that_is_too_large_is_never_held(tmp_path: Path, suffix: str) -> None:
+def test_a_record_that_is_too_large_is_never_kept_in_memory(tmp_path: Path, suffix: str) -> None:
     if suffix in {".txt", ".py"}:
         path = tmp_path / f"a{suffix}"
         path.write_bytes(b"x" * 1001)
@@ -220,7 +220,7 @@ def reference(content: bytes, *, by_bytes: bool) -> list[tuple[int, str | None]]
     suffix=st.sampled_from([".jsonl", ".jsonl.gz", ".jsonl.zst"]),
     members=st.integers(1, 3),
 )
-def test_units_read_what_a_plain_reading_gives(
+def test_units_give_the_same_records_as_a_simple_reader(
     tmp_path: Path, lines: list[bytes], ending: bytes, last: bool, unit_size: int, suffix: str, members: int
 ) -> None:
     content = ending.join(lines) + (ending if last else b"")
@@ -281,7 +281,7 @@ def test_a_long_truncated_stream_loses_nothing_before_the_cut(tmp_path: Path, su
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
-def test_garbage_behind_a_stream_is_named_and_weighed(tmp_path: Path, suffix: str) -> None:
+def test_garbage_after_a_stream_is_reported_with_its_size(tmp_path: Path, suffix: str) -> None:
     good = write_lines(tmp_path / f"a.jsonl{suffix}", b'{"text": "1"}\n{"text": "2"}\n')
     garbage = b"this is no member of a stream"
     good.write_bytes(good.read_bytes() + garbage)
@@ -296,7 +296,7 @@ def test_garbage_behind_a_stream_is_named_and_weighed(tmp_path: Path, suffix: st
     assert [(entry.records, entry.unread) for entry in plan.entries] == [(2, len(garbage)), (0, 1), (0, 0)]
 
 
-def test_what_gzip_and_zstd_pass_over_is_no_cut(tmp_path: Path) -> None:
+def test_padding_that_gzip_and_zstd_skip_is_not_a_cut(tmp_path: Path) -> None:
     one, two = b'{"text": "1"}\n', b'{"text": "2"}\n'
     skippable = b"\x5a\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"index"
     contents = {
@@ -327,7 +327,7 @@ def test_long_windows_are_decoded(tmp_path: Path, log: int) -> None:
         make_plan(limited)
 
 
-def test_windows_of_all_workers_have_to_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_windows_of_all_workers_must_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(log: int, **execution: Any) -> None:
         (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([(log - 10) << 3]) + b"\x01\x00\x00")
         check_windows(find_sources([str(tmp_path)], "auto"), LabelExecution.model_validate(execution))
@@ -367,7 +367,7 @@ def test_an_input_that_has_changed_since_the_plan_is_refused(tmp_path: Path, suf
         list(reader.read(plan.units[-1]))
 
 
-def test_a_fault_of_the_disk_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_fault_is_not_mistaken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_records(tmp_path / "a.jsonl.gz", *({"text": "x" * 100} for _ in range(10)))
     config = make_config(path)
     (source,) = find_sources([str(path)])
@@ -393,7 +393,7 @@ def test_a_fault_of_the_disk_is_not_taken_for_damage(tmp_path: Path, monkeypatch
         make_plan(config)
 
 
-def test_a_stream_that_went_on_between_units_is_decompressed_once(
+def test_a_stream_read_by_successive_units_is_decompressed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_records(tmp_path / "a.jsonl.gz", *({"text": str(index)} for index in range(500)))
@@ -412,7 +412,7 @@ def test_a_stream_that_went_on_between_units_is_decompressed_once(
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
-def test_memory_does_not_grow_with_a_line_or_a_file(tmp_path: Path, suffix: str) -> None:
+def test_memory_does_not_grow_with_the_size_of_a_line_or_file(tmp_path: Path, suffix: str) -> None:
     path = write_lines(tmp_path / f"a{suffix}", b'{"text": "1"}\n' * 5_000 + b'{"text": "' + b"x" * 20_000_000)
     config = make_config(path, max_record_size=100_000)
     tracemalloc.start()

@@ -100,7 +100,7 @@ def test_texts_that_are_not_utf8_are_quarantined_one_by_one(tmp_path: Path) -> N
     ]
 
 
-def test_a_batch_that_contradicts_itself_is_lost_alone(tmp_path: Path) -> None:
+def test_an_inconsistent_batch_does_not_affect_others(tmp_path: Path) -> None:
     path = write(tmp_path / "a.arrow", [f"{n:010}" for n in range(30)], rows=10)
     content = bytearray(path.read_bytes())
     offsets = b"".join((10 * n).to_bytes(4, "little") for n in range(11))

@@ -109,7 +109,7 @@ def test_columns_that_do_not_fit_are_refused(tmp_path: Path, table: Any, options
         make_plan(make_config(tmp_path, **options))
 
 
-def test_files_that_are_no_parquet_are_cut_at_their_start(tmp_path: Path) -> None:
+def test_files_that_are_not_parquet_are_cut_at_their_start(tmp_path: Path) -> None:
     good = write(tmp_path / "good.parquet", {"text": ["x", "y"]})
     (tmp_path / "a.parquet").write_bytes(good.read_bytes()[:-20])
     (tmp_path / "b.parquet").write_bytes(b"")
@@ -121,7 +121,7 @@ def test_files_that_are_no_parquet_are_cut_at_their_start(tmp_path: Path) -> Non
     ]
 
 
-def test_a_damaged_page_costs_its_row_group_alone(tmp_path: Path) -> None:
+def test_a_damaged_page_affects_only_its_row_group(tmp_path: Path) -> None:
     texts = [f"{index:05} {'x' * 50}" for index in range(3000)]
     path = write(
         tmp_path / "a.parquet",
@@ -207,7 +207,7 @@ def test_values_as_json(array: pa.Array, expected: list[Any]) -> None:
     json.dumps(expected)
 
 
-def test_a_huge_row_group_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_row_group_is_never_loaded_completely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(1)
     texts = [random.bytes(1250).hex() for _ in range(16_000)]
     path = write(tmp_path / "a.parquet", {"text": texts}, use_dictionary=False, compression="none")
@@ -237,7 +237,7 @@ def test_a_huge_row_group_is_never_held_whole(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-def test_partitions_without_rows_or_texts_are_no_reason_to_refuse_the_others(tmp_path: Path, suffix: str) -> None:
+def test_partitions_without_rows_or_texts_are_accepted(tmp_path: Path, suffix: str) -> None:
     tables = {
         "a": pa.table({"text": pa.nulls(0), "lang": pa.nulls(0)}),
         "b": pa.table({"lang": pa.nulls(0)}),

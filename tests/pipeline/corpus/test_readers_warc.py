@@ -42,7 +42,7 @@ def write(path: Path, records: list[bytes]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.warc.wet.gz", "a.wet.gz", "a.warc.gz", "a.warc", "a.WET"])
-def test_a_text_a_record(tmp_path: Path, name: str) -> None:
+def test_every_record_is_a_text(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, wet(TEXTS))
     assert read(path) == list(enumerate(TEXTS))
     assert read(path, unit_size=600) == list(enumerate(TEXTS))
@@ -68,14 +68,14 @@ def test_a_wet_file_is_labelled_and_verified(tmp_path: Path) -> None:
     assert run("verify", tmp_path / "out", "--inputs")["ok"]
 
 
-def test_web_pages_are_refused_with_what_to_take(tmp_path: Path) -> None:
+def test_web_pages_are_refused_with_an_alternative(tmp_path: Path) -> None:
     page = record("response", 1, b"HTTP/1.1 200 OK\r\n\r\n<html>", Content_Type="application/http; msgtype=response")
     path = write(tmp_path / "a.warc.gz", [wet([])[0], record("request", 0, b"GET /"), page])
     with pytest.raises(UserError, match=r"a\.warc\.gz holds web pages as they were fetched.*WET files"):
         make_plan(make_config(path))
 
 
-def test_what_holds_no_text_is_quarantined(tmp_path: Path) -> None:
+def test_records_without_text_are_quarantined(tmp_path: Path) -> None:
     records = [
         record("conversion", 0, b"%PDF", Content_Type="application/pdf"),
         record("resource", 1, b"text"),
@@ -90,7 +90,7 @@ def test_what_holds_no_text_is_quarantined(tmp_path: Path) -> None:
     assert flat(units)[4].doc_id == f"{path}#4"  # type: ignore[union-attr]
 
 
-def test_a_record_that_is_too_large_is_never_held(tmp_path: Path) -> None:
+def test_a_record_that_is_too_large_is_never_kept_in_memory(tmp_path: Path) -> None:
     path = write(tmp_path / "a.warc.wet.gz", wet(["small", "x" * 20_000_000, "small too"], digest=False))
     config = make_config(path, max_record_size=100_000)
     tracemalloc.start()
@@ -138,7 +138,7 @@ def spoil(whole: bytes, old: bytes, new: bytes) -> bytes:
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_a_broken_record_costs_itself_alone(tmp_path: Path, old: bytes, new: bytes, expected: list[Any]) -> None:
+def test_a_broken_record_does_not_affect_others(tmp_path: Path, old: bytes, new: bytes, expected: list[Any]) -> None:
     path = tmp_path / "a.warc"
     path.write_bytes(spoil(b"".join(wet(["eins", "zwei", "drei"])[1:]), old, new))
     assert read(path, quarantine_text=False) == expected
@@ -222,7 +222,7 @@ def test_a_flipped_bit_of_a_compressed_file_changes_no_text(tmp_path: Path, bit:
 
 @FEW
 @given(bit=st.integers(0, 10**6))
-def test_a_flipped_bit_of_a_plain_file_changes_no_text_in_silence(tmp_path: Path, bit: int) -> None:
+def test_a_flipped_bit_of_a_plain_file_changes_no_text_silently(tmp_path: Path, bit: int) -> None:
     whole = bytearray(b"".join(wet(TEXTS)))
     bit %= 8 * len(whole)
     whole[bit // 8] ^= 1 << bit % 8
@@ -244,7 +244,7 @@ def test_a_flipped_bit_of_a_plain_file_changes_no_text_in_silence(tmp_path: Path
 
 @FEW
 @given(junk=st.binary(max_size=300), seed=st.integers(0, 2**32))
-def test_no_content_at_all_makes_reading_fail(tmp_path: Path, junk: bytes, seed: int) -> None:
+def test_no_content_makes_reading_fail(tmp_path: Path, junk: bytes, seed: int) -> None:
     order = random.Random(seed)
     pieces = [*wet(["eins", "zwei"]), junk, b"WARC/1.0\r\n", b"\r\n\r\n", b"Content-Length: 99999999999\r\n\r\n"]
     order.shuffle(pieces)
@@ -254,7 +254,7 @@ def test_no_content_at_all_makes_reading_fail(tmp_path: Path, junk: bytes, seed:
     assert all(isinstance(each, tuple) for each in found)
 
 
-def test_quarantine_keeps_text_only_where_asked(tmp_path: Path) -> None:
+def test_quarantine_keeps_text_only_if_set(tmp_path: Path) -> None:
     path = write(tmp_path / "a.warc", [record("conversion", 0, b"SECRET\xff")])
     _, units = read_all(make_config(path))
     (kept,) = flat(units)
@@ -285,13 +285,13 @@ def join_records(*pieces: bytes) -> bytes:
     ],
     ids=["extra", "many", "bare", "mixed", "none", "blanks", "before"],
 )
-def test_what_separates_records_is_read_as_fastwarc_reads_it(tmp_path: Path, content: bytes, compressed: bool) -> None:
+def test_separators_are_read_as_by_fastwarc(tmp_path: Path, content: bytes, compressed: bool) -> None:
     fast = [each.reader.read().decode() for each in ArchiveIterator(io.BytesIO(content), strict_mode=True)]
     path = tmp_path / ("a.warc.gz" if compressed else "a.warc")
     path.write_bytes(gzip.compress(content) if compressed else content)
     assert read(path) == list(enumerate(fast)) == [(0, "eins"), (1, "zwei"), (2, "drei")]
 
 
-def test_heads_may_end_their_lines_with_a_bare_line_feed(tmp_path: Path) -> None:
+def test_header_lines_may_end_with_a_bare_line_feed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.warc", [each.replace(b"\r\n", b"\n") for each in wet(["eins", "zwei"])])
     assert read(path) == [(0, "eins"), (1, "zwei")]

@@ -41,7 +41,7 @@ class Dribble(io.BytesIO):
 
 @settings(max_examples=300, deadline=None)
 @given(lines=LINES, last=st.booleans(), most=st.integers(3, 40), limit=st.sampled_from([1, 5, 1000]))
-def test_the_lines_are_those_that_reading_yields(lines: list[bytes], last: bool, most: int, limit: int) -> None:
+def test_scanning_finds_the_lines_that_reading_yields(lines: list[bytes], last: bool, most: int, limit: int) -> None:
     content = b"\n".join(lines) + (b"\n" if last else b"")
     expected = [(offset, size) for offset, size, _ in read_lines(io.BytesIO(content), limit=limit)]
     found = list(scan_lines(Dribble(content, most), limit=limit))
@@ -60,7 +60,9 @@ def test_one_big_file_is_cut_into_many_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("apart", [0, 10**9])
-def test_a_plan_is_the_same_however_many_read(tmp_path: Path, apart: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_does_not_depend_on_the_number_of_threads(
+    tmp_path: Path, apart: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(survey, "_HASH_APART_BYTES", apart)
     for index in range(12):
         lines = b"".join(json.dumps({"text": "x" * (n % 300)}).encode() + b"\n" for n in range(index * 40))
@@ -81,7 +83,7 @@ def test_a_plan_is_the_same_however_many_read(tmp_path: Path, apart: int, monkey
     assert read == {source.uri: 3 * source.size for source in plans[0].sources if source.size}
 
 
-def test_inputs_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_are_read_in_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(3):
         write_records(tmp_path / f"{index}.jsonl", {"text": "x"})
     real, together = survey.survey, threading.Barrier(3, timeout=30)
@@ -89,7 +91,7 @@ def test_inputs_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.Monkey
     assert make_plan(make_config(tmp_path), threads=3).records == 3
 
 
-def test_an_error_of_one_input_ends_the_others(tmp_path: Path) -> None:
+def test_an_error_of_one_input_stops_the_others(tmp_path: Path) -> None:
     write_records(tmp_path / "a.jsonl", *({"text": "x" * 1000} for _ in range(50_000)))
     write_records(tmp_path / "b.jsonl", {"text": "x"})
     seen: list[str] = []
@@ -107,7 +109,7 @@ def test_an_error_of_one_input_ends_the_others(tmp_path: Path) -> None:
     assert seen.count("a") < 20
 
 
-def test_the_plan_of_many_records_takes_no_memory_for_each(tmp_path: Path) -> None:
+def test_planning_needs_no_memory_per_record(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", b'{"text": "1"}\n' * 200_000)
     found = survey.survey(_source(path), make_config(path), lambda _: None)
     assert found.entry.records == 200_000

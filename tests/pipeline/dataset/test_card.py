@@ -26,7 +26,7 @@ def front_matter(card):
     return yaml.safe_load(card.split("---\n")[1])
 
 
-def test_the_front_matter_leads_to_the_current_generation(manifest):
+def test_the_front_matter_names_the_current_generation(manifest):
     matter = front_matter(render_card(manifest))
     assert matter["configs"] == [
         {"config_name": "default", "data_files": [{"split": "train", "path": "data/0001/*.parquet"}]}
@@ -36,7 +36,7 @@ def test_the_front_matter_leads_to_the_current_generation(manifest):
     assert front_matter(render_card(other))["configs"][0]["data_files"][0]["path"] == "data/0012/*.parquet"
 
 
-def test_the_card_says_what_the_dataset_is(manifest):
+def test_the_card_describes_the_dataset(manifest):
     manifest = manifest.model_copy(update={"bytes_text": 10_000})
     card = render_card(manifest)
     for part in (
@@ -56,21 +56,21 @@ def test_the_card_says_what_the_dataset_is(manifest):
     assert render_card(manifest) == card
 
 
-def test_one_of_a_thing_is_no_plural(tmp_path):
+def test_counts_of_one_are_singular(tmp_path):
     one = make_dataset(tmp_path / "one", ["One."], {"toxicity": lambda sentence: 0.5}, {"toxicity": 0.5})
     assert "1 document, split losslessly into 1 sentence (4 bytes of text)" in render_card(
         open_dataset(str(one)).manifest
     )
 
 
-def test_sources_that_end_early_are_said(manifest):
+def test_sources_that_end_early_are_mentioned(manifest):
     ledger = manifest.ledger.model_copy(update={"sources_cut": 2})
     assert "2 of the sources could not be read to the end" in render_card(
         manifest.model_copy(update={"ledger": ledger})
     )
 
 
-def test_a_thousand_sources_do_not_make_a_thousand_lines(manifest):
+def test_the_list_of_sources_is_bounded(manifest):
     sources = [SourceEntry(uri=f"part-{n}.jsonl", size=1, sha256="0" * 64, records=1) for n in range(1000)]
     card = render_card(manifest.model_copy(update={"sources": sources}))
     assert "part-19.jsonl" in card
@@ -97,5 +97,5 @@ def test_a_strange_name_cannot_break_the_card(manifest):
         (10**13, "n>1T"),
     ],
 )
-def test_sizes_in_the_hubs_words(rows, category):
+def test_size_categories_of_the_hub(rows, category):
     assert size_category(rows) == category

@@ -47,7 +47,7 @@ def test_rows_come_in_order_and_sentences_join_to_the_text(sealed):
         assert len(sentences) == len(row["toxicity"]) == len(row["toxicity_aligned"])
 
 
-def test_only_the_asked_columns_are_read(sealed):
+def test_only_the_requested_columns_are_read(sealed):
     batches = list(open_dataset(str(sealed)).read_batches(["doc_id", "toxicity"], rows=4))
     assert {tuple(batch.schema.names) for batch in batches} == {("doc_id", "toxicity")}
     assert max(batch.num_rows for batch in batches) == 4
@@ -58,18 +58,18 @@ def test_a_dataset_opens_by_path_and_by_uri(sealed, form):
     assert open_dataset(form.format(sealed)).manifest.rows == 20
 
 
-def test_it_opens_by_a_relative_path(sealed, monkeypatch):
+def test_a_dataset_opens_by_a_relative_path(sealed, monkeypatch):
     monkeypatch.chdir(sealed.parent)
     assert open_dataset("out").manifest.rows == 20
 
 
-def test_a_missing_column_names_those_there_are(sealed):
+def test_the_error_for_a_missing_column_names_the_existing_ones(sealed):
     with pytest.raises(UserError, match=r"no score column 'pii'; it has: toxicity\..*--scorer pii"):
         open_dataset(str(sealed)).require_column("pii")
 
 
 @pytest.mark.parametrize("uri", ["ftp://host/x", "s3:/bucket", "az://box/x"])
-def test_a_place_that_cannot_be_opened_is_refused(uri, monkeypatch):
+def test_a_location_that_cannot_be_opened_is_refused(uri, monkeypatch):
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(UserError, match=r"Cannot open ftp|Cannot read s3:/|AZURE_STORAGE_ACCOUNT_NAME"):
         open_dataset(uri)
@@ -81,7 +81,7 @@ def test_a_missing_shard_is_refused_at_the_start(dataset):
         open_dataset(str(dataset))
 
 
-def test_a_shard_of_other_columns_is_refused_at_the_start(dataset):
+def test_a_shard_with_other_columns_is_refused_at_the_start(dataset):
     manifest = json.loads((dataset / "manifest.json").read_text())
     path = dataset / manifest["shards"][0]["path"]
     table = pq.read_table(path).drop_columns(["meta"])
@@ -109,12 +109,12 @@ def test_a_shard_with_another_number_of_rows_is_refused_at_the_start(dataset):
         ('{"schema_version": 7, "sealed": true}', "schema version 7, but this phf reads version 1"),
     ],
 )
-def test_a_manifest_that_cannot_be_read_says_where(text, message):
+def test_the_error_for_a_damaged_manifest_says_where(text, message):
     with pytest.raises(UserError, match=message):
         parse_manifest(text, "DIR/manifest.json")
 
 
-def test_a_manifest_reads_back_as_it_was_written(sealed):
+def test_a_manifest_round_trips(sealed):
     text = (sealed / "manifest.json").read_text()
     assert parse_manifest(text, "m").to_json() == text
 
@@ -148,7 +148,7 @@ def test_the_same_rows_make_the_same_bytes_with_page_checksums_and_no_text_in_th
     st.floats(0, 2, width=32),
     st.data(),
 )
-def test_tags_say_which_scores_are_at_most_the_threshold(scores, threshold, data):
+def test_tags_mark_scores_at_most_the_threshold(scores, threshold, data):
     rows = [
         {"doc_id": "", "source": "", "position": n, "text": "", "meta": "", "ends": [], "c": each}
         for n, each in enumerate(scores)

@@ -28,19 +28,19 @@ def uri(bucket, tmp_path):
     return uri
 
 
-def test_it_is_whole_and_can_be_read(uri):
+def test_it_verifies_and_can_be_read(uri):
     assert verify(uri).problems == []
     rows = [row for batch in open_dataset(uri).read_batches() for row in batch.to_pylist()]
     assert [row["text"] for row in rows] == [row["text"] for unit in UNITS for row in unit]
 
 
-def test_it_is_tagged_anew(uri):
+def test_it_is_retagged(uri):
     assert retag(uri, {"toxicity": 0.1}).after.generation == 2
     assert verify(uri).problems == []
     assert {info.path.split("/")[1] for info in open_storage(uri).list("data")} == {"0002"}
 
 
-def test_damage_is_named(uri):
+def test_damage_is_reported(uri):
     storage = open_storage(uri)
     storage.delete("data/0001/part-00000.parquet")
     assert [str(problem) for problem in verify(uri).problems] == ["data/0001/part-00000.parquet: is missing"]
@@ -49,7 +49,7 @@ def test_damage_is_named(uri):
 
 
 @pytest.mark.parametrize("place", ["s3://labelled/nothing", "s3://no-such-bucket/out"])
-def test_where_nothing_is_the_error_is_readable(bucket, place):
+def test_the_error_for_a_missing_dataset_is_readable(bucket, place):
     for work in (verify, open_dataset, lambda uri: retag(uri, {"toxicity": 0})):
         with pytest.raises(UserError, match=f"{place}"):
             work(place)

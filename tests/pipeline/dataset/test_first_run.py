@@ -26,7 +26,7 @@ def options(command: str) -> dict[str, str]:
 
 
 @given(st.floats(256, 1e13), st.integers(1, 256))
-def test_it_is_a_few_epochs_and_an_hour_at_most(tokens, cores):
+def test_the_run_takes_at_most_a_few_epochs_and_an_hour(tokens, cores):
     found = first_run(tokens, cpu_flops(cores))
     assert 0 < found.num_tokens <= 4 * tokens
     assert found.num_tokens * SIZES[found.model][1] <= 3600 * cpu_flops(cores)
@@ -37,7 +37,7 @@ def test_it_is_a_few_epochs_and_an_hour_at_most(tokens, cores):
     assert float(re.search(r"--num-tokens (\S+)", found.options)[1]) == pytest.approx(found.num_tokens, rel=0.05)
 
 
-def test_more_text_and_more_cores_take_larger_models():
+def test_more_text_and_cores_give_larger_models():
     order = list(SIZES)
     sizes = [order.index(first_run(10.0**power, cpu_flops(16)).model) for power in range(3, 12)]
     assert sizes == sorted(sizes)
@@ -56,7 +56,7 @@ def test_the_command_names_what_the_dataset_has(tmp_path):
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
-def test_tags_that_are_all_alike_are_not_conditioned_on(tmp_path, score):
+def test_the_run_is_not_conditional_if_all_tags_are_equal(tmp_path, score):
     made = manifest(tmp_path / "d", {"toxicity": lambda sentence: score}, {"toxicity": 0.5})
     assert options(train_command(made, "d"))["--objective"] == "mle"
 

@@ -23,7 +23,7 @@ def table(texts):
     st.integers(1, 800),
     st.integers(1, 400),
 )
-def test_cuts_depend_on_the_rows_and_not_on_the_pieces_they_come_in(texts, cuts, shard_bytes, group_bytes):
+def test_cuts_depend_on_the_rows_and_not_on_their_chunking(texts, cuts, shard_bytes, group_bytes):
     rows = table(texts)
     bounds = [0, *sorted(min(cut, len(texts)) for cut in cuts), len(texts)]
     pieces = [rows.slice(start, stop - start) for start, stop in pairwise(bounds)]
@@ -48,6 +48,6 @@ def test_a_group_and_a_shard_end_with_the_row_that_fills_them(texts, shard_bytes
     assert list(shards) == list(range(len(shards)))
 
 
-def test_a_row_takes_the_bytes_of_its_values():
+def test_the_size_of_a_row_is_that_of_its_values():
     one, two = row_sizes(table(["", "ä€"]))
     assert two - one == 5 + 2 * 4

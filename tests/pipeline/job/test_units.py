@@ -20,7 +20,7 @@ from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all, write_lines, write_records
 
 
-def test_fingerprints_are_of_the_files(tmp_path: Path) -> None:
+def test_fingerprints_match_the_files(tmp_path: Path) -> None:
     write_records(tmp_path / "a.jsonl", {"text": "1"}, {"text": "2"})
     write_records(tmp_path / "b.jsonl.gz", {"text": "1"})
     write_lines(tmp_path / "c.jsonl", b"")
@@ -34,7 +34,7 @@ def test_fingerprints_are_of_the_files(tmp_path: Path) -> None:
     assert plan.records == 4
 
 
-def test_a_plan_survives_being_written(tmp_path: Path) -> None:
+def test_a_plan_round_trips(tmp_path: Path) -> None:
     write_records(tmp_path / "ä.jsonl", *({"text": str(index)} for index in range(50)))
     (tmp_path / "b.jsonl.gz").write_bytes(b"\x1f\x8b")
     plan = make_plan(make_config(tmp_path, unit_size=64))
@@ -111,13 +111,13 @@ def test_progress_counts_the_bytes_of_every_source(tmp_path: Path) -> None:
     assert read == {source.uri: source.size for source in plan.sources}
 
 
-def test_a_text_field_that_nothing_has_is_refused(tmp_path: Path) -> None:
+def test_a_text_field_that_no_record_has_is_refused(tmp_path: Path) -> None:
     write_records(tmp_path / "a.jsonl", {"text": "SECRET", "id": 1}, {"body": "SECRET"})
     with pytest.raises(UserError, match="No record has the field 'content'; the first ones have: 'text', 'id', 'body'"):
         make_plan(make_config(tmp_path, text_field="content"))
 
 
-def test_some_records_without_text_are_no_reason_to_refuse(tmp_path: Path) -> None:
+def test_some_records_without_text_are_accepted(tmp_path: Path) -> None:
     write_records(tmp_path / "a.jsonl", *({"body": "x"} for _ in range(300)))
     write_records(tmp_path / "b.jsonl", {"text": "x"})
     _, units = read_all(make_config(tmp_path))

@@ -84,13 +84,13 @@ def test_a_unit_that_does_not_add_up_is_named(
     assert what in str(caught.value)
 
 
-def test_a_source_of_which_records_are_missing_is_named(check: Conservation) -> None:
+def test_a_source_with_missing_records_is_named(check: Conservation) -> None:
     add(check, 0, KEYS[0][:1])
     with pytest.raises(IncompleteError, match=r"out does not add up .* a has 3 records, but its units read 2"):
         add(check, 1, KEYS[1])
 
 
-def test_the_end_of_the_last_source_is_missed(check: Conservation) -> None:
+def test_a_missing_end_of_the_last_source_is_noticed(check: Conservation) -> None:
     add(check, 0, KEYS[0])
     add(check, 1, KEYS[1][:2])
     with pytest.raises(IncompleteError, match="c has 2 records, but its units read 1"):

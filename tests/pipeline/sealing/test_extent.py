@@ -77,7 +77,7 @@ def check(step: Steps, command: str) -> None:
 
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("command", ["phf label", "phf score", "phf retag", "phf label --extend"])
-def test_a_command_that_was_killed_is_the_one_that_goes_on(
+def test_a_killed_command_is_the_one_recommended_to_resume(
     command: str, point: str, started: dict[str, Steps], tmp_path: Path
 ) -> None:
     if (command, point) == ("phf retag", "record-created"):

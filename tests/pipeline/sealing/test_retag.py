@@ -39,7 +39,7 @@ def rows_of(folder):
     return [row for batch in open_dataset(str(folder)).read_batches() for row in batch.to_pylist()]
 
 
-def test_only_the_named_columns_tags_change(labelled):
+def test_only_the_tags_of_the_named_columns_change(labelled):
     before = rows_of(labelled.folder)
     retagged = retag(str(labelled.folder), {"toxicity": 0.3})
     after = rows_of(labelled.folder)
@@ -54,7 +54,7 @@ def test_only_the_named_columns_tags_change(labelled):
     assert verify(str(labelled.folder)).problems == []
 
 
-def test_the_old_generation_is_gone_and_the_card_leads_to_the_new_one(labelled):
+def test_the_old_generation_is_deleted_and_the_card_names_the_new_one(labelled):
     retag(str(labelled.folder), {"toxicity": "p90"})
     assert [path.name for path in (labelled.folder / "data").iterdir()] == ["0002"]
     assert [path.name for path in (labelled.folder / "ledger").iterdir()] == ["0002"]
@@ -63,7 +63,7 @@ def test_the_old_generation_is_gone_and_the_card_leads_to_the_new_one(labelled):
     assert "path: data/0002/*.parquet" in (labelled.folder / "README.md").read_text()
 
 
-def test_the_bytes_are_those_of_a_dataset_that_was_sealed_so_at_once(labelled, tmp_path):
+def test_the_bytes_equal_those_of_a_dataset_sealed_with_these_thresholds(labelled, tmp_path):
     retag(str(labelled.folder), {"toxicity": "p90", "pii": 0.5})
     other = commit_units(
         tmp_path / "other", UNITS, ["toxicity", "pii"], thresholds={"toxicity": "p90", "pii": 0.5}, shard_size=1_000
@@ -72,7 +72,7 @@ def test_the_bytes_are_those_of_a_dataset_that_was_sealed_so_at_once(labelled, t
     assert list(bytes_below(labelled.folder, "data").values()) == list(bytes_below(other.folder, "data").values())
 
 
-def test_there_and_back_gives_the_same_bytes(labelled):
+def test_retagging_back_gives_the_same_bytes(labelled):
     before = list(bytes_below(labelled.folder, "data").values())
     retag(str(labelled.folder), {"toxicity": 0.1})
     retag(str(labelled.folder), {"toxicity": "p50"})
@@ -86,7 +86,7 @@ def test_the_same_thresholds_change_nothing(labelled):
     assert bytes_below(labelled.folder, "") == before
 
 
-def test_a_reader_goes_on_until_the_swap_and_is_told_after_it(labelled):
+def test_a_reader_works_until_the_swap_and_fails_clearly_after_it(labelled):
     dataset = open_dataset(str(labelled.folder))
     assert len(dataset.manifest.shards) > 2
     batches = dataset.read_batches()
@@ -97,7 +97,7 @@ def test_a_reader_goes_on_until_the_swap_and_is_told_after_it(labelled):
     assert len(rows_of(labelled.folder)) == 20
 
 
-def test_what_a_dead_run_had_committed_is_finished_first(labelled):
+def test_the_commit_of_a_dead_run_is_finished_first(labelled):
     folder = str(labelled.folder)
     retag(folder, {"toxicity": 0.3})
     # The state after a crash between committing generation 3 and moving its files.
@@ -113,7 +113,7 @@ def test_what_a_dead_run_had_committed_is_finished_first(labelled):
     assert verify(folder).problems == []
 
 
-def test_a_damaged_unit_is_named_and_the_dataset_stays(labelled):
+def test_a_damaged_unit_is_named_and_the_dataset_is_unchanged(labelled):
     part = labelled.folder / "units/0001/00000/00000001.cpu.parquet"
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(IncompleteError, match=r"units/0001/00000/00000001\.cpu\.parquet is damaged"):
@@ -133,7 +133,7 @@ def test_wrong_thresholds_are_refused_before_anything_is_written(labelled, thres
     assert bytes_below(labelled.folder, "") == before
 
 
-def test_what_cannot_be_tagged_anew_is_refused(tmp_path):
+def test_a_dataset_that_cannot_be_retagged_is_refused(tmp_path):
     with pytest.raises(UserError, match="There is nothing at"):
         retag(str(tmp_path / "nothing"), {"toxicity": 0})
     commit_units(tmp_path / "unsealed", UNITS, ["toxicity", "pii"])
@@ -144,7 +144,7 @@ def test_what_cannot_be_tagged_anew_is_refused(tmp_path):
         retag(str(tmp_path / "copy"), {"toxicity": 0})
 
 
-def test_quarantine_stays_what_it_was(tmp_path):
+def test_quarantine_does_not_change(tmp_path):
     gone = {0: [Quarantined(SOURCE, 1, "deadline")]}
     cut = [Quarantined(SOURCE, 99, "truncated-source")]
     made = commit_units(tmp_path / "out", UNITS, ["toxicity", "pii"], quarantined=gone, cut=cut)
@@ -187,7 +187,7 @@ def test_the_command_shows_both_thresholds(labelled):
         ([], "Missing option"),
     ],
 )
-def test_the_command_refuses_what_is_no_threshold(labelled, flags, message):
+def test_the_command_refuses_invalid_thresholds(labelled, flags, message):
     result = CliRunner().invoke(app, ["retag", str(labelled.folder), *flags])
     assert result.exit_code == 2
     assert message in result.stderr

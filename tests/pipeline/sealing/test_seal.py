@@ -98,13 +98,13 @@ def test_a_record_that_one_group_quarantined_is_in_no_row_and_in_no_percentile(t
     }
 
 
-def test_a_corpus_without_rows_is_a_dataset_all_the_same(tmp_path):
+def test_a_corpus_without_rows_still_gives_a_dataset(tmp_path):
     manifest = commit_units(tmp_path / "out", [], ["toxicity"]).seal()
     assert (manifest.rows, len(manifest.shards), manifest.thresholds["toxicity"].value) == (0, 1, 0.0)
     assert rows_of(tmp_path / "out") == []
 
 
-def test_the_same_rows_make_the_same_bytes_however_they_were_cut_into_units(tmp_path):
+def test_the_bytes_do_not_depend_on_the_cut_into_units(tmp_path):
     rows = [{"text": f"Number {n}. And more!", "toxicity": [n / 50, n / 100]} for n in range(40)]
     one = commit_units(tmp_path / "one", [rows], shard_size=2_000).seal()
     many = commit_units(tmp_path / "many", [rows[:7], rows[7:8], [], rows[8:]], shard_size=2_000).seal()
@@ -216,7 +216,7 @@ def test_a_seal_that_dies_at_any_step_is_finished_with_the_same_bytes(tmp_path, 
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_new_generation_swaps_in_or_leaves_the_old_one_whole(tmp_path, after):
+def test_a_new_generation_is_swapped_in_or_the_old_one_stays_intact(tmp_path, after):
     for steps in range(1, 100):
         labelled = commit_units(tmp_path / f"{steps}", UNITS)
         labelled.seal()
@@ -257,7 +257,7 @@ def test_two_different_seals_of_one_generation_do_not_mix(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "{}", "changed"])
-def test_a_lost_or_changed_manifest_is_written_anew(tmp_path, content):
+def test_a_lost_or_changed_manifest_is_restored(tmp_path, content):
     labelled = commit_units(tmp_path / "out", UNITS)
     manifest = labelled.seal()
     path = labelled.folder / "manifest.json"
@@ -285,7 +285,7 @@ def test_a_folder_that_was_never_sealed_has_no_generation(tmp_path):
     assert sealed_manifest(labelled.epoch.storage) is None
 
 
-def test_the_seal_tells_how_far_it_is(tmp_path):
+def test_sealing_reports_its_progress(tmp_path):
     told = []
     commit_units(tmp_path / "out", UNITS).seal(progress=lambda *what: told.append(what))
     assert told == 2 * [("counting scores", 1, 2), ("counting scores", 2, 2)] + [("sealing", 1, 2), ("sealing", 2, 2)]

@@ -60,7 +60,7 @@ def test_negative_zero_counts_as_zero():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1e-30])
-def test_what_is_no_score_is_not_counted(bad):
+def test_invalid_scores_are_not_counted(bad):
     with pytest.raises(ValueError, match="negative, NaN or infinite"):
         ScoreCounter().add(np.float32([0.5, bad]))
 
@@ -72,7 +72,7 @@ def test_scores_that_change_between_the_passes_are_noticed():
         exact_quantiles({"c": counter}, lambda: [{"c": np.float32([0.25])}], {"c": [Fraction(1)]})
 
 
-def test_a_percentile_of_nothing_is_zero_and_reads_nothing_again():
+def test_a_percentile_of_no_scores_is_zero_and_needs_no_second_pass():
     def second_pass():
         raise AssertionError("there is nothing to read")
 
@@ -97,7 +97,7 @@ def test_a_threshold_has_one_normal_form(given_value, spec):
 
 
 @pytest.mark.parametrize("bad", ["p101", "p-1", "50%", "p", "", "nan", "inf", -0.5, "1e99", True, "pfifty"])
-def test_a_threshold_that_is_none_names_its_column_and_the_forms_there_are(bad):
+def test_the_error_for_an_invalid_threshold_names_column_and_valid_forms(bad):
     with pytest.raises(UserError, match=r"threshold toxicity=.*toxicity=0\.5 .* toxicity=p50") as error:
         parse_spec("toxicity", bad)
     assert error.value.exit_code == 2

@@ -20,7 +20,7 @@ INDENTS = st.sampled_from([None, 2])
 
 
 @given(value=VALUES, indent=INDENTS)
-def test_what_was_written_is_read(value, indent):
+def test_written_values_are_read_back(value, indent):
     assert from_checked(Value, to_checked(value, indent=indent)) == value
     assert from_checked(Value, value.model_dump_json(indent=indent).encode()) == value
 

@@ -31,7 +31,7 @@ def _create(uri: str, number: int, barrier: object, results: object) -> None:
     results.put((number, storage.put_if_absent("contended", str(number).encode() * 100_000)))  # type: ignore[attr-defined]
 
 
-def test_of_many_processes_one_creates_a_file(tmp_path: Path) -> None:
+def test_only_one_of_many_processes_creates_a_file(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(8), context.Queue()
     processes = [context.Process(target=_create, args=(str(tmp_path), each, barrier, results)) for each in range(8)]
@@ -46,7 +46,7 @@ def test_of_many_processes_one_creates_a_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["contended"]
 
 
-def test_nothing_is_left_beside_a_file_and_nothing_half_is_listed(storage: Storage, tmp_path: Path) -> None:
+def test_no_temporary_files_remain_and_none_are_listed(storage: Storage, tmp_path: Path) -> None:
     storage.put("a/b", b"1")
     storage.put_if_absent("a/b", b"2")
     storage.put("a/b", b"3")
@@ -141,12 +141,12 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path, mode: int) -> No
 
 
 @pytest.mark.parametrize("uri", ["ftp://host/x", "", "s3://", "hdfs://host/x"])
-def test_other_places_are_refused(uri: str) -> None:
+def test_unsupported_locations_are_refused(uri: str) -> None:
     with pytest.raises(UserError):
         open_storage(uri)
 
 
-def test_a_local_place_means_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_path_means_the_same_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     storage = open_storage("relative")
     storage.put("x", b"1")

@@ -37,7 +37,7 @@ class TestS3(StorageContract):
     """The whole contract."""
 
 
-def test_of_many_clients_one_creates_an_object(storage: Storage) -> None:
+def test_only_one_of_many_clients_creates_an_object(storage: Storage) -> None:
     with ThreadPoolExecutor(16) as threads:
         clients = [open_storage(storage.uri) for _ in range(16)]
         outcomes = list(threads.map(lambda each: each[1].put_if_absent("x", str(each[0]).encode()), enumerate(clients)))
@@ -45,7 +45,7 @@ def test_of_many_clients_one_creates_an_object(storage: Storage) -> None:
     assert storage.read("x") == str(outcomes.index(True)).encode()
 
 
-def test_failures_of_the_store_are_os_errors_and_brief(
+def test_failures_of_the_store_are_brief_os_errors(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ) -> None:
     storage.put("x", b"1")
@@ -66,9 +66,7 @@ def test_failures_of_the_store_are_os_errors_and_brief(
         stranger.check()
 
 
-def test_a_bucket_or_server_that_is_not_there_is_refused(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_bucket_or_server_is_refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="s3://nobucket/x"):
         open_storage("s3://nobucket/x").check()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")

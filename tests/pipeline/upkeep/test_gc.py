@@ -137,7 +137,7 @@ def resume(made: Made) -> None:
     listed=st.booleans(),
 )
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-def test_whatever_lies_about_the_dataset_is_the_same_after_it(sealed, tmp_path_factory, litter, state, listed):
+def test_gc_removes_all_litter_and_leaves_the_dataset_unchanged(sealed, tmp_path_factory, litter, state, listed):
     folder = tmp_path_factory.mktemp("case")
     with pytest.MonkeyPatch.context() as patch:
         plain = sealed.copy(folder / "plain", patch)
@@ -178,7 +178,7 @@ def test_whatever_lies_about_the_dataset_is_the_same_after_it(sealed, tmp_path_f
 
 
 @pytest.mark.parametrize("state", [each for each in STATES if each not in ("unsealed", "unsealed-unmoved")])
-def test_what_was_committed_is_finished_first(made, state):
+def test_committed_work_is_finished_first(made, state):
     STATES[state](made)
     collected = collect(str(made.out), delete=True)
     assert bool(collected.finished) == (state not in ("sealed", "untidy"))
@@ -203,7 +203,7 @@ def test_a_layer_whose_record_is_lost_is_kept(made):
     assert bytes_below(made.out, "units") == before
 
 
-def test_a_damaged_record_keeps_what_it_may_have_named(made):
+def test_files_that_a_damaged_record_may_name_are_kept(made):
     record = made.out / "units/0001/00002/00000004.json"
     record.write_text(record.read_text()[:-9])
     before = bytes_below(made.out, "units")
@@ -216,7 +216,7 @@ def test_a_damaged_record_keeps_what_it_may_have_named(made):
 
 
 @pytest.mark.parametrize("name", ["00002/00000004.json", "00000/00000001.json"])
-def test_a_record_that_names_a_file_elsewhere_is_named_and_nothing_is_removed(made, name):
+def test_a_record_that_names_a_file_elsewhere_is_reported_and_nothing_is_removed(made, name):
     record = made.out / "units/0001" / name
     litter = add_orphan(made, LITTER[0])
     content = json.loads(record.read_text())
@@ -230,7 +230,7 @@ def test_a_record_that_names_a_file_elsewhere_is_named_and_nothing_is_removed(ma
     assert (made.out / litter).is_file()
 
 
-def test_what_is_staged_at_the_path_of_a_part_that_is_in_place_is_not_taken_for_it(made):
+def test_a_staged_file_is_not_mistaken_for_a_part_that_is_in_place(made):
     # A run of several layers stages the second layer's part at this path after the first is committed.
     part = UnitStore(made.storage).read(3).parts[0]
     before = bytes_below(made.out, "units")
@@ -253,7 +253,7 @@ def fake_driver(made: Made, **changes: object) -> int:
     return epoch.number
 
 
-def test_a_driver_at_work_is_left_alone(made):
+def test_a_running_driver_is_not_disturbed(made):
     leave_staged(made, 4)
     number = fake_driver(made)
     for path in LITTER:
@@ -270,19 +270,19 @@ def test_a_driver_at_work_is_left_alone(made):
 
 
 @pytest.mark.parametrize("changes", [{"state": "stopped"}, {"written": "2020-01-01T00:00:00Z"}])
-def test_a_driver_that_is_silent_or_done_is_none(made, changes):
+def test_a_silent_or_finished_driver_does_not_count_as_running(made, changes):
     number = fake_driver(made, **changes)
     add_orphan(made, f"staging/{number:08d}/00000008.cpu.0.parquet")
     assert [each.path for each in collect(str(made.out), delete=True).orphans] == [f"staging/{number:08d}/"]
     assert newest_epoch(made.storage) == number + 1
 
 
-def test_a_young_temporary_file_may_be_in_use(made):
+def test_a_recent_temporary_file_is_kept(made):
     add_orphan(made, "units/.x.0123456789abcdef.tmp", age_s=10)
     assert collect(str(made.out), delete=True).orphans == []
 
 
-def test_a_run_that_begins_in_the_middle_loses_nothing(made, monkeypatch):
+def test_a_run_that_begins_during_gc_loses_nothing(made, monkeypatch):
     path = add_orphan(made, "units/0001/00002/00000004.old.parquet")
     found = gc_module.find_remains
 
@@ -297,7 +297,7 @@ def test_a_run_that_begins_in_the_middle_loses_nothing(made, monkeypatch):
     assert (made.out / path).exists()
 
 
-def test_a_part_that_is_committed_after_it_was_found_stays(made, monkeypatch):
+def test_a_part_that_is_committed_during_gc_stays(made, monkeypatch):
     record = made.out / "units/0001/00002/00000004.json"
     make_unsealed(made)
     content = record.read_bytes()
@@ -316,7 +316,7 @@ def test_a_part_that_is_committed_after_it_was_found_stays(made, monkeypatch):
     assert bytes_below(made.out, "units") == {**before, "units/0001/00002/00000004.json": content}
 
 
-def test_what_is_no_output_is_refused(tmp_path):
+def test_a_folder_that_is_not_an_output_is_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").write_text("")
     with pytest.raises(UserError, match="is not a labelled dataset"):

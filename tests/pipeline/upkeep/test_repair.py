@@ -105,7 +105,7 @@ def texts_of(sealed: Made, unit: int) -> Counter[str]:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", FILES)
-def test_one_damaged_file_is_named_and_mended_and_nothing_else_is_touched(sealed, made, kind, damage):
+def test_one_damaged_file_is_named_and_repaired_and_nothing_else_changes(sealed, made, kind, damage):
     path, (_, unit, columns) = path_of(made, kind), FILES[kind]
     before = bytes_below(made.out, "")
     DAMAGES[damage](made.out / path)
@@ -125,14 +125,14 @@ def test_one_damaged_file_is_named_and_mended_and_nothing_else_is_touched(sealed
     assert [step.path for step in repaired.done][:1] == [path]
 
 
-def test_what_is_whole_is_left_alone(made):
+def test_an_intact_dataset_is_not_changed(made):
     before = bytes_below(made.out, "")
     repaired = run_repair(made)
     assert (repaired.ok, repaired.problems, repaired.done) == (True, [], [])
     assert bytes_below(made.out, "") == before
 
 
-def test_a_dry_run_says_what_would_be_done_and_changes_nothing(made):
+def test_a_dry_run_lists_the_steps_and_changes_nothing(made):
     flip(made.out / path_of(made, "part"))
     cut(made.out / path_of(made, "shard"))
     (made.out / path_of(made, "segment")).unlink()
@@ -146,7 +146,7 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(made):
     assert {step.path for step in done.done} == {path_of(made, kind) for kind in ("part", "shard", "segment")}
 
 
-def test_a_dry_run_tells_what_depends_on_the_job(made):
+def test_a_dry_run_lists_what_depends_on_the_job(made):
     for kind in ("part", "plan-units"):
         flip(made.out / path_of(made, kind))
     planned = run_repair(made, dry_run=True)
@@ -154,7 +154,7 @@ def test_a_dry_run_tells_what_depends_on_the_job(made):
     assert {step.path for step in planned.done} == {path_of(made, kind) for kind in ("part", "plan-units")}
 
 
-def test_many_damaged_files_at_once_are_mended_in_one_go(sealed, made):
+def test_many_damaged_files_are_repaired_at_once(sealed, made):
     for kind in ("part", "part-of-a-group", "record-in-a-segment", "shard", "manifest", "generation", "plan-units"):
         flip(made.out / path_of(made, kind))
     (made.out / "units/0001/00001.parquet").unlink()
@@ -165,7 +165,7 @@ def test_many_damaged_files_at_once_are_mended_in_one_go(sealed, made):
     assert bytes_below(made.out, "ledger") == bytes_below(sealed.out, "ledger")
 
 
-def test_a_lost_manifest_and_generation_follow_from_the_units(sealed, made):
+def test_a_lost_manifest_and_generation_are_derived_from_the_units(sealed, made):
     (made.out / "manifest.json").unlink()
     (made.out / "generations/0002.json").write_text("{")
     assert run_repair(made).left == []
@@ -183,7 +183,7 @@ def test_thresholds_of_a_retag_are_kept(sealed, made):
 
 
 @pytest.mark.parametrize("damage", ["change", "grow", "delete"])
-def test_an_input_that_is_not_what_it_was_is_named(made, damage):
+def test_a_changed_input_is_named(made, damage):
     # The unit's record is gone, so only the fingerprint of the input can reveal the change.
     (made.out / path_of(made, "record")).unlink()
     source = made.folder / "corpus/2.jsonl"
@@ -211,7 +211,7 @@ def test_other_scorers_are_refused(made, monkeypatch):
     assert made.scored() == Counter()
 
 
-def test_what_depends_on_lost_units_waits_for_them(made):
+def test_files_that_depend_on_lost_units_are_not_repaired_before_them(made):
     flip(made.out / path_of(made, "part"))
     flip(made.out / path_of(made, "shard"))
     shutil.rmtree(made.folder / "corpus")
@@ -234,7 +234,7 @@ def test_another_type_of_cpu_replaces_the_record_and_seals_a_new_generation(seal
     assert run_repair(made).problems == []
 
 
-def test_a_dataset_that_is_still_being_labelled_is_mended_too(sealed, made):
+def test_a_dataset_that_is_still_being_labelled_is_repaired_too(sealed, made):
     for name in ("manifest.json", "generations", "data", "ledger", "README.md"):
         path = made.out / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -308,7 +308,7 @@ def test_a_repair_that_dies_at_any_step_is_finished_by_the_next(sealed, tmp_path
     assert steps > 5
 
 
-def test_a_copy_without_units_is_refused_and_what_is_nothing_too(made, tmp_path):
+def test_a_copy_without_units_and_an_empty_folder_are_refused(made, tmp_path):
     shutil.rmtree(made.out / "units")
     flip(made.out / path_of(made, "shard"))
     with pytest.raises(UserError, match="copy without its scored units"):

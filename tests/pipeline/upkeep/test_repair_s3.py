@@ -18,7 +18,7 @@ from tests.pipeline.upkept import EXECUTION, Made
 pytestmark = pytest.mark.slow
 
 
-def test_a_damaged_dataset_in_a_bucket_is_mended(s3, tmp_path, monkeypatch):
+def test_a_damaged_dataset_in_a_bucket_is_repaired(s3, tmp_path, monkeypatch):
     upkept.set_up(monkeypatch, tmp_path / "site")
     made = Made(tmp_path / "made")
     made.folder.mkdir()

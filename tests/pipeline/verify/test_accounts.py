@@ -57,7 +57,7 @@ def test_a_damaged_ledger_is_named(dataset):
     assert any(each.startswith(f"{UNITS}: cannot be read as Parquet") for each in found)
 
 
-def test_an_edited_manifest_is_named_with_what_was_edited(dataset):
+def test_an_edited_manifest_is_named_with_the_edited_fields(dataset):
     edit(dataset, thresholds__toxicity__spec="p90", config__text_field="body")
     assert problems(dataset) == [
         "manifest.json: is not the one that was sealed (generations/0001.json): config.text_field, "
@@ -81,14 +81,14 @@ def test_a_manifest_that_does_not_add_up_is_named(dataset, changes, named):
     assert f"manifest.json: does not add up: {named}" in problems(dataset)
 
 
-def test_counts_of_tags_that_are_not_those_of_the_rows_are_named(dataset):
+def test_tag_counts_that_differ_from_the_rows_are_named(dataset):
     edit(dataset, sealed_too=True, thresholds__pii__aligned=1)
     (found,) = problems(dataset)
     assert found.startswith("manifest.json: says that by pii 1 of ")
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"schema_version": 1}', "[]"])
-def test_a_manifest_that_is_none_is_named(dataset, content):
+def test_an_invalid_manifest_is_named(dataset, content):
     (dataset / "manifest.json").write_text(content)
     (found,) = problems(dataset)
     assert "manifest.json is damaged at" in found
@@ -114,7 +114,7 @@ def test_a_damaged_record_of_the_generation_is_named(dataset):
         read_generation(open_storage(str(dataset)), 1)
 
 
-def test_a_card_that_leads_elsewhere_is_named(dataset):
+def test_a_card_that_names_another_generation_is_named(dataset):
     card = dataset / "README.md"
     card.write_text(card.read_text().replace("data/0001", "data/0007"))
     (found,) = problems(dataset)

@@ -24,7 +24,7 @@ from tests.pipeline.verify.forging import SHARD, change_text, edit, problems, re
         (lambda folder: (folder / "photos").mkdir(parents=True), "is not a labelled dataset: it has no manifest.json"),
     ],
 )
-def test_what_is_no_dataset_is_refused(tmp_path, prepare, message):
+def test_a_folder_that_is_not_a_dataset_is_refused(tmp_path, prepare, message):
     prepare(tmp_path / "out")
     if (tmp_path / "out/units").is_dir():
         (tmp_path / "out/units/notes.json").write_text("{}")
@@ -41,7 +41,7 @@ def test_another_schema_version_is_refused(dataset):
         verify(str(dataset))
 
 
-def test_the_command_exits_with_0_and_says_what_is_proven(sealed):
+def test_the_command_exits_with_0_and_lists_what_was_checked(sealed):
     result = CliRunner().invoke(app, ["verify", str(sealed)])
     assert result.exit_code == 0
     assert "is whole" in result.output
@@ -62,13 +62,13 @@ def test_the_command_exits_with_1_and_a_line_for_each_problem(dataset):
     assert {"path": SHARD, "what": "is missing", "stray": False} in facts["problems"]
 
 
-def test_the_command_exits_with_2_where_there_is_no_dataset(tmp_path):
+def test_the_command_exits_with_2_without_a_dataset(tmp_path):
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "nothing")])
     assert result.exit_code == 2
     assert "There is nothing at" in result.stderr
 
 
-def test_the_scored_units_are_checked_unless_they_are_left_out(dataset):
+def test_the_scored_units_are_checked_unless_disabled(dataset):
     part = dataset / "units/0001/00000/00000001.cpu.parquet"
     part.write_bytes(part.read_bytes()[:-1])
     (dataset / "units/0001/00000/00000002.json").unlink()
@@ -84,7 +84,7 @@ def test_the_scored_units_are_checked_unless_they_are_left_out(dataset):
     assert CliRunner().invoke(app, ["verify", str(dataset), "--no-units"]).exit_code == 0
 
 
-def test_what_no_record_names_is_named_with_its_own_remedy(dataset):
+def test_files_that_no_record_names_have_their_own_remedy(dataset):
     (dataset / "units/0001/00000/00000001.gpu.parquet").write_bytes(b"")
     report = verify(str(dataset))
     what = "the unit's commit record does not name it"
@@ -98,12 +98,12 @@ def test_the_remedy_of_a_copy_is_another_copy(dataset):
     assert verify(str(dataset)).remedy == "Copy the dataset again from where it was labelled."
 
 
-def test_a_problem_holds_no_text_of_the_corpus(dataset):
+def test_problems_contain_no_text_of_the_corpus(dataset):
     reforge(dataset, change=change_text)
     assert not any("Satz" in each for each in problems(dataset))
 
 
-def test_a_dataset_of_the_test_helper_is_whole(tmp_path):
+def test_a_dataset_of_the_test_helper_verifies(tmp_path):
     folder = make_dataset(
         tmp_path / "made",
         ["One. Two!", "", ("x = 1\r\ny = 2", "python"), "Three."],

@@ -11,14 +11,14 @@ from pipeline.dataset.manifest import DamagedError
 from tests.pipeline.verify.forging import QUARANTINE, SHARD, UNITS, problems
 
 
-def test_a_sealed_dataset_is_whole(sealed):
+def test_a_sealed_dataset_verifies(sealed):
     report = verify(str(sealed))
     assert report.ok
     facts = report.to_dict()
     assert (facts["documents"], facts["records"], facts["quarantined"], facts["shards"]) == (31, 33, 2, 2)
 
 
-def test_a_copy_of_the_dataset_alone_is_whole_too(dataset):
+def test_a_copy_without_the_job_verifies(dataset):
     for name in ("units", "job", "generations", "staging"):
         shutil.rmtree(dataset / name, ignore_errors=True)
     assert problems(dataset) == []

@@ -87,7 +87,7 @@ def problems():
     return [str(problem) for problem in verify("out", inputs=True).problems]
 
 
-def test_every_record_is_found_again(labelled):
+def test_every_record_is_found_in_the_inputs(labelled):
     report = verify("out", inputs=True)
     assert report.problems == []
     assert report.inputs_compared
@@ -115,7 +115,7 @@ def change_meta(rows):
 
 
 @pytest.mark.parametrize(("change", "name"), [(change_text, "text"), (change_id, "doc_id"), (change_meta, "meta")])
-def test_what_hides_from_every_other_check_is_named(labelled, change, name):
+def test_changes_that_no_other_check_finds_are_named(labelled, change, name):
     reforge(labelled / "out", change=change)
     position = (
         open_dataset("out").manifest.shards[0] and next(open_dataset("out").read_batches())["position"][2].as_py()
@@ -138,7 +138,7 @@ def test_new_and_lost_inputs_are_named(labelled):
     ]
 
 
-def test_inputs_that_are_gone_are_refused(labelled, monkeypatch):
+def test_missing_inputs_are_refused(labelled, monkeypatch):
     monkeypatch.chdir(labelled / "corpus")
     with pytest.raises(UserError, match="There is no input corpus"):
         verify("../out", inputs=True)

@@ -41,7 +41,7 @@ def test_ends_that_lose_or_repeat_text_are_named(dataset, change):
     assert f"{SHARD}: {what}" in problems(dataset)
 
 
-def test_a_text_that_keeps_its_length_in_bytes_betrays_itself_nowhere_but_in_the_inputs_or_the_hash(dataset):
+def test_a_changed_text_of_equal_size_is_found_only_by_inputs_or_hash(dataset):
     def change(rows):
         rows[3]["text"] = rows[3]["text"].replace("Satz", "Sutz")
 
@@ -49,7 +49,7 @@ def test_a_text_that_keeps_its_length_in_bytes_betrays_itself_nowhere_but_in_the
     assert problems(dataset) == []
 
 
-def test_a_text_of_other_bytes_is_named_by_its_unit(dataset):
+def test_a_text_of_another_size_is_found_by_the_totals_of_its_unit(dataset):
     def change(rows):
         rows[3]["text"] = rows[3]["text"].replace("Satz", "Sätz")
 
@@ -76,7 +76,7 @@ def raise_score(rows):
 
 
 @pytest.mark.parametrize("change", [swap_tags, drop_tags, shorten_tags, raise_score])
-def test_tags_that_are_not_the_scores_against_the_threshold_are_named(dataset, change):
+def test_tags_that_contradict_scores_and_threshold_are_named(dataset, change):
     reforge(dataset, change=change)
     assert any(
         each.startswith(f"{SHARD}: `toxicity_aligned` is not `toxicity` <= 0.25 (1 row, the first is corpus.jsonl#4)")
@@ -84,14 +84,14 @@ def test_tags_that_are_not_the_scores_against_the_threshold_are_named(dataset, c
     )
 
 
-def test_another_threshold_is_named_in_every_row_that_it_concerns_once(dataset):
+def test_a_changed_threshold_is_reported_once_per_shard(dataset):
     edit(dataset, sealed_too=True, thresholds__toxicity__value=0.0)
     found = [each for each in problems(dataset) if "`toxicity_aligned` is not `toxicity` <= 0 (" in each]
     assert len(found) == 2  # one per shard
 
 
 @pytest.mark.parametrize("score", [-0.5, float("nan"), float("inf"), None])
-def test_what_is_no_score_is_named(dataset, score):
+def test_invalid_scores_are_named(dataset, score):
     def change(rows):
         rows[5]["toxicity"] = [score, *rows[5]["toxicity"][1:]]
 
@@ -150,7 +150,7 @@ def test_other_columns_are_named(dataset):
     assert problems(dataset) == [f"{SHARD}: its columns are not those of the manifest"]
 
 
-def test_a_text_that_is_no_utf8_is_named(dataset):
+def test_a_text_that_is_not_utf8_is_named(dataset):
     table = pq.read_table(dataset / SHARD)
     text = pa.array([b"\xff\xfe"] * table.num_rows, pa.large_binary()).view(pa.large_string())
     table = table.set_column(3, table.schema.field("text"), text)
