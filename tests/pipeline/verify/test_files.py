@@ -78,7 +78,7 @@ def test_a_missing_file_is_named_and_hides_nothing(dataset, path):
     (dataset / path).unlink()
     (dataset / "README.md").unlink()
     assert problems(dataset) == [
-        "README.md: the data card is missing; `datasets.load_dataset` finds the shards by it",
+        "README.md: the data card is missing; `datasets.load_dataset` needs it to find the shards",
         f"{path}: is missing",
     ]
 
