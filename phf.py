@@ -10,7 +10,7 @@ _HOME = os.path.dirname(os.path.abspath(__file__))
 
 def _stop_at_once(_number: int, _frame: object) -> None:
     """End the process on a signal that comes before `take_signals`: no work has begun yet."""
-    os.write(2, b"Stopped before any work began. The same command goes on.\n")
+    os.write(2, b"Stopped before any work began. The same command continues.\n")
     os._exit(75)
 
 
@@ -144,7 +144,7 @@ def main() -> None:
         status = left.code if isinstance(left.code, int) else int(left.code is not None)
     except StopRequest as request:
         # A signal came after the command's work had ended.
-        sys.stderr.write(f"Stopped: received {request}. The same command goes on.\n")
+        sys.stderr.write(f"Stopped: received {request}. The same command continues.\n")
         status = EXIT_STOPPED
     end_process(status)
 

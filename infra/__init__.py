@@ -1,1 +1,1 @@
-"""Where the two jobs run: image, KubeRay, Slurm."""
+"""Where the two jobs run: container image, Kubernetes, Slurm, Ray, and the demo."""

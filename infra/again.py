@@ -1,6 +1,6 @@
-"""`phf-again COMMAND...`: run a command again while it ends incomplete (4) or stopped in good order (75).
+"""`phf-again COMMAND...`: rerun a command as long as it exits incomplete (4) or cleanly stopped (75).
 
-For places that start a failed job again whatever its status was, such as KubeRay.
+For platforms that restart a failed job whatever its exit status, such as KubeRay.
 """
 
 import signal
@@ -16,40 +16,40 @@ _TIMES, _WAIT_S = 10, 10.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-def again(command: list[str], times: int = _TIMES, wait_s: float = _WAIT_S) -> int:
-    """Run a command, and again after a status that asks for it; a signal to stop is passed on, and is the end.
+def run_again(command: list[str], times: int = _TIMES, wait_s: float = _WAIT_S) -> int:
+    """Run a command, and rerun it after one of the statuses in `AGAIN`; pass a signal to stop on, and rerun no more.
 
     Args:
-        command: words of the command.
-        times: how often again at most.
-        wait_s: seconds before each.
+        command: the words of the command.
+        times: most reruns.
+        wait_s: seconds to wait before each.
 
     Returns:
-        The last status; 128 + N where the command died of signal N.
+        The last exit status; 128 + N if signal N killed the command.
     """
-    asked: list[int] = []
-    passed: list[int] = []
+    received: list[int] = []
+    forwarded: list[int] = []
     running: list[subprocess.Popen[bytes]] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        received.append(number)
         for process in running:
             process.send_signal(number)
-            passed.append(number)
+            forwarded.append(number)
 
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
         status = EXIT_STOPPED
         for attempt in range(times + 1):
-            if asked:
+            if received:
                 break
             if attempt:
-                sys.stderr.write(f"Status {status}: the same command again ({attempt} of {times}).\n")
+                sys.stderr.write(f"Status {status}: running the same command again ({attempt} of {times}).\n")
                 time.sleep(wait_s)
             running[:] = [subprocess.Popen(command)]  # noqa: S603 - the user's own command
-            # A signal may have come before the process was known here. Not twice: a second one ends phf at once.
-            if asked and not passed:
-                running[0].send_signal(asked[-1])
+            # A signal may have come before `running` was set. Do not send it twice: a second one ends phf at once.
+            if received and not forwarded:
+                running[0].send_signal(received[-1])
             status = running[0].wait()
             if status not in AGAIN:
                 break
@@ -64,4 +64,4 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.stderr.write("Usage: phf-again COMMAND..., such as: phf-again phf label corpus --output labelled\n")
         sys.exit(2)
-    sys.exit(again(sys.argv[1:]))
+    sys.exit(run_again(sys.argv[1:]))

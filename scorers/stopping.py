@@ -102,7 +102,7 @@ class _Signals:
         self.status: int | None = None
         self.begun = begun
         self.reading = self.decided = False
-        self.text = "Stopped: received {}. The same command goes on.\n"
+        self.text = "Stopped: received {}. The same command continues.\n"
         self.pipe: socket.socket | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -185,7 +185,7 @@ def _taken() -> Iterator[_Signals]:
 
 
 @contextmanager
-def stoppable(advice: str = "The same command goes on.", *, when: str = "") -> Iterator[None]:
+def stoppable(advice: str = "The same command continues.", *, when: str = "") -> Iterator[None]:
     """Let a signal end the block, the whole work of a command, with status 75; call it in the main thread.
 
     After the block, signals no longer change the exit status of a command. The inner of two nested blocks decides.

@@ -1,1 +1,1 @@
-"""The whole road on one machine, with real text that every machine has."""
+"""The demo: the whole workflow on one machine, with real text that every machine has."""

@@ -1,4 +1,4 @@
-"""`make demo` and `make smoke`: label two corpora, train on one with several objectives, evaluate, compare."""
+"""`make demo` and `make smoke`: label two corpora, train on one with several objectives, evaluate and compare."""
 
 import shutil
 import subprocess
@@ -18,12 +18,12 @@ from training.config import ObjectiveName
 
 console = Terminal()
 
-# mypy sees no members in what is computed.
+# mypy cannot see the members of a computed enum.
 Objective = StrEnum("Objective", {name: name for name in get_args(ObjectiveName)})  # type: ignore[misc]
 
 
 class Scale(StrEnum):
-    """How much of everything."""
+    """How large the demo is."""
 
     demo = "demo"
     smoke = "smoke"
@@ -31,17 +31,17 @@ class Scale(StrEnum):
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of a run.
+    """What the demo does at a scale.
 
     Attributes:
-        code_bytes, prose_bytes: of text in the two corpora.
-        unit_size: of the labelling jobs.
-        code_scorers, prose_scorers: what they are labelled by.
-        train_on: the corpus that is trained on.
-        task: the column of that.
-        objectives: a run each, unless others are asked for.
-        guidance: that the conditional one is sampled by besides.
-        settings: passed to `phf train` as they are.
+        code_bytes, prose_bytes: bytes of text in the two corpora.
+        unit_size: unit size of the labelling jobs.
+        code_scorers, prose_scorers: scorers of the two corpora.
+        train_on: the corpus to train on.
+        task: the column to train on.
+        objectives: objectives to train by default, one run each.
+        guidance: guidance to sample the conditional run with as well.
+        settings: `--set` arguments of `phf train`.
     """
 
     code_bytes: int
@@ -105,24 +105,24 @@ PLANS = {
         ),
     ),
 }
-# A linter's crash on a module of the reader's own interpreter must not end the demo; it is counted and shown.
+# A linter that crashes on a module of this interpreter must not end the demo; the crash is counted and shown.
 MAX_QUARANTINED = "20"
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder for everything that is made.")],
-    scale: Annotated[Scale, typer.Option(help="How much of everything.")] = Scale.demo,
+    output: Annotated[Path, typer.Option(help="Folder for all output.")],
+    scale: Annotated[Scale, typer.Option(help="How large the demo is.")] = Scale.demo,
     objective: Annotated[
-        list[Objective] | None, typer.Option(help="An objective to train by, repeated for several.")
+        list[Objective] | None, typer.Option(help="An objective to train with; repeat for several.")
     ] = None,
 ) -> None:
-    """Label real text of this machine, train small models on it with several objectives, and compare them."""
+    """Label real text from this machine, train small models on it with several objectives, and compare them."""
     plan = PLANS[scale]
     objectives = tuple(each.value for each in objective or ()) or plan.objectives
     start = time.monotonic()
     corpus = output / "corpus"
     if scale is Scale.smoke and output.exists():
-        # What continuous integration asks is whether the whole road works today, not whether an old result resumes.
+        # CI must test the whole workflow from the start, not resume an earlier result.
         shutil.rmtree(output)
 
     if not corpus.exists():
@@ -134,7 +134,7 @@ def main(
         console.print(
             f"A corpus from this machine: {count_of(code.documents, 'module')} of the standard library "
             f"({size_of(code.size)}), "
-            f"{count_of(prose.documents, 'paragraph')} of what installed packages say of themselves "
+            f"{count_of(prose.documents, 'paragraph')} from the documentation of installed packages "
             f"({size_of(prose.size)})."
         )
 
@@ -168,7 +168,7 @@ def main(
 
 
 def phf(*arguments: str | Path) -> None:
-    """Run one `phf` command, shown as a user would type it; a command that fails ends the road with its status."""
+    """Print and run one `phf` command; if it fails, exit with its status."""
     words = [str(argument) for argument in arguments]
     console.print(f"\n[bold cyan]$ phf {' '.join(words)}[/bold cyan]", markup=True, soft_wrap=True)
     command, environment = interpreter.command("phf", *words), interpreter.environment()

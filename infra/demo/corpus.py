@@ -1,4 +1,4 @@
-"""Two corpora that every machine has: the standard library's code, and what installed packages say of themselves."""
+"""Sample two corpora that every machine has: the standard library's code, and documentation of installed packages."""
 
 import gzip
 import json
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Larger files would make the sample a matter of a few modules.
+# Leave out larger files, so that the sample holds more than a few modules.
 LARGEST_MODULE = 60_000
 LARGEST_PAPER = 300_000
-# In characters: a heading says nothing, and a table is no paragraph.
+# In characters; leaves out headings and tables.
 SHORTEST_PARAGRAPH, LONGEST_PARAGRAPH = 60, 2_000
-# Fixtures of test suites hold code that is wrong on purpose, in encodings of every kind.
+# Fixtures of test suites hold code that is wrong on purpose, in all kinds of encodings.
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "__pycache__"})
 PAPER = re.compile(r"(?i)(readme|authors|contributors|licen[cs]e|copying|notice)([-._].*)?$|.*\.(md|rst)$")
 _PARAGRAPHS = re.compile(r"\n\s*\n")
@@ -23,7 +23,7 @@ _PARAGRAPHS = re.compile(r"\n\s*\n")
 
 @dataclass(frozen=True)
 class Sample:
-    """What was put into a corpus: documents and bytes of text."""
+    """The number of documents in a sampled corpus, and its size in bytes of text."""
 
     documents: int
     size: int
@@ -51,9 +51,9 @@ def sample_code(folder: Path, limit: int, seed: int) -> Sample:
 
 
 def sample_prose(file: Path, limit: int, seed: int) -> Sample:
-    """Write a seeded sample of the paragraphs of installed packages' papers, at most `limit` bytes, as `.jsonl.gz`.
+    """Write a seeded sample of paragraphs from installed packages' documentation, at most `limit` bytes, as gzip JSONL.
 
-    A paragraph that several packages have, such as one of a licence, is there once.
+    A paragraph shared by several packages, such as one of a licence, occurs once.
     """
     found: dict[str, str] = {}
     for name, text in _papers():
@@ -64,7 +64,7 @@ def sample_prose(file: Path, limit: int, seed: int) -> Sample:
     random.Random(seed).shuffle(paragraphs)
     documents = size = 0
     file.parent.mkdir(parents=True, exist_ok=True)
-    # No name and no time in its header: the same sample gives the same bytes, and so the same fingerprint of the input.
+    # No name and time in the gzip header, so that the same sample gives the same bytes and the same input fingerprint.
     with file.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as stream:
         for text, place in paragraphs:
             length = len(text.encode())
@@ -77,7 +77,7 @@ def sample_prose(file: Path, limit: int, seed: int) -> Sample:
 
 
 def _papers() -> Iterator[tuple[str, str]]:
-    """What packages of this environment say of themselves, by name: metadata, READMEs, authors, licences; sorted."""
+    """Yield path and text of installed packages' documentation, sorted: metadata, READMEs, authors, licences."""
     library = Path(sysconfig.get_path("purelib"))
     papers = {
         path
@@ -91,7 +91,7 @@ def _papers() -> Iterator[tuple[str, str]]:
 
 
 def _text(path: Path) -> str | None:
-    """None where it is no UTF-8."""
+    """Return the text of a file; None if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -1,1 +1,1 @@
-"""Training on a Ray cluster: Ray Train places the ranks and starts them again; a rank is a process like any other."""
+"""Training on a Ray cluster: Ray Train places and restarts the ranks, each of which is an ordinary process."""

@@ -1,4 +1,4 @@
-"""Where the driver and the ranks of a run on Ray leave messages for each other: an actor, which both can reach."""
+"""The mailbox between the driver and the ranks of a run on Ray: an actor that both can reach."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -7,17 +7,17 @@ STDOUT, STDERR = 1, 2
 
 
 @dataclass
-class News:
-    """What has come since the driver last asked.
+class Messages:
+    """The messages of the ranks to the driver.
 
     Attributes:
-        output: pieces of what ranks printed, and on which stream, in order.
+        output: what ranks printed since the driver last collected it: stream and bytes, in order.
         started: whether any rank has ever been started.
-        running: ranks that are.
-        losses: for each time that ranks were lost, the status of each (negative for a signal), None for one whose
-            worker or machine is gone.
-        ends: by rank, the status with which it left of its own accord, since ranks were last lost.
-        refusals: by node, what is wrong there, so that no rank was started.
+        running: ranks that are running.
+        losses: for each loss of ranks, the exit status by rank (negative for a signal), None for one whose worker or
+            machine is gone.
+        ends: exit status by rank of those that ended deliberately since the last loss.
+        problems: by node, the problem that keeps ranks from starting there.
     """
 
     output: list[tuple[int, bytes]] = field(default_factory=list)
@@ -25,59 +25,59 @@ class News:
     running: set[int] = field(default_factory=set)
     losses: list[Mapping[int, int | None]] = field(default_factory=list)
     ends: dict[int, int] = field(default_factory=dict)
-    refusals: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
 
-class Desk:
-    """Answers at once, whoever asks; made into an actor by the driver."""
+class Mailbox:
+    """Holds the messages of both sides; its methods never block. The driver makes it an actor."""
 
     def __init__(self) -> None:
         self._signals: list[int] = []
-        self._news = News()
+        self._messages = Messages()
 
-    # What ranks do.
+    # Called by ranks.
 
     def signals(self) -> list[int]:
-        """What the driver was asked so far, in order."""
+        """Return the signals that the driver has received so far, in order."""
         return self._signals
 
-    def print(self, output: list[tuple[int, bytes]]) -> list[int]:
-        """Leave what a rank has printed; returns the signals so far."""
-        self._news.output += output
+    def add_output(self, output: list[tuple[int, bytes]]) -> list[int]:
+        """Add what a rank printed, and return the signals so far."""
+        self._messages.output += output
         return self._signals
 
-    def start(self, rank: int) -> None:
-        """A rank is about to be started."""
-        self._news.started = True
-        self._news.running.add(rank)
+    def report_start(self, rank: int) -> None:
+        """Report that a rank is about to start."""
+        self._messages.started = True
+        self._messages.running.add(rank)
 
-    def end(self, rank: int, status: int) -> None:
-        """A rank has left of its own accord."""
-        self._news.running.discard(rank)
-        self._news.ends[rank] = status
+    def report_end(self, rank: int, status: int) -> None:
+        """Report that a rank has ended deliberately."""
+        self._messages.running.discard(rank)
+        self._messages.ends[rank] = status
 
-    def refuse(self, node: str, problem: str) -> None:
-        """Something is wrong with a node: no rank may start."""
-        self._news.refusals[node] = problem
+    def report_problem(self, node: str, problem: str) -> None:
+        """Report a problem of a node; no rank may start."""
+        self._messages.problems[node] = problem
 
-    def refused(self) -> bool:
-        """Whether any node is not fit."""
-        return bool(self._news.refusals)
+    def has_problems(self) -> bool:
+        """Return whether any node has reported a problem."""
+        return bool(self._messages.problems)
 
-    def lose(self, losses: Mapping[int, int | None]) -> None:
-        """Ray Train has missed ranks, and ends the others."""
-        self._news.losses.append(losses)
-        self._news.running.clear()
-        self._news.ends.clear()
+    def report_losses(self, losses: Mapping[int, int | None]) -> None:
+        """Report that Ray Train has lost ranks, and ends the others."""
+        self._messages.losses.append(losses)
+        self._messages.running.clear()
+        self._messages.ends.clear()
 
-    # What the driver does.
+    # Called by the driver.
 
-    def signal(self, number: int) -> None:
+    def add_signal(self, number: int) -> None:
         """Pass a signal on to every rank."""
         self._signals.append(number)
 
-    def news(self) -> News:
-        """All that was left; output is handed out once."""
-        news = self._news
-        self._news = replace(news, output=[])
-        return news
+    def collect(self) -> Messages:
+        """Return all messages; output is returned once."""
+        messages = self._messages
+        self._messages = replace(messages, output=[])
+        return messages

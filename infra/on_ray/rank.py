@@ -1,7 +1,7 @@
-"""A rank on a node of a Ray cluster: a process like any other, started and watched by a worker of Ray Train.
+"""Run a rank on a node of a Ray cluster, in a process that a worker of Ray Train starts and watches.
 
-The process is not the worker itself: it handles signals, is ended by its watchdog, and leaves with a status of its own,
-none of which a thread in an actor can.
+The process is separate from the worker because it handles signals, is ended by its watchdog, and has an exit status of
+its own, none of which works in a thread of an actor.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from training.distributed.launch import MEANT, free_port, meant, rank_environmen
 from training.runs.folder import SHARED_MARK
 
 _POLL_S = 0.1
-# Signals are looked for so often where nothing is printed.
+# Seconds between polls for signals while the rank prints nothing.
 _ASK_S = 0.5
-# A network file system may show a new file late.
+# Seconds to wait for a new file, which a network file system may show late.
 _SHARED_S = 30.0
 _INITIAL_ENVIRONMENT = Path("/proc/self/environ")
 
 
 class RankLostError(Exception):
-    """A rank did not end as it should; Ray Train starts all of them again, if it may."""
+    """A rank did not end deliberately; Ray Train restarts all ranks, up to its limit."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -40,15 +40,15 @@ class RankLostError(Exception):
 
 @dataclass(frozen=True)
 class RankJob:
-    """What every rank needs to know.
+    """What every rank runs.
 
     Attributes:
-        arguments: of `phf`.
-        folder: working folder of the command.
+        arguments: arguments of `phf`.
+        folder: working directory of the command.
         output: folder of the run.
-        environment: variables that ranks get beside those of their node.
-        gpu: whether each has a GPU.
-        desk: handle of the `Desk`.
+        environment: variables that ranks get in addition to those of their node.
+        gpu: whether each rank has a GPU.
+        mailbox: actor handle of the `Mailbox`.
     """
 
     arguments: tuple[str, ...]
@@ -56,14 +56,14 @@ class RankJob:
     output: str
     environment: Mapping[str, str]
     gpu: bool
-    desk: Any
+    mailbox: Any
 
 
 def run_rank(job: RankJob) -> None:
-    """Run one rank to its end; called by each worker of Ray Train, in a thread.
+    """Run one rank to its end; each worker of Ray Train calls this in a thread.
 
     Raises:
-        RankLostError: its process was killed, or ended by an error of no kind.
+        RankLostError: its process was killed, or ended with an unexpected error.
     """
     import ray
     from ray.train import get_context
@@ -71,14 +71,14 @@ def run_rank(job: RankJob) -> None:
 
     context = get_context()
     rank = context.get_world_rank()
-    if ray.get(job.desk.signals.remote()):
-        # Asked to stop between two attempts.
+    if ray.get(job.mailbox.signals.remote()):
+        # A request to stop came between two attempts.
         return
     address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     mine = {"address": address, "port": free_port(address), "mark": secrets.token_hex(8)} if rank == 0 else None
     place: dict[str, Any] = broadcast_from_rank_zero(mine)
     _check_folders(job, rank, address, place["mark"])
-    if ray.get(job.desk.refused.remote()):
+    if ray.get(job.mailbox.has_problems.remote()):
         return
     environment = _environment(job) | rank_environment(
         rank,
@@ -88,50 +88,50 @@ def run_rank(job: RankJob) -> None:
         place["address"],
         place["port"],
     )
-    ray.get(job.desk.start.remote(rank))
+    ray.get(job.mailbox.report_start.remote(rank))
     status = _run(job, environment)
     if status not in MEANT:
         raise RankLostError(status)
-    ray.get(job.desk.end.remote(rank, status))
+    ray.get(job.mailbox.report_end.remote(rank, status))
 
 
 def _check_folders(job: RankJob, rank: int, address: str, mark: str) -> None:
-    """Tell the desk where the folders of the command are not those of rank 0; returns when every rank has looked."""
+    """Report a problem if the command's folders differ from those of rank 0; return when every rank has checked."""
     import ray
     from ray.train.collective import barrier
 
-    def refuse(problem: str) -> None:
-        ray.get(job.desk.refuse.remote(f"{socket.gethostname()} ({address})", problem))
+    def report(problem: str) -> None:
+        ray.get(job.mailbox.report_problem.remote(f"{socket.gethostname()} ({address})", problem))
 
     file, made = Path(job.output) / f"{SHARED_MARK}{mark}", False
     if not Path(job.folder).is_dir():
-        refuse(f"there is no folder {job.folder}, in which the command was given")
+        report(f"there is no folder {job.folder}, in which the command was run")
     elif rank == 0:
         try:
             made = not file.parent.exists()
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
         except OSError as error:
-            refuse(f"cannot write to --output {job.output}: {error.strerror or error}")
+            report(f"cannot write to --output {job.output}: {error.strerror or error}")
     barrier()
     if rank:
         until = time.monotonic() + _SHARED_S
-        while not file.exists() and not ray.get(job.desk.refused.remote()):
+        while not file.exists() and not ray.get(job.mailbox.has_problems.remote()):
             if time.monotonic() > until:
-                refuse(f"--output {job.output} does not hold what the node of rank 0 writes there")
+                report(f"--output {job.output} does not hold what the node of rank 0 writes there")
             time.sleep(_POLL_S)
     barrier()
     if rank == 0:
         with contextlib.suppress(OSError):
             file.unlink()
-            if made and ray.get(job.desk.refused.remote()):
+            if made and ray.get(job.mailbox.has_problems.remote()):
                 file.parent.rmdir()
 
 
 def _environment(job: RankJob) -> dict[str, str]:
     environment = interpreter.environment() | dict(job.environment)
-    # Ray sets it to the cores that were reserved, where the node says nothing; how many threads there are is not for
-    # it to say: a rank shares the node's cores with the others there.
+    # Drop Ray's value, unless the node itself sets one: Ray takes the number of reserved cores, but a rank shares all
+    # cores of the node with the other ranks there.
     if not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in _INITIAL_ENVIRONMENT.read_bytes().split(b"\0")):
         environment.pop("OMP_NUM_THREADS", None)
     if not job.gpu:
@@ -140,10 +140,10 @@ def _environment(job: RankJob) -> dict[str, str]:
 
 
 def _run(job: RankJob, environment: Mapping[str, str]) -> int:
-    """The status of the rank's process, whose output goes to the desk, from where signals come."""
+    """Run the rank's process and return its exit status; its output goes to the mailbox, signals come from there."""
     import ray
 
-    # A rank must not outlive its worker: Ray Train starts the next one as soon as that is gone.
+    # A rank must not outlive its worker: Ray Train starts the next one as soon as the worker is gone.
     process = start_rank(
         interpreter.command("phf", *job.arguments),
         environment,
@@ -161,21 +161,21 @@ def _run(job: RankJob, environment: Mapping[str, str]) -> int:
     for reader in readers:
         reader.start()
     signals: list[int] = []
-    passed, asked = 0, time.monotonic()
+    forwarded, polled = 0, time.monotonic()
     try:
         while process.poll() is None:
             time.sleep(_POLL_S)
             output = _all(pieces)
-            if output or time.monotonic() - asked >= _ASK_S:
-                signals = ray.get(job.desk.print.remote(output))
-                asked = time.monotonic()
-                for number in signals[passed:]:
+            if output or time.monotonic() - polled >= _ASK_S:
+                signals = ray.get(job.mailbox.add_output.remote(output))
+                polled = time.monotonic()
+                for number in signals[forwarded:]:
                     process.send_signal(number)
-                passed = len(signals)
+                forwarded = len(signals)
         for reader in readers:
-            # A process that the rank has left behind may keep its end open.
+            # Use a timeout: a process that the rank left behind may keep the pipe open.
             reader.join(_ASK_S)
-        ray.get(job.desk.print.remote(_all(pieces)))
+        ray.get(job.mailbox.add_output.remote(_all(pieces)))
         return meant(process.returncode, signals)
     finally:
         process.kill()

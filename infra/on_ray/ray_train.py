@@ -1,4 +1,4 @@
-"""What asks Ray Train for a run. A task of the cluster, so that the driver can leave without it."""
+"""Run Ray Train, as a task of the cluster, so that the driver can exit without waiting for it."""
 
 import os
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ Losses = Mapping[int, int | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it ended.
+    """How Ray Train ended.
 
     Attributes:
-        lost: where ranks were lost once more than allowed, the status of each; see `infra.on_ray.mailbox.News`.
-        problem: where Ray Train failed otherwise, in a line.
+        lost: if ranks were lost more often than allowed, the status of each; see `infra.on_ray.mailbox.Messages`.
+        problem: if Ray Train failed otherwise, why, in one line.
     """
 
     lost: Losses | None = None
@@ -24,16 +24,16 @@ class Outcome:
 
 
 def fit(job: RankJob, ranks: int, needs: Mapping[str, int], max_restarts: int, scratch: str) -> Outcome:
-    """Have Ray Train place the ranks and start them again, until all have left of their own accord.
+    """Have Ray Train place and restart the ranks until all have ended deliberately.
 
     Args:
-        job: of every rank.
-        ranks: workers.
-        needs: `CPU` and `GPU` that each reserves.
-        max_restarts: how often all start again when one was lost.
-        scratch: a folder that Ray Train insists on. Nothing is kept there: checkpoints are the run's own.
+        job: what every rank runs.
+        ranks: number of ranks.
+        needs: the `CPU` and `GPU` that each rank reserves.
+        max_restarts: how often to restart all ranks when one is lost.
+        scratch: a folder that Ray Train requires. Nothing is stored there: the run keeps its own checkpoints.
     """
-    # Ray Train reads them when it is imported, and passes them on.
+    # Ray Train reads these when it is imported, and passes them on.
     os.environ |= {"RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
     from ray.train import BackendConfig, UserCallback, WorkerGroupError
     from ray.train.backend import Backend
@@ -41,7 +41,7 @@ def fit(job: RankJob, ranks: int, needs: Mapping[str, int], max_restarts: int, s
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class PlainBackend(Backend):
-        """No process group, which is between the ranks; each sees all GPUs that they have on its node."""
+        """No process group, which the ranks set up themselves; each rank sees all GPUs of the ranks on its node."""
 
         share_cuda_visible_devices = True
 
@@ -50,11 +50,11 @@ def fit(job: RankJob, ranks: int, needs: Mapping[str, int], max_restarts: int, s
         def backend_cls(self) -> type[Backend]:
             return PlainBackend
 
-    class TellLosses(UserCallback):
-        """Called in Ray Train's controller."""
+    class ReportLosses(UserCallback):
+        """Runs in Ray Train's controller."""
 
         def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-            job.desk.lose.remote(_losses(worker_exceptions))
+            job.mailbox.report_losses.remote(_losses(worker_exceptions))
 
     trainer = DataParallelTrainer(
         lambda: run_rank(job),
@@ -63,14 +63,14 @@ def fit(job: RankJob, ranks: int, needs: Mapping[str, int], max_restarts: int, s
         run_config=RunConfig(  # type: ignore[arg-type] # the signature names the class of Ray Train's first version
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=max_restarts),
-            callbacks=[TellLosses()],
+            callbacks=[ReportLosses()],
         ),
     )
     try:
         trainer.fit()
     except WorkerGroupError as error:
         return Outcome(lost=_losses(error.worker_failures))
-    except Exception as error:  # noqa: BLE001 - whatever Ray Train raises, the driver says it
+    except Exception as error:  # noqa: BLE001 - the driver reports whatever Ray Train raises
         return Outcome(problem=str(error).strip().splitlines()[-1].rstrip(".") or type(error).__name__)
     return Outcome()
 

@@ -1,7 +1,7 @@
-"""`phf train --on ray`: Ray Train places the ranks on a cluster and starts them again where one was lost.
+"""`phf train --on ray`: Ray Train places the ranks on a cluster and restarts them when one is lost.
 
-The driver trains nothing itself: it passes signals on, shows what ranks print, and leaves with their status, as it does
-with ranks of its own machine (`training.distributed.launch`).
+The driver does not train: it passes signals on, prints the output of the ranks, and exits with their status, as it does
+with ranks on its own machine (`training.distributed.launch`).
 """
 
 import os
@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from infra.on_ray.mailbox import STDOUT, Desk, News
+from infra.on_ray.mailbox import STDOUT, Mailbox, Messages
 from infra.on_ray.rank import RankJob
 from infra.on_ray.ray_train import Losses, Outcome, fit
 from pipeline.labelling.on_ray.cluster import check_address, ray_cluster
@@ -26,22 +26,22 @@ from scorers.stopping import asking
 from training.distributed.launch import Launch, describe_loss, given_up, restarting
 
 _POLL_S = 0.2
-# For the desk to answer; a head that has gone away is noticed by its watch.
+# Seconds for the mailbox to answer; `HeadWatch` notices a lost head.
 _ANSWER_S = 5.0
-# After so long it is said that the cluster has no room.
+# Seconds without a rank after which the driver prints that the cluster may have no room.
 _PATIENCE_S = 60.0
 
 
 def launch(asked: Launch) -> int:
-    """Run the ranks on a Ray cluster until all end well, or end as they mean to.
+    """Run the ranks on a Ray cluster until they are done or end deliberately.
 
     Returns:
-        0, or the status with which the ranks left (2, 4 or 75).
+        0, or the exit status of the ranks (2, 4 or 75).
 
     Raises:
         UserError: the cluster cannot be joined, has no GPUs for the ranks, or does not share its folders.
-        IncompleteError: ranks were lost once more than `max_restarts`, or the cluster was.
-        StoppedError: asked to stop before any rank was started.
+        IncompleteError: ranks were lost more than `max_restarts` times, or the cluster was lost.
+        StoppedError: a request to stop came before any rank was started.
     """
     if asked.address is not None:
         refuse_secret(asked.address, "address")
@@ -51,19 +51,19 @@ def launch(asked: Launch) -> int:
                 "with --address auto."
             )
         check_address(asked.address)
-    came: list[int] = []
-    with ray_cluster(asked.address, _own_cpus(asked), code=_code()) as resources, asking(came.append):
+    received: list[int] = []
+    with ray_cluster(asked.address, _own_cpus(asked), code=_code()) as resources, asking(received.append):
         gpus = _gpus(asked, resources)
-        return _Run(asked, gpus, came).wait()
+        return _Run(asked, gpus, received).wait()
 
 
 def _own_cpus(asked: Launch) -> int:
-    # Ray counts cores without binding anybody to them; ranks on this machine may be more than its cores.
+    # Ray counts cores without binding processes to them, so this machine may run more ranks than it has cores.
     return max(len(os.sched_getaffinity(0)), asked.ranks * asked.cpus)
 
 
 def _code() -> list[Path]:
-    """What the nodes of a cluster are sent: all of phf, since ranks are `python -m phf`."""
+    """Return the code to send to the nodes of a cluster: all of phf, since ranks run `python -m phf`."""
     import infra
     import phf
     import training
@@ -72,51 +72,51 @@ def _code() -> list[Path]:
 
 
 def _gpus(asked: Launch, resources: Mapping[str, float]) -> int:
-    there = int(resources.get("GPU", 0))
-    gpus = min(1, there) if asked.gpus is None else asked.gpus
-    # A cluster that is joined may grow.
-    if asked.address is None and asked.ranks * gpus > there:
+    available = int(resources.get("GPU", 0))
+    gpus = min(1, available) if asked.gpus is None else asked.gpus
+    # Do not check a cluster that was joined: it may grow.
+    if asked.address is None and asked.ranks * gpus > available:
         raise UserError(
-            f"There are {there} GPUs here, too few for {count_of(asked.ranks, 'rank')} of one each. "
-            "Start fewer ranks, or give --gpus-per-rank 0 to train on the CPU."
+            f"There are {available} GPUs here, too few for {count_of(asked.ranks, 'rank')} with one each. "
+            "Start fewer ranks, or use --gpus-per-rank 0 to train on the CPU."
         )
     return gpus
 
 
 class _Run:
-    """One run on a cluster that is joined; `came` are the signals so far."""
+    """One run on a connected cluster; `received` are the signals so far."""
 
-    def __init__(self, asked: Launch, gpus: int, came: list[int]) -> None:
+    def __init__(self, asked: Launch, gpus: int, received: list[int]) -> None:
         import ray
 
-        self._asked, self._gpus, self._came = asked, gpus, came
+        self._asked, self._gpus, self._received = asked, gpus, received
         context = ray.get_runtime_context()
-        # What belongs to the driver stays beside it.
+        # Keep the mailbox and the Ray Train task on the driver's node.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True)
-        self._beside: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here}
-        self._desk: Any = ray.remote(Desk).options(**self._beside).remote()
+        self._placement: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here}
+        self._mailbox: Any = ray.remote(Mailbox).options(**self._placement).remote()
         self._head = HeadWatch(context.gcs_address)
-        self._passed = 0
+        self._forwarded = 0
         self._restarts = 0
 
     def wait(self) -> int:
-        """Until the ranks have ended; returns their status."""
-        self._asked.tell(f"Ray Train starts {self._wanted()}.")
+        """Wait until the ranks have ended, and return their exit status."""
+        self._asked.tell(f"Ray Train starts {self._describe_request()}.")
         late = time.monotonic() + _PATIENCE_S
         with tempfile.TemporaryDirectory(prefix="phf-ray-train-", ignore_cleanup_errors=True) as scratch:
             outcome = self._start(scratch)
             while not outcome.done():
                 time.sleep(_POLL_S)
                 self._head.check()
-                self._pass_on()
-                news = self._ask()
-                if news is None:
+                self._forward_signals()
+                messages = self._collect()
+                if messages is None:
                     continue
-                self._tell(news)
-                if self._came:
-                    self._leave_unless_running(news)
-                if not news.started and time.monotonic() > late:
-                    self._asked.tell(f"Still waiting: the Ray cluster may have no room for {self._wanted()}.")
+                self._print(messages)
+                if self._received:
+                    self._stop_unless_running(messages)
+                if not messages.started and time.monotonic() > late:
+                    self._asked.tell(f"Still waiting: the Ray cluster may have no room for {self._describe_request()}.")
                     late = float("inf")
         error = outcome.exception()
         brief = f"its task was lost ({type(error).__name__})"
@@ -131,71 +131,71 @@ class _Run:
             output=str(self._asked.output),
             environment={"COLUMNS": str(shutil.get_terminal_size().columns)},
             gpu=bool(self._gpus),
-            desk=self._desk,
+            mailbox=self._mailbox,
         )
         needs = {"CPU": self._asked.cpus} | ({"GPU": self._gpus} if self._gpus else {})
-        task: Any = ray.remote(fit).options(max_retries=0, **self._beside)
+        task: Any = ray.remote(fit).options(max_retries=0, **self._placement)
         ref = task.remote(job, self._asked.ranks, needs, self._asked.max_restarts, scratch)
         outcome: Future[Outcome] = ref.future()
         return outcome
 
-    def _wanted(self) -> str:
+    def _describe_request(self) -> str:
         each = f"{self._asked.cpus} CPU" + (f" and {self._gpus} GPU" if self._gpus else "")
         return f"{count_of(self._asked.ranks, 'rank')} of {each} each"
 
-    def _leave_unless_running(self, news: News) -> None:
-        """When asked to stop, not to wait for ranks that Ray Train has no room to start, again or at all."""
-        if news.running or len(news.ends) == self._asked.ranks:
+    def _stop_unless_running(self, messages: Messages) -> None:
+        """After a request to stop, do not wait for ranks that Ray Train has no room to start or restart."""
+        if messages.running or len(messages.ends) == self._asked.ranks:
             return
-        if news.losses:
-            raise given_up(_describe(news.losses[-1]), self._restarts, asked_to_stop=True)
-        if not news.started:
-            raise StoppedError("stopped before any rank was started. The same command goes on.")
+        if messages.losses:
+            raise given_up(_describe(messages.losses[-1]), self._restarts, asked_to_stop=True)
+        if not messages.started:
+            raise StoppedError("stopped before any rank was started. The same command continues.")
 
-    def _pass_on(self) -> None:
-        for number in self._came[self._passed :]:
-            self._desk.signal.remote(number)
-            self._passed += 1
+    def _forward_signals(self) -> None:
+        for number in self._received[self._forwarded :]:
+            self._mailbox.add_signal.remote(number)
+            self._forwarded += 1
 
-    def _ask(self) -> News | None:
+    def _collect(self) -> Messages | None:
         import ray
 
-        def ask() -> News:
-            news: News = ray.get(self._desk.news.remote())
-            return news
+        def collect() -> Messages:
+            messages: Messages = ray.get(self._mailbox.collect.remote())
+            return messages
 
-        return ask_with_timeout(ask, _ANSWER_S)
+        return ask_with_timeout(collect, _ANSWER_S)
 
-    def _tell(self, news: News) -> None:
-        for stream, piece in news.output:
+    def _print(self, messages: Messages) -> None:
+        for stream, piece in messages.output:
             target = sys.stdout if stream == STDOUT else sys.stderr
             target.write(piece.decode(errors="replace"))
             target.flush()
-        for loss in news.losses[self._restarts : self._asked.max_restarts]:
+        for loss in messages.losses[self._restarts : self._asked.max_restarts]:
             self._restarts += 1
-            if not self._came:
+            if not self._received:
                 self._asked.tell(restarting(_describe(loss), self._restarts, self._asked.max_restarts))
 
     def _conclude(self, outcome: Outcome) -> int:
-        news = self._ask()
-        if news is None:
-            raise IncompleteError("The Ray cluster does not answer any more. The same command goes on.")
-        self._tell(news)
-        if news.refusals:
-            places = "; ".join(f"on {node}, {problem}" for node, problem in sorted(news.refusals.items()))
+        messages = self._collect()
+        if messages is None:
+            raise IncompleteError("The Ray cluster does not answer any more. The same command continues.")
+        self._print(messages)
+        if messages.problems:
+            places = "; ".join(f"on {node}, {problem}" for node, problem in sorted(messages.problems.items()))
             raise UserError(f"Folders must be on a file system that all nodes of the Ray cluster share: {places}.")
         if outcome.problem is not None:
-            raise IncompleteError(f"Ray Train cannot go on: {outcome.problem}. The same command goes on.")
+            raise IncompleteError(f"Ray Train failed: {outcome.problem}. The same command continues.")
         if outcome.lost is not None:
-            raise given_up(_describe(outcome.lost), self._asked.max_restarts, asked_to_stop=bool(self._came))
-        if len(news.ends) < self._asked.ranks:
-            lost = _describe(news.losses[-1]) if news.losses else "Not all ranks were started"
-            raise given_up(lost, self._restarts, asked_to_stop=bool(self._came))
-        return next((status for status in news.ends.values() if status), 0)
+            raise given_up(_describe(outcome.lost), self._asked.max_restarts, asked_to_stop=bool(self._received))
+        if len(messages.ends) < self._asked.ranks:
+            lost = _describe(messages.losses[-1]) if messages.losses else "Not all ranks were started"
+            raise given_up(lost, self._restarts, asked_to_stop=bool(self._received))
+        return next((status for status in messages.ends.values() if status), 0)
 
 
 def _describe(losses: Losses) -> str:
-    """What was lost first: a signal is a cause, and so is a machine that is gone; an error may be what follows."""
+    """Describe the likely first loss: a signal or a machine that is gone; an error may only follow from one."""
     order = sorted(losses.items(), key=lambda loss: (loss[1] is not None, loss[1] or 0, loss[0]))
     killed = [loss for loss in order if loss[1] is not None and loss[1] < 0]
     rank, status = (killed or order)[0]

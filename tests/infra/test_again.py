@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.again import again
+from infra.again import run_again
 
 
 def counting(folder: Path, *statuses: int) -> list[str]:
@@ -33,13 +33,13 @@ def counting(folder: Path, *statuses: int) -> list[str]:
     ],
 )
 def test_only_4_and_75_are_tried_again(tmp_path: Path, statuses: tuple[int, ...], last: int, calls: int) -> None:
-    assert again(counting(tmp_path, *statuses), times=3, wait_s=0) == last
+    assert run_again(counting(tmp_path, *statuses), times=3, wait_s=0) == last
     assert len((tmp_path / "calls").read_text()) == calls
 
 
 def test_a_command_that_a_signal_killed_is_not_tried_again() -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    assert again([sys.executable, "-c", code], times=1, wait_s=0) == 128 + signal.SIGKILL
+    assert run_again([sys.executable, "-c", code], times=1, wait_s=0) == 128 + signal.SIGKILL
 
 
 def test_a_signal_is_passed_on_and_is_the_end(tmp_path: Path) -> None:

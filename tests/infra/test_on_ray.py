@@ -198,7 +198,7 @@ def test_nodes_without_room_can_be_left_and_nodes_that_do_not_share_the_output_a
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=100)
     assert process.returncode == 75, said
-    assert said == "Stopped: stopped before any rank was started. The same command goes on.\n"
+    assert said == "Stopped: stopped before any rank was started. The same command continues.\n"
 
     with start(dataset, output, "--address", address) as process:
         _, said = process.communicate(timeout=200)

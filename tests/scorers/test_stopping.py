@@ -163,16 +163,16 @@ def test_a_signal_before_a_command_begins_ends_it_at_once(number):
     with program("native()") as process:
         # Its handler cannot run, and the thread gives it its time.
         process.send_signal(number)
-        assert end_of(process) == (75, "", f"Stopped: received {number.name}. The same command goes on.\n")
+        assert end_of(process) == (75, "", f"Stopped: received {number.name}. The same command continues.\n")
     with program("ready(); time.sleep(60)") as process:
         process.send_signal(number)
-        assert end_of(process) == (75, "", f"Stopped: received {number.name}. The same command goes on.\n")
+        assert end_of(process) == (75, "", f"Stopped: received {number.name}. The same command continues.\n")
 
 
 def test_what_native_code_holds_up_is_ended_in_time():
     with program("run(command(native, changes=True))") as process:
         process.send_signal(signal.SIGTERM)
-        assert end_of(process) == (75, "", "Stopped: received SIGTERM. The same command goes on.\n")
+        assert end_of(process) == (75, "", "Stopped: received SIGTERM. The same command continues.\n")
 
 
 def test_a_signal_in_an_import_ends_the_process_before_anything_is_raised(tmp_path):
@@ -185,7 +185,7 @@ run(command(lambda: __import__("slow"), changes=True))
 """
     with program(body) as process:
         process.send_signal(signal.SIGTERM)
-        assert end_of(process) == (75, "", "Stopped: received SIGTERM. The same command goes on.\n")
+        assert end_of(process) == (75, "", "Stopped: received SIGTERM. The same command continues.\n")
 
 
 def test_a_notice_comes_at_once_and_a_second_signal_ends_what_does_not_end():
@@ -196,7 +196,7 @@ def test_a_notice_comes_at_once_and_a_second_signal_ends_what_does_not_end():
         time.sleep(1.5)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert end_of(process) == (75, "", "Stopped: received SIGINT. The same command goes on.\n")
+        assert end_of(process) == (75, "", "Stopped: received SIGINT. The same command continues.\n")
 
 
 DONE = """
