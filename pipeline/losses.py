@@ -35,7 +35,7 @@ def cut_lines(sources: Sequence[SourceEntry]) -> list[str]:
 
 def _unread(entry: SourceEntry) -> str:
     if not entry.records:
-        return "nothing of it was read"
+        return "nothing was read"
     if entry.unread >= entry.size:
         return f"it ends early, after {count_of(entry.records, 'record')}"
     return f"{entry.unread:,} of its {entry.size:,} bytes were not read"
