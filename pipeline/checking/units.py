@@ -41,7 +41,6 @@ class UnitChecker:
     """Checks everything below `units/`.
 
     Args:
-        storage: the dataset.
         findings: collects the problems.
         layers: the number of layers.
         units: the number of units of the plan; None if unknown.

@@ -27,9 +27,7 @@ class SourceFile(io.RawIOBase):
     pyarrow raises OSError for a damaged stream as well as for a failing disk or network. `failure` keeps the errors of
     disk and network, so that a transient fault is never taken for damage.
 
-    Args:
-        source: the input.
-        on_read: called with all bytes as they are read.
+    `on_read` is called with all bytes as they are read.
 
     Raises:
         UserError: the source cannot be opened.
@@ -93,12 +91,7 @@ class SourceFile(io.RawIOBase):
 
 
 class Decompressed:
-    """The content of a compressed source.
-
-    Args:
-        source: the input.
-        compression: its compression.
-        on_read: called with all raw bytes as they are read.
+    """The content of a compressed source; `on_read` is called with all raw bytes as they are read.
 
     Raises:
         UserError: the source cannot be opened.

@@ -48,10 +48,8 @@ class Survey:
 def survey(source: Source, config: LabelConfig, on_read: Callable[[int], None]) -> Survey:
     """Read an input once, in bounded memory apart from three numbers per block.
 
-    Args:
-        source: the input.
-        config: the job; blocks have at most `unit_size` bytes, or one longer record.
-        on_read: called with the number of bytes read since the last call.
+    Blocks have at most `config.unit_size` bytes, or one longer record. `on_read` is called with the number of bytes
+    read since the last call.
 
     Raises:
         UserError: the input cannot be read, or lacks what the job needs.

@@ -176,13 +176,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
 
 
 def no_manifest(uri: str, *, exists: bool, labelling: bool) -> UserError:
-    """The error for a location without a manifest.
-
-    Args:
-        uri: the location.
-        exists: whether anything exists there.
-        labelling: whether a labelling job has begun there.
-    """
+    """The error for a location without a manifest: nothing `exists`, `labelling` has begun, or it is something else."""
     if not exists:
         return UserError(f"There is nothing at {uri}. Give the --output of a `phf label` run.")
     if labelling:

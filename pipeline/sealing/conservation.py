@@ -28,12 +28,9 @@ class Conservation:
         self._complete = 0  # number of leading sources that are complete
 
     def add_unit(self, unit: Unit, record: UnitRecord, rows: pa.Table) -> None:
-        """Check that each record of a unit is exactly one row or quarantine entry, and lies in the unit's slices.
+        """Check that each record of the next unit is exactly one row or quarantine entry, and lies in its slices.
 
-        Args:
-            unit: the next unit of the plan.
-            record: its commit record.
-            rows: its rows in the dataset; only `source` and `position` are read.
+        Of `rows`, the unit's rows in the dataset, only `source` and `position` are read.
 
         Raises:
             IncompleteError: the unit does not add up; names it.

@@ -60,11 +60,8 @@ class Remains:
 def find_remains(storage: Storage, *, before_epoch: int | None = None) -> Remains:
     """Search the whole output without changing it.
 
-    If the record of a unit is damaged, all files that it might name are kept.
-
-    Args:
-        storage: the output.
-        before_epoch: search only the staging folders of older epochs.
+    If the record of a unit is damaged, all files that it might name are kept. With `before_epoch`, only the staging
+    folders of older epochs are searched.
 
     Raises:
         DamagedError: the record of the newest generation is damaged, so that the files it needs are unknown; or the

@@ -100,9 +100,6 @@ class Replacer(Committer):
     """Commits relabelled units: moves the parts into place if their hashes are unchanged, else replaces the record.
 
     Args:
-        epoch: the epoch of the repair.
-        store: the layer.
-        plan: the plan of the job.
         wanted: the units to be labelled again, with their records; None if a record is lost.
         whole: whether all groups of the units are labelled again.
 
