@@ -1,1 +1,1 @@
-"""DeepSpeed behind a few verbs: its settings, its checkpoints read without running code, ZeRO, timing."""
+"""DeepSpeed: its configuration, training steps, checkpoints loaded without running code, ZeRO, timing."""

@@ -1,4 +1,4 @@
-"""What cards can do, as their makers state it: NVIDIA's data sheets."""
+"""Peak figures of accelerators, from NVIDIA's data sheets."""
 
 import re
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ class Card:
     """One accelerator.
 
     Attributes:
-        half, single: dense matrix products a second in bf16 or fp16, and in fp32.
+        half, single: FLOP/s of dense matrix products in bf16 or fp16, and in fp32.
         memory: bytes.
-        memory_bandwidth: bytes a second, of its own memory.
-        link_bandwidth: bytes a second to its neighbours, one way: NVLink where the card has it, else PCIe.
-        computes_bf16: whether in hardware.
+        memory_bandwidth: bytes per second, of its own memory.
+        link_bandwidth: bytes per second to its neighbours, one way: NVLink if the card has it, else PCIe.
+        computes_bf16: whether it supports bf16 in hardware.
     """
 
     half: float
@@ -24,8 +24,8 @@ class Card:
     computes_bf16: bool = True
 
 
-# By words of the card's name; of those that fit, that of the most words. Peaks that count structured sparsity are
-# halved. A GH200 is a Hopper with 96 GB of its own, whatever the memory of the CPU that its name tells (480 GB).
+# By words of the card's name; the entry with the most matching words wins. Peaks with structured sparsity are halved. A
+# GH200 is a Hopper with 96 GB of its own memory; its name contains that of the CPU (480 GB).
 CARDS: dict[str, Card] = {
     "GB200": Card(2.5e15, 80e12, 186e9, 8.0e12, 900e9),
     "B200": Card(2.25e15, 75e12, 180e9, 8.0e12, 900e9),
@@ -47,12 +47,12 @@ CARDS: dict[str, Card] = {
 
 
 def find_card(name: str) -> Card | None:
-    """The card of a name such as `NVIDIA H100 80GB HBM3`, or of words of one, in any case; None for an unknown."""
+    """Find a card by a name such as `NVIDIA H100 80GB HBM3`, or some words of one, in any case; None if unknown."""
     words = _words(name)
     fitting = [part for part in CARDS if _words(part) <= words]
     return CARDS[max(fitting, key=lambda part: len(_words(part)))] if fitting else None
 
 
 def _words(name: str) -> set[str]:
-    # Some drivers write "144G", and people "40 GB".
+    # Some drivers write "144G", and users write "40 GB".
     return set(re.findall("[a-z0-9]+", re.sub(r"(\d) ?gb?\b", r"\1gb", name.lower())))

@@ -1,6 +1,7 @@
-"""DeepSpeed's JSON: ours, from the settings, under which a user's own is merged; a conflict names both.
+"""Build DeepSpeed's configuration from the settings and the user's own JSON.
 
-A DeepSpeed JSON read by DeepSpeed itself, before any data are: a value it cannot take, or a name mistyped.
+Conflicts between the two are refused. DeepSpeed itself parses the result before any data is read, so that invalid
+values and mistyped names are found early.
 """
 
 import difflib
@@ -20,7 +21,7 @@ from training.schedule import Horizon
 
 
 class _RecordingDict(dict[str, Any]):
-    """A configuration that notes what it is asked for: DeepSpeed has no list of the names that it knows."""
+    """A dictionary that records the keys that are read: DeepSpeed has no list of the names that it knows."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -40,12 +41,12 @@ class _RecordingDict(dict[str, Any]):
 
 
 def check_deepspeed(path: Path, theirs: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
-    """Refuse what DeepSpeed would refuse, and what it would pass over: a name beside one that it knows.
+    """Refuse what DeepSpeed would refuse, and what it would silently ignore: a mistyped name.
 
     Args:
         path: of the user's file.
-        theirs: what it holds.
-        merged: the whole configuration. How many ranks there are is not known yet, and not checked.
+        theirs: its contents.
+        merged: the whole configuration. The number of ranks is not known yet, and not checked.
 
     Raises:
         UserError: names the file, the key and what is wrong with it.
@@ -56,7 +57,7 @@ def check_deepspeed(path: Path, theirs: Mapping[str, Any], merged: Mapping[str, 
     read = _RecordingDict({key: value for key, value in merged.items() if key != "train_batch_size"})
     try:
         DeepSpeedConfig(read)
-    except Exception as error:  # noqa: BLE001 - DeepSpeed raises what comes: TypeError, AssertionError, its own
+    except Exception as error:  # noqa: BLE001 - DeepSpeed may raise anything: TypeError, AssertionError, its own
         raise UserError(
             f"training.deepspeed={path}: DeepSpeed cannot read it: {_reason(error)} Change the file."
         ) from None
@@ -77,7 +78,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _OFFLOAD = ("zero_optimization.offload_optimizer.device", "zero_optimization.offload_param.device")
-# Which of our settings decides a field, so that a conflict can name it.
+# The phf setting that decides each field, to name in a conflict.
 _DECIDED_BY = {
     "train_batch_size": "training.batch_size",
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
@@ -97,15 +98,15 @@ _OURS_ALONE = {
     "zero_allow_untested_optimizer": "phf itself",
 }
 
-_HARM = "an update whose loss or gradient is no number would be applied"
-# What DeepSpeed would let be switched off, and what would then happen.
+_HARM = "an update whose loss or gradient is not finite would be applied"
+# Fields that must stay on, and what would happen without them.
 _ALWAYS_ON = {
     "bf16.check_grad_overflow": _HARM,
     "zero_optimization.compute_grad_norm": _HARM,
     "managed_gradient_accumulation": "every micro-batch would be an update of its own",
 }
 
-# What of a file changes no number: what is printed or measured, and where states lie meanwhile.
+# Fields that do not affect results: logging, profiling, and where offloaded states are kept.
 _NO_EFFECT = (
     "aio",
     "comet",
@@ -125,12 +126,9 @@ _NO_EFFECT = (
 
 
 def own_settings(config: TrainingConfig) -> dict[str, Any]:
-    """What the user's file adds to a training, by dotted names: by this a run that goes on is compared with itself.
+    """Return the fields of the user's file that affect results, by dotted name, for comparison when a run resumes.
 
-    Left out is what settings of ours decide, which are compared themselves, and what changes no number.
-
-    Args:
-        config: of the training.
+    Excludes fields that phf settings decide, as these are compared themselves, and fields that do not affect results.
 
     Raises:
         UserError: the file cannot be read.
@@ -149,18 +147,18 @@ def own_settings(config: TrainingConfig) -> dict[str, Any]:
 def deepspeed_config(
     config: TrainingConfig, horizon: Horizon, precision: Precision, *, parameters: int, on_gpu: bool
 ) -> dict[str, Any]:
-    """The configuration that `deepspeed.initialize` gets.
+    """Return the configuration for `deepspeed.initialize`.
 
     Args:
-        config: of the training; `deepspeed` is the user's JSON.
+        config: of the training; `deepspeed` is the path of the user's JSON.
         horizon: the batch arithmetic.
         precision: of the model.
         parameters: of the model; sizes the buckets.
-        on_gpu: whether the model lives on a GPU.
+        on_gpu: whether the model is on a GPU.
 
     Raises:
-        UserError: the user's file cannot be read, by us or by DeepSpeed, sets what a setting of ours decides to another
-            value, or switches off what a step rests on.
+        UserError: the user's file cannot be read, is refused by DeepSpeed, conflicts with a phf setting, or disables
+            something that training depends on.
     """
     if precision != "fp32" and config.zero_stage == 0:
         raise UserError(
@@ -169,8 +167,8 @@ def deepspeed_config(
         )
     if config.skip_sigmas is not None and config.zero_stage == 0:
         raise UserError(
-            "training.skip_sigmas needs ZeRO, by which DeepSpeed skips an update. Set training.zero_stage=1, or leave "
-            "training.skip_sigmas out."
+            "training.skip_sigmas needs ZeRO, because only then can DeepSpeed skip an update. Set "
+            "training.zero_stage=1, or remove training.skip_sigmas."
         )
     if config.offload == "optimizer" and config.zero_stage == 0:
         raise UserError("training.offload=optimizer needs ZeRO. Set training.zero_stage=1, 2 or 3.")
@@ -180,14 +178,14 @@ def deepspeed_config(
         )
     if config.compile and config.zero_stage == 3:
         raise UserError(
-            "training.compile does not go with ZeRO stage 3, which fetches parameters by hooks at every module, where "
-            "torch.compile ends a graph. Set training.zero_stage=1 or 2, or training.compile=false."
+            "training.compile does not work with ZeRO stage 3, which fetches parameters by hooks at every module, and "
+            "each hook breaks the graph. Set training.zero_stage=1 or 2, or training.compile=false."
         )
     decided: dict[str, Any] = {
         "train_batch_size": horizon.batch_size,
         "train_micro_batch_size_per_gpu": horizon.micro_batch_size,
         "gradient_accumulation_steps": horizon.accumulation,
-        # DeepSpeed clips at 1.0 when nothing is said; 0.0 means never.
+        # DeepSpeed clips at 1.0 by default; 0.0 means never.
         "gradient_clipping": config.gradient_clipping,
         "zero_optimization": {"stage": config.zero_stage, **_offload(config, on_gpu=on_gpu)},
         "bf16": {"enabled": precision == "bf16"},
@@ -204,17 +202,17 @@ def deepspeed_config(
 
 
 def warn_rounded_gradients(deepspeed: Mapping[str, Any], path: str | None) -> str | None:
-    """A warning where gradients of bf16 are summed in bf16, as only a user's own file can ask for.
+    """Return a warning if bf16 gradients are summed in bf16, which only the user's own file can set.
 
     Args:
-        deepspeed: of `deepspeed_config`.
+        deepspeed: from `deepspeed_config`.
         path: of the user's file.
     """
-    asked = deepspeed.get("data_types", {}).get("grad_accum_dtype")
-    if not deepspeed["bf16"]["enabled"] or asked == "fp32":
+    dtype = deepspeed.get("data_types", {}).get("grad_accum_dtype")
+    if not deepspeed["bf16"]["enabled"] or dtype == "fp32":
         return None
     return (
-        f"Warning: {path} sets data_types.grad_accum_dtype to {asked!r}: sums of gradients are rounded to 8 bits with "
+        f"Warning: {path} sets data_types.grad_accum_dtype to {dtype!r}: sums of gradients are rounded to 8 bits with "
         "each micro-batch, so that an update depends on how a batch is cut. Without it they are summed in fp32."
     )
 
@@ -222,9 +220,8 @@ def warn_rounded_gradients(deepspeed: Mapping[str, Any], path: str | None) -> st
 def _defaults(parameters: int, precision: Precision, *, on_gpu: bool) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage3_gather_16bit_weights_on_model_save": True}
     if not on_gpu:
-        # The default buckets, 2 GB, are allocated anew each step, and copying gradients into them buys nothing where
-        # there is no queue of kernels to overlap with: it took 20 % of a step at 30 M parameters.
-        # DeepSpeed wants an even number.
+        # The default buckets, 2 GB, are allocated in each step, and copying gradients into them is pointless without a
+        # queue of kernels to overlap with: it took 20 % of a step at 30 M parameters. DeepSpeed needs an even number.
         whole = parameters + parameters % 2
         zero |= {
             "reduce_bucket_size": whole,
@@ -234,7 +231,7 @@ def _defaults(parameters: int, precision: Precision, *, on_gpu: bool) -> dict[st
         }
     return {
         "zero_optimization": zero,
-        # In bf16 what a micro-batch adds is lost where the sum is 256 times as large; DeepSpeed would sum in it.
+        # DeepSpeed would sum in bf16, where a micro-batch's gradient is lost if the sum is 256 times as large.
         **({"data_types": {"grad_accum_dtype": "fp32"}} if precision == "bf16" else {}),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -259,13 +256,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"training.deepspeed={path} must hold a JSON object, not a {type(theirs).__name__}.")
     for key, setting in _OURS_ALONE.items():
         if theirs.get(key) not in (None, "auto"):
-            raise UserError(f"{path} sets {key!r}, which {setting} decides here. Remove it from the file.")
+            raise UserError(f"{path} sets {key!r}, but {setting} decides it. Remove it from the file.")
         theirs.pop(key, None)
     checkpoint = theirs.get("checkpoint")
     if isinstance(checkpoint, dict) and checkpoint.get("writer"):
         raise UserError(
             f"{path} sets checkpoint.writer, but phf itself writes checkpoints. Remove it from the file; "
-            "training.save_async=true writes them beside the training."
+            "training.save_async=true writes them in the background."
         )
     return theirs
 
@@ -281,9 +278,9 @@ def _check_conflicts(theirs: Mapping[str, Any], decided: Mapping[str, Any], path
         elif isinstance(ours, dict):
             raise UserError(f"{path} sets {name} to {value!r}, where DeepSpeed has an object of settings. Change it.")
         elif name in _ALWAYS_ON and value is not True:
-            raise UserError(f"{path} sets {name} to {value!r}, by which {_ALWAYS_ON[name]}. Remove it from the file.")
+            raise UserError(f"{path} sets {name} to {value!r}, so that {_ALWAYS_ON[name]}. Remove it from the file.")
         elif name in _OFFLOAD and ours is None:
-            # Without a setting of ours the file's own holds: it knows places that the setting does not.
+            # Without training.offload the file decides: it supports devices that the setting does not.
             kept[key] = value
         elif name in _DECIDED_BY and value != ours:
             raise UserError(

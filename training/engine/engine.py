@@ -1,4 +1,4 @@
-"""DeepSpeed behind four verbs: train a step, save, load, and hand out the weights."""
+"""Wrap DeepSpeed: train a step, save, load, and gather the weights."""
 
 import os
 import shutil
@@ -28,22 +28,21 @@ from training.schedule import Horizon
 
 TAG = "deepspeed"
 _GUARD = "losses.pt"
-# Of a group of the optimiser, what the settings decide: those of a checkpoint are of then, and DeepSpeed 0.19 gives
-# every group those of the first where it was rewritten for other ranks.
+# Fields of an optimiser group that the settings decide: a checkpoint may have other values, and DeepSpeed 0.19 gives
+# every group those of the first if the checkpoint was converted for another number of ranks.
 _CHOSEN = ("weight_decay", "betas", "eps")
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step leaves behind on its rank, on the device and without having waited for it.
+    """The results of a step on this rank, as tensors on the device, without waiting for it.
 
     Attributes:
-        loss: scalar, this rank's share of the global mean: over ranks, shares add up.
-        metrics: scalars that add up likewise, but for `max_…` (see `training.objectives.merge_metrics`).
-        gradient_norm: of the whole model before clipping, the same on every rank; None where DeepSpeed has none.
-        applied: false where the update was skipped: a spike, a loss or a gradient that is no number, or fp16's scale.
-        harmful: scalar, whether it was to be skipped for the loss of the global batch, a spike or no number; None where
-            spikes are not looked for.
+        loss: scalar, this rank's share of the global mean; shares add up over ranks.
+        metrics: scalars that add up in the same way, except `max_…` (see `training.objectives.merge_metrics`).
+        gradient_norm: of the whole model before clipping, the same on every rank; None if DeepSpeed has none.
+        applied: false if the update was skipped: a spike, a loss or gradient that is not finite, or fp16's loss scale.
+        harmful: scalar, whether the loss of the global batch is a spike or not finite; None without spike detection.
     """
 
     loss: Tensor
@@ -54,7 +53,9 @@ class StepOutcome:
 
 
 def choose_precision(config: TrainingConfig, device: torch.device) -> Precision:
-    """bf16 where the device computes in it, else fp32; a CPU may emulate bf16 at a hundredth of fp32's speed.
+    """Choose the precision; `auto` is bf16 on a GPU that supports it, else fp32.
+
+    A CPU may emulate bf16 at a hundredth of fp32's speed.
 
     Raises:
         UserError: fp16 on a CPU.
@@ -67,7 +68,7 @@ def choose_precision(config: TrainingConfig, device: torch.device) -> Precision:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse torch.compile where it would find nothing to compile with.
+    """Refuse torch.compile without a compiler.
 
     Raises:
         UserError: says what is missing.
@@ -79,23 +80,23 @@ def check_compiler(device: torch.device) -> None:
 
 
 class Engine:
-    """A model, its optimiser, and DeepSpeed around both.
+    """A model and its optimiser, wrapped by DeepSpeed.
 
     Every loss is divided by the predicted tokens of the whole global batch, so gradients of micro-batches and ranks
     are summed, never averaged, and the update does not depend on how the batch was cut.
 
     Args:
-        model: in float32; built alike on every rank. With ZeRO stage 3, rank 0's counts, and the others may have
-            skeletons (`training.model.language_model.build_model`).
+        model: in float32, identical on every rank. With ZeRO stage 3, only rank 0's weights are used, and the others
+            may be skeletons (`training.model.language_model.build_model`).
         config: of the training.
         horizon: the batch arithmetic.
         world: the ranks; started.
-        reshaped: whether the checkpoint to load is of another number of ranks.
+        reshaped: whether the checkpoint to load is from another number of ranks.
 
     Attributes:
-        watch: where the seconds of the last step went: `forward` (the loss and its first gradients with it),
-            `backward` and `optimizer`, and with several ranks `communication`, which is in none of the others but
-            where it runs beside them.
+        watch: seconds of the last step by phase: `forward` (including the loss and its first gradients), `backward` and
+            `optimizer`, and with several ranks `communication`, which is excluded from the others unless it overlaps
+            with them.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Engine:
         self.watch = Stopwatch(world.device)
         self._stage = config.zero_stage
         self._guard = None if config.skip_sigmas is None else SpikeGuard(config.skip_sigmas, world.device)
-        # Without ZeRO no state is cut by ranks.
+        # Without ZeRO no state is partitioned.
         self._reshaped = reshaped and config.zero_stage > 0
         parameters = sum(parameter.numel() for parameter in model.parameters())
         json = deepspeed_config(
@@ -136,7 +137,7 @@ class Engine:
         self._stop_timing = time_collectives(self.watch) if world.size > 1 else None
 
     def train_step(self, batch: Batch, objective: Objective, learning_rate: float) -> StepOutcome:
-        """Forward and backward over this rank's blocks, micro-batch by micro-batch, and one update.
+        """Run forward and backward on this rank's blocks, micro-batch by micro-batch, then update the weights.
 
         Args:
             batch: this rank's part of the global batch, `micro_batch_size * accumulation` blocks; arrays or tensors.
@@ -151,7 +152,7 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         for start in range(0, len(batch.input_ids), size):
-            # From page-locked memory (`training.data.prefetch`) nobody waits for the copies.
+            # Copies from page-locked memory (`training.data.prefetch`) do not block.
             input_ids = torch.as_tensor(batch.input_ids[start : start + size]).to(device, non_blocking=True)
             scores = torch.as_tensor(batch.scores[start : start + size]).to(device, non_blocking=True)
             loss, measured = self._engine(
@@ -163,7 +164,7 @@ class Engine:
                 factor = self._guard.factor(self.world.sum_on_device(torch.stack(losses).sum()))
                 loss, harmful = loss * factor, factor.isnan()
             self.watch.lap("forward")
-            # DeepSpeed averages over ranks; sums are wanted.
+            # DeepSpeed averages over ranks; the ranks' losses must be summed.
             self._engine.backward(loss * self.horizon.ranks, scale_wrt_gas=False)
             self.watch.lap("backward")
             self._engine.step()
@@ -174,11 +175,11 @@ class Engine:
 
     @torch.no_grad()
     def totals(self, batch: Batch, objective: Objective) -> dict[str, float]:
-        """What an objective measures, summed over a batch; nothing is dropped or learnt. Every rank calls it.
+        """Return an objective's metrics, summed over a batch, without dropout or update. Every rank calls it.
 
         Args:
-            batch: arrays, any of its own on each rank.
-            objective: whose metrics they are; what a network adds to its loss is not in them.
+            batch: arrays, different on each rank.
+            objective: has the metrics; a loss that the network itself adds is not included.
         """
         self._engine.eval()
         ids, scores = (torch.as_tensor(each).to(self.world.device) for each in (batch.input_ids, batch.scores))
@@ -187,42 +188,42 @@ class Engine:
         return {name: float(value) for name, value in measured.items()}
 
     def is_finite(self) -> bool:
-        """Whether all of this rank's weights, and what the optimiser remembers of them, are finite numbers."""
+        """Whether all of this rank's weights and optimiser states are finite."""
         tensors = [getattr(each, "ds_tensor", each) for each in self.model.parameters()]
         tensors += [each for group in self._adam.param_groups for each in group["params"]]
-        # ZeRO 3 names its float32 weights nowhere else between two steps.
+        # Between steps, ZeRO 3 holds its float32 weights nowhere else.
         tensors += list(self._adam.state)
         states = (value for state in self._adam.state.values() for value in state.values())
         tensors += [each for each in states if isinstance(each, Tensor)]
-        # Extremes of a tensor are NaN where anything in it is, and take no memory, unlike `isfinite` of all of it.
+        # The extremes of a tensor are NaN if any value is, and unlike `isfinite` they need no memory.
         once = {id(each): each for each in tensors if each.numel()}
         extremes = [torch.stack(each.detach().aminmax()) for each in once.values()]
         return all(bool(each.isfinite().all()) for each in extremes)
 
     @property
     def skipped(self) -> int:
-        """Updates that were skipped up to the state that `load` took up, and since."""
+        """Number of skipped updates, including those before the loaded state."""
         return int(self._engine.skipped_steps)
 
     def forget_losses(self) -> None:
-        """Tell no spike by the losses so far: what comes is trained for something else."""
+        """Reset spike detection, because the following steps have another loss."""
         if self._guard is not None:
             self._guard.forget()
 
     def save(self, folder: Path, write: Callable[[Any, Path], object] = torch.save) -> list[Path]:
         """Write this rank's part of the state into an existing, empty folder: weights, optimiser and generators.
 
-        Every rank calls it. The folder is whole when all have returned.
+        Every rank calls it. The folder is complete when all have returned.
 
         Args:
-            folder: where the files go.
-            write: takes a file's content, which changes with the next step, and its path.
+            folder: for the files.
+            write: called with a file's content, which the next step changes in place, and its path.
 
         Returns:
             The files of this rank.
 
         Raises:
-            OSError, RuntimeError: a file could not be written. The ranks are in step all the same.
+            OSError, RuntimeError: a file could not be written. The ranks stay in step.
         """
         written: list[Path] = []
         failures: list[Exception] = []
@@ -234,8 +235,8 @@ class Engine:
             except (OSError, RuntimeError) as failure:  # torch raises RuntimeError where its file writer fails
                 failures.append(failure)
 
-        # DeepSpeed's ranks meet while they save: one that left in the middle would leave the others waiting. So rank 0
-        # copies no scripts beside the files either, which nobody here needs.
+        # DeepSpeed's ranks synchronise while they save: one that raised in the middle would leave the others waiting.
+        # So rank 0 does not copy DeepSpeed's recovery script either, which phf does not need.
         with (
             _replaced(self._engine.checkpoint_engine, "save", guarded),
             _replaced(self._engine, "_copy_recovery_script", lambda _: None),
@@ -250,25 +251,25 @@ class Engine:
         return written
 
     def load(self, folder: Path, scratch: Path | None = None) -> None:
-        """Take up the state that `save` wrote. The caller has verified the files' hashes. Every rank calls it.
+        """Load the state that `save` wrote. The caller has verified the files' hashes. Every rank calls it.
 
-        With another number of ranks it is rewritten first. Generators of ranks that were not there then stay as they
-        are. Weight decay, betas and epsilon are those of the settings, whatever they were then.
+        A state from another number of ranks is converted first; the generators of additional ranks do not change.
+        Weight decay, betas and epsilon come from the settings, not from the state.
 
         Args:
-            folder: of the state; it is only read.
-            scratch: a folder that all ranks see, to rewrite it in; by default the one that `folder` is in.
+            folder: of the state; only read.
+            scratch: a folder shared by all ranks, for the conversion; by default the parent of `folder`.
 
         Raises:
-            UserError: DeepSpeed finds nothing to load, or the files hold more than tensors and plain values.
-            IncompleteError: there is no room to rewrite it in.
+            UserError: DeepSpeed finds nothing to load, or the files contain more than tensors and plain values.
+            IncompleteError: there is no space for the conversion.
         """
         chosen = [{name: group[name] for name in _CHOSEN} for group in self._optimizer.param_groups]
         with plain_loading(folder) as place:
             if self._reshaped:
                 self._load_reshaped(folder, place, scratch)
             elif not self._load(place, TAG):
-                raise UserError(f"DeepSpeed cannot load the checkpoint {folder}: it holds no state of this kind.")
+                raise UserError(f"DeepSpeed cannot load the checkpoint {folder}: it contains no state of this kind.")
             for group, settings in zip(self._optimizer.param_groups, chosen, strict=True):
                 group.update(settings)
             if self._guard is not None and (folder / _GUARD).is_file():
@@ -279,14 +280,14 @@ class Engine:
 
     def _load_reshaped(self, folder: Path, place: Path, scratch: Path | None) -> None:
         with nullcontext(place.parent) if scratch is None else plain_path(scratch) as beside:
-            # Named as what is staged, so that the next save clears away what is left of it.
+            # The staging prefix makes the next save delete any leftovers.
             target = beside / f"{STAGING}universal"
             self.world.on_main(lambda: to_universal(place / TAG, target, folder))
             if not self._load(target.parent, target.name):
                 raise UserError(f"DeepSpeed cannot load the checkpoint {folder} with another number of ranks.")
             self.world.barrier()
             self.world.on_main(lambda: shutil.rmtree(target))
-        # DeepSpeed 0.19 gives all states of ZeRO 3 one counter of steps, which each of them then counts up.
+        # DeepSpeed 0.19 shares one step counter among all states of ZeRO 3, and each would increment it.
         for state in self._optimizer.state.values():
             state["step"] = state["step"].clone()
 
@@ -294,7 +295,7 @@ class Engine:
         return self._engine.load_checkpoint(str(folder), tag=tag)[0] is not None
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """The whole model's weights without padding, on the CPU of rank 0; None elsewhere. Every rank calls it."""
+        """Gather the whole model's weights, unpadded, on the CPU of rank 0; None elsewhere. Every rank calls it."""
         if self._stage == 3:
             gathered: Mapping[str, Tensor] | None = self._engine._zero3_consolidated_16bit_state_dict()
         else:
@@ -305,25 +306,25 @@ class Engine:
         return self.model.padding.remove(weights, prefix="causal.")
 
     def whole_model(self) -> Any | None:
-        """The Hugging Face model with whole weights, on rank 0; None on the others. Every rank calls it."""
+        """Return the Hugging Face model with whole weights on rank 0; None elsewhere. Every rank calls it."""
         if self._stage < 3:
             return self.model.causal if self.world.is_main else None
         weights = self.state_dict()
         if weights is None:
             return None
-        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once; the training's dropout goes on
+        with torch.random.fork_rng(devices=[]):  # initialising the copy must not disturb the training's dropout
             copy = type(self.model.causal)(self.model.causal.config)
         copy.load_state_dict(
             {name.removeprefix("causal."): each for name, each in weights.items() if name.startswith("causal.")}
         )
-        # In the precision of the training, as the model of other stages is, and as some attention must have it. Like
-        # there, buffers keep theirs: rotary frequencies in bf16 would be other ones.
+        # Use the training's precision, as with other stages; some attention requires it. Buffers keep theirs: rotary
+        # frequencies would change in bf16.
         for parameter in copy.parameters():
             parameter.data = parameter.data.to(DTYPES[self.precision])
         return copy.to(self.world.device)
 
     def close(self) -> None:
-        """Let go of DeepSpeed's hooks on the model."""
+        """Remove DeepSpeed's hooks from the model."""
         if self._stop_timing is not None:
             self._stop_timing()
         self._engine.destroy()
@@ -342,8 +343,8 @@ def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and embeddings decay; vectors (biases and norms) don't. Shared parameters occur once."""
-    # What ZeRO 3 has partitioned is flat, and remembers its shape.
+    """Group parameters: matrices and embeddings decay, vectors (biases and norms) do not. Shared ones occur once."""
+    # A parameter that ZeRO 3 has partitioned is flat; `ds_shape` is its original shape.
     trained = [(each, len(getattr(each, "ds_shape", each.shape))) for each in model.parameters() if each.requires_grad]
     decayed = [parameter for parameter, dimensions in trained if dimensions >= 2]
     others = [parameter for parameter, dimensions in trained if dimensions < 2]
@@ -352,7 +353,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def seed_generators(seed: int, rank: int) -> None:
-    """Seed torch's generators for a rank: what dropout draws from, another sequence on each."""
+    """Seed torch's generators, which dropout uses, with a different sequence for each rank."""
     torch.manual_seed(seed * 1_000_003 + rank)
 
 

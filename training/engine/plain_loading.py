@@ -1,8 +1,7 @@
-"""Reading checkpoints without running code: a run may come from somebody else, and a pickle can call anything.
+"""Load checkpoints without running code: a run may come from somebody else, and a pickle can call anything.
 
-The hashes of a checkpoint's marker prove that its files are whole, not who made them.
-
-Nor does it matter how the folder is called, although DeepSpeed makes patterns of its path.
+The hashes in a checkpoint's marker prove that its files are complete, not who made them. The folder may have any name,
+although DeepSpeed uses its path in patterns.
 """
 
 import os
@@ -21,24 +20,24 @@ from scorers.paths import shown
 from training.distributed.failures import is_failure
 from training.distributed.world import import_deepspeed
 
-# What torch and DeepSpeed raise over values of other types, shapes and sizes than they expect.
+# What torch and DeepSpeed raise for unexpected types, shapes and sizes.
 _MISFITS = (AttributeError, EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
-# What means nothing but itself in the patterns that DeepSpeed makes of a path.
+# Paths without special characters in the patterns that DeepSpeed makes of them.
 _PLAIN = re.compile(r"[\w/.-]+")
 
 
 @contextmanager
 def plain_loading(place: Path) -> Iterator[Path]:
-    """Make every `torch.load` in the block, DeepSpeed's own too, one of tensors and plain values.
+    """Restrict every `torch.load` in the block, also DeepSpeed's, to tensors and plain values.
 
-    It hands out another path of the checkpoint for DeepSpeed, in which nothing is special; it holds for the block.
+    Yields a path of the checkpoint without special characters for DeepSpeed, valid inside the block.
 
     Args:
         place: the checkpoint.
 
     Raises:
-        UserError: a file holds other objects, lacks what DeepSpeed looks for, or holds what does not fit.
+        UserError: a file contains other objects, lacks what DeepSpeed expects, or does not fit.
     """
     original = torch.load
     where = ""
@@ -49,7 +48,7 @@ def plain_loading(place: Path) -> Iterator[Path]:
         return original(file, *args, **{**options, "weights_only": True})
 
     try:
-        # Each call of DeepSpeed asks for the unpickler that runs anything, so no setting of torch reaches it.
+        # DeepSpeed passes weights_only=False in each call, which overrides any setting of torch.
         with (
             torch.serialization.safe_globals(_deepspeed_classes()),
             mock.patch.object(torch, "load", load),
@@ -58,21 +57,21 @@ def plain_loading(place: Path) -> Iterator[Path]:
             yield folder / place.name
     except pickle.UnpicklingError:
         raise UserError(
-            f"The checkpoint {place} holds objects{where} that are neither tensors nor plain values. Reading them "
-            "could run code, so it is not loaded. No checkpoint that phf writes has any."
+            f"The checkpoint {place} contains objects{where} that are neither tensors nor plain values. Loading them "
+            "could run code, so it is refused. Checkpoints written by phf never contain any."
         ) from None
     except _MISFITS as error:
         if is_failure(error):
             raise
         raise UserError(
-            f"The checkpoint {place} is not as this version writes them ({type(error).__name__}{where}): it was "
-            "changed, or another version of DeepSpeed wrote it. Take another checkpoint, or the versions that wrote it."
+            f"The checkpoint {place} does not have the format of this version ({type(error).__name__}{where}): it was "
+            "changed, or another version of DeepSpeed wrote it. Use another checkpoint, or the versions that wrote it."
         ) from error
 
 
 @contextmanager
 def plain_path(folder: Path) -> Iterator[Path]:
-    """Another path of a folder, in which nothing is special to DeepSpeed; it holds for the block."""
+    """Yield a path of a folder without characters that are special to DeepSpeed, valid inside the block."""
     if _PLAIN.fullmatch(str(folder)):
         yield folder
         return
@@ -84,7 +83,7 @@ def plain_path(folder: Path) -> Iterator[Path]:
 
 
 def _deepspeed_classes() -> list[Any]:
-    """What DeepSpeed's optimisers and its own configuration leave in a checkpoint; making one calls nothing."""
+    """Return the classes that DeepSpeed writes into a checkpoint; constructing them has no side effects."""
     import_deepspeed()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

@@ -1,7 +1,7 @@
-"""Updates that would do harm are skipped: on all ranks alike, and without waiting for the device.
+"""Skip harmful updates, on all ranks alike and without waiting for the device.
 
-A loss that is no number has gradients that are none either, and DeepSpeed (from ZeRO 1 on) skips an update whose
-gradient norm is none. So to skip the update of a spike, its loss is multiplied by NaN before the gradients are taken.
+A loss that is not finite has gradients that are not finite, and DeepSpeed (from ZeRO 1 on) skips an update whose
+gradient norm is not finite. So to skip a spike, its loss is multiplied by NaN before the backward pass.
 
 Skipping by the spread of recent losses follows OLMo-core's SkipStepOptimizer (Allen AI, 2024).
 """
@@ -9,17 +9,17 @@ Skipping by the spread of recent losses follows OLMo-core's SkipStepOptimizer (A
 import torch
 from torch import Tensor
 
-# Losses that are remembered, and how many of them there must be before any is called a spike.
+# Number of recent losses to remember, and the minimum before any loss counts as a spike.
 WINDOW = 128
 _FEWEST = WINDOW // 2
 
 
 class SpikeGuard:
-    """Knows the losses of the last updates.
+    """Detect spikes by the losses of the last updates.
 
     Args:
-        sigmas: standard deviations above the mean of the last 128 losses at which one is a spike.
-        device: where losses are.
+        sigmas: a loss this many standard deviations above the mean of the last 128 is a spike.
+        device: of the losses.
     """
 
     def __init__(self, sigmas: float, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class SpikeGuard:
         self._count = torch.zeros((), device=device)
 
     def factor(self, loss: Tensor) -> Tensor:
-        """NaN where `loss` is a spike or no number, else 1, after which it is remembered.
+        """Return NaN if `loss` is a spike or not finite, else 1, and remember the loss.
 
         Args:
             loss: scalar, of the whole global batch.
@@ -45,14 +45,14 @@ class SpikeGuard:
         return torch.where(bad, torch.full_like(loss, torch.nan), torch.ones_like(loss))
 
     def forget(self) -> None:
-        """Begin anew: another loss is another scale."""
+        """Forget all losses, because another objective has another scale."""
         self._count = torch.zeros_like(self._count)
 
     def state(self) -> dict[str, Tensor]:
-        """What `load` takes up again."""
+        """Return the state for `load`."""
         return {"losses": self._losses.cpu(), "count": self._count.cpu()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Remember what another guard did."""
+        """Restore the state of another guard."""
         self._losses = state["losses"].to(self._losses.device)
         self._count = state["count"].to(self._count.device)

@@ -1,7 +1,4 @@
-"""How fast a step is: where its seconds go, what share of the machine's arithmetic it uses, how much memory.
-
-How long a step waits for other ranks: the collectives that DeepSpeed asks for, each on the stopwatch of the step.
-"""
+"""Measure a step: seconds by phase and in collectives, the machine's peak FLOP/s, and peak memory."""
 
 import resource
 import time
@@ -17,18 +14,18 @@ from training.engine.cards import find_card
 from training.engine.deepspeed_config import Precision
 
 COMMUNICATION = "communication"
-# Of a lap that goes on after communication.
+# The part of a lap before communication.
 _AROUND = ""
 _SIZE_ON_CPU, _SIZE_ON_GPU = 1024, 8192
-# A product of the CPU takes some hundredths of a second, and other processes come and go meanwhile.
+# On a CPU a product takes some hundredths of a second, and other processes disturb it.
 _SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.3, 3, 50
 
 
 def peak_flops(device: torch.device, precision: Precision) -> float:
-    """Floating-point operations a second that one rank could do at best.
+    """Return the peak FLOP/s of one rank.
 
-    In half precision on a GPU that is known, its maker's number; otherwise that of the fastest of the large matrix
-    products of a third of a second, with as many threads as are set.
+    For half precision on a known GPU, this is the maker's figure; otherwise that of the fastest of several large matrix
+    products within a third of a second, with the configured number of threads.
     """
     if device.type == "cuda" and precision != "fp32":
         card = find_card(torch.cuda.get_device_name(device))
@@ -49,18 +46,14 @@ def peak_flops(device: torch.device, precision: Precision) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at most: of the GPU where the model is on one, else of main memory."""
+    """Return the peak memory of this process in bytes: on the GPU if the model is on one, else main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Stopwatch:
-    """Seconds of one step by phase. On a GPU laps are events in its queue, which nobody waits for until they are read.
-
-    Args:
-        device: where the step is computed.
-    """
+    """Seconds of one step by phase. On a GPU, laps are events in its queue; only `read` waits for them."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -68,16 +61,16 @@ class Stopwatch:
         self._depth = 0
 
     def begin(self) -> None:
-        """Another step begins; the laps of the one before are forgotten."""
+        """Begin a step; forget the laps of the previous one."""
         self._laps = [("", self._now())]
 
     def lap(self, phase: str) -> None:
-        """What has been done since the last lap was this, but for communication."""
+        """Count the time since the last lap, except communication, as `phase`."""
         self._laps.append((phase, self._now()))
 
     @contextmanager
     def communicating(self) -> Iterator[None]:
-        """What is done in here is communication, and not of the lap around it."""
+        """Count the time inside the block as communication, not as part of the surrounding lap."""
         self._depth += 1
         if self._depth == 1:
             self._laps.append((_AROUND, self._now()))
@@ -89,7 +82,7 @@ class Stopwatch:
                 self._laps.append((COMMUNICATION, self._now()))
 
     def read(self) -> dict[str, float]:
-        """Seconds by phase, in order, communication last. On a GPU it waits for the last lap."""
+        """Return the seconds by phase, in order, communication last. On a GPU, wait for the last lap."""
         if self._on_gpu and self._laps:
             self._laps[-1][1].synchronize()
         found: dict[str, float] = {}
@@ -129,13 +122,10 @@ _COLLECTIVES = (
 
 
 def time_collectives(watch: Stopwatch) -> Callable[[], None]:
-    """Put the collectives of DeepSpeed's backend on a stopwatch, until what is returned is called.
+    """Time the collectives of DeepSpeed's backend on a stopwatch; return a function that stops it.
 
-    Of one that runs beside the computation, what counts is the asking, and the waiting for it. On a GPU it is what the
-    stream of the computation waits.
-
-    Args:
-        watch: of the steps.
+    An asynchronous collective counts with its launch and the wait for it. On a GPU, only the time that the computation
+    stream waits counts.
     """
     import_deepspeed()
     from deepspeed.comm import comm
@@ -159,7 +149,7 @@ def _timed(collective: Callable[..., Any], watch: Stopwatch, *arguments: Any, **
 
 
 class _Waited:
-    """A collective that was begun, whose waiting is timed."""
+    """The handle of an asynchronous collective, with a timed `wait`."""
 
     def __init__(self, work: Any, watch: Stopwatch) -> None:
         self._work = work

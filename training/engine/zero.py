@@ -1,6 +1,6 @@
-"""ZeRO 3 from the first moment: rank 0 alone has made the weights, and every rank gets its part of each in turn.
+"""ZeRO across ranks: shard a model from rank 0 for stage 3, and convert checkpoints to another number of ranks.
 
-A checkpoint of some ranks for a run of others: DeepSpeed's universal format, in which no state is cut by ranks.
+The conversion uses DeepSpeed's universal format, in which no state is partitioned.
 """
 
 import contextlib
@@ -20,14 +20,13 @@ from training.distributed.world import World, import_deepspeed
 
 
 def to_universal(source: Path, target: Path, checkpoint: Path | None = None) -> None:
-    """Write DeepSpeed's checkpoint `source` to `target` anew, each parameter with its optimiser state whole.
+    """Convert DeepSpeed's checkpoint `source` to the universal format in `target`, which is replaced.
 
-    What lies at `target` is replaced. Errors name `checkpoint`, by default the folder of `source`. It needs room for
-    about twice the weights and optimiser states, and the memory of one rank's part. The caller has
-    `training.engine.plain_loading` around it.
+    Errors name `checkpoint`, by default the parent of `source`. It needs disk space for about twice the weights and
+    optimiser states, and the memory of one rank's part. Call it inside `training.engine.plain_loading`.
 
     Raises:
-        UserError: a parameter has a name that leads out of the folder.
+        UserError: a parameter's name leads out of the folder.
         IncompleteError: the disk is full or fails.
     """
     import_deepspeed()
@@ -42,32 +41,32 @@ def to_universal(source: Path, target: Path, checkpoint: Path | None = None) -> 
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
-        # It wants the patterns of tensor parallelism, of which there is none here.
+        # It would require patterns for tensor parallelism, which phf does not use.
         inject_missing_state=True,
     )
     try:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
-        # It prints every step to a terminal that is not its own.
+        # Suppress DeepSpeed's progress output.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             ds_to_universal.main(settings)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError where its file writer fails
         shutil.rmtree(target, ignore_errors=True)
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise IncompleteError(
-            f"{checkpoint} could not be rewritten for another number of ranks, in {checkpoint.parent}: {reason}. It is "
-            "untouched. Make room and run the same command again, or start as many ranks as wrote it."
+            f"{checkpoint} could not be converted for another number of ranks, in {checkpoint.parent}: {reason}. It is "
+            "unchanged. Make room and run the same command again, or start as many ranks as wrote it."
         ) from error
 
 
 def _check_names(source: Path, checkpoint: Path) -> None:
-    # DeepSpeed makes a folder of each parameter's name, and of names that a mixture of experts lists elsewhere.
+    # DeepSpeed creates a folder for each parameter's name, and for names that a mixture of experts lists elsewhere.
     for file in sorted(source.glob("*_states.pt")):
         for name in _keys(torch.load(file, map_location="cpu", mmap=True)):
             if name in ("", ".", "..", "autoep_layers", "ds_autoep_layers") or "/" in name or "\0" in name:
                 raise UserError(
-                    f"The checkpoint {checkpoint} names a parameter in a way that phf never does ({file.name}). It "
-                    "is not rewritten for another number of ranks."
+                    f"The checkpoint {checkpoint} has a parameter with an unsafe name ({file.name}), which phf never "
+                    "writes. It is not converted for another number of ranks."
                 )
 
 
@@ -81,16 +80,15 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def shard(model: nn.Module, config: Mapping[str, Any], world: World, dtype: torch.dtype) -> None:
-    """Partition a model among the ranks, parameter by parameter, as rank 0 has it. Every rank calls it.
+    """Partition rank 0's model among the ranks, parameter by parameter. Every rank calls it.
 
-    So a rank never holds more than its part and one module's parameters; rank 0 gives away as it goes what it has
-    built or read, which it does in the memory of its machine, not of a GPU. That the weights are made in one place is
-    what makes them the same as without ZeRO: a network initialised piece by piece under `deepspeed.zero.Init` draws
-    other random numbers.
+    A rank never holds more than its part and one module's parameters; rank 0 builds or loads the model in main memory,
+    not on a GPU, and frees each parameter as it goes. The weights are created in one place so that they are the same as
+    without ZeRO: a network initialised under `deepspeed.zero.Init` draws other random numbers.
 
     Args:
-        model: on rank 0 whole, on the CPU; on the others the same modules, of which numbers on torch's meta device are
-            replaced and all others overwritten.
+        model: whole, on the CPU of rank 0; on other ranks the same modules, whose tensors are replaced if on torch's
+            meta device, else overwritten.
         config: DeepSpeed's.
         world: the ranks.
         dtype: of the parameters from here on.
@@ -110,9 +108,9 @@ def shard(model: nn.Module, config: Mapping[str, Any], world: World, dtype: torc
         for name, buffer in module.named_buffers(recurse=False):
             theirs = torch.empty_like(buffer, device=world.device) if buffer.is_meta else buffer.to(world.device)
             setattr(module, name, theirs.contiguous())
-            # As bytes, because not every backend knows every dtype.
+            # As bytes, because not every backend supports every dtype.
             dist.broadcast(getattr(module, name).reshape(-1).view(torch.uint8), 0)
-        # Parameters of children are partitioned by now, and passed over.
+        # Parameters of child modules are partitioned already, and skipped.
         partition(
             module=module,
             config_dict_or_path=dict(config),

@@ -102,5 +102,5 @@ def test_where_there_is_no_room_to_rewrite_it_in_that_is_said(tmp_path):
     source = tmp_path / "step-00000001" / "deepspeed"
     source.mkdir(parents=True)
     (tmp_path / "checkpoints").write_text("a file where a folder should be")
-    with pytest.raises(IncompleteError, match=r"step-00000001 could not be rewritten .* untouched"):
+    with pytest.raises(IncompleteError, match=r"step-00000001 could not be converted .* unchanged"):
         to_universal(source, tmp_path / "checkpoints" / ".staging-universal")

@@ -88,7 +88,7 @@ class TestOffload:
         [
             ({"zero_stage": 0, "offload": "optimizer"}, "offload=optimizer needs ZeRO. Set training.zero_stage=1"),
             ({"zero_stage": 2, "offload": "parameters"}, "offload=parameters needs ZeRO stage 3"),
-            ({"zero_stage": 3, "compile": True}, "compile does not go with ZeRO stage 3"),
+            ({"zero_stage": 3, "compile": True}, "compile does not work with ZeRO stage 3"),
         ],
     )
     def test_what_does_not_go_together_is_refused(self, training, message):
