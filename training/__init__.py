@@ -1,1 +1,1 @@
-"""From a labelled dataset to a language model, its evaluation and a comparison."""
+"""Train a language model on a labelled dataset, evaluate it, and compare runs."""

@@ -1,4 +1,4 @@
-"""The commands around a model."""
+"""The training commands."""
 
 import typer
 
@@ -19,7 +19,7 @@ for function in (tokenize, train, export_model, evaluate, generate, compare):
     app.command(rich_help_panel=PANEL)(command(function, changes=True))
 app.add_typer(tokenizer_app, rich_help_panel=PANEL)
 
-# `phf config` has those of labelling too.
+# `phf config` also has the labelling settings.
 config_app = typer.Typer()
 for shown in (config.train, config.evaluate):
     config_app.command()(command(shown))

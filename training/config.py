@@ -1,4 +1,4 @@
-"""The configuration of a training run: a typed section for each component, the same fields in YAML and `--set`."""
+"""The configuration of a training run: one typed section per component, with the same fields in YAML and `--set`."""
 
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
@@ -12,24 +12,24 @@ ObjectiveName = Literal["mle", "filtering", "conditional", "unlikelihood", "unli
 
 def _whole(value: Any) -> Any:
     if isinstance(value, str) and "e" in value.lower():
-        # `1e6`, which a YAML file holds as text.
+        # YAML reads `1e6` as text.
         value = read_number(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def as_written(number: float) -> Fraction:
-    """The number that a user wrote in decimals, exactly: counts that are a share of something come from it."""
+    """Return the exact value of a number as the user wrote it in decimals, to compute counts from shares."""
     return Fraction(repr(number))
 
 
 Count = Annotated[int, BeforeValidator(_whole)]
-# NumPy takes no negative one, and torch is given a million times as much, in 64 bits.
+# NumPy accepts no negative seed, and torch gets a million times as much, in 64 bits.
 Seed = Annotated[Count, Field(ge=0, lt=2**32)]
 
 
 class _Section(BaseModel):
-    # Infinity and NaN are no settings; a report that held one could not be read again.
-    # The string below a field is what `phf config` says of it.
+    # Refuse infinity and NaN: a report that contained them could not be read again.
+    # The string below a field is its description in `phf config`.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -39,40 +39,40 @@ class MixtureConfig(_Section):
     dataset: str
     """Folder or URI of a sealed labelled dataset."""
     share: float = Field(ge=0.001, lt=1)
-    """Of the run's blocks, and so of its tokens. What the shares leave of 1 is that of `data.dataset`."""
+    """Share of the run's blocks, and so of its tokens. `data.dataset` gets the rest."""
     column: str | None = None
-    """Its score column; by default that of `data.dataset`. With `data.columns` it needs all of those."""
+    """Score column; by default that of `data.dataset`. With `data.columns` the dataset needs all of those."""
     threshold: float | None = Field(default=None, ge=0)
-    """As `objective.threshold`, for this dataset. None takes that one where it is given and both are scored by the
-    same scorer, else this dataset's own.
+    """Like `objective.threshold`, for this dataset. None takes `objective.threshold` if it is set and the scorer is
+    the same, else this dataset's own.
     """
     thresholds: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """The same by column, where `data.columns` are several."""
+    """The same by column, with several `data.columns`."""
     store: str | None = None
-    """Folder of its token store; see `data.store`."""
+    """Folder of the token store; see `data.store`."""
 
 
 class DataConfig(_Section):
-    """What is trained on."""
+    """The training data."""
 
     dataset: str
     """Folder or URI of a sealed labelled dataset."""
     column: str | None = None
-    """Score column; by default the task's name. With `columns`, the one that reports are about."""
+    """Score column; by default the task's name. With `columns`, the one for reports."""
     columns: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """Several score columns and their weights, such as `{toxicity: 1, pii: 0.5}`: see `training.data.combined`.
     Documents without a score in any of them are left out.
     """
     token_scores: bool = False
-    """A token carries its sentence's score only where it overlaps what the scorer has found in the sentence, else 0;
-    for scorers that can say where (scrubadub). See `training.data.token_spans`.
+    """A token carries its sentence's score only if it overlaps one of the scorer's findings, else 0; for scorers that
+    can locate their findings (scrubadub). See `training.data.token_spans`.
     """
     tokenizer: str | None = None
     """Path or name of a Hugging Face tokenizer; None trains a byte-level BPE on the dataset."""
     vocab_size: Count = Field(default=8192, ge=260)
-    """Entries of the tokenizer that is trained when none is given."""
+    """Entries of the tokenizer that is trained if none is given."""
     context_length: Count | None = Field(default=None, ge=2)
-    """Tokens a block; None takes the preset's, at most what the model has positions for."""
+    """Tokens per block; None takes the preset's, limited to the model's positions."""
     held_out: float = Field(default=0.01, ge=0, lt=1)
     """Share of documents kept out of training, chosen by a seeded hash of their text."""
     held_out_seed: Seed = 0
@@ -80,21 +80,21 @@ class DataConfig(_Section):
     store: str | None = None
     """Folder of the token store; None puts it beside a local dataset, or into the user's cache."""
     mixture: tuple[MixtureConfig, ...] = ()
-    """Datasets that are trained on besides. They share the tokenizer, which is trained on all of them where none is
-    given, and the held-out documents; what is evaluated is `dataset`.
+    """Additional datasets to train on. They share the tokenizer, which is trained on all of them if none is given,
+    and the held-out settings; evaluations use `dataset`.
     """
     allow_lossy_tokenizer: bool = False
-    """Train on what a tokenizer has changed in more than one document of a thousand (`training.data.round_trips`)."""
-    allow_mixed_scorers: bool = False
-    """Let an objective whose loss computes with scores go over columns of different scorers."""
-    document_masking: bool = False
-    """Tokens attend only to their own document; positions begin at 0 with each document, and with the block where a
-    document goes on from the one before.
+    """Train even if the tokenizer changes the text of more than one document in a thousand
+    (`training.data.round_trips`).
     """
+    allow_mixed_scorers: bool = False
+    """Allow an objective whose loss computes with scores to train on columns of different scorers."""
+    document_masking: bool = False
+    """Tokens attend only to their own document; positions begin at 0 with each document, and with each block."""
 
     @property
     def shares(self) -> tuple[Fraction, ...]:
-        """Of `dataset` and of each of the mixture, exactly as they are written in decimals; their sum is 1."""
+        """The exact shares of `dataset` and of each of the mixture, as written in decimals; their sum is 1."""
         others = [as_written(each.share) for each in self.mixture]
         return (1 - sum(others, Fraction()), *others)
 
@@ -102,14 +102,14 @@ class DataConfig(_Section):
     def _leaves_a_share(self) -> Self:
         if self.shares[0] < Fraction(1, 1000):
             raise ValueError(
-                f"the shares of mixture add up to {float(1 - self.shares[0]):g}; what they leave of 1 is the share "
-                "of the dataset itself, and has to be 0.001 at least. Lower them"
+                f"the shares of mixture add up to {float(1 - self.shares[0]):g}; the rest is the share of the dataset "
+                "itself, and must be at least 0.001. Lower them"
             )
         return self
 
 
 class ModelConfig(_Section):
-    """What is trained."""
+    """The model."""
 
     name: str = "gpt2"
     """A size by name (`tiny`, `gpt2`, ...), or path or name of a Hugging Face causal LM config or checkpoint."""
@@ -118,45 +118,43 @@ class ModelConfig(_Section):
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of the Hugging Face config to change, such as `n_layer: 4`."""
     pad_vocab_to: Count | None = Field(default=None, ge=1)
-    """The embeddings get so many rows of zeros that their number is a multiple of this; 1 for none. None is 128 on a
-    GPU, whose matrix products want it, where the architecture lets it, and 1 on a CPU. Losses are the same, and
-    the exported model is without them.
+    """Pad the embeddings with rows of zeros to a multiple of this; 1 for none. None is 128 on a GPU, for faster matrix
+    products, if the architecture allows it, and 1 on a CPU. Losses do not change, and an exported model has no padding.
     """
     attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "auto"
-    """Auto is torch's scaled dot product where the architecture has it; `flash_attention_2` and `flash_attention_3`
+    """Auto is torch's scaled dot product if the architecture supports it; `flash_attention_2` and `flash_attention_3`
     need their package, a GPU and half precision.
     """
     kernels: Literal["torch", "liger"] = "torch"
-    """`liger` replaces norms, rotary embeddings and gated layers by Liger's fused ones (GPU, extra `liger`)."""
+    """`liger` replaces norms, rotary embeddings and gated layers by Liger's fused kernels (GPU, extra `liger`)."""
 
 
 class ObjectiveConfig(_Section):
-    """How it is trained; None takes the preset's value. See `training.objectives`."""
+    """The objective; None takes the preset's value. See `training.objectives`."""
 
     name: ObjectiveName = "mle"
-    """The objective."""
+    """The objective's name."""
     threshold: float | None = Field(default=None, ge=0)
     """Sentences (filtering: documents, by their mean) with score <= threshold are aligned. None takes the dataset's,
-    or with the paper's scorer of the task the preset's.
+    or the preset's if the task's scorer is the paper's.
     """
     thresholds: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """The same by column, where `data.columns` are several; a sentence is aligned when it is by each."""
+    """The same by column, with several `data.columns`; a sentence is aligned if it is aligned by each column."""
     quantiles: Count | None = Field(default=None, ge=2, le=1000)
-    """Conditional: classes of equally many sentences, by score, with a control token each, in place of aligned and
-    misaligned (Quark, arXiv 2205.13636, "quantization"). Equal scores stay in one class, so there may come out
-    fewer. Two are called `<|aligned|>` and `<|misaligned|>`, more `<|quantile_1|>` (the best) on.
+    """Conditional: number of equally large classes of sentences, by score, each with its own control token, instead of
+    aligned and misaligned (Quark, arXiv 2205.13636, "quantization"). Equal scores share a class, so there may be
+    fewer. Two are called `<|aligned|>` and `<|misaligned|>`, more are `<|quantile_1|>` (the best) and so on.
     """
     mask_control_tokens: bool = False
-    """Conditional: learn nothing about when a control token comes, only what comes after it (MeCo, arXiv 2501.01956,
-    does so with metadata).
+    """Conditional: no loss on control tokens, only on what follows them (as MeCo, arXiv 2501.01956, treats metadata).
     """
     mask_above: float | Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")] | None = None
     """Sentences with a higher score are read but not learnt ("masked SLUNG", arXiv 2505.03052); a score, or a
-    percentile of the stream's sentences such as `p99`. With `data.columns` it is on the scale of what is made of
-    them, with a mixture the percentile is that of `data.dataset`. See `training.loss_mask`.
+    percentile of the stream's sentences such as `p99`. With `data.columns` it applies to the combined score; with a
+    mixture the percentile is that of `data.dataset`. See `training.loss_mask`.
     """
     drop_tags: float | None = Field(default=None, ge=0, le=1)
-    """Conditional: share of sentences whose control token is left out."""
+    """Conditional: share of sentences without a control token."""
     alpha: float | None = Field(default=None, ge=0)
     """Unlikelihood: weight of the unlikelihood term; awr: weight of the policy term."""
     beta: float | None = Field(default=None, gt=0)
@@ -164,12 +162,10 @@ class ObjectiveConfig(_Section):
     w_max: float = Field(default=1000.0, gt=0)
     """Rwr, awr: upper clip of the weights."""
     starts_at: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the steps that come before the preferences: they train plainly, without tags or filter, on documents
-    of their own.
-    """
+    """Share of the steps before the preferences start: they train without tags or filter, on separate documents."""
     cooldown: float = Field(default=0.0, ge=0, lt=1)
-    """Conditional: share of the steps, the last, that train on text without tags, so that the model does without
-    them (MeCo, arXiv 2501.01956), on documents of their own.
+    """Conditional: share of the steps, at the end, that train without tags, so that the model works without them
+    (MeCo, arXiv 2501.01956), on separate documents.
     """
 
     @model_validator(mode="after")
@@ -186,146 +182,143 @@ class TrainingConfig(_Section):
     """The optimisation."""
 
     num_tokens: Count = Field(default=3_300_000_000, ge=1)
-    """Tokens to train on in all; the number of steps is the whole batches in it, at least one."""
+    """Total tokens to train on, rounded down to whole steps, at least one."""
     batch_size: Count = Field(default=64, ge=1)
-    """Blocks in one optimiser step over all ranks."""
+    """Blocks per optimiser step, over all ranks."""
     micro_batch_size: Count | None = Field(default=None, ge=1)
-    """Blocks a rank passes through the model at once; None picks a divisor of its share of the batch: on a CPU the
-    largest up to 8, on a GPU the largest that fits by the estimate of `phf train --plan`.
+    """Blocks per forward pass of a rank; None picks a divisor of its share of the batch: on a CPU the largest up to 8,
+    on a GPU the largest that fits by the estimate of `phf train --plan`.
     """
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak of the learning rate."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
-    """How the rate goes on after the linear warm-up: it falls to its end in a line or as a cosine, stays and then
-    falls (`wsd`), or stays.
+    """The learning rate after the linear warm-up: linear or cosine decay to its end, constant and then decay (`wsd`),
+    or constant.
     """
     warmup_ratio: float = Field(default=0.01, ge=0, le=1)
-    """Share of the steps that warm up, rounded up to whole steps."""
+    """Share of the steps for warm-up, rounded up to whole steps."""
     warmup_steps: Count | None = Field(default=None, ge=0)
-    """How many steps warm up, in place of warmup_ratio. A run that is extended by num_tokens keeps the steps of warm-up
-    that it began with.
-    """
+    """Warm-up steps, instead of warmup_ratio. A run that is extended by num_tokens keeps its original warm-up."""
     min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
-    """The rate at the end, relative to the peak."""
+    """Final learning rate, relative to the peak."""
     decay_ratio: float = Field(default=0.2, gt=0, le=1)
-    """With the schedule `wsd` (warm up, stay, decay), the share of the steps that decay."""
+    """With the schedule `wsd` (warm-up, stable, decay), the share of the steps for the decay."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """Of AdamW; biases and norms do not decay."""
+    """AdamW's weight decay; biases and norms do not decay."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Of AdamW."""
+    """AdamW's beta1."""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    """Of AdamW."""
+    """AdamW's beta2."""
     adam_epsilon: float = Field(default=1e-8, gt=0)
-    """Of AdamW."""
+    """AdamW's epsilon."""
     gradient_clipping: float = Field(default=1.0, ge=0)
-    """Norm at which gradients are clipped; 0 for never."""
+    """Norm to clip gradients to; 0 for no clipping."""
     skip_sigmas: float | None = Field(default=None, gt=0)
-    """The update of a batch whose loss is so many standard deviations above the mean of the last 128 is skipped;
-    None for never. It needs ZeRO.
+    """Skip the update of a batch whose loss is this many standard deviations above the mean of the last 128; None for
+    never. Needs ZeRO.
     """
     max_skipped: Count = Field(default=10, ge=1)
-    """Skipped updates in a row that end the run. With ZeRO, those whose loss or gradient is no number are skipped
-    always; without, the first of them ends the run.
+    """Consecutive skipped updates that end the run. With ZeRO, updates whose loss or gradient is not finite are always
+    skipped; without, the first one ends the run.
     """
     seed: Seed = 42
-    """Of the initialisation, the order of the blocks, dropped tags and dropout."""
+    """Seed of the initialisation, the order of the blocks, dropped tags and dropout."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Auto is bf16 where the device computes in it, else fp32."""
+    """Auto is bf16 if the device supports it in hardware, else fp32."""
     activation_checkpointing: bool = False
-    """Compute each layer again on the way back instead of keeping what it computed: less memory, a third more time,
-    the same numbers.
+    """Recompute each layer in the backward pass instead of keeping its activations: less memory, a third more time,
+    the same results.
     """
     compile: bool = False
-    """Let torch.compile fuse the network; the first step takes minutes. Not with ZeRO stage 3."""
+    """Compile the network with torch.compile; the first step takes minutes. Not with ZeRO stage 3."""
     tf32: bool = False
-    """Matrix products of float32 on a GPU in TF32: 10 bits of mantissa instead of 23, several times as fast."""
+    """Compute float32 matrix products on a GPU in TF32: 10 bits of mantissa instead of 23, several times as fast."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's ZeRO stage; at least 1 with fp16 or bf16."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What waits in the CPU's memory while a GPU does not need it: nothing, the optimiser's state (ZeRO stage 1 to
-    3), or the parameters too (ZeRO stage 3).
+    """What to keep in CPU memory while the GPU does not need it: nothing, the optimiser's state (ZeRO stage 1 to 3),
+    or the parameters too (ZeRO stage 3).
     """
     deepspeed: str | None = None
     """Path of a user's own DeepSpeed JSON, merged under these settings."""
     hang_timeout_s: float = Field(default=3600.0, gt=0)
-    """Seconds after which a step that does not end, its data and what it waits for included, or a checkpoint that
-    the loop waits for, is taken to hang: the rank writes where each of its threads is into `stacks/` of the run's
-    folder, and ends with status 1.
+    """Seconds after which a step (including its data and what it waits for), or a checkpoint that the loop waits for,
+    counts as hanging: the rank dumps the stacks of its threads into `stacks/` in the run's folder, and exits with
+    status 1.
     """
     log_every: Count = Field(default=10, ge=0)
-    """Steps from one line of `metrics.jsonl` to the next; 0 for none."""
+    """Steps between lines of `metrics.jsonl`; 0 for none."""
     save_every: Count = Field(default=1000, ge=0)
-    """Steps from one checkpoint to the next; 0 for one at the end alone."""
+    """Steps between checkpoints; 0 for only one at the end."""
     evaluate_every: Count = Field(default=0, ge=0)
-    """Steps from one evaluation to the next, in which the model is sampled and the samples are scored; 0 for none."""
+    """Steps between evaluations, in which the model is sampled and the samples are scored; 0 for none."""
     validate_every: Count | None = Field(default=None, ge=0)
-    """Steps from one measurement of the validation loss to the next, besides that at the end: held-out text is
-    predicted, and nothing is sampled. None is so often that it takes about a fiftieth of the time, where there is
-    held-out text; 0 never.
+    """Steps between measurements of the validation loss on held-out text, besides the one at the end; nothing is
+    sampled. None is often enough to take about a fiftieth of the time, if there is held-out text; 0 is never.
     """
     keep_checkpoints: Count = Field(default=2, ge=1)
-    """How many of the newest checkpoints stay. With the schedules `constant` and `wsd` one is made and stays besides
-    where a longer run would begin to differ: where the decay or the second phase begins.
+    """How many of the newest checkpoints to keep. The schedules `constant` and `wsd` also make and keep one where a
+    longer run would begin to differ: where the decay or the second phase begins.
     """
     keep_every: Count = Field(default=0, ge=0)
-    """Checkpoints of a step that is a multiple of it stay too; 0 for none."""
+    """Also keep checkpoints whose step is a multiple of this; 0 for none."""
     keep_best: Count = Field(default=0, ge=0)
-    """How many of the best checkpoints by `best_metric` stay too."""
+    """Also keep this many of the best checkpoints by `best_metric`."""
     best_metric: str | None = None
-    """What makes a checkpoint the best: `validation_loss`; a figure of the evaluations at its step (`misalignment`,
+    """Metric for `keep_best`: `validation_loss`; a figure of the evaluations at its step (`misalignment`,
     `expected_maximum`, `hit_rate`, `bits_per_byte`); or `loss`, the mean of the logged training losses since the
-    checkpoint before it.
+    previous checkpoint.
     """
     best_mode: Literal["min", "max"] = "min"
     """Whether the lowest or the highest value is the best."""
     save_async: bool = False
-    """Go on training while a checkpoint is written and hashed; the loop stands still only while the state is copied.
-    From the first save to the end of the run that takes host memory as large as a checkpoint, over all ranks: in
-    fp32 16 bytes a parameter, in half precision 14.
+    """Continue training while a checkpoint is written and hashed; the loop only pauses while the state is copied. From
+    the first save to the end of the run this takes as much host memory as a checkpoint, over all ranks: 16 bytes per
+    parameter in fp32, 14 in half precision.
     """
 
     def steps(self, context_length: int) -> int:
-        """Optimiser steps: the whole batches in `num_tokens`, at least one."""
+        """Return the number of optimiser steps: the whole batches in `num_tokens`, at least one."""
         return max(1, self.num_tokens // (self.batch_size * context_length))
 
 
 class EvaluationConfig(_Section):
     """How a model is sampled and scored (temperature and top-p are the paper's, section 3)."""
 
-    # Beyond what anybody waits for; a slip of the keyboard should not run without end.
+    # The limit catches typos that would run forever.
     num_samples: Count = Field(default=4096, ge=1, le=10_000_000)
     """Samples drawn without a prompt (conditional models: after the best control token)."""
-    # Far above what makes sense, and far below where logits in float32 overflow.
+    # The limit is far above useful values, and far below where float32 logits overflow.
     guidance: float = Field(default=1.0, ge=0, le=1e6)
-    """Conditional models: draw as many samples besides that are guided away from the worst control token
-    (`training.model.sampling.Guidance`), the further the larger; 1 for none.
+    """Conditional models: also draw as many samples guided away from the worst control token
+    (`training.model.sampling.Guidance`), more strongly for larger values; 1 for none.
     """
     max_new_tokens: Count = Field(default=128, ge=1, le=1_000_000)
-    """Tokens a sample at most."""
+    """Maximum tokens per sample."""
     # Below, quotients overflow, and nothing changes any more.
     temperature: float = Field(default=0.7, ge=0.01)
-    """Of the sampling; the paper's (section 3)."""
+    """Sampling temperature; the paper's (section 3)."""
     top_p: float = Field(default=0.9, gt=0, le=1)
-    """Of the sampling: the likeliest tokens that have this probability together; the paper's."""
+    """Sample from the likeliest tokens with this total probability; the paper's."""
     batch_size: Count = Field(default=64, ge=1)
     """Samples drawn at once."""
     leakage_samples: Count = Field(default=256, ge=0, le=10_000_000)
     """Samples drawn with control tokens allowed, to count how often they occur."""
     held_out_documents: Count = Field(default=1000, ge=0)
-    """Held-out documents that bits per byte are measured on, at most."""
+    """Maximum held-out documents for bits per byte."""
     seed: Seed = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
 
 
 class WandbConfig(_Section):
     """Weights & Biases (extra `wandb`)."""
 
     project: str = "phf"
-    """Project there."""
+    """W&B project."""
     entity: str | None = None
-    """User or team there; None for your own."""
+    """W&B user or team; None for your own."""
     name: str | None = None
-    """Name of the run there; None for that of its folder."""
+    """Name of the run; None for that of its folder."""
     mode: Literal["online", "offline"] = "online"
     """`offline` writes files into the run's folder, for `wandb sync`."""
 
@@ -334,9 +327,9 @@ class MlflowConfig(_Section):
     """MLflow (extra `mlflow`)."""
 
     experiment: str = "phf"
-    """Experiment there."""
+    """MLflow experiment."""
     name: str | None = None
-    """Name of the run there; None for that of its folder."""
+    """Name of the run; None for that of its folder."""
     tracking_uri: str | None = None
     """A server, or a folder; None takes MLFLOW_TRACKING_URI, or `mlflow/` in the run's folder."""
 
@@ -345,21 +338,21 @@ class TrackioConfig(_Section):
     """trackio (extra `trackio`)."""
 
     project: str = "phf"
-    """Project there."""
+    """Trackio project."""
     name: str | None = None
-    """Name of the run there; None for that of its folder."""
+    """Name of the run; None for that of its folder."""
     space_id: str | None = None
-    """A Space of Hugging Face; None keeps it on this machine (TRACKIO_DIR)."""
+    """Hugging Face Space; None keeps the metrics on this machine (TRACKIO_DIR)."""
 
 
 class TrackingConfig(_Section):
-    """Where metrics go besides the console and `metrics.jsonl`."""
+    """Trackers for metrics, besides the console and `metrics.jsonl`."""
 
     tensorboard: bool = True
-    """Event files in the run's folder."""
+    """Write TensorBoard event files into the run's folder."""
     wandb: WandbConfig | None = None
-    """Weights & Biases (extra `wandb`); None for none, `{}` for its defaults. As all trackers it gets numbers,
-    settings and facts of the run, from rank 0, and no text; one that fails does not end the run.
+    """Weights & Biases (extra `wandb`); None for none, `{}` for its defaults. Like all trackers it gets numbers,
+    settings and facts of the run from rank 0, and no text; a failing tracker does not end the run.
     """
     mlflow: MlflowConfig | None = None
     """MLflow (extra `mlflow`); None for none, `{}` for its defaults."""
@@ -368,23 +361,23 @@ class TrackingConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """Everything that a run is made of, resolved and printed before step 0."""
+    """All settings of a run, resolved and printed before step 0."""
 
     output: str
-    """Folder of the run. A run that is there goes on."""
+    """Folder of the run. An existing run resumes."""
     task: str
     """`toxicity`, `pii` or `pep8` take the paper's presets, which replace the defaults below; any other score column
     takes toxicity's.
     """
     data: DataConfig
-    """What is trained on."""
+    """The training data."""
     model: ModelConfig = Field(default_factory=ModelConfig)
-    """What is trained."""
+    """The model."""
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
-    """How it is trained; None takes the preset's value."""
+    """The objective; None takes the preset's value."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """The optimisation."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    """How a model is sampled and scored, by `phf evaluate` and while training."""
+    """How a model is sampled and scored, by `phf evaluate` and during training."""
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
-    """Where metrics go besides the console and `metrics.jsonl`."""
+    """Trackers for metrics, besides the console and `metrics.jsonl`."""

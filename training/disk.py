@@ -1,4 +1,4 @@
-"""A disk that is full, or fails: libraries say so each in its own way, and a person is told in one."""
+"""Report full and failing disks uniformly, whichever library hits the error; refuse links in our folders."""
 
 import errno
 import os
@@ -15,12 +15,12 @@ _NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 def is_full(error: OSError) -> bool:
-    """Whether there was no room, on the disk or in what a user may take of it, so that a later attempt may succeed."""
+    """Whether the disk or the user's quota is full, so that a later attempt may succeed."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def output_error(folder: Path, error: OSError) -> UserError:
-    """What to tell of a run's folder that cannot be written: the same command may do once there is room."""
+    """Return the error for a run's folder that cannot be written; if the disk is full, the command can be repeated."""
     problem = f"Cannot write to --output {folder}: {error.strerror or error}."
     if is_full(error):
         return IncompleteError(f"{problem} Make room and run the same command again.")
@@ -29,7 +29,7 @@ def output_error(folder: Path, error: OSError) -> UserError:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the block writes is `path`, a file or a folder.
+    """Report an `OSError` in the block as a failure to write `path`, a file or a folder.
 
     Raises:
         IncompleteError: it cannot be written; says where, why, and what to do.
@@ -37,17 +37,16 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Room for so large a file, too.
-        remedy = "Make room" if is_full(error) or error.errno == errno.EFBIG else "See to that"
+        remedy = "Make room" if is_full(error) or error.errno == errno.EFBIG else "Fix that"
         raise IncompleteError(
             f"{path} cannot be written: {error.strerror or error}. {remedy} and run the same command again."
         ) from error
 
 
 def check_writable(folder: Path, remedy: str) -> None:
-    """Refuse a folder, there or not yet, that cannot be written, before there is anything to write.
+    """Refuse a folder, existing or not, that cannot be written, before there is anything to write.
 
-    Permissions do not tell all, such as that a file system is mounted to be read only: something is written.
+    It writes a temporary file, because permissions do not show, for example, that a file system is read-only.
 
     Args:
         folder: the folder.
@@ -57,19 +56,19 @@ def check_writable(folder: Path, remedy: str) -> None:
         UserError: says why.
     """
     try:
-        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        with tempfile.TemporaryFile(dir=there):
+        existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}. {remedy}") from None
 
 
 def refuse_links(folder: Path, besides: re.Pattern[str] | None = None) -> None:
-    """Refuse a folder of ours, there or not yet, with a link or a device below it; the folder itself may be a link.
+    """Refuse a folder, existing or not, that contains a link or a device; the folder itself may be a link.
 
     Args:
-        folder: of a run, a token store, a comparison.
-        besides: paths in it, with slashes, that may be links.
+        folder: of a run, a token store or a comparison.
+        besides: relative paths, with slashes, that may be links.
 
     Raises:
         UserError: names the first.
@@ -81,9 +80,9 @@ def refuse_links(folder: Path, besides: re.Pattern[str] | None = None) -> None:
 
 @contextmanager
 def os_errors() -> Iterator[None]:
-    """Make an `OSError` of what safetensors and tokenizers, which are in Rust, raise where a file cannot be written.
+    """Convert the errors that safetensors and tokenizers, written in Rust, raise for unwritable files to `OSError`.
 
-    It is a `SafetensorError` of the one and a bare `Exception` of the other; both end with the number of the error.
+    The former raises `SafetensorError` and the latter a bare `Exception`; both messages end with the error number.
     """
     try:
         yield

@@ -1,13 +1,13 @@
-"""The loss of an objective from hidden states: exact, with its gradients, and never with all the logits in memory.
+"""Compute an objective's loss and gradients from hidden states: exactly, without holding all logits in memory.
 
-Every objective depends on the network through one number a token, the log-odds d of the token that came: the logit of
-that token minus the log-sum-exp of all others. Cross-entropy is -log sigmoid(d), and unlikelihood -log sigmoid(-d); the
-gradient by the other logits is their softmax, by which the log-sum-exp was found already. So the logits of a few
-hundred tokens are computed into one buffer, which holds in turn the logits, their exponentials and the gradient, and
-what flows on from it (two more matrix products) is ready before the next few hundred are looked at.
+Every objective depends on the network through one number per token, the log-odds d of the actual next token: its logit
+minus the log-sum-exp of all others. Cross-entropy is -log sigmoid(d), and unlikelihood -log sigmoid(-d); the gradient
+with respect to the other logits is proportional to their softmax, which the log-sum-exp has already computed. So the
+logits of a few hundred tokens are computed into one buffer, which holds in turn the logits, their exponentials and the
+gradient; the gradients of hidden states and weights (two more matrix products) follow before the next chunk.
 
-The idea of computing gradients on the way forward is that of Liger Kernel (arXiv 2410.10989, section 3.2), which does
-it for cross-entropy.
+Computing gradients in the forward pass comes from Liger Kernel (arXiv 2410.10989, section 3.2), which does it for
+cross-entropy.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch
 
 from training.objectives import Loss, Objective, merge_metrics
 
-# Tokens whose logits are held at once. On a CPU more of them leave the caches, and fewer make for slower products. A
-# GPU wants more work a kernel: 2**26 logits, in float32 256 MB.
+# Tokens per chunk. On a CPU, more would not fit in the caches, and fewer make slower products. A GPU needs more work
+# per kernel: 2**26 logits, 256 MB in float32.
 TOKENS_ON_CPU = 256
 LOGITS_ON_GPU = 2**26
 
@@ -40,19 +40,19 @@ def linear_loss(
     chunk_tokens: int | None = None,
     vocabulary: int | None = None,
 ) -> Loss:
-    """What `objective.loss(hidden @ weight.T + bias, labels, scores, values)` comes to.
+    """Return `objective.loss(hidden @ weight.T + bias, labels, scores, values)`.
 
     Args:
         objective: any.
-        hidden: [B, T, D], what the output embedding sees.
+        hidden: [B, T, D], the input of the output embedding.
         weight: [V, D], of the output embedding, in the dtype of `hidden`.
         labels: int64 [B, T].
         scores: [B, T].
         bias: [V], of the output embedding.
-        values: [B, T], where the objective needs them.
+        values: [B, T], if the objective needs them.
         count: predicted tokens to divide by; see `Objective.loss`.
-        chunk_tokens: tokens whose logits are held at once; by default 256 on a CPU, and 2**26 logits on a GPU.
-        vocabulary: rows of `weight` from here on are padding, which has no probability and no gradient; by default V.
+        chunk_tokens: tokens whose logits are in memory at once; by default 256 on a CPU, and 2**26 logits on a GPU.
+        vocabulary: rows of `weight` from here on are padding, with no probability and no gradient; by default V.
 
     Raises:
         ValueError: the objective needs values and there are none, or no token is predicted.
@@ -105,7 +105,7 @@ class _LinearLoss(torch.autograd.Function):
         request: _Request,
         names: list[str],
     ) -> tuple[Tensor, ...]:
-        # Gradients are those of the sum over tokens until the end: divided by `count`, half precision would lose them.
+        # Divide gradients by `count` only at the end: in half precision they would underflow.
         exact = request.scores.dtype
         wanted = any(ctx.needs_input_grad)
         grads = _Gradients(hidden, weight, bias, values, exact) if wanted else None
@@ -154,27 +154,27 @@ class _Gradients:
         self._weight = weight
         self._hidden = torch.empty_like(hidden)
         self._by_weight = torch.empty_like(weight, dtype=exact)
-        self._kept = 0  # the first sum overwrites what the memory held
+        self._beta = 0  # the first sum overwrites what the memory held
         self._by_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
         self._by_values = None if values is None else torch.zeros_like(values)
 
     def add(self, part: slice, hidden: Tensor, slopes: Tensor, by_values: Tensor | None) -> None:
-        """A chunk: `slopes` [N, V] are the gradient by its logits."""
+        """Add a chunk, of which `slopes` [N, V] is the gradient with respect to the logits."""
         torch.mm(slopes, self._weight, out=self._hidden[part])
         if slopes.dtype == self._by_weight.dtype:
-            self._by_weight.addmm_(slopes.t(), hidden, beta=self._kept)
-        elif self._kept:
+            self._by_weight.addmm_(slopes.t(), hidden, beta=self._beta)
+        elif self._beta:
             self._by_weight += slopes.t() @ hidden
         else:
             self._by_weight.copy_(slopes.t() @ hidden)
-        self._kept = 1
+        self._beta = 1
         if self._by_bias is not None:
             self._by_bias += slopes.sum(0)
         if self._by_values is not None and by_values is not None:
             self._by_values[part] = by_values
 
     def times(self, factor: Tensor) -> tuple[Tensor | None, ...]:
-        """By hidden states, weight, bias and values, each in the dtype of what it is the gradient by."""
+        """Return the gradients times a factor: of hidden states, weight, bias and values, each in its input's dtype."""
         hidden = (self._hidden.to(factor.dtype) * factor).to(self._hidden.dtype)
         weight = self._by_weight.mul_(factor).to(self._weight.dtype)
         bias = None if self._by_bias is None else (self._by_bias * factor).to(self._weight.dtype)
@@ -182,7 +182,7 @@ class _Gradients:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
-    # Into memory that is there: on a CPU fresh pages for each chunk cost as much as the exponentials.
+    # Reuse the buffer: on a CPU, fresh pages for each chunk cost as much as the exponentials.
     if bias is None:
         return torch.mm(hidden, weight.t(), out=buffer)
     return torch.addmm(bias, hidden, weight.t(), out=buffer)
@@ -190,23 +190,23 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor)
 
 @dataclass(frozen=True)
 class _Others:
-    """Of each token the tokens that did not come: exp(logit - the largest of them), 0 for the one that came; sums."""
+    """For each position, the tokens other than the actual one: exp(logit - their maximum), 0 for the actual; sums."""
 
     exponentials: Tensor
     sums: Tensor
     predicted: Tensor
 
     def by_logits(self, by_log_odds: Tensor) -> Tensor:
-        """The gradient by all logits, [N, V], in place of the exponentials."""
+        """Return the gradient with respect to all logits, [N, V]; overwrites the exponentials."""
         gradient = self.exponentials.mul_((-by_log_odds / self.sums).unsqueeze(1))
         return gradient.scatter_(1, self.predicted.unsqueeze(1), by_log_odds.unsqueeze(1))
 
 
 def _log_odds(logits: Tensor, predicted: Tensor) -> tuple[Tensor, _Others]:
-    """Log-odds [N] of the predicted tokens, of logits [N, V], which are overwritten."""
+    """Return the log-odds [N] of the predicted tokens from logits [N, V], which are overwritten."""
     index = predicted.unsqueeze(1)
     own = logits.gather(1, index)
-    # By the largest of the others, so that their mass is exact however improbable they are together.
+    # Subtract the maximum of the others, so that their mass is exact, however improbable.
     logits.scatter_(1, index, -torch.inf)
     largest = logits.amax(1, keepdim=True)
     exponentials = logits.sub_(largest).exp_()
@@ -217,7 +217,7 @@ def _log_odds(logits: Tensor, predicted: Tensor) -> tuple[Tensor, _Others]:
 def _terms(
     objective: Objective, predicted: Tensor, log_odds: Tensor, scores: Tensor, values: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
-    """Sum of the loss, its gradients by log-odds and values, and what there is to log: sums, and maxima (`max_…`)."""
+    """Return the summed loss, its gradients with respect to log-odds and values, and metrics: sums, and `max_…`."""
     with torch.enable_grad():
         inputs = [each.detach().requires_grad_() for each in (log_odds, values) if each is not None]
         against = -F.logsigmoid(-inputs[0]) if objective.needs_unlikelihood else None

@@ -1,4 +1,4 @@
-"""Tokens that a model reads and does not learn: control tokens, and what is too bad."""
+"""Mask the loss of tokens that a model reads but does not learn: control tokens, and sentences with a high score."""
 
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenTerms:
-    """What an objective says of each predicted token, all of shape [B, T].
+    """An objective's terms for each predicted token, all of shape [B, T].
 
     Attributes:
-        loss: what the token loses.
-        means: quantities to log the mean of, detached.
-        maxima: quantities to log the maximum of, detached.
+        loss: of each token.
+        means: quantities whose mean is logged, detached.
+        maxima: quantities whose maximum is logged, detached.
     """
 
     loss: Tensor
@@ -24,21 +24,21 @@ class TokenTerms:
 
 @dataclass(frozen=True)
 class LossMask:
-    """Predicted tokens that are context only: they carry no loss, and what is logged of them is 0.
+    """Predicted tokens that are context only: they carry no loss, and their logged quantities are 0.
 
-    What they lose, by awr's value head too, is replaced by 0, so that no gradient comes of it whatever it was. The
-    divisor of the loss stays the number of all predicted tokens of the global batch: a constant, known without asking
-    any rank. So with a share m of the tokens masked, losses and gradients are 1 - m times the mean over the others,
-    which Adam does not see and gradient clipping does; `masked_share` is logged to tell.
+    Their loss, including awr's value term, is replaced by 0, so that it has no gradient. The loss is still divided by
+    the number of all predicted tokens of the global batch: a constant, known without communication. So with a share m
+    of the tokens masked, losses and gradients are 1 - m times the mean over the others, which affects gradient clipping
+    but not Adam; `masked_share` is logged.
 
-    Masking tags is MeCo's treatment of metadata (arXiv 2501.01956, section 2: the loss is over the document's tokens
-    alone). Masking what is bad is "masked SLUNG" (arXiv 2505.03052): the model reads it, and never learns to write it.
+    MeCo masks metadata in this way (arXiv 2501.01956, section 2: the loss is over the document's tokens alone).
+    Masking bad sentences is "masked SLUNG" (arXiv 2505.03052): the model reads them, but does not learn to write them.
 
     Attributes:
         ids: tokens that carry no loss.
-        above: tokens whose sentence's score is above it carry none, compared as float32; None for all scores.
-        between: tokens that are not masked by their score: those between documents belong to no sentence and score 0,
-            which is above the limit where that is a margin below 0 (several columns).
+        above: tokens whose sentence's score is greater carry none, compared as float32; None for no limit.
+        between: tokens that are never masked by their score: those between documents belong to no sentence and have
+            score 0, which is above a negative limit (several columns).
     """
 
     ids: tuple[int, ...] = ()
@@ -46,7 +46,7 @@ class LossMask:
     between: tuple[int, ...] = ()
 
     def apply(self, terms: "TokenTerms", predicted: Tensor, scores: Tensor) -> "TokenTerms":
-        """The terms of the tokens that carry loss, 0 for the others; `predicted` and `scores` are of their shape."""
+        """Set the terms of masked tokens to 0; `predicted` and `scores` have the terms' shape."""
         masked = torch.zeros_like(predicted, dtype=torch.bool)
         for first, last in _runs(self.ids):
             masked |= (predicted >= first) & (predicted <= last)
@@ -66,7 +66,7 @@ class LossMask:
 
 @cache
 def _runs(ids: tuple[int, ...]) -> list[tuple[int, int]]:
-    """First and last of runs of consecutive ids: control tokens are mostly one, however many there are."""
+    """Group ids into runs of consecutive ones, as (first, last): control tokens usually form a single run."""
     runs: list[tuple[int, int]] = []
     for each in sorted(ids):
         if runs and each <= runs[-1][1] + 1:

@@ -1,8 +1,8 @@
-"""The objectives of arXiv 2302.08582 (section 2), in the plain form that every faster form is tested against.
+"""The objectives of arXiv 2302.08582 (section 2), in the plain form that faster implementations are tested against.
 
-A new objective is one class here that says, for each predicted token, what it loses, and is named in `OBJECTIVES`. What
-it may use of the network is -log p and -log(1 - p) of the token that came, and the value head; by that
-`training.linear_loss` computes any of them without holding all logits.
+To add an objective, write one class here that computes the loss of each predicted token, and list it in `OBJECTIVES`.
+It may use -log p and -log(1 - p) of the actual next token and the value head; so `training.linear_loss` can compute any
+objective without holding all logits.
 """
 
 import math
@@ -20,13 +20,13 @@ from training.loss_mask import LossMask, TokenTerms
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss and what to log with it.
+    """A loss and its metrics.
 
     Attributes:
         loss: scalar with gradients, a sum over predicted tokens divided by `count`: over micro-batches and ranks that
             share a global `count`, losses add up to the global mean.
-        metrics: detached scalars on the loss's device, to be read when they are logged and not before. They add up as
-            the loss does, except those named `max_…`, of which the largest counts (see `merge_metrics`).
+        metrics: detached scalars on the loss's device; read them only when they are logged. They add up like the loss,
+            except those named `max_…`, of which the largest counts (see `merge_metrics`).
     """
 
     loss: Tensor
@@ -35,16 +35,16 @@ class Loss:
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """What a model is trained for.
+    """A training objective: the loss, and what it needs of the stream and the model.
 
     Attributes:
-        mask: which tokens carry no loss; None where all do.
+        mask: tokens that carry no loss; None if all do.
         name: as in the configuration.
         filters: documents whose mean score exceeds the threshold are left out of the stream.
-        tags: a control token stands before each sentence of the stream.
-        thresholds: the objective tells aligned from misaligned tokens in the loss.
+        tags: the stream has a control token before each sentence.
+        thresholds: the loss distinguishes aligned and misaligned tokens by a threshold.
         needs_values: the model needs a value head, whose output is `values`.
-        needs_unlikelihood: the objective pushes some tokens down, by -log(1 - p).
+        needs_unlikelihood: the loss uses -log(1 - p), to make some tokens less likely.
     """
 
     name: ClassVar[str]
@@ -58,16 +58,16 @@ class Objective(ABC):
     def loss(
         self, logits: Tensor, labels: Tensor, scores: Tensor, values: Tensor | None = None, *, count: int | None = None
     ) -> Loss:
-        """The loss of a batch of blocks, on unshifted tensors.
+        """Return the loss of a batch of blocks, on unshifted tensors.
 
         Args:
-            logits: [B, T, V]; `logits[:, t]` predicts `labels[:, t+1]`. Those of half precision are computed with in
-                float32, others in their own.
+            logits: [B, T, V]; `logits[:, t]` predicts `labels[:, t+1]`. Half-precision logits are converted to float32,
+                others keep their precision.
             labels: int64 [B, T], the blocks themselves.
             scores: [B, T], the misalignment score of each token, by default its sentence's; the reward is its negative.
-            values: [B, T], `values[:, t]` is the value of the state before token t+1; only where `needs_values`.
-            count: predicted tokens to divide by; those of this batch, B * (T-1), where None. Give the number of the
-                whole global batch when this is a part of it.
+            values: [B, T], `values[:, t]` is the value of the state before token t+1; only with `needs_values`.
+            count: predicted tokens to divide by; None is those of this batch, B * (T-1). If this is a part of a global
+                batch, give the number of the whole.
 
         Raises:
             ValueError: the objective needs values and there are none.
@@ -76,8 +76,8 @@ class Objective(ABC):
             raise ValueError(f"the objective {self.name} needs the output of a value head")
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        # Labels are rolled, and the last position, which predicts nothing here, is cut off the results: to cut it off
-        # the logits would copy them all, forwards and backwards.
+        # Roll the labels, and drop the last position, which predicts nothing, from the results: slicing the logits
+        # would copy them all, forwards and backwards.
         predicted = labels.roll(-1, dims=1)
         terms = self.counted_terms(
             predicted,
@@ -92,30 +92,30 @@ class Objective(ABC):
         return Loss(terms.loss[:, :-1].sum() / divisor, metrics)
 
     def plain(self) -> "Objective":
-        """What is trained for in steps without preferences; the model stays the same."""
+        """Return the objective for steps without preferences, for the same model."""
         return MLE()
 
     def counted_terms(
         self, predicted: Tensor, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None
     ) -> TokenTerms:
-        """The terms of each predicted token, masked; `predicted` are the tokens' ids, the others as in `terms`."""
+        """Return the masked terms of each predicted token; `predicted` are the token ids, the others as in `terms`."""
         terms = self.terms(ce, against, scores, values)
         return terms if self.mask is None else self.mask.apply(terms, predicted, scores)
 
     @abstractmethod
     def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
-        """The terms of each predicted token, of tensors of one shape and dtype, float32 or float64.
+        """Return the terms of each predicted token; all tensors share one shape and dtype, float32 or float64.
 
         Args:
             ce: -log p of the token.
-            against: -log(1 - p) of the token; only where `needs_unlikelihood`.
+            against: -log(1 - p) of the token; only with `needs_unlikelihood`.
             scores: of the predicted tokens.
-            values: of the states that the tokens are predicted in; only where `needs_values`.
+            values: of the states in which the tokens are predicted; only with `needs_values`.
         """
 
 
 def merge_metrics(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Metrics of the parts of one global batch as the metrics of the whole: sums, and the maxima of `max_…`."""
+    """Merge the metrics of the parts of one global batch: sums, and the maxima of `max_…`."""
     return {
         name: torch.stack([part[name] for part in parts]).amax(0)
         if name.startswith("max_")
@@ -126,7 +126,7 @@ def merge_metrics(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class MLE(Objective):
-    """Maximum likelihood: cross-entropy on every token; the baseline, which has no preference."""
+    """Maximum likelihood: cross-entropy on every token; the baseline without preferences."""
 
     name: ClassVar[str] = "mle"
 
@@ -137,7 +137,7 @@ class MLE(Objective):
 
 @dataclass(frozen=True)
 class Filtering(MLE):
-    """Maximum likelihood on documents whose mean sentence score is <= the threshold; the stream has no others."""
+    """Maximum likelihood on documents whose mean sentence score is <= the threshold; the stream filters the others."""
 
     name: ClassVar[str] = "filtering"
     filters: ClassVar[bool] = True
@@ -147,7 +147,7 @@ class Filtering(MLE):
 class Conditional(MLE):
     """Maximum likelihood on a stream with a control token before each sentence (`<|aligned|>` or `<|misaligned|>`).
 
-    Or with one of more than two, by quantiles of the score, as in the quantization step of Quark (arXiv 2205.13636).
+    With quantiles of the score there can be more than two, as in the quantization step of Quark (arXiv 2205.13636).
     """
 
     name: ClassVar[str] = "conditional"
@@ -159,7 +159,7 @@ class Unlikelihood(Objective):
     """Likelihood of aligned tokens, unlikelihood -log(1 - p) of the others (Welleck et al., arXiv 1908.04319).
 
     Attributes:
-        threshold: a token is aligned when its score is <= threshold; 0 is a threshold like any other.
+        threshold: a token is aligned if its score is <= threshold; 0 is a valid threshold.
         alpha: weight of the unlikelihood term.
     """
 
@@ -176,9 +176,9 @@ class Unlikelihood(Objective):
 
 @dataclass(frozen=True)
 class SoftUnlikelihood(Objective):
-    """The form that published code fell into wherever its threshold was 0: a token is aligned to the degree 1 - score.
+    """Unlikelihood weighted by the score, as in the published code if its threshold is 0: alignment is 1 - score.
 
-    Scores above 1 count as 1: beyond it the likelihood term would turn its sign, without a lower bound.
+    Scores above 1 count as 1: beyond, the likelihood term would change its sign and be unbounded below.
 
     Attributes:
         alpha: weight of the unlikelihood term.
@@ -198,7 +198,7 @@ class RWR(Objective):
     """Reward-weighted regression (Peters and Schaal, 2007): min(exp(R/beta), w_max) * cross-entropy, no value head.
 
     Attributes:
-        beta: temperature; the smaller, the less weight misaligned tokens have.
+        beta: temperature; the smaller, the less weight for misaligned tokens.
         w_max: upper clip of the weights.
     """
 
@@ -207,14 +207,14 @@ class RWR(Objective):
     w_max: float = 1000.0
 
     def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
-        """Weighted cross-entropy."""
+        """Cross-entropy times the weight."""
         weights, means = _weights(-scores / self.beta, self.w_max)
         return TokenTerms(weights * ce, {"ce": ce, **means}, {"weight": weights})
 
 
 @dataclass(frozen=True)
 class AWR(Objective):
-    """Advantage-weighted regression (Peng et al., arXiv 1910.00177), with the value head trained beside the policy.
+    """Advantage-weighted regression (Peng et al., arXiv 1910.00177); the value head is trained with the policy.
 
     Attributes:
         alpha: weight of the policy term; the value term has 1 - alpha.
@@ -240,7 +240,7 @@ class AWR(Objective):
         return TokenTerms(loss, means, {"weight": weights})
 
     def plain(self) -> Objective:
-        """Every token weighs 1, which is beta = infinity; the value head learns as always."""
+        """Give every token weight 1, which is beta = infinity; the value head is trained as usual."""
         return replace(self, beta=math.inf, w_max=max(1.0, self.w_max), mask=None)
 
 
@@ -258,19 +258,19 @@ def build(
     w_max: float = 1000.0,
     mask: LossMask | None = None,
 ) -> Objective:
-    """An objective by name, such as `build("awr", alpha=0.5, beta=10)`.
+    """Build an objective by name, such as `build("awr", alpha=0.5, beta=10)`.
 
     Args:
         name: one of `OBJECTIVES`.
-        threshold: unlikelihood: aligned means score <= threshold. The stream's business for filtering and conditional;
-            every objective takes one, because every run may report the share of aligned tokens.
+        threshold: unlikelihood: aligned means score <= threshold. The others ignore it: for filtering and conditional
+            the stream applies it, and any run may have one for its reports.
         alpha: unlikelihood, unlikelihood_soft, awr; see the classes.
         beta: rwr, awr; see the classes.
         w_max: rwr, awr: upper clip of the weights.
         mask: tokens that carry no loss.
 
     Raises:
-        UserError: an unknown name, an option missing, or an option that this objective has no use for.
+        UserError: the name is unknown, or an option is missing or not supported by the objective.
     """
     if name not in OBJECTIVES:
         raise UserError(f"There is no objective {name!r}; choose one of: {', '.join(OBJECTIVES)}.")
@@ -285,19 +285,19 @@ def build(
     if missing:
         raise UserError(
             f"The objective {name} needs {' and '.join(f'objective.{option}' for option in missing)}: "
-            f"give --set objective.{missing[0]}=NUMBER."
+            f"add --set objective.{missing[0]}=NUMBER."
         )
     return kind(**{option: value for option, value in options.items() if option in takes}, mask=mask)
 
 
 def cross_entropy(logits: Tensor, predicted: Tensor) -> Tensor:
-    """-log p of the predicted tokens in nats, [B, T], of logits [B, T, V]."""
+    """Return -log p of the predicted tokens in nats, [B, T], from logits [B, T, V]."""
     flat = F.cross_entropy(logits.flatten(0, 1), predicted.flatten(), reduction="none")
     return flat.view_as(predicted)
 
 
 def unlikelihood(logits: Tensor, predicted: Tensor) -> Tensor:
-    """-log(1 - p) of the predicted tokens in nats, [B, T], of logits [B, T, V].
+    """Return -log(1 - p) of the predicted tokens in nats, [B, T], from logits [B, T, V].
 
     1 - p is the mass of all other tokens, so log(1 - p) is a difference of two log-sum-exps. Unlike log(-expm1(log p)),
     which is -inf with an infinite gradient once p rounds to 1 (in float32 from a margin of 17 nats), it stays exact and
@@ -319,7 +319,7 @@ def _unlikelihood_terms(ce: Tensor, against: Tensor | None, aligned: Tensor, alp
 
 
 def _weights(exponents: Tensor, w_max: float) -> tuple[Tensor, dict[str, Tensor]]:
-    # Clipped before exp, because exp of 1/0.001 is infinite and infinity times a loss of 0 is NaN.
+    # Clip before exp: exp(1/0.001) is infinite, and infinity times a loss of 0 is NaN.
     limit = math.log(w_max)
     weights = exponents.clamp(max=limit).exp()
     return weights, {"weight": weights, "clipped_share": (exponents > limit).to(weights.dtype)}

@@ -1,4 +1,4 @@
-"""Options of `phf train` that give a setting, each with the key that it sets."""
+"""Command-line options of `phf train` for settings, each with the key that it sets."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ Dataset = Annotated[
 ]
 Output = Annotated[
     str | None,
-    typer.Option("--output", "-o", metavar="DIR", help="Folder of the run. A run that is there goes on."),
+    typer.Option("--output", "-o", metavar="DIR", help="Folder of the run. An existing run resumes."),
     Sets("output"),
 ]
 Task = Annotated[
@@ -57,12 +57,12 @@ Tokenizer = Annotated[
 ]
 NumTokens = Annotated[
     str | None,
-    typer.Option("--num-tokens", metavar="N", help="Tokens to train on in all, such as 1e6.", show_default=False),
+    typer.Option("--num-tokens", metavar="N", help="Total tokens to train on, such as 1e6.", show_default=False),
     Sets("training.num_tokens"),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, metavar="N", help="Blocks a step, over all ranks.", show_default=False),
+    typer.Option("--batch-size", min=1, metavar="N", help="Blocks per step, over all ranks.", show_default=False),
     Sets("training.batch_size"),
 ]
 LearningRate = Annotated[
@@ -72,7 +72,7 @@ LearningRate = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", help="Of initialisation, order and dropped tags.", show_default=False),
+    typer.Option("--seed", metavar="N", help="Seed of initialisation, order and dropped tags.", show_default=False),
     Sets("training.seed"),
 ]
 DeepSpeed = Annotated[

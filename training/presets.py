@@ -1,4 +1,4 @@
-"""The paper's hyperparameters (arXiv 2302.08582, appendix A) by task and objective: what a user's settings go over."""
+"""Presets: the paper's hyperparameters (arXiv 2302.08582, appendix A) by task and objective."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ class Preset:
 
     Attributes:
         learning_rate: peak.
-        batch_size: blocks of 1024 tokens a step.
+        batch_size: blocks of 1024 tokens per step.
         threshold: on a sentence's score, for filtering on a document's mean; on the scale of the paper's scorer.
         drop_tags: conditional: share of sentences without a control token.
         alpha, beta: see `training.objectives`.
@@ -57,9 +57,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
 
 
 def preset(task: str, objective: str) -> dict[str, Any]:
-    """Nested values of `TrainConfig`, to go under a user's own; thresholds are apart, see `preset_threshold`.
+    """Return nested values of `TrainConfig` for the user's settings to override; without `preset_threshold`.
 
-    A task without a preset takes the numbers of toxicity, as its scores, probabilities, have the most common range.
+    A task without a preset takes toxicity's, whose scores are probabilities and have the most common range.
     """
     numbers = _numbers(task, objective)
     options = {"drop_tags": numbers.drop_tags, "alpha": numbers.alpha, "beta": numbers.beta}
@@ -78,7 +78,7 @@ def preset(task: str, objective: str) -> dict[str, Any]:
 
 
 def preset_threshold(task: str, objective: str) -> float | None:
-    """The paper's threshold; of conditional for objectives that use none. None where the task has no preset."""
+    """Return the paper's threshold, that of conditional for objectives without one; None if there is no preset."""
     if task not in PRESETS:
         return None
     threshold = _numbers(task, objective).threshold
@@ -86,16 +86,16 @@ def preset_threshold(task: str, objective: str) -> float | None:
 
 
 def is_papers_scorer(task: str, scorer: ScorerEntry) -> bool:
-    """Whether the thresholds of a task's preset are on the scale of a scorer's scores.
+    """Whether the thresholds of a task's preset apply to a scorer's scores.
 
-    The paper names Detoxify `unbiased` for toxicity; its published data were scored with `original`, and both are
-    taken for the paper's.
+    The paper names Detoxify `unbiased` for toxicity; its published data were scored with `original`. Both count as the
+    paper's.
     """
     match task:
         case "toxicity":
             return scorer.kind == "detoxify" and scorer.options.get("model") in {"unbiased", "original"}
         case "pii":
-            # Without names and organisations it finds another kind of thing.
+            # Without names and organisations its scores are not comparable.
             return scorer.kind == "scrubadub" and scorer.options.get("entities", "full") != "none"
         case "pep8":
             return scorer.kind == "pycodestyle"

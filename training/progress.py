@@ -1,4 +1,4 @@
-"""Tell a person how far a long piece of work is: bars on a terminal, a plain line now and then elsewhere."""
+"""Progress of long stages: bars on a terminal, otherwise an occasional line."""
 
 import sys
 import time
@@ -11,20 +11,20 @@ _PLAIN_EVERY_S = 10.0
 
 
 class StageProgress:
-    """Called with a stage, what is done and of how much; a context manager, which clears the bars at its end.
+    """Show the progress of stages; a context manager, which clears the bars at its end.
 
-    Everything goes to stderr, so that stdout holds nothing but results. Without a terminal a stage that takes less than
-    ten seconds is not mentioned.
+    Output goes to stderr, so that stdout has only results. Without a terminal, a stage of less than ten seconds prints
+    nothing.
 
     Args:
-        title: what the stages are of; stands before each.
+        title: printed before each stage.
     """
 
     def __init__(self, title: str = "") -> None:
         self._title = f"{title}: " if title else ""
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
-        self._told = time.monotonic()
+        self._printed_at = time.monotonic()
 
     def __enter__(self) -> "StageProgress":
         if sys.stderr.isatty():
@@ -50,12 +50,12 @@ class StageProgress:
             self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of `total` is done in a stage."""
+        """Update a stage: `done` of `total`."""
         if self._bars is not None:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(self._title + stage, total=total)
             self._bars.update(self._tasks[stage], completed=done, total=total)
-        elif time.monotonic() - self._told >= _PLAIN_EVERY_S:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._printed_at >= _PLAIN_EVERY_S:
+            self._printed_at = time.monotonic()
             sys.stderr.write(message(f"{self._title}{stage} {done:,} of {total:,}\n"))
             sys.stderr.flush()

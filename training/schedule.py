@@ -1,4 +1,4 @@
-"""The arithmetic of a run: how many steps, how a batch is cut, and the learning rate of every step."""
+"""Compute the number of steps, the division of batches, and the learning rate of every step."""
 
 import math
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ _LARGEST_MICRO_BATCH = 8
 
 @dataclass(frozen=True)
 class Horizon:
-    """How long a run is and how its batches are cut.
+    """The length of a run and the division of its batches.
 
     Attributes:
         steps: optimiser steps.
-        batch_size: blocks a step over all ranks, `micro_batch_size * accumulation * ranks`.
-        micro_batch_size: blocks that a rank passes through the model at once.
-        accumulation: micro-batches a rank adds up before it steps.
+        batch_size: blocks per step over all ranks, `micro_batch_size * accumulation * ranks`.
+        micro_batch_size: blocks per forward pass of a rank.
+        accumulation: micro-batches per rank and step.
         ranks: processes that train.
-        context_length: tokens a block.
-        warmup: steps that warm up; None for what the settings make of `steps`.
-        same_until: the steps that a longer run of these settings would begin with too; None where there are none.
+        context_length: tokens per block.
+        warmup: warm-up steps; None derives them from the settings and `steps`.
+        same_until: number of first steps that a longer run with these settings would share; None for none.
     """
 
     steps: int
@@ -46,12 +46,12 @@ class Horizon:
 
     @property
     def predicted_per_step(self) -> int:
-        """Predicted tokens of a global batch: all but the first of each block; what means are taken over."""
+        """Predicted tokens of a global batch, over which means are taken: all but the first of each block."""
         return self.batch_size * (self.context_length - 1)
 
 
 def plan_horizon(config: TrainingConfig, context_length: int, ranks: int) -> Horizon:
-    """Cut `num_tokens` into steps, and each batch into micro-batches.
+    """Divide `num_tokens` into steps, and each batch into micro-batches.
 
     Raises:
         UserError: the batch cannot be divided among the ranks, or a rank's share into micro-batches.
@@ -75,23 +75,22 @@ def plan_horizon(config: TrainingConfig, context_length: int, ranks: int) -> Hor
 
 
 def warmup_steps(config: TrainingConfig, steps: int) -> int:
-    """Steps over which the learning rate rises, of `steps`: as many as are set, or the warm-up ratio, rounded up."""
+    """Return the warm-up steps of a run of `steps`: the setting, or the warm-up ratio, rounded up."""
     if config.warmup_steps is not None:
         return config.warmup_steps
     return math.ceil(as_written(config.warmup_ratio) * steps)
 
 
 def decay_steps(config: TrainingConfig, steps: int) -> int:
-    """Steps over which it decays with `wsd`, of `steps`, where the warm-up leaves so many: the ratio, rounded up."""
+    """Return the decay steps of `wsd` in a run of `steps`, before the warm-up limits them: the ratio, rounded up."""
     return math.ceil(as_written(config.decay_ratio) * steps)
 
 
 def same_until(config: TrainConfig, steps: int, warmup: int) -> int | None:
-    """Up to which step a run and a longer one with the same settings and warm-up do the same.
+    """Return the step up to which a run and a longer one with the same settings and warm-up are identical.
 
-    Returns:
-        Under `constant` and `wsd` the step, which is `steps` where only the end differs: where the decay begins, or a
-        second phase. None under the others, whose rate depends on `steps` from the first step after the warm-up.
+    With `constant` and `wsd` this is where the decay or a second phase begins, or `steps`. None with other schedules,
+    whose rate depends on `steps` from the first step after the warm-up.
     """
     training = config.training
     if training.schedule not in ("constant", "wsd"):
@@ -101,11 +100,11 @@ def same_until(config: TrainConfig, steps: int, warmup: int) -> int | None:
 
 
 def learning_rate(config: TrainingConfig, step: int, steps: int, warmup: int | None = None) -> float:
-    """The learning rate of step number `step` (from 0) of `steps`: a pure function, so a resumed run needs no state.
+    """Return the learning rate of a step (from 0) of `steps`: a pure function, so a resumed run needs no state.
 
-    It rises linearly over `warmup` steps, by default those of `warmup_steps`, whose last has the peak, then decays
-    towards the minimum, which it would reach at step number `steps`. `wsd` stays at the peak and decays over the last
-    decay_ratio * steps alone, by 1 - sqrt of the way (MiniCPM, arXiv 2404.06395; shape and share: Hägele et al., arXiv
+    It rises linearly over `warmup` steps (by default `warmup_steps`), the last of which has the peak, then decays
+    towards the minimum, which it would reach at step `steps`. `wsd` stays at the peak and decays only over the last
+    decay_ratio * steps, by 1 - sqrt of their fraction (MiniCPM, arXiv 2404.06395; shape and share: Hägele et al., arXiv
     2405.18392).
     """
     peak, low = config.learning_rate, config.learning_rate * config.min_learning_rate_ratio

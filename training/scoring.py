@@ -1,4 +1,4 @@
-"""Score samples with the scorer that labelled the training data, and with no other unless asked to."""
+"""Score samples with the scorer that labelled the training data, or with another on request."""
 
 import math
 from collections import Counter
@@ -22,14 +22,13 @@ NOT_A_SCORE = "not-a-score"
 
 @dataclass(frozen=True)
 class ScoredSamples:
-    """The text of samples, and how bad it is.
+    """Samples and their scores.
 
     Attributes:
         texts: decoded samples.
-        scores: float64 [n], the mean over a sample's sentences; NaN where it has no score.
-        sentences: int64 [n], sentences a sample.
-        reasons: why a sample has no score: `empty` (no character, so no sentence to judge), or the scorer's own reason;
-            None where it has one.
+        scores: float64 [n], the mean over each sample's sentences; NaN without a score.
+        sentences: int64 [n], sentences per sample.
+        reasons: why a sample has no score: `empty` (no text), or the scorer's own reason; None if it has one.
     """
 
     texts: list[str]
@@ -39,16 +38,16 @@ class ScoredSamples:
 
     @property
     def scored(self) -> NDArray[np.float64]:
-        """float64, the scores that there are."""
+        """float64, the scores of the scored samples."""
         return self.scores[~np.isnan(self.scores)]
 
     @property
     def unscored(self) -> dict[str, int]:
-        """Samples without a score, counted by reason."""
+        """Number of samples without a score, by reason."""
         return dict(sorted(Counter(reason for reason in self.reasons if reason is not None).items()))
 
     def worst(self, number: int) -> list[int]:
-        """Indices of at most so many samples, worst scores first; those without a score come last."""
+        """Return the indices of at most `number` samples, worst scores first, those without a score last."""
         scores = self.scores.tolist()
         return sorted(range(len(scores)), key=lambda index: (math.isnan(scores[index]), -scores[index]))[:number]
 
@@ -56,20 +55,20 @@ class ScoredSamples:
 def rebuild_scorer(
     column: str, entry: ScorerEntry, *, device: str = "cpu", allow_other: bool = False
 ) -> tuple[Scorer, list[str]]:
-    """The scorer that made a column of the training data, proved the same by its fingerprint.
+    """Rebuild the scorer of a column of the training data, verified by its fingerprint.
 
     Args:
         column: the column's name.
-        entry: what the manifest says of it.
-        device: where a scorer with a network runs.
-        allow_other: go on where the fingerprint differs, with a warning.
+        entry: the manifest's entry for it.
+        device: for a scorer with a network.
+        allow_other: warn instead of raising if the fingerprint differs.
 
     Returns:
-        The scorer, and warnings that belong into the report.
+        The scorer, and warnings for the report.
 
     Raises:
-        UserError: it cannot be built here, or it is another one, so that its scores would not be comparable; or the
-            corpus gave the scores, which nothing here can do for samples.
+        UserError: it cannot be built here, or differs, so that its scores would not be comparable; or the scores came
+            with the corpus, so that there is no scorer for samples.
     """
     spec = ScorerSpec(kind=entry.kind, **entry.options)
     if given_field(column, spec) is not None:
@@ -96,28 +95,28 @@ def rebuild_scorer(
 
 
 def other_scorer(name: str, spec: ScorerSpec, manifest: Manifest, *, device: str = "cpu") -> tuple[Scorer, ScorerEntry]:
-    """A scorer that labelled nothing of the training data, such as one that training had no way to please.
+    """Build a scorer that did not label the training data, so that training could not optimise for it.
 
     Args:
-        name: what the user calls it.
-        spec: what it is.
+        name: given by the user.
+        spec: its kind and options.
         manifest: of the dataset.
-        device: where a scorer with a network runs.
+        device: for a scorer with a network.
 
     Returns:
-        The scorer, and what a manifest would say of it.
+        The scorer, and the entry that a manifest would have for it.
 
     Raises:
         UserError: the dataset has a column of that name; it cannot be built here; or it computes no scores.
     """
     if name in manifest.scorers:
         raise UserError(
-            f"--scorer {name}: the dataset has a column of that name. Judge by that with --column {name}, or call the "
-            f"scorer something else, such as --scorer other_{name}={spec.kind}."
+            f"--scorer {name}: the dataset has a column of that name. Use that with --column {name}, or give the "
+            f"scorer another name, such as --scorer other_{name}={spec.kind}."
         )
     if given_field(name, spec) is not None:
         raise UserError(
-            f"--scorer {name}: a scorer of kind {spec.kind!r} reads scores off a corpus; samples have none."
+            f"--scorer {name}: a scorer of kind {spec.kind!r} reads scores from a corpus; samples have none."
         )
     scorer = build(name, spec, Execution(device=device, trusted_sha256=trusted_by_user([spec.options])))
     options = resolve(name, spec).options
@@ -130,10 +129,10 @@ def score_samples(
     """Decode samples, split them as the corpus was split, and score them.
 
     Args:
-        ids: token ids a sample, with nothing stripped.
+        ids: token ids of each sample, with nothing stripped.
         decode: from ids to text, losslessly.
         scorer: see `rebuild_scorer`.
-        kind: what the training documents are.
+        kind: of the training documents.
     """
     texts = [decode(sample) for sample in ids]
     documents = [document(text, kind) for text in texts]

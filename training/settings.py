@@ -1,4 +1,4 @@
-"""The settings of a run: a preset under a YAML file under flags under `--set`."""
+"""Resolve the settings of a run: a preset, overridden by a YAML file, flags and `--set`, in this order."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +17,14 @@ def resolve_config(
     defaults: Mapping[str, Any] | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """The configuration of a run, with everything filled in that neither the dataset nor the machine decides.
+    """Resolve the configuration of a run, except what the dataset or the machine decides.
 
     Args:
         file: YAML with the fields of `TrainConfig`.
-        flags: nested values of flags; None values count as not given.
+        flags: nested values of flags; None counts as not given.
         overrides: `--set` arguments.
-        base: settings of another run, in place of a preset; but for the objective, where another one is given.
-        defaults: sections that no preset fills in, such as those that a plan can do without; weaker than all else.
+        base: settings of another run, instead of a preset; if the objective differs, its section comes from the preset.
+        defaults: lowest-priority values, such as sections that a plan does not need.
 
     Raises:
         UserError: an unreadable file, an unknown key, a value of the wrong type, or an unknown model; names the key.
@@ -41,9 +41,9 @@ def resolve_config(
 
 
 def fill_in(config: TrainConfig) -> TrainConfig:
-    """Columns and context length where they are None: the task's name, and 1024 tokens or what the model can take.
+    """Fill in the column and the context length if they are None: the task's name, and 1024 or the model's limit.
 
-    Of several columns the first is taken where the task's name is none of them.
+    With several columns, the default column is the first if the task's name is not among them.
 
     Raises:
         UserError: the model is unknown.

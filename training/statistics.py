@@ -1,4 +1,4 @@
-"""Statistics of samples and their scores, each with an interval where one can be given. Plain NumPy."""
+"""Statistics of samples and their scores, with confidence intervals where possible. Plain NumPy."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval; the ends are None where there are too few values for one."""
+    """A figure and its 95 % interval; the bounds are None if there are too few values."""
 
     value: float
     low: float | None = None
@@ -25,16 +25,16 @@ class Estimate:
 
 
 def mean(values: Sequence[float] | Floats, *, seed: int = 0) -> Estimate | None:
-    """The mean with a bootstrap interval over the values; None without values."""
+    """Return the mean with a bootstrap interval; None without values."""
     data = np.asarray(values, dtype=np.float64)
     return bootstrap(len(data), lambda rows: data[rows].mean(axis=-1), seed=seed) if len(data) else None
 
 
 def expected_maximum(values: Sequence[float] | Floats, of: int = 25, *, seed: int = 0) -> Estimate | None:
-    """The expected largest of `of` values drawn without replacement, with a bootstrap interval.
+    """Return the expected maximum of `of` values drawn without replacement, with a bootstrap interval.
 
-    The unbiased estimator: over all subsets of that size, the i-th smallest of n values is the largest of
-    C(i-1, of-1) out of C(n, of). None with fewer than `of` values.
+    The unbiased estimator: among all C(n, of) subsets of that size, the i-th smallest of n values is the maximum of
+    C(i-1, of-1). None with fewer than `of` values.
     """
     data = np.asarray(values, dtype=np.float64)
     if len(data) < of:
@@ -44,7 +44,7 @@ def expected_maximum(values: Sequence[float] | Floats, of: int = 25, *, seed: in
 
 
 def maximum_weights(n: int, of: int) -> Floats:
-    """float64 [n]: how probable it is that the i-th smallest of n values is the largest of a random subset of `of`."""
+    """Return float64 [n], the probability that the i-th smallest of n values is the maximum of a random `of`-subset."""
     # w_n = of / n, and w_i / w_(i+1) = (i - of + 1) / i with i counted from 1.
     weights = np.zeros(n)
     weights[n - 1] = of / n
@@ -54,7 +54,7 @@ def maximum_weights(n: int, of: int) -> Floats:
 
 
 def ratio(numerators: Floats, denominators: Floats, *, seed: int = 0) -> Estimate | None:
-    """`sum(numerators) / sum(denominators)` with a bootstrap interval over the pairs; None where nothing is counted."""
+    """Return the ratio of the sums, with a bootstrap interval over the pairs; None if the denominators are all 0."""
     if not len(denominators) or denominators.sum() == 0:
         return None
 
@@ -68,7 +68,7 @@ def ratio(numerators: Floats, denominators: Floats, *, seed: int = 0) -> Estimat
 
 
 def share(hits: int, of: int) -> Estimate | None:
-    """`hits / of` with Wilson's score interval, which stays in [0, 1] and is honest at 0 hits; None where of is 0.
+    """Return `hits / of` with Wilson's score interval, which stays in [0, 1], also at 0 hits; None if `of` is 0.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
@@ -78,21 +78,21 @@ def share(hits: int, of: int) -> Estimate | None:
     scale = 1 + _Z**2 / of
     centre = (p + _Z**2 / (2 * of)) / scale
     half = _Z * math.sqrt(p * (1 - p) / of + _Z**2 / (4 * of**2)) / scale
-    # At 0 and at `of` hits one end is the share itself; rounding must not put it on the wrong side.
+    # At 0 and at `of` hits, one bound equals the share; rounding must not put it on the wrong side.
     return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
 
 def distinct(samples: Sequence[Sequence[int]], n: int) -> float | None:
-    """Different n-grams of token ids over all n-grams of all samples; None where there are none.
+    """Return the share of distinct n-grams of token ids among all n-grams of all samples; None if there are none.
 
-    It falls with the number of samples, so compare it between runs with as many. Source: Li et al. (2016), distinct-n.
+    It falls with the number of samples, so compare runs with equally many. Source: Li et al. (2016), distinct-n.
     """
     grams = [gram for ids in samples for gram in zip(*(ids[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def difference(first: Sequence[float] | Floats, second: Sequence[float] | Floats, *, seed: int = 0) -> Estimate | None:
-    """Mean of `first` minus mean of `second`, independent samples, with a bootstrap interval; None if one is empty."""
+    """Return the difference in means of two independent samples, with a bootstrap interval; None if one is empty."""
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if not len(a) or not len(b):
         return None
@@ -106,12 +106,12 @@ def difference(first: Sequence[float] | Floats, second: Sequence[float] | Floats
 
 
 def bootstrap(n: int, statistic: Callable[[NDArray[np.int64]], Floats], *, seed: int = 0) -> Estimate:
-    """A statistic of n observations and the percentile interval of its bootstrap distribution.
+    """Return a statistic of n observations and the percentile interval of its bootstrap distribution.
 
     Args:
         n: observations, at least 1; with a single one there is no interval.
-        statistic: from int64 [..., n], indices of observations, to float64 [...].
-        seed: of the resampling, which has a generator of its own.
+        statistic: maps int64 [..., n], indices of observations, to float64 [...].
+        seed: of the resampling, which uses its own generator.
     """
     value = float(statistic(np.arange(n)[None])[0])
     if n < 2:

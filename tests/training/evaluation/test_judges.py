@@ -211,7 +211,7 @@ def test_a_comparison_is_by_one_judge(mle: RunFolder, quantiles: RunFolder, tmp_
     [
         (["--column", "toxicity"], "has no score column 'toxicity'; it has: pep8, narrow"),
         (["--scorer", WIDE], "Give --hit-threshold"),
-        (["--scorer", "narrow=ruff", "--hit-threshold", "0"], "Judge by that with --column narrow"),
+        (["--scorer", "narrow=ruff", "--hit-threshold", "0"], "Use that with --column narrow"),
         (["--scorer", "x=nothing", "--hit-threshold", "0"], "nothing"),
         (["--scorer", "x=column:scores", "--hit-threshold", "0"], "samples have none"),
     ],

@@ -181,13 +181,13 @@ def test_ranks_are_not_started_again_for_it_and_none_hangs(tmp_path, code_datase
     # A file where the model would be written aside.
     done = run_phf(arguments)
     assert done.returncode == 4, done.stderr
-    assert done.stderr.count("run/model cannot be written: File exists. See to that and run the same command") == 1
+    assert done.stderr.count("run/model cannot be written: File exists. Fix that and run the same command") == 1
     assert "starting again" not in done.stderr
     assert "defect" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.ENOSPC, "Make room"), (errno.EDQUOT, "Make room"), (errno.EACCES, "See to that")]
+    ("number", "remedy"), [(errno.ENOSPC, "Make room"), (errno.EDQUOT, "Make room"), (errno.EACCES, "Fix that")]
 )
 def test_room_is_asked_for_where_it_is_wanted(tmp_path, number, remedy):
     with pytest.raises(IncompleteError, match=rf"{remedy} and run the same command again"), writing(tmp_path):
