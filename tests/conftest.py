@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures for all tests."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def folder_of_ray() -> Iterator[None]:
-    """Clusters that tests start keep their files apart from those of this machine.
+    """Keep the files of Ray clusters that tests start apart from those of this machine.
 
-    `/tmp/ray` may belong to another user, and the address of the newest cluster there is the one that others join.
+    `/tmp/ray` may belong to another user, and Ray joins the newest cluster whose address it finds there.
     """
-    # Paths of sockets below it may have 107 bytes.
+    # The paths of sockets below it may have at most 107 bytes.
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
         pytest.MonkeyPatch.context() as patch,

@@ -1,4 +1,4 @@
-"""Small labelled datasets for tests, written by the dataset's own schema, writer and manifest, without any scorer."""
+"""Small labelled datasets for tests, written with the dataset's own schema, writer and manifest, without a scorer."""
 
 import hashlib
 import re
@@ -39,11 +39,11 @@ def make_dataset(
     Args:
         folder: created; must not hold a dataset yet.
         documents: texts, or (text, kind) with kind `prose` (the default) or `python`.
-        scores: by column, either a function of a sentence, or a list: each document's scores, or None.
-        thresholds: by column a number or a percentile such as `p50`, which is also the default.
-        applies: by column the only kind of document that a function scores; the others are null.
-        scorers: what the manifest says of a column; a made-up entry by default.
-        shard_rows: rows a shard; None for one shard.
+        scores: for each column a function of a sentence, or a list with each document's scores, or None.
+        thresholds: for each column a number or a percentile such as `p50`, which is also the default.
+        applies: for each column the only kind of document that a function scores; the others are null.
+        scorers: the manifest's entry for each column; a made-up one by default.
+        shard_rows: rows per shard; None for one shard.
         split: from (text, kind) to sentences that join to the text; `sentences_of` by default.
         quarantined: (position, reason) of records that are not in the dataset.
     """
@@ -160,13 +160,13 @@ def make_dataset(
 
 
 def sentences_of(text: str, kind: str) -> list[str]:
-    """Physical lines of Python; of prose, what ends with `.`, `!` or `?` and the white space after it."""
+    """Split Python into physical lines, and prose after `.`, `!` or `?` and the white space behind it."""
     pattern = r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+" if kind == "python" else r".*?(?:[.!?]+\s*|\Z)"
     return [sentence for sentence in re.findall(pattern, text, re.DOTALL) if sentence]
 
 
 def _made_up(table: pa.Table, column: str) -> ScorerEntry:
-    """Other scores, another fingerprint: as with a scorer that has changed."""
+    """Make an entry whose fingerprint depends on the scores, as if the scorer had changed with them."""
     content = repr(table.column(column).to_pylist()).encode()
     return ScorerEntry(kind="made-up", options={}, fingerprint=f"made-up-{hashlib.sha256(content).hexdigest()[:16]}")
 
@@ -176,7 +176,7 @@ def _flat(table: pa.Table, column: str) -> Any:
 
 
 def write_parquet(folder: Path, path: str, table: pa.Table, schema: pa.Schema) -> File:
-    """Write a table under `folder` the way this project does, and say what was written."""
+    """Write a table under `folder` as the pipeline does, and return its entry for the manifest."""
     target = folder / path
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as sink, parquet_writer(sink, schema) as writer:

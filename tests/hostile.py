@@ -1,14 +1,14 @@
-"""A working directory whose files have the names of modules, and leave a witness where anything imports them."""
+"""A working directory with modules that shadow real ones, and leave a witness file if anything imports them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# Of the standard library, of libraries, and of phf itself. Each is imported by some process of every command.
+# Modules of the standard library, of libraries, and of phf itself; every command imports each in some process.
 STANDARD = ("json", "typing", "pickle", "sitecustomize")
 LIBRARIES = ("numpy", "pyarrow", "ray", "torch", "spacy", "pycodestyle")
 PACKAGES = ("phf", "pipeline", "scorers", "training", "infra")
-# Configuration that tools look for beside what they read.
+# Configuration files that tools look for beside their input.
 FILES = {
     ".pylintrc": "[MAIN]\ninit-hook='{code}'\ndisable=all\n",
     "ruff.toml": 'line-length = 300\n[lint]\nselect = ["F"]\n',
@@ -21,9 +21,9 @@ FILES = {
 
 @contextmanager
 def folder_of_traps(folder: Path, names: Sequence[str] = (*STANDARD, *LIBRARIES, *PACKAGES)) -> Iterator[Path]:
-    """A folder below `folder` to work in, with modules of these names; afterwards, none may have been imported.
+    """Make a working directory below `folder` with modules of these names; check afterwards that none was imported.
 
-    The witness is named in the file itself: processes on a cluster do not get the environment of the test.
+    Each module contains the path of the witness, because processes on a cluster do not get the test's environment.
     """
     place, witness = folder / "traps", folder / "traps.witness"
     place.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A signal at the worst moment: where Python makes another exception of the one that the handler raises."""
+"""A signal at the worst moment: when Python replaces the exception that the handler raises."""
 
 import re
 import signal
@@ -13,12 +13,15 @@ class _Member:
         signal.raise_signal(self._number)
 
 
-def interrupted_in_a_class(number: signal.Signals) -> None:
-    """Be interrupted while a class is made: a `RuntimeError` in Python 3.11. An import of pandas is full of them."""
+def interrupt_in_class_creation(number: signal.Signals) -> None:
+    """Raise the signal while a class is created, which Python 3.11 turns into a `RuntimeError`.
+
+    An import of pandas creates many classes.
+    """
     type("Made", (), {"member": _Member(number)})
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal."""
+    """Return whether a process has a handler for a signal."""
     caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)

@@ -1,4 +1,4 @@
-"""The code of the Markdown pages, to be run as it stands."""
+"""Extract the code blocks of the Markdown pages, and run them unchanged."""
 
 import os
 import re
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Folders of the repository with pages; not those that commands make.
+# Folders of the repository with pages, without folders that commands create.
 FOLDERS = ("scorers", "pipeline", "training", "infra", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
-# What a block may need, so that it is only parsed.
+# Needs that a block may declare; it is then parsed but not run.
 NEEDS = {"network", "cluster", "gpu", "time"}
 _BLOCK = re.compile(r"^```(\w+)((?: \w+=\S+)*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Code between fences: ```` ```language key=value ````."""
+    """A fenced code block, ```` ```language key=value ````, and the heading above it."""
 
     page: Path
     language: str
@@ -43,9 +43,9 @@ def blocks(page: Path) -> list[Block]:
 
 
 def run(code: str, folder: Path, extra: Mapping[str, str] | None = None, language: str = "sh") -> str:
-    """What code prints that runs in a folder, as a user would who has this environment; it must succeed.
+    """Run code in a folder as a user of this environment would; check that it succeeds, and return its stdout.
 
-    `pip install` works without a network, and installs into the folder instead of the environment of the tests.
+    `pip install` works without a network, and installs into the folder instead of the tests' environment.
     """
     tools, packages = folder / ".tools", folder / ".packages"
     tools.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def run(code: str, folder: Path, extra: Mapping[str, str] | None = None, languag
         "PYTHONPATH": os.pathsep.join([str(packages), *(each for each in sys.path if each)]),
         "PIP_TARGET": str(packages),
         "PIP_NO_INDEX": "1",
-        # The value of the option, which is negative: no isolation, for which pip would download setuptools.
+        # "0" turns isolation off, as the option is negative; with isolation pip would download setuptools.
         "PIP_NO_BUILD_ISOLATION": "0",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "HF_HUB_OFFLINE": "1",

@@ -1,4 +1,4 @@
-"""`phf config`: every setting with its default and its meaning, and a file in which nothing is set yet."""
+"""`phf config`: every setting with its default and meaning, as text, and as a YAML file with all commented out."""
 
 import json
 
@@ -29,14 +29,14 @@ def test_every_setting_has_a_meaning(model):
 
 
 @pytest.mark.parametrize("model", GIVEN)
-def test_the_file_sets_nothing_until_a_line_is_taken_up(model, tmp_path):
+def test_the_yaml_file_sets_nothing_by_itself(model, tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text(to_yaml(settings_of(model)))
     assert max(map(len, file.read_text().splitlines())) <= 120
     assert load_settings(model, file=file, flags=GIVEN[model]) == load_settings(model, flags=GIVEN[model])
 
 
-def test_a_line_that_is_taken_up_is_a_setting(tmp_path):
+def test_an_uncommented_line_is_a_setting(tmp_path):
     lines = to_yaml(settings_of(TrainConfig)).splitlines()
     place = lines.index("  # batch_size: 64")
     lines[place] = "  batch_size: 32"
@@ -59,13 +59,13 @@ def test_a_line_that_is_taken_up_is_a_setting(tmp_path):
         ("evaluate", "top_p  (number > 0, <= 1; default 0.9)"),
     ],
 )
-def test_the_command_prints_them(part, line):
+def test_the_command_prints_settings(part, line):
     done = CliRunner().invoke(app, ["config", part])
     assert done.exit_code == 0
     assert line in done.stdout.splitlines()
 
 
-def test_it_prints_them_for_files_and_for_machines():
+def test_settings_are_printed_as_yaml_and_as_json():
     done = CliRunner().invoke(app, ["config", "train", "--yaml"])
     assert yaml.safe_load(done.stdout) == dict.fromkeys(
         ("data", "model", "objective", "training", "evaluation", "tracking")

@@ -1,4 +1,4 @@
-"""Names, ids and messages from outside: shown as they are, and nothing that a terminal, a page or a plot acts on."""
+"""Foreign names, ids and messages are shown literally: no terminal, page or plot interprets them."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from scorers.printing import holds_secret, message, printable, printable_json, r
 from scorers.terminal import Terminal
 from training.comparison.style import Look, drawing, new_figure, to_png
 
-# What moves the cursor, colours, links, sets the title, hides or turns text.
+# Characters with which text can move the cursor, set colours, links or the title, or hide and reverse text.
 ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 HOSTILE = "\x1b]0;owned\x07\x9b31m\u202egpj.exe\r\n[red]x[/red] [link=http://x]y[/link] :bomb: $x^2_$"
 
@@ -26,7 +26,7 @@ names = st.text(st.characters(codec=None)) | st.text(alphabet="\x1b\x9b\x07\r\n\
 
 @given(names)
 @example(HOSTILE)
-def test_nothing_active_is_left_and_what_is_harmless_stays(text):
+def test_active_characters_are_escaped_and_others_stay(text):
     shown = printable(text)
     assert not ACTIVE.search(shown)
     assert "\n" not in shown
@@ -57,13 +57,13 @@ def test_a_cell_of_a_table_is_text_too(text):
     stream = io.StringIO()
     Terminal(file=stream, width=10_000, force_terminal=True, color_system=None, legacy_windows=False).print(table)
     written = stream.getvalue()
-    # Rich itself makes the title slanted and the head bold.
+    # Remove rich's own styles: it prints the title in italics and the header in bold.
     assert not ACTIVE.search(re.sub(r"\x1b\[[0-9;]*m", "", written))
     assert "\x1b]8" not in written
 
 
 @given(st.recursive(names, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3)))
-def test_json_means_the_same(value):
+def test_printable_json_has_the_same_value(value):
     shown = printable_json(json.dumps(value, ensure_ascii=False))
     assert not ACTIVE.search(shown)
     assert json.loads(shown) == value
@@ -82,7 +82,7 @@ def test_a_cell_of_the_card_is_code(text):
 
 
 @pytest.mark.parametrize("name", ["$lr_1_2$", "$\\frac{$", "a_b^c $ d $", "100 $"])
-def test_a_dollar_in_a_plot_is_a_dollar(name):
+def test_a_dollar_sign_in_a_plot_is_literal(name):
     with drawing(Look()):
         figure = new_figure(2, 2)
         axes = figure.add_subplot()
@@ -146,10 +146,10 @@ def test_a_secret_is_found_and_not_repeated(uri):
 
 
 @pytest.mark.parametrize("uri", HARMLESS)
-def test_what_is_no_secret_passes(uri):
+def test_a_uri_without_a_secret_passes(uri):
     assert not holds_secret(uri)
-    for said in (f"Cannot join {uri}: refused.", f"It is in {uri}.", f"({uri}), {uri!r}; {uri}"):
-        assert without_secrets(said) == said
+    for text in (f"Cannot join {uri}: refused.", f"It is in {uri}.", f"({uri}), {uri!r}; {uri}"):
+        assert without_secrets(text) == text
     refuse_secret(uri, "input")
 
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: help that answers at once, and errors that never show a traceback."""
+"""The command line as a whole: fast help, and errors without tracebacks."""
 
 import itertools
 import os
@@ -34,7 +34,7 @@ def test_every_help_reads_well(path: tuple[str, ...]) -> None:
     assert result.exit_code == 0
     assert "Usage:" in result.output
     assert "Placeholder" not in result.output
-    # An option without a word of help is one that nobody can use.
+    # Every option must have a help text.
     for line in result.output.splitlines():
         assert not line.rstrip(" │").endswith(("<text>", "<path>", "<integer>", "<float>")), line
 
@@ -43,16 +43,16 @@ def test_every_help_reads_well(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("path", all_commands(), ids=" ".join)
 def test_paragraphs_of_the_help_fill_the_width(path: tuple[str, ...], width: int) -> None:
     result = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": str(width), "TERM": "dumb"})
-    # No word is cut off where a terminal has its usual width.
+    # Nothing is cut off in a terminal of at least 80 columns.
     assert width < 80 or "…" not in result.output
     prose = result.output.split("╭")[0].splitlines()
     for line, following in itertools.pairwise(each.strip() for each in prose):
         if line and following and not line.startswith("Usage:"):
-            # The next word would not have fitted.
+            # The next word would not fit into the line.
             assert len(line) + 1 + len(following.split()[0]) > width - 2, line
 
 
-def test_it_says_its_version() -> None:
+def test_the_version_is_printed() -> None:
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.output) == (0, f"phf {version('phf')}\n")
 
@@ -107,9 +107,7 @@ def test_a_missing_path_is_named_with_status_2_before_anything_is_written(argume
         ("\udcff", {"PYTHONUTF8": "1"}, r"The argument '\udcff' is not valid UTF-8"),
     ],
 )
-def test_names_that_no_dataset_can_hold_are_refused_with_a_sentence(
-    argument: str, changes: dict[str, str], message: str
-) -> None:
+def test_names_that_no_dataset_can_hold_are_refused(argument: str, changes: dict[str, str], message: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "phf", "inspect", argument],
         cwd=Path(__file__).parents[1],

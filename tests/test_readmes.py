@@ -1,4 +1,4 @@
-"""Every command of every page: those of a machine of one's own are run as they stand, the others parsed."""
+"""Every command in the Markdown pages: those that need only this machine are run unchanged, the others parsed."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from phf import app
 from tests.pages import NEEDS, PAGES, ROOT, Block, blocks, run
 
 SHELL = [block for page in PAGES for block in blocks(page) if block.language in ("sh", "bash", "console")]
-# One after the other, in one folder: a page goes on with what an earlier one has made.
+# Run in this order in one folder: a page may use the output of an earlier one.
 TOURED = [ROOT / name for name in ("README.md", "pipeline/README.md", "training/README.md")]
 ELSEWHERE = {ROOT / "scorers" / "README.md"}  # with files of its own: tests/scorers/test_readme.py
 COMMANDS = typer.main.get_command(app)
@@ -27,7 +27,7 @@ def lines(code: str) -> list[list[str]]:
 
 
 def command_of(words: list[str]) -> tuple[Any, list[str]]:
-    """The command that words after `phf` name, and the words that are left."""
+    """Return the command that the words after `phf` name, and the remaining words."""
     command = COMMANDS
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
@@ -38,14 +38,14 @@ def after_phf(words: list[str]) -> list[str]:
     return words[words.index("phf") + 1 :]
 
 
-def test_every_block_is_run_or_says_what_it_needs() -> None:
+def test_every_block_is_run_or_declares_what_it_needs() -> None:
     for block in SHELL:
         needs = block.attributes.get("needs")
         assert needs in NEEDS if needs else block.page in {*TOURED, *ELSEWHERE}, block.name
 
 
 @pytest.mark.parametrize("block", SHELL, ids=lambda block: block.name)
-def test_the_command_line_takes_every_command(block: Block) -> None:
+def test_the_command_line_accepts_every_command(block: Block) -> None:
     for words in lines(block.code):
         if "phf" in words:
             command, rest = command_of(after_phf(words))
@@ -58,7 +58,7 @@ def test_the_command_line_takes_every_command(block: Block) -> None:
 
 
 def mentioned() -> list[tuple[str, str]]:
-    """Each `phf …` in the prose of the pages, and each example in the help."""
+    """Return each `phf …` in the prose of the pages, and each example in the help texts."""
     found = [
         (str(page.relative_to(ROOT)), snippet)
         for page in PAGES
@@ -89,7 +89,7 @@ def test_what_is_mentioned_exists(where: str, snippet: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus where the page has one."""
+    """A folder with the corpus that the pages use."""
     place = tmp_path_factory.mktemp("tour")
     (place / "corpus").mkdir()
     text = (

@@ -1,4 +1,4 @@
-"""The wheel: what a package of somebody else's is type-checked against, and runs with."""
+"""The wheel: other packages can type-check against it and run with it."""
 
 import shutil
 import subprocess
@@ -53,12 +53,12 @@ def test_every_package_is_marked_as_typed_and_tests_are_left_out(wheel: Path) ->
 
 
 @pytest.mark.slow
-def test_a_scorer_of_ones_own_is_checked_against_it(wheel: Path, tmp_path: Path) -> None:
+def test_a_scorer_in_another_package_type_checks_against_it(wheel: Path, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=100)
     (packages,) = (environment / "lib").glob("python3*/site-packages")
     zipfile.ZipFile(wheel).extractall(packages)
-    # The libraries that phf needs; what is installed there as editable is not found by this.
+    # Add the libraries that phf needs; a .pth file does not bring in editable installs.
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (tmp_path / "my_scorer.py").write_text(SCORER)
     options = ["--python-executable", str(environment / "bin" / "python"), "--cache-dir", str(tmp_path / "cache")]

@@ -1,4 +1,4 @@
-"""`phf-again`: again after 4 and 75, after nothing else, and not once somebody has asked to stop."""
+"""`phf-again` reruns a command only after 4 and 75, and not after a request to stop."""
 
 import signal
 import subprocess
@@ -12,7 +12,7 @@ from infra.again import run_again
 
 
 def counting(folder: Path, *statuses: int) -> list[str]:
-    """A command that leaves with these statuses, one after the other."""
+    """Return a command that exits with these statuses, one after the other."""
     code = (
         "import pathlib, sys; file = pathlib.Path(sys.argv[1]); done = len(file.read_text()) if file.exists() else 0; "
         f"file.write_text('x' * (done + 1)); sys.exit({list(statuses)}[done])"
@@ -32,22 +32,22 @@ def counting(folder: Path, *statuses: int) -> list[str]:
         ((75,) * 5, 75, 4),
     ],
 )
-def test_only_4_and_75_are_tried_again(tmp_path: Path, statuses: tuple[int, ...], last: int, calls: int) -> None:
+def test_only_4_and_75_are_rerun(tmp_path: Path, statuses: tuple[int, ...], last: int, calls: int) -> None:
     assert run_again(counting(tmp_path, *statuses), times=3, wait_s=0) == last
     assert len((tmp_path / "calls").read_text()) == calls
 
 
-def test_a_command_that_a_signal_killed_is_not_tried_again() -> None:
+def test_a_command_killed_by_a_signal_is_not_rerun() -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert run_again([sys.executable, "-c", code], times=1, wait_s=0) == 128 + signal.SIGKILL
 
 
-def test_a_signal_is_passed_on_and_is_the_end(tmp_path: Path) -> None:
+def test_a_signal_is_passed_on_and_ends_the_reruns(tmp_path: Path) -> None:
     child = (
         "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
         "pathlib.Path('ready').touch(); time.sleep(60)"
     )
-    # Through the module: the console script is there only where phf was installed since.
+    # Use the module: the console script may be missing in an older install of phf.
     command = [sys.executable, "-c", "from infra.again import main; main()", sys.executable, "-c", child]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
     while not (tmp_path / "ready").exists():
@@ -59,6 +59,6 @@ def test_a_signal_is_passed_on_and_is_the_end(tmp_path: Path) -> None:
     assert printed == b""
 
 
-def test_it_says_how_it_is_used() -> None:
+def test_the_usage_is_printed() -> None:
     code = "from infra.again import main; main()"
     assert subprocess.run([sys.executable, "-c", code, "--help"], check=False, timeout=30).returncode == 2

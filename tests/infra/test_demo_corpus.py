@@ -1,4 +1,4 @@
-"""The corpora that the demo takes from the machine it runs on."""
+"""The corpora that the demo samples from its machine."""
 
 import gzip
 import json

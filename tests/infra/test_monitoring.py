@@ -1,4 +1,4 @@
-"""The Prometheus and Grafana files: what they name, a labelling job really has."""
+"""The Prometheus and Grafana files name only metrics and labels that a labelling job has."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def test_panels_do_not_overlap_and_have_their_own_numbers() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
-def test_prometheus_keeps_what_the_dashboard_shows() -> None:
+def test_prometheus_scrapes_what_the_dashboard_shows() -> None:
     config = yaml.safe_load((INFRA / "prometheus.yaml").read_text())
     for job in config["scrape_configs"]:
         kept, dropped = job["metric_relabel_configs"]

@@ -1,4 +1,4 @@
-"""`phf train --on ray`: the same run as with ranks of this machine, on a local Ray and on a cluster that is joined."""
+"""`phf train --on ray`, on a local Ray and on a joined cluster, gives the same run as ranks on this machine."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ from training.runs.folder import RunFolder
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared, so that ranks start at once."""
+    """A dataset prepared for training, so that ranks start at once."""
     made = make_code_dataset(tmp_path_factory.mktemp("on-ray") / "labelled")
     prepare(job_config(made, made.parent / "run"))
     return made
@@ -46,7 +46,7 @@ def start(dataset: Path, output: Path, *options: str) -> "subprocess.Popen[str]"
 
 
 def ranks_of(driver: int) -> dict[int, psutil.Process]:
-    """Processes of the ranks on a local Ray, by rank."""
+    """Return the processes of the ranks on a local Ray, by rank."""
     found = {}
     for child in psutil.Process(driver).children(recursive=True):
         try:
@@ -69,7 +69,7 @@ def at_step(process: "subprocess.Popen[str]", output: Path, step: int) -> dict[i
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
-    """The same run by ranks of this machine."""
+    """The same run with ranks on this machine."""
     return undisturbed_run(tmp_path_factory.getbasetemp(), dataset)
 
 
@@ -83,38 +83,38 @@ def test_lost_ranks_and_lost_workers_leave_the_curve_of_ranks_on_one_machine(
         first[1].kill()
         first[0].wait(60)
         second = at_step(process, output, 24)
-        # Its Ray worker goes, and the rank with it: two of them would write into the same folder.
+        # Its Ray worker dies, and the rank must die with it, or two ranks would write into the same folder.
         second[0].parent().kill()  # type: ignore[union-attr]
         second[0].wait(10)
-        printed, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert "Rank 1 was killed by SIGKILL; starting again from the newest checkpoint (restart 1 of 2)" in said
-    assert "Rank 0 was lost with its Ray worker or its machine; starting again" in said
-    assert "(restart 2 of 2)" in said
-    assert "Run: awr on style" in said
-    assert printed.startswith("{")
-    assert '"status": "finished"' in printed
+        stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert "Rank 1 was killed by SIGKILL; starting again from the newest checkpoint (restart 1 of 2)" in stderr
+    assert "Rank 0 was lost with its Ray worker or its machine; starting again" in stderr
+    assert "(restart 2 of 2)" in stderr
+    assert "Run: awr on style" in stderr
+    assert stdout.startswith("{")
+    assert '"status": "finished"' in stdout
     for noise in ("Traceback", "defect of phf", "ray.", "WARNING"):
-        assert noise not in said, said
+        assert noise not in stderr, stderr
     assert not any(rank.is_running() for ranks in (first, second) for rank in ranks.values())
     assert figures(output) == figures(whole)
 
 
 @pytest.mark.slow
-def test_ranks_on_ray_stop_in_order_and_the_run_goes_on_anywhere(tmp_path: Path, dataset: Path, whole: Path) -> None:
+def test_ranks_on_ray_stop_cleanly_and_the_run_resumes_anywhere(tmp_path: Path, dataset: Path, whole: Path) -> None:
     output = tmp_path / "run"
     with start(dataset, output) as process:
         ranks = at_step(process, output, 12)
         process.send_signal(signal.SIGTERM)
-        printed, said = process.communicate(timeout=200)
-    assert process.returncode == 75, said
-    assert "Run: awr on style" in printed
+        stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 75, stderr
+    assert "Run: awr on style" in stdout
     stopped = RunFolder(output).read_facts()
     assert stopped.status == "stopped"
     assert 12 <= stopped.step < 60
-    assert said.count("asked to stop after step") == 1
+    assert stderr.count("asked to stop after step") == 1
     for noise in ("Traceback", "defect of phf", "ray.", "WARNING"):
-        assert noise not in said, said
+        assert noise not in stderr, stderr
     assert not any(rank.is_running() for rank in ranks.values())
     done = run_phf([*command(dataset, output, "awr", **LONGER), "--ranks", "2"])
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ def test_ranks_on_ray_stop_in_order_and_the_run_goes_on_anywhere(tmp_path: Path,
         (("--on", "ray", "--address", "ray://head:10001"), "start the command on a machine of the cluster"),
     ],
 )
-def test_what_is_wrong_is_said_once_before_ray_is_asked_for_anything(
+def test_an_error_is_reported_once_before_ray_is_used(
     tmp_path: Path, dataset: Path, options: tuple[str, ...], message: str
 ) -> None:
     done = run_phf([*command(dataset, tmp_path / "run", training__batch_size=8), *options, "--max-restarts", "2"])
@@ -143,7 +143,7 @@ def test_what_is_wrong_is_said_once_before_ray_is_asked_for_anything(
 
 @pytest.fixture
 def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A Ray cluster of two nodes of one core, the second of which has another file system at a folder."""
+    """A Ray cluster of two nodes with one core each; the second one has another file system at a folder."""
     from tests.pipeline.network import free_port
 
     private = tmp_path / "private"
@@ -156,15 +156,15 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(arguments: list[str]) -> None:
-        """Returns when the node says that it is there."""
+        """Start a node, and return when it is ready."""
         with (tmp_path / f"node-{len(started)}").open("wb") as log:
-            # A head would ask for the token that another Ray has left in the home folder, and no node has it.
+            # A head would require the token that another Ray has left in the home folder, which no node has.
             environment = {**os.environ, **ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
             started.append(subprocess.Popen(arguments, env=environment, stdout=log, stderr=subprocess.STDOUT))
         deadline = time.monotonic() + 120
-        while "Ray runtime started" not in (said := Path(log.name).read_text()):
-            assert time.monotonic() < deadline, said
-            assert started[-1].poll() is None, said
+        while "Ray runtime started" not in (printed := Path(log.name).read_text()):
+            assert time.monotonic() < deadline, printed
+            assert started[-1].poll() is None, printed
             time.sleep(0.05)
 
     try:
@@ -174,7 +174,7 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     finally:
         below = []
         for process in started:
-            # One that has just ended is still a zombie of ours; its children go while they are listed.
+            # A process that has just ended is still our zombie; its children may end while they are listed.
             with contextlib.suppress(psutil.NoSuchProcess):
                 below += psutil.Process(process.pid).children(recursive=True)
         for each in [*started, *below]:
@@ -192,19 +192,19 @@ def test_nodes_without_room_can_be_left_and_nodes_that_do_not_share_the_output_a
     address, private = two_nodes
     output = private / "run"
     with start(dataset, output, "--address", address, "--cpus-per-rank", "9") as process:
-        # No node has so many, and none may come.
+        # No node has so many cores, and none will join.
         assert process.stderr is not None
         assert process.stderr.readline() == "Ray Train starts 2 ranks of 9 CPU each.\n"
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=100)
-    assert process.returncode == 75, said
-    assert said == "Stopped: stopped before any rank was started. The same command continues.\n"
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 75, stderr
+    assert stderr == "Stopped: stopped before any rank was started. The same command continues.\n"
 
     with start(dataset, output, "--address", address) as process:
-        _, said = process.communicate(timeout=200)
-    assert process.returncode == 2, said
-    assert "Error: Folders must be on a file system that all nodes of the Ray cluster share: on " in said
-    assert f"there is no folder {private}" in said or f"--output {output} does not hold" in said
-    assert said.count("Error:") == 1
-    assert "Traceback" not in said
+        _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 2, stderr
+    assert "Error: Folders must be on a file system that all nodes of the Ray cluster share: on " in stderr
+    assert f"there is no folder {private}" in stderr or f"--output {output} does not hold" in stderr
+    assert stderr.count("Error:") == 1
+    assert "Traceback" not in stderr
     assert list(private.iterdir()) == []

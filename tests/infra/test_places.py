@@ -1,4 +1,4 @@
-"""The files that start the jobs elsewhere: they parse, and name the versions that are tested together."""
+"""The files that start the jobs elsewhere parse, and name the versions that are tested together."""
 
 import re
 import subprocess
@@ -38,19 +38,19 @@ def test_a_ray_cluster_runs_the_pinned_ray_and_one_image(name: str) -> None:
 def test_a_ray_job_names_the_kuberay_that_its_fields_need_and_bounds_that_somebody_reads(name: str) -> None:
     text = (INFRA / "kuberay" / f"{name}.yaml").read_text()
     spec = yaml.safe_load(text)["spec"]
-    # `backoffLimit` came with 1.2. It starts any failed job again, whatever its status; `phf-again` looks at it.
+    # `backoffLimit` came with 1.2. It restarts any failed job, whatever its status; `phf-again` checks the status.
     assert spec["backoffLimit"] == 0
     assert spec["entrypoint"].startswith("phf-again phf ")
     assert "KubeRay operator (1.2 or newer)" in text
     cluster = spec["rayClusterSpec"]
     for group in cluster["workerGroupSpecs"]:
         assert group["replicas"] > 0
-        # Only an autoscaler goes by them.
+        # Only an autoscaler uses them.
         assert cluster.get("enableInTreeAutoscaling") or not {"minReplicas", "maxReplicas"} & set(group)
 
 
 def pods() -> list[Any]:
-    """Of all manifests."""
+    """Return the pods of all manifests."""
     found = [yaml.safe_load((INFRA / "kubernetes" / "train.yaml").read_text())["spec"]["template"]["spec"]]
     for name in ("label", "train"):
         job = yaml.safe_load((INFRA / "kuberay" / f"{name}.yaml").read_text())["spec"]
@@ -79,7 +79,7 @@ def test_a_pod_with_a_volume_lets_the_user_of_the_image_write_to_it() -> None:
     dockerfile = DOCKERFILE.read_text()
     user = re.search(r"^RUN useradd .*--uid (\d+) (\w+)$", dockerfile, re.MULTILINE)
     assert user
-    # By number, as Kubernetes cannot tell from a name that it is not root.
+    # By number, because Kubernetes cannot tell from a name that the user is not root.
     assert re.findall("^USER (.*)$", dockerfile, re.MULTILINE) == [user[1]]
     assert f"ENV HOME=/home/{user[2]}\n" in dockerfile
     claiming = [pod for pod in pods() if any("persistentVolumeClaim" in each for each in pod.get("volumes", []))]
@@ -88,7 +88,7 @@ def test_a_pod_with_a_volume_lets_the_user_of_the_image_write_to_it() -> None:
 
 
 def containers(template: Any) -> list[Any]:
-    """Of a pod; each volume that one mounts must be there."""
+    """Return the containers of a pod, and check that each volume they mount exists."""
     volumes = {volume["name"] for volume in template["spec"].get("volumes", [])}
     found: list[Any] = template["spec"]["containers"]
     assert {mount["name"] for each in found for mount in each.get("volumeMounts", [])} <= volumes
@@ -96,7 +96,7 @@ def containers(template: Any) -> list[Any]:
 
 
 def commands() -> dict[str, list[str]]:
-    """The command lines of the manifests, without `phf`."""
+    """Return the command lines of the manifests, without `phf`."""
     ray = {name: yaml.safe_load((INFRA / "kuberay" / f"{name}.yaml").read_text()) for name in ("label", "train")}
     found = {f"kuberay-{name}": job["spec"]["entrypoint"].split()[1:] for name, job in ray.items()}
     job = yaml.safe_load((INFRA / "kubernetes" / "train.yaml").read_text())
@@ -109,11 +109,11 @@ def commands() -> dict[str, list[str]]:
 def test_the_command_of_a_manifest_has_options_that_exist(name: str) -> None:
     command, *words = commands()[name]
     there = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
-    # Parses as the command itself would; raises where it would refuse.
+    # Parse as the command itself does; this raises if the command would refuse.
     there.make_context(command, list(words)).close()
 
 
-def test_a_pod_that_was_asked_to_stop_is_started_again_and_one_that_was_refused_or_met_a_defect_is_not() -> None:
+def test_a_stopped_pod_is_restarted_and_one_with_a_usage_error_or_a_defect_is_not() -> None:
     job = yaml.safe_load((INFRA / "kubernetes" / "train.yaml").read_text())["spec"]
     actions = {
         status: rule["action"]
@@ -122,7 +122,7 @@ def test_a_pod_that_was_asked_to_stop_is_started_again_and_one_that_was_refused_
     }
     assert actions == {EXIT_USAGE: "FailJob", EXIT_DEFECT: "FailJob", EXIT_STOPPED: "Ignore"}
     pod = job["template"]["spec"]
-    # Kubernetes takes a policy for pods only where pods are not restarted in place.
+    # Kubernetes accepts a pod failure policy only if pods are not restarted in place.
     assert pod["restartPolicy"] == "Never"
     assert pod["terminationGracePeriodSeconds"] >= 300
 
@@ -141,7 +141,7 @@ def test_a_login_shell_in_the_image_finds_the_programs_of_its_environment_first(
     environment = re.search(r"^RUN python -m venv (\S+)$", dockerfile, re.MULTILINE)
     assert written
     assert environment
-    # What a login shell reads of Debian's /etc/profile: PATH anew, then the files in profile.d.
+    # A login shell runs Debian's /etc/profile, which resets PATH and then reads the files in profile.d.
     subprocess.run(["sh", "-c", f"{written[1]} > {tmp_path}/phf.sh"], check=True, timeout=60)
     login = f"PATH=/usr/local/bin:/usr/bin:/bin; . {tmp_path}/phf.sh; sh -c 'echo $PATH'"
     done = subprocess.run(["sh", "-c", login], env={}, check=True, timeout=60, capture_output=True, text=True)
@@ -154,7 +154,7 @@ def test_the_packaged_spacy_model_is_pinned_by_hash() -> None:
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
-    """Stand-ins for Slurm's commands and an environment whose `phf` and `ray` write down how they were called."""
+    """Stand-ins for Slurm's commands, and an environment whose `phf` and `ray` record how they were called."""
     commands = tmp_path / "bin"
     commands.mkdir()
     log = tmp_path / "calls"
@@ -241,8 +241,8 @@ def test_a_slurm_job_fails_where_a_node_does_not_join(
     assert "phf label" not in Path(slurm["LOG"]).read_text()
 
 
-def test_slurm_starts_the_ranks_which_read_who_they_are(slurm: dict[str, str]) -> None:
-    # tests/training/distributed/test_world.py has two real ranks in such an environment.
+def test_slurm_starts_the_ranks_which_read_their_number(slurm: dict[str, str]) -> None:
+    # tests/training/distributed/test_world.py runs two real ranks in such an environment.
     subprocess.run(["bash", INFRA / "slurm" / "train.sbatch"], env=slurm, check=True, timeout=60)
     calls = Path(slurm["LOG"]).read_text().splitlines()
     assert any(call.startswith("srun ") and call.endswith("phf train") for call in calls)

@@ -1,4 +1,4 @@
-"""No process of phf, whoever starts it, imports or reads settings from the folder that it is started in."""
+"""No process of phf imports code or reads settings from its working directory, whoever starts it."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from training.runs.folder import RunFolder
 
 BIN = Path(sys.executable).parent
 CODE = "try:\n    x=1\nexcept:\n    pass\n"
-# Of CODE's lines: E225 on the second, E722 on the third.
+# Scores of the lines of CODE: E225 on the second, E722 on the third.
 SCORES = {"pep8": [0, 0.125, 0.125, 0], "quick": [0, 0.125, 0.125, 0]}
 SCORERS = ["--scorer", "pep8", "--scorer", "quick=ruff"]
 SETTINGS = {
@@ -40,7 +40,7 @@ ENVIRONMENT = {
 
 
 def run(folder: Path, words: Sequence[str], **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command as a user does, whose environment makes nothing safe."""
+    """Run a command as a user does, without the variables that make Python safe."""
     return subprocess.run(
         words, cwd=folder, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=300, check=False
     )
@@ -72,7 +72,7 @@ def test_workers_of_a_local_ray(traps: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_workers_of_a_cluster_that_was_started_there_too(traps: Path, tmp_path: Path) -> None:
-    # Nobody has made Ray's own processes safe there, which import libraries: a head that finds other ones just dies.
+    # Ray's own processes import libraries and are not protected there: a head that finds shadowed ones just dies.
     others = folder_of_traps(tmp_path / "head", [*PACKAGES, "pycodestyle"])
     with others as folder, ray_head(ENVIRONMENT, cwd=folder) as head:
         for number, address in enumerate((head.drivers, head.address)):
@@ -144,8 +144,8 @@ def test_processes_that_libraries_start(traps: Path, tmp_path: Path) -> None:
     ],
     ids=["module", "empty", "relative"],
 )
-def test_what_python_itself_puts_on_the_path_of_the_command(tmp_path: Path, words: list[str], path: str) -> None:
-    # Python starts before phf does: what it imports of its own is out of reach, and so is a `phf` of the folder.
+def test_what_python_itself_puts_on_the_path(tmp_path: Path, words: list[str], path: str) -> None:
+    # Python starts before phf: phf cannot protect what Python itself imports, nor prevent a `phf` in the folder.
     with folder_of_traps(tmp_path, [*LIBRARIES, *PACKAGES[1:]]) as place:
         (place / "doc.py").write_text(CODE)
         done = run(place, [*words, "preview", "doc.py", *SCORERS, "--json"], PYTHONPATH=path)
@@ -155,7 +155,7 @@ def test_what_python_itself_puts_on_the_path_of_the_command(tmp_path: Path, word
 
 
 @pytest.mark.parametrize("package", ["pipeline", "training"])
-def test_another_package_of_our_name_is_refused_by_name(tmp_path: Path, package: str) -> None:
+def test_another_package_with_our_name_is_refused(tmp_path: Path, package: str) -> None:
     with folder_of_traps(tmp_path, [package]) as place:
         done = run(tmp_path, ["phf", "--version"], PYTHONPATH=str(place))
         assert done.returncode == 2
@@ -164,11 +164,11 @@ def test_another_package_of_our_name_is_refused_by_name(tmp_path: Path, package:
         assert str(place / package) in done.stderr
 
 
-def test_libraries_that_pythonpath_replaces_are_named(tmp_path: Path) -> None:
+def test_libraries_that_pythonpath_shadows_are_named(tmp_path: Path) -> None:
     (tmp_path / "sched.py").write_text("")
     (tmp_path / "yaml").mkdir()
     (tmp_path / "yaml" / "__init__.py").write_text("")
-    # No package, so that the installed one is imported; and a module that replaces nothing.
+    # A folder that is not a package, so that the installed one is imported; and a module that shadows nothing.
     (tmp_path / "numpy").mkdir()
     (tmp_path / "mine.py").write_text("")
     done = run(tmp_path, ["phf", "--version"], PYTHONPATH=str(tmp_path))
@@ -178,7 +178,7 @@ def test_libraries_that_pythonpath_replaces_are_named(tmp_path: Path) -> None:
     assert run(tmp_path, ["phf", "--version"]).stderr == ""
 
 
-def test_a_child_finds_what_its_parent_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_child_finds_the_same_modules_as_its_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", str(tmp_path), "relative", "/installed"])
     monkeypatch.setenv("PYTHONPATH", "")

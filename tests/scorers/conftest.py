@@ -1,4 +1,4 @@
-"""Scorers that take seconds to build are built once a session; that they keep nothing is tested too."""
+"""Fixtures for scorers: those that take seconds to build are built once per session."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.scorers.helpers import tiny_checkpoint, tiny_classifier, tiny_folder
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A checkpoint in Detoxify's format and the folder of its configuration."""
+    """A checkpoint in Detoxify's format, and the folder of its configuration."""
     root = tmp_path_factory.mktemp("bert")
     folder = tiny_folder("bert", root / "config")
     return tiny_checkpoint("bert", folder, root / "model.ckpt"), folder
@@ -20,13 +20,13 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a sequence classifier of the labels `fine` and `toxic`, as transformers saves one."""
+    """A folder with a saved sequence classifier with the labels `fine` and `toxic`."""
     return tiny_classifier("roberta", tmp_path_factory.mktemp("classifier") / "model")
 
 
 @pytest.fixture(scope="session")
 def built(tiny_bert: tuple[Path, Path], classifier_folder: Path) -> Callable[[str], Scorer]:
-    """The scorer of a kind, with its defaults but for the weights of networks."""
+    """A function from a kind to its scorer, with default options except for small weights of networks."""
     scorers: dict[str, Scorer] = {}
 
     def of(kind: str) -> Scorer:

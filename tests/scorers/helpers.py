@@ -35,7 +35,7 @@ TEXTS = ["the quick brown fox jumps over the lazy dog. you are awful! I love thi
 
 
 def scores_of(scorer: Scorer, *documents: Document) -> list[np.ndarray]:
-    """The scores of documents, all of which can be scored, after the checks that hold for every scorer."""
+    """Score documents that can all be scored, and check what holds for every scorer."""
     results = scorer.score(documents)
     assert len(results) == len(documents)
     for each, result in zip(documents, results, strict=True):
@@ -56,7 +56,7 @@ def documents(texts: Sequence[str], kind: str) -> list[Document]:
 
 
 def tiny_folder(family: str, folder: Path) -> Path:
-    """Configuration and tokenizer of a tiny model of one of the families that Detoxify publishes."""
+    """Write configuration and tokenizer of a tiny model of one of Detoxify's families."""
     import tokenizers
     import transformers
 
@@ -166,7 +166,7 @@ def tiny_classifier(family: str, folder: Path, *, labels: Sequence[str] = ("fine
 
 @contextmanager
 def another_clock(year: int) -> Iterator[None]:
-    """Let scrubadub and dateparser believe that it is another year, as far as they ask `datetime`."""
+    """Make scrubadub and dateparser see another year wherever they read the clock through `datetime`."""
     import datetime
 
     import scrubadub.detectors.date_of_birth  # noqa: F401 - and dateparser with it

@@ -1,4 +1,4 @@
-"""Amounts as people write them: one of a thing is no plural, and what is there is not 0."""
+"""Amounts for people: singular and plural, and no positive amount shown as 0."""
 
 import pytest
 from hypothesis import given
@@ -44,7 +44,7 @@ def test_durations(seconds, text):
 
 
 @given(st.floats(1e-6, 1e12))
-def test_what_is_there_is_not_nothing(value):
+def test_a_positive_amount_is_never_shown_as_zero(value):
     assert float(duration(value).split()[0].replace(",", "")) > 0
     assert float(size_of(max(1, value)).split()[0].replace(",", "")) > 0
 

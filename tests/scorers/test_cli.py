@@ -7,7 +7,7 @@ from scorers.cli import app
 from scorers.registry import KINDS
 
 
-def test_the_table_says_what_runs_here_and_what_is_missing(monkeypatch, tmp_path):
+def test_the_table_shows_what_runs_here_and_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     result = CliRunner().invoke(app, ["scorers"])
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""How commands end."""
+"""The exit statuses of commands."""
 
 import signal
 
@@ -6,11 +6,11 @@ import pytest
 import typer
 
 from scorers.console import command
-from tests.interrupting import interrupted_in_a_class
+from tests.interrupting import interrupt_in_class_creation
 
 
-@pytest.mark.parametrize("interrupted", [signal.raise_signal, interrupted_in_a_class])
-def test_ctrl_c_ends_a_command_with_130_wherever_it_comes(interrupted, capsys):
+@pytest.mark.parametrize("interrupted", [signal.raise_signal, interrupt_in_class_creation])
+def test_ctrl_c_ends_a_command_with_130_at_any_point(interrupted, capsys):
     with pytest.raises(typer.Exit) as ended:
         command(interrupted)(signal.SIGINT)
     assert ended.value.exit_code == 130

@@ -1,4 +1,4 @@
-"""What holds for every scorer: the checks of `scorers.testing`, and what only our own scorers promise."""
+"""The contract of all scorers: the checks of `scorers.testing`, and what only our own scorers promise."""
 
 import pickle
 import sys
@@ -23,13 +23,13 @@ from scorers.testing import (
 )
 from tests.scorers.helpers import CODE, PROSE
 
-# Seconds that a strange document may take in a scorer whose deadline is a twentieth of a second. A deadline does not
-# end a call into C (a tokenizer, a matrix product) before it returns, and other tests run beside this one.
+# Seconds that a hostile document may take in a scorer with a deadline of a twentieth of a second. A deadline does not
+# interrupt a call into C (a tokenizer, a matrix product), and other tests run in parallel.
 BOUND_S = 20.0
 
 
 def _options(kind, request):
-    """Small weights for the kinds that need some."""
+    """Options with small weights for the kinds that need weights."""
     if kind == "detoxify":
         checkpoint, folder = request.getfixturevalue("tiny_bert")
         return {"model": str(checkpoint), "config": str(folder)}
@@ -40,7 +40,7 @@ def _options(kind, request):
 
 @pytest.fixture(scope="module")
 def scorer_of(built):
-    """The scorer of a kind, if it can run here with its defaults."""
+    """A function from a kind to its scorer, if that can run here with its defaults."""
 
     def of(kind):
         try:
@@ -62,7 +62,7 @@ def _lost_deadlines(monkeypatch):
 
 @pytest.fixture(scope="module")
 def hurried(request):
-    """The scorer of a kind with a deadline that large documents exceed."""
+    """A function from a kind to its scorer, with a deadline that large documents exceed."""
     scorers = {}
 
     def of(kind):
@@ -78,7 +78,7 @@ def hurried(request):
 
 
 def _tolerance(kind):
-    """Equal, or for networks, whose matrix products round by their shapes, within 1e-6."""
+    """Return 0, or 1e-6 for networks, whose matrix products round differently with their shapes."""
     return 1e-6 if runs_on_gpu(ScorerSpec(kind=kind)) else 0.0
 
 
@@ -107,20 +107,20 @@ def test_scores_are_finite_floats_one_a_sentence(scorer_of, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_score_depends_neither_on_the_others_nor_on_their_order(scorer_of, kind):
+def test_a_score_does_not_depend_on_other_documents_or_their_order(scorer_of, kind):
     scorer = scorer_of(kind)
     check_order(scorer, _ordinary(kind, scorer), _tolerance(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_strange_documents_leave_nothing_behind(scorer_of, kind):
+def test_hostile_documents_leave_no_state_behind(scorer_of, kind):
     scorer = scorer_of(kind)
     strange = list(_hostile(kind, scorer, 400).values())
     check_forgets(scorer, _ordinary(kind, scorer), strange, _tolerance(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_strange_document_ends_in_scores_or_a_reason_in_its_time(hurried, kind):
+def test_a_hostile_document_gives_scores_or_a_reason_in_time(hurried, kind):
     scorer = hurried(kind)
     for name, each in _hostile(kind, scorer, 10_000).items():
         check_survives(scorer, each, name, BOUND_S)
@@ -136,7 +136,7 @@ def test_a_large_document_keeps_to_its_deadline(hurried, kind, name, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_documents_that_exceed_their_deadline_leave_nothing_behind(hurried, scorer_of, kind):
+def test_documents_that_exceed_their_deadline_leave_no_state_behind(hurried, scorer_of, kind):
     scorer = hurried(kind)
     large = _hostile(kind, scorer, 100_000, ["digits"])["digits"]
     small = _given(kind, [document("x = 1  # one\n", large.kind)])
@@ -144,7 +144,7 @@ def test_documents_that_exceed_their_deadline_leave_nothing_behind(hurried, scor
     scorer.score([large])
     result = scorer.score([large, *small])[1]
     if isinstance(result, ScoringError):
-        # What the large one left half done may take longer to make anew than this small one has.
+        # Rebuilding what the large document left incomplete may take longer than the small one's deadline.
         assert result.reason == "deadline"
     else:
         np.testing.assert_allclose(result, expected, atol=_tolerance(kind), rtol=0)
@@ -174,7 +174,7 @@ def test_a_scorer_declares_the_kind_of_documents_that_it_applies_to(scorer_of, k
 
 
 class Broken:
-    """A scorer that does one thing wrong."""
+    """A scorer with one fault."""
 
     name, fingerprint = "broken", "broken"
 
@@ -207,7 +207,7 @@ class Broken:
         return results
 
 
-def test_the_checks_pass_a_scorer_that_does_nothing_wrong():
+def test_the_checks_pass_a_correct_scorer():
     check(Broken(None), hostile_size=2_000)
 
 
@@ -224,11 +224,11 @@ def test_the_checks_pass_a_scorer_that_does_nothing_wrong():
         ("short", "one result for each"),
     ],
 )
-def test_the_checks_find_each_fault_and_say_what_it_is(fault, message):
+def test_the_checks_find_and_name_each_fault(fault, message):
     with pytest.raises(AssertionError, match=message):
         check(Broken(fault), hostile_size=2_000, seconds=0.05)
 
 
-def test_a_scoring_error_survives_the_way_between_processes():
+def test_a_scoring_error_survives_pickling():
     error = pickle.loads(pickle.dumps(ScoringError("deadline", "took long")))
     assert (error.reason, error.detail) == ("deadline", "took long")

@@ -56,9 +56,9 @@ def test_another_thread_is_stopped_too():
 
 
 @pytest.mark.parametrize("run", [lambda function: function(), _in_thread])
-def test_work_that_ends_in_time_is_left_alone_and_nothing_comes_later(run):
+def test_work_that_ends_in_time_is_not_interrupted_then_or_later(run):
     def work():
-        # Long enough for a thread that gets no core for a while, and over before the end.
+        # Long enough for a thread that gets no core for a while, and shorter than the deadline.
         results = [_limited(lambda: 42, 0.5)() for _ in range(50)]
         end = time.monotonic() + 0.6
         while time.monotonic() < end:
@@ -81,11 +81,11 @@ def test_a_bare_except_does_not_swallow_the_deadline():
         _limited(stubborn)()
 
 
-def test_the_handler_and_timer_of_others_are_put_back():
+def test_the_previous_handler_and_timer_are_restored():
     def mine(_signal, _frame):
         pass
 
-    # pytest-timeout keeps a timer here itself.
+    # pytest-timeout has a timer of its own here.
     theirs = signal.getitimer(signal.ITIMER_REAL)
     before = signal.signal(signal.SIGALRM, mine)
     try:
@@ -103,7 +103,7 @@ def test_the_handler_and_timer_of_others_are_put_back():
 
 
 @pytest.mark.parametrize(("outer", "inner"), [(0.2, 10), (10, 0.2)])
-def test_deadlines_nest_and_the_first_counts(outer, inner):
+def test_deadlines_nest_and_the_earliest_counts(outer, inner):
     began = time.monotonic()
     with pytest.raises(DeadlineExceededError), deadline(outer), deadline(inner):
         _spin()
@@ -136,7 +136,7 @@ def test_the_time_of_a_document_grows_with_its_length():
     assert attempt(lambda _document: time.sleep(0.3), document("a. " * 100_000, "python"), 0.1) is None
 
 
-def test_exhausted_memory_is_a_value_and_an_interrupt_is_not():
+def test_a_memory_error_becomes_a_value_and_an_interrupt_does_not():
     def fail(error):
         def function(_document):
             raise error
@@ -149,7 +149,7 @@ def test_exhausted_memory_is_a_value_and_an_interrupt_is_not():
 
 
 @pytest.mark.parametrize("run", [lambda function: function(), _in_thread])
-def test_a_deadline_of_next_to_nothing_fires_for_its_own_block_only(run):
+def test_a_very_short_deadline_fires_only_in_its_own_block(run):
     def work():
         for seconds in [1e-6, 1e-5, 3e-5, 1e-4] * 50:
             with contextlib.suppress(DeadlineExceededError):

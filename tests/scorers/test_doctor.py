@@ -86,7 +86,7 @@ def test_an_unknown_kind_is_wrong_usage():
     assert CliRunner().invoke(app, ["doctor", "--scorer", "toxicity=lienar"]).exit_code == 2
 
 
-def test_weights_are_named_by_place_and_hash(tiny_bert):
+def test_weights_are_reported_by_place_and_hash(tiny_bert):
     checkpoint, folder = tiny_bert
     spec = resolve("toxicity", ScorerSpec(kind="detoxify", model=str(checkpoint), config=str(folder)))
     found = try_scorer("toxicity", spec, Execution(), 0.01)
@@ -127,13 +127,13 @@ def test_a_process_that_takes_too_long_is_stopped():
         ),
     ],
 )
-def test_what_is_amiss_has_a_line_of_remedy(changed, fact, remedy):
+def test_each_problem_has_a_one_line_remedy(changed, fact, remedy):
     facts = {each.name: each for each in machine_facts(TORCH | changed)}
     assert remedy in facts[fact].remedy
     assert "\n" not in facts[fact].remedy
 
 
-def test_nothing_is_amiss_with_torch_where_all_is_well():
+def test_a_healthy_torch_has_no_remedy():
     facts = {each.name: each for each in machine_facts(TORCH)}
     assert facts["torch"].remedy is None
     assert facts["bf16 on the CPU"].remedy is None
@@ -150,7 +150,7 @@ def test_a_module_that_replaces_a_library_is_shown(monkeypatch, tmp_path):
     assert f"sched ({tmp_path / 'sched.py'})" in facts["import path"].remedy
 
 
-def test_a_full_folder_and_offline_variables_are_told(monkeypatch, tmp_path):
+def test_a_full_folder_and_offline_variables_are_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10, "total": 100}))

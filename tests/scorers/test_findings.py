@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from scorers.spans import Finding, merged, redacted
 
 
-def test_findings_give_way_to_their_types():
+def test_findings_are_replaced_by_their_types():
     text = "Mail jo@example.com or ask Jane Doe."
     found = [Finding(5, 19, "email"), Finding(27, 35, "name")]
     assert redacted(text, found) == "Mail {{EMAIL}} or ask {{NAME}}."
@@ -17,12 +17,12 @@ def test_findings_that_overlap_or_touch_are_hidden_together():
     assert redacted(text, found) == "at {{ADDRESS+NAME}}"
 
 
-def test_a_finding_may_be_moved_to_where_its_sentence_is():
+def test_a_finding_can_be_moved_to_the_place_of_its_sentence():
     assert Finding(2, 5, "email").moved(10) == Finding(12, 15, "email")
 
 
 @given(st.text("abc", max_size=30), st.data())
-def test_nothing_found_is_left(text, data):
+def test_no_finding_is_left_in_the_text(text, data):
     places = st.integers(0, len(text))
     spans = data.draw(
         st.lists(st.tuples(places, places).map(sorted).filter(lambda pair: pair[0] < pair[1]), max_size=5)

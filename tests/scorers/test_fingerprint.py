@@ -7,7 +7,7 @@ from scorers.fingerprint import file_sha256, fingerprint, folder_sha256, library
 from scorers.registry import ScorerSpec, build
 
 
-def test_a_fingerprint_is_stable_and_blind_to_order():
+def test_a_fingerprint_is_stable_and_independent_of_order():
     one = fingerprint("kind", {"a": 1, "b": [2]}, libraries={"x": "1", "y": "2"}, files={"f": "00"})
     other = fingerprint("kind", {"b": [2], "a": 1}, libraries={"y": "2", "x": "1"}, files={"f": "00"})
     assert one == other == "kind-7c8543fe7219f8e7"
@@ -22,7 +22,7 @@ def test_a_fingerprint_changes_with_each_part(change):
     assert fingerprint("kind", **base) != fingerprint("kind", **{**base, **change})
 
 
-def test_the_hash_of_a_folder_is_of_its_content(tmp_path):
+def test_the_hash_of_a_folder_depends_on_its_content(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name / "sub").mkdir(parents=True)
         (tmp_path / name / "a").write_bytes(b"1")

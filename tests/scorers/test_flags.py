@@ -1,4 +1,4 @@
-"""Options of commands that give a setting."""
+"""Command-line options that give a setting."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -22,10 +22,10 @@ def command(
     colour: Annotated[Colour | None, Sets("part.colour")] = None,
     other: int = 0,
 ) -> None:
-    """None of its own."""
+    """A command without effect."""
 
 
-def test_what_was_given_is_nested_by_its_keys_and_the_rest_is_left_out():
+def test_given_options_are_nested_by_key_and_the_rest_is_left_out():
     none = {"size": None, "names": [], "colour": None, "other": 5, "a local name": 1}
     assert given_settings(command, none) == {}
     assert given_settings(command, {**none, "size": 0, "colour": Colour.RED}) == {"part": {"size": 0, "colour": "red"}}

@@ -47,7 +47,7 @@ def test_the_option_documents_decides_where_it_applies():
     assert not scorer.applies(document("x", "python"))
 
 
-def test_the_packages_files_are_those_we_know(folder):
+def test_the_packages_files_have_the_known_hashes(folder):
     linear.check_files(folder)
 
 
@@ -69,7 +69,7 @@ def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
         build("toxicity", ScorerSpec(kind="linear"))
 
 
-def test_a_failing_batch_is_searched_for_the_document_at_fault(monkeypatch):
+def test_a_failing_batch_is_searched_for_the_document_that_fails(monkeypatch):
     scorer = build("toxicity", ScorerSpec(kind="linear"))
     predict = scorer._predict
 

@@ -1,4 +1,4 @@
-"""A path that a file names stays below its folder, whatever it says and whatever lies there."""
+"""A path read from a file stays below its folder, whatever the path and whatever is on disk."""
 
 import os
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_a_plain_path_passes(path: str) -> None:
 
 
 @given(st.text(st.sampled_from("ab./\\:\0\n"), max_size=12))
-def test_whatever_passes_lies_below_the_folder(path: str) -> None:
+def test_a_path_that_passes_is_below_the_folder(path: str) -> None:
     try:
         check_path(path)
     except ValueError:
@@ -58,12 +58,12 @@ def test_whatever_passes_lies_below_the_folder(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/a", "..", "../x", "a/../../x", "./a", "a//b", "a\0"])
-def test_a_place_is_never_outside_of_the_folder(tmp_path: Path, path: str) -> None:
+def test_a_place_is_never_outside_the_folder(tmp_path: Path, path: str) -> None:
     with pytest.raises(UnsafePathError, match="not a relative path"):
         place_below(tmp_path, path)
 
 
-def test_no_link_is_on_the_way_to_a_place(tmp_path: Path) -> None:
+def test_no_link_leads_to_a_place(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     (root / "folder").mkdir(parents=True)
     outside.mkdir()

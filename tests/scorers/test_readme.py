@@ -1,4 +1,4 @@
-"""The worked examples of scorers/README.md, run from the page itself, in order, in one folder."""
+"""The examples of scorers/README.md, extracted and run in order in one folder."""
 
 import gzip
 import re
@@ -17,7 +17,7 @@ EXAMPLES = [each for each in blocks(PAGE) if not {"file", "needs"} & each.attrib
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The files of the page, and small models in place of real ones."""
+    """A folder with the files of the page, and small models in place of real ones."""
     place = tmp_path_factory.mktemp("examples")
     for each in blocks(PAGE):
         if "file" in each.attributes:
@@ -41,7 +41,7 @@ def _save_classifier(config: Path, target: Path) -> None:
     transformers.BertTokenizer.from_pretrained(config).save_pretrained(target)
 
 
-# What the page's commands print, among other things; as many as there are examples.
+# For each example, text that it must print.
 PRINTED = [
     ("Checking and measuring", "sh", "toxicity"),
     ("A scorer of your own", "sh", "exclaim"),
@@ -62,7 +62,7 @@ def test_every_example_is_run():
 def test_the_examples_run_as_they_stand(folder):
     for example, (heading, _, printed) in zip(EXAMPLES, PRINTED, strict=True):
         assert printed in run(example.code, folder, language=example.language), heading
-    # The package that the page installs is there now.
+    # The examples have installed the package.
     contract = "from test_exclaim_scorer import *; test_it_obeys_the_contract()"
     run(f'{sys.executable} -c "{contract}"', folder)
 

@@ -38,7 +38,7 @@ class WordScorer:
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """A package of somebody else's that provides a scorer, as pip would have installed it."""
+    """Another package that provides a scorer, as pip installs it."""
 
     def install(name="word", target="word_scorer:WordScorer", package="word-scorer"):
         (tmp_path / "word_scorer.py").write_text(PLUGIN)
@@ -69,7 +69,7 @@ def plugin(tmp_path, monkeypatch):
         ("pep8=pycodestyle,max_line_length=100", "pep8", {"kind": "pycodestyle", "max_line_length": "100"}),
     ],
 )
-def test_the_command_lines_form(text, column, spec):
+def test_the_form_on_the_command_line(text, column, spec):
     assert parse_scorer(text) == (column, ScorerSpec(**spec))
 
 
@@ -88,7 +88,7 @@ def test_the_command_lines_form(text, column, spec):
         ("", "cannot name a column"),
     ],
 )
-def test_another_form_is_refused_in_words_that_help(text, message):
+def test_another_form_is_refused_with_a_helpful_message(text, message):
     with pytest.raises(UserError, match=message):
         parse_scorer(text)
 
@@ -142,7 +142,7 @@ def test_an_installed_package_adds_a_kind(plugin):
     assert parse_scorer("word") == ("word", ScorerSpec(kind="word"))
 
 
-def test_a_package_cannot_take_the_place_of_a_kind(plugin):
+def test_a_package_cannot_replace_a_kind(plugin):
     plugin(name="linear")
     with pytest.raises(UserError, match="Two packages provide a scorer of kind 'linear': package word-scorer"):
         kinds()
@@ -167,7 +167,7 @@ def test_importing_the_scorers_imports_no_library_that_they_wrap():
     assert result.stdout.strip() == "[]"
 
 
-def test_the_kind_of_documents_is_the_classs_or_the_options_or_any(plugin):
+def test_the_kind_of_documents_comes_from_the_class_or_the_options(plugin):
     plugin()
     assert documents_of(ScorerSpec(kind="word")) == "python"
     assert documents_of(ScorerSpec(kind="linear", documents="prose")) == "prose"

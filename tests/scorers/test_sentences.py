@@ -100,7 +100,7 @@ def test_a_text_longer_than_spacys_limit_is_split_as_its_parts_are():
     assert ends[:4].tolist() == [22, 35, 57, 70]
 
 
-def test_a_run_that_takes_spacy_minutes_takes_seconds_and_ends_where_it_should():
+def test_a_run_that_takes_spacy_minutes_takes_seconds_and_is_split_correctly():
     began = time.monotonic()
     text = "Before. x" + "(" * 60_000 + " middle. After" + "x" * 50_000 + ". Last"
     found = document(text).sentences()
@@ -153,7 +153,7 @@ def test_the_fingerprint_of_the_splitter_is_stable():
         "<3.) -:>",
     ],
 )
-def test_emoticons_that_reach_across_white_space_are_seen_as_spacy_sees_them(spacy_sentencizer, text):
+def test_emoticons_across_white_space_are_split_as_spacy_splits_them(spacy_sentencizer, text):
     assert split(text).tolist() == _by_spacy(spacy_sentencizer, text)
 
 
@@ -188,7 +188,7 @@ WEB = (
 @example("\x00.\x00 \x00!\r\n\x00")
 @example(".\r\n\r\nA.\r\n")
 @example("👍. 👍! 👍")
-def test_what_texts_of_the_web_hold_is_split_as_spacy_splits_it(spacy_sentencizer, text):
+def test_web_text_is_split_as_spacy_splits_it(spacy_sentencizer, text):
     assert split(text).tolist() == _by_spacy(spacy_sentencizer, text)
 
 

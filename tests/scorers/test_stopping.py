@@ -1,4 +1,4 @@
-"""A request to stop, wherever it comes and whatever becomes of what is raised."""
+"""Requests to stop, at any point and whatever happens to the exception that is raised."""
 
 import contextlib
 import signal
@@ -10,11 +10,11 @@ import pytest
 
 from scorers.errors import IncompleteError, StoppedError
 from scorers.stopping import SIGNALS, StopRequest, asking, check, stoppable
-from tests.interrupting import interrupted_in_a_class
+from tests.interrupting import interrupt_in_class_creation
 
 
 class Closing:
-    """Is signalled in a destructor, out of which Python lets nothing come."""
+    """Raises a signal in a destructor, in which Python drops all exceptions."""
 
     def __init__(self, number):
         self.number = number
@@ -23,20 +23,20 @@ class Closing:
         signal.raise_signal(self.number)
 
 
-def swallowed_by_all_exceptions(number):
-    """As an optional import is tried by libraries."""
+def swallowed_by_an_except_clause(number):
+    """Swallow the exception, as libraries do around an optional import."""
     with contextlib.suppress(Exception):
         signal.raise_signal(number)
 
 
-def made_another_error_later(number):
-    """As half an import does."""
+def raises_another_error_later(number):
+    """Raise an unrelated error after the signal, as an interrupted import does."""
     Closing(number)
     raise AttributeError("partially initialized module")
 
 
 @pytest.fixture(autouse=True)
-def given_back():
+def restored_handlers():
     before = {each: signal.getsignal(each) for each in SIGNALS}
     yield
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
@@ -46,25 +46,25 @@ def given_back():
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
     "interrupted",
-    [signal.raise_signal, interrupted_in_a_class, swallowed_by_all_exceptions, made_another_error_later],
+    [signal.raise_signal, interrupt_in_class_creation, swallowed_by_an_except_clause, raises_another_error_later],
 )
-def test_a_signal_stops_whatever_the_interrupted_code_makes_of_it(interrupted, number):
-    said = f"received {number.name} there. Do it again."
-    with pytest.raises(StoppedError, match=said), stoppable("Do it again.", when=" there"):
+def test_a_signal_stops_the_work_whatever_the_interrupted_code_raises(interrupted, number):
+    message = f"received {number.name} there. Do it again."
+    with pytest.raises(StoppedError, match=message), stoppable("Do it again.", when=" there"):
         interrupted(number)
         pytest.fail("It went on.")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("wait", [check, lambda: asking(lambda _: None).__enter__()])
-def test_a_signal_that_was_swallowed_stops_what_waits_next(wait):
+def test_a_swallowed_signal_stops_the_next_wait(wait):
     with pytest.raises(StoppedError, match="SIGTERM"), stoppable():
         Closing(signal.SIGTERM)
         wait()
         pytest.fail("It went on.")
 
 
-def test_errors_of_other_kinds_pass():
+def test_other_errors_pass_through():
     with pytest.raises(ValueError, match="other"), stoppable():
         raise ValueError("other")
     with stoppable():
@@ -72,18 +72,18 @@ def test_errors_of_other_kinds_pass():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_of_nested_blocks_the_inner_one_decides():
+def test_the_inner_of_nested_blocks_decides():
     with pytest.raises(SystemExit), stoppable():
         try:
             with stoppable("Inside."):
                 signal.raise_signal(signal.SIGTERM)
         except StoppedError:
-            # Another rank says it.
+            # Another rank prints the message.
             raise SystemExit(75) from None
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_where_it_only_asks_a_second_signal_is_raised(number):
+def test_in_an_asking_block_the_second_signal_is_raised(number):
     asked = []
     with pytest.raises(StoppedError, match=number.name), stoppable(), asking(asked.append, once_s=0.0):
         signal.raise_signal(number)
@@ -92,13 +92,13 @@ def test_where_it_only_asks_a_second_signal_is_raised(number):
     assert asked == [number]
 
 
-def test_what_fails_after_it_was_asked_is_what_failed():
+def test_an_error_after_the_first_signal_is_raised_as_it_is():
     with pytest.raises(IncompleteError, match="disk"), stoppable(), asking(lambda _: None):
         signal.raise_signal(signal.SIGTERM)
         raise IncompleteError("The disk is full.")
 
 
-def test_signals_of_one_moment_are_one():
+def test_signals_in_quick_succession_count_as_one():
     asked = []
     with stoppable(), asking(asked.append):
         signal.raise_signal(signal.SIGINT)
@@ -109,7 +109,7 @@ def test_signals_of_one_moment_are_one():
         signal.raise_signal(signal.SIGTERM)
 
 
-# A command, shortened; `native` holds the main thread for minutes, as an import or a collective in C++ does.
+# A minimal command; `native` blocks the main thread for minutes, as an import or a collective in C++ does.
 PROGRAM = """
 import atexit, hashlib, os, signal, sys, time
 import typer
@@ -153,7 +153,7 @@ def program(body, *, before=None):
 
 
 def end_of(process, within=20):
-    """Status, stdout and stderr."""
+    """Return status, stdout and stderr."""
     stdout, stderr = process.communicate(timeout=within)
     return process.returncode, stdout, stderr
 
@@ -161,7 +161,7 @@ def end_of(process, within=20):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_before_a_command_begins_ends_it_at_once(number):
     with program("native()") as process:
-        # Its handler cannot run, and the thread gives it its time.
+        # The handler cannot run, and the thread waits for the grace period.
         process.send_signal(number)
         assert end_of(process) == (75, "", f"Stopped: received {number.name}. The same command continues.\n")
     with program("ready(); time.sleep(60)") as process:
@@ -169,13 +169,13 @@ def test_a_signal_before_a_command_begins_ends_it_at_once(number):
         assert end_of(process) == (75, "", f"Stopped: received {number.name}. The same command continues.\n")
 
 
-def test_what_native_code_holds_up_is_ended_in_time():
+def test_a_process_blocked_in_native_code_is_ended_in_time():
     with program("run(command(native, changes=True))") as process:
         process.send_signal(signal.SIGTERM)
         assert end_of(process) == (75, "", "Stopped: received SIGTERM. The same command continues.\n")
 
 
-def test_a_signal_in_an_import_ends_the_process_before_anything_is_raised(tmp_path):
+def test_a_signal_in_an_import_ends_the_process_without_raising(tmp_path):
     (tmp_path / "slow.py").write_text("try:\n    ready()\n    time.sleep(60)\nexcept BaseException: print('raised')\n")
     body = f"""
 import builtins
@@ -188,7 +188,7 @@ run(command(lambda: __import__("slow"), changes=True))
         assert end_of(process) == (75, "", "Stopped: received SIGTERM. The same command continues.\n")
 
 
-def test_a_notice_comes_at_once_and_a_second_signal_ends_what_does_not_end():
+def test_the_notice_is_printed_at_once_and_a_second_signal_ends_the_process():
     body = "with stoppable(), asking(lambda _: None, notice='Stopping after this step.\\n'): native()"
     with program(body) as process:
         process.send_signal(signal.SIGINT)
@@ -209,20 +209,20 @@ def work():
 """
 
 
-def test_a_signal_after_the_work_changes_no_status():
+def test_a_signal_after_the_work_does_not_change_the_status():
     for work in ("run(command(work, changes=True))", "run(command(work, changes=True)); leave(3); sys.exit(3)"):
         with program(DONE + work) as process:
             process.send_signal(signal.SIGTERM)
             assert end_of(process) == (3 if "3" in work else 0, "the summary\n", "")
 
 
-def test_a_process_that_does_not_come_to_its_end_is_ended_with_its_status():
+def test_a_process_that_does_not_exit_is_ended_with_its_status():
     with program("atexit.register(native); leave(3)") as process:
         process.send_signal(signal.SIGTERM)
         assert end_of(process) == (3, "", "")
 
 
-def test_a_signalled_process_runs_what_is_registered_for_its_end_and_no_more():
+def test_a_signalled_process_runs_its_exit_functions_and_nothing_else():
     body = """
 class Slow:
     def __del__(self):
@@ -241,7 +241,7 @@ stopping.end_process(3)
         assert end_of(process) == (3, "registered\ncleared\n", "")
 
 
-def test_asked_once_it_also_leaves_in_time():
+def test_a_process_that_was_asked_once_also_exits_in_time():
     body = """
 def work():
     with asking(lambda _: None):
@@ -266,7 +266,7 @@ def test_a_command_that_only_reads_is_interrupted(work):
         assert end_of(process)[0] == -signal.SIGTERM
 
 
-def test_what_a_process_forks_has_signals_of_its_own():
+def test_a_forked_process_has_default_signal_handlers():
     body = """
 child = os.fork()
 if child == 0:

@@ -1,4 +1,4 @@
-"""Small files of somebody else's: read no further than any that phf writes, whatever lies there."""
+"""Small foreign files are read with limits, whatever they are."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from scorers.stored import Count, JsonObject, parse_json, read_stored
 
 
-def test_a_file_is_read_whole_and_no_larger_one_is(tmp_path: Path) -> None:
+def test_a_file_is_read_whole_and_a_larger_one_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"12345")
     assert read_stored(file) == b"12345"
@@ -22,7 +22,7 @@ def test_a_file_is_read_whole_and_no_larger_one_is(tmp_path: Path) -> None:
         read_stored(file, largest=1000)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_reading_something_that_is_not_a_file_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="neither a file nor a folder"):
         read_stored(tmp_path / "pipe")
@@ -33,7 +33,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "NaN", "[-Infinity]", "9" * 5000, "", b"\xff"])
-def test_json_that_no_parser_gets_through_is_a_value_error(text: str | bytes) -> None:
+def test_json_that_cannot_be_parsed_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(text)
 

@@ -1,4 +1,4 @@
-"""Any text gets out, whatever is behind stdout and stderr, and a command ends with its own status."""
+"""Any text can be printed, whatever is behind stdout and stderr, and a command keeps its own exit status."""
 
 import json
 import os
@@ -43,7 +43,7 @@ except typer.Exit as left:
 
 
 def run(*arguments: str, shell: str = '"$@"', **changes: str) -> "subprocess.CompletedProcess[bytes]":
-    """The script with these arguments, by a shell's command."""
+    """Run the script with these arguments through a shell command."""
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {shell}", "bash", sys.executable, "-c", SCRIPT, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), **changes},
@@ -62,7 +62,7 @@ def run(*arguments: str, shell: str = '"$@"', **changes: str) -> "subprocess.Com
         ({"PYTHONIOENCODING": "utf-8"}, "é".encode(), "… ✓ é 混 😀 ".encode() + rb"\udce9"),
     ],
 )
-def test_what_a_terminal_cannot_show_is_shown_otherwise(changes: dict[str, str], e: bytes, shown: bytes) -> None:
+def test_what_a_terminal_cannot_encode_is_written_otherwise(changes: dict[str, str], e: bytes, shown: bytes) -> None:
     done = run("text", "1", **changes)
     assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (1, shown, shown)
     as_json = run("json", "0", **changes)
@@ -81,7 +81,7 @@ def test_what_a_terminal_cannot_show_is_shown_otherwise(changes: dict[str, str],
         (("json", "0"), '"$@" >/dev/full', 4, b"Cannot write to the standard output: No space left on device."),
     ],
 )
-def test_a_stream_that_takes_nothing_ends_in_no_defect(
+def test_a_stream_that_cannot_be_written_to_is_not_a_defect(
     arguments: tuple[str, str], shell: str, status: int, message: bytes
 ) -> None:
     done = run(*arguments, shell=shell, PYTHONIOENCODING="utf-8")
@@ -91,7 +91,7 @@ def test_a_stream_that_takes_nothing_ends_in_no_defect(
     assert b"Exception ignored" not in done.stderr
 
 
-def test_a_defect_is_no_other_status_and_shows_no_text_unless_asked() -> None:
+def test_a_defect_has_its_own_status_and_shows_text_only_on_request() -> None:
     done = run("defect", "0")
     assert done.returncode == 70
     assert done.stderr.count(b"\n") == 1

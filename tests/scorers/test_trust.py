@@ -1,4 +1,4 @@
-"""Who vouches for a pickle: the user of this machine, never the file that names it."""
+"""Only the user of this machine can make a pickle trusted, never the file that names it."""
 
 import pytest
 
@@ -20,19 +20,19 @@ def environment(monkeypatch):
     monkeypatch.setenv("PHF_TRUST_SHA256", f"{OTHER.upper()}")
 
 
-def test_the_environment_and_the_users_own_scorers_vouch():
+def test_hashes_come_from_the_environment_and_the_users_own_scorers():
     assert trusted_by_environment() == {OTHER}
     assert trusted_by_user([{"sha256": ONE.upper()}, {"sha256": None}, {}]) == {ONE, OTHER}
     assert Execution().trusted_sha256 == LabelExecution().of("x").trusted_sha256 == {OTHER}
 
 
-def test_what_is_no_hash_is_refused(monkeypatch):
+def test_a_value_that_is_not_a_hash_is_refused(monkeypatch):
     monkeypatch.setenv("PHF_TRUST_SHA256", f"{ONE},everything")
     with pytest.raises(UserError, match="PHF_TRUST_SHA256"):
         trusted_by_environment()
 
 
-def test_flags_and_files_of_the_user_vouch(tmp_path):
+def test_hashes_come_from_flags_and_files_of_the_user(tmp_path):
     flag = f"toxicity=detoxify:x.ckpt,sha256={ONE}"
     file = tmp_path / "config.yaml"
     file.write_text(f"scorers: {{toxicity: {{kind: detoxify, model: x.ckpt, sha256: '{ONE}'}}}}\n")
@@ -55,7 +55,7 @@ def test_a_recorded_spacy_folder_is_read_only_where_the_user_vouches_for_it(tmp_
     (tmp_path / "model/config.cfg").write_text("no pipeline")
     options = {"spacy_model": str(tmp_path / "model")}
     entry = ScorerEntry(kind="scrubadub", options=options, fingerprint="scrubadub-0000")
-    # Without names of persons no model is read.
+    # Without entities no model is loaded.
     check_recorded("pii", ScorerSpec(kind="scrubadub", entities="none", **options), "scrubadub-0000", ())
     with pytest.raises(UserError, match="not loaded on the dataset's word") as refused:
         rebuild_scorer("pii", entry)

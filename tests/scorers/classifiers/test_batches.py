@@ -40,7 +40,7 @@ def test_the_shapes_do_not_depend_on_the_order(lengths, random):
 
 
 @pytest.mark.parametrize(("device", "bound"), [("cpu", 1.05), ("cuda", 1.15)])
-def test_there_is_little_padding(device, bound):
+def test_batches_have_little_padding(device, bound):
     lengths = [1 + 37 * index % 500 for index in range(8192)]
     shapes = Shapes.of(device, 16_384)
     assert sum(batch.tokens for batch in plan(lengths, shapes)) < bound * sum(lengths)

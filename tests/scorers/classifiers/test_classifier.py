@@ -19,7 +19,7 @@ def _build(folder, **options):
 
 
 def _outputs(folder, sentences):
-    """What the pipeline that transformers documents computes, before the activation."""
+    """Compute the logits by the pipeline that transformers documents."""
     import torch
     import transformers
 
@@ -63,7 +63,7 @@ def test_other_families(tmp_path, family):
     _check_scores(_build(folder, label="fine"), folder, lambda logits: logits.softmax(-1), 0)
 
 
-def test_an_architecture_that_nobody_here_has_thought_of(tmp_path, classifier_folder):
+def test_an_unforeseen_architecture(tmp_path, classifier_folder):
     import torch
     import transformers
 
@@ -100,7 +100,7 @@ def _scale_output(folder, factor):
     model.save_pretrained(folder)
 
 
-def test_the_fingerprint_is_of_the_content_and_of_what_the_options_mean(tmp_path, classifier_folder):
+def test_the_fingerprint_covers_the_content_and_the_resolved_options(tmp_path, classifier_folder):
     plain = _build(classifier_folder, label="toxic").fingerprint
     moved = shutil.copytree(classifier_folder, tmp_path / "moved")
     assert _build(moved, label="1", activation="softmax").fingerprint == plain
@@ -134,7 +134,7 @@ def test_pickled_weights_need_a_user_who_vouches_for_them(tmp_path, classifier_f
         np.testing.assert_array_equal(pickled, plain)
 
 
-def test_wrong_options_are_told_with_the_remedy(tmp_path, classifier_folder):
+def test_wrong_options_are_reported_with_the_remedy(tmp_path, classifier_folder):
     folder = shutil.copytree(classifier_folder, tmp_path / "model")
     with pytest.raises(UserError, match=r"needs a model: COLUMN=classifier:FOLDER,label=LABEL"):
         build("toxicity", ScorerSpec(kind="classifier"))
@@ -195,7 +195,7 @@ def test_a_model_on_a_hub_that_does_not_answer_fails_fast(monkeypatch, tmp_path)
     assert time.monotonic() - began < 10
 
 
-def test_the_command_lines_form_with_a_relative_folder(monkeypatch, classifier_folder):
+def test_the_form_on_the_command_line_with_a_relative_folder(monkeypatch, classifier_folder):
     monkeypatch.chdir(classifier_folder.parent)
     column, spec = parse_scorer(f"rude=classifier:{classifier_folder.name},label=toxic,activation=sigmoid")
     options = check_options(column, spec)

@@ -26,7 +26,7 @@ def _spec(checkpoint, folder=None, **options):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No connection can be made; a loader that asks the hub fails."""
+    """Refuse all connections, so that a loader that asks the hub fails."""
 
     def refuse(*_arguments):
         raise OSError("no network in this test")
@@ -41,7 +41,7 @@ def test_a_real_detoxify_gives_the_same_numbers(family, tmp_path, offline):
 
     folder = tiny_folder(family, tmp_path / "config")
     checkpoint = tiny_checkpoint(family, folder, tmp_path / "model.ckpt")
-    # Detoxify's own loader finds a configuration without a network only where the checkpoint itself names the folder.
+    # Without a network Detoxify's own loader finds a configuration only if the checkpoint itself names the folder.
     reference = detoxify.Detoxify(
         checkpoint=str(tiny_checkpoint(family, folder, tmp_path / "r", model_type=str(folder)))
     )
@@ -51,7 +51,7 @@ def test_a_real_detoxify_gives_the_same_numbers(family, tmp_path, offline):
     given = [document(TEXTS[0]), LONG, document("One."), document("")]
     for each, scores in zip(given, scores_of(scorer, *given), strict=True):
         expected = reference.predict(each.sentences())["toxicity"] if len(each.ends) else []
-        # A list of one comes back as a float.
+        # Detoxify returns a float for a list of one.
         expected = [expected] if isinstance(expected, float) else expected
         np.testing.assert_allclose(scores, expected, atol=1e-6, rtol=0)
         one_by_one = [reference.predict(sentence)["toxicity"] for sentence in each.sentences()]
@@ -83,7 +83,7 @@ def test_batch_sizes_change_nothing_but_the_last_bits(tiny_bert):
 
 @pytest.fixture(scope="module")
 def long_ways(tmp_path_factory):
-    """The scorers of a tiny RoBERTa that cut a long sentence and that take it in windows, and its own Detoxify."""
+    """Scorers of a tiny RoBERTa that truncate a long sentence and that use windows, and the real Detoxify."""
     import detoxify
 
     root = tmp_path_factory.mktemp("roberta")
@@ -161,7 +161,7 @@ def test_the_threads_of_the_process_are_left_as_they_were(tiny_bert):
     assert torch.get_num_threads() == before
 
 
-def test_the_fingerprint_is_of_the_content_not_of_where_it_lies(tmp_path, tiny_bert):
+def test_the_fingerprint_covers_the_content_not_its_place(tmp_path, tiny_bert):
     checkpoint, folder = tiny_bert
     plain = build("toxicity", _spec(checkpoint, folder)).fingerprint
     (tmp_path / "moved.ckpt").write_bytes(checkpoint.read_bytes())
@@ -184,7 +184,7 @@ class _Trap:
 
 @pytest.fixture
 def trap(tmp_path, tiny_bert):
-    """A checkpoint that makes a folder when it is unpickled, and that folder."""
+    """A checkpoint that creates a folder when it is unpickled, its configuration, and that folder."""
     checkpoint, folder = tiny_bert
     sprung = tmp_path / "sprung"
     path = tmp_path / "trap.ckpt"
@@ -202,7 +202,7 @@ def test_a_pickle_that_runs_code_is_not_loaded(trap):
     assert not sprung.exists()
 
 
-def test_the_hash_of_a_pickle_vouches_for_it_only_where_the_user_gives_it(trap, monkeypatch):
+def test_a_pickle_is_trusted_only_by_a_hash_that_the_user_gives(trap, monkeypatch):
     path, folder, sprung = trap
     spec = _spec(path, folder, sha256=file_sha256(path))
     with pytest.raises(UserError, match=f"more than plain weights.*PHF_TRUST_SHA256={file_sha256(path)}"):
@@ -222,7 +222,7 @@ def test_the_hash_of_a_pickle_vouches_for_it_only_where_the_user_gives_it(trap, 
         ("model_name", "utils"),
     ],
 )
-def test_a_checkpoint_names_a_model_and_no_way_to_run_code(tmp_path, tiny_bert, key, value):
+def test_a_checkpoint_cannot_name_a_class_that_runs_code(tmp_path, tiny_bert, key, value):
     import torch
 
     checkpoint, folder = tiny_bert
@@ -274,7 +274,7 @@ def test_published_variants_are_detoxifys_own(monkeypatch):
     assert detoxify_model.hub_folder() == Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def test_weights_that_can_not_be_downloaded_are_named_with_the_remedy(monkeypatch, tmp_path, offline):
+def test_weights_that_cannot_be_downloaded_are_reported_with_the_remedy(monkeypatch, tmp_path, offline):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"could not be downloaded.*Put https://\S+-c7548aa0.ckpt at .*toxicity=linear"):
         build("toxicity", ScorerSpec(kind="detoxify"))
@@ -324,12 +324,12 @@ def test_options_on_the_command_line_with_a_relative_path(monkeypatch, tiny_bert
         build("toxicity", ScorerSpec(kind="detoxify", sha256="123"))
 
 
-def test_outputs_that_are_no_numbers_are_errors_of_their_document(tmp_path, tiny_bert):
+def test_outputs_that_are_not_finite_are_errors_of_their_document(tmp_path, tiny_bert):
     import torch
 
     checkpoint, folder = tiny_bert
     stored = torch.load(checkpoint, weights_only=True)
-    # The embedding of the letter z alone.
+    # Change the embedding of the letter z only.
     stored["state_dict"]["bert.embeddings.word_embeddings.weight"][5 + 25] = 3e38
     torch.save(stored, tmp_path / "huge.ckpt")
     scorer = build("toxicity", _spec(tmp_path / "huge.ckpt", folder))

@@ -78,7 +78,7 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(tokenizer, monkeypatch):
     assert [each.tolist() for each in in_pieces[0]] == [each.tolist() for each in whole[0]]
 
 
-def test_what_cannot_be_encoded_is_an_error_of_its_sentence_alone(tokenizer):
+def test_a_sentence_that_cannot_be_encoded_fails_alone(tokenizer):
     first, broken, last = Encoder(tokenizer, 512, "windows", 1)(["the fox", "a \ud800", "the dog"])
     assert isinstance(broken, Exception)
     assert first[0].tolist() == _expected(tokenizer, "the fox")

@@ -15,7 +15,7 @@ from tests.scorers.helpers import NAMES, tiny_classifier
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    """A fresh tiny model of a family; the networks change theirs."""
+    """A function from a family to a fresh tiny model, because a `Network` changes its model."""
     import transformers
 
     folders = {}
@@ -92,7 +92,7 @@ def test_lower_precisions_agree_roughly_and_keep_the_last_layer_in_float32(load,
     model = load(family)
     with torch.no_grad():
         for weight in model.parameters():
-            # About a trained model's activations; the tiny ones' weights make a chaos of every rounding.
+            # Scale activations to those of a trained model; the tiny models' weights amplify every rounding error.
             weight.mul_(0.3)
     state = {name: weight.clone() for name, weight in model.state_dict().items()}
     exact = _network(model).scores(sequences)
@@ -103,7 +103,7 @@ def test_lower_precisions_agree_roughly_and_keep_the_last_layer_in_float32(load,
     found = lower.scores(sequences)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, exact, atol=5e-3, rtol=0)
-    # More distinct values than eight bits of a logit could tell apart.
+    # More distinct values than a logit of eight bits can have.
     assert len(set(np.diff(np.sort(found)).tolist()) - {0.0}) > 16
 
 
@@ -133,13 +133,13 @@ def test_static_shapes_compile_once_and_to_one_graph(load):
     sequences = _sequences(range(2, 200, 19))
     expected = _alone(load("roberta"), sequences)
     compiled = _network(load("roberta"), Shapes(1024, lengths=GPU_LENGTHS))
-    # As on a GPU, but for the compiler.
+    # As on a GPU, except for the compiler.
     compiled._forward = torch.compile(compiled._model, dynamic=True, backend=counter)
     np.testing.assert_allclose(compiled.scores(sequences), expected, atol=1e-6, rtol=0)
     assert counter.frame_count <= 2
 
 
-def test_a_network_that_cannot_be_compiled_runs_as_it_is(load, caplog):
+def test_a_network_that_cannot_be_compiled_runs_uncompiled(load, caplog):
     def broken(**_inputs):
         raise RuntimeError("no compiler here")
 
@@ -165,7 +165,7 @@ def test_outputs_may_be_overwritten_by_the_next_batch(load):
     assert replayed.scores(sequences).tolist() == [each[0] for each in sequences]
 
 
-def test_the_device_is_waited_for_once_a_call(load, monkeypatch):
+def test_the_network_waits_for_the_device_once_per_call(load, monkeypatch):
     import torch
 
     waits = []
@@ -181,7 +181,7 @@ def test_the_device_is_waited_for_once_a_call(load, monkeypatch):
     assert waits == ["cpu"]
 
 
-def test_devices_and_models_that_do_not_do(load):
+def test_unusable_devices_and_models_are_refused(load):
     with pytest.raises(UserError, match="There is no device 'gpu'"):
         _network(load("bert"), device="gpu")
     with pytest.raises(UserError, match=r"'cuda:99' is not there: torch \S+ sees \d+ GPUs"):

@@ -25,7 +25,7 @@ def _build(tiny_bert, execution=None, **options):
     return build("toxicity", spec, execution or Execution())
 
 
-def test_scores_are_near_those_of_torch_and_have_a_fingerprint_of_their_own(tiny_bert):
+def test_scores_are_near_those_of_torch_with_another_fingerprint(tiny_bert):
     exact, quantised = _build(tiny_bert), _build(tiny_bert, engine="onnx-int8")
     one, other = (np.concatenate(scores_of(each, *GIVEN)) for each in (exact, quantised))
     assert 0 < np.abs(one - other).max() < 0.1
@@ -56,7 +56,7 @@ def test_a_model_is_exported_once(tiny_bert, classifier_folder, cache, monkeypat
     assert len(list(cache.iterdir())) == 2
 
 
-def test_an_export_that_fails_leaves_nothing_and_says_what_to_do(tiny_bert, cache, monkeypatch):
+def test_a_failed_export_leaves_nothing_and_names_the_remedy(tiny_bert, cache, monkeypatch):
     monkeypatch.setattr(onnx_int8, "_TOLERANCE", 0.0)
     with pytest.raises(UserError, match=r"other outputs once it is exported.*engine=torch"):
         _build(tiny_bert, engine="onnx-int8")

@@ -1,4 +1,4 @@
-"""Hostile files end no process: each is scored or refused with a reason, and the next file is scored as ever."""
+"""Hostile files crash no process: each is scored or refused with a reason, and the next file is scored as usual."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 DEPTH = 100_000
 
-# The text as Python, what comes of it with pycodestyle and with pylint: a reason, or None for scores.
+# The text as Python source, and the result with pycodestyle and with pylint: a reason, or None for scores.
 HOSTILE = {
     "parentheses": ("'x = ' + '(' * N + '1' + ')' * N", None, None),
     "unary operators": ("'x = ' + '-' * N + '1'", "too-deep", "too-deep"),

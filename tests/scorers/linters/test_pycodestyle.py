@@ -52,7 +52,7 @@ def test_the_counts_are_those_of_the_command(scorer, name, tmp_path):
         ("x = 1", [1]),
         ("\n\n\n", [3]),
         ("\ufeffx = 1\n", []),
-        # Marks at which str.splitlines would split stay inside their line.
+        # Characters at which str.splitlines would split do not end a line.
         ("x = '\x0c\x1c\u2028\x85'\ny=2\n", [2]),
         ("def f():\n    pass\n\x0c\n\ndef g():\n    pass\ny=2\n", [7, 7]),
         ('"""a\x0bb\u2029\n"""\ny=2\n', [3]),
@@ -82,7 +82,7 @@ def test_a_syntax_error_is_one_violation_on_its_line(scorer, text, line):
     assert _lines(other, text) == [line]
 
 
-def test_no_configuration_of_a_project_or_user_is_read(scorer, tmp_path, monkeypatch):
+def test_no_configuration_file_is_read(scorer, tmp_path, monkeypatch):
     import pycodestyle
 
     ignoring = "[pycodestyle]\nignore = E,W\nmax-line-length = 10\n[pep8]\nignore = E,W\n"
@@ -90,14 +90,14 @@ def test_no_configuration_of_a_project_or_user_is_read(scorer, tmp_path, monkeyp
         (tmp_path / name).write_text(ignoring)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pycodestyle, "USER_CONFIG", str(tmp_path / "user"))
-    # What the trap does to the library itself.
+    # The trap does change what the library itself reports.
     assert pycodestyle.StyleGuide().options.max_line_length == 10
     other = build("pep8", ScorerSpec(kind="pycodestyle"))
     assert _lines(other, "x=1\nvalue = 'not too long'\n") == [1]
     assert other.fingerprint == scorer.fingerprint
 
 
-def test_what_is_too_long_has_a_reason_of_its_own(scorer):
+def test_a_text_that_is_too_long_has_its_own_reason(scorer):
     long, fine = scorer.score([document("#" * (LONGEST + 1), "python"), document("x=1\n", "python")])
     assert long.reason == "too-long"
     assert fine.tolist() == [0.25]
@@ -108,11 +108,11 @@ def test_options_change_what_counts():
     assert _lines(build("pep8", ScorerSpec(kind="pycodestyle")), line) == [1]
     assert _lines(build("pep8", ScorerSpec(kind="pycodestyle", max_line_length=100)), line) == []
     assert _lines(build("pep8", ScorerSpec(kind="pycodestyle", ignore=["E501"])), line) == []
-    # An explicit list takes the place of pycodestyle's own.
+    # An explicit list replaces pycodestyle's own.
     assert _lines(build("pep8", ScorerSpec(kind="pycodestyle", ignore=["E501"])), "x = 1*2 + 3\n") == [1]
 
 
-def test_sentences_that_are_no_lines_get_the_violations_of_the_lines_that_begin_in_them(scorer):
+def test_sentences_that_are_not_lines_get_the_violations_of_the_lines_that_start_in_them(scorer):
     text = "x=1\ny=2\nz = 3\nw=4\n"
     each = Document(text, np.asarray([6, len(text)], dtype=np.int32), "python")
     np.testing.assert_allclose(scores_of(scorer, each)[0], [2 / 6, 1 / (len(text) - 6)], rtol=1e-6)
@@ -139,7 +139,7 @@ def test_any_text_is_scored(scorer, text):
         compile(text.removeprefix("\ufeff"), "<text>", "exec")
 
 
-def test_the_lines_that_were_passed_in_are_not_kept(scorer):
+def test_the_checker_keeps_no_lines(scorer):
     text = "x=1\n"
     assert _lines(scorer, text) == _lines(scorer, text) == [1]
 

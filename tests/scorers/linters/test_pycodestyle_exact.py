@@ -1,4 +1,4 @@
-"""What the scorer finds is what the library's own `Checker` finds, in time that does not grow with the square."""
+"""The scorer finds what the library's own `Checker` finds, without its quadratic time."""
 
 import ast
 import time
@@ -15,7 +15,7 @@ from scorers.registry import ScorerSpec, build
 from tests.benchmarks.references import pep8
 from tests.scorers.linters.test_pycodestyle import SOURCE
 
-# Most parse, and every check finds something in one or another.
+# Most of these parse, and every check finds something in at least one.
 LINES = r'''
 x = 1
 x=1
@@ -126,7 +126,7 @@ def scorer():
 
 @pytest.fixture(scope="module")
 def strict():
-    """Every check but that of the length of lines, those that are off by default among them."""
+    """A scorer with every check except line length, including those that are off by default."""
     return build("pep8", ScorerSpec(kind="pycodestyle", ignore=["E501"]))
 
 
@@ -162,7 +162,7 @@ def test_a_file_is_parsed_as_python_parses_it(text):
     source = "".join(normalised_lines(text)).removeprefix("\ufeff")
     expected = None
     if "\0" in source:
-        # Python refuses it without saying where.
+        # Python reports no line for it.
         expected = source.partition("\0")[0].count("\n") + 1
     else:
         try:
@@ -205,11 +205,11 @@ def test_time_does_not_grow_with_the_square_of_a_line(scorer, name):
         return time.process_time() - began
 
     seconds(10_000)
-    # Sixteen times as much; where the square counted, it would take two hundred and fifty-six times as long.
+    # Sixteen times the text; quadratic time would be 256 times as long.
     assert seconds(160_000) < 80 * max(seconds(10_000), 0.005)
 
 
-def test_a_logical_line_beyond_the_limit_lacks_three_checks_alone(scorer):
+def test_a_logical_line_beyond_the_limit_skips_three_checks(scorer):
     def codes(elements):
         text = "x = [not a in b ,\n  " + "a," * elements + "]\n"
         return {code for _, code in scorer.violations(text)}
@@ -218,7 +218,7 @@ def test_a_logical_line_beyond_the_limit_lacks_three_checks_alone(scorer):
     assert codes(half - 100) - codes(half + 100) == {"E128", "E713"}
 
 
-def test_a_long_line_that_does_not_parse_has_its_syntax_error_alone(scorer):
+def test_a_long_line_that_does_not_parse_has_only_its_syntax_error(scorer):
     broken = "x=1\ny = '" + "\\'" * LONGEST_BROKEN_LINE + "\n"
     assert scorer.violations(broken) == [(2, "E9")]
     assert scorer.violations("x=1\ny = '\\'\n") == [(1, "E225"), (2, "E9")]

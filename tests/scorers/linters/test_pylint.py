@@ -105,13 +105,13 @@ def test_messages_are_on_their_physical_lines(scorer, text, found):
 
 def test_a_score_is_the_messages_on_the_line_divided_by_its_characters(scorer):
     each = document('"""Module."""\n\nimport os, sys\n', "python")
-    # multiple-imports, and two unused ones.
+    # multiple-imports, and two unused imports.
     assert scores_of(scorer, each)[0].tolist() == pytest.approx([0, 0, 3 / 15])
 
 
 def test_no_file_in_the_working_directory_and_no_package_matters(scorer, tmp_path, monkeypatch):
     before = _messages(scorer, USING)
-    # `undefined_name` may come from the package that cannot be seen.
+    # `undefined_name` may come from the package that is not visible.
     assert {symbol for _, symbol in before} == {
         "attribute-defined-outside-init",
         "missing-class-docstring",
@@ -152,7 +152,7 @@ class Ham(Base):
 OF_NAMES = {(3, "undefined-all-variable"), (8, "used-before-assignment"), (12, "global-variable-undefined")} | {
     (line, "undefined-variable") for line in (13, 18, 19)
 }
-# Of the line before the import, and of a function's own name.
+# Messages about the line before the import, and about a function's own name.
 KEPT = {(5, "undefined-variable"), (14, "used-before-assignment")}
 
 
@@ -165,17 +165,17 @@ KEPT = {(5, "undefined-variable"), (14, "used-before-assignment")}
         ("from pylab import \\\n*", False),
         ("from .here import *\n", False),
         ("from os.no_such_module import *\n", False),
-        # Its list of names is put together when it is imported.
+        # This module builds its `__all__` when it is imported.
         ("from socket import*\n", False),
         ("import math; from math import *; from ctypes import *\n", False),
     ],
 )
-def test_names_may_come_from_a_module_that_cannot_be_seen_whole(scorer, line, missing):
+def test_names_may_come_from_a_module_that_is_not_fully_visible(scorer, line, missing):
     found = set(_messages(scorer, NAMES.format(line)))
     assert found & (OF_NAMES | KEPT) == (OF_NAMES | KEPT if missing else KEPT)
 
 
-def test_what_is_not_standard_is_not_visible_and_what_may_be_missing_neither():
+def test_only_modules_of_every_standard_library_are_visible():
     assert pylint_world.is_visible("collections.abc")
     assert not pylint_world.is_visible("numpy.random")
     assert not pylint_world.is_visible("tkinter")
@@ -279,7 +279,7 @@ def test_more_messages_can_be_turned_off_and_unknown_ones_are_refused():
         build("style", ScorerSpec(kind="pylint", disable=["no-such-message"]))
 
 
-def test_code_nested_too_deeply_is_an_error_and_the_next_is_scored_as_ever(scorer):
+def test_code_nested_too_deeply_is_an_error_and_the_next_is_scored_as_before(scorer):
     nested = "x = " + "[" * 150 + "]" * 150 + "\n"
     added = "x = " + " + ".join(["a"] * 5_000) + "\n"
     last = document(USING, "python")
@@ -290,7 +290,7 @@ def test_code_nested_too_deeply_is_an_error_and_the_next_is_scored_as_ever(score
     assert results[2].tolist() == expected
 
 
-def test_a_deadline_in_the_middle_leaves_nothing_behind(scorer):
+def test_a_deadline_during_a_check_leaves_no_state_behind(scorer):
     last = document(USING, "python")
     expected = scores_of(scorer, last)[0].tolist()
     slow = document("".join((LIBRARY / name).read_text() for name in ("argparse.py", "typing.py")), "python")

@@ -38,12 +38,12 @@ def _one(scorer, text):
         ("x = '\x1c\x85\u2028é😀'\ny=1\n", [(2, "missing-whitespace-around-operator")]),
         ("x = '\ud800'\ny=1\n", [(2, "missing-whitespace-around-operator")]),
         ("x = '\x00'\n", [(1, "invalid-character-nul")]),
-        # Of the syntax errors the first alone.
+        # Only the first syntax error counts.
         ("x = 1\ny = = 1\nz = = 3\n", [(2, "invalid-syntax")]),
         ("This is prose. It parses?\nNo, and nothing in it does.\n", [(1, "invalid-syntax")]),
         ("print 'a'\n", [(1, "invalid-syntax")]),
         ("type X = int\n", []),
-        # No comment hides anything.
+        # Comments hide nothing.
         ("# ruff: noqa\n# flake8: noqa\nx=1  # noqa\n", [(3, "missing-whitespace-around-operator")]),
         ("# ruff: disable[E225]\nx=1\n", [(2, "missing-whitespace-around-operator")]),
     ],
@@ -55,7 +55,7 @@ def test_violations_are_on_their_physical_lines(scorer, text, found):
 def test_a_score_is_the_violations_on_the_line_divided_by_its_characters(scorer):
     first, second = scores_of(scorer, *(document(text, "python") for text in ("x = 1\ny=1\n", "import os,sys\n")))
     assert first.tolist() == pytest.approx([0, 1 / 4])
-    # Two imports on a line, and no space after the comma.
+    # Two imports on one line, and no space after the comma.
     assert second.tolist() == pytest.approx([2 / 14])
 
 
@@ -91,7 +91,7 @@ def test_unknown_rules_are_refused():
 
 
 @pytest.mark.parametrize("bad", [DEEP, "x = a" + ".b" * 100_000 + "\n"])
-def test_code_that_ends_the_process_is_an_error_of_its_document_alone(scorer, bad):
+def test_code_that_ends_the_process_fails_only_its_document(scorer, bad):
     texts = ["x=1\n", bad, *CODE, "y = 1\n"]
     found = scorer.violations(texts)
     assert isinstance(found[1], ScoringError)
@@ -100,7 +100,7 @@ def test_code_that_ends_the_process_is_an_error_of_its_document_alone(scorer, ba
         assert found[index] == _one(scorer, texts[index])
 
 
-def test_what_is_too_long_has_a_reason_of_its_own(scorer):
+def test_a_text_that_is_too_long_has_its_own_reason(scorer):
     long, fine = scorer.score([document("#" * (LONGEST + 1), "python"), document("x=1\n", "python")])
     assert long.reason == "too-long"
     assert fine.tolist() == [0.25]
@@ -120,7 +120,7 @@ def test_a_process_that_hangs_ends_at_the_deadline(scorer, monkeypatch):
     assert fine.tolist() == [0.25]
 
 
-def test_a_document_has_the_same_scores_in_any_company(scorer):
+def test_a_document_has_the_same_scores_in_any_batch(scorer):
     texts = [*CODE, "x = 1\n", "def f(:\n", "x=1\n" * 500]
     alone = [_one(scorer, text) for text in texts]
     for seed in range(3):
@@ -128,7 +128,7 @@ def test_a_document_has_the_same_scores_in_any_company(scorer):
         assert scorer.violations([texts[index] for index in order]) == [alone[index] for index in order]
 
 
-def test_texts_go_to_processes_in_bounded_groups(scorer, monkeypatch):
+def test_texts_are_checked_in_bounded_groups(scorer, monkeypatch):
     monkeypatch.setattr("scorers.linters.ruff._FILES", 2)
     monkeypatch.setattr("scorers.linters.ruff._CHARACTERS", 12)
     groups = []

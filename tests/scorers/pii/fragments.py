@@ -1,4 +1,4 @@
-"""Pieces of text that are nearly personal data, to be joined at random: what a gate could get wrong."""
+"""Pieces of text that are nearly personal data, to be joined at random: input that a gate could get wrong."""
 
 _WORDS = """username login u: password pw p: at dot skype born birth dob d.o.b. DOB Born twitter admin com org root ext
 int anexo extension x one two hundred and thousand St street Ave Road Rd Freeway Suite New York NEW YORK Texas TX NY
@@ -32,7 +32,7 @@ _SIGNS = [
 
 _SPACES = [" ", "  ", "\t", "\n", "\r\n", "\r", "\u00a0", "\u2003", "\x1c", "\x85", "\u200b", "\x00"]
 
-# Other letters and digits that patterns take for ASCII ones, and some that they do not.
+# Letters and digits that patterns equate with ASCII ones, and some that they do not.
 _FOLDS = ["ſ", "ı", "İ", "K", "uſername", "paſſword", "logİn", "logın", "sKype", "ſKYPE", "bİrth", "ΑΣ", "ﬁ", "ǅ", "Å"]
 
 _DIGITS = ["0", "1", "19", "1984", "12345", "٣", "٣٤٥", "５", "１２３", "²", "Ⅷ", "011", "+49", "+1", "+44", "+683"]

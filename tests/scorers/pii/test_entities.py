@@ -1,4 +1,4 @@
-"""Names and organisations: read in batches, by steps of our own, and parsed only where that can matter."""
+"""Names and organisations: decoded in batches, and parsed only where that can change the result."""
 
 import random
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ WORDS = """Angela Merkel Google Microsoft John Smith Jane Doe Inc. Ltd. The New 
 Thanks Hello I We met visited in Berlin yesterday . ! , -- Dr. Mr. and & At On Bank America Best regards ü 12 May 1999
 %"""
 
-# Where the parser lets a sentence begin inside what would be an entity without it.
+# Sentences in which the parser starts a sentence inside what would otherwise be an entity.
 CROSSED = [", Doe Inc. Hello", "America On Inc. We On", "said . Inc. Times"]
 
 
@@ -45,7 +45,7 @@ def test_batches_find_what_the_pipeline_finds_a_sentence_at_a_time(recognizers, 
         assert found[text] == _entities(plain(text)), text
 
 
-def test_the_parser_is_asked_where_it_matters(recognizers):
+def test_the_parser_runs_only_on_texts_where_it_matters(recognizers):
     with_parser, without = (recognizers[parser].findings(CROSSED) for parser in (True, False))
     assert all(with_parser[each] != without[each] for each in CROSSED)
 
@@ -83,7 +83,7 @@ def test_the_option_for_entities_is_part_of_the_fingerprint_and_none_needs_no_mo
     assert "name" in types["full"]
 
 
-def test_a_document_that_the_recogniser_fails_on_takes_no_other_with_it(built):
+def test_a_document_that_the_recogniser_fails_on_fails_alone(built):
     scorer = build("pii", ScorerSpec(kind="scrubadub"), Execution(deadline_s=30))
     read = scorer._entities.findings
 

@@ -1,4 +1,4 @@
-"""A gate may only skip what the detector behind it finds nothing in, and every mended detector finds the same."""
+"""A gate skips only text in which its detector finds nothing; our faster detectors find the same as the originals."""
 
 import re
 from functools import cache
@@ -34,7 +34,7 @@ def found(name, text):
 
 @settings(max_examples=250, deadline=None)
 @given(TEXTS)
-def test_what_a_gate_skips_the_detector_finds_nothing_in(text):
+def test_the_detector_finds_nothing_in_what_its_gate_skips(text):
     clues = Clues.of(text)
     for name, gate in GATES.items():
         assert gate(clues) or not found(name, text), name
@@ -53,7 +53,7 @@ def test_what_a_gate_skips_the_detector_finds_nothing_in(text):
 @example("+6836int\u00a03")
 @example("Call 310-1234")
 @example("2extension 5")
-def test_what_the_gate_for_phone_numbers_skips_holds_none(text):
+def test_text_that_the_phone_gate_skips_holds_no_number(text):
     assert gates.may_hold_phone(Clues.of(text)) or not found("phone", text)
 
 
@@ -66,7 +66,7 @@ def test_what_the_gate_for_phone_numbers_skips_holds_none(text):
         max_size=14,
     ).map("".join)
 )
-def test_what_the_gate_for_addresses_skips_holds_none(text):
+def test_text_that_the_address_gate_skips_holds_no_address(text):
     finder, gate = _addresses()
     assert gate(Clues.of(text)) or not finder.spans(text)
 
@@ -76,7 +76,7 @@ def _addresses():
     return AddressFinder(), gates.AddressGate()
 
 
-def test_the_gate_for_addresses_lets_every_state_and_street_through():
+def test_the_address_gate_passes_every_state_and_street_type():
     from pyap.source_US import data
 
     gate = gates.AddressGate()
@@ -90,12 +90,12 @@ def test_the_gate_for_addresses_lets_every_state_and_street_through():
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), st.sampled_from(["skype", "login", "pw", "Dot"]))
-def test_folding_shows_whatever_ignoring_case_finds(text, word):
+def test_folding_keeps_whatever_ignorecase_matches(text, word):
     for match in re.finditer(word, text + word.swapcase() + text, re.IGNORECASE):
         assert Clues.of(match.string).folded[match.start() : match.end()] == word.lower()
 
 
-def test_every_letter_that_is_taken_for_an_ascii_one_is_folded_to_it():
+def test_every_letter_that_ignorecase_equates_with_ascii_is_folded():
     for character in map(chr, [*range(0xD800), *range(0xE000, 0x110000)]):
         folded = Clues.of(character).folded
         assert len(folded) == 1
@@ -105,7 +105,7 @@ def test_every_letter_that_is_taken_for_an_ascii_one_is_folded_to_it():
 
 
 @pytest.mark.slow
-def test_no_valid_phone_number_is_shorter_than_the_gate_says():
+def test_no_valid_phone_number_is_shorter_than_the_gate_allows():
     import phonenumbers
     from phonenumbers.phonemetadata import PhoneMetadata
 
@@ -122,7 +122,7 @@ def test_no_valid_phone_number_is_shorter_than_the_gate_says():
     assert min(map(shortest, regions)) == gates.FEWEST_WITH_PLUS
     american = [each for each in regions if isinstance(each, str) and phonenumbers.country_code_for_region(each) == 1]
     assert len(american) > 20
-    # Without the country code, or with what Americans dial before one.
+    # Without the country code, or with the prefix that Americans dial before one.
     assert min(map(shortest, american)) - 1 == gates.FEWEST_WITHOUT_PLUS
     assert len("011") + gates.FEWEST_WITH_PLUS >= gates.FEWEST_WITHOUT_PLUS
 
@@ -156,7 +156,7 @@ def test_the_words_near_a_date_of_birth_are_scrubadubs():
         max_size=12,
     ).map("".join)
 )
-def test_the_mended_pattern_for_credentials_matches_the_same(text):
+def test_the_linear_pattern_for_credentials_matches_the_same(text):
     from scrubadub.detectors.credential import CredentialDetector
 
     theirs = [match.span() for match in CredentialDetector.regex.finditer(text)]

@@ -1,4 +1,4 @@
-"""Sentences made to hurt: what took the libraries minutes ends, at the latest at the deadline; nothing crashes."""
+"""Hostile sentences, which take the libraries minutes, end at the deadline at the latest, and crash nothing."""
 
 import time
 
@@ -33,10 +33,10 @@ def patterns():
         # pyap's normalisation: quadratic in white space, 5 s at ten thousand.
         "1 Main St" + "\r" * 100_000 + "NY",
         "1 Main St" + " " * 100_000 + "NY",
-        # scrubadub's Skype names: every string two edits away from a token, however long that is.
+        # scrubadub's Skype names: generates every string two edits away from a token, however long.
         "skype " + "qwertyuiop" * 5_000,
         "skype zqxwvkj_1 abcdefgh9 " * 2_000,
-        # Each occurrence once, not once for every other.
+        # Each occurrence once, not as often as there are occurrences.
         "born " + "10-Nov-1988 " * 60,
         "a@" * 20_000 + "b.c",
         "http://www." * 20_000,
@@ -78,7 +78,7 @@ def test_a_sentence_that_takes_longer_ends_at_the_deadline():
 def reference():
     from datetime import date
 
-    # Not at the top: pyap brings an importer along by which pytest cannot import any further module.
+    # Not at the top: pyap installs an importer with which pytest cannot import any more modules.
     from tests.benchmarks.references.pii import Reference
 
     return Reference(date(2026, 1, 1), None)
@@ -97,7 +97,7 @@ def reference():
         max_size=12,
     ).map("".join)
 )
-def test_strange_text_has_the_findings_of_the_plain_way(patterns, reference, text):
+def test_strange_text_has_the_findings_of_the_reference(patterns, reference, text):
     (found,) = patterns.findings([one_sentence(text)])
     assert sorted((each.type, each.start, each.end) for each in found[0]) == reference.spans(text)
 

@@ -45,13 +45,13 @@ def spans_of(scorer, sentence):
         ("Angela Merkel visited Google in Berlin.", ["Angela Merkel", "Google"]),
         ("My skype is lkjhgf_98 okay.", ["lkjhgf_98"]),
         ("The weather is fine today.", []),
-        # Parts that other detectors find in an address are one span with it.
+        # Parts of an address that other detectors find are one span with it.
         ("I live at 225 E. John Carpenter Freeway,  Suite 1500 Irving, Texas 75062, ok.", [
             "225 E. John Carpenter Freeway,  Suite 1500 Irving, Texas"
         ]),
     ],
 )  # fmt: skip
-def test_what_counts_as_personal_data(built, sentence, spans):
+def test_findings_of_personal_data(built, sentence, spans):
     scorer = built("scrubadub")
     found = [sentence[start:end] for start, end in merged(spans_of(scorer, sentence))]
     assert [each[: len(text)] for each, text in zip(found, spans, strict=True)] == spans
@@ -75,7 +75,7 @@ def test_scrubadubs_own_scrubber_finds_the_same(built):
     theirs.add_detector("date_of_birth")
     theirs.add_detector("skype")
     today = datetime.datetime.now(tz=datetime.UTC).date()
-    # Without what scrubadub has not: entities, and addresses, of which these sentences have none.
+    # Compare without what scrubadub lacks: entities, and addresses, which these sentences do not contain.
     ours = build("pii", ScorerSpec(kind="scrubadub", reference_date=str(today), entities="none"))
     for sentence in SENTENCES:
         expected = [(filth.beg, filth.end) for filth in theirs.iter_filth(sentence)]
@@ -107,7 +107,7 @@ def test_the_reference_date_is_part_of_the_fingerprint(built):
     assert other.fingerprint != built("scrubadub").fingerprint
 
 
-def test_no_data_of_nltk_is_looked_for(built, monkeypatch):
+def test_no_nltk_data_is_searched(built, monkeypatch):
     import nltk
 
     def refuse(*_arguments, **_options):
@@ -125,7 +125,7 @@ def test_no_data_of_nltk_is_looked_for(built, monkeypatch):
         , max_size=60
     )
 )  # fmt: skip
-def test_strange_input_is_scored_or_an_error_never_more(built, text):
+def test_strange_input_gives_scores_or_an_error(built, text):
     each = document(text)
     result = built("scrubadub").score([each])[0]
     if isinstance(result, ScoringError):
@@ -157,7 +157,7 @@ def test_a_missing_model_is_named_with_the_remedy(tmp_path):
         find_model(str(tmp_path))
 
 
-def test_a_folder_that_is_no_model_is_refused_with_a_sentence(tmp_path):
+def test_a_folder_that_is_not_a_model_is_refused(tmp_path):
     (tmp_path / "config.cfg").write_text('[nlp]\nlang = "en"\n\n[nlp.before_creation]\n@callbacks = "none.v1"\n')
     with pytest.raises(UserError, match="cannot be loaded"):
         build("pii", ScorerSpec(kind="scrubadub", spacy_model=str(tmp_path)))
@@ -199,7 +199,7 @@ def test_entities_beyond_the_first_piece_have_the_spans_of_the_sentence(built):
 
 
 @pytest.mark.parametrize("between", [", ", ",", "  ,  ", "\n", "\r\n", " \n\n ", ",\t"])
-def test_addresses_have_the_spans_of_the_text_not_of_pyaps_copy_of_it(between):
+def test_spans_of_addresses_refer_to_the_text_not_to_pyaps_copy(between):
     address = f"225 E. John Carpenter Freeway{between}Suite 1500, Irving{between}Texas 75062"
     text = f"  We live —\n at:\t{address}. Visit us , do."
     ((start, end),) = AddressFinder().spans(text)
