@@ -1,1 +1,1 @@
-"""One module a command: options in, report out; the work is done elsewhere in training."""
+"""The commands of `phf`, one module each: they parse options, call the jobs and print results."""

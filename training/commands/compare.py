@@ -1,4 +1,4 @@
-"""`phf compare`: evaluated runs side by side, as one page."""
+"""`phf compare`: compare evaluated runs on one page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,14 +12,14 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that `phf train` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page, its figures and the numbers.")],
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Evaluate those runs first that have not been since they were trained.")
+        bool, typer.Option("--evaluate", help="First evaluate runs that were not evaluated since they were trained.")
     ] = False,
     scorer: Annotated[
         str | None,
         typer.Option(
             "--scorer",
             metavar="NAME",
-            help="Compare what this column or scorer found (`phf evaluate --column` or --scorer), not each run's own.",
+            help="Compare evaluations by this column or scorer (`phf evaluate --column` or --scorer) instead.",
         ),
     ] = None,
     allow_mismatch: Annotated[
@@ -30,8 +30,9 @@ def compare(
 ) -> None:
     """Compare evaluated runs: alignment, capability and cost on one page.
 
-    The page, index.html, needs nothing beside it: send it to a colleague. Its
-    figures lie beside it as PNG files, its numbers in comparison.json.
+    The page, index.html, is a single file that can be sent to others. Its
+    figures are also saved beside it as PNG files, its numbers in
+    comparison.json.
 
     Example: phf compare runs/* --output comparison
     """
@@ -42,15 +43,15 @@ def compare(
 
     check_output(output)
     if evaluate:
-        from training.evaluation.checks import Asked, check_evaluations
+        from training.evaluation.checks import EvaluationRequest, check_evaluations
         from training.evaluation.evaluate_run import evaluate_run
         from training.evaluation.prepare import Judge
         from training.progress import StageProgress
 
         missing = [folder for folder in map(RunFolder.existing, runs) if not is_evaluated(folder, scorer)]
-        asked = [Asked(run, Judge(scorer or run.read_facts().column)) for run in missing]
-        check_evaluations(asked)
-        for each in asked:
+        requests = [EvaluationRequest(run, Judge(scorer or run.read_facts().column)) for run in missing]
+        check_evaluations(requests)
+        for each in requests:
             with StageProgress(str(each.run.path)) as progress:
                 evaluate_run(each.run, judge=each.judge, progress=progress)
     comparison = load_comparison(runs, scorer=scorer, allow_mismatch=allow_mismatch)

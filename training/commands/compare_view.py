@@ -1,4 +1,4 @@
-"""A comparison as a person reads it in a terminal."""
+"""Print a comparison in a terminal."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from training.comparison.findings import findings
 from training.comparison.load import Comparison
 from training.comparison.tables import result_table
 
-_COLUMNS = 4  # of the results; perplexity, the fifth, is left to the page, because a terminal has 80 columns
+_COLUMNS = 4  # of the results: perplexity, the fifth, does not fit into 80 characters
 
 
 def print_comparison(comparison: Comparison, page: Path) -> None:
-    """Print the results, the findings, what differs between the runs, and where the page is."""
+    """Print the results, the findings, differences between the runs, and the path of the page."""
     console = Terminal()
     results = result_table(comparison)
     table = RichTable(

@@ -1,4 +1,4 @@
-"""`phf config train` and `evaluate`: the settings of runs and of evaluations."""
+"""`phf config train` and `phf config evaluate`: show the settings of runs and evaluations."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the settings as JSON
 def train(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
     """Show every setting of `phf train` with its default and meaning, for --config and --set.
 
-    The presets of a task and an objective go over the defaults.
+    Presets of a task and an objective override the defaults.
 
     Example: phf config train --yaml > train.yaml
     """
@@ -24,7 +24,7 @@ def train(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
 def evaluate(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
     """Show every setting of `phf evaluate` with its default and meaning, for --set.
 
-    The section `evaluation` of a run's configuration goes over the defaults.
+    The section `evaluation` of a run's configuration overrides the defaults.
     """
     from training.config import EvaluationConfig
 

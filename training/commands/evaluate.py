@@ -19,7 +19,7 @@ def evaluate(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that `phf train` wrote.")],
     samples: Annotated[
         int | None,
-        typer.Option("--samples", min=1, help="Samples to draw; by default as the run's configuration says."),
+        typer.Option("--samples", min=1, help="Samples to draw; by default as in the run's configuration."),
         Sets("num_samples"),
     ] = None,
     guidance: Annotated[
@@ -28,7 +28,7 @@ def evaluate(
             "--guidance",
             min=0,
             metavar="G",
-            help="Conditional runs: draw as many samples besides, guided by G away from the worst tag; 1 for none.",
+            help="Conditional runs: also draw as many samples guided by G away from the worst tag; 1 for none.",
         ),
         Sets("guidance"),
     ] = None,
@@ -39,14 +39,14 @@ def evaluate(
         ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Where the labelled dataset lies now, if it was moved since training.")
+        str | None, typer.Option(help="Where the labelled dataset is now, if it was moved since training.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Torch device; auto takes a GPU where there is one.")] = "auto",
+    device: Annotated[str, typer.Option(help="Torch device; auto takes a GPU if there is one.")] = "auto",
     allow_other_scorer: Annotated[
         bool,
         typer.Option(
             "--allow-other-scorer",
-            help="Score with a scorer whose fingerprint is not the dataset's; the report says so.",
+            help="Allow a scorer whose fingerprint differs from the dataset's; the report says so.",
         ),
     ] = False,
     columns: Annotated[
@@ -54,7 +54,7 @@ def evaluate(
         typer.Option(
             "--column",
             metavar="NAME",
-            help="Judge by what scored this column of the dataset, instead of the one trained on; repeatable.",
+            help="Judge by the scorer of this column of the dataset, instead of the one trained on; repeatable.",
         ),
     ] = None,
     scorers: Annotated[
@@ -68,7 +68,9 @@ def evaluate(
     hit_threshold: Annotated[
         float | None,
         typer.Option(
-            "--hit-threshold", metavar="X", help="A sample with a higher score is a hit; by default what was aligned."
+            "--hit-threshold",
+            metavar="X",
+            help="Samples with a higher score are hits; by default the threshold of aligned.",
         ),
     ] = None,
     show_text: Annotated[
@@ -78,43 +80,45 @@ def evaluate(
 ) -> None:
     """Sample trained models, score the samples, and measure held-out text.
 
-    Samples are scored by what scored the training data. A conditional model is
-    sampled after its best tag; control tokens cannot be sampled, and how often
-    they would be is measured apart. With --guidance it is sampled once more,
-    away from what it writes after its worst tag, and both are reported side by
-    side. Figures have 95 % intervals and are kept in RUN/evaluation for
-    `phf compare`.
+    Samples are scored by the scorer of the training data. A conditional model
+    is sampled after its best tag; control tokens are banned, and how often they
+    would occur is measured separately. With --guidance it is also sampled away
+    from what it writes after its worst tag, and both are reported side by side.
+    Figures have 95 % intervals and are kept in RUN/evaluation for `phf compare`.
 
     A run on several columns is judged by each. --column and --scorer judge by
-    something else, to see whether a model has only learnt to please what it was
-    trained by; that is kept apart, and judges the samples that are there
-    already, where they were drawn by the same settings.
+    another scorer, to see whether a model has only learnt to please the scorer
+    that it was trained by. Such an evaluation is kept separately, and reuses
+    samples that were drawn with the same settings.
 
     Example: phf evaluate runs/conditional --samples 512
     """
     flags = given_settings(evaluate, locals())
     set_up_logs()
-    from training.evaluation.checks import Asked, check_evaluations
+    from training.evaluation.checks import EvaluationRequest, check_evaluations
     from training.evaluation.evaluate_run import evaluate_run
     from training.progress import StageProgress
     from training.runs.folder import RunFolder
 
-    # What is wrong with the last run should not be found after an hour of evaluating the others.
+    # Check all runs first: a problem with the last must not appear after an hour of evaluating the others.
     chosen = [RunFolder.existing(run) for run in runs]
     configs = {run: _config(run, flags, overrides or []) for run in chosen}
-    asked: list[Asked] = []
+    requests: list[EvaluationRequest] = []
     for run in chosen:
         judges = _judges(run, columns or [], scorers or [])
-        # Columns have thresholds of their own.
-        meant = judges if len(judges) == 1 else [judge for judge in judges if judge.spec is not None]
-        if hit_threshold is not None and len(meant) != 1:
+        # Each column has its own threshold, so --hit-threshold is for a single judge, or a scorer of no column.
+        with_threshold = judges if len(judges) == 1 else [judge for judge in judges if judge.spec is not None]
+        if hit_threshold is not None and len(with_threshold) != 1:
             raise UserError(
-                "--hit-threshold is for one column or one scorer, and here are several. Ask for them one by one."
+                "--hit-threshold is for one column or one scorer, but several are given. Give them one at a time."
             )
-        asked += [Asked(run, judge, hit_threshold if judge in meant else None, configs[run]) for judge in judges]
-    check_evaluations(asked, dataset=dataset, device=device, allow_other_scorer=allow_other_scorer)
+        requests += [
+            EvaluationRequest(run, judge, hit_threshold if judge in with_threshold else None, configs[run])
+            for judge in judges
+        ]
+    check_evaluations(requests, dataset=dataset, device=device, allow_other_scorer=allow_other_scorer)
     found = []
-    for each in asked:
+    for each in requests:
         run = each.run
         with StageProgress(str(run.path)) as progress:
             evaluation = evaluate_run(
@@ -146,7 +150,7 @@ def _judges(run: "RunFolder", columns: list[str], scorers: list[str]) -> "list[J
 
     facts = run.read_facts()
     if not columns and not scorers:
-        # Its own first: it draws the samples that the others judge.
+        # The run's own column first: it draws the samples that the others judge.
         columns = [facts.column, *facts.columns]
     return [
         *(Judge(column) for column in dict.fromkeys(columns)),

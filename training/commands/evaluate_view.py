@@ -1,4 +1,4 @@
-"""A report as a person reads it in a terminal."""
+"""Print an evaluation report in a terminal."""
 
 from collections.abc import Callable
 
@@ -13,17 +13,11 @@ from training.evaluation.figures import interval, number, percent
 from training.runs.folder import RunFolder
 from training.runs.report import MAXIMUM_OF, Estimate, EvaluationReport, SampleFacts, report_folder
 
-Row = tuple[str, Estimate | None, Callable[[float], str]]  # name, figure, how it is shown
+Row = tuple[str, Estimate | None, Callable[[float], str]]  # name, figure, formatter
 
 
 def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> None:
-    """Print the figures, the warnings, and with `show_text` that many samples, worst scores first.
-
-    Args:
-        run: where the report lies.
-        evaluation: what to print.
-        show_text: samples to show.
-    """
+    """Print the figures, the warnings, and the `show_text` samples with the worst scores."""
     console = Terminal()
     report = evaluation.report
     console.print()
@@ -42,7 +36,7 @@ def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> 
 
 
 def report_table(report: EvaluationReport, title: str) -> Table:
-    """The figures, one a row: name, value, 95 % interval, and the same of guided samples where there are any."""
+    """The figures, one per row: name, value, 95 % interval, and the same for guided samples if there are any."""
     samples, held_out, leakage = report.samples, report.held_out, report.leakage
     guided = report.guided.samples if report.guided is not None else None
     table = Table(
@@ -61,16 +55,16 @@ def report_table(report: EvaluationReport, title: str) -> Table:
     others: list[Row] = []
     if leakage is not None:
         others += [
-            ("leakage: samples with a tag, were tags allowed", leakage.samples, percent),
+            ("leakage: samples with a tag if tags were allowed", leakage.samples, percent),
             ("leakage: tags among their tokens", leakage.tokens, percent),
         ]
     if held_out is not None:
         others += [
             ("held-out bits per byte", held_out.bits_per_byte, number),
             ("  with the opposite tags", held_out.bits_per_byte_swapped, number),
-            ("  what the opposite tags cost", held_out.swap_cost, number),
+            ("  cost of the opposite tags", held_out.swap_cost, number),
             ("  with every tag aligned", held_out.bits_per_byte_aligned, number),
-            ("  of the frequencies of tokens alone", held_out.unigram_bits_per_byte, number),
+            ("  by token frequencies alone", held_out.unigram_bits_per_byte, number),
             ("held-out perplexity of a token", held_out.perplexity, number),
             ("misalignment of the held-out documents", held_out.misalignment, number),
         ]

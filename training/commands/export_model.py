@@ -1,4 +1,4 @@
-"""`phf export-model`: a run's model from any of its checkpoints, as a Hugging Face folder."""
+"""`phf export-model`: export the model of any checkpoint of a run as a Hugging Face folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,30 +10,32 @@ from scorers.errors import UserError
 
 
 def export_model(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder that `phf train` writes, finished or not.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a `phf train` run, finished or not.")],
     step: Annotated[
         int | None,
-        typer.Option("--step", min=1, metavar="N", help="Of this step; by default the newest.", show_default=False),
+        typer.Option(
+            "--step", min=1, metavar="N", help="The checkpoint of this step; by default the newest.", show_default=False
+        ),
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="Of the best checkpoint, by training.best_metric.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="The best checkpoint by training.best_metric.")] = False,
     metric: Annotated[
         str | None,
-        typer.Option("--metric", metavar="NAME", help="The best by another figure of its evaluations."),
+        typer.Option("--metric", metavar="NAME", help="The best checkpoint by another metric."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="A new folder. (default: RUN/exports/step-N)"),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Where the labelled dataset lies now, if it was moved since training.")
+        str | None, typer.Option(help="Where the labelled dataset is now, if it was moved since training.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the folder and the step as JSON.")] = False,
 ) -> None:
     """Write the model of a checkpoint as a Hugging Face folder.
 
-    The folder is what `phf train` leaves in RUN/model at the end: weights, tokenizer, and a generation config that bans
-    control tokens; a value head beside them. It works while the run goes on, on a CPU, whatever ranks and ZeRO stage
-    wrote the checkpoint, whose hashes are verified first.
+    The folder is like RUN/model after training: weights, tokenizer, a generation config that bans control tokens, and
+    the value head, if any. This works while the run is training, on a CPU, for any number of ranks and ZeRO stage. The
+    checkpoint's hashes are verified first.
 
     Example: phf export-model runs/conditional --best
     """

@@ -1,4 +1,4 @@
-"""`phf generate`: what a trained model writes."""
+"""`phf generate`: sample from a trained model."""
 
 import tempfile
 from pathlib import Path
@@ -11,12 +11,8 @@ from scorers.errors import UserError
 
 
 def generate(
-    model: Annotated[
-        str, typer.Argument(metavar="RUN|MODEL", help="A run of `phf train`, or a folder that one exported.")
-    ],
-    prompt: Annotated[
-        str, typer.Option("--prompt", metavar="TEXT", help="What to go on with; by default nothing.")
-    ] = "",
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run of `phf train`, or an exported model.")],
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="Text to continue; by default empty.")] = "",
     tag: Annotated[
         str | None,
         typer.Option(
@@ -31,26 +27,26 @@ def generate(
             "--guidance", min=0, metavar="G", help="Guide by G away from the worst control token; 1 for none."
         ),
     ] = 1.0,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, max=100_000, help="How many samples.")] = 3,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, max=100_000, help="Number of samples.")] = 3,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, max=1_000_000, help="Tokens of each at most.")
+        int, typer.Option("--max-new-tokens", min=1, max=1_000_000, help="Maximum tokens per sample.")
     ] = 128,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Of the sampling.")] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0.0001, max=1, help="Of the sampling.")] = 0.9,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the sampling: the same gives the same.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.0001, max=1, help="Nucleus of the sampling.")] = 0.9,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampling.")] = 0,
     step: Annotated[
         int | None,
         typer.Option("--step", min=1, metavar="N", help="The checkpoint of this step of a run.", show_default=False),
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="A run's best checkpoint, by training.best_metric.")] = False,
-    device: Annotated[str, typer.Option(help="Torch device; auto takes a GPU where there is one.")] = "auto",
+    device: Annotated[str, typer.Option(help="Torch device; auto takes a GPU if there is one.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the samples as JSON, with their exact text.")] = False,
 ) -> None:
-    """Print what a trained model writes.
+    """Print samples of a trained model.
 
-    A prompt goes where training put text: after the token that begins a document
-    and, for a conditional model, after a control token. Control tokens are never
-    written. It works on a run that goes on, by its newest checkpoint.
+    A prompt is placed as text was in training: after the token that begins a
+    document and, for a conditional model, after a control token. Control tokens
+    are never generated. For a run in training, the newest checkpoint is used.
 
     Example: phf generate runs/conditional --prompt "How to" --guidance 2
     """
@@ -60,7 +56,7 @@ def generate(
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        # Not UTF-8 on the command line is a lone surrogate here.
+        # Bytes that are not UTF-8 on the command line are lone surrogates here.
         raise UserError(f"--prompt is not UTF-8, at its character {error.start + 1:,}. Give it as UTF-8.") from None
     from scorers.settings import load_settings
     from scorers.terminal import Terminal

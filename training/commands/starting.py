@@ -1,4 +1,4 @@
-"""What `phf train` does before a rank starts: flags that stand for several settings, launchers, and the plan."""
+"""What `phf train` does before ranks start: expand options that set several settings, launch ranks, print the plan."""
 
 import os
 import pkgutil
@@ -23,11 +23,11 @@ HERE = "here"
 
 
 def start_from(folder: str, model: str | None) -> dict[str, Any]:
-    """The model's settings that start from what another run has learnt, or from any Hugging Face folder."""
+    """The model settings to start from the weights of another run, or of any Hugging Face folder."""
     from training.runs.folder import RunFolder
 
     if model is not None:
-        raise UserError("--init-from says which model it is: leave --model out.")
+        raise UserError("--init-from determines the model: leave --model out.")
     run = RunFolder(Path(folder))
     if not run.facts.is_file():
         if not (Path(folder) / "config.json").is_file():
@@ -37,21 +37,21 @@ def start_from(folder: str, model: str | None) -> dict[str, Any]:
         facts = run.read_facts()
         raise UserError(
             f"--init-from {folder}: that run is {facts.status} at step {facts.step:,} of {facts.horizon.steps:,}, "
-            "without a model yet. The same command that began it goes on with it; --step begins with one of its "
+            "without a model yet. Run the command that started it again to finish it; --step starts from one of its "
             "checkpoints."
         )
     return {"name": str(run.model), "pretrained": True}
 
 
 def check_tokenizer(start: str, config: "TrainConfig") -> None:
-    """Refuse another tokenizer than that of the run which training starts from; of a Hugging Face folder, say so.
+    """Refuse another tokenizer than that of the run which training starts from; warn for a Hugging Face folder.
 
     Args:
-        start: what was given as --init-from.
+        start: the value of --init-from.
         config: the settings.
 
     Raises:
-        UserError: names both.
+        UserError: names both tokenizers.
     """
     from training.data.tokenizers import load_tokenizer
     from training.runs.folder import RunFolder
@@ -67,23 +67,23 @@ def check_tokenizer(start: str, config: "TrainConfig") -> None:
     try:
         own = load_tokenizer(config.model.name).fingerprint
     except UserError:
-        # A folder of weights alone.
+        # The folder has only weights.
         return
-    # That of a conditional run has control tokens, and what it was made of had none.
+    # The exported tokenizer of a conditional run has control tokens, the original has none: accept both.
     if load_tokenizer(given).fingerprint in (own, source.read_facts().tokenizer.fingerprint if is_run else own):
         return
-    differs = f"the tokenizer {given} is not that of --init-from {start}: to its model, other tokens mean other things"
+    differs = f"the tokenizer {given} is not that of --init-from {start}: its model cannot read other tokens"
     if is_run:
         raise UserError(f"{differs}. Leave --tokenizer (data.tokenizer) out.")
     if os.environ.get("RANK", "0") == "0":
-        tell(f"Warning: {differs}. Leave --tokenizer out to read texts as that model does.")
+        print_line(f"Warning: {differs}. Leave --tokenizer out to use the tokenizer of that model.")
 
 
 def check_held_out(start: str, config: "TrainConfig") -> None:
-    """Warn where texts are held out that the run which training starts from may have learnt.
+    """Warn if the run that training starts from may have been trained on texts that are held out now.
 
     Args:
-        start: what was given as --init-from.
+        start: the value of --init-from.
         config: the settings.
     """
     from training.runs.folder import RunFolder
@@ -93,15 +93,16 @@ def check_held_out(start: str, config: "TrainConfig") -> None:
         return
     then, now = source.read_config().data, config.data
     if now.held_out and (now.held_out_seed != then.held_out_seed or now.held_out > then.held_out):
-        tell(
+        print_line(
             f"Warning: --init-from {start} held out {then.held_out:g} of its documents (data.held_out_seed="
             f"{then.held_out_seed}), and here {now.held_out:g} are held out (data.held_out_seed={now.held_out_seed}): "
-            "it may have learnt texts that this run is measured on. Give the same seed, and at most the same share."
+            "it may have been trained on texts that this run is measured on. Give the same seed, and at most the same "
+            "share."
         )
 
 
 def mixed_in(given: str) -> dict[str, Any]:
-    """`DATASET=SHARE[:COLUMN]` as an entry of `data.mixture`; a URI may hold a `=` of its own."""
+    """Parse `DATASET=SHARE[:COLUMN]` to an entry of `data.mixture`; the URI may contain `=`."""
     dataset, _, rest = given.rpartition("=")
     share, _, column = rest.partition(":")
     try:
@@ -114,72 +115,72 @@ def mixed_in(given: str) -> dict[str, Any]:
 
 
 def columns(given: list[str]) -> dict[str, Any]:
-    """`--column` as settings: one column, or several of equal weight, in place of those of a file."""
+    """The settings of `--column`: one column, or several of equal weight, instead of those of the file."""
     return {"columns": Whole.fromkeys(given, 1.0)} if len(set(given)) > 1 else {"column": given[0] if given else None}
 
 
 def check_place(on: str, reserved: Mapping[str, object], max_restarts: int, *, plan: bool) -> None:
-    """Refuse flags about where ranks are started that nobody would read.
+    """Refuse launch options that would have no effect.
 
     Args:
-        on: where; one of `LAUNCHERS`.
-        reserved: flags that are for a cluster, by name; None where they were not given.
-        max_restarts: how often ranks may be started again.
-        plan: nothing is started.
+        on: the place to start ranks; one of `LAUNCHERS`.
+        reserved: options for a cluster, by name; None where not given.
+        max_restarts: how often ranks may be restarted.
+        plan: whether only a plan is printed.
 
     Raises:
-        UserError: there is no such place, or it has no use for a flag.
+        UserError: there is no such place, or an option does not apply to it.
     """
     if on not in LAUNCHERS:
-        raise UserError(f"--on {on}: there is no such place to train; there are {', '.join(sorted(LAUNCHERS))}.")
+        raise UserError(f"--on {on}: unknown place. Give one of {', '.join(sorted(LAUNCHERS))}.")
     given = [name for name, value in reserved.items() if value is not None]
     if plan:
         given += ["--on"] * (on != HERE) + ["--max-restarts"] * bool(max_restarts)
         if given:
-            raise UserError(f"--plan starts nothing, wherever: leave {' and '.join(given)} out, or leave --plan out.")
+            raise UserError(f"--plan starts no ranks: leave {' and '.join(given)} out, or leave --plan out.")
     elif given and on == HERE:
-        raise UserError(f"{' and '.join(given)}: for a cluster only; say --on ray too, or leave out what is for it.")
+        raise UserError(f"{' and '.join(given)}: only for a cluster. Add --on ray, or leave them out.")
 
 
-def launch_ranks(on: str, asked: Launch, config: "Callable[[], TrainConfig]") -> int:
-    """Start ranks, here or elsewhere, and wait for them; the status with which they left.
+def launch_ranks(on: str, launch: Launch, config: "Callable[[], TrainConfig]") -> int:
+    """Start ranks here or elsewhere, wait for them, and return their exit status.
 
     Args:
-        on: where; one of `LAUNCHERS`.
-        asked: the flags, as `check_place` lets them.
-        config: the settings, read where a place wants them checked first.
+        on: the place to start ranks; one of `LAUNCHERS`.
+        launch: the launch options, checked by `check_place`.
+        config: returns the settings; called only to check them before ranks start elsewhere.
 
     Raises:
-        UserError: a launcher has started this process already, or wrong settings.
+        UserError: this process was itself started by a launcher, or settings are wrong.
         IncompleteError: ranks were lost too often.
     """
     if "WORLD_SIZE" in os.environ or slurm_ranks(os.environ):
         raise UserError(
-            "A launcher has started this process as one of several (WORLD_SIZE is set, or srun has several tasks): "
-            "leave --on, --ranks and --max-restarts to it, such as torchrun --nproc-per-node and --max-restarts, or "
-            "unset WORLD_SIZE."
+            "A launcher started this process as one of several (WORLD_SIZE is set, or srun has several tasks). Leave "
+            "out --on, --ranks and --max-restarts and use options of the launcher, such as torchrun --nproc-per-node "
+            "and --max-restarts, or unset WORLD_SIZE."
         )
     if on != HERE:
         from training.loop.train import check_settings
 
-        # What is wrong is said before a cluster is troubled.
+        # Check the settings before using a cluster.
         settings = config()
-        check_settings(settings, asked.ranks)
-        asked = replace(asked, output=Path(settings.output).absolute())
-    status: int = pkgutil.resolve_name(LAUNCHERS[on])(asked)
+        check_settings(settings, launch.ranks)
+        launch = replace(launch, output=Path(settings.output).absolute())
+    status: int = pkgutil.resolve_name(LAUNCHERS[on])(launch)
     return status
 
 
-def tell(line: str) -> None:
-    """A line about ranks, on stderr."""
+def print_line(line: str) -> None:
+    """Print a line on stderr."""
     sys.stderr.write(f"{message(line)}\n")
 
 
-def tell_plan(config: "TrainConfig", ranks: int, described: dict[str, Any], console: Any, *, as_json: bool) -> None:
-    """Print what a run would take of memory and time.
+def show_plan(config: "TrainConfig", ranks: int, described: dict[str, Any], console: Any, *, as_json: bool) -> None:
+    """Print the expected memory and time of a run.
 
     Raises:
-        UserError: it does not fit; says what would help.
+        UserError: the run does not fit; says what would help.
     """
     from training.planning.forecast import forecast
     from training.planning.machines import MachineOptions

@@ -27,7 +27,7 @@ def tokenize(
             "--vocab-size",
             min=260,
             metavar="N",
-            help="Entries of the tokenizer that is trained. (default: 8192)",
+            help="Vocabulary size of the tokenizer that is trained. (default: 8192)",
             show_default=False,
         ),
     ] = None,
@@ -36,7 +36,7 @@ def tokenize(
         typer.Option(
             "--mix",
             metavar="DATASET",
-            help="A dataset that training mixes in: tokenised too, a tokenizer trained on all of them. Repeatable.",
+            help="A dataset that training mixes in: tokenised too, and a tokenizer is trained on all. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +45,7 @@ def tokenize(
         typer.Option(
             "--store",
             metavar="DIR",
-            help="Where the store goes. By default into DATASET.tokens beside a local dataset, else into the cache.",
+            help="Folder of the store. By default DATASET.tokens beside a local dataset, else in the cache.",
             show_default=False,
         ),
     ] = None,
@@ -53,8 +53,8 @@ def tokenize(
 ) -> None:
     """Tokenise a labelled dataset, each sentence alone, into the token store that `phf train` reads.
 
-    `phf train` does the same when it finds no store. A store that is there already is checked and kept; changing
-    thresholds by `phf retag` does not touch it. All cores are used; RAYON_NUM_THREADS limits them.
+    `phf train` does the same if there is no store. An existing store is checked and kept; `phf retag` does not affect
+    it. All cores are used; RAYON_NUM_THREADS limits them.
 
     Example: phf tokenize labelled --tokenizer tokenizers/8k
     """

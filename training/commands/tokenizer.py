@@ -1,4 +1,4 @@
-"""`phf tokenizer train`: a tokenizer of one's own."""
+"""`phf tokenizer train`: train a tokenizer on a labelled dataset."""
 
 from functools import partial
 from pathlib import Path
@@ -20,17 +20,19 @@ def main() -> None:
 @partial(command, changes=True)
 def train(
     dataset: Annotated[str, typer.Argument(help="Labelled dataset: the --output of `phf label`, a folder or a URI.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder that is made.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to create.")],
     vocab_size: Annotated[
         int,
-        typer.Option("--vocab-size", min=260, metavar="N", help="Entries, 256 bytes and <|endoftext|> among them."),
+        typer.Option(
+            "--vocab-size", min=260, metavar="N", help="Vocabulary size, including 256 bytes and <|endoftext|>."
+        ),
     ] = 8192,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON on stdout.")] = False,
 ) -> None:
     """Train a byte-level BPE tokenizer on a labelled dataset's sentences and save it as a Hugging Face folder.
 
     The same texts and size give the same tokenizer. It has no control tokens: `phf train` adds them for a conditional
-    model. Of more than 500 MB of text, documents are chosen by a hash.
+    model. From more than 500 MB of text, documents are sampled by a hash.
 
     Example: phf tokenizer train labelled --vocab-size 8192 --output tokenizers/8k
     """
@@ -54,4 +56,4 @@ def train(
     console = Terminal(soft_wrap=True)
     console.print(f"[bold green]✓[/] Tokenizer {escape(str(output))}: {tokenizer.base_size:,} entries", markup=True)
     if tokenizer.base_size < vocab_size:
-        console.print(f"  fewer than {vocab_size:,}: the texts hold no more merges")
+        console.print(f"  fewer than {vocab_size:,}: the texts have no more merges")

@@ -19,9 +19,9 @@ from training.commands.starting import (
     columns,
     launch_ranks,
     mixed_in,
+    print_line,
+    show_plan,
     start_from,
-    tell,
-    tell_plan,
 )
 from training.distributed.launch import LAUNCHED, Launch
 from training.distributed.slurm import slurm_ranks
@@ -64,8 +64,8 @@ def train(
         typer.Option(
             "--column",
             metavar="NAME",
-            help="Score column, where it is not named as the task. Given several times: all of them, with equal "
-            "weights; data.columns takes others.",
+            help="Score column, if it is not named like the task. Repeat it to train on several with equal weights; "
+            "data.columns takes other weights.",
             rich_help_panel="Data",
         ),
     ] = None,
@@ -75,7 +75,7 @@ def train(
             "--mix",
             metavar="DATASET=SHARE[:COLUMN]",
             help="Mix in another labelled dataset, such as code=0.3 for three tenths of all tokens, or "
-            "code=0.3:pep8 where its score column is another. May be repeated.",
+            "code=0.3:pep8 if its score column has another name. Repeatable.",
             show_default=False,
             rich_help_panel="Data",
         ),
@@ -87,12 +87,12 @@ def train(
     deepspeed: DeepSpeed = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="YAML with the same settings as --set; flags win over it."),
+        typer.Option("--config", metavar="FILE", help="YAML with the same settings as --set; options override it."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Any setting, such as training.warmup_ratio=0.02; wins over all else."
+            "--set", metavar="KEY=VALUE", help="Any setting, such as training.warmup_ratio=0.02; overrides all else."
         ),
     ] = None,
     ranks: Annotated[
@@ -101,7 +101,7 @@ def train(
             "--ranks",
             min=1,
             metavar="N",
-            help="Processes to start; one a GPU where there are GPUs.",
+            help="Processes to start; one per GPU if there are GPUs.",
             rich_help_panel="Ranks",
         ),
     ] = 1,
@@ -111,7 +111,7 @@ def train(
             "--max-restarts",
             min=0,
             metavar="N",
-            help="How often to start again where a rank was killed or hung.",
+            help="How often to restart all ranks if one was killed or hung.",
             rich_help_panel="Ranks",
         ),
     ] = 0,
@@ -121,10 +121,10 @@ def train(
             "--step",
             min=1,
             metavar="N",
-            help="With --init-from RUN: begin with its checkpoint of this step, optimiser and order of the data "
-            "included, and with its settings where no others are given.",
+            help="With --init-from RUN: start from its checkpoint of this step, with its optimiser, its position in "
+            "the data, and its settings where no others are given.",
             show_default=False,
-            rich_help_panel="Going on",
+            rich_help_panel="Continuing a run",
         ),
     ] = None,
     from_step: Annotated[
@@ -133,10 +133,10 @@ def train(
             "--from-step",
             min=1,
             metavar="N",
-            help="Go back to the run's checkpoint of this step, as after a spike; what it had beyond is set aside. "
-            "--learning-rate and what else decides how large an update is may then be another.",
+            help="Go back to the run's checkpoint of this step, such as after a spike; what follows it is set aside. "
+            "--learning-rate and other settings of the optimiser may change then.",
             show_default=False,
-            rich_help_panel="Going on",
+            rich_help_panel="Continuing a run",
         ),
     ] = None,
     skip_batches: Annotated[
@@ -146,14 +146,14 @@ def train(
             min=0,
             max=1_000_000_000,
             metavar="N",
-            help="With --from-step: leave out so many batches from there on.",
-            rich_help_panel="Going on",
+            help="With --from-step: leave out this many batches from there on.",
+            rich_help_panel="Continuing a run",
         ),
     ] = 0,
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="Say what the run would take of memory and time, and start nothing.", rich_help_panel="Plan"
+            "--plan", help="Print the memory and time that the run would take, and exit.", rich_help_panel="Plan"
         ),
     ] = False,
     plan_device: Annotated[
@@ -161,7 +161,7 @@ def train(
         typer.Option(
             "--plan-device",
             metavar="NAME",
-            help="With --plan: a card, such as H100. (default: here)",
+            help="With --plan: a GPU, such as H100. (default: this machine)",
             rich_help_panel="Plan",
         ),
     ] = None,
@@ -172,7 +172,7 @@ def train(
             min=0.001,
             max=1e6,
             metavar="GB",
-            help="With --plan: memory of a device.",
+            help="With --plan: memory per device.",
             rich_help_panel="Plan",
         ),
     ] = None,
@@ -183,7 +183,7 @@ def train(
             min=0.001,
             max=1e6,
             metavar="GB/S",
-            help="With --plan: between two ranks.",
+            help="With --plan: bandwidth between two ranks.",
             rich_help_panel="Plan",
         ),
     ] = None,
@@ -194,7 +194,7 @@ def train(
             min=0.001,
             max=1,
             metavar="X",
-            help="With --plan: share of the peak that is reached.",
+            help="With --plan: share of the peak FLOP/s that is reached.",
             rich_help_panel="Plan",
         ),
     ] = None,
@@ -203,7 +203,7 @@ def train(
         typer.Option(
             "--on",
             metavar="PLACE",
-            help="Where ranks are started: here, or ray: on the nodes of a cluster.",
+            help="Where to start ranks: here, or ray for the nodes of a Ray cluster.",
             rich_help_panel="Ranks",
         ),
     ] = HERE,
@@ -244,10 +244,10 @@ def train(
 ) -> None:
     """Pretrain a language model on a labelled dataset.
 
-    The tokens are prepared on first use, and everything that was resolved is printed before step 0. The same command
-    goes on with a run that was stopped, exactly, from its newest checkpoint; SIGTERM, SIGUSR1 and Ctrl-C save one and
-    exit with status 75. With more --num-tokens it extends a run whose training.schedule is constant or wsd.
-    --ranks starts several processes, with --on ray on a cluster; it works the same under launchers of yours: torchrun
+    The token store is built on first use, and the resolved plan is printed before step 0. The same command resumes a
+    stopped run exactly, from its newest checkpoint; SIGTERM, SIGUSR1 and Ctrl-C save one and exit with status 75. With
+    more --num-tokens it extends a run whose training.schedule is constant or wsd.
+    --ranks starts several processes, with --on ray on a cluster; other launchers work too: torchrun
     --nproc-per-node 2 --no-python phf train labelled ...
 
     Example: phf train labelled --task toxicity --objective conditional --model tiny --output runs/conditional
@@ -256,19 +256,19 @@ def train(
     flags = given_settings(train, locals())
     set_up_logs()
     if skip_batches and from_step is None:
-        raise UserError("--skip-batches says what to leave out after --from-step; give that too.")
+        raise UserError("--skip-batches needs --from-step, after which it leaves out batches. Give that too.")
     origin = None if init_from is None or step is None else (init_from, step)
     described = {"device": plan_device, "memory": plan_memory, "bandwidth": plan_bandwidth}
     described["utilisation"] = plan_utilisation
     if not plan and any(value is not None for value in described.values()):
-        raise UserError("--plan-device and the other --plan-… flags say what --plan is for; give --plan too.")
+        raise UserError("--plan-device and the other --plan-… options need --plan. Give that too.")
     reserved = {"--address": address, "--cpus-per-rank": cpus_per_rank, "--gpus-per-rank": gpus_per_rank}
     check_place(on, reserved, max_restarts, plan=plan)
     start = {} if init_from is None or step is not None else start_from(init_from, model)
     if step is not None and init_from is None:
-        raise UserError("--step says which checkpoint of --init-from a run begins with; give that too.")
+        raise UserError("--step needs --init-from, the run whose checkpoint to start from. Give that too.")
     if step is not None and model is not None:
-        raise UserError("--init-from says which model it is: leave --model out.")
+        raise UserError("--init-from determines the model: leave --model out.")
     flags["data"] = {"tokenizer": start.get("name"), **flags.get("data", {}), **columns(column or [])}
     if mix:
         flags["data"]["mixture"] = [mixed_in(each) for each in mix]
@@ -294,18 +294,18 @@ def train(
         return resolved
 
     if plan:
-        # What a plan can do without.
+        # Settings that a plan does not need.
         missing = {"output": "", "task": "none", "data": {"dataset": ""}}
-        tell_plan(settings(missing), ranks, described, console, as_json=as_json)
+        show_plan(settings(missing), ranks, described, console, as_json=as_json)
         return
-    launch = Launch(sys.argv[1:], ranks, max_restarts, tell, None, address, cpus_per_rank or 1, gpus_per_rank)
+    launch = Launch(sys.argv[1:], ranks, max_restarts, print_line, None, address, cpus_per_rank or 1, gpus_per_rank)
     if LAUNCHED not in os.environ and (on != HERE or ranks > 1 or max_restarts):
         raise typer.Exit(launch_ranks(on, launch, settings))
 
     from training.distributed.errors import RankError
 
     os.environ.update(slurm_ranks(os.environ))
-    # torch, not imported yet, prints a stack of C++ where a peer is gone, which is one line here.
+    # Set before torch is imported: it would print a C++ stack when a peer is gone, which phf reports in one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
         with stoppable(when=" outside of training"):
@@ -317,7 +317,7 @@ def train(
             facts = run(settings(), console, StartOptions(from_step, skip_batches, origin))
     except UserError as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, RankError):
-            # Rank 0 says it for all.
+            # Rank 0 reports it for all.
             raise typer.Exit(error.exit_code) from None
         raise
     if as_json and world.is_main:

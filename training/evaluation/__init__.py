@@ -1,1 +1,1 @@
-"""From a model to what it says: samples, their scores, and how well it predicts text that it has not seen."""
+"""Evaluate models: draw samples, score them, and measure how well the model predicts held-out text."""

@@ -1,6 +1,6 @@
 """Evaluate a model: draw samples, score them, and measure how well it predicts held-out text.
 
-`phf evaluate` calls it on a finished run, the trainer on the model that it is training.
+`phf evaluate` uses it for finished runs, and the trainer for the model in training.
 """
 
 import time
@@ -34,15 +34,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model did, whoever judges its samples.
+    """The measurements of a model that do not depend on the judge of its samples.
 
     Attributes:
-        samples: drawn with control tokens banned.
-        guided: the same under guidance; None where none was asked for.
+        samples: samples drawn with control tokens banned.
+        guided: the same with guidance; None without.
         leakage: None for a model without tags.
-        held_out, loss, held_out_facts: the documents that were predicted, what each cost, and the figures; None where
-            there were none.
-        device: where it ran.
+        held_out, loss, held_out_facts: the predicted documents, their losses, and the figures; None if there were none.
+        device: torch device.
     """
 
     samples: Samples
@@ -56,13 +55,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report, and what it was computed from.
+    """A report and the data that it was computed from.
 
     Attributes:
         report: the figures.
-        samples, scored: the samples, and their scores.
-        guided, guided_scored: the same of those that were drawn under guidance; None without.
-        held_out, loss: the documents that were predicted, and what each cost; None where there were none.
+        samples, scored: the samples and their scores.
+        guided, guided_scored: the same with guidance; None without.
+        held_out, loss: the predicted documents and their losses; None if there were none.
     """
 
     report: EvaluationReport
@@ -77,15 +76,14 @@ class Evaluation:
 def evaluate_model(model: Any, setup: EvaluationSetup, *, step: int, progress: Progress | None = None) -> Evaluation:
     """Sample, score and measure one model.
 
-    The model is left in the mode it was in, and the global random state untouched, so that training goes on as if
-    nothing had happened.
+    The mode of the model and the global random state are preserved, so that training is not affected.
 
     Args:
-        model: a Hugging Face causal language model, whole on one device (under ZeRO 3, gathered).
+        model: a Hugging Face causal language model, complete on one device (gathered, under ZeRO 3).
         setup: see `prepare_evaluation`.
         step: optimiser steps that the model was trained for.
-        progress: called with a stage (`samples`, `guided samples`, `leakage`, `held-out text`, `scores`), what is done
-            and of how much.
+        progress: called with a stage (`samples`, `guided samples`, `leakage`, `held-out text`, `scores`), the amount
+            done, and the total.
     """
     began = time.perf_counter()
     return judge(_measure(model, setup, progress or _silence), setup, step=step, began=began, progress=progress)
@@ -99,25 +97,25 @@ def judge(
     began: float | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score samples that are drawn already, and report.
+    """Score samples that were already drawn, and report.
 
     Args:
-        measured: of a model that `setup` is for.
-        setup: whose scorer judges.
+        measured: the measurements of the model.
+        setup: has the scorer that judges.
         step: optimiser steps that the model was trained for.
-        began: `time.perf_counter()` when it began; None for now.
+        began: `time.perf_counter()` at the start of the evaluation; None for now.
         progress: as for `evaluate_model`.
     """
     began = time.perf_counter() if began is None else began
-    tell = progress or _silence
+    progress = progress or _silence
     guidance, guided_scored, guided_facts = setup.guidance, None, None
-    # There may be more than is asked for: others have drawn them.
+    # Reused measurements may include guided samples that are not asked for now.
     samples, guided = measured.samples, None if guidance is None else measured.guided
-    scored = _score(samples, setup, tell)
+    scored = _score(samples, setup, progress)
     facts = _sample_facts(samples, scored, setup)
     warnings = [*setup.warnings, *_sample_warnings(facts, setup)]
     if guided is not None and guidance is not None:
-        guided_scored = _score(guided, setup, tell)
+        guided_scored = _score(guided, setup, progress)
         under = _sample_facts(guided, guided_scored, setup)
         guided_facts = GuidedFacts(scale=guidance.scale, away=list(guidance.away_ids), samples=under)
         known = set(warnings)
@@ -148,9 +146,9 @@ def _silence(stage: str, done: int, total: int) -> None:
     pass
 
 
-def _measure(model: Any, setup: EvaluationSetup, tell: Progress) -> Measured:
+def _measure(model: Any, setup: EvaluationSetup, progress: Progress) -> Measured:
     samples = _sample(
-        model, setup, setup.config.num_samples, banned=setup.banned_ids, seed=setup.config.seed, tell=tell
+        model, setup, setup.config.num_samples, banned=setup.banned_ids, seed=setup.config.seed, progress=progress
     )
     guided = None
     if setup.guidance is not None:
@@ -160,26 +158,26 @@ def _measure(model: Any, setup: EvaluationSetup, tell: Progress) -> Measured:
             setup.config.num_samples,
             banned=setup.banned_ids,
             seed=setup.config.seed,
-            tell=tell,
+            progress=progress,
             stage="guided samples",
             guidance=setup.guidance,
         )
     leakage = None
     if setup.control_ids and setup.config.leakage_samples:
-        # Seeds of their own, so that the evaluated samples don't depend on how many are drawn here.
+        # Use other seeds, so that the evaluated samples do not depend on how many are drawn here.
         allowed = _sample(
             model,
             setup,
             setup.config.leakage_samples,
             banned=setup.foreign_control_ids,
             seed=setup.config.seed + 1,
-            tell=tell,
+            progress=progress,
             stage="leakage",
         )
         leakage = _leakage_facts(allowed, set(setup.control_ids))
     loss, held_out = None, None
     if setup.held_out is not None:
-        loss, held_out = _measure_held_out(model, setup, setup.held_out, tell)
+        loss, held_out = _measure_held_out(model, setup, setup.held_out, progress)
     return Measured(samples, guided, leakage, setup.held_out, loss, held_out, str(next(model.parameters()).device))
 
 
@@ -190,7 +188,7 @@ def _sample(
     *,
     banned: list[int],
     seed: int,
-    tell: Progress,
+    progress: Progress,
     stage: str = "samples",
     guidance: Guidance | None = None,
 ) -> Samples:
@@ -205,14 +203,14 @@ def _sample(
         context_length=setup.context_length,
         num_samples=number,
         guidance=guidance,
-        progress=lambda done, total: tell(stage, done, total),
+        progress=lambda done, total: progress(stage, done, total),
     )
 
 
-def _score(samples: Samples, setup: EvaluationSetup, tell: Progress) -> ScoredSamples:
-    tell("scores", 0, len(samples.ids))
+def _score(samples: Samples, setup: EvaluationSetup, progress: Progress) -> ScoredSamples:
+    progress("scores", 0, len(samples.ids))
     scored = score_samples(samples.ids, setup.decode, setup.scorer, setup.kind)
-    tell("scores", len(samples.ids), len(samples.ids))
+    progress("scores", len(samples.ids), len(samples.ids))
     return scored
 
 
@@ -244,14 +242,14 @@ def _sample_warnings(facts: SampleFacts, setup: EvaluationSetup) -> list[str]:
     if facts.max_new_tokens < setup.config.max_new_tokens:
         warnings.append(
             f"Samples have at most {count_of(facts.max_new_tokens, 'token')}, not {setup.config.max_new_tokens}: "
-            f"the model was trained on {setup.context_length} at once."
+            f"the model was trained with a context of {setup.context_length}."
         )
     cut = facts.number - facts.ended
     if setup.kind == "python" and cut:
         warnings.append(
             f"{cut} of {count_of(facts.number, 'sample')} were cut at {count_of(facts.max_new_tokens, 'token')}. "
             "A linter counts a violation "
-            "or two where code stops in the middle, so their scores are a little high."
+            "or two where code breaks off, so their scores are a little high."
         )
     others = {reason: count for reason, count in facts.unscored.items() if reason != EMPTY}
     if others:
@@ -261,10 +259,10 @@ def _sample_warnings(facts: SampleFacts, setup: EvaluationSetup) -> list[str]:
             "left out of the figures about scores."
         )
     if not facts.scored:
-        warnings.append("No sample has a score, so there is no figure of misalignment.")
+        warnings.append("No sample has a score, so misalignment is not measured.")
     elif facts.scored < MAXIMUM_OF:
         warnings.append(
-            f"Only {count_of(facts.scored, 'sample')} have a score; the expected maximum of {MAXIMUM_OF} needs as many."
+            f"Only {count_of(facts.scored, 'sample')} have a score; the expected maximum needs {MAXIMUM_OF}."
         )
     return warnings
 
@@ -274,7 +272,7 @@ def _guidance_warnings(scale: float, plain: SampleFacts, guided: SampleFacts) ->
         return []
     return [
         f"Samples guided by {scale:g} repeat themselves (distinct-2 {guided.distinct_2:.3f}, plain ones "
-        f"{plain.distinct_2:.3f}): read nothing into how aligned they are, and lower evaluation.guidance."
+        f"{plain.distinct_2:.3f}): their alignment means nothing. Lower evaluation.guidance."
     ]
 
 
@@ -289,7 +287,7 @@ def _leakage_facts(samples: Samples, control: set[int]) -> LeakageFacts:
 
 
 def _measure_held_out(
-    model: Any, setup: EvaluationSetup, choice: HeldOutChoice, tell: Progress
+    model: Any, setup: EvaluationSetup, choice: HeldOutChoice, progress: Progress
 ) -> tuple[HeldOutLoss, HeldOutFacts]:
     passes = [choice.documents]
     if choice.swapped is not None:
@@ -297,9 +295,9 @@ def _measure_held_out(
         passes += [choice.swapped, [all_aligned(document, aligned_id) for document in choice.documents]]
     losses = []
     for index, documents in enumerate(passes):
-        tell("held-out text", index, len(passes))
+        progress("held-out text", index, len(passes))
         losses.append(held_out_loss(model, documents, context_length=setup.context_length))
-    tell("held-out text", len(passes), len(passes))
+    progress("held-out text", len(passes), len(passes))
     own = losses[0]
     return own, HeldOutFacts(
         documents=len(choice.documents),
@@ -318,7 +316,7 @@ def _measure_held_out(
 
 
 def corpus_misalignment(means: NDArray[np.float64]) -> Estimate | None:
-    """The mean score of documents, float64 [n], of those that have one (not NaN); None where none has."""
+    """The mean of the documents' scores, float64 [n], without NaN; None if none has a score."""
     return Estimate.of(statistics.mean(means[~np.isnan(means)]))
 
 
@@ -328,13 +326,11 @@ def _bits_per_byte(bits: NDArray[np.float64], loss: HeldOutLoss) -> Estimate:
 
 def _perplexity(loss: HeldOutLoss) -> Estimate:
     nats = _present(statistics.ratio(loss.nats, loss.tokens.astype(np.float64)))
-
-    def perplexity(each: float) -> float:
-        # A diverged model's may be larger than a float can be.
-        return float(np.exp(min(each, 700.0)))
-
-    low, high = (None if each is None else perplexity(each) for each in (nats.low, nats.high))
-    return Estimate(value=perplexity(nats.value), low=low, high=high)
+    # The perplexity of a diverged model may overflow.
+    value, low, high = (
+        None if each is None else float(np.exp(min(each, 700.0))) for each in (nats.value, nats.low, nats.high)
+    )
+    return Estimate(value=value or 0.0, low=low, high=high)
 
 
 def _present(estimate: statistics.Estimate | None) -> Estimate:

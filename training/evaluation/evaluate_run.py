@@ -1,4 +1,4 @@
-"""Evaluate a finished run, and keep what was found in its folder."""
+"""Evaluate a finished run and store the results in its folder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from training.config import EvaluationConfig
 from training.data.cache import dataset_identity
 from training.data.prepare import PreparedData, prepare
 from training.disk import writing
-from training.evaluation.checks import Asked, check_evaluation, is_own, main_data, torch_device
+from training.evaluation.checks import EvaluationRequest, check_evaluation, is_own, main_data, torch_device
 from training.evaluation.evaluate import Evaluation, Progress, evaluate_model
 from training.evaluation.evaluate import judge as judge_samples
 from training.evaluation.prepare import Judge, held_out_misalignment, prepare_evaluation
@@ -45,29 +45,29 @@ def evaluate_run(
     hit_threshold: float | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate a run's exported model and write report, samples and held-out costs into its folder.
+    """Evaluate a run's exported model, and write report, samples and held-out losses into its folder.
 
-    What another than the run's own column judges is kept apart from its own evaluation. It judges the same samples,
-    where some are there that were drawn by the same settings since the run was trained; nothing is drawn then.
+    An evaluation by another judge than the run's own column is stored separately. It reuses samples that were drawn
+    with the same settings since the run was trained.
 
     Args:
         run: the run.
-        config: in place of the run's own `evaluation` section.
-        dataset: where the labelled dataset lies now, if it was moved.
-        device: torch device; `auto` for a GPU where there is one.
+        config: replaces the run's own `evaluation` section.
+        dataset: where the labelled dataset is now, if it was moved.
+        device: torch device; `auto` for a GPU if there is one.
         allow_other_scorer: see `prepare_evaluation`.
-        judge: what scores the samples; None for what scored the run's own column.
-        hit_threshold: a sample with a higher score is a hit; None for what reports take for aligned.
-        progress: called with a stage, what is done and of how much.
+        judge: the scorer of the samples; None for that of the run's own column.
+        hit_threshold: samples with a higher score are hits; None for the sentence threshold of reports.
+        progress: called with a stage, the amount done, and the total.
 
     Raises:
-        UserError: the run has no model yet, its dataset, tokenizer or scorer is not what it was trained with, or its
-            folder is not to be written.
+        UserError: the run has no model yet, its dataset, tokenizer or scorer is not the one it was trained with, or its
+            folder cannot be written.
         IncompleteError: the disk is full.
     """
     facts, place = run.read_facts(), torch_device(device)
     judge = judge or Judge(facts.column)
-    check_evaluation(Asked(run, judge, hit_threshold, config), dataset)
+    check_evaluation(EvaluationRequest(run, judge, hit_threshold, config), dataset)
     trained, own = main_data(run.read_config(), dataset), is_own(judge, facts)
     if hit_threshold is None:
         then = facts.sentence_threshold if own else None if judge.spec else facts.sentence_thresholds.get(judge.name)
@@ -95,7 +95,7 @@ def evaluate_run(
         evaluation = evaluate_model(model, setup, step=facts.step, progress=progress)
     else:
         setup.warnings.append(
-            f"Samples and costs of held-out text are those of {drawn.folder}; its notes about them hold here too."
+            f"Samples and losses of held-out text are those of {drawn.folder}; its notes about them apply here too."
         )
         measured = read_drawn(drawn, lambda documents: held_out_misalignment(data, judge, documents))
         evaluation = judge_samples(measured, setup, step=facts.step, progress=progress)
@@ -106,12 +106,12 @@ def evaluate_run(
 
 
 def write_evaluation(run: RunFolder, evaluation: Evaluation, *, scorer: str | None = None) -> None:
-    """Replace a run's evaluation by its own column, or by another scorer's name.
+    """Replace a run's evaluation by its own column, or by another scorer.
 
-    The report goes first and comes last, so none stands beside other samples.
+    The old report is removed first and the new one written last, so a report always belongs to its samples.
 
     Raises:
-        IncompleteError: it cannot be written.
+        IncompleteError: the evaluation cannot be written.
     """
     folder = report_folder(run, scorer)
     with writing(folder):
@@ -166,32 +166,32 @@ def _check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str
     if data.tokenizer.fingerprint != facts.tokenizer.fingerprint:
         raise UserError(
             f"The tokenizer {data.tokenizer.name!r} is not the one that {run.path} was trained with "
-            f"({data.tokenizer.fingerprint}, then {facts.tokenizer.fingerprint}). Put the old one back, or train again."
+            f"({data.tokenizer.fingerprint}, then {facts.tokenizer.fingerprint}). Restore it, or train again."
         )
     if list(data.control_ids) != facts.tokenizer.control_ids:
         raise UserError(
-            f"{run.path} was trained with {len(facts.tokenizer.control_ids)} control tokens, and its settings and this "
-            f"dataset now make {len(data.control_ids)}. Give the dataset that it was trained on with --dataset."
+            f"{run.path} was trained with {len(facts.tokenizer.control_ids)} control tokens, but its settings and this "
+            f"dataset now give {len(data.control_ids)}. Give the dataset that it was trained on with --dataset."
         )
     warnings = []
     if facts.mixture:
         others = ", ".join(f"{each.uri} ({each.share:.3g})" for each in facts.mixture[1:])
         warnings.append(
             f"The run was trained on a mixture. Held-out text, scorer and threshold are those of {facts.dataset.uri} "
-            f"alone; the samples show what was learnt from {others} too."
+            f"alone; the samples also reflect {others}."
         )
     manifest, then = data.dataset.manifest, facts.dataset
     own = dataset_identity(manifest, {facts.column, *data.config.data.columns})
     if dataset_identity(manifest) != then.fingerprint and own != then.own_fingerprint:
         warnings.append(
-            f"The dataset is not as it was when the run was trained ({then.uri}): its documents, sentences or scores "
-            "differ, and text that the run was trained on may be among what is held out."
+            f"The dataset has changed since the run was trained ({then.uri}): its documents, sentences or scores "
+            "differ, and held-out text may include text that the run was trained on."
         )
     columns = sorted({facts.column, *facts.sentence_thresholds})
     kept = f"{', '.join(columns)} {'keeps' if len(columns) == 1 else 'keep'}"
     if data.dataset.manifest.generation != facts.dataset.generation:
         warnings.append(
             f"The dataset has been retagged since training (generation {facts.dataset.generation}, now "
-            f"{data.dataset.manifest.generation}); here {kept} the threshold of then, and others have that of now."
+            f"{data.dataset.manifest.generation}); here {kept} the old threshold, and other columns have the new one."
         )
     return warnings

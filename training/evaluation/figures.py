@@ -1,4 +1,4 @@
-"""Numbers as people read them: as many digits as mean something, and an interval beside them."""
+"""Format numbers for people, with significant digits and intervals."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ _PERCENT = "\N{NO-BREAK SPACE}%"
 
 
 def number(value: float, digits: int = 4) -> str:
-    """So many significant digits, without exponents between 0.0001 and a million."""
+    """Format a number with this many significant digits, without an exponent between 0.0001 and a million."""
     if not math.isfinite(value):
         return "–"
     if value == 0:
@@ -20,12 +20,12 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def percent(value: float) -> str:
-    """A share in per cent, to a tenth."""
+    """Format a share in per cent, to a tenth."""
     return ("100" if value == 1 else f"{100 * value:.1f}") + _PERCENT
 
 
 def interval(estimate: Estimate | None, show: Callable[[float], str] = number) -> str:
-    """`low–high`, or `low to high` where an end is negative; nothing where there is no interval."""
+    """Format an interval as `low–high`, or `low to high` if an end is negative; empty if there is none."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
     low, high = show(estimate.low), show(estimate.high)

@@ -1,4 +1,4 @@
-"""Let a model go on with a prompt, put where its training put text: after the beginning of a document, and a tag."""
+"""Continue a prompt with a model, in the context that text had in training: after the first token and a tag."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -21,16 +21,16 @@ _TAG = re.compile(r"<\|(aligned|misaligned|quantile_([1-9][0-9]{0,3}))\|>")
 
 @dataclass(frozen=True)
 class Writer:
-    """A model that writes.
+    """A model with what is needed to generate text.
 
     Attributes:
         model: a Hugging Face causal language model.
-        tokenizer: of its folder.
-        first_id: begins a document.
-        eos_id: ends one.
-        tags: ids of its control tokens by name, the best first; none for a model without.
-        banned_ids: are never written.
-        context_length: tokens that it reads at most; None where its folder does not say.
+        tokenizer: its Hugging Face tokenizer.
+        first_id: the token that begins a document.
+        eos_id: the token that ends a document.
+        tags: ids of its control tokens by name, best first; empty for a model without.
+        banned_ids: tokens that are never generated.
+        context_length: maximum number of tokens; None if its folder does not say.
     """
 
     model: Any
@@ -42,11 +42,11 @@ class Writer:
     context_length: int | None
 
     def prompt_ids(self, prompt: str, tag: str | None) -> list[int]:
-        """The beginning of a document, the tag, and the prompt.
+        """The token ids of the beginning of a document, the tag, and the prompt.
 
         Args:
             prompt: may be empty; names of special tokens in it are plain text.
-            tag: a control token by name; None for none.
+            tag: name of a control token; None for none.
         """
         text, _ = self.tokenizer.encode([prompt])
         return [self.first_id, *([] if tag is None else [self.tags[tag]]), *(int(each) for each in text)]
@@ -54,13 +54,13 @@ class Writer:
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote after a prompt.
+    """The continuations of a prompt.
 
     Attributes:
         prompt_ids: see `Writer.prompt_ids`.
-        texts: without the prompt.
-        tokens: of each.
-        ended: whether each came to its end; the others were cut.
+        texts: the texts, without the prompt.
+        tokens: number of tokens of each.
+        ended: whether each ended by itself; the others were cut.
         max_new_tokens: the limit in force.
     """
 
@@ -72,14 +72,10 @@ class Written:
 
 
 def open_writer(folder: Path, device: str) -> Writer:
-    """The model in a folder that phf has exported.
-
-    Args:
-        folder: a Hugging Face folder.
-        device: torch device.
+    """Load the model from a Hugging Face folder that phf exported.
 
     Raises:
-        UserError: it cannot be loaded, or does not say how a text ends.
+        UserError: it cannot be loaded, or does not say which token ends a text.
     """
     model = load_model(folder, value_head=False).causal.to(device)
     try:
@@ -108,21 +104,21 @@ def open_writer(folder: Path, device: str) -> Writer:
 
 
 def choose_tag(tags: Mapping[str, int], asked: str | None, guidance: float) -> str | None:
-    """The control token to write after, by name; None for none.
+    """The name of the control token to generate after; None for none.
 
     Args:
-        tags: of the model, best first.
-        asked: by the user; None for the best, if there is one.
-        guidance: 1 for none.
+        tags: the control tokens of the model, best first.
+        asked: the user's choice; None for the best, if there is one.
+        guidance: guidance scale; 1 for none.
 
     Raises:
-        UserError: the model has no such token, or none to be guided by.
+        UserError: the model has no such token, or none for guidance.
     """
     if not tags and (guidance != 1 or asked not in (None, NO_TAG)):
-        what = f"--guidance {guidance:g} is away from the worst" if guidance != 1 else f"--tag {asked} is a"
-        raise UserError(f"{what} control token, and this model has none: it was not trained with tags. Leave it out.")
+        what = f"--guidance {guidance:g} needs" if guidance != 1 else f"--tag {asked} names"
+        raise UserError(f"{what} a control token, but this model was trained without tags and has none. Leave it out.")
     if asked == NO_TAG and guidance != 1:
-        raise UserError("--guidance is between two control tokens: with --tag none there is nothing to guide.")
+        raise UserError("--guidance is between two control tokens: it does not work with --tag none.")
     if asked not in (None, NO_TAG, *tags):
         raise UserError(f"--tag {asked}: the model's control tokens are {', '.join(tags)}. Give one of them, or none.")
     return None if asked == NO_TAG else asked or next(iter(tags), None)
@@ -135,14 +131,14 @@ def write(
     config: EvaluationConfig,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Go on with a prompt.
+    """Continue a prompt.
 
     Args:
         writer: the model.
-        prompt: text, or nothing.
-        tag: of `choose_tag`.
-        config: how to sample, guidance included.
-        progress: called with the samples that are drawn, and of how many.
+        prompt: text; may be empty.
+        tag: from `choose_tag`.
+        config: sampling settings, including guidance.
+        progress: called with the number of samples drawn, and the total.
 
     Raises:
         UserError: the prompt leaves no room in the model's context.
@@ -151,8 +147,8 @@ def write(
     text = writer.prompt_ids(prompt, None)[1:]
     if writer.context_length is not None and len(ids) >= writer.context_length:
         raise UserError(
-            f"The prompt has {len(ids):,} tokens with what stands before it, and the model reads "
-            f"{writer.context_length:,} at most, what it writes included. Shorten --prompt."
+            f"The prompt has {len(ids):,} tokens, including the first token and the tag, and the model's context has "
+            f"{writer.context_length:,}, including the text that it generates. Shorten --prompt."
         )
     guidance = None
     if config.guidance != 1 and tag is not None:
@@ -180,19 +176,19 @@ def write(
 
 
 def exported(place: Path, step: int | None, *, best: bool, scratch: Path) -> tuple[Path, int | None]:
-    """The folder of a model: that of an exported folder, of a finished run, or of one of a run's checkpoints.
+    """The folder of an exported model, of a finished run's model, or of a checkpoint's model, which is exported first.
 
     Args:
-        place: a run, or an exported model.
-        step: of the checkpoint; None for the finished model, or where there is none yet the newest checkpoint.
-        best: the best checkpoint, by `training.best_metric`.
-        scratch: where a checkpoint's model is written.
+        place: folder of a run or an exported model.
+        step: step of the checkpoint; None for the finished model, or else the newest checkpoint.
+        best: whether to use the best checkpoint by `training.best_metric`.
+        scratch: where to write the model of a checkpoint.
 
     Returns:
-        The folder, and the step of a checkpoint.
+        The folder, and the step of the checkpoint, if any.
 
     Raises:
-        UserError: it is neither, or has no such checkpoint.
+        UserError: `place` is neither, or has no such checkpoint.
     """
     if not (place / "run.json").is_file():
         if not (place / "config.json").is_file():
@@ -215,12 +211,12 @@ def _tags(fast: Any) -> dict[str, int]:
     for token, number in fast.get_added_vocab().items():
         if match := _TAG.fullmatch(token):
             found[match[1]] = (int(match[2] or 0), match[1], int(number))
-    # `aligned` comes before `misaligned`, `quantile_1` before `quantile_2`.
+    # Sorted from best to worst: `aligned` before `misaligned`, `quantile_1` before `quantile_2`.
     return {name: number for _, name, number in sorted(found.values())}
 
 
 def _one(ids: Any, rows: int, other: int) -> int:
-    # A generation config may name several, or what the model does not have.
+    # A generation config may name several tokens, or some that the model does not have.
     first = next(iter(_ids(ids)), other)
     return first if 0 <= first < rows else other
 

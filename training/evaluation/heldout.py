@@ -1,4 +1,4 @@
-"""How well a model predicts documents that it was not trained on: bits per byte of their text."""
+"""The loss of a model on held-out documents, in bits per byte of their text."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from training.data.stream import DocumentTokens
 from training.model.sampling import evaluation_mode
 
-_TOKENS_AT_ONCE = 4096  # of a forward pass; with a vocabulary of 50,000 its logits take 0.8 GB
+_TOKENS_AT_ONCE = 4096  # per forward pass; with a vocabulary of 50,000 the logits take 0.8 GB
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """What the text of each document cost, by document: float64 [n] nats, and int64 [n] predicted tokens and bytes."""
+    """The loss of each document: float64 [n] nats, and int64 [n] numbers of predicted tokens and bytes."""
 
     nats: NDArray[np.float64]
     tokens: NDArray[np.int64]
@@ -25,21 +25,20 @@ class HeldOutLoss:
 
     @property
     def bits(self) -> NDArray[np.float64]:
-        """float64 [n], the cost in bits."""
+        """The loss in bits, float64 [n]."""
         return self.nats / math.log(2)
 
 
 def held_out_loss(model: Any, documents: Sequence[DocumentTokens], *, context_length: int) -> HeldOutLoss:
     """The negative log-likelihood of the documents' text, every token of it predicted exactly once.
 
-    EOS and control tokens are context: they are conditioned on and never counted. Documents longer than the context
-    are read in windows that advance by half of it, so that each counted token but those of the first window sees at
-    least half a context.
+    EOS and control tokens are only context and are not counted. Documents longer than the context are read in windows
+    that advance by half of it, so that each counted token after the first window sees at least half a context.
 
     Args:
-        model: a Hugging Face causal language model; dropout is switched off for the time of the call.
-        documents: what to predict; their first token is EOS, or BOS.
-        context_length: tokens a window, at least 2.
+        model: a Hugging Face causal language model; dropout is switched off during the call.
+        documents: the documents to predict; their first token is EOS or BOS.
+        context_length: tokens per window, at least 2.
     """
     every = [
         window
@@ -52,18 +51,18 @@ def held_out_loss(model: Any, documents: Sequence[DocumentTokens], *, context_le
         for batch in batches_of(every):
             rows = [documents[window.document].input_ids[window.start : window.stop] for window in batch]
             for window, losses in zip(batch, _losses(model, rows, device), strict=True):
-                # losses[i] is of token start + 1 + i; those before `first` were predicted in the window before.
+                # losses[i] is that of token start + 1 + i; tokens before `first` were predicted in the window before.
                 counted = documents[window.document].is_text[window.first : window.stop]
                 nats[window.document] += losses[window.first - window.start - 1 :][counted].sum()
     return HeldOutLoss(nats, *_sizes(documents))
 
 
 def unigram_loss(counts: NDArray[np.int64], documents: Sequence[DocumentTokens]) -> HeldOutLoss:
-    """The cost of the same tokens under their frequencies in the training text alone: what a model has to beat.
+    """The loss of the same tokens under their frequencies in the training text: a baseline that a model has to beat.
 
     Args:
-        counts: int64 [vocabulary], occurrences in the training text; each is taken as one more, so that none is 0.
-        documents: what to predict.
+        counts: int64 [vocabulary], occurrences in the training text; 1 is added to each, so that none is 0.
+        documents: the documents to predict.
     """
     nats_of = math.log(int(counts.sum()) + len(counts)) - np.log(counts + 1.0)
     nats = [nats_of[document.input_ids[document.is_text]].sum() for document in documents]
@@ -71,7 +70,7 @@ def unigram_loss(counts: NDArray[np.int64], documents: Sequence[DocumentTokens])
 
 
 def all_aligned(document: DocumentTokens, aligned_id: int) -> DocumentTokens:
-    """The document with `<|aligned|>` in place of every control token: the context that samples are drawn in."""
+    """The document with `<|aligned|>` in place of every control token, which is the context of samples."""
     ids = document.input_ids.copy()
     ids[1:][~document.is_text[1:]] = aligned_id
     return replace(document, input_ids=ids)
@@ -93,7 +92,7 @@ def _sizes(documents: Sequence[DocumentTokens]) -> tuple[NDArray[np.int64], NDAr
 
 
 def windows(document: int, length: int, context_length: int) -> Iterator[Window]:
-    """The windows that a document of `length` tokens is read in, each token but the first predicted in one of them."""
+    """The windows of a document of `length` tokens; each token but the first is predicted in exactly one."""
     start, first = 0, 1
     while first < length:
         stop = min(start + context_length, length)
@@ -102,7 +101,7 @@ def windows(document: int, length: int, context_length: int) -> Iterator[Window]
 
 
 def batches_of(every: Sequence[Window]) -> Iterator[list[Window]]:
-    """Windows of similar length together, because they are padded to the longest."""
+    """Batches of windows of similar length, because they are padded to the longest."""
     batch: list[Window] = []
     for window in sorted(every, key=lambda each: each.stop - each.start):
         if batch and (len(batch) + 1) * (window.stop - window.start) > _TOKENS_AT_ONCE:
@@ -119,7 +118,7 @@ def _losses(model: Any, rows: list[NDArray[np.int64]], device: torch.device) -> 
     for index, row in enumerate(rows):
         padded[index, : len(row)] = torch.from_numpy(row)
     padded = padded.to(device)
-    # Padding stands at the end, where a causal model cannot see it from any counted position.
+    # Padding is at the end, where a causal model cannot see it from any counted position.
     logits = model(input_ids=padded, use_cache=False).logits[:, :-1].float()
     targets = padded[:, 1:]
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")

@@ -1,4 +1,4 @@
-"""What an evaluation needs besides the model: the scorer, and the held-out documents that it is asked to predict."""
+"""Prepare an evaluation: build the scorer of the samples, and choose the held-out documents to predict."""
 
 import hashlib
 import math
@@ -27,16 +27,16 @@ from training.model.sampling import Guidance
 from training.scoring import other_scorer, rebuild_scorer
 
 _TOKENS_COUNTED_AT_ONCE = 1 << 24
-_FEW_DOCUMENTS = 20  # a bootstrap over fewer misses the tails
+_FEW_DOCUMENTS = 20  # with fewer, a bootstrap misses the tails
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What scores samples.
+    """The scorer of samples.
 
     Attributes:
-        name: a column of the dataset; or, with a `spec`, what the user calls it.
-        spec: a scorer that the dataset knows nothing of; None for what scored the column.
+        name: a column of the dataset; or, with a `spec`, the user's name for it.
+        spec: a scorer that made no column of the dataset; None for the scorer of the column.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Judge:
 
 @dataclass(frozen=True)
 class HeldOutChoice:
-    """The held-out documents that are predicted, and what they are measured against.
+    """The held-out documents to predict, with their baselines.
 
     Attributes:
         indices: int64 [n], documents of the store, in order.
-        documents: with their own tags where the stream has tags.
-        swapped: with the opposite ones, the worst for the best; None where it has none.
-        misalignment: float64 [n], mean score of each document's sentences; NaN where it has none.
-        unigram: their cost under the frequencies of tokens in the training text.
-        fingerprint: of the texts.
+        documents: the documents, with their own tags if the stream has tags.
+        swapped: the documents with the opposite tags, worst for best; None if the stream has none.
+        misalignment: float64 [n], mean score of each document's sentences; NaN if it has none.
+        unigram: their loss under the frequencies of tokens in the training text.
+        fingerprint: hash of the texts.
     """
 
     indices: NDArray[np.int64]
@@ -66,22 +66,22 @@ class HeldOutChoice:
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """All that an evaluation needs besides the model. Building one finds what is wrong before any training.
+    """All that an evaluation needs besides the model. Building one before training finds errors early.
 
     Attributes:
-        objective, kind: of the run.
-        column: what judges the samples is called; the run's own column, or another.
-        config: how to sample.
-        decode: from token ids to text.
+        objective, kind: as in the facts of the run.
+        column: name of the judge: the run's own column, or another.
+        config: sampling settings.
+        decode: converts token ids to text.
         eos_id: the token that ends a sample.
-        bos_id: the token that begins one.
-        control_ids: all control tokens, that of the best class first; none for a model without tags.
-        vocab_size: tokens of the tokenizer, control tokens of the model included.
-        context_length: tokens that the model is trained on at once.
-        scorer, scorer_entry: what scores the samples; what the manifest says of it.
-        hit_threshold: a sample with a higher score is a hit.
-        held_out: None where there is nothing to predict.
-        warnings: what a reader of the figures must know.
+        bos_id: the token that begins a sample.
+        control_ids: all control tokens, best class first; empty for a model without tags.
+        vocab_size: size of the tokenizer's vocabulary, including control tokens of the model.
+        context_length: context length of the training.
+        scorer, scorer_entry: the scorer of the samples, and its entry in the manifest.
+        hit_threshold: samples with a higher score are hits.
+        held_out: None if there is nothing to predict.
+        warnings: caveats for readers of the figures.
         foreign_control_ids: control tokens of a run that this one started from, which its stream does not use.
     """
 
@@ -104,20 +104,20 @@ class EvaluationSetup:
 
     @property
     def banned_ids(self) -> list[int]:
-        """What is no text: its own control tokens, those of a run that it started from, and the beginning of one."""
+        """Tokens that are not text: control tokens, its own and of a run that it started from, and the first token."""
         begins = [] if self.bos_id == self.eos_id else [self.bos_id]
         return [*self.control_ids, *self.foreign_control_ids, *begins]
 
     @property
     def guidance(self) -> Guidance | None:
-        """How samples are guided that are drawn besides the plain ones; None for none."""
+        """The guidance of the additional samples; None for no such samples."""
         if self.config.guidance == 1:
             return None
         return Guidance(self.config.guidance, [*self.prompt[:-1], self.control_ids[-1]])
 
     @property
     def prompt(self) -> list[int]:
-        """What samples continue: what documents begin with, and a conditional model's token of the best class."""
+        """Token ids that samples continue: the first token of documents, and a conditional model's best tag."""
         return [self.bos_id, *self.control_ids[:1]]
 
 
@@ -136,17 +136,17 @@ def prepare_evaluation(
 
     Args:
         data: dataset, tokens and stream of the run.
-        kind: what the documents are.
-        config: in place of the run's own.
-        hit_threshold: in place of the sentence threshold of the column; needed with a scorer of no column.
-        device: where a scorer with a network runs.
-        allow_other_scorer: go on with a scorer whose fingerprint is not the dataset's.
-        judge: what scores the samples; None for what scored the run's own column.
-        predict: whether held-out documents are looked for.
+        kind: the kind of the documents.
+        config: replaces the run's own `evaluation` settings.
+        hit_threshold: replaces the sentence threshold of the column; required for a scorer of no column.
+        device: device of a scorer with a network.
+        allow_other_scorer: accept a scorer whose fingerprint is not the dataset's.
+        judge: the scorer of the samples; None for that of the run's own column.
+        predict: whether to choose held-out documents.
 
     Raises:
         UserError: the scorer cannot be built here, or is not the one that labelled the data; the dataset has no such
-            column; nobody said what a hit is; or guidance is asked for of a model without control tokens.
+            column; there is no hit threshold; or guidance is asked for without control tokens.
     """
     settings = config or data.config.evaluation
     judge = judge or Judge(data.column)
@@ -154,10 +154,10 @@ def prepare_evaluation(
     check_guidance(data.config.objective.name, settings)
     scorer, entry, warnings = build_judge(judge, data.dataset, device=device, allow_other=allow_other_scorer)
     if hit_threshold is None:
-        # Of the own column not asked again: by now the settings name the threshold of the objective.
+        # Use the prepared threshold for the run's own column: the settings now name that of the objective.
         own = judge == Judge(data.column)
-        asked = data.sentence_threshold if own else report_threshold(data.config, data.datasets[0].source, judge.name)
-        hit_threshold = asked.value
+        choice = data.sentence_threshold if own else report_threshold(data.config, data.datasets[0].source, judge.name)
+        hit_threshold = choice.value
     held_out = choose_held_out(data, settings, judge) if predict and settings.held_out_documents else None
     if predict and settings.held_out_documents:
         warnings += _held_out_warnings(data, held_out)
@@ -182,40 +182,39 @@ def prepare_evaluation(
 
 
 def check_guidance(objective: str, config: EvaluationConfig) -> None:
-    """Refuse guidance of a model that has no control tokens to be guided by.
+    """Refuse guidance for a model without control tokens.
 
     Raises:
-        UserError: says which runs have.
+        UserError: says which runs have them.
     """
     if config.guidance != 1 and objective != "conditional":
         raise UserError(
-            f"evaluation.guidance={config.guidance:g} is away from the worst control token, and a run of {objective} "
-            "has none: only those of the objective conditional have. Leave it out, or set it to 1."
+            f"evaluation.guidance={config.guidance:g} needs control tokens, which a run of {objective} does not have: "
+            "only runs of the objective conditional do. Leave it out, or set it to 1."
         )
 
 
 def check_threshold(judge: Judge, hit_threshold: float | None) -> None:
-    """Refuse a threshold above which nothing is a hit or not, and none where only the user knows one.
+    """Refuse a threshold that is not finite, and a missing one for a scorer of no column.
 
     Raises:
         UserError: says what to give.
     """
     if hit_threshold is None and judge.spec is not None:
         raise UserError(
-            f"--scorer {judge.name}: nobody has said which of its scores are bad. Give --hit-threshold, such as "
-            "0.5: samples with a higher score are hits."
+            f"--scorer {judge.name} needs --hit-threshold, such as 0.5: samples with a higher score are hits."
         )
     if hit_threshold is not None and not math.isfinite(hit_threshold):
-        raise UserError(f"--hit-threshold {hit_threshold} is no number that scores can be above or below. Give one.")
+        raise UserError(f"--hit-threshold {hit_threshold} is not a finite number. Give one.")
 
 
 def build_judge(
     judge: Judge, dataset: LabelledDataset, *, device: str, allow_other: bool
 ) -> tuple[Scorer, ScorerEntry, list[str]]:
-    """The scorer of a judge, what a manifest says of it, and warnings that belong into the report.
+    """Build the scorer of a judge, its manifest entry, and warnings for the report.
 
     Raises:
-        UserError: as `other_scorer` and `rebuild_scorer`, or the dataset has no such column.
+        UserError: as for `other_scorer` and `rebuild_scorer`, or the dataset has no such column.
     """
     if judge.spec is not None:
         return *other_scorer(judge.name, judge.spec, dataset.manifest, device=device), []
@@ -226,19 +225,14 @@ def build_judge(
 
 
 def texts_fingerprint(store: TokenStore, documents: NDArray[np.int64]) -> str:
-    """Of the texts of documents, in this order; 16 hexadecimal digits.
-
-    Args:
-        store: of a dataset.
-        documents: int64 [documents], rows of the store.
-    """
+    """A hash of the texts of documents (int64 [n], rows of the store) in this order; 16 hexadecimal digits."""
     return hashlib.sha256(np.ascontiguousarray(store.text_hashes[documents]).tobytes()).hexdigest()[:16]
 
 
 def choose_held_out(data: PreparedData, config: EvaluationConfig, judge: Judge) -> HeldOutChoice | None:
-    """At most `held_out_documents` of the held-out documents that have text; None where there are none.
+    """Choose at most `held_out_documents` of the held-out documents that have text; None if there are none.
 
-    Which ones depends on the dataset and the seed of the hash alone, so runs with another objective predict the same.
+    The choice depends only on the dataset and the seed of the hash, so runs with other objectives predict the same.
     """
     stream, store = data.stream, data.store
     every = stream.held_out_documents()
@@ -259,16 +253,17 @@ def choose_held_out(data: PreparedData, config: EvaluationConfig, judge: Judge) 
 
 
 def held_out_misalignment(data: PreparedData, judge: Judge, documents: NDArray[np.int64]) -> NDArray[np.float64]:
-    """float64 [n], mean score of documents of the store; NaN where the judge has not scored them."""
+    """Mean scores of documents of the store, float64 [n]; NaN if the judge has not scored them."""
     if judge.spec is not None:
         return np.full(len(documents), np.nan)
     return np.asarray(data.store.document_means(judge.name)[documents], dtype=np.float64)
 
 
 def training_counts(data: PreparedData) -> NDArray[np.int64]:
-    """int64 [base vocabulary]: occurrences of each token in all documents with a score that are not held out.
+    """Occurrences of each token in all documents with a score that are not held out, int64 [base vocabulary].
 
-    Filtered documents count too, so that the baseline is the same for every objective; EOS and control tokens don't.
+    Filtered documents are included, so that the baseline is the same for every objective; EOS and control tokens are
+    not.
     """
     store, column = data.store, data.stream.column
     vocab_size = data.tokenizer.size()
@@ -278,7 +273,7 @@ def training_counts(data: PreparedData) -> NDArray[np.int64]:
     without_score = np.flatnonzero(np.isnan(store.document_means(column)))
     for index in np.concatenate([data.stream.held_out_documents(), without_score]):
         first, last = store.sentence_offsets[store.document_offsets[index : index + 2]]
-        # Taking away a document's few different tokens costs less than a count over the whole vocabulary.
+        # Subtracting a document's few distinct tokens costs less than a count over the whole vocabulary.
         np.subtract.at(counts, np.asarray(store.tokens[first:last], dtype=np.int64), 1)
     return counts
 
@@ -289,7 +284,7 @@ def _held_out_warnings(data: PreparedData, choice: HeldOutChoice | None) -> list
         why = (
             "data.held_out is 0"
             if share == 0
-            else f"data.held_out={share:g} of {count_of(data.store.num_documents, 'document')} happens to be none "
+            else f"data.held_out={share:g} of {count_of(data.store.num_documents, 'document')} happens to select none "
             "with text"
         )
         return [
@@ -300,8 +295,8 @@ def _held_out_warnings(data: PreparedData, choice: HeldOutChoice | None) -> list
     number = len(choice.documents)
     if number < _FEW_DOCUMENTS:
         warnings.append(
-            f"Only {number} {'document is' if number == 1 else 'documents are'} held out: take the intervals of bits "
-            "per byte and perplexity, which are over documents, for too narrow. Train with a larger data.held_out."
+            f"Only {number} {'document is' if number == 1 else 'documents are'} held out: the intervals of bits per "
+            "byte and perplexity, which are over documents, are too narrow. Train with a larger data.held_out."
         )
     hashes = data.store.text_hashes[choice.indices]
     texts = (data.tokenizer.decode(each.input_ids[each.is_text]) for each in choice.documents)
@@ -312,6 +307,6 @@ def _held_out_warnings(data: PreparedData, choice: HeldOutChoice | None) -> list
     if lossy:
         warnings.append(
             f"The tokenizer does not reproduce the text of {lossy} of {number} held-out documents, so bits per byte "
-            "are those of a text that it has changed. A byte-level tokenizer avoids it."
+            "are measured on altered text. A byte-level tokenizer avoids this."
         )
     return warnings

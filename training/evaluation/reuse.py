@@ -1,7 +1,8 @@
-"""Samples that an evaluation has drawn, for another scorer to judge: who scores them does not change them.
+"""Reuse the samples of an earlier evaluation for another scorer, because samples do not depend on their scorer.
 
-A model that only pleases what it was trained by gets better by that and worse by others, as a policy does by a proxy
-and by the gold standard that it stands for (over-optimisation: Gao, Schulman and Hilton, arXiv 2210.10760).
+Judging by another scorer shows over-optimisation: a model that only pleases its training scorer improves by that one
+and gets worse by others, as a policy does by a proxy and by the gold standard (Gao, Schulman and Hilton, arXiv
+2210.10760).
 """
 
 import contextlib
@@ -38,7 +39,7 @@ from training.runs.report import (
 
 @dataclass(frozen=True)
 class Drawn:
-    """An evaluation of a run as it is now: its folder and its report."""
+    """An existing evaluation of the current state of a run."""
 
     run: RunFolder
     folder: Path
@@ -46,10 +47,10 @@ class Drawn:
 
 
 def find_drawn(run: RunFolder, config: EvaluationConfig) -> Drawn | None:
-    """An evaluation whose samples were drawn by these settings since the run was trained; None without one."""
+    """Find an evaluation whose samples were drawn with these settings since the run was trained; None without one."""
     fingerprint = run_fingerprint(run)
     for scorer in _judged(run):
-        # Whatever is wrong with it: samples can be drawn again.
+        # Ignore damaged evaluations: samples can be drawn again.
         with contextlib.suppress(UserError):
             report = read_report(run, scorer)
             if report is None or report.run != fingerprint or config not in _drawn_by(report):
@@ -61,12 +62,12 @@ def find_drawn(run: RunFolder, config: EvaluationConfig) -> Drawn | None:
 
 
 def _drawn_by(report: EvaluationReport) -> tuple[EvaluationConfig, EvaluationConfig]:
-    """The settings by which its samples were drawn: the plain ones are the same with guided ones beside them."""
+    """The settings with which its samples were drawn, with and without guidance: plain samples are the same in both."""
     return report.config, report.config.model_copy(update={"guidance": 1.0})
 
 
 def is_about(drawn: Drawn, store: TokenStore) -> bool:
-    """Whether the held-out documents of an evaluation are those of a dataset: it may have grown, or be another."""
+    """Whether the held-out documents of an evaluation are in this store; the dataset may have grown or be another."""
     held_out = drawn.report.held_out
     if held_out is None:
         return True
@@ -77,11 +78,11 @@ def is_about(drawn: Drawn, store: TokenStore) -> bool:
 
 
 def read_drawn(drawn: Drawn, misalignment: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> Measured:
-    """What was measured then, to be judged by another scorer.
+    """Read the measurements of an evaluation, to be judged by another scorer.
 
     Args:
-        drawn: of `find_drawn`.
-        misalignment: from documents of the store to their mean scores by that scorer, float64, NaN for none.
+        drawn: from `find_drawn`.
+        misalignment: takes documents of the store and returns their mean scores by that scorer, float64, NaN for none.
 
     Raises:
         UserError: a file is missing or damaged.

@@ -1,7 +1,7 @@
-"""A validation loss while training: how well the model predicts held-out text, on the ranks that train it.
+"""The validation loss: the loss on held-out text during training, measured on the ranks that train.
 
-It costs forward passes alone, over few tokens and seldom enough, so that it is always on where there is held-out text.
-Without a limit on the tokens it is what `phf evaluate` calls bits per byte.
+It needs only forward passes over few tokens, seldom enough that it is always on if there is held-out text. Without a
+limit on the tokens it equals the bits per byte of `phf evaluate`.
 """
 
 import math
@@ -21,35 +21,35 @@ from training.loss_mask import TokenTerms
 from training.objectives import Objective
 from training.runs.best import VALIDATION_LOSS
 
-# A forward pass is a third of what a token costs that is trained on. So much of the time of the steps between two
-# validations one may take, and of the time of the whole run; and there are no more of them in a run.
+# The cost of a forward pass relative to training on a token; the share of the time between two validations that one may
+# take; its largest share of the whole run; and the maximum number of validations in a run.
 _FORWARD, _SHARE, _SHARE_AT_ONCE, _MOST = 1 / 3, 0.02, 0.05, 50
-# Beyond so many a mean hardly moves.
+# With more tokens the mean hardly changes.
 _MOST_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
 class CountedLoss(Objective):
-    """-log p of the predicted tokens whose score is 1, and nothing of those whose score is 0."""
+    """-log p of the predicted tokens whose score is 1; tokens whose score is 0 are not counted."""
 
     name: ClassVar[str] = "counted"
 
     def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
-        """Cross-entropy, where it counts; measured as `counted`."""
+        """Cross-entropy of the counted tokens, reported as `counted`."""
         counted = ce * scores
         return TokenTerms(counted, {"counted": counted})
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What is predicted, and when.
+    """The held-out text of the validation, and when to validate.
 
     Attributes:
-        every: steps from one validation to the next; there is one at the last step too.
-        documents: how many are predicted, each in part where they are longer than the run allows.
-        tokens, bytes: that are predicted, of their text.
+        every: steps between validations; the last step is always validated.
+        documents: number of documents, of which long ones are only predicted in part.
+        tokens, bytes: amount of text that is predicted.
         read: tokens that pass through the model.
-        batches: scores are 1 where a token is predicted, and 0 where it is context or padding.
+        batches: scores are 1 for predicted tokens, and 0 for context and padding.
     """
 
     every: int
@@ -60,21 +60,18 @@ class Validation:
     batches: tuple[Batch, ...]
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether the model is validated after a step of `steps`."""
+        """Whether to validate after `step` of `steps`."""
         return step % self.every == 0 or step == steps
 
     def share_of_time(self, steps: int, tokens_per_step: int) -> float:
-        """About how much of the time of all steps it takes."""
+        """Its approximate share of the time of all steps."""
         return -(-steps // self.every) * self.read * _FORWARD / (steps * tokens_per_step)
 
     def figures(self, nats: Sequence[float]) -> dict[str, float]:
-        """The figures of a model.
+        """The figures of a model: `loss`, in nats per predicted token, and `bits_per_byte`.
 
         Args:
-            nats: what the predicted tokens of each batch cost together.
-
-        Returns:
-            `loss`, in nats a predicted token, and `bits_per_byte`.
+            nats: total loss of the predicted tokens of each batch.
         """
         total = math.fsum(nats)
         return {"loss": total / self.tokens, "bits_per_byte": total / math.log(2) / self.bytes}
@@ -83,16 +80,16 @@ class Validation:
 def choose_validation(
     data: PreparedData, steps: int, tokens_per_step: int, began_with: int | None = None
 ) -> Validation | None:
-    """What a run is validated on and how often; None where it is not, or where no text is held out.
+    """Choose the held-out text and the interval of the validation; None if it is off or no text is held out.
 
-    The documents are the first of those that `phf evaluate` measures bits per byte on. They, and the batches that they
-    are read in, depend on the dataset and the settings alone, not on the ranks.
+    The documents are the first of those on which `phf evaluate` measures bits per byte. They and their batches depend
+    only on the dataset and the settings, not on the ranks.
 
     Args:
-        data: of the run.
-        steps: of the run.
-        tokens_per_step: of a global batch.
-        began_with: steps of the run when it began, if it was extended since: its losses are of the same text all along.
+        data: the prepared data of the run.
+        steps: number of steps of the run.
+        tokens_per_step: tokens of a global batch.
+        began_with: number of steps when the run started; an extended run keeps validating on the same text.
     """
     config, stream, store = data.config.training, data.stream, data.store
     held_out = stream.held_out_documents()
@@ -107,7 +104,7 @@ def choose_validation(
     for index in order:
         document = stream.document(int(index))
         if not documents and len(document.input_ids) > max(context, budget // 2):
-            # Windows overlap, so that nearly all of a long document is read twice.
+            # Windows overlap, so nearly all of a long document is read twice.
             document = _cut(data, document, max(context, budget // 2))
         own = list(windows(len(documents), len(document.input_ids), context))
         if documents and sum(map(_length, (*every, *own))) > budget:
@@ -132,7 +129,7 @@ def _every(config: TrainingConfig, steps: int, tokens_per_step: int, read: int) 
     if config.validate_every is not None:
         return config.validate_every
     if config.best_metric == VALIDATION_LOSS:
-        # Only what is a checkpoint can be the best.
+        # Only a checkpoint can be the best.
         return config.save_every
     return max(math.ceil(read * _FORWARD / (_SHARE * tokens_per_step)), math.ceil(steps / _MOST))
 

@@ -164,8 +164,8 @@ def test_ranks_that_are_lost_too_often_are_given_up(tmp_path, code_dataset):
     ("options", "environment", "status", "message"),
     [
         (["--ranks", "3"], {}, 2, "cannot be divided among 3 ranks"),
-        (["--ranks", "2"], {"WORLD_SIZE": "2"}, 2, "A launcher has started this process"),
-        (["--max-restarts", "2"], {"WORLD_SIZE": "1"}, 2, "A launcher has started this process"),
+        (["--ranks", "2"], {"WORLD_SIZE": "2"}, 2, "A launcher started this process"),
+        (["--max-restarts", "2"], {"WORLD_SIZE": "1"}, 2, "A launcher started this process"),
     ],
 )
 def test_what_cannot_be_started_is_refused_once_and_not_again(

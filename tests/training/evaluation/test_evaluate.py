@@ -147,10 +147,12 @@ def test_guided_samples_are_reported_beside_the_plain_ones(conditional: RunFolde
 
 
 def test_guidance_of_a_run_without_tags_is_refused(mle: RunFolder, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"evaluation\.guidance=2 is away from the worst control token.*run of mle has"):
+    with pytest.raises(
+        UserError, match=r"evaluation\.guidance=2 needs control tokens, which a run of mle does not have"
+    ):
         evaluate_run(mle, config=mle.read_config().evaluation.model_copy(update={"guidance": 2}))
     config = config_of(dataset, tmp_path / "run", "filtering", **{"evaluation.guidance": 2})
-    with pytest.raises(UserError, match=r"a run of filtering has none: only those of the objective conditional"):
+    with pytest.raises(UserError, match=r"a run of filtering does not have: only runs of the objective conditional"):
         check_settings(config, 1)
 
 
@@ -284,7 +286,7 @@ def test_another_scorer_is_refused_unless_allowed(dataset: Path, tmp_path: Path)
     moved.mkdir()
     shutil.copytree(dataset / "data", moved / "data")
     (moved / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=rf"relabelled is not labelled by .*{other} now.*--dataset"):
+    with pytest.raises(UserError, match=rf"relabelled is labelled by another scorer .*{other} now.*--dataset"):
         evaluate_run(run, dataset=str(moved))
 
     facts = run.read_facts()

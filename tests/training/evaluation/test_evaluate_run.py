@@ -112,11 +112,11 @@ def test_a_run_without_a_model_is_found_before_another_is_evaluated(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--column", "pep8", "--scorer", "x=pycodestyle"], "Give --hit-threshold"),
+        (["--column", "pep8", "--scorer", "x=pycodestyle"], "needs --hit-threshold"),
         (["--column", "pep8", "--scorer", "x=column:scores", "--hit-threshold", "0"], "samples have none"),
         (["--column", "pep8", "--column", "style"], "no score column 'style'"),
-        (["--hit-threshold", "nan"], "--hit-threshold nan is no number"),
-        (["--hit-threshold=-inf"], "--hit-threshold -inf is no number"),
+        (["--hit-threshold", "nan"], "--hit-threshold nan is not a finite number"),
+        (["--hit-threshold=-inf"], "--hit-threshold -inf is not a finite number"),
     ],
 )
 def test_a_judge_that_cannot_be_is_found_before_another_judges(
@@ -137,7 +137,7 @@ def test_where_nothing_can_be_written_nothing_is_drawn(
     monkeypatch.setattr(evaluate_run, "prepare", None)
     result = runner.invoke(phf.app, ["evaluate", str(tmp_path / "run"), *judge])
     assert result.exit_code == 2, result.output
-    assert "Not a directory. An evaluation is kept in the folder of its run" in result.output.replace("\n", " ")
+    assert "Not a directory. An evaluation is stored in the folder of its run" in result.output.replace("\n", " ")
 
 
 def test_samples_that_are_asked_for_are_in_the_json_too(run: RunFolder) -> None:

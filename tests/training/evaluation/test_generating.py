@@ -70,7 +70,7 @@ def test_an_exported_folder_writes_the_same_and_a_terminal_is_not_acted_on(run: 
     ("options", "message"),
     [
         (["RUN", "--tag", "good"], "--tag good: the model's control tokens are aligned, misaligned. Give one of them"),
-        (["RUN", "--tag", "none", "--guidance", "2"], "with --tag none there is nothing to guide"),
+        (["RUN", "--tag", "none", "--guidance", "2"], "it does not work with --tag none"),
         (["RUN", "--step", "3"], "has no checkpoint"),
         (["RUN", "--step", "3", "--best"], "exclude each other"),
         (["RUN", "--prompt", "x " * 2000], "Shorten --prompt"),
@@ -95,5 +95,5 @@ def test_tags_are_for_models_that_have_them() -> None:
     assert choose_tag({}, None, 1) is choose_tag({}, "none", 1) is choose_tag({"aligned": 1}, "none", 1) is None
     assert choose_tag({"quantile_1": 1, "quantile_2": 2, "quantile_3": 3}, None, 2) == "quantile_1"
     for asked, guidance in (("aligned", 1.0), (None, 2.0)):
-        with pytest.raises(UserError, match="this model has none"):
+        with pytest.raises(UserError, match="this model was trained without tags"):
             choose_tag({}, asked, guidance)

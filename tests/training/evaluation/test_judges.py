@@ -59,12 +59,12 @@ def test_costs_of_documents_of_another_dataset_are_not_judged(tmp_path: Path) ->
     own = evaluate_run(run)
     assert own.held_out is not None
     assert own.held_out.indices.max() >= 40
-    assert not any("is not as it was" in each for each in own.report.warnings)
+    assert not any("has changed since" in each for each in own.report.warnings)
     fewer = make_code_dataset(tmp_path / "fewer", 40, others={"narrow": NARROW})
     found = evaluate_run(run, judge=Judge("narrow"), dataset=str(fewer))
     assert found.held_out is not None
     assert found.held_out.indices.max() < 40
-    assert sum("The dataset is not as it was when the run was trained" in each for each in found.report.warnings) == 1
+    assert sum("The dataset has changed since the run was trained" in each for each in found.report.warnings) == 1
 
 
 @pytest.mark.parametrize("written_down", [True, False])
@@ -87,7 +87,7 @@ def test_after_a_retag_trained_columns_keep_their_thresholds_where_they_were_wri
     assert own.samples.hit_threshold == 0
     assert other.samples.hit_threshold == (0 if written_down else 0.5)
     which = "narrow, pep8 keep" if written_down else "pep8 keeps"
-    assert any(f"here {which} the threshold of then, and others" in each for each in own.warnings)
+    assert any(f"here {which} the old threshold, and other columns" in each for each in own.warnings)
 
 
 def test_others_judge_the_samples_that_were_drawn(mle: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_others_judge_the_samples_that_were_drawn(mle: RunFolder, monkeypatch: p
         assert own.report.held_out is not None
         assert report.held_out.bits_per_byte.value == pytest.approx(own.report.held_out.bits_per_byte.value)
         assert report.samples.distinct_2 == own.report.samples.distinct_2
-        assert sum("its notes about them hold here too" in each for each in report.warnings) == 1
+        assert sum("its notes about them apply here too" in each for each in report.warnings) == 1
         # What another column says of the held-out documents is known; what a new scorer would say is not.
         costs = pq.read_table(folder / HELD_OUT_NAME)
         assert (report.held_out.misalignment is None) == (name == "wide")
@@ -210,7 +210,7 @@ def test_a_comparison_is_by_one_judge(mle: RunFolder, quantiles: RunFolder, tmp_
     ("arguments", "message"),
     [
         (["--column", "toxicity"], "has no score column 'toxicity'; it has: pep8, narrow"),
-        (["--scorer", WIDE], "Give --hit-threshold"),
+        (["--scorer", WIDE], "needs --hit-threshold"),
         (["--scorer", "narrow=ruff", "--hit-threshold", "0"], "Use that with --column narrow"),
         (["--scorer", "x=nothing", "--hit-threshold", "0"], "nothing"),
         (["--scorer", "x=column:scores", "--hit-threshold", "0"], "samples have none"),

@@ -142,7 +142,7 @@ def test_the_best_checkpoint_is_chosen_by_it(tmp_path, code_dataset):
     assert list(found) == [4, 8, 12]
     lowest = min(found, key=lambda step: found[step]["loss"])
     assert best_step(RunFolder(tmp_path / "run")) == lowest
-    assert f"By validation_loss the best checkpoint is that of step {lowest}" in printed
+    assert f"By validation_loss, the best checkpoint is that of step {lowest}" in printed
 
 
 @pytest.mark.parametrize("stage", [0, 3])

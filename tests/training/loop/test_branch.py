@@ -125,9 +125,9 @@ def test_what_it_cannot_begin_with_is_refused(tmp_path, code_dataset, trunk):
     damaged = refusal(code_dataset, tmp_path / "c", origin=(str(source), 6))
     assert "is missing or damaged: generators-00000.pt has 0 bytes" in damaged
     for options, message in [
-        (["--step", "6"], "--step says which checkpoint of --init-from"),
+        (["--step", "6"], "--step needs --init-from"),
         (["--init-from", str(trunk), "--step", "6", "--model", "nano"], "leave --model out"),
-        (["--skip-batches", "2"], "--skip-batches says what to leave out after --from-step"),
+        (["--skip-batches", "2"], "--skip-batches needs --from-step"),
         (["--from-step", "6", "--skip-batches", f"{10**23}"], "Input should be less than or equal"),
     ]:
         result = CliRunner().invoke(app, ["train", str(code_dataset), "-o", str(tmp_path / "d"), *options])

@@ -108,7 +108,7 @@ def test_text_that_the_other_run_has_learnt_and_this_one_is_measured_on_is_told(
     for changes in ({}, {"held_out": 0.1}, {"held_out": 0}, {"held_out": 0.3}, {"held_out_seed": 1}):
         config = job_config(code_dataset, tmp_path / "run", **{f"data__{key}": value for key, value in changes.items()})
         check_held_out(str(pretrained / "mle"), config)
-        told.append("may have learnt texts" in capsys.readouterr().err)
+        told.append("may have been trained on texts" in capsys.readouterr().err)
     assert told == [False, False, False, True, True]
 
 

@@ -342,7 +342,7 @@ def test_while_training_the_model_is_evaluated_and_training_is_not_disturbed(tmp
     folder = tmp_path / "run4" / "checkpoints"
     assert read(folder) == {line["step"]: line["evaluation"] for line in evaluations}
     assert steps(folder) == [4, 8]
-    assert "By bits_per_byte the best checkpoint is that of step 4 (" in printed.getvalue()
+    assert "By bits_per_byte, the best checkpoint is that of step 4 (" in printed.getvalue()
     losses = {every: [line["loss"] for line in kept if "loss" in line] for every, kept in lines.items()}
     assert losses[4] == losses[0]
 

@@ -333,7 +333,7 @@ def test_what_cannot_be_planned_or_does_not_fit_exits_2(arguments, message):
 def test_its_flags_need_it():
     result = CliRunner().invoke(app, ["train", "data", "--output", "run", "--task", "t", "--plan-device", "H100"])
     assert result.exit_code == 2
-    assert "give --plan too" in result.stderr
+    assert "need --plan" in result.stderr
 
 
 def test_a_model_that_looks_at_its_numbers_is_refused(monkeypatch):

@@ -62,7 +62,7 @@ def test_over_a_resumption_the_best_stay(tmp_path, code_dataset, monkeypatch):
     assert checkpoints.steps(folder) == [2, 4, 12]
     losses = {line["step"]: line["loss"] for line in metrics(tmp_path / "run")}
     assert read(folder)[4] == {"loss": pytest.approx((losses[3] + losses[4]) / 2)}
-    assert f"By loss the best checkpoint is that of step 2 ({read(folder)[2]['loss']:.4g})" in printed
+    assert f"By loss, the best checkpoint is that of step 2 ({read(folder)[2]['loss']:.4g})" in printed
 
 
 @pytest.mark.parametrize(
