@@ -161,24 +161,24 @@ def load_job(storage: Storage) -> StoredJob:
     return StoredJob(storage, record, read_layers(storage), stored.plan)
 
 
-def refuse_changes(storage: Storage, begun: JobRecord, asked: JobRecord) -> None:
+def refuse_changes(storage: Storage, begun: JobRecord, given: JobRecord) -> None:
     """Refuse to resume a job with another configuration or other scorers.
 
     Raises:
         UserError: something that can change the dataset differs; names each setting with its old and new value.
     """
     lines = [
-        *_differences(begun.config, asked.config),
+        *_differences(begun.config, given.config),
         *(
             f"  scorer {column!r}: its fingerprint was {entry.fingerprint}, now {now.fingerprint}: its libraries, "
             "weights or code have changed"
             for column, entry in begun.scorers.items()
-            if (now := asked.scorers.get(column)) and now.fingerprint != entry.fingerprint and _same_options(entry, now)
+            if (now := given.scorers.get(column)) and now.fingerprint != entry.fingerprint and _same_options(entry, now)
         ),
     ]
-    if begun.sentences != asked.sentences:
+    if begun.sentences != given.sentences:
         lines.append(
-            f"  sentence splitter: its fingerprint was {begun.sentences}, now {asked.sentences}: spaCy changed"
+            f"  sentence splitter: its fingerprint was {begun.sentences}, now {given.sentences}: spaCy changed"
         )
     if not lines:
         return

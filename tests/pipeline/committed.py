@@ -1,4 +1,4 @@
-"""Committed units without a labelling job: what the seal starts from."""
+"""Create committed units without running a labelling job, as input for sealing."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ Row = Mapping[str, Any]
 
 @dataclass
 class Labelled:
-    """An output folder whose units are all committed, and what the seal is given."""
+    """An output folder whose units are all committed, and the arguments for sealing it."""
 
     folder: Path
     epoch: Epoch
@@ -41,7 +41,7 @@ class Labelled:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def write_job(self) -> None:
-        """Write down what the job is, for commands that start from there."""
+        """Write the job's record and plan, for commands that need them."""
         storage = self.epoch.storage
         job = JobRecord(config=self.config.semantic(), scorers=self.scorers, sentences="of-the-tests")
         storage.put(JOB, to_checked(job))
@@ -65,8 +65,8 @@ def commit_units(
 ) -> Labelled:
     """Commit units of rows such as `{"text": "One. Two.", "toxicity": [0.1, 0.2]}`; positions count through all units.
 
-    `own_groups` are columns with a part of their own, as a scorer on a GPU has. `quarantined` is by unit; such a
-    record's position is in no row, unless it is in `only_in_base`: then the base group labelled it all the same.
+    `own_groups` are columns with parts of their own, like those of a scorer on a GPU. `quarantined` is by unit; the
+    position of a quarantined record is in no row, unless it is in `only_in_base`: then the base group has labelled it.
     """
     storage = open_storage(str(folder))
     epoch = Epoch.claim(storage)

@@ -1,4 +1,4 @@
-"""Corpora that tests write: files of every format from the same lines, and configurations that read them."""
+"""Write corpora for tests: files of every format from the same lines, and configurations that read them."""
 
 import bz2
 import gzip
@@ -18,13 +18,13 @@ from pipeline.corpus.records import Quarantined, Record
 
 
 def make_config(*inputs: Path | str, **options: Any) -> LabelConfig:
-    """A job over `inputs`; nothing is ever written to its output by reading."""
+    """A job over `inputs`, for tests that only read them."""
     given = {"output": "/nonexistent/output", "scorers": {"pii": {"kind": "scrubadub"}}} | options
     return LabelConfig(inputs=[str(each) for each in inputs], **given)
 
 
 def write_lines(path: Path, lines: bytes, members: int = 1) -> Path:
-    """Write lines as they are, or compressed by the path's suffix, as `members` members or frames."""
+    """Write lines, compressed according to the path's suffix, in `members` members or frames."""
     cuts = [len(lines) * member // members for member in range(members + 1)]
     pieces = [lines[start:end] for start, end in pairwise(cuts)]
     if path.suffix == ".gz":
@@ -40,12 +40,12 @@ def write_lines(path: Path, lines: bytes, members: int = 1) -> Path:
 
 
 def write_records(path: Path, *records: Any) -> Path:
-    """Write JSON values a line."""
+    """Write JSON values, one per line."""
     return write_lines(path, b"".join(json.dumps(record).encode() + b"\n" for record in records))
 
 
 def read_all(config: LabelConfig) -> tuple[Plan, list[list[Record | Quarantined]]]:
-    """The plan, and what each of its units reads."""
+    """Plan a job and read all units; returns the plan and the records by unit."""
     plan = make_plan(config)
     reader = UnitReader(plan, config)
     try:

@@ -1,7 +1,7 @@
-"""`phf` in processes that start in a tenth of a second: forked from one that has imported what labelling needs.
+"""Run `phf` in processes that start in a tenth of a second, forked from one that has imported all modules.
 
-They are real processes, to be killed for real; what is spared is the import of spaCy, two seconds each time. `label`
-runs without Ray: one process does unit after unit.
+They are real processes that tests can kill; forking saves the import of spaCy, which takes two seconds. `label` runs
+without Ray: one process labels unit after unit.
 """
 
 import multiprocessing
@@ -26,43 +26,43 @@ _CONTEXT.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit status, negative for the signal that killed it, and what it said."""
+    """How a process ended: its exit status, negative for the signal that killed it, and what it printed."""
 
     code: int
-    said: str
+    printed: str
 
     @property
     def died(self) -> bool:
-        """Whether SIGKILL was its end."""
+        """Whether SIGKILL ended it."""
         return self.code == -9
 
 
 @dataclass(frozen=True)
 class Forked:
-    """A process that runs, or has run; `log` is its stdout, and its stderr where that has no file of its own."""
+    """A process, running or not; `log` is its stdout, and its stderr unless that has a file of its own."""
 
     process: ForkServerProcess
     log: Path
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         assert self.process.pid is not None
         return self.process.pid
 
     @property
-    def said(self) -> str:
-        """What it has said so far."""
+    def printed(self) -> str:
+        """What it has printed so far."""
         return self.log.read_text() if self.log.exists() else ""
 
     def wait(self, seconds: float = 120.0) -> Ended:
-        """Wait for its end; it is killed where that does not come."""
+        """Wait for its end; kill it after `seconds`."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-            raise TimeoutError(f"not done after {seconds} s: {self.said}")
-        return Ended(self.process.exitcode, self.said)
+            raise TimeoutError(f"not done after {seconds} s: {self.printed}")
+        return Ended(self.process.exitcode, self.printed)
 
 
 def run(arguments: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> "s
     with tempfile.TemporaryDirectory(prefix="phf-forked-") as place:
         out, errors = Path(place, "stdout"), Path(place, "stderr")
         ended = start(arguments, folder=folder, env=env, log=out, errors=errors).wait()
-        return subprocess.CompletedProcess(["phf", *arguments], ended.code, ended.said, errors.read_text())
+        return subprocess.CompletedProcess(["phf", *arguments], ended.code, ended.printed, errors.read_text())
 
 
 def start(
@@ -82,15 +82,15 @@ def start(
     errors: Path | None = None,
     file_size: int = 0,
 ) -> Forked:
-    """Start `phf` with arguments in a working folder, its environment `env`.
+    """Start `phf` with `arguments` in the working directory `folder`.
 
     Args:
-        arguments: of the command line, without `phf`.
-        folder: working folder.
-        env: all of its environment; folders on its PYTHONPATH come first.
-        log: where its output goes; replaced.
-        errors: where its stderr goes; None for the log.
-        file_size: bytes that no file it writes may pass (RLIMIT_FSIZE); 0 for no limit.
+        arguments: command line without `phf`.
+        folder: working directory.
+        env: the whole environment; folders on its PYTHONPATH come first.
+        log: file for its output; replaced.
+        errors: file for its stderr; None for `log`.
+        file_size: most bytes of a file that it writes (RLIMIT_FSIZE); 0 for no limit.
     """
     log.unlink(missing_ok=True)
     process = _CONTEXT.Process(

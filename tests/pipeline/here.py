@@ -13,7 +13,7 @@ from tests.pipeline import without_ray
 
 
 def run(*arguments: object, expect: int = 0) -> Any:
-    """What a command prints with --json; it must exit with `expect`."""
+    """Run a command with --json, check its exit status, and return the parsed output."""
     with pytest.MonkeyPatch.context() as patch:
         without_ray.install(patch)
         result = CliRunner().invoke(app, [*map(str, arguments), "--json"])

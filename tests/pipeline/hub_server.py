@@ -1,4 +1,4 @@
-"""A server that speaks as much of the Hugging Face hub's API as reading a dataset takes; no test meets the real one."""
+"""A fake Hugging Face hub with the part of the API that reading a dataset needs; no test uses the real one."""
 
 import json
 import re
@@ -19,9 +19,9 @@ class FakeHub:
         commits: by dataset, the files of each commit by its hash.
         branches: by dataset and branch, the commit.
         private: datasets that need `token`.
-        gated: datasets that nobody may read.
-        requests: every path that was asked for.
-        failing: how many of the next requests for a file's content are answered with 503.
+        gated: datasets that may not be read.
+        requests: all requested paths.
+        failing: number of the next requests for a file's content that fail with 503.
     """
 
     commits: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
@@ -34,14 +34,14 @@ class FakeHub:
     url: str = ""
 
     def push(self, name: str, files: dict[str, bytes], branch: str = "main") -> str:
-        """A new commit of a dataset, now the branch's; returns its hash."""
+        """Add a commit to a branch of a dataset; returns its hash."""
         commit = f"{len(self.commits.setdefault(name, {})) + 1:040x}"
         self.commits[name][commit] = files
         self.branches[name, branch] = commit
         return commit
 
     def answer(self, target: str, authorization: str, byte_range: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body."""
+        """Status, headers and body of the response."""
         path = unquote(urlsplit(target).path)
         match = re.fullmatch(r"/(?:api/)?datasets/([^/]+/[^/]+)(?:/(revision|tree|resolve)/(.*))?", path)
         if match is None:
@@ -99,7 +99,7 @@ class FakeHub:
 
 @contextmanager
 def serve() -> Iterator[FakeHub]:
-    """A hub at `url` on this machine."""
+    """Serve a hub at `url` on this machine."""
     hub = FakeHub()
 
     class Handler(BaseHTTPRequestHandler):

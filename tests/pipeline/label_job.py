@@ -1,4 +1,4 @@
-"""Run `phf label` as users do, in a process of its own, with the probe scorer installed."""
+"""Run `phf label` as users do, in its own process, with the probe scorer installed."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Labelling:
-    """A corpus and an output below `folder`, and the command that labels the one into the other."""
+    """A corpus and an output below `folder`, and the command that labels the corpus."""
 
     folder: Path
     scorer: str = "probe=probe"
@@ -46,14 +46,14 @@ class Labelling:
         (self.corpus / name).write_text("".join(f"{line}\n" for line in lines))
 
     def command(self, *options: str, output: str | Path | None = None) -> list[str]:
-        """The command, whose working directory is `folder` so that two of them give the same names of sources."""
+        """The command; its working directory is `folder`, so that two of them use the same names of sources."""
         return [
             *(sys.executable, "-m", "phf", "label", "corpus", "--output", str(output or self.output)),
             *("--scorer", self.scorer, "--threshold", "probe=p50", "--workers", "2", *options),
         ]
 
     def start(self, *options: str, output: str | Path | None = None) -> "subprocess.Popen[str]":
-        """Start it and return at once."""
+        """Start the command and return at once."""
         return subprocess.Popen(
             self.command(*options, output=output),
             cwd=self.folder,
@@ -65,7 +65,7 @@ class Labelling:
         )
 
     def run(self, *options: str, output: str | Path | None = None) -> "subprocess.CompletedProcess[str]":
-        """Run it to its end."""
+        """Run the command to its end."""
         return subprocess.run(
             self.command(*options, output=output),
             cwd=self.folder,
@@ -77,20 +77,20 @@ class Labelling:
         )
 
     def run_without_ray(self, *options: str, output: str | Path | None = None) -> "subprocess.CompletedProcess[str]":
-        """Do the same in one process, without Ray, which takes no time to start."""
+        """Run it in one process without Ray, which starts much faster."""
         return forked.run(self.command(*options, output=output)[3:], folder=self.folder, env=self.env)
 
     def run_undisturbed(self, *options: str, output: str | Path | None = None) -> None:
-        """So, and it must go well."""
+        """Run it without Ray, and check that it succeeds."""
         result = self.run_without_ray(*options, output=output)
         assert result.returncode == 0, result.stderr
 
     def hold(self, documents: int) -> None:
-        """Scoring stops once so many documents are scored."""
+        """Make scoring wait once `documents` documents are scored."""
         self.log.with_suffix(".hold").write_text(str(documents))
 
     def release(self) -> None:
-        """Scoring goes on."""
+        """Let scoring continue."""
         self.log.with_suffix(".hold").unlink()
 
     def committed(self) -> set[int]:
@@ -112,7 +112,7 @@ def data_hashes(output: Path) -> Mapping[str, str]:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 200.0) -> None:
-    """Look until it is so."""
+    """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -138,7 +138,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Those that still run; zombies don't."""
+    """The processes that are still running; zombies do not count."""
     running = set()
     for pid in pids:
         try:
@@ -151,5 +151,5 @@ def alive(pids: set[int]) -> set[int]:
 
 
 def stopped(pid: int) -> bool:
-    """Whether SIGSTOP has stopped it."""
+    """Whether SIGSTOP has stopped a process."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

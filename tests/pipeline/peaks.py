@@ -1,4 +1,4 @@
-"""The memory that `phf label` takes: a scorer that does nothing, corpora of any size, the peaks of the processes."""
+"""Measure the memory of `phf label`: a scorer that does nothing, corpora of any size, and the processes' peaks."""
 
 import gzip
 import itertools
@@ -24,7 +24,7 @@ _LINES_A_RECORD = 40
 
 
 class IdleScorer:
-    """Scores every sentence with 0, at once."""
+    """Scores every sentence with 0 immediately."""
 
     Options = SemanticOptions
     main_option: str | None = None
@@ -42,7 +42,7 @@ class IdleScorer:
 
 
 def write_corpus(path: Path, size: int) -> None:
-    """About `size` bytes of JSON lines, no two of them alike, before compression; by the suffix `.jsonl` or `.gz`."""
+    """Write about `size` bytes of distinct JSON lines, before compression; the suffix is `.jsonl` or `.gz`."""
     with gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb") as file:
         written = 0
         for line in _lines():
@@ -63,7 +63,7 @@ def _lines() -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Most resident memory in bytes (VmHWM) of the driver and of the largest actor, and how long the job took."""
+    """Peak resident memory in bytes (VmHWM) of the driver and of the largest actor, and the job's duration."""
 
     driver: int
     actor: int
@@ -71,10 +71,10 @@ class Peaks:
 
 
 def label_and_watch(folder: Path, corpus: Path, *options: str) -> Peaks:
-    """Label a corpus into `folder/labelled` with two workers, split into lines and scored by nothing.
+    """Label a corpus into `folder/labelled` with two workers, split into lines, with `IdleScorer`.
 
     Raises:
-        RuntimeError: the command failed; holds what it said.
+        RuntimeError: the command failed; contains its output.
     """
     packages = folder / "site-packages"
     metadata = packages / "phf_idle-1.0.dist-info"
@@ -87,16 +87,16 @@ def label_and_watch(folder: Path, corpus: Path, *options: str) -> Peaks:
     ]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)])}
     began = time.monotonic()
-    with (folder / "said").open("w+") as said:
-        process = subprocess.Popen(command, env=env, stdout=said, stderr=said, cwd=folder, start_new_session=True)
+    with (folder / "printed").open("w+") as printed:
+        process = subprocess.Popen(command, env=env, stdout=printed, stderr=printed, cwd=folder, start_new_session=True)
         driver = actor = 0
         while process.poll() is None:
             driver = max(driver, _peak(process.pid))
             actor = max([actor, *(_peak(pid) for pid in descendants(process.pid) if _is_actor(pid))])
             time.sleep(0.1)
         if process.returncode:
-            said.seek(0)
-            raise RuntimeError(said.read()[-2000:])
+            printed.seek(0)
+            raise RuntimeError(printed.read()[-2000:])
     return Peaks(driver, actor, time.monotonic() - began)
 
 

@@ -1,8 +1,8 @@
-"""A scorer of somebody else's package, as far as phf can tell: installed by an entry point, it does what texts say.
+"""The probe: a third-party scorer, installed through an entry point, that behaves as the texts request.
 
-What it scores it writes down in the file that `PHF_PROBE_LOG` names, a line a document, so that tests can count. While
-there is a file of that name with the suffix `.hold`, scoring waits as soon as as many documents are scored as it says.
-Each process that scores leaves a file of that name with the suffix `.by-PID`.
+It logs each document that it scores as a line in the file `PHF_PROBE_LOG`, so that tests can count. While a file of
+that name with the suffix `.hold` exists, scoring waits once as many documents are scored as it says. Each process that
+scores creates a file of that name with the suffix `.by-PID`.
 """
 
 import ctypes
@@ -22,13 +22,13 @@ LOG = "PHF_PROBE_LOG"
 KILL = "KILL-THE-WORKER"
 KILL_ONCE = "KILL-THE-WORKER-ONCE"
 RAISE = "RAISE-AN-ERROR"
-# Set, the scorer raises over any text.
+# If set, the scorer raises on any text.
 RAISE_ALWAYS = "PHF_PROBE_RAISE_ALWAYS"
 KILL_BESIDE_OTHERS = "KILL-THE-WORKER-BESIDE-OTHERS"
 
-# Set, a text of these is refused with a ScoringError, in place of what it does otherwise.
+# If set, these texts are refused with a ScoringError, instead of what they request.
 MILD = "PHF_PROBE_MILD"
-# Set, the scorer dies over any text.
+# If set, the scorer dies on any text.
 DIE_ALWAYS = "PHF_PROBE_DIE_ALWAYS"
 SEGFAULT, HANG_IN_C, EXIT, EAT_MEMORY = "SEGFAULT", "HANG-IN-C", "EXIT-AT-ONCE", "EAT-MEMORY"
 
@@ -41,16 +41,16 @@ METADATA = "Metadata-Version: 2.1\nName: phf-probe\nVersion: 1.0\n"
 
 
 class ProbeOptions(SemanticOptions):
-    """`delay_s` seconds a call; `version` is there to be changed."""
+    """`delay_s` is in seconds per call; `version` exists only to be changed."""
 
     delay_s: float = 0.0
     version: int = 1
 
 
 class ProbeScorer:
-    """Scores a sentence by its length. `KILL` in a text kills the process, `KILL_ONCE` the first time.
+    """Scores a sentence by its length. `KILL` in a text kills the process, `KILL_ONCE` only the first time.
 
-    `KILL_BESIDE_OTHERS` does unless it is the only text of the call.
+    `KILL_BESIDE_OTHERS` kills it unless it is the only text of the call.
     """
 
     Options = ProbeOptions
@@ -83,7 +83,7 @@ class ProbeScorer:
                 os.kill(os.getpid(), signal.SIGKILL)
         if RAISE_ALWAYS in os.environ or any(RAISE in document.text for document in documents):
             raise ValueError("a document that this scorer cannot bear")
-        # One write, which the kernel appends whole: workers share the file.
+        # Workers share the file; the kernel appends a single write atomically.
         lines = "".join(f"{key(document.text)}\n" for document in documents)
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
@@ -94,15 +94,15 @@ class ProbeScorer:
 
 
 class GpuProbeScorer(ProbeScorer):
-    """The same, but it says that it can use a GPU."""
+    """A probe that claims to support a GPU."""
 
     runs_on_gpu = True
 
 
 class PoisonProbeScorer(ProbeScorer):
-    """Falls over texts that tell it to, in ways that no exception tells of.
+    """Dies, hangs or exhausts memory on texts that request it.
 
-    A sentence's score is its share in all characters of the call: it shows whether the others were all there.
+    A sentence's score is its share of all characters of the call, so it depends on the other texts.
     """
 
     runs_on_gpu = True
@@ -132,7 +132,7 @@ def _eat_memory(text: str) -> None:
 
 _FALLS: dict[str, Callable[[str], object]] = {
     SEGFAULT: lambda text: ctypes.string_at(0),
-    # With the interpreter's lock held, so that neither a signal nor another thread is heard.
+    # Hold the GIL, so that neither signal handlers nor other threads run.
     HANG_IN_C: lambda text: ctypes.PyDLL(None).sleep(1000),
     EXIT: lambda text: os._exit(3),
     EAT_MEMORY: _eat_memory,
@@ -151,12 +151,12 @@ def _wait_while_held(log: Path) -> None:
 
 
 def key(text: str) -> str:
-    """What stands for a text in the log."""
+    """The key of a text in the log."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def install(folder: Path) -> None:
-    """Make a folder on Python's path look like the place where the package `phf-probe` is installed."""
+    """Make a folder on Python's path look as if the package `phf-probe` were installed there."""
     metadata = folder / "phf_probe-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS)

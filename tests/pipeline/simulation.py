@@ -28,7 +28,7 @@ Fate = str  # "done", "raise", "die", "hang" or "lose-node"
 
 @dataclass
 class SimulatedWorker:
-    """A worker: what it was given and has not answered yet."""
+    """A worker and the units that it holds."""
 
     group: str
     ready: bool = False
@@ -36,7 +36,7 @@ class SimulatedWorker:
 
 
 class SimulatedBackend:
-    """Workers that take `seconds(unit, group)` a unit, and meet the fate that `fate(unit, group, attempt)` says."""
+    """Workers that take `seconds(unit, group)` per unit, with the outcome `fate(unit, group, attempt)`."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class SimulatedBackend:
         return number
 
     def place(self, worker: int) -> None:
-        """A worker that never got a place in the cluster gets one."""
+        """Find room in the cluster for a worker that is waiting for it."""
         self._later(self._start_s, Event(Kind.READY, worker, node="here"))
 
     def resources(self) -> Mapping[str, float]:
@@ -150,7 +150,7 @@ PART = PartFile(group="cpu", staged="", path="units/0001/00000/00000000.cpu.parq
 
 
 def part_of(unit: Unit, group: str) -> PartResult:
-    """What a worker would return."""
+    """A part as a worker would return it."""
     return PartResult(unit.index, group, f"staging/{unit.name}.{group}", 1, "", 1, 1, 0, 1, 1, [], {group: 1.0})
 
 
@@ -161,7 +161,7 @@ def units(count: int) -> list[Unit]:
 
 @dataclass
 class Completed:
-    """Collects what the scheduler completes."""
+    """Collects the units that the scheduler completes."""
 
     parts: dict[int, list[str]] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
@@ -173,13 +173,13 @@ class Completed:
 
 
 class Recorded:
-    """Follows the events of a run, and sees that they fit together.
+    """Records the events of a run, and checks that they are consistent.
 
     Attributes:
-        workers: what became of each: `hired`, `ready`, `lost` or `dismissed`.
-        parts: units done, a group.
+        workers: state of each worker: `hired`, `ready`, `lost` or `dismissed`.
+        parts: finished units by group.
         doomed: units given up.
-        sizes: the sizes that each pool was to have, one after the other.
+        sizes: successive target sizes of each pool.
     """
 
     def __init__(self) -> None:

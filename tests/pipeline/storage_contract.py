@@ -1,4 +1,4 @@
-"""What holds for every kind of storage; a test module gives the fixture `storage` and a class of this kind."""
+"""Tests for every kind of storage; a test module provides the fixture `storage` and a subclass."""
 
 import hashlib
 import pickle
@@ -12,7 +12,7 @@ from scorers.paths import UnsafePathError
 
 
 class StorageContract:
-    """Tests of an empty `storage`."""
+    """Tests that begin with an empty `storage`."""
 
     def test_put_if_absent_creates_once(self, storage: Storage) -> None:
         assert storage.put_if_absent("units/1.json", b"first")

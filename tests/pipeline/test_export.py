@@ -1,4 +1,4 @@
-"""Sentences and scores that the corpus has already, and the format of the PHF authors' datasets in and out."""
+"""Corpora that already have sentences and scores, and import and export in the format of the PHF authors."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`--max-quarantined` is a count or a share, and nothing that could be taken for both."""
+"""`--max-quarantined` is a count or a share; anything ambiguous is refused."""
 
 from fractions import Fraction
 from typing import Any
@@ -39,7 +39,7 @@ def test_anything_else_is_refused(value: Any) -> None:
         ("0%", 1, 10**9, True),
         ("100%", 10, 10, False),
         ("50%", 0, 0, False),
-        ("50%", 1, 0, True),  # an input that cannot be read at all
+        ("50%", 1, 0, True),  # an unreadable input
     ],
 )
 def test_the_limit_itself_is_allowed(limit: int | str, quarantined: int, records: int, exceeded: bool) -> None:

@@ -1,4 +1,4 @@
-"""A labelled dataset of somebody else's: whatever its files name, and whatever is a link in it, no harm comes of it."""
+"""Untrusted labelled datasets: no path in their files and no link in their folders does harm."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ def made(sealed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
 
 
 def run(*words: str) -> tuple[int, str]:
-    """The status of a command and what it printed; a defect or a traceback is none."""
+    """Run a command; return its status and output. Fails on a crash or traceback."""
     ended = CliRunner().invoke(app, words)
     assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
     assert "defect" not in ended.output, ended.output
@@ -75,7 +75,7 @@ def run(*words: str) -> tuple[int, str]:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """Everything in a folder: content and time of each file, and names of folders."""
+    """The content of a folder: data and time of each file, and names of folders."""
     return {
         str(path): (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None
         for path in [folder, *sorted(folder.rglob("*"))]
@@ -95,7 +95,7 @@ def paths_in(value: Any, key: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def every_path(out: Path) -> list[tuple[str, tuple[Any, ...]]]:
-    """Of each stored file the keys of its paths; two of a list stand for all of it."""
+    """For each stored file, the keys of its paths; only two entries of each list."""
     return [
         (file.relative_to(out).as_posix(), key)
         for file in sorted(out.rglob("*.json"))
@@ -106,7 +106,7 @@ def every_path(out: Path) -> list[tuple[str, tuple[Any, ...]]]:
 
 
 def put_in(file: Path, key: tuple[Any, ...], path: str) -> None:
-    """Write another path, and no checksum: people may have written the file."""
+    """Write another path, without a checksum, as if the file were written by hand."""
     content = json.loads(file.read_text())
     content.pop("crc32", None)
     holder = content
@@ -117,7 +117,7 @@ def put_in(file: Path, key: tuple[Any, ...], path: str) -> None:
 
 
 def undo(out: Path) -> None:
-    """As if the driver had died after it committed everything, and before it moved any of it."""
+    """Restore the state of a driver that died after committing everything, before moving any part."""
     for file in (out / "units").rglob("*.json"):
         for part in json.loads(file.read_text())["parts"]:
             move(out / part["path"], out / part["staged"])
@@ -165,7 +165,7 @@ def test_no_path_leads_out_of_the_dataset(sealed: Made, data: st.DataObject) -> 
         if file != "manifest.json" and data.draw(st.booleans()):
             undo(made.out)
         put_in(made.out / file, key, path)
-        # What would be moved to that place, were the path followed.
+        # This would be moved there if the path were followed.
         for staged in made.out.glob("staging/*"):
             source = Path(os.path.normpath(f"{staged}/{path.lstrip('/')}".replace("\0", "")))
             if source.is_relative_to(made.out) and not source.exists():
@@ -227,7 +227,7 @@ def test_the_records_in_a_segment_are_no_more_trusted_than_others(made: Made) ->
 
 
 def places(out: Path) -> list[str]:
-    """Every file and folder of the dataset."""
+    """All files and folders of the dataset."""
     return [path.relative_to(out).as_posix() for path in sorted(out.rglob("*"))]
 
 
@@ -242,7 +242,7 @@ def test_nothing_is_written_or_deleted_behind_a_link(sealed: Made, data: st.Data
         if data.draw(st.booleans()):
             undo(made.out)
         place = made.out / data.draw(st.sampled_from(places(made.out)))
-        # What lies behind the link is what was there: whoever follows it finds all in order.
+        # Behind the link is the original content, so that following it would find nothing wrong.
         shutil.move(place, folder / "home" / place.name)
         place.symlink_to(folder / "home" / place.name)
         before = state(folder / "home")
@@ -279,7 +279,7 @@ def test_a_folder_of_the_output_that_is_a_link_is_refused_before_anything_is_wri
     before = state(made.folder)
     for command in ("retag", "repair", "label", "gc --delete"):
         status, printed = run(*COMMANDS[command])
-        # A job that is done is left as it is.
+        # A finished job is left alone.
         assert (status in (2, 4) and "is a link" in printed) or "already labelled and sealed" in printed, (
             command,
             printed,
@@ -358,7 +358,7 @@ def test_a_column_is_no_path(made: Made, column: str) -> None:
 
 
 def write_parquet(out: Path, file: Path, table: pa.Table) -> None:
-    """Put another table in a file's place, and its size and hash into all files that name it."""
+    """Replace a file by another table, and update its size and hash in all files that name it."""
     before = file.read_bytes()
     pq.write_table(table, file, write_page_checksum=True)
     now = file.read_bytes()
@@ -371,7 +371,7 @@ def write_parquet(out: Path, file: Path, table: pa.Table) -> None:
 
 
 def others_of(table: pa.Table) -> Iterator[pa.Table]:
-    """What a stranger may put in a table's place: without a column, or with one of nulls, texts or other numbers."""
+    """Malicious variants of a table: without a column, or with one of nulls, texts or other numbers."""
     for number, name in enumerate(table.column_names):
         yield table.drop_columns([name])
         for values in (pa.nulls(len(table)), pa.array(["x"] * len(table)), pa.array([-(2**62)] * len(table))):

@@ -1,4 +1,4 @@
-"""Scorers without a model, some of which misbehave as their documents ask them to."""
+"""Scorers without a model, some of which misbehave as their documents request."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -12,14 +12,14 @@ Results = list[NDArray[np.float32] | ScoringError]
 
 
 class ToyScorer:
-    """The share of each sentence in all characters of the call: the scores depend on the shapes of the whole batch.
+    """Scores a sentence by its share of all characters of the call, so that scores depend on the shapes of the batch.
 
-    A document that contains `POISON` makes the call raise; so do all while `broken`. `INVALID` documents get the
-    results that `invalid` names, and `REFUSE` documents a ScoringError. Documents that contain `SKIP` don't apply.
+    A document that contains `POISON` makes the call raise, and so does any while `broken`. `INVALID` documents get the
+    results named by `invalid`, and `REFUSE` documents a ScoringError. The scorer does not apply to `SKIP` documents.
     """
 
     class Options(SemanticOptions):
-        """None that matter."""
+        """No options."""
 
         scale: float = 1.0
 
@@ -36,7 +36,7 @@ class ToyScorer:
         self.calls: list[int] = []
 
     def applies(self, document: Document) -> bool:
-        """Not to `SKIP`; asking about `ASK` raises."""
+        """False for `SKIP`; raises for `ASK`."""
         if "ASK" in document.text:
             raise TypeError(document.text)
         return "SKIP" not in document.text
@@ -59,10 +59,10 @@ class ToyScorer:
 
 
 class ListlessScorer(ToyScorer):
-    """Leaves out what it has nothing to say of, as it must not."""
+    """Returns too few results, which violates the contract."""
 
     def score(self, documents: Sequence[Document]) -> Results:
-        """Fewer results than documents where one contains `INVALID`."""
+        """Fewer results than documents if one contains `INVALID`."""
         return [
             result
             for each, result in zip(documents, super().score(documents), strict=True)
@@ -71,7 +71,7 @@ class ListlessScorer(ToyScorer):
 
 
 class TroubleScorer(ToyScorer):
-    """Raises `error` where `unbearable` says so of the documents of a call; any other call is scored."""
+    """Raises `error` if `unbearable` is true for the documents of a call; scores all other calls."""
 
     def __init__(self, unbearable: Callable[[Sequence[Document]], bool], error: BaseException | None = None) -> None:
         super().__init__("trouble")

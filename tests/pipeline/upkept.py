@@ -1,4 +1,4 @@
-"""A sealed dataset of two layers and two groups, labelled in this process by scorers that keep a log, to be damaged."""
+"""A sealed dataset of two layers and two groups, for tests to damage; labelled in this process by logging scorers."""
 
 import io
 import json
@@ -34,7 +34,7 @@ UNIT_SIZE = sum(len(line) + 1 for line in LINES) // UNITS + 20
 
 @dataclass(frozen=True)
 class Made:
-    """The folder that holds `corpus/` and the dataset `out/`; it is the working directory."""
+    """The folder with `corpus/` and the dataset `out/`; it is the working directory."""
 
     folder: Path
 
@@ -54,7 +54,7 @@ class Made:
         return Counter(log.read_text().split()) if log.exists() else Counter()
 
     def copy(self, folder: Path, patch: pytest.MonkeyPatch) -> "Made":
-        """A copy, whose log begins empty, as the working directory."""
+        """Copy the folder, with an empty log, and make it the working directory."""
         made = Made(Path(shutil.copytree(self.folder, folder)))
         (folder / "scored.log").unlink(missing_ok=True)
         made.enter(patch)
@@ -66,7 +66,7 @@ class Made:
 
 
 def set_up(patch: pytest.MonkeyPatch, packages: Path) -> None:
-    """No Ray, small folders, and the probe as an installed package."""
+    """Set up labelling without Ray, small folders, and the probe as an installed package."""
     without_ray.install(patch)
     probe.install(packages)
     patch.syspath_prepend(str(packages))
@@ -77,7 +77,7 @@ def set_up(patch: pytest.MonkeyPatch, packages: Path) -> None:
 
 
 def label(made: Made, layers: int = 2) -> None:
-    """Label the corpus with a column on the CPU and one that says it is on a GPU; layer 2 adds a third."""
+    """Label the corpus with a column on the CPU and one on a pretended GPU; layer 2 adds a third."""
     reporter = PlainReporter(io.StringIO())
     corpus = made.folder / "corpus"
     corpus.mkdir()

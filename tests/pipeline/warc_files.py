@@ -1,4 +1,4 @@
-"""WARC files that tests write, byte by byte."""
+"""Write WARC files for tests, byte by byte."""
 
 import base64
 import gzip
@@ -23,11 +23,11 @@ def record(kind: str, number: int, block: bytes, *, digest: bool = False, **head
 
 
 def wet(texts: Sequence[str], *, digest: bool = True) -> list[bytes]:
-    """The records of a WET file: about the file, then a text each."""
+    """The records of a WET file: one about the file, then one per text."""
     about = record("warcinfo", 99_999_999, b"Software-Info: tests\r\n", Content_Type="application/warc-fields")
     return [about, *(record("conversion", n, text.encode(), digest=digest) for n, text in enumerate(texts))]
 
 
 def members(records: Sequence[bytes]) -> bytes:
-    """Each record a gzip member, as Common Crawl does it."""
+    """Compress each record as a gzip member, as Common Crawl does."""
     return b"".join(gzip.compress(each, mtime=0) for each in records)

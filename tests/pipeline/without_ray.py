@@ -1,6 +1,6 @@
-"""`python -m tests.pipeline.without_ray label …`: the same command, but one process does unit after unit.
+"""`python -m tests.pipeline.without_ray label …`: run the command in one process, unit after unit, without Ray.
 
-It gives tests the bytes that an undisturbed run must have, in a second or two, and without what they are to test.
+It gives tests the expected bytes within a second or two, without the code under test.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ def no_cluster(*_: Any) -> Any:
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
-    """Run every driver of this process so."""
+    """Run every driver of this process without Ray."""
     patch.setattr(running.Run, "_schedule", schedule)
     patch.setattr(running, "ray_cluster", no_cluster)
 

@@ -19,6 +19,6 @@ def test_training_is_suggested_only_if_something_has_a_score(
     labelled = ["label", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "out"), "--scorer", "pep8"]
     result = CliRunner().invoke(app, [*labelled, *options])
     assert result.exit_code == 0, result.output
-    said = " ".join(result.stdout.split())
-    assert ("phf train" in said) == bool(options)
-    assert ("No sentence has a score in pep8" in said and "need --kind python" in said) != bool(options)
+    printed = " ".join(result.stdout.split())
+    assert ("phf train" in printed) == bool(options)
+    assert ("No sentence has a score in pep8" in printed and "need --kind python" in printed) != bool(options)

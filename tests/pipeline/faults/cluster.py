@@ -1,4 +1,4 @@
-"""A real Ray cluster of several nodes on this machine: each has a raylet of its own, and can be killed for real."""
+"""A real Ray cluster of several nodes on this machine; each has its own raylet, which tests can kill."""
 
 import contextlib
 import os
@@ -15,8 +15,7 @@ SECRET_FREE = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": 
 class Cluster:
     """A head without CPUs, on which only drivers run, and nodes of one CPU each.
 
-    Args:
-        env: environment of the nodes, and so of the workers there.
+    `env` is the environment of the nodes, which their workers inherit.
     """
 
     def __init__(self, env: Mapping[str, str]) -> None:
@@ -33,46 +32,46 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """What drivers join by."""
+        """The address for drivers."""
         return str(self._ray.address)
 
     @property
     def nodes(self) -> list[Any]:
-        """Those that were added and neither removed nor killed."""
+        """The nodes that were added and neither removed nor killed."""
         return list(self._nodes)
 
     def add(self, env: Mapping[str, str] | None = None) -> Any:
-        """A node joins, whose workers find something more in their environment; returns it."""
+        """Add a node, with more environment variables for its workers; returns it."""
         with _environment(self._env | dict(env or {})):
             node = self._ray.add_node(num_cpus=1, object_store_memory=80_000_000)
         self._nodes.append(node)
         return node
 
     def remove(self, node: Any) -> None:
-        """A node leaves, as it does where somebody takes it down in good order."""
+        """Remove a node in an orderly way."""
         self._nodes.remove(node)
         self._ray.remove_node(node, allow_graceful=True)
 
     def kill_raylet(self, node: Any) -> None:
-        """A node dies: SIGKILL to its raylet, whose workers follow."""
+        """Kill a node: SIGKILL to its raylet, with which its workers die."""
         self._nodes.remove(node)
         self._killed.append(node)
         os.kill(_pid(node, "raylet"), signal.SIGKILL)
 
     def kill_head(self) -> None:
-        """The head dies: its GCS, which knows who is in the cluster, and its raylet."""
+        """Kill the head: its GCS and its raylet."""
         head = self._ray.head_node
         for name in ("gcs_server", "raylet"):
             os.kill(_pid(head, name), signal.SIGKILL)
 
     def workers(self, node: Any = None) -> list[int]:
-        """Processes of phf's actors, on one node or on all, the oldest first."""
+        """Process ids of phf's actors on one node or on all, the oldest first."""
         nodes = self._nodes if node is None else [node]
         below = {pid for each in nodes for pid in descendants(_pid(each, "raylet"))}
         return sorted(pid for pid in alive(below) if "LabelActor" in command_of(pid))
 
     def close(self) -> None:
-        """Take everything down, dead or alive."""
+        """Shut down all nodes, dead or alive."""
         pids = {
             info.process.pid
             for node in [self._ray.head_node, *self._nodes, *self._killed]
@@ -90,7 +89,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(env: Mapping[str, str]) -> Iterator[Cluster]:
-    """A cluster that is gone at the end of the block."""
+    """A cluster, shut down at the end of the context."""
     made = Cluster(env)
     try:
         yield made
@@ -104,7 +103,7 @@ def _pid(node: Any, name: str) -> int:
 
 @contextlib.contextmanager
 def _environment(env: Mapping[str, str]) -> Iterator[None]:
-    """Ray's processes inherit the environment of the one that starts them."""
+    """Set the environment of this process, which Ray's processes inherit."""
     before = dict(os.environ)
     os.environ.update(env)
     try:

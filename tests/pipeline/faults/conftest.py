@@ -1,4 +1,4 @@
-"""What the fault tests share: the job that nothing disturbed."""
+"""Fixtures of the fault tests: undisturbed jobs."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from tests.pipeline.faults.job import COUNT, DONE, Job, copy, scored_once
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A job that went through, in one process and without Ray."""
+    """A finished job, labelled in one process without Ray."""
     job = Job(tmp_path_factory.mktemp("undisturbed"))
     ended = job.label()
-    assert ended.code == DONE, ended.said
+    assert ended.code == DONE, ended.printed
     assert len(job.committed()) == COUNT
     assert scored_once(job)
     return job
@@ -20,14 +20,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture
 def sealed(reference: Job, tmp_path: Path) -> Job:
-    """A copy of it, to be disturbed."""
+    """A copy of the reference job, to be disturbed."""
     return copy(reference, tmp_path / "sealed")
 
 
 @pytest.fixture(scope="session")
 def tagged_anew(reference: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The same, then tagged anew."""
+    """The reference job, tagged again."""
     job = copy(reference, tmp_path_factory.mktemp("tagged-anew") / "job")
     ended = job.retag("p90")
-    assert ended.code == DONE, ended.said
+    assert ended.code == DONE, ended.printed
     return job

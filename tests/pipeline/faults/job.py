@@ -1,4 +1,4 @@
-"""A small labelling job to be disturbed, and the oracle: it must come to what the undisturbed one came to."""
+"""A small labelling job to disturb, and the oracle: its result must equal that of an undisturbed job."""
 
 import contextlib
 import hashlib
@@ -34,7 +34,7 @@ _PART = re.compile(r"(^|/)\d{8}[./][^/]*\.parquet$")
 
 
 class Job(Labelling):
-    """A corpus of ten units that become two shards and more."""
+    """A corpus of ten units, which become two shards or more."""
 
     def __init__(self, folder: Path, env: Mapping[str, str] | None = None, uri: str | None = None) -> None:
         super().__init__(folder, env=dict(env or {}))
@@ -42,20 +42,20 @@ class Job(Labelling):
         self.write(TEXTS)
 
     def fork(self, *options: str, failpoints: str = "", file_size: int = 0, log: str = "phf.log") -> forked.Forked:
-        """Start labelling without Ray, in a process that starts at once."""
+        """Start labelling without Ray in a forked process."""
         arguments = self.command(*OPTIONS, *options, output=self.uri)[3:]
         return self._fork(arguments, failpoints, file_size, log)
 
     def label(self, *options: str, failpoints: str = "", file_size: int = 0) -> forked.Ended:
-        """Label without Ray, to the end."""
+        """Label without Ray and wait for the end."""
         return self.fork(*options, failpoints=failpoints, file_size=file_size).wait()
 
     def retag(self, threshold: str, failpoints: str = "") -> forked.Ended:
-        """Tag anew, to the end."""
+        """Run `phf retag` and wait for the end."""
         return self._fork(["retag", self.uri, "--threshold", f"probe={threshold}"], failpoints).wait()
 
     def verify(self) -> forked.Ended:
-        """Prove the dataset, to the end."""
+        """Run `phf verify` and wait for the end."""
         return self._fork(["verify", self.uri], "").wait()
 
     def _fork(
@@ -66,7 +66,7 @@ class Job(Labelling):
 
     @contextlib.contextmanager
     def driver(self, *options: str, failpoints: str = "") -> Iterator["Driver"]:
-        """A real `phf label` with Ray, killed at the end of the block with all of its processes if it still runs."""
+        """A real `phf label` with Ray, killed with all of its processes at the end of the context."""
         log = self.folder / f"driver-{time.monotonic_ns()}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -94,15 +94,15 @@ class Job(Labelling):
 
 
 class Driver:
-    """A running `phf label` and all that is below it."""
+    """A running `phf label` with its child processes."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
         self.process = process
         self._log = log
 
     @property
-    def said(self) -> str:
-        """What it has said so far, on one line as lines are wrapped anywhere."""
+    def printed(self) -> str:
+        """The output so far, as one line, because lines may be wrapped anywhere."""
         return " ".join(self._log.read_text().split())
 
     def wait(self, seconds: float = 180.0) -> forked.Ended:
@@ -110,11 +110,11 @@ class Driver:
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"not done after {seconds} s: {self.said}") from None
-        return forked.Ended(self.process.returncode, self.said)
+            raise TimeoutError(f"not done after {seconds} s: {self.printed}") from None
+        return forked.Ended(self.process.returncode, self.printed)
 
     def workers(self) -> list[int]:
-        """Processes of its actors that run on its own Ray, the oldest first."""
+        """Process ids of the actors on its local Ray, the oldest first."""
         return sorted(pid for pid in alive(descendants(self.process.pid)) if "LabelActor" in command_of(pid))
 
 
@@ -147,9 +147,9 @@ def rows(storage: Storage) -> list[tuple[str, int, str, float]]:
 
 
 def check(job: Job, reference: Job, *, orphans: bool = False) -> None:
-    """The oracle: nothing is lost, nothing is doubled, nothing lies about, and the manifest proves it.
+    """The oracle: nothing is lost, duplicated or left over, and `phf verify` confirms it.
 
-    `orphans` says that staged files may be left, by a process that outlived the run that finished the job.
+    `orphans` allows staged files of a process that outlived the run that finished the job.
     """
     mine, its = open_storage(job.uri), open_storage(reference.uri)
     assert rows(mine) == rows(its)
@@ -166,7 +166,7 @@ def check(job: Job, reference: Job, *, orphans: bool = False) -> None:
 
 
 def _check_units(storage: Storage) -> None:
-    """Each unit is committed once; its parts are what its record says; no part is without a record."""
+    """Check that each unit is committed once, that its parts match its record, and that every part has a record."""
     found = records(storage)
     assert sorted(found) == list(range(COUNT))
     parts = {part["path"]: part for record in found.values() for part in record["parts"]}  # type: ignore[attr-defined]
@@ -181,11 +181,11 @@ def _contents(storage: Storage, folder: str) -> dict[str, str]:
 
 
 def copy(job: Job, folder: Path) -> Job:
-    """The same job, as far as it has come, in another folder."""
+    """Copy a job in its present state to another folder."""
     shutil.copytree(job.folder, folder)
     return Job(folder)
 
 
 def scored_once(job: Job) -> bool:
-    """Whether every text was scored, and none twice."""
+    """Whether every text was scored exactly once."""
     return set(job.scored().values()) == {1} and set(job.scored()) == set(map(probe.key, TEXTS))

@@ -1,4 +1,4 @@
-"""A sequence of commands over one output, and random deaths to befall them while they run."""
+"""Run a sequence of commands on one output, and kill random processes meanwhile."""
 
 import contextlib
 import json
@@ -25,9 +25,9 @@ DEADLINE_S, LEFT_OVER_S = 240.0, 90.0
 
 _PROSE = [f"This is bloody text {n}. And {n * n} is a fine number. {'x' * (n % 9)} the damn end. " for n in range(32)]
 _CODE = [f"import os\ndef f{n}( a,b ):\n  return a+b{' ' * (n % 3)}\n\nx = {n}\n" for n in range(12)]
-# What says nothing of the dataset: who was at work, and how far it was.
+# Files that do not belong to the dataset: epochs and progress.
 _OWN = ("job/epochs/", "job/progress.json")
-# Not damaged here: people may write into the card, and nothing tells that from damage.
+# Not damaged here: users may edit the card, which cannot be told from damage.
 _FREE = (*_OWN, "README.md")
 _RAY_NEEDS_S = 10.0
 # Ray's raylet waits 15 s for its agents, and gives up.
@@ -35,22 +35,22 @@ _STARTS = 4
 
 
 class Commands(Labelling):
-    """A corpus that grows, and the commands over it, of which `repair` finds a damaged file.
+    """A growing corpus and the commands on it; `repair` finds a damaged file.
 
     Args:
-        folder: its own.
-        scorer: what `phf score` adds.
+        folder: folder for corpus and output.
+        scorer: scorer that `phf score` adds.
     """
 
     def __init__(self, folder: Path, scorer: str) -> None:
         super().__init__(folder)
-        # Ray ends a process a minute after the head died; here sooner.
+        # Ray kills a process a minute after its head has died; here sooner.
         self.env["RAY_gcs_rpc_server_reconnect_timeout_s"] = "9"
         self._scorer = scorer
         self._grow(0)
 
     def arguments(self, command: str, *, patient: bool = False) -> list[str]:
-        """Of the command line; `patient` takes many deaths of workers for the deaths that they are."""
+        """The arguments of a command; `patient` allows many attempts, so that lost workers quarantine nothing."""
         patience = ("--set", "execution.attempts=20", "--workers", "2") if patient and command != "retag" else ()
         label = (
             *("label", "corpus", "--output", "labelled", "--scorer", "pep8=pycodestyle", "--threshold", "pep8=0"),
@@ -66,7 +66,7 @@ class Commands(Labelling):
         return [*words[command], *patience]
 
     def prepare(self, command: str, chance: random.Random) -> str:
-        """Do what comes before a command, once; says what was damaged."""
+        """Prepare a command: grow the corpus or damage a file; return a description."""
         if command == "extend":
             self._grow(1)
         return damage(self.output, chance) if command == "repair" else ""
@@ -89,7 +89,7 @@ class Commands(Labelling):
         return Running(process, log)
 
     def finish(self, command: str, *, ray: bool = False) -> "Ended":
-        """Run a command to its end with nothing in its way."""
+        """Run a command to its end, undisturbed."""
         return self.start(self.arguments(command, patient=ray), ray=ray).wait()
 
     def collect(self) -> None:
@@ -98,7 +98,7 @@ class Commands(Labelling):
         assert ended.code == DONE, ended.printed
 
     def content(self) -> dict[str, Any]:
-        """Every file of the output; of records what they say but for the epoch in which they were written."""
+        """Every file of the output; records without the epoch in which they were written."""
         found = {}
         for path in sorted(path for path in self.output.rglob("*") if path.is_file()):
             name = str(path.relative_to(self.output))
@@ -115,10 +115,10 @@ class Commands(Labelling):
 
 
 def damage(output: Path, chance: random.Random) -> str:
-    """Flip a bit of a file that the dataset or its job needs, cut its end off or delete it; says which and what."""
+    """Flip a bit of, truncate or delete a file that the dataset or its job needs; return a description."""
     kept = [path for path in sorted(output.rglob("*")) if path.is_file()]
     kept = [path for path in kept if not str(path.relative_to(output)).startswith(_FREE)]
-    # Each kind of file as often as any other, however many there are.
+    # Choose each kind of file with the same probability, however many there are.
     kinds = sorted({_kind(path, output) for path in kept})
     kind = chance.choice(kinds)
     path = chance.choice([path for path in kept if _kind(path, output) == kind])
@@ -151,7 +151,7 @@ class Ended:
 
 
 class Running:
-    """A command that runs, with all that it has started."""
+    """A running command with all processes that it has started."""
 
     def __init__(self, process: Any, log: Path) -> None:
         self._process = process
@@ -160,43 +160,43 @@ class Running:
 
     @property
     def printed(self) -> str:
-        """What it has printed so far."""
+        """The output so far."""
         return " ".join(self._log.read_text(errors="replace").split()) if self._log.exists() else ""
 
     @property
     def code(self) -> int | None:
-        """Its exit status; None as long as it runs."""
+        """The exit status; None while it is running."""
         return self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.process.exitcode
 
     def look(self) -> dict[int, str]:
-        """The processes that run below it now, with their programs."""
+        """Its running child processes, with the names of their programs."""
         now = {pid: _program(pid) for pid in alive(descendants(self._process.pid))}
         self.below |= now
         return now
 
     def pause(self, seconds: float) -> None:
-        """Wait, or until it has ended."""
+        """Wait for `seconds`, or until the command has ended."""
         end = time.monotonic() + seconds
         while self.code is None and time.monotonic() < end:
             self.look()
             time.sleep(0.1)
 
     def kill(self, *pids: int, by: signal.Signals = signal.SIGKILL) -> None:
-        """Signal processes that may be gone."""
+        """Send a signal to processes that may be gone."""
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, by)
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal the command itself."""
+        """Send a signal to the command itself."""
         if self.code is None:
             self.kill(self._process.pid, by=number)
 
     def wait(self) -> Ended:
-        """Wait for its end.
+        """Wait for the end.
 
         Raises:
-            TimeoutError: it does not come; everything is killed then.
+            TimeoutError: it took too long; all processes have been killed.
         """
         self.pause(DEADLINE_S)
         if self.code is None:
@@ -208,7 +208,7 @@ class Running:
         return Ended(int(self.code), self.printed)
 
     def left_over(self) -> dict[int, str]:
-        """What it had started and still runs."""
+        """Processes that it started and that are still running."""
         return {pid: name for pid, name in self.below.items() if pid in alive({pid}) and _program(pid) == name}
 
 
@@ -218,14 +218,14 @@ def _program(pid: int) -> str:
 
 
 class Killing:
-    """What befalls a command while it runs.
+    """Disturbs commands while they run.
 
     Args:
-        sequence: of the commands.
-        chance: decides what and when.
-        usual_s: seconds that each command takes.
-        ray: whether commands have a Ray with workers, or do unit after unit themselves.
-        story: of what happened, for whoever has to find out what went wrong.
+        sequence: the commands.
+        chance: decides what happens and when.
+        usual_s: seconds that each command usually takes.
+        ray: whether commands use Ray, or label unit after unit in one process.
+        story: log of what happened, for debugging.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Killing:
         self._running: list[Running] = []
 
     def disturb(self, command: str) -> int:
-        """Run a command that something befalls; returns its exit status."""
+        """Run a command and disturb it; returns its exit status."""
         chance = self._chance
         at = f"{chance.choice(NAMES)}=kill@{chance.randrange(1, 9)}" if chance.random() < 0.3 else ""
         running = self._sequence.start(
@@ -256,7 +256,7 @@ class Killing:
         return ended.code
 
     def finish(self, command: str) -> int:
-        """Run it once more, undisturbed; again where a machine is so busy that Ray does not start on it in time."""
+        """Run a command undisturbed; retry if the machine is too busy for Ray to start in time."""
         for _ in range(_STARTS):
             running = self._sequence.start(self._sequence.arguments(command, patient=self._ray), ray=self._ray)
             self._running.append(running)
@@ -294,7 +294,7 @@ class Killing:
         return number.name
 
     def _some_die(self, running: Running) -> str:
-        """The workers, Ray's raylet or its control service, or any other program of it."""
+        """Kill workers, Ray's raylet or control service, or another of its programs."""
         by_program: dict[str, list[int]] = {}
         for pid, program in running.look().items():
             by_program.setdefault(program, []).append(pid)
@@ -313,5 +313,5 @@ class Killing:
         return "all"
 
 
-# How a command may end that something has befallen. A signal in the first moment of Python's start just ends it.
+# Possible exit statuses of a disturbed command. A signal in the first moment of Python's start just kills it.
 BEFALLEN = (DONE, INCOMPLETE, STOPPED, DIED, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)

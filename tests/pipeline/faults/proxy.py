@@ -1,4 +1,4 @@
-"""A proxy between phf and a real object store that does what networks and overloaded stores do."""
+"""A proxy between phf and a real object store that fails like networks and overloaded stores."""
 
 import contextlib
 import random
@@ -21,11 +21,11 @@ class Request:
 
 
 class Fault:
-    """What may befall a request."""
+    """The faults of a request."""
 
-    REFUSE = "refuse"  # 503 SlowDown; the store never hears of it
+    REFUSE = "refuse"  # 503 SlowDown; the request never reaches the store
     CUT_BODY = "cut-body"  # the connection is cut in the middle of the request
-    LOSE_ANSWER = "lose-answer"  # the store does what was asked, and the answer is lost
+    LOSE_ANSWER = "lose-answer"  # the store handles the request, and the answer is lost
     CUT_ANSWER = "cut-answer"  # the connection is cut in the middle of the answer
 
 
@@ -34,13 +34,13 @@ Plan = Callable[[Request], str | None]
 
 @dataclass
 class Proxy:
-    """Forwards requests to `upstream` (host, port); `plan` says which of them fare badly.
+    """Forwards requests to `upstream` (host, port), except those that `plan` makes fail.
 
     Attributes:
-        plan: asked for each request; None lets it pass.
-        delay_s: seconds that every request takes longer.
-        done: how often each fault was inflicted.
-        passed: how many requests were not disturbed.
+        plan: returns the fault for each request; None lets it pass.
+        delay_s: extra seconds for every request.
+        done: number of requests by fault.
+        passed: number of undisturbed requests.
     """
 
     upstream: tuple[str, int]
@@ -51,7 +51,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[str]:
-        """Serve for the length of the block; yields the endpoint."""
+        """Serve while the context is active; yields the endpoint."""
         proxy = self
 
         class Handler(socketserver.StreamRequestHandler):
@@ -71,7 +71,7 @@ class Proxy:
                 server.shutdown()
 
     def _serve(self, client: socket.socket, store: socket.socket) -> None:
-        """One connection: request after request, until one of the two ends or is made to."""
+        """Handle the requests of one connection until either side closes it or a fault does."""
         asking, answering = client.makefile("rb"), store.makefile("rb")
         while head := _head(asking):
             method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
@@ -103,7 +103,7 @@ class Proxy:
 
 
 def after(faults: dict[str, list[str]]) -> Plan:
-    """The first requests of each method meet its faults, one each."""
+    """The first requests of each method get its faults, one each."""
     left = {method: list(each) for method, each in faults.items()}
     lock = threading.Lock()
 
@@ -116,7 +116,7 @@ def after(faults: dict[str, list[str]]) -> Plan:
 
 
 def sometimes(share: float, seed: int) -> Plan:
-    """Each request meets some fault with a probability of `share`."""
+    """Each request gets a random fault with probability `share`."""
     chance, lock = random.Random(seed), threading.Lock()
     kinds = [Fault.REFUSE, Fault.CUT_BODY, Fault.LOSE_ANSWER, Fault.CUT_ANSWER]
 
@@ -128,7 +128,7 @@ def sometimes(share: float, seed: int) -> Plan:
 
 
 def storm(seconds: float) -> Plan:
-    """Every request is refused for some seconds from the first one on."""
+    """Every request is refused for `seconds` seconds from the first one on."""
     begun: list[float] = []
 
     def plan(request: Request) -> str | None:
@@ -147,7 +147,7 @@ def _slow_down() -> bytes:
 
 
 def _head(stream: IO[bytes]) -> bytes:
-    """Request or status line and headers, with the empty line that ends them; empty where the peer has left."""
+    """Request or status line and headers, up to the empty line after them; empty if the peer has disconnected."""
     lines = []
     while line := stream.readline():
         lines.append(line)
@@ -157,7 +157,7 @@ def _head(stream: IO[bytes]) -> bytes:
 
 
 def _body(stream: IO[bytes], head: bytes) -> bytes:
-    """The body that the headers announce, as it was sent."""
+    """The body that the headers announce, as sent."""
     headers = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:] if b":" in line)
     if b"chunked" in headers.get(b"transfer-encoding", b""):
         pieces = []

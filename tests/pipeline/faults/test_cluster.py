@@ -17,14 +17,14 @@ from tests.pipeline.label_job import wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PATIENT = ("--set", "execution.attempts=10")
-# The driver gives up after two thirds of it. In what remains it has to end, on a machine that has other things to do.
+# The driver gives up after two thirds of this, and must end in the rest, even on a busy machine.
 RAY_GIVES_UP_AFTER_S = 24
 PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Job]]:
-    """A head and two nodes, and a job whose probe their workers can load."""
+    """A head with two nodes, and a job whose probe their workers can load."""
     job = Job(tmp_path_factory.mktemp("cluster"))
     with cluster(job.env) as made:
         made.add()
@@ -34,7 +34,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, J
 
 @pytest.fixture
 def job(nodes: tuple[Cluster, Job], tmp_path: Path) -> Job:
-    """The job, with an output of its own; its log and corpus are those that the workers know."""
+    """The job with a new output, and with the log and corpus that the workers know."""
     _, made = nodes
     made.output = tmp_path / "labelled"
     made.uri = str(made.output)
@@ -45,18 +45,18 @@ def job(nodes: tuple[Cluster, Job], tmp_path: Path) -> Job:
 
 
 def held(job: Job, driver: Driver, made: Cluster, more: int, workers: int = 2) -> None:
-    """Wait until more texts are scored and so many workers wait with a unit each."""
-    # Until this driver's have scored something, the workers that are there may be those of the one before.
+    """Wait until `more` texts are scored and `workers` workers are held, each with a unit."""
+    # Until this driver's workers have scored something, the workers found may be those of the previous driver.
     wait_for(lambda: job.scored().total() > 0 or _over(driver), PATIENCE_S)
     wait_for(lambda: len(made.workers()) == workers or _over(driver), PATIENCE_S)
     job.hold(job.scored().total() + more)
     wait_for(lambda: job.scored().total() >= int(job.log.with_suffix(".hold").read_text()) or _over(driver), PATIENCE_S)
-    assert not _over(driver), driver.said
+    assert not _over(driver), driver.printed
 
 
 def lost(driver: Driver) -> int:
-    """How many workers the driver has missed so far."""
-    return driver.said.count("worker of the group cpu was lost")
+    """The number of workers that the driver has lost so far."""
+    return driver.printed.count("worker of the group cpu was lost")
 
 
 def _over(driver: Driver) -> bool:
@@ -73,21 +73,21 @@ def test_workers_and_nodes_that_die_one_after_another_lose_nothing(
         # An actor in the middle of a batch.
         os.kill(made.workers()[0], signal.SIGKILL)
         held(job, driver, made, 7)
-        # A whole node, by its raylet; what its workers still do is in vain. Another one joins.
-        # (The worker that came in place of the dead one may be on either.)
+        # Kill a whole node through its raylet; another one joins.
+        # (The replacement of the dead worker may be on either node.)
         first, second = sorted(made.nodes, key=lambda node: not made.workers(node))
         assert made.workers(first)
         made.kill_raylet(first)
         wait_for(lambda: lost(driver) >= 2 or _over(driver), PATIENCE_S)
         made.add()
         held(job, driver, made, 7)
-        # A node that is taken down in good order.
+        # Remove a node in an orderly way.
         made.remove(second)
         made.add()
         held(job, driver, made, 7)
         job.release()
         ended = driver.wait()
-    assert ended.code == DONE, ended.said
+    assert ended.code == DONE, ended.printed
     assert lost(driver) >= 3
     check(job, reference)
 
@@ -107,11 +107,11 @@ def test_a_driver_that_sleeps_while_another_one_takes_over_harms_nothing(
         os.kill(older.process.pid, signal.SIGSTOP)
         job.release()
         newer = job.label()
-        assert newer.code == DONE, newer.said
+        assert newer.code == DONE, newer.printed
         os.kill(older.process.pid, signal.SIGCONT)
         ended = older.wait()
-    assert ended.code == STOPPED, ended.said
-    assert "newer" in ended.said
+    assert ended.code == STOPPED, ended.printed
+    assert "newer" in ended.printed
     check(job, reference, orphans=True)
 
 
@@ -129,12 +129,12 @@ def test_a_disk_that_is_full_for_the_workers_ends_the_driver_with_4(
             ballast = fill(place, 0)
             job.release()
             ended = driver.wait()
-        assert ended.code == INCOMPLETE, ended.said
-        assert "No space left on device" in ended.said
-        assert "Traceback" not in ended.said
+        assert ended.code == INCOMPLETE, ended.printed
+        assert "No space left on device" in ended.printed
+        assert "Traceback" not in ended.printed
         ballast.unlink()
         again = job.label()
-        assert again.code == DONE, again.said
+        assert again.code == DONE, again.printed
         check(job, reference, orphans=True)
 
 
@@ -144,14 +144,14 @@ def test_workers_that_die_between_write_and_sync_leave_nothing_half(
     made, _ = nodes
     for node in made.nodes:
         made.remove(node)
-    # Workers inherit the rule from the raylet of their node; the driver has none.
+    # Workers inherit the failpoint from the raylet of their node; the driver has none.
     for place in ("staged-written", "staged-synced"):
         made.add({VARIABLE: f"{place}=kill@4;{place}=raise@2"})
     with job.driver("--address", made.address, *PATIENT) as driver:
         ended = driver.wait()
-    assert ended.code == DONE, ended.said
-    assert "worker of the group cpu was lost" in ended.said
-    assert "Input/output error" in ended.said
+    assert ended.code == DONE, ended.printed
+    assert "worker of the group cpu was lost" in ended.printed
+    assert "Input/output error" in ended.printed
     check(job, reference)
 
 
@@ -165,12 +165,12 @@ def test_a_lost_head_ends_the_driver_with_4_before_ray_ends_it_otherwise(
         made.kill_head()
         begun = time.monotonic()
         ended = driver.wait(60)
-    assert ended.code == INCOMPLETE, ended.said
-    assert "The head of the Ray cluster" in ended.said
-    assert "same command goes on" in ended.said
+    assert ended.code == INCOMPLETE, ended.printed
+    assert "The head of the Ray cluster" in ended.printed
+    assert "same command goes on" in ended.printed
     assert time.monotonic() - begun < 2 * RAY_GIVES_UP_AFTER_S
     job.release()
     made.close()
     again = job.label()
-    assert again.code == DONE, again.said
+    assert again.code == DONE, again.printed
     check(job, reference)

@@ -1,4 +1,4 @@
-"""Bits that flip, files that lose their ends: what is damaged is named, and the remedy brings the same bytes back."""
+"""Flipped bits and truncated files: damage is named, and the recommended remedy restores the same bytes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +13,14 @@ DAMAGED = 1
 
 
 def flip(path: Path) -> None:
-    """One bit in the middle is another one."""
+    """Flip one bit in the middle."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 16
     path.write_bytes(data)
 
 
 def truncate(path: Path) -> None:
-    """The end is gone."""
+    """Cut off the end."""
     path.write_bytes(path.read_bytes()[:-200])
 
 
@@ -38,11 +38,11 @@ def test_a_damaged_part_of_a_committed_unit_is_named_before_it_gets_into_the_dat
     harm(job.output / part)
     for _ in range(2):
         ended = job.label()
-        assert ended.code == INCOMPLETE, ended.said
-        assert part in ended.said
-        assert "is damaged" in ended.said
+        assert ended.code == INCOMPLETE, ended.printed
+        assert part in ended.printed
+        assert "is damaged" in ended.printed
         assert not (job.output / "manifest.json").exists()
-    # The remedy that it names.
+    # The recommended remedy.
     next((job.output / "units").rglob("00000003.json")).unlink()
     assert job.label().code == DONE
     check(job, reference, orphans=True)
@@ -58,10 +58,10 @@ def test_a_damaged_shard_is_named_by_verify_and_written_anew_from_its_units(
     before = sealed.scored()
     harm(sealed.output / shard)
     ended = sealed.verify()
-    assert ended.code == DAMAGED, ended.said
-    assert shard in ended.said
-    assert "part-00000" not in ended.said
-    # The remedy that it names.
+    assert ended.code == DAMAGED, ended.printed
+    assert shard in ended.printed
+    assert "part-00000" not in ended.printed
+    # The recommended remedy.
     for path in [sealed.output / "manifest.json", *(sealed.output / "generations").iterdir()]:
         path.unlink()
     assert sealed.label().code == DONE

@@ -1,4 +1,4 @@
-"""Disks that are full, go away for a while, or are written to no more."""
+"""Disks that are full, disappear for a while, or become read-only."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from tests.pipeline.label_job import wait_for
 
 @contextlib.contextmanager
 def mounted(place: Path, *options: str) -> Iterator[None]:
-    """A file system at a place, for the length of the block; skips where mounting is not permitted."""
+    """Mount a file system while the context is active; skips the test if mounting is not permitted."""
     place.mkdir(exist_ok=True)
     made = subprocess.run(["mount", *options, str(place)], capture_output=True, text=True, check=False)
     if made.returncode:
@@ -28,7 +28,7 @@ def mounted(place: Path, *options: str) -> Iterator[None]:
 
 
 def fill(folder: Path, leave: int) -> Path:
-    """Take all of a small file system but so many bytes."""
+    """Fill a small file system except for `leave` bytes."""
     ballast = folder / ".ballast"
     free = os.statvfs(folder)
     with ballast.open("wb") as file:
@@ -45,14 +45,14 @@ def test_a_disk_that_fills_up_anywhere_ends_the_driver_with_4_and_no_half_file_i
         job.output = place / "labelled"
         job.uri = str(job.output)
         reached = []
-        # Each time there is a little more room, and the disk fills up a little later.
+        # Leave a little more room each time, so that the disk fills up later.
         for room in (4, 16, 32, 64, 96, 128, 144, 160, 176):
             ballast = fill(place, room * 1024)
             ended = job.label()
             ballast.unlink()
-            assert ended.code in (INCOMPLETE, DONE), ended.said
+            assert ended.code in (INCOMPLETE, DONE), ended.printed
             if ended.code == INCOMPLETE:
-                assert "No space left on device" in " ".join(ended.said.split())
+                assert "No space left on device" in " ".join(ended.printed.split())
             reached.append((ended.code, len(job.committed())))
             if ended.code == DONE:
                 break
@@ -63,11 +63,11 @@ def test_a_disk_that_fills_up_anywhere_ends_the_driver_with_4_and_no_half_file_i
 
 @pytest.mark.parametrize("kilobytes", [1, 2, 3])
 def test_files_that_cannot_grow_end_the_driver_with_4(kilobytes: int, reference: Job, tmp_path: Path) -> None:
-    # Needs no privilege: the kernel refuses to let a file grow (EFBIG). Parts are smaller than shards.
+    # Needs no privileges: the kernel refuses to let a file grow (EFBIG). Parts are smaller than shards.
     job = Job(tmp_path)
     ended = job.label(file_size=kilobytes * 1024)
-    assert ended.code == INCOMPLETE, ended.said
-    assert "same command goes on" in " ".join(ended.said.split())
+    assert ended.code == INCOMPLETE, ended.printed
+    assert "same command goes on" in " ".join(ended.printed.split())
     assert job.label().code == DONE
     check(job, reference)
 
@@ -81,21 +81,22 @@ def test_an_output_that_becomes_read_only_for_a_while(reference: Job, tmp_path: 
         job.hold(14)
         driver = job.fork()
         wait_for(lambda: len(job.committed()) >= 2)
-        # The kernel refuses while a file is open for writing, as the heartbeat's is now and then.
+        # The kernel refuses to remount while a file is open for writing, such as the status file.
         wait_for(lambda: subprocess.run(["mount", "-o", "remount,ro", str(place)], check=False).returncode == 0)
         job.release()
         ended = driver.wait()
         subprocess.run(["mount", "-o", "remount,rw", str(place)], check=True)
-        assert ended.code == INCOMPLETE, ended.said
-        assert "Read-only file system" in " ".join(ended.said.split())
+        assert ended.code == INCOMPLETE, ended.printed
+        assert "Read-only file system" in " ".join(ended.printed.split())
         assert 2 <= len(job.committed()) < COUNT
         assert job.label().code == DONE
         check(job, reference, orphans=True)
 
 
 def wait_until_held(job: Job) -> None:
-    """Until some units are committed and nothing moves any more: between a check and the step that it is for, an output
-    could go and nobody would know.
+    """Wait until some units are committed and nothing is written any more.
+
+    If the output disappeared between a check and the step after it, the driver could not notice.
     """
     seen: list[Path] = []
 
@@ -124,8 +125,8 @@ def test_an_output_that_is_unmounted_for_a_while_gets_nothing_written_in_its_pla
         subprocess.run(["umount", "-l", str(job.output)], check=True)
         job.release()
         ended = driver.wait()
-        assert ended.code == INCOMPLETE, ended.said
-        assert "or unmounted" in " ".join(ended.said.split())
+        assert ended.code == INCOMPLETE, ended.printed
+        assert "or unmounted" in " ".join(ended.printed.split())
         assert not list(job.output.rglob("*.json"))
         subprocess.run(["mount", "--bind", str(share), str(job.output)], check=True)
         assert len(job.committed()) >= 2
@@ -142,8 +143,8 @@ def test_an_output_that_is_moved_away_for_a_while_is_gone_on_with_where_it_was(r
     job.output.rename(away)
     job.release()
     ended = driver.wait()
-    assert ended.code == INCOMPLETE, ended.said
-    # Nothing has taken its place but what a worker staged meanwhile, which nobody will ever read.
+    assert ended.code == INCOMPLETE, ended.printed
+    # The new folder contains only what a worker has staged meanwhile, which is never read.
     assert {path.name for path in job.output.glob("*")} <= {"staging"}
     shutil.rmtree(job.output, ignore_errors=True)
     away.rename(job.output)

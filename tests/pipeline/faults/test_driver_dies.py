@@ -1,6 +1,6 @@
-"""What befalls a driver at the named failpoints: whatever it had begun, the same command finishes it.
+"""Drivers that die at a failpoint: the same command finishes what they began.
 
-These jobs run without Ray, in one process that is driver and worker, so that each point is passed in order.
+These jobs run without Ray, in one process that is driver and worker, so that failpoints are passed in order.
 """
 
 import os
@@ -23,9 +23,9 @@ NAMES = sorted(
     }
 )
 RETAG_ONLY = ["generation-deleted"]
-# It takes a thousand units to pass this one: `test_full_folders`.
+# Needs a thousand units; see `test_full_folders`.
 FULL_FOLDERS_ONLY = ["segment-written"]
-# Passed by `phf repair` alone, whose every step `test_repair` cuts short.
+# Only in `phf repair`; `test_repair` interrupts each of its steps.
 REPAIR_ONLY = ["record-replaced"]
 LABELLING = [name for name in NAMES if name not in RETAG_ONLY + FULL_FOLDERS_ONLY + REPAIR_ONLY]
 IN_ORDER = [
@@ -37,7 +37,7 @@ RETAGGING = [name for name in NAMES if name.startswith(("staged-", "seal-", "gen
 
 
 def rule(place: str, action: str) -> str:
-    """A rule for a name, or a name and how often it is passed before."""
+    """A failpoint rule for a name, or for a name with the number of the pass."""
     name, _, nth = place.partition("@")
     return f"{name}={action}@{nth or 1}"
 
@@ -52,10 +52,10 @@ def test_a_driver_that_dies_again_and_again_at_one_point_loses_nothing(
 ) -> None:
     job = Job(tmp_path)
     first = job.label(failpoints=rule(place, "kill"))
-    assert first.code == DIED, f"{place} is passed by no run: {first.said}"
+    assert first.code == DIED, f"{place} is passed by no run: {first.printed}"
     for _ in range(2):
         again = job.label(failpoints=rule(place, "kill"))
-        assert again.code in (DIED, DONE), again.said
+        assert again.code in (DIED, DONE), again.printed
     assert job.label().code == DONE
     check(job, reference)
 
@@ -66,7 +66,7 @@ def test_a_driver_that_dies_at_every_point_one_after_another_loses_nothing(refer
     codes = [job.label(failpoints=rule(name, "kill")).code for name in sorted(LABELLING, key=IN_ORDER.index)]
     assert set(codes) == {DIED}
     assert job.label().code == DONE
-    # A run that finds the job done touches nothing, not even what a dead one had staged: `phf gc` takes that away.
+    # A run of a finished job changes nothing, not even files staged by a dead run; `phf gc` removes those.
     check(job, reference, orphans=True)
 
 
@@ -76,9 +76,9 @@ def test_a_disk_that_fails_at_any_point_ends_the_driver_with_4_and_the_same_comm
     job = Job(tmp_path)
     for name in LABELLING:
         ended = job.label(failpoints=rule(name, "raise"))
-        assert ended.code in (INCOMPLETE, DONE), ended.said
-        assert ended.code == DONE or "same command" in " ".join(ended.said.split())
-        assert "Traceback" not in ended.said
+        assert ended.code in (INCOMPLETE, DONE), ended.printed
+        assert ended.code == DONE or "same command" in " ".join(ended.printed.split())
+        assert "Traceback" not in ended.printed
     assert job.label().code == DONE
     check(job, reference)
 
@@ -91,13 +91,13 @@ def test_a_driver_that_wakes_up_after_a_newer_one_is_done_harms_nothing(
     older = job.fork(failpoints=rule(place, "stop"), log="older.log")
     wait_for(lambda: stopped(older.pid) or not older.process.is_alive())
     newer = job.label()
-    assert newer.code == DONE, newer.said
+    assert newer.code == DONE, newer.printed
     os.kill(older.pid, signal.SIGCONT)
     ended = older.wait()
-    # One that had committed the generation finds that all the rest is done.
+    # A driver that had committed the generation finds everything else done.
     done = [DONE] if place.startswith(("generation-", "manifest-")) else []
-    assert ended.code in [STOPPED, *done], ended.said
-    # What it may have staged since is nobody's, and never will be anybody's.
+    assert ended.code in [STOPPED, *done], ended.printed
+    # Files that it has staged since are orphans.
     check(job, reference, orphans=True)
 
 
@@ -107,8 +107,8 @@ def test_a_retag_that_dies_leaves_a_whole_dataset_and_is_finished_by_the_same_co
 ) -> None:
     for _ in range(3):
         ended = sealed.retag("p90", failpoints=rule(name, "kill"))
-        assert ended.code in (DIED, DONE), ended.said
-        # Whatever was reached, readers find one whole generation.
+        assert ended.code in (DIED, DONE), ended.printed
+        # Wherever it died, readers find one whole generation.
         assert sum(batch.num_rows for batch in open_dataset(sealed.uri).read_batches()) == len(TEXTS)
     assert sealed.retag("p90").code == DONE
     check(sealed, tagged_anew)

@@ -1,4 +1,4 @@
-"""Units by the thousand: a driver that dies when a folder of them is full, before and after its segment is written."""
+"""A driver that dies when a folder of a thousand units is full, before and after its segment is written."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_a_driver_that_dies_around_a_full_folder_loses_nothing(tmp_path: Path) -
 
     job = ManyUnits(tmp_path / "disturbed")
     store = UnitStore(open_storage(job.uri))
-    # The thousandth unit has its record, but its part is still staged.
+    # The thousandth unit has a record, but its part is still staged.
     assert job.label(failpoints=f"record-created=kill@{FOLDER_UNITS}").code == DIED
     assert store.segments() == set()
     assert int(store.committed(COUNT).sum()) == FOLDER_UNITS
@@ -42,8 +42,8 @@ def test_a_driver_that_dies_around_a_full_folder_loses_nothing(tmp_path: Path) -
     assert store.segments() == {0}
     assert len(list(store.records(FOLDER_UNITS))) == FOLDER_UNITS
     ended = job.label()
-    assert ended.code == DONE, ended.said
-    assert f"{FOLDER_UNITS:,} of {COUNT:,} units are already labelled" in ended.said
+    assert ended.code == DONE, ended.printed
+    assert f"{FOLDER_UNITS:,} of {COUNT:,} units are already labelled" in ended.printed
     assert data_hashes(job.output) == data_hashes(undisturbed.output)
     assert verify(job.uri).problems == []
     assert set(job.scored().values()) == {1}, "no unit is scored twice"

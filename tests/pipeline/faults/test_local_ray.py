@@ -1,4 +1,4 @@
-"""A Ray of our own whose head dies, in place of which programs of the same names run here."""
+"""A local Ray whose head dies; simulated by programs of the same names."""
 
 import os
 import shutil
@@ -60,7 +60,7 @@ def test_a_head_that_dies_later_ends_whoever_asks_for_it(program: Program, tmp_p
         watch.check()
         children = Path("/proc/self/task")
         pids = {int(pid) for each in children.glob("*/children") for pid in each.read_text().split()}
-        time.sleep(1)  # the watch has seen it
+        time.sleep(1)  # until the watch has found it
         for pid in pids:
             if local._program(pid) == "gcs_server":
                 os.kill(pid, signal.SIGKILL)

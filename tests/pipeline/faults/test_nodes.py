@@ -1,4 +1,4 @@
-"""A real Ray cluster whose machines join and go in the middle of a job."""
+"""A real Ray cluster whose machines join and leave in the middle of a job."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Labelling:
     made = Labelling(tmp_path, scorer="probe=probe:0.1")
     made.write([f"One of {number}. Two. {'x' * 200}" for number in range(240)])
-    # What the machines' workers see is what they were started with.
+    # Workers see the environment with which their machine was started.
     for name in ("PYTHONPATH", "PHF_PROBE_LOG"):
         monkeypatch.setenv(name, made.env[name])
     return made
@@ -25,7 +25,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Labelling:
 def cluster(made: Labelling) -> Iterator["Cluster"]:  # type: ignore[name-defined] # noqa: F821 - imported below
     from ray.cluster_utils import Cluster
 
-    # A machine that is gone is known to be after some two seconds, not fifteen.
+    # Make Ray notice a lost machine after about two seconds instead of fifteen.
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
     cluster = Cluster(
         initialize_head=True,
@@ -45,7 +45,7 @@ def test_a_machine_that_joins_gets_work_and_one_that_goes_costs_no_attempt(
     options = ("--unit-size", "2000")
     made.run_undisturbed(*options, output=tmp_path / "undisturbed")
     first = cluster.add_node(num_cpus=1)
-    # Its worker does two units, and stops in the third.
+    # Its worker finishes two units, and stops in the third.
     made.hold(made.scored().total() + 10)
     process = made.start(
         *options, "--address", cluster.address, "--set", "execution.workers=null", "--set", "execution.attempts=1"
@@ -62,7 +62,7 @@ def test_a_machine_that_joins_gets_work_and_one_that_goes_costs_no_attempt(
     wait_for(lambda: workers() == 1 and len(made.committed()) >= 1)
     cluster.add_node(num_cpus=2)
     wait_for(lambda: workers() == 3)
-    # Killed at work, without a good-bye: all that is left is done by the workers of the machine that joined.
+    # Kill the first machine; the workers of the new one do the rest.
     cluster.remove_node(first, allow_graceful=False)
     made.release()
     _, stderr = process.communicate(timeout=200)

@@ -1,4 +1,4 @@
-"""Records that take their process with them: the others get the scores that they would have beside a refused one."""
+"""Records that kill their process: the others get the same scores as beside a refused record."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ def quarantined(output: Path) -> dict[int, tuple[str, str]]:
 
 
 def positions(output: Path) -> list[int]:
-    """Of the rows of the dataset, in order."""
+    """Positions of the rows of the dataset, in order."""
     return [
         position
         for path in sorted((output / "data").rglob("*.parquet"))
@@ -53,7 +53,7 @@ def test_records_that_kill_their_process_go_into_quarantine_and_nothing_else_doe
     made.write(texts)
     calm.write(texts)
     options = ("--unit-size", "2000", "--set", "execution.attempts=2", "--max-quarantined", "3")
-    # The oracle: the same scorer, but it refuses these four texts, and nothing dies over the fifth.
+    # The oracle: the same scorer refuses these four texts, and does not die on the fifth.
     calm.log.with_suffix(".killed").touch()
     refused = calm.run_without_ray(*options)
     assert refused.returncode == 3, refused.stderr
@@ -74,7 +74,7 @@ def test_records_that_kill_their_process_go_into_quarantine_and_nothing_else_doe
     }
     assert positions(made.output) == [each for index, each in enumerate(at) if index not in poison]
     assert data_hashes(made.output) == data_hashes(calm.output)
-    # A record that a worker died over once is no poison, and no unit was given up.
+    # A record that killed a worker once is not poison, and no unit was given up.
     assert stderr.count("is tried record by record") == 4
     assert CANARY not in stdout + stderr
     progress = json.loads((made.output / "job" / "progress.json").read_text())
@@ -125,8 +125,7 @@ def test_a_stop_in_the_middle_of_it_leaves_no_process_behind(tmp_path: Path) -> 
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 75, stderr
     assert CANARY not in stdout + stderr
-    # Ray's own helpers look for their head now and then, and have the next run's time for it; nothing that labels is
-    # left at once.
+    # No labelling process is left. Ray's own helpers check for their head only occasionally, and may end later.
     assert not {pid for pid in alive(helpers) if "isolated" in command_of(pid)}
 
     process = made.start(*options, "--set", "execution.attempts=1")

@@ -1,6 +1,6 @@
-"""Random deaths while a corpus is labelled, scored again, extended, tagged anew and repaired: nothing may show of them.
+"""Kill random processes while a corpus is labelled, scored, extended, retagged and repaired; the result is the same.
 
-`PHF_CHAOS_ROUNDS=16 PHF_CHAOS_SEED=7` plays more rounds: the odd ones with a Ray whose parts die too.
+`PHF_CHAOS_ROUNDS=16 PHF_CHAOS_SEED=7` runs more rounds; odd rounds use Ray, and kill its processes too.
 """
 
 import os
@@ -26,9 +26,9 @@ pytestmark = pytest.mark.timeout(600 if ROUNDS == 1 else 0)
 
 
 class Undisturbed:
-    """What the commands come to, and the seconds that each takes, where nothing is in its way.
+    """The results of the undisturbed commands, and the seconds that each takes.
 
-    The repair is not among them: it has to bring back what was there.
+    Repair is left out, because its result is the content before the damage.
     """
 
     def __init__(self, folder: Path, scorer: str) -> None:
@@ -70,7 +70,7 @@ def test_no_death_of_any_process_in_any_command_shows_in_the_end(
             code = killing.disturb(command)
             assert code in BEFALLEN, "\n".join(story)
             assert "Traceback" not in story[-1], "\n".join(story)
-            # Under damage it may refuse: nobody knows then what is needed.
+            # `phf gc` may refuse a damaged dataset, because it cannot know which files are needed.
             if chance.random() < 0.2 and command != "repair" and sequence.output.exists():
                 sequence.collect()
                 story.append("gc --delete")

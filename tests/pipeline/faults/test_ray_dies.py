@@ -1,4 +1,4 @@
-"""Real `phf label` processes with a Ray of their own whose parts are killed, stopped and interrupted."""
+"""Real `phf label` processes with a local Ray whose processes are killed, stopped and interrupted."""
 
 import os
 import random
@@ -21,13 +21,13 @@ PATIENT = ("--set", "execution.attempts=20")
 
 
 def test_a_signal_at_any_moment_stops_with_75_and_the_same_command_goes_on(reference: Job, tmp_path: Path) -> None:
-    # Without Ray, so that there is time for many moments: reading, scoring, sealing.
+    # Without Ray, to have time for many moments: reading, scoring, sealing.
     job = Job(tmp_path)
     chance = random.Random(SEED)
     stopped = 0
     for nth in range(40):
         driver = job.fork()
-        wait_for(lambda: not driver.process.is_alive() or "Reading" in driver.said)  # noqa: B023
+        wait_for(lambda: not driver.process.is_alive() or "Reading" in driver.printed)  # noqa: B023
         time.sleep(chance.uniform(0, 0.3))
         if driver.process.is_alive():
             os.kill(driver.pid, (signal.SIGTERM, signal.SIGINT)[nth % 2])
@@ -37,7 +37,7 @@ def test_a_signal_at_any_moment_stops_with_75_and_the_same_command_goes_on(refer
         if ended.code == DONE:
             if stopped:
                 break
-            # It was done before the signal came.
+            # It finished before the signal arrived.
             job = Job(tmp_path / f"again-{nth}")
     assert stopped, f"seed {SEED}"
     assert job.label().code == DONE
@@ -45,7 +45,7 @@ def test_a_signal_at_any_moment_stops_with_75_and_the_same_command_goes_on(refer
 
 
 class Chaos:
-    """Things that happen to a running driver and to all that it has started."""
+    """Disturbs a running driver and the processes that it has started."""
 
     def __init__(self, driver: Driver, chance: random.Random) -> None:
         self._driver = driver
@@ -56,7 +56,7 @@ class Chaos:
         self._kill(self._driver.workers())
 
     def worker_sleeps(self) -> None:
-        """SIGSTOP to an actor for a while."""
+        """Stop an actor for a while (SIGSTOP)."""
         workers = self._driver.workers()
         if workers:
             chosen = self._chance.choice(workers)
@@ -65,7 +65,7 @@ class Chaos:
             _signal(chosen, signal.SIGCONT)
 
     def driver_sleeps(self) -> None:
-        """SIGSTOP to the driver for a while."""
+        """Stop the driver for a while (SIGSTOP)."""
         _signal(self._driver.process.pid, signal.SIGSTOP)
         time.sleep(self._chance.uniform(0.2, 2.0))
         _signal(self._driver.process.pid, signal.SIGCONT)
@@ -112,7 +112,7 @@ def test_whatever_happens_whenever_it_happens_nothing_is_lost(
     story: list[str] = [f"seed {SEED}"]
     for job_number in range(max(1, ROUNDS // 4)):
         job = Job(tmp_path / str(job_number))
-        # Ray ends a process a minute after the head died; here sooner.
+        # Ray kills a process a minute after its head has died; here sooner.
         job.env["RAY_gcs_rpc_server_reconnect_timeout_s"] = "9"
         for _ in range(4):
             code = _round(job, chance, story)
@@ -128,7 +128,7 @@ def _round(job: Job, chance: random.Random, story: list[str]) -> int:
     story.append(f"-- {failpoints}")
     job.hold(job.scored().total() + chance.randrange(1, 40))
     with job.driver(*PATIENT, failpoints=failpoints) as driver:
-        wait_for(lambda: "Labelling" in driver.said or driver.process.poll() is not None, 120)
+        wait_for(lambda: "Labelling" in driver.printed or driver.process.poll() is not None, 120)
         time.sleep(chance.uniform(0, 4))
         chaos = Chaos(driver, chance)
         for name in [*chance.sample(HARMLESS, 2), chance.choice([*FATAL, *HARMLESS])]:
@@ -138,5 +138,5 @@ def _round(job: Job, chance: random.Random, story: list[str]) -> int:
                 time.sleep(chance.uniform(0, 1))
         job.release()
         ended = driver.wait(150)
-    story.append(f"{ended.code}: {ended.said[-300:]}")
+    story.append(f"{ended.code}: {ended.printed[-300:]}")
     return ended.code

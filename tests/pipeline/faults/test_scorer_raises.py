@@ -1,4 +1,4 @@
-"""Scorers that raise: on one record, and on every one."""
+"""Scorers that raise on one record, and on every record."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_a_record_that_a_scorer_raises_on_is_alone_in_quarantine(reference: Job,
     job = Job(tmp_path)
     job.write([*TEXTS[:30], f"{TEXTS[30]} {probe.RAISE}", *TEXTS[31:]])
     with job.driver() as driver:
-        assert driver.wait().code == OVER_LIMIT, driver.said
+        assert driver.wait().code == OVER_LIMIT, driver.printed
     quarantined = [
         row for path in (job.output / "ledger/0001").glob("quarantine-*") for row in pq.read_table(path).to_pylist()
     ]
@@ -37,8 +37,8 @@ def test_a_scorer_that_raises_on_everything_quarantines_nothing_and_goes_on_once
     job.env[probe.RAISE_ALWAYS] = "1"
     with job.driver() as driver:
         ended = driver.wait()
-    assert ended.code == INCOMPLETE, ended.said
-    assert "fails on any document" in ended.said
+    assert ended.code == INCOMPLETE, ended.printed
+    assert "fails on any document" in ended.printed
     assert job.committed() == set()
     assert not (job.output / "manifest.json").exists()
     del job.env[probe.RAISE_ALWAYS]

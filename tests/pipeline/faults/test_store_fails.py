@@ -1,4 +1,4 @@
-"""Labelling into a real S3 server through a proxy that refuses, cuts and loses what passes."""
+"""Label into a real S3 server through a proxy that refuses requests, cuts connections and loses answers."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ NAMES = itertools.count()
 
 @pytest.fixture(scope="module")
 def endpoint(s3: dict[str, str]) -> Iterator[tuple[Proxy, str]]:
-    """A proxy in front of the server, which has a bucket, and its endpoint."""
+    """A proxy in front of the server, and its endpoint; the server has a bucket."""
     filesystem, _ = pafs.FileSystem.from_uri("s3://faults/?allow_bucket_creation=true")
     filesystem.create_dir("faults")
     host, _, port = s3["AWS_ENDPOINT_URL"].removeprefix("http://").partition(":")
@@ -35,7 +35,7 @@ def endpoint(s3: dict[str, str]) -> Iterator[tuple[Proxy, str]]:
 
 @pytest.fixture
 def proxy(endpoint: tuple[Proxy, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The proxy, through which everything goes that is opened from now on; it disturbs nothing yet."""
+    """The proxy for all storages opened in this test; it does not fail any request yet."""
     made, address = endpoint
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     made.done.clear()
@@ -45,7 +45,7 @@ def proxy(endpoint: tuple[Proxy, str], monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.fixture
 def storage(proxy: Proxy) -> Storage:
-    """A new prefix, behind the proxy."""
+    """A new prefix behind the proxy."""
     return open_storage(f"s3://faults/storage-{next(NAMES)}")
 
 
@@ -144,9 +144,9 @@ def run(job: Job, proxy: Proxy, plan: Plan, patience_s: float) -> int:
     proxy.plan = plan
     ended = job.label()
     proxy.plan = lambda request: None
-    said = " ".join(ended.said.split())
-    assert ended.code == DONE or "same command goes on" in said, said
-    assert "Traceback" not in said
+    printed = " ".join(ended.printed.split())
+    assert ended.code == DONE or "same command goes on" in printed, printed
+    assert "Traceback" not in printed
     return ended.code
 
 
@@ -179,7 +179,7 @@ def test_a_network_that_loses_every_sixth_request_loses_nothing(proxy: Proxy, jo
 def test_a_driver_that_dies_at_every_point_into_a_bucket_loses_nothing(proxy: Proxy, job: Job, reference: Job) -> None:
     for name in LABELLING:
         ended = job.label(failpoints=rule(name, "kill"))
-        assert ended.code in (DIED, DONE), ended.said
+        assert ended.code in (DIED, DONE), ended.printed
     assert job.label().code == DONE
     check(job, reference)
 

@@ -1,4 +1,4 @@
-"""Pools of workers: what a configuration asks for, and how they grow and shrink, simulated with a clock that jumps."""
+"""Pools of workers: their configuration, and how they grow and shrink, on a simulated clock."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,21 +30,21 @@ def test_a_device_alone_makes_a_pool_with_a_gpu_a_worker() -> None:
 
 
 def test_a_pool_says_what_each_worker_takes() -> None:
-    asked = {"device": "cuda:0", "cpus": 2, "gpus": 0.5, "memory": "4GB", "min": 2, "max": 8}
-    assert pools(pools={"toxicity": asked})["toxicity"] == Pool(2, 8, {"CPU": 2.0, "GPU": 0.5, "memory": 4e9})
+    configured = {"device": "cuda:0", "cpus": 2, "gpus": 0.5, "memory": "4GB", "min": 2, "max": 8}
+    assert pools(pools={"toxicity": configured})["toxicity"] == Pool(2, 8, {"CPU": 2.0, "GPU": 0.5, "memory": 4e9})
 
 
 def test_a_pool_has_room_beside_the_least_of_all_others() -> None:
-    asked = {"cpu": Pool(1, None, ONE_CPU), "pii": Pool(2, 3, {"CPU": 2.0}), "toxicity": Pool(1, None, HALF_A_GPU)}
-    assert most_workers(asked, {"CPU": 16, "GPU": 2}) == {"cpu": 12, "pii": 3, "toxicity": 4}
-    # Never less than the least, however small the cluster is: they are asked for, and it may grow.
-    assert most_workers(asked, {"CPU": 1}) == {"cpu": 1, "pii": 2, "toxicity": 1}
+    configured = {"cpu": Pool(1, None, ONE_CPU), "pii": Pool(2, 3, {"CPU": 2.0}), "toxicity": Pool(1, None, HALF_A_GPU)}
+    assert most_workers(configured, {"CPU": 16, "GPU": 2}) == {"cpu": 12, "pii": 3, "toxicity": 4}
+    # Never below the minimum, however small the cluster is: it may grow once they are requested.
+    assert most_workers(configured, {"CPU": 1}) == {"cpu": 1, "pii": 2, "toxicity": 1}
 
 
 def test_what_a_cluster_lacks_is_said_by_pool() -> None:
-    asked = {"cpu": Pool(1, None, ONE_CPU), "toxicity": Pool(1, 1, {"GPU": 1.0, "memory": 8e9})}
-    assert missing_resources(asked, {"CPU": 1, "GPU": 1, "memory": 1e10}) == {}
-    assert missing_resources(asked, {"CPU": 1}) == {"toxicity": "1 GPU a worker, 8 GB of memory a worker"}
+    configured = {"cpu": Pool(1, None, ONE_CPU), "toxicity": Pool(1, 1, {"GPU": 1.0, "memory": 8e9})}
+    assert missing_resources(configured, {"CPU": 1, "GPU": 1, "memory": 1e10}) == {}
+    assert missing_resources(configured, {"CPU": 1}) == {"toxicity": "1 GPU a worker, 8 GB of memory a worker"}
 
 
 def test_a_ray_of_our_own_has_room_for_every_pool() -> None:
@@ -69,10 +69,10 @@ def test_it_has_the_cores_that_this_process_may_use_and_room_for_every_pool(
 
 
 def run(
-    backend: SimulatedBackend, asked: dict[str, Pool], count: int, tick: Callable[[], None] = lambda: None
+    backend: SimulatedBackend, configured: dict[str, Pool], count: int, tick: Callable[[], None] = lambda: None
 ) -> tuple[Recorded, list[str]]:
     completed, recorded, notes = Completed(), Recorded(), list[str]()
-    scheduler = Scheduler(backend, asked, completed, clock=backend.clock, observer=recorded, notify=notes.append)
+    scheduler = Scheduler(backend, configured, completed, clock=backend.clock, observer=recorded, notify=notes.append)
     scheduler.run(units(count), tick)
     assert len(completed.parts) == count
     assert scheduler.failures == []
@@ -86,7 +86,7 @@ def test_a_pool_that_others_wait_for_grows_to_its_bound_and_no_further() -> None
     )
     recorded, _ = run(backend, {"cpu": Pool(2, 2, ONE_CPU), "toxicity": Pool(1, 6, HALF_A_GPU)}, 400)
     assert recorded.sizes == {"cpu": [2], "toxicity": [1, 2, 4, 6]}
-    # 400 units of 8 s on six workers, and some seconds until there are six.
+    # 400 units of 8 s on six workers, plus some seconds until there are six.
     assert backend.now < 400 * 8 / 6 + 60
 
 
@@ -97,7 +97,7 @@ def test_a_pool_grows_only_where_the_cluster_has_room() -> None:
 
 
 def test_a_pool_that_has_been_idle_shrinks_to_its_least_and_makes_room_for_the_one_it_waits_for() -> None:
-    # All CPUs are the base group's at first; then the scorer of the other group turns out to be what takes the time.
+    # At first the base group has all CPUs; then the scorer of the other group turns out to be the bottleneck.
     backend = SimulatedBackend(seconds=lambda unit, group: 10.0 if group == "pii" else 0.1, resources={"CPU": 8})
     recorded, _ = run(backend, {"cpu": Pool(1, None, ONE_CPU), "pii": Pool(1, None, ONE_CPU)}, 300)
     assert recorded.sizes["cpu"][0] == 7
@@ -116,7 +116,7 @@ def test_the_base_pool_follows_the_cluster_as_nodes_join_and_leave() -> None:
     recorded, notes = run(backend, {"cpu": Pool(1, None, ONE_CPU)}, 3000, tick)
     assert sizes[50] == 2
     assert sizes[120] == 16
-    # Nobody is killed at work because the cluster has become smaller: whoever went with its node is not replaced.
+    # No busy worker is killed because the cluster has shrunk; only workers lost with their node are not replaced.
     assert sizes[170] <= 16
     assert "lost" not in recorded.workers.values()
     assert notes == []
@@ -143,7 +143,7 @@ def test_a_pool_that_never_gets_a_worker_is_no_error_but_is_spoken_of() -> None:
     backend = SimulatedBackend(start=lambda number: "ready" if number == 0 or placed else "never", resources={"CPU": 1})
 
     def tick() -> None:
-        # After ten minutes there is a machine with a GPU, and the worker that was asked for long ago is placed there.
+        # After ten minutes a machine with a GPU joins, and the pending worker is placed there.
         nonlocal placed
         if backend.now >= 700 and not placed:
             placed = True
@@ -170,5 +170,5 @@ def test_a_slow_start_is_waited_for_before_a_pool_grows_again() -> None:
 
     recorded, _ = run(backend, {"cpu": Pool(1, 1, ONE_CPU), "pii": Pool(1, 32, ONE_CPU)}, 600, tick)
     assert recorded.sizes["pii"][:4] == [1, 2, 4, 8]
-    # Never more on their way than there are at work.
+    # Never more workers are starting than are working.
     assert max(seen) <= 16

@@ -1,4 +1,4 @@
-"""No text of the corpus is in anything but the dataset's own columns, whatever scorers and records do."""
+"""Text of the corpus appears only in the dataset's own columns, whatever scorers and records do."""
 
 import contextlib
 import json
@@ -22,12 +22,12 @@ from tests.pipeline.network import free_port
 
 pytestmark = pytest.mark.slow
 
-# The columns that hold text by their nature.
+# The columns that contain text by design.
 TEXT = ("text", "meta", "doc_id")
 
 
 def write_corpus(made: Labelling, markers: tuple[str, ...]) -> None:
-    """Records that hold the canary in all their parts, well-formed or not."""
+    """Write records, valid or not, with the canary in all their parts."""
     canary = leaky.CANARY
     records = [
         {"id": f"{canary} {number}", "text": f"{canary}. {number} {canary}.", canary: canary} for number in range(8)
@@ -61,7 +61,7 @@ def write_corpus(made: Labelling, markers: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def repeating(action: Callable[[], None]) -> Iterator[None]:
-    """Does it again and again, and a last time at the end, beside the block."""
+    """Repeat an action in a thread while the context is active, and once more at the end."""
     ended = threading.Event()
 
     def repeat() -> None:
@@ -79,7 +79,7 @@ def repeating(action: Callable[[], None]) -> Iterator[None]:
 
 
 def keep_links(folder: Path, kept: Path) -> None:
-    """Give every file below a folder another name, so that it outlives its deletion."""
+    """Hard-link every file below a folder, so that its content outlives its deletion."""
     for path in folder.rglob("*"):
         target = kept / path.relative_to(folder)
         if path.is_file() and not path.is_symlink() and not target.exists():
@@ -89,12 +89,12 @@ def keep_links(folder: Path, kept: Path) -> None:
 
 
 def records(output: Path) -> list[Path]:
-    """Commit records, which hold references to what is in quarantine."""
+    """Commit records, which hold references to quarantined records."""
     return sorted((output / "units").rglob("*.json"))
 
 
 def check_dataset(output: Path, *, keep: bool = False) -> None:
-    """Nothing below a sealed output holds the canary but what must; `keep`: quarantine keeps text."""
+    """Check that the canary is only where it must be below a sealed output; `keep`: quarantine keeps text."""
     columns = {"units", "data", "ledger"}
     inner = [path for path in output.iterdir() if path.name not in columns]
     assert {path.name for path in inner} >= {"job", "manifest.json", "README.md"}
@@ -106,7 +106,7 @@ def check_dataset(output: Path, *, keep: bool = False) -> None:
 
 @pytest.fixture
 def cores() -> Iterator[None]:
-    """Processes may leave cores."""
+    """Allow core dumps."""
     before = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
     yield
@@ -115,7 +115,7 @@ def cores() -> Iterator[None]:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A folder whose name is short enough for Ray's."""
+    """A folder whose path is short enough for Ray's sockets."""
     folder = Path(tempfile.mkdtemp(prefix="phf-c", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -143,7 +143,7 @@ def test_no_text_is_left_anywhere_when_scorers_raise_print_crash_and_hang(
     def look() -> None:
         nonlocal scrape_at
         keep_links(session, kept)
-        # No page is new sooner, and each takes Ray's agent a while.
+        # Metrics do not change faster, and each page costs Ray's agent some time.
         if time.monotonic() >= scrape_at:
             scrape_at = time.monotonic() + 1
             with contextlib.suppress(OSError):
@@ -169,7 +169,7 @@ def test_no_text_is_left_anywhere_when_scorers_raise_print_crash_and_hang(
         )
         (seen / f"status{len(options)}{options[-1:]}").write_bytes(shown.stdout + shown.stderr)
 
-    # The run met all that it should meet, and it was looked at in time.
+    # All intended failures happened, and the search ran in time to see them.
     events = [json.loads(line) for line in (tmp_path / "run.log").read_text().splitlines()]
     assert sum(event["event"] == "worker-lost" for event in events) >= len(leaky.DEADLY)
     assert process.returncode in {0, 4}, stderr

@@ -1,4 +1,4 @@
-"""The commit protocol against crashes at every step, older drivers, and losses."""
+"""The commit protocol under crashes at every step, older drivers and lost files."""
 
 import contextlib
 import hashlib
@@ -25,11 +25,11 @@ GROUPS = ["cpu", "toxicity"]
 
 
 class CrashError(BaseException):
-    """The process ends here."""
+    """Stands for the end of the process."""
 
 
 class CrashingStorage(LocalStorage):
-    """Dies before or after its n-th change of the disk."""
+    """Crashes before or after its n-th write."""
 
     def __init__(self, root: Path, at: int) -> None:
         super().__init__(root)
@@ -169,7 +169,7 @@ def test_a_crash_at_any_step_loses_no_committed_unit_and_doubles_none(root: Path
 
 @pytest.mark.parametrize("again_at", range(1, 8))
 def test_recovery_can_itself_be_cut_short(root: Path, again_at: int) -> None:
-    # Dies between the record and the move of the first part.
+    # Crash between the record and the move of the first part.
     with pytest.raises(CrashError):
         commit(Epoch.claim(CrashingStorage(root, 5)), 0)
     assert list(committed_units(LocalStorage(root))) == [0]
@@ -206,7 +206,7 @@ def test_an_older_driver_that_was_quicker_by_a_moment_has_committed_the_unit(
 ) -> None:
     older = Epoch.claim(storage)
     newer = Epoch.claim(storage)
-    # The older one looked for newer drivers before there was one, and creates its record now.
+    # The older driver checked the epoch before the newer claim, and creates its record now.
     with monkeypatch.context() as patch:
         patch.setattr(Epoch, "check", lambda self: None)
         if not moved:
@@ -309,7 +309,7 @@ def test_a_full_folder_gets_a_segment_from_which_all_is_known(
     assert store.segments() == {0, 1}
     with pytest.raises(IncompleteError, match="unit 00000009 is not labelled"):
         list(store.records(10))
-    # A segment is only a copy: the records speak where it is lost or damaged.
+    # A segment is only a copy: if it is missing or damaged, the records are used.
     expected = list(store.records(9))
     storage.put(store.segment_path(0), storage.read(store.segment_path(0))[:-9])
     assert list(store.records(9)) == expected

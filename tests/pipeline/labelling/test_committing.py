@@ -1,4 +1,4 @@
-"""Commits in threads: bounded, told of in the caller's thread, drained at the end, and their errors raised there."""
+"""Commits in threads: bounded and drained; results and errors arrive in the caller's thread."""
 
 import threading
 import time
@@ -14,12 +14,12 @@ from tests.pipeline.simulation import part_of, units
 
 
 class Slow:
-    """Commits of 20 ms, and what is known of them."""
+    """Commits of 20 ms that count themselves."""
 
     def __init__(self, fails: int | None = None) -> None:
         self.fails = fails
         self.began: list[int] = []
-        self.told: list[int] = []
+        self.committed: list[int] = []
         self.threads: set[int] = set()
         self.most = self._now = 0
         self._lock = threading.Lock()
@@ -39,7 +39,7 @@ class Slow:
     def done(self, unit: Unit, parts: Sequence[PartResult], record: int) -> None:
         assert unit.index == record
         self.threads.add(threading.get_ident())
-        self.told.append(record)
+        self.committed.append(record)
 
 
 def test_commits_overlap_up_to_the_bound_and_each_is_told_of_once_in_the_callers_thread() -> None:
@@ -49,7 +49,7 @@ def test_commits_overlap_up_to_the_bound_and_each_is_told_of_once_in_the_callers
         for unit in units(80):
             commits(unit, [part_of(unit, "cpu")])
         commits.drain()
-    assert sorted(slow.told) == list(range(80))
+    assert sorted(slow.committed) == list(range(80))
     assert slow.threads == {threading.get_ident()}
     assert 2 <= slow.most <= 8
     assert time.monotonic() - began < 80 * 0.02
@@ -60,7 +60,7 @@ def test_a_caller_who_is_faster_than_the_storage_waits() -> None:
     with Commits(slow.commit, slow.done, threads=2) as commits:
         for unit in units(40):
             commits(unit, [])
-            assert unit.index - len(slow.told) < 2 * 5
+            assert unit.index - len(slow.committed) < 2 * 5
         commits.drain()
 
 
@@ -71,7 +71,7 @@ def test_what_a_commit_raises_ends_the_run_and_what_had_not_begun_is_left_out() 
             commits(unit, [])
         commits.drain()
     assert len(slow.began) < 20
-    assert 5 not in slow.told
+    assert 5 not in slow.committed
 
 
 def test_leaving_waits_for_what_has_begun() -> None:

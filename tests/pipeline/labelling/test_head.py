@@ -13,12 +13,12 @@ def listener() -> Iterator[socket.socket]:
 
 
 class Clock:
-    """Seconds that only a test moves."""
+    """A clock that only the test moves."""
 
     now = 0.0
 
     def __call__(self) -> float:
-        """Its time."""
+        """The time in seconds."""
         return self.now
 
 

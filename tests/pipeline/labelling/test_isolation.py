@@ -1,4 +1,4 @@
-"""Whom a child's loss is blamed on, and a unit that is labelled by real child processes, without Ray."""
+"""Blaming records for lost child processes, and labelling a unit in real child processes without Ray."""
 
 import json
 import sys
@@ -96,5 +96,5 @@ def test_other_columns_get_the_text_of_a_record_that_one_scorer_dies_over(
     assert (result.rows, result.records, result.staged) == (2, 3, "staging/1.parquet")
     ((reason, detail),) = [(each.reason, each.detail) for each in result.quarantined]
     assert (reason, detail) == ("worker-died", "bad: exit status 3, once")
-    # The other scorer had the whole text, alone and with the others.
+    # The other scorer got the whole text, alone and together with the others.
     assert (tmp_path / "log").read_text().split().count(probe.key(texts[1])) >= 2

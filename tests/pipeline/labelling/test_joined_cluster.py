@@ -1,4 +1,4 @@
-"""A cluster that is joined from outside: it serves the metrics, its logs hold no text, and it may ask for a token."""
+"""Joining a Ray cluster: it serves the metrics, its logs contain no text, and it may require a token."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Head:
-    """A Ray node: where clients and drivers reach it, where it serves metrics, and its folder."""
+    """A Ray head: its addresses for clients and drivers, its metrics port, and its folder."""
 
     address: str
     drivers: str
@@ -36,7 +36,7 @@ class Head:
 
 @contextlib.contextmanager
 def ray_head(env: dict[str, str], cwd: Path | None = None) -> Iterator[Head]:
-    """`ray start --head`, in a working directory, until the block ends."""
+    """Run `ray start --head` in a working directory while the context is active."""
     folder = Path(tempfile.mkdtemp(prefix="phf-h", dir="/tmp"))
     port, client_port, metrics_port = free_port(), free_port(), free_port()
     process = subprocess.Popen(
@@ -53,7 +53,7 @@ def ray_head(env: dict[str, str], cwd: Path | None = None) -> Iterator[Head]:
     )
 
     def answers() -> bool:
-        # Its agents are the last to come, and without them nobody can join.
+        # Its agents start last, and without them no driver can join.
         assert process.poll() is None
         with (
             contextlib.suppress(OSError),
@@ -79,7 +79,7 @@ def ray_head(env: dict[str, str], cwd: Path | None = None) -> Iterator[Head]:
 
 
 def at_home(made: Labelling, token: str) -> dict[str, str]:
-    """The command's environment, where the user's home holds a token for Ray and nothing else speaks of one."""
+    """The command's environment, where only the user's home contains a token for Ray."""
     folder = made.folder / "home"
     (folder / ".ray").mkdir(parents=True)
     (folder / ".ray" / "auth_token").write_text(token)
@@ -89,7 +89,7 @@ def at_home(made: Labelling, token: str) -> dict[str, str]:
 
 def test_a_joined_cluster_serves_the_metrics_and_keeps_no_text(tmp_path: Path) -> None:
     made: Labelling = prepared(tmp_path, leaky.POISON)
-    # It asks for a token, which the driver must find.
+    # The cluster requires a token, which the driver must find.
     made.env = at_home(made, "1" * 64)
     with ray_head(made.env | {"RAY_metrics_report_interval_ms": "1000"}) as head:
         result = made.run(
@@ -139,7 +139,7 @@ def test_a_cluster_that_asks_for_a_token_gets_the_users(tmp_path: Path) -> None:
             assert f"The Ray cluster {address} requires a token" in result.stderr
             assert message in result.stderr
             assert not any(token in result.stderr for token in (own, others))
-        # Not as a client: the heads of one machine take each other's ports for those.
+        # Not through a Ray client, because the heads on one machine share the client ports.
         result = label(head.drivers, RAY_AUTH_TOKEN=own)
         assert result.returncode == 0, result.stderr
 

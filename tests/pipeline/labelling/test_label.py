@@ -1,4 +1,4 @@
-"""`phf label` from the outside: what it prints, what it does when workers die, and what `phf status` sees."""
+"""`phf label` as a process: its output, lost workers and signals, and `phf status`."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path: Path) -> None:
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
 
-    # Nothing but our own lines: no warning of Ray's or of a library's, and no text of the corpus.
+    # Only our own lines: no warning from Ray or another library, and no text of the corpus.
     ours = r"(Loading|Reading|Starting Ray|Labelling|Counting|Sealing).*"
     assert all(re.fullmatch(ours, line) for line in stderr.splitlines()), stderr
     assert CANARY not in stdout + stderr
@@ -106,7 +106,7 @@ def test_a_unit_that_no_record_alone_is_to_blame_for_is_given_up_and_the_others_
 
 
 def test_a_scorer_with_workers_of_its_own_gives_the_same_bytes(tmp_path: Path) -> None:
-    # Ray is told of a GPU that is not there: the scorer does not touch it.
+    # Ray is configured with a GPU that does not exist; the scorer does not use it.
     made = Labelling(tmp_path, env={"RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'})
     made.write([f"One of {number}. Two. Three. {'x' * 300}" for number in range(40)] + [""])
     made.write(["One.", "Two. Three."], "second.jsonl")
@@ -129,7 +129,7 @@ def test_a_signal_while_ray_starts_stops_in_good_order(tmp_path: Path, sent: sig
         assert process.poll() is None
     time.sleep(1)
     helpers = descendants(process.pid)
-    # Ctrl-C reaches every process of the terminal's group.
+    # Ctrl-C reaches every process of the terminal's process group.
     os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr

@@ -1,4 +1,4 @@
-"""Large documents are scored in parts that nobody sees afterwards: one row, the same sentences, the same scores."""
+"""Large documents are scored in parts, but give one row with the same sentences and the same scores."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def label(texts: Sequence[str], scorers: dict[str, Any], kind: DocumentKind = "p
 
 
 class SentenceScorer(ToyScorer):
-    """The length of each sentence, whatever else is in the call; remembers the documents that it got."""
+    """Scores each sentence by its length alone, and records the documents that it gets."""
 
     def __init__(self, name: str = "toy") -> None:
         super().__init__(name)

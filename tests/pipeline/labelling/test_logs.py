@@ -1,4 +1,4 @@
-"""The structured log of a run: what is in it, and what happens when it cannot be written."""
+"""The structured log of a run: its content, and failures to write it."""
 
 import json
 import os
@@ -90,24 +90,24 @@ def test_a_later_run_goes_on_in_the_same_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_lines_and_nothing_else() -> None:
-    told: list[str] = []
+    notes: list[str] = []
     descriptor = os.open("/dev/full", os.O_WRONLY)
     try:
-        file = LogFile(descriptor, "run.log", told.append)
+        file = LogFile(descriptor, "run.log", notes.append)
         log = RunLog(file)
         for number in range(3):
             log.hired(number, "cpu")
     finally:
         os.close(descriptor)
     assert file.lost == 3
-    assert told == [
+    assert notes == [
         "Cannot write the log run.log: No space left on device. Labelling continues; log lines are lost until it can "
         "be written again."
     ]
 
 
 def test_a_line_that_was_cut_spoils_no_other(tmp_path: Path) -> None:
-    # A limit on the size of files does to a write what a full disk does: it takes a piece, then nothing.
+    # A limit on the file size has the same effect as a full disk: a partial write, then errors.
     code = (
         "import os, resource, signal, sys\n"
         "from pipeline.labelling.monitoring.log_file import LogFile\n"
@@ -191,12 +191,12 @@ def test_a_log_that_cannot_be_written_any_more_does_not_end_the_labelling(made: 
 
 
 @pytest.mark.parametrize(
-    ("log", "said"),
+    ("log", "message"),
     [("missing/run.log", "No such file"), ("corpus", "Is a directory"), ("new/run.log", "below the output")],
 )
-def test_a_log_that_cannot_be_opened_is_refused_before_anything_is_done(tmp_path: Path, log: str, said: str) -> None:
+def test_a_log_that_cannot_be_opened_is_refused_before_anything_is_done(tmp_path: Path, log: str, message: str) -> None:
     (tmp_path / "corpus").mkdir()
     config = make_config(tmp_path, output=str(tmp_path / "new"), execution={"log": str(tmp_path / log)})
-    with pytest.raises(UserError, match=said), run_log(config):
+    with pytest.raises(UserError, match=message), run_log(config):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus"]

@@ -1,4 +1,4 @@
-"""Metrics as Prometheus reads them, and `phf status`, beside a job that runs: they agree with its log and ledger."""
+"""Prometheus metrics and `phf status` of a running job agree with its log and ledger."""
 
 import json
 import socket
@@ -24,7 +24,7 @@ Figures = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
 
 def scrape(port: int) -> Figures:
-    """By name and labels, without `ray_` and Ray's own labels; nothing while the agent is not there."""
+    """The metrics by name and labels, without `ray_` and Ray's own labels; empty if the agent does not answer."""
     figures: Figures = {}
     try:
         page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
@@ -46,7 +46,7 @@ def by_label(figures: Figures, name: str, label: str = "") -> dict[str, float]:
 def test_what_is_scraped_from_a_running_job_is_what_its_log_and_its_ledger_say(tmp_path: Path) -> None:
     made = Labelling(tmp_path, env={"RAY_metrics_report_interval_ms": "1000"})
     texts = [f"One of {number}. Two. Three. {'x' * 300}" for number in range(40)]
-    # Far behind the first unit, which has records for quarantine: it may take along what was just staged.
+    # Far from the first unit, whose records are quarantined: the kill may also lose a part that was just staged.
     texts[15] += probe.KILL_ONCE
     made.write(texts)
     with (made.corpus / "corpus.jsonl").open("a") as file:
@@ -70,7 +70,7 @@ def test_what_is_scraped_from_a_running_job_is_what_its_log_and_its_ledger_say(t
         figures = scrape(port)
         return (
             committed > 5
-            # A worker may still be at the first unit when the other one is held already.
+            # One worker may still be labelling the first unit when the other is already held.
             and any(event["quarantined"] for event in events("unit-committed"))
             and by_label(figures, "phf_units_committed_total") == {"": committed}
             and by_label(figures, "phf_units", "state").get("committed") == committed
@@ -78,7 +78,7 @@ def test_what_is_scraped_from_a_running_job_is_what_its_log_and_its_ledger_say(t
         )
 
     def settled_for_good() -> bool:
-        # Both workers are held in the end; until then one more unit may be on its way.
+        # Finally both workers are held; until then one more unit may be committed.
         return settled() and (time.sleep(3) or settled())
 
     wait_for(settled_for_good, 120)
@@ -105,7 +105,7 @@ def test_what_is_scraped_from_a_running_job_is_what_its_log_and_its_ledger_say(t
     assert by_label(figures, "phf_step_seconds_total", "step").keys() == {"read", "split", "write"}
     assert by_label(figures, "phf_remaining_seconds")[""] > 0
 
-    # Each metric is there, under its name and with its labels.
+    # Every metric is served with its name and labels.
     for name, described in METRICS.items():
         samples = figures.get(name) or figures[f"{name}_sum"]
         for labels in samples:
@@ -113,7 +113,7 @@ def test_what_is_scraped_from_a_running_job_is_what_its_log_and_its_ledger_say(t
             assert dict(labels)["run"] == started["run"]
             assert dict(labels)["dataset"] == str(made.output)
 
-    time.sleep(6)  # until the figures for others are written again
+    time.sleep(6)  # until the status file is written again
     status = subprocess.run(
         [sys.executable, "-m", "phf", "status", str(made.output), "--json"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Figures of a run and how they are told."""
+"""Progress figures and the progress display; error messages and Ray's folders."""
 
 import io
 import itertools
@@ -24,7 +24,7 @@ from tests.pipeline.simulation import PART
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that stands still until the test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -88,7 +88,7 @@ def test_what_remains_follows_what_the_run_does_lately_not_what_it_did_long_ago(
     clock = Clock()
     progress = Progress(units=2000, before=0, workers=2, clock=clock)
     for _ in range(600):
-        clock.now += 10  # for 100 minutes, then somebody adds machines
+        clock.now += 10  # for 100 minutes, then machines are added
         progress.add(record(), [])
     assert progress.remaining_s == pytest.approx(14_000)
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""Labelling that is stopped, killed and overtaken ends with the bytes of a run that nothing disturbed."""
+"""Labelling that is stopped, killed or overtaken ends with the same bytes as an undisturbed run."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def labelling(folder: Path) -> Labelling:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Labelling:
-    """A run that went through."""
+    """A finished run."""
     made = labelling(tmp_path_factory.mktemp("undisturbed"))
     made.run_undisturbed(*UNITS)
     assert len(made.committed()) == COUNT
@@ -37,9 +37,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Labelling:
 
 
 def start_and_hold(made: Labelling) -> "subprocess.Popen[str]":
-    """Start labelling; returns when two more units are in and the workers are held in others."""
+    """Start labelling; returns when two more units are committed and the workers are held in others."""
     before = len(made.committed())
-    # A unit has eleven texts or twelve. What an earlier run scored in vain is in the log too.
+    # A unit has eleven or twelve texts. The log also contains texts that an earlier run scored in vain.
     made.hold(made.scored().total() + 23)
     process = made.start(*UNITS)
     wait_for(lambda: len(made.committed()) >= before + 2 or process.poll() is not None)
@@ -56,7 +56,7 @@ def test_a_killed_driver_loses_nothing_and_scores_nothing_twice(undisturbed: Lab
     process.kill()
     process.communicate()
 
-    # The workers die by themselves, and what they still do commits nothing.
+    # The workers die by themselves, and commit nothing more.
     committed = made.committed()
     wait_for(lambda: not alive(workers), seconds=30)
     assert made.committed() == committed
@@ -107,7 +107,7 @@ def test_signals_stop_in_good_order_and_the_same_command_goes_on(undisturbed: La
     status = json.loads((made.output / "job/progress.json").read_text())
     assert (status["state"], status["committed"]) == ("stopped", len(first))
 
-    # Ctrl-C in a terminal goes to every process of the group, Ray's own too.
+    # Ctrl-C in a terminal reaches every process of the group, including Ray's.
     process = start_and_hold(made)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = finish_stopping(made, process)
@@ -124,7 +124,7 @@ def test_signals_stop_in_good_order_and_the_same_command_goes_on(undisturbed: La
 
 
 def finish_stopping(made: Labelling, process: "subprocess.Popen[str]") -> tuple[str, str]:
-    """Let the workers go on once the driver says that it is stopping."""
+    """Release the workers once the driver reports that it is stopping."""
     assert process.stderr is not None
     before = ""
     while "Stopping" not in before:
@@ -140,7 +140,7 @@ def test_the_newer_of_two_drivers_wins(undisturbed: Labelling, tmp_path: Path) -
     made = labelling(tmp_path)
     older = start_and_hold(made)
     newer = made.start(*UNITS)
-    # The older one waits for its workers, and learns that it was overtaken all the same.
+    # The older driver notices the newer one even while it waits for its workers.
     _, stderr = older.communicate(timeout=90)
     assert older.returncode == 75, stderr
     assert "newer" in stderr
@@ -199,7 +199,7 @@ def test_a_lost_unit_of_a_finished_job_is_labelled_anew(undisturbed: Labelling) 
     content, lost, before = part.read_bytes(), texts_of(undisturbed, {3}), undisturbed.scored()
     part.unlink()
     result = undisturbed.run_without_ray(*UNITS)
-    # The dataset is whole without it; whoever needs the unit says how to mend it.
+    # The dataset is whole without the unit; commands that need it recommend the repair.
     assert result.returncode == 0, result.stderr
     (undisturbed.output / "units/0001/00000/00000003.json").unlink()
     result = undisturbed.run_without_ray(*UNITS)

@@ -1,4 +1,4 @@
-"""The scheduler with simulated workers and a clock that jumps."""
+"""The scheduler with simulated workers and a simulated clock."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -33,7 +33,7 @@ def test_every_unit_is_done_once_and_handed_out_in_order(workers: int) -> None:
     assert sorted(completed.parts) == list(range(50))
     assert set(backend.begun.values()) == {1}
     assert scheduler.failures == []
-    # Each worker holds one unit back, so that beginnings are in order but for that.
+    # Each worker queues one unit, so that units begin in order except for those.
     assert all(abs(position - index) <= 2 * workers for position, index in enumerate(backend.order["cpu"]))
     assert backend.hired == workers
 
@@ -50,7 +50,7 @@ def test_workers_are_never_idle_while_there_is_work() -> None:
 
 
 def test_at_the_end_no_unit_waits_behind_a_busy_worker() -> None:
-    # One unit takes ten times as long as the others; whoever has it must not hold back another one.
+    # One unit takes ten times as long as the others; its worker must not have another one queued.
     backend = SimulatedBackend(seconds=lambda unit, group: 10.0 if unit.index == 6 else 1.0)
     schedule(backend, {"cpu": 4}, 8)
     assert backend.now == pytest.approx(0.5 + 1 + 10, abs=0.1)
@@ -86,7 +86,7 @@ def test_a_dead_worker_is_replaced_and_its_unit_tried_again() -> None:
     assert backend.begun[3, "cpu"] == 3
     assert backend.hired == 4
     assert [note for note in notes if "Unit 00000003 is tried record by record" in note]
-    # From its first loss on it is tried record by record, and nothing else is.
+    # After its first loss this unit, and no other, is tried record by record.
     assert backend.isolated == [(3, "cpu"), (3, "cpu")]
 
 
@@ -96,9 +96,9 @@ def test_a_unit_that_no_record_alone_is_to_blame_for_is_given_up_and_the_others_
     completed, scheduler = schedule(backend, {"cpu": 2}, 10, attempts=2, unit_deadline_s=30)
     assert sorted(completed.parts) == [index for index in range(10) if index != 3]
     assert [(each.unit.index, each.group, each.attempts) for each in scheduler.failures] == [(3, "cpu", 2)]
-    # One that was lost is tried record by record so often, after the once that it was lost.
+    # A unit that lost a worker is then tried record by record with all its attempts.
     assert backend.begun[3, "cpu"] == begun
-    # A unit that waited behind the poisoned one has lost no attempt: each was begun once.
+    # Units queued behind the poisoned one have lost no attempt: each was begun once.
     assert all(begun == 1 for (index, _), begun in backend.begun.items() if index != 3)
 
 
@@ -114,7 +114,7 @@ def test_a_unit_given_up_in_one_group_is_not_handed_to_another() -> None:
 
 
 def test_a_unit_that_goes_with_its_node_loses_no_attempt() -> None:
-    # Six nodes die under the unit; it is neither given up nor suspected, though it has a single attempt.
+    # The unit loses six nodes, but is neither given up nor isolated, although it has only one attempt.
     backend = SimulatedBackend(
         fate=lambda unit, group, attempt: "lose-node" if unit.index == 3 and attempt <= 6 else "done"
     )
@@ -129,7 +129,7 @@ def test_a_unit_that_takes_node_after_node_with_it_is_suspected_in_the_end() -> 
     completed, scheduler = schedule(backend, {"cpu": 2}, 10, attempts=2)
     assert len(completed.parts) == 9
     assert [each.unit.index for each in scheduler.failures] == [3]
-    # Ten losses are the nodes'; one makes it suspect, and two more use up its attempts.
+    # Ten node losses are free; the next isolates the unit, and two more use up its attempts.
     assert backend.begun[3, "cpu"] == 10 + 1 + 2
 
 
@@ -140,7 +140,7 @@ def test_workers_that_go_with_their_nodes_while_they_start_do_not_end_the_job() 
 
 
 def test_a_unit_tried_record_by_record_has_more_time() -> None:
-    # A first hang of 30 s is over the deadline; 200 s record by record are not.
+    # The first hang exceeds the deadline of 30 s; 200 s record by record do not.
     backend = SimulatedBackend(
         seconds=lambda unit, group: 200.0 if backend.begun[unit.index, group] > 1 else 5.0,
         fate=lambda unit, group, attempt: "hang" if unit.index == 3 and attempt == 1 else "done",
@@ -218,7 +218,7 @@ Fates = st.dictionaries(
 
 
 def is_given_up(fates: Mapping[tuple[int, int], str], index: int) -> bool:
-    """The rule, in other words: three times raised, or lost once and then three times anything but a lost node."""
+    """The rule restated: raised three times; or lost once, then failed three times other than with a node."""
     used, isolated = 0, False
     for attempt in range(1, 8):
         match fates.get((index, attempt)):
@@ -263,7 +263,7 @@ def test_whatever_happens_every_unit_is_complete_once_or_given_up(
     assert set(completed.parts) == set(range(30)) - doomed
     assert backend.most_in_flight <= 2 * (workers + second_group)
     assert backend.workers == {}
-    # Whoever listens can tell what became of every worker and every attempt.
+    # The events account for every worker and every attempt.
     assert len(recorded.workers) == backend.hired
     assert set(recorded.workers.values()) <= {"lost", "dismissed"}
     assert recorded.doomed == doomed

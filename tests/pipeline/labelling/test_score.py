@@ -1,4 +1,4 @@
-"""Columns and inputs that come later: `phf score` and `phf label --extend`, also when they are cut short."""
+"""Adding columns and inputs later: `phf score` and `phf label --extend`, also if they are interrupted."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def made(tmp_path: Path) -> Labelling:
 def test_a_column_comes_later_and_nothing_is_scored_again(made: Labelling) -> None:
     before, scored = rows(made.output, "probe"), made.scored()
     first = json.loads((made.output / "manifest.json").read_text())
-    # The rows are in the dataset: the inputs are not needed any more.
+    # The rows are in the dataset, so the inputs are no longer needed.
     (made.corpus / "corpus.jsonl").unlink()
     result = run(made, score(made, "--scorer", "style=probe:0.0", "--threshold", "style=p10"))
     assert result.returncode == 0, result.stderr
@@ -130,7 +130,7 @@ def test_inputs_that_came_later_are_labelled_too(made: Labelling) -> None:
     assert "--extend" in refused.stderr
     assert data_hashes(made.output) == first
 
-    # Workers may be given to a column that was added later, and to no other.
+    # A pool may name a column that was added later, but no unknown one.
     unknown = again(made, "--extend", "--set", "execution.pools.other.max=1")
     assert unknown.returncode == 2
     assert "the columns are: probe, style" in " ".join(unknown.stderr.split())
@@ -150,7 +150,7 @@ def test_inputs_that_came_later_are_labelled_too(made: Labelling) -> None:
     checked = run(made, ["verify", str(made.output), "--inputs"])
     assert checked.returncode == 0, checked.stdout
 
-    # The same content as if it had been there from the start, in another order.
+    # The same content as if the input had been present from the start, in another order.
     whole = Labelling(made.folder / "whole")
     whole.write(TEXTS)
     whole.write(["", "One. Two."], "more.jsonl")

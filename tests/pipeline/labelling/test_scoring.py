@@ -1,4 +1,4 @@
-"""Whatever a scorer does, only the documents that it cannot bear are lost, and the others' scores stay the same."""
+"""Whatever a scorer does, only the documents on which it fails are lost, and the others' scores stay the same."""
 
 from collections.abc import Callable, Sequence
 from math import ceil, log2

@@ -1,4 +1,4 @@
-"""What a worker's process leaves behind beside its results, and exceptions that nobody expects."""
+"""Output and core dumps of a worker process, and exceptions that are not `Exception`."""
 
 import json
 import subprocess
@@ -17,11 +17,11 @@ from tests.pipeline.toy_scorers import Results, ToyScorer
 
 
 class Panic(BaseException):
-    """As bindings to Rust raise it."""
+    """An error like a panic from Rust bindings."""
 
 
 class PanickingScorer(ToyScorer):
-    """Raises what it is given on documents that contain `PANIC`."""
+    """Raises a given error on documents that contain `PANIC`."""
 
     error: BaseException = Panic("cannot bear the text PANIC")
 
@@ -57,13 +57,13 @@ def test_a_silent_process_prints_nothing_and_leaves_no_memory_in_a_core() -> Non
         "import json, logging, os, subprocess, sys, warnings\n"
         "from pathlib import Path\n"
         "from pipeline.labelling.workers.secrecy import forbid_core_dumps, discard_output\n"
-        "told = os.dup(1)\n"
+        "stdout = os.dup(1)\n"
         "sys.stdout.write('before ')\n"
         "forbid_core_dumps(); discard_output()\n"
         "print('text'); print('text', file=sys.stderr); warnings.warn('text'); logging.error('text')\n"
         "os.system('echo text; echo text >&2')\n"
         "limits = subprocess.run(['cat', '/proc/self/limits', '/proc/self/coredump_filter'], stdout=subprocess.PIPE)\n"
-        "os.write(told, json.dumps(limits.stdout.decode()).encode())\n"
+        "os.write(stdout, json.dumps(limits.stdout.decode()).encode())\n"
         "os.abort()\n"
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What `phf status` is told of a run: who works at what, and a file that stays fresh and is nobody else's."""
+"""The figures for `phf status`: workers and units, and a status file that stays fresh and belongs to one driver."""
 
 import io
 import time
@@ -43,7 +43,7 @@ def record(unit: int) -> UnitRecord:
 
 
 class Checking:
-    """Holds an activity against what the backend itself knows."""
+    """Compares an activity with the state of the backend."""
 
     def __init__(self, backend: SimulatedBackend, activity: Activity, total: int) -> None:
         self.backend = backend
@@ -124,7 +124,7 @@ def test_figures_of_a_run_stay_fresh_though_its_driver_is_busy(tmp_path: Path) -
         wait_for(lambda: read_status(storage) is not None)
         first = read_status(storage)
         assert first is not None
-        # The driver does something else.
+        # The driver is busy.
         wait_for(lambda: (later := read_status(storage)) is not None and later.written > first.written)
         progress.add(record(0), [])
         file.show(status_of(epoch, "run", "done", progress), at_once=True)

@@ -1,4 +1,4 @@
-"""A unit is labelled to the same bytes always; a record that cannot be scored is lost alone."""
+"""Labelling a unit always gives the same bytes; a record that cannot be scored is lost alone."""
 
 import hashlib
 import pickle
@@ -187,5 +187,5 @@ def test_large_documents_are_treated_as_the_job_says(job: Job, policy: str) -> N
     result, part = label(Job(config, job.plan, job.specs, job.groups, job.output), "cpu", "staging/1/0.parquet")
     large = [each.reason for each in result.quarantined].count("too-large-document")
     texts = part.read(["text"]).column(0).to_pylist()
-    # "One. Two.", "POISON.", "Grüße! \0", "REFUSE." and the file of Python have more than six bytes.
+    # "One. Two.", "POISON.", "Grüße! \0", "REFUSE." and the Python file have more than six bytes.
     assert (large, "One. Two." in texts, len(texts)) == ((1, True, 4) if policy == "split" else (5, False, 2))
