@@ -31,7 +31,7 @@ class StorageContract:
         assert storage.exists("a")
         assert storage.size("a") == 0
 
-    def test_what_is_missing_is_said_to_be(self, storage: Storage) -> None:
+    def test_a_missing_file_is_reported(self, storage: Storage) -> None:
         storage.put("folder/file", b"1")
         for path in ("missing", "folder"):
             with pytest.raises((FileNotFoundError, IsADirectoryError)):
@@ -72,7 +72,7 @@ class StorageContract:
             raise RuntimeError("boom")
         assert not storage.exists("staging/file")
 
-    def test_parquet_goes_in_and_out(self, storage: Storage) -> None:
+    def test_parquet_round_trip(self, storage: Storage) -> None:
         table = pa.table({"text": [f"text {number}" * 50 for number in range(20_000)]})
         with storage.open_write("staging/x.parquet") as sink, pa.PythonFile(sink, mode="w") as file:
             pq.write_table(table, file, row_group_size=1000)
@@ -90,7 +90,7 @@ class StorageContract:
         assert storage.read("units/x") == b"new"
         assert not storage.exists("staging/x")
 
-    def test_deleting_takes_away_what_was_named_and_no_more(self, storage: Storage) -> None:
+    def test_delete_removes_only_what_is_named(self, storage: Storage) -> None:
         for path in ("staging/1/a", "staging/1/b/c", "staging/2/a", "staging-2"):
             storage.put(path, b"1")
         storage.delete("staging/1/a")
@@ -98,18 +98,18 @@ class StorageContract:
         storage.delete_folder("staging")
         assert [info.path for info in storage.list()] == ["staging-2"]
 
-    def test_it_can_be_sent_to_another_process(self, storage: Storage) -> None:
+    def test_a_storage_can_be_pickled(self, storage: Storage) -> None:
         storage.put("a", b"1")
         other = pickle.loads(pickle.dumps(storage))
         assert other.uri == storage.uri
         assert other.read("a") == b"1"
 
-    def test_a_place_that_can_be_used_passes_the_check_untouched(self, storage: Storage) -> None:
+    def test_check_accepts_a_usable_storage_and_writes_nothing(self, storage: Storage) -> None:
         storage.check()
         assert list(storage.children()) == []
 
     @pytest.mark.parametrize("path", ["/etc/x", "..", "../x", "a/../../x", "./a", "a//b", "a\0b"])
-    def test_a_path_that_leads_out_is_refused(self, storage: Storage, path: str) -> None:
+    def test_a_path_that_leaves_the_root_is_refused(self, storage: Storage, path: str) -> None:
         storage.put("a", b"1")
         for attempt in (
             storage.read,

@@ -80,13 +80,13 @@ def test_a_published_dataset_is_labelled_as_it_is(tmp_path: Path, suffix: str) -
     assert run("verify", tmp_path / "out", "--inputs")["ok"]
 
 
-def test_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_the_same_command_resumes(tmp_path: Path) -> None:
     path = published(tmp_path)
     first = label(path, tmp_path / "out")
     assert label(path, tmp_path / "out")["records"] == first["records"] == 3
 
 
-def test_a_corpus_of_strings_says_that_it_was_split(tmp_path: Path) -> None:
+def test_splitting_a_corpus_of_strings_is_reported(tmp_path: Path) -> None:
     path = write_records(
         tmp_path / "a.jsonl", {"texts": "One. Two.", "scores": 0.5}, {"texts": "One. Two.", "scores": [1, 0]}
     )
@@ -132,7 +132,7 @@ def test_lists_among_strings_are_quarantined_with_what_to_do(tmp_path: Path) -> 
     ],
     ids=str,
 )
-def test_what_is_no_score_costs_its_record_alone(tmp_path: Path, scores: dict[str, Any], reason: str | None) -> None:
+def test_an_invalid_score_costs_only_its_record(tmp_path: Path, scores: dict[str, Any], reason: str | None) -> None:
     good = {"texts": ["Good."], "scores": [0.5]}
     path = write_records(tmp_path / "a.jsonl", good, {"texts": ["SECRET.", "", " Two."], **scores}, good)
     label(path, tmp_path / "out", expect=3 if reason else 0)
@@ -156,14 +156,14 @@ def test_scores_are_kept_beside_other_scorers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".arrow"])
-def test_a_field_that_nothing_has_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_a_field_that_no_record_has_is_refused(tmp_path: Path, suffix: str) -> None:
     path = published(tmp_path, suffix=suffix)
     scorers = {"toxicity": {"kind": "column", "field": "score"}}
     with pytest.raises(UserError, match="'score', from which the scorer of 'toxicity' takes its scores"):
         make_plan(make_config(path, text_field="texts", scorers=scorers))
 
 
-def test_only_the_fields_that_scorers_ask_for_travel(tmp_path: Path) -> None:
+def test_only_fields_that_scorers_read_are_carried(tmp_path: Path) -> None:
     path = published(tmp_path)
     _, units = read_all(make_config(path, text_field="texts"))
     assert all(isinstance(record, Record) and record.given is None for record in flat(units))
@@ -190,7 +190,7 @@ DOCUMENTS = st.lists(
 
 @FEW
 @given(documents=DOCUMENTS, name=st.sampled_from(["x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet", "folder"]))
-def test_what_is_exported_is_labelled_to_the_same(
+def test_an_exported_dataset_is_labelled_to_the_same_content(
     tmp_path_factory: pytest.TempPathFactory, documents: list[tuple[list[str], list[float]]], name: str
 ) -> None:
     folder = tmp_path_factory.mktemp("trip")
@@ -213,7 +213,7 @@ def test_what_is_exported_is_labelled_to_the_same(
     assert run("verify", folder / "again", "--inputs")["ok"]
 
 
-def test_what_came_in_the_format_goes_out_in_it(tmp_path: Path) -> None:
+def test_a_published_dataset_survives_a_round_trip(tmp_path: Path) -> None:
     for round_ in range(3):
         source = published(tmp_path) if round_ == 0 else tmp_path / f"{round_ - 1}.jsonl"
         label(source, tmp_path / f"out{round_}")
@@ -227,7 +227,7 @@ def test_what_came_in_the_format_goes_out_in_it(tmp_path: Path) -> None:
     assert rows[2] == {"texts": [], "meta": {}, "scores": [], "avg_score": None, "num_sents": 0}
 
 
-def test_hugging_face_reads_what_is_exported(tmp_path: Path) -> None:
+def test_hugging_face_reads_an_export(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     made = make_dataset(tmp_path / "made", ["One. Two.", "Three."], {"x": lambda sentence: 0.5})
     run("export", made, "--column", "x", "--output", tmp_path / "folder")
@@ -256,7 +256,7 @@ def test_documents_that_a_scorer_does_not_apply_to_are_left_out_and_counted(tmp_
         ("new.csv", ("--column", "x"), "phf writes .jsonl"),
     ],
 )
-def test_what_cannot_be_exported(tmp_path: Path, output: str, options: tuple[str, ...], message: str) -> None:
+def test_an_impossible_export_is_refused(tmp_path: Path, output: str, options: tuple[str, ...], message: str) -> None:
     made = make_dataset(tmp_path / "made", ["One."], {"x": lambda _: 0.5})
     (tmp_path / "there.jsonl").write_text("mine")
     (tmp_path / "full").mkdir()
@@ -280,7 +280,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "folder") == ["made"]
 
 
-def test_training_takes_given_scores(tmp_path: Path) -> None:
+def test_training_accepts_given_scores(tmp_path: Path) -> None:
     rows = [
         {
             "texts": [f"Sentence {n}. ", "Good morning!"],

@@ -155,7 +155,7 @@ def hostile(folder: Path) -> list[str]:
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_no_path_leads_out_of_the_dataset(sealed: Made, data: st.DataObject) -> None:
+def test_no_path_leaves_the_dataset(sealed: Made, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         folder = sealed.folder.with_name("mutant")
         shutil.rmtree(folder, ignore_errors=True)
@@ -213,7 +213,7 @@ def test_a_generation_that_names_a_file_elsewhere_moves_nothing(made: Made) -> N
     assert state(made.folder / "home") == before
 
 
-def test_the_records_in_a_segment_are_no_more_trusted_than_others(made: Made) -> None:
+def test_records_in_a_segment_are_not_trusted(made: Made) -> None:
     store = UnitStore(made.storage)
     file = made.out / store.segment_path(0)
     rows = pq.read_table(file).to_pylist()
@@ -251,7 +251,7 @@ def test_nothing_is_written_or_deleted_behind_a_link(sealed: Made, data: st.Data
 
 
 @pytest.mark.parametrize("place", ["staging/00000001", "data/0000", "units/0001/00000/sub", "ledger/x", "job/plan/x"])
-def test_a_link_is_named_and_left(made: Made, place: str) -> None:
+def test_a_link_is_reported_and_left(made: Made, place: str) -> None:
     link = made.out / place
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(made.folder / "home")
@@ -287,7 +287,7 @@ def test_a_folder_of_the_output_that_is_a_link_is_refused_before_anything_is_wri
     assert state(made.folder) == before
 
 
-def test_a_shard_that_is_a_link_is_read_by_nobody(made: Made) -> None:
+def test_a_shard_that_is_a_link_is_never_read(made: Made) -> None:
     shard = next((made.out / "data" / "0001").iterdir())
     shutil.move(shard, made.folder / "home" / shard.name)
     shard.symlink_to(made.folder / "home" / shard.name)
@@ -323,7 +323,7 @@ def test_an_export_replaces_no_link(made: Made, target: str) -> None:
 
 
 @pytest.mark.parametrize("units", [-1, 10**15])
-def test_a_number_of_units_that_nobody_has_is_damage(made: Made, units: int) -> None:
+def test_an_impossible_number_of_units_is_damage(made: Made, units: int) -> None:
     for name in ("manifest.json", "generations/0001.json"):
         content = json.loads((made.out / name).read_text())
         content.pop("crc32", None)
@@ -343,7 +343,7 @@ def test_a_number_of_units_that_nobody_has_is_damage(made: Made, units: int) -> 
 
 
 @pytest.mark.parametrize("column", ["../home/x", "x/y", "/x", "", "X"])
-def test_a_column_is_no_path(made: Made, column: str) -> None:
+def test_a_column_name_cannot_be_a_path(made: Made, column: str) -> None:
     for name in ("manifest.json", "generations/0001.json", "job/config.json"):
         content = json.loads((made.out / name).read_text())
         content.pop("crc32", None)
@@ -380,7 +380,7 @@ def others_of(table: pa.Table) -> Iterator[pa.Table]:
     yield pa.table([table.column(0), *table.columns], [table.column_names[0], *table.column_names])
 
 
-def test_a_plan_or_a_part_of_other_columns_is_damage(made: Made) -> None:
+def test_a_plan_or_part_with_wrong_columns_is_damage(made: Made) -> None:
     plans = sorted((made.out / "job" / "plan").glob("*.parquet"))
     part = made.out / UnitStore(made.storage).part_path(0, "cpu")
     assert len(plans) == 2
@@ -401,7 +401,7 @@ def test_a_plan_or_a_part_of_other_columns_is_damage(made: Made) -> None:
     assert (status, "it lacks text" in printed) == (4, True), printed
 
 
-def test_a_segment_of_other_columns_counts_for_nothing(made: Made) -> None:
+def test_a_segment_with_wrong_columns_is_ignored(made: Made) -> None:
     _, before = run("status", "out", "--json")
     for table in (pa.table({"a": [1]}), SEGMENT_SCHEMA.empty_table()):
         pq.write_table(table, made.out / UnitStore(made.storage).segment_path(0))
@@ -420,7 +420,7 @@ def test_a_segment_of_other_columns_counts_for_nothing(made: Made) -> None:
         (("scorers", "probe", "options"), {"kind": "linear"}, "options"),
     ],
 )
-def test_a_configuration_that_no_job_has_is_damage(made: Made, key: tuple[str, ...], value: Any, named: str) -> None:
+def test_an_invalid_job_configuration_is_damage(made: Made, key: tuple[str, ...], value: Any, named: str) -> None:
     file = made.out / "job" / "config.json"
     content = json.loads(file.read_text())
     content.pop("crc32")
@@ -436,7 +436,7 @@ def test_a_configuration_that_no_job_has_is_damage(made: Made, key: tuple[str, .
 
 
 @pytest.mark.parametrize("values", ['"elapsed_s": 1e400', '"remaining_s": NaN', '"written": "2026-01-01T00:00:00"'])
-def test_figures_that_are_none_are_not_shown(made: Made, values: str) -> None:
+def test_invalid_figures_are_not_shown(made: Made, values: str) -> None:
     file = made.out / "job" / "progress.json"
     text = file.read_text()
     file.write_text(f"{text.rstrip().removesuffix('}')}, {values}}}")

@@ -25,9 +25,9 @@ def sealed(reference: Job, tmp_path: Path) -> Job:
 
 
 @pytest.fixture(scope="session")
-def tagged_anew(reference: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def retagged(reference: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The reference job, tagged again."""
-    job = copy(reference, tmp_path_factory.mktemp("tagged-anew") / "job")
+    job = copy(reference, tmp_path_factory.mktemp("retagged") / "job")
     ended = job.retag("p90")
     assert ended.code == DONE, ended.printed
     return job

@@ -92,7 +92,7 @@ def test_workers_and_nodes_that_die_one_after_another_lose_nothing(
     check(job, reference)
 
 
-def test_a_driver_that_sleeps_while_another_one_takes_over_harms_nothing(
+def test_a_driver_that_sleeps_while_a_newer_one_takes_over_does_no_harm(
     nodes: tuple[Cluster, Job], job: Job, reference: Job
 ) -> None:
     made, _ = nodes
@@ -138,7 +138,7 @@ def test_a_disk_that_is_full_for_the_workers_ends_the_driver_with_4(
         check(job, reference, orphans=True)
 
 
-def test_workers_that_die_between_write_and_sync_leave_nothing_half(
+def test_workers_that_die_between_write_and_sync_leave_no_partial_part(
     nodes: tuple[Cluster, Job], job: Job, reference: Job
 ) -> None:
     made, _ = nodes
@@ -155,7 +155,7 @@ def test_workers_that_die_between_write_and_sync_leave_nothing_half(
     check(job, reference)
 
 
-def test_a_lost_head_ends_the_driver_with_4_before_ray_ends_it_otherwise(
+def test_a_lost_head_ends_the_driver_with_4_before_ray_kills_it(
     nodes: tuple[Cluster, Job], job: Job, reference: Job
 ) -> None:
     made, _ = nodes

@@ -28,7 +28,7 @@ HARMS = pytest.mark.parametrize("harm", [flip, truncate])
 
 
 @HARMS
-def test_a_damaged_part_of_a_committed_unit_is_named_before_it_gets_into_the_dataset(
+def test_a_damaged_part_is_reported_before_it_gets_into_the_dataset(
     harm: Callable[[Path], None], reference: Job, tmp_path: Path
 ) -> None:
     job = Job(tmp_path)
@@ -51,7 +51,7 @@ def test_a_damaged_part_of_a_committed_unit_is_named_before_it_gets_into_the_dat
 
 
 @HARMS
-def test_a_damaged_shard_is_named_by_verify_and_written_anew_from_its_units(
+def test_a_damaged_shard_is_reported_by_verify_and_rebuilt_from_its_units(
     harm: Callable[[Path], None], reference: Job, sealed: Job
 ) -> None:
     shard = "data/0001/part-00001.parquet"

@@ -112,9 +112,7 @@ def wait_until_held(job: Job) -> None:
     wait_for(lambda: still() and (time.sleep(1.5) or still()))
 
 
-def test_an_output_that_is_unmounted_for_a_while_gets_nothing_written_in_its_place(
-    reference: Job, tmp_path: Path
-) -> None:
+def test_nothing_is_written_in_place_of_an_unmounted_output(reference: Job, tmp_path: Path) -> None:
     job = Job(tmp_path)
     share = tmp_path / "share"
     share.mkdir()
@@ -134,7 +132,7 @@ def test_an_output_that_is_unmounted_for_a_while_gets_nothing_written_in_its_pla
         check(job, reference, orphans=True)
 
 
-def test_an_output_that_is_moved_away_for_a_while_is_gone_on_with_where_it_was(reference: Job, tmp_path: Path) -> None:
+def test_a_job_resumes_after_its_output_was_moved_away_and_back(reference: Job, tmp_path: Path) -> None:
     job = Job(tmp_path)
     job.hold(14)
     driver = job.fork()

@@ -42,7 +42,7 @@ def rule(place: str, action: str) -> str:
     return f"{name}={action}@{nth or 1}"
 
 
-def test_the_failpoints_are_where_they_are_looked_for() -> None:
+def test_the_failpoints_in_the_code_are_those_tested() -> None:
     assert {"staged-written", "record-created", "part-moved", "generation-created", "manifest-written"} <= set(NAMES)
 
 
@@ -70,7 +70,7 @@ def test_a_driver_that_dies_at_every_point_one_after_another_loses_nothing(refer
     check(job, reference, orphans=True)
 
 
-def test_a_disk_that_fails_at_any_point_ends_the_driver_with_4_and_the_same_command_goes_on(
+def test_a_disk_that_fails_at_any_point_ends_the_driver_with_4_and_the_same_command_resumes(
     reference: Job, tmp_path: Path
 ) -> None:
     job = Job(tmp_path)
@@ -84,7 +84,7 @@ def test_a_disk_that_fails_at_any_point_ends_the_driver_with_4_and_the_same_comm
 
 
 @pytest.mark.parametrize("place", LABELLING + SEALING)
-def test_a_driver_that_wakes_up_after_a_newer_one_is_done_harms_nothing(
+def test_a_driver_that_wakes_up_after_a_newer_one_is_done_does_no_harm(
     place: str, reference: Job, tmp_path: Path
 ) -> None:
     job = Job(tmp_path)
@@ -103,7 +103,7 @@ def test_a_driver_that_wakes_up_after_a_newer_one_is_done_harms_nothing(
 
 @pytest.mark.parametrize("name", RETAGGING)
 def test_a_retag_that_dies_leaves_a_whole_dataset_and_is_finished_by_the_same_command(
-    name: str, tagged_anew: Job, sealed: Job
+    name: str, retagged: Job, sealed: Job
 ) -> None:
     for _ in range(3):
         ended = sealed.retag("p90", failpoints=rule(name, "kill"))
@@ -111,4 +111,4 @@ def test_a_retag_that_dies_leaves_a_whole_dataset_and_is_finished_by_the_same_co
         # Wherever it died, readers find one whole generation.
         assert sum(batch.num_rows for batch in open_dataset(sealed.uri).read_batches()) == len(TEXTS)
     assert sealed.retag("p90").code == DONE
-    check(sealed, tagged_anew)
+    check(sealed, retagged)

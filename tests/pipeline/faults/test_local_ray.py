@@ -39,7 +39,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program
 
 
 @pytest.mark.parametrize("name", ["gcs_server", "raylet"])
-def test_a_head_that_dies_while_it_starts_is_noticed_at_once(name: str, program: Program, tmp_path: Path) -> None:
+def test_a_head_that_dies_during_the_start_is_noticed_at_once(name: str, program: Program, tmp_path: Path) -> None:
     def start() -> None:
         head = program(name)
         threading.Timer(0.5, head.kill).start()
@@ -54,7 +54,7 @@ def test_a_head_that_dies_while_it_starts_is_noticed_at_once(name: str, program:
     assert kept.stat().st_mode & 0o077 == 0
 
 
-def test_a_head_that_dies_later_ends_whoever_asks_for_it(program: Program, tmp_path: Path) -> None:
+def test_a_head_that_dies_later_is_reported_to_callers(program: Program, tmp_path: Path) -> None:
     with local_ray(lambda: program("gcs_server"), tmp_path):
         watch = HeadWatch("127.0.0.1:1")
         watch.check()

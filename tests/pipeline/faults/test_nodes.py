@@ -37,7 +37,7 @@ def cluster(made: Labelling) -> Iterator["Cluster"]:  # type: ignore[name-define
         cluster.shutdown()
 
 
-def test_a_machine_that_joins_gets_work_and_one_that_goes_costs_no_attempt(
+def test_a_new_machine_gets_work_and_a_lost_one_costs_no_attempt(
     made: Labelling,
     cluster: "Cluster",  # type: ignore[name-defined] # noqa: F821
     tmp_path: Path,

@@ -42,7 +42,7 @@ def offsets(made: Labelling) -> list[int]:
     return found
 
 
-def test_records_that_kill_their_process_go_into_quarantine_and_nothing_else_does(tmp_path: Path) -> None:
+def test_only_records_that_kill_their_process_are_quarantined(tmp_path: Path) -> None:
     texts = [f"{CANARY} one of {number:02}. Two. Three. {'x' * 300}" for number in range(40)]
     poison = {4: probe.SEGFAULT, 13: probe.HANG_IN_C, 14: probe.EXIT, 25: probe.EAT_MEMORY}
     for index, what in poison.items():
@@ -81,7 +81,7 @@ def test_records_that_kill_their_process_go_into_quarantine_and_nothing_else_doe
     assert (progress["state"], progress["failed"]) == ("done", [])
 
 
-def test_a_document_of_100_mb_that_outgrows_the_memory_is_alone_in_quarantine(tmp_path: Path) -> None:
+def test_only_a_100_mb_document_that_exceeds_the_memory_limit_is_quarantined(tmp_path: Path) -> None:
     made = Labelling(tmp_path, scorer="probe=poison_probe")
     made.write([f"{CANARY} {number}.\n" * 10 for number in range(6)])
     large = (CANARY + " " * 80 + "\n") * (100_000_000 // 93) + probe.EAT_MEMORY
@@ -98,7 +98,7 @@ def test_a_document_of_100_mb_that_outgrows_the_memory_is_alone_in_quarantine(tm
     assert CANARY not in stdout + stderr
 
 
-def test_a_scorer_that_dies_whatever_it_is_given_quarantines_nothing(tmp_path: Path) -> None:
+def test_a_scorer_that_dies_on_any_text_quarantines_nothing(tmp_path: Path) -> None:
     made = Labelling(tmp_path, scorer="probe=poison_probe", env={probe.DIE_ALWAYS: "1"})
     made.write([f"{CANARY} {number}." for number in range(4)])
     process = made.start("--set", "execution.attempts=1", "--unit-size", "1MB")
@@ -110,7 +110,7 @@ def test_a_scorer_that_dies_whatever_it_is_given_quarantines_nothing(tmp_path: P
     assert CANARY not in stdout + stderr
 
 
-def test_a_stop_in_the_middle_of_it_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_stopping_during_isolation_leaves_no_process_behind(tmp_path: Path) -> None:
     made = Labelling(tmp_path, scorer="probe=poison_probe")
     made.write([f"{CANARY} {number}. {'x' * 100}" for number in range(8)] + [probe.HANG_IN_C])
     options = ("--unit-size", "500", "--set", "execution.unit_deadline_s=6", "--max-quarantined", "1")

@@ -50,7 +50,7 @@ _undisturbed: dict[str, Undisturbed] = {}
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
-def test_no_death_of_any_process_in_any_command_shows_in_the_end(
+def test_killing_any_process_of_any_command_does_not_change_the_result(
     number: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ray = number % 2 == 1

@@ -20,7 +20,7 @@ SEED = int(os.environ.get("PHF_CHAOS_SEED", "0")) or random.SystemRandom().randr
 PATIENT = ("--set", "execution.attempts=20")
 
 
-def test_a_signal_at_any_moment_stops_with_75_and_the_same_command_goes_on(reference: Job, tmp_path: Path) -> None:
+def test_a_signal_at_any_moment_stops_with_75_and_the_same_command_resumes(reference: Job, tmp_path: Path) -> None:
     # Without Ray, to have time for many moments: reading, scoring, sealing.
     job = Job(tmp_path)
     chance = random.Random(SEED)
@@ -103,7 +103,7 @@ HARMLESS = ["worker_dies", "worker_dies", "worker_sleeps", "driver_sleeps"]
 FATAL = ["driver_dies", "driver_is_told_to_stop", "node_dies", "head_dies"]
 
 
-def test_whatever_happens_whenever_it_happens_nothing_is_lost(
+def test_nothing_is_lost_whatever_is_killed_and_when(
     reference: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with capsys.disabled():

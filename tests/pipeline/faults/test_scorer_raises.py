@@ -13,7 +13,7 @@ OVER_LIMIT = 3
 
 
 @pytest.mark.slow
-def test_a_record_that_a_scorer_raises_on_is_alone_in_quarantine(reference: Job, tmp_path: Path) -> None:
+def test_only_a_record_that_a_scorer_raises_on_is_quarantined(reference: Job, tmp_path: Path) -> None:
     job = Job(tmp_path)
     job.write([*TEXTS[:30], f"{TEXTS[30]} {probe.RAISE}", *TEXTS[31:]])
     with job.driver() as driver:
@@ -30,7 +30,7 @@ def test_a_record_that_a_scorer_raises_on_is_alone_in_quarantine(reference: Job,
 
 
 @pytest.mark.slow
-def test_a_scorer_that_raises_on_everything_quarantines_nothing_and_goes_on_once_mended(
+def test_a_scorer_that_raises_on_everything_quarantines_nothing_and_resumes_once_fixed(
     reference: Job, tmp_path: Path
 ) -> None:
     job = Job(tmp_path)

@@ -89,7 +89,7 @@ ACTS: dict[str, tuple[str, Callable[[Storage], object]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_befalls_a_request_it_is_asked_again(proxy: Proxy, storage: Storage, kind: str) -> None:
+def test_a_request_is_retried_after_any_fault(proxy: Proxy, storage: Storage, kind: str) -> None:
     for name, (method, act) in ACTS.items():
         outcomes = []
         for plan in (lambda request: None, after({method: [kind, kind]})):
@@ -104,14 +104,14 @@ def test_whatever_befalls_a_request_it_is_asked_again(proxy: Proxy, storage: Sto
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_claim_whose_answer_was_lost_is_found_to_be_ours(proxy: Proxy, storage: Storage, kind: str) -> None:
+def test_a_claim_whose_answer_was_lost_is_recognized_as_ours(proxy: Proxy, storage: Storage, kind: str) -> None:
     proxy.plan = after({"PUT": [kind, kind]})
     assert Epoch.claim(storage).number == 1
     assert proxy.done[kind] == 2
     assert Epoch.claim(storage).number == 2
 
 
-def test_the_completion_of_an_upload_that_is_lost_is_no_lost_upload(proxy: Proxy, storage: Storage) -> None:
+def test_an_upload_survives_a_lost_answer_to_its_completion(proxy: Proxy, storage: Storage) -> None:
     lost: list[Request] = []
 
     def plan(request: Request) -> str | None:
@@ -126,7 +126,7 @@ def test_the_completion_of_an_upload_that_is_lost_is_no_lost_upload(proxy: Proxy
     assert storage.size("stream") == 8 << 20
 
 
-def test_a_long_storm_is_an_error_in_bounded_time(
+def test_a_long_outage_is_an_error_in_bounded_time(
     proxy: Proxy, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.put("x", b"1")
@@ -150,7 +150,7 @@ def run(job: Job, proxy: Proxy, plan: Plan, patience_s: float) -> int:
     return ended.code
 
 
-def test_a_short_storm_is_ridden_out(proxy: Proxy, job: Job, reference: Job) -> None:
+def test_a_short_outage_is_survived(proxy: Proxy, job: Job, reference: Job) -> None:
     proxy.delay_s = 0.01
     calm, weather = itertools.count(), storm(3.0)
     assert run(job, proxy, lambda request: weather(request) if next(calm) > 60 else None, 60) == DONE
@@ -158,7 +158,7 @@ def test_a_short_storm_is_ridden_out(proxy: Proxy, job: Job, reference: Job) -> 
     check(job, reference)
 
 
-def test_a_long_storm_ends_the_driver_with_4_and_the_same_command_goes_on(
+def test_a_long_outage_ends_the_driver_with_4_and_the_same_command_resumes(
     proxy: Proxy, job: Job, reference: Job
 ) -> None:
     for first in (0, 20, 45):

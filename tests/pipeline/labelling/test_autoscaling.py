@@ -20,34 +20,34 @@ def pools(units: int = 1000, groups: tuple[str, ...] = ("cpu", "toxicity"), **ex
     return pools_of(LabelExecution.model_validate(execution), groups, units)
 
 
-def test_workers_is_the_simple_way() -> None:
+def test_workers_sets_a_fixed_number() -> None:
     assert pools(workers=3, threads=2, groups=("cpu",)) == {"cpu": Pool(3, 3, {"CPU": 2.0})}
     assert pools(workers=3, units=2, groups=("cpu",)) == {"cpu": Pool(2, 2, {"CPU": 1.0})}
 
 
-def test_a_device_alone_makes_a_pool_with_a_gpu_a_worker() -> None:
+def test_a_device_alone_gives_a_pool_with_one_gpu_per_worker() -> None:
     assert pools(pools={"toxicity": "cuda"}) == {"cpu": Pool(1, 1000, ONE_CPU), "toxicity": Pool(1, 1000, {"GPU": 1.0})}
 
 
-def test_a_pool_says_what_each_worker_takes() -> None:
+def test_a_pool_sets_the_resources_of_each_worker() -> None:
     configured = {"device": "cuda:0", "cpus": 2, "gpus": 0.5, "memory": "4GB", "min": 2, "max": 8}
     assert pools(pools={"toxicity": configured})["toxicity"] == Pool(2, 8, {"CPU": 2.0, "GPU": 0.5, "memory": 4e9})
 
 
-def test_a_pool_has_room_beside_the_least_of_all_others() -> None:
+def test_a_pool_gets_the_room_beside_the_minimum_of_all_others() -> None:
     configured = {"cpu": Pool(1, None, ONE_CPU), "pii": Pool(2, 3, {"CPU": 2.0}), "toxicity": Pool(1, None, HALF_A_GPU)}
     assert most_workers(configured, {"CPU": 16, "GPU": 2}) == {"cpu": 12, "pii": 3, "toxicity": 4}
     # Never below the minimum, however small the cluster is: it may grow once they are requested.
     assert most_workers(configured, {"CPU": 1}) == {"cpu": 1, "pii": 2, "toxicity": 1}
 
 
-def test_what_a_cluster_lacks_is_said_by_pool() -> None:
+def test_missing_resources_are_described_by_pool() -> None:
     configured = {"cpu": Pool(1, None, ONE_CPU), "toxicity": Pool(1, 1, {"GPU": 1.0, "memory": 8e9})}
     assert missing_resources(configured, {"CPU": 1, "GPU": 1, "memory": 1e10}) == {}
     assert missing_resources(configured, {"CPU": 1}) == {"toxicity": "1 GPU a worker, 8 GB of memory a worker"}
 
 
-def test_a_ray_of_our_own_has_room_for_every_pool() -> None:
+def test_a_local_ray_has_room_for_every_pool() -> None:
     fixed = LabelExecution.model_validate({"workers": 2, "threads": 3})
     assert cpus_of_own_ray(fixed, pools_of(fixed, ["cpu", "pii"], 10)) == 9
     free = LabelExecution.model_validate({"pools": {"pii": {"cpus": 4096}}})
@@ -58,7 +58,7 @@ def test_a_ray_of_our_own_has_room_for_every_pool() -> None:
 @pytest.mark.parametrize(
     ("cores", "limit", "usable"), [({1, 5, 9}, None, 3), (set(range(64)), 2.5, 2), ({0}, 8.0, 1), ({0, 1}, 0.5, 1)]
 )
-def test_it_has_the_cores_that_this_process_may_use_and_room_for_every_pool(
+def test_a_local_ray_has_the_usable_cores_and_room_for_every_pool(
     cores: set[int], limit: float | None, usable: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: cores)
@@ -80,7 +80,7 @@ def run(
     return recorded, notes
 
 
-def test_a_pool_that_others_wait_for_grows_to_its_bound_and_no_further() -> None:
+def test_a_bottleneck_pool_grows_to_its_bound_and_no_further() -> None:
     backend = SimulatedBackend(
         seconds=lambda unit, group: 8.0 if group == "toxicity" else 1.0, resources={"CPU": 2, "GPU": 4}
     )
@@ -96,7 +96,7 @@ def test_a_pool_grows_only_where_the_cluster_has_room() -> None:
     assert recorded.sizes["pii"][-1] == 3
 
 
-def test_a_pool_that_has_been_idle_shrinks_to_its_least_and_makes_room_for_the_one_it_waits_for() -> None:
+def test_an_idle_pool_shrinks_to_its_minimum_and_makes_room_for_the_bottleneck() -> None:
     # At first the base group has all CPUs; then the scorer of the other group turns out to be the bottleneck.
     backend = SimulatedBackend(seconds=lambda unit, group: 10.0 if group == "pii" else 0.1, resources={"CPU": 8})
     recorded, _ = run(backend, {"cpu": Pool(1, None, ONE_CPU), "pii": Pool(1, None, ONE_CPU)}, 300)
@@ -122,7 +122,7 @@ def test_the_base_pool_follows_the_cluster_as_nodes_join_and_leave() -> None:
     assert notes == []
 
 
-def test_workers_that_went_with_their_nodes_are_replaced_only_as_far_as_there_is_room() -> None:
+def test_workers_lost_with_nodes_are_replaced_only_if_there_is_room() -> None:
     backend = SimulatedBackend(
         fate=lambda unit, group, attempt: "lose-node" if unit.index in range(100, 112) and attempt == 1 else "done",
         start=lambda number: "ready" if number < 16 else "never",
@@ -138,7 +138,7 @@ def test_workers_that_went_with_their_nodes_are_replaced_only_as_far_as_there_is
     assert list(recorded.workers.values()).count("lost") == 12
 
 
-def test_a_pool_that_never_gets_a_worker_is_no_error_but_is_spoken_of() -> None:
+def test_a_pool_that_waits_for_a_worker_is_reported_but_no_error() -> None:
     placed = False
     backend = SimulatedBackend(start=lambda number: "ready" if number == 0 or placed else "never", resources={"CPU": 1})
 
@@ -159,7 +159,7 @@ def test_a_pool_never_has_more_workers_than_there_are_units(count: int) -> None:
     assert {pool.most for pool in pools(units=count, pools={"toxicity": {"min": 2}}).values()} == {count}
 
 
-def test_a_slow_start_is_waited_for_before_a_pool_grows_again() -> None:
+def test_a_pool_does_not_grow_while_workers_are_starting() -> None:
     backend = SimulatedBackend(
         seconds=lambda unit, group: 5.0 if group == "pii" else 0.1, resources={"CPU": 64}, start_s=40.0
     )

@@ -87,7 +87,7 @@ def test_failures_are_counted_by_reason_and_no_text_is_shown(tmp_path):
     assert WORD not in result.output
 
 
-def test_the_cost_is_that_of_the_whole_corpus_and_not_of_its_head(tmp_path):
+def test_the_cost_is_for_the_whole_corpus_not_its_beginning(tmp_path):
     texts = [f"Quick, number {number:04}." for number in range(1000)] + [
         f"SLOW, number {number:05}." for number in range(1000)
     ]
@@ -158,7 +158,7 @@ def test_any_beginning_of_the_pieces_is_spread_over_all_of_them(count):
     st.lists(st.tuples(st.floats(0, 1e3), st.floats(1, 1e6)), min_size=1, max_size=20),
     st.floats(0.1, 10),
 )
-def test_the_range_holds_the_ratio_and_scales_with_it(slices, factor):
+def test_the_interval_contains_the_ratio_and_scales_with_it(slices, factor):
     amounts, sizes = zip(*slices, strict=True)
     found = ratio(amounts, sizes)
     assert found.value == pytest.approx(sum(amounts) / sum(sizes))
@@ -166,7 +166,7 @@ def test_the_range_holds_the_ratio_and_scales_with_it(slices, factor):
     assert found.times(factor).high == pytest.approx(found.high * factor)
 
 
-def test_the_range_is_students_for_equal_slices():
+def test_the_interval_is_students_for_equal_slices():
     found = ratio([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     assert (found.value, found.low) == (2.0, 0.0)
     assert found.high == pytest.approx(2 + 4.30 / 3**0.5, rel=1e-3)

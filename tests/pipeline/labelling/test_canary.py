@@ -128,9 +128,7 @@ def prepared(folder: Path, markers: tuple[str, ...]) -> Labelling:
     return made
 
 
-def test_no_text_is_left_anywhere_when_scorers_raise_print_crash_and_hang(
-    tmp_path: Path, temporary: Path, cores: None
-) -> None:
+def test_no_text_leaks_when_scorers_raise_print_crash_and_hang(tmp_path: Path, temporary: Path, cores: None) -> None:
     made = prepared(tmp_path, (*leaky.POISON, *leaky.DEADLY))
     (session := temporary / "t").mkdir()
     (kept := temporary / "kept").mkdir()
@@ -194,7 +192,7 @@ def test_no_text_is_left_anywhere_when_scorers_raise_print_crash_and_hang(
     ]
 
 
-def test_quarantine_that_keeps_text_keeps_it_in_its_own_column_alone(tmp_path: Path) -> None:
+def test_quarantine_keeps_text_only_in_its_own_column(tmp_path: Path) -> None:
     made = prepared(tmp_path, leaky.POISON)
     result = made.run_without_ray(
         *("--unit-size", "600", "--log", "run.log", "--set", "execution.deadline_s=0.5", "--max-quarantined", "100"),

@@ -137,7 +137,7 @@ def test_a_record_is_in_quarantine_once_for_the_first_group_that_put_it_there(st
 
 
 @pytest.mark.parametrize("units", [1, 3])
-def test_a_crash_at_any_step_loses_no_committed_unit_and_doubles_none(root: Path, units: int) -> None:
+def test_a_crash_at_any_step_loses_or_duplicates_no_committed_unit(root: Path, units: int) -> None:
     for at in itertools.count(1):
         folder = root / str(at)
         whole = LocalStorage(folder / "whole")
@@ -168,7 +168,7 @@ def test_a_crash_at_any_step_loses_no_committed_unit_and_doubles_none(root: Path
 
 
 @pytest.mark.parametrize("again_at", range(1, 8))
-def test_recovery_can_itself_be_cut_short(root: Path, again_at: int) -> None:
+def test_recovery_can_be_interrupted(root: Path, again_at: int) -> None:
     # Crash between the record and the move of the first part.
     with pytest.raises(CrashError):
         commit(Epoch.claim(CrashingStorage(root, 5)), 0)
@@ -201,7 +201,7 @@ def test_an_older_driver_commits_nothing_more(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("moved", [True, False])
-def test_an_older_driver_that_was_quicker_by_a_moment_has_committed_the_unit(
+def test_an_older_driver_that_creates_the_record_first_has_committed_the_unit(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, moved: bool
 ) -> None:
     older = Epoch.claim(storage)
@@ -217,7 +217,7 @@ def test_an_older_driver_that_was_quicker_by_a_moment_has_committed_the_unit(
     assert len(contents(storage)) == 2
 
 
-def test_a_retried_create_that_meets_itself_counts_as_ours(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retried_create_that_finds_its_own_file_succeeds(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     create = storage.put_if_absent
 
     def answer_lost(path: str, data: bytes) -> bool:
@@ -231,7 +231,7 @@ def test_a_retried_create_that_meets_itself_counts_as_ours(storage: Storage, mon
     assert read_record(storage, 0).epoch == 1
 
 
-def test_what_the_driver_cannot_see_is_not_committed(storage: Storage) -> None:
+def test_a_part_that_the_driver_cannot_see_is_not_committed(storage: Storage) -> None:
     epoch = Epoch.claim(storage)
     part = stage(epoch, 0)
     storage.put(part.staged, b"half")
@@ -243,7 +243,7 @@ def test_what_the_driver_cannot_see_is_not_committed(storage: Storage) -> None:
     assert list(committed_units(storage)) == []
 
 
-def test_a_lost_part_is_named_with_its_remedy(storage: Storage) -> None:
+def test_a_missing_part_is_reported_with_a_remedy(storage: Storage) -> None:
     epoch = Epoch.claim(storage)
     commit(epoch, 0)
     commit(epoch, 1)
@@ -257,7 +257,7 @@ def test_a_lost_part_is_named_with_its_remedy(storage: Storage) -> None:
     assert recover(epoch) == {0, 1}
 
 
-def test_strange_files_among_the_units_are_not_units(storage: Storage) -> None:
+def test_unknown_files_among_the_units_are_ignored(storage: Storage) -> None:
     epoch = Epoch.claim(storage)
     commit(epoch, 0)
     storage.put("units/README", b"")
@@ -278,7 +278,7 @@ def test_recovery_reads_no_record_of_a_unit_in_place(storage: Storage, monkeypat
     assert reads == []
 
 
-def test_a_full_folder_gets_a_segment_from_which_all_is_known(
+def test_a_full_folder_gets_a_segment_that_replaces_its_records(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.labelling.commit.FOLDER_UNITS", 4)
@@ -318,7 +318,7 @@ def test_a_full_folder_gets_a_segment_from_which_all_is_known(
     assert store.totals(9)[0]["units"] == 9
 
 
-def test_threads_may_commit_side_by_side(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_may_commit_concurrently(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.labelling.commit.FOLDER_UNITS", 40)
     monkeypatch.setattr("pipeline.job.units.FOLDER_UNITS", 40)
     epoch = Epoch.claim(storage)

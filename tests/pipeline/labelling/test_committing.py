@@ -42,7 +42,7 @@ class Slow:
         self.committed.append(record)
 
 
-def test_commits_overlap_up_to_the_bound_and_each_is_told_of_once_in_the_callers_thread() -> None:
+def test_commits_overlap_up_to_the_bound_and_report_once_in_the_callers_thread() -> None:
     slow = Slow()
     began = time.monotonic()
     with Commits(slow.commit, slow.done, threads=8) as commits:
@@ -55,7 +55,7 @@ def test_commits_overlap_up_to_the_bound_and_each_is_told_of_once_in_the_callers
     assert time.monotonic() - began < 80 * 0.02
 
 
-def test_a_caller_who_is_faster_than_the_storage_waits() -> None:
+def test_a_caller_that_is_faster_than_the_storage_waits() -> None:
     slow = Slow()
     with Commits(slow.commit, slow.done, threads=2) as commits:
         for unit in units(40):
@@ -64,7 +64,7 @@ def test_a_caller_who_is_faster_than_the_storage_waits() -> None:
         commits.drain()
 
 
-def test_what_a_commit_raises_ends_the_run_and_what_had_not_begun_is_left_out() -> None:
+def test_an_exception_of_a_commit_is_raised_and_cancels_queued_commits() -> None:
     slow = Slow(fails=5)
     with pytest.raises(StoppedError), Commits(slow.commit, slow.done, threads=2) as commits:
         for unit in units(40):
@@ -74,7 +74,7 @@ def test_what_a_commit_raises_ends_the_run_and_what_had_not_begun_is_left_out() 
     assert 5 not in slow.committed
 
 
-def test_leaving_waits_for_what_has_begun() -> None:
+def test_leaving_the_context_waits_for_running_commits() -> None:
     slow = Slow()
     with pytest.raises(KeyboardInterrupt), Commits(slow.commit, slow.done, threads=2) as commits:
         commits(Unit(0, ()), [])

@@ -34,7 +34,7 @@ def test_a_record_is_poison_once_its_attempts_are_used_up() -> None:
     assert list(findings.known_errors) == [("corpus.jsonl", 400)]
 
 
-def test_a_scorer_that_leaks_gets_on_with_fresh_memory() -> None:
+def test_a_leaking_scorer_makes_progress_with_fresh_memory() -> None:
     findings = _Findings(attempts=2)
     for index in (100, 200, 300):
         findings.add(loss(index))
@@ -50,14 +50,14 @@ def test_a_scorer_that_leaks_gets_on_with_fresh_memory() -> None:
         (Phase.READ, "record 4 of the unit cannot be read"),
     ],
 )
-def test_a_loss_that_no_record_is_to_blame_for_fails_the_unit_in_the_end(phase: Phase, message: str) -> None:
+def test_a_loss_that_no_record_caused_finally_fails_the_unit(phase: Phase, message: str) -> None:
     findings = _Findings(attempts=2)
     findings.add(loss(4, "", phase))
     with pytest.raises(IsolationError, match=message):
         findings.add(loss(4, "", phase))
 
 
-def test_a_unit_that_only_dies_as_a_whole_is_failed_at_once() -> None:
+def test_a_unit_that_dies_only_as_a_whole_fails_at_once() -> None:
     with pytest.raises(IsolationError, match=r"each record can be scored alone, but not all together.*memory_limit"):
         _Findings(attempts=3).add(loss(0, "", Phase.TOGETHER))
 
@@ -71,7 +71,7 @@ def test_ten_poisoned_records_in_a_row_are_the_scorers_fault() -> None:
 
 
 @pytest.mark.slow
-def test_other_columns_get_the_text_of_a_record_that_one_scorer_dies_over(
+def test_other_columns_get_the_text_of_a_record_that_kills_one_scorer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe.install(tmp_path / "packages")

@@ -114,7 +114,7 @@ def test_a_joined_cluster_serves_the_metrics_and_keeps_no_text(tmp_path: Path) -
         assert not any(leaky.traces(text.encode(), leaky.forms()) for text in (result.stdout, result.stderr))
 
 
-def test_a_cluster_that_asks_for_a_token_gets_the_users(tmp_path: Path) -> None:
+def test_a_cluster_that_requires_a_token_gets_the_users(tmp_path: Path) -> None:
     made = Labelling(tmp_path)
     made.write(["One. Two."])
     own, others = "1" * 64, "2" * 64
@@ -144,7 +144,7 @@ def test_a_cluster_that_asks_for_a_token_gets_the_users(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
 
 
-def test_one_process_uses_a_ray_of_its_own_and_a_cluster_by_turns(tmp_path: Path) -> None:
+def test_one_process_alternates_between_a_local_ray_and_a_cluster(tmp_path: Path) -> None:
     made = Labelling(tmp_path)
     with ray_head(at_home(made, "1" * 64)) as head:
         script = f"""

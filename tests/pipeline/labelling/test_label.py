@@ -30,7 +30,7 @@ def status_of(made: Labelling, *options: str) -> "subprocess.CompletedProcess[st
     )
 
 
-def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path: Path) -> None:
+def test_a_run_prints_its_progress_and_summary(tmp_path: Path) -> None:
     made = Labelling(tmp_path)
     made.write([f"{CANARY} one of {number}. Two. Three." for number in range(40)] + [""])
     with (made.corpus / "corpus.jsonl").open("a") as file:
@@ -82,7 +82,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(tmp_path: Path) -> None:
     assert "phf inspect" in result.stdout, "the summary comes all the same"
 
 
-def test_a_unit_that_no_record_alone_is_to_blame_for_is_given_up_and_the_others_are_committed(tmp_path: Path) -> None:
+def test_a_unit_that_fails_as_a_whole_is_given_up_and_the_others_are_committed(tmp_path: Path) -> None:
     made = Labelling(tmp_path)
     texts = [f"{CANARY} one of {number:02}. Two. Three. {'x' * 400}" for number in range(12)]
     texts[4] += probe.KILL_ONCE
@@ -120,7 +120,7 @@ def test_a_scorer_with_workers_of_its_own_gives_the_same_bytes(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_ray_starts_stops_in_good_order(tmp_path: Path, sent: signal.Signals) -> None:
+def test_a_signal_while_ray_starts_stops_cleanly(tmp_path: Path, sent: signal.Signals) -> None:
     made = Labelling(tmp_path)
     made.write(["One."])
     process = made.start()
@@ -151,7 +151,7 @@ def test_a_signal_once_the_dataset_is_sealed_changes_no_status(tmp_path: Path) -
     assert "Stopped" not in stderr
 
 
-def test_status_of_what_is_no_job_is_refused(tmp_path: Path) -> None:
+def test_status_without_a_job_is_refused(tmp_path: Path) -> None:
     made = Labelling(tmp_path)
     for place in (made.output, made.corpus):
         made.output = place

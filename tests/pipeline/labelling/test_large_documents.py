@@ -124,9 +124,7 @@ def test_the_same_records_are_scored_in_the_same_shapes() -> None:
         ("python", "split", "60 bytes of text, more than max_document_size = 50; Python is never split"),
     ],
 )
-def test_a_large_document_that_is_not_to_be_split_is_in_quarantine(
-    kind: DocumentKind, policy: str, detail: str
-) -> None:
+def test_a_large_document_that_may_not_be_split_is_quarantined(kind: DocumentKind, policy: str, detail: str) -> None:
     large = "é = 1\n" * 7 + "# ..."
     large += "." * (60 - len(large.encode()))
     found = label(["x = 1\n", large], {"a": ToyScorer("a")}, kind, max_document_size=50, large_documents=policy)
@@ -137,7 +135,7 @@ def test_a_large_document_that_is_not_to_be_split_is_in_quarantine(
     assert label([large], {"a": ToyScorer("a")}, kind, max_document_size=60, large_documents=policy).scored
 
 
-def test_a_large_document_of_which_one_part_cannot_be_scored_is_lost_alone() -> None:
+def test_only_a_large_document_with_an_unscorable_part_is_lost() -> None:
     scorer = TroubleScorer(lambda documents: any("POISON" in each.text for each in documents))
     texts = ["Good. " * 30, "Fine. " * 20 + "POISON. " + "Fine. " * 20, "Well. " * 30]
     found = label(texts, {"a": scorer, "b": ToyScorer("b")}, max_document_size=40)
@@ -146,7 +144,7 @@ def test_a_large_document_of_which_one_part_cannot_be_scored_is_lost_alone() -> 
     assert all(len(each.scores["a"]) == len(each.document.ends) for each in found.scored)
 
 
-def test_a_lost_part_changes_no_shape_of_the_others() -> None:
+def test_a_failed_part_does_not_change_the_shapes_of_the_others() -> None:
     shapes = []
     for word in ("POISON", "BENIGN"):
         scorer = TroubleScorer(lambda documents: any("POISON" in each.text for each in documents))

@@ -24,7 +24,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_line_says_when_what_and_in_which_run(tmp_path: Path) -> None:
+def test_every_line_has_a_time_an_event_and_a_run(tmp_path: Path) -> None:
     structlog.reset_defaults()
     config = make_config(tmp_path / "in.jsonl", output=str(tmp_path / "out"), execution={"log": str(tmp_path / "log")})
     unit = units(1)[0]
@@ -79,7 +79,7 @@ def test_an_unexpected_error_is_logged_without_its_message(tmp_path: Path) -> No
     assert ended["error"].startswith("ValueError at test_logs.py")
 
 
-def test_a_later_run_goes_on_in_the_same_file(tmp_path: Path) -> None:
+def test_a_later_run_appends_to_the_same_file(tmp_path: Path) -> None:
     config = make_config(tmp_path, output=str(tmp_path / "out"), execution={"log": str(tmp_path / "log")})
     for _ in range(2):
         with run_log(config):
@@ -106,7 +106,7 @@ def test_a_full_disk_loses_lines_and_nothing_else() -> None:
     ]
 
 
-def test_a_line_that_was_cut_spoils_no_other(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_does_not_break_the_next_one(tmp_path: Path) -> None:
     # A limit on the file size has the same effect as a full disk: a partial write, then errors.
     code = (
         "import os, resource, signal, sys\n"
@@ -156,7 +156,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Labelling:
     return made
 
 
-def test_a_log_on_stderr_is_all_that_stderr_holds(made: Labelling) -> None:
+def test_stderr_contains_only_the_log_if_it_is_sent_there(made: Labelling) -> None:
     result = made.run_without_ray("--log", "-")
     assert result.returncode == 3
     written = [json.loads(line) for line in result.stderr.splitlines()]
@@ -182,7 +182,7 @@ def test_a_log_on_stderr_is_all_that_stderr_holds(made: Labelling) -> None:
     assert "unit_size" in last["error"]
 
 
-def test_a_log_that_cannot_be_written_any_more_does_not_end_the_labelling(made: Labelling) -> None:
+def test_a_log_that_can_no_longer_be_written_does_not_stop_labelling(made: Labelling) -> None:
     output = made.folder / "full"
     result = made.run_without_ray("--log", "/dev/full", "--max-quarantined", "1", output=output)
     assert result.returncode == 0, result.stderr

@@ -43,7 +43,7 @@ def by_label(figures: Figures, name: str, label: str = "") -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_what_is_scraped_from_a_running_job_is_what_its_log_and_its_ledger_say(tmp_path: Path) -> None:
+def test_metrics_of_a_running_job_match_its_log_and_ledger(tmp_path: Path) -> None:
     made = Labelling(tmp_path, env={"RAY_metrics_report_interval_ms": "1000"})
     texts = [f"One of {number}. Two. Three. {'x' * 300}" for number in range(40)]
     # Far from the first unit, whose records are quarantined: the kill may also lose a part that was just staged.
@@ -151,7 +151,7 @@ def test_what_is_scraped_from_a_running_job_is_what_its_log_and_its_ledger_say(t
     assert [event["state"] for event in events("run-ended")] == ["done"]
 
 
-def test_a_port_that_is_taken_or_of_a_cluster_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+def test_a_port_that_is_in_use_or_for_a_cluster_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     made = Labelling(tmp_path)
     made.write(["One."])
     with socket.create_server(("", 0)) as server:

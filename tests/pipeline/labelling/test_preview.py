@@ -44,7 +44,7 @@ def test_only_the_first_records_are_read(corpus):
     assert [each["source"] for each in facts["documents"]] == [str(corpus / "a.py"), str(corpus / "b.jsonl")]
 
 
-def test_a_percentile_is_said_to_be_over_these_sentences(corpus):
+def test_a_percentile_is_marked_as_over_these_sentences(corpus):
     result = run(corpus, "--scorer", "pep8", "--limit", 1)
     assert result.exit_code == 0, result.output
     assert "p50 of the sentences above" in " ".join(result.stdout.split())
@@ -74,7 +74,7 @@ def letters(tmp_path):
     return path
 
 
-def test_findings_are_hidden_by_their_type_and_listed_by_their_place(letters):
+def test_findings_are_replaced_by_their_type_and_listed_with_their_position(letters):
     scorer = ["--scorer", "pii=scrubadub,entities=none"]
     (document,) = facts_of(letters, *scorer, "--redact")["documents"]
     assert "".join(document["sentences"]) == "Hello there. Write to {{EMAIL}}, or call {{PHONE}}! Bye."
@@ -92,7 +92,7 @@ def test_findings_are_hidden_by_their_type_and_listed_by_their_place(letters):
     assert "jo@example.com" in run(letters, *scorer).stdout
 
 
-def test_what_no_scorer_has_searched_is_not_shown(letters):
+def test_text_that_no_scorer_has_searched_is_not_shown(letters):
     scorers = ["--scorer", "pii=scrubadub,entities=none,documents=python", "--scorer", "pep8"]
     (document,) = facts_of(letters, *scorers, "--redact")["documents"]
     assert not any(word in sentence for sentence in document["sentences"] for word in ("Hello", "jo", "Bye"))

@@ -46,7 +46,7 @@ def record(records: int = 10, quarantined: int = 0) -> UnitRecord:
     )
 
 
-def test_what_remains_follows_the_pace_of_this_run_and_counts_down() -> None:
+def test_the_remaining_time_follows_the_pace_of_this_run_and_counts_down() -> None:
     clock = Clock()
     progress = Progress(units=14, before=4, workers=2, clock=clock)
     assert progress.remaining_s is None
@@ -66,7 +66,7 @@ def test_what_remains_follows_the_pace_of_this_run_and_counts_down() -> None:
     assert progress.remaining_s is None
 
 
-def test_what_remains_grows_and_the_pace_falls_while_nothing_comes_in() -> None:
+def test_the_remaining_time_grows_and_the_pace_falls_while_no_unit_is_committed() -> None:
     clock = Clock()
     progress = Progress(units=104, before=0, workers=2, clock=clock)
     for _ in range(4):
@@ -84,7 +84,7 @@ def test_what_remains_grows_and_the_pace_falls_while_nothing_comes_in() -> None:
     assert seen[-1][1] < 0.05
 
 
-def test_what_remains_follows_what_the_run_does_lately_not_what_it_did_long_ago() -> None:
+def test_the_remaining_time_follows_the_recent_pace() -> None:
     clock = Clock()
     progress = Progress(units=2000, before=0, workers=2, clock=clock)
     for _ in range(600):
@@ -99,7 +99,7 @@ def test_what_remains_follows_what_the_run_does_lately_not_what_it_did_long_ago(
     assert progress.records / progress.elapsed_s < 2, "the mean would say four times as long"
 
 
-def test_the_time_in_which_workers_load_their_models_is_not_part_of_the_pace() -> None:
+def test_the_time_to_load_models_is_not_part_of_the_pace() -> None:
     clock = Clock()
     activity = Activity(["cpu"], 100)
     progress = Progress(units=100, before=0, workers=1, activity=activity, clock=clock)
@@ -117,9 +117,7 @@ def test_the_time_in_which_workers_load_their_models_is_not_part_of_the_pace() -
     wait=st.floats(0, 2000),
     more=st.integers(1, 1000),
 )
-def test_the_pace_is_between_the_slowest_and_the_fastest_that_was_seen(
-    gaps: list[float], wait: float, more: int
-) -> None:
+def test_the_pace_is_between_the_slowest_and_fastest_observed(gaps: list[float], wait: float, more: int) -> None:
     clock = Clock()
     progress = Progress(units=len(gaps) + more, before=0, workers=1, clock=clock)
     for gap in gaps:
@@ -154,7 +152,7 @@ def test_plain_lines_come_less_often_as_time_goes_by() -> None:
     assert stream.getvalue().endswith("Something happened.\n")
 
 
-def test_a_terminal_gets_one_live_line_and_what_must_not_be_missed() -> None:
+def test_a_terminal_gets_one_live_line_and_the_notes() -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=100)
     with reporter_for(console) as reporter:
@@ -176,11 +174,11 @@ def test_a_terminal_gets_one_live_line_and_what_must_not_be_missed() -> None:
         (ValueError("secret text of the corpus"), "ValueError"),
     ],
 )
-def test_errors_of_workers_are_told_without_text_of_the_corpus(error: Exception, text: str) -> None:
+def test_errors_of_workers_are_described_without_text_of_the_corpus(error: Exception, text: str) -> None:
     assert describe_error(error) == text
 
 
-def test_rays_folder_is_private_and_what_killed_runs_left_is_taken_away(tmp_path: Path) -> None:
+def test_rays_folder_is_private_and_folders_of_killed_runs_are_removed(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "from pipeline.labelling.on_ray.cluster import _private_folder\n"
@@ -197,9 +195,7 @@ def test_rays_folder_is_private_and_what_killed_runs_left_is_taken_away(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_folders_of_this_user_are_looked_at_in_the_shared_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_private_folders_of_this_user_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lay(name: str, mode: int = 0o700) -> Path:
         folder = tmp_path / f"phf-ray-{name}"
         folder.mkdir(mode=mode)

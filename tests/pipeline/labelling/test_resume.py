@@ -93,7 +93,7 @@ def command(pid: int) -> str:
         return ""
 
 
-def test_signals_stop_in_good_order_and_the_same_command_goes_on(undisturbed: Labelling, tmp_path: Path) -> None:
+def test_signals_stop_cleanly_and_the_same_command_resumes(undisturbed: Labelling, tmp_path: Path) -> None:
     made = labelling(tmp_path)
     process = start_and_hold(made)
     process.terminate()
@@ -193,7 +193,7 @@ def test_a_finished_job_is_left_alone_and_a_changed_one_refused(undisturbed: Lab
     assert "fingerprint was probe-1-, now probe-1-other" in " ".join(result.stderr.split())
 
 
-def test_a_lost_unit_of_a_finished_job_is_labelled_anew(undisturbed: Labelling) -> None:
+def test_a_lost_unit_of_a_finished_job_is_labelled_again(undisturbed: Labelling) -> None:
     data, manifest = data_hashes(undisturbed.output), (undisturbed.output / "manifest.json").read_bytes()
     part = undisturbed.output / "units/0001/00000/00000003.cpu.parquet"
     content, lost, before = part.read_bytes(), texts_of(undisturbed, {3}), undisturbed.scored()

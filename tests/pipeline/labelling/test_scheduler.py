@@ -91,7 +91,7 @@ def test_a_dead_worker_is_replaced_and_its_unit_tried_again() -> None:
 
 
 @pytest.mark.parametrize(("fate", "begun"), [("die", 3), ("hang", 3), ("raise", 2)])
-def test_a_unit_that_no_record_alone_is_to_blame_for_is_given_up_and_the_others_are_done(fate: str, begun: int) -> None:
+def test_a_unit_that_fails_as_a_whole_is_given_up_and_the_others_are_done(fate: str, begun: int) -> None:
     backend = SimulatedBackend(fate=lambda unit, group, attempt: fate if unit.index == 3 else "done")
     completed, scheduler = schedule(backend, {"cpu": 2}, 10, attempts=2, unit_deadline_s=30)
     assert sorted(completed.parts) == [index for index in range(10) if index != 3]
@@ -113,7 +113,7 @@ def test_a_unit_given_up_in_one_group_is_not_handed_to_another() -> None:
     assert backend.begun[5, "toxicity"] == 0
 
 
-def test_a_unit_that_goes_with_its_node_loses_no_attempt() -> None:
+def test_a_unit_lost_with_its_node_loses_no_attempt() -> None:
     # The unit loses six nodes, but is neither given up nor isolated, although it has only one attempt.
     backend = SimulatedBackend(
         fate=lambda unit, group, attempt: "lose-node" if unit.index == 3 and attempt <= 6 else "done"
@@ -124,7 +124,7 @@ def test_a_unit_that_goes_with_its_node_loses_no_attempt() -> None:
     assert backend.isolated == []
 
 
-def test_a_unit_that_takes_node_after_node_with_it_is_suspected_in_the_end() -> None:
+def test_a_unit_that_loses_node_after_node_is_finally_isolated() -> None:
     backend = SimulatedBackend(fate=lambda unit, group, attempt: "lose-node" if unit.index == 3 else "done")
     completed, scheduler = schedule(backend, {"cpu": 2}, 10, attempts=2)
     assert len(completed.parts) == 9
@@ -133,7 +133,7 @@ def test_a_unit_that_takes_node_after_node_with_it_is_suspected_in_the_end() -> 
     assert backend.begun[3, "cpu"] == 10 + 1 + 2
 
 
-def test_workers_that_go_with_their_nodes_while_they_start_do_not_end_the_job() -> None:
+def test_workers_lost_with_their_nodes_while_starting_do_not_end_the_job() -> None:
     backend = SimulatedBackend(start=lambda number: "ready" if number >= 8 else "lose-node")
     completed, _ = schedule(backend, {"cpu": 2}, 10)
     assert len(completed.parts) == 10
@@ -157,24 +157,24 @@ def test_a_deadline_counts_from_when_the_worker_begins_the_unit() -> None:
     assert scheduler.failures == []
 
 
-def test_workers_that_die_while_they_start_end_the_job() -> None:
+def test_workers_that_die_while_starting_end_the_job() -> None:
     with pytest.raises(IncompleteError, match="die while they start: no model"):
         schedule(SimulatedBackend(start=lambda number: "die"), {"cpu": 2}, 10)
 
 
-def test_a_worker_that_dies_at_its_start_now_and_then_does_not() -> None:
+def test_an_occasional_death_while_starting_does_not_end_the_job() -> None:
     completed, _ = schedule(SimulatedBackend(start=lambda number: "ready" if number % 2 else "die"), {"cpu": 2}, 10)
     assert len(completed.parts) == 10
 
 
-def test_unit_after_unit_failing_ends_the_job() -> None:
+def test_many_failed_units_in_a_row_end_the_job() -> None:
     backend = SimulatedBackend(fate=lambda unit, group, attempt: "raise")
     with pytest.raises(IncompleteError, match=r"10 units in a row failed.*ValueError"):
         schedule(backend, {"cpu": 2}, 1000)
     assert backend.begun.total() < 40
 
 
-def test_what_completing_raises_ends_the_job() -> None:
+def test_an_exception_in_complete_ends_the_job() -> None:
     def refuse(unit: Unit, parts: object) -> None:
         raise IncompleteError("no space")
 
@@ -242,7 +242,7 @@ def is_given_up(fates: Mapping[tuple[int, int], str], index: int) -> bool:
     workers=st.integers(1, 5),
     second_group=st.integers(0, 2),
 )
-def test_whatever_happens_every_unit_is_complete_once_or_given_up(
+def test_every_unit_is_completed_once_or_given_up_whatever_happens(
     fates: dict[tuple[int, int], str], seconds: list[float], workers: int, second_group: int
 ) -> None:
     backend = SimulatedBackend(

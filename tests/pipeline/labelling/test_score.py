@@ -58,7 +58,7 @@ def made(tmp_path: Path) -> Labelling:
     return made
 
 
-def test_a_column_comes_later_and_nothing_is_scored_again(made: Labelling) -> None:
+def test_adding_a_column_scores_nothing_again(made: Labelling) -> None:
     before, scored = rows(made.output, "probe"), made.scored()
     first = json.loads((made.output / "manifest.json").read_text())
     # The rows are in the dataset, so the inputs are no longer needed.
@@ -103,7 +103,7 @@ def test_a_record_that_a_new_scorer_cannot_score_leaves_the_dataset(tmp_path: Pa
     assert verify(str(other.output)).problems == []
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(made: Labelling) -> None:
+def test_invalid_commands_are_refused_before_anything_is_written(made: Labelling) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.output.rglob("*")}
     for options, message in [
         (("--scorer", "probe=linear"), "has a column 'probe' already"),
@@ -120,7 +120,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(made: Labelling) -
     assert "There is nothing" in " ".join(run(made, score(made, "--scorer", "a=probe")).stderr.split())
 
 
-def test_inputs_that_came_later_are_labelled_too(made: Labelling) -> None:
+def test_inputs_that_were_added_later_are_labelled_too(made: Labelling) -> None:
     run(made, score(made, "--scorer", "style=probe:0.0"))
     settled, first = made.scored(), data_hashes(made.output)
     made.write([f"New {number}. Indeed." for number in range(30)], "another.jsonl")
@@ -179,7 +179,7 @@ def test_there_must_be_something_to_extend(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_score_goes_on_and_ends_with_the_same_bytes(made: Labelling, tmp_path: Path) -> None:
+def test_a_killed_score_resumes_and_ends_with_the_same_bytes(made: Labelling, tmp_path: Path) -> None:
     undisturbed = Labelling(tmp_path / "undisturbed")
     undisturbed.write(TEXTS)
     undisturbed.write(["", "One. Two."], "more.jsonl")

@@ -36,7 +36,7 @@ def test_poisoned_documents_change_nothing_for_the_others(poisoned: list[bool]) 
         assert sum(scorer.calls) <= 5 * len(texts) + 1
 
 
-def test_a_scorer_that_fails_whatever_it_gets_loses_no_record() -> None:
+def test_a_scorer_that_fails_on_any_document_loses_no_record() -> None:
     scorer = ToyScorer("toy")
     scorer.broken = True
     with pytest.raises(ScorerFailedError, match=r"'toy' fails on any document.*ValueError") as caught:
@@ -45,7 +45,7 @@ def test_a_scorer_that_fails_whatever_it_gets_loses_no_record() -> None:
     assert caught.value.__suppress_context__
 
 
-def test_a_passing_fault_loses_no_record() -> None:
+def test_a_transient_failure_loses_no_record() -> None:
     scorer = ToyScorer("toy")
     real = scorer.score
 
@@ -76,7 +76,7 @@ def test_a_passing_fault_loses_no_record() -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_score_is_an_error_and_not_in_the_dataset(invalid: Any) -> None:
+def test_an_invalid_score_is_an_error_and_not_in_the_dataset(invalid: Any) -> None:
     scorer = ToyScorer("toy")
     scorer.invalid = invalid
     assert scores_of(["Good.", "INVALID! Yes."], scorer)[1] == "invalid-score"
@@ -121,13 +121,13 @@ def test_one_bad_document_of_ten_thousand_is_found_in_some_thirty_calls(position
     assert len(scorer.calls) <= 2 * ceil(log2(len(texts))) + 5
 
 
-def test_where_all_documents_are_bad_each_is_in_quarantine() -> None:
+def test_if_all_documents_are_bad_all_are_quarantined() -> None:
     scorer = TroubleScorer(poisoned)
     assert scores_of(["POISON."] * 100, scorer) == ["scorer-error"] * 100
     assert len(scorer.calls) <= 2 * 100 + 1
 
 
-def test_a_broken_scorer_is_known_by_three_calls() -> None:
+def test_a_broken_scorer_is_recognized_by_three_calls() -> None:
     scorer = TroubleScorer(lambda documents: True)
     with pytest.raises(ScorerFailedError):
         score_documents(scorer, [document("Good.")] * 1000)
@@ -135,7 +135,7 @@ def test_a_broken_scorer_is_known_by_three_calls() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RecursionError("POISON"), AssertionError("POISON")], ids=repr)
-def test_errors_that_mean_trouble_for_python_are_values_too(error: Exception) -> None:
+def test_serious_python_errors_become_values_too(error: Exception) -> None:
     results = score_documents(TroubleScorer(poisoned, error), [document("Good."), document("POISON.")])
     assert isinstance(results[0], np.ndarray)
     assert isinstance(results[1], ScoringError)
@@ -144,14 +144,14 @@ def test_errors_that_mean_trouble_for_python_are_values_too(error: Exception) ->
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_a_request_to_end_is_no_fault_of_a_document(error: type[BaseException]) -> None:
+def test_a_request_to_stop_is_not_blamed_on_a_document(error: type[BaseException]) -> None:
     scorer = TroubleScorer(poisoned, error())
     with pytest.raises(error):
         score_documents(scorer, [document("Good."), document("POISON.")])
     assert len(scorer.calls) == 1
 
 
-def test_documents_that_are_only_bad_together_are_all_scored() -> None:
+def test_documents_that_fail_only_together_are_all_scored() -> None:
     def both(documents: Sequence[Document]) -> bool:
         return {"LEFT.", "RIGHT."} <= {each.text for each in documents}
 
@@ -161,7 +161,7 @@ def test_documents_that_are_only_bad_together_are_all_scored() -> None:
     assert found == scores_of(texts, TroubleScorer(both))
 
 
-def test_a_document_whose_placeholder_is_as_bad_is_lost_alone() -> None:
+def test_only_a_document_whose_placeholder_fails_too_is_lost() -> None:
     def too_long(documents: Sequence[Document]) -> bool:
         return any(len(each.text) > 50 for each in documents)
 
@@ -181,7 +181,7 @@ def test_a_document_whose_placeholder_is_as_bad_is_lost_alone() -> None:
     ],
     ids=["too few", "too many", "a tuple", "nothing"],
 )
-def test_results_of_the_wrong_form_lose_the_document_that_brings_them(wrong: Callable[..., Any]) -> None:
+def test_malformed_results_lose_only_their_document(wrong: Callable[..., Any]) -> None:
     scorer = ToyScorer("toy")
     real = scorer.score
 

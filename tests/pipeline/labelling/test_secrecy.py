@@ -45,14 +45,14 @@ def test_a_panic_of_a_library_costs_the_document_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), StopRequest("SIGTERM"), DeadlineExceededError()])
-def test_what_ends_a_process_or_a_deadline_is_no_fault_of_a_document(error: BaseException) -> None:
+def test_exit_and_deadlines_are_not_blamed_on_a_document(error: BaseException) -> None:
     scorer = PanickingScorer("toy")
     scorer.error = error
     with pytest.raises(type(error)):
         score_documents(scorer, documents("One.", "PANIC"))
 
 
-def test_a_silent_process_prints_nothing_and_leaves_no_memory_in_a_core() -> None:
+def test_discarded_output_and_core_dumps_contain_nothing() -> None:
     code = (
         "import json, logging, os, subprocess, sys, warnings\n"
         "from pathlib import Path\n"

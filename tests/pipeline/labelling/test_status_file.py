@@ -94,7 +94,7 @@ def test_activity_matches_the_workers_of_the_backend(groups: dict[str, int], fat
     assert activity.workers() == {group: {"starting": 0, "idle": 0, "working": 0} for group in groups}
 
 
-def test_a_unit_that_is_given_up_is_no_backlog_of_any_group() -> None:
+def test_a_given_up_unit_is_in_no_backlog() -> None:
     activity = Activity(["cpu", "gpu"], 3)
     first, second, third = units(3)
     activity(WorkerHired(1, "cpu"))
@@ -114,7 +114,7 @@ def test_a_unit_that_is_given_up_is_no_backlog_of_any_group() -> None:
     assert (second.name, third.name) == ("00000001", "00000002")
 
 
-def test_figures_of_a_run_stay_fresh_though_its_driver_is_busy(tmp_path: Path) -> None:
+def test_figures_stay_fresh_while_the_driver_is_busy(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     assert read_status(storage) is None
     epoch = Epoch.claim(storage)
@@ -136,7 +136,7 @@ def test_figures_of_a_run_stay_fresh_though_its_driver_is_busy(tmp_path: Path) -
     assert read_status(storage) is None, "nothing is written afterwards, and what is damaged is no figure"
 
 
-def test_a_driver_that_was_overtaken_leaves_the_newer_ones_figures_alone(tmp_path: Path) -> None:
+def test_an_older_driver_does_not_overwrite_the_newer_ones_figures(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     old = Epoch.claim(storage)
     with StatusFile(old, every_s=0.02) as file:
@@ -150,7 +150,7 @@ def test_a_driver_that_was_overtaken_leaves_the_newer_ones_figures_alone(tmp_pat
     assert status.run == "new"
 
 
-def test_a_storage_that_fails_does_not_end_the_figures(tmp_path: Path) -> None:
+def test_a_failing_storage_does_not_stop_the_figures(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "output"))
     epoch = Epoch.claim(storage)
     job = tmp_path / "output" / "job"
@@ -181,7 +181,7 @@ def run_status(state: str, silent_s: float = 0.0) -> RunStatus:
         ("labelling", -60, "running"),  # its clock is ahead
     ],
 )
-def test_a_job_runs_while_its_driver_is_heard_of(tmp_path: Path, state: str, silent_s: float, shown: str) -> None:
+def test_a_job_is_running_while_its_figures_are_fresh(tmp_path: Path, state: str, silent_s: float, shown: str) -> None:
     made = commit_units(tmp_path, [[{"text": "One.", "toxicity": [0.1]}], [{"text": "Two.", "toxicity": [0.1]}]])
     storage = made.epoch.storage
     made.write_job()
@@ -193,7 +193,7 @@ def test_a_job_runs_while_its_driver_is_heard_of(tmp_path: Path, state: str, sil
     assert next(looks).state == "stopped"
 
 
-def test_a_running_job_is_shown_as_a_person_reads_it() -> None:
+def test_the_view_of_a_running_job() -> None:
     activity = Activity(["cpu", "toxicity"], 900)
     moment = datetime(2026, 5, 4, 12, 30, 1, tzinfo=UTC)
     for worker, group in enumerate(["cpu", "cpu", "cpu", "toxicity"]):

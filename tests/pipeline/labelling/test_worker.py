@@ -26,7 +26,7 @@ def records_of(*texts: str) -> list[Record]:
     return [Record("a.jsonl", index, f"a#{index}", text, "{}", "prose", "") for index, text in enumerate(texts)]
 
 
-def test_records_become_scores_a_sentence() -> None:
+def test_records_get_a_score_per_sentence() -> None:
     labelled = label_records(records_of("One. Two!", "", "SKIP this."), {"a": ToyScorer("a"), "b": ToyScorer("b")})
     assert labelled.quarantined == []
     assert [each.record.position for each in labelled.scored] == [0, 1, 2]
@@ -39,7 +39,7 @@ def test_records_become_scores_a_sentence() -> None:
     assert labelled.seconds.keys() == {"read", "split", "a", "b"}
 
 
-def test_quarantine_keeps_its_order_and_one_reason_a_record() -> None:
+def test_quarantine_is_in_order_with_one_reason_per_record() -> None:
     records: list[Record | Quarantined] = [*records_of("REFUSE it.", "Good.", "ASK it.", "POISON it.")]
     records.insert(1, Quarantined("a.jsonl", 9, "not-json", "x"))
     labelled = label_records(records, {"a": ToyScorer("a"), "b": ToyScorer("b")})
@@ -55,7 +55,7 @@ def test_quarantine_keeps_its_order_and_one_reason_a_record() -> None:
     assert not any("it." in each.detail for each in labelled.quarantined)
 
 
-def test_the_text_is_kept_only_where_it_is_asked_for() -> None:
+def test_the_text_is_kept_only_on_request() -> None:
     labelled = label_records(records_of("POISON it."), {"a": ToyScorer("a")}, keep_text=True)
     assert [each.text for each in labelled.quarantined] == ["POISON it."]
 
@@ -132,7 +132,7 @@ def test_the_same_unit_has_the_same_bytes(job: Job) -> None:
     assert label(job, "cpu", "staging/1/0.parquet")[0].sha256 == label(job, "cpu", "staging/2/0.parquet")[0].sha256
 
 
-def test_a_unit_of_which_nothing_is_left_is_an_empty_part(job: Job) -> None:
+def test_a_unit_without_rows_is_an_empty_part(job: Job) -> None:
     labeller = UnitLabeller(job, "cpu")
     labeller.scorers["toxicity"].applies = lambda document: 1 / 0  # type: ignore[method-assign]
     result = labeller.label(job.plan.units[0], "staging/1/0.parquet")
@@ -160,7 +160,7 @@ def test_scorers_get_the_execution_options_of_their_column(job: Job) -> None:
     assert UnitLabeller(job, "pii").fingerprints == {"pii": "toy-2.0"}
 
 
-def test_nothing_is_left_behind_where_staging_fails(job: Job) -> None:
+def test_failed_staging_leaves_nothing_behind(job: Job) -> None:
     labeller = UnitLabeller(job, "cpu")
     labeller.scorers["toxicity"].broken = True  # type: ignore[attr-defined]
     with pytest.raises(ScorerFailedError):
@@ -168,9 +168,7 @@ def test_nothing_is_left_behind_where_staging_fails(job: Job) -> None:
     assert not list(Path(job.output).rglob("*.parquet"))
 
 
-def test_relative_inputs_start_from_the_drivers_folder(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_inputs_refer_to_the_drivers_folder(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = job.config.model_copy(update={"inputs": ["corpus"]})
     relative = Job(config, make_plan(config), job.specs, job.groups, job.output)
@@ -182,7 +180,7 @@ def test_relative_inputs_start_from_the_drivers_folder(
 
 
 @pytest.mark.parametrize("policy", ["split", "quarantine"])
-def test_large_documents_are_treated_as_the_job_says(job: Job, policy: str) -> None:
+def test_large_documents_follow_the_jobs_policy(job: Job, policy: str) -> None:
     config = job.config.model_copy(update={"max_document_size": 6, "large_documents": policy})
     result, part = label(Job(config, job.plan, job.specs, job.groups, job.output), "cpu", "staging/1/0.parquet")
     large = [each.reason for each in result.quarantined].count("too-large-document")
