@@ -66,7 +66,7 @@ def _headline(status: JobStatus) -> str:
 
 def _unfinished(step: UnfinishedStep, *, only: bool) -> str:
     what = "" if only else f"{step.what} is not done ({step.committed:,} of {count_of(step.units, 'unit')}). "
-    return f"{what}The same `{step.command}` command goes on."
+    return f"{what}The same `{step.command}` command resumes it."
 
 
 def _add_run(facts: Table, run: RunStatus, *, running: bool) -> None:

@@ -54,7 +54,7 @@ class Epoch:
         if f"{self.number:08d}.json" not in claims:
             raise IncompleteError(
                 f"{self.storage.uri} is no longer the folder in which this run began: it was moved, deleted or "
-                "unmounted. What is committed stays there; the same command goes on once it is back."
+                "unmounted. What is committed stays there; the same command continues once it is back."
             )
         if f"{self.number + 1:08d}.json" in claims:
             raise StoppedError(

@@ -271,7 +271,7 @@ def _reading(storage: Storage) -> Iterator[None]:
         raise UserError(f"Cannot read {storage.uri}: {error.strerror or error}.") from None
     except OSError as error:
         raise IncompleteError(
-            f"Cannot read {storage.uri}: {error.strerror or error}. The same command goes on once that is fixed."
+            f"Cannot read {storage.uri}: {error.strerror or error}. The same command continues once that is fixed."
         ) from None
 
 

@@ -37,7 +37,7 @@ from scorers.stopping import asking, is_stop
 # Seconds that the current units may take to finish after a request to stop.
 GRACE_S = 10.0
 
-NOTHING_LOST = "Nothing is lost: the same command goes on."
+NOTHING_LOST = "Nothing is lost: the same command continues."
 
 # Seconds between checks for a newer driver, and between updates of the figures for `phf status`.
 _CHECK_EVERY_S = 5.0
@@ -218,7 +218,7 @@ class Run:
         if scheduler.stopping:
             raise StoppedError(
                 f"{self.progress.committed:,} of {count_of(self.progress.units, 'unit')} are committed. Nothing is "
-                "lost: the same command goes on."
+                "lost: the same command continues."
             )
         if scheduler.failures:
             raise _incomplete(scheduler.failures, self.progress)

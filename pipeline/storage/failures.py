@@ -16,6 +16,6 @@ def storage_failures(storage: Storage) -> Iterator[None]:
         raise UserError(f"{storage.uri} is not a folder. Give the --output of a `phf label` run.") from None
     except OSError as error:
         raise IncompleteError(
-            f"{storage.uri} failed: {error.strerror or error}. What is committed stays; the same command goes on once "
-            "that is fixed."
+            f"{storage.uri} failed: {error.strerror or error}. What is committed stays; the same command continues "
+            "once that is fixed."
         ) from None

@@ -94,7 +94,7 @@ class ObjectStorage(Storage):
                 self.children()
             except OSError as still:
                 raise IncompleteError(
-                    f"{still.strerror or still}. The same command goes on once the store answers again."
+                    f"{still.strerror or still}. The same command continues once the store answers again."
                 ) from None
 
     def put_if_absent(self, path: str, data: bytes) -> bool:  # noqa: D102

@@ -88,7 +88,7 @@ class HeadWatch:
                 raise HeadLostError(
                     f"The head of the Ray cluster ({self._place[0]}:{self._place[1]}) has not answered for "
                     f"{now - self._answered:.0f} s: it is down, or this machine is cut off from it. What is committed "
-                    "stays; the same command goes on once there is a cluster again."
+                    "stays; the same command continues once there is a cluster again."
                 ) from None
         else:
             self._answered = now

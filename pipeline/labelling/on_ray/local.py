@@ -74,7 +74,7 @@ class _LocalRay:
         if error is not None:
             raise IncompleteError(
                 f"Ray did not start on this machine ({_first_line(error)}). It may be overloaded or short of memory. "
-                f"The same command goes on.{self._kept_logs()}"
+                f"The same command continues.{self._kept_logs()}"
             )
         threading.Thread(target=self._watch, daemon=True, name="local-ray-watch").start()
 
@@ -124,7 +124,7 @@ class _LocalRay:
     def _message(self, program: str) -> str:
         return (
             f"The Ray that was started on this machine died: its {program} was killed or exited, perhaps for lack of "
-            f"memory. What is committed stays; the same command goes on.{self._kept_logs()}"
+            f"memory. What is committed stays; the same command continues.{self._kept_logs()}"
         )
 
     def _kept_logs(self) -> str:

@@ -223,7 +223,7 @@ class Scheduler:
             if self._died_starting[group] >= _STARTS_IN_A_ROW:
                 raise IncompleteError(
                     f"Workers of the group {group!r} die while they start: {error}. "
-                    "The same command goes on once that is fixed."
+                    "The same command continues once that is fixed."
                 )
         self._hand_back(worker, unit, error, counted=counted)
         if not self.stopping:
@@ -265,7 +265,7 @@ class Scheduler:
         if self._failed_in_a_row >= _FAILURES_IN_A_ROW:
             raise IncompleteError(
                 f"{self._failed_in_a_row} units in a row failed, the last one {unit.name}, {attempts} times: "
-                f"{error}. The same command goes on once that is fixed."
+                f"{error}. The same command continues once that is fixed."
             )
 
     def _close(self, unit: Unit) -> None:

@@ -67,7 +67,7 @@ def test_files_that_cannot_grow_end_the_driver_with_4(kilobytes: int, reference:
     job = Job(tmp_path)
     ended = job.label(file_size=kilobytes * 1024)
     assert ended.code == INCOMPLETE, ended.printed
-    assert "same command goes on" in " ".join(ended.printed.split())
+    assert "same command continues" in " ".join(ended.printed.split())
     assert job.label().code == DONE
     check(job, reference)
 

@@ -145,7 +145,7 @@ def run(job: Job, proxy: Proxy, plan: Plan, patience_s: float) -> int:
     ended = job.label()
     proxy.plan = lambda request: None
     printed = " ".join(ended.printed.split())
-    assert ended.code == DONE or "same command goes on" in printed, printed
+    assert ended.code == DONE or "same command continues" in printed, printed
     assert "Traceback" not in printed
     return ended.code
 

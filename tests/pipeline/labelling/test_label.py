@@ -133,7 +133,7 @@ def test_a_signal_while_ray_starts_stops_cleanly(tmp_path: Path, sent: signal.Si
     os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr
-    assert "the same command goes on" in stderr
+    assert "the same command continues" in stderr
     assert "Traceback" not in stderr
     wait_for(lambda: not alive(helpers))
 

@@ -99,7 +99,7 @@ def test_signals_stop_cleanly_and_the_same_command_resumes(undisturbed: Labellin
     process.terminate()
     stdout, stderr = finish_stopping(made, process)
     assert process.returncode == 75, stderr
-    assert "the same command goes on" in " ".join(stderr.split())
+    assert "the same command continues" in " ".join(stderr.split())
     assert "Traceback" not in stderr
     assert stdout == ""
     first = made.committed()
