@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 
 from scorers.errors import EXIT_DEFECT, UserError
 from scorers.printing import log_values, message, printable_json
-from scorers.stopping import behind, declare_read_only, stoppable
+from scorers.stopping import declare_read_only, find_interruption, stoppable
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ def command(function: Callable[Parameters, Result], *, changes: bool | None = Fa
         except (typer.Exit, typer.Abort, TyperException):
             raise
         except Exception as error:  # noqa: BLE001 - reported as what it is
-            if behind(error, KeyboardInterrupt):
+            if find_interruption(error, KeyboardInterrupt):
                 _interrupted()
             if os.environ.get("PHF_TRACEBACK"):
                 traceback.print_exc()

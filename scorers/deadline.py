@@ -91,7 +91,7 @@ def _by_thread(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _disarmed_by(disarm: Callable[[], None]) -> Iterator[None]:
-    # Arm inside the `try`, so that a very short deadline is disarmed too and does not go on firing afterwards.
+    # Arm inside the `try`, so that a very short deadline is disarmed too and does not keep firing afterwards.
     try:
         try:
             yield

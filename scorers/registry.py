@@ -45,7 +45,7 @@ class ScorerSpec(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     kind: str
-    """Kind of the scorer, one of `phf scorers`; its options stand beside it."""
+    """Kind of the scorer, one that `phf scorers` lists; its options are further keys."""
 
     @property
     def options(self) -> dict[str, Any]:

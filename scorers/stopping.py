@@ -45,7 +45,7 @@ class StopRequest(BaseException):  # not an `Exception`, which libraries catch a
     """
 
 
-def behind(error: BaseException | None, kind: type[Interruption]) -> Interruption | None:
+def find_interruption(error: BaseException | None, kind: type[Interruption]) -> Interruption | None:
     """Find the interruption that caused `error`: itself, its cause or its context, to any depth.
 
     Interrupted code may raise an error of its own. Python does so while it creates a class (a `RuntimeError` around
@@ -69,7 +69,7 @@ def is_stop(error: BaseException) -> bool:
     After a signal any error counts: an interrupted import leaves half a module, which may raise anything later.
     """
     raised = _signals is not None and _signals.raised is not None
-    return raised or isinstance(error, StoppedError) or behind(error, StopRequest) is not None
+    return raised or isinstance(error, StoppedError) or find_interruption(error, StopRequest) is not None
 
 
 @dataclass
@@ -205,7 +205,7 @@ def stoppable(advice: str = "The same command continues.", *, when: str = "") ->
         except BaseException as error:
             if signals.decided or isinstance(error, StoppedError) or not is_stop(error):
                 raise
-            name = behind(error, StopRequest) or signals.requested
+            name = find_interruption(error, StopRequest) or signals.requested
             raise StoppedError(f"received {name}{when}. {advice}") from None
         finally:
             signals.decided = True

@@ -185,7 +185,7 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own for a node takes root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a separate file system takes root")
 def test_nodes_without_room_can_be_left_and_nodes_that_do_not_share_the_output_are_named(
     tmp_path: Path, dataset: Path, two_nodes: tuple[str, Path]
 ) -> None:

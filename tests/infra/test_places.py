@@ -35,7 +35,7 @@ def test_a_ray_cluster_runs_the_pinned_ray_and_one_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["label", "train"])
-def test_a_ray_job_names_the_kuberay_that_its_fields_need_and_bounds_that_somebody_reads(name: str) -> None:
+def test_a_ray_job_names_the_kuberay_version_and_the_bounds_that_it_needs(name: str) -> None:
     text = (INFRA / "kuberay" / f"{name}.yaml").read_text()
     spec = yaml.safe_load(text)["spec"]
     # `backoffLimit` came with 1.2. It restarts any failed job, whatever its status; `phf-again` checks the status.

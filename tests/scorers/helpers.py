@@ -104,13 +104,13 @@ NAMES = {
 
 
 def tiny_checkpoint(family: str, folder: Path, path: Path, *, model_type: str | None = None) -> Path:
-    """A checkpoint as Detoxify stores them, of random weights that are large enough for scores to differ.
+    """Write a checkpoint in Detoxify's format, with random weights large enough for scores to differ.
 
     Args:
         family: a key of `NAMES`.
-        folder: what `tiny_folder` made.
-        path: where it is written.
-        model_type: what the checkpoint names as its base model; by default the published one's name on the hub.
+        folder: the result of `tiny_folder`.
+        path: the file to write.
+        model_type: the base model that the checkpoint names; by default the published one's name on the hub.
     """
     import torch
     import transformers
@@ -140,13 +140,13 @@ def tiny_checkpoint(family: str, folder: Path, path: Path, *, model_type: str | 
 
 
 def tiny_classifier(family: str, folder: Path, *, labels: Sequence[str] = ("fine", "toxic"), **config: Any) -> Path:
-    """A folder with a tiny sequence classifier as transformers saves one, its random weights as in `tiny_checkpoint`.
+    """Save a tiny sequence classifier with transformers, with random weights as in `tiny_checkpoint`.
 
     Args:
         family: a key of `NAMES`.
-        folder: where it is written.
+        folder: the folder to write.
         labels: names of its outputs.
-        config: more of its configuration, such as `problem_type`.
+        config: further fields of its configuration, such as `problem_type`.
     """
     import torch
     import transformers

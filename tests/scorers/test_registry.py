@@ -83,7 +83,7 @@ def test_the_form_on_the_command_line(text, column, spec):
         ("detoxify:unbiased", "name the column first"),
         ("Toxicity=linear", "'Toxicity' cannot name a column"),
         ("9=linear", "cannot name a column"),
-        ("x_aligned=linear", "kept for the tags"),
+        ("x_aligned=linear", "reserved for the columns of tags"),
         ("pep8=pycodestyle,max_line_length", "not of the form OPTION=VALUE"),
         ("", "cannot name a column"),
     ],

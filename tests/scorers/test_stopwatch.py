@@ -13,7 +13,7 @@ SPIN = "while time.process_time() < 0.5: pass"
 CHILD = f"import time\n{SPIN}"
 
 
-@pytest.mark.skipif(not module._SCHEDULER.exists(), reason="this kernel does not tell")
+@pytest.mark.skipif(not module._SCHEDULER.exists(), reason="the kernel has no scheduler statistics")
 @pytest.mark.parametrize("work", [SPIN, f"subprocess.run([sys.executable, '-c', {CHILD!r}])"], ids=["own", "child"])
 def test_time_spent_waiting_for_the_core_is_not_counted(work):
     code = f"""

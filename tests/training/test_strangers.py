@@ -115,7 +115,7 @@ def test_a_checkpoint_that_names_a_file_elsewhere_is_damaged(run: Path, tmp_path
     found = checkpoints.verify(folder)
     assert isinstance(found, Damage)
     assert "files.0.path" in found.reason
-    assert "no plain relative path" in found.reason
+    assert "not a plain relative path" in found.reason
     status, printed = invoke("export-model", run, "--step", "8", "--output", tmp_path / "exported")
     assert status == 2
     assert "files.0.path" in printed
@@ -167,11 +167,11 @@ def test_a_token_store_reads_no_file_elsewhere(store: Path, tmp_path: Path) -> N
     for path in HOSTILE:
         hostile = {**meta, "files": {path: 1, **meta["files"]}}
         (store / META_NAME).write_text(json.dumps(hostile))
-        with pytest.raises(UserError, match=r"field files\..*no plain relative path"):
+        with pytest.raises(UserError, match=r"field files\..*not a plain relative path"):
             TokenStore.open(store)
     for column in ("../x", "/x", "a/b"):
         (store / META_NAME).write_text(json.dumps({**meta, "columns": [column]}))
-        with pytest.raises(UserError, match=r"field columns\.0.*no name of a column"):
+        with pytest.raises(UserError, match=r"field columns\.0.*not a column name"):
             TokenStore.open(store)
     (store / META_NAME).write_text(json.dumps(meta))
     (store / "tokens.arrow").rename(tmp_path / "tokens.arrow")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from scorers.stopping import StopRequest, behind
+from scorers.stopping import StopRequest, find_interruption
 from training.distributed.world import World
 
 Value = TypeVar("Value")
@@ -42,7 +42,7 @@ def unless_stopped(
                 world.any(True, asked())
         except BaseException as error:
             # A second signal, to stop at once, raises a request of another class: let it through.
-            if type(behind(error, StopRequest)) is not Abandoned:
+            if type(find_interruption(error, StopRequest)) is not Abandoned:
                 raise
             return None
 

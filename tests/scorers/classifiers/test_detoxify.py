@@ -286,7 +286,7 @@ def test_a_missing_file_a_wrong_folder_and_foreign_classes(tmp_path, tiny_bert):
     checkpoint, folder = tiny_bert
     with pytest.raises(UserError, match=r"'unbaised' is neither a published variant \(original, unbiased.*nor a file"):
         build("toxicity", ScorerSpec(kind="detoxify", model="unbaised"))
-    with pytest.raises(UserError, match=r"is no folder with a config\.json"):
+    with pytest.raises(UserError, match=r"is not a folder with a config\.json"):
         build("toxicity", _spec(checkpoint, tmp_path))
     stored = torch.load(checkpoint, weights_only=True)
     stored["config"]["dataset"]["args"]["classes"] = ["a", "b", "c", "d", "e", "f"]

@@ -63,7 +63,7 @@ def test_without_a_decoder_the_pipeline_itself_reads(recognizers, monkeypatch):
     assert recognizers[True].findings(texts) == expected
 
 
-def test_a_recogniser_of_another_form_is_refused(recognizers):
+def test_a_recogniser_that_is_built_differently_is_refused(recognizers):
     component = recognizers[True]._nlp.get_pipe("ner")
 
     with pytest.raises(ValueError, match="not built like those of spaCy"):
