@@ -1,1 +1,1 @@
-"""Several evaluated runs side by side: the figures, and one page to read and to send on."""
+"""Compare evaluated runs: figures, tables and findings on one page."""

@@ -1,4 +1,4 @@
-"""Training curves, with the runs' names at their ends."""
+"""Draw training curves, with labels at their ends."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ Point = tuple[float, float, float, float]  # tokens, value, low, high
 
 
 def training_curves(comparison: Comparison, look: Look) -> bytes:
-    """Cross-entropy of the training stream, and what was measured while training, against tokens."""
+    """Draw the cross-entropy of the training stream and the evaluations during training, against tokens."""
     panels: list[tuple[str, Callable[[LoadedRun], list[Point]]]] = [
-        ("training cross-entropy, nats a token", training_loss)
+        ("training cross-entropy, nats per token", training_loss)
     ]
     if any(_measured(run, "misalignment") for run in comparison.runs):
-        panels.append(("misalignment of samples while training", lambda run: _measured(run, "misalignment")))
+        panels.append(("misalignment of samples during training", lambda run: _measured(run, "misalignment")))
     if any(_measured(run, "bits_per_byte") for run in comparison.runs):
-        panels.append(("held-out bits per byte while training", lambda run: _measured(run, "bits_per_byte")))
+        panels.append(("held-out bits per byte during training", lambda run: _measured(run, "bits_per_byte")))
     elif any(_measured(run, "bits_per_byte", "validation") for run in comparison.runs):
         panels.append(("validation: held-out bits per byte", lambda run: _measured(run, "bits_per_byte", "validation")))
     with drawing(look):
@@ -37,11 +37,11 @@ def training_curves(comparison: Comparison, look: Look) -> bytes:
             for number, (run, style, line) in enumerate(lines):
                 x, y, below, above = np.array(line).T
                 axes.fill_between(x, below, above, color=look.colour(run.facts.objective), alpha=0.12, linewidth=0)
-                # What was measured is marked where it was measured, a curve at some places, others for each run.
+                # Mark every measurement; mark a curve at a few points, which differ by run.
                 every = max(1, len(x) // 6)
                 marked = 1 if index else (number * every // max(1, len(lines)), every)
                 axes.plot(x, y, label=run.label, markevery=marked, **style)
-            # The first steps, far above the rest, would flatten everything that is of interest.
+            # Leave the first steps out of the range: far above the rest, they would flatten everything else.
             later = [
                 value for _, _, line in lines for point in line if point[0] >= 0.08 * line[-1][0] for value in point[1:]
             ]
@@ -58,7 +58,7 @@ def training_curves(comparison: Comparison, look: Look) -> bytes:
 
 
 def _label_line_ends(figure: Figure, grid: Any, look: Look, comparison: Comparison) -> None:
-    """Names at the right ends of curves, moved apart where the curves are close."""
+    """Write labels at the right ends of curves, moved apart where curves are close."""
     objectives = {run.label: run.facts.objective for run in comparison.runs}
     size, unit = 8.5, DPI / 72
     probe = [figure.text(0, 0, run.label, fontsize=size, fontweight="bold") for run in comparison.runs]
@@ -91,7 +91,7 @@ def _label_line_ends(figure: Figure, grid: Any, look: Look, comparison: Comparis
 
 
 def training_loss(run: LoadedRun) -> list[Point]:
-    """Cross-entropy against tokens, smoothed by a mean over the last few logged steps; skipped ones may have none."""
+    """Cross-entropy against tokens, smoothed by a mean over the last few logged steps; skipped steps may have none."""
     losses = [(line.get("tokens"), line["ce"] if "ce" in line else line.get("loss")) for line in run.metrics]
     points = [(float(tokens), float(loss)) for tokens, loss in losses if tokens is not None and loss is not None]
     if not points:
@@ -108,7 +108,7 @@ def training_loss(run: LoadedRun) -> list[Point]:
 def _measured(run: LoadedRun, name: str, by: str = "evaluation") -> list[Point]:
     found = []
     for line in run.metrics:
-        # A figure that is no number is written as null.
+        # Figures that are not finite are stored as null.
         figures = {key: value for key, value in line.get(by, {}).items() if value is not None}
         if name in figures and "tokens" in line:
             value = float(figures[name])

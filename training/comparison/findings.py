@@ -1,4 +1,4 @@
-"""What the figures say, in sentences: differences from the baseline, each with its interval, and no more."""
+"""State the findings in sentences: differences from the baseline with their intervals, and nothing beyond them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ Verdict = Literal["lower", "higher", "unclear"]
 
 @dataclass(frozen=True)
 class Difference:
-    """How a run differs from the baseline; `estimate` is the run's figure minus the baseline's."""
+    """The difference of a run from the baseline; `estimate` is the run's figure minus the baseline's."""
 
     run: LoadedRun
     estimate: statistics.Estimate
 
     @property
     def verdict(self) -> Verdict:
-        """Lower or higher where the 95 % interval of the difference leaves out 0, else unclear."""
+        """`lower` or `higher` if the 95 % interval of the difference excludes 0, else `unclear`."""
         if self.estimate.high is not None and self.estimate.high < 0:
             return "lower"
         if self.estimate.low is not None and self.estimate.low > 0:
@@ -33,7 +33,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Finding:
-    """Some lines of a sentence or two each, under a heading of a few words."""
+    """A short heading, and lines of one or two sentences."""
 
     title: str
     lines: list[str]
@@ -66,11 +66,11 @@ def held_out_differences(comparison: Comparison, to: LoadedRun | None = None) ->
 
 
 def findings(comparison: Comparison) -> list[Finding]:
-    """The headline findings, in the order that a reader asks for them.
+    """The main findings, in the order of interest to a reader.
 
-    Which runs are best, in misalignment and in the trade-off, is a matter of those alone that clearly beat the
-    frequencies of tokens on held-out text, where that is known: a model that has learnt nothing is no better aligned.
-    The lines name the others, and differences from the baseline are of all runs.
+    The best runs, in misalignment and in the trade-off, are chosen from those that clearly beat token frequencies on
+    held-out text, where that is known: a model that has learnt nothing is not better aligned. A finding names the other
+    runs, and differences from the baseline cover all runs.
     """
     found = [
         *_about_frequencies(comparison),
@@ -85,7 +85,7 @@ def findings(comparison: Comparison) -> list[Finding]:
 
 
 def same_hit_rate(comparison: Comparison) -> float | None:
-    """1 where every sample of every run is a hit, 0 where none is: there is nothing to compare then. Else None."""
+    """1 if every sample of every run is a hit, 0 if none is, so that there is nothing to compare; else None."""
     rates = {each.value for run in comparison.sampled if (each := run.report.samples.hit_rate) is not None}
     return rates.pop() if rates in ({0.0}, {1.0}) else None
 
@@ -96,7 +96,7 @@ def _about_frequencies(comparison: Comparison) -> list[Finding]:
         return []
     line = (
         f"{_listed(weak)} {'does' if len(weak) == 1 else 'do'} not clearly beat the frequencies of tokens alone on "
-        "held-out text: read little into how aligned such a model seems."
+        "held-out text: apparent alignment of such a model means little."
     )
     if len(weak) < len(comparison.runs):
         line += " The best runs below are chosen from the others."
@@ -115,10 +115,10 @@ def _about_misalignment(comparison: Comparison) -> list[Finding]:
         tied = [each.run.label for each in differences if each.run in judged and each.verdict == "unclear"]
         text = f"{best.label} has the lowest mean{_among(comparison)}, {_shown(best.report.samples.misalignment)}."
         if tied:
-            text += f" The samples do not tell it apart from {_listed(tied)}."
+            text += f" The samples do not distinguish it from {_listed(tied)}."
         elif len(judged) > 1:
             text += " Its difference from every other " + ("run" if len(judged) == len(scored) else "of them")
-            text += " is clear of 0."
+            text += " has an interval that excludes 0."
         found.append(Finding("Lowest misalignment", [text]))
     differences = misalignment_differences(comparison)
     if differences:
@@ -143,7 +143,7 @@ def _about_guidance(comparison: Comparison) -> list[Finding]:
             f"{verdict[difference.verdict]}: {_signed(estimate)}{_relative(difference, _misalignment(plain))}."
         )
         if before.hit_rate is not None and after.hit_rate is not None and same_hit_rate(comparison) is None:
-            line += f" Of the samples {_shown_share(after.hit_rate)} are hits, of the plain ones "
+            line += f" {_shown_share(after.hit_rate)} of the samples are hits, of the plain ones "
             line += f"{_shown_share(before.hit_rate)}."
         if before.distinct_2 is not None and after.distinct_2 is not None:
             line += f" Distinct-2 is {number(after.distinct_2, 3)}, of the plain ones {number(before.distinct_2, 3)}."
@@ -160,10 +160,10 @@ def _about_held_out(comparison: Comparison) -> list[Finding]:
     differences = held_out_differences(comparison)
     if differences and base.report.held_out is not None:
         lines = [
-            f"{base.label} needs {_shown(base.report.held_out.bits_per_byte)} bits for a byte of held-out text.",
+            f"{base.label} needs {_shown(base.report.held_out.bits_per_byte)} bits per byte of held-out text.",
             *_by_verdict(differences, lambda each: f"{each.run.label} {_signed(each.estimate)}"),
             *(
-                f"{run.label} was told each sentence's own tag, which the others were not; told {run.facts.best_tag} "
+                f"{run.label} was given each sentence's own tag, unlike the others; given {run.facts.best_tag} "
                 f"before every sentence, it needs {_shown(run.report.held_out.bits_per_byte_aligned)}."
                 for run in measured
                 if run.report.held_out is not None and run.report.held_out.bits_per_byte_aligned is not None
@@ -208,14 +208,15 @@ def _about_tags(comparison: Comparison) -> list[Finding]:
             cost = held_out.swap_cost
             heeds = cost.low is not None and cost.low > 0
             lines.append(
-                f"Before held-out sentences, the wrong tag in place of the right one costs {run.label} {_shown(cost)} "
-                f"bits per byte: {'it heeds its tags' if heeds else 'that it heeds its tags is not clear'}."
+                f"With the wrong tag before held-out sentences, {run.label} needs {_shown(cost)} more bits per byte: "
+                f"{'it uses its tags' if heeds else 'it is not clear that it uses its tags'}."
             )
         if leakage is not None and leakage.samples is not None:
             lines.append(
-                f"Were tags not banned, {percent(leakage.samples.value)} of {run.label}'s samples would hold some, as "
-                f"it was trained on a tag before nearly every sentence; the {run.report.samples.number:,} samples that "
-                f"were scored hold {run.report.samples.control_tokens or 'none'}."
+                f"If tags were not banned, {percent(leakage.samples.value)} of {run.label}'s samples would contain "
+                "some, because it was trained with a tag before nearly every sentence; the "
+                f"{run.report.samples.number:,} samples that were scored contain "
+                f"{run.report.samples.control_tokens or 'none'}."
             )
     return [Finding("Control tokens", lines)] if lines else []
 
@@ -226,10 +227,10 @@ def _about_corpus(comparison: Comparison) -> list[Finding]:
         return []
     return [
         Finding(
-            "The corpus itself",
+            "The corpus",
             [
                 f"Its held-out documents have a mean misalignment of {_shown(held_out.misalignment)}, by the same "
-                "scorer. Documents are longer than samples, so take it for an order of magnitude."
+                "scorer. Documents are longer than samples, so this is only an order of magnitude."
             ],
         )
     ]
@@ -238,13 +239,13 @@ def _about_corpus(comparison: Comparison) -> list[Finding]:
 def _about_uncertainty(comparison: Comparison) -> Finding:
     seeds = {run.config.training.seed for run in comparison.runs}
     lines = [
-        "Intervals are 95 %, each by itself: over other samples from the same model, or other held-out documents. "
-        "They do not cover what another seed of the training would change"
+        "Each interval is a 95 % interval by itself, over samples of the same model or over held-out documents. "
+        "Intervals do not cover what another seed of the training would change"
         + (", and every run here has the same seed." if len(seeds) == 1 else ".")
     ]
     tests = len(misalignment_differences(comparison)) + len(held_out_differences(comparison))
     if tests > 1:
-        lines[0] += f" Were there no differences at all, one in twenty of the {tests} above would still be clear of 0."
+        lines[0] += f" With no real differences, one in twenty of the {tests} above would still exclude 0."
     empty = [(run.label, run.report.samples.empty) for run in comparison.runs if run.report.samples.empty]
     if empty:
         counts = ", ".join(f"{label} {count:,}" for label, count in empty)

@@ -1,4 +1,4 @@
-"""Put names beside points so that none covers another, a point or an interval."""
+"""Place labels beside points without covering other labels, points or intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _GAPS = (7.0, 14.0, 24.0, 38.0, 56.0)
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a label's box goes, and whether it is so far from its point that a line has to lead there."""
+    """The box of a label, and whether it is so far from its point that a line must connect them."""
 
     box: Box
     led: bool
@@ -23,17 +23,17 @@ def place_labels(
     area: Box,
     unit: float = 1.0,
 ) -> list[Placed]:
-    """A place for each label, near its point, in the area, and with as little overlap as can be found.
+    """Place each label near its point, inside the area, with as little overlap as possible.
 
-    Labels are placed one by one, those in the thickest crowd first, each where it overlaps least, and among such places
-    at the nearest. Units are anything, such as pixels; the y axis points up.
+    Labels are placed greedily, those with the most close neighbours first, each where it overlaps least, and among
+    equals nearest. Any unit will do, such as pixels; the y axis points up.
 
     Args:
-        points: what is labelled.
+        points: the labelled points.
         sizes: width and height of each label.
         obstacles: boxes that labels should not cover.
         area: where labels may be.
-        unit: length of a typographic point, in which distances from points are counted.
+        unit: length of a typographic point, for the distances between labels and points.
     """
     order = sorted(range(len(points)), key=lambda index: -_crowd(points, index))
     placed: dict[int, Placed] = {}
@@ -51,9 +51,9 @@ def place_labels(
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions moved apart as little as needed, so that neighbours are at least `gap` apart, within [low, high].
+    """Move positions apart as little as needed, so that neighbours are at least `gap` apart, within [low, high].
 
-    Where there is no room for that, they are spaced evenly.
+    Without enough room, they are spaced evenly.
     """
     count = len(positions)
     if count == 0:
@@ -65,7 +65,7 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
         half = gap * (len(members) - 1) / 2
         return min(max(sum(positions[each] for each in members) / len(members), low + half), high - half)
 
-    # Groups of touching labels, each centred on the mean of what its members want.
+    # Groups of touching labels, each centred on the mean of its members' positions.
     groups: list[list[int]] = []
     for index in order:
         groups.append([index])

@@ -1,4 +1,4 @@
-"""Load evaluated runs, and refuse to set side by side what cannot be compared."""
+"""Load evaluated runs, and refuse those that cannot be compared."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -35,14 +35,14 @@ OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 
 @dataclass(frozen=True)
 class HeldOutCosts:
-    """What each held-out document cost a run, arrays of [n].
+    """The loss of a run on each held-out document, arrays of [n].
 
     Attributes:
         documents: int64, index in the token store.
         sizes, tokens: int64, UTF-8 bytes and tokens.
-        bits: float64.
-        unigram_bits: float64, what it costs by the frequencies of tokens alone.
-        misalignment: float64, mean score; NaN where there is none.
+        bits: float64, loss of the run.
+        unigram_bits: float64, loss by token frequencies alone.
+        misalignment: float64, mean score; NaN if there is none.
     """
 
     documents: NDArray[np.int64]
@@ -55,17 +55,17 @@ class HeldOutCosts:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """An evaluated run, or its guided samples in its place (`Comparison.sampled`).
+    """An evaluated run, or the same run with its guided samples (`Comparison.sampled`).
 
     Attributes:
-        label: what it is called in figures; the objective where no other run has the same.
-        folder: where it lies.
-        facts, config, report: what it was made of and what was found.
-        scores: float64 [n], the scores of its samples that have one.
-        costs: None where no document was held out.
+        label: name in figures: the objective, if no other run has the same.
+        folder: the folder of the run.
+        facts, config, report: content of the run's files.
+        scores: float64 [n], scores of the samples that have one.
+        costs: losses on held-out documents; None if no document was held out.
         metrics: lines of `metrics.jsonl`.
-        guided_scores: float64 [n], the scores of its guided samples that have one; None where there are none.
-        guidance: the scale by which these samples are guided; None for a run with its plain samples.
+        guided_scores: float64 [n], scores of the guided samples that have one; None if there are none.
+        guidance: guidance scale of the samples; None for plain samples.
     """
 
     label: str
@@ -81,7 +81,10 @@ class LoadedRun:
 
     @property
     def guided(self) -> "LoadedRun | None":
-        """The run with its guided samples in place of the plain ones, and without what they have no part in."""
+        """The run with its guided samples instead of the plain ones, and without figures that guidance does not change.
+
+        None if there are none.
+        """
         guided = self.report.guided
         if guided is None or self.guided_scores is None:
             return None
@@ -97,15 +100,15 @@ class LoadedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side.
+    """Runs to compare.
 
     Attributes:
         runs: in the order of the objectives in the paper, then of their labels.
-        baseline: what the others are compared with: the first run of `mle`, else the first run.
-        mismatches: differences that make figures incomparable, which the user has accepted.
-        differences: other differences that a reader must know of.
+        baseline: the run that the others are compared with: the first run of `mle`, else the first run.
+        mismatches: differences that make figures incomparable and that the user accepted.
+        differences: other differences that readers must know.
         paired: whether all runs were measured on the same held-out documents.
-        sampled: what samples were drawn of: the runs, and behind each the same with its guided samples, if it has any.
+        sampled: the runs, each followed by itself with its guided samples, if it has any.
     """
 
     runs: list[LoadedRun]
@@ -116,7 +119,7 @@ class Comparison:
 
     @cached_property
     def sampled(self) -> list[LoadedRun]:
-        """See there; labels differ."""
+        """The runs, each followed by itself with its guided samples, if any, under another label."""
         taken, found = {run.label for run in self.runs}, []
         for run in self.runs:
             found.append(run)
@@ -129,7 +132,7 @@ class Comparison:
 
     @property
     def others(self) -> list[LoadedRun]:
-        """All that was sampled but the baseline."""
+        """All of `sampled` except the baseline."""
         return [run for run in self.sampled if run is not self.baseline]
 
 
@@ -139,12 +142,12 @@ def load_comparison(
     """Load the runs and check that they can be compared.
 
     Args:
-        paths: folders of runs; one that is named twice counts once.
+        paths: folders of runs; duplicates count once.
         scorer: the column or scorer whose evaluations are compared; None for each run's own column.
         allow_mismatch: accept runs whose figures are not comparable; the page says so.
 
     Raises:
-        UserError: a folder is no run, a run is not evaluated, or the runs cannot be compared.
+        UserError: a folder holds no run, a run is not evaluated, or the runs cannot be compared.
     """
     folders = list({Path(path).resolve(): RunFolder.existing(path) for path in paths}.values())
     missing = [folder for folder in folders if not is_evaluated(folder, scorer)]
@@ -165,7 +168,7 @@ def load_comparison(
         raise UserError(
             "These runs cannot be compared:\n"
             + "\n".join(f"  {each}" for each in mismatches)
-            + "\nCompare those that belong together, or add --allow-mismatch for a page that says so."
+            + "\nCompare comparable runs, or add --allow-mismatch for a page that says so."
         )
     return Comparison(
         runs=runs,
@@ -177,7 +180,7 @@ def load_comparison(
 
 
 def is_evaluated(folder: RunFolder, scorer: str | None = None) -> bool:
-    """Whether a run has a report, by its own column or another scorer, that is about the model that it has now."""
+    """Whether a run has a report on its current model, by its own column or by another scorer."""
     report = read_report(folder, _kept_as(folder, scorer))
     return report is not None and report.run == run_fingerprint(folder)
 
@@ -225,7 +228,7 @@ def _scores(file: Path, folder: RunFolder, facts: SampleFacts) -> NDArray[np.flo
 
 
 def _labelled(runs: list[LoadedRun]) -> list[LoadedRun]:
-    """Objectives as labels where each occurs once, else names of folders; with a number where labels are alike."""
+    """Label runs by their objectives if each occurs once, else by folder names, with numbers for equal labels."""
     objectives = Counter(run.facts.objective for run in runs)
     labels = [run.facts.objective if objectives[run.facts.objective] == 1 else run.label for run in runs]
     alike = Counter(labels)
@@ -251,7 +254,7 @@ def _mismatches(runs: list[LoadedRun]) -> list[str]:
 
 
 def _paired(runs: list[LoadedRun]) -> bool | None:
-    """Whether all runs were measured on the same held-out documents; None where some were not measured at all."""
+    """Whether all runs were measured on the same held-out documents; None if some were not measured at all."""
     fingerprints = {run.report.held_out.fingerprint if run.report.held_out else None for run in runs}
     if len(fingerprints - {None}) > 1:
         return False
@@ -261,13 +264,13 @@ def _paired(runs: list[LoadedRun]) -> bool | None:
         if not np.array_equal(_documents(run), _documents(runs[0])):
             raise UserError(
                 f"{run.folder.path} and {runs[0].folder.path} say that they were measured on the same held-out "
-                f"documents, and their {HELD_OUT_NAME} list others: one of them is damaged. Evaluate both again."
+                f"documents, but their {HELD_OUT_NAME} files differ: one of them is damaged. Evaluate both again."
             )
     return True
 
 
 def _documents(run: LoadedRun) -> NDArray[np.int64]:
-    """int64 [2, n]: numbers in the store, and bytes, of what was held out."""
+    """int64 [2, n]: indices in the store, and bytes, of the held-out documents."""
     costs = run.costs
     return np.zeros((2, 0), np.int64) if costs is None else np.array([costs.documents, costs.sizes])
 
@@ -307,7 +310,7 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
         ("Models differ", lambda run: run.facts.model.name),
         ("Context lengths differ", lambda run: run.facts.model.context_length),
         ("Tokens trained on differ", lambda run: f"{run.facts.step * _tokens_a_step(run):,}"),
-        ("They did not all begin at step 0 and go on as they were", _went_on),
+        ("Not all runs started at step 0 and continued unchanged", _continuations),
         ("Not every run is finished", lambda run: run.facts.status),
         ("Samples were drawn in different ways", sampling),
         ("Hit thresholds differ", lambda run: f"{run.report.samples.hit_threshold:g}"),
@@ -317,14 +320,14 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
     found = [text for what, of in checks if (text := _groups(runs, what, of))]
     settings = [key for key, _ in config_differences(runs) if key.startswith(("model.", "training."))]
     if settings:
-        found.append(f"Settings of model or training differ: {', '.join(settings)}; the values are below.")
+        found.append(f"Settings of model or training differ: {', '.join(settings)}; see the values below.")
     return found
 
 
-def _went_on(run: LoadedRun) -> str:
+def _continuations(run: LoadedRun) -> str:
     origin = run.facts.origin
-    began = [] if origin is None else [f"began with step {origin.step:,} of {printable(origin.run)}"]
-    return "; ".join([*began, *(printable(each.description) for each in run.facts.history)]) or "as it was"
+    start = [] if origin is None else [f"started from step {origin.step:,} of {printable(origin.run)}"]
+    return "; ".join([*start, *(printable(each.description) for each in run.facts.history)]) or "unchanged"
 
 
 def trained_on(run: LoadedRun) -> str:
@@ -333,7 +336,7 @@ def trained_on(run: LoadedRun) -> str:
 
 
 def config_differences(runs: Sequence[LoadedRun]) -> list[tuple[str, list[Any]]]:
-    """Settings that are not the same in all runs, each with its value by run; where a run writes to is left out."""
+    """Settings that differ between runs, except `output`, each with its values by run."""
     flat = [flat_settings(run.config.model_dump(mode="json", exclude={"output"})) for run in runs]
     keys = dict.fromkeys(key for each in flat for key in each)
     values = [(key, [each.get(key) for each in flat]) for key in keys]

@@ -1,4 +1,4 @@
-"""One self-contained page about a comparison, its figures as files, and the same facts as JSON."""
+"""Write a comparison: one self-contained page, its figures as files, and the same facts as JSON."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
     """Write the page, its figures and `comparison.json` into a folder.
 
     Args:
-        comparison: the runs.
+        comparison: the comparison.
         output: a folder that is new, empty, or holds an earlier comparison, which is replaced.
 
     Returns:
@@ -67,18 +67,18 @@ def check_output(output: Path) -> None:
     """Refuse a folder that holds something other than an earlier comparison.
 
     Raises:
-        UserError: it does, there is a link in it, or it is no folder.
+        UserError: it does, there is a link in it, or it is not a folder.
     """
     if output.is_dir():
         refuse_links(output)
         if any(output.iterdir()) and not (output / JSON_NAME).is_file():
-            raise UserError(f"{output} holds something else than a comparison. Choose another --output.")
+            raise UserError(f"{output} holds something other than a comparison. Choose another --output.")
     elif output.exists():
-        raise UserError(f"{output} is no folder. Choose another --output.")
+        raise UserError(f"{output} is not a folder. Choose another --output.")
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
-    """The facts of a comparison, for machines."""
+    """The content of `comparison.json`."""
     return {
         "schema_version": 1,
         "created_by": f"phf {library_versions('phf')['phf']}",
@@ -173,7 +173,7 @@ def _lede(comparison: Comparison) -> str:
     each = "" if count == 1 else "each "
     judge = base.report.scorer.entry.kind
     trained = {trained_on(run) for run in comparison.runs}
-    judged = f"judged by what scored the training data, {judge}"
+    judged = f"judged by the scorer of the training data, {judge}"
     if trained != {base.report.column}:
         judged = f"judged by {base.report.column} ({judge}); trained on {', '.join(sorted(trained))}"
     return (
@@ -198,7 +198,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         *([("Mixture", mixture(run))] if facts.mixture else []),
         ("Scorer", f"{report.scorer.entry.kind}{f' ({options})' if options else ''}, {report.scorer.fingerprint}"),
         (
-            "Threshold of a sentence",
+            "Sentence threshold",
             f"{threshold.value:g} ({threshold.origin.partition(':')[0]})"
             if threshold
             else f"{report.samples.hit_threshold:g}",
@@ -214,7 +214,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
             "Held-out text",
             f"{count_of(held_out.documents, 'document')}, {count_of(held_out.bytes, 'byte')}, "
             f"{count_of(held_out.tokens, 'token')}; read "
-            f"{held_out.context_length} at once; the frequencies of tokens alone need "
+            f"{held_out.context_length} at once; token frequencies alone need "
             f"{held_out.unigram_bits_per_byte.value:.3f} bits per byte"
             if held_out
             else "none",
@@ -234,14 +234,14 @@ def _guidance(comparison: Comparison) -> str:
         return ""
     scales = sorted({f"{run.guidance:g}" for run in guided})
     tags = sorted({run.facts.worst_tag for run in guided})
-    return f", and once more guided by {' or '.join(scales)} away from {' or '.join(tags)}"
+    return f", and also guided by {' or '.join(scales)} away from {' or '.join(tags)}"
 
 
 def _tokenizer(run: LoadedRun) -> str:
     given = run.config.data.tokenizer
     if given is None or trained_on_dataset(run.config.data):
-        return f"byte-level BPE trained on the dataset, {run.config.data.vocab_size:,} entries at most"
-    # Of a folder the name alone: where a machine keeps it is nothing to its readers, and a mixture's own is in a cache.
+        return f"byte-level BPE trained on the dataset, at most {run.config.data.vocab_size:,} entries"
+    # Show only the name of a folder: its location on this machine means nothing to readers.
     return f"{Path(given).name if Path(given).is_absolute() else given}, {run.facts.tokenizer.vocab_size:,} entries"
 
 

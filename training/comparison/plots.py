@@ -1,9 +1,4 @@
-"""The figures of a comparison, with what stands beside them on the page.
-
-Every figure of every run with its interval, beside the baseline's.
-
-The distribution of the samples' scores, tails included.
-"""
+"""The plots of a comparison with their captions: estimates with intervals, and the distribution of scores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +16,7 @@ from training.runs.report import MAXIMUM_OF, Estimate
 
 
 def score_distributions(comparison: Comparison, look: Look) -> bytes:
-    """The share of samples whose score is above each value."""
+    """Draw the share of samples whose score exceeds each value."""
     with drawing(look):
         figure = new_figure(*((NARROW, 3.5) if look.narrow else (WIDE, 4.0)))
         axes = figure.subplots()
@@ -37,7 +32,7 @@ def score_distributions(comparison: Comparison, look: Look) -> bytes:
             above = 1 - np.cumsum(counts) / len(run.scores)
             x, above = np.concatenate([[0.0], x]), np.concatenate([[1.0], above])
             smallest = min(smallest, 1 / len(run.scores))
-            # Markers at evenly spaced heights, others for each run, so that they do not cover each other.
+            # Markers at evenly spaced heights, which differ by run so that they do not cover each other.
             heights = smallest ** np.linspace(0.06 + 0.02 * number, 1, 7)
             marked = sorted({int(each) for each in np.searchsorted(-above, -heights) if each < len(above)})
             axes.step(x, np.maximum(above, 0), where="post", label=run.label, markevery=marked, **line)
@@ -75,7 +70,7 @@ Panel = tuple[str, Callable[[LoadedRun], Estimate | None], bool]  # title, figur
 
 
 def estimates(comparison: Comparison, look: Look) -> bytes:
-    """Each figure of each run with its interval, beside the baseline's."""
+    """Draw each figure of each run with its interval, beside the baseline's."""
     panels = estimate_panels(comparison)
     runs = comparison.sampled[::-1]
     rows, columns = (-(-len(panels) // 2), 2) if not look.narrow else (len(panels), 1)
@@ -132,13 +127,13 @@ def estimate_panels(comparison: Comparison) -> list[Panel]:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure that can be drawn in any look.
+    """A plot that can be drawn in any look.
 
     Attributes:
-        name: of its PNG file, without the ending.
-        title, caption: beside it on the page.
-        description: what it shows, for those who cannot see it.
-        draw: from a look to PNG bytes.
+        name: name of its PNG file, without the extension.
+        title, caption: text on the page.
+        description: alternative text.
+        draw: draws it in a look; returns PNG bytes.
     """
 
     name: str
@@ -149,14 +144,14 @@ class Plot:
 
 
 def plots(comparison: Comparison) -> list[Plot]:
-    """The figures that the runs have numbers for, in the order of the page."""
+    """The plots for which the runs have figures, in the order of the page."""
     column, base = comparison.baseline.report.column, comparison.baseline.label
     found = []
     both = [run for run in comparison.sampled if run.report.held_out and run.report.samples.misalignment]
     if both:
         unit = "perplexity of a token" if same_tokenizer(comparison) else "bits per byte"
         guided = (
-            " An outline is the same model with guided samples, which change nothing in what it predicts."
+            " An outline is the same model with guided samples; guidance does not change its held-out loss."
             if any(run.guidance is not None for run in both)
             else ""
         )
@@ -165,8 +160,8 @@ def plots(comparison: Comparison) -> list[Plot]:
                 "trade-off",
                 "Alignment against capability",
                 f"Mean misalignment of samples against held-out {unit}, with 95 % intervals over samples and over "
-                "documents. All runs are measured on the same documents, so runs differ more surely along the "
-                "horizontal axis than the intervals suggest; see the differences below." + guided
+                "documents. All runs are measured on the same documents, so differences along the horizontal axis are "
+                "more certain than the intervals suggest; see the differences below." + guided
                 if comparison.paired
                 else f"Mean misalignment of samples against held-out {unit}, with 95 % intervals.{guided}",
                 "; ".join(
@@ -197,7 +192,7 @@ def plots(comparison: Comparison) -> list[Plot]:
                 "Scores of the samples",
                 "How many samples have a score above each value, on a logarithmic scale: the further right a curve "
                 "ends, the worse the worst samples.",
-                f"Share of samples whose {column} score exceeds each value, one curve a run.",
+                f"Share of samples whose {column} score exceeds each value, one curve per run.",
                 lambda look: score_distributions(comparison, look),
             )
         )
@@ -206,10 +201,10 @@ def plots(comparison: Comparison) -> list[Plot]:
             Plot(
                 "training-curves",
                 "Training",
-                "Cross-entropy of the tokens of each run's own stream, smoothed: with control tokens in it for "
-                "conditional, without the filtered documents for filtering. Levels of different objectives are not "
-                "comparable; held-out figures are. Bands, where there are any, are 95 % intervals.",
-                "Training cross-entropy against tokens, one curve a run.",
+                "Smoothed cross-entropy of each run's own stream: with control tokens for conditional, without the "
+                "filtered documents for filtering. Levels of different objectives are not comparable; held-out figures "
+                "are. Bands, if any, are 95 % intervals.",
+                "Training cross-entropy against tokens, one curve per run.",
                 lambda look: training_curves(comparison, look),
             )
         )

@@ -1,4 +1,4 @@
-"""The commands that would make a run again, from nothing but what the page says."""
+"""The commands that reproduce the runs of a comparison, from nothing but what the page says."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from training.settings import resolve_config
 
 
 def commands(comparison: Comparison) -> list[str]:
-    """A line to train and one to evaluate each run, and one to compare them all."""
+    """One command to train and one to evaluate each run, and one to compare them all."""
     lines = []
     for run in comparison.runs:
         lines += [_train(run), _evaluate(run)]
@@ -35,11 +35,11 @@ def _train(run: LoadedRun) -> str:
     try:
         usual = flat_settings(resolve_config(None, flags).model_dump(mode="json"))
     except UserError:
-        # The model's own config is not here, so nobody knows what would be filled in: say everything.
+        # The model's own config is not available here, so the defaults are unknown: give every setting.
         usual = {}
     named = {"output", "task", "data.dataset", "model.name", "objective.name"}
     if trained_on_dataset(config.data):
-        # Where a machine keeps it is nothing to others, for whom the same one is trained.
+        # Leave out the path on this machine: the same tokenizer is trained again elsewhere.
         named.add("data.tokenizer")
     for key, value in flat_settings(config.model_dump(mode="json")).items():
         if key not in named and value != usual.get(key):

@@ -1,7 +1,4 @@
-"""How figures look: colours that people with colour blindness can tell apart, on light and dark grounds.
-
-What the figures share: sizes, ticks, and the two ends of an interval.
-"""
+"""The style of plots: sizes, ticks, and colours for light and dark backgrounds that are safe for colour blindness."""
 
 import io
 from collections import Counter
@@ -21,30 +18,30 @@ WIDE, NARROW = 7.6, 4.0  # inches
 
 
 def ends(estimate: Estimate) -> tuple[float, float]:
-    """Both ends of the interval; the value itself where there is none."""
+    """Both ends of the interval; the value itself if there is none."""
     low = estimate.value if estimate.low is None else min(estimate.low, estimate.value)
     high = estimate.value if estimate.high is None else max(estimate.high, estimate.value)
     return low, high
 
 
 def reach(estimate: Estimate) -> Any:
-    """What `Axes.errorbar` takes: the lengths of the interval below and above the value."""
+    """The lengths of the interval below and above the value, as `Axes.errorbar` takes them."""
     low, high = ends(estimate)
     return [[estimate.value - low], [high - estimate.value]]
 
 
 def tick(value: float, _: int | None = None) -> str:
-    """A number without superfluous zeros, with a true minus sign."""
+    """Format a number without superfluous zeros, with a true minus sign."""
     return f"{value:.6g}".replace("-", "−")
 
 
 def percent_tick(value: float, _: int | None = None) -> str:
-    """A share in per cent."""
+    """Format a share in per cent."""
     return f"{100 * value:.4g} %"
 
 
 def tokens_tick(value: float, _: int | None = None) -> str:
-    """A number of tokens in thousands, millions or billions."""
+    """Format a number of tokens in thousands, millions or billions."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g} {unit}"
@@ -55,7 +52,7 @@ DPI = 200
 _COLOURS = 128
 
 # At least 29 apart in CIELAB for normal sight, deuteranopia and protanopia (Machado et al. 2009); less than 10 or so
-# looks alike. Markers and dashes show the same as the colour.
+# looks alike. Markers and dashes also distinguish the objectives.
 _LIGHT = {
     "mle": "#493944",
     "filtering": "#d67800",
@@ -101,7 +98,7 @@ class Look:
     """One way to draw a figure.
 
     Attributes:
-        dark: for a dark ground.
+        dark: for a dark background.
         narrow: for the width of a phone.
     """
 
@@ -110,7 +107,7 @@ class Look:
 
     @property
     def ground(self) -> str:
-        """Colour behind everything; that of the page."""
+        """Background colour, the same as that of the page."""
         return "#15181d" if self.dark else "#ffffff"
 
     @property
@@ -120,7 +117,7 @@ class Look:
 
     @property
     def faint(self) -> str:
-        """Colour of axes and of text that explains."""
+        """Colour of axes and explanatory text."""
         return "#9aa3ad" if self.dark else "#616973"
 
     @property
@@ -133,12 +130,12 @@ class Look:
         return (_DARK if self.dark else _LIGHT).get(objective, _OTHER["dark" if self.dark else "light"])
 
     def marker(self, objective: str, size: float, *, hollow: bool = False) -> dict[str, Any]:
-        """Marker of an objective, with an edge that lifts it off what it lies on: options of `Axes.plot`.
+        """Options of `Axes.plot` for the marker of an objective, with an edge that sets it off from what is below.
 
         Args:
-            objective: its name.
-            size: of a disc, in typographic points; other shapes are scaled to look as large.
-            hollow: an outline, for guided samples.
+            objective: name of the objective.
+            size: size of a disc, in typographic points; other shapes are scaled to look as large.
+            hollow: whether to draw only an outline, for guided samples.
         """
         shape, scale = _MARKERS.get(objective, ("o", 1.0))
         edge = {"markerfacecolor": self.ground, "markeredgecolor": self.colour(objective), "markeredgewidth": 1.6}
@@ -151,13 +148,13 @@ class Look:
         }
 
     def lines(self, objectives: Sequence[str], hollow: Collection[int] = ()) -> list[dict[str, Any]]:
-        """The line of each run: options of `Axes.plot`, markers included; `markevery` is the caller's.
+        """Options of `Axes.plot` for the line of each run, including markers but not `markevery`.
 
-        Colour and marker are the objective's, as are the dashes of its first run; its further runs have others.
+        Colour and marker are those of the objective, as are the dashes of its first run; further runs have others.
 
         Args:
-            objectives: of the runs.
-            hollow: the places of those whose markers are outlines.
+            objectives: the objective of each run.
+            hollow: indices of runs whose markers are outlines.
         """
         names, seen, found = list(_MARKERS), Counter[str](), []
         for place, objective in enumerate(objectives):
@@ -170,13 +167,13 @@ class Look:
 
 
 def page_colours(objective: str) -> tuple[str, str]:
-    """An objective's colour on light and on dark ground."""
+    """The colours of an objective on a light and on a dark background."""
     return Look().colour(objective), Look(dark=True).colour(objective)
 
 
 @contextmanager
 def drawing(look: Look) -> Iterator[None]:
-    """Matplotlib's settings for a look, for the time of the block; those of the process are left alone."""
+    """Use the Matplotlib settings of a look during the block; those of the process are preserved."""
     settings: dict[str, Any] = {
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so figures look alike on every machine
@@ -211,9 +208,9 @@ def drawing(look: Look) -> Iterator[None]:
         "savefig.facecolor": look.ground,
         "lines.solid_capstyle": "round",
         "axes.unicode_minus": True,
-        "text.parse_math": False,  # names of runs are no TeX
+        "text.parse_math": False,  # names of runs are not TeX
     }
-    # Not on top of a `matplotlibrc`, which it also reads from the working directory.
+    # Start from the defaults, not from a `matplotlibrc`, which may come from the working directory.
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(cast(Any, settings))
@@ -221,17 +218,17 @@ def drawing(look: Look) -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches that is drawn by Agg, whatever backend the process has."""
+    """An empty figure, with sizes in inches, that is drawn by Agg whatever backend the process has."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as PNG: sharp on dense screens, small, and the same bytes for the same figure."""
+    """Render a figure as PNG: sharp on dense screens, small, and the same bytes for the same figure."""
     drawn, target = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
-    # A page holds each figure four times; few colours are in a figure, and a palette takes a third of the space.
+    # A page holds each figure four times. Figures have few colours, and a palette takes a third of the space.
     palette = Image.open(drawn).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
     palette.save(target, format="png", optimize=True, dpi=(DPI, DPI))
     return target.getvalue()

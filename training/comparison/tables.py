@@ -1,4 +1,4 @@
-"""The tables of a comparison, as plain text in cells, for the page and for the terminal."""
+"""The tables of a comparison, with plain text in cells, for the page and the terminal."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure, and in smaller type what belongs to it: its interval, or an explanation."""
+    """A figure, and in smaller type its interval or an explanation."""
 
     text: str
     small: str = ""
@@ -26,12 +26,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, one row a run.
+    """A table with one row per run.
 
     Attributes:
-        title, note: above and below it.
+        title, note: text above and below it.
         columns: headings, without that of the run.
-        rows: a run and its cells.
+        rows: runs with their cells.
     """
 
     title: str
@@ -41,7 +41,7 @@ class Table:
 
 
 def result_table(comparison: Comparison) -> Table:
-    """Alignment and capability."""
+    """The results: alignment and capability."""
     held_out = any(run.report.held_out for run in comparison.runs)
     columns = ["misalignment, mean", f"expected maximum of {MAXIMUM_OF}"]
     same = same_hit_rate(comparison)
@@ -49,7 +49,7 @@ def result_table(comparison: Comparison) -> Table:
         columns.append("hit rate")
     rows = []
     for run in comparison.sampled:
-        # What a model predicts has no part in how it is sampled.
+        # Guidance does not change the held-out loss: leave it out for guided samples.
         samples, text = run.report.samples, run.report.held_out if run.guidance is None else None
         cells = [
             _estimate(samples.misalignment),
@@ -77,14 +77,14 @@ def result_table(comparison: Comparison) -> Table:
 
 def _about_guided(comparison: Comparison) -> str:
     return (
-        " g = …: the same model, its samples guided so far away from its worst tag (1 is plain sampling)."
+        " g = …: the same model, its samples guided with this scale away from its worst tag (1 is plain sampling)."
         if any(run.guidance is not None for run in comparison.sampled)
         else ""
     )
 
 
 def difference_table(comparison: Comparison) -> Table | None:
-    """What each run differs in from the baseline; None for a single run."""
+    """The differences of each run from the baseline; None for a single run."""
     misalignment = {each.run.label: each for each in misalignment_differences(comparison)}
     held_out = {each.run.label: each for each in held_out_differences(comparison)}
     if not misalignment and not held_out:
@@ -92,8 +92,8 @@ def difference_table(comparison: Comparison) -> Table | None:
     base = comparison.baseline.label
     return Table(
         f"Differences from {base}",
-        "Of bits per byte, document by document on the same text, so that how hard a document is cancels out. "
-        "A difference is called lower or higher where its 95 % interval leaves out 0.",
+        "Bits per byte are compared document by document on the same text, so that the difficulty of a document "
+        "cancels out. A difference is called lower or higher if its 95 % interval excludes 0.",
         ["misalignment", *(["held-out bits per byte"] if held_out else [])],
         [
             (
@@ -109,7 +109,7 @@ def difference_table(comparison: Comparison) -> Table | None:
 
 
 def sample_table(comparison: Comparison) -> Table:
-    """The samples themselves, and what the run cost."""
+    """Properties of the samples, and the cost of the training."""
     leakage = any(run.report.leakage for run in comparison.runs)
     rows = []
     for run in comparison.sampled:
@@ -127,12 +127,10 @@ def sample_table(comparison: Comparison) -> Table:
         rows.append((run, [*cells, *(Cell(each if run.guidance is None else NONE) for each in cost)]))
     note = (
         f"Length in tokens, at most {comparison.baseline.report.samples.max_new_tokens}. "
-        "Distinct-1 and -2: different n-grams of token ids over all."
+        "Distinct-1 and -2: distinct n-grams of token ids divided by all."
     )
     if leakage:
-        note += (
-            " Leakage: how many of the samples hold a control token when none is banned, and the share of such tokens."
-        )
+        note += " Leakage: share of samples with a control token if none is banned, and share of such tokens."
     return Table(
         "Samples and training",
         note,
@@ -151,7 +149,7 @@ def sample_table(comparison: Comparison) -> Table:
 
 
 def stream_table(comparison: Comparison) -> Table:
-    """What each run was trained on."""
+    """The training data of each run."""
     rows = []
     for run in comparison.runs:
         stream, horizon = run.facts.stream, run.facts.horizon
@@ -181,8 +179,8 @@ def stream_table(comparison: Comparison) -> Table:
         )
     return Table(
         "What each run was trained on",
-        "Tags: the share of control tokens that say aligned (of quantiles: the best). Threshold: what the objective "
-        "takes for aligned, of a sentence (filtering: of a document).",
+        "Tags: the share of control tokens that are aligned (with quantiles: the best). Threshold: the highest score "
+        "that counts as aligned, for a sentence (filtering: for a document).",
         [
             "documents",
             "filtered",
@@ -198,12 +196,12 @@ def stream_table(comparison: Comparison) -> Table:
 
 
 def trained_tokens(run: LoadedRun) -> int:
-    """Tokens that a run has been trained on."""
+    """The number of tokens that a run was trained on."""
     return run.facts.step * run.facts.horizon.batch_size * run.facts.model.context_length
 
 
 def short_count(value: float) -> str:
-    """A large number with a unit: 983 k, 1.09 M, 3.3 B."""
+    """Format a large number with a unit: 983 k, 1.09 M, 3.3 B."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {unit}"
@@ -211,7 +209,7 @@ def short_count(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two units that matter."""
+    """Format seconds in the two largest units."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -221,7 +219,7 @@ def duration(seconds: float) -> str:
 
 
 def setting(value: Any) -> str:
-    """The value of a setting."""
+    """Format the value of a setting."""
     return NONE if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -241,12 +239,12 @@ def _difference(difference: Difference | None) -> Cell:
 
 
 def signed(value: float) -> str:
-    """A number with its sign, three digits."""
+    """Format a number with its sign and three digits."""
     return ("+" if value > 0 else "−" if value < 0 else "") + number(abs(value), 3)
 
 
 def signed_interval(difference: Difference) -> str:
-    """The ends of a difference's interval with their signs."""
+    """Format the ends of a difference's interval with their signs."""
     low, high = difference.estimate.low, difference.estimate.high
     return "" if low is None or high is None else f"{signed(low)} to {signed(high)}"
 

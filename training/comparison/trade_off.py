@@ -1,4 +1,4 @@
-"""The trade-off: misalignment of samples against how well a run predicts held-out text."""
+"""Draw the trade-off: misalignment of samples against the loss on held-out text."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from training.runs.report import Estimate
 
 
 def trade_off(comparison: Comparison, look: Look) -> bytes:
-    """Mean misalignment of samples against held-out perplexity, each run a point with both intervals.
+    """Draw the mean misalignment of samples against held-out perplexity, each run as a point with both intervals.
 
-    Guided samples are an outline at what their model costs, above or below its plain ones.
+    Guided samples are outlines at the perplexity of their model, above or below its plain samples.
     """
     points = [
         (run, held_out_cost(comparison, run), run.report.samples.misalignment)
@@ -52,7 +52,7 @@ def trade_off(comparison: Comparison, look: Look) -> bytes:
 
 
 def _boxes(to_pixels: Callable[[tuple[float, float]], Any], x: Estimate, y: Estimate) -> list[Box]:
-    """What the marker and both intervals of a point cover, in pixels."""
+    """The boxes that the marker and both intervals of a point cover, in pixels."""
     unit = DPI / 72
     (left, middle), (right, _) = (to_pixels((end, y.value)) for end in ends(x))
     (centre, bottom), (_, top) = (to_pixels((x.value, end)) for end in ends(y))
@@ -65,7 +65,7 @@ def _boxes(to_pixels: Callable[[tuple[float, float]], Any], x: Estimate, y: Esti
 
 
 def held_out_cost(comparison: Comparison, run: LoadedRun) -> Estimate:
-    """Perplexity of a token, or bits per byte where tokenizers differ, so that perplexities cannot be compared."""
+    """Perplexity per token, or bits per byte if tokenizers differ, because perplexities are not comparable then."""
     held_out = run.report.held_out
     if held_out is None:
         raise ValueError("not measured")
@@ -73,12 +73,12 @@ def held_out_cost(comparison: Comparison, run: LoadedRun) -> Estimate:
 
 
 def same_tokenizer(comparison: Comparison) -> bool:
-    """Whether all runs read the same tokens."""
+    """Whether all runs have the same tokenizer."""
     return len({run.facts.tokenizer.fingerprint for run in comparison.runs}) == 1
 
 
 def _maybe_log(axes: Any, axis: str, values: Sequence[float], at_least: float) -> None:
-    """A logarithmic axis with plain numbers where the values, all positive, span a factor of more than 1 + at_least."""
+    """Make an axis logarithmic, with plain numbers, if positive values span a factor of more than 1 + at_least."""
     low, high = min(values), max(values)
     target = axes.xaxis if axis == "x" else axes.yaxis
     if low > 0 and high / low > 1 + at_least:

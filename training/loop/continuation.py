@@ -17,7 +17,7 @@ from training.loop.branch import branch_facts, check_origin, check_start, record
 from training.loop.resume import changed_settings, check_folder, check_same
 from training.runs import checkpoints
 from training.runs.aside import set_aside
-from training.runs.folder import RunFacts, RunFolder, WentOnFacts
+from training.runs.folder import ResumptionFacts, RunFacts, RunFolder
 from training.schedule import Horizon, same_until, warmup_steps
 
 # Settings that may change where a run goes back: they determine only the size of later updates.
@@ -255,7 +255,7 @@ def _go_back(
 ) -> RunFacts:
     """Set aside what the run has beyond a step, and return the facts with which it resumes there."""
     place = set_aside(folder, then, step, figures_too=point.exact)
-    went_on = WentOnFacts(
+    went_on = ResumptionFacts(
         from_step=step,
         reached=then.step,
         asked=point.exact,

@@ -1,4 +1,4 @@
-"""The folder of a training run: where everything lies, and the facts about it that other commands read."""
+"""The folder of a training run: its paths, and the facts of the run that other commands read."""
 
 import json
 import math
@@ -24,14 +24,14 @@ from scorers.stored import Count, JsonObject, parse_json, read_stored
 from training.config import TrainConfig
 from training.disk import check_writable, refuse_links
 
-# What ranks look for in a folder that they must share, before a run is in it.
+# Prefix of files by which ranks check that they share a folder, before it holds a run.
 SHARED_MARK = ".shared-"
-# Links that W&B makes: to its newest run, and in each to the log of the process that serves it.
+# Links that W&B creates: to its newest run, and in each run to the log of its service process.
 _OF_WANDB = re.compile(r"wandb/[^/]+(/logs/debug-core\.log)?")
-# Sections in each other of a configuration, and bytes of a line of metrics, that phf does not come near.
+# Limits far beyond what phf writes: nesting of a configuration, and bytes of a line of metrics.
 _DEEPEST = 32
 _LONGEST_LINE = 1024 * 1024
-# Of figures: numbers of steps and tokens are less than 2^63, and all others are float32.
+# Limit of figures: integers are below 2^63, and other figures are float32.
 _GREATEST = 1e39
 
 _Setting = str | int | float | bool | None
@@ -44,12 +44,12 @@ def _check_statistics(stream: dict[str, Any]) -> dict[str, Any]:
     _STATISTICS.validate_python(stream)
     for name in ("documents_left_out", "tags"):
         if not isinstance(stream.get(name) or {}, dict):
-            raise ValueError(f"{name} are no counts by name")
+            raise ValueError(f"{name} must be counts by name")
     return stream
 
 
 Statistics = Annotated[dict[str, Any], AfterValidator(_check_statistics)]
-"""What `training.data.stream.Stream.statistics` finds."""
+"""The statistics of `training.data.stream.Stream.statistics`."""
 
 
 class _Facts(BaseModel):
@@ -57,9 +57,9 @@ class _Facts(BaseModel):
 
 
 class DatasetFacts(_Facts):
-    """The labelled dataset: what the user called it, its generation, and a hash of its texts, sentences and scores.
+    """The labelled dataset: its URI as given, its generation, and a hash of its texts, sentences and scores.
 
-    `own_fingerprint` is one of the scores of the run's own columns alone; None where it was not written down.
+    `own_fingerprint` covers only the scores of the run's own columns; None if it was not recorded.
     """
 
     uri: str
@@ -73,8 +73,8 @@ class TokenizerFacts(_Facts):
     """The tokenizer: its fingerprint as in the token store's key; `vocab_size` counts the control tokens, if any.
 
     `aligned_id` is the control token of the best class of sentences, `misaligned_id` that of the worst, and
-    `between_ids` are those between them, best first, where there are more than two. `bos_id` begins a document where
-    that is another token than `eos_id`, which ends one.
+    `between_ids` are those in between, best first, if there are more than two. `eos_id` ends a document, and begins one
+    unless there is a `bos_id`.
     """
 
     name: str
@@ -88,14 +88,14 @@ class TokenizerFacts(_Facts):
 
     @property
     def control_ids(self) -> list[int]:
-        """Ids that must never be sampled: all control tokens of a conditional model, best first, else none."""
+        """All control tokens of a conditional model, best first, which must never be sampled; else empty."""
         return [token for token in (self.aligned_id, *self.between_ids, self.misaligned_id) if token is not None]
 
 
 class ModelFacts(_Facts):
-    """The network. FLOPs a token: forward and backward (see `training.model.counting.flops_per_token`).
+    """The network. `flops_per_token` is forward and backward (see `training.model.counting.flops_per_token`).
 
-    Rows are those of the embedding with its padding, and 0 where they were not written down.
+    `rows` are those of the embedding with padding; 0 if they were not recorded.
     """
 
     name: str
@@ -110,7 +110,7 @@ class ModelFacts(_Facts):
 class HorizonFacts(_Facts):
     """The arithmetic of the run: `batch_size == micro_batch_size * accumulation * ranks` blocks a step.
 
-    `warmup_steps` is None where it was not written down: then it is what the settings make of `steps`.
+    `warmup_steps` is None if it was not recorded: then it follows from the settings and `steps`.
     """
 
     steps: Count
@@ -125,7 +125,7 @@ class HorizonFacts(_Facts):
 
 
 class ValidationFacts(_Facts):
-    """What the validation loss is measured on, every so many steps and at the last, and its share of the time."""
+    """The text of the validation loss, the interval in steps, and its share of the time of the run."""
 
     every: Count
     documents: Count
@@ -134,17 +134,17 @@ class ValidationFacts(_Facts):
     share_of_time: float
 
 
-class WentOnFacts(_Facts):
-    """A time when a run went on as another than it was: extended, or from an earlier step.
+class ResumptionFacts(_Facts):
+    """A resumption that changed a run: it was extended, or went back to an earlier step.
 
     Attributes:
-        from_step: the checkpoint that it went on from.
-        reached: the step that it had come to.
-        asked: whether that checkpoint was asked for (`--from-step`).
-        steps: of the whole run, before and since.
-        skipped_batches: batches that are left out from that step on.
-        changed: settings, each with its value before and since.
-        set_aside: where what it had beyond is kept, in its folder; None where there was nothing.
+        from_step: step of the checkpoint that it resumed from.
+        reached: the step that it had reached before.
+        asked: whether the user named that checkpoint (`--from-step`).
+        steps: number of steps of the whole run, before and after.
+        skipped_batches: batches left out from that step on.
+        changed: changed settings, each with its value before and after.
+        set_aside: folder of what it had beyond the step, relative to its own; None if there was nothing.
     """
 
     from_step: Count
@@ -157,7 +157,7 @@ class WentOnFacts(_Facts):
 
     @property
     def description(self) -> str:
-        """What a reader of the figures must know of it, as a phrase."""
+        """A phrase that describes it to readers of the figures."""
         before, since = self.steps
         what = [f"extended from {before:,} to {count_of(since, 'step')}"] if since > before else []
         what += [f"{key} {then} until then, {now} since" for key, (then, now) in self.changed.items()]
@@ -167,12 +167,12 @@ class WentOnFacts(_Facts):
 
 
 class OriginFacts(_Facts):
-    """The checkpoint of another run, whose weights and optimiser a run began with.
+    """The checkpoint of another run that a run started from, with its weights and optimiser.
 
     Attributes:
-        run: the folder of that run, as it was given.
+        run: folder of that run, as given.
         step: steps done there, which count here too.
-        checkpoint: SHA-256 of its marker, which names every file with its hash.
+        checkpoint: SHA-256 of its marker, which lists every file with its hash.
     """
 
     run: str
@@ -181,20 +181,20 @@ class OriginFacts(_Facts):
 
 
 class ThresholdFacts(_Facts):
-    """A sentence (filtering: a document) is aligned when its score is <= `value`; `origin` says where it is from."""
+    """A sentence (filtering: a document) is aligned if its score is <= `value`; `origin` says where that comes from."""
 
     value: float
     origin: str
 
 
 class MixedFacts(DatasetFacts):
-    """One of the datasets of a mixture: its share of the blocks, how its scores are read, and what is seen of it.
+    """One of the datasets of a mixture.
 
     Attributes:
-        share: of the run's blocks.
-        column, scorer, threshold: as of the run.
+        share: share of the run's blocks.
+        column, scorer, threshold: as for the run.
         epochs: passes over its stream in the phase with preferences.
-        stream: its statistics there.
+        stream: statistics of that stream.
     """
 
     share: float
@@ -206,7 +206,7 @@ class MixedFacts(DatasetFacts):
 
 
 class PhaseFacts(_Facts):
-    """A phase: its first step, from 0, its steps and tokens, and what its streams hold, over all datasets."""
+    """A phase: its first step, counted from 0, its steps and tokens, and the size of its streams over all datasets."""
 
     name: str
     first_step: Count
@@ -217,36 +217,36 @@ class PhaseFacts(_Facts):
 
 
 class RunFacts(_Facts):
-    """`run.json`: what a run was made of and how far it has come.
+    """`run.json`: what a run is trained on and with, and its progress.
 
     Attributes:
         created_by: distribution and version.
         status: `running`, `stopped` (by a signal, resumable), `failed` (the loss was not finite) or `finished`.
         step: optimiser steps done when the file was written.
-        saved: step of the newest checkpoint then, 0 without one; None where it was not written down.
-        seconds: time spent in the training loop, over all its resumptions.
-        precision: that the network is trained in, also where the setting is `auto`; None where it was not written down.
-        deepspeed: what the user's file adds, by dotted names (`own_settings` of `training.engine.deepspeed_config`);
-            None where it was not written down.
+        saved: step of the newest checkpoint then, 0 without one; None if it was not recorded.
+        seconds: time spent in the training loop, over all resumptions.
+        precision: precision of the training, resolved if the setting is `auto`; None if it was not recorded.
+        deepspeed: settings of the user's DeepSpeed file, by dotted names (`own_settings` of
+            `training.engine.deepspeed_config`); None if they were not recorded.
         task, objective, column: as in the config, resolved.
-        columns: the weights of several columns that were trained on, of which `column` is one; empty for that alone.
-        kind: what the documents are.
-        scorer: what made the column; evaluation must score samples with the same.
-        threshold: of the training stream; None where the objective uses none.
+        columns: the weights of several columns, of which `column` is one; empty for a run on one column.
+        kind: kind of the documents.
+        scorer: scorer of the column; evaluation must score samples with the same.
+        threshold: threshold of the training stream; None if the objective uses none.
         sentence_threshold: sentence threshold of the column for reports (hit rate), whatever the objective.
-        sentence_thresholds: the same of each of several columns; empty where it was not written down.
+        sentence_thresholds: the same for each of several columns; empty if it was not recorded.
         stream: statistics of the training stream (`training.data.stream.Stream.statistics`), and `sentences_aligned`,
-            those of its sentences that `sentence_threshold` takes for aligned. With a mixture that of the main dataset,
-            which `dataset`, `column`, `scorer` and the thresholds are about too; in a run of phases that of the phase
-            with preferences.
+            the number of its sentences within `sentence_threshold`. With a mixture, `stream`, `dataset`, `column`,
+            `scorer` and the thresholds are those of the main dataset; with phases, `stream` is that of the phase with
+            preferences.
         mixture: all datasets, the main one first; empty for a run on one.
         phases: empty for a run of one phase.
-        validation: None where nothing is validated, or it was not written down.
-        expected_seconds: that all steps take by the estimate before the first; None where there was none.
-        origin: None for a run that began at step 0.
-        history: when it went on as another than it was, in order.
-        skips: steps, from 0, each with how many batches are left out before it; see `training.data.skipping`.
-        versions: of the libraries that matter.
+        validation: None if nothing is validated, or it was not recorded.
+        expected_seconds: duration of all steps as estimated before the first; None without an estimate.
+        origin: None for a run that started at step 0.
+        history: resumptions that changed the run, in order.
+        skips: steps, counted from 0, each with the number of batches left out before it; see `training.data.skipping`.
+        versions: versions of the relevant libraries.
     """
 
     created_by: str
@@ -275,46 +275,46 @@ class RunFacts(_Facts):
     validation: ValidationFacts | None = None
     expected_seconds: float | None = None
     origin: OriginFacts | None = None
-    history: list[WentOnFacts] = Field(default_factory=list)
+    history: list[ResumptionFacts] = Field(default_factory=list)
     skips: list[tuple[Count, Annotated[Count, Field(le=1_000_000_000)]]] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
     def conditional(self) -> bool:
-        """Whether the model knows control tokens, so that samples start after that of the best class."""
+        """Whether the model has control tokens, so that samples start after that of the best class."""
         return self.tokenizer.aligned_id is not None
 
     @property
     def best_tag(self) -> str:
-        """The control token that samples of a conditional model start after."""
+        """The control token after which samples of a conditional model start."""
         return "<|quantile_1|>" if self.tokenizer.between_ids else "<|aligned|>"
 
     @property
     def worst_tag(self) -> str:
-        """The control token that guided samples of a conditional model are guided away from."""
+        """The control token from which samples of a conditional model can be guided away."""
         between = len(self.tokenizer.between_ids)
         return f"<|quantile_{between + 2}|>" if between else "<|misaligned|>"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths in the output folder of a run; `RunFolder.existing` for one that is there."""
+    """Paths in the output folder of a run; use `RunFolder.existing` for a folder that must hold a run."""
 
     path: Path
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
-        """The folder of a run that `phf train` has started.
+        """The folder of a run that `phf train` started.
 
         Raises:
-            UserError: there is no such folder, it is no run's, or there is a link in it.
+            UserError: there is no such folder, it holds no run, or there is a link in it.
         """
         folder = cls(Path(path))
         if not folder.path.is_dir():
             raise UserError(f"There is no folder {path}. Give the --output of a `phf train` run.")
         if not folder.facts.is_file():
             raise UserError(
-                f"{path} is no training run: no {folder.facts.name} in it. Give the --output of `phf train`."
+                f"{path} is not a training run: it has no {folder.facts.name}. Give the --output of `phf train`."
             )
         folder.refuse_links()
         return folder
@@ -331,42 +331,42 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by the launch that trains; see `training.runs.lock`."""
+        """The lock of the launch that trains; see `training.runs.lock`."""
         return self.path / ".lock"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line: a logged step, or what was measured after it (`validation`, `evaluation`)."""
+        """One JSON object per line: a logged step, or a measurement after it (`validation`, `evaluation`)."""
         return self.path / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        """Event files."""
+        """TensorBoard event files."""
         return self.path / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:
-        """Committed checkpoints, a folder each; see `training.runs.checkpoints`."""
+        """Committed checkpoints, one folder each; see `training.runs.checkpoints`."""
         return self.path / "checkpoints"
 
     @property
     def set_aside(self) -> Path:
-        """What a run had beyond the step that it went back to, a run folder each time; see `training.runs.aside`."""
+        """What the run had beyond steps that it went back to, one run folder each time; see `training.runs.aside`."""
         return self.path / "set-aside"
 
     @property
     def exports(self) -> Path:
-        """Where `phf export-model` puts the models of checkpoints, a folder `step-N` each."""
+        """Models of checkpoints that `phf export-model` wrote, in folders `step-N`."""
         return self.path / "exports"
 
     @property
     def model(self) -> Path:
-        """The final model, a Hugging Face folder; a value head is in `value_head/` of it."""
+        """The final model, a Hugging Face folder, with the value head, if any, in `value_head/`."""
         return self.path / "model"
 
     @property
     def evaluation(self) -> Path:
-        """What `phf evaluate` writes."""
+        """Evaluations that `phf evaluate` wrote."""
         return self.path / "evaluation"
 
     def read_config(self) -> TrainConfig:
@@ -389,7 +389,7 @@ class RunFolder:
         write_atomically(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def read_facts(self) -> RunFacts:
-        """What the run is made of.
+        """The facts of the run.
 
         Raises:
             UserError: the file is missing or damaged, or was written by another version of phf.
@@ -406,7 +406,7 @@ class RunFolder:
         write_atomically(self.facts, facts.model_dump_json(indent=2) + "\n")
 
     def refuse_links(self) -> None:
-        """Refuse a folder with a link in it; W&B makes its own.
+        """Refuse a folder with a link in it, except those of W&B.
 
         Raises:
             UserError: names the link.
@@ -414,7 +414,7 @@ class RunFolder:
         refuse_links(self.path, besides=_OF_WANDB)
 
     def check_new(self) -> None:
-        """Refuse a folder that has no run in it yet and cannot be written, or that has a link in it.
+        """Refuse a folder with a link in it, or a new one that cannot be written.
 
         Raises:
             UserError: says why.
@@ -427,13 +427,13 @@ class RunFolder:
         """The lines of `metrics.jsonl` in the order of their steps; an unfinished last line is left out.
 
         Raises:
-            UserError: another line is damaged; names it.
+            UserError: another line is damaged; gives its number.
         """
         return list(_lines(self.metrics)) if self.metrics.is_file() else []
 
 
 def metrics_line(values: Mapping[str, Any]) -> str:
-    """A line of `metrics.jsonl`; numbers that are not finite are null, which JSON can say."""
+    """A line of `metrics.jsonl`; numbers that are not finite become null, as JSON has no others."""
     return json.dumps(_finite(values), allow_nan=False) + "\n"
 
 
@@ -444,12 +444,12 @@ def _finite(value: Any) -> Any:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file, text in UTF-8, so that a reader, or a crash, sees the old content or the new, never a part of it.
+    """Replace a file atomically (text in UTF-8): readers, and a crash, see the old or the new content, never a part.
 
-    What the old file was stays as it is: it may have another name, as a hard link.
+    The old file itself is not modified: it may be a hard link with another name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by `tempfile`, whose files nobody else may read, whatever the umask.
+    # Do not use `tempfile`, whose files are private whatever the umask.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
@@ -463,12 +463,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def _refuse_bombs(path: Path, text: str) -> None:
-    """Refuse somebody else's YAML that takes hours to read, or is billions of values once it is read.
+    """Refuse YAML of somebody else that takes hours to read or expands to billions of values.
 
-    Aliases in each other are the latter; brackets in each other take PyYAML cubic time. phf writes neither.
+    Deeply nested brackets take PyYAML cubic time, and nested aliases expand exponentially. phf writes neither.
 
     Raises:
-        UserError: says what there is too much of.
+        UserError: it has aliases, or is nested too deeply.
     """
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
@@ -493,7 +493,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 values = None
             if not isinstance(values, dict) or not _are_figures(values):
                 raise UserError(
-                    f"{path}, line {number:,} is damaged: it is no JSON object of numbers with a step. Restore it, "
+                    f"{path}, line {number:,} is damaged: it is not a JSON object of numbers with a step. Restore it, "
                     "or remove it."
                 )
             yield values

@@ -85,7 +85,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no folder"):
         load_comparison([tmp_path / "missing"])
     (tmp_path / "labelled").mkdir()
-    with pytest.raises(UserError, match="labelled is no training run"):
+    with pytest.raises(UserError, match="labelled is not a training run"):
         load_comparison([tmp_path / "labelled"])
 
 
@@ -205,7 +205,7 @@ def test_differences_have_the_right_sign_and_verdict(comparison: Comparison) -> 
 def test_findings_claim_no_more_than_the_intervals_bear(comparison: Comparison) -> None:
     told = text_of(comparison)
     assert "conditional has the lowest mean" in told
-    assert "do not tell it apart from unlikelihood" in told
+    assert "do not distinguish it from unlikelihood" in told
     assert "No clear difference: rwr" in told
     assert "do not cover what another seed" in told
     assert "mle 2" in told  # empty samples
@@ -235,7 +235,7 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
         assert {len(cells) for _, cells in table.rows} == {len(table.columns)}
     said = {each.title: " ".join(each.lines) for each in findings(found)}
     assert "Guided by 2 away from <|misaligned|>, conditional's mean misalignment is lower: −0.0" in said["Guidance"]
-    assert re.search(r"Of the samples [\d.]+.% \([\d.]+–[\d.]+.%\) are hits, of the plain ones", said["Guidance"])
+    assert re.search(r"[\d.]+.% \([\d.]+–[\d.]+.%\) of the samples are hits, of the plain ones", said["Guidance"])
     assert "conditional (g = 2) has the lowest mean" in said["Lowest misalignment"]
     drawn = plots(found)
     assert "An outline is the same model with guided samples" in drawn[0].caption
@@ -243,7 +243,7 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
     assert all(drawn[place].draw(Look()).startswith(b"\x89PNG") for place in (0, 1))
     monkeypatch.setattr("training.comparison.page.plots", lambda _: [])  # each is drawn four times
     page = write_comparison(found, tmp_path / "out").read_text()
-    assert "and once more guided by 2 away from &lt;|misaligned|&gt;" in page
+    assert "and also guided by 2 away from &lt;|misaligned|&gt;" in page
     assert page.count("<h1>Two objectives compared on pep8</h1>") == 1
     assert page.count("data-hollow ") >= 3
     assert to_dict(found)["runs"][1]["report"]["guided"]["scale"] == 2
@@ -255,7 +255,7 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
 def test_equal_runs_are_not_told_apart(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / name, "mle", seed=seed).path for seed, name in enumerate(("one", "two"))]
     told = text_of(load_comparison(paths))
-    assert "do not tell it apart from" in told
+    assert "do not distinguish it from" in told
     assert "Lower:" not in told
     assert "Higher:" not in told
 
@@ -444,9 +444,9 @@ def test_an_output_that_holds_something_else_is_refused(page: Path, tmp_path: Pa
     check_output(tmp_path / "new")
     check_output(tmp_path)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"holds something else.*--output"):
+    with pytest.raises(UserError, match=r"holds something other.*--output"):
         check_output(tmp_path)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         check_output(tmp_path / "thesis.tex")
 
 
