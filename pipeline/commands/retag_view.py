@@ -35,12 +35,12 @@ def show_retagged(console: Console, uri: str, retagged: Retagged) -> None:
     for name in ("threshold before", "now", "aligned before", "now"):
         table.add_column(name, justify="right")
     for column in retagged.after.thresholds:
-        before, now = _shown(retagged.before, column), _shown(retagged.after, column)
+        before, now = _threshold_cells(retagged.before, column), _threshold_cells(retagged.after, column)
         table.add_row(column, before[0], now[0], before[1], now[1])
     console.print(table)
 
 
-def _shown(manifest: Manifest, column: str) -> tuple[str, str]:
+def _threshold_cells(manifest: Manifest, column: str) -> tuple[str, str]:
     threshold = manifest.thresholds[column]
     value = number(threshold.value) + (f" ({threshold.spec})" if threshold.spec.startswith("p") else "")
     return value, f"{threshold.aligned / threshold.sentences:.1%}" if threshold.sentences else "–"

@@ -234,8 +234,8 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
             for key in sorted({*before, *now})
             for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
         ]
-    return [f"  {path}: was {_shown(before)}, now {_shown(now)}"]
+    return [f"  {path}: was {_format_value(before)}, now {_format_value(now)}"]
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "not set" if value is None else repr(value)

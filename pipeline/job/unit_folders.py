@@ -14,7 +14,7 @@ from scorers.paths import UnsafeNameError
 _THREADS = 16
 
 
-class LeadsOut(str):
+class PathOutside(str):
     """The problem of a record that names a path outside the output, which may be malicious."""
 
 
@@ -78,7 +78,7 @@ def read_record(store: UnitStore, unit: int) -> UnitRecord | str:
     except FileNotFoundError:
         return "is missing"
     except UnsafeNameError as error:
-        return LeadsOut(f"is damaged: {error}")
+        return PathOutside(f"is damaged: {error}")
     except ValueError as error:
         return f"is damaged: {error}"
     return record if _is_of(record, unit, store) else "is the record of another unit"

@@ -24,8 +24,8 @@ from pipeline.labelling.monitoring.progress import Activity, Progress
 from pipeline.labelling.monitoring.status_file import StatusFile, status_of
 from pipeline.labelling.on_ray.cluster import ray_cluster
 from pipeline.labelling.prepare import resolve_layer
-from pipeline.labelling.scheduler.autoscaling import Pool, cpus_of_own_ray, missing_resources, pools_of
-from pipeline.labelling.scheduler.events import Observer, Tick, UnitCommitted, to_all
+from pipeline.labelling.scheduler.autoscaling import Pool, local_ray_cpus, missing_resources, pools_of
+from pipeline.labelling.scheduler.events import Observer, Tick, UnitCommitted, combine_observers
 from pipeline.labelling.scheduler.scheduler import Failure, Scheduler
 from pipeline.labelling.workers.worker import Job, PartResult
 from pipeline.sealing.current import seal_current
@@ -178,7 +178,7 @@ class Run:
             if execution.address
             else "Starting Ray, which takes some seconds"
         )
-        with ray_cluster(execution.address, cpus_of_own_ray(execution, pools), execution.metrics_port) as available:
+        with ray_cluster(execution.address, local_ray_cpus(execution, pools), execution.metrics_port) as available:
             self._timer.lap("start")
             self._log.ray_started(execution.address, available, self._timer.seconds["start"])
             if execution.address is None:
@@ -194,7 +194,7 @@ class Run:
         observers: list[Observer] = [self.progress.activity, self._log]
         if execution.address or execution.metrics_port:
             observers.append(Metrics(self._epoch.storage.uri, self._log.run, self.progress))
-        self._observe = to_all(*observers)
+        self._observe = combine_observers(*observers)
         fingerprints = {column: entry.fingerprint for column, entry in self._scorers.items()}
         self.progress.restart()
         self._reporter.step(f"Labelling {count_of(count, 'unit')} with {_describe_pools(pools)}")

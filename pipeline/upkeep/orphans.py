@@ -8,7 +8,7 @@ from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, par
 from pipeline.job.epoch import STAGING
 from pipeline.job.plan_files import PLANS, plan_files
 from pipeline.job.record import StoredJob, load_job
-from pipeline.job.unit_folders import FolderSurvey, LeadsOut, survey_folder
+from pipeline.job.unit_folders import FolderSurvey, PathOutside, survey_folder
 from pipeline.job.unit_records import PartFile
 from pipeline.job.units import UnitStore, layer_numbers
 from pipeline.sealing.generations import (
@@ -169,7 +169,7 @@ class _Search:
         for folder in sorted(folders):
             survey = survey_folder(store, folder)
             for number, what in survey.damaged.items():
-                if isinstance(what, LeadsOut):
+                if isinstance(what, PathOutside):
                     uri = self._storage.uri
                     raise DamagedError(
                         f"{uri}/{store.record_path(number)} {what}. Nothing was removed. "

@@ -41,7 +41,7 @@ from scorers.stopping import is_stop
 
 _LIBRARIES = ("phf", "ray", "pyarrow", "numpy", "spacy", "torch")
 _SECRET = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key", re.IGNORECASE)
-_MILD = {EXIT_QUARANTINE, EXIT_STOPPED}
+_WARNING_CODES = {EXIT_QUARANTINE, EXIT_STOPPED}
 # Seconds between `progress` lines.
 _PROGRESS_EVERY_S = 60.0
 _STATES = {
@@ -66,7 +66,7 @@ class RunLog:
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
-                _in_order,
+                _order_keys,
                 structlog.processors.JSONRenderer(),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
@@ -216,7 +216,7 @@ class RunLog:
         message = None if error is None else str(error) if isinstance(error, UserError) else describe(error)
         self.event(
             "run-ended",
-            level="info" if not exit_code else "warning" if exit_code in _MILD else "error",
+            level="info" if not exit_code else "warning" if exit_code in _WARNING_CODES else "error",
             state=_STATES.get(exit_code, "failed") if exit_code else "done",
             exit_code=exit_code,
             error=message,
@@ -270,7 +270,7 @@ def without_secrets(value: Any) -> Any:
     return value
 
 
-def _in_order(_: Any, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+def _order_keys(_: Any, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     first = ("timestamp", "level", "event", "run", "epoch")
     return {key: event[key] for key in first} | {key: event[key] for key in event if key not in first}
 

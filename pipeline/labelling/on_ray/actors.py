@@ -76,7 +76,7 @@ class LabelActor:
         """Stage the group's part of a unit."""
         try:
             if isolated:
-                self._make_room()
+                self._free_memory()
                 return label_isolated(self._job, self._group, unit, staged)
             if self._labeller is None:
                 self._labeller = UnitLabeller(self._job, self._group)
@@ -86,7 +86,7 @@ class LabelActor:
         except BaseException:  # noqa: BLE001 - `sys.exit` in a library: Ray would log its message on every node
             os._exit(1)
 
-    def _make_room(self) -> None:
+    def _free_memory(self) -> None:
         """Free the scorers' memory, also on the GPU, for a child process that builds its own scorers."""
         self._labeller = None
         gc.collect()
@@ -145,7 +145,7 @@ class RayBackend:
         self._actors: dict[int, _Actor] = {}
         self._unreachable: dict[int, _Unreachable] = {}
         self._look_at = 0.0
-        self._over: queue.SimpleQueue[int] = queue.SimpleQueue()  # workers with a finished call
+        self._finished: queue.SimpleQueue[int] = queue.SimpleQueue()  # workers with a finished call
         self._names = itertools.count()
         self._staged = itertools.count()
         self._resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -177,12 +177,12 @@ class RayBackend:
             HeadLostError: the cluster has lost its head.
         """
         self._head.check()
-        events = self._look_for_unreachable()
+        events = self._check_unreachable()
         try:
-            worker = self._over.get(block=not events, timeout=timeout)
+            worker = self._finished.get(block=not events, timeout=timeout)
             while True:
                 events += self._events(worker)
-                worker = self._over.get_nowait()
+                worker = self._finished.get_nowait()
         except queue.Empty:
             return events
 
@@ -194,7 +194,7 @@ class RayBackend:
     def _call(self, worker: int, call: Any) -> None:
         future: Future[Any] = call.future()
         self._actors[worker].calls.append(future)
-        future.add_done_callback(lambda _: self._over.put(worker))
+        future.add_done_callback(lambda _: self._finished.put(worker))
 
     def _events(self, worker: int) -> list[Event]:
         """Turn an actor's finished calls into events, in call order."""
@@ -226,11 +226,11 @@ class RayBackend:
 
     def _died(self, worker: int, error: BaseException) -> Event:
         node_id = self._actors[worker].node_id
-        with_node = _went_with_node(error) or (bool(node_id) and not _is_alive(node_id))
+        with_node = _is_node_loss(error) or (bool(node_id) and not _is_alive(node_id))
         self.dismiss(worker)
         return Event(Kind.DIED, worker, error=_cause_of_death(error, with_node=with_node), with_node=with_node)
 
-    def _look_for_unreachable(self) -> list[Event]:
+    def _check_unreachable(self) -> list[Event]:
         """Find out what happened to unreachable actors; Ray takes some seconds to notice that a machine is gone."""
         if not self._unreachable or time.monotonic() < self._look_at:
             return []
@@ -267,7 +267,7 @@ def _is_alive(node_id: str) -> bool:
     return any(node["NodeID"] == node_id and node["Alive"] for node in ask_with_timeout(ray.nodes) or [])
 
 
-def _went_with_node(error: BaseException) -> bool:
+def _is_node_loss(error: BaseException) -> bool:
     """Whether Ray reports that the node died or was preempted, or only that the connection was lost."""
     if isinstance(error, NodeDiedError | ActorUnavailableError):
         return True

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.labelling.on_ray.head import HeadLostError
 from pipeline.labelling.on_ray.local import local_ray
-from pipeline.labelling.on_ray.token import own_token, users_token
+from pipeline.labelling.on_ray.token import new_token, user_token
 from scorers import interpreter
 from scorers.errors import UserError
 from scorers.printing import refuse_secret
@@ -121,7 +121,7 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
         parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder below it
     with (
         _private_folder(Path(parent)) as private,
-        own_token(),
+        new_token(),
         _keeping_lost_ray(),
         local_ray(
             lambda: ray.init(
@@ -193,7 +193,7 @@ def _remote(address: str, more: Sequence[Path]) -> Iterator[None]:
     # A Ray client sends no folders, and its job configuration would be read where phf may not be installed.
     config: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _job_config()}
     with (
-        users_token(address),
+        user_token(address),
         _keeping_lost_ray(),
         _connected(
             lambda: ray.init(

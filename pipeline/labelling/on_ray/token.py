@@ -19,14 +19,14 @@ _HEAD_CALL = ("/ray.rpc.NodeInfoGcsService/GetClusterId", b"")
 
 
 @contextlib.contextmanager
-def own_token() -> Iterator[None]:
+def new_token() -> Iterator[None]:
     """Set a new token for the Ray that this process starts. Without one, Ray writes a world-readable one to ~/.ray."""
     with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
         yield
 
 
 @contextlib.contextmanager
-def users_token(address: str) -> Iterator[None]:
+def user_token(address: str) -> Iterator[None]:
     """Use the user's token for a cluster that requires one, and for no other.
 
     Since Ray 2.60 a head requires a token if its machine has one, which the first local Ray leaves there. The user's
@@ -38,7 +38,7 @@ def users_token(address: str) -> Iterator[None]:
     Raises:
         UserError: the cluster requires a token, and the user's is missing, wrong, or disabled.
     """
-    with _environment({"RAY_AUTH_MODE": "token"} if _asks_for_token(address) else {}):
+    with _environment({"RAY_AUTH_MODE": "token"} if _requires_token(address) else {}):
         yield
 
 
@@ -47,7 +47,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
-        _read_again()
+        _reload_token()
         yield
     finally:
         for name, value in before.items():
@@ -56,10 +56,10 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             else:
                 os.environ[name] = value
     # Not after an error: a Ray that was not shut down still needs its token.
-    _read_again()
+    _reload_token()
 
 
-def _read_again() -> None:
+def _reload_token() -> None:
     """Make Ray's native code read mode and token again; it caches them for the life of the process."""
     try:
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
@@ -70,14 +70,14 @@ def _read_again() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _asks_for_token(address: str) -> bool:
-    """Whether a cluster requires a token; checks that the user's is accepted. For errors see `users_token`."""
+def _requires_token(address: str) -> bool:
+    """Whether a cluster requires a token; checks that the user's is accepted. For errors see `user_token`."""
     scheme, _, place = address.rpartition("://")
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
-    if not place.rpartition(":")[2].isdigit() or mode not in ("", "token", "disabled") or _behind_tls():
+    if not place.rpartition(":")[2].isdigit() or mode not in ("", "token", "disabled") or _uses_tls():
         return False
     method, request = _CLIENT_CALL if scheme else _HEAD_CALL
-    if not _refused(place, method, request, None):
+    if not _is_refused(place, method, request, None):
         return False
     problem = f"The Ray cluster {address} requires a token"
     if mode == "disabled":
@@ -85,12 +85,12 @@ def _asks_for_token(address: str) -> bool:
     token, origin = _token()
     if token is None:
         raise UserError(f"{problem}. Put it into RAY_AUTH_TOKEN, or into {origin}.")
-    if _refused(place, method, request, token):
+    if _is_refused(place, method, request, token):
         raise UserError(f"{problem}, and refuses the one in {origin}. Put the cluster's token there.")
     return True
 
 
-def _behind_tls() -> bool:
+def _uses_tls() -> bool:
     return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
@@ -105,7 +105,7 @@ def _token() -> tuple[str | None, str]:
         return None, str(path)
 
 
-def _refused(place: str, method: str, request: bytes, token: str | None) -> bool:
+def _is_refused(place: str, method: str, request: bytes, token: str | None) -> bool:
     """Whether the cluster refuses a call because of a missing or wrong token."""
     import grpc  # type: ignore[import-untyped]
 

@@ -112,7 +112,7 @@ def wanted_workers(load: Load, most: int, spare: int | None) -> int:
     return min(most, load.workers + (growth if spare is None else min(growth, spare)))
 
 
-def cpus_of_own_ray(execution: LabelExecution, pools: Mapping[str, Pool]) -> int:
+def local_ray_cpus(execution: LabelExecution, pools: Mapping[str, Pool]) -> int:
     """CPUs to give to a local Ray: the usable cores, or what the minimum of all pools needs if that is more.
 
     Ray's own default counts all cores of the machine even if the process may use only some of them, and none in a

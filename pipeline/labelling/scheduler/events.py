@@ -141,7 +141,7 @@ RunEvent = (
 Observer = Callable[[RunEvent], None]
 
 
-def to_all(*observers: Observer) -> Observer:
+def combine_observers(*observers: Observer) -> Observer:
     """Combine several observers into one that calls them in order."""
 
     def observe(event: RunEvent) -> None:

@@ -211,7 +211,7 @@ class WorkerPools:
             spare = spare_workers(group, self._pools, self._counts, resources)
             wanted = wanted_workers(load, most[group], spare)
             if wanted >= load.workers:
-                wanted = max(pool.least, wanted - self._idle_for_long(group, now))
+                wanted = max(pool.least, wanted - self._count_idle(group, now))
             self._set_target(group, wanted)
         self._warn_if_waiting(now, resources)
 
@@ -227,7 +227,7 @@ class WorkerPools:
                 surplus -= 1
         self.refill(group)
 
-    def _idle_for_long(self, group: str, now: float) -> int:
+    def _count_idle(self, group: str, now: float) -> int:
         idle = 0
         for number in self._free[group][0]:
             if now - self._workers[number].since < _IDLE_S:

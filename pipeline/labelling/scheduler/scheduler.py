@@ -85,7 +85,7 @@ class Scheduler:
         self._pools = WorkerPools(backend, pools, observer=observer, notify=notify, clock=clock)
         self._backlog: dict[str, deque[Unit]] = {group: deque() for group in pools}
         self._open: dict[int, dict[str, PartResult]] = {}
-        self._died_starting = dict.fromkeys(pools, 0)
+        self._start_deaths = dict.fromkeys(pools, 0)
         self._failed_in_a_row = 0
         self._exhausted = False
         self._stop_by = float("inf")
@@ -183,7 +183,7 @@ class Scheduler:
     def _handle(self, event: Event) -> None:
         group = self._pools[event.worker].group
         if event.kind is Kind.READY:
-            self._died_starting[group] = 0
+            self._start_deaths[group] = 0
             self._pools.ready(event.worker, event.node)
         elif event.kind is Kind.DIED:
             self._lose(event.worker, event.error, with_node=event.with_node)
@@ -219,8 +219,8 @@ class Scheduler:
         self._observe(WorkerLost(number, group, error, unit, counted))
         self._notify(f"A worker of the group {group} was lost: {error}.")
         if not worker.ready and not with_node:
-            self._died_starting[group] += 1
-            if self._died_starting[group] >= _STARTS_IN_A_ROW:
+            self._start_deaths[group] += 1
+            if self._start_deaths[group] >= _STARTS_IN_A_ROW:
                 raise IncompleteError(
                     f"Workers of the group {group!r} die while they start: {error}. "
                     "The same command continues once that is fixed."

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import LabelExecution
-from pipeline.labelling.scheduler.autoscaling import Pool, cpus_of_own_ray, missing_resources, most_workers, pools_of
+from pipeline.labelling.scheduler.autoscaling import Pool, local_ray_cpus, missing_resources, most_workers, pools_of
 from pipeline.labelling.scheduler.scheduler import Scheduler
 from scorers.doctor import machine
 from scorers.doctor.machine import usable_cores
@@ -49,10 +49,10 @@ def test_missing_resources_are_described_by_pool() -> None:
 
 def test_a_local_ray_has_room_for_every_pool() -> None:
     fixed = LabelExecution.model_validate({"workers": 2, "threads": 3})
-    assert cpus_of_own_ray(fixed, pools_of(fixed, ["cpu", "pii"], 10)) == 9
+    assert local_ray_cpus(fixed, pools_of(fixed, ["cpu", "pii"], 10)) == 9
     free = LabelExecution.model_validate({"pools": {"pii": {"cpus": 4096}}})
-    assert cpus_of_own_ray(free, pools_of(free, ["cpu", "pii"], 10)) == 4097
-    assert cpus_of_own_ray(LabelExecution(), pools_of(LabelExecution(), ["cpu"], 10)) == usable_cores()
+    assert local_ray_cpus(free, pools_of(free, ["cpu", "pii"], 10)) == 4097
+    assert local_ray_cpus(LabelExecution(), pools_of(LabelExecution(), ["cpu"], 10)) == usable_cores()
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_a_local_ray_has_the_usable_cores_and_room_for_every_pool(
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: cores)
     monkeypatch.setattr(machine, "cgroup_cores", lambda: limit)
     free = LabelExecution()
-    assert cpus_of_own_ray(free, pools_of(free, ["cpu"], 10)) == usable
-    assert cpus_of_own_ray(free, pools_of(free, ["cpu", "pii", "toxicity", "pep8"], 10)) == max(usable, 4)
+    assert local_ray_cpus(free, pools_of(free, ["cpu"], 10)) == usable
+    assert local_ray_cpus(free, pools_of(free, ["cpu", "pii", "toxicity", "pep8"], 10)) == max(usable, 4)
 
 
 def run(
