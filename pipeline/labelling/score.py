@@ -97,7 +97,7 @@ def _refuse_taken(storage: Storage, current: Manifest, scorers: Mapping[str, obj
     for column in scorers:
         if column in current.scorers:
             raise UserError(
-                f"{storage.uri} has a column {column!r} already, by another scorer or another version of it "
+                f"{storage.uri} already has a column {column!r} from another scorer or another version of it "
                 f"({current.scorers[column].kind}). Name the new one differently, such as --scorer {column}_2=…"
             )
 

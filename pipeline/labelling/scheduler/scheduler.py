@@ -222,7 +222,7 @@ class Scheduler:
             self._start_deaths[group] += 1
             if self._start_deaths[group] >= _STARTS_IN_A_ROW:
                 raise IncompleteError(
-                    f"Workers of the group {group!r} die while they start: {error}. "
+                    f"Workers of the group {group!r} die while starting: {error}. "
                     "The same command continues once that is fixed."
                 )
         self._hand_back(worker, unit, error, counted=counted)
@@ -240,7 +240,7 @@ class Scheduler:
             self._give_up(unit, worker.group, error)
         else:
             backlog.appendleft(unit)
-            self._notify(f"Unit {unit.name} is tried record by record, since a worker was lost over it: {error}.")
+            self._notify(f"Unit {unit.name} is retried record by record, because it lost a worker: {error}.")
 
     def _fail(self, unit: Unit, group: str, error: str) -> None:
         if unit.index not in self._open:
@@ -280,7 +280,7 @@ class Scheduler:
         for number in self._pools.late(self._allowed_s):
             allowed = self._allowed_s(self._pools[number])
             self._backend.dismiss(number)
-            self._lose(number, f"it was not done after {allowed:g} s (execution.unit_deadline_s)")
+            self._lose(number, f"it did not finish a unit within {allowed:g} s (execution.unit_deadline_s)")
 
     def _allowed_s(self, worker: Worker) -> float:
         isolated = self._attempts.isolated(worker.units[0], worker.group)

@@ -229,7 +229,7 @@ class _Child:
                 if self._process.poll() is not None and not self._connection.poll():
                     return _Loss(step, WORKER_DIED, self._cause_of_death())
             if now > due:
-                return _Loss(step, WORKER_HUNG, f"nothing came for {self._allowed_s(step):.3g} s")
+                return _Loss(step, WORKER_HUNG, f"no progress for {self._allowed_s(step):.3g} s")
 
     def _allowed_s(self, step: Step) -> float:
         """Seconds allowed for a step, at most those of a whole unit."""

@@ -68,14 +68,14 @@ def test_only_records_that_kill_their_process_are_quarantined(tmp_path: Path) ->
     at = offsets(made)
     assert quarantined(made.output) == {
         at[4]: ("worker-died", "probe: SIGSEGV, 2 times"),
-        at[13]: ("worker-hung", "probe: nothing came for 6.26 s, 2 times"),
+        at[13]: ("worker-hung", "probe: no progress for 6.26 s, 2 times"),
         at[14]: ("worker-died", "probe: exit status 3, 2 times"),
         at[25]: ("memory-limit", "probe: more than 900 MB of memory, 2 times"),
     }
     assert positions(made.output) == [each for index, each in enumerate(at) if index not in poison]
     assert data_hashes(made.output) == data_hashes(calm.output)
     # A record that killed a worker once is not poison, and no unit was given up.
-    assert stderr.count("is tried record by record") == 4
+    assert stderr.count("is retried record by record") == 4
     assert CANARY not in stdout + stderr
     progress = json.loads((made.output / "job" / "progress.json").read_text())
     assert (progress["state"], progress["failed"]) == ("done", [])
@@ -131,7 +131,7 @@ def test_stopping_during_isolation_leaves_no_process_behind(tmp_path: Path) -> N
     process = made.start(*options, "--set", "execution.attempts=1")
     stdout, stderr = process.communicate(timeout=500)
     assert process.returncode == 0, stderr
-    assert list(quarantined(made.output).values()) == [("worker-hung", "probe: nothing came for 6 s, once")]
+    assert list(quarantined(made.output).values()) == [("worker-hung", "probe: no progress for 6 s, once")]
     assert len(positions(made.output)) == 8
     wait_for(lambda: not alive(helpers), seconds=100)
 

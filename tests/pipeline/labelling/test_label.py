@@ -95,7 +95,7 @@ def test_a_unit_that_fails_as_a_whole_is_given_up_and_the_others_are_committed(t
     assert "1 unit could not be labelled" in message
     assert "unit 00000003: each record can be scored alone, but not all together (worker-died: SIGKILL)" in message
     assert "2 times" in message
-    assert "Unit 00000002 is tried record by record, since a worker was lost over it: its process died" in message
+    assert "Unit 00000002 is retried record by record, because it lost a worker: its process died" in message
     assert made.committed() == {0, 1, 2, 4, 5}
     assert not (made.output / "manifest.json").exists()
     assert "Traceback" not in message

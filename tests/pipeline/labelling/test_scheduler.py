@@ -85,7 +85,7 @@ def test_a_dead_worker_is_replaced_and_its_unit_tried_again() -> None:
     assert scheduler.failures == []
     assert backend.begun[3, "cpu"] == 3
     assert backend.hired == 4
-    assert [note for note in notes if "Unit 00000003 is tried record by record" in note]
+    assert [note for note in notes if "Unit 00000003 is retried record by record" in note]
     # After its first loss this unit, and no other, is tried record by record.
     assert backend.isolated == [(3, "cpu"), (3, "cpu")]
 
@@ -158,7 +158,7 @@ def test_a_deadline_counts_from_when_the_worker_begins_the_unit() -> None:
 
 
 def test_workers_that_die_while_starting_end_the_job() -> None:
-    with pytest.raises(IncompleteError, match="die while they start: no model"):
+    with pytest.raises(IncompleteError, match="die while starting: no model"):
         schedule(SimulatedBackend(start=lambda number: "die"), {"cpu": 2}, 10)
 
 

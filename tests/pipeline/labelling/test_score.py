@@ -106,7 +106,7 @@ def test_a_record_that_a_new_scorer_cannot_score_leaves_the_dataset(tmp_path: Pa
 def test_invalid_commands_are_refused_before_anything_is_written(made: Labelling) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.output.rglob("*")}
     for options, message in [
-        (("--scorer", "probe=linear"), "has a column 'probe' already"),
+        (("--scorer", "probe=linear"), "already has a column 'probe'"),
         (("--scorer", "text=linear"), "cannot fill the column 'text'"),
         (("--scorer", "style=probe", "--threshold", "probe=1"), "no scorer fills that column"),
         ((), "No scorer is given"),
