@@ -34,7 +34,7 @@ def _start_safely() -> None:
     interpreter.make_safe()
     # Only one rank prints the warning, and none does where `phf` started the ranks: it has printed it already.
     first = "PHF_LAUNCHED" not in os.environ and os.environ.get("RANK", "0") == "0"
-    if first and (shadows := interpreter.shadows()):
+    if first and (shadows := interpreter.find_shadows()):
         sys.stderr.write(f"Warning: {interpreter.describe(shadows)}\n")
 
 

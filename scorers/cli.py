@@ -20,9 +20,9 @@ def scorers(
 
     Packages add kinds through entry points in the group phf.scorers.
     """
-    from scorers.listing import facts
+    from scorers.listing import list_kinds
 
-    found = facts()
+    found = list_kinds()
     if as_json:
         print_json(found)
         return
@@ -72,7 +72,7 @@ def doctor(
     """
     from scorers.contract import Execution
     from scorers.doctor.report import all_scorers, examine
-    from scorers.doctor.view import show
+    from scorers.doctor.view import print_report
     from scorers.registry import parse_scorers
     from scorers.terminal import Terminal
     from scorers.trust import trusted_by_user
@@ -85,6 +85,6 @@ def doctor(
     if as_json:
         print_json(report.to_dict())
     else:
-        show(Terminal(), report)
+        print_report(Terminal(), report)
     if specs and any(each.problem is not None for each in report.scorers):
         raise typer.Exit(1)

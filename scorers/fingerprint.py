@@ -46,7 +46,7 @@ def fingerprint(
 
 
 @contextmanager
-def collected_facts() -> Iterator[list[dict[str, Any]]]:
+def collect_facts() -> Iterator[list[dict[str, Any]]]:
     """Collect the arguments of every `fingerprint` call in the block, by name, in order."""
     facts: list[dict[str, Any]] = []
     token = _collected.set(facts)

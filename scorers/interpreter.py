@@ -41,7 +41,7 @@ def make_safe() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(os.path.isabs, _python_path()))
 
 
-def shadows() -> dict[str, str]:
+def find_shadows() -> dict[str, str]:
     """Return the file of each module on PYTHONPATH that shadows an installed one or the standard library."""
     standard = os.path.dirname(os.__file__)
     own = [standard, os.path.join(standard, "lib-dynload"), *site.getsitepackages()]
@@ -57,7 +57,7 @@ def shadows() -> dict[str, str]:
 
 
 def describe(shadowing: dict[str, str]) -> str:
-    """Return a one-line warning about the modules that `shadows` found."""
+    """Return a one-line warning about the modules that `find_shadows` found."""
     shown = ", ".join(f"{module} ({file})" for module, file in list(shadowing.items())[:_SHOWN])
     more = f" and {len(shadowing) - _SHOWN} more" if len(shadowing) > _SHOWN else ""
     return (

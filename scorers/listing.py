@@ -7,12 +7,12 @@ from scorers import registry
 from scorers.errors import UserError
 
 
-def facts() -> list[dict[str, Any]]:
+def list_kinds() -> list[dict[str, Any]]:
     """Return one entry per kind, as JSON values: its columns, its options, and what its defaults lack to run here."""
-    return [_facts(kind) for kind in registry.kinds()]
+    return [_describe_kind(kind) for kind in registry.kinds()]
 
 
-def _facts(kind: str) -> dict[str, Any]:
+def _describe_kind(kind: str) -> dict[str, Any]:
     columns = [column for column, default in registry.DEFAULT_KINDS.items() if default == kind]
     entry: dict[str, Any] = {"kind": kind, "columns": columns, "score": "", "options": {}, "runs_on_gpu": False}
     try:

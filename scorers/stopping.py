@@ -132,7 +132,7 @@ class _Signals:
         self.requested = self.requested or signal.Signals(number).name
         if self.status is not None:
             return
-        if not self.begun or (self.pipe is not None and self.asking is None and not self.reading and _imports(frame)):
+        if not self.begun or (self.pipe is not None and self.asking is None and not self.reading and _importing(frame)):
             # Nothing needs a clean stop yet. An exception raised while native code is imported may abort in C++ or be
             # lost, and leaves half a module.
             self.end(EXIT_STOPPED)
@@ -159,7 +159,7 @@ class _Signals:
 _signals: _Signals | None = None
 
 
-def _imports(frame: FrameType | None) -> bool:
+def _importing(frame: FrameType | None) -> bool:
     """Return whether a module is being imported."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib."):
@@ -169,7 +169,7 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 @contextmanager
-def _taken() -> Iterator[_Signals]:
+def _installed() -> Iterator[_Signals]:
     """Install the handlers for the block, unless they are already installed."""
     global _signals
     if _signals is not None:
@@ -197,7 +197,7 @@ def stoppable(advice: str = "The same command continues.", *, when: str = "") ->
     Raises:
         StoppedError: a signal came, whatever exception the interrupted code raised in turn.
     """
-    with _taken() as signals:
+    with _installed() as signals:
         signals.begun = True
         signals.text = f"Stopped: received {{}}{when}. {advice}\n"
         try:
@@ -224,7 +224,7 @@ def asking(on_request: Callable[[int], None], *, notice: str = "", once_s: float
     Raises:
         StopRequest: a second signal came, or one that was swallowed before the block.
     """
-    with _taken() as signals:
+    with _installed() as signals:
         check()
         signals.asking = _Asking(on_request, notice, once_s)
         try:

@@ -79,7 +79,7 @@ class ClassifierScorer:
         _require_packages()
         check_engine(options.engine)
         folder = pretrained.locate(options.model, options.revision)
-        found = pretrained.weights(folder, options.sha256, execution.trusted_sha256)
+        found = pretrained.find_weights(folder, options.sha256, execution.trusted_sha256)
         model, tokenizer = pretrained.load(found)
         label = pretrained.label_index(model.config, options.label, found.folder)
         activation = _activation(options.activation, model.config)

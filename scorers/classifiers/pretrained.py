@@ -59,7 +59,7 @@ def locate(model: str, revision: str | None, *, download: bool = True) -> Path:
     return _from_hub(model, revision, download=download)
 
 
-def weights(folder: Path, sha256: str | None, trusted: Collection[str] = ()) -> Weights:
+def find_weights(folder: Path, sha256: str | None, trusted: Collection[str] = ()) -> Weights:
     """Find the weights in a model's folder and check their hash.
 
     Args:

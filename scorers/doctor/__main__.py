@@ -12,9 +12,9 @@ def main() -> None:
     os.dup2(2, 1)
     job: dict[str, Any] = json.load(sys.stdin)
     if job["what"] == "torch":
-        from scorers.doctor.torch_here import look
+        from scorers.doctor.torch_here import inspect_torch
 
-        found = look()
+        found = inspect_torch()
     else:
         from scorers.contract import Execution
         from scorers.doctor.trial import try_scorer

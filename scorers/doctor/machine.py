@@ -47,7 +47,7 @@ class Fact:
 
 
 def machine_facts(torch: Mapping[str, Any]) -> list[Fact]:
-    """Collect all facts; `torch` is the result of `torch_here.look`, or `{"problem": ...}`."""
+    """Collect all facts; `torch` is the result of `torch_here.inspect_torch`, or `{"problem": ...}`."""
     collectors: dict[str, Callable[[], Iterator[Fact]]] = {
         "phf": _phf,
         "import path": _import_path,
@@ -94,7 +94,7 @@ def _phf() -> Iterator[Fact]:
 
 
 def _import_path() -> Iterator[Fact]:
-    if found := interpreter.shadows():
+    if found := interpreter.find_shadows():
         yield Fact("import path", f"PYTHONPATH replaces {', '.join(found)}", found, interpreter.describe(found))
 
 

@@ -10,7 +10,7 @@ _ROUNDS = 20
 _MOST_S = 1.0
 
 
-def look() -> dict[str, Any]:
+def inspect_torch() -> dict[str, Any]:
     """Return version, CUDA build, devices, and seconds of a matrix product in fp32 and bf16, as JSON values."""
     if find_spec("torch") is None:
         return {"version": None}
@@ -18,7 +18,7 @@ def look() -> dict[str, Any]:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds = {name: _product(torch, getattr(torch, name)) for name in ("float32", "bfloat16")}
+    seconds = {name: _time_product(torch, getattr(torch, name)) for name in ("float32", "bfloat16")}
     return {
         "version": torch.__version__,
         "cuda_build": torch.version.cuda,
@@ -39,7 +39,7 @@ def _device(torch: Any, index: int) -> dict[str, Any]:
     }
 
 
-def _product(torch: Any, dtype: Any) -> float:
+def _time_product(torch: Any, dtype: Any) -> float:
     """Return the seconds of one matrix product on one core: the best of several, since the others were disturbed."""
     a = torch.randn(_SIZE, _SIZE).to(dtype)
     a @ a

@@ -14,7 +14,7 @@ from scorers.contract import Document, DocumentKind, Execution, Scorer, ScoringE
 from scorers.deadline import DeadlineExceededError
 from scorers.doctor.sample import sample
 from scorers.errors import UserError
-from scorers.fingerprint import collected_facts
+from scorers.fingerprint import collect_facts
 from scorers.isolation import describe
 from scorers.registry import ScorerSpec, build, given_field, runs_on_gpu
 from scorers.requirements import require_device
@@ -40,7 +40,7 @@ def try_scorer(column: str, spec: ScorerSpec, execution: Execution, seconds: flo
     try:
         require_device(execution.device)
         began = time.perf_counter()
-        with collected_facts() as facts:
+        with collect_facts() as facts:
             scorer = build(column, spec, execution)
         found["fingerprint"] = scorer.fingerprint
         found["libraries"] = {name: each for one in facts for name, each in one["libraries"].items()}

@@ -10,7 +10,7 @@ from scorers.doctor.report import Examined, Report
 _HASH_DIGITS = 12
 
 
-def show(console: Console, report: Report) -> None:
+def print_report(console: Console, report: Report) -> None:
     """Print the whole report."""
     machine = Table(box=None, show_header=False, pad_edge=False)
     machine.add_column(style="dim", no_wrap=True)

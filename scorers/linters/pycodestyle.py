@@ -137,7 +137,7 @@ def _set_up(options: PycodestyleOptions) -> tuple[Any, Any, Any]:
     """
     import pycodestyle
 
-    from scorers.linters.pycodestyle_checker import LineChecker, prepared
+    from scorers.linters.pycodestyle_checker import LineChecker, prepare_checks
 
     ignore = pycodestyle.DEFAULT_IGNORE.split(",") if options.ignore is None else options.ignore
     guide = object.__new__(pycodestyle.StyleGuide)
@@ -145,7 +145,7 @@ def _set_up(options: PycodestyleOptions) -> tuple[Any, Any, Any]:
     checking = SimpleNamespace(
         ignore_code=guide.ignore_code,
         physical_checks=guide.get_checks("physical_line"),
-        logical_checks=prepared(guide.get_checks("logical_line")),
+        logical_checks=prepare_checks(guide.get_checks("logical_line")),
         ast_checks=[],
         max_line_length=options.max_line_length,
         max_doc_length=None,

@@ -165,7 +165,7 @@ class LineChecker(Checker):  # type: ignore[misc]
         self.tokens = []
 
 
-def prepared(checks: list[tuple[str, Any, list[str]]]) -> list[tuple[Any, ...]]:
+def prepare_checks(checks: list[tuple[str, Any, list[str]]]) -> list[tuple[Any, ...]]:
     """Prepare the library's checks of logical lines for `LineChecker`.
 
     Args:

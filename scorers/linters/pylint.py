@@ -271,7 +271,7 @@ def _new_linter(options: PylintOptions) -> Any:
 
 @contextmanager
 def _surroundings() -> Iterator[None]:
-    with pylint_world.closed(), _deep_enough(), _rare_gc():
+    with pylint_world.isolated(), _deep_enough(), _rare_gc():
         yield
 
 

@@ -51,8 +51,8 @@ def is_visible(module: str) -> bool:
 
 
 @contextmanager
-def closed() -> Iterator[None]:
-    """Limit astroid to that world inside the block."""
+def isolated() -> Iterator[None]:
+    """Limit astroid to the document and the standard library inside the block."""
     from astroid import bases, builder, manager, objects
     from astroid.exceptions import AstroidImportError, InferenceError
     from astroid.modutils import file_info_from_modpath
@@ -98,7 +98,7 @@ def first_open_wildcard(tree: Any) -> float:
     pylint sees all names of a module that is visible here and assigns `__all__` at most once.
 
     Args:
-        tree: the tree of a document; call this inside `closed`.
+        tree: the tree of a document; call this inside `isolated`.
     """
     from astroid.nodes import ImportFrom
 

@@ -26,7 +26,7 @@ class AddressFinder:
 
     def spans(self, text: str) -> list[Span]:
         """Return half-open spans of addresses in code points of `text`."""
-        normal = normalised(text)
+        normal = normalise(text)
         matches = [match.span() for match in self._pattern.finditer(normal)]
         if not matches:
             return []
@@ -38,7 +38,7 @@ class AddressFinder:
         return [(solid[counts[start]], solid[counts[end] - 1] + 1) for start, end in matches]
 
 
-def normalised(text: str) -> str:
+def normalise(text: str) -> str:
     """Normalise a text as pyap does before it searches."""
     return _RUN.sub(lambda run: ", " if "," in run[0] or "\n" in run[0] else " ", text).translate(_DASHES)
 

@@ -61,7 +61,7 @@ def scorer():
 
 
 def _messages(scorer, text):
-    with pylint_world.closed():
+    with pylint_world.isolated():
         return scorer.messages(text)
 
 

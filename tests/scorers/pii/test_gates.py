@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scorers.pii import gates
-from scorers.pii.addresses import AddressFinder, normalised
+from scorers.pii.addresses import AddressFinder, normalise
 from scorers.pii.gates import Clues
 from scorers.pii.patterns import CREDENTIAL, GATES
 from scorers.pii.skype import SkypeFinder
@@ -167,7 +167,7 @@ def test_the_linear_pattern_for_credentials_matches_the_same(text):
 def test_a_text_is_normalised_as_pyap_does(text):
     from pyap.parser import AddressParser
 
-    assert normalised(text) == AddressParser(country="US")._normalize_string(text)
+    assert normalise(text) == AddressParser(country="US")._normalize_string(text)
 
 
 @settings(max_examples=40, deadline=None)
