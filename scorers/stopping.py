@@ -86,7 +86,7 @@ class _Signals:
     Attributes:
         requested: name of the first signal.
         raised: when a handler last raised `StopRequest`.
-        asking: the innermost `asking` block, in which the first signal is only a request.
+        asking: the current `asking` block, in which the first signal only calls a function.
         status: the exit status, once there is nothing left to stop.
         begun: whether a command has begun to work.
         reading: whether the command changes nothing, so that Ctrl-C interrupts it.
@@ -321,7 +321,7 @@ def _enforce(signals: _Signals, receiving: socket.socket) -> None:
 
 
 def _write(text: str) -> None:
-    # Not through `sys.stderr`, which the main thread may hold.
+    # Not through `sys.stderr`, whose lock the main thread may hold.
     with suppress(OSError):
         os.write(2, text.encode())
 

@@ -4,7 +4,7 @@ pylint follows imports. By default its messages about a file depend on the insta
 directory, and on what it has read before. Here
 
 - imports resolve to the standard library alone, in its own folder, without the parts that distributions leave out;
-- no module changes another's tree: astroid records `module.attribute = value` in the cached tree of `module`;
+- no module changes another's tree: astroid would record `module.attribute = value` in the cached tree of `module`;
 - the inference caches are cleared after each document, because inference gives up after a number of steps, and what it
   still finds depends on what is cached.
 
