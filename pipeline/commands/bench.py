@@ -22,7 +22,7 @@ from scorers.errors import UserError
 from scorers.flags import given_settings
 
 # English prose has 4 to 4.5 with GPT-2's vocabulary.
-BYTES_A_TOKEN = 4.2
+BYTES_PER_TOKEN = 4.2
 
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kMGBT]?)", re.ASCII)
 _FACTORS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
@@ -60,7 +60,9 @@ def scorers(
     total_tokens: Annotated[
         str | None,
         typer.Option(
-            metavar="N", help=f"--total in tokens, such as 1T, at {BYTES_A_TOKEN} bytes per token.", show_default=False
+            metavar="N",
+            help=f"--total in tokens, such as 1T, at {BYTES_PER_TOKEN} bytes per token.",
+            show_default=False,
         ),
     ] = None,
     text_field: TextField = None,
@@ -90,7 +92,7 @@ def scorers(
         raise UserError("Give --total or --total-tokens, not both.")
     wanted = None if total is None else float(size_of("--total", total))
     if total_tokens is not None:
-        wanted = _tokens(total_tokens) * BYTES_A_TOKEN
+        wanted = _tokens(total_tokens) * BYTES_PER_TOKEN
     most = None if limit is None else size_of("--limit", limit)
     settings = label_config({**flags, "output": "bench"}, scorers=scorer, config=config, overrides=overrides)
     from pipeline.commands.bench_view import show_bench

@@ -13,9 +13,9 @@ from scorers.amounts import count_of, duration, size_of
 from scorers.doctor.machine import processor
 
 # Shorter times are shown in seconds.
-_LEAST_HOURS = 0.1
+_MIN_HOURS = 0.1
 # Waiting time worth a note, as a share of the measured time.
-_MOST_WAITED = 0.1
+_MAX_WAIT_SHARE = 0.1
 
 
 def show_bench(console: Console, bench: Bench) -> None:
@@ -77,7 +77,7 @@ def _cells(bench: Bench, step: Measured) -> list[str]:
 
 
 def _hours(estimate: Estimate, unit: str) -> tuple[str, str]:
-    time, factor = ("h", 1) if estimate.value >= _LEAST_HOURS else ("s", 3600)
+    time, factor = ("h", 1) if estimate.value >= _MIN_HOURS else ("s", 3600)
     value, low, high = (_number(each * factor) for each in (estimate.value, estimate.low, estimate.high))
     return f"{value} {unit}-{time}", "" if estimate.low == estimate.high else f"{low} to {high}"
 
@@ -97,7 +97,7 @@ def _notes(bench: Bench) -> list[str]:
                 f"{duration(step.seconds)}, from {count_of(len(step.slices), 'place')}, {size_of(size)} at once"
                 f"{_smaller(bench, size)}."
             )
-        if step.kind and step.waited_s > _MOST_WAITED * step.seconds:
+        if step.kind and step.waited_s > _MAX_WAIT_SHARE * step.seconds:
             notes.append(
                 f"{step.name}: waited {duration(step.waited_s)} more for a core that other processes were using; that "
                 "is not counted, but an idle machine may be faster still."

@@ -8,7 +8,7 @@ from pipeline.upkeep.gc import Collected
 from scorers.amounts import count_of
 from scorers.paths import shown
 
-_MOST_LINES = 50
+_MAX_LINES = 50
 
 
 def show_collected(console: Console, collected: Collected) -> None:
@@ -23,16 +23,16 @@ def show_collected(console: Console, collected: Collected) -> None:
     if collected.finished:
         what = "moved into place" if collected.removed else "not in place yet; the next run moves them"
         console.print(f"{count_of(len(collected.finished), 'file')} committed by a dead run: {what}.")
-    for path, what in collected.irregular[:_MOST_LINES]:
+    for path, what in collected.irregular[:_MAX_LINES]:
         console.print(f"  [bold]{escape(shown(path))}[/] {escape(what)}.", markup=True)
     if not orphans:
         console.print(f"{uri} contains nothing that is not needed.")
         return
-    for each in orphans[:_MOST_LINES]:
+    for each in orphans[:_MAX_LINES]:
         files = f"{count_of(each.files, 'file')}, " if each.files != 1 else ""
         console.print(f"  [bold]{escape(each.path)}[/]: {files}{decimal(each.size)}, {escape(each.why)}", markup=True)
-    if len(orphans) > _MOST_LINES:
-        console.print(f"… and {len(orphans) - _MOST_LINES:,} more")
+    if len(orphans) > _MAX_LINES:
+        console.print(f"… and {len(orphans) - _MAX_LINES:,} more")
     total = f"{count_of(sum(each.files for each in orphans), 'file')}, {decimal(collected.size)}"
     done = "removed." if collected.removed else "not needed. Add --delete to remove them."
     console.print(f"{total}: {done}")

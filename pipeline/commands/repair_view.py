@@ -6,7 +6,7 @@ from rich.markup import escape
 from pipeline.upkeep.repair import Repaired
 from scorers.amounts import count_of
 
-_MOST_LINES = 50
+_MAX_LINES = 50
 
 
 def show_repaired(console: Console, repaired: Repaired) -> None:
@@ -39,7 +39,7 @@ def _show_unfinished(console: Console, repaired: Repaired) -> None:
 
 
 def _show(console: Console, lines: list[tuple[str, str]]) -> None:
-    for path, what in lines[:_MOST_LINES]:
+    for path, what in lines[:_MAX_LINES]:
         console.print(f"  [bold]{escape(path)}[/]: {escape(what)}", markup=True)
-    if len(lines) > _MOST_LINES:
-        console.print(f"  … and {len(lines) - _MOST_LINES:,} more")
+    if len(lines) > _MAX_LINES:
+        console.print(f"  … and {len(lines) - _MAX_LINES:,} more")

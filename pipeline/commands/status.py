@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.storage.base import Storage
 
 # Seconds between two updates with --watch.
-_EVERY_S = 2.0
+_INTERVAL_S = 2.0
 
 
 def status(
@@ -57,7 +57,7 @@ def _watch(storage: "Storage", console: "Console") -> None:
     with Live(status_view(found := next(looks)), console=console, auto_refresh=False) as live:
         try:
             while found.state == "running":
-                time.sleep(_EVERY_S)
+                time.sleep(_INTERVAL_S)
                 found = next(looks)
                 live.update(status_view(found), refresh=True)
         except KeyboardInterrupt:

@@ -30,7 +30,7 @@ from scorers.text import utf8_size
 # Bytes of text for the warm-up, and for a first estimate of the speed.
 _WARM_UP, _GUESS = 2_000, 8_000
 # Slices that are scored however long they take; fewer would not show how much slices differ.
-_LEAST_SLICES = 3
+_MIN_SLICES = 3
 # Share of the time for the first round, whose speed determines the size of the other slices.
 _FIRST_ROUND = 0.2
 
@@ -250,7 +250,7 @@ def _measure(
             break
         began, done = time.perf_counter(), sum(each.size for each in slices)
         for index, piece in enumerate(rest):
-            if not piece or (step.calls >= _LEAST_SLICES and time.perf_counter() >= stop):
+            if not piece or (step.calls >= _MIN_SLICES and time.perf_counter() >= stop):
                 continue
             given = _leading(piece, size)
             rest[index] = piece[len(given) :]

@@ -32,7 +32,7 @@ from scorers.shell import phf
 Record = TypeVar("Record")
 
 # Units that may queue per thread before the caller has to wait.
-_WAITING_A_THREAD = 4
+_QUEUED_PER_THREAD = 4
 
 
 class Commits(Generic[Record]):
@@ -55,7 +55,7 @@ class Commits(Generic[Record]):
     ) -> None:
         self._commit = commit
         self._done = done
-        self._most = threads * (1 + _WAITING_A_THREAD)
+        self._most = threads * (1 + _QUEUED_PER_THREAD)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="commit")
         self._begun: dict[Future[Record], tuple[Unit, Sequence[PartResult]]] = {}
         self._finished: deque[Future[Record]] = deque()

@@ -40,8 +40,8 @@ GRACE_S = 10.0
 NOTHING_LOST = "Nothing is lost: the same command continues."
 
 # Seconds between checks for a newer driver, and between updates of the figures for `phf status`.
-_CHECK_EVERY_S = 5.0
-_FIGURES_EVERY_S = 1.0
+_CHECK_INTERVAL_S = 5.0
+_FIGURES_INTERVAL_S = 1.0
 
 # Concurrent commits: on a disk, which syncs, and in an object store, where each takes several round trips.
 _COMMITS_ON_DISK, _COMMITS_IN_STORE = 2, 8
@@ -239,11 +239,11 @@ class Run:
         self._reporter.update(self.progress)
         now = self.progress.clock()
         if now >= self._figures_due:
-            self._figures_due = now + _FIGURES_EVERY_S
+            self._figures_due = now + _FIGURES_INTERVAL_S
             self._status_file.show(self._status("labelling"))
             self._observe(Tick())
         if now >= self._check_due:
-            self._check_due = now + _CHECK_EVERY_S
+            self._check_due = now + _CHECK_INTERVAL_S
             # Notice a newer driver even while no unit is committed.
             self._epoch.check()
 
@@ -258,16 +258,16 @@ def _refuse_unavailable(pools: Mapping[str, Pool], available: Mapping[str, float
     """Refuse pools that a local Ray can never satisfy; they would wait forever."""
     for group, missing in missing_resources(pools, available).items():
         raise UserError(
-            f"execution.pools.{group} needs {missing}, at least {pools[group].least}; more than this machine has. "
+            f"execution.pools.{group} needs {missing}, at least {pools[group].minimum}; more than this machine has. "
             "Reserve less, or give the --address of a cluster that has it."
         )
 
 
 def _describe_pools(pools: Mapping[str, Pool]) -> str:
-    least = sum(pool.least for pool in pools.values())
-    if all(pool.least == pool.most for pool in pools.values()):
-        return count_of(least, "worker")
-    return f"{count_of(least, 'worker')} or more"
+    minimum = sum(pool.minimum for pool in pools.values())
+    if all(pool.minimum == pool.maximum for pool in pools.values()):
+        return count_of(minimum, "worker")
+    return f"{count_of(minimum, 'worker')} or more"
 
 
 def _incomplete(failures: Sequence[Failure], progress: Progress) -> IncompleteError:

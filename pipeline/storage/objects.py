@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 RETRY_VARIABLE = "PHF_STORE_RETRY_S"
 _RETRY_S = 120.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.1, 10.0
 # The HTTP status in obstore's messages; and the 4xx statuses that are temporary.
 _STATUS = re.compile(r"status code: (\d{3})")
 _TOO_BUSY = (408, 429)
@@ -64,7 +64,7 @@ class ObjectStorage(Storage):
 
     def _connect(self, retries: "RetryConfig") -> "ObjectStore":
         client: ClientConfig = {"timeout": timedelta(minutes=2), "connect_timeout": timedelta(seconds=10)}
-        retries = {"backoff": {"max_backoff": timedelta(seconds=_LONGEST_PAUSE_S)}, **retries}
+        retries = {"backoff": {"max_backoff": timedelta(seconds=_MAX_PAUSE_S)}, **retries}
         config: dict[str, Any] = {}
         if self.uri.startswith("s3://"):
             endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -172,7 +172,7 @@ class ObjectStorage(Storage):
                 if time.monotonic() + pause > end:
                     raise OSError(errno.EIO, error.what) from None
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            pause = min(2 * pause, _MAX_PAUSE_S)
 
     def _name(self, path: str) -> str:
         return f"{self.uri}/{path}"

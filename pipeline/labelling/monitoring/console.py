@@ -18,7 +18,7 @@ from scorers.amounts import count_of, duration, per_second
 from scorers.printing import message
 
 # Seconds between plain lines: at first, at most, and as a share of the elapsed time.
-_FIRST_S, _MOST_S, _SHARE = 5.0, 60.0, 0.05
+_FIRST_S, _MAX_S, _SHARE = 5.0, 60.0, 0.05
 
 
 class Reporter(Protocol):
@@ -74,7 +74,7 @@ class PlainReporter:
         now = self._clock()
         if now < self._due:
             return False
-        self._due = now + min(_MOST_S, max(_FIRST_S, _SHARE * (now - self._began)))
+        self._due = now + min(_MAX_S, max(_FIRST_S, _SHARE * (now - self._began)))
         return True
 
     def _line(self, text: str) -> None:
@@ -151,7 +151,7 @@ def _share(done: int, total: int) -> str:
 
 
 # Seconds between progress lines in the log.
-_PROGRESS_EVERY_S = 60.0
+_PROGRESS_INTERVAL_S = 60.0
 
 
 class LogReporter:
@@ -165,7 +165,7 @@ class LogReporter:
 
     def step(self, text: str) -> None:  # noqa: D102 - see Reporter, here and below
         self._step = text
-        self._due = self._clock() + _PROGRESS_EVERY_S
+        self._due = self._clock() + _PROGRESS_INTERVAL_S
         self._log.event("step", text=text)
 
     def measure(self, text: str, done: int, total: int) -> None:  # noqa: D102
@@ -184,7 +184,7 @@ class LogReporter:
         now = self._clock()
         if now < self._due:
             return False
-        self._due = now + _PROGRESS_EVERY_S
+        self._due = now + _PROGRESS_INTERVAL_S
         return True
 
 

@@ -43,7 +43,7 @@ _LIBRARIES = ("phf", "ray", "pyarrow", "numpy", "spacy", "torch")
 _SECRET = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key", re.IGNORECASE)
 _WARNING_CODES = {EXIT_QUARANTINE, EXIT_STOPPED}
 # Seconds between `progress` lines.
-_PROGRESS_EVERY_S = 60.0
+_PROGRESS_INTERVAL_S = 60.0
 _STATES = {
     EXIT_USAGE: "refused",
     EXIT_QUARANTINE: "done",
@@ -177,7 +177,7 @@ class RunLog:
         progress = self.progress
         if progress is None or progress.clock() < self._progress_due:
             return
-        self._progress_due = progress.clock() + _PROGRESS_EVERY_S
+        self._progress_due = progress.clock() + _PROGRESS_INTERVAL_S
         self.event(
             "progress",
             units=progress.units,

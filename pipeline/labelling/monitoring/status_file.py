@@ -11,7 +11,7 @@ from pipeline.job.status import PROGRESS, RunStatus, State
 from pipeline.labelling.monitoring.progress import Progress
 
 # Seconds between two versions of the file.
-_EVERY_S = 5.0
+_INTERVAL_S = 5.0
 
 # Most names of given-up units in the file; all are counted.
 _NAMES = 100
@@ -54,7 +54,7 @@ class StatusFile:
     and the write is tried again; the main thread decides whether they end the job.
     """
 
-    def __init__(self, epoch: Epoch, every_s: float = _EVERY_S) -> None:
+    def __init__(self, epoch: Epoch, every_s: float = _INTERVAL_S) -> None:
         self._epoch = epoch
         self._every_s = every_s
         self._status: RunStatus | None = None

@@ -28,7 +28,7 @@ from scorers.errors import UserError
 
 # Seconds after which an actor that does not answer is given up if Ray has not reported it dead.
 _UNREACHABLE_S = 60.0
-_LOOK_EVERY_S = 1.0
+_POLL_INTERVAL_S = 1.0
 
 _RAY_OPTIONS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
@@ -234,7 +234,7 @@ class RayBackend:
         """Find out what happened to unreachable actors; Ray takes some seconds to notice that a machine is gone."""
         if not self._unreachable or time.monotonic() < self._look_at:
             return []
-        self._look_at = time.monotonic() + _LOOK_EVERY_S
+        self._look_at = time.monotonic() + _POLL_INTERVAL_S
         events = []
         for worker, each in list(self._unreachable.items()):
             node_id = self._actors[worker].node_id

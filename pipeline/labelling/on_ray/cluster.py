@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Results are references and figures, never rows, so a small store suffices, even in a container with little /dev/shm.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 # Paths of Unix sockets have at most 107 characters, and Ray needs about 65 below its folder.
-_LONGEST_FOLDER = 40
+_MAX_FOLDER_LENGTH = 40
 # Seconds for a cluster to answer.
 _ANSWER_S = 10.0
 _REINSTALL_S = 0.02
@@ -117,7 +117,7 @@ def _local(cpus: int | None, metrics_port: int | None) -> Iterator[None]:
     os.environ.update(_ENVIRONMENT)
     interpreter.make_safe()
     parent = tempfile.gettempdir()
-    if len(parent) > _LONGEST_FOLDER:
+    if len(parent) > _MAX_FOLDER_LENGTH:
         parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder below it
     with (
         _private_folder(Path(parent)) as private,

@@ -15,7 +15,7 @@ from scorers.errors import IncompleteError
 # with status 1. Until then the head may come back, if the cluster persists its state.
 _RAY_VARIABLE, _RAY_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
 _SHARE = 2 / 3
-_EVERY_S = 2.0
+_INTERVAL_S = 2.0
 _ANSWER_S = 2.0
 
 
@@ -92,4 +92,4 @@ class HeadWatch:
                 ) from None
         else:
             self._answered = now
-        self._due = now + _EVERY_S
+        self._due = now + _INTERVAL_S

@@ -16,7 +16,7 @@ from scorers.errors import IncompleteError, UserError
 
 # The programs of the head, without which Ray cannot run.
 _HEAD = {"gcs_server", "raylet"}
-_EVERY_S = 0.1
+_INTERVAL_S = 0.1
 # Seconds for the main thread to exit by itself after the head has died; Ray's native code kills the process after 60.
 _GRACE_S = 20.0
 _LINES = 100  # enough for a stack trace and the line before it that gives the reason
@@ -81,7 +81,7 @@ class _LocalRay:
     def _outcome(self) -> BaseException | None:
         while True:
             try:
-                return self._started.get(timeout=_EVERY_S)
+                return self._started.get(timeout=_INTERVAL_S)
             except queue.Empty:
                 if (died := self._died()) is not None:
                     raise HeadLostError(self._message(died)) from None
@@ -102,7 +102,7 @@ class _LocalRay:
 
     def _watch(self) -> None:
         """If the head dies, exit before Ray's native code does, even if the main thread is blocked in a call to it."""
-        while not self._left.wait(_EVERY_S * 5):
+        while not self._left.wait(_INTERVAL_S * 5):
             if (died := self._died()) is not None:
                 LostHeads.cause = partial(self._message, died)
                 if not self._left.wait(_GRACE_S):

@@ -30,11 +30,11 @@ class Attempts:
     """Attempt counts, kept only for units that have failed.
 
     Args:
-        most: attempts a unit has in a group, and again as many once it is isolated.
+        limit: attempts a unit has in a group, and again as many once it is isolated.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._counts: dict[tuple[int, str], AttemptCounts] = {}
 
     def number(self, unit: Unit, group: str) -> int:
@@ -52,7 +52,7 @@ class Attempts:
         counts = self._of(unit, group)
         counts.tried += 1
         counts.used += 1
-        return counts.used < self.most
+        return counts.used < self.limit
 
     def lost(self, unit: Unit, group: str) -> bool:
         """Count a lost worker; return whether the unit has attempts left. The first loss isolates the unit."""
@@ -63,7 +63,7 @@ class Attempts:
             counts.used = 0
             return True
         counts.used += 1
-        return counts.used < self.most
+        return counts.used < self.limit
 
     def lost_with_node(self, unit: Unit, group: str) -> bool:
         """Count a worker lost with its node; return whether that costs the unit no attempt."""

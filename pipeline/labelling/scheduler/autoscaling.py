@@ -15,12 +15,12 @@ class Pool:
     """The bounds of a group's pool of workers, and the resources of each worker.
 
     Attributes:
-        least, most: numbers of workers; `most` None for as many as fit.
+        minimum, maximum: numbers of workers; `maximum` None for as many as fit.
         needs: what each worker reserves, by resource (`CPU`, `GPU`, `memory` in bytes).
     """
 
-    least: int = 1
-    most: int | None = None
+    minimum: int = 1
+    maximum: int | None = None
     needs: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
@@ -49,11 +49,11 @@ def pools_of(execution: LabelExecution, groups: Sequence[str], units: int) -> di
     pools = {}
     for group in groups:
         options = execution.pools.get(group, PoolOptions())
-        least, most = options.min, options.max
+        minimum, maximum = options.min, options.max
         if group == BASE_GROUP and execution.workers is not None:
-            least = most = execution.workers
+            minimum = maximum = execution.workers
         pools[group] = Pool(
-            min(least, units), units if most is None else min(most, units), _needs(options, execution.threads)
+            min(minimum, units), units if maximum is None else min(maximum, units), _needs(options, execution.threads)
         )
     return pools
 
@@ -62,15 +62,15 @@ def most_workers(pools: Mapping[str, Pool], resources: Mapping[str, float]) -> d
     """The most workers of each pool that fit in `resources` beside the minimum of all other pools."""
     reserved: Counter[str] = Counter()
     for pool in pools.values():
-        reserved.update({name: pool.least * need for name, need in pool.needs.items()})
+        reserved.update({name: pool.minimum * need for name, need in pool.needs.items()})
     found = {}
     for group, pool in pools.items():
         fitting = [
-            math.floor((resources.get(name, 0.0) - reserved[name]) / need + 1e-6) + pool.least
+            math.floor((resources.get(name, 0.0) - reserved[name]) / need + 1e-6) + pool.minimum
             for name, need in pool.needs.items()
         ]
-        bounds = fitting if pool.most is None else [*fitting, pool.most]
-        found[group] = max(pool.least, min(bounds, default=pool.least))
+        bounds = fitting if pool.maximum is None else [*fitting, pool.maximum]
+        found[group] = max(pool.minimum, min(bounds, default=pool.minimum))
     return found
 
 
@@ -89,7 +89,7 @@ def missing_resources(pools: Mapping[str, Pool], resources: Mapping[str, float])
     """Describe by group the resources that the cluster lacks for the minimum of all pools; omit groups that fit."""
     wanted: Counter[str] = Counter()
     for pool in pools.values():
-        wanted.update({name: pool.least * need for name, need in pool.needs.items()})
+        wanted.update({name: pool.minimum * need for name, need in pool.needs.items()})
     lacking = {name for name, amount in wanted.items() if amount > resources.get(name, 0.0) + 1e-6}
     return {
         group: ", ".join(f"{_amount(name, pool.needs[name])} a worker" for name in short)
@@ -98,18 +98,18 @@ def missing_resources(pools: Mapping[str, Pool], resources: Mapping[str, float])
     }
 
 
-def wanted_workers(load: Load, most: int, spare: int | None) -> int:
+def wanted_workers(load: Load, maximum: int, spare: int | None) -> int:
     """The number of workers a pool should have now; idle workers are handled elsewhere.
 
     A pool doubles when all its workers are busy and at least as many units wait: it is then the bottleneck. It does
     not grow while workers are still starting, because their effect is not visible yet.
     """
-    if load.workers > most:
-        return most
+    if load.workers > maximum:
+        return maximum
     if load.starting or load.idle or load.backlog < max(1, load.workers):
         return load.workers
     growth = max(1, load.workers)
-    return min(most, load.workers + (growth if spare is None else min(growth, spare)))
+    return min(maximum, load.workers + (growth if spare is None else min(growth, spare)))
 
 
 def local_ray_cpus(execution: LabelExecution, pools: Mapping[str, Pool]) -> int:
@@ -118,7 +118,7 @@ def local_ray_cpus(execution: LabelExecution, pools: Mapping[str, Pool]) -> int:
     Ray's own default counts all cores of the machine even if the process may use only some of them, and none in a
     container that is limited to half a core.
     """
-    needed = math.ceil(sum(pool.least * pool.needs.get("CPU", 0.0) for pool in pools.values()))
+    needed = math.ceil(sum(pool.minimum * pool.needs.get("CPU", 0.0) for pool in pools.values()))
     return max(1, needed) if execution.workers is not None else max(usable_cores(), needed)
 
 

@@ -19,11 +19,11 @@ from pipeline.labelling.scheduler.events import Observer, PoolResized, WorkerDis
 # Units a worker holds: the one it works on, and the next one, so that it does not wait for the driver.
 QUEUED = 2
 # Seconds between two resizes of the pools, and the idle time after which a pool above its minimum drops a worker.
-_RESIZE_EVERY_S = 5.0
+_RESIZE_INTERVAL_S = 5.0
 _IDLE_S = 60.0
 # Seconds without a ready worker after which a pool is reported as waiting, and seconds between further reports.
 _WAITING_S = 30.0
-_WAITING_AGAIN_S = 600.0
+_WAITING_REPEAT_S = 600.0
 
 
 @dataclass(slots=True)
@@ -102,8 +102,8 @@ class WorkerPools:
         """Hire the first workers: the maximum for the base group, the minimum for every other."""
         most = most_workers(self._pools, self._backend.resources())
         for index, (group, pool) in enumerate(self._pools.items()):
-            self._set_target(group, most[group] if index == 0 else pool.least)
-        self._resize_at = self._clock() + _RESIZE_EVERY_S
+            self._set_target(group, most[group] if index == 0 else pool.minimum)
+        self._resize_at = self._clock() + _RESIZE_INTERVAL_S
 
     def ready(self, number: int, node: str) -> None:
         """Mark a worker as ready: it has built its scorers."""
@@ -202,7 +202,7 @@ class WorkerPools:
         now = self._clock()
         if now < self._resize_at:
             return
-        self._resize_at = now + _RESIZE_EVERY_S
+        self._resize_at = now + _RESIZE_INTERVAL_S
         resources = self._backend.resources()
         most = most_workers(self._pools, resources)
         backlog = waiting()
@@ -211,7 +211,7 @@ class WorkerPools:
             spare = spare_workers(group, self._pools, self._counts, resources)
             wanted = wanted_workers(load, most[group], spare)
             if wanted >= load.workers:
-                wanted = max(pool.least, wanted - self._count_idle(group, now))
+                wanted = max(pool.minimum, wanted - self._count_idle(group, now))
             self._set_target(group, wanted)
         self._warn_if_waiting(now, resources)
 
@@ -241,7 +241,7 @@ class WorkerPools:
             if starting < self._counts[group] or not starting:
                 self._warn_at[group] = now + _WAITING_S
             elif now >= self._warn_at[group]:
-                self._warn_at[group] = now + _WAITING_AGAIN_S
+                self._warn_at[group] = now + _WAITING_REPEAT_S
                 missing = missing_resources(self._pools, resources).get(group)
                 why = (
                     f": {missing} is more than the other pools leave in the cluster"

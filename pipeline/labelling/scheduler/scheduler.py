@@ -19,14 +19,14 @@ from pipeline.labelling.workers.worker import PartResult
 from scorers.errors import IncompleteError
 
 # Units per worker that may be begun and incomplete: bounds how far one group runs ahead of another.
-_OPEN_A_WORKER = 4
+_OPEN_PER_WORKER = 4
 # Workers of a group that die in a row while starting, and units that fail in a row, before the job gives up: then the
 # machine or the job is at fault, not a unit.
 _STARTS_IN_A_ROW = 3
 _FAILURES_IN_A_ROW = 10
 # Seconds between two checks of the deadlines; and the factor by which an isolated unit's deadline is longer, since each
 # of its records has a deadline of its own.
-_DEADLINES_EVERY_S = 1.0
+_DEADLINE_CHECK_INTERVAL_S = 1.0
 _ISOLATED_DEADLINES = 10
 
 
@@ -155,7 +155,7 @@ class Scheduler:
         return {group: len(backlog) + more for group, backlog in self._backlog.items()}
 
     def _most_open(self) -> int:
-        return _OPEN_A_WORKER * len(self._pools)
+        return _OPEN_PER_WORKER * len(self._pools)
 
     def _prepare(self, group: str, coming: Iterator[Unit], wanted: int) -> bool:
         """Fill a group's backlog up to `wanted` units as far as the bound allows; return whether that worked."""
@@ -249,7 +249,7 @@ class Scheduler:
             self._give_up(unit, group, error)
             return
         used = self._attempts.used(unit, group)
-        self._notify(f"Unit {unit.name} failed, attempt {used} of {self._attempts.most}: {error}.")
+        self._notify(f"Unit {unit.name} failed, attempt {used} of {self._attempts.limit}: {error}.")
         self._backlog[group].appendleft(unit)
 
     def _give_up(self, unit: Unit, group: str, error: str) -> None:
@@ -276,7 +276,7 @@ class Scheduler:
         now = self._clock()
         if now < self._deadlines_at:
             return
-        self._deadlines_at = now + _DEADLINES_EVERY_S
+        self._deadlines_at = now + _DEADLINE_CHECK_INTERVAL_S
         for number in self._pools.late(self._allowed_s):
             allowed = self._allowed_s(self._pools[number])
             self._backend.dismiss(number)

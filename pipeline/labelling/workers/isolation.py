@@ -37,7 +37,7 @@ _START_S = 600.0
 _POISON_IN_A_ROW = 10
 # Share of the machine's memory that a child may use if no limit is set; Ray kills whole workers at 0.95.
 _MEMORY_SHARE = 0.8
-_LOOK_EVERY_S = 0.05
+_POLL_INTERVAL_S = 0.05
 # Seconds to wait for the exit of a process that has closed its pipe.
 _DEATH_S = 10.0
 
@@ -212,7 +212,7 @@ class _Child:
             self._connection.send(task)
         while True:
             try:
-                message = self._connection.recv() if self._connection.poll(_LOOK_EVERY_S) else None
+                message = self._connection.recv() if self._connection.poll(_POLL_INTERVAL_S) else None
             except (EOFError, ConnectionResetError):
                 return _Loss(step, WORKER_DIED, self._cause_of_death())
             if isinstance(message, Step):
@@ -223,7 +223,7 @@ class _Child:
                 return result
             now = time.monotonic()
             if now >= look:
-                look = now + _LOOK_EVERY_S
+                look = now + _POLL_INTERVAL_S
                 if resident_memory(self._process.pid) > self._most_memory:
                     return _Loss(step, MEMORY_LIMIT, f"more than {self._most_memory / 1e6:,.0f} MB of memory")
                 if self._process.poll() is not None and not self._connection.poll():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_LOOK_EVERY_S = 0.1
+_POLL_INTERVAL_S = 0.1
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -37,7 +37,7 @@ def watch_memory(limit: int, exceeded: Callable[[], None]) -> None:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(_LOOK_EVERY_S):
+        while not done.wait(_POLL_INTERVAL_S):
             if resident_memory(os.getpid()) > limit:
                 exceeded()
                 return

@@ -156,7 +156,7 @@ def test_a_pool_that_waits_for_a_worker_is_reported_but_no_error() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_pool_never_has_more_workers_than_there_are_units(count: int) -> None:
-    assert {pool.most for pool in pools(units=count, pools={"toxicity": {"min": 2}}).values()} == {count}
+    assert {pool.maximum for pool in pools(units=count, pools={"toxicity": {"min": 2}}).values()} == {count}
 
 
 def test_a_pool_does_not_grow_while_workers_are_starting() -> None:
