@@ -8,7 +8,7 @@ import torch
 from tests.benchmarks import gpu_training
 
 
-def test_every_way_is_measured_and_written_down(tmp_path, capsys):
+def test_every_variant_is_measured_and_recorded(tmp_path, capsys):
     output = tmp_path / "found.json"
     small = ["--device", "cpu", "--sizes", "nano", "--context", "32", "--vocabulary", "300", "--micro-batch", "2"]
     few = ["--accumulation", "2", "--steps", "2", "--warm-up", "1", "--no-compile", "--one-process"]
@@ -25,7 +25,7 @@ def test_every_way_is_measured_and_written_down(tmp_path, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys):
+def test_a_missing_gpu_is_reported(capsys):
     assert gpu_training.main([]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1

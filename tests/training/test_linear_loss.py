@@ -50,7 +50,7 @@ def computed(function, objective, leaves, labels, scores, *, scale=3.0, **option
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=25)
-def test_it_is_the_plain_loss(name, options, blocks, length, vocabulary, chunk, count, seed):
+def test_it_equals_the_plain_loss(name, options, blocks, length, vocabulary, chunk, count, seed):
     objective = build(name, **options)
     leaves, labels, scores = inputs_of(blocks, length, vocabulary, seed=seed)
     expected, their_gradients = computed(plain, objective, leaves, labels, scores, count=count)
@@ -65,7 +65,7 @@ def test_it_is_the_plain_loss(name, options, blocks, length, vocabulary, chunk, 
 
 @pytest.mark.parametrize(("name", "options"), EXAMPLES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_as_near_as_the_plain_form(name, options, dtype):
+def test_half_precision_is_as_accurate_as_the_plain_form(name, options, dtype):
     objective = build(name, **options)
     leaves, labels, scores = inputs_of(4, 16, 50, dtype=dtype)
     # The count of a large batch, and a loss scale that makes up for it: between the two nothing may vanish.
@@ -94,7 +94,7 @@ def test_it_stays_finite_however_certain_the_network_is(margin, aligned):
     assert hidden.grad.isfinite().all()
 
 
-def test_gradients_are_given_once_and_only_where_they_are_wanted():
+def test_gradients_are_computed_once_and_only_if_needed():
     objective = build("mle")
     (hidden, weight, _, _), labels, scores = inputs_of(1, 4, 9)
     assert not linear_loss(objective, hidden, weight, labels, scores).loss.requires_grad
@@ -136,7 +136,7 @@ def test_a_model_computes_its_loss_from_hidden_states(name, options, overrides):
         torch.testing.assert_close(each.grad, theirs[key], rtol=1e-9, atol=1e-12)
 
 
-def test_where_an_architecture_does_more_to_its_logits_all_of_them_are_computed(tmp_path):
+def test_all_logits_are_computed_for_a_nonlinear_head(tmp_path):
     from transformers import GraniteConfig
 
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

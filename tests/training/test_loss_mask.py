@@ -30,7 +30,7 @@ def code_dataset(tmp_path_factory):
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=60)
-def test_mle_is_pytorchs_ignore_index_up_to_the_divisor(above, ids, count, seed):
+def test_mle_equals_pytorchs_ignore_index_up_to_the_divisor(above, ids, count, seed):
     (hidden, weight, bias, _), labels, scores = inputs_of(2, 7, 6, seed=seed)
     logits = torch.nn.functional.linear(hidden, weight, bias).requires_grad_()
     found = build("mle", mask=LossMask(ids, above)).loss(logits, labels, scores, count=count)
@@ -55,7 +55,7 @@ def test_mle_is_pytorchs_ignore_index_up_to_the_divisor(above, ids, count, seed)
 @pytest.mark.parametrize(("name", "options"), EXAMPLES)
 @given(length=st.integers(2, 9), chunk=st.integers(1, 30), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=15)
-def test_from_hidden_states_it_is_the_plain_form(name, options, length, chunk, seed):
+def test_the_mask_from_hidden_states_equals_the_plain_form(name, options, length, chunk, seed):
     objective = build(name, **options, mask=LossMask(CONTROL, 0.1))
     leaves, labels, scores = inputs_of(2, length, 6, seed=seed)
     expected, their_gradients = computed(plain, objective, leaves, labels, scores)
@@ -106,7 +106,7 @@ def test_a_run_with_masked_tags_and_worst_sentences_counts_them(tmp_path, code_d
     assert again.step == facts.step == 12
 
 
-def test_a_percentile_is_of_the_streams_sentences(tmp_path, code_dataset):
+def test_a_percentile_refers_to_the_streams_sentences(tmp_path, code_dataset):
     data = prepare(job_config(code_dataset, tmp_path / "run", "mle", objective__mask_above="p80"))
     kept, sentences = data.stream.count_aligned(data.objective.mask.above)
     assert 0.8 <= kept / sentences < 1
@@ -115,7 +115,7 @@ def test_a_percentile_is_of_the_streams_sentences(tmp_path, code_dataset):
 
 
 @pytest.mark.parametrize("above", [-0.01, 0.05])
-def test_the_end_of_a_document_is_learnt_also_where_the_limit_is_a_margin_below_0(tmp_path, above):
+def test_the_end_of_a_document_is_learnt_with_a_negative_limit(tmp_path, above):
     scores = {"long": lambda each: len(each) / 1000, "short": lambda each: 1 / (1 + len(each))}
     texts = [f"{'x' * (7 * number)} y. And {number}. " * 3 for number in range(40)]
     dataset = make_dataset(tmp_path / "labelled", texts, scores, {"long": 0.2, "short": 0.5})
@@ -146,7 +146,7 @@ def test_masks_that_do_nothing_or_too_much_are_refused(tmp_path, code_dataset, o
 
 
 @pytest.mark.parametrize("value", ["p100", "99", "worst", "p-1"])
-def test_what_is_neither_score_nor_percentile_is_refused(tmp_path, code_dataset, value):
+def test_a_value_that_is_neither_score_nor_percentile_is_refused(tmp_path, code_dataset, value):
     if value == "99":
         assert job_config(code_dataset, tmp_path / "run", objective__mask_above=value).objective.mask_above == 99
         return

@@ -62,7 +62,7 @@ def test_filtering_and_conditional_are_mle_on_another_stream(name):
     assert build(name).loss(*batch).loss == build("mle").loss(*batch).loss
 
 
-def test_a_threshold_of_zero_is_a_threshold():
+def test_a_threshold_of_zero_is_valid():
     logits, labels, scores, _ = batch_of()
     scores[:, ::2] = 0
     objective = build("unlikelihood", threshold=0.0, alpha=1.0)
@@ -147,7 +147,7 @@ def test_rwr_weighs_by_the_reward_alone():
     assert objective.loss(logits, labels, scores * 0).loss == build("mle").loss(logits, labels, scores).loss
 
 
-def test_the_score_that_counts_is_the_predicted_tokens_own():
+def test_the_loss_uses_the_score_of_the_predicted_token():
     logits, labels, scores, _ = batch_of(b=1, t=3)
     scores = torch.tensor([[9.0, 0.0, 9.0]], dtype=torch.float64)
     metrics = build("unlikelihood", threshold=1.0, alpha=1.0).loss(logits, labels, scores).metrics
@@ -179,7 +179,7 @@ def test_metrics_are_detached_scalars_with_the_cross_entropy_among_them(name, op
 
 
 @pytest.mark.parametrize(("name", "options"), EXAMPLES)
-def test_half_precision_logits_are_computed_with_in_float32(name, options):
+def test_half_precision_logits_are_converted_to_float32(name, options):
     logits, labels, scores, values = batch_of(dtype=torch.float32)
     half = build(name, **options).loss(logits.bfloat16(), labels, scores, values.bfloat16()).loss
     full = build(name, **options).loss(logits.bfloat16().float(), labels, scores, values.bfloat16().float()).loss
@@ -187,14 +187,14 @@ def test_half_precision_logits_are_computed_with_in_float32(name, options):
     assert half == full
 
 
-def test_soft_unlikelihood_takes_scores_above_one_for_one():
+def test_soft_unlikelihood_clamps_scores_to_one():
     logits, labels, scores, _ = batch_of()
     objective = build("unlikelihood_soft", alpha=1.0)
     high, one = scores * 0 + 5, scores * 0 + 1
     assert objective.loss(logits, labels, high).loss == objective.loss(logits, labels, one).loss
 
 
-def test_what_a_model_and_a_stream_need_is_said_by_the_objective():
+def test_objectives_declare_what_they_need():
     assert {name for name, kind in OBJECTIVES.items() if kind.needs_values} == {"awr"}
     assert {name for name, kind in OBJECTIVES.items() if kind.tags} == {"conditional"}
     assert {name for name, kind in OBJECTIVES.items() if kind.filters} == {"filtering"}
@@ -214,6 +214,6 @@ def test_what_a_model_and_a_stream_need_is_said_by_the_objective():
         ("conditional", {"beta": 1.0}, "conditional has no beta"),
     ],
 )
-def test_wrong_options_are_refused_when_it_is_built(name, options, message):
+def test_invalid_options_are_refused_by_build(name, options, message):
     with pytest.raises(UserError, match=message):
         build(name, **options)

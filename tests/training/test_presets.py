@@ -55,14 +55,14 @@ def test_a_preset_makes_a_valid_configuration_and_objective(task, objective):
     assert (options.drop_tags is not None) == built.tags
 
 
-def test_objectives_without_a_threshold_report_by_that_of_conditional():
+def test_objectives_without_a_threshold_use_that_of_conditional_for_reports():
     assert preset_threshold("toxicity", "mle") == 5.6e-4
     assert preset_threshold("toxicity", "unlikelihood_soft") == 5.6e-4
     assert preset_threshold("pii", "unlikelihood") == 0.0
     assert preset_threshold("my_own", "conditional") is None
 
 
-def test_which_scorer_a_presets_numbers_hold_for():
+def test_presets_apply_only_to_the_papers_scorers():
     def entry(kind, **options):
         return ScorerEntry(kind=kind, options=options, fingerprint="f")
 

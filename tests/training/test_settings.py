@@ -7,7 +7,7 @@ from training.settings import fill_in, resolve_config
 FLAGS = {"output": "runs/a", "task": "toxicity", "data": {"dataset": "labelled"}}
 
 
-def test_a_preset_lies_under_the_file_under_flags_under_set(tmp_path):
+def test_a_preset_is_overridden_by_file_flags_and_set(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("objective: {name: awr, alpha: 0.4}\ntraining: {batch_size: 32, learning_rate: 0.1, seed: 1}\n")
     flags = {**FLAGS, "training": {"learning_rate": 0.2, "seed": None}}
@@ -19,7 +19,7 @@ def test_a_preset_lies_under_the_file_under_flags_under_set(tmp_path):
     assert config.training.seed == 1  # a flag of None was not given
 
 
-def test_columns_of_flags_take_the_place_of_the_files(tmp_path):
+def test_columns_of_flags_replace_those_of_the_file(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("data: {columns: {toxicity: 2, style: 1}, held_out: 0.2}\n")
 
@@ -39,7 +39,7 @@ def test_columns_of_flags_take_the_place_of_the_files(tmp_path):
         ("objective: {name: rwr}", {"objective": {"name": "awr"}}, ["task=pep8"]),
     ],
 )
-def test_the_preset_is_that_of_the_task_and_objective_that_win(tmp_path, file, flags, overrides):
+def test_the_preset_follows_the_effective_task_and_objective(tmp_path, file, flags, overrides):
     path = tmp_path / "run.yaml"
     path.write_text(file)
     config = resolve_config(path, {"output": "o", "data": {"dataset": "d"}, **flags}, overrides)
@@ -66,7 +66,7 @@ def test_a_threshold_of_zero_is_kept():
         (["model.name=tiny", "model.overrides.n_positions=2048"], 1024),
     ],
 )
-def test_the_context_is_1024_tokens_or_what_the_model_has_positions_for(overrides, length):
+def test_the_context_is_1024_tokens_or_the_models_limit(overrides, length):
     assert resolve_config(flags=FLAGS, overrides=overrides).data.context_length == length
 
 
@@ -104,7 +104,7 @@ def test_the_column_is_the_tasks_unless_given():
         (FLAGS, ["model.name=gigantic/model/of/mine"], "gigantic"),
     ],
 )
-def test_what_is_wrong_is_named(flags, overrides, message):
+def test_invalid_settings_are_named(flags, overrides, message):
     with pytest.raises(UserError, match=message):
         resolve_config(flags=flags, overrides=overrides)
 
@@ -118,14 +118,14 @@ def test_what_is_wrong_is_named(flags, overrides, message):
         (b"training: {num_tokens: 1.5e0}", r"training\.num_tokens: Input should be a valid integer"),
     ],
 )
-def test_a_file_that_says_nothing_is_refused(tmp_path, content, message):
+def test_an_empty_file_is_refused(tmp_path, content, message):
     file = tmp_path / "run.yaml"
     file.write_bytes(content)
     with pytest.raises(UserError, match=message):
         resolve_config(file, FLAGS)
 
 
-def test_a_file_writes_numbers_as_set_does(tmp_path):
+def test_numbers_in_a_file_are_read_as_in_set(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("training: {num_tokens: 1e6, batch_size: 6.4e+1}")
     training = resolve_config(file, FLAGS).training

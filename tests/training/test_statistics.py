@@ -52,7 +52,7 @@ def test_intervals_hold_their_estimate(values: list[float]) -> None:
     assert min(values) - 1e-9 <= estimate.low <= estimate.high <= max(values) + 1e-9
 
 
-def test_nothing_has_no_estimate_and_one_value_no_interval() -> None:
+def test_no_values_give_no_estimate_and_one_value_no_interval() -> None:
     assert statistics.mean([]) is None
     assert statistics.share(0, 0) is None
     assert statistics.distinct([[], [1]], 2) is None

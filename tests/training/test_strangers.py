@@ -96,7 +96,7 @@ def test_a_run_whose_folder_is_a_link_works(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "exported" / "model.safetensors").is_file()
 
 
-def test_links_that_wandb_makes_are_its_own_affair(run: Path) -> None:
+def test_links_created_by_wandb_are_allowed(run: Path) -> None:
     (run / "wandb" / "run-1" / "logs").mkdir(parents=True)
     (run / "wandb" / "latest-run").symlink_to("run-1")
     (run / "wandb" / "run-1" / "logs" / "debug-core.log").symlink_to("/tmp/core-debug.log")
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_step_is_damaged(run: Path) -> None:
         assert reason in found.reason
 
 
-def test_an_export_replaces_no_link(run: Path, tmp_path: Path) -> None:
+def test_an_export_does_not_replace_a_link(run: Path, tmp_path: Path) -> None:
     for target in ("home", "nowhere"):
         output = tmp_path / f"to-{target}"
         output.symlink_to(target)
@@ -143,7 +143,7 @@ def test_an_export_replaces_no_link(run: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["precious"]
 
 
-def test_a_comparison_writes_over_no_link(tmp_path: Path) -> None:
+def test_a_comparison_does_not_overwrite_a_link(tmp_path: Path) -> None:
     output = tmp_path / "output"
     output.mkdir()
     (output / "comparison.json").write_text("{}")
@@ -161,7 +161,7 @@ def store(code_dataset: Path, tmp_path: Path, trained: Path) -> Path:
     return folder
 
 
-def test_a_token_store_reads_no_file_elsewhere(store: Path, tmp_path: Path) -> None:
+def test_a_token_store_does_not_read_outside_its_folder(store: Path, tmp_path: Path) -> None:
     TokenStore.open(store)
     meta = json.loads((store / META_NAME).read_text())
     for path in HOSTILE:
@@ -184,7 +184,7 @@ def test_a_token_store_reads_no_file_elsewhere(store: Path, tmp_path: Path) -> N
         TokenStore.open(store)
 
 
-def test_an_array_of_a_store_is_as_long_as_its_file(store: Path) -> None:
+def test_an_array_longer_than_its_file_is_damaged(store: Path) -> None:
     whole = (store / "sentence_offsets.arrow").read_bytes()
     opened = TokenStore.open(store)
     length = struct.pack("<q", opened.num_sentences + 1)
@@ -213,7 +213,7 @@ def test_an_array_of_a_store_is_as_long_as_its_file(store: Path) -> None:
             _ = TokenStore(store, opened.meta).sentence_offsets
 
 
-def test_configs_of_a_model_may_hold_anything(run: Path) -> None:
+def test_a_model_with_any_config_never_crashes(run: Path) -> None:
     file = run / "model" / "generation_config.json"
     good = json.loads(file.read_text())
     for name, value in (("suppress_tokens", 5), ("suppress_tokens", ["x", -1]), ("eos_token_id", {"a": 1})):
@@ -241,7 +241,7 @@ def test_a_store_may_be_a_link_that_the_user_names(store: Path, tmp_path: Path) 
     assert TokenStore.open(tmp_path / "link").num_tokens
 
 
-def test_a_store_that_nobody_named_is_no_link(code_dataset: Path, tmp_path: Path, trained: Path, store: Path) -> None:
+def test_a_linked_default_store_is_refused(code_dataset: Path, tmp_path: Path, trained: Path, store: Path) -> None:
     dataset = open_dataset(str(shutil.copytree(code_dataset, tmp_path / "labelled")))
     config = RunFolder(trained).read_config().data
     _, ((found, _),) = tokenize(config.model_copy(update={"store": None}), [dataset])
@@ -265,7 +265,7 @@ def test_nothing_is_written_through_a_link_beside_the_dataset(
     assert list((tmp_path / "home").iterdir()) == []
 
 
-def test_a_lock_that_is_a_link_empties_no_file(tmp_path: Path) -> None:
+def test_a_linked_lock_does_not_truncate_its_target(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")
     (tmp_path / ".store.lock").symlink_to("precious")
     with pytest.raises(UserError, match="Cannot write"):
@@ -273,7 +273,7 @@ def test_a_lock_that_is_a_link_empties_no_file(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_an_evaluation_builds_nothing_where_the_run_says(run: Path, tmp_path: Path) -> None:
+def test_an_evaluation_builds_nothing_at_paths_from_the_run(run: Path, tmp_path: Path) -> None:
     config = RunFolder(run).read_config()
     elsewhere = config.data.model_copy(update={"store": str(tmp_path / "home" / "new")})
     assert main_data(config.model_copy(update={"data": elsewhere}), None).data.store is None
@@ -284,7 +284,7 @@ def test_an_evaluation_builds_nothing_where_the_run_says(run: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "a/b", ".."])
-def test_an_id_of_a_tracker_is_no_path(tmp_path: Path, name: str) -> None:
+def test_a_tracker_id_is_not_a_path(tmp_path: Path, name: str) -> None:
     file = tmp_path / "trackers.json"
     file.write_text(json.dumps({"wandb": {"id": "abc-1", "lines": 3, "sha256": "ab"}}))
     assert _known(file) == {"wandb": {"id": "abc-1", "lines": 3, "sha256": "ab"}}
@@ -295,7 +295,7 @@ def test_an_id_of_a_tracker_is_no_path(tmp_path: Path, name: str) -> None:
         assert _known(file) == {}
 
 
-def test_what_a_run_names_is_at_most_read(run: Path, tmp_path: Path, trained: Path, code_dataset: Path) -> None:
+def test_paths_in_a_run_are_only_read(run: Path, tmp_path: Path, trained: Path, code_dataset: Path) -> None:
     # Beside the dataset there is everything already.
     named = [(name, key) for name in ("run.json", "config.yaml") for key in strings_in(content_of(run / name))]
     assert {".".join(map(str, key)) for _, key in named} >= {"data.dataset", "data.tokenizer", "dataset.uri", "output"}
@@ -327,7 +327,7 @@ def test_what_a_run_names_is_at_most_read(run: Path, tmp_path: Path, trained: Pa
         (run / name).write_text(content)
 
 
-def test_a_configuration_of_nested_aliases_is_damaged(tmp_path: Path) -> None:
+def test_nested_aliases_are_damaged(tmp_path: Path) -> None:
     # Each list names the one before nine times: 9^12 values, were they written out.
     nested = "".join(f", &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12))
     (tmp_path / "config.yaml").write_text(f"model: {{overrides: {{k: [&a0 [x]{nested}]}}}}\n")
@@ -335,7 +335,7 @@ def test_a_configuration_of_nested_aliases_is_damaged(tmp_path: Path) -> None:
         RunFolder(tmp_path).read_config()
 
 
-def test_a_configuration_of_brackets_in_each_other_is_damaged_at_once(tmp_path: Path) -> None:
+def test_deeply_nested_brackets_are_damaged_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: " + "[" * 100_000)
     with pytest.raises(UserError, match="nested more than"):
         RunFolder(tmp_path).read_config()
@@ -358,7 +358,7 @@ def test_a_configuration_of_brackets_in_each_other_is_damaged_at_once(tmp_path: 
         '{"step": 1, "text": "' + "x" * 2_000_000 + '"}',
     ],
 )
-def test_a_line_that_holds_no_figures_is_damaged(tmp_path: Path, line: str) -> None:
+def test_a_line_without_figures_is_damaged(tmp_path: Path, line: str) -> None:
     good = '{"step": 1, "loss": 0.5, "grad_norm": null, "seconds": {"data": 1}, "validation": {"loss": 2}}'
     file = tmp_path / "metrics.jsonl"
     file.write_text(f"{good}\n{good[:20]}")
@@ -368,7 +368,7 @@ def test_a_line_that_holds_no_figures_is_damaged(tmp_path: Path, line: str) -> N
         RunFolder(tmp_path).read_metrics()
 
 
-def test_damaged_figures_are_none(tmp_path: Path) -> None:
+def test_damaged_figures_are_not_returned(tmp_path: Path) -> None:
     file = tmp_path / best.FIGURES_NAME
     file.write_text('{"4": {"loss": 1.5}}')
     assert best.read(tmp_path) == {4: {"loss": 1.5}}
@@ -387,7 +387,7 @@ def test_damaged_figures_are_none(tmp_path: Path) -> None:
         {"deepspeed": {"a": "@NaN"}},
     ],
 )
-def test_facts_that_no_run_has_are_damage(run: Path, changes: dict[str, Any]) -> None:
+def test_impossible_facts_are_damaged(run: Path, changes: dict[str, Any]) -> None:
     file = run / "run.json"
     file.write_text(re.sub(r'"@([^"]*)"', r"\1", json.dumps(json.loads(file.read_text()) | changes)))
     with pytest.raises(UserError, match=r"run\.json is damaged, or of another version of phf, at "):
@@ -415,7 +415,7 @@ def strings_in(value: Any, key: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
         yield key
 
 
-def test_a_model_may_be_made_of_links_as_in_the_hubs_cache(run: Path, tmp_path: Path) -> None:
+def test_a_model_may_consist_of_links_as_in_the_hub_cache(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "snapshots" / "1"
     folder.mkdir(parents=True)
     (run / "model").rename(tmp_path / "blobs")

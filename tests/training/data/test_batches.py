@@ -33,7 +33,7 @@ def test_the_permutation_is_a_bijection(n, key):
 
 @given(st.integers(1, 10**12), st.integers(0, 2**32), st.data())
 @settings(deadline=None)
-def test_it_is_evaluated_anywhere_without_the_rest(n, key, data):
+def test_the_permutation_is_evaluated_at_any_point_alone(n, key, data):
     chosen = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20, unique=True))
     together = permute(np.array(chosen), n, key)
     assert len(set(together.tolist())) == len(chosen)
@@ -68,7 +68,7 @@ def test_epochs_and_seeds_differ_and_small_ranges_are_shuffled_evenly():
     assert max(counts.values()) < 150
 
 
-def test_neighbours_are_torn_apart():
+def test_neighbouring_blocks_are_separated():
     order = block_index(np.arange(10_000), 10_000, 3)
     assert abs(np.corrcoef(np.arange(10_000), order)[0, 1]) < 0.05
     assert np.mean(np.diff(order) == 1) < 0.001
@@ -96,18 +96,18 @@ def test_a_batch_is_a_pure_function_of_the_step():
     assert late == ids(source.batch(10**9))
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused():
+def test_a_batch_size_not_divisible_by_the_ranks_is_refused():
     with pytest.raises(UserError, match=r"training\.batch_size=10.*3 ranks"):
         BatchSource(Numbers(5), 10, 0).rank_batch(0, 0, 3)
 
 
-def test_splitmix64_is_the_published_one():
+def test_splitmix64_matches_the_published_outputs():
     # The first outputs of the generator seeded with 0; its state grows by the golden gamma.
     gamma = 0x9E3779B97F4A7C15
     assert splitmix64(np.array([0, gamma], dtype=np.uint64)).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
 
-def test_uniform_is_below_a_share_as_often_as_it_says():
+def test_uniform_is_below_a_share_with_that_frequency():
     numbers = uniform(combine(7, np.arange(100_000)))
     assert numbers.min() >= 0
     assert numbers.max() < 1

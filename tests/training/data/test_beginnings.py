@@ -37,7 +37,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_exported_folder_begins_texts_as_training_does(tmp_path, name):
+def test_an_exported_tokenizer_begins_texts_as_in_training(tmp_path, name):
     make, bos, eos = KINDS[name]
     tokenizer = wrap_tokenizer(name, make())
     assert (tokenizer.bos_id, tokenizer.eos_id) == (bos, eos)
@@ -68,7 +68,7 @@ def test_a_tokenizer_that_begins_texts_with_several_tokens_is_refused():
         wrap_tokenizer("glm", byte_level(add="<s> </s> $A"))
 
 
-def test_the_fingerprints_of_tokenizers_that_nothing_is_changed_for_stay():
+def test_fingerprints_of_unchanged_tokenizers_are_stable():
     # Stores and runs that were made before go on.
     for fast in (byte_tokenizer(), byte_level(), byte_level(add="$A </s>")):
         content = f"{fast.backend_tokenizer.to_str()}\n{fast.eos_token_id}"
@@ -78,7 +78,7 @@ def test_the_fingerprints_of_tokenizers_that_nothing_is_changed_for_stay():
         assert wrap_tokenizer("t", fast).fingerprint != hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def test_an_older_runs_model_is_exported_as_it_was_trained(tmp_path):
+def test_an_older_run_is_exported_with_eos_as_its_beginning(tmp_path):
     # Its documents began with EOS, whatever its tokenizer puts first.
     tokenizer = byte_level(add="<s> $A")
     model = build_model(ModelConfig(name="nano"), Vocabulary(len(tokenizer), EOS))
@@ -122,7 +122,7 @@ def test_training_with_a_beginning_token(tmp_path, code_dataset):
     assert RunFolder(tmp_path / "run").read_facts().tokenizer.bos_id == BOS
 
 
-def test_documents_are_apart_from_their_beginning_on():
+def test_document_masking_separates_documents_at_bos():
     model = build_model(ModelConfig(name="nano"), Vocabulary(40, 5, bos_id=6), document_masking=True).eval()
     logits, _ = model(torch.tensor([[1, 2, 5, 6, 7, 8]]))
     for part in (slice(0, 3), slice(3, 6)):

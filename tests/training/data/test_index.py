@@ -33,7 +33,7 @@ def content(stream):
     return (batch.input_ids.tolist(), batch.scores.tolist(), stream.statistics, stream.document_means().tolist())
 
 
-def test_what_was_kept_is_what_is_computed(store, monkeypatch):
+def test_a_cached_layout_equals_the_computed_one(store, monkeypatch):
     streams = [options_of(context_length=16, **given) for given in OPTIONS]
     computed = [content(Stream(store, "x", options)) for options in streams]
     assert len({str(each) for each in computed}) == len(OPTIONS)
@@ -45,7 +45,7 @@ def test_what_was_kept_is_what_is_computed(store, monkeypatch):
     assert Stream(store, "x", other).num_tokens == computed[6][2]["tokens"]
 
 
-def test_the_layouts_of_two_tags_keep_their_names():
+def test_cache_keys_of_layouts_are_stable():
     # Kept ones of large stores took seconds to compute.
     options = StreamOptions(
         1024, 0, held_out=0.01, tag_bounds=(5.6e-4,), tag_ids=(1, 2), drop_tags=0.01, seed=42, findings="any"
@@ -55,7 +55,7 @@ def test_the_layouts_of_two_tags_keep_their_names():
 
 
 @pytest.mark.parametrize("damage", [b"", b"ARROW1 but not really"])
-def test_what_is_damaged_is_computed_again(store, damage):
+def test_a_damaged_cache_is_computed_again(store, damage):
     options = options_of(context_length=16, tag_bounds=(0.5,), drop_tags=0.3)
     expected = content(Stream(store, "x", options))
     (file,) = (store.path / layout.FOLDER).glob("*/piece_starts.arrow")
@@ -68,13 +68,13 @@ def test_what_is_damaged_is_computed_again(store, damage):
     assert file.read_bytes() == whole
 
 
-def test_where_it_cannot_be_kept_it_is_computed_each_time(store):
+def test_without_a_writable_cache_the_layout_is_computed_each_time(store):
     (store.path / layout.FOLDER).write_text("where the folder should be")
     options = options_of(context_length=16)
     assert content(Stream(store, "x", options)) == content(Stream(store, "x", options))
 
 
-def test_blocks_say_which_documents_they_are_cut_from(store):
+def test_documents_in_lists_the_documents_of_blocks(store):
     stream = Stream(store, "x", options_of(context_length=16, held_out=0.3))
     owners = []
     for index in stream.documents:

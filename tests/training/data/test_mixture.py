@@ -47,14 +47,14 @@ def ids(batch):
 
 
 @given(WEIGHTS)
-def test_a_group_has_every_share_to_the_block(weights):
+def test_group_counts_match_the_shares_to_the_block(weights):
     shares = shares_of(weights)
     counts = group_counts(shares)
     assert sum(counts) == GROUP
     assert all(abs(count - share * GROUP) < 1 for count, share in zip(counts, shares, strict=True))
 
 
-def test_what_is_over_goes_to_the_largest_remainders():
+def test_leftover_blocks_go_to_the_largest_remainders():
     third = Fraction(1, 3)
     assert group_counts((third, third, third)) == (1366, 1365, 1365)
     assert group_counts((Fraction(7, 10), Fraction(3, 10))) == (2867, 1229)
@@ -62,7 +62,7 @@ def test_what_is_over_goes_to_the_largest_remainders():
 
 @given(WEIGHTS, st.integers(0, 2**32), st.integers(0, 10**9))
 @settings(deadline=None, max_examples=30)
-def test_every_group_holds_the_counts_and_numbers_each_dataset_without_a_gap(weights, seed, first_group):
+def test_every_group_has_its_counts_and_numbers_each_dataset_without_gaps(weights, seed, first_group):
     counts = group_counts(shares_of(weights))
     numbers = np.arange(first_group * GROUP, (first_group + 2) * GROUP)
     chosen, before = interleave(numbers, counts, seed)
@@ -74,7 +74,7 @@ def test_every_group_holds_the_counts_and_numbers_each_dataset_without_a_gap(wei
 
 @given(WEIGHTS, st.integers(0, 2**32), st.lists(st.integers(0, 10**12), min_size=1, max_size=20))
 @settings(deadline=None, max_examples=30)
-def test_a_block_depends_on_its_number_alone(weights, seed, numbers):
+def test_a_block_depends_only_on_its_number(weights, seed, numbers):
     source = source_of([7 + weight for weight in weights], shares_of(weights), seed=seed)
     chosen, block = source.places(np.array(numbers))
     for number, dataset, index in zip(numbers, chosen.tolist(), block.tolist(), strict=True):
@@ -84,7 +84,7 @@ def test_a_block_depends_on_its_number_alone(weights, seed, numbers):
 
 @given(st.lists(st.integers(1, 900), min_size=2, max_size=4), st.data())
 @settings(deadline=None, max_examples=30)
-def test_each_dataset_is_gone_through_once_an_epoch(sizes, data):
+def test_each_epoch_reads_every_block_of_a_dataset_once(sizes, data):
     weights = data.draw(st.lists(st.integers(10, 99), min_size=len(sizes), max_size=len(sizes)))
     chosen, block = source_of(sizes, shares_of(weights)).places(np.arange(2 * GROUP))
     for dataset, size in enumerate(sizes):
@@ -108,7 +108,7 @@ def test_the_order_does_not_depend_on_the_batch_size():
     assert list(of_small) == list(chain(*(ids(large.batch(step)) for step in range(600))))
 
 
-def test_shares_hold_nearly_everywhere_and_equal_datasets_have_other_orders():
+def test_any_window_has_nearly_the_shares_and_equal_datasets_differ_in_order():
     source = source_of([5000, 5000], (Fraction(1, 2), Fraction(1, 2)))
     chosen, block = source.places(np.arange(2 * GROUP))
     of_256 = chosen.reshape(-1, 256).mean(axis=1)
@@ -117,7 +117,7 @@ def test_shares_hold_nearly_everywhere_and_equal_datasets_have_other_orders():
     assert np.mean(block[chosen == 0] == block[chosen == 1]) < 0.01
 
 
-def test_where_a_batch_is_from_is_told_by_dataset():
+def test_origin_lists_blocks_and_rows_by_dataset():
     source = source_of([50, 30], (Fraction(3, 4), Fraction(1, 4)), batch_size=16)
     told = source.origin(7)
     assert [each["dataset"] for each in told["datasets"]] == ["a", "b"]
@@ -127,6 +127,6 @@ def test_where_a_batch_is_from_is_told_by_dataset():
         assert part["dataset_rows"] == sorted({each // 10 for each in part["blocks"]})
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused():
+def test_a_batch_size_not_divisible_by_the_ranks_is_refused():
     with pytest.raises(UserError, match=r"training\.batch_size=8.*3 ranks"):
         source_of([5, 5], (Fraction(1, 2), Fraction(1, 2))).rank_batch(0, 0, 3)

@@ -31,7 +31,7 @@ from training.objectives import MLE, build
         ),
     ],
 )
-def test_phases_have_the_steps_and_the_documents_of_their_shares(settings, steps, expected):
+def test_phases_get_steps_and_documents_by_their_shares(settings, steps, expected):
     phases = plan_phases(ObjectiveConfig(name="conditional", **settings), steps)
     assert [(phase.name, phase.first, phase.end, phase.part) for phase in phases] == expected
 
@@ -45,12 +45,12 @@ def test_phases_have_the_steps_and_the_documents_of_their_shares(settings, steps
         ({"name": "conditional", "starts_at": 0.5}, 1, "A run of 1 step is too short"),
     ],
 )
-def test_what_cannot_be_cut_into_phases_is_refused(settings, steps, message):
+def test_invalid_phases_are_refused(settings, steps, message):
     with pytest.raises(UserError, match=message):
         plan_phases(ObjectiveConfig(**settings), steps)
 
 
-def test_batches_are_those_of_the_phase_from_its_own_beginning():
+def test_each_phase_starts_at_the_beginning_of_its_own_order():
     phases = (Phase("plain", 0, 3), Phase("preferences", 3, 10), Phase("cooldown", 10, 12))
     sources = tuple(BatchSource(Numbers(number, 9 + number), 4, 1) for number in range(3))
     source = PhasedSource(phases, sources, 4)
@@ -73,7 +73,7 @@ def store(tmp_path):
     return make_store(tmp_path / "store", documents, hashes=hashes)
 
 
-def test_no_document_is_in_two_phases_and_none_is_lost(store):
+def test_every_document_is_in_exactly_one_phase(store):
     def documents(**given):
         return Stream(store, "x", options_of(held_out=0.2, **given)).documents.tolist()
 
@@ -93,7 +93,7 @@ def test_no_document_is_in_two_phases_and_none_is_lost(store):
     assert "other_phases" not in whole.statistics["documents_left_out"]
 
 
-def test_a_run_of_one_phase_finds_the_layout_that_was_kept_before_there_were_phases():
+def test_a_single_phase_uses_layouts_cached_before_phases_existed():
     options = options_of(context_length=16, held_out=0.3, filter_threshold=0.5)
     assert _key("x", options) == "83bdd86fccc04127ac77346c31c2167c"
     others = {_key("x", options_of(held_out=0.3, part=part)) for part in (None, (0.0, 0.5), (0.5, 1.0))}
@@ -101,7 +101,7 @@ def test_a_run_of_one_phase_finds_the_layout_that_was_kept_before_there_were_pha
 
 
 @pytest.mark.parametrize("w_max", [0.5, 1000.0])
-def test_before_its_start_awr_weighs_every_token_alike_and_trains_its_value_head(w_max):
+def test_before_the_preferences_awr_has_equal_weights_and_trains_its_value_head(w_max):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 5, 11, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 11, (2, 5), generator=generator)
@@ -117,12 +117,12 @@ def test_before_its_start_awr_weighs_every_token_alike_and_trains_its_value_head
 
 
 @pytest.mark.parametrize("name", ["filtering", "conditional", "unlikelihood", "unlikelihood_soft", "rwr"])
-def test_before_their_start_the_others_are_maximum_likelihood(name):
+def test_before_the_preferences_other_objectives_are_maximum_likelihood(name):
     options = {"unlikelihood": {"alpha": 1.0}, "unlikelihood_soft": {"alpha": 1.0}, "rwr": {"beta": 1.0}}
     assert build(name, threshold=0.5, **options.get(name, {})).plain() == MLE()
 
 
-def test_a_stream_of_its_own_part_is_not_cut_by_tags_or_order(store):
+def test_parts_do_not_depend_on_tags_or_order(store):
     plain = Stream(store, "x", options_of(part=(0.0, 0.5)))
     tagged = Stream(store, "x", options_of(part=(0.0, 0.5), tag_bounds=(0.3,)))
     assert np.array_equal(plain.documents, tagged.documents)

@@ -60,7 +60,7 @@ FLOATS = st.floats(0, 2.0**100, width=32)
     st_numpy.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from([0, 0.1, 0.2, 0.25, 1, 7])),
     st.integers(2, 9),
 )
-def test_quantiles_make_classes_of_which_none_is_empty(scores, classes):
+def test_quantile_classes_are_never_empty(scores, classes):
     if (scores == scores.max()).mean() > 1 - 1 / classes:
         with pytest.raises(UserError, match=f"objective.quantiles={classes}: so many"):
             quantile_bounds(scores, classes)
@@ -76,7 +76,7 @@ def test_quantiles_make_classes_of_which_none_is_empty(scores, classes):
         assert size <= -(-len(scores) // classes) + np.count_nonzero(scores == np.float32(bound))
 
 
-def test_classes_of_one_size_where_no_scores_are_equal(prepared):
+def test_classes_are_equally_large_for_distinct_scores(prepared):
     data = prepared("conditional", "objective.quantiles=4", "objective.drop_tags=0", "data.column=toxicity")
     tags = data.stream.statistics["tags"]
     assert list(tags) == ["quantile_1", "quantile_2", "quantile_3", "quantile_4", "dropped"]
@@ -93,7 +93,7 @@ def test_classes_of_one_size_where_no_scores_are_equal(prepared):
     assert worst.startswith("<|endoftext|><|quantile_1|>Sentence 99")
 
 
-def test_two_quantiles_are_the_pair_at_the_median(prepared):
+def test_two_quantiles_split_at_the_median(prepared):
     halves = prepared("conditional", "objective.quantiles=2")
     median = halves.stream.options.tag_bounds[0]
     pair = prepared("conditional", f"objective.threshold={median!r}")
@@ -103,7 +103,7 @@ def test_two_quantiles_are_the_pair_at_the_median(prepared):
     assert halves.control_ids == halves.tokenizer.control_ids(2)
 
 
-def test_equal_scores_are_one_class_and_the_plan_says_so(prepared):
+def test_equal_scores_share_a_class_and_the_plan_reports_it(prepared):
     data = prepared("conditional", "objective.quantiles=8", task="ties")
     assert "3 classes of 8 asked for" in data.threshold.detail
     assert data.stream.options.tag_bounds == (0.0, float(np.float32(0.1)))
@@ -116,7 +116,7 @@ def test_equal_scores_are_one_class_and_the_plan_says_so(prepared):
     st.tuples(st.floats(1e-30, 1e5), st.floats(1e-30, 1e5)),
 )
 @settings(max_examples=300)
-def test_combined_alignment_is_the_and_of_the_columns(scores, limits, weights):
+def test_combined_alignment_requires_every_column(scores, limits, weights):
     combination = Combination((("a", weights[0]), ("b", weights[1])), limits)
     columns = [np.array(column, dtype=np.float32) for column in zip(*scores, strict=True)]
     # Scores at the threshold and next to it, where rounding could tell.
@@ -134,7 +134,7 @@ def test_combined_alignment_is_the_and_of_the_columns(scores, limits, weights):
     assert ((means <= 0) == expected).all()
 
 
-def test_a_document_without_one_of_the_scores_is_left_out_and_counted(prepared):
+def test_documents_missing_a_score_are_left_out_and_counted(prepared):
     data = prepared("rwr", BOTH)
     assert data.stream.column == "1.0*toxicity+0.5*pii"
     assert data.stream.statistics["documents_left_out"]["null_score"] == 10
@@ -148,7 +148,7 @@ def test_a_document_without_one_of_the_scores_is_left_out_and_counted(prepared):
 
 
 @pytest.mark.parametrize("objective", ["conditional", "unlikelihood"])
-def test_a_sentence_is_aligned_by_all_columns_or_not_at_all(prepared, objective):
+def test_a_sentence_is_aligned_only_if_all_columns_agree(prepared, objective):
     data = prepared(objective, BOTH, "objective.thresholds.toxicity=0.0505")
     assert data.threshold.origin == "columns"
     assert "toxicity <= 0.0505 (objective.threshold), pii <= 0 (the dataset's" in data.threshold.detail
@@ -163,24 +163,24 @@ def test_a_sentence_is_aligned_by_all_columns_or_not_at_all(prepared, objective)
     assert prepare(data.config).stream.column == data.stream.column
 
 
-def test_filtering_keeps_documents_that_every_column_would_keep(prepared):
+def test_filtering_keeps_documents_kept_by_every_column(prepared):
     data = prepared("filtering", BOTH, "objective.thresholds={toxicity: 0.0301, pii: 0.1}")
     assert data.stream.documents.tolist() == [n for n in range(30) if n % 2 == 0]
 
 
-def test_quantiles_of_several_columns_are_of_their_sum(prepared):
+def test_quantiles_of_several_columns_use_their_weighted_sum(prepared):
     data = prepared("conditional", BOTH, "objective.quantiles=3")
     assert data.stream.column == "1.0*toxicity+0.5*pii"
     assert len(data.control_ids) == 3
 
 
-def test_one_column_of_several_is_its_own_scores(prepared):
+def test_a_single_combined_column_has_its_own_scores(prepared):
     one, plain = prepared("rwr", "data.columns={toxicity: 1}"), prepared("rwr")
     every = range(plain.stream.num_blocks)
     assert (one.stream.blocks(every).scores == plain.stream.blocks(every).scores).all()
 
 
-def test_the_scores_of_a_large_store_are_kept_beside_it(prepared, monkeypatch):
+def test_combined_scores_of_a_large_store_are_cached(prepared, monkeypatch):
     import pickle
 
     from training.data import combined
@@ -222,12 +222,12 @@ def test_the_scores_of_a_large_store_are_kept_beside_it(prepared, monkeypatch):
         ("filtering", [BOTH, "objective.thresholds={toxicity: 9, pii: 9}"], "Set other objective.thresholds"),
     ],
 )
-def test_what_does_not_go_together_is_refused(prepared, objective, overrides, message):
+def test_conflicting_settings_are_refused(prepared, objective, overrides, message):
     with pytest.raises(UserError, match=message):
         prepared(objective, *overrides)
 
 
-def test_the_command_takes_columns_and_says_what_is_wrong(tmp_path, dataset, tokenizer):
+def test_the_command_accepts_columns_and_reports_errors(tmp_path, dataset, tokenizer):
     def train(*arguments):
         given = [str(dataset), "--output", str(tmp_path / "run"), "--task", "toxicity", "--model", "nano"]
         return CliRunner().invoke(phf.app, ["train", *given, "--tokenizer", tokenizer, *arguments])

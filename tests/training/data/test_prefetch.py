@@ -21,7 +21,7 @@ def threads():
     return [each for each in threading.enumerate() if each.name.startswith("batches")]
 
 
-def test_asked_for_in_any_order_each_step_has_its_own_batch():
+def test_each_step_gets_its_own_batch_in_any_order():
     with Prefetcher(number_batch, 10, CPU) as batches:
         for step in (0, 1, 1, 2, 7, 3, 9, 12, 0):
             batch = batches.get(step)
@@ -32,7 +32,7 @@ def test_asked_for_in_any_order_each_step_has_its_own_batch():
     assert not threads()
 
 
-def test_the_next_batches_are_assembled_while_a_step_is_computed_and_no_more_than_that():
+def test_the_next_batches_are_prefetched_up_to_the_limit():
     loaded, enough = [], threading.Event()
 
     def load(step):
@@ -49,7 +49,7 @@ def test_the_next_batches_are_assembled_while_a_step_is_computed_and_no_more_tha
     assert loaded == [0, 1, 2, 3]
 
 
-def test_what_goes_wrong_in_the_thread_is_raised_where_that_batch_is_asked_for():
+def test_an_error_in_the_thread_is_raised_by_get():
     def load(step):
         if step == 2:
             raise OSError(5, "Input/output error")
@@ -62,7 +62,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_that_batch_is_asked_for()
     assert not threads()
 
 
-def test_left_in_the_middle_it_ends_with_the_batch_at_hand():
+def test_leaving_the_context_ends_the_thread_after_its_current_batch():
     entered, go_on = threading.Event(), threading.Event()
     loaded = []
 
@@ -82,7 +82,7 @@ def test_left_in_the_middle_it_ends_with_the_batch_at_hand():
     assert loaded == [0, 1]
 
 
-def test_a_batch_that_cannot_be_read_ends_the_run_with_its_own_error(tmp_path, code_dataset, monkeypatch):
+def test_an_unreadable_batch_ends_the_run_with_its_error(tmp_path, code_dataset, monkeypatch):
     original = BatchSource.rank_batch
 
     def fail(source, step, rank, world):
@@ -102,7 +102,7 @@ def test_a_batch_that_cannot_be_read_ends_the_run_with_its_own_error(tmp_path, c
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_for_a_gpu_batches_lie_in_page_locked_memory():
+def test_batches_for_a_gpu_are_in_page_locked_memory():
     with Prefetcher(number_batch, 10, torch.device("cuda", 0)) as batches:
         batch = batches.get(0)
         assert batch.input_ids.is_pinned()

@@ -70,7 +70,7 @@ def counted(folder, texts, fast):
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(st.lists(st.one_of(HOSTILE, SPECIAL), max_size=4).map("".join))
 @settings(deadline=None, max_examples=60)
-def test_the_sentences_of_a_document_decode_to_its_text(tokenizers, name, text):
+def test_sentences_of_a_document_decode_to_its_text(tokenizers, name, text):
     tokenizer = tokenizers[name]
     sentences = sentences_of(text, "prose")
     ids, lengths = tokenizer.encode(sentences, np.arange(len(sentences)) == 0)
@@ -94,7 +94,7 @@ def test_the_first_sentence_is_encoded_as_the_tokenizer_encodes_a_text(tokenizer
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-def test_tokens_stand_where_their_text_is(tokenizers, name):
+def test_spans_of_tokens_match_their_text(tokenizers, name):
     tokenizer = tokenizers[name]
     sentences = ["def f(x):\n", "    return x\n", "y = 1\n"]
     first = np.array([True, False, False])
@@ -137,7 +137,7 @@ LOSSY = {
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_what_a_tokenizer_changes_is_counted_and_named(tmp_path, name):
+def test_changes_are_counted_by_kind(tmp_path, name):
     make, changes = LOSSY[name]
     trips, store, tokenizer = counted(tmp_path / "labelled", PROSE, make())
     assert trips.changes == changes
@@ -151,7 +151,7 @@ def test_what_a_tokenizer_changes_is_counted_and_named(tmp_path, name):
     assert json.loads((store.path / FOLDER / COUNTS).read_text())["changed"] == trips.changed
 
 
-def test_of_spaces_at_a_beginning_one_may_be_the_tokenizers_own(tmp_path):
+def test_one_leading_space_may_be_the_prefix_space(tmp_path):
     texts = [" a table opens.", "   a table opens."]
     squeezing = unigram(normalizer=normalizers.Replace(Regex(" +"), " "))
     trips, store, tokenizer = counted(tmp_path / "labelled", texts, squeezing)
@@ -161,7 +161,7 @@ def test_of_spaces_at_a_beginning_one_may_be_the_tokenizers_own(tmp_path):
     assert [is_text(decoded, *place, prefixed=True) for place in places] == [True, False]
 
 
-def test_the_name_of_a_token_in_a_text_is_no_token():
+def test_names_of_tokens_in_a_text_are_plain_text():
     # Of what transformers reads as an end of text, in the text of somebody else.
     text, fast = "a </s> is <unk>. A</s><0x41>", unigram_with_bytes()
     tokenizer = wrap_tokenizer("theirs", fast)
@@ -173,7 +173,7 @@ def test_the_name_of_a_token_in_a_text_is_no_token():
         wrap_tokenizer("words", word_level("|"))
 
 
-def test_words_with_one_space_between_are_no_loss(tmp_path):
+def test_single_spaces_between_words_are_lossless(tmp_path):
     # The space before each word is then that of the text, between sentences too.
     trips, _, tokenizer = counted(
         tmp_path / "labelled", ["a table opens. it is nice. a window is a table."], unigram(words=True)
@@ -182,7 +182,7 @@ def test_words_with_one_space_between_are_no_loss(tmp_path):
     assert not tokenizer.prefixes
 
 
-def test_one_document_in_a_thousand_is_a_warning(tmp_path):
+def test_one_changed_document_in_a_thousand_is_a_warning(tmp_path):
     # U+2581 is a space to SentencePiece, in Llama's own training too.
     texts = ["a table opens."] * 999 + ["a ▁ bar. it is nice."]
     trips, _, tokenizer = counted(tmp_path / "labelled", texts, llama())
@@ -194,7 +194,7 @@ def test_one_document_in_a_thousand_is_a_warning(tmp_path):
         refuse_changes(two, tokenizer, "labelled", allowed=False)
 
 
-def test_a_store_that_was_built_before_is_counted_once(tmp_path, monkeypatch):
+def test_an_existing_store_is_counted_once(tmp_path, monkeypatch):
     tokenizer, dataset = wrap_tokenizer("theirs", word_piece()), dataset_of(tmp_path / "labelled", PROSE)
     store = ensure_store(dataset, tokenizer)
     assert not (store.path / FOLDER).exists()
@@ -208,7 +208,7 @@ def test_a_store_that_was_built_before_is_counted_once(tmp_path, monkeypatch):
         round_trips(store, dataset, tokenizer)
 
 
-def test_a_lossy_tokenizer_is_named_by_tokenize_and_refused_by_training(tmp_path):
+def test_a_lossy_tokenizer_is_reported_by_tokenize_and_refused_by_training(tmp_path):
     texts = [text + " a" * number for number in range(4) for text in PROSE]
     dataset = str(make_dataset(tmp_path / "labelled", texts, {"toxicity": lambda sentence: 0.0}))
     word_piece().save_pretrained(tmp_path / "bert")

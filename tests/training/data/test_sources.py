@@ -17,7 +17,7 @@ from training.data.sources import document_kind
         ("of-a-package-that-is-not-here", {}, "auto", "prose"),
     ],
 )
-def test_documents_are_what_was_asked_for_else_what_the_scorer_applies_to(
+def test_the_document_kind_is_the_setting_or_that_of_the_scorer(
     kind: str, options: dict[str, str], asked: str | None, documents: str
 ) -> None:
     entry = ScorerEntry(kind=kind, options=options, fingerprint="f")

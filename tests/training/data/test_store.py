@@ -52,7 +52,7 @@ def dataset(tmp_path):
 
 @pytest.mark.parametrize("shard_rows", [None, 1, 4])
 @pytest.mark.parametrize("characters", [1, 50, 1 << 20])
-def test_it_holds_every_sentence_tokenised_alone_with_its_scores(
+def test_a_store_has_every_sentence_tokenised_alone_with_its_scores(
     tmp_path, tokenizer, monkeypatch, shard_rows, characters
 ):
     monkeypatch.setattr("training.data.texts.Texts.sentence_lists.__defaults__", (characters,))
@@ -77,7 +77,7 @@ def test_it_holds_every_sentence_tokenised_alone_with_its_scores(
     ]
 
 
-def test_means_are_of_documents_and_nan_where_the_column_is_null(dataset, tokenizer):
+def test_document_means_are_nan_for_null_scores(dataset, tokenizer):
     store = ensure_store(dataset, tokenizer)
     means = store.document_means("toxicity")
     assert means[1] == 0  # no sentences
@@ -93,7 +93,7 @@ def test_means_are_of_documents_and_nan_where_the_column_is_null(dataset, tokeni
         store.scores("pii")
 
 
-def test_an_empty_dataset_makes_an_empty_store(tmp_path, tokenizer):
+def test_an_empty_dataset_gives_an_empty_store(tmp_path, tokenizer):
     make_dataset(tmp_path / "empty", [], {"toxicity": toxicity})
     store = ensure_store(open_dataset(str(tmp_path / "empty")), tokenizer)
     assert (store.num_documents, store.num_sentences, store.num_tokens) == (0, 0, 0)
@@ -101,7 +101,7 @@ def test_an_empty_dataset_makes_an_empty_store(tmp_path, tokenizer):
     assert store.sentence_offsets.tolist() == [0]
 
 
-def test_it_lies_beside_the_dataset_and_is_built_once(dataset, tokenizer, tmp_path, monkeypatch):
+def test_the_store_lies_beside_the_dataset_and_is_built_once(dataset, tokenizer, tmp_path, monkeypatch):
     seen = []
     store = ensure_store(dataset, tokenizer, progress=lambda done, total: seen.append((done, total)))
     assert store.path.parent == tmp_path / "labelled.tokens"
@@ -112,7 +112,7 @@ def test_it_lies_beside_the_dataset_and_is_built_once(dataset, tokenizer, tmp_pa
     assert ensure_store(dataset, tokenizer).path == store.path
 
 
-def test_a_dataset_elsewhere_has_its_store_in_the_cache(monkeypatch, tmp_path):
+def test_the_store_of_a_remote_dataset_is_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("PHF_CACHE", str(tmp_path / "cache"))
     assert derived_place("s3://bucket/labelled", "key") == tmp_path / "cache" / "tokens" / "key"
     assert derived_place(f"file://{tmp_path}/a%20b/", "key") == tmp_path / "a b.tokens" / "key"
@@ -127,7 +127,7 @@ def test_a_dataset_elsewhere_has_its_store_in_the_cache(monkeypatch, tmp_path):
     assert derived_place(str(tmp_path / "labelled"), "key") == tmp_path / "labelled.tokens" / "key"
 
 
-def test_thresholds_tags_and_generations_are_no_part_of_its_key(dataset, tokenizer, tmp_path, monkeypatch):
+def test_the_key_excludes_thresholds_tags_and_generations(dataset, tokenizer, tmp_path, monkeypatch):
     store = ensure_store(dataset, tokenizer)
     path = tmp_path / "labelled" / MANIFEST_NAME
     manifest = json.loads(path.read_text())
@@ -140,7 +140,7 @@ def test_thresholds_tags_and_generations_are_no_part_of_its_key(dataset, tokeniz
 
 
 @pytest.mark.parametrize("part", ["fingerprint", "source", "tokenizer"])
-def test_scores_texts_and_tokenizer_are(dataset, tokenizer, tmp_path, part):
+def test_the_key_includes_scores_texts_and_tokenizer(dataset, tokenizer, tmp_path, part):
     store = ensure_store(dataset, tokenizer)
     path = tmp_path / "labelled" / MANIFEST_NAME
     manifest = json.loads(path.read_text())
@@ -173,13 +173,13 @@ def test_a_folder_that_holds_something_else_is_refused(dataset, tokenizer, tmp_p
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
-def test_a_place_that_cannot_be_written_is_named(dataset, tokenizer, tmp_path):
+def test_an_unwritable_folder_is_named(dataset, tokenizer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"Cannot write .*file/store.*--store"):
         ensure_store(dataset, tokenizer, tmp_path / "file" / "store")
 
 
-def test_a_build_that_failed_or_was_killed_leaves_nothing_that_is_read(dataset, tokenizer, tmp_path, monkeypatch):
+def test_a_failed_or_killed_build_leaves_no_store(dataset, tokenizer, tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("out of luck")
 
@@ -195,7 +195,7 @@ def test_a_build_that_failed_or_was_killed_leaves_nothing_that_is_read(dataset, 
     assert {path.name for path in tmp_path.iterdir()} == {"labelled", "store"}
 
 
-def test_two_that_want_it_at_once_build_it_once(dataset, tokenizer, tmp_path, monkeypatch):
+def test_concurrent_builds_build_the_store_once(dataset, tokenizer, tmp_path, monkeypatch):
     from training.data import build_store
 
     built = []
@@ -232,7 +232,7 @@ def test_a_damaged_store_is_refused_with_the_remedy(dataset, tokenizer, tmp_path
         TokenStore.open(tmp_path)
 
 
-def test_a_dataset_whose_lists_do_not_match_is_refused(tmp_path, tokenizer):
+def test_a_dataset_with_mismatched_lists_is_refused(tmp_path, tokenizer):
     broken = tmp_path / "broken"
     make_dataset(broken, ["One. Two."], {"toxicity": toxicity}, split=lambda text, kind: ["One. ", "Two."])
     import pyarrow.parquet as pq
@@ -252,7 +252,7 @@ def test_a_dataset_whose_lists_do_not_match_is_refused(tmp_path, tokenizer):
         ensure_store(open_dataset(str(broken)), tokenizer)
 
 
-def test_its_arrays_are_mapped_not_read_and_it_can_be_pickled(dataset, tokenizer):
+def test_arrays_are_memory_mapped_and_a_store_can_be_pickled(dataset, tokenizer):
     store = ensure_store(dataset, tokenizer)
     assert not store.tokens.flags.writeable
     assert not store.tokens.flags.owndata
@@ -261,7 +261,7 @@ def test_its_arrays_are_mapped_not_read_and_it_can_be_pickled(dataset, tokenizer
     assert np.array_equal(copy.tokens, store.tokens)
 
 
-def test_its_files_are_arrow_that_anyone_can_open(dataset, tokenizer):
+def test_files_are_plain_arrow(dataset, tokenizer):
     import pyarrow as pa
 
     store = ensure_store(dataset, tokenizer)
@@ -270,7 +270,7 @@ def test_its_files_are_arrow_that_anyone_can_open(dataset, tokenizer):
 
 
 @pytest.mark.slow
-def test_building_takes_little_memory_whatever_the_size_of_the_text(tmp_path):
+def test_building_takes_little_memory_for_any_text_size(tmp_path):
     text = "Some words and some more of them here. " * 1000
     make_dataset(tmp_path / "large", [f"{n}. {text}" for n in range(150)], {"x": lambda sentence: 0.0}, shard_rows=20)
     script = """

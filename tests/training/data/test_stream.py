@@ -107,7 +107,7 @@ def test_blocks_are_those_of_the_naive_stream(documents, given_options, data):
 
 @given(st.lists(DOCUMENT, max_size=12), OPTIONS)
 @settings(deadline=None, max_examples=60)
-def test_statistics_count_what_the_naive_stream_holds(documents, given_options):
+def test_statistics_match_the_naive_stream(documents, given_options):
     options = options_of(**given_options)
     hashes = list(range(1, len(documents) + 1))
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +168,7 @@ def test_a_sentence_longer_than_many_blocks(tmp_path):
     assert stream.block(5)[0].tolist() == [7] * 8
 
 
-def test_a_tag_can_be_the_last_token_of_a_block_and_its_sentence_the_next(tmp_path):
+def test_a_tag_and_its_sentence_can_be_in_different_blocks(tmp_path):
     documents = [([([1, 2], 0.0), ([3, 4], 1.0)], False)]
     stream = Stream(make_store(tmp_path / "store", documents), "x", options_of(context_length=5, tag_bounds=(0.5,)))
     assert stream.num_tokens == 7
@@ -176,7 +176,7 @@ def test_a_tag_can_be_the_last_token_of_a_block_and_its_sentence_the_next(tmp_pa
     assert stream.block(0)[1].tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
 
 
-def test_blocks_that_do_not_exist_are_refused(tmp_path):
+def test_indices_out_of_range_are_refused(tmp_path):
     stream = Stream(make_store(tmp_path / "store", [([([1, 2, 3, 4], 0.0)], False)]), "x", options_of())
     for index in (-1, 1):
         with pytest.raises(IndexError):
@@ -184,7 +184,7 @@ def test_blocks_that_do_not_exist_are_refused(tmp_path):
     assert stream.blocks([]).input_ids.shape == (0, 4)
 
 
-def test_which_tags_are_dropped_depends_on_the_seed_and_the_sentence_alone(tmp_path):
+def test_dropped_tags_depend_only_on_seed_and_sentence(tmp_path):
     first = ([([n], 0.0) for n in range(40)], False)
     second = ([([n + 50], 0.0) for n in range(40)], False)
 
@@ -202,7 +202,7 @@ def test_which_tags_are_dropped_depends_on_the_seed_and_the_sentence_alone(tmp_p
     assert 20 < len(both) < 60
 
 
-def test_shares_are_what_the_options_say(tmp_path):
+def test_shares_match_the_options(tmp_path):
     generator = np.random.default_rng(1)
     documents = [([([1], float(score)) for score in generator.random(10)], False) for _ in range(2000)]
     hashes = generator.integers(0, 2**63, 2000)
@@ -217,7 +217,7 @@ def test_shares_are_what_the_options_say(tmp_path):
     assert len(stream.sentence_scores()) == sentences == statistics["sentences"]
 
 
-def test_held_out_documents_are_those_left_out_and_have_a_score(tmp_path):
+def test_held_out_documents_are_left_out_and_have_a_score(tmp_path):
     documents = [([([n], 0.5)], n % 5 == 0) for n in range(100)]
     store = make_store(tmp_path / "store", documents)
     stream = Stream(store, "x", options_of(held_out=0.4, context_length=2))
@@ -234,7 +234,7 @@ def test_held_out_documents_are_those_left_out_and_have_a_score(tmp_path):
     assert filtered.num_tokens == 0
 
 
-def test_a_document_alone_has_every_tag_and_says_what_is_text(tmp_path):
+def test_a_single_document_has_every_tag_and_marks_its_text(tmp_path):
     documents = [([([9], 0.0)], False), ([([1, 2], 0.0), ([], 1.0), ([3], 1.0)], False)]
     store = make_store(tmp_path / "store", documents, text_bytes=[1, 77])
     stream = Stream(store, "x", options_of(tag_bounds=(0.5,), drop_tags=1.0))
@@ -259,7 +259,7 @@ def test_tags_need_their_ids():
         StreamOptions(context_length=4, eos_id=0, tag_bounds=(0.0,), tag_ids=(1,))
 
 
-def test_thresholds_are_compared_as_the_dataset_does_in_float32(tmp_path):
+def test_thresholds_are_compared_in_float32_like_the_datasets(tmp_path):
     # 0.1 is not a float32: the nearest one is larger, and still counts as 0.1.
     documents = [([([1], 0.1)], False)]
     stream = Stream(make_store(tmp_path / "store", documents), "x", options_of(tag_bounds=(0.1,), context_length=3))

@@ -45,7 +45,7 @@ def prepared(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("objective", ["conditional", "unlikelihood"])
-def test_first_the_flag_then_the_dataset(prepared, objective):
+def test_the_flag_overrides_the_dataset(prepared, objective):
     data = prepared(objective, "objective.threshold=0.02", thresholds={"toxicity": 0.07})
     assert (data.threshold.value, data.threshold.origin) == (0.02, "flag")
     data = prepared(objective)
@@ -55,7 +55,7 @@ def test_first_the_flag_then_the_dataset(prepared, objective):
     assert data.sentence_threshold == data.threshold
 
 
-def test_a_flag_of_zero_is_a_threshold(prepared):
+def test_a_flag_of_zero_is_valid(prepared):
     data = prepared("conditional", "objective.threshold=0")
     assert data.threshold.value == 0
     assert data.stream.options.tag_bounds == (0,)
@@ -65,7 +65,7 @@ def test_a_flag_of_zero_is_a_threshold(prepared):
 @pytest.mark.parametrize(
     ("objective", "value"), [("conditional", 5.6e-4), ("unlikelihood", 7.8e-4), ("filtering", 7.8e-4)]
 )
-def test_with_the_papers_scorer_and_no_threshold_asked_for_it_is_the_presets(prepared, objective, value):
+def test_the_papers_scorer_with_the_default_threshold_uses_the_preset(prepared, objective, value):
     data = prepared(objective, "data.context_length=4", scorers=DETOXIFY)
     assert (data.threshold.value, data.threshold.origin) == (value, "preset")
     # Reports compare runs of all objectives: they take the same for aligned, and the loss goes by its own.
@@ -75,12 +75,12 @@ def test_with_the_papers_scorer_and_no_threshold_asked_for_it_is_the_presets(pre
 
 
 @pytest.mark.parametrize(("spec", "asked"), [("p60", False), ("p50", True), (0.02, True)])
-def test_a_threshold_that_was_asked_for_goes_before_the_presets(prepared, spec, asked):
+def test_an_explicit_threshold_of_the_dataset_overrides_the_preset(prepared, spec, asked):
     data = prepared("conditional", scorers=DETOXIFY, thresholds={"toxicity": spec}, asked=asked)
     assert data.threshold.origin == "manifest"
 
 
-def test_another_scorers_numbers_are_not_the_presets(prepared):
+def test_presets_do_not_apply_to_another_scorer(prepared):
     assert prepared("conditional").threshold.origin == "manifest"
     data = prepared("filtering")
     assert data.threshold.origin == "percentile"
@@ -98,7 +98,7 @@ def test_filtering_takes_the_datasets_percentile_over_document_means(prepared, s
     assert prepared("filtering", thresholds={"toxicity": spec}).stream.statistics["documents_used"] == kept
 
 
-def test_filterings_flag_is_on_document_means_and_no_sentence_threshold(prepared):
+def test_the_flag_of_filtering_applies_to_document_means(prepared):
     data = prepared("filtering", "objective.threshold=0.0305", thresholds={"toxicity": 0.07})
     assert (data.threshold.value, data.threshold.origin) == (0.0305, "flag")
     assert data.stream.options.filter_threshold == pytest.approx(0.0305)
@@ -106,7 +106,7 @@ def test_filterings_flag_is_on_document_means_and_no_sentence_threshold(prepared
     assert data.stream.statistics["documents_used"] in (30, 31)  # 0.0305 itself is a mean, give or take a rounding
 
 
-def test_a_document_of_one_sentence_is_kept_where_its_sentence_is_aligned(prepared):
+def test_a_document_of_one_aligned_sentence_is_kept(prepared):
     scores = [[0.1], [0.5]] * 50
     data = prepared("filtering", "objective.threshold=0.1", scores=scores, texts=[f"Number {n}." for n in range(100)])
     assert data.stream.statistics["documents_used"] == 50
@@ -132,7 +132,7 @@ def test_objectives_without_a_threshold_have_one_for_reports(prepared, objective
         ("filtering", 0.0001, r"no document of the stream is aligned"),
     ],
 )
-def test_a_threshold_that_divides_nothing_is_refused_with_some_that_do(prepared, objective, threshold, message):
+def test_a_one_sided_threshold_is_refused_with_suggestions(prepared, objective, threshold, message):
     with pytest.raises(UserError, match=message) as caught:
         prepared(objective, f"objective.threshold={threshold}")
     text = str(caught.value)
@@ -161,7 +161,7 @@ def test_scores_that_are_all_the_same_cannot_be_divided(prepared):
     assert prepared("mle").stream.num_blocks > 0
 
 
-def test_what_leaves_nothing_to_train_on_is_counted(prepared):
+def test_an_empty_stream_is_refused_with_counts(prepared):
     with pytest.raises(UserError, match=r"nothing to train on.*0 of 100 documents.*100 null score"):
         prepared("mle", scores=[None] * 100)
 
@@ -181,7 +181,7 @@ def test_a_block_longer_than_the_stream_is_refused(prepared):
         (["data.dataset=/nowhere"], "nothing at /nowhere"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_any_work(prepared, tmp_path, overrides, message):
+def test_invalid_combinations_are_refused_before_any_work(prepared, tmp_path, overrides, message):
     with pytest.raises(UserError, match=message):
         prepared("mle", *overrides)
     assert not (tmp_path / "labelled.tokens").exists()
@@ -197,7 +197,7 @@ def test_every_objective_is_prepared(prepared, objective):
     assert bool(tags & set(batch.input_ids.ravel().tolist())) == (objective == "conditional")
 
 
-def test_a_decoded_stream_shows_the_right_tag_before_each_sentence(prepared):
+def test_a_decoded_stream_has_the_right_tag_before_each_sentence(prepared):
     data = prepared("conditional", "objective.drop_tags=0", "objective.threshold=0.05")
     ids = data.stream.blocks(range(data.stream.num_blocks)).input_ids.ravel()
     text = data.tokenizer.with_control_tokens().decode(ids)

@@ -56,7 +56,7 @@ def config_of(dataset, objective, *overrides, column="pii", output="o"):
 TOKENS = "data.token_scores=true"
 
 
-def test_the_tokens_of_what_was_found_carry_the_sentences_score_and_no_others(dataset):
+def test_only_tokens_of_findings_carry_the_score(dataset):
     plain = prepare(config_of(dataset, "unlikelihood"))
     data = prepare(config_of(dataset, "unlikelihood", TOKENS))
     every = range(data.stream.num_blocks)
@@ -82,7 +82,7 @@ def two_cores(monkeypatch):
 
 
 @pytest.mark.usefixtures("two_cores")
-def test_on_several_cores_the_same_is_found(dataset, tmp_path, monkeypatch):
+def test_several_cores_find_the_same(dataset, tmp_path, monkeypatch):
     alone = prepare(config_of(dataset, "rwr", TOKENS))
     monkeypatch.setattr(texts, "_ROWS", 7)
     asked = []
@@ -102,7 +102,7 @@ def killed(*_):
 
 
 @pytest.mark.usefixtures("two_cores")
-def test_a_process_that_is_killed_while_it_is_asked_is_told(dataset, tmp_path, monkeypatch):
+def test_a_killed_process_is_reported(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(token_spans, "_find", killed)
     store = tmp_path / "store"
     with pytest.raises(IncompleteError, match=r"located the findings of the scorer 'pii' was killed"):
@@ -111,7 +111,7 @@ def test_a_process_that_is_killed_while_it_is_asked_is_told(dataset, tmp_path, m
     assert prepare(config_of(dataset, "rwr", TOKENS, f"data.store={store}")).stream.statistics["findings"]
 
 
-def test_they_are_looked_for_once(dataset, monkeypatch):
+def test_findings_are_located_once(dataset, monkeypatch):
     first = prepare(config_of(dataset, "rwr", TOKENS))
     monkeypatch.setattr(token_spans, "rebuild_scorer", None)
     again = prepare(config_of(dataset, "awr", TOKENS))
@@ -119,7 +119,7 @@ def test_they_are_looked_for_once(dataset, monkeypatch):
     assert (again.stream.block(1)[1] == first.stream.block(1)[1]).all()
 
 
-def test_what_is_not_found_any_more_counts_from_end_to_end(dataset, tmp_path, monkeypatch):
+def test_unlocated_findings_flag_the_whole_sentence(dataset, tmp_path, monkeypatch):
     real = token_spans.rebuild_scorer
 
     def slow(column, entry):
@@ -140,7 +140,7 @@ def test_what_is_not_found_any_more_counts_from_end_to_end(dataset, tmp_path, mo
         prepare(config_of(dataset, "rwr", TOKENS, f"data.store={tmp_path / 'store'}"))
 
 
-def test_only_the_found_tokens_are_masked(dataset, tmp_path):
+def test_only_tokens_of_findings_are_masked(dataset, tmp_path):
     config = config_of(
         dataset, "mle", TOKENS, "objective.mask_above=0", "training.log_every=1", output=tmp_path / "run"
     )
@@ -160,12 +160,12 @@ def test_only_the_found_tokens_are_masked(dataset, tmp_path):
         ("rwr", [TOKENS, "data.columns={pii: 1}"], "needs a single score column"),
     ],
 )
-def test_where_they_make_no_difference_they_are_refused(dataset, objective, overrides, message):
+def test_token_scores_without_effect_are_refused(dataset, objective, overrides, message):
     with pytest.raises(UserError, match=message):
         prepare(config_of(dataset, objective, *overrides))
 
 
-def test_a_scorer_that_cannot_say_where_is_refused(tmp_path):
+def test_a_scorer_that_cannot_locate_findings_is_refused(tmp_path):
     code = make_code_dataset(tmp_path / "labelled", 8)
     with pytest.raises(UserError, match=r"the scorer of 'pep8' \(pycodestyle\) cannot locate"):
         prepare(config_of(code, "rwr", TOKENS, column="pep8"))

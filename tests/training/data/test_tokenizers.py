@@ -37,13 +37,13 @@ def tokenizer(dataset, tmp_path_factory):
 
 @given(st.lists(ANY_TEXT, max_size=5))
 @settings(deadline=None, max_examples=50)
-def test_a_trained_tokenizer_loses_nothing_and_takes_each_sentence_alone(tokenizer, sentences):
+def test_a_trained_tokenizer_is_lossless_and_encodes_sentences_alone(tokenizer, sentences):
     ids, lengths = tokenizer.encode(sentences)
     assert lengths.tolist() == [len(tokenizer.encode([sentence])[0]) for sentence in sentences]
     assert tokenizer.decode(ids) == "".join(sentences)
 
 
-def test_training_is_deterministic_and_says_how_far_it_is(dataset, tokenizer, tmp_path):
+def test_training_is_deterministic_and_reports_progress(dataset, tokenizer, tmp_path):
     seen = []
     again = train_tokenizer(dataset, 290, tmp_path / "again", lambda done, total: seen.append((done, total)))
     assert again.fingerprint == tokenizer.fingerprint
@@ -53,7 +53,7 @@ def test_training_is_deterministic_and_says_how_far_it_is(dataset, tokenizer, tm
     assert again.decode([again.eos_id]) == "<|endoftext|>"
 
 
-def test_of_too_much_text_some_documents_are_chosen(dataset, tokenizer, tmp_path, monkeypatch):
+def test_a_large_dataset_is_sampled_by_document(dataset, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("training.data.tokenizers.TRAINING_BYTES", 0)
     small = train_tokenizer(dataset, 290, tmp_path / "small")
     assert small.base_size == 257  # no text, no merges: the bytes and <|endoftext|>
@@ -98,13 +98,13 @@ def test_control_tokens_come_after_the_base_vocabulary(tokenizer, tmp_path):
     assert tokenizer.fast.convert_tokens_to_ids([ALIGNED])[0] != 290  # the original was not changed
 
 
-def test_the_fingerprint_is_of_what_is_encoded(tokenizer, tmp_path):
+def test_the_fingerprint_depends_on_the_encoding(tokenizer, tmp_path):
     assert load_tokenizer(tokenizer.name).fingerprint == tokenizer.fingerprint
     other = wrap_tokenizer("other", byte_tokenizer(["something else entirely"] * 3))
     assert other.fingerprint != tokenizer.fingerprint
 
 
-def test_truncation_and_padding_of_a_saved_tokenizer_do_not_apply():
+def test_saved_truncation_and_padding_are_ignored():
     fast = byte_tokenizer(TEXTS)
     plain = wrap_tokenizer("plain", fast)
     fast.backend_tokenizer.enable_truncation(3)
@@ -122,7 +122,7 @@ def test_a_tokenizer_without_end_of_text_is_refused(tmp_path):
         load_tokenizer(str(tmp_path / "headless"))
 
 
-def test_what_is_no_tokenizer_is_refused(tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match="it does not contain a tokenizer"):
         load_tokenizer(str(tmp_path))
     with pytest.raises(UserError, match="no such folder"):

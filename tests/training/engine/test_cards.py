@@ -39,7 +39,7 @@ def test_another_card_is_unknown(name):
     assert find_card(name) is None
 
 
-def test_figures_of_memory_are_those_of_the_names():
+def test_memory_figures_match_the_names():
     assert (find_card("NVIDIA L40").half, find_card("NVIDIA L40").memory) == (181e12, 48e9)
     assert {name: card.memory for name, card in CARDS.items() if name.endswith("GB")} == {
         "GH200 144GB": 144e9,

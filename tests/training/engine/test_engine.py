@@ -51,7 +51,7 @@ def steps(engine, loss, numbers, rate=1e-3):
 
 
 @pytest.mark.parametrize("clipping", [0.0, 0.5])
-def test_it_trains_as_a_plain_loop_of_torch_does(world, clipping):
+def test_it_trains_like_a_plain_torch_loop(world, clipping):
     engine, loss = make(world, gradient_clipping=clipping, micro_batch_size=2)
     torch.manual_seed(0)
     model = build_model(ModelConfig(name="nano"), Vocabulary(64, 0))
@@ -85,7 +85,7 @@ def test_nothing_is_clipped_at_zero_although_deepspeed_would_clip_at_one(world):
 
 
 @pytest.mark.parametrize("objective", ["mle", "awr"])
-def test_however_a_batch_is_cut_the_losses_are_the_same(world, objective):
+def test_losses_do_not_depend_on_how_a_batch_is_cut(world, objective):
     whole, loss = make(world, objective, micro_batch_size=4)
     cut, _ = make(world, objective, micro_batch_size=1)
     expected, norms = steps(whole, loss, range(6))
@@ -105,7 +105,7 @@ def test_metrics_add_up_over_micro_batches(world):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_loaded_engine_goes_on_bit_for_bit(world, tmp_path, stage):
+def test_a_loaded_engine_resumes_bit_for_bit(world, tmp_path, stage):
     def losses(engine, numbers):
         return [engine.train_step(batch(number), loss, 1e-3).loss.item() for number in numbers]
 
@@ -122,7 +122,7 @@ def test_a_loaded_engine_goes_on_bit_for_bit(world, tmp_path, stage):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_nothing_is_saved_but_by_what_says_where_it_failed(world, tmp_path, stage):
+def test_all_files_are_written_by_the_given_function(world, tmp_path, stage):
     engine, _ = make(world, zero_stage=stage, skip_sigmas=6.0 if stage else None)
     taken = []
     # A file that rank 0 wrote by itself would end it here, while other ranks wait for it.
@@ -137,7 +137,7 @@ def test_nothing_is_saved_but_by_what_says_where_it_failed(world, tmp_path, stag
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_update_without_a_number_leaves_everything_as_it_was(world, stage, precision):
+def test_a_nan_update_changes_nothing(world, stage, precision):
     def losses(numbers):
         engine, loss = make(world, "awr", zero_stage=stage, micro_batch_size=2, precision=precision)
         found = []
@@ -192,7 +192,7 @@ def test_a_spike_is_skipped_and_the_memory_of_losses_is_saved(world, tmp_path):
 
 @pytest.mark.parametrize("objective", ["conditional", "awr"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_partitioned_parameters_are_there_when_the_loss_needs_them(world, tmp_path, objective, tied):
+def test_partitioned_parameters_are_gathered_for_the_loss(world, tmp_path, objective, tied):
     # DeepSpeed partitions none of a small model's parameters unless it is told to.
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')
 
@@ -210,7 +210,7 @@ def test_partitioned_parameters_are_there_when_the_loss_needs_them(world, tmp_pa
         torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_goes_on_with_the_saved_generator(world, tmp_path):
+def test_dropout_resumes_with_the_saved_generator(world, tmp_path):
     def with_dropout(seed):
         engine, loss = make(world, seed=seed)
         for module in engine.model.modules():
@@ -240,7 +240,7 @@ def test_the_whole_model_computes_what_the_engine_does(world, stage):
     engine.close()
 
 
-def test_a_whole_model_in_bf16_is_as_the_trained_one_and_building_it_draws_nothing(world, tmp_path):
+def test_a_whole_model_in_bf16_equals_the_trained_one_and_draws_no_random_numbers(world, tmp_path):
     # Its rotary frequencies are no parameters: bf16 would turn positions by wrong angles.
     small_llama().save_pretrained(tmp_path)
     wholes, parts = [], []
@@ -291,7 +291,7 @@ def test_gradients_of_bf16_are_summed_without_rounding(world, tmp_path, stage):
     assert rounded > 1.4 * cut
 
 
-def test_bf16_learns_too(world):
+def test_bf16_learns(world):
     engine, loss = make(world, precision="bf16", micro_batch_size=2, learning_rate=1e-2)
     losses = [float(engine.train_step(batch(0), loss, 1e-2).loss) for _ in range(12)]
     assert next(engine.model.parameters()).dtype == torch.bfloat16
@@ -340,7 +340,7 @@ class TestLearningRate:
         assert learning_rate(config, 50, 100) == pytest.approx(0.55)
         assert learning_rate(config, 100, 100) == pytest.approx(0.1)
 
-    def test_wsd_stays_and_then_falls_as_the_root_of_the_way(self):
+    def test_wsd_stays_and_then_decays_as_a_square_root(self):
         config = TrainingConfig(learning_rate=1.0, warmup_ratio=0.1, schedule="wsd", decay_ratio=0.25)
         rates = [learning_rate(config, step, 100) for step in range(101)]
         assert rates[4] == pytest.approx(0.5)
@@ -389,7 +389,7 @@ class TestDeepSpeedJson:
         assert merged["zero_optimization"]["stage"] == 1
 
     @pytest.mark.parametrize("device", ["none", "cpu", "nvme"])
-    def test_a_place_to_offload_to_is_theirs_where_ours_is_not_set(self, tmp_path, device):
+    def test_the_file_sets_the_offload_device_if_the_setting_does_not(self, tmp_path, device):
         theirs = {"zero_optimization": {"offload_optimizer": {"device": device}}}
         assert self.config(tmp_path, theirs)["zero_optimization"]["offload_optimizer"]["device"] == device
         with pytest.raises(
@@ -397,7 +397,7 @@ class TestDeepSpeedJson:
         ):
             self.config(tmp_path, {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, offload="optimizer")
 
-    def test_clipping_is_always_said(self, tmp_path):
+    def test_clipping_is_always_set(self, tmp_path):
         assert self.config(tmp_path, {}, gradient_clipping=0)["gradient_clipping"] == 0.0
 
     @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ class TestDeepSpeedJson:
         with pytest.raises(UserError, match=message):
             self.config(tmp_path, theirs)
 
-    def test_sums_in_bf16_are_warned_of(self, tmp_path):
+    def test_sums_in_bf16_are_warned_about(self, tmp_path):
         (tmp_path / "ds.json").write_text('{"data_types": {"grad_accum_dtype": "bf16"}}')
         for file, asked, warned in [(None, "fp32", False), (str(tmp_path / "ds.json"), "bf16", True)]:
             training = TrainingConfig(deepspeed=file, precision="bf16")
@@ -461,7 +461,7 @@ class TestDeepSpeedJson:
             deepspeed_config(training, plan_horizon(training, 32, 1), "bf16", parameters=100, on_gpu=False)
 
 
-def test_a_cpu_computes_in_fp32_unless_told_otherwise():
+def test_a_cpu_computes_in_fp32_by_default():
     cpu = torch.device("cpu")
     assert choose_precision(TrainingConfig(), cpu) == "fp32"
     assert choose_precision(TrainingConfig(precision="bf16"), cpu) == "bf16"

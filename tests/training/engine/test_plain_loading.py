@@ -52,7 +52,7 @@ def saved(world, folder, stage):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_an_engine_runs_nothing_of_what_it_loads(world, tmp_path, stage):
+def test_loading_a_checkpoint_runs_no_code(world, tmp_path, stage):
     engine = saved(world, tmp_path / "whole", stage)
     files = sorted(each.relative_to(tmp_path / "whole") for each in (tmp_path / "whole").rglob("*.pt"))
     assert len(files) == (2 if stage == 0 else 4)
@@ -67,7 +67,7 @@ def test_an_engine_runs_nothing_of_what_it_loads(world, tmp_path, stage):
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_neither_its_weights_nor_its_other_form_are_taken_from_an_object(world, tmp_path, stage):
+def test_exporting_or_converting_a_checkpoint_runs_no_code(world, tmp_path, stage):
     folder, witness = tmp_path / "checkpoint", tmp_path / "witness"
     saved(world, folder, stage).close()
     for file in (folder / "deepspeed").iterdir():
@@ -86,7 +86,7 @@ def test_neither_its_weights_nor_its_other_form_are_taken_from_an_object(world, 
 
 @pytest.mark.parametrize("place", ["module", "param_shapes"])
 @pytest.mark.parametrize("name", ["../../escaped", "/{}/escaped", ".."])
-def test_the_name_of_a_parameter_is_no_way_out(world, tmp_path, place, name):
+def test_a_parameter_name_cannot_leave_the_folder(world, tmp_path, place, name):
     folder, name = tmp_path / "in" / "checkpoint", name.format(tmp_path)
     folder.parent.mkdir()
     saved(world, folder, 1).close()
@@ -101,7 +101,7 @@ def test_the_name_of_a_parameter_is_no_way_out(world, tmp_path, place, name):
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
 
-def test_the_scale_of_fp16_and_places_of_offload_are_plain(tmp_path):
+def test_fp16_scales_and_offload_settings_can_be_loaded(tmp_path):
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
     from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
 
@@ -113,7 +113,7 @@ def test_the_scale_of_fp16_and_places_of_offload_are_plain(tmp_path):
     assert state["place"] is OffloadDeviceEnum.cpu
 
 
-def test_what_is_missing_in_a_checkpoint_is_no_defect(world, tmp_path):
+def test_an_incomplete_checkpoint_is_a_user_error(world, tmp_path):
     engine = saved(world, tmp_path / "checkpoint", 1)
     for file in (tmp_path / "checkpoint" / "deepspeed").iterdir():
         torch.save({}, file)
@@ -124,7 +124,7 @@ def test_what_is_missing_in_a_checkpoint_is_no_defect(world, tmp_path):
     engine.close()
 
 
-def test_generators_of_another_size_are_no_defect(world, tmp_path):
+def test_generators_of_another_size_are_a_user_error(world, tmp_path):
     engine = saved(world, tmp_path / "checkpoint", 1)
     file = next((tmp_path / "checkpoint").glob("generators-*.pt"))
     torch.save({"cpu": torch.load(file)["cpu"][:-8]}, file)
@@ -133,13 +133,13 @@ def test_generators_of_another_size_are_no_defect(world, tmp_path):
     engine.close()
 
 
-def test_memory_that_runs_out_and_a_peer_that_is_gone_are_no_fault_of_a_checkpoint(tmp_path):
+def test_memory_and_peer_failures_do_not_blame_the_checkpoint(tmp_path):
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("gloo: Connection closed by peer")):
         with pytest.raises(type(error), match=str(error)), plain_loading(tmp_path):
             raise error
 
 
-def test_hashes_made_anew_do_not_vouch_for_a_run(tmp_path, code_dataset):
+def test_recomputed_hashes_do_not_make_a_run_trusted(tmp_path, code_dataset):
     run_job(code_dataset, tmp_path / "run", "mle")
     step = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1]
     spoil(next(step.rglob("mp_rank_*")), tmp_path / "witness")
@@ -155,7 +155,7 @@ def test_hashes_made_anew_do_not_vouch_for_a_run(tmp_path, code_dataset):
     assert not (tmp_path / "model").exists()
 
 
-def test_nothing_here_asks_for_a_pickle():
+def test_no_code_asks_for_a_pickle():
     sources = [path for part in ("scorers", "pipeline", "training", "infra") for path in Path(part).rglob("*.py")]
     assert sources
     assert not [path for path in sources if "weights_only=False" in path.read_text(encoding="utf-8")]

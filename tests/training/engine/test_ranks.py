@@ -57,7 +57,7 @@ def test_stages_and_ranks_learn_the_same(saved):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2)])
-def test_a_checkpoint_of_other_ranks_is_gone_on_from(saved, before, now):
+def test_a_checkpoint_resumes_on_another_number_of_ranks(saved, before, now):
     folder, losses = saved[before]
     found = on_ranks(now, folder, "load", before, CASES)
     for case in CASES:
@@ -66,7 +66,7 @@ def test_a_checkpoint_of_other_ranks_is_gone_on_from(saved, before, now):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_was_written_later_is_of_the_step_it_was_taken_at(saved):
+def test_an_asynchronous_checkpoint_has_the_state_of_its_step(saved):
     folder, losses = saved[2]
     for case, found in on_ranks(2, folder, "load", 2, ["2-fp32", "3-fp32"]).items():
         assert found == losses[case][len(ranks.BEFORE) :], case
@@ -98,7 +98,7 @@ def test_a_checkpoint_grown_by_control_tokens_learns_the_same_in_every_stage(tmp
         assert found[case] == pytest.approx(expected, rel=1e-5), case
 
 
-def test_where_there_is_no_room_to_rewrite_it_in_that_is_said(tmp_path):
+def test_a_full_disk_during_conversion_is_reported(tmp_path):
     source = tmp_path / "step-00000001" / "deepspeed"
     source.mkdir(parents=True)
     (tmp_path / "checkpoints").write_text("a file where a folder should be")

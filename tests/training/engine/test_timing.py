@@ -18,7 +18,7 @@ def clock(monkeypatch):
     return passes
 
 
-def test_communication_is_in_no_lap_around_it(clock):
+def test_communication_is_excluded_from_the_surrounding_lap(clock):
     watch = Stopwatch(torch.device("cpu"))
     for _ in range(2):
         watch.begin()

@@ -38,7 +38,7 @@ def test_an_architecture_completes_a_run(place: Path, tmp_path: Path, kind: str)
         ("llama", {"is_causal": False}, "The network llama (LlamaForCausalLM) sees the future"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_step_0(
+def test_untrainable_architectures_are_refused_before_step_0(
     place: Path, tmp_path: Path, kind: str, changes: dict[str, object], reason: str
 ) -> None:
     config = tiny_config(kind)

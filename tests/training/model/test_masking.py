@@ -65,7 +65,7 @@ def flash(monkeypatch):
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), min_size=1, max_size=3))
 @settings(deadline=None, max_examples=50)
-def test_positions_count_from_the_last_beginning(rows):
+def test_positions_restart_at_each_document(rows):
     expected = []
     for row in rows:
         position, found = -1, []
@@ -79,7 +79,7 @@ def test_positions_count_from_the_last_beginning(rows):
 @pytest.mark.usefixtures("flash")
 @pytest.mark.parametrize("attention", ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_document_is_computed_as_if_it_were_alone(tmp_path, kind, attention):
+def test_a_masked_document_is_computed_as_if_alone(tmp_path, kind, attention):
     if kind == "llama":
         small_llama().save_pretrained(tmp_path)
     name = str(tmp_path) if kind == "llama" else "nano"
@@ -99,7 +99,7 @@ def test_a_document_is_computed_as_if_it_were_alone(tmp_path, kind, attention):
 
 
 @pytest.mark.parametrize("linear_head", [False, True])
-def test_gradients_are_those_of_the_documents_alone(linear_head):
+def test_gradients_equal_those_of_separate_documents(linear_head):
     model = make()
     model.has_linear_head = linear_head
     mle = build("mle")
@@ -131,7 +131,7 @@ def test_gradients_are_those_of_the_documents_alone(linear_head):
         BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2),
     ],
 )
-def test_an_architecture_that_cannot_is_refused(tmp_path, config):
+def test_an_architecture_without_document_masking_is_refused(tmp_path, config):
     config.save_pretrained(tmp_path)
     with pytest.raises(
         UserError, match=r"data\.document_masking: \w+ForCausalLM lets documents .* Set data.document_masking to false"
@@ -140,7 +140,7 @@ def test_an_architecture_that_cannot_is_refused(tmp_path, config):
     make(str(tmp_path), apart=False)
 
 
-def test_a_run_keeps_documents_apart_from_the_first_step(tmp_path):
+def test_a_run_masks_documents_from_the_first_step(tmp_path):
     texts = [(f"def name_{number}(value):\n    return value + {number}\n", "python") for number in range(200)]
     dataset = make_dataset(tmp_path / "labelled", texts, {"style": style}, {"style": 0.0})
     steps = {"training__num_tokens": 4 * 4 * 32}

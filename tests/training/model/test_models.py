@@ -41,13 +41,13 @@ def test_gpt2_has_the_published_number_of_parameters():
     assert count_parameters(model)[0] == 124_439_808
 
 
-def test_the_work_of_gpt2_is_what_the_formula_gives_by_hand():
+def test_flops_of_gpt2_match_the_formula():
     model = build_model(ModelConfig(name="gpt2"), Vocabulary(50257, 50256), skeleton=True)
     products = 124_439_808 - 1024 * 768  # the token table counts once: as the output's matrix product
     assert flops_per_token(model, 1024) == 6 * products + 12 * 12 * 768 * 1024
 
 
-def test_untied_models_count_the_output_embedding_as_work_and_the_input_as_none(tmp_path):
+def test_untied_models_count_flops_of_the_output_embedding_only(tmp_path):
     small_llama(tie=False).save_pretrained(tmp_path)
     model = make(str(tmp_path))
     total, tables = count_parameters(model)
@@ -68,7 +68,7 @@ def test_the_same_seed_builds_the_same_model():
     assert not torch.equal(next(iter(first.parameters())), next(iter(other.parameters())))
 
 
-def test_special_ids_are_those_of_the_tokenizer():
+def test_special_ids_come_from_the_tokenizer():
     config = make(vocabulary=Vocabulary(302, eos_id=7)).causal.config
     assert (config.vocab_size, config.eos_token_id, config.bos_token_id) == (302, 7, 7)
     config = make(vocabulary=Vocabulary(302, eos_id=7, bos_id=8)).causal.config
@@ -86,7 +86,7 @@ def test_control_rows_start_near_the_mean_of_the_embedding_and_differ(tmp_path, 
         assert (weight[:300] - mean).abs().max() > spread
 
 
-def test_values_are_minus_a_half_at_first_and_have_a_gradient():
+def test_values_start_at_minus_one_half_and_have_a_gradient():
     model = make(value_head=True)
     logits, values = model(torch.arange(20).reshape(2, 10))
     assert logits.shape == (2, 10, 302)
@@ -97,7 +97,7 @@ def test_values_are_minus_a_half_at_first_and_have_a_gradient():
     assert [name for name, _ in model.value_head.named_parameters()] == ["weight"]
 
 
-def test_the_value_head_sees_what_the_output_embedding_sees(tmp_path):
+def test_the_value_head_reads_the_input_of_the_output_embedding(tmp_path):
     small_llama(tie=False).save_pretrained(tmp_path)
     model = make(str(tmp_path), value_head=True)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_the_value_head_sees_what_the_output_embedding_sees(tmp_path):
     torch.testing.assert_close(model(ids)[1], expected)
 
 
-def test_a_checkpoint_is_continued_and_grows_by_the_control_tokens(tmp_path):
+def test_a_checkpoint_grows_by_the_control_tokens(tmp_path):
     source = make("nano", Vocabulary(300, 0), seed=3)
     source.causal.save_pretrained(tmp_path)
     model = make(str(tmp_path), pretrained=True)
@@ -139,7 +139,7 @@ def test_control_tokens_in_spare_rows_start_at_the_mean(tmp_path):
 
 
 @pytest.mark.parametrize("knows_tags", [True, False])
-def test_control_tokens_that_a_checkpoint_has_learnt_are_kept(tmp_path, knows_tags):
+def test_learnt_control_tokens_of_a_checkpoint_are_kept(tmp_path, knows_tags):
     tokenizer = wrap_tokenizer("bytes", byte_tokenizer())
     ids = tokenizer.control_ids(2)
     source = make("nano", Vocabulary(tokenizer.size(ids), 0, ids)).causal
@@ -157,7 +157,7 @@ def test_fields_can_be_overridden():
     assert model.causal.config.resid_pdrop == 0.1
 
 
-def test_positions_are_those_of_the_config(tmp_path):
+def test_max_positions_come_from_the_config(tmp_path):
     small_llama().save_pretrained(tmp_path)
     assert max_positions(ModelConfig(name="tiny")) == 256
     assert max_positions(ModelConfig(name="tiny", overrides={"n_positions": 512})) == 512
@@ -165,7 +165,7 @@ def test_positions_are_those_of_the_config(tmp_path):
     assert max_positions(ModelConfig(name=str(tmp_path))) == 64
 
 
-def test_a_config_that_says_no_positions_sets_no_limit(tmp_path):
+def test_a_config_without_positions_sets_no_limit(tmp_path):
     from transformers import XLNetConfig
 
     XLNetConfig().save_pretrained(tmp_path)
@@ -199,12 +199,12 @@ def test_a_model_that_cannot_be_built_is_an_error_with_a_remedy(config, message)
         make(**{"name": "nano", **config})
 
 
-def test_positions_that_are_no_number_are_refused_where_they_are_first_read():
+def test_invalid_positions_are_refused_when_first_read():
     with pytest.raises(UserError, match=r"model\.overrides\.n_positions='abc' must be a whole number"):
         max_positions(ModelConfig(name="nano", overrides={"n_positions": "abc"}))
 
 
-def test_weights_that_were_cut_off_are_named(tmp_path):
+def test_truncated_weights_are_named(tmp_path):
     make("nano").causal.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

@@ -75,7 +75,7 @@ def test_a_padded_model_is_the_same_model(tmp_path, tie, linear_head):
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_it_learns_the_same_and_is_exported_without(tmp_path, stage):
+def test_padding_does_not_change_training_and_is_not_exported(tmp_path, stage):
     world = World.from_environment()
     world.start()
     config = TrainingConfig(
@@ -112,7 +112,7 @@ def test_it_learns_the_same_and_is_exported_without(tmp_path, stage):
         each.close()
 
 
-def test_a_run_with_padding_is_the_run_without(tmp_path, code_dataset):
+def test_a_run_with_padding_equals_one_without(tmp_path, code_dataset):
     plain, _ = run_job(code_dataset, tmp_path / "plain", "conditional", training__adam_epsilon=COMPARABLE)
     padded, _ = run_job(
         code_dataset, tmp_path / "padded", "conditional", training__adam_epsilon=COMPARABLE, model__pad_vocab_to=128
@@ -131,7 +131,7 @@ def test_a_run_with_padding_is_the_run_without(tmp_path, code_dataset):
     assert torch.equal(again.causal.get_input_embeddings().weight[:402], ours.get_input_embeddings().weight)
 
 
-def test_a_run_does_not_go_on_with_other_rows(tmp_path, code_dataset):
+def test_a_run_does_not_resume_with_other_padding(tmp_path, code_dataset):
     run_job(code_dataset, tmp_path / "run")
     arguments = command(code_dataset, tmp_path / "run", model__pad_vocab_to=64)[2:]
     result = CliRunner().invoke(app, arguments)
@@ -150,7 +150,7 @@ def test_padding_is_never_sampled_while_training():
     assert written.max() < SIZE
 
 
-def test_embeddings_of_another_kind_are_not_padded(monkeypatch):
+def test_unsupported_embeddings_are_not_padded(monkeypatch):
     from transformers import GPT2LMHeadModel
 
     assert make(multiple=None).padding.rows == 128

@@ -50,7 +50,7 @@ def network(request: pytest.FixtureRequest) -> tuple[str, Any]:
     return name, model
 
 
-def test_samples_are_those_of_the_whole_prefix_read_anew(network: tuple[str, Any]) -> None:
+def test_samples_equal_those_without_a_cache(network: tuple[str, Any]) -> None:
     """Each token is what the whole prefix gives for the same number, also after others of its batch have ended."""
     _, model = network
     settings = config(num_samples=6, batch_size=6, max_new_tokens=14, top_p=0.95, temperature=2.5)
@@ -66,7 +66,7 @@ def test_samples_are_those_of_the_whole_prefix_read_anew(network: tuple[str, Any
                 assert draw(logits / 2.5, 0.95, uniform[row, step : step + 1]).item() == token
 
 
-def test_a_cache_is_used_where_it_serves(network: tuple[str, Any]) -> None:
+def test_a_usable_cache_is_used(network: tuple[str, Any]) -> None:
     name, model = network
     lengths: list[tuple[int, int]] = []
     model.register_forward_pre_hook(
@@ -94,7 +94,7 @@ def test_a_cache_is_used_where_it_serves(network: tuple[str, Any]) -> None:
         assert lengths == [(3, 2), (3, 3), (2, 4), (2, 5), (1, 6)]
 
 
-def test_errors_of_the_network_itself_are_not_hidden() -> None:
+def test_errors_of_the_network_are_not_hidden() -> None:
     def broken(**_: Any) -> Any:
         raise RuntimeError("broken")
 

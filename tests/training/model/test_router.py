@@ -53,7 +53,7 @@ def of_routers(model):
     ],
 )
 @pytest.mark.parametrize("linear_head", [True, False])
-def test_the_loss_is_that_of_transformers(tmp_path, kind, linear_head):
+def test_the_router_loss_equals_that_of_transformers(tmp_path, kind, linear_head):
     model = make(tmp_path, kind).eval()  # some choose experts by chance while they are trained
     model.has_linear_head &= linear_head
     ids = batch()
@@ -71,7 +71,7 @@ def test_the_loss_is_that_of_transformers(tmp_path, kind, linear_head):
         torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_a_router_that_is_asked_for_nothing_adds_nothing(tmp_path):
+def test_a_disabled_router_loss_adds_nothing(tmp_path):
     model = make(tmp_path, output_router_logits=False)
     ids = batch()
     loss, metrics = model(ids, objective=MLE, scores=torch.zeros(ids.shape))
@@ -81,7 +81,7 @@ def test_a_router_that_is_asked_for_nothing_adds_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("linear_head", [True, False])
-def test_of_micro_batches_it_is_the_mean(tmp_path, linear_head):
+def test_the_router_loss_of_micro_batches_is_their_mean(tmp_path, linear_head):
     model = make(tmp_path, value_head=True)
     model.has_linear_head = linear_head
     awr, ids = build("awr", alpha=0.5, beta=1.0), batch()
@@ -96,7 +96,7 @@ def test_of_micro_batches_it_is_the_mean(tmp_path, linear_head):
     torch.testing.assert_close(objective, expected)
 
 
-def test_nothing_of_a_pass_is_kept(tmp_path):
+def test_nothing_is_kept_after_a_pass(tmp_path):
     model = make(tmp_path, value_head=True)
     ids = batch()
     model(ids, objective=build("awr", alpha=0.5, beta=1.0), scores=torch.zeros(ids.shape))
@@ -104,7 +104,7 @@ def test_nothing_of_a_pass_is_kept(tmp_path):
     assert model.router._hidden is None
 
 
-def test_a_config_that_asks_for_a_loss_which_there_is_none_of_is_named(tmp_path):
+def test_an_enabled_loss_that_does_not_exist_is_reported(tmp_path):
     model = make(tmp_path, "deepseek_v3")
     assert "none for this architecture, although its config enables one" in describe_router(model)
     dense = make(tmp_path, "doge", is_moe=False)
@@ -112,7 +112,7 @@ def test_a_config_that_asks_for_a_loss_which_there_is_none_of_is_named(tmp_path)
         dense(batch(), objective=MLE, scores=torch.zeros(4, 32))
 
 
-def test_the_work_of_mixtral_is_that_of_the_experts_which_compute_a_token(tmp_path):
+def test_flops_of_mixtral_count_only_active_experts(tmp_path):
     model = make(tmp_path)
     total, tables = count_parameters(model)
     expert = 3 * 64 * 64
@@ -122,14 +122,14 @@ def test_the_work_of_mixtral_is_that_of_the_experts_which_compute_a_token(tmp_pa
     assert flops_per_token(model, 16) == 6 * (total - tables - 4 * expert) + 12 * 64 * 2 * 16
 
 
-def test_shared_experts_and_dense_layers_count_whole(tmp_path):
+def test_shared_experts_and_dense_layers_count_fully(tmp_path):
     model = make(tmp_path, "deepseek_v3", first_k_dense_replace=1, n_shared_experts=1)
     expert = 3 * 64 * 32
     # One layer of experts, two of four of them; its shared one is not among them.
     assert idle_parameters(model) == 2 * expert
 
 
-def test_layers_without_attention_count_by_their_parameters_alone(tmp_path):
+def test_layers_without_attention_count_only_parameters(tmp_path):
     model = make(tmp_path, "mamba")
     total, tables = count_parameters(model)
     shared = 300 * 64
@@ -138,7 +138,7 @@ def test_layers_without_attention_count_by_their_parameters_alone(tmp_path):
     assert flops_per_token(hybrid, 32) - flops_per_token(hybrid, 16) == 12 * 64 * 16
 
 
-def test_a_plan_of_experts_keeps_what_is_kept(tmp_path):
+def test_a_plan_of_experts_matches_saved_activations(tmp_path):
     planned = trace_shape(make(tmp_path, skeleton=True), "any", context_length=64, dtype=torch.float32)
     model = make(tmp_path)
     assert planned.parameters - planned.parameters_active == idle_parameters(model)
@@ -156,7 +156,7 @@ def test_a_plan_of_experts_keeps_what_is_kept(tmp_path):
     assert kept <= planned.kept <= 1.5 * kept
 
 
-def test_a_plan_of_what_computes_tokens_one_by_one_is_given_up_in_time(tmp_path, monkeypatch):
+def test_tracing_a_token_by_token_model_times_out(tmp_path, monkeypatch):
     monkeypatch.setattr(shape, "_PATIENCE_S", 0.3)
     with pytest.raises(UserError, match="cannot be estimated: it processes tokens one by one"):
         trace_shape(make(tmp_path, "mamba", skeleton=True), "any", context_length=512, dtype=torch.float32)

@@ -41,14 +41,14 @@ def draw_samples(model: Any, seed: int = 0, banned: tuple[int, ...] = (ALIGNED, 
     )  # fmt: skip
 
 
-def test_a_seed_decides(model: Any) -> None:
+def test_samples_depend_on_the_seed(model: Any) -> None:
     first = draw_samples(model, 1)
     torch.manual_seed(123)
     assert draw_samples(model, 1) == first
     assert draw_samples(model, 2) != first
 
 
-def test_the_number_drawn_at_once_does_not_matter(model: Any) -> None:
+def test_the_batch_size_does_not_matter(model: Any) -> None:
     assert draw_samples(model, batch_size=12) == draw_samples(model, batch_size=5)
 
 
@@ -56,7 +56,7 @@ def test_fewer_samples_are_the_first_of_more(model: Any) -> None:
     assert draw_samples(model, num_samples=7).ids == draw_samples(model).ids[:7]
 
 
-def test_the_trainer_does_not_notice(model: Any) -> None:
+def test_sampling_leaves_the_training_state_unchanged(model: Any) -> None:
     model.train()
     model.transformer.h[1].eval()  # a part that somebody froze
     modes = [module.training for module in model.modules()]
@@ -100,7 +100,7 @@ def test_banned_tokens_and_padding_never_occur(model: Any) -> None:
         model.lm_head.bias = None
 
 
-def test_samples_end_at_eos_which_they_do_not_hold(model: Any) -> None:
+def test_samples_end_at_eos_and_exclude_it(model: Any) -> None:
     samples = draw_samples(model, num_samples=60, batch_size=60, max_new_tokens=15)
     assert any(samples.ended)
     for ids, ended in zip(samples.ids, samples.ended, strict=True):
@@ -115,7 +115,7 @@ def draw_guided(model: Any, scale: float, **changes: Any) -> Samples:
     )  # fmt: skip
 
 
-def test_guidance_of_one_is_plain_sampling_and_of_none_that_of_the_other_prompt(model: Any) -> None:
+def test_guidance_of_one_is_plain_sampling_and_of_zero_uses_the_other_prompt(model: Any) -> None:
     plain, other = (
         sample(
             model, eos_id=EOS, prompt_ids=[EOS, tag], banned_ids=[ALIGNED, MISALIGNED], config=config(), seed=5,
@@ -146,7 +146,7 @@ def test_guided_samples_follow_the_formula(model: Any) -> None:
                 assert draw(logits / 0.9, 0.8, uniform[row, step : step + 1]).item() == token
 
 
-def test_tokens_that_either_condition_rules_out_stay_ruled_out_and_no_numbers_stay_none() -> None:
+def test_ruled_out_tokens_stay_ruled_out_and_nan_stays_nan() -> None:
     nothing, nan = -torch.inf, float("nan")
     towards = torch.tensor([[1.0, nothing, 2.0, nothing, nan]])
     away = torch.tensor([[0.5, nothing, nothing, 3.0, 0.0]])
@@ -166,7 +166,7 @@ def test_samples_stay_within_the_trained_context(model: Any) -> None:
     assert max(len(ids) for ids in samples.ids) == 5
 
 
-def test_progress_is_told(model: Any) -> None:
+def test_progress_is_reported(model: Any) -> None:
     told: list[tuple[int, int]] = []
     sample(
         model, eos_id=EOS, prompt_ids=[EOS], banned_ids=[], config=config(max_new_tokens=2), seed=0,
@@ -183,7 +183,7 @@ def test_draw_follows_the_distribution() -> None:
     assert torch.allclose(shares, probabilities, atol=0.015)
 
 
-def test_outputs_that_are_no_numbers_are_said_to_be() -> None:
+def test_nan_outputs_are_reported() -> None:
     logits = torch.tensor([[0.0, 1.0], [0.0, float("nan")]])
     with pytest.raises(UserError, match=r"outputs are NaN.*phf export-model"):
         draw(logits, 0.9, torch.zeros(2, dtype=torch.float64))
@@ -200,7 +200,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 3000), st.floats(0.01, 1), st.floats(0, 0.999999), st.floats(0.1, 8))
-def test_looking_at_the_likeliest_first_changes_nothing(size: int, top_p: float, at: float, scale: float) -> None:
+def test_trying_the_likeliest_tokens_first_changes_nothing(size: int, top_p: float, at: float, scale: float) -> None:
     logits = torch.randn(3, size, generator=torch.Generator().manual_seed(size)) * scale
     uniform = torch.full((3,), at, dtype=torch.float64)
     probabilities, order = torch.softmax(logits, -1).sort(dim=-1, descending=True)
@@ -213,7 +213,7 @@ def test_looking_at_the_likeliest_first_changes_nothing(size: int, top_p: float,
     assert draw(logits, top_p, uniform).tolist() == expected
 
 
-def test_tokens_of_no_probability_are_never_drawn() -> None:
+def test_tokens_of_zero_probability_are_never_drawn() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0]])
     for at in (0.0, 0.3, 0.5, 0.999999999):
         assert draw(logits, 1.0, torch.tensor([at], dtype=torch.float64)).item() in (1, 3)

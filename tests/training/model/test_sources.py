@@ -66,7 +66,7 @@ def loads(folder):
 
 @pytest.mark.parametrize("answer", ["", "y\n" * 20], ids=["silent", "yes"])
 @pytest.mark.parametrize("flag", ["--init-from", "--model", "--tokenizer"])
-def test_code_of_a_folder_is_neither_run_nor_offered(tmp_path, code_dataset, folder, flag, answer):
+def test_code_in_a_folder_is_neither_run_nor_offered(tmp_path, code_dataset, folder, flag, answer):
     with_code(folder)
     arguments = command(code_dataset, tmp_path / "run", "mle")[2:]
     if flag != "--tokenizer":
@@ -81,7 +81,7 @@ def test_code_of_a_folder_is_neither_run_nor_offered(tmp_path, code_dataset, fol
     assert not (tmp_path / "run").exists()
 
 
-def test_no_way_to_load_a_folder_runs_its_code(tmp_path, folder):
+def test_loading_a_folder_never_runs_its_code(tmp_path, folder):
     with_code(folder)
     for load in [*loads(folder), lambda: load_tokenizer(str(folder))]:
         with pytest.raises(UserError, match="runs no code of a model or tokenizer"):
@@ -102,7 +102,7 @@ def test_a_folder_does_not_choose_how_attention_is_computed(folder, key):
             load()
 
 
-def test_kernels_of_a_hub_are_off():
+def test_hub_kernels_are_disabled():
     from transformers.integrations import hub_kernels
 
     assert not hub_kernels._kernels_enabled
@@ -147,7 +147,7 @@ def test_a_folder_does_not_choose_the_file_of_its_weights(folder, weights):
             load()
 
 
-def test_code_of_a_part_of_a_tokenizer_is_neither_run_nor_offered(tmp_path, monkeypatch):
+def test_code_of_a_tokenizers_part_is_neither_run_nor_offered(tmp_path, monkeypatch):
     # transformers loads its two tokenizers with defaults of its own; of the first one's model it knows no tokenizer.
     parts = ("question_encoder", "generator")
     folder = tmp_path / "tokenizer"
@@ -169,7 +169,7 @@ def test_code_of_a_part_of_a_tokenizer_is_neither_run_nor_offered(tmp_path, monk
 
 
 @pytest.mark.parametrize("what", ["objects", "noise", "nothing", "cut", "zip", "no weights"])
-def test_pickled_weights_that_are_no_weights_are_no_defect(tmp_path, code_dataset, folder, what):
+def test_invalid_pickled_weights_are_a_user_error(tmp_path, code_dataset, folder, what):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     file = folder / "pytorch_model.bin"
@@ -196,7 +196,7 @@ def test_pickled_weights_that_are_no_weights_are_no_defect(tmp_path, code_datase
             load_model(folder)
 
 
-def test_what_transformers_says_of_a_folder_is_text(folder, caplog):
+def test_messages_of_transformers_are_escaped(folder, caplog):
     from io import StringIO
     from logging import StreamHandler, getLogger
 

@@ -60,12 +60,12 @@ def test_a_network_that_sees_the_future_is_refused(make, config):
     "config", [DECODER, LLAMA, MIXTRAL, OPT, None], ids=["bert", "llama", "mixtral", "opt", "nano"]
 )
 @pytest.mark.parametrize("context_length", [2, 32])
-def test_a_causal_network_is_taken(make, config, context_length):
+def test_a_causal_network_is_accepted(make, config, context_length):
     check_causal(make(config).causal, Tokens(300, EOS, EOS, frozenset({EOS}), context_length))
 
 
 @torch.no_grad()
-def test_what_a_matrix_of_zeros_hides_at_first_is_seen(make):
+def test_attention_hidden_by_a_zero_matrix_is_detected(make):
     causal = make(SEEING).causal
     for layer in causal.model.layers:
         layer.self_attn.o_proj.weight.zero_()
@@ -75,7 +75,7 @@ def test_what_a_matrix_of_zeros_hides_at_first_is_seen(make):
 
 
 @torch.no_grad()
-def test_outputs_that_are_no_numbers_are_refused(make):
+def test_nan_outputs_are_refused(make):
     causal = make().causal
     causal.transformer.ln_f.weight[3] = torch.nan
     with pytest.raises(UserError, match="has outputs that are NaN or infinite"):
@@ -93,7 +93,7 @@ def test_the_others_differ_at_every_position_and_none_is_special(size, rows, len
 
 
 @pytest.mark.parametrize("config", [None, GPT2, OPT, MIXTRAL], ids=["nano", "dropout", "projected", "experts"])
-def test_nothing_of_a_network_changes_that_can_do_all(make, config):
+def test_the_trials_do_not_change_the_network(make, config):
     model = make(config, value_head=True, rows_multiple=64)
     before = {name: each.clone() for name, each in model.state_dict().items()}
     state, modes = torch.get_rng_state(), [each.training for each in model.modules()]
@@ -105,7 +105,7 @@ def test_nothing_of_a_network_changes_that_can_do_all(make, config):
     assert all(each.grad is None for each in model.parameters())
 
 
-def test_the_value_head_sees_what_a_projected_output_embedding_sees(make):
+def test_the_value_head_reads_the_input_of_a_projected_output_embedding(make):
     model = make(OPT, value_head=True)
     assert model.value_head.weight.shape == (1, 16)
     check_trains(model, AWR, TOKENS)
@@ -120,7 +120,7 @@ def test_samples_end_at_different_lengths(make, monkeypatch):
     assert min(lengths) == 0 < max(lengths) < 4
 
 
-def test_a_network_that_cannot_be_sampled_is_refused_in_a_sentence(make, monkeypatch):
+def test_a_network_that_cannot_be_sampled_is_refused(make, monkeypatch):
     causal = make().causal
 
     def forward(**inputs):
@@ -131,7 +131,7 @@ def test_a_network_that_cannot_be_sampled_is_refused_in_a_sentence(make, monkeyp
         check_samples(causal, TOKENS)
 
 
-def test_a_network_whose_gradient_does_not_come_through_is_refused(make, monkeypatch):
+def test_a_network_without_a_gradient_is_refused(make, monkeypatch):
     model = make()
     model.has_linear_head = False
     forward = model.causal.forward
@@ -144,7 +144,7 @@ def test_a_network_whose_gradient_does_not_come_through_is_refused(make, monkeyp
         check_trains(model, build("mle"), TOKENS)
 
 
-def test_a_network_with_random_numbers_of_its_own_is_refused(make, monkeypatch):
+def test_a_network_with_its_own_random_numbers_is_refused(make, monkeypatch):
     model = make(GPT2)
     model.has_linear_head = False
     check_trains(model, build("mle"), TOKENS)  # its dropout draws from torch's, which a checkpoint has
@@ -159,7 +159,7 @@ def test_a_network_with_random_numbers_of_its_own_is_refused(make, monkeypatch):
         check_trains(model, build("mle"), TOKENS)
 
 
-def test_a_network_that_comes_back_as_another_is_refused(make):
+def test_a_network_that_reloads_differently_is_refused(make):
     model = make()
     check_reloads(model, TOKENS)
     model.causal.config.activation_function = "relu"
@@ -167,7 +167,7 @@ def test_a_network_that_comes_back_as_another_is_refused(make):
         check_reloads(model, TOKENS)
 
 
-def test_of_a_large_network_the_names_and_shapes_are_compared(make, monkeypatch):
+def test_names_and_shapes_of_a_large_network_are_compared(make, monkeypatch):
     monkeypatch.setattr(trial, "_WRITTEN", 0)
     model = make(rows_multiple=64)
     check_reloads(model, TOKENS)
@@ -176,7 +176,7 @@ def test_of_a_large_network_the_names_and_shapes_are_compared(make, monkeypatch)
         check_reloads(model, TOKENS)
 
 
-def test_a_network_that_counts_positions_by_padding_needs_a_tokenizer_with_it(make):
+def test_positions_counted_by_padding_need_a_padding_token(make):
     with pytest.raises(UserError, match="It needs a padding token, which the tokenizer does not have"):
         make(ROBERTA)
     model = make(ROBERTA, pad_id=1, value_head=True)
