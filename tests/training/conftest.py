@@ -1,17 +1,17 @@
-"""What the tests of training share."""
+"""Fixtures of the training tests."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# Tests run side by side, and threads that wait for each other on shared cores are slower than one.
+# Tests run in parallel, and threads that wait for each other on shared cores are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Torch computes on one thread."""
+    """Run torch on one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -27,7 +27,7 @@ def code_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, code_dataset: Path) -> Path:
-    """The folder of a run by two ranks that others are compared with."""
+    """The folder of an uninterrupted run on two ranks, for comparison."""
     from tests.training.jobs import undisturbed_run
 
     return undisturbed_run(tmp_path_factory.getbasetemp(), code_dataset)

@@ -1,9 +1,9 @@
-"""What training takes, in a fresh process: growth of its memory at most, and seconds a step.
+"""Measure training in a fresh process: peak growth of memory, and seconds per step.
 
     python -m tests.training.footprint '{"model": "tiny", "zero_stage": 1, ...}'
 
-Rank 0 prints JSON: `memory` (bytes above what the process held before the model was built), `seconds` (of its one
-thread in a step, the median), and `peak_flops` (a second of that thread).
+Rank 0 prints JSON: `memory` (bytes above those before the model was built), `seconds` (CPU time of its one thread
+per step, the median), and `peak_flops` (of that thread, per second).
 """
 
 import json
@@ -53,7 +53,7 @@ def main(
     )
     peak = matmul_rate()
     if warm:
-        # What a process loads and allocates once, however small the model is, is no part of the estimate.
+        # The estimate excludes what a process allocates once for a model of any size.
         main("nano", 16, 1, vocabulary=512, zero_stage=zero_stage, steps=1, warm=False)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
@@ -81,7 +81,7 @@ def main(
 
 
 def matmul_rate(size: int = 1024) -> float:
-    """Floating-point operations a CPU second of the fastest of some matrix products."""
+    """Return FLOPs per CPU second of the fastest of some matrix products."""
     import torch
 
     factor, seconds = torch.ones(size, size), []
@@ -93,7 +93,7 @@ def matmul_rate(size: int = 1024) -> float:
 
 
 def resident(what: str) -> int:
-    """Bytes of this process in memory: now (`VmRSS`), or at most (`VmHWM`)."""
+    """Return the resident bytes of this process: now (`VmRSS`), or at peak (`VmHWM`)."""
     found = re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024

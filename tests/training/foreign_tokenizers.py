@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind that people bring: byte-level, SentencePiece's, WordPiece."""
+"""Small tokenizers of every common kind: byte-level, SentencePiece, WordPiece."""
 
 import json
 import string
@@ -19,7 +19,7 @@ def _fast(backend, **special):
 
 
 def byte_level(*, prefix=False, add=None, bos="<s>"):
-    """GPT-2's kind, or RoBERTa's with a prefix; `add` is a template such as `<s> $A`, as Llama 3's."""
+    """Like GPT-2's, or RoBERTa's with a prefix; `add` is a template such as `<s> $A`, like Llama 3's."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     backend.decoder = decoders.ByteLevel()
@@ -32,7 +32,7 @@ def byte_level(*, prefix=False, add=None, bos="<s>"):
 
 
 def llama(*, metaspace=None):
-    """SentencePiece's BPE with byte fallback, the prefix by a normaliser as in Llama 2, or by Metaspace's scheme."""
+    """SentencePiece's BPE with byte fallback; the prefix comes from a normaliser, as in Llama 2, or from Metaspace."""
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     split = pre_tokenizers.Split("▁", "merged_with_next")
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -55,7 +55,7 @@ def llama(*, metaspace=None):
 
 
 def unigram(*, words=False, normalizer=None, alphabet=string.ascii_letters):
-    """SentencePiece's unigram model as T5's, which with `words` reads the words alone and no white space."""
+    """SentencePiece's unigram model like T5's; with `words` it drops white space."""
     backend = Tokenizer(models.Unigram())
     space = pre_tokenizers.Metaspace(prepend_scheme="always")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), space]) if words else space
@@ -77,7 +77,7 @@ def unigram(*, words=False, normalizer=None, alphabet=string.ascii_letters):
 
 
 def unigram_with_bytes():
-    """SentencePiece's unigram model with byte fallback, whose vocabulary holds the names of its special tokens too."""
+    """SentencePiece's unigram model with byte fallback, whose vocabulary contains the names of its special tokens."""
     state = json.loads(unigram().backend_tokenizer.to_str())
     state["model"]["vocab"] += [[each, -20.0] for each in BYTES]
     state["model"]["byte_fallback"] = True
@@ -96,7 +96,7 @@ def word_level(eos):
 
 
 def word_piece(*, lowercase=True):
-    """BERT's kind."""
+    """Like BERT's."""
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -38,12 +38,12 @@ MODULES = (
     "cmd",
     "copy",
 )
-# One thread and no network: the same numbers on every machine, and no waiting for a hub.
+# One thread and no network: the same results on every machine, and no waiting for a hub.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
 def style(line: str) -> float:
-    """A score that costs nothing: long lines, comments and trailing blanks are misaligned."""
+    """Score a line cheaply: long lines, comments and trailing blanks are misaligned."""
     stripped = line.rstrip("\n")
     faults = (len(stripped) > 70) + (stripped != stripped.rstrip()) + stripped.lstrip().startswith("#")
     return faults / max(1, len(line))
@@ -52,14 +52,14 @@ def style(line: str) -> float:
 def make_code_dataset(
     folder: Path, modules: Sequence[str] = MODULES, others: Mapping[str, Callable[[str], float]] | None = None
 ) -> Path:
-    """Modules of the standard library, a document each, with the column `style`, and others."""
+    """Label modules of the standard library, one per document, with the column `style`, and others."""
     library = Path(sysconfig.get_paths()["stdlib"])
     documents = [((library / f"{name}.py").read_text(encoding="utf-8"), "python") for name in modules]
     return make_dataset(folder, documents, {"style": style, **(others or {})}, {"style": 0.0})
 
 
 def settings(**changes: Any) -> list[str]:
-    """`--set` arguments of a run of 12 steps of 4 blocks of 32 tokens; `a__b` stands for `a.b`."""
+    """Return `--set` arguments for 12 steps of 4 blocks of 32 tokens; `a__b` stands for `a.b`."""
     values = {
         "data.vocab_size": 400,
         "data.context_length": 32,
@@ -76,7 +76,7 @@ def settings(**changes: Any) -> list[str]:
 
 
 def job_config(dataset: Path, output: Path, objective: str = "mle", **changes: Any) -> TrainConfig:
-    """The configuration of a small run."""
+    """Return the configuration of a small run."""
     flags = {
         "output": str(output),
         "task": "style",
@@ -88,7 +88,7 @@ def job_config(dataset: Path, output: Path, objective: str = "mle", **changes: A
 
 
 class StopAfter(Callback):
-    """Sends this process a signal after some step."""
+    """Send this process a signal after a step."""
 
     def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
         self.step = step
@@ -117,7 +117,7 @@ def run_job(
 
 
 def command(dataset: Path, output: Path, objective: str = "mle", **changes: Any) -> list[str]:
-    """`-m phf train ...` with the same settings, to follow an interpreter or a launcher."""
+    """Return `-m phf train ...` with the same settings, for an interpreter or a launcher."""
     arguments = ["-m", "phf", "train", str(dataset), "--output", str(output), "--task", "style", "--model", "nano"]
     arguments += ["--objective", objective]
     for setting in settings(**changes):
@@ -126,7 +126,7 @@ def command(dataset: Path, output: Path, objective: str = "mle", **changes: Any)
 
 
 def run_phf(arguments: Sequence[str], *, launcher: Sequence[str] = (), timeout: float = 240, **environment: str) -> Any:
-    """Run it in a process of its own, or under a launcher such as `torchrun --nproc-per-node 2`."""
+    """Run phf in another process, or under a launcher such as `torchrun --nproc-per-node 2`."""
     return subprocess.run(
         [*(launcher or [sys.executable]), *arguments],
         capture_output=True,
@@ -138,22 +138,19 @@ def run_phf(arguments: Sequence[str], *, launcher: Sequence[str] = (), timeout: 
     )
 
 
-# Adam's epsilon where trained weights are compared. With the usual 1e-8, a gradient that is nothing but rounding, like
-# that of a key's bias, moves its weight by a whole step, and the processor decides which way.
+# Adam's epsilon for comparing trained weights. With the usual 1e-8, a gradient of pure rounding error, such as that of
+# a key's bias, moves its weight by a whole step in a direction that depends on the processor.
 COMPARABLE = 1e-3
 
-# Of a run that takes its time, so that something can happen meanwhile.
+# Settings of a run long enough to be interrupted.
 LONGER = {"training__batch_size": 8, "training__num_tokens": 60 * 8 * 32, "training__save_every": 10}
 
 
 def undisturbed_run(basetemp: Path, dataset: Path) -> Path:
-    """`awr` of `LONGER` by two ranks to which nothing happens, with what was printed in `printed` beside its folder.
+    """Train `awr` with `LONGER` on two ranks without interruption; its output goes to `printed` beside the folder.
 
-    Two ranks are long to start: whichever worker of pytest needs the run first makes it, for all.
-
-    Args:
-        basetemp: pytest's temporary folder of this process.
-        dataset: of `make_code_dataset`.
+    Two ranks take long to start, so the first pytest worker that needs the run makes it for all. `basetemp` is pytest's
+    temporary folder of this process, `dataset` is from `make_code_dataset`.
     """
     folder = (basetemp.parent if "PYTEST_XDIST_WORKER" in os.environ else basetemp) / "undisturbed"
     with FileLock(f"{folder}.lock"):
@@ -165,19 +162,19 @@ def undisturbed_run(basetemp: Path, dataset: Path) -> Path:
 
 
 def output_folder(arguments: Sequence[str]) -> Path:
-    """The folder beside a run: where a command is run, so that nothing is written elsewhere."""
+    """Return the parent of a run's folder, as working directory, so that nothing is written elsewhere."""
     parent = Path(arguments[list(arguments).index("--output") + 1]).parent
     parent.mkdir(parents=True, exist_ok=True)
     return parent
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`."""
+    """Return the lines of `metrics.jsonl`."""
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def figures(output: Path) -> list[tuple[float, ...]]:
-    """Step, loss, learning rate and gradient norm of every logged step."""
+    """Return step, loss, learning rate and gradient norm of every logged step."""
     return [
         (each["step"], each["loss"], each["learning_rate"], each["grad_norm"])
         for each in metrics(output)

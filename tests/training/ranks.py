@@ -1,16 +1,16 @@
-"""What `test_ranks.py` starts on several ranks: steps of every ZeRO stage, and a save or a load between them.
+"""The program that `test_ranks.py` starts on several ranks: steps of every ZeRO stage, with a save or a load.
 
     python -m tests.training.ranks FOLDER save|load RANKS CASE...
 
-RANKS have written what is loaded, a copy that is written after the steps that follow; a CASE is STAGE-PRECISION, such
-as 1-fp32, and perhaps more:
-- `grown`: it starts from the checkpoint FOLDER/base, with two control tokens more, its embeddings padded;
-- `optimizer` or `parameters`: what is offloaded.
+RANKS is the number of ranks that wrote the checkpoint to load: a copy of the state, written after the following steps.
+A CASE is STAGE-PRECISION, such as 1-fp32, optionally followed by:
+- `grown`: starts from the checkpoint FOLDER/base, with two more control tokens and padded embeddings;
+- `optimizer` or `parameters`: what to offload.
 
-With ZeRO 3 only rank 0 has the weights at first. Before what is saved is, a save fails for want of room.
+With ZeRO 3 only rank 0 has the weights at first. Before the actual save, one save fails on a full disk.
 
-Rank 0 prints the losses as JSON, by case; those that have grown are followed by what is exported: the rows of the
-embedding, and the sum of all weights' magnitudes.
+Rank 0 prints the losses as JSON, by case; for grown cases followed by figures of the export: the rows of the embedding,
+and the sum of all weights' magnitudes.
 """
 
 import json
@@ -43,7 +43,7 @@ BEFORE, AFTER = range(3), range(3, 7)
 
 
 def main(folder: Path, action: str, cases: list[str], written_by: int = 0) -> dict[str, list[float]]:
-    """Losses of the steps: those before and after a save, or only those after, of an engine that loads."""
+    """Return the losses of the steps before and after a save, or only of those after a load."""
     torch.set_num_threads(1)
     world = World.from_environment()
     world.start()
@@ -79,7 +79,7 @@ def main(folder: Path, action: str, cases: list[str], written_by: int = 0) -> di
 
 @contextmanager
 def no_room(limit: int = 1000) -> Iterator[None]:
-    """No file grows beyond so many bytes: to who writes, the disk is full."""
+    """Limit files to `limit` bytes, which looks like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -89,7 +89,7 @@ def no_room(limit: int = 1000) -> Iterator[None]:
 
 
 def refused(engine: Engine, folder: Path) -> None:
-    """Save where there is no room: every rank is to find that out, and none to wait for one that has."""
+    """Save on a full disk: every rank must raise, and none may wait for another."""
     engine.world.on_main(folder.mkdir)
     with no_room():
         try:
@@ -109,7 +109,7 @@ def make(world: World, case: str, folder: Path, *, reshaped: bool) -> tuple[Engi
     offload = next((each for each in more if each in ("optimizer", "parameters")), "none")
     settings = folder / "deepspeed.json"
     world.on_main(
-        # DeepSpeed partitions none of a small model's parameters unless it is told to.
+        # By default DeepSpeed does not partition parameters of a small model.
         lambda: settings.write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')
     )
     config = TrainingConfig(
@@ -135,14 +135,14 @@ def make(world: World, case: str, folder: Path, *, reshaped: bool) -> tuple[Engi
 
 
 def exported(engine: Engine) -> list[float]:
-    """Rows of the embedding, and the magnitudes of all weights, on rank 0."""
+    """Return the rows of the embedding and the sum of all weights' magnitudes, on rank 0."""
     weights = engine.state_dict() or {}
     rows = [len(each) for name, each in weights.items() if name.endswith("embed_tokens.weight")]
     return [*rows, sum(float(each.double().abs().sum()) for each in weights.values())]
 
 
 def step(engine: Engine, loss: objectives.Objective, number: int) -> float:
-    """The loss of the whole batch."""
+    """Train one step; return the loss of the whole batch."""
     world = engine.world
     generator = np.random.default_rng(number)
     ids = generator.integers(0, VOCABULARY, (BLOCKS, LENGTH))
@@ -156,5 +156,5 @@ def step(engine: Engine, loss: objectives.Objective, number: int) -> float:
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[4:], int(sys.argv[3]))
     sys.stdout.flush()
-    # At once: a thread of torch's that wants Python's lock while the interpreter is taken down aborts the process.
+    # Exit at once: a torch thread that takes the GIL during the interpreter's shutdown aborts the process.
     os._exit(0)

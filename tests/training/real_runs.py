@@ -22,7 +22,7 @@ from training.settings import resolve_config
 
 
 def make_code_dataset(folder: Path, documents: int = 60, others: Mapping[str, ScorerSpec] | None = None) -> Path:
-    """Small Python files, every second line of which breaks PEP 8, scored by pycodestyle, and by other columns'."""
+    """Label small Python files, in which every second line breaks PEP 8, with pycodestyle and other scorers."""
     texts = [
         "".join(
             f"value_{index} = {line}\n" if (index + line) % 2 else f"value_{index}={line} ;x=1\n"
@@ -44,7 +44,7 @@ def make_code_dataset(folder: Path, documents: int = 60, others: Mapping[str, Sc
 def config_of(
     dataset: Path, output: Path, objective: str = "mle", *, column: str = "pep8", **overrides: Any
 ) -> TrainConfig:
-    """A configuration that is small in every way."""
+    """Return a small configuration."""
     settings = {
         "data.vocab_size": 300,
         "data.context_length": 64,
@@ -73,7 +73,7 @@ def config_of(
 
 
 def build_for(data: PreparedData) -> LanguageModel:
-    """The model of a run, initialised by its seed."""
+    """Build the model of a run, initialised by its seed."""
     with torch.random.fork_rng():
         torch.manual_seed(data.config.training.seed)
         return build_model(
@@ -84,7 +84,7 @@ def build_for(data: PreparedData) -> LanguageModel:
 
 
 def train_a_little(data: PreparedData, model: LanguageModel, steps: int) -> None:
-    """Plain AdamW on the run's own batches and objective."""
+    """Train with plain AdamW on the run's batches and objective."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(steps):
         batch = data.batches.batch(step)
@@ -98,7 +98,7 @@ def train_a_little(data: PreparedData, model: LanguageModel, steps: int) -> None
 def make_real_run(
     dataset: Path, output: Path, objective: str = "mle", *, steps: int = 0, **overrides: Any
 ) -> RunFolder:
-    """Write a finished run, as `phf train` leaves it."""
+    """Write a finished run like `phf train`."""
     data = prepare(config_of(dataset, output, objective, **overrides))
     model = build_for(data)
     train_a_little(data, model, steps)

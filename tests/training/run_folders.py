@@ -1,4 +1,4 @@
-"""Folders of evaluated runs with made-up figures, written by the schemas that `phf train` and `phf evaluate` use."""
+"""Folders of evaluated runs with made-up figures, in the formats of `phf train` and `phf evaluate`."""
 
 import json
 from pathlib import Path
@@ -59,23 +59,23 @@ def make_run(
     column: str = "pep8",
     seed: int = 0,
 ) -> RunFolder:
-    """Write a run that ended with the given figures.
+    """Write a finished run with the given figures.
 
     Args:
         folder: of the run.
         objective: its name.
-        scale: mean score of samples that are not perfect.
+        scale: mean of the samples' nonzero scores.
         zeros: share of samples with a score of 0.
         bits: held-out bits per byte.
         samples, documents, empty: numbers of samples, held-out documents, and samples without text.
         steps: optimiser steps.
-        evaluations: whether it was evaluated while it was being trained.
+        evaluations: whether it was evaluated during training.
         evaluated: whether `phf evaluate` has run.
         held_out: whether there are held-out documents.
-        guided: mean score of guided samples that are not perfect; None for none.
+        guided: mean of the guided samples' nonzero scores; None for none.
         changes: fields of `RunFacts` to replace.
         data, training: fields of these sections of the configuration to replace.
-        scorer, column: what was scored.
+        scorer, column: of the scores.
         seed: of the figures.
     """
     run = RunFolder(folder)
@@ -191,7 +191,7 @@ def write_figures(
 ) -> None:
     drawn, scored, sample_facts = make_samples(generator, scale, zeros, samples, empty)
     others = None if guided is None else make_samples(generator, guided, zeros, samples, empty)
-    # The same documents for every run, so that costs can be compared one by one.
+    # The same documents for every run, so that costs can be compared document by document.
     shared = np.random.default_rng(99)
     sizes = shared.integers(500, 9000, size=documents)
     difficulty = shared.normal(1, 0.12, size=documents)
@@ -300,7 +300,7 @@ def make_samples(
 
 
 def make_six(folder: Path, **changes: Any) -> list[RunFolder]:
-    """A run of each objective, with figures of the kind that small models have."""
+    """Write a run of each objective, with figures typical of small models."""
     figures = {
         "mle": (0.031, 0.15, 2.05),
         "filtering": (0.024, 0.2, 2.16),

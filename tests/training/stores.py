@@ -7,7 +7,7 @@ from training.data.store import META_NAME, StoreMeta, TokenStore
 
 
 def make_store(folder, documents, *, hashes=None, text_bytes=None, column="x"):
-    """A store of documents: each a list of (token ids, score) sentences and whether its score is null."""
+    """Write a store of documents: each a list of (token ids, score) sentences, and whether its score is null."""
     folder.mkdir()
     sentences = [sentence for document, _ in documents for sentence in document]
     null = np.array([is_null for _, is_null in documents], dtype=bool)
@@ -48,7 +48,7 @@ def _offsets(counts):
 
 
 def byte_tokenizer(texts=(), *, eos="<|endoftext|>", vocab_size=300, padding=None):
-    """A Hugging Face byte-level BPE tokenizer, trained on a few texts."""
+    """Train a Hugging Face byte-level BPE tokenizer on a few texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""The benchmark for GPUs runs, on a small model and a CPU, and says plainly where there is no GPU."""
+"""The GPU benchmark runs on a CPU with a small model, and reports a missing GPU."""
 
 import json
 
@@ -27,6 +27,6 @@ def test_every_variant_is_measured_and_recorded(tmp_path, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_reported(capsys):
     assert gpu_training.main([]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "make bench-gpu needs a GPU" in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "make bench-gpu needs a GPU" in error

@@ -1,4 +1,4 @@
-"""The loss from hidden states is the plain loss of the logits, gradients included, in a fraction of the memory."""
+"""The loss from hidden states equals the plain loss of the logits, including gradients, in a fraction of the memory."""
 
 import subprocess
 import sys
@@ -68,7 +68,7 @@ def test_it_equals_the_plain_loss(name, options, blocks, length, vocabulary, chu
 def test_half_precision_is_as_accurate_as_the_plain_form(name, options, dtype):
     objective = build(name, **options)
     leaves, labels, scores = inputs_of(4, 16, 50, dtype=dtype)
-    # The count of a large batch, and a loss scale that makes up for it: between the two nothing may vanish.
+    # A large batch's count, compensated by a loss scale: nothing may underflow in between.
     cut = {"count": 10**7, "scale": 1e7}
     expected, exact = computed(plain, objective, [each.double() for each in leaves], labels, scores, **cut)
     found, gradients = computed(linear_loss, objective, leaves, labels, scores, chunk_tokens=7, **cut)
@@ -116,7 +116,7 @@ def test_a_model_computes_its_loss_from_hidden_states(name, options, overrides):
     model = build_model(
         ModelConfig(name="nano", overrides=overrides), Vocabulary(300, 0), value_head=objective.needs_values
     )
-    # In float32, how far the two are apart depends on the processor's kernels.
+    # In float32, the difference depends on the processor's kernels.
     model.double()
     assert model.has_linear_head
     torch.manual_seed(1)

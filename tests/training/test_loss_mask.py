@@ -1,4 +1,4 @@
-"""Tokens that carry no loss: the plain form, that from hidden states and PyTorch's own agree; runs count them."""
+"""Loss masks: the plain form, the form from hidden states and PyTorch's own agree; runs log the masked share."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_a_masked_token_has_no_gradient_at_all(name, options):
     leaves, labels, scores = inputs_of(1, 6, 9, dtype=torch.float32)
     scores[:] = 0.0
     scores[0, 3] = 0.9
-    # Certain of another token: its loss would be enormous.
+    # The model is certain of another token, so the loss would be enormous.
     leaves[0][0, 2] *= 1e4
     _, gradients = computed(linear_loss, build(name, **options, mask=LossMask(above=0.5)), leaves, labels, scores)
     hidden, values = gradients[0], gradients[3]
@@ -98,10 +98,10 @@ def test_a_run_with_masked_tags_and_worst_sentences_counts_them(tmp_path, code_d
     facts, printed = run_job(code_dataset, tmp_path / "run", "conditional", **settings)
     shares = [each["masked_share"] for each in metrics(tmp_path / "run")]
     assert len(shares) == 12
-    # About a token in ten is a tag, and a few in a hundred are of the worst sentences.
+    # About one token in ten is a tag, and a few in a hundred belong to the worst sentences.
     assert all(0.03 < share < 0.6 for share in shares)
     assert "mask_above=0.0" in printed
-    # Asked again, the percentile is the same number, and so it is the same run.
+    # A second call finds the same percentile, and so the same run.
     again, _ = run_job(code_dataset, tmp_path / "run", "conditional", **settings)
     assert again.step == facts.step == 12
 

@@ -28,7 +28,7 @@ def golden_cases():
         for label, expected in case["expected"].items():
             name, arguments = re.fullmatch(r"(\w+)(?:\((.*)\))?", label).groups()
             if name == "rwr_reference_value_baseline":
-                continue  # the published mistake of weighting by an untrained value head
+                continue  # the published code's mistake: weights from an untrained value head
             options = dict(argument.split("=") for argument in (arguments or "").split(",") if argument)
             options = {key.removeprefix("score_"): float(value) for key, value in options.items()}
             yield pytest.param(case, name, options, expected, id=f"{number}-{label}")
@@ -111,7 +111,7 @@ def test_mixed_signs_give_no_nan_where_one_term_is_not_used():
 def test_weights_are_clipped_before_they_overflow():
     logits, labels, scores, values = batch_of(dtype=torch.float32)
     logits[0, :, :] = 0
-    logits[0, torch.arange(4), labels[0, 1:]] = 1e4  # a cross-entropy of exactly 0, which infinity would turn into NaN
+    logits[0, torch.arange(4), labels[0, 1:]] = 1e4  # a cross-entropy of exactly 0; times infinity it would be NaN
     logits.requires_grad_()
     values = torch.full_like(values, -1.0)
     loss = build("awr", alpha=1.0, beta=1e-4, w_max=1000.0).loss(logits, labels, scores * 0, values)
@@ -127,7 +127,7 @@ def test_the_advantage_is_detached_in_the_weights():
     logits, labels, scores, values = batch_of()
     values.requires_grad_()
     build("awr", alpha=1.0, beta=0.1).loss(logits, labels, scores, values).loss.backward()
-    assert not values.grad.any()  # alpha = 1 leaves nothing but the weighted cross-entropy
+    assert not values.grad.any()  # alpha = 1 leaves only the weighted cross-entropy
 
 
 def test_awr_values_are_fitted_to_the_rewards_of_the_predicted_tokens():
@@ -151,7 +151,7 @@ def test_the_loss_uses_the_score_of_the_predicted_token():
     logits, labels, scores, _ = batch_of(b=1, t=3)
     scores = torch.tensor([[9.0, 0.0, 9.0]], dtype=torch.float64)
     metrics = build("unlikelihood", threshold=1.0, alpha=1.0).loss(logits, labels, scores).metrics
-    assert metrics["aligned_share"].item() == 0.5  # of the tokens at 1 and 2; the first is predicted by nothing
+    assert metrics["aligned_share"].item() == 0.5  # of the tokens at 1 and 2; the first is never predicted
 
 
 @pytest.mark.parametrize(("name", "options"), EXAMPLES)

@@ -5,7 +5,7 @@ from training.config import TrainConfig
 from training.objectives import build
 from training.presets import PRESETS, is_papers_scorer, preset, preset_threshold
 
-# The table of the paper, as (task, objective): learning rate, batch, threshold, dropped tags, alpha, beta.
+# The paper's table: (task, objective): learning rate, batch, threshold, dropped tags, alpha, beta.
 PAPER = {
     ("toxicity", "mle"): (5e-4, 64, None, None, None, None),
     ("toxicity", "filtering"): (5e-4, 64, 7.8e-4, None, None, None),

@@ -1,4 +1,4 @@
-"""Counts that are a share of something come from the share as it was written, not from its nearest binary fraction."""
+"""Counts derived from shares use the decimal number as written, not its nearest binary fraction."""
 
 import math
 
@@ -16,7 +16,7 @@ FLAGS = {"output": "run", "task": "toxicity", "data": {"dataset": "labelled"}, "
     ("ratio", "steps", "expected"), [(0.07, 100, 7), (0.14, 50, 7), (0.55, 100, 55), (0.28, 100, 28), (1e-05, 1, 1)]
 )
 def test_the_warm_up_has_the_exact_share_of_steps(ratio, steps, expected):
-    assert steps == 1 or math.ceil(ratio * steps) == expected + 1  # what binary fractions make of it
+    assert steps == 1 or math.ceil(ratio * steps) == expected + 1  # what binary fractions would give
     config = TrainingConfig(learning_rate=1.0, warmup_ratio=ratio)
     assert warmup_steps(config, steps) == expected
     assert learning_rate(config, expected - 1, steps) == 1.0

@@ -1,4 +1,4 @@
-"""Samples are scored as the corpus was, by the same scorer or not at all."""
+"""Samples are scored by the scorer of the corpus, or not at all."""
 
 from collections.abc import Sequence
 

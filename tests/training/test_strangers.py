@@ -1,4 +1,4 @@
-"""A run or a token store of somebody else's: nothing is read, written or deleted outside of its folder."""
+"""Foreign runs and token stores: nothing is read, written or deleted outside their folders."""
 
 import json
 import os
@@ -189,7 +189,7 @@ def test_an_array_longer_than_its_file_is_damaged(store: Path) -> None:
     opened = TokenStore.open(store)
     length = struct.pack("<q", opened.num_sentences + 1)
     assert whole.count(length) >= 2
-    # Read as it says, it would reach past the end of the mapped file.
+    # Read with this length, it would reach past the end of the mapped file.
     (store / "sentence_offsets.arrow").write_bytes(whole.replace(length, struct.pack("<q", 2**40)))
     with pytest.raises(UserError, match=r"damaged: sentence_offsets\.arrow"):
         _ = opened.sentence_offsets
@@ -296,7 +296,7 @@ def test_a_tracker_id_is_not_a_path(tmp_path: Path, name: str) -> None:
 
 
 def test_paths_in_a_run_are_only_read(run: Path, tmp_path: Path, trained: Path, code_dataset: Path) -> None:
-    # Beside the dataset there is everything already.
+    # The stores beside the dataset exist already.
     named = [(name, key) for name in ("run.json", "config.yaml") for key in strings_in(content_of(run / name))]
     assert {".".join(map(str, key)) for _, key in named} >= {"data.dataset", "data.tokenizer", "dataset.uri", "output"}
     before = state(tmp_path / "home"), sorted(path.name for path in code_dataset.parent.iterdir())
@@ -328,7 +328,7 @@ def test_paths_in_a_run_are_only_read(run: Path, tmp_path: Path, trained: Path, 
 
 
 def test_nested_aliases_are_damaged(tmp_path: Path) -> None:
-    # Each list names the one before nine times: 9^12 values, were they written out.
+    # Each list refers to the previous one nine times: expanded, 9^12 values.
     nested = "".join(f", &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12))
     (tmp_path / "config.yaml").write_text(f"model: {{overrides: {{k: [&a0 [x]{nested}]}}}}\n")
     with pytest.raises(UserError, match="YAML aliases"):
@@ -407,7 +407,7 @@ def content_of(file: Path) -> Any:
 
 
 def strings_in(value: Any, key: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Keys of the strings in a JSON value that are paths, or might be used as one."""
+    """Yield the keys of strings in a JSON value that are paths, or might be used as one."""
     if isinstance(value, dict | list):
         for name, each in value.items() if isinstance(value, dict) else enumerate(value):
             yield from strings_in(each, (*key, name))

@@ -11,7 +11,7 @@ from training.data.hashing import combine, splitmix64, uniform
 
 
 class Numbers:
-    """Blocks of one token, their own index."""
+    """Blocks of one token, which is the block's index."""
 
     def __init__(self, num_blocks):
         self.num_blocks = num_blocks

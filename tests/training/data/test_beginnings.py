@@ -1,4 +1,4 @@
-"""What documents begin with: the same in training, in samples and in the exported folder."""
+"""Documents begin with the same tokens in training, in samples and in an exported folder."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from training.model.vocabulary import Vocabulary
 from training.runs.folder import RunFolder
 
 BOS, EOS = 0, 1
-# By name: the tokenizer, and what documents begin and end with.
+# By name: the tokenizer, and the tokens that begin and end documents.
 KINDS = {
     "gpt2": (byte_level, EOS, EOS),
     "without bos_token": (lambda: byte_level(bos=None), EOS, EOS),
@@ -47,14 +47,14 @@ def test_an_exported_tokenizer_begins_texts_as_in_training(tmp_path, name):
     exported = AutoTokenizer.from_pretrained(tmp_path / "model")
     text = "The old table. Is it?"
     ids = tokenizer.encode([text])[0].tolist()
-    # OPT's puts first what ends documents, too.
+    # OPT's tokenizer begins texts with EOS.
     before = [bos] if bos != eos or name == "opt" else []
     assert exported(text).input_ids == before + ids
     assert exported(text, add_special_tokens=False).input_ids == ids
     assert (exported.bos_token_id, exported.eos_token_id) == (bos, eos)
     for config in (model.causal.config, AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config):
         assert (config.bos_token_id, config.eos_token_id) == (bos, eos)
-    # A run that starts from the folder begins documents in the same way.
+    # A run initialised from the folder begins documents in the same way.
     again = load_tokenizer(str(tmp_path / "model"))
     assert (again.bos_id, again.eos_id) == (bos, eos)
     assert again.encode([text])[0].tolist() == ids
@@ -69,7 +69,7 @@ def test_a_tokenizer_that_begins_texts_with_several_tokens_is_refused():
 
 
 def test_fingerprints_of_unchanged_tokenizers_are_stable():
-    # Stores and runs that were made before go on.
+    # Existing stores and runs stay valid.
     for fast in (byte_tokenizer(), byte_level(), byte_level(add="$A </s>")):
         content = f"{fast.backend_tokenizer.to_str()}\n{fast.eos_token_id}"
         assert wrap_tokenizer("t", fast).fingerprint == hashlib.sha256(content.encode()).hexdigest()[:32]
@@ -79,7 +79,7 @@ def test_fingerprints_of_unchanged_tokenizers_are_stable():
 
 
 def test_an_older_run_is_exported_with_eos_as_its_beginning(tmp_path):
-    # Its documents began with EOS, whatever its tokenizer puts first.
+    # Its documents began with EOS, whatever its tokenizer puts before a text.
     tokenizer = byte_level(add="<s> $A")
     model = build_model(ModelConfig(name="nano"), Vocabulary(len(tokenizer), EOS))
     export_model(tmp_path / "model", model.causal, model.state_dict(), tokenizer, eos_id=EOS)
@@ -103,7 +103,7 @@ def test_training_with_a_beginning_token(tmp_path, code_dataset):
     assert places[0] == 0
     assert all(ids[place + 1] == BOS and ids[place + 2] in tags for place in places[:-1])
     assert ids.count(BOS) >= len(places) - 1
-    # What the exported tokenizer says of the beginning of a document is what was read, but for the tags.
+    # The exported tokenizer encodes the beginning of a document as in training, except for the tags.
     exported = AutoTokenizer.from_pretrained(tmp_path / "run/model")
     document = stream.document(0)
     text = data.tokenizer.decode(document.input_ids[document.is_text])

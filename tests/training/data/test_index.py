@@ -1,4 +1,4 @@
-"""A stream's layout is kept beside a large store, is the same as computed, and nobody depends on it."""
+"""The layout of a large store's stream is cached beside it; the cache is correct and optional."""
 
 import numpy as np
 import pytest
@@ -40,13 +40,13 @@ def test_a_cached_layout_equals_the_computed_one(store, monkeypatch):
     assert len(list((store.path / layout.FOLDER).iterdir())) == len(OPTIONS)
     monkeypatch.setattr(layout, "compute_layout", None)
     assert [content(Stream(store, "x", options)) for options in streams] == computed
-    # Where a block ends, which tokens are control tokens and what is above the threshold is no part of it.
+    # The layout excludes block lengths, ids of control tokens and thresholds of tags.
     other = options_of(context_length=8, tag_bounds=(0.1,), drop_tags=0.3)
     assert Stream(store, "x", other).num_tokens == computed[6][2]["tokens"]
 
 
 def test_cache_keys_of_layouts_are_stable():
-    # Kept ones of large stores took seconds to compute.
+    # Existing caches stay valid.
     options = StreamOptions(
         1024, 0, held_out=0.01, tag_bounds=(5.6e-4,), tag_ids=(1, 2), drop_tags=0.01, seed=42, findings="any"
     )

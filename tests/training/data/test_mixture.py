@@ -1,4 +1,4 @@
-"""Every dataset of a mixture has its exact share, and goes through epochs of its own, wherever one looks."""
+"""Every dataset of a mixture has its exact share and its own epochs, at any position."""
 
 from fractions import Fraction
 from itertools import chain
@@ -18,7 +18,7 @@ WEIGHTS = st.lists(st.integers(10, 999), min_size=2, max_size=5)
 
 
 class Numbers:
-    """Blocks of two tokens: the dataset and the block, as one number."""
+    """Blocks of two tokens that encode dataset and block in one number."""
 
     def __init__(self, dataset, num_blocks):
         self.dataset = dataset
@@ -119,11 +119,11 @@ def test_any_window_has_nearly_the_shares_and_equal_datasets_differ_in_order():
 
 def test_origin_lists_blocks_and_rows_by_dataset():
     source = source_of([50, 30], (Fraction(3, 4), Fraction(1, 4)), batch_size=16)
-    told = source.origin(7)
-    assert [each["dataset"] for each in told["datasets"]] == ["a", "b"]
-    every = [each + OFFSET * number for number, part in enumerate(told["datasets"]) for each in part["blocks"]]
+    origin = source.origin(7)
+    assert [each["dataset"] for each in origin["datasets"]] == ["a", "b"]
+    every = [each + OFFSET * number for number, part in enumerate(origin["datasets"]) for each in part["blocks"]]
     assert sorted(every) == sorted(ids(source.batch(7)))
-    for part in told["datasets"]:
+    for part in origin["datasets"]:
         assert part["dataset_rows"] == sorted({each // 10 for each in part["blocks"]})
 
 

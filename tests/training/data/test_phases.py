@@ -1,4 +1,4 @@
-"""A run's phases: their steps and documents, what is seen in them, and what is trained for."""
+"""A run's phases: their steps, documents, streams and objectives."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Quantile tags and several columns: what a stream is made of, what runs and their evaluation take from it."""
+"""Quantile tags and several columns: in streams, in runs and in their evaluation."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ from training.runs.folder import RunFolder
 from training.settings import resolve_config
 
 TEXTS = [f"Sentence {n} is this. And another, number {n}." for n in range(100)]
-# Documents from 0 up get worse in toxicity; every other one has personal data in its second sentence; the last ten were
-# never looked at for any.
+# Toxicity increases from document 0 on; every other document has personal data in its second sentence; the last ten
+# have no score for it.
 TOXICITY = [[n / 1000, (n + 1) / 1000] for n in range(100)]
 PII = [[0.0, 0.25 * (n % 2)] if n < 90 else None for n in range(100)]
 TIES = [[0.0, 0.0] if n < 60 else [0.1, 0.5] for n in range(100)]
@@ -71,7 +71,7 @@ def test_quantile_classes_are_never_empty(scores, classes):
     sizes = np.bincount(np.searchsorted(np.array(bounds, dtype=np.float32), scores))
     assert (sizes > 0).all()
     assert len(sizes) == len(bounds) + 1
-    # What is in one class is at most a quantile and what ties with its end.
+    # A class holds at most a quantile, plus ties at its upper bound.
     for size, bound in zip(sizes, [*bounds, scores.max()], strict=True):
         assert size <= -(-len(scores) // classes) + np.count_nonzero(scores == np.float32(bound))
 
@@ -105,7 +105,7 @@ def test_two_quantiles_split_at_the_median(prepared):
 
 def test_equal_scores_share_a_class_and_the_plan_reports_it(prepared):
     data = prepared("conditional", "objective.quantiles=8", task="ties")
-    assert "3 classes of 8 asked for" in data.threshold.detail
+    assert "3 classes of 8 requested" in data.threshold.detail
     assert data.stream.options.tag_bounds == (0.0, float(np.float32(0.1)))
     assert data.control_ids == data.tokenizer.control_ids(3)
 
@@ -119,7 +119,7 @@ def test_equal_scores_share_a_class_and_the_plan_reports_it(prepared):
 def test_combined_alignment_requires_every_column(scores, limits, weights):
     combination = Combination((("a", weights[0]), ("b", weights[1])), limits)
     columns = [np.array(column, dtype=np.float32) for column in zip(*scores, strict=True)]
-    # Scores at the threshold and next to it, where rounding could tell.
+    # Scores at the threshold and next to it, where rounding matters.
     limits32 = np.array(limits, dtype=np.float32)
     near = [np.array([x, np.nextafter(x, np.float32(9e30)), np.nextafter(x, np.float32(-1))]) for x in limits32]
     columns = [
@@ -246,7 +246,7 @@ def test_the_command_accepts_columns_and_reports_errors(tmp_path, dataset, token
     assert not (tmp_path / "run").exists()
     wanted = ["--objective", "conditional", "--column", "toxicity", "--column", "pii"]
     wanted += [part for key, value in sizes.items() for part in ("--set", f"{key}={value}")]
-    for _ in range(2):  # asked again, it is the same run, which is finished
+    for _ in range(2):  # the second call finds the finished run
         result = train(*wanted)
         assert result.exit_code == 0, result.output
     facts = RunFolder(tmp_path / "run").read_facts()

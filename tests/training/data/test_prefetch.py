@@ -1,4 +1,4 @@
-"""Batches are ready before they are asked for, are the same as without that, and leave no thread behind."""
+"""Prefetched batches are ready in advance, equal those without prefetching, and leave no thread behind."""
 
 import threading
 

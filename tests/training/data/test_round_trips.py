@@ -1,4 +1,4 @@
-"""Every document of a token store decodes back to its text, or the tokenizer is named, and refused."""
+"""Every document of a token store decodes back to its text, or the tokenizer is refused."""
 
 import json
 
@@ -32,7 +32,7 @@ from training.evaluation.prepare import Judge, choose_held_out
 from training.evaluation.prepare import _held_out_warnings as held_out_warnings
 from training.settings import resolve_config
 
-# Each with the share of hostile text that it may change: U+2581 is a space to SentencePiece.
+# By name, with the share of hostile text that it may change: SentencePiece treats U+2581 as a space.
 LOSSLESS = {
     "byte-level": byte_level,
     "byte-level with a prefix": lambda: byte_level(prefix=True),
@@ -76,7 +76,7 @@ def test_sentences_of_a_document_decode_to_its_text(tokenizers, name, text):
     ids, lengths = tokenizer.encode(sentences, np.arange(len(sentences)) == 0)
     assert len(lengths) == len(sentences)
     decoded = tokenizer.decode(ids)
-    # A space that begins a text cannot be told from the tokenizer's own; the second of two can.
+    # A single leading space is indistinguishable from the prefix space; a second one is not.
     assert decoded == text or (tokenizer.prefixes and f" {decoded}" == text)
     if not tokenizer.prefixes:
         assert ids.tolist() == tokenizer.encode(sentences)[0].tolist()
@@ -88,7 +88,7 @@ def test_the_first_sentence_is_encoded_as_the_tokenizer_encodes_a_text(tokenizer
     sentences = sentences_of(TEXTS[0], "python")
     ids, lengths = tokenizer.encode(sentences, np.arange(len(sentences)) == 0)
     assert ids[: lengths[0]].tolist() == tokenizer.fast(sentences[0], add_special_tokens=False).input_ids
-    # Of one that ends within a sentence, what goes on is decoded with the spaces at the seam.
+    # Continuations of a cut sentence are decoded with the spaces at the boundary.
     before, after = ids[: lengths[:3].sum()], ids[lengths[:3].sum() :]
     assert tokenizer.decode_continuation(before.tolist(), after) == "".join(sentences[3:])
 
@@ -118,7 +118,7 @@ def test_a_store_decodes_back_to_the_texts(tmp_path, monkeypatch, name):
     assert refuse_changes(trips, tokenizer, "labelled", allowed=False) == ()
 
 
-# A document of each kind that a tokenizer may change, and one that it may not.
+# A document for each kind of change, and an unchanged one.
 PROSE = [
     "a table opens. it is nice.",
     "two  and\na line.",
@@ -127,7 +127,7 @@ PROSE = [
     "日本語.",
 ]
 LOSSY = {
-    # SentencePiece without bytes to fall back to.
+    # SentencePiece without byte fallback.
     "unigram": (unigram, {"unknown": 2}),
     "t5": (lambda: unigram(words=True), {"space": 1, "unknown": 2}),
     "lowercase": (lambda: unigram(normalizer=normalizers.Lowercase()), {"case": 1, "unknown": 2}),
@@ -162,7 +162,7 @@ def test_one_leading_space_may_be_the_prefix_space(tmp_path):
 
 
 def test_names_of_tokens_in_a_text_are_plain_text():
-    # Of what transformers reads as an end of text, in the text of somebody else.
+    # A foreign text may contain the name of the end-of-text token.
     text, fast = "a </s> is <unk>. A</s><0x41>", unigram_with_bytes()
     tokenizer = wrap_tokenizer("theirs", fast)
     ids, _ = tokenizer.encode([text])
@@ -174,7 +174,7 @@ def test_names_of_tokens_in_a_text_are_plain_text():
 
 
 def test_single_spaces_between_words_are_lossless(tmp_path):
-    # The space before each word is then that of the text, between sentences too.
+    # The space before each word is then that of the text, also between sentences.
     trips, _, tokenizer = counted(
         tmp_path / "labelled", ["a table opens. it is nice. a window is a table."], unigram(words=True)
     )
@@ -183,7 +183,7 @@ def test_single_spaces_between_words_are_lossless(tmp_path):
 
 
 def test_one_changed_document_in_a_thousand_is_a_warning(tmp_path):
-    # U+2581 is a space to SentencePiece, in Llama's own training too.
+    # SentencePiece treats U+2581 as a space, as in Llama's own training.
     texts = ["a table opens."] * 999 + ["a ▁ bar. it is nice."]
     trips, _, tokenizer = counted(tmp_path / "labelled", texts, llama())
     assert (trips.changed, trips.changes) == (1, {"space": 1})
@@ -226,7 +226,7 @@ def test_a_lossy_tokenizer_is_reported_by_tokenize_and_refused_by_training(tmp_p
         prepare(resolve_config(flags=flags, overrides=small))
     data = prepare(resolve_config(flags=flags, overrides=[*small, "data.allow_lossy_tokenizer=true"]))
     assert any("16 of 20 documents" in each for each in data.warnings)
-    # An evaluation says of how many held-out documents the figures are not.
+    # An evaluation reports how many held-out documents it excludes.
     held_out = data.stream.held_out_documents()
     changed = sum(number % 5 > 0 for number in held_out.tolist())
     choice = choose_held_out(data, data.config.evaluation, Judge("toxicity"))

@@ -1,4 +1,4 @@
-"""What the documents of a column are."""
+"""The kind of a column's documents."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from training.data.sources import document_kind
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "asked", "documents"),
+    ("kind", "options", "setting", "documents"),
     [
         ("pycodestyle", {}, None, "python"),
         ("ruff", {}, "auto", "python"),
@@ -18,8 +18,8 @@ from training.data.sources import document_kind
     ],
 )
 def test_the_document_kind_is_the_setting_or_that_of_the_scorer(
-    kind: str, options: dict[str, str], asked: str | None, documents: str
+    kind: str, options: dict[str, str], setting: str | None, documents: str
 ) -> None:
     entry = ScorerEntry(kind=kind, options=options, fingerprint="f")
-    manifest = Manifest.model_construct(config={"kind": asked}, scorers={"column": entry}, sources=[])
+    manifest = Manifest.model_construct(config={"kind": setting}, scorers={"column": entry}, sources=[])
     assert document_kind(manifest, "column") == documents

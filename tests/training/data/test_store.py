@@ -120,7 +120,7 @@ def test_the_store_of_a_remote_dataset_is_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     in_cache = tmp_path / "xdg" / "phf" / "tokens" / "key"
     assert derived_place("gs://bucket/labelled", "key") == in_cache
-    # Where nobody can write, what is there is still used.
+    # An existing store is used even if the folder is not writable.
     monkeypatch.setattr("training.data.cache.os.access", lambda path, mode: False)
     assert derived_place(str(tmp_path / "labelled"), "key") == in_cache
     (tmp_path / "labelled.tokens" / "key").mkdir(parents=True)
@@ -289,7 +289,5 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, tokens)
         [sys.executable, "-c", script, str(tmp_path / "large")], capture_output=True, text=True, check=True, timeout=300
     )
     before, after, tokens = map(int, result.stdout.split())
-    assert (
-        tokens > 5_800_000
-    )  # bytes: nothing is merged. Their encodings together would take more than half a gigabyte.
+    assert tokens > 5_800_000  # bytes: no merges. All encodings together would take more than half a gigabyte.
     assert after - before < 300_000  # KiB

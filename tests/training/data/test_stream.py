@@ -30,7 +30,7 @@ def mixed(first, *others):
 
 
 def naive_stream(documents, hashes, options):
-    """The design, token by token: what the stream must be."""
+    """The reference implementation of the stream, token by token."""
     ids, scores = [], []
     for (document, is_null), text_hash in zip(documents, hashes, strict=True):
         if is_null or (mixed(options.held_out_seed, 1, text_hash) >> 11) / 2**53 < options.held_out:
@@ -75,7 +75,7 @@ OPTIONS = st.fixed_dictionaries(
         "drop_tags": st.sampled_from([0.0, 0.4, 1.0]),
         "seed": st.integers(0, 3),
         "part": st.sampled_from([None, None, (0.0, 0.4), (0.4, 1.0)]),
-        # What documents begin with where that is another token than ends them.
+        # The BOS token, if it differs from EOS.
         "bos_id": st.sampled_from([None, EOS, BOS]),
     }
 )
@@ -192,7 +192,7 @@ def test_dropped_tags_depend_only_on_seed_and_sentence(tmp_path):
         options = options_of(context_length=1, tag_bounds=(0.5,), drop_tags=0.5, **given)
         stream = Stream(make_store(tmp_path / name, documents, hashes=hashes), "x", options)
         ids = stream.blocks(range(stream.num_blocks)).input_ids.ravel()
-        return set(ids[1:][ids[:-1] == ALIGNED].tolist())  # the token after each tag names its sentence
+        return set(ids[1:][ids[:-1] == ALIGNED].tolist())  # the token after each tag identifies its sentence
 
     both = tags_of("a", [first, second], [11, 22])
     assert both == tags_of("b", [second, first], [22, 11])

@@ -28,11 +28,11 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def prepared(tmp_path, tokenizer):
-    def build(objective, *overrides, scores=SCORES, texts=TEXTS, thresholds=None, scorers=None, asked=True):
+    def build(objective, *overrides, scores=SCORES, texts=TEXTS, thresholds=None, scorers=None, explicit=True):
         folder = tmp_path / "labelled"
         if not folder.exists():
             make_dataset(folder, texts, {"toxicity": scores}, thresholds, scorers=scorers)
-            if asked and thresholds:
+            if explicit and thresholds:
                 path = folder / MANIFEST_NAME
                 manifest = json.loads(path.read_text())
                 manifest["config"]["thresholds"] = thresholds
@@ -68,15 +68,15 @@ def test_a_flag_of_zero_is_valid(prepared):
 def test_the_papers_scorer_with_the_default_threshold_uses_the_preset(prepared, objective, value):
     data = prepared(objective, "data.context_length=4", scorers=DETOXIFY)
     assert (data.threshold.value, data.threshold.origin) == (value, "preset")
-    # Reports compare runs of all objectives: they take the same for aligned, and the loss goes by its own.
+    # Reports compare runs of all objectives by one threshold; the loss uses its own.
     assert data.sentence_threshold.value == 5.6e-4
     if objective == "unlikelihood":
         assert data.objective.threshold == value
 
 
-@pytest.mark.parametrize(("spec", "asked"), [("p60", False), ("p50", True), (0.02, True)])
-def test_an_explicit_threshold_of_the_dataset_overrides_the_preset(prepared, spec, asked):
-    data = prepared("conditional", scorers=DETOXIFY, thresholds={"toxicity": spec}, asked=asked)
+@pytest.mark.parametrize(("spec", "explicit"), [("p60", False), ("p50", True), (0.02, True)])
+def test_an_explicit_threshold_of_the_dataset_overrides_the_preset(prepared, spec, explicit):
+    data = prepared("conditional", scorers=DETOXIFY, thresholds={"toxicity": spec}, explicit=explicit)
     assert data.threshold.origin == "manifest"
 
 
@@ -103,7 +103,7 @@ def test_the_flag_of_filtering_applies_to_document_means(prepared):
     assert (data.threshold.value, data.threshold.origin) == (0.0305, "flag")
     assert data.stream.options.filter_threshold == pytest.approx(0.0305)
     assert data.sentence_threshold.value == np.float32(0.07)
-    assert data.stream.statistics["documents_used"] in (30, 31)  # 0.0305 itself is a mean, give or take a rounding
+    assert data.stream.statistics["documents_used"] in (30, 31)  # 0.0305 is itself a mean, up to rounding
 
 
 def test_a_document_of_one_aligned_sentence_is_kept(prepared):

@@ -1,4 +1,4 @@
-"""Scores of tokens instead of sentences: only what overlaps a finding carries its sentence's score."""
+"""Token scores: only tokens that overlap a finding carry their sentence's score."""
 
 import os
 import signal
@@ -76,7 +76,7 @@ def test_only_tokens_of_findings_carry_the_score(dataset):
 
 @pytest.fixture
 def two_cores(monkeypatch):
-    """Whatever the machine has: each of two processes gets some of the sentences."""
+    """Use two processes, whatever the machine has."""
     monkeypatch.setattr(token_spans.os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(token_spans, "_SENTENCES_A_PROCESS", 10)
 
@@ -85,13 +85,13 @@ def two_cores(monkeypatch):
 def test_several_cores_find_the_same(dataset, tmp_path, monkeypatch):
     alone = prepare(config_of(dataset, "rwr", TOKENS))
     monkeypatch.setattr(texts, "_ROWS", 7)
-    asked = []
+    runs = []
     real = token_spans.FindingsPool.findings
     monkeypatch.setattr(
-        token_spans.FindingsPool, "findings", lambda self, groups: asked.append(self.processes) or real(self, groups)
+        token_spans.FindingsPool, "findings", lambda self, groups: runs.append(self.processes) or real(self, groups)
     )
     data = prepare(config_of(dataset, "rwr", TOKENS, f"data.store={tmp_path / 'store'}"))
-    assert set(asked) == {2}
+    assert set(runs) == {2}
     assert data.stream.statistics["findings"] == alone.stream.statistics["findings"]
     name = alone.stream.options.findings
     assert (data.store.found_tokens(name) == alone.store.found_tokens(name)).all()

@@ -93,7 +93,7 @@ def test_control_tokens_come_after_the_base_vocabulary(tokenizer, tmp_path):
     assert loaded.control_ids(2) == (290, 291)
     assert loaded.decode([290, 291]) == ALIGNED + MISALIGNED
     assert not loaded.fast.decode([290, 291], skip_special_tokens=True)
-    # Even a tokenizer that knows the control tokens does not find them in a text.
+    # Even a tokenizer with the control tokens does not match them in a text.
     assert 290 not in loaded.encode([ALIGNED])[0]
     assert tokenizer.fast.convert_tokens_to_ids([ALIGNED])[0] != 290  # the original was not changed
 

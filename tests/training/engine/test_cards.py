@@ -1,4 +1,4 @@
-"""A card is known by whole words of the name that its driver gives it."""
+"""A card is found by whole words of its driver's name for it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The engine does what a plain loop does, cuts batches without changing sums, and saves exactly what it was."""
+"""The engine trains like a plain loop, divides batches without changing sums, and saves its exact state."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_nothing_is_clipped_at_zero_although_deepspeed_would_clip_at_one(world):
             float((new - old).detach().abs().sum()) for new, old in zip(engine.model.parameters(), before, strict=True)
         )
 
-    # With such an epsilon, Adam's first update is proportional to the gradient.
+    # With this epsilon, Adam's first update is proportional to the gradient.
     norm, free = moved(0.0)
     _, clipped = moved(norm / 4)
     assert clipped == pytest.approx(free / 4, rel=1e-2)
@@ -125,7 +125,7 @@ def test_a_loaded_engine_resumes_bit_for_bit(world, tmp_path, stage):
 def test_all_files_are_written_by_the_given_function(world, tmp_path, stage):
     engine, _ = make(world, zero_stage=stage, skip_sigmas=6.0 if stage else None)
     taken = []
-    # A file that rank 0 wrote by itself would end it here, while other ranks wait for it.
+    # A file written outside the given function would fail here, on rank 0 alone.
     with no_room(limit=1):
         assert engine.save(tmp_path, lambda _, path: taken.append(path)) == taken
     assert len(taken) == {0: 2}.get(stage, 4)
@@ -193,7 +193,7 @@ def test_a_spike_is_skipped_and_the_memory_of_losses_is_saved(world, tmp_path):
 @pytest.mark.parametrize("objective", ["conditional", "awr"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_partitioned_parameters_are_gathered_for_the_loss(world, tmp_path, objective, tied):
-    # DeepSpeed partitions none of a small model's parameters unless it is told to.
+    # By default DeepSpeed does not partition parameters of a small model.
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')
 
     def losses(**config):
@@ -241,7 +241,7 @@ def test_the_whole_model_computes_what_the_engine_does(world, stage):
 
 
 def test_a_whole_model_in_bf16_equals_the_trained_one_and_draws_no_random_numbers(world, tmp_path):
-    # Its rotary frequencies are no parameters: bf16 would turn positions by wrong angles.
+    # Rotary frequencies are buffers: in bf16, positions would be rotated by wrong angles.
     small_llama().save_pretrained(tmp_path)
     wholes, parts = [], []
     for stage in (1, 3):
@@ -348,7 +348,7 @@ class TestLearningRate:
         assert rates[76] == pytest.approx(1 - 0.2)
         assert rates[84] == pytest.approx(1 - 0.6)
         assert rates[100] == 0.0
-        # No more than is left after the warm-up, and at least a step.
+        # At most the steps after the warm-up, and at least one.
         assert learning_rate(config.model_copy(update={"decay_ratio": 1.0}), 10, 100) == 1.0
         assert learning_rate(config.model_copy(update={"decay_ratio": 1e-6}), 99, 100) == 1.0
 
@@ -438,10 +438,10 @@ class TestDeepSpeedJson:
 
     def test_sums_in_bf16_are_warned_about(self, tmp_path):
         (tmp_path / "ds.json").write_text('{"data_types": {"grad_accum_dtype": "bf16"}}')
-        for file, asked, warned in [(None, "fp32", False), (str(tmp_path / "ds.json"), "bf16", True)]:
+        for file, dtype, warned in [(None, "fp32", False), (str(tmp_path / "ds.json"), "bf16", True)]:
             training = TrainingConfig(deepspeed=file, precision="bf16")
             found = deepspeed_config(training, plan_horizon(training, 32, 1), "bf16", parameters=100, on_gpu=False)
-            assert found["data_types"]["grad_accum_dtype"] == asked
+            assert found["data_types"]["grad_accum_dtype"] == dtype
             assert ("sums of gradients are rounded" in (warn_rounded_gradients(found, file) or "")) == warned
         training = TrainingConfig(deepspeed=str(tmp_path / "ds.json"))
         exact = deepspeed_config(training, plan_horizon(training, 32, 1), "fp32", parameters=100, on_gpu=False)

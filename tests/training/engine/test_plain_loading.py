@@ -1,4 +1,4 @@
-"""A checkpoint that somebody else made runs nothing and writes nowhere, whatever of phf or DeepSpeed reads it."""
+"""A foreign checkpoint runs no code and writes no files, whichever part of phf or DeepSpeed reads it."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from training.export.checkpoint import checkpoint_weights
 
 
 class Hostile:
-    """Writes a file where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, witness):
         self.witness = witness

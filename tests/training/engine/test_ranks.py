@@ -1,4 +1,4 @@
-"""Every ZeRO stage learns the same on two ranks as on one, and goes on from what another number of ranks has saved."""
+"""Every ZeRO stage trains the same on one and two ranks, and resumes from another number of ranks."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_the_whole_weights_are_read_from_any_checkpoint(saved):
 @pytest.mark.slow
 def test_a_checkpoint_grown_by_control_tokens_learns_the_same_in_every_stage(tmp_path):
     torch.manual_seed(3)
-    # With an output embedding of its own, and frequencies that are no parameters.
+    # With an untied output embedding, and frequencies in buffers.
     small_llama(tie=False).save_pretrained(tmp_path / "config")
     start = build_model(ModelConfig(name=str(tmp_path / "config")), Vocabulary(ranks.VOCABULARY, 0))
     start.causal.save_pretrained(tmp_path / "base")

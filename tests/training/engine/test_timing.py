@@ -1,4 +1,4 @@
-"""Where a step's seconds are said to go."""
+"""The seconds of a step by phase."""
 
 import pytest
 import torch

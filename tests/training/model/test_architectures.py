@@ -11,8 +11,8 @@ from tests.architectures.table import read_table
 from tests.training.real_runs import make_code_dataset
 from tests.training.stores import byte_tokenizer
 
-# One per mechanism: experts, linear attention beside it, a state, no cache, an encoder as a decoder, a projected output
-# embedding, positions counted by padding.
+# One per mechanism: experts, linear attention layers, a recurrent state, no cache, an encoder as decoder, a projected
+# output embedding, positions counted by padding.
 REPRESENTATIVE = ("mixtral", "qwen3_next", "mamba", "openai-gpt", "opt", "roberta")
 
 

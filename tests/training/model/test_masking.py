@@ -1,4 +1,4 @@
-"""Documents that are kept apart are computed as if each were alone; an architecture that cannot do so is refused."""
+"""Masked documents are computed as if each were alone; architectures without support are refused."""
 
 from itertools import chain
 
@@ -23,7 +23,7 @@ from training.objectives import build
 
 EOS = 5
 VOCABULARY = Vocabulary(40, EOS)
-# Documents begin at EOS; the first of the first block goes on from elsewhere, and one is empty.
+# Documents begin at EOS; the first block begins inside a document, and one document is empty.
 BLOCKS = [[[7, 8, 9], [EOS, 1, 2, 3, 4], [EOS], [EOS, 9, 8]], [[EOS, 3, 3], [EOS, 6, 7, 8, 9, 10, 11, 12, 13]]]
 IDS = torch.tensor([list(chain.from_iterable(documents)) for documents in BLOCKS])
 
@@ -37,7 +37,7 @@ def make(name="nano", *, apart=True, attention="auto", **options):
 
 
 def dense(queries, keys, values, **options):
-    """Attention [B, T, heads, width] of blocks, each of which is one text."""
+    """Attention [B, T, heads, width] of blocks of one text each."""
     parts = [each.transpose(1, 2) for each in (queries, keys, values)]
     scale = options["softmax_scale"]
     found = scaled_dot_product_attention(*parts, is_causal=options["causal"], scale=scale, enable_gqa=True)
@@ -45,7 +45,7 @@ def dense(queries, keys, values, **options):
 
 
 def end_to_end(queries, keys, values, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):
-    """Attention [tokens, heads, width] of texts that lie end to end."""
+    """Attention [tokens, heads, width] of concatenated texts."""
     assert torch.equal(cu_seqlens_q, cu_seqlens_k)
     cuts = cu_seqlens_q[1:-1].tolist()
     texts = zip(*(each.tensor_split(cuts) for each in (queries, keys, values)), strict=True)
@@ -54,12 +54,12 @@ def end_to_end(queries, keys, values, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, 
 
 @pytest.fixture
 def flash(monkeypatch):
-    """Flash Attention without its package and a GPU: transformers as it is, over torch's attention."""
+    """Flash Attention without its package and a GPU: transformers' code over torch's attention."""
     monkeypatch.setattr(PreTrainedModel, "_flash_attn_can_dispatch", lambda *_, **__: True)
     monkeypatch.setattr(flash_attention, "get_target_dtype", lambda *_: None)  # a GPU has no float32 to cast
     utils = modeling_flash_attention_utils
     monkeypatch.setattr(utils, "_lazy_imports", lambda *_, **__: (dense, end_to_end, None, None, None))
-    # It is imported once for all.
+    # transformers imports it only once.
     monkeypatch.setattr(utils, "_loaded_implementation", None)
 
 
@@ -112,7 +112,7 @@ def test_gradients_equal_those_of_separate_documents(linear_head):
 
     model(IDS, objective=mle, scores=torch.zeros(IDS.shape))[0].backward()
     together = gradients()
-    # What follows a document in its block is predicted from its end, so the next document's EOS belongs to both.
+    # The EOS after a document is predicted from its last token, so it belongs to both documents.
     for documents in BLOCKS:
         for document, after in zip(documents, [*documents[1:], None], strict=True):
             text = document if after is None else [*document, EOS]

@@ -1,4 +1,4 @@
-"""The network: sizes by name, vocabulary, control tokens, the value head, and the count of its work."""
+"""The network: named sizes, vocabulary, control tokens, the value head, and FLOPs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Padded embeddings learn what unpadded ones do, and nobody ever sees a padding row."""
+"""Padded embeddings train like unpadded ones, and padding rows are never visible."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_padding_rows_have_no_probability_and_no_gradient(name, options):
     objective = build(name, **options)
     (hidden, weight, bias, values), labels, scores = inputs_of(3, 9, 21)
     expected, their_gradients = computed(linear_loss, objective, (hidden, weight, bias, values), labels, scores)
-    # Whatever they hold: here they would be by far the likeliest tokens.
+    # Regardless of their values: here they would be by far the likeliest tokens.
     padded = (hidden, torch.cat([weight, 50 * weight[:11]]), torch.cat([bias, 30 + bias[:11]]), values)
     found, gradients = computed(linear_loss, objective, padded, labels, scores, vocabulary=21, chunk_tokens=5)
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=0)
@@ -124,7 +124,7 @@ def test_a_run_with_padding_equals_one_without(tmp_path, code_dataset):
     ours, other = (load_model(tmp_path / each / "model").causal for each in ("padded", "plain"))
     assert ours.config.vocab_size == ours.get_input_embeddings().num_embeddings == 402
     torch.testing.assert_close(ours.state_dict(), other.state_dict(), rtol=1e-4, atol=1e-5)
-    # Another run starts from it, padded again.
+    # Another run initialised from it is padded again.
     start = ModelConfig(name=str(tmp_path / "padded" / "model"), pretrained=True)
     again = build_model(start, Vocabulary(402, 0), rows_multiple=128)
     assert (again.padding.size, again.padding.rows) == (402, 512)
@@ -163,7 +163,7 @@ def test_unsupported_embeddings_are_not_padded(monkeypatch):
         make()
     assert make(multiple=None).padding.rows == SIZE
     monkeypatch.undo()
-    # One whose logits do not come by way of its output embedding.
+    # An architecture whose logits bypass its output embedding.
     forward = GPT2LMHeadModel.forward
 
     def beside(self, *args, **options):

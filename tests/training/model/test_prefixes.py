@@ -1,4 +1,4 @@
-"""Networks with every kind of memory are continued alike: by a cache, by one that cannot drop rows, without one."""
+"""Sampling works the same with a cache, with one that cannot drop rows, and without one."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ OF = {
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
     "openai-gpt": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},  # no cache
     "mistral": {"sliding_window": 4},
-    "mamba": {"state_size": 4, "num_hidden_layers": 2},  # a cache of another name
-    "recurrent_gemma": {"lru_width": 16, "attention_window_size": 8, "num_hidden_layers": 3},  # keeps it in its modules
+    "mamba": {"state_size": 4, "num_hidden_layers": 2},  # a cache with another name
+    "recurrent_gemma": {"lru_width": 16, "attention_window_size": 8, "num_hidden_layers": 3},  # state in its modules
     "lfm2": {"layer_types": ["conv", "full_attention"]},  # layers that cannot drop rows
     "qwen3_next": {
         "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 1, "linear_num_value_heads": 2,
@@ -25,7 +25,7 @@ OF = {
         "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8,
     },
     "jamba": {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2},
-    "falcon_h1": {  # layers that drop rows of one half of their state alone
+    "falcon_h1": {  # layers that drop rows of only half of their state
         "mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1,
     },
 }  # fmt: skip
@@ -35,7 +35,7 @@ DROPPED = {"gpt2", "mistral"}
 
 @pytest.fixture(scope="module", params=list(OF))
 def network(request: pytest.FixtureRequest) -> tuple[str, Any]:
-    """An architecture's name, and a small model of it with random weights."""
+    """An architecture's name, and a small random model."""
     name = request.param
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -51,7 +51,7 @@ def network(request: pytest.FixtureRequest) -> tuple[str, Any]:
 
 
 def test_samples_equal_those_without_a_cache(network: tuple[str, Any]) -> None:
-    """Each token is what the whole prefix gives for the same number, also after others of its batch have ended."""
+    """Each token equals that of a pass over the whole prefix, also after other rows have ended."""
     _, model = network
     settings = config(num_samples=6, batch_size=6, max_new_tokens=14, top_p=0.95, temperature=2.5)
     samples = sample(model, eos_id=0, prompt_ids=[0, 5], banned_ids=[7], config=settings, seed=3)
@@ -85,7 +85,7 @@ def test_a_usable_cache_is_used(network: tuple[str, Any]) -> None:
     finally:
         model._forward_pre_hooks.clear()
         model._forward_pre_hooks_with_kwargs.clear()
-    # Rows that cannot be dropped are read anew once, and then stay.
+    # If rows cannot be dropped, the prefix is read again once, and the rows stay.
     if name in DROPPED:
         assert lengths == [(3, 2), (3, 1), (2, 1), (2, 1), (1, 1)]
     elif name in CACHED:

@@ -1,4 +1,4 @@
-"""Mixtures of experts: the router's own loss is in the loss, and only experts that compute a token count as work."""
+"""Mixtures of experts: the router loss is added, and only active experts count as FLOPs."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def batch(rows=4, length=32):
 
 
 def of_routers(model):
-    """Gradients by the matrices that choose experts."""
+    """Gradients of the router's matrices."""
     return {
         name: each.grad for name, each in model.causal.named_parameters() if "gate.weight" in name or "router" in name
     }
@@ -54,7 +54,7 @@ def of_routers(model):
 )
 @pytest.mark.parametrize("linear_head", [True, False])
 def test_the_router_loss_equals_that_of_transformers(tmp_path, kind, linear_head):
-    model = make(tmp_path, kind).eval()  # some choose experts by chance while they are trained
+    model = make(tmp_path, kind).eval()  # some choose experts randomly in training mode
     model.has_linear_head &= linear_head
     ids = batch()
     loss, metrics = model(ids, objective=MLE, scores=torch.zeros(ids.shape))
@@ -118,14 +118,14 @@ def test_flops_of_mixtral_count_only_active_experts(tmp_path):
     expert = 3 * 64 * 64
     assert idle_parameters(model) == 2 * 2 * expert  # two layers, two of four experts
     assert describe_experts(model) == "2 of 4"
-    # The output embedding is a table of its own, and so among the products.
+    # The output embedding is not tied, and counts as a product.
     assert flops_per_token(model, 16) == 6 * (total - tables - 4 * expert) + 12 * 64 * 2 * 16
 
 
 def test_shared_experts_and_dense_layers_count_fully(tmp_path):
     model = make(tmp_path, "deepseek_v3", first_k_dense_replace=1, n_shared_experts=1)
     expert = 3 * 64 * 32
-    # One layer of experts, two of four of them; its shared one is not among them.
+    # One layer of experts with two of four active; the shared one is separate.
     assert idle_parameters(model) == 2 * expert
 
 

@@ -58,7 +58,7 @@ def test_fewer_samples_are_the_first_of_more(model: Any) -> None:
 
 def test_sampling_leaves_the_training_state_unchanged(model: Any) -> None:
     model.train()
-    model.transformer.h[1].eval()  # a part that somebody froze
+    model.transformer.h[1].eval()  # a frozen module
     modes = [module.training for module in model.modules()]
     state = torch.random.get_rng_state()
     numpy_state = np.random.get_state()[1].tolist()
@@ -86,7 +86,7 @@ def test_dropout_is_off(model: Any) -> None:
 
 
 def test_banned_tokens_and_padding_never_occur(model: Any) -> None:
-    # Their logits are made the largest, so that only the ban can keep them out.
+    # Their logits are the largest, so only the ban keeps them out.
     with torch.no_grad():
         model.lm_head.bias = torch.nn.Parameter(torch.zeros(ROWS))
         model.lm_head.bias[[ALIGNED, MISALIGNED, ROWS - 1, TOKENIZER_SIZE]] = 50.0
@@ -129,7 +129,7 @@ def test_guidance_of_one_is_plain_sampling_and_of_zero_uses_the_other_prompt(mod
 
 
 def test_guided_samples_follow_the_formula(model: Any) -> None:
-    """Every token is what the formula gives of both whole prefixes, read anew, for the same uniform number."""
+    """Every token equals that of the formula on both whole prefixes, for the same uniform number."""
     samples = draw_guided(model, 2.5, num_samples=6, batch_size=6, top_p=0.8, temperature=0.9)
     assert len({len(ids) for ids in samples.ids}) > 1, "rows that end at different steps"
     uniform = torch.rand(6, 10, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -167,12 +167,12 @@ def test_samples_stay_within_the_trained_context(model: Any) -> None:
 
 
 def test_progress_is_reported(model: Any) -> None:
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     sample(
         model, eos_id=EOS, prompt_ids=[EOS], banned_ids=[], config=config(max_new_tokens=2), seed=0,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )  # fmt: skip
-    assert told == [(4, 12), (8, 12), (12, 12)]
+    assert calls == [(4, 12), (8, 12), (12, 12)]
 
 
 def test_draw_follows_the_distribution() -> None:

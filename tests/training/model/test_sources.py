@@ -1,4 +1,4 @@
-"""What a foreign model or tokenizer asks for: code, kernels, adapters, quantisers, weights that are none."""
+"""What a foreign model or tokenizer may contain: code, kernels, adapters, quantisers, invalid weights."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def with_code(folder):
 
 
 def loads(folder):
-    """Every way in which a folder's model is read."""
+    """Every way to load a folder's model."""
     config = ModelConfig(name=str(folder), pretrained=True)
     return [
         lambda: max_positions(config),
@@ -148,7 +148,7 @@ def test_a_folder_does_not_choose_the_file_of_its_weights(folder, weights):
 
 
 def test_code_of_a_tokenizers_part_is_neither_run_nor_offered(tmp_path, monkeypatch):
-    # transformers loads its two tokenizers with defaults of its own; of the first one's model it knows no tokenizer.
+    # transformers loads the two tokenizers with its own defaults; it knows no tokenizer for the first one's model.
     parts = ("question_encoder", "generator")
     folder = tmp_path / "tokenizer"
     for part in parts:
@@ -200,8 +200,8 @@ def test_messages_of_transformers_are_escaped(folder, caplog):
     from io import StringIO
     from logging import StreamHandler, getLogger
 
-    said = StringIO()
-    handler = StreamHandler(said)
+    output = StringIO()
+    handler = StreamHandler(output)
     logger = getLogger("transformers")
     logger.addHandler(handler)
     try:
@@ -209,8 +209,8 @@ def test_messages_of_transformers_are_escaped(folder, caplog):
         load_tokenizer(str(folder))
     finally:
         logger.removeHandler(handler)
-    assert "\\x1b[31mown" in said.getvalue()
-    assert "\x1b" not in said.getvalue()
+    assert "\\x1b[31mown" in output.getvalue()
+    assert "\x1b" not in output.getvalue()
 
 
 @pytest.mark.timeout(60)
@@ -220,7 +220,7 @@ def test_a_pipe_or_a_device_in_a_folder_is_refused_and_not_read(tmp_path, folder
     place.unlink(missing_ok=True)
     place.parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / "pipe")
-    for target in ("/dev/zero", tmp_path / "pipe"):  # read to its end, or opened, neither comes back
+    for target in ("/dev/zero", tmp_path / "pipe"):  # reading the former or opening the latter would hang
         place.unlink(missing_ok=True)
         place.symlink_to(target)
         for load in (*loads(folder), lambda: load_tokenizer(str(folder)), lambda: locate(str(folder), None)):

@@ -1,4 +1,4 @@
-"""What a network is tried for before step 0: what it cannot do is refused in a sentence, and nothing of it changes."""
+"""Trials before step 0: a network that fails is refused with a reason, and trials change nothing."""
 
 from types import SimpleNamespace
 
@@ -147,7 +147,7 @@ def test_a_network_without_a_gradient_is_refused(make, monkeypatch):
 def test_a_network_with_its_own_random_numbers_is_refused(make, monkeypatch):
     model = make(GPT2)
     model.has_linear_head = False
-    check_trains(model, build("mle"), TOKENS)  # its dropout draws from torch's, which a checkpoint has
+    check_trains(model, build("mle"), TOKENS)  # its dropout uses torch's generator, which a checkpoint saves
     forward, own = model.causal.forward, torch.Generator().manual_seed(0)
 
     def noisy(**inputs):
