@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from infra.on_ray.mailbox import STDERR, STDOUT
 from scorers import interpreter
-from training.distributed.launch import MEANT, free_port, meant, rank_environment, start_rank
+from training.distributed.launch import DELIBERATE, deliberate_status, free_port, rank_environment, start_rank
 from training.runs.folder import SHARED_MARK
 
 _POLL_S = 0.1
@@ -90,7 +90,7 @@ def run_rank(job: RankJob) -> None:
     )
     ray.get(job.mailbox.report_start.remote(rank))
     status = _run(job, environment)
-    if status not in MEANT:
+    if status not in DELIBERATE:
         raise RankLostError(status)
     ray.get(job.mailbox.report_end.remote(rank, status))
 
@@ -176,7 +176,7 @@ def _run(job: RankJob, environment: Mapping[str, str]) -> int:
             # Use a timeout: a process that the rank left behind may keep the pipe open.
             reader.join(_ASK_S)
         ray.get(job.mailbox.add_output.remote(_all(pieces)))
-        return meant(process.returncode, signals)
+        return deliberate_status(process.returncode, signals)
     finally:
         process.kill()
         process.wait()

@@ -23,7 +23,7 @@ from scorers.amounts import count_of
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.printing import refuse_secret
 from scorers.stopping import asking
-from training.distributed.launch import Launch, describe_loss, given_up, restarting
+from training.distributed.launch import Launch, describe_loss, give_up_error, restart_message
 
 _POLL_S = 0.2
 # Seconds for the mailbox to answer; `HeadWatch` notices a lost head.
@@ -101,7 +101,7 @@ class _Run:
 
     def wait(self) -> int:
         """Wait until the ranks have ended, and return their exit status."""
-        self._asked.tell(f"Ray Train starts {self._describe_request()}.")
+        self._asked.report(f"Ray Train starts {self._describe_request()}.")
         late = time.monotonic() + _PATIENCE_S
         with tempfile.TemporaryDirectory(prefix="phf-ray-train-", ignore_cleanup_errors=True) as scratch:
             outcome = self._start(scratch)
@@ -116,7 +116,9 @@ class _Run:
                 if self._received:
                     self._stop_unless_running(messages)
                 if not messages.started and time.monotonic() > late:
-                    self._asked.tell(f"Still waiting: the Ray cluster may have no room for {self._describe_request()}.")
+                    self._asked.report(
+                        f"Still waiting: the Ray cluster may have no room for {self._describe_request()}."
+                    )
                     late = float("inf")
         error = outcome.exception()
         brief = f"its task was lost ({type(error).__name__})"
@@ -148,7 +150,7 @@ class _Run:
         if messages.running or len(messages.ends) == self._asked.ranks:
             return
         if messages.losses:
-            raise given_up(_describe(messages.losses[-1]), self._restarts, asked_to_stop=True)
+            raise give_up_error(_describe(messages.losses[-1]), self._restarts, asked_to_stop=True)
         if not messages.started:
             raise StoppedError("stopped before any rank was started. The same command continues.")
 
@@ -174,7 +176,7 @@ class _Run:
         for loss in messages.losses[self._restarts : self._asked.max_restarts]:
             self._restarts += 1
             if not self._received:
-                self._asked.tell(restarting(_describe(loss), self._restarts, self._asked.max_restarts))
+                self._asked.report(restart_message(_describe(loss), self._restarts, self._asked.max_restarts))
 
     def _conclude(self, outcome: Outcome) -> int:
         messages = self._collect()
@@ -187,10 +189,10 @@ class _Run:
         if outcome.problem is not None:
             raise IncompleteError(f"Ray Train failed: {outcome.problem}. The same command continues.")
         if outcome.lost is not None:
-            raise given_up(_describe(outcome.lost), self._asked.max_restarts, asked_to_stop=bool(self._received))
+            raise give_up_error(_describe(outcome.lost), self._asked.max_restarts, asked_to_stop=bool(self._received))
         if len(messages.ends) < self._asked.ranks:
             lost = _describe(messages.losses[-1]) if messages.losses else "Not all ranks were started"
-            raise given_up(lost, self._restarts, asked_to_stop=bool(self._received))
+            raise give_up_error(lost, self._restarts, asked_to_stop=bool(self._received))
         return next((status for status in messages.ends.values() if status), 0)
 
 

@@ -22,7 +22,7 @@ from scorers.stopping import SIGNALS, asking
 # Set in the environment of ranks, which get the same arguments as their parent.
 LAUNCHED = "PHF_LAUNCHED"
 # Exit statuses of ranks that ended deliberately: done, refused, incomplete, stopped. With any other, a rank is lost.
-MEANT = (0, UserError.exit_code, IncompleteError.exit_code, EXIT_STOPPED)
+DELIBERATE = (0, UserError.exit_code, IncompleteError.exit_code, EXIT_STOPPED)
 _POLL_S = 0.1
 # Time for the other ranks to notice that one is gone and exit; those that wait for it do not notice.
 _LEAVE_S = 10.0
@@ -47,7 +47,7 @@ class Launch:
         arguments: the arguments of `phf`, which ranks get too, with LAUNCHED in their environment.
         ranks: number of processes.
         max_restarts: how often to restart all ranks when one is lost: killed, or ended by an unexpected error.
-        tell: called with a line for each restart.
+        report: called with a line for each restart.
         output: folder of the run; None if the launcher does not need it.
         address: cluster to launch on; None for a local one, or none.
         cpus: cores to reserve per rank on a cluster.
@@ -57,14 +57,14 @@ class Launch:
     arguments: Sequence[str]
     ranks: int
     max_restarts: int
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     output: Path | None = None
     address: str | None = None
     cpus: int = 1
     gpus: int | None = None
 
 
-def launch(asked: Launch) -> int:
+def launch(request: Launch) -> int:
     """Run the ranks as child processes until they are done or end deliberately.
 
     Returns:
@@ -73,24 +73,24 @@ def launch(asked: Launch) -> int:
     Raises:
         IncompleteError: ranks were lost more than `max_restarts` times.
     """
-    command = interpreter.command("phf", *asked.arguments)
+    command = interpreter.command("phf", *request.arguments)
     restarts = 0
     while True:
-        lost, asked_to_stop = _run(command, asked.ranks)
+        lost, asked_to_stop = _run(command, request.ranks)
         if isinstance(lost, int):
             return lost
-        if asked_to_stop or restarts == asked.max_restarts:
-            raise given_up(lost, restarts, asked_to_stop=asked_to_stop)
+        if asked_to_stop or restarts == request.max_restarts:
+            raise give_up_error(lost, restarts, asked_to_stop=asked_to_stop)
         restarts += 1
-        asked.tell(restarting(lost, restarts, asked.max_restarts))
+        request.report(restart_message(lost, restarts, request.max_restarts))
 
 
-def restarting(lost: str, restart: int, of: int) -> str:
+def restart_message(lost: str, restart: int, of: int) -> str:
     """The message for a restart of all ranks; `lost` says which rank was lost and how."""
     return f"{lost}; starting again from the newest checkpoint (restart {restart} of {of})."
 
 
-def given_up(lost: str, restarts: int, *, asked_to_stop: bool) -> IncompleteError:
+def give_up_error(lost: str, restarts: int, *, asked_to_stop: bool) -> IncompleteError:
     """The error for ranks that are not restarted."""
     if asked_to_stop:
         return IncompleteError(f"{lost} while all ranks were stopping. The same command continues.")
@@ -176,23 +176,25 @@ def free_port(host: str = "127.0.0.1") -> int:
     return port
 
 
-def _wait(processes: "Sequence[subprocess.Popen[bytes]]", asked: list[int]) -> int | str:
+def _wait(processes: "Sequence[subprocess.Popen[bytes]]", signals: list[int]) -> int | str:
     lost: str | None = None
     deadline = float("inf")
     stopped: float | None = None
     while True:
         statuses = [process.poll() for process in processes]
-        ended = [(rank, meant(status, asked)) for rank, status in enumerate(statuses) if status is not None]
+        ended = [
+            (rank, deliberate_status(status, signals)) for rank, status in enumerate(statuses) if status is not None
+        ]
         if stopped is None and any(status == EXIT_STOPPED for _, status in ended):
             stopped = time.monotonic()
             deadline = min(deadline, stopped + _STOPPED_S)
-        if stopped is not None and not asked and time.monotonic() > stopped + _ALONE_S:
-            asked.append(signal.SIGTERM)
+        if stopped is not None and not signals and time.monotonic() > stopped + _ALONE_S:
+            signals.append(signal.SIGTERM)
             for process in processes:
                 process.send_signal(signal.SIGTERM)
         if lost is None:
             # A rank killed by a signal is the cause; errors of other ranks at the same time follow from it.
-            causes = sorted((status, rank) for rank, status in ended if status not in MEANT)
+            causes = sorted((status, rank) for rank, status in ended if status not in DELIBERATE)
             if causes:
                 lost, deadline = describe_loss(*causes[0]), time.monotonic() + _LEAVE_S
             elif any(status in (UserError.exit_code, IncompleteError.exit_code) for _, status in ended):
@@ -204,9 +206,9 @@ def _wait(processes: "Sequence[subprocess.Popen[bytes]]", asked: list[int]) -> i
         time.sleep(_POLL_S)
 
 
-def meant(status: int, asked: Sequence[int]) -> int:
+def deliberate_status(status: int, signals: Sequence[int]) -> int:
     """The exit status of a rank; `EXIT_STOPPED` if a signal that we sent killed it before it could handle signals."""
-    return EXIT_STOPPED if -status in asked else status
+    return EXIT_STOPPED if -status in signals else status
 
 
 def describe_loss(status: int, rank: int) -> str:

@@ -1,4 +1,4 @@
-"""`phf train` as a user meets it: one command to the model, the same command to go on, and errors with a remedy."""
+"""`phf train` from the command line: one command trains a model, the same command resumes, and errors have a remedy."""
 
 import json
 import os

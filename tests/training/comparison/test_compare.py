@@ -1,4 +1,4 @@
-"""Comparisons of run folders that hold made-up figures."""
+"""Comparisons of run folders with made-up figures."""
 
 import base64
 import json
@@ -350,7 +350,7 @@ def test_settings_that_differ(tmp_path: Path) -> None:
 
 
 class Page(HTMLParser):
-    """Collects what a page refers to, and checks that its tags are balanced."""
+    """Collects the references of a page, and checks that its tags are balanced."""
 
     def __init__(self) -> None:
         super().__init__()

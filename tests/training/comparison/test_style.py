@@ -1,4 +1,4 @@
-"""Figures that readers with colour blindness can read: by colours, and without them."""
+"""Readers with colour blindness can distinguish runs in figures, by colours and without them."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A run that is asked to stop does not wait for an evaluation, and one that was cut off is made up for."""
+"""A run that is asked to stop abandons an evaluation, and repeats it when it is resumed."""
 
 import contextlib
 import io
@@ -51,8 +51,8 @@ def run(dataset, output, **changes):
     return train(config, Console(file=io.StringIO(), width=200))
 
 
-def told(output):
-    """Losses and figures by step, in the order of the lines."""
+def logged(output):
+    """Losses and figures by step, in the order of the lines of `metrics.jsonl`."""
     return [(line["step"], line.get("evaluation") or line["loss"]) for line in metrics(output)]
 
 
@@ -60,7 +60,7 @@ def told(output):
 def undisturbed(dataset, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed") / "run"
     run(dataset, output)
-    lines = told(output)
+    lines = logged(output)
     assert [step for step, _ in lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
     return lines
 
@@ -121,9 +121,9 @@ def test_a_stop_does_not_wait_for_an_evaluation_which_comes_when_the_run_goes_on
             run(dataset, tmp_path / "run")
     stopped = RunFolder(tmp_path / "run").read_facts()
     assert (stopped.status, stopped.step) == ("stopped", at)
-    assert told(tmp_path / "run") == undisturbed[: 4 if at == 4 else 9]
+    assert logged(tmp_path / "run") == undisturbed[: 4 if at == 4 else 9]
     assert run(dataset, tmp_path / "run").status == "finished"
-    assert told(tmp_path / "run") == undisturbed
+    assert logged(tmp_path / "run") == undisturbed
     assert read(tmp_path / "run/checkpoints") == {step: each for step, each in undisturbed if isinstance(each, dict)}
 
 
@@ -132,7 +132,7 @@ def test_a_stop_before_the_step_leaves_the_evaluation_out(tmp_path, dataset, und
         in_the_step(patch, 3)
         with pytest.raises(StoppedError, match="asked to stop after step 4 of 8"):
             run(dataset, tmp_path / "run")
-    assert told(tmp_path / "run") == undisturbed[:4]
+    assert logged(tmp_path / "run") == undisturbed[:4]
 
 
 @pytest.mark.parametrize("at", [4, 8])
@@ -150,13 +150,13 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for_and_no_other_is(tmp_path,
     assert steps(tmp_path / "run/checkpoints")[-1] == at
     shutil.rmtree(tmp_path / "run/model", ignore_errors=True)
     run(dataset, tmp_path / "run", **{"training.save_every": 4})
-    assert told(tmp_path / "run") == undisturbed
+    assert logged(tmp_path / "run") == undisturbed
     # From the same step, whose figures are there by now.
     evaluated = []
     monkeypatch.setattr(callbacks.Evaluation, "_record", lambda *_: evaluated.append(1))
     shutil.rmtree(tmp_path / "run/model")
     run(dataset, tmp_path / "run", **{"training.save_every": 4})
-    assert told(tmp_path / "run") == undisturbed
+    assert logged(tmp_path / "run") == undisturbed
     assert evaluated == []
 
 

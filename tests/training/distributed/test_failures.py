@@ -1,4 +1,4 @@
-"""What fails outside of phf is said as such, wherever in a run it fails."""
+"""Failures outside phf are reported as such, wherever in a run they occur."""
 
 import pytest
 import torch

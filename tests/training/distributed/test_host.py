@@ -1,4 +1,4 @@
-"""What of its machine a rank may use."""
+"""A rank's share of its machine's cores, and its network interface."""
 
 import socket
 
@@ -44,7 +44,7 @@ def test_the_cores_of_this_process_are_those_that_it_may_run_on():
 
 
 def address_here():
-    """An address at which others reach this machine, and its interface."""
+    """An address at which other machines reach this one, and its interface."""
     for name, found in psutil.net_if_addrs().items():
         for each in found:
             if each.family == socket.AF_INET and not each.address.startswith("127."):

@@ -1,4 +1,4 @@
-"""`phf train --ranks`: ranks start together and fall together, and go on where one was killed or hung."""
+"""`phf train --ranks`: ranks start and stop together, and are restarted when one is killed or hangs."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def start(dataset, output, *options, **changes):
 
 
 def ranks_at_step(process, output, step):
-    """Wait until so many steps are done; the processes of the ranks, by rank."""
+    """Wait until this many steps are done; return the processes of the ranks, by rank."""
     deadline = time.monotonic() + 200
     lines = output / "metrics.jsonl"
     while not (lines.is_file() and lines.read_text().count("\n") >= step):
@@ -43,7 +43,7 @@ def ranks_at_step(process, output, step):
 
 
 def ranks_of(process):
-    """The processes of the ranks that there are by now, by rank."""
+    """The processes of the ranks that have started, by rank."""
     below = psutil.Process(process.pid).children()
     return {int(child.environ()["RANK"]): child for child in below if "RANK" in child.environ()}
 

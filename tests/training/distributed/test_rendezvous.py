@@ -1,4 +1,4 @@
-"""Ranks that meet before there is a process group: each in a thread here, by a real store."""
+"""Ranks meet before there is a process group: each is a thread here, with a real store."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ def place(monkeypatch):
 
 
 def on_all(ranks, act):
-    """What came of `act` on each of the ranks, in a thread each: its result, or what was raised."""
+    """Run `act` on each rank, in one thread each; return its results, or what was raised."""
     found = [None] * len(ranks)
 
     def run(number):
@@ -46,7 +46,7 @@ def on_all(ranks, act):
 
 
 def meet(work, *, after_main=False, absent=()):
-    """What came of `work(rank)` on each rank, and in which order they did it."""
+    """Run `work(rank)` on each rank; return the results, and the order in which ranks ran it."""
     order = []
     # They last until all have come through, as that of rank 0 has the store.
     ranks = [Rendezvous(rank, SIZE) for rank in range(SIZE) if rank not in absent]

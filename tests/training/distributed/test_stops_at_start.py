@@ -1,6 +1,6 @@
-"""Runs that are asked to stop while they start: whenever it is, they end in time, resumable.
+"""Runs that are asked to stop at any time during their start end in time, and are resumable.
 
-PHF_CHAOS_ROUNDS=100 tries a hundred starts of two ranks, and thirty of one; PHF_CHAOS_SEED repeats what was printed.
+PHF_CHAOS_ROUNDS=100 tries a hundred starts of two ranks, and thirty of one; PHF_CHAOS_SEED repeats a printed seed.
 """
 
 import os
@@ -31,7 +31,7 @@ def prepared(tmp_path_factory, code_dataset):
 
 
 def rounds():
-    """Ranks, when they are signalled, and by what; the second signal is too late to be the first."""
+    """The number of ranks, the time and the kind of the signal; the second comes too late to count as the first."""
     chance = random.Random(SEED)
     counts = {(2, 1): ROUNDS, (1, 1): -(-3 * ROUNDS // 10), (2, 2): -(-2 * ROUNDS // 10)}
     for (ranks, signals), count in counts.items():

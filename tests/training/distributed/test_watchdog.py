@@ -1,4 +1,4 @@
-"""A rank whose disk does not answer any more ends, and says where it stood."""
+"""A rank whose disk no longer answers ends and writes the stacks of its threads."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Two real ranks on gloo: the same numbers as one, whoever launches them; and errors that are said once."""
+"""Two real ranks on gloo give the same numbers as one under every launcher, and report errors once."""
 
 import os
 import shutil
@@ -150,7 +150,7 @@ def test_the_deepspeed_launcher_starts_the_same_on_the_hosts_of_a_file(tmp_path,
 
 
 def slurm_task(number, **more):
-    """What `srun` sets for a task of two on this machine."""
+    """The variables that `srun` sets for one of two tasks on this machine."""
     return {
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_STEP_ID": "0",

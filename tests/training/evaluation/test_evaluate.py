@@ -1,4 +1,4 @@
-"""Evaluation of real, small runs: the report, its files, and that a training around it goes on undisturbed."""
+"""Evaluation of real, small runs: the report, its files, and no effect on a run in training."""
 
 import json
 import resource

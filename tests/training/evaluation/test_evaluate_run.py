@@ -1,4 +1,4 @@
-"""`phf evaluate` as it is typed."""
+"""`phf evaluate` from the command line."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`phf generate`: what is put before a prompt, and what is printed."""
+"""`phf generate`: the context of a prompt, and the printed samples."""
 
 import json
 import shutil

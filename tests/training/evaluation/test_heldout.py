@@ -1,4 +1,4 @@
-"""Bits per byte: every token of the text once, control tokens and EOS never."""
+"""Bits per byte: every token of the text is counted once, control tokens and EOS never."""
 
 import math
 from typing import Any
@@ -42,7 +42,7 @@ def document(length: int, seed: int = 0, tags: bool = False) -> DocumentTokens:
 
 
 def log_probability(model: Any, each: DocumentTokens) -> float:
-    """Nats of the text from one pass over the whole document."""
+    """The loss of the text in nats, from one pass over the whole document."""
     with torch.no_grad():
         logits = model(torch.tensor(each.input_ids)[None]).logits[0].double()
     lost = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(each.input_ids[1:]), reduction="none")

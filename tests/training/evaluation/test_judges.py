@@ -1,4 +1,4 @@
-"""One run, several judges: what it was trained on, other columns, and scorers that the dataset knows nothing of."""
+"""One run, several judges: its own column, other columns, and scorers that made no column of the dataset."""
 
 import json
 from pathlib import Path

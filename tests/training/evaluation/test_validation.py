@@ -1,4 +1,4 @@
-"""The validation loss: what held-out text costs, by default, for little time, and the same after a resume."""
+"""The validation loss: on by default, cheap, and the same after a resume."""
 
 import math
 import os

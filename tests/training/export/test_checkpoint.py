@@ -1,4 +1,4 @@
-"""`phf export-model`: what a checkpoint holds, as the folder that `phf train` leaves, under every ZeRO stage."""
+"""`phf export-model`: a checkpoint gives the same folder as `phf train` does at its end, under every ZeRO stage."""
 
 import json
 import shutil

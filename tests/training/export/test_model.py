@@ -227,7 +227,7 @@ def code_of(card):
 
 
 def test_transformers_guides_as_phf_does(conditional, tmp_path):
-    """The card's code, made greedy, writes what our sampler does when it takes the likeliest token."""
+    """The card's code, made greedy, generates the same as our sampler with the likeliest token."""
     from transformers import AutoModelForCausalLM
 
     _, code = code_of((conditional / "model" / "README.md").read_text())

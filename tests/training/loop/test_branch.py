@@ -1,4 +1,4 @@
-"""A run that begins with a checkpoint of another goes on with its optimiser, and only reads it."""
+"""A branch starts from the checkpoint of another run, with its optimiser, and only reads it."""
 
 import shutil
 
@@ -25,7 +25,7 @@ TRUNK = {
 
 @pytest.fixture(scope="module")
 def trunk(tmp_path_factory, code_dataset):
-    """A run of 12 steps under a constant rate, with checkpoints of steps 6 and 12."""
+    """A run of 12 steps at a constant learning rate, with checkpoints of steps 6 and 12."""
     folder = tmp_path_factory.mktemp("trunk") / "trunk"
     run_job(code_dataset, folder, **TRUNK)
     return folder

@@ -1,4 +1,4 @@
-"""A run that is extended is the longer run; one that goes back keeps what it had beyond, aside and whole."""
+"""An extended run equals the longer run; a run that goes back sets aside its later part, intact."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def copied(run, folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, code_dataset):
-    """Runs of 8 and 16 steps under both schedules, with dropout, so that generators count."""
+    """Runs of 8 and 16 steps under both schedules, with dropout, so that random generators matter."""
     folder = tmp_path_factory.mktemp("runs")
     changes = {"model__overrides": "{resid_pdrop: 0.1}"}
     for name, schedule in (("constant", CONSTANT), ("wsd", WSD)):

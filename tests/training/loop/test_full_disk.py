@@ -1,4 +1,4 @@
-"""A disk that is full, wherever it is that a run finds out: status 4, one sentence, and the same command goes on."""
+"""A full disk at any point of a run: exit status 4, a one-sentence message, and the same command continues."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ REMEDY = "Make room and run the same command again"
 
 @contextmanager
 def no_room(size=10):
-    """No file of this process may be longer: the system refuses, as it does on a full disk."""
+    """Limit the size of files of this process: writes fail as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -42,7 +42,7 @@ def no_room(size=10):
 
 
 class At(Callback):
-    """Does something at a moment of the run, before what is there anyway does its own."""
+    """Does something at a moment of the run, before the run's own callbacks."""
 
     def __init__(self, moment, work):
         setattr(self, moment, work)
@@ -55,8 +55,8 @@ def undisturbed(tmp_path_factory, code_dataset):
     return output
 
 
-def goes_on(dataset, output, undisturbed, step):
-    """From the checkpoint of that step the same command comes to the same end."""
+def check_resumes(dataset, output, undisturbed, step):
+    """Check that the same command resumes from the checkpoint of that step and gives the same result."""
     assert RunFolder(output).read_facts().status == "running"
     facts, printed = run_job(dataset, output, **CHANGES)
     assert f"step {step} of 12" in printed
@@ -78,7 +78,7 @@ def test_the_metrics(tmp_path, code_dataset, undisturbed):
     with pytest.raises(IncompleteError, match=rf"metrics\.jsonl cannot be written: No space left on device\. {REMEDY}"):
         run_job(code_dataset, output, callbacks=[At("after_step", fill)], **CHANGES)
     assert len(metrics(output)) == 5
-    goes_on(code_dataset, output, undisturbed, 4)
+    check_resumes(code_dataset, output, undisturbed, 4)
 
 
 def test_the_tokenizer_that_is_trained_first(code_dataset):
@@ -96,7 +96,7 @@ def test_the_facts_after_a_checkpoint(tmp_path, code_dataset, undisturbed):
         callback = At("after_save", lambda trainer: fill())
         with pytest.raises(IncompleteError, match=rf"run\.json cannot be written: File too large\. {REMEDY}"):
             run_job(code_dataset, output, callbacks=[callback], **CHANGES)
-    goes_on(code_dataset, output, undisturbed, 4)
+    check_resumes(code_dataset, output, undisturbed, 4)
 
 
 def test_the_model_at_the_end(tmp_path, code_dataset, undisturbed):
@@ -106,7 +106,7 @@ def test_the_model_at_the_end(tmp_path, code_dataset, undisturbed):
         with pytest.raises(IncompleteError, match=rf"run/model cannot be written: File too large\. {REMEDY}"):
             run_job(code_dataset, output, callbacks=[callback], **CHANGES)
     assert [path.name for path in output.glob(".*")] == [".lock"]
-    goes_on(code_dataset, output, undisturbed, 12)
+    check_resumes(code_dataset, output, undisturbed, 12)
 
 
 def stop(trainer, step):

@@ -1,4 +1,4 @@
-"""Finetuning with feedback: a run starts from what another has learnt, control tokens and all."""
+"""Finetuning with feedback: a run starts from the weights of another, including its control tokens."""
 
 import math
 import shutil

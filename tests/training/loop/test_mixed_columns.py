@@ -1,4 +1,4 @@
-"""Several columns of several datasets: each sentence by the thresholds of its own dataset, in one run."""
+"""Several columns of several datasets in one run: the thresholds of each dataset apply to its own sentences."""
 
 import json
 import signal

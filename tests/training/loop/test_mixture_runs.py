@@ -1,4 +1,4 @@
-"""Runs on a mixture, and in phases: exact wherever they are cut, told apart in their facts, and refused in words."""
+"""Runs on a mixture, and in phases: exact after any interruption, recorded in the facts, and refused with a message."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ SENTENCES = ["The cat sat on the mat. ", "A dog barked at night. ", "Rain fell. 
 
 @pytest.fixture(scope="module")
 def prose(tmp_path_factory):
-    """Prose with another column, by another scorer."""
+    """Prose with another column by another scorer."""
     texts = [
         f"Story {number}. " + "".join(SENTENCES[(number + place) % 4] for place in range(8)) for number in range(60)
     ]

@@ -1,4 +1,4 @@
-"""What a run asks of its network is refused where it cannot be had, and what is had computes the same."""
+"""Options of the network are refused where they are not available, and do not change results where they are."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Folders may be called anything: brackets, stars, quotes, spaces, line feeds; and what is printed can be pasted."""
+"""Folder names may contain brackets, stars, quotes, spaces and line feeds, and printed commands can be pasted."""
 
 import json
 import shutil

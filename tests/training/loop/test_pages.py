@@ -1,5 +1,5 @@
-"""Memory that a GPU copies to is as large as it is asked to be, pinned for as long as it is there, and ordinary where
-that is refused. The runtime of CUDA is a stand-in here."""
+"""Host buffers for a GPU have exactly the requested size, are pinned for their lifetime, and are ordinary memory where
+pinning is refused. The CUDA runtime is a stand-in here."""
 
 import gc
 import mmap

@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or damaged goes on exactly, or says why not; never silently from the start."""
+"""A run that was stopped, killed or damaged resumes exactly or says why not; it never silently starts again."""
 
 import errno
 import json
@@ -260,7 +260,7 @@ def deepspeed_file(path, **zero):
 
 
 def without(output, *names):
-    """Make the facts those of a version that did not write these down."""
+    """Remove fields from the facts, as a version that did not record them would write them."""
     facts = json.loads((output / "run.json").read_text())
     for name in names:
         del facts[name]

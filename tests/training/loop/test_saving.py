@@ -1,5 +1,5 @@
-"""Checkpoints that are written beside the loop are the same, count only when whole, and whatever happens meanwhile
-costs nothing but the steps since the one before."""
+"""Checkpoints written in the background are the same and count only when complete, and whatever happens meanwhile loses
+only the steps since the previous one."""
 
 import os
 import resource
@@ -35,7 +35,7 @@ os.fsync = fsync
 
 
 def content(folder, step):
-    """By path: what is in the checkpoint's files."""
+    """The content of the checkpoint's files, by path."""
     found = checkpoints.verify(checkpoints.checkpoint_path(folder, step))
     assert isinstance(found, checkpoints.Checkpoint)
     names = [file.path for file in found.marker.files if file.path.endswith(".pt")]
@@ -176,7 +176,7 @@ def until(process, found):
 
 
 def being_written(output: Path, step: int) -> bool:
-    """Whether the loop has gone on, and the checkpoint's files are not all there yet."""
+    """Whether the loop continues while the checkpoint's files are still incomplete."""
     lines = output / "metrics.jsonl"
     staging = checkpoints.staging_path(output / "checkpoints", step)
     return staging.is_dir() and lines.is_file() and lines.read_text().count("\n") > step

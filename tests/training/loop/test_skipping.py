@@ -1,4 +1,4 @@
-"""A state that cannot learn any more is no checkpoint, pushes out none, and the run goes on from the last good one."""
+"""A state that is not finite is never saved, removes no checkpoint, and the run resumes from the last good one."""
 
 import math
 import os
@@ -23,7 +23,7 @@ UNTIED = {"model__overrides": "{tie_word_embeddings: false}"}
 
 
 def spoil(engine, place=0):
-    """Make a weight NaN, as a broken memory cell would; that of the first table at this place."""
+    """Make a weight of the first table NaN, as a broken memory cell might."""
     for weights in (next(engine.model.parameters()), engine._adam.param_groups[0]["params"][0]):
         weights.data.view(-1)[place] = math.nan
 
@@ -42,7 +42,7 @@ def after_steps(monkeypatch, act):
 
 
 def without_numbers(monkeypatch, numbers):
-    """Rewards that are no numbers in these steps of this process, counted from 1: so is the loss of `rwr`."""
+    """Make the rewards of these steps of this process, counted from 1, NaN, and with them the loss of `rwr`."""
     count, step = [], Engine.train_step
 
     def train_step(engine, batch, *arguments):

@@ -1,4 +1,4 @@
-"""A copy of a state is what saving and loading it would give, and nothing that happens to the original reaches it."""
+"""A copy of a state equals what saving and loading would return, and does not change with the original."""
 
 import torch
 from hypothesis import given, settings

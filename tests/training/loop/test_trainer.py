@@ -1,4 +1,4 @@
-"""The loop: it learns by every objective, calls its callbacks, writes its numbers, and stops where there are none."""
+"""The loop learns with every objective, calls its callbacks, writes metrics, and stops when values are not finite."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""What a run costs is printed before it begins, and a warning where that is a lot."""
+"""The expected cost of a run is printed before it starts, with a warning if it is high."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`phf train --plan`: exact where it counts, within stated bounds where it estimates, and without touching anything."""
+"""`phf train --plan`: counts are exact, estimates are within stated bounds, and nothing is written."""
 
 import json
 import os

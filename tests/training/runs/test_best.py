@@ -1,4 +1,4 @@
-"""The best checkpoints by a figure stay, also over a resumption; what could never choose one is refused."""
+"""The best checkpoints by a metric are kept, even over a resume; settings that could never choose one are refused."""
 
 import pytest
 from hypothesis import HealthCheck, given

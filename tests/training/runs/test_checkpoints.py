@@ -1,4 +1,4 @@
-"""Checkpoints count only when every byte is there; whatever happens to one, nothing wrong is ever loaded."""
+"""Checkpoints count only when every byte is present; a damaged checkpoint is never loaded."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""One launch at a time trains into a folder."""
+"""Only one launch at a time trains into a folder."""
 
 import subprocess
 import sys

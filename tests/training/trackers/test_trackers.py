@@ -1,4 +1,4 @@
-"""Trackers: the real libraries, offline; and one that fails, which must not end a run."""
+"""Trackers: the real libraries, offline; and failing ones, which must not end a run."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from training.trackers.tracker import Tracker, keep_lines
 
 
 class Recorded:
-    """Keeps what it is told, and fails at the steps it is told to fail at."""
+    """Records what it logs, and fails at the given steps."""
 
     run_id, goes_on = "known", True
 
@@ -86,9 +86,9 @@ def test_settings_of_the_working_directory_are_refused_before_any_work(folder, t
     opening.check_trackers(TrackingConfig())
 
 
-def write(folder, config, first, last, tell=pytest.fail, *, killed=False):
-    """Log the steps from one to another, as a process does that goes on after step `first - 1`."""
-    mirrors = opening.open_trackers(config, folder, keep_lines(folder, first - 1), {"config": {}}, tell)
+def write(folder, config, first, last, warn=pytest.fail, *, killed=False):
+    """Log steps from `first` on, as a process does that resumes after step `first - 1`."""
+    mirrors = opening.open_trackers(config, folder, keep_lines(folder, first - 1), {"config": {}}, warn)
     tracker = Tracker(folder, mirrors)
     for step in range(first, last + 1):
         # What is measured, and what a step is worth after other steps, is another each time.
