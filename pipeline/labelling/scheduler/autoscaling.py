@@ -92,7 +92,7 @@ def missing_resources(pools: Mapping[str, Pool], resources: Mapping[str, float])
         wanted.update({name: pool.minimum * need for name, need in pool.needs.items()})
     lacking = {name for name, amount in wanted.items() if amount > resources.get(name, 0.0) + 1e-6}
     return {
-        group: ", ".join(f"{_amount(name, pool.needs[name])} a worker" for name in short)
+        group: ", ".join(f"{_amount(name, pool.needs[name])} per worker" for name in short)
         for group, pool in pools.items()
         if (short := [name for name in pool.needs if name in lacking])
     }

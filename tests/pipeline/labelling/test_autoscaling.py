@@ -44,7 +44,7 @@ def test_a_pool_gets_the_room_beside_the_minimum_of_all_others() -> None:
 def test_missing_resources_are_described_by_pool() -> None:
     configured = {"cpu": Pool(1, None, ONE_CPU), "toxicity": Pool(1, 1, {"GPU": 1.0, "memory": 8e9})}
     assert missing_resources(configured, {"CPU": 1, "GPU": 1, "memory": 1e10}) == {}
-    assert missing_resources(configured, {"CPU": 1}) == {"toxicity": "1 GPU a worker, 8 GB of memory a worker"}
+    assert missing_resources(configured, {"CPU": 1}) == {"toxicity": "1 GPU per worker, 8 GB of memory per worker"}
 
 
 def test_a_local_ray_has_room_for_every_pool() -> None:
@@ -150,7 +150,7 @@ def test_a_pool_that_waits_for_a_worker_is_reported_but_no_error() -> None:
             backend.place(1)
 
     _, notes = run(backend, {"cpu": Pool(1, 1, ONE_CPU), "toxicity": Pool(1, 1, {"GPU": 1.0})}, 20, tick)
-    assert [note for note in notes if "The pool toxicity is still waiting" in note and "1 GPU a worker" in note]
+    assert [note for note in notes if "The pool toxicity is still waiting" in note and "1 GPU per worker" in note]
     assert len(notes) == 2
 
 
