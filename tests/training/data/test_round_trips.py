@@ -32,7 +32,7 @@ from training.evaluation.prepare import Judge, choose_held_out
 from training.evaluation.prepare import _held_out_warnings as held_out_warnings
 from training.settings import resolve_config
 
-# By name, with the share of hostile text that it may change: SentencePiece treats U+2581 as a space.
+# Lossless except for U+2581, which SentencePiece treats as a space.
 LOSSLESS = {
     "byte-level": byte_level,
     "byte-level with a prefix": lambda: byte_level(prefix=True),

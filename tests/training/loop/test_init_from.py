@@ -132,5 +132,5 @@ def test_checkpointing_activations_changes_no_number():
 def test_an_architecture_that_cannot_compute_its_layers_again_says_so(monkeypatch):
     model = build_model(ModelConfig(name="nano"), Vocabulary(64, 0))
     monkeypatch.setattr(type(model.causal), "supports_gradient_checkpointing", False)
-    with pytest.raises(UserError, match="activation_checkpointing: GPT2LMHeadModel cannot"):
+    with pytest.raises(UserError, match="activation_checkpointing: GPT2LMHeadModel does not support"):
         checkpoint_activations(model)
