@@ -115,7 +115,7 @@ def test_where_no_checkpoint_from_before_the_decay_is_kept_it_is_refused(tmp_pat
     folder, changes = runs
     run = copied(folder / "wsd-8", tmp_path)
     shutil.rmtree(run / "checkpoints/step-00000006")
-    with pytest.raises(UserError, match=r"began to decay after step 6, and there is no whole checkpoint from before"):
+    with pytest.raises(UserError, match=r"began to decay after step 6, and there is no intact checkpoint up to that step"):
         run_job(code_dataset, run, **WSD, **changes, training__num_tokens=16 * STEP)
     assert not (run / "set-aside").exists()
 
@@ -227,7 +227,7 @@ def test_what_cannot_go_back_is_refused(tmp_path, runs, code_dataset):
         run_job(code_dataset, tmp_path / "none", options=StartOptions(4))
     assert not (tmp_path / "none").exists()
     run = copied(folder / "wsd-8", tmp_path)
-    with pytest.raises(UserError, match=r"another than that of 8 in .* from step 6 on"):
+    with pytest.raises(UserError, match=r"differs from the one of 8 in .* from step 6 on"):
         run_job(code_dataset, run, options=StartOptions(8), **WSD, **changes, training__num_tokens=16 * STEP)
     (run / "checkpoints/step-00000006/generators-00000.pt").write_bytes(b"")
     with pytest.raises(UserError, match=r"--from-step 6: the checkpoint .* is damaged"):
