@@ -216,10 +216,10 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / _name(step)
 
 
-def rotate(folder: Path, keep: int, every: int = 0, besides: Collection[int] = ()) -> None:
-    """Remove all checkpoints but the newest `keep`, the steps in `besides`, and multiples of `every` if it is not 0."""
+def rotate(folder: Path, keep: int, every: int = 0, pinned: Collection[int] = ()) -> None:
+    """Remove all checkpoints but the newest `keep`, the steps in `pinned`, and multiples of `every` if it is not 0."""
     for path in _folders(folder)[:-keep]:
-        if _step(path) in besides or (every and _step(path) % every == 0):
+        if _step(path) in pinned or (every and _step(path) % every == 0):
             continue
         # Rename first: a half-removed folder must not look like a checkpoint.
         doomed = folder / f"{STAGING}removed-{path.name}"
