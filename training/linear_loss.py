@@ -117,7 +117,7 @@ class _LinearLoss(torch.autograd.Function):
             logits = _logits(hidden[part], weight, bias, buffer[: part.stop - part.start])
             logits[:, request.vocabulary :] = -torch.inf
             log_odds, others = _log_odds(logits.to(exact), request.predicted[part])
-            loss, by_log_odds, by_values, metrics = _terms(
+            loss, log_odds_grad, values_grad, metrics = _terms(
                 request.objective,
                 request.predicted[part],
                 log_odds,
@@ -126,7 +126,7 @@ class _LinearLoss(torch.autograd.Function):
             )
             parts.append({_LOSS: loss, **metrics})
             if grads is not None:
-                grads.add(part, hidden[part], others.by_logits(by_log_odds).to(hidden.dtype), by_values)
+                grads.add(part, hidden[part], others.logits_grad(log_odds_grad).to(hidden.dtype), values_grad)
         whole = {
             name: each if name.startswith("max_") else each / request.count
             for name, each in merge_metrics(parts).items()
@@ -138,11 +138,11 @@ class _LinearLoss(torch.autograd.Function):
         return total, *whole.values()
 
     @staticmethod
-    def backward(ctx: Any, by_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, loss_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             raise RuntimeError("the gradients of this loss were taken already; compute it again")
-        return (*grads.times(by_loss / ctx.count), None, None)
+        return (*grads.times(loss_grad / ctx.count), None, None)
 
 
 class _Gradients:
@@ -152,33 +152,33 @@ class _Gradients:
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor | None, exact: torch.dtype
     ) -> None:
         self._weight = weight
-        self._hidden = torch.empty_like(hidden)
-        self._by_weight = torch.empty_like(weight, dtype=exact)
+        self._hidden_grad = torch.empty_like(hidden)
+        self._weight_grad = torch.empty_like(weight, dtype=exact)
         self._beta = 0  # the first sum overwrites what the memory held
-        self._by_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
-        self._by_values = None if values is None else torch.zeros_like(values)
+        self._bias_grad = None if bias is None else torch.zeros_like(bias, dtype=exact)
+        self._values_grad = None if values is None else torch.zeros_like(values)
 
-    def add(self, part: slice, hidden: Tensor, slopes: Tensor, by_values: Tensor | None) -> None:
+    def add(self, part: slice, hidden: Tensor, slopes: Tensor, values_grad: Tensor | None) -> None:
         """Add a chunk, of which `slopes` [N, V] is the gradient with respect to the logits."""
-        torch.mm(slopes, self._weight, out=self._hidden[part])
-        if slopes.dtype == self._by_weight.dtype:
-            self._by_weight.addmm_(slopes.t(), hidden, beta=self._beta)
+        torch.mm(slopes, self._weight, out=self._hidden_grad[part])
+        if slopes.dtype == self._weight_grad.dtype:
+            self._weight_grad.addmm_(slopes.t(), hidden, beta=self._beta)
         elif self._beta:
-            self._by_weight += slopes.t() @ hidden
+            self._weight_grad += slopes.t() @ hidden
         else:
-            self._by_weight.copy_(slopes.t() @ hidden)
+            self._weight_grad.copy_(slopes.t() @ hidden)
         self._beta = 1
-        if self._by_bias is not None:
-            self._by_bias += slopes.sum(0)
-        if self._by_values is not None and by_values is not None:
-            self._by_values[part] = by_values
+        if self._bias_grad is not None:
+            self._bias_grad += slopes.sum(0)
+        if self._values_grad is not None and values_grad is not None:
+            self._values_grad[part] = values_grad
 
     def times(self, factor: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients times a factor: of hidden states, weight, bias and values, each in its input's dtype."""
-        hidden = (self._hidden.to(factor.dtype) * factor).to(self._hidden.dtype)
-        weight = self._by_weight.mul_(factor).to(self._weight.dtype)
-        bias = None if self._by_bias is None else (self._by_bias * factor).to(self._weight.dtype)
-        return hidden, weight, bias, None if self._by_values is None else self._by_values * factor
+        hidden = (self._hidden_grad.to(factor.dtype) * factor).to(self._hidden_grad.dtype)
+        weight = self._weight_grad.mul_(factor).to(self._weight.dtype)
+        bias = None if self._bias_grad is None else (self._bias_grad * factor).to(self._weight.dtype)
+        return hidden, weight, bias, None if self._values_grad is None else self._values_grad * factor
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
@@ -196,10 +196,10 @@ class _Others:
     sums: Tensor
     predicted: Tensor
 
-    def by_logits(self, by_log_odds: Tensor) -> Tensor:
+    def logits_grad(self, log_odds_grad: Tensor) -> Tensor:
         """Return the gradient with respect to all logits, [N, V]; overwrites the exponentials."""
-        gradient = self.exponentials.mul_((-by_log_odds / self.sums).unsqueeze(1))
-        return gradient.scatter_(1, self.predicted.unsqueeze(1), by_log_odds.unsqueeze(1))
+        gradient = self.exponentials.mul_((-log_odds_grad / self.sums).unsqueeze(1))
+        return gradient.scatter_(1, self.predicted.unsqueeze(1), log_odds_grad.unsqueeze(1))
 
 
 def _log_odds(logits: Tensor, predicted: Tensor) -> tuple[Tensor, _Others]:
@@ -225,7 +225,7 @@ def _terms(
             predicted, -F.logsigmoid(inputs[0]), against, scores, None if values is None else inputs[1]
         )
         loss = terms.loss.sum()
-        by_log_odds, *by_values = torch.autograd.grad(loss, inputs, allow_unused=True)
+        log_odds_grad, *values_grad = torch.autograd.grad(loss, inputs, allow_unused=True)
     metrics = {name: each.detach().sum() for name, each in terms.means.items()}
     metrics.update({f"max_{name}": each.detach().max() for name, each in terms.maxima.items()})
-    return loss.detach(), by_log_odds, by_values[0] if by_values else None, metrics
+    return loss.detach(), log_odds_grad, values_grad[0] if values_grad else None, metrics

@@ -78,7 +78,7 @@ def derived_place(dataset_uri: str, name: str) -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or f"{base}/phf") / "tokens" / name
 
 
-def moved_data(data: DataConfig, dataset: str | None) -> DataConfig:
+def relocate_data(data: DataConfig, dataset: str | None) -> DataConfig:
     """Return the settings with the dataset's new path, if one is given.
 
     A tokenizer that phf trained lies beside the main dataset and moves with it. If it is missing and was trained on

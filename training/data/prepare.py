@@ -52,7 +52,7 @@ class PreparedDataset:
     streams: tuple[Stream, ...]
 
 
-def lay_streams(
+def build_streams(
     config: TrainConfig,
     source: Source,
     store: TokenStore,
@@ -241,7 +241,7 @@ def prepare(config: TrainConfig, progress: Progress | None = None, *, compare_te
         first = prepared[0] if prepared else None
         stage = _stage(progress, "findings")
         try:
-            prepared.append(lay_streams(config, source, store, tokenizer, phases, first, stage))
+            prepared.append(build_streams(config, source, store, tokenizer, phases, first, stage))
         except UserError as error:
             if len(sources) == 1:
                 raise

@@ -33,7 +33,7 @@ class SkippingSource(Batches):
         return step + sum(batches for first, batches in self.skips if first <= step)
 
 
-def leave_out(batches: Batches, skips: Sequence[tuple[int, int]]) -> Batches:
+def skip_batches(batches: Batches, skips: Sequence[tuple[int, int]]) -> Batches:
     """Return the batches of a run without the skipped ones (see `SkippingSource`).
 
     In a run of phases, a skip only affects the phase that contains its step.
@@ -43,7 +43,7 @@ def leave_out(batches: Batches, skips: Sequence[tuple[int, int]]) -> Batches:
     if not isinstance(batches, PhasedSource):
         return SkippingSource(batches, tuple(skips), batches.batch_size)
     sources = tuple(
-        leave_out(source, [(step - phase.first, count) for step, count in skips if phase.first <= step < phase.end])
+        skip_batches(source, [(step - phase.first, count) for step, count in skips if phase.first <= step < phase.end])
         for phase, source in zip(batches.phases, batches.sources, strict=True)
     )
     return replace(batches, sources=sources)

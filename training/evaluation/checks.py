@@ -10,7 +10,7 @@ from pipeline.dataset import LabelledDataset, open_dataset
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
 from training.config import EvaluationConfig, TrainConfig
-from training.data.cache import moved_data
+from training.data.cache import relocate_data
 from training.data.store import META_NAME
 from training.disk import check_writable
 from training.evaluation.prepare import Judge, build_judge, check_guidance, check_threshold
@@ -102,7 +102,7 @@ def is_own(judge: Judge, facts: RunFacts) -> bool:
 
 def main_data(config: TrainConfig, dataset: str | None) -> TrainConfig:
     """The configuration with only the main dataset, wherever it is now, and without scores of single tokens."""
-    data = moved_data(config.data, dataset).model_copy(update={"mixture": (), "token_scores": False})
+    data = relocate_data(config.data, dataset).model_copy(update={"mixture": (), "token_scores": False})
     # The run may be somebody else's: use the store that it names if it exists, but do not build one there.
     if data.store is not None and not (Path(data.store) / META_NAME).is_file():
         data = data.model_copy(update={"store": None})

@@ -17,7 +17,7 @@ from scorers import hugging_face
 from scorers.amounts import count_of
 from scorers.errors import UserError
 from training.config import DataConfig
-from training.data.cache import moved_data
+from training.data.cache import relocate_data
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, foreign_control_ids, load_tokenizer
 from training.disk import check_writable, writing
 from training.engine.engine import TAG
@@ -105,7 +105,7 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
     check_writable(output, "Give another folder as --output.")
     checkpoint = _checkpoint(run, step)
     facts, config = run.read_facts(), run.read_config()
-    tokenizer = _tokenizer(run, facts, moved_data(config.data, dataset))
+    tokenizer = _tokenizer(run, facts, relocate_data(config.data, dataset))
     words = facts.tokenizer
     control_ids = tuple(words.control_ids)
     vocabulary = Vocabulary(

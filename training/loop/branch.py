@@ -14,7 +14,7 @@ from scorers.amounts import count_of
 from scorers.errors import UserError
 from scorers.printing import printable
 from training.config import TrainConfig
-from training.data.cache import moved_data
+from training.data.cache import relocate_data
 from training.runs import checkpoints
 from training.runs.folder import OriginFacts, RunFacts, RunFolder
 from training.schedule import Horizon, warmup_steps
@@ -35,7 +35,7 @@ def branch_settings(run: str, output: str | None, dataset: str | None) -> Mappin
     own = RunFolder(Path(output)) if output is not None else None
     there = own is not None and own.facts.is_file()
     config = (own if own is not None and there else RunFolder.existing(run)).read_config()
-    data = moved_data(config.data, dataset)
+    data = relocate_data(config.data, dataset)
     if data.dataset != config.data.dataset:
         data = data.model_copy(update={"store": None})
     return config.model_copy(update={"data": data}).model_dump(mode="json", exclude={"output"})

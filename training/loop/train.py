@@ -16,7 +16,7 @@ from scorers.shell import phf
 from scorers.stopping import is_stop, leave
 from training.config import TrainConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
-from training.data.skipping import leave_out
+from training.data.skipping import skip_batches
 from training.data.tokenizers import foreign_control_ids
 from training.disk import writing
 from training.distributed.failures import failures_named
@@ -404,7 +404,7 @@ def _build(
         lambda: start(folder, config, horizon, new, options, partial(_print_warning, console))
     )
     horizon = with_warmup(horizon, config, facts)
-    data = replace(data, batches=leave_out(data.batches, facts.skips))
+    data = replace(data, batches=skip_batches(data.batches, facts.skips))
     # Measure on all ranks at once, because they share the machine in a step too.
     machine = this_machine(world.device, peak_flops(world.device, precision), world.size)
     if world.is_main:
