@@ -258,7 +258,7 @@ def _config(
 
 
 def _trusting(settings: "LabelConfig | ScoreConfig") -> dict[str, "LabelExecution"]:
-    """Trust the pickles whose hashes the user gives in scorer options, which hashes recorded in a job are not."""
+    """Trust the pickles whose hashes the user gives in scorer options; hashes that a job records are not trusted."""
     execution = settings.execution
     given = trusted_by_user(spec.options for spec in settings.scorers.values())
     return {"execution": execution.model_copy(update={"trusted_sha256": execution.trusted_sha256 | given})}

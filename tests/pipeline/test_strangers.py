@@ -280,10 +280,8 @@ def test_a_folder_of_the_output_that_is_a_link_is_refused_before_anything_is_wri
     for command in ("retag", "repair", "label", "gc --delete"):
         status, printed = run(*COMMANDS[command])
         # A finished job is left alone.
-        assert (status in (2, 4) and "is a link" in printed) or "already labelled and sealed" in printed, (
-            command,
-            printed,
-        )
+        refused = status in (2, 4) and "is a link" in printed
+        assert refused or "already labelled and sealed" in printed, (command, printed)
     assert state(made.folder) == before
 
 

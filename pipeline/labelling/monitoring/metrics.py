@@ -40,12 +40,18 @@ METRICS = {
         "counter", "Seconds in reading, splitting and writing, summed over workers", ("step",)
     ),
     "phf_attempts_failed_total": Description(
-        "counter", "Units that raised and workers lost over one, committed later or not", ("group",)
+        "counter",
+        "Failed attempts: units that raised and workers lost with a unit, even if it is committed later",
+        ("group",),
     ),
-    "phf_workers_lost_total": Description("counter", "Workers that died, hung or went with their node", ("group",)),
-    "phf_unit_seconds": Description("histogram", "Seconds of a worker for a unit, whenever it staged one", ("group",)),
-    "phf_workers": Description("gauge", "Workers, by what they do", ("group", "state")),
-    "phf_backlog": Description("gauge", "Units that no worker of a group has had", ("group",)),
+    "phf_workers_lost_total": Description(
+        "counter", "Workers that died, hung or were lost with their node", ("group",)
+    ),
+    "phf_unit_seconds": Description(
+        "histogram", "Seconds from the start of a unit until it is staged, committed or not", ("group",)
+    ),
+    "phf_workers": Description("gauge", "Workers, by state", ("group", "state")),
+    "phf_backlog": Description("gauge", "Units that no worker of the group has had", ("group",)),
     "phf_units": Description("gauge", "Units of the job, by state", ("state",)),
     "phf_remaining_seconds": Description("gauge", "Seconds until all units are committed, at the recent pace"),
 }
