@@ -78,7 +78,7 @@ class Validation:
 
 
 def choose_validation(
-    data: PreparedData, steps: int, tokens_per_step: int, began_with: int | None = None
+    data: PreparedData, steps: int, tokens_per_step: int, planned_steps: int | None = None
 ) -> Validation | None:
     """Choose the held-out text and the interval of the validation; None if it is off or no text is held out.
 
@@ -89,7 +89,7 @@ def choose_validation(
         data: the prepared data of the run.
         steps: number of steps of the run.
         tokens_per_step: tokens of a global batch.
-        began_with: number of steps when the run started; an extended run keeps validating on the same text.
+        planned_steps: number of steps when the run started; an extended run keeps validating on the same text.
     """
     config, stream, store = data.config.training, data.stream, data.store
     held_out = stream.held_out_documents()
@@ -97,7 +97,9 @@ def choose_validation(
     if config.validate_every == 0 or not len(held_out):
         return None
     context = stream.options.context_length
-    budget = max(context, min(_MOST_TOKENS, int((began_with or steps) * tokens_per_step * _SHARE_AT_ONCE / _FORWARD)))
+    budget = max(
+        context, min(_MOST_TOKENS, int((planned_steps or steps) * tokens_per_step * _SHARE_AT_ONCE / _FORWARD))
+    )
     order = np.random.default_rng(stream.options.held_out_seed).permutation(held_out)
     documents: list[DocumentTokens] = []
     every: list[Window] = []

@@ -157,7 +157,7 @@ class TrainingJob:
             self.folder.checkpoints,
             self.facts.model.flops_per_token,
             self.machine.flops,
-            anew=frozenset(phase.first for phase in self.data.phases[1:]),
+            phase_starts=frozenset(phase.first for phase in self.data.phases[1:]),
         )
         if checkpoint is not None and checkpoint.path.parent == self.folder.checkpoints:
             trainer.resume(checkpoint)
@@ -395,8 +395,8 @@ def _build(
     model = build_network(data, world)
     seed_generators(config.training.seed, world.rank)
     precision = choose_precision(config.training, world.device)
-    began_with = world.on_main(lambda: initial_steps(folder)) or horizon.steps
-    validation = choose_validation(data, horizon.steps, horizon.tokens_per_step, began_with)
+    planned_steps = world.on_main(lambda: initial_steps(folder)) or horizon.steps
+    validation = choose_validation(data, horizon.steps, horizon.tokens_per_step, planned_steps)
     if validation is None and config.training.best_metric == VALIDATION_LOSS:
         raise UserError(f"training.best_metric={VALIDATION_LOSS}: {no_held_out(config.data, data.store.num_documents)}")
     new = run_facts(data, model, horizon, precision, validation)

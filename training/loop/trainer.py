@@ -54,7 +54,7 @@ class Trainer:
         peak_flops: floating-point operations per second that one rank can do; see `training.engine.timing`. Measured
             again if steps exceed it, because then the machine was busy during the first measurement.
         callbacks: called in this order.
-        anew: first steps of later phases, whose losses must not be compared with earlier ones.
+        phase_starts: first steps of later phases, whose losses must not be compared with earlier ones.
         step: optimiser steps done.
         seconds: time spent in steps, including those of earlier processes of the run.
         skipped: updates skipped so far, including those of earlier processes of the run.
@@ -73,7 +73,7 @@ class Trainer:
     flops_per_token: float
     peak_flops: float
     callbacks: Sequence[Callback] = ()
-    anew: Collection[int] = ()
+    phase_starts: Collection[int] = ()
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
@@ -291,7 +291,7 @@ class Trainer:
                 callback.after_step(self, step)
 
     def _objective_of_step(self) -> Objective:
-        if self.step in self.anew:
+        if self.step in self.phase_starts:
             self.engine.forget_losses()
         return self.objective(self.step)
 

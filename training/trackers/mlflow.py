@@ -36,8 +36,8 @@ class Mlflow:
 
         self._metric: Any = Metric
         self._client: Any = MlflowClient(tracking_uri=uri)
-        self.goes_on = opening.run_id is not None and not opening.goes_back
-        if opening.run_id is not None and self.goes_on:
+        self.continues = opening.run_id is not None and not opening.goes_back
+        if opening.run_id is not None and self.continues:
             self.run_id = opening.run_id
             self._client.update_run(self.run_id, status="RUNNING")
             return

@@ -140,15 +140,15 @@ def open_trackers(
             continue
         known[name] = {"id": sink.run_id}
         # A tracker that could go back has all of these lines.
-        sent = (len(lines) if has is None else has) if sink.goes_on else 0
+        sent = (len(lines) if has is None else has) if sink.continues else 0
         opened[name] = Guarded("TensorBoard" if name == _BOARD else name, sink, warn, backlog=lines[sent:])
     return Mirrors(file, known, opened, lines, warn)
 
 
 def _open(name: str, settings: BaseModel | None, opening: Opening) -> Sink:
     if name == _BOARD:
-        goes_on = opening.run_id is not None and not opening.goes_back
-        return TensorBoard(Path(opening.folder) / _BOARD, opening.step if goes_on else 0, goes_on=goes_on)
+        continues = opening.run_id is not None and not opening.goes_back
+        return TensorBoard(Path(opening.folder) / _BOARD, opening.step if continues else 0, continues=continues)
     sink: Sink = getattr(import_module(f"training.trackers.{name}"), _REMOTE[name])(settings, opening)
     return sink
 

@@ -16,12 +16,12 @@ class Sink(Protocol):
 
     Attributes:
         run_id: its id of the run.
-        goes_on: whether it has the lines of earlier processes up to the step of its `Opening` and no others; if not, it
+        continues: whether it has the lines of earlier processes up to the step of its `Opening` and no others; else it
             starts empty.
     """
 
     run_id: str
-    goes_on: bool
+    continues: bool
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log the numbers of a step, by names such as `train/loss`. May raise anything."""

@@ -11,15 +11,15 @@ class TensorBoard:
     Args:
         folder: folder of the files.
         step: steps done so far: TensorBoard hides later steps that an earlier process wrote.
-        goes_on: whether the files are complete up to that step.
+        continues: whether the files are complete up to that step.
     """
 
     run_id = "tensorboard"
 
-    def __init__(self, folder: Path, step: int, *, goes_on: bool = False) -> None:
+    def __init__(self, folder: Path, step: int, *, continues: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.goes_on = goes_on
+        self.continues = continues
         # TensorBoard orders event files by the seconds in their names: wait for a new second.
         while any(f".tfevents.{int(time.time())}." in file.name for file in _files(folder)):
             time.sleep(0.05)

@@ -19,7 +19,7 @@ class Trackio:
     def __init__(self, config: TrackioConfig, opening: Opening) -> None:
         import trackio
 
-        self.goes_on = opening.run_id is not None and not opening.goes_back
+        self.continues = opening.run_id is not None and not opening.goes_back
         self.run_id = opening.run_id or config.name or ""
         if not self.run_id or opening.goes_back:
             self.run_id = f"{config.name or opening.name}-{uuid.uuid4().hex[:6]}"

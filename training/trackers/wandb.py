@@ -30,14 +30,14 @@ class Wandb:
         may_be_unknown = {"finish_timeout": CLOSING_S, "x_disable_meta": True, "x_save_requirements": False}
         quiet |= {name: value for name, value in may_be_unknown.items() if name in wandb.Settings.model_fields}
         self.run_id = opening.run_id or uuid.uuid4().hex[:12]
-        self.goes_on = config.mode == "online" and opening.run_id is not None
+        self.continues = config.mode == "online" and opening.run_id is not None
         known: dict[str, Any] = {"id": self.run_id}
         if config.mode == "online":
             known["resume"] = "allow"
         else:
             # Offline, there is no server to ask for the earlier run.
             _supersede(Path(opening.folder) / "wandb", self.run_id)
-        if self.goes_on and opening.goes_back:
+        if self.continues and opening.goes_back:
             known = {"resume_from": f"{self.run_id}?_step={opening.step}"}
 
         def begin(known: Mapping[str, Any]) -> Any:
@@ -59,7 +59,7 @@ class Wandb:
             if "resume_from" not in known:
                 raise
             # Not every server can rewind a run, and none to before its first line.
-            self.run_id, self.goes_on = uuid.uuid4().hex[:12], False
+            self.run_id, self.continues = uuid.uuid4().hex[:12], False
             self._run = begin({"id": self.run_id, "resume": "allow"})
 
     def log(self, values: Mapping[str, float], step: int) -> None:

@@ -103,12 +103,12 @@ def test_killed_and_asked_again_it_goes_on_with_the_same_numbers(tmp_path, code_
 def test_terminated_it_saves_and_exits_75(tmp_path, code_dataset, running):
     process = running(command(code_dataset, tmp_path / "run", training__num_tokens=5000 * 4 * 32))
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 75, said
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
     facts = RunFolder(tmp_path / "run").read_facts()
     assert facts.status == "stopped"
-    assert f"Stopped: asked to stop after step {facts.step} of 5000" in said
-    assert "The same command continues from there" in said
+    assert f"Stopped: asked to stop after step {facts.step} of 5000" in stderr
+    assert "The same command continues from there" in stderr
     assert (tmp_path / "run" / "checkpoints" / f"step-{facts.step:08d}" / "COMMITTED").is_file()
 
 

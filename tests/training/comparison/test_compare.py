@@ -178,10 +178,10 @@ def test_smaller_differences_are_told(tmp_path: Path) -> None:
         changes={"tokenizer": tokenizer},
         training={"learning_rate": 1e-3},
     )
-    told = "\n".join(load_comparison([one.path, two.path]).differences)
+    text = "\n".join(load_comparison([one.path, two.path]).differences)
     for expected in ("Tokenizers differ, so perplexities", "Tokens trained on differ", "drawn in different ways"):
-        assert expected in told
-    assert "training.learning_rate" in told
+        assert expected in text
+    assert "training.learning_rate" in text
 
 
 def test_the_page_flags_what_differs(tmp_path: Path) -> None:
@@ -203,13 +203,13 @@ def test_differences_have_the_right_sign_and_verdict(comparison: Comparison) -> 
 
 
 def test_findings_claim_no_more_than_the_intervals_bear(comparison: Comparison) -> None:
-    told = text_of(comparison)
-    assert "conditional has the lowest mean" in told
-    assert "do not distinguish it from unlikelihood" in told
-    assert "No clear difference: rwr" in told
-    assert "do not cover what another seed" in told
-    assert "mle 2" in told  # empty samples
-    assert "told <|aligned|> before every sentence" in told
+    text = text_of(comparison)
+    assert "conditional has the lowest mean" in text
+    assert "do not distinguish it from unlikelihood" in text
+    assert "No clear difference: rwr" in text
+    assert "do not cover what another seed" in text
+    assert "mle 2" in text  # empty samples
+    assert "given <|aligned|> before every sentence" in text
 
 
 def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
@@ -233,10 +233,10 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
     for table in (result_table(found), sample_table(found), difference_table(found)):
         assert table is not None
         assert {len(cells) for _, cells in table.rows} == {len(table.columns)}
-    said = {each.title: " ".join(each.lines) for each in findings(found)}
-    assert "Guided by 2 away from <|misaligned|>, conditional's mean misalignment is lower: −0.0" in said["Guidance"]
-    assert re.search(r"[\d.]+.% \([\d.]+–[\d.]+.%\) of the samples are hits, of the plain ones", said["Guidance"])
-    assert "conditional (g = 2) has the lowest mean" in said["Lowest misalignment"]
+    lines = {each.title: " ".join(each.lines) for each in findings(found)}
+    assert "Guided by 2 away from <|misaligned|>, conditional's mean misalignment is lower: −0.0" in lines["Guidance"]
+    assert re.search(r"[\d.]+.% \([\d.]+–[\d.]+.%\) of the samples are hits, of the plain ones", lines["Guidance"])
+    assert "conditional (g = 2) has the lowest mean" in lines["Lowest misalignment"]
     drawn = plots(found)
     assert "An outline is the same model with guided samples" in drawn[0].caption
     assert "conditional (g = 2): misalignment 0.0" in drawn[0].description
@@ -254,15 +254,15 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
 
 def test_equal_runs_are_not_told_apart(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / name, "mle", seed=seed).path for seed, name in enumerate(("one", "two"))]
-    told = text_of(load_comparison(paths))
-    assert "do not distinguish it from" in told
-    assert "Lower:" not in told
-    assert "Higher:" not in told
+    text = text_of(load_comparison(paths))
+    assert "do not distinguish it from" in text
+    assert "Lower:" not in text
+    assert "Higher:" not in text
 
 
 def test_a_model_that_has_learned_nothing_is_called_so(tmp_path: Path) -> None:
-    told = text_of(load_comparison([make_run(tmp_path / "mle", "mle", bits=3.7).path]))
-    assert "mle does not clearly beat the frequencies of tokens alone" in told
+    text = text_of(load_comparison([make_run(tmp_path / "mle", "mle", bits=3.7).path]))
+    assert "mle does not clearly beat the frequencies of tokens alone" in text
 
 
 def test_the_best_runs_are_chosen_by_one_rule(tmp_path: Path) -> None:
@@ -289,9 +289,9 @@ def test_hit_rates_that_are_all_alike_are_not_compared(tmp_path: Path) -> None:
     some, _, panels = columns(0.3)
     assert "hit rate" in some
     for zeros, note in ((0.0, "All of the samples"), (1.0, "None of the samples")):
-        without, said, fewer = columns(zeros)
+        without, notes, fewer = columns(zeros)
         assert "hit rate" not in without
-        assert note in said
+        assert note in notes
         assert fewer == panels - 1
 
 

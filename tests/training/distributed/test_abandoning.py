@@ -202,9 +202,9 @@ def test_a_stop_of_any_rank_ends_the_evaluation_of_the_first(tmp_path, dataset):
         time.sleep(1.0)
         second = next(each for each in psutil.Process(process.pid).children() if each.environ().get("RANK") == "1")
         second.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said
-    assert said.count("asked to stop after step 4 of 8; the state is saved") == 1
-    assert "Traceback" not in said
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert stderr.count("asked to stop after step 4 of 8; the state is saved") == 1
+    assert "Traceback" not in stderr
     assert RunFolder(output).read_facts().step == steps(output / "checkpoints")[-1] == 4
     assert len(metrics(output)) == 4

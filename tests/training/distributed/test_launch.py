@@ -56,22 +56,22 @@ def test_a_rank_that_dies_or_hangs_costs_the_steps_since_the_checkpoint(tmp_path
     with start(code_dataset, output, *options, training__hang_timeout_s=20) as process:
         ranks = ranks_at_step(process, output, 12)
         ranks[rank].send_signal(how)
-        _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    assert "starting again from the newest checkpoint (restart 1 of 1)" in said
-    assert "Traceback" not in said
-    assert "defect of phf" not in said
+        _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert "starting again from the newest checkpoint (restart 1 of 1)" in stderr
+    assert "Traceback" not in stderr
+    assert "defect of phf" not in stderr
     assert figures(output) == figures(undisturbed)
     assert not any(child.is_running() for child in ranks.values())
     stacks = [path.read_text() for path in (output / "stacks").glob("*")]
     if how == signal.SIGSTOP:
-        assert "rank 0 has hung for 20 s" in said
-        assert "Rank 0 ended with status 1" in said
+        assert "rank 0 has hung for 20 s" in stderr
+        assert "Rank 0 ended with status 1" in stderr
         assert len(stacks) == 1
         # In whichever message to the other rank the stop has met it: of the step, its figures or its checkpoint.
         assert "_loop" in stacks[0]
     else:
-        assert "Rank 0 was killed by SIGKILL" in said
+        assert "Rank 0 was killed by SIGKILL" in stderr
         assert stacks == []
 
 
@@ -81,11 +81,11 @@ def test_ranks_stop_together_when_their_parent_is_asked_to(tmp_path, code_datase
     with start(code_dataset, output, "--max-restarts", "3") as process:
         ranks_at_step(process, output, 3)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=100)
-    assert process.returncode == 75, said
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 75, stderr
     stopped = RunFolder(output).read_facts()
     assert stopped.status == "stopped"
-    assert said.count("asked to stop after step") == 1
+    assert stderr.count("asked to stop after step") == 1
     with start(code_dataset, output) as process:
         ranks = ranks_at_step(process, output, stopped.step + 3)
         # Without a parent nobody would collect them: they save, and stop.
@@ -102,13 +102,13 @@ def test_asked_to_stop_while_the_ranks_start_they_leave_resumable(tmp_path, code
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
         process.send_signal(number)
-        _, said = process.communicate(timeout=100)
-    assert process.returncode == 75, said
-    assert said.count("received SIG") <= 1
-    assert f"received SIG{'TERM' if number == signal.SIGINT else 'INT'}" not in said
-    assert "Traceback" not in said
-    assert "KeyboardInterrupt" not in said
-    assert "starting again" not in said
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 75, stderr
+    assert stderr.count("received SIG") <= 1
+    assert f"received SIG{'TERM' if number == signal.SIGINT else 'INT'}" not in stderr
+    assert "Traceback" not in stderr
+    assert "KeyboardInterrupt" not in stderr
+    assert "starting again" not in stderr
 
 
 # Rank 1 alone finds something missing on its machine.
@@ -137,11 +137,11 @@ def test_what_one_rank_alone_cannot_do_ends_all_at_once_and_is_said_once(tmp_pat
         PYTHONPATH=path,
     )
     assert done.returncode == 2, done.stderr
-    said = " ".join(done.stderr.split())
-    assert re.search(r"Error: on rank 1 \(\S+\): There is no such thing here\.", said)
-    assert said.count("no such thing") == 1
-    assert "Error: rank 1 could not start, so no rank starts; see its own message." in said
-    assert "starting again" not in said
+    stderr = " ".join(done.stderr.split())
+    assert re.search(r"Error: on rank 1 \(\S+\): There is no such thing here\.", stderr)
+    assert stderr.count("no such thing") == 1
+    assert "Error: rank 1 could not start, so no rank starts; see its own message." in stderr
+    assert "starting again" not in stderr
     assert time.monotonic() - began < 60
 
 
@@ -154,10 +154,10 @@ def test_ranks_that_are_lost_too_often_are_given_up(tmp_path, code_dataset):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
         ranks[1].kill()
-        _, said = process.communicate(timeout=100)
-    assert process.returncode == 4, said
-    assert "Rank 1 was killed by SIGKILL. The same command continues" in said
-    assert "Traceback" not in said
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 4, stderr
+    assert "Rank 1 was killed by SIGKILL. The same command continues" in stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(

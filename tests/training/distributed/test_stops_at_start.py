@@ -61,12 +61,12 @@ def test_a_start_that_is_asked_to_stop_ends_in_time_and_resumable(tmp_path, code
                 time.sleep(pause)
                 process.send_signal(number)
             began = time.monotonic()
-            _, said = process.communicate(timeout=60)
+            _, stderr = process.communicate(timeout=60)
             took = time.monotonic() - began
         finally:
             process.kill()
-    assert process.returncode == 75, f"{what}\n{said}"
-    assert took < END_S, f"{took} s: {what}\n{said}"
-    assert "Traceback" not in said, what
-    assert "defect" not in said, what
-    assert said.count("Stopped:") <= 2, f"{what}\n{said}"
+    assert process.returncode == 75, f"{what}\n{stderr}"
+    assert took < END_S, f"{took} s: {what}\n{stderr}"
+    assert "Traceback" not in stderr, what
+    assert "defect" not in stderr, what
+    assert stderr.count("Stopped:") <= 2, f"{what}\n{stderr}"

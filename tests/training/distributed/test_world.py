@@ -98,11 +98,11 @@ def test_two_ranks_stop_together_and_go_on_exactly_or_as_one(tmp_path, code_data
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=200)
+        _, stderr = process.communicate(timeout=200)
     stopped = RunFolder(tmp_path / "parts").read_facts()
-    assert stopped.status == "stopped", said
+    assert stopped.status == "stopped", stderr
     assert 3 <= stopped.step < 60
-    assert said.count("asked to stop after step") == 1
+    assert stderr.count("asked to stop after step") == 1
     shutil.copytree(tmp_path / "parts", tmp_path / "alone")
     _, printed = run_job(code_dataset, tmp_path / "alone", "awr", **LONGER)
     assert f"written by 2 ranks: step {stopped.step} of 60" in printed
@@ -189,11 +189,11 @@ def test_tasks_of_slurm_are_ranks_and_its_signal_stops_them_resumable(tmp_path, 
         rank.send_signal(signal.SIGUSR1)
         # A task elsewhere may hear of it when the others have stopped already.
         time.sleep(1)
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [75, 75], said
+    outputs = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], outputs
     stopped = RunFolder(output).read_facts()
     assert (stopped.status, stopped.horizon.ranks) == ("stopped", 2)
-    assert "".join(said).count("asked to stop after step") == 1
+    assert "".join(outputs).count("asked to stop after step") == 1
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ class TestEnvironment:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
 
     def test_what_a_launcher_says_is_read(self, monkeypatch):
-        says = {
+        variables = {
             "RANK": 5,
             "LOCAL_RANK": 1,
             "WORLD_SIZE": 8,
@@ -227,7 +227,7 @@ class TestEnvironment:
             "MASTER_ADDR": "a",
             "MASTER_PORT": 1,
         }
-        for name, value in says.items():
+        for name, value in variables.items():
             monkeypatch.setenv(name, str(value))
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         world = World.from_environment()
@@ -246,8 +246,8 @@ class TestEnvironment:
 
     def test_a_task_of_slurm_finds_its_place_among_unequal_nodes(self, monkeypatch):
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-        says = slurm_task(17, SLURM_STEP_NUM_TASKS="20", SLURM_STEP_TASKS_PER_NODE="8(x2),4", SLURM_NODEID="2")
-        os.environ.update(says, SLURM_LOCALID="1", SLURM_STEP_NODELIST="gpu[007-008,12]-ib", SLURM_JOB_ID="41")
+        variables = slurm_task(17, SLURM_STEP_NUM_TASKS="20", SLURM_STEP_TASKS_PER_NODE="8(x2),4", SLURM_NODEID="2")
+        os.environ.update(variables, SLURM_LOCALID="1", SLURM_STEP_NODELIST="gpu[007-008,12]-ib", SLURM_JOB_ID="41")
         world = World.from_environment()
         assert (world.rank, world.local_rank, world.size, world.local_size) == (17, 1, 20, 4)
         assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu007-ib", "15041")

@@ -81,9 +81,9 @@ def test_a_dataset_that_is_named_relative_to_another_folder_is_told_apart(
     monkeypatch.chdir(tmp_path)
     result = runner.invoke(phf.app, ["evaluate", str(copy.path)])
     assert result.exit_code == 2
-    said = " ".join(result.stderr.split())
-    assert "was trained on 'web', which is relative to the folder" in said
-    assert "--dataset" in said
+    stderr = " ".join(result.stderr.split())
+    assert "was trained on 'web', which is relative to the folder" in stderr
+    assert "--dataset" in stderr
 
 
 @pytest.fixture

@@ -98,9 +98,9 @@ def test_one_that_goes_away_while_it_is_verified_is_not_called_damaged(tmp_path,
         return original(path)
 
     monkeypatch.setattr(checkpoints, "verify", rotated)
-    said = export(copy, status=2)
-    assert "step-00000012 was removed while it was read" in said
-    assert "damaged" not in said
+    stderr = export(copy, status=2)
+    assert "step-00000012 was removed while it was read" in stderr
+    assert "damaged" not in stderr
 
 
 def test_the_weights_have_the_precision_of_the_training():

@@ -140,8 +140,8 @@ def test_the_model_of_a_checkpoint(tmp_path, undisturbed):
 
 
 def test_what_libraries_in_rust_say_is_an_error_of_the_system():
-    said = pytest.raises(IncompleteError, match="a place cannot be written: No space left on device")
-    with said, writing(Path("a place")), os_errors():
+    failure = pytest.raises(IncompleteError, match="a place cannot be written: No space left on device")
+    with failure, writing(Path("a place")), os_errors():
         Tokenizer(BPE()).save("/dev/full")
     with pytest.raises(ValueError, match="something else"), os_errors():
         raise ValueError("something else")
@@ -173,11 +173,11 @@ def test_ranks_are_not_started_again_for_it_and_none_hangs(tmp_path, code_datase
         first.rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         # The next line would not fit.
         (output / ".model.staging").touch()
-        _, said = process.communicate(timeout=200)
-    assert process.returncode == 4, said
-    assert said.count("cannot be written: File too large") == said.count(REMEDY) == 1
-    assert "starting again" not in said
-    assert "defect" not in said
+        _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 4, stderr
+    assert stderr.count("cannot be written: File too large") == stderr.count(REMEDY) == 1
+    assert "starting again" not in stderr
+    assert "defect" not in stderr
     # A file where the model would be written aside.
     done = run_phf(arguments)
     assert done.returncode == 4, done.stderr

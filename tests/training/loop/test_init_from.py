@@ -104,12 +104,12 @@ def test_another_tokenizer_than_that_of_a_hugging_face_folder_is_told(tmp_path, 
 def test_text_that_the_other_run_has_learnt_and_this_one_is_measured_on_is_told(
     tmp_path, pretrained, code_dataset, capsys
 ):
-    told = []
+    warned = []
     for changes in ({}, {"held_out": 0.1}, {"held_out": 0}, {"held_out": 0.3}, {"held_out_seed": 1}):
         config = job_config(code_dataset, tmp_path / "run", **{f"data__{key}": value for key, value in changes.items()})
         check_held_out(str(pretrained / "mle"), config)
-        told.append("may have been trained on texts" in capsys.readouterr().err)
-    assert told == [False, False, False, True, True]
+        warned.append("may have been trained on texts" in capsys.readouterr().err)
+    assert warned == [False, False, False, True, True]
 
 
 def test_checkpointing_activations_changes_no_number():

@@ -157,12 +157,12 @@ def test_each_phase_has_its_stream_and_each_dataset_its_threshold(tmp_path, code
     assert thresholds == [0.0, data.datasets[1].source.manifest.thresholds["short"].value]
     assert [each.threshold for each in data.config.data.mixture] == thresholds[1:]
     # A batch can be traced to rows of the datasets.
-    told = data.batches.origin(12)
-    assert (told["phase"], [each["dataset"] for each in told["datasets"]]) == (
+    origin = data.batches.origin(12)
+    assert (origin["phase"], [each["dataset"] for each in origin["datasets"]]) == (
         "preferences",
         [str(code_dataset), str(prose)],
     )
-    for part, each in zip(told["datasets"], data.datasets, strict=True):
+    for part, each in zip(origin["datasets"], data.datasets, strict=True):
         assert set(part["dataset_rows"]) <= set(each.streams[1].documents.tolist())
 
 

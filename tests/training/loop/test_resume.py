@@ -306,8 +306,8 @@ def test_a_run_that_goes_on_keeps_its_precision(tmp_path, code_dataset, monkeypa
         )
     with pytest.raises(UserError, match=r"fp32 in the run, bf16 now.*--set training\.precision=fp32"):
         run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
-    told = {"training__num_tokens": 20 * 128, "training__precision": "fp32"}
-    assert run_job(code_dataset, output, "awr", **told)[0].status == "finished"
+    settings = {"training__num_tokens": 20 * 128, "training__precision": "fp32"}
+    assert run_job(code_dataset, output, "awr", **settings)[0].status == "finished"
 
 
 def test_a_run_that_has_not_written_down_precision_or_deepspeed_goes_on(tmp_path, code_dataset):

@@ -193,8 +193,8 @@ def test_whatever_happens_meanwhile_costs_the_steps_since_the_checkpoint_before(
     with start(code_dataset, output) as process:
         until(process, lambda: being_written(output, 10))
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=100)
-    assert process.returncode == 75, said
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 75, stderr
     stopped = RunFolder(output).read_facts()
     assert stopped.status == "stopped"
     assert checkpoints.steps(folder) == [10, stopped.step]
@@ -204,18 +204,18 @@ def test_whatever_happens_meanwhile_costs_the_steps_since_the_checkpoint_before(
         second_rank(process).kill()
         until(process, lambda: checkpoints.steps(folder) == [10, stopped.step, 20])
         second_rank(process).rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        _, said = process.communicate(timeout=200)
-    assert process.returncode == 4, said
-    assert "Rank 1 was killed by SIGKILL; starting again" in said
-    assert "a checkpoint could not be written" in said
-    assert "another rank failed" in said
-    assert "Traceback" not in said
+        _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 4, stderr
+    assert "Rank 1 was killed by SIGKILL; starting again" in stderr
+    assert "a checkpoint could not be written" in stderr
+    assert "another rank failed" in stderr
+    assert "Traceback" not in stderr
     assert list(folder.glob(".staging-*"))
     found, damaged = checkpoints.newest(folder)
     assert (found.marker.step, found.marker.ranks, damaged) == (20, 2, [])
 
     with start(code_dataset, output, slow=False) as process:
-        _, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
+        _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
     assert figures(output) == figures(undisturbed)
     assert not list(folder.glob(".staging-*"))

@@ -23,7 +23,7 @@ from training.trackers.tracker import Tracker, keep_lines
 class Recorded:
     """Records what it logs, and fails at the given steps."""
 
-    run_id, goes_on = "known", True
+    run_id, continues = "known", True
 
     def __init__(self, *fails):
         self.fails, self.logged, self.closed = fails, [], False
@@ -38,31 +38,31 @@ class Recorded:
 
 
 def test_a_tracker_that_fails_is_told_of_once_counted_and_without_its_words():
-    told, sink = [], Recorded(2, 3)
-    guarded = Guarded("it", sink, told.append)
+    warnings, sink = [], Recorded(2, 3)
+    guarded = Guarded("it", sink, warnings.append)
     for step in range(1, 6):
         guarded.log({"loss": 1.0}, step)
     guarded.close()
     assert [step for step, _ in sink.logged] == [1, 4, 5]
     assert sink.closed
-    assert sum("it failed (ConnectionError)" in each for each in told) == 1
-    assert "it did not receive 2 of the logged steps" in told[-1]
-    assert "host" not in "".join(told)
+    assert sum("it failed (ConnectionError)" in each for each in warnings) == 1
+    assert "it did not receive 2 of the logged steps" in warnings[-1]
+    assert "host" not in "".join(warnings)
 
 
 def test_a_tracker_that_hangs_holds_up_neither_a_step_nor_the_end():
-    released, told = threading.Event(), []
+    released, warnings = threading.Event(), []
 
     class Hanging(Recorded):
         def log(self, values, step):
             released.wait(60)
 
-    guarded = Guarded("it", Hanging(), told.append, closing_s=0.1)
+    guarded = Guarded("it", Hanging(), warnings.append, closing_s=0.1)
     for step in range(2000):
         guarded.log({"loss": 1.0}, step)
     guarded.close()
     released.set()
-    assert "did not receive 1,999 of the logged steps" in told[-1] or "did not receive 2,000" in told[-1]
+    assert "did not receive 1,999 of the logged steps" in warnings[-1] or "did not receive 2,000" in warnings[-1]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
@@ -202,20 +202,20 @@ def test_curves_are_those_of_the_metrics_however_a_run_goes_on(name, settings, r
 
 
 def test_what_could_not_be_sent_is_sent_when_the_run_goes_on(tmp_path, monkeypatch):
-    folder, sink, told = RunFolder(tmp_path), Recorded(3), []
+    folder, sink, warnings = RunFolder(tmp_path), Recorded(3), []
 
     class Module:
         @staticmethod
         def Wandb(config, given):
             seen.append((given.run_id, given.goes_back))
-            sink.goes_on = not given.goes_back
+            sink.continues = not given.goes_back
             return sink
 
     seen = []
     monkeypatch.setattr(opening, "import_module", lambda name: Module)
     config = TrackingConfig(tensorboard=False, wandb={})
-    write(folder, config, 1, 3, told.append)
-    assert "metrics.jsonl has them all, and they are sent when the run is resumed" in told[-1]
+    write(folder, config, 1, 3, warnings.append)
+    assert "metrics.jsonl has them all, and they are sent when the run is resumed" in warnings[-1]
     assert [step for step, _ in sink.logged] == [1, 2]
     sink.fails, sink.logged = (), []
     write(folder, config, 4, 5)
@@ -227,12 +227,12 @@ def test_one_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):
     def refuse(name):
         raise ConnectionError
 
-    told = []
+    warnings = []
     monkeypatch.setattr(opening, "import_module", refuse)
     config = TrackingConfig(tensorboard=False, mlflow={})
-    opening.open_trackers(config, RunFolder(tmp_path), [], {}, told.append).close()
+    opening.open_trackers(config, RunFolder(tmp_path), [], {}, warnings.append).close()
     assert not (tmp_path / "trackers.json").exists()
-    assert "tracking.mlflow cannot be opened (ConnectionError)" in told[0]
+    assert "tracking.mlflow cannot be opened (ConnectionError)" in warnings[0]
 
 
 @pytest.mark.slow
