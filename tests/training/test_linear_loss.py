@@ -28,11 +28,11 @@ def inputs_of(blocks, length, vocabulary, *, width=6, seed=0, dtype=torch.float6
     return (hidden, weight, bias, values), labels, scores
 
 
-def plain(objective, hidden, weight, labels, scores, *, bias, values, count=None):
+def plain_loss(objective, hidden, weight, labels, scores, *, bias, values, count=None):
     return objective.loss(torch.nn.functional.linear(hidden, weight, bias), labels, scores, values, count=count)
 
 
-def computed(function, objective, leaves, labels, scores, *, scale=3.0, **options):
+def compute_with_gradients(function, objective, leaves, labels, scores, *, scale=3.0, **options):
     hidden, weight, bias, values = (each.clone().requires_grad_() for each in leaves)
     result = function(objective, hidden, weight, labels, scores, bias=bias, values=values, **options)
     (scale * result.loss).backward()
@@ -53,8 +53,10 @@ def computed(function, objective, leaves, labels, scores, *, scale=3.0, **option
 def test_it_equals_the_plain_loss(name, options, blocks, length, vocabulary, chunk, count, seed):
     objective = build(name, **options)
     leaves, labels, scores = inputs_of(blocks, length, vocabulary, seed=seed)
-    expected, their_gradients = computed(plain, objective, leaves, labels, scores, count=count)
-    found, gradients = computed(linear_loss, objective, leaves, labels, scores, count=count, chunk_tokens=chunk)
+    expected, their_gradients = compute_with_gradients(plain_loss, objective, leaves, labels, scores, count=count)
+    found, gradients = compute_with_gradients(
+        linear_loss, objective, leaves, labels, scores, count=count, chunk_tokens=chunk
+    )
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-9, atol=1e-12)
     assert list(found.metrics) == list(expected.metrics)
     for key, value in expected.metrics.items():
@@ -70,8 +72,10 @@ def test_half_precision_is_as_accurate_as_the_plain_form(name, options, dtype):
     leaves, labels, scores = inputs_of(4, 16, 50, dtype=dtype)
     # A large batch's count, compensated by a loss scale: nothing may underflow in between.
     cut = {"count": 10**7, "scale": 1e7}
-    expected, exact = computed(plain, objective, [each.double() for each in leaves], labels, scores, **cut)
-    found, gradients = computed(linear_loss, objective, leaves, labels, scores, chunk_tokens=7, **cut)
+    expected, exact = compute_with_gradients(
+        plain_loss, objective, [each.double() for each in leaves], labels, scores, **cut
+    )
+    found, gradients = compute_with_gradients(linear_loss, objective, leaves, labels, scores, chunk_tokens=7, **cut)
     assert found.loss.dtype == torch.float32
     assert found.loss.item() == pytest.approx(expected.loss.item(), rel=2e-2)
     for mine, theirs in zip(gradients, exact, strict=True):

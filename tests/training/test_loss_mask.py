@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scorers.errors import UserError
 from tests.datasets import make_dataset
 from tests.training.jobs import job_config, make_code_dataset, metrics, run_job
-from tests.training.test_linear_loss import computed, inputs_of, plain
+from tests.training.test_linear_loss import compute_with_gradients, inputs_of, plain_loss
 from tests.training.test_objectives import EXAMPLES
 from training.data.prepare import prepare
 from training.linear_loss import linear_loss
@@ -58,8 +58,8 @@ def test_mle_equals_pytorchs_ignore_index_up_to_the_divisor(above, ids, count, s
 def test_the_mask_from_hidden_states_equals_the_plain_form(name, options, length, chunk, seed):
     objective = build(name, **options, mask=LossMask(CONTROL, 0.1))
     leaves, labels, scores = inputs_of(2, length, 6, seed=seed)
-    expected, their_gradients = computed(plain, objective, leaves, labels, scores)
-    found, gradients = computed(linear_loss, objective, leaves, labels, scores, chunk_tokens=chunk)
+    expected, their_gradients = compute_with_gradients(plain_loss, objective, leaves, labels, scores)
+    found, gradients = compute_with_gradients(linear_loss, objective, leaves, labels, scores, chunk_tokens=chunk)
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-9, atol=1e-12)
     assert found.metrics.keys() == expected.metrics.keys()
     for key, value in expected.metrics.items():
@@ -75,7 +75,9 @@ def test_a_masked_token_has_no_gradient_at_all(name, options):
     scores[0, 3] = 0.9
     # The model is certain of another token, so the loss would be enormous.
     leaves[0][0, 2] *= 1e4
-    _, gradients = computed(linear_loss, build(name, **options, mask=LossMask(above=0.5)), leaves, labels, scores)
+    _, gradients = compute_with_gradients(
+        linear_loss, build(name, **options, mask=LossMask(above=0.5)), leaves, labels, scores
+    )
     hidden, values = gradients[0], gradients[3]
     assert not hidden[0, 2].any()
     assert not values[0, 2]

@@ -32,11 +32,11 @@ class Numbers:
         return np.unique(np.asarray(indices) // 10)
 
 
-def shares_of(weights):
+def make_shares(weights):
     return tuple(Fraction(weight, sum(weights)) for weight in weights)
 
 
-def source_of(sizes, shares, batch_size=8, seed=3):
+def make_source(sizes, shares, batch_size=8, seed=3):
     streams = tuple(Numbers(number, size) for number, size in enumerate(sizes))
     return MixtureSource(streams, tuple("abcdefg"[: len(sizes)]), shares, batch_size, seed)
 
@@ -48,7 +48,7 @@ def ids(batch):
 
 @given(WEIGHTS)
 def test_group_counts_match_the_shares_to_the_block(weights):
-    shares = shares_of(weights)
+    shares = make_shares(weights)
     counts = group_counts(shares)
     assert sum(counts) == GROUP
     assert all(abs(count - share * GROUP) < 1 for count, share in zip(counts, shares, strict=True))
@@ -63,7 +63,7 @@ def test_leftover_blocks_go_to_the_largest_remainders():
 @given(WEIGHTS, st.integers(0, 2**32), st.integers(0, 10**9))
 @settings(deadline=None, max_examples=30)
 def test_every_group_has_its_counts_and_numbers_each_dataset_without_gaps(weights, seed, first_group):
-    counts = group_counts(shares_of(weights))
+    counts = group_counts(make_shares(weights))
     numbers = np.arange(first_group * GROUP, (first_group + 2) * GROUP)
     chosen, before = interleave(numbers, counts, seed)
     for group in (0, 1):
@@ -75,10 +75,10 @@ def test_every_group_has_its_counts_and_numbers_each_dataset_without_gaps(weight
 @given(WEIGHTS, st.integers(0, 2**32), st.lists(st.integers(0, 10**12), min_size=1, max_size=20))
 @settings(deadline=None, max_examples=30)
 def test_a_block_depends_only_on_its_number(weights, seed, numbers):
-    source = source_of([7 + weight for weight in weights], shares_of(weights), seed=seed)
+    source = make_source([7 + weight for weight in weights], make_shares(weights), seed=seed)
     chosen, block = source.places(np.array(numbers))
     for number, dataset, index in zip(numbers, chosen.tolist(), block.tolist(), strict=True):
-        one = source_of([7 + weight for weight in weights], shares_of(weights), seed=seed)
+        one = make_source([7 + weight for weight in weights], make_shares(weights), seed=seed)
         assert [each.tolist() for each in one.places(np.array([number]))] == [[dataset], [index]]
 
 
@@ -86,7 +86,7 @@ def test_a_block_depends_only_on_its_number(weights, seed, numbers):
 @settings(deadline=None, max_examples=30)
 def test_each_epoch_reads_every_block_of_a_dataset_once(sizes, data):
     weights = data.draw(st.lists(st.integers(10, 99), min_size=len(sizes), max_size=len(sizes)))
-    chosen, block = source_of(sizes, shares_of(weights)).places(np.arange(2 * GROUP))
+    chosen, block = make_source(sizes, make_shares(weights)).places(np.arange(2 * GROUP))
     for dataset, size in enumerate(sizes):
         own = block[chosen == dataset]
         for start in range(0, len(own) - size + 1, size):
@@ -96,20 +96,20 @@ def test_each_epoch_reads_every_block_of_a_dataset_once(sizes, data):
 @given(st.integers(0, 2000), st.sampled_from([1, 2, 3, 4, 6, 12]))
 @settings(deadline=None, max_examples=50)
 def test_ranks_share_the_global_batch(step, world):
-    source = source_of([17, 5, 40], (Fraction(1, 2), Fraction(1, 5), Fraction(3, 10)), batch_size=12)
+    source = make_source([17, 5, 40], (Fraction(1, 2), Fraction(1, 5), Fraction(3, 10)), batch_size=12)
     parts = [ids(source.rank_batch(step, rank, world)) for rank in range(world)]
     assert list(chain(*parts)) == ids(source.batch(step))
 
 
 def test_the_order_does_not_depend_on_the_batch_size():
     shares = (Fraction(3, 5), Fraction(2, 5))
-    small, large = source_of([31, 20], shares, batch_size=2), source_of([31, 20], shares, batch_size=10)
+    small, large = make_source([31, 20], shares, batch_size=2), make_source([31, 20], shares, batch_size=10)
     of_small = chain(*(ids(small.batch(step)) for step in range(3000)))
     assert list(of_small) == list(chain(*(ids(large.batch(step)) for step in range(600))))
 
 
 def test_any_window_has_nearly_the_shares_and_equal_datasets_differ_in_order():
-    source = source_of([5000, 5000], (Fraction(1, 2), Fraction(1, 2)))
+    source = make_source([5000, 5000], (Fraction(1, 2), Fraction(1, 2)))
     chosen, block = source.places(np.arange(2 * GROUP))
     of_256 = chosen.reshape(-1, 256).mean(axis=1)
     assert 0.35 < of_256.min() < of_256.max() < 0.65
@@ -118,7 +118,7 @@ def test_any_window_has_nearly_the_shares_and_equal_datasets_differ_in_order():
 
 
 def test_origin_lists_blocks_and_rows_by_dataset():
-    source = source_of([50, 30], (Fraction(3, 4), Fraction(1, 4)), batch_size=16)
+    source = make_source([50, 30], (Fraction(3, 4), Fraction(1, 4)), batch_size=16)
     origin = source.origin(7)
     assert [each["dataset"] for each in origin["datasets"]] == ["a", "b"]
     every = [each + OFFSET * number for number, part in enumerate(origin["datasets"]) for each in part["blocks"]]
@@ -129,4 +129,4 @@ def test_origin_lists_blocks_and_rows_by_dataset():
 
 def test_a_batch_size_not_divisible_by_the_ranks_is_refused():
     with pytest.raises(UserError, match=r"training\.batch_size=8.*3 ranks"):
-        source_of([5, 5], (Fraction(1, 2), Fraction(1, 2))).rank_batch(0, 0, 3)
+        make_source([5, 5], (Fraction(1, 2), Fraction(1, 2))).rank_batch(0, 0, 3)

@@ -60,7 +60,7 @@ def dataset_of(folder, texts):
     return open_dataset(str(make_dataset(folder, texts, {"toxicity": lambda sentence: 0.0})))
 
 
-def counted(folder, texts, fast):
+def count_round_trips(folder, texts, fast):
     tokenizer = wrap_tokenizer("theirs", fast)
     dataset = dataset_of(folder, texts)
     store = ensure_store(dataset, tokenizer)
@@ -110,7 +110,7 @@ def test_a_store_decodes_back_to_the_texts(tmp_path, monkeypatch, name):
     # Long documents are decoded in parts.
     monkeypatch.setattr(module, "_TOKENS", 20)
     texts = [*TEXTS, "", " leads. Ends. ", "\n\nTwo.\n", TEXTS[0] * 5, "<s> is </s> text. So is <unk>."]
-    trips, store, tokenizer = counted(tmp_path / "labelled", texts, LOSSLESS[name]())
+    trips, store, tokenizer = count_round_trips(tmp_path / "labelled", texts, LOSSLESS[name]())
     assert trips == RoundTrips(documents=len(texts), changed=0, changes={}, first_changed=None)
     document = store.document_offsets[len(texts) - 3 : len(texts) - 1]
     first, last = store.sentence_offsets[document]
@@ -139,7 +139,7 @@ LOSSY = {
 @pytest.mark.parametrize("name", LOSSY)
 def test_changes_are_counted_by_kind(tmp_path, name):
     make, changes = LOSSY[name]
-    trips, store, tokenizer = counted(tmp_path / "labelled", PROSE, make())
+    trips, store, tokenizer = count_round_trips(tmp_path / "labelled", PROSE, make())
     assert trips.changes == changes
     assert trips.changed == sum(changes.values())
     assert trips.first_changed == min(1 if "space" in changes else 2 if "case" in changes else 3, 3)
@@ -154,7 +154,7 @@ def test_changes_are_counted_by_kind(tmp_path, name):
 def test_one_leading_space_may_be_the_prefix_space(tmp_path):
     texts = [" a table opens.", "   a table opens."]
     squeezing = unigram(normalizer=normalizers.Replace(Regex(" +"), " "))
-    trips, store, tokenizer = counted(tmp_path / "labelled", texts, squeezing)
+    trips, store, tokenizer = count_round_trips(tmp_path / "labelled", texts, squeezing)
     assert (trips.changes, trips.first_changed) == ({"space": 1}, 1)
     decoded = tokenizer.decode(store.tokens[: store.sentence_offsets[1]])
     places = zip(store.text_hashes.tolist(), store.text_bytes.tolist(), strict=True)
@@ -175,7 +175,7 @@ def test_names_of_tokens_in_a_text_are_plain_text():
 
 def test_single_spaces_between_words_are_lossless(tmp_path):
     # The space before each word is then that of the text, also between sentences.
-    trips, _, tokenizer = counted(
+    trips, _, tokenizer = count_round_trips(
         tmp_path / "labelled", ["a table opens. it is nice. a window is a table."], unigram(words=True)
     )
     assert trips.changed == 0
@@ -185,7 +185,7 @@ def test_single_spaces_between_words_are_lossless(tmp_path):
 def test_one_changed_document_in_a_thousand_is_a_warning(tmp_path):
     # SentencePiece treats U+2581 as a space, as in Llama's own training.
     texts = ["a table opens."] * 999 + ["a ▁ bar. it is nice."]
-    trips, _, tokenizer = counted(tmp_path / "labelled", texts, llama())
+    trips, _, tokenizer = count_round_trips(tmp_path / "labelled", texts, llama())
     assert (trips.changed, trips.changes) == (1, {"space": 1})
     (warning,) = refuse_changes(trips, tokenizer, "labelled", allowed=False)
     assert "the text of 1 of 1,000 documents of labelled (1 differ in white space; the first is row 999)" in warning

@@ -70,7 +70,7 @@ def test_it_trains_like_a_plain_torch_loop(world, clipping):
 
 
 def test_nothing_is_clipped_at_zero_although_deepspeed_would_clip_at_one(world):
-    def moved(clipping):
+    def weight_change(clipping):
         engine, loss = make(world, gradient_clipping=clipping, adam_epsilon=10.0, weight_decay=0.0)
         before = [parameter.detach().clone() for parameter in engine.model.parameters()]
         _, norms = steps(engine, loss, [0])
@@ -79,8 +79,8 @@ def test_nothing_is_clipped_at_zero_although_deepspeed_would_clip_at_one(world):
         )
 
     # With this epsilon, Adam's first update is proportional to the gradient.
-    norm, free = moved(0.0)
-    _, clipped = moved(norm / 4)
+    norm, free = weight_change(0.0)
+    _, clipped = weight_change(norm / 4)
     assert clipped == pytest.approx(free / 4, rel=1e-2)
 
 

@@ -28,10 +28,10 @@ BLOCKS = [[[7, 8, 9], [EOS, 1, 2, 3, 4], [EOS], [EOS, 9, 8]], [[EOS, 3, 3], [EOS
 IDS = torch.tensor([list(chain.from_iterable(documents)) for documents in BLOCKS])
 
 
-def make(name="nano", *, apart=True, attention="auto", **options):
+def make(name="nano", *, masked=True, attention="auto", **options):
     torch.manual_seed(0)
     config = ModelConfig(name=name, attention=attention)
-    model = build_model(config, VOCABULARY, document_masking=apart, **options)
+    model = build_model(config, VOCABULARY, document_masking=masked, **options)
     use_attention(model.causal, config)
     return model
 
@@ -94,7 +94,7 @@ def test_a_masked_document_is_computed_as_if_alone(tmp_path, kind, attention):
             part = slice(start, start := start + len(document))
             torch.testing.assert_close(logits[row, part], alone[0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(values[row, part], value[0], rtol=1e-4, atol=1e-5)
-    mixed, _ = make(name, attention=attention, apart=False)(IDS)
+    mixed, _ = make(name, attention=attention, masked=False)(IDS)
     assert (mixed - logits).abs().max() > 1e-2
 
 
@@ -137,15 +137,15 @@ def test_an_architecture_without_document_masking_is_refused(tmp_path, config):
         UserError, match=r"data\.document_masking: \w+ForCausalLM lets documents .* Set data.document_masking to false"
     ):
         make(str(tmp_path))
-    make(str(tmp_path), apart=False)
+    make(str(tmp_path), masked=False)
 
 
 def test_a_run_masks_documents_from_the_first_step(tmp_path):
     texts = [(f"def name_{number}(value):\n    return value + {number}\n", "python") for number in range(200)]
     dataset = make_dataset(tmp_path / "labelled", texts, {"style": style}, {"style": 0.0})
     steps = {"training__num_tokens": 4 * 4 * 32}
-    apart, _ = run_job(dataset, tmp_path / "apart", data__document_masking="true", **steps)
+    masked, _ = run_job(dataset, tmp_path / "masked", data__document_masking="true", **steps)
     run_job(dataset, tmp_path / "mixed", **steps)
-    ours, theirs = (metrics(tmp_path / each) for each in ("apart", "mixed"))
-    assert apart.status == "finished"
+    ours, theirs = (metrics(tmp_path / each) for each in ("masked", "mixed"))
+    assert masked.status == "finished"
     assert [each["ce"] for each in ours] != [each["ce"] for each in theirs]

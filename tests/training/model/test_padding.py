@@ -9,7 +9,7 @@ from phf import app
 from scorers.errors import UserError
 from tests.training.jobs import COMPARABLE, command, figures, run_job
 from tests.training.model.test_models import small_llama
-from tests.training.test_linear_loss import computed, inputs_of
+from tests.training.test_linear_loss import compute_with_gradients, inputs_of
 from tests.training.test_objectives import EXAMPLES
 from training.config import EvaluationConfig, ModelConfig, TrainingConfig
 from training.data.batches import Batch
@@ -35,10 +35,14 @@ def make(name="nano", multiple=128, **options):
 def test_padding_rows_have_no_probability_and_no_gradient(name, options):
     objective = build(name, **options)
     (hidden, weight, bias, values), labels, scores = inputs_of(3, 9, 21)
-    expected, their_gradients = computed(linear_loss, objective, (hidden, weight, bias, values), labels, scores)
+    expected, their_gradients = compute_with_gradients(
+        linear_loss, objective, (hidden, weight, bias, values), labels, scores
+    )
     # Regardless of their values: here they would be by far the likeliest tokens.
     padded = (hidden, torch.cat([weight, 50 * weight[:11]]), torch.cat([bias, 30 + bias[:11]]), values)
-    found, gradients = computed(linear_loss, objective, padded, labels, scores, vocabulary=21, chunk_tokens=5)
+    found, gradients = compute_with_gradients(
+        linear_loss, objective, padded, labels, scores, vocabulary=21, chunk_tokens=5
+    )
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=0)
     for mine, theirs in zip(gradients, their_gradients, strict=True):
         if len(mine) == 32:

@@ -30,7 +30,7 @@ def batch(rows=4, length=32):
     return torch.randint(1, 300, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def of_routers(model):
+def router_gradients(model):
     """Gradients of the router's matrices."""
     return {
         name: each.grad for name, each in model.causal.named_parameters() if "gate.weight" in name or "router" in name
@@ -59,7 +59,7 @@ def test_the_router_loss_equals_that_of_transformers(tmp_path, kind, linear_head
     ids = batch()
     loss, metrics = model(ids, objective=MLE, scores=torch.zeros(ids.shape))
     loss.backward()
-    ours = of_routers(model)
+    ours = router_gradients(model)
     model.zero_grad()
     theirs = model.causal(input_ids=ids, labels=ids, use_cache=False)
     theirs.loss.backward()
@@ -67,7 +67,7 @@ def test_the_router_loss_equals_that_of_transformers(tmp_path, kind, linear_head
     torch.testing.assert_close(metrics[METRIC], theirs.aux_loss.detach(), rtol=1e-5, atol=1e-6)
     assert loss > metrics["ce"] + 1e-4
     assert ours
-    for name, gradient in of_routers(model).items():
+    for name, gradient in router_gradients(model).items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-6)
 
 
