@@ -186,7 +186,7 @@ def _decoded(parts: list[_Part], tokenizer: Tokenizer) -> list[_Part]:
 def _same(part: _Part, tokenizer: Tokenizer) -> bool:
     if part.text == part.decoded:
         return True
-    return part.begins and tokenizer.prefixes and part.text == f" {part.decoded}"
+    return part.begins and tokenizer.adds_prefix_space and part.text == f" {part.decoded}"
 
 
 def _classify(part: _Part, tokenizer: Tokenizer) -> Change:

@@ -71,7 +71,7 @@ class Tokenizer:
         return _add_control_tokens(copy.deepcopy(self.fast), classes)
 
     @property
-    def prefixes(self) -> bool:
+    def adds_prefix_space(self) -> bool:
         """Whether the tokenizer adds a prefix space, so that a leading space in a text does not change its ids."""
         return self._continuing is not None
 

@@ -301,7 +301,7 @@ def _held_out_warnings(data: PreparedData, choice: HeldOutChoice | None) -> list
     hashes = data.store.text_hashes[choice.indices]
     texts = (data.tokenizer.decode(each.input_ids[each.is_text]) for each in choice.documents)
     lossy = sum(
-        not is_text(decoded, int(each), document.text_bytes, prefixed=data.tokenizer.prefixes)
+        not is_text(decoded, int(each), document.text_bytes, prefixed=data.tokenizer.adds_prefix_space)
         for decoded, each, document in zip(texts, hashes, choice.documents, strict=True)
     )
     if lossy:

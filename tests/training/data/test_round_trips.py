@@ -77,8 +77,8 @@ def test_sentences_of_a_document_decode_to_its_text(tokenizers, name, text):
     assert len(lengths) == len(sentences)
     decoded = tokenizer.decode(ids)
     # A single leading space is indistinguishable from the prefix space; a second one is not.
-    assert decoded == text or (tokenizer.prefixes and f" {decoded}" == text)
-    if not tokenizer.prefixes:
+    assert decoded == text or (tokenizer.adds_prefix_space and f" {decoded}" == text)
+    if not tokenizer.adds_prefix_space:
         assert ids.tolist() == tokenizer.encode(sentences)[0].tolist()
 
 
@@ -179,7 +179,7 @@ def test_single_spaces_between_words_are_lossless(tmp_path):
         tmp_path / "labelled", ["a table opens. it is nice. a window is a table."], unigram(words=True)
     )
     assert trips.changed == 0
-    assert not tokenizer.prefixes
+    assert not tokenizer.adds_prefix_space
 
 
 def test_one_changed_document_in_a_thousand_is_a_warning(tmp_path):
