@@ -53,7 +53,7 @@ def _measure(name: str, context: int, vocabulary: int, world: Any) -> Iterator[C
     with tempfile.TemporaryDirectory() as folder:
         saving = Saving(engine, config, world, Path(folder), lambda: None)
         for number in range(1, 2 * ROUNDS + 3):
-            saving.save(number, 0.0, beside=bool(number % 2))
+            saving.save(number, 0.0, background=bool(number % 2))
             stalled = saving.read()["stalled"]
             while saving.pending is not None:
                 meanwhile.append(step())
