@@ -14,7 +14,7 @@ class Abandoned(StopRequest):
 
 
 def unless_stopped(
-    world: World, asked: Callable[[], bool], work: Callable[[Callable[[], None]], Value]
+    world: World, stop_requested: Callable[[], bool], work: Callable[[Callable[[], None]], Value]
 ) -> Value | None:
     """Run `work` on rank 0 while the others wait, and return its result on every rank; None if it was abandoned.
 
@@ -23,23 +23,23 @@ def unless_stopped(
 
     Args:
         world: the ranks.
-        asked: whether this rank was asked to stop.
+        stop_requested: whether this rank was asked to stop.
         work: takes a function that it must call every few seconds, which raises `Abandoned` if another rank was asked
             to stop. A signal to rank 0 may raise it anywhere. The result must be picklable.
     """
 
-    def look() -> None:
-        _, stop = world.any(False, asked())
+    def check_stop() -> None:
+        _, stop = world.any(False, stop_requested())
         if stop:
             raise Abandoned
 
     def attempt() -> Value | None:
         try:
             try:
-                look()
-                return work(look)
+                check_stop()
+                return work(check_stop)
             finally:
-                world.any(True, asked())
+                world.any(True, stop_requested())
         except BaseException as error:
             # A second signal, to stop at once, raises a request of another class: let it through.
             if type(find_interruption(error, StopRequest)) is not Abandoned:
@@ -49,5 +49,5 @@ def unless_stopped(
     over = world.is_main
     while not over:
         # A signal to this rank is only noticed between two rounds.
-        over, _ = world.any(False, asked())
+        over, _ = world.any(False, stop_requested())
     return world.on_main(attempt)

@@ -145,9 +145,9 @@ class Evaluation(Callback):
         if not any(world.any(trainer.asked_to_stop)):
             model = trainer.engine.whole_model()
 
-            def evaluate(look: Callable[[], None]) -> dict[str, float]:
+            def evaluate(check_stop: Callable[[], None]) -> dict[str, float]:
                 with trainer.interruptible():
-                    return self.evaluate(model, step, look)
+                    return self.evaluate(model, step, check_stop)
 
             figures = unless_stopped(world, lambda: trainer.asked_to_stop, evaluate)
         if figures is None:

@@ -235,8 +235,8 @@ class TrainingJob:
             made.append(
                 Evaluation(
                     config.training.evaluate_every,
-                    lambda model, step, look: _figures(
-                        evaluate_model(model, setups[0], step=step, progress=lambda *_: look()).report
+                    lambda model, step, check_stop: _figures(
+                        evaluate_model(model, setups[0], step=step, progress=lambda *_: check_stop()).report
                     ),
                     tracker,
                 )

@@ -222,9 +222,9 @@ def rotate(folder: Path, keep: int, every: int = 0, pinned: Collection[int] = ()
         if _step(path) in pinned or (every and _step(path) % every == 0):
             continue
         # Rename first: a half-removed folder must not look like a checkpoint.
-        doomed = folder / f"{STAGING}removed-{path.name}"
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        removed = folder / f"{STAGING}removed-{path.name}"
+        path.rename(removed)
+        shutil.rmtree(removed)
 
 
 def set_aside(folder: Path, behind: int, committed: int) -> None:
