@@ -6,6 +6,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.units.records import PartFile
+
 from pipeline.corpus.plan import Unit
 from pipeline.labelling.scheduler.backend import Event, Kind
 from pipeline.labelling.scheduler.events import (
@@ -21,7 +23,6 @@ from pipeline.labelling.scheduler.events import (
     WorkerReady,
 )
 from pipeline.labelling.workers.worker import PartResult
-from pipeline.units.records import PartFile
 
 Fate = str  # "done", "raise", "die", "hang" or "lose-node"
 

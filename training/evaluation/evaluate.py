@@ -326,11 +326,13 @@ def _bits_per_byte(bits: NDArray[np.float64], loss: HeldOutLoss) -> Estimate:
 
 def _perplexity(loss: HeldOutLoss) -> Estimate:
     nats = _present(statistics.ratio(loss.nats, loss.tokens.astype(np.float64)))
-    # The perplexity of a diverged model may overflow.
-    value, low, high = (
-        None if each is None else float(np.exp(min(each, 700.0))) for each in (nats.value, nats.low, nats.high)
-    )
-    return Estimate(value=value or 0.0, low=low, high=high)
+
+    def perplexity(each: float) -> float:
+        # That of a diverged model may overflow.
+        return float(np.exp(min(each, 700.0)))
+
+    low, high = (None if each is None else perplexity(each) for each in (nats.low, nats.high))
+    return Estimate(value=perplexity(nats.value), low=low, high=high)
 
 
 def _present(estimate: statistics.Estimate | None) -> Estimate:
