@@ -6,9 +6,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.units.records import PartFile
-
 from pipeline.corpus.plan import Unit
+from pipeline.job.unit_records import PartFile
 from pipeline.labelling.scheduler.backend import Event, Kind
 from pipeline.labelling.scheduler.events import (
     PoolResized,

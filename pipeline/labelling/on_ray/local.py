@@ -19,12 +19,13 @@ _HEAD = {"gcs_server", "raylet"}
 _INTERVAL_S = 0.1
 # Seconds for the main thread to exit by itself after the head has died; Ray's native code kills the process after 60.
 _GRACE_S = 20.0
+_ATTEMPT_S = 60.0  # for a start whose head has died to give up; Ray waits 30 s for its node
 _LINES = 100  # enough for a stack trace and the line before it that gives the reason
 
 
 @contextlib.contextmanager
 def local_ray(start: Callable[[], object], logs: Path) -> Iterator[None]:
-    """Start Ray, and watch its head until the context is left.
+    """Start Ray, at the second attempt if need be, and watch its head until the context is left.
 
     Args:
         start: calls `ray.init`.
@@ -32,12 +33,20 @@ def local_ray(start: Callable[[], object], logs: Path) -> Iterator[None]:
 
     Raises:
         UserError: Ray refuses the settings.
-        HeadLostError: the head died while it started; the message names a file with the end of its logs.
+        HeadLostError: the head died twice while it started; the message names a file with the end of its logs.
         IncompleteError: Ray did not start for another reason, such as an overloaded machine.
     """
     ray = _LocalRay(start, logs)
     try:
-        ray.wait()
+        try:
+            ray.wait()
+        except IncompleteError:
+            # The raylet gives its agent, a Python process, 15 s to start. On a busy machine the first start may take
+            # longer, while the second finds the files in memory.
+            if not ray.leave_and_wait():
+                raise
+            ray = _LocalRay(start, logs)
+            ray.wait()
         yield
     finally:
         ray.leave()
@@ -90,6 +99,12 @@ class _LocalRay:
         """Stop watching, and let the thread end that keeps Ray's processes alive."""
         self._left.set()
         LostHeads.cause = None
+
+    def leave_and_wait(self) -> bool:
+        """Return whether the attempt is over, so that none of its processes is left."""
+        self.leave()
+        self._thread.join(_ATTEMPT_S)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:

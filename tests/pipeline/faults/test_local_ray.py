@@ -1,5 +1,6 @@
 """A local Ray whose head dies; simulated by programs of the same names."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.labelling.on_ray import local
+from pipeline.labelling.on_ray.cluster import ray_cluster
 from pipeline.labelling.on_ray.head import HeadLostError, HeadWatch
 from pipeline.labelling.on_ray.local import local_ray
 from scorers.errors import IncompleteError, UserError
@@ -43,12 +45,15 @@ def test_a_head_that_dies_during_the_start_is_noticed_at_once(name: str, program
     def start() -> None:
         head = program(name)
         threading.Timer(0.5, head.kill).start()
-        time.sleep(20)
+        time.sleep(3)
+        starts.append(head.pid)
 
+    starts: list[int] = []
     began = time.monotonic()
     with pytest.raises(HeadLostError, match=f"its {name} was killed") as lost, local_ray(start, tmp_path):
         pass
     assert time.monotonic() - began < 10
+    assert len(starts) == 1  # the second attempt is still under way
     kept = Path(str(lost.value).rpartition(" are in ")[2].rstrip("."))
     assert "its last words" in kept.read_text()
     assert kept.stat().st_mode & 0o077 == 0
@@ -89,3 +94,22 @@ def test_a_start_that_fails_is_status_4_unless_the_settings_are_wrong(
         pass
     assert type(failed.value) is kind
     assert str(error).rstrip(".") in str(failed.value)
+
+
+def test_a_start_whose_raylet_dies_is_tried_once_more(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_first_raylet() -> None:
+        while not killed:
+            for task in Path("/proc/self/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    for pid in map(int, task.read_text().split()):
+                        if local._program(pid) == "raylet":
+                            os.kill(pid, signal.SIGKILL)
+                            killed.append(pid)
+            time.sleep(0.05)
+
+    threading.Thread(target=kill_first_raylet, daemon=True).start()
+    with ray_cluster(None, cpus=1) as resources:
+        assert resources["CPU"] == 1
+    assert killed
