@@ -1,9 +1,10 @@
-"""Report full and failing disks uniformly, whichever library hits the error; refuse links in our folders."""
+"""Write files whole, report full and failing disks uniformly, and refuse links in our folders."""
 
 import errno
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,25 @@ def writing(path: Path) -> Iterator[None]:
         raise IncompleteError(
             f"{path} cannot be written: {error.strerror or error}. {remedy} and run the same command again."
         ) from error
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file atomically (text in UTF-8): readers, and a crash, see the old or the new content, never a part.
+
+    The old file itself is not modified: it may be a hard link with another name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Do not use `tempfile`, whose files are private whatever the umask.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def check_writable(folder: Path, remedy: str) -> None:

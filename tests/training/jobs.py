@@ -20,7 +20,7 @@ from training.loop.callbacks import Callback, Step
 from training.loop.continuation import StartOptions
 from training.loop.train import train
 from training.loop.trainer import Trainer
-from training.runs.folder import RunFacts
+from training.runs.facts import RunFacts
 from training.settings import resolve_config
 
 ROOT = Path(__file__).resolve().parents[2]

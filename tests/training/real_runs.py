@@ -13,7 +13,7 @@ from tests.datasets import make_dataset
 from training.config import TrainConfig
 from training.data.prepare import PreparedData, prepare
 from training.export.model import export_model
-from training.loop.facts import run_facts
+from training.loop.build_facts import build_run_facts
 from training.model.language_model import LanguageModel, build_model
 from training.model.vocabulary import Vocabulary
 from training.runs.folder import RunFolder
@@ -104,7 +104,9 @@ def make_real_run(
     train_a_little(data, model, steps)
     run = RunFolder(output)
     horizon = plan_horizon(data.config.training, data.config.data.context_length or 0, 1)
-    facts = run_facts(data, model, horizon, "fp32").model_copy(update={"status": "finished", "step": horizon.steps})
+    facts = build_run_facts(data, model, horizon, "fp32").model_copy(
+        update={"status": "finished", "step": horizon.steps}
+    )
     run.write_config(data.config)
     run.write_facts(facts)
     export_model(

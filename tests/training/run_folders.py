@@ -14,15 +14,8 @@ from training.evaluation.evaluate_run import run_fingerprint, write_evaluation
 from training.evaluation.heldout import HeldOutLoss
 from training.evaluation.prepare import HeldOutChoice
 from training.model.sampling import Samples
-from training.runs.folder import (
-    DatasetFacts,
-    HorizonFacts,
-    ModelFacts,
-    RunFacts,
-    RunFolder,
-    ThresholdFacts,
-    TokenizerFacts,
-)
+from training.runs.facts import DatasetFacts, HorizonFacts, ModelFacts, RunFacts, ThresholdFacts, TokenizerFacts
+from training.runs.folder import RunFolder
 from training.runs.report import (
     Estimate,
     EvaluationReport,

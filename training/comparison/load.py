@@ -15,7 +15,8 @@ from scorers.errors import UserError
 from scorers.printing import printable
 from scorers.shell import phf, quoted
 from training.config import ObjectiveName, TrainConfig
-from training.runs.folder import RunFacts, RunFolder
+from training.runs.facts import RunFacts
+from training.runs.folder import RunFolder
 from training.runs.report import (
     GUIDED_NAME,
     HELD_OUT_NAME,

@@ -27,8 +27,7 @@ from training.comparison.tables import (
     trained_tokens,
 )
 from training.data.cache import trained_on_dataset
-from training.disk import refuse_links
-from training.runs.folder import write_atomically
+from training.disk import refuse_links, write_atomically
 
 PAGE_NAME = "index.html"
 JSON_NAME = "comparison.json"

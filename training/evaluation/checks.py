@@ -14,7 +14,8 @@ from training.data.cache import relocate_data
 from training.data.store import META_NAME
 from training.disk import check_writable
 from training.evaluation.prepare import Judge, build_judge, check_guidance, check_threshold
-from training.runs.folder import RunFacts, RunFolder
+from training.runs.facts import RunFacts
+from training.runs.folder import RunFolder
 from training.runs.report import report_folder
 
 

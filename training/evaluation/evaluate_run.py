@@ -12,7 +12,7 @@ from scorers.errors import UserError
 from training.config import EvaluationConfig
 from training.data.cache import dataset_identity
 from training.data.prepare import PreparedData, prepare
-from training.disk import writing
+from training.disk import write_atomically, writing
 from training.evaluation.checks import EvaluationRequest, check_evaluation, is_own, main_data, torch_device
 from training.evaluation.evaluate import Evaluation, Progress, evaluate_model
 from training.evaluation.evaluate import judge as judge_samples
@@ -20,7 +20,8 @@ from training.evaluation.prepare import Judge, held_out_misalignment, prepare_ev
 from training.evaluation.reuse import find_drawn, is_about, read_drawn
 from training.model.language_model import load_model
 from training.model.sampling import Samples
-from training.runs.folder import RunFacts, RunFolder, write_atomically
+from training.runs.facts import RunFacts
+from training.runs.folder import RunFolder
 from training.runs.report import (
     GUIDED_NAME,
     HELD_OUT_NAME,

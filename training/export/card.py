@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from training.runs.folder import RunFacts
+from training.runs.facts import RunFacts
 
 _CARD = """\
 ---

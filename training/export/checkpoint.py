@@ -28,7 +28,8 @@ from training.model.language_model import LanguageModel, build_model
 from training.model.vocabulary import Vocabulary, padding_id
 from training.runs import checkpoints
 from training.runs.best import best_steps, read
-from training.runs.folder import RunFacts, RunFolder
+from training.runs.facts import RunFacts
+from training.runs.folder import RunFolder
 
 _WHOLE = "mp_rank_00_model_states.pt"
 _PARTITIONED = "zero_pp_rank_0_mp_rank_00_model_states.pt"

@@ -16,7 +16,8 @@ from scorers.printing import printable
 from training.config import TrainConfig
 from training.data.cache import relocate_data
 from training.runs import checkpoints
-from training.runs.folder import OriginFacts, RunFacts, RunFolder
+from training.runs.facts import OriginFacts, RunFacts
+from training.runs.folder import RunFolder
 from training.schedule import Horizon, warmup_steps
 
 

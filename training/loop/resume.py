@@ -6,8 +6,9 @@ from typing import Any
 
 from scorers.errors import UserError
 from training.config import TrainConfig
-from training.loop.facts import semantic_difference
-from training.runs.folder import SHARED_MARK, RunFacts, RunFolder
+from training.loop.build_facts import semantic_difference
+from training.runs.facts import RunFacts
+from training.runs.folder import SHARED_MARK, RunFolder
 
 # Settings that may change when a run is resumed, because they do not change what is learned. The dataset and the
 # tokenizer may move; fingerprints check that their content is the same.
@@ -62,7 +63,7 @@ def check_folder(folder: RunFolder) -> bool:
         raise UserError(f"--output {folder.path} is a file. Give a folder that is new, empty, or a run to resume.")
     # `config.yaml` is written before `run.json`: alone, it belongs to a run that was interrupted in between. A network
     # file system may still list the marks by which ranks check that they share it (`infra.on_ray.rank`). Temporary
-    # files of `training.runs.folder.write_atomically` stay where a process was killed while it wrote.
+    # files of `training.disk.write_atomically` stay where a process was killed while it wrote.
     half_written = (f".{file.name}." for file in (folder.config, folder.facts))
     expected = (folder.config.name, folder.lock.name, SHARED_MARK, *half_written)
     if folder.path.is_dir() and any(not path.name.startswith(expected) for path in folder.path.iterdir()):

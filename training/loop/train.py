@@ -30,6 +30,7 @@ from training.evaluation.validation import Validation, choose_validation
 from training.export.card import model_card
 from training.export.model import export_model
 from training.loop.branch import origin_checkpoint
+from training.loop.build_facts import build_run_facts
 from training.loop.callbacks import Callback, Checkpointing, Console, Evaluation, Tracking
 from training.loop.continuation import (
     StartOptions,
@@ -39,7 +40,6 @@ from training.loop.continuation import (
     start,
     with_warmup,
 )
-from training.loop.facts import run_facts
 from training.loop.network import build_network, check_network
 from training.loop.resume import check_folder
 from training.loop.trainer import DivergedError, Trainer
@@ -55,7 +55,8 @@ from training.presets import CONTEXT_LENGTH
 from training.progress import StageProgress
 from training.runs import checkpoints
 from training.runs.best import LOSS, VALIDATION_LOSS, best_steps, check_best, read
-from training.runs.folder import RunFacts, RunFolder
+from training.runs.facts import RunFacts
+from training.runs.folder import RunFolder
 from training.runs.lock import sole_launch
 from training.runs.report import EvaluationReport
 from training.schedule import Horizon, plan_horizon
@@ -399,7 +400,7 @@ def _build(
     validation = choose_validation(data, horizon.steps, horizon.tokens_per_step, planned_steps)
     if validation is None and config.training.best_metric == VALIDATION_LOSS:
         raise UserError(f"training.best_metric={VALIDATION_LOSS}: {no_held_out(config.data, data.store.num_documents)}")
-    new = run_facts(data, model, horizon, precision, validation)
+    new = build_run_facts(data, model, horizon, precision, validation)
     resumed, facts = world.on_main(
         lambda: start(folder, config, horizon, new, options, partial(_print_warning, console))
     )

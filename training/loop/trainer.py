@@ -18,6 +18,7 @@ from scorers.stopping import ONCE_S, asking
 from training.config import TrainingConfig
 from training.data.batches import Batches
 from training.data.prefetch import Prefetcher
+from training.disk import write_atomically
 from training.distributed.abandoning import Abandoned
 from training.distributed.failures import failures_named
 from training.distributed.watchdog import Watchdog
@@ -28,7 +29,6 @@ from training.loop.callbacks import Callback, Step
 from training.loop.saving import Saving
 from training.objectives import Objective
 from training.runs import checkpoints
-from training.runs.folder import write_atomically
 from training.schedule import Horizon, learning_rate
 
 _NOTICE = (

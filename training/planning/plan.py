@@ -10,7 +10,7 @@ from training.model.language_model import LanguageModel
 from training.model.router import describe_router
 from training.planning.expectation import cost_warning
 from training.planning.forecast import Forecast
-from training.runs.folder import MixedFacts, PhaseFacts, RunFacts
+from training.runs.facts import MixedFacts, PhaseFacts, RunFacts
 
 
 def print_plan(

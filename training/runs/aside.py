@@ -7,7 +7,8 @@ from pathlib import Path
 
 from training.disk import writing
 from training.runs import best, checkpoints
-from training.runs.folder import RunFacts, RunFolder
+from training.runs.facts import RunFacts
+from training.runs.folder import RunFolder
 
 _EXPORTED = re.compile(r"step-\d+")
 

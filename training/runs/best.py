@@ -11,9 +11,8 @@ from pydantic import FiniteFloat, TypeAdapter
 from scorers.errors import UserError
 from scorers.stored import Count, read_stored
 from training.config import TrainConfig
-from training.disk import writing
+from training.disk import write_atomically, writing
 from training.runs import checkpoints
-from training.runs.folder import write_atomically
 from training.runs.report import MAXIMUM_OF
 
 FIGURES_NAME = "figures.json"

@@ -21,7 +21,7 @@ from scorers.errors import UserError
 from scorers.paths import RelativePath, place_below
 from scorers.settings import what_is_wrong
 from scorers.stored import read_stored
-from training.runs.folder import write_atomically
+from training.disk import write_atomically
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

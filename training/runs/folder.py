@@ -1,299 +1,27 @@
-"""The folder of a training run: its paths, and the facts of the run that other commands read."""
+"""The folder of a training run: its paths, and how its configuration, facts and metrics are read and written."""
 
-import json
-import math
-import os
 import re
-import uuid
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from pipeline.dataset.manifest import ScorerEntry
-from scorers.amounts import count_of
-from scorers.contract import DocumentKind
 from scorers.errors import UserError
-from scorers.paths import RelativePath
-from scorers.registry import ColumnName
 from scorers.settings import what_is_wrong
-from scorers.stored import Count, JsonObject, parse_json, read_stored
+from scorers.stored import read_stored
 from training.config import TrainConfig
-from training.disk import check_writable, refuse_links
+from training.disk import check_writable, refuse_links, write_atomically
+from training.runs.facts import RunFacts
+from training.runs.metrics_lines import read_metrics
 
 # Prefix of files by which ranks check that they share a folder, before it holds a run.
 SHARED_MARK = ".shared-"
 # Links that W&B creates: to its newest run, and in each run to the log of its service process.
 _OF_WANDB = re.compile(r"wandb/[^/]+(/logs/debug-core\.log)?")
-# Limits far beyond what phf writes: nesting of a configuration, and bytes of a line of metrics.
+# Nesting of a configuration: far beyond what phf writes.
 _DEEPEST = 32
-_LONGEST_LINE = 1024 * 1024
-# Limit of figures: integers are below 2^63, and other figures are float32.
-_GREATEST = 1e39
-
-_Setting = str | int | float | bool | None
-
-
-_STATISTICS = TypeAdapter(dict[str, Count | list[FiniteFloat] | dict[str, Count] | None])
-
-
-def _check_statistics(stream: dict[str, Any]) -> dict[str, Any]:
-    _STATISTICS.validate_python(stream)
-    for name in ("documents_left_out", "tags"):
-        if not isinstance(stream.get(name) or {}, dict):
-            raise ValueError(f"{name} must be counts by name")
-    return stream
-
-
-Statistics = Annotated[dict[str, Any], AfterValidator(_check_statistics)]
-"""The statistics of `training.data.stream.Stream.statistics`."""
-
-
-class _Facts(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DatasetFacts(_Facts):
-    """The labelled dataset: its URI as given, its generation, and a hash of its texts, sentences and scores.
-
-    `own_fingerprint` covers only the scores of the run's own columns; None if it was not recorded.
-    """
-
-    uri: str
-    generation: Count
-    fingerprint: str
-    own_fingerprint: str | None = None
-    rows: Count
-
-
-class TokenizerFacts(_Facts):
-    """The tokenizer: its fingerprint as in the token store's key; `vocab_size` counts the control tokens, if any.
-
-    `aligned_id` is the control token of the best class of sentences, `misaligned_id` that of the worst, and
-    `between_ids` are those in between, best first, if there are more than two. `eos_id` ends a document, and begins one
-    unless there is a `bos_id`.
-    """
-
-    name: str
-    fingerprint: str
-    vocab_size: Count
-    eos_id: Count
-    bos_id: Count | None = None
-    aligned_id: Count | None = None
-    misaligned_id: Count | None = None
-    between_ids: list[Count] = Field(default_factory=list)
-
-    @property
-    def control_ids(self) -> list[int]:
-        """All control tokens of a conditional model, best first, which must never be sampled; else empty."""
-        return [token for token in (self.aligned_id, *self.between_ids, self.misaligned_id) if token is not None]
-
-
-class ModelFacts(_Facts):
-    """The network. `flops_per_token` is forward and backward (see `training.model.counting.flops_per_token`).
-
-    `rows` are those of the embedding with padding; 0 if they were not recorded.
-    """
-
-    name: str
-    parameters: Count
-    parameters_embedding: Count
-    flops_per_token: float
-    context_length: Count
-    value_head: bool = False
-    rows: Count = 0
-
-
-class HorizonFacts(_Facts):
-    """The arithmetic of the run: `batch_size == micro_batch_size * accumulation * ranks` blocks a step.
-
-    `warmup_steps` is None if it was not recorded: then it follows from the settings and `steps`.
-    """
-
-    steps: Count
-    tokens: Count
-    batch_size: Count
-    micro_batch_size: Count
-    accumulation: Count
-    ranks: Count
-    epochs: float
-    tokens_per_parameter: float
-    warmup_steps: Count | None = None
-
-
-class ValidationFacts(_Facts):
-    """The text of the validation loss, the interval in steps, and its share of the time of the run."""
-
-    every: Count
-    documents: Count
-    tokens: Count
-    bytes: Count
-    share_of_time: float
-
-
-class ResumptionFacts(_Facts):
-    """A resumption that changed a run: it was extended, or went back to an earlier step.
-
-    Attributes:
-        from_step: step of the checkpoint that it resumed from.
-        reached: the step that it had reached before.
-        asked: whether the user named that checkpoint (`--from-step`).
-        steps: number of steps of the whole run, before and after.
-        skipped_batches: batches left out from that step on.
-        changed: changed settings, each with its value before and after.
-        set_aside: folder of what it had beyond the step, relative to its own; None if there was nothing.
-    """
-
-    from_step: Count
-    reached: Count
-    asked: bool
-    steps: tuple[Count, Count]
-    skipped_batches: Count = 0
-    changed: dict[str, tuple[_Setting, _Setting]] = Field(default_factory=dict)
-    set_aside: RelativePath | None = None
-
-    @property
-    def description(self) -> str:
-        """A phrase that describes it to readers of the figures."""
-        before, since = self.steps
-        what = [f"extended from {before:,} to {count_of(since, 'step')}"] if since > before else []
-        what += [f"{key} {then} until then, {now} since" for key, (then, now) in self.changed.items()]
-        if self.skipped_batches:
-            what.append(f"{count_of(self.skipped_batches, 'batch', 'batches')} left out")
-        return f"from step {self.from_step:,} on{': ' if what else ''}{'; '.join(what)}"
-
-
-class OriginFacts(_Facts):
-    """The checkpoint of another run that a run started from, with its weights and optimiser.
-
-    Attributes:
-        run: folder of that run, as given.
-        step: steps done there, which count here too.
-        checkpoint: SHA-256 of its marker, which lists every file with its hash.
-    """
-
-    run: str
-    step: Count
-    checkpoint: str
-
-
-class ThresholdFacts(_Facts):
-    """A sentence (filtering: a document) is aligned if its score is <= `value`; `origin` says where that comes from."""
-
-    value: float
-    origin: str
-
-
-class MixedFacts(DatasetFacts):
-    """One of the datasets of a mixture.
-
-    Attributes:
-        share: share of the run's blocks.
-        column, scorer, threshold: as for the run.
-        epochs: passes over its stream in the phase with preferences.
-        stream: statistics of that stream.
-    """
-
-    share: float
-    column: str
-    scorer: ScorerEntry
-    threshold: ThresholdFacts | None = None
-    epochs: float
-    stream: Statistics
-
-
-class PhaseFacts(_Facts):
-    """A phase: its first step, counted from 0, its steps and tokens, and the size of its streams over all datasets."""
-
-    name: str
-    first_step: Count
-    steps: Count
-    tokens: Count
-    documents: Count
-    tokens_in_stream: Count
-
-
-class RunFacts(_Facts):
-    """`run.json`: what a run is trained on and with, and its progress.
-
-    Attributes:
-        created_by: distribution and version.
-        status: `running`, `stopped` (by a signal, resumable), `failed` (the loss was not finite) or `finished`.
-        step: optimiser steps done when the file was written.
-        saved: step of the newest checkpoint then, 0 without one; None if it was not recorded.
-        seconds: time spent in the training loop, over all resumptions.
-        precision: precision of the training, resolved if the setting is `auto`; None if it was not recorded.
-        deepspeed: settings of the user's DeepSpeed file, by dotted names (`own_settings` of
-            `training.engine.deepspeed_config`); None if they were not recorded.
-        task, objective, column: as in the config, resolved.
-        columns: the weights of several columns, of which `column` is one; empty for a run on one column.
-        kind: kind of the documents.
-        scorer: scorer of the column; evaluation must score samples with the same.
-        threshold: threshold of the training stream; None if the objective uses none.
-        sentence_threshold: sentence threshold of the column for reports (hit rate), whatever the objective.
-        sentence_thresholds: the same for each of several columns; empty if it was not recorded.
-        stream: statistics of the training stream (`training.data.stream.Stream.statistics`), and `sentences_aligned`,
-            the number of its sentences within `sentence_threshold`. With a mixture, `stream`, `dataset`, `column`,
-            `scorer` and the thresholds are those of the main dataset; with phases, `stream` is that of the phase with
-            preferences.
-        mixture: all datasets, the main one first; empty for a run on one.
-        phases: empty for a run of one phase.
-        validation: None if nothing is validated, or it was not recorded.
-        expected_seconds: duration of all steps as estimated before the first; None without an estimate.
-        origin: None for a run that started at step 0.
-        history: resumptions that changed the run, in order.
-        skips: steps, counted from 0, each with the number of batches left out before it; see `training.data.skipping`.
-        versions: versions of the relevant libraries.
-    """
-
-    created_by: str
-    status: Literal["running", "stopped", "failed", "finished"]
-    step: Count = 0
-    saved: Count | None = None
-    seconds: float = 0.0
-    precision: str | None = None
-    deepspeed: JsonObject | None = None
-    task: str
-    objective: str
-    column: ColumnName
-    columns: dict[ColumnName, float] = Field(default_factory=dict)
-    kind: DocumentKind
-    scorer: ScorerEntry
-    threshold: ThresholdFacts | None = None
-    sentence_threshold: ThresholdFacts | None = None
-    sentence_thresholds: dict[str, ThresholdFacts] = Field(default_factory=dict)
-    dataset: DatasetFacts
-    tokenizer: TokenizerFacts
-    model: ModelFacts
-    horizon: HorizonFacts
-    stream: Statistics = Field(default_factory=dict)
-    mixture: list[MixedFacts] = Field(default_factory=list)
-    phases: list[PhaseFacts] = Field(default_factory=list)
-    validation: ValidationFacts | None = None
-    expected_seconds: float | None = None
-    origin: OriginFacts | None = None
-    history: list[ResumptionFacts] = Field(default_factory=list)
-    skips: list[tuple[Count, Annotated[Count, Field(le=1_000_000_000)]]] = Field(default_factory=list)
-    versions: dict[str, str] = Field(default_factory=dict)
-
-    @property
-    def conditional(self) -> bool:
-        """Whether the model has control tokens, so that samples start after that of the best class."""
-        return self.tokenizer.aligned_id is not None
-
-    @property
-    def best_tag(self) -> str:
-        """The control token after which samples of a conditional model start."""
-        return "<|quantile_1|>" if self.tokenizer.between_ids else "<|aligned|>"
-
-    @property
-    def worst_tag(self) -> str:
-        """The control token from which samples of a conditional model can be guided away."""
-        between = len(self.tokenizer.between_ids)
-        return f"<|quantile_{between + 2}|>" if between else "<|misaligned|>"
 
 
 @dataclass(frozen=True)
@@ -429,37 +157,7 @@ class RunFolder:
         Raises:
             UserError: another line is damaged; gives its number.
         """
-        return list(_lines(self.metrics)) if self.metrics.is_file() else []
-
-
-def metrics_line(values: Mapping[str, Any]) -> str:
-    """A line of `metrics.jsonl`; numbers that are not finite become null, as JSON has no others."""
-    return json.dumps(_finite(values), allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file atomically (text in UTF-8): readers, and a crash, see the old or the new content, never a part.
-
-    The old file itself is not modified: it may be a hard link with another name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Do not use `tempfile`, whose files are private whatever the umask.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        return list(read_metrics(self.metrics)) if self.metrics.is_file() else []
 
 
 def _refuse_bombs(path: Path, text: str) -> None:
@@ -478,45 +176,6 @@ def _refuse_bombs(path: Path, text: str) -> None:
             depth += 1 if isinstance(event, yaml.CollectionStartEvent) else -1
         if depth > _DEEPEST:
             raise UserError(f"{path} is damaged: it is nested more than {_DEEPEST} deep, which phf does not write.")
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(_LONGEST_LINE):
-            number += 1
-            if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
-                return
-            try:
-                values = parse_json(line)
-            except ValueError:
-                values = None
-            if not isinstance(values, dict) or not _are_figures(values):
-                raise UserError(
-                    f"{path}, line {number:,} is damaged: it is not a JSON object of numbers with a step. Restore it, "
-                    "or remove it."
-                )
-            yield values
-
-
-def _are_figures(values: Mapping[str, Any]) -> bool:
-    step = values.get("step")
-    return (
-        type(step) is int
-        and step >= 0
-        and all(isinstance(values.get(name, {}), dict) for name in ("validation", "evaluation"))
-        and not any(isinstance(values.get(name), dict) for name in ("tokens", "loss", "ce"))
-        and all(
-            all(map(_is_figure, each.values())) if isinstance(each, dict) else _is_figure(each)
-            for each in values.values()
-        )
-    )
-
-
-def _is_figure(value: Any) -> bool:
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    return value is None or (isinstance(value, float) and abs(value) < _GREATEST)
 
 
 def _damaged(path: Path, error: Exception) -> str:

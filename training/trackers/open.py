@@ -15,7 +15,9 @@ from scorers.errors import UserError
 from scorers.paths import check_path
 from scorers.stored import read_stored
 from training.config import TrackingConfig
-from training.runs.folder import RunFolder, metrics_line, write_atomically
+from training.disk import write_atomically
+from training.runs.folder import RunFolder
+from training.runs.metrics_lines import format_metrics
 from training.trackers.sink import Guarded, Opening, Sink, numbers
 from training.trackers.tensorboard import TensorBoard
 
@@ -76,7 +78,7 @@ class Mirrors:
     def log(self, line: Mapping[str, Any]) -> None:
         """Queue a line of `metrics.jsonl` for each tracker; never raises or blocks."""
         self._count += 1
-        self._digest.update(metrics_line(line).encode())
+        self._digest.update(format_metrics(line).encode())
         for each in self._opened.values():
             each.log(numbers(line), int(line["step"]))
 
@@ -164,7 +166,7 @@ def _common(earlier: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> i
 def _digest(lines: Sequence[Mapping[str, Any]]) -> Any:
     digest = hashlib.sha256()
     for line in lines:
-        digest.update(metrics_line(line).encode())
+        digest.update(format_metrics(line).encode())
     return digest
 
 

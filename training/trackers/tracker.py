@@ -4,8 +4,9 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from training.disk import writing
-from training.runs.folder import RunFolder, metrics_line, write_atomically
+from training.disk import write_atomically, writing
+from training.runs.folder import RunFolder
+from training.runs.metrics_lines import format_metrics
 from training.trackers.open import Mirrors
 
 
@@ -21,7 +22,7 @@ def keep_lines(folder: RunFolder, step: int) -> list[dict[str, Any]]:
     """
     with writing(folder.metrics):
         kept = [line for line in folder.read_metrics() if line["step"] <= step]
-        write_atomically(folder.metrics, "".join(metrics_line(each) for each in kept))
+        write_atomically(folder.metrics, "".join(format_metrics(each) for each in kept))
     return kept
 
 
@@ -46,7 +47,7 @@ class Tracker:
         """
         with writing(self._path):
             try:
-                self._file.write(metrics_line(values))
+                self._file.write(format_metrics(values))
                 self._file.flush()
             except OSError:
                 # Close now: flushing the rest of the buffer again at the end would hide this error.

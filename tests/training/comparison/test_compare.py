@@ -23,7 +23,8 @@ from training.comparison.plots import estimate_panels, plots
 from training.comparison.reproduce import commands
 from training.comparison.style import Look
 from training.comparison.tables import difference_table, duration, result_table, sample_table, short_count, stream_table
-from training.runs.folder import MixedFacts, RunFolder
+from training.runs.facts import MixedFacts
+from training.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

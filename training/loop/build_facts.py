@@ -14,7 +14,7 @@ from training.engine.deepspeed_config import Precision, own_settings
 from training.evaluation.validation import Validation
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import LanguageModel
-from training.runs.folder import (
+from training.runs.facts import (
     DatasetFacts,
     HorizonFacts,
     MixedFacts,
@@ -30,7 +30,7 @@ from training.schedule import Horizon, warmup_steps
 _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
-def run_facts(
+def build_run_facts(
     data: PreparedData,
     model: LanguageModel,
     horizon: Horizon,
