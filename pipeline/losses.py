@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.dataset.manifest import LeftOut, SourceEntry
 from scorers.amounts import count_of
-from scorers.paths import shown
+from scorers.paths import escape_path
 
 _MOST_NAMES = 5
 
@@ -15,7 +15,7 @@ def left_out_line(left_out: Sequence[LeftOut]) -> str:
     if not count:
         return ""
     types = ", ".join(f"{each.type or 'without a suffix'} {each.files:,}" for each in left_out)
-    names = [shown(uri) for each in left_out for uri in each.uris]
+    names = [escape_path(uri) for each in left_out for uri in each.uris]
     more = ", …" if count > _MOST_NAMES else ""
     were = "were left out, whose types phf does not read" if count > 1 else "was left out, whose type phf does not read"
     return f"{count_of(count, 'file')} {were}: {types} ({', '.join(names[:_MOST_NAMES])}{more})."
@@ -29,7 +29,7 @@ def cut_sources(sources: Sequence[SourceEntry]) -> list[SourceEntry]:
 def cut_lines(sources: Sequence[SourceEntry]) -> list[str]:
     """One line for each of the first inputs that were not read completely, and one with the number of others."""
     cut = cut_sources(sources)
-    lines = [f"{shown(each.uri)}: {_unread(each)}" for each in cut[:_MOST_NAMES]]
+    lines = [f"{escape_path(each.uri)}: {_unread(each)}" for each in cut[:_MOST_NAMES]]
     return [*lines, f"… and {len(cut) - _MOST_NAMES:,} more"] if len(cut) > _MOST_NAMES else lines
 
 

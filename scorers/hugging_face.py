@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scorers.errors import UserError
-from scorers.paths import shown
+from scorers.paths import escape_path
 from scorers.printing import message
 from scorers.stored import parse_json, read_stored
 
@@ -131,13 +131,13 @@ def refuse_devices(name: str) -> None:
         with suppress(OSError):  # not there, or a link to nothing
             if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
                 raise UserError(
-                    f"{shown(str(path))} is neither a file nor a folder, so reading it may never end. Remove it from "
-                    "the model or tokenizer, or use another."
+                    f"{escape_path(str(path))} is neither a file nor a folder, so reading it may never end. Remove it "
+                    "from the model or tokenizer, or use another."
                 )
 
 
 def _no_value(error: Exception) -> ValueError:
-    return ValueError(shown(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]))
+    return ValueError(escape_path(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]))
 
 
 def _with_parts(config: Any) -> Iterator[Any]:

@@ -47,7 +47,7 @@ def check_path(path: str) -> str:
             backslash, a drive or a control character.
     """
     if len(path) > _LONGEST or not _RELATIVE.match(path):
-        raise UnsafeNameError(f"'{shown(path)}' is not a plain relative path")
+        raise UnsafeNameError(f"'{escape_path(path)}' is not a plain relative path")
     return path
 
 
@@ -86,7 +86,7 @@ def check_parts(path: str) -> str:
     """
     parts = path.removesuffix("/").split("/") if path else []
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise UnsafePathError(errno.EINVAL, f"'{shown(path)}' is not a relative path")
+        raise UnsafePathError(errno.EINVAL, f"'{escape_path(path)}' is not a relative path")
     return path
 
 
@@ -110,7 +110,7 @@ def place_below(root: Path, path: str, *, replaced: bool = False) -> Path:
         except (FileNotFoundError, NotADirectoryError):
             break
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise UnsafePathError(errno.ELOOP, f"{shown(place)} {describe_irregular(mode)}")
+            raise UnsafePathError(errno.ELOOP, f"{escape_path(place)} {describe_irregular(mode)}")
     return root / path
 
 
@@ -138,7 +138,7 @@ def describe_irregular(mode: int) -> str:
     return "is neither a file nor a folder: remove it"
 
 
-def shown(path: str) -> str:
-    """Return a path for a message: unprintable characters escaped, and a very long path cut."""
+def escape_path(path: str) -> str:
+    """Escape the unprintable characters of a path for a message, and cut a very long one."""
     text = path if len(path) <= _LONGEST else f"{path[:100]}…"
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 
 from scorers.contract import DocumentKind, Execution, Scorer, ScorerType, SemanticOptions
 from scorers.errors import UserError
-from scorers.paths import shown
+from scorers.paths import escape_path
 from scorers.settings import describe
 
 ENTRY_POINT_GROUP = "phf.scorers"
@@ -114,7 +114,7 @@ def check_column(column: str) -> None:
 
 def _column_name(name: str) -> str:
     if not _COLUMN.match(name):
-        raise ValueError(f"'{shown(name)}' is not a column name")
+        raise ValueError(f"'{escape_path(name)}' is not a column name")
     return name
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scorers.errors import UserError
-from scorers.paths import shown
+from scorers.paths import escape_path
 from scorers.printing import refuse_secret
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -148,7 +148,7 @@ def what_is_wrong(error: ValidationError) -> str:
     """Describe the first error in a stored file: the key and what is wrong there, without the content."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    return f"{shown(key) or 'its start'}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{escape_path(key) or 'its start'}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _describe_one(detail: ErrorDetails, model: type[BaseModel]) -> str:

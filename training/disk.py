@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scorers.errors import IncompleteError, UserError
-from scorers.paths import irregular_files, shown
+from scorers.paths import escape_path, irregular_files
 
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 
@@ -95,7 +95,7 @@ def refuse_links(folder: Path, besides: re.Pattern[str] | None = None) -> None:
     """
     for path, what in irregular_files(folder):
         if besides is None or not besides.fullmatch(path):
-            raise UserError(f"{shown(f'{folder}/{path}')} {what}.")
+            raise UserError(f"{escape_path(f'{folder}/{path}')} {what}.")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from rich.markup import escape
 
 from pipeline.upkeep.gc import Collected
 from scorers.amounts import count_of
-from scorers.paths import shown
+from scorers.paths import escape_path
 
 _MAX_LINES = 50
 
@@ -24,7 +24,7 @@ def show_collected(console: Console, collected: Collected) -> None:
         what = "moved into place" if collected.removed else "not in place yet; the next run moves them"
         console.print(f"{count_of(len(collected.finished), 'file')} committed by a dead run: {what}.")
     for path, what in collected.irregular[:_MAX_LINES]:
-        console.print(f"  [bold]{escape(shown(path))}[/] {escape(what)}.", markup=True)
+        console.print(f"  [bold]{escape(escape_path(path))}[/] {escape(what)}.", markup=True)
     if not orphans:
         console.print(f"{uri} contains nothing that is not needed.")
         return

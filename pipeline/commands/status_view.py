@@ -10,7 +10,7 @@ from pipeline.checking.status import JobStatus, UnfinishedStep
 from pipeline.job.status import RunStatus, WorkerState
 from pipeline.labelling.monitoring.progress import STEPS
 from scorers.amounts import count_of, duration, per_second, rate_of
-from scorers.paths import shown
+from scorers.paths import escape_path
 
 # Number of failures to show; the status file has more.
 _FAILURES = 5
@@ -33,7 +33,7 @@ def status_view(status: JobStatus) -> Group:
     if status.sources_cut:
         _add(facts, "cut inputs", f"{status.sources_cut:,} not read whole")
         for cut in status.cut[:_FAILURES]:
-            _add(facts, "", f"{shown(cut.source)}: {cut.detail}; {count_of(cut.records, 'record')} before that")
+            _add(facts, "", f"{escape_path(cut.source)}: {cut.detail}; {count_of(cut.records, 'record')} before that")
     if status.run is not None and status.state != "sealed":
         _add_run(facts, status.run, running=run is not None)
     return Group(Text(f"{status.output}: {_headline(status)}\n"), facts)

@@ -12,7 +12,7 @@ from pipeline.corpus.inputs import Source, cannot_read
 from pipeline.corpus.streams import CHUNK, SourceFile, open_content, read_lines
 from pipeline.corpus.warc import read_documents
 from scorers.errors import UserError
-from scorers.paths import shown
+from scorers.paths import escape_path
 
 _LINES = 100
 _THREADS = 16
@@ -49,12 +49,12 @@ def _check(source: Source, config: LabelConfig) -> None:
         if source.compression is not None:
             if not begins(source.compression, head[:LONGEST_HEAD]):
                 name = _NAMES[source.compression]
-                raise _mismatch(source, f"{shown(source.uri)} is not {name}, as its name says", head)
+                raise _mismatch(source, f"{escape_path(source.uri)} is not {name}, as its name says", head)
             _check_window(source, head, config)
         if source.format == "parquet" and not _may_begin(head, (b"PAR1", b"PARE")):
-            raise _mismatch(source, f"{shown(source.uri)} is not a Parquet file", head)
+            raise _mismatch(source, f"{escape_path(source.uri)} is not a Parquet file", head)
         if source.format == "arrow" and not _may_be_arrow(head):
-            raise _mismatch(source, f"{shown(source.uri)} is not an Arrow file", head)
+            raise _mismatch(source, f"{escape_path(source.uri)} is not an Arrow file", head)
         if source.format in {"jsonl", "warc"}:
             stream = open_content(source)
             try:
@@ -64,7 +64,7 @@ def _check(source: Source, config: LabelConfig) -> None:
             if source.format == "jsonl":
                 _check_lines(source, content, config)
             elif content.strip() and b"WARC/" not in content and not b"WARC/".startswith(content.strip()):
-                raise _mismatch(source, f"{shown(source.uri)} holds no WARC record", content, decoded=True)
+                raise _mismatch(source, f"{escape_path(source.uri)} holds no WARC record", content, decoded=True)
             else:
                 _check_pages(source, config)
     except CutError:
@@ -93,7 +93,7 @@ def _check_lines(source: Source, head: bytes, config: LabelConfig) -> None:
     if not lines or (lines == 1 and seems == "JSON lines"):
         return
     which = f"None of the first {lines:,} lines of" if lines > 1 else "The one line of"
-    what = f"{which} {shown(source.uri)} is {'a' if lines > 1 else 'no'} JSON object"
+    what = f"{which} {escape_path(source.uri)} is {'a' if lines > 1 else 'no'} JSON object"
     raise _mismatch(source, what, head, decoded=True)
 
 
@@ -117,7 +117,7 @@ def _check_window(source: Source, head: bytes, config: LabelConfig) -> None:
     window = window_of(head[:LONGEST_HEAD]) if source.compression == "zstd" else 0
     if limit is not None and window > limit:
         raise UserError(
-            f"{shown(source.uri)} needs a window of {window >> 20:,} MiB to decompress, more than "
+            f"{escape_path(source.uri)} needs a window of {window >> 20:,} MiB to decompress, more than "
             f"execution.memory_limit ({limit >> 20:,} MiB). Raise the limit, or recompress the file: "
             "zstd -dc --long=31 FILE | zstd."
         )
@@ -135,7 +135,7 @@ def _may_be_arrow(head: bytes) -> bool:
 def _mismatch(source: Source, what: str, head: bytes, *, decoded: bool = False) -> UserError:
     """The error for a file whose bytes, or (`decoded`) whose decompressed content, begin with `head`."""
     seems = guess(head)
-    name = shown(source.uri)
+    name = escape_path(source.uri)
     ending = name[name.rindex(".") :] if source.compression is not None else ""
     if seems in _COMPRESSED and decoded and ending:
         remedy = f"It is compressed twice: decompress it once ({seems} -dc)"

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import zstandard
 
 from scorers.errors import UserError
-from scorers.paths import shown
+from scorers.paths import escape_path
 
 Compression = Literal["gzip", "zstd", "bz2", "xz"]
 
@@ -174,14 +174,14 @@ def _open_zstd(head: bytes, uri: str) -> _Member:
     window = window_of(head)
     if window > MOST_WINDOW:
         raise UserError(
-            f"{shown(uri)} needs a window of {window / 2**30:.3g} GiB, and phf decodes zstd up to "
+            f"{escape_path(uri)} needs a window of {window / 2**30:.3g} GiB, and phf decodes zstd up to "
             f"{MOST_WINDOW >> 30} GiB. Recompress it with a smaller one: zstd -dc --memory={window >> 20}MiB FILE | "
             "zstd --long=27."
         )
     if _dictionary_of(head):
         raise UserError(
-            f"{shown(uri)} is compressed with a zstd dictionary, which phf does not support. Recompress it without: "
-            "zstd -dc -D DICTIONARY FILE | zstd."
+            f"{escape_path(uri)} is compressed with a zstd dictionary, which phf does not support. Recompress it "
+            "without: zstd -dc -D DICTIONARY FILE | zstd."
         )
     found: _Member = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW).decompressobj()
     return found

@@ -21,7 +21,7 @@ from pipeline.corpus.suffixes import KNOWN, Format, format_of, is_skipped, kind_
 from pipeline.dataset.manifest import LeftOut
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
-from scorers.paths import require_utf8, shown
+from scorers.paths import escape_path, require_utf8
 from scorers.printing import refuse_secret
 
 _MAGIC = re.compile(r"[*?[]")
@@ -207,7 +207,7 @@ def _find_local(argument: str, kind: str, output: str | None, own: Collection[Pa
                     "are read more than once."
                 )
         elif explicit and own and Path(path).resolve() in own:
-            raise UserError(f"The input {shown(path)} is the file of --log or --config. Give another one.")
+            raise UserError(f"The input {escape_path(path)} is the file of --log or --config. Give another one.")
         elif place is None or not _inside(path, place):
             yield from _local_file(path, kind, own, explicit=explicit)
 
@@ -231,8 +231,8 @@ def _walk(folder: str, kind: str, output: str | None, own: Collection[Path], *, 
         if _is_own_folder(parent, files, folders):
             if explicit and parent == folder:
                 raise UserError(
-                    f"{shown(folder)} was written by phf and is not a corpus. To read the texts of a labelled dataset "
-                    f"again, give {shown(folder)}/data."
+                    f"{escape_path(folder)} was written by phf and is not a corpus. To read the texts of a labelled "
+                    f"dataset again, give {escape_path(folder)}/data."
                 )
             folders.clear()
             yield _Other(os.path.normpath(parent), _OWN)

@@ -13,7 +13,7 @@ from pipeline.labelling.workers.memory import machine_memory
 from pipeline.labelling.workers.worker import BASE_GROUP
 from scorers.amounts import count_of
 from scorers.errors import UserError
-from scorers.paths import shown
+from scorers.paths import escape_path
 
 # The rest is for scorers, Ray and the system.
 _SHARE = 0.5
@@ -37,7 +37,7 @@ def check_windows(sources: Sequence[Source], execution: LabelExecution) -> None:
         window, uri = max(zip(threads.map(_window, packed), [source.uri for source in packed], strict=True))
     if workers * window > room:
         raise UserError(
-            f"{shown(uri)} needs a window of {window >> 20:,} MiB to be decoded, in each of "
+            f"{escape_path(uri)} needs a window of {window >> 20:,} MiB to be decoded, in each of "
             f"{count_of(workers, 'worker')}: together more than half of this machine's memory. Use --workers "
             f"{max(1, room // window)}, or recompress the file: zstd -dc --long=31 FILE | zstd."
         )

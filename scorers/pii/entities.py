@@ -17,7 +17,7 @@ from typing import Any
 
 from scorers.errors import UserError
 from scorers.fingerprint import folder_sha256
-from scorers.paths import shown
+from scorers.paths import escape_path
 from scorers.pii.decoding import BatchDecoder, Entity
 from scorers.spans import Finding
 from scorers.tokenizer import make_linear
@@ -185,8 +185,8 @@ def check_folder(model: str, trusted: Collection[str]) -> None:
     """
     if _is_folder(model) and (digest := folder_sha256(Path(model), ignore=_DESCRIPTIONS)) not in trusted:
         raise UserError(
-            f"The dataset names the spaCy model in the folder {shown(model)}. The model can call functions of any "
-            f"installed package, so it is not loaded on the dataset's word. If you trust the folder, set "
+            f"The dataset names the spaCy model in the folder {escape_path(model)}. The model can call functions of "
+            f"any installed package, so it is not loaded on the dataset's word. If you trust the folder, set "
             f"{VARIABLE}={digest} in the environment."
         )
 

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 from scorers.errors import UserError
-from scorers.paths import shown
+from scorers.paths import escape_path
 from training.distributed.failures import is_failure
 from training.distributed.world import import_deepspeed
 
@@ -44,7 +44,7 @@ def plain_loading(place: Path) -> Iterator[Path]:
 
     def load(file: Any, *args: Any, **options: Any) -> Any:
         nonlocal where
-        where = f" in {shown(Path(file).name)}" if isinstance(file, str | Path) else ""
+        where = f" in {escape_path(Path(file).name)}" if isinstance(file, str | Path) else ""
         return original(file, *args, **{**options, "weights_only": True})
 
     try:
