@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 from pipeline.quarantine_limit import check_limit
 from scorers.contract import Execution
 from scorers.registry import ScorerSpec, given_field
-from scorers.settings import what_is_wrong
+from scorers.settings import describe_first_error
 from scorers.trust import trusted_by_environment
 
 MAX_DOCUMENT_SIZE = 1024 * 1024
@@ -182,7 +182,7 @@ def stored_config(config: Mapping[str, Any], output: str) -> LabelConfig:
     try:
         return LabelConfig.model_validate({**config, "output": output})
     except ValidationError as error:
-        raise ValueError(what_is_wrong(error)) from None
+        raise ValueError(describe_first_error(error)) from None
 
 
 class ScoreConfig(BaseModel):

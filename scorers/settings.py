@@ -144,7 +144,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     return "\n".join(f"  {_describe_one(detail, model)}" for detail in error.errors(include_url=False))
 
 
-def what_is_wrong(error: ValidationError) -> str:
+def describe_first_error(error: ValidationError) -> str:
     """Describe the first error in a stored file: the key and what is wrong there, without the content."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])

@@ -8,7 +8,7 @@ from pipeline.dataset.schema import SCHEMA_VERSION
 from scorers.errors import UserError
 from scorers.paths import RelativePath
 from scorers.registry import ColumnName
-from scorers.settings import what_is_wrong
+from scorers.settings import describe_first_error
 from scorers.stored import Count, JsonObject
 
 MANIFEST_NAME = "manifest.json"
@@ -170,7 +170,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
                     "Label the corpus again, or use the phf that wrote it."
                 ) from None
         raise DamagedError(
-            f"{where} is damaged at {what_is_wrong(error)}. "
+            f"{where} is damaged at {describe_first_error(error)}. "
             "Run `phf repair` where the dataset was labelled to write it again; replace a copy with a new one."
         ) from None
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from scorers.paths import UnsafeNameError
-from scorers.settings import what_is_wrong
+from scorers.settings import describe_first_error
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -48,4 +48,4 @@ def _validated(model: type[Model], data: bytes) -> Model:
     except ValidationError as error:
         causes = [each.get("ctx", {}).get("error") for each in error.errors(include_url=False)]
         kind = UnsafeNameError if any(isinstance(cause, UnsafeNameError) for cause in causes) else ValueError
-        raise kind(what_is_wrong(error)) from None
+        raise kind(describe_first_error(error)) from None

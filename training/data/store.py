@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scorers.errors import UserError
 from scorers.paths import RelativePath
 from scorers.registry import ColumnName
-from scorers.settings import what_is_wrong
+from scorers.settings import describe_first_error
 from scorers.stored import Count, read_stored
 from training.data.arrays import read_array
 from training.disk import refuse_links
@@ -92,7 +92,7 @@ class TokenStore:
                 _describe_damage(folder, f"{META_NAME} cannot be read: {error.strerror or error}")
             ) from None
         except ValidationError as error:
-            raise UserError(_describe_damage(folder, f"{META_NAME}, field {what_is_wrong(error)}")) from None
+            raise UserError(_describe_damage(folder, f"{META_NAME}, field {describe_first_error(error)}")) from None
         for name, size in meta.files.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != size:

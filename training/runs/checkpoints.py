@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from scorers.errors import UserError
 from scorers.paths import RelativePath, place_below
-from scorers.settings import what_is_wrong
+from scorers.settings import describe_first_error
 from scorers.stored import read_stored
 from training.disk import write_atomically
 
@@ -174,7 +174,7 @@ def verify(path: Path) -> Checkpoint | Damage:
     except OSError:
         return Damage(path, f"it has no {MARKER_NAME} marker")
     except ValidationError as error:
-        where = f" at {what_is_wrong(error)}" if error.errors(include_url=False)[0]["loc"] else ""
+        where = f" at {describe_first_error(error)}" if error.errors(include_url=False)[0]["loc"] else ""
         return Damage(path, f"its {MARKER_NAME} marker is unreadable{where}")
     if _NAME.fullmatch(path.name) and marker.step != _step(path):
         return Damage(path, f"its {MARKER_NAME} marker is of step {marker.step:,}")

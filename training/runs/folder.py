@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from scorers.errors import UserError
-from scorers.settings import what_is_wrong
+from scorers.settings import describe_first_error
 from scorers.stored import read_stored
 from training.config import TrainConfig
 from training.disk import check_writable, refuse_links, write_atomically
@@ -180,5 +180,5 @@ def _refuse_bombs(path: Path, text: str) -> None:
 
 def _damaged(path: Path, error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return f"{path} is damaged, or of another version of phf, at {what_is_wrong(error)}."
+        return f"{path} is damaged, or of another version of phf, at {describe_first_error(error)}."
     return f"{path} is damaged: {type(error).__name__}."

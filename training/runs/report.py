@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
-from scorers.settings import what_is_wrong
+from scorers.settings import describe_first_error
 from scorers.shell import phf
 from scorers.stored import Count, read_stored
 from training import statistics
@@ -216,7 +216,7 @@ def read_report(run: RunFolder, scorer: str | None = None) -> EvaluationReport |
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from None
     except ValidationError as error:
         raise UserError(
-            f"{path} is damaged, or of another version of phf, at {what_is_wrong(error)}. "
+            f"{path} is damaged, or of another version of phf, at {describe_first_error(error)}. "
             f"Run `{phf('evaluate', run.path)}` again."
         ) from None
 
