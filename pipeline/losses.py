@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.dataset.manifest import LeftOut, SourceEntry
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.paths import escape_path
 
 _MOST_NAMES = 5
@@ -18,7 +18,7 @@ def left_out_line(left_out: Sequence[LeftOut]) -> str:
     names = [escape_path(uri) for each in left_out for uri in each.uris]
     more = ", …" if count > _MOST_NAMES else ""
     were = "were left out, whose types phf does not read" if count > 1 else "was left out, whose type phf does not read"
-    return f"{count_of(count, 'file')} {were}: {types} ({', '.join(names[:_MOST_NAMES])}{more})."
+    return f"{format_count(count, 'file')} {were}: {types} ({', '.join(names[:_MOST_NAMES])}{more})."
 
 
 def cut_sources(sources: Sequence[SourceEntry]) -> list[SourceEntry]:
@@ -37,5 +37,5 @@ def _unread(entry: SourceEntry) -> str:
     if not entry.records:
         return "nothing was read"
     if entry.unread >= entry.size:
-        return f"it ends early, after {count_of(entry.records, 'record')}"
+        return f"it ends early, after {format_count(entry.records, 'record')}"
     return f"{entry.unread:,} of its {entry.size:,} bytes were not read"

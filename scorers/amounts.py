@@ -4,12 +4,12 @@ _SIZES = (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _DAYS = 2
 
 
-def count_of(number: int, what: str, many: str | None = None) -> str:
+def format_count(number: int, what: str, many: str | None = None) -> str:
     """Return `1 unit` or `2,000 units`; `many` is the plural if it is not `what` plus an s."""
     return f"{number:,} {what if number == 1 else many or f'{what}s'}"
 
 
-def size_of(count: float) -> str:
+def format_size(count: float) -> str:
     """Format bytes in decimal units with three digits: `512 B`, `1.2 kB`, `25.3 GB`."""
     for unit, size in _SIZES:
         if count >= 0.9995 * size:
@@ -17,7 +17,7 @@ def size_of(count: float) -> str:
     return f"{count:,.0f} B"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds: `40 ms`, `0.4 s`, `42 s`, `3 min 20 s`, `5 h 12 min`, `12.5 days`."""
     if 0 < seconds < 0.095:
         return f"{max(1, round(1000 * seconds))} ms"
@@ -34,11 +34,11 @@ def duration(seconds: float) -> str:
     return f"{whole / 86_400:,.1f} days"
 
 
-def per_second(rate: float, what: str) -> str:
+def format_rate(rate: float, what: str) -> str:
     """Format a rate: `0.3 records/s`, `2,000 records/s`."""
     return f"{rate:,.{1 if rate < 10 else 0}f} {what}/s"
 
 
-def rate_of(count: int, seconds: float, what: str) -> str:
-    """Format `count` in `seconds` as a rate, as `per_second`; 0 where no time has passed."""
-    return per_second(count / seconds if seconds > 0 else 0.0, what)
+def format_mean_rate(count: int, seconds: float, what: str) -> str:
+    """Format `count` in `seconds` as a rate, as `format_rate`; 0 where no time has passed."""
+    return format_rate(count / seconds if seconds > 0 else 0.0, what)

@@ -12,7 +12,7 @@ import typer
 
 from infra.demo.corpus import sample_code, sample_prose
 from scorers import interpreter
-from scorers.amounts import count_of, size_of
+from scorers.amounts import format_count, format_size
 from scorers.terminal import Terminal
 from training.config import ObjectiveName
 
@@ -132,10 +132,10 @@ def main(
         prose = sample_prose(partial / "prose.jsonl.gz", plan.prose_bytes, SEED)
         partial.rename(corpus)
         console.print(
-            f"A corpus from this machine: {count_of(code.documents, 'module')} of the standard library "
-            f"({size_of(code.size)}), "
-            f"{count_of(prose.documents, 'paragraph')} from the documentation of installed packages "
-            f"({size_of(prose.size)})."
+            f"A corpus from this machine: {format_count(code.documents, 'module')} of the standard library "
+            f"({format_size(code.size)}), "
+            f"{format_count(prose.documents, 'paragraph')} from the documentation of installed packages "
+            f"({format_size(prose.size)})."
         )
 
     code_labels, prose_labels = output / "labelled-code", output / "labelled-prose"

@@ -19,7 +19,7 @@ from infra.on_ray.rank import RankJob
 from infra.on_ray.ray_train import Losses, Outcome, fit
 from pipeline.labelling.on_ray.cluster import check_address, ray_cluster
 from pipeline.labelling.on_ray.head import HeadWatch, ask_with_timeout
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.printing import refuse_secret
 from scorers.stopping import asking
@@ -77,7 +77,7 @@ def _gpus(asked: Launch, resources: Mapping[str, float]) -> int:
     # Do not check a cluster that was joined: it may grow.
     if asked.address is None and asked.ranks * gpus > available:
         raise UserError(
-            f"There are {available} GPUs here, too few for {count_of(asked.ranks, 'rank')} with one each. "
+            f"There are {available} GPUs here, too few for {format_count(asked.ranks, 'rank')} with one each. "
             "Start fewer ranks, or use --gpus-per-rank 0 to train on the CPU."
         )
     return gpus
@@ -143,7 +143,7 @@ class _Run:
 
     def _describe_request(self) -> str:
         each = f"{self._asked.cpus} CPU" + (f" and {self._gpus} GPU" if self._gpus else "")
-        return f"{count_of(self._asked.ranks, 'rank')} of {each} each"
+        return f"{format_count(self._asked.ranks, 'rank')} of {each} each"
 
     def _stop_unless_running(self, messages: Messages) -> None:
         """After a request to stop, do not wait for ranks that Ray Train has no room to start or restart."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.checking.problems import Findings
 from pipeline.dataset.manifest import Manifest
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 
 _LEDGER = "ledger"
 _FIGURES = ("labelled", "empty", "sentences", "bytes_text")
@@ -60,7 +60,7 @@ class Accounts:
         expected = int(self._stops[-1]) if len(self._stops) else 0
         if self._rows != expected:
             self._findings.add(
-                _LEDGER, f"the units have {count_of(expected, 'row')}, but the shards hold {self._rows:,}"
+                _LEDGER, f"the units have {format_count(expected, 'row')}, but the shards hold {self._rows:,}"
             )
             return
         for name in _FIGURES:
@@ -124,7 +124,7 @@ class Accounts:
             if found.get(reason, 0) != listed.get(reason, 0):
                 self._findings.add(
                     _LEDGER,
-                    f"{whose} has {count_of(found.get(reason, 0), 'record')} with the reason {reason}, but the "
+                    f"{whose} has {format_count(found.get(reason, 0), 'record')} with the reason {reason}, but the "
                     f"manifest says {listed.get(reason, 0):,}",
                 )
 

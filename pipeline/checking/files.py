@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.checking.problems import Findings
 from pipeline.dataset.manifest import MANIFEST_NAME, File
 from pipeline.storage.base import Storage
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 
 _CHUNK = 1 << 20
 
@@ -60,7 +60,7 @@ def compare_bytes(storage: Storage, file: FileLike, listed_in: str, progress: Pr
     except OSError as error:
         return BytesProblem(f"cannot be read: {_brief(error)}", readable=False)
     if size != file.size:
-        return BytesProblem(f"has {count_of(size, 'byte')}, not {file.size:,}", readable=True)
+        return BytesProblem(f"has {format_count(size, 'byte')}, not {file.size:,}", readable=True)
     if found.hexdigest() != file.sha256:
         return BytesProblem(f"its sha256 is not the one in {listed_in}", readable=True)
     return None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,6 @@ class Findings:
     def problems(self) -> list[Problem]:
         """All problems: those of files, then those of rows."""
         return self._problems + [
-            Problem(path, f"{what} ({count_of(count, 'row')}, the first is {first})")
+            Problem(path, f"{what} ({format_count(count, 'row')}, the first is {first})")
             for (path, what), (count, first) in self._in_rows.items()
         ]

@@ -82,7 +82,7 @@ def scorers(
     flags = given_settings(scorers, locals())
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
-    def size_of(flag: str, text: str) -> int:
+    def parse_size(flag: str, text: str) -> int:
         try:
             return int(TypeAdapter(ByteSize).validate_python(text))
         except ValidationError:
@@ -90,10 +90,10 @@ def scorers(
 
     if total is not None and total_tokens is not None:
         raise UserError("Give --total or --total-tokens, not both.")
-    wanted = None if total is None else float(size_of("--total", total))
+    wanted = None if total is None else float(parse_size("--total", total))
     if total_tokens is not None:
         wanted = _tokens(total_tokens) * BYTES_PER_TOKEN
-    most = None if limit is None else size_of("--limit", limit)
+    most = None if limit is None else parse_size("--limit", limit)
     settings = label_config({**flags, "output": "bench"}, scorers=scorer, config=config, overrides=overrides)
     from pipeline.commands.bench_view import show_bench
     from pipeline.labelling.bench import bench_scorers

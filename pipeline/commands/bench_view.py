@@ -9,7 +9,7 @@ from rich.text import Text
 from pipeline.labelling.bench import Bench, Measured
 from pipeline.labelling.estimate import Estimate
 from pipeline.losses import left_out_line
-from scorers.amounts import count_of, duration, size_of
+from scorers.amounts import format_count, format_duration, format_size
 from scorers.doctor.machine import processor
 
 # Shorter times are shown in seconds.
@@ -32,27 +32,30 @@ def show_bench(console: Console, bench: Bench) -> None:
 def _corpus(bench: Bench) -> str:
     sample = bench.sample
     planned = (
-        "" if sample.planned == sample.size else f", of which {size_of(sample.planned)} were read and cut into units"
+        ""
+        if sample.planned == sample.size
+        else f", of which {format_size(sample.planned)} were read and cut into units"
     )
     exact = "" if sample.sampled_units == sample.units and not planned else "about "
     return (
-        f"corpus: {exact}{size_of(sample.text_bytes)} of text in {count_of(sample.sources, 'file')} of "
-        f"{size_of(sample.size)}{planned}; measured on {sample.sampled_units:,} of {count_of(sample.units, 'unit')}, "
-        "spread evenly" + (f". {line}" if (line := left_out_line(sample.left_out)) else "")
+        f"corpus: {exact}{format_size(sample.text_bytes)} of text in {format_count(sample.sources, 'file')} of "
+        f"{format_size(sample.size)}{planned}; measured on {sample.sampled_units:,} of "
+        f"{format_count(sample.units, 'unit')}, spread evenly"
+        + (f". {line}" if (line := left_out_line(sample.left_out)) else "")
     )
 
 
 def _machine(bench: Bench) -> str:
     return (
-        f"machine: {processor()}, {count_of(len(os.sched_getaffinity(0)), 'core')}; "
-        f"{count_of(bench.threads, 'thread')} per scorer"
+        f"machine: {processor()}, {format_count(len(os.sched_getaffinity(0)), 'core')}; "
+        f"{format_count(bench.threads, 'thread')} per scorer"
     )
 
 
 def _steps(bench: Bench) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    for name in ("sentences/s", "MB/s", "share", f"for {size_of(bench.total)}", "95 % range"):
+    for name in ("sentences/s", "MB/s", "share", f"for {format_size(bench.total)}", "95 % range"):
         table.add_column(name, justify="right", no_wrap=True)
     for step in bench.steps:
         table.add_row(*map(Text, _cells(bench, step)))
@@ -89,18 +92,18 @@ def _notes(bench: Bench) -> list[str]:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in step.failed.most_common())
             notes.append(f"{step.name}: cannot be scored, to be quarantined: {reasons}.")
         if step.left_out:
-            notes.append(f"{step.name}: does not apply to {count_of(step.left_out, 'document')} of the sample.")
+            notes.append(f"{step.name}: does not apply to {format_count(step.left_out, 'document')} of the sample.")
         if step.kind and step.slices:
             size = sum(each.size for each in step.slices) / max(step.calls, 1)
             notes.append(
-                f"{step.name}: ready after {duration(step.ready_s)}; {count_of(step.documents, 'document')} in "
-                f"{duration(step.seconds)}, from {count_of(len(step.slices), 'place')}, {size_of(size)} at once"
-                f"{_smaller(bench, size)}."
+                f"{step.name}: ready after {format_duration(step.ready_s)}; {format_count(step.documents, 'document')} "
+                f"in {format_duration(step.seconds)}, from {format_count(len(step.slices), 'place')}, "
+                f"{format_size(size)} at once{_smaller(bench, size)}."
             )
         if step.kind and step.waited_s > _MAX_WAIT_SHARE * step.seconds:
             notes.append(
-                f"{step.name}: waited {duration(step.waited_s)} more for a core that other processes were using; that "
-                "is not counted, but an idle machine may be faster still."
+                f"{step.name}: waited {format_duration(step.waited_s)} more for a core that other processes were "
+                "using; that is not counted, but an idle machine may be faster still."
             )
     notes.append("These figures do not include writing the dataset, or reading it again to seal it.")
     return notes
@@ -108,7 +111,7 @@ def _notes(bench: Bench) -> list[str]:
 
 def _smaller(bench: Bench, size: float) -> str:
     unit = min(bench.unit_size, bench.sample.text_bytes / bench.sample.units)
-    return "" if size >= unit / 2 else f"; a worker gets {size_of(unit)} at once"
+    return "" if size >= unit / 2 else f"; a worker gets {format_size(unit)} at once"
 
 
 def _number(value: float) -> str:

@@ -39,7 +39,7 @@ def export(
     from pipeline.dataset import open_dataset
     from pipeline.export import export as export_dataset
     from pipeline.labelling.monitoring.console import reporter_for
-    from scorers.amounts import count_of
+    from scorers.amounts import format_count
     from scorers.errors import IncompleteError
     from scorers.terminal import Terminal
 
@@ -56,11 +56,12 @@ def export(
         return
     console = Terminal(soft_wrap=True)
     console.print(
-        f"{output} holds {count_of(written.documents, 'document')} with {count_of(written.sentences, 'sentence')}.",
+        f"{output} holds {format_count(written.documents, 'document')} with "
+        f"{format_count(written.sentences, 'sentence')}.",
         markup=False,
     )
     if written.left_out:
         console.print(
-            f"Left out: {count_of(written.left_out, 'document')} to which the scorer of {column!r} does not apply.",
+            f"Left out: {format_count(written.left_out, 'document')} to which the scorer of {column!r} does not apply.",
             markup=False,
         )

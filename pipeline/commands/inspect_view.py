@@ -10,7 +10,7 @@ from rich.text import Text
 from pipeline.checking.examples import Example
 from pipeline.checking.inspect import Bin, ColumnReport, InspectReport
 from pipeline.checking.quarantine import Quarantine
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.formatting import number, shortened
 
 _BAR = 30
@@ -66,7 +66,7 @@ def _overview(report: InspectReport) -> RenderableType:
     table.add_column()
     table.add_row("documents", f"{manifest.rows:,} ({ledger.empty:,} empty)")
     table.add_row("sentences", f"{manifest.sentences:,}")
-    table.add_row("text", count_of(manifest.bytes_text, "byte"))
+    table.add_row("text", format_count(manifest.bytes_text, "byte"))
     table.add_row("shards", f"{len(manifest.shards):,} (generation {manifest.generation})")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in ledger.quarantined.items())
     table.add_row("quarantined", f"{sum(ledger.quarantined.values()):,}" + (f" ({reasons})" if reasons else ""))
@@ -81,7 +81,7 @@ def _column(report: ColumnReport) -> RenderableType:
     facts = Text.assemble(
         ("aligned ", "dim"),
         (share, "bold"),
-        f" of {count_of(report.sentences, 'sentence')} at score <= {number(report.threshold)}"
+        f" of {format_count(report.sentences, 'sentence')} at score <= {number(report.threshold)}"
         + (f" ({report.threshold_spec})" if report.threshold_spec.startswith("p") else ""),
         ("   mean ", "dim"),
         number(report.mean),

@@ -7,7 +7,7 @@ from rich.text import Text
 from pipeline.labelling.preview import Preview
 from pipeline.losses import left_out_line
 from pipeline.sealing.thresholds import percentile_of
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.formatting import number, shortened
 
 
@@ -30,7 +30,7 @@ def _show_document(console: Console, preview: Preview, index: int, most_sentence
     document = preview.scored[index]
     record, sentences = document.record, preview.sentences(index)
     console.print(
-        Text.assemble((record.doc_id, "bold"), (f"  {record.kind}, {count_of(len(sentences), 'sentence')}", "dim"))
+        Text.assemble((record.doc_id, "bold"), (f"  {record.kind}, {format_count(len(sentences), 'sentence')}", "dim"))
     )
     if not sentences:
         console.print(Text("  (empty)\n", style="dim"))

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipeline.upkeep.repair import Repaired
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 
 _MAX_LINES = 50
 
@@ -16,7 +16,7 @@ def show_repaired(console: Console, repaired: Repaired) -> None:
         console.print(f"[bold green]✓[/] {escape(uri)} is whole; nothing was done.", markup=True)
         _show_unfinished(console, repaired)
         return
-    found = count_of(len(repaired.problems), "problem")
+    found = format_count(len(repaired.problems), "problem")
     console.print(f"{uri} had {found}." if not repaired.dry_run else f"{uri} has {found}. Nothing was changed.")
     if repaired.done:
         console.print("Would be done:" if repaired.dry_run else "Done:")

@@ -9,7 +9,7 @@ from rich.text import Text
 from pipeline.checking.status import JobStatus, UnfinishedStep
 from pipeline.job.status import RunStatus, WorkerState
 from pipeline.labelling.monitoring.progress import STEPS
-from scorers.amounts import count_of, duration, per_second, rate_of
+from scorers.amounts import format_count, format_duration, format_mean_rate, format_rate
 from scorers.paths import escape_path
 
 # Number of failures to show; the status file has more.
@@ -33,7 +33,9 @@ def status_view(status: JobStatus) -> Group:
     if status.sources_cut:
         _add(facts, "cut inputs", f"{status.sources_cut:,} not read whole")
         for cut in status.cut[:_FAILURES]:
-            _add(facts, "", f"{escape_path(cut.source)}: {cut.detail}; {count_of(cut.records, 'record')} before that")
+            _add(
+                facts, "", f"{escape_path(cut.source)}: {cut.detail}; {format_count(cut.records, 'record')} before that"
+            )
     if status.run is not None and status.state != "sealed":
         _add_run(facts, status.run, running=run is not None)
     return Group(Text(f"{status.output}: {_headline(status)}\n"), facts)
@@ -51,7 +53,7 @@ def _add(facts: Table, name: str, value: str) -> None:
 def _headline(status: JobStatus) -> str:
     if status.state == "sealed":
         return "labelled and sealed."
-    silent = "" if status.silent_s is None else duration(status.silent_s)
+    silent = "" if status.silent_s is None else format_duration(status.silent_s)
     if status.state == "running" and status.run is not None:
         return f"{status.run.state} on {status.run.host}, process {status.run.pid}; last update {silent} ago."
     sealed = "" if status.generation is None else f"sealed as generation {status.generation}; "
@@ -65,28 +67,28 @@ def _headline(status: JobStatus) -> str:
 
 
 def _unfinished(step: UnfinishedStep, *, only: bool) -> str:
-    what = "" if only else f"{step.what} is not done ({step.committed:,} of {count_of(step.units, 'unit')}). "
+    what = "" if only else f"{step.what} is not done ({step.committed:,} of {format_count(step.units, 'unit')}). "
     return f"{what}The same `{step.command}` command resumes it."
 
 
 def _add_run(facts: Table, run: RunStatus, *, running: bool) -> None:
-    mean = rate_of(run.records, run.elapsed_s, "records")
+    mean = format_mean_rate(run.records, run.elapsed_s, "records")
     if running and run.state == "labelling":
-        lately = per_second(run.records_per_s, "records")
-        _add(facts, "this run", f"{lately} lately, {mean} over {duration(run.elapsed_s)}")
+        lately = format_rate(run.records_per_s, "records")
+        _add(facts, "this run", f"{lately} lately, {mean} over {format_duration(run.elapsed_s)}")
         if run.remaining_s is not None:
-            _add(facts, "left", duration(run.remaining_s))
+            _add(facts, "left", format_duration(run.remaining_s))
         for group, states in run.workers.items():
             _add(facts, f"workers {group}", _workers(states, run.backlog.get(group, 0)))
     elif not running:
-        _add(facts, "last run", f"{mean} over {duration(run.elapsed_s)}")
+        _add(facts, "last run", f"{mean} over {format_duration(run.elapsed_s)}")
     columns = {name: seconds for name, seconds in run.seconds.items() if name not in STEPS}
     if columns:
         slowest, seconds = max(columns.items(), key=lambda each: each[1])
         _add(facts, "slowest scorer", f"{slowest}, {seconds / sum(run.seconds.values()):.0%} of the workers' time")
     if run.failed_attempts:
         attempts = sum(run.failed_attempts.values())
-        _add(facts, "failed", f"{count_of(attempts, 'attempt')}, {count_of(run.given_up, 'unit')} given up")
+        _add(facts, "failed", f"{format_count(attempts, 'attempt')}, {format_count(run.given_up, 'unit')} given up")
     for failure in run.failures[-_FAILURES:]:
         unit = "" if failure.unit is None else f"unit {failure.unit}, "
         _add(facts, "", f"{failure.at:%H:%M:%S} UTC, {unit}{failure.group}: {failure.error}")
@@ -94,4 +96,4 @@ def _add_run(facts: Table, run: RunStatus, *, running: bool) -> None:
 
 def _workers(states: Mapping[WorkerState, int], backlog: int) -> str:
     shown = [f"{count:,} {state}" for state, count in reversed(list(states.items())) if count]
-    return (", ".join(shown) or "none") + f"; {count_of(backlog, 'unit')} waiting"
+    return (", ".join(shown) or "none") + f"; {format_count(backlog, 'unit')} waiting"

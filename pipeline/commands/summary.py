@@ -11,7 +11,7 @@ from pipeline.dataset.first_run import train_command
 from pipeline.labelling.label import Summary
 from pipeline.losses import cut_lines, cut_sources, left_out_line
 from pipeline.quarantine_limit import QuarantineLimit
-from scorers.amounts import count_of, duration, rate_of, size_of
+from scorers.amounts import format_count, format_duration, format_mean_rate, format_size
 from scorers.errors import QuarantineLimitError
 from scorers.registry import ScorerSpec, documents_of
 from scorers.shell import phf
@@ -76,11 +76,11 @@ def show_summary(summary: Summary, console: Console) -> None:
     if progress is None:
         console.print(f"Everything is already labelled and sealed: {summary.output}. Nothing was done.\n")
     else:
-        total = duration(sum(summary.elapsed_s.values()))
+        total = format_duration(sum(summary.elapsed_s.values()))
         what = f"Added {' and '.join(summary.added)} to" if summary.added else "Labelled"
         of = "" if manifest.rows == ledger.records else f" of {ledger.records:,}"
-        records = count_of(manifest.rows, "record") if not of else f"{manifest.rows:,}{of} records"
-        console.print(f"{what} {records}, {count_of(manifest.sentences, 'sentence')}, in {total}.\n")
+        records = format_count(manifest.rows, "record") if not of else f"{manifest.rows:,}{of} records"
+        console.print(f"{what} {records}, {format_count(manifest.sentences, 'sentence')}, in {total}.\n")
     facts = Table.grid(padding=(0, 2))
     facts.add_row("documents", f"{ledger.labelled:,}" + (f" and {ledger.empty:,} empty" if ledger.empty else ""))
     facts.add_row("quarantined", _quarantine(summary))
@@ -96,7 +96,7 @@ def show_summary(summary: Summary, console: Console) -> None:
     console.print()
     size = sum(shard.size for shard in manifest.shards)
     console.print(
-        f"The dataset is in {summary.output} ({count_of(len(manifest.shards), 'shard')}, {size_of(size)}).",
+        f"The dataset is in {summary.output} ({format_count(len(manifest.shards), 'shard')}, {format_size(size)}).",
         soft_wrap=True,
     )
     for warning in [*_warnings(summary), *map(str, summary.unfinished)]:
@@ -123,10 +123,10 @@ def check_quarantine(summary: Summary, limit: QuarantineLimit) -> None:
         if quarantined:
             share = percent(quarantined, ledger.records)
             is_ = "is" if quarantined == 1 else "are"
-            parts.append(f"{count_of(quarantined, 'record')} {is_} in quarantine ({share} of {ledger.records:,})")
+            parts.append(f"{format_count(quarantined, 'record')} {is_} in quarantine ({share} of {ledger.records:,})")
         if ledger.sources_cut:
             was = "was" if ledger.sources_cut == 1 else "were"
-            parts.append(f"{count_of(ledger.sources_cut, 'input')} {was} not read whole ({_cut_share(summary)})")
+            parts.append(f"{format_count(ledger.sources_cut, 'input')} {was} not read whole ({_cut_share(summary)})")
         raise QuarantineLimitError(
             f"{' and '.join(parts)}; --max-quarantined is {limit.text}. Everything else is labelled and sealed. "
             "Source, position and reason of each: "
@@ -156,7 +156,7 @@ def _columns(summary: Summary) -> Table:
         shown = f"{threshold.value:.4g}" + (f" ({threshold.spec})" if threshold.spec.startswith("p") else "")
         row = [column, entry.kind, shown, "no sentences" if share is None else f"{share:.1%}"]
         if progress is not None and timed:
-            row += [duration(progress.seconds[column]), "slowest" if column == slowest else ""]
+            row += [format_duration(progress.seconds[column]), "slowest" if column == slowest else ""]
         table.add_row(*row[: len(table.columns)])
     return table
 
@@ -189,8 +189,8 @@ def _speed(summary: Summary) -> str:
     if progress is None or not seconds:
         return "unknown"
     return (
-        f"{rate_of(progress.records, seconds, 'records')}, {rate_of(progress.sentences, seconds, 'sentences')} with "
-        f"{count_of(progress.workers, 'worker')}"
+        f"{format_mean_rate(progress.records, seconds, 'records')}, "
+        f"{format_mean_rate(progress.sentences, seconds, 'sentences')} with {format_count(progress.workers, 'worker')}"
     )
 
 

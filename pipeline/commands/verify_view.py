@@ -5,7 +5,7 @@ from rich.markup import escape
 
 from pipeline.checking.verify import VerifyReport
 from pipeline.losses import left_out_line
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 
 
 def show_report(console: Console, report: VerifyReport) -> None:
@@ -13,14 +13,16 @@ def show_report(console: Console, report: VerifyReport) -> None:
     facts = report.to_dict()
     if report.ok:
         console.print(f"[bold green]✓[/] {escape(report.uri)} is whole.", markup=True)
-        amounts = ", ".join(count_of(facts[f"{what}s"], what) for what in ("document", "sentence", "shard", "byte"))
+        amounts = ", ".join(format_count(facts[f"{what}s"], what) for what in ("document", "sentence", "shard", "byte"))
         console.print(f"  {amounts}: every hash, page, text, score and tag is correct.")
         console.print(
-            f"  Read: {count_of(facts['records'], 'record')}; each is present once, in the dataset or in quarantine "
-            f"({facts['quarantined']:,})."
+            f"  Read: {format_count(facts['records'], 'record')}; each is present once, in the dataset or in "
+            f"quarantine ({facts['quarantined']:,})."
         )
         if report.parts is not None:
-            console.print(f"  The job's plan and {count_of(facts['parts'], 'part')} of its scored units are whole too.")
+            console.print(
+                f"  The job's plan and {format_count(facts['parts'], 'part')} of its scored units are whole too."
+            )
         if report.inputs_compared:
             console.print("  Every text matches the inputs.")
         if report.manifest is not None and (line := left_out_line(report.manifest.left_out)):
@@ -29,7 +31,7 @@ def show_report(console: Console, report: VerifyReport) -> None:
             console.print(f"  {step}", markup=False)
         return
     count = len(report.problems)
-    console.print(f"[bold red]✗[/] {escape(report.uri)} is not whole: {count_of(count, 'problem')}.", markup=True)
+    console.print(f"[bold red]✗[/] {escape(report.uri)} is not whole: {format_count(count, 'problem')}.", markup=True)
     for problem in report.problems:
         console.print(f"  [bold]{escape(problem.path)}[/]: {escape(problem.what)}", markup=True)
     console.print(report.remedy or "", markup=False)

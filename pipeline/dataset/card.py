@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pipeline.dataset.first_run import train_command
 from pipeline.dataset.manifest import Manifest
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.printing import printable
 
 CARD_NAME = "README.md"
@@ -57,7 +57,7 @@ def _template() -> Template:
     environment.filters |= {
         "code": _code,
         "count": "{:,}".format,
-        "of": count_of,
+        "of": format_count,
         "share": _share,
         "number": "{:.6g}".format,
     }

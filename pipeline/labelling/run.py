@@ -30,7 +30,7 @@ from pipeline.labelling.scheduler.scheduler import Failure, Scheduler
 from pipeline.labelling.workers.worker import Job, PartResult
 from pipeline.sealing.current import seal_current
 from pipeline.storage.local import LocalStorage
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.stopping import asking, is_stop
 
@@ -197,7 +197,7 @@ class Run:
         self._observe = combine_observers(*observers)
         fingerprints = {column: entry.fingerprint for column, entry in self._scorers.items()}
         self.progress.restart()
-        self._reporter.step(f"Labelling {count_of(count, 'unit')} with {_describe_pools(pools)}")
+        self._reporter.step(f"Labelling {format_count(count, 'unit')} with {_describe_pools(pools)}")
         threads = _COMMITS_ON_DISK if isinstance(self._epoch.storage, LocalStorage) else _COMMITS_IN_STORE
         with Commits(self._committer.commit, self._count, threads) as commits:
             scheduler = Scheduler(
@@ -217,7 +217,7 @@ class Run:
                 self._observe(Tick())
         if scheduler.stopping:
             raise StoppedError(
-                f"{self.progress.committed:,} of {count_of(self.progress.units, 'unit')} are committed. Nothing is "
+                f"{self.progress.committed:,} of {format_count(self.progress.units, 'unit')} are committed. Nothing is "
                 "lost: the same command continues."
             )
         if scheduler.failures:
@@ -266,15 +266,15 @@ def _refuse_unavailable(pools: Mapping[str, Pool], available: Mapping[str, float
 def _describe_pools(pools: Mapping[str, Pool]) -> str:
     minimum = sum(pool.minimum for pool in pools.values())
     if all(pool.minimum == pool.maximum for pool in pools.values()):
-        return count_of(minimum, "worker")
-    return f"{count_of(minimum, 'worker')} or more"
+        return format_count(minimum, "worker")
+    return f"{format_count(minimum, 'worker')} or more"
 
 
 def _incomplete(failures: Sequence[Failure], progress: Progress) -> IncompleteError:
     shown = "\n".join(f"  unit {each.unit.name}: {each.error}, {each.attempts} times" for each in failures[:10])
     more = f"\n  … and {len(failures) - 10:,} more" if len(failures) > 10 else ""
     return IncompleteError(
-        f"{count_of(len(failures), 'unit')} could not be labelled:\n{shown}{more}\n"
+        f"{format_count(len(failures), 'unit')} could not be labelled:\n{shown}{more}\n"
         f"The other {progress.committed:,} are committed. The same command tries again; the dataset is sealed once all "
         "units are committed."
     )

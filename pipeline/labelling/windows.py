@@ -11,7 +11,7 @@ from pipeline.corpus.inputs import Source
 from pipeline.corpus.streams import SourceFile
 from pipeline.labelling.workers.memory import machine_memory
 from pipeline.labelling.workers.worker import BASE_GROUP
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.paths import escape_path
 
@@ -38,7 +38,7 @@ def check_windows(sources: Sequence[Source], execution: LabelExecution) -> None:
     if workers * window > room:
         raise UserError(
             f"{escape_path(uri)} needs a window of {window >> 20:,} MiB to be decoded, in each of "
-            f"{count_of(workers, 'worker')}: together more than half of this machine's memory. Use --workers "
+            f"{format_count(workers, 'worker')}: together more than half of this machine's memory. Use --workers "
             f"{max(1, room // window)}, or recompress the file: zstd -dc --long=31 FILE | zstd."
         )
 

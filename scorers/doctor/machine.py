@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scorers import interpreter
-from scorers.amounts import count_of, size_of
+from scorers.amounts import format_count, format_size
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from scorers.isolation import describe
@@ -134,9 +134,9 @@ def _memory() -> Iterator[Fact]:
         ),
         None,
     )
-    text = f"{size_of(free)} free of {size_of(total)}"
+    text = f"{format_size(free)} free of {format_size(total)}"
     if limit is not None:
-        text += f", the container is limited to {size_of(limit)}"
+        text += f", the container is limited to {format_size(limit)}"
     remedy = None
     if min(free, limit or free) < _LEAST_MEMORY:
         remedy = "A worker needs one to two gigabytes: free memory, or use --workers 1."
@@ -159,8 +159,8 @@ def _gpus(found: Mapping[str, Any]) -> Fact:
     devices = found["devices"]
     if devices:
         text = "; ".join(
-            f"cuda:{index} {each['name']}, compute capability {each['compute_capability']}, {size_of(each['memory'])}, "
-            f"{'bf16' if each['bf16'] else 'no bf16'}"
+            f"cuda:{index} {each['name']}, compute capability {each['compute_capability']}, "
+            f"{format_size(each['memory'])}, {'bf16' if each['bf16'] else 'no bf16'}"
             for index, each in enumerate(devices)
         )
         old = [index for index, each in enumerate(devices) if not each["bf16"]]
@@ -224,7 +224,7 @@ def _space(name: str, folder: Path, remedy: str | None) -> Fact:
         space = shutil.disk_usage(folder)
     except OSError as error:
         return Fact(name, f"{folder}: {error.strerror}", {"path": str(folder), "free": None}, remedy)
-    text = f"{size_of(space.free)} free of {size_of(space.total)} ({folder})"
+    text = f"{format_size(space.free)} free of {format_size(space.total)} ({folder})"
     data = {"path": str(folder), "free": space.free, "total": space.total}
     return Fact(name, text, data, remedy if space.free < _LEAST_SPACE else None)
 
@@ -234,7 +234,7 @@ def _hub() -> Iterator[Fact]:
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     variables = {name: os.environ[name] for name in _HUB_VARIABLES if name in os.environ}
     models = sorted(each.name.removeprefix("models--").replace("--", "/") for each in cache.glob("models--*"))
-    text = f"{count_of(len(models), 'model')} in {cache}" if cache.is_dir() else f"no cache yet at {cache}"
+    text = f"{format_count(len(models), 'model')} in {cache}" if cache.is_dir() else f"no cache yet at {cache}"
     settings = "".join(f", {name}={value}" for name, value in variables.items())
     data = {"cache": str(cache), "exists": cache.is_dir(), "models": models, "environment": variables}
     yield Fact("Hugging Face", text + settings, data)

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scorers.amounts import count_of, size_of
+from scorers.amounts import format_count, format_size
 from scorers.doctor.report import Examined, Report
 
 _HASH_DIGITS = 12
@@ -50,7 +50,7 @@ def _figures(each: Examined) -> list[str]:
     found, sentences, size = each.found, each.sentences_per_s, each.bytes_per_s
     return [
         f"{found['ready_s']:.1f} s" if "ready_s" in found else "",
-        size_of(found["memory"]) if found.get("memory") else "",
+        format_size(found["memory"]) if found.get("memory") else "",
         f"{sentences:,.{0 if sentences >= 10 else 1}f}" if sentences else "",
         f"{size / 1e6:.3g}" if size else "",
     ]
@@ -66,5 +66,5 @@ def _basis(each: Examined) -> list[str]:
         lines.append("  with " + ", ".join(f"{name} {version}" for name, version in found["libraries"].items()))
     if measured:
         failures = "".join(f", {count} failed ({reason})" for reason, count in measured["failures"].items())
-        lines.append(f"  measured on {count_of(measured['documents'], 'document')} of {measured['on']}{failures}")
+        lines.append(f"  measured on {format_count(measured['documents'], 'document')} of {measured['on']}{failures}")
     return [each.column, *lines] if lines else []

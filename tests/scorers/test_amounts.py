@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorers.amounts import count_of, duration, rate_of, size_of
+from scorers.amounts import format_count, format_duration, format_mean_rate, format_size
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 shards"), (1, "1 shard"), (2000, "2,000 shards")])
 def test_counts(number, text):
-    assert count_of(number, "shard") == text
+    assert format_count(number, "shard") == text
 
 
 def test_irregular_plurals():
-    assert [count_of(each, "entry", "entries") for each in (1, 2)] == ["1 entry", "2 entries"]
+    assert [format_count(each, "entry", "entries") for each in (1, 2)] == ["1 entry", "2 entries"]
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_irregular_plurals():
     [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (999_999, "1 MB"), (25_280_000_000, "25.3 GB"), (3e15, "3 PB")],
 )
 def test_sizes(bytes_, text):
-    assert size_of(bytes_) == text
+    assert format_size(bytes_) == text
 
 
 @pytest.mark.parametrize(
@@ -40,15 +40,15 @@ def test_sizes(bytes_, text):
     ],
 )
 def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @given(st.floats(1e-6, 1e12))
 def test_a_positive_amount_is_never_shown_as_zero(value):
-    assert float(duration(value).split()[0].replace(",", "")) > 0
-    assert float(size_of(max(1, value)).split()[0].replace(",", "")) > 0
+    assert float(format_duration(value).split()[0].replace(",", "")) > 0
+    assert float(format_size(max(1, value)).split()[0].replace(",", "")) > 0
 
 
 def test_rates():
-    assert rate_of(3, 10, "records") == "0.3 records/s"
-    assert rate_of(20_000, 10, "records") == "2,000 records/s"
+    assert format_mean_rate(3, 10, "records") == "0.3 records/s"
+    assert format_mean_rate(20_000, 10, "records") == "2,000 records/s"

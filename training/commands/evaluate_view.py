@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.terminal import Terminal
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.figures import interval, number, percent
@@ -93,11 +93,13 @@ def _cells(estimate: Estimate | None, show: Callable[[float], str]) -> tuple[str
 def _what_was_measured(report: EvaluationReport) -> str:
     samples, held_out = report.samples, report.held_out
     text = (
-        f"{count_of(samples.number, 'sample')} of at most {count_of(samples.max_new_tokens, 'token')}: "
+        f"{format_count(samples.number, 'sample')} of at most {format_count(samples.max_new_tokens, 'token')}: "
         f"{samples.scored:,} scored, {samples.empty:,} empty, {samples.ended:,} ended by themselves."
     )
     if held_out is not None:
-        text += f" Held-out text: {count_of(held_out.documents, 'document')}, {count_of(held_out.bytes, 'byte')}."
+        text += (
+            f" Held-out text: {format_count(held_out.documents, 'document')}, {format_count(held_out.bytes, 'byte')}."
+        )
     return text
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scorers.amounts import size_of
+from scorers.amounts import format_size
 from scorers.console import print_json
 from scorers.errors import UserError
 from scorers.printing import message
@@ -194,6 +194,6 @@ def show_plan(config: "TrainConfig", ranks: int, described: dict[str, Any], cons
     if not found.fits:
         remedies = "; or ".join(found.remedies) or "a smaller model, a shorter data.context_length, or more memory"
         raise UserError(
-            f"A rank would need {size_of(found.memory.total)}, and {found.machine.name} has "
-            f"{size_of(found.machine.memory)}. What would help: {remedies}."
+            f"A rank would need {format_size(found.memory.total)}, and {found.machine.name} has "
+            f"{format_size(found.machine.memory)}. What would help: {remedies}."
         )

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
 
@@ -93,8 +93,8 @@ def tokenize(
         meta = each.meta
         console.print(f"[bold green]✓[/] Token store {escape(str(each.path))}", markup=True)
         console.print(
-            f"  {count_of(meta.documents, 'document')}, {count_of(meta.sentences, 'sentence')}, "
-            f"{count_of(meta.tokens, 'token')}; {meta.text_bytes / max(1, meta.tokens):.2f} bytes a token"
+            f"  {format_count(meta.documents, 'document')}, {format_count(meta.sentences, 'sentence')}, "
+            f"{format_count(meta.tokens, 'token')}; {meta.text_bytes / max(1, meta.tokens):.2f} bytes a token"
         )
         if not trips.changed:
             console.print("  every document decodes back to its text")

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.printing import printable
 from scorers.shell import phf, quoted
@@ -278,7 +278,7 @@ def _documents(run: LoadedRun) -> NDArray[np.int64]:
 
 def _held_out(run: LoadedRun) -> str:
     held_out = run.report.held_out
-    return f"{count_of(held_out.documents, 'document')} ({held_out.fingerprint})" if held_out else "none"
+    return f"{format_count(held_out.documents, 'document')} ({held_out.fingerprint})" if held_out else "none"
 
 
 def _dataset(run: LoadedRun) -> str:
@@ -295,7 +295,7 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
     def sampling(run: LoadedRun) -> str:
         config = run.report.config
         return (
-            f"{config.num_samples} of at most {count_of(run.report.samples.max_new_tokens, 'token')}, "
+            f"{config.num_samples} of at most {format_count(run.report.samples.max_new_tokens, 'token')}, "
             f"temperature {config.temperature:g}, top-p {config.top_p:g}"
         )
 

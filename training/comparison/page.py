@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training.comparison.findings import Difference, findings, held_out_differences, misalignment_differences
@@ -164,7 +164,7 @@ def _lede(comparison: Comparison) -> str:
     count = len(comparison.runs)
     models = {(run.facts.model.name, short_count(run.facts.model.parameters)) for run in comparison.runs}
     name, parameters = next(iter(models))
-    model = f"the model {name} ({parameters} parameters)" if len(models) == 1 else count_of(len(models), "model")
+    model = f"the model {name} ({parameters} parameters)" if len(models) == 1 else format_count(len(models), "model")
     tokens = {short_count(trained_tokens(run)) for run in comparison.runs}
     budget = f"{next(iter(tokens))} tokens" if len(tokens) == 1 else f"{' or '.join(sorted(tokens))} tokens"
     samples = {run.report.samples.number for run in comparison.runs}
@@ -191,8 +191,8 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     return [
         (
             "Dataset",
-            f"{facts.dataset.uri}, generation {facts.dataset.generation}, {count_of(facts.dataset.rows, 'document')} "
-            f"({facts.dataset.fingerprint[:12]})",
+            f"{facts.dataset.uri}, generation {facts.dataset.generation}, "
+            f"{format_count(facts.dataset.rows, 'document')} ({facts.dataset.fingerprint[:12]})",
         ),
         *([("Mixture", mixture(run))] if facts.mixture else []),
         ("Scorer", f"{report.scorer.entry.kind}{f' ({options})' if options else ''}, {report.scorer.fingerprint}"),
@@ -206,13 +206,13 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "Sampling",
             f"temperature {report.config.temperature:g}, top-p {report.config.top_p:g}, at most "
-            f"{count_of(report.samples.max_new_tokens, 'token')}, seed {report.config.seed}; conditional models after "
-            f"{_best_tags(comparison)}{_guidance(comparison)}; control tokens banned; no dropout",
+            f"{format_count(report.samples.max_new_tokens, 'token')}, seed {report.config.seed}; conditional models "
+            f"after {_best_tags(comparison)}{_guidance(comparison)}; control tokens banned; no dropout",
         ),
         (
             "Held-out text",
-            f"{count_of(held_out.documents, 'document')}, {count_of(held_out.bytes, 'byte')}, "
-            f"{count_of(held_out.tokens, 'token')}; read "
+            f"{format_count(held_out.documents, 'document')}, {format_count(held_out.bytes, 'byte')}, "
+            f"{format_count(held_out.tokens, 'token')}; read "
             f"{held_out.context_length} at once; token frequencies alone need "
             f"{held_out.unigram_bits_per_byte.value:.3f} bits per byte"
             if held_out

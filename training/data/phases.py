@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from training.config import ObjectiveConfig, as_written
 from training.data.batches import Batch, Batches
@@ -82,7 +82,7 @@ def plan_phases(config: ObjectiveConfig, steps: int) -> tuple[Phase, ...]:
     end = steps - (max(1, round(as_written(after) * steps)) if after else 0)
     if start >= end:
         raise UserError(
-            f"A run of {count_of(steps, 'step')} is too short for objective.starts_at={before:g} and "
+            f"A run of {format_count(steps, 'step')} is too short for objective.starts_at={before:g} and "
             f"objective.cooldown={after:g}: no step is left for the objective. Raise training.num_tokens."
         )
     phases = (

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.dataset import LabelledDataset
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.stored import Count, read_stored
 from training.data.cache import build_once
@@ -139,7 +139,7 @@ def describe_changes(trips: RoundTrips, tokenizer: Tokenizer, uri: str) -> str:
     listed = ", ".join(f"{count:,} {names[name]}" for name, count in trips.changes.items())
     return (
         f"The tokenizer {tokenizer.name} changes the text of {trips.changed:,} of "
-        f"{count_of(trips.documents, 'document')} of {uri} ({listed}; the first is row {trips.first_changed:,})"
+        f"{format_count(trips.documents, 'document')} of {uri} ({listed}; the first is row {trips.first_changed:,})"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import Manifest
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from training.data.store import TokenStore
 from training.data.stream import Stream
@@ -123,9 +123,9 @@ def check_stream(stream: Stream, objective: str, threshold: ThresholdChoice | No
         length = stream.options.context_length
         reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items() if count)
         raise UserError(
-            f"There is nothing to train on: the stream has {count_of(stream.num_tokens, 'token')}, and a block needs "
-            f"{length}. {len(stream.documents)} of {count_of(stream.store.num_documents, 'document')} are in it"
-            f"{f' (left out: {reasons})' if reasons else ''}. "
+            f"There is nothing to train on: the stream has {format_count(stream.num_tokens, 'token')}, and a block "
+            f"needs {length}. {len(stream.documents)} of {format_count(stream.store.num_documents, 'document')} are in "
+            f"it{f' (left out: {reasons})' if reasons else ''}. "
             "Lower data.context_length, choose another data.column, or label more text."
         )
     if threshold is not None and not filtering:

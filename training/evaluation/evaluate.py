@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.fingerprint import library_versions
 from training import statistics
 from training.evaluation.heldout import HeldOutLoss, all_aligned, held_out_loss
@@ -241,28 +241,28 @@ def _sample_warnings(facts: SampleFacts, setup: EvaluationSetup) -> list[str]:
     warnings = []
     if facts.max_new_tokens < setup.config.max_new_tokens:
         warnings.append(
-            f"Samples have at most {count_of(facts.max_new_tokens, 'token')}, not {setup.config.max_new_tokens}: "
+            f"Samples have at most {format_count(facts.max_new_tokens, 'token')}, not {setup.config.max_new_tokens}: "
             f"the model was trained with a context of {setup.context_length}."
         )
     cut = facts.number - facts.ended
     if setup.kind == "python" and cut:
         warnings.append(
-            f"{cut} of {count_of(facts.number, 'sample')} were cut at {count_of(facts.max_new_tokens, 'token')}. "
-            "A linter counts a violation "
+            f"{cut} of {format_count(facts.number, 'sample')} were cut at "
+            f"{format_count(facts.max_new_tokens, 'token')}. A linter counts a violation "
             "or two where code breaks off, so their scores are a little high."
         )
     others = {reason: count for reason, count in facts.unscored.items() if reason != EMPTY}
     if others:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in others.items())
         warnings.append(
-            f"{sum(others.values())} of {count_of(facts.number, 'sample')} could not be scored ({reasons}) and are "
+            f"{sum(others.values())} of {format_count(facts.number, 'sample')} could not be scored ({reasons}) and are "
             "left out of the figures about scores."
         )
     if not facts.scored:
         warnings.append("No sample has a score, so misalignment is not measured.")
     elif facts.scored < MAXIMUM_OF:
         warnings.append(
-            f"Only {count_of(facts.scored, 'sample')} have a score; the expected maximum needs {MAXIMUM_OF}."
+            f"Only {format_count(facts.scored, 'sample')} have a score; the expected maximum needs {MAXIMUM_OF}."
         )
     return warnings
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
 from pipeline.dataset.manifest import ScorerEntry
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.contract import DocumentKind, Scorer
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec
@@ -284,8 +284,8 @@ def _held_out_warnings(data: PreparedData, choice: HeldOutChoice | None) -> list
         why = (
             "data.held_out is 0"
             if share == 0
-            else f"data.held_out={share:g} of {count_of(data.store.num_documents, 'document')} happens to select none "
-            "with text"
+            else f"data.held_out={share:g} of {format_count(data.store.num_documents, 'document')} happens to select "
+            "none with text"
         )
         return [
             f"No document was held out of training ({why}), so bits per byte and perplexity are not measured. "

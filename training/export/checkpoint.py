@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.dataset import open_dataset
 from scorers import hugging_face
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from training.config import DataConfig
 from training.data.cache import relocate_data
@@ -121,7 +121,7 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
     if lost:
         raise UserError(
             f"The checkpoint {checkpoint.path} holds weights that are not finite, in {lost[0]} "
-            f"({count_of(len(lost), 'tensor')} in all): its model cannot be sampled. Give another --step."
+            f"({format_count(len(lost), 'tensor')} in all): its model cannot be sampled. Give another --step."
         )
     with writing(output):
         export_model(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.printing import printable
 from training.config import TrainConfig
@@ -56,9 +56,9 @@ def check_start(origin: tuple[str, int], horizon: Horizon) -> None:
         raise UserError(f"--init-from {run} --step {step}: there is no checkpoint of that step; {shown}.")
     if horizon.steps <= step:
         raise UserError(
-            f"--init-from {run} --step {step}: a run of {count_of(horizon.steps, 'step')} "
-            f"({count_of(horizon.tokens, 'token')}) has no steps left there. Raise training.num_tokens, which includes "
-            f"the {step * horizon.tokens_per_step:,} tokens of that run."
+            f"--init-from {run} --step {step}: a run of {format_count(horizon.steps, 'step')} "
+            f"({format_count(horizon.tokens, 'token')}) has no steps left there. Raise training.num_tokens, which "
+            f"includes the {step * horizon.tokens_per_step:,} tokens of that run."
         )
 
 

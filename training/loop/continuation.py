@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from training.config import TrainConfig
 from training.disk import output_error
@@ -160,7 +160,7 @@ def choose_resume_point(
     until = same_until(config, then.horizon.steps, recorded_warmup(folder, then)) or 0
     if from_step is not None and from_step > until:
         raise UserError(
-            f"--from-step {from_step}: a run of {count_of(horizon.steps, 'step')} differs from the one of "
+            f"--from-step {from_step}: a run of {format_count(horizon.steps, 'step')} differs from the one of "
             f"{then.horizon.steps:,} in {folder.path} from step {until:,} on. Give that step or an earlier one."
         )
     if there and there[0] > until:
@@ -218,7 +218,7 @@ def _too_late(folder: RunFolder, then: RunFacts, horizon: Horizon, until: int) -
     phases = len(then.phases) > 1 and then.phases[1].first_step == until
     what = f"the phase {then.phases[1].name!r} began" if phases else "its learning rate began to decay"
     return UserError(
-        f"{folder.path} cannot be extended to {count_of(horizon.steps, 'step')}: {what} after step {until:,}, and "
+        f"{folder.path} cannot be extended to {format_count(horizon.steps, 'step')}: {what} after step {until:,}, and "
         "there is no intact checkpoint up to that step. One is kept where training.save_every is not 0; "
         "training.keep_every keeps more. Train the longer run into another --output."
     )

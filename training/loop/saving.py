@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from scorers.amounts import size_of
+from scorers.amounts import format_size
 from scorers.errors import IncompleteError
 from training.config import TrainingConfig
 from training.distributed.world import World
@@ -204,7 +204,7 @@ class Saving:
         reason = "another rank failed" if error is None else getattr(error, "strerror", None) or type(error).__name__
         free = ""
         if self._folder.exists():
-            free = f" ({size_of(shutil.disk_usage(self._folder).free)} are free there)"
+            free = f" ({format_size(shutil.disk_usage(self._folder).free)} are free there)"
         failure = IncompleteError(
             f"a checkpoint could not be written to {self._folder}: {reason}{free}. Earlier checkpoints are untouched; "
             "make room and run the same command again."

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scorers.amounts import count_of, duration
+from scorers.amounts import format_count, format_duration
 from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
 from scorers.shell import phf
 from scorers.stopping import is_stop, leave
@@ -99,7 +99,7 @@ def train(
             if world.on_main(lambda: _is_finished(folder)):
                 if world.is_main:
                     console.print(
-                        f"{folder.path} is finished ({count_of(job.facts.step, 'step')}); "
+                        f"{folder.path} is finished ({format_count(job.facts.step, 'step')}); "
                         f"its model is in {folder.model}.",
                         markup=False,
                     )
@@ -213,7 +213,7 @@ class TrainingJob:
         if found is None:
             return None
         ranks = found.marker.ranks
-        writers = "" if ranks == self.world.size else f", written by {count_of(ranks, 'rank')}"
+        writers = "" if ranks == self.world.size else f", written by {format_count(ranks, 'rank')}"
         self.console.print(
             f"Resuming from {found.path}{writers}: step {found.marker.step:,} of {self.horizon.steps:,}.",
             markup=False,
@@ -281,8 +281,8 @@ class TrainingJob:
     def _print_summary(self) -> None:
         facts = self.facts
         self.console.print(
-            f"Trained {count_of(facts.step, 'step')}, {count_of(facts.horizon.tokens, 'token')}, "
-            f"in {duration(facts.seconds)} of steps. "
+            f"Trained {format_count(facts.step, 'step')}, {format_count(facts.horizon.tokens, 'token')}, "
+            f"in {format_duration(facts.seconds)} of steps. "
             f"The model is in {self.folder.model}; measure it with: {phf('evaluate', self.folder.path)}",
             markup=False,
             soft_wrap=True,

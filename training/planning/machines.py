@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from training.config import TrainingConfig
 from training.engine.cards import CARDS, Card, find_card
@@ -99,7 +99,7 @@ def this_machine(device: torch.device, flops: float, ranks: int) -> Machine:
     return Machine(
         name=torch.cuda.get_device_name(device)
         if on_gpu
-        else f"this machine's CPU, {count_of(len(os.sched_getaffinity(0)), 'core')}",
+        else f"this machine's CPU, {format_count(len(os.sched_getaffinity(0)), 'core')}",
         on_gpu=on_gpu,
         flops=flops,
         memory=float(torch.cuda.get_device_properties(device).total_memory) if on_gpu else _main_memory() / ranks,

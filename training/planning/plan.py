@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scorers.amounts import count_of, duration, size_of
+from scorers.amounts import format_count, format_duration, format_size
 from training.config import TrainConfig, TrainingConfig
 from training.engine.deepspeed_config import Precision
 from training.model.counting import describe_experts, dimensions
@@ -43,15 +43,15 @@ def print_forecast(console: Any, found: Forecast) -> None:
         console,
         f"Plan: {found.config.objective.name}, {shape.name}, on {horizon.ranks} x {machine.name}",
         {
-            "model": f"{count_of(shape.layers, 'layer')}, width {shape.width}, {_heads(shape.heads)}"
+            "model": f"{format_count(shape.layers, 'layer')}, width {shape.width}, {_heads(shape.heads)}"
             f"{shape.architecture}" + (", value head" if shape.value_head else ""),
             "parameters": f"{shape.parameters:,} ({shape.parameters_embedding:,} of them in embedding tables; "
             f"a vocabulary of {shape.vocabulary:,})"
             + (f"; {shape.parameters_active:,} compute a token" if shape.parameters_active < shape.parameters else ""),
             "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x "
-            f"{count_of(horizon.ranks, 'rank')} = {count_of(horizon.batch_size, 'block')} = "
-            f"{count_of(horizon.tokens_per_step, 'token')} a step",
-            "horizon": f"{count_of(horizon.steps, 'step')}, {count_of(horizon.tokens, 'token')}: "
+            f"{format_count(horizon.ranks, 'rank')} = {format_count(horizon.batch_size, 'block')} = "
+            f"{format_count(horizon.tokens_per_step, 'token')} a step",
+            "horizon": f"{format_count(horizon.steps, 'step')}, {format_count(horizon.tokens, 'token')}: "
             f"{horizon.tokens / shape.parameters:.3g} a parameter"
             + ("" if found.epochs is None else f", about {found.epochs:,.3g} epochs over the dataset"),
             "engine": f"DeepSpeed ZeRO {found.job.layout.zero_stage}, {found.precision}"
@@ -77,15 +77,17 @@ def _memory_rows(found: Forecast) -> dict[str, str]:
         "allocator": memory.allocator,
         "copy to write": memory.copy,
     }
-    rows = {name: size_of(value) for name, value in parts.items() if value}
-    rows["peak"] = f"{size_of(memory.total)} of {size_of(found.machine.memory)}, of which a tenth should stay free"
+    rows = {name: format_size(value) for name, value in parts.items() if value}
+    rows["peak"] = (
+        f"{format_size(memory.total)} of {format_size(found.machine.memory)}, of which a tenth should stay free"
+    )
     if memory.main:
-        rows["main memory"] = size_of(memory.main)
+        rows["main memory"] = format_size(memory.main)
     if found.remedies:
         rows["would fit"] = "; or ".join(found.remedies)
     rows["checkpoints"] = (
-        f"{size_of(found.checkpoint)} each, at most {found.checkpoints_kept} on disk: "
-        f"{size_of(found.checkpoint * found.checkpoints_kept)}"
+        f"{format_size(found.checkpoint)} each, at most {found.checkpoints_kept} on disk: "
+        f"{format_size(found.checkpoint * found.checkpoints_kept)}"
     )
     return rows
 
@@ -102,7 +104,7 @@ def _time_rows(found: Forecast) -> dict[str, str]:
     return {
         "a step": f"{seconds.total:.3g} s: model {seconds.compute:.3g}, update {seconds.update:.3g}, "
         f"communication {seconds.communication:.3g}",
-        "total": f"{duration(facts['total_seconds'])} at {facts['tokens_per_second']:,.0f} tokens/s",
+        "total": f"{format_duration(facts['total_seconds'])} at {facts['tokens_per_second']:,.0f} tokens/s",
         "assumed": f"{machine.flops / 1e12:,.3g} TFLOP/s a rank at best, {reached}; "
         f"{machine.link_bandwidth / 1e9:,.3g} GB/s between ranks, none of it hidden",
     }
@@ -129,15 +131,15 @@ def _run_rows(
     training = config.training
     flops = network.flops_per_token * horizon.tokens
     return {
-        "model": f"{network.name}: {count_of(size.layers, 'layer')}, width {size.width}, "
+        "model": f"{network.name}: {format_count(size.layers, 'layer')}, width {size.width}, "
         f"{_heads(size.heads)}{type(model.causal).__name__}{head}",
         "parameters": f"{network.parameters:,} ({network.parameters_embedding:,} of them in embedding tables)",
         **({} if experts is None else {"experts": f"{experts} compute a token; {describe_router(model)}"}),
         "FLOPs": f"{network.flops_per_token:.3g} a token, {flops:.3g} in total",
         "batch": f"{horizon.micro_batch_size} micro x {horizon.accumulation} accumulation x "
-        f"{count_of(horizon.ranks, 'rank')} = {count_of(horizon.batch_size, 'block')} = "
-        f"{count_of(horizon.batch_size * network.context_length, 'token')} a step",
-        "horizon": f"{count_of(horizon.steps, 'step')}, {count_of(horizon.tokens, 'token')}: "
+        f"{format_count(horizon.ranks, 'rank')} = {format_count(horizon.batch_size, 'block')} = "
+        f"{format_count(horizon.batch_size * network.context_length, 'token')} a step",
+        "horizon": f"{format_count(horizon.steps, 'step')}, {format_count(horizon.tokens, 'token')}: "
         f"{horizon.tokens_per_parameter:.3g} a parameter, {horizon.epochs:.3g} epochs over the stream",
         "expected": expected,
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, "
@@ -150,7 +152,7 @@ def _run_rows(
 
 
 def _warmup(training: TrainingConfig, steps: int) -> str:
-    shown = count_of(steps, "step")
+    shown = format_count(steps, "step")
     return shown if training.warmup_steps is not None else f"{training.warmup_ratio:.3g} of the steps ({shown})"
 
 
@@ -160,13 +162,14 @@ def _validation(facts: RunFacts, training: TrainingConfig) -> str:
         return "none" + (" (training.validate_every=0)" if training.validate_every == 0 else ": nothing is held out")
     held_out = facts.stream.get("documents_left_out", {}).get("held_out", found.documents)
     return (
-        f"every {count_of(found.every, 'step')} and at the last: {count_of(found.tokens, 'token')} of "
-        f"{found.documents:,} of {count_of(held_out, 'held-out document')}, about {found.share_of_time:.1%} of the time"
+        f"every {format_count(found.every, 'step')} and at the last: {format_count(found.tokens, 'token')} of "
+        f"{found.documents:,} of {format_count(held_out, 'held-out document')}, "
+        f"about {found.share_of_time:.1%} of the time"
     )
 
 
 def _heads(heads: int | None) -> str:
-    return "" if heads is None else f"{count_of(heads, 'head')}, "
+    return "" if heads is None else f"{format_count(heads, 'head')}, "
 
 
 def _data_rows(facts: RunFacts) -> dict[str, str]:
@@ -211,8 +214,8 @@ def _mixed_row(mixed: MixedFacts) -> str:
 
 def _phase_row(phase: PhaseFacts) -> tuple[str, str]:
     return phase.name, (
-        f"from step {phase.first_step:,}: {count_of(phase.steps, 'step')}, {count_of(phase.tokens, 'token')}, "
-        f"of {count_of(phase.documents, 'document')} with {phase.tokens_in_stream:,}"
+        f"from step {phase.first_step:,}: {format_count(phase.steps, 'step')}, {format_count(phase.tokens, 'token')}, "
+        f"of {format_count(phase.documents, 'document')} with {phase.tokens_in_stream:,}"
     )
 
 

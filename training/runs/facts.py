@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter
 
 from pipeline.dataset.manifest import ScorerEntry
-from scorers.amounts import count_of
+from scorers.amounts import format_count
 from scorers.contract import DocumentKind
 from scorers.paths import RelativePath
 from scorers.registry import ColumnName
@@ -134,10 +134,10 @@ class ResumptionFacts(_Facts):
     def description(self) -> str:
         """A phrase that describes it to readers of the figures."""
         before, since = self.steps
-        what = [f"extended from {before:,} to {count_of(since, 'step')}"] if since > before else []
+        what = [f"extended from {before:,} to {format_count(since, 'step')}"] if since > before else []
         what += [f"{key} {then} until then, {now} since" for key, (then, now) in self.changed.items()]
         if self.skipped_batches:
-            what.append(f"{count_of(self.skipped_batches, 'batch', 'batches')} left out")
+            what.append(f"{format_count(self.skipped_batches, 'batch', 'batches')} left out")
         return f"from step {self.from_step:,} on{': ' if what else ''}{'; '.join(what)}"
 
 

@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.labelling.monitoring.log_file import STDERR
 from pipeline.labelling.monitoring.logs import RunLog, run_log
 from pipeline.labelling.monitoring.progress import Progress
-from scorers.amounts import count_of, duration, per_second
+from scorers.amounts import format_count, format_duration, format_rate
 from scorers.printing import message
 
 # Seconds between plain lines: at first, at most, and as a share of the elapsed time.
@@ -132,17 +132,17 @@ def reporter_for(console: Console) -> Iterator[Reporter]:
 
 def figures(progress: Progress) -> str:
     """Format the figures of a run as one line."""
-    parts = [f"{progress.committed:,}/{count_of(progress.units, 'unit')}"]
+    parts = [f"{progress.committed:,}/{format_count(progress.units, 'unit')}"]
     if progress.records:
-        parts.append(per_second(progress.records_per_s, "records"))
+        parts.append(format_rate(progress.records_per_s, "records"))
     else:
-        parts.append(f"{progress.working:,} of {count_of(progress.workers, 'worker')} at work")
+        parts.append(f"{progress.working:,} of {format_count(progress.workers, 'worker')} at work")
     if progress.quarantined:
         parts.append(f"{progress.quarantined.total():,} quarantined")
     if progress.failed:
-        parts.append(f"{count_of(len(progress.failed), 'unit')} failed")
+        parts.append(f"{format_count(len(progress.failed), 'unit')} failed")
     if progress.remaining_s:
-        parts.append(f"{duration(progress.remaining_s)} left")
+        parts.append(f"{format_duration(progress.remaining_s)} left")
     return "Labelling: " + ", ".join(parts)
 
 

@@ -23,7 +23,7 @@ from pipeline.labelling.workers.isolation import describe_error, label_isolated
 from pipeline.labelling.workers.memory import resident_memory, watch_memory
 from pipeline.labelling.workers.secrecy import discard_output, forbid_core_dumps
 from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
-from scorers.amounts import size_of
+from scorers.amounts import format_size
 from scorers.errors import UserError
 
 # Seconds after which an actor that does not answer is given up if Ray has not reported it dead.
@@ -101,8 +101,8 @@ class LabelActor:
         holds = resident_memory(os.getpid())
         if holds > limit:
             raise UserError(
-                f"a worker of the group {self._group} uses {size_of(holds)} before its first unit, more than "
-                f"execution.memory_limit ({size_of(limit)}) allows"
+                f"a worker of the group {self._group} uses {format_size(holds)} before its first unit, more than "
+                f"execution.memory_limit ({format_size(limit)}) allows"
             )
         # Exit from the watching thread: the main thread may be inside a scorer, where no exception reaches it.
         watch_memory(limit, lambda: os._exit(1))
