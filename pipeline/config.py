@@ -217,7 +217,7 @@ class ExecutionSettings(BaseModel):
     """Options that change no byte of the dataset."""
 
 
-def given_by(config: LabelConfig) -> dict[str, str]:
+def given_fields(config: LabelConfig) -> dict[str, str]:
     """Fields of the corpus that scorers read, by column; see `scorers.registry.given_field`."""
     fields = {column: given_field(column, spec) for column, spec in config.scorers.items()}
     return {column: field for column, field in fields.items() if field is not None}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
-from pipeline.config import LabelConfig, given_by
+from pipeline.config import LabelConfig, given_fields
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.corpus.suffixes import document_name
@@ -53,9 +53,9 @@ class Decoder:
         self._id_field = config.id_field
         self._meta_fields = None if config.meta_fields is None else frozenset(config.meta_fields)
         self._takes_sentences = config.sentences != "split"
-        self.given_by = given_by(config)
-        self.given_fields = frozenset(self.given_by.values())
-        self._no_meta = {self.text_field, self._id_field} | self.given_fields
+        self.given_fields = given_fields(config)
+        self.given_names = frozenset(self.given_fields.values())
+        self._no_meta = {self.text_field, self._id_field} | self.given_names
         self._keep_text = config.quarantine_text
         self.limit = config.max_record_size
 
@@ -86,7 +86,7 @@ class Decoder:
             what = "is null" if self.text_field in fields else "is missing"
             return self.quarantined(position, NO_TEXT, f"the field {self.text_field!r} {what}", raw)
         ends = None
-        given = {name: fields[name] for name in self.given_fields if name in fields} if self.given_fields else None
+        given = {name: fields[name] for name in self.given_names if name in fields} if self.given_names else None
         if isinstance(text, list) and self._takes_sentences:
             if (odd := next((at for at, each in enumerate(text) if not isinstance(each, str)), None)) is not None:
                 what = f"value {odd} of the field {self.text_field!r} is {_type_name(text[odd])}"

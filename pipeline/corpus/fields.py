@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import LabelConfig, given_by
+from pipeline.config import LabelConfig, given_fields
 from pipeline.corpus.arrow_json import is_list, plain_type
 from pipeline.corpus.arrow_rows import ArrowRows
 from pipeline.corpus.beginnings import check_beginnings
@@ -30,7 +30,7 @@ def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
         UserError: a field is missing; the message names the fields that exist.
     """
     check_beginnings(sources, config)
-    wanted = {config.text_field, *given_by(config).values()}
+    wanted = {config.text_field, *given_fields(config).values()}
     fields: dict[str, None] = {}
     for source in sources:
         if source.format == "jsonl" and not wanted <= fields.keys():
@@ -47,7 +47,7 @@ def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
             f"No record has the field {config.text_field!r}; the first ones have: {there}. "
             "Name the text field with --text-field."
         )
-    for column, field in given_by(config).items():
+    for column, field in given_fields(config).items():
         if fields and field not in fields:
             raise UserError(
                 f"No record has the field {field!r}, from which the scorer of {column!r} takes its scores; the first "

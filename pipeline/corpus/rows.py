@@ -63,7 +63,7 @@ class RowDecoder(Decoder):
                 f"The column {text!r} of {uri} holds {kind}, not strings; it has: {there}. "
                 "Name the text column with --text-field."
             )
-        for column, field in self.given_by.items():
+        for column, field in self.given_fields.items():
             if field not in schema.names:
                 raise UserError(
                     f"{uri} has no column {field!r}, from which the scorer of {column!r} takes its scores; it has: "
@@ -74,7 +74,7 @@ class RowDecoder(Decoder):
         if missing := [field for field in config.meta_fields if field not in schema.names]:
             raise UserError(f"{uri} has no column {missing[0]!r}, which meta_fields names; it has: {there}.")
         identity = [config.id_field] if config.id_field in schema.names else []
-        return list(dict.fromkeys([text, *identity, *config.meta_fields, *self.given_fields]))
+        return list(dict.fromkeys([text, *identity, *config.meta_fields, *self.given_names]))
 
 
 def _texts(column: pa.Array) -> Iterator[tuple[bytes | None, list[Any] | None]]:
