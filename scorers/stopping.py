@@ -77,7 +77,7 @@ class _Asking:
     on_request: Callable[[int], None]
     notice: str
     once_s: float
-    asked: float | None = None
+    requested_at: float | None = None
 
 
 class _Signals:
@@ -143,10 +143,10 @@ class _Signals:
             # Within ONCE_S the earlier exception is still on its way.
             if self.raised is None or now - self.raised > ONCE_S:
                 raise self.request()
-        elif asking.asked is None:
-            asking.asked = now
+        elif asking.requested_at is None:
+            asking.requested_at = now
             asking.on_request(number)
-        elif now - asking.asked > asking.once_s:
+        elif now - asking.requested_at > asking.once_s:
             raise self.request()
 
     def end(self, status: int) -> None:

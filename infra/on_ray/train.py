@@ -32,7 +32,7 @@ _ANSWER_S = 5.0
 _PATIENCE_S = 60.0
 
 
-def launch(asked: Launch) -> int:
+def launch(request: Launch) -> int:
     """Run the ranks on a Ray cluster until they are done or end deliberately.
 
     Returns:
@@ -43,23 +43,23 @@ def launch(asked: Launch) -> int:
         IncompleteError: ranks were lost more than `max_restarts` times, or the cluster was lost.
         StoppedError: a request to stop came before any rank was started.
     """
-    if asked.address is not None:
-        refuse_secret(asked.address, "address")
-        if asked.address.startswith("ray://"):
+    if request.address is not None:
+        refuse_secret(request.address, "address")
+        if request.address.startswith("ray://"):
             raise UserError(
-                f"Cannot train through a Ray client ({asked.address}): start the command on a machine of the cluster, "
-                "with --address auto."
+                f"Cannot train through a Ray client ({request.address}): start the command on a machine of the "
+                "cluster, with --address auto."
             )
-        check_address(asked.address)
+        check_address(request.address)
     received: list[int] = []
-    with ray_cluster(asked.address, _own_cpus(asked), code=_code()) as resources, asking(received.append):
-        gpus = _gpus(asked, resources)
-        return _Run(asked, gpus, received).wait()
+    with ray_cluster(request.address, _own_cpus(request), code=_code()) as resources, asking(received.append):
+        gpus = _gpus(request, resources)
+        return _Run(request, gpus, received).wait()
 
 
-def _own_cpus(asked: Launch) -> int:
+def _own_cpus(request: Launch) -> int:
     # Ray counts cores without binding processes to them, so this machine may run more ranks than it has cores.
-    return max(len(os.sched_getaffinity(0)), asked.ranks * asked.cpus)
+    return max(len(os.sched_getaffinity(0)), request.ranks * request.cpus)
 
 
 def _code() -> list[Path]:
@@ -71,13 +71,13 @@ def _code() -> list[Path]:
     return [*(Path(package.__path__[0]) for package in (training, infra)), Path(str(phf.__file__))]
 
 
-def _gpus(asked: Launch, resources: Mapping[str, float]) -> int:
+def _gpus(request: Launch, resources: Mapping[str, float]) -> int:
     available = int(resources.get("GPU", 0))
-    gpus = min(1, available) if asked.gpus is None else asked.gpus
+    gpus = min(1, available) if request.gpus is None else request.gpus
     # Do not check a cluster that was joined: it may grow.
-    if asked.address is None and asked.ranks * gpus > available:
+    if request.address is None and request.ranks * gpus > available:
         raise UserError(
-            f"There are {available} GPUs here, too few for {format_count(asked.ranks, 'rank')} with one each. "
+            f"There are {available} GPUs here, too few for {format_count(request.ranks, 'rank')} with one each. "
             "Start fewer ranks, or use --gpus-per-rank 0 to train on the CPU."
         )
     return gpus
@@ -86,10 +86,10 @@ def _gpus(asked: Launch, resources: Mapping[str, float]) -> int:
 class _Run:
     """One run on a connected cluster; `received` are the signals so far."""
 
-    def __init__(self, asked: Launch, gpus: int, received: list[int]) -> None:
+    def __init__(self, request: Launch, gpus: int, received: list[int]) -> None:
         import ray
 
-        self._asked, self._gpus, self._received = asked, gpus, received
+        self._request, self._gpus, self._received = request, gpus, received
         context = ray.get_runtime_context()
         # Keep the mailbox and the Ray Train task on the driver's node.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True)
@@ -101,7 +101,7 @@ class _Run:
 
     def wait(self) -> int:
         """Wait until the ranks have ended, and return their exit status."""
-        self._asked.report(f"Ray Train starts {self._describe_request()}.")
+        self._request.report(f"Ray Train starts {self._describe_request()}.")
         late = time.monotonic() + _PATIENCE_S
         with tempfile.TemporaryDirectory(prefix="phf-ray-train-", ignore_cleanup_errors=True) as scratch:
             outcome = self._start(scratch)
@@ -116,7 +116,7 @@ class _Run:
                 if self._received:
                     self._stop_unless_running(messages)
                 if not messages.started and time.monotonic() > late:
-                    self._asked.report(
+                    self._request.report(
                         f"Still waiting: the Ray cluster may have no room for {self._describe_request()}."
                     )
                     late = float("inf")
@@ -128,26 +128,26 @@ class _Run:
         import ray
 
         job = RankJob(
-            arguments=tuple(self._asked.arguments),
+            arguments=tuple(self._request.arguments),
             folder=str(Path.cwd()),
-            output=str(self._asked.output),
+            output=str(self._request.output),
             environment={"COLUMNS": str(shutil.get_terminal_size().columns)},
             gpu=bool(self._gpus),
             mailbox=self._mailbox,
         )
-        needs = {"CPU": self._asked.cpus} | ({"GPU": self._gpus} if self._gpus else {})
+        needs = {"CPU": self._request.cpus} | ({"GPU": self._gpus} if self._gpus else {})
         task: Any = ray.remote(fit).options(max_retries=0, **self._placement)
-        ref = task.remote(job, self._asked.ranks, needs, self._asked.max_restarts, scratch)
+        ref = task.remote(job, self._request.ranks, needs, self._request.max_restarts, scratch)
         outcome: Future[Outcome] = ref.future()
         return outcome
 
     def _describe_request(self) -> str:
-        each = f"{self._asked.cpus} CPU" + (f" and {self._gpus} GPU" if self._gpus else "")
-        return f"{format_count(self._asked.ranks, 'rank')} of {each} each"
+        each = f"{self._request.cpus} CPU" + (f" and {self._gpus} GPU" if self._gpus else "")
+        return f"{format_count(self._request.ranks, 'rank')} of {each} each"
 
     def _stop_unless_running(self, messages: Messages) -> None:
         """After a request to stop, do not wait for ranks that Ray Train has no room to start or restart."""
-        if messages.running or len(messages.ends) == self._asked.ranks:
+        if messages.running or len(messages.ends) == self._request.ranks:
             return
         if messages.losses:
             raise give_up_error(_describe(messages.losses[-1]), self._restarts, asked_to_stop=True)
@@ -173,10 +173,10 @@ class _Run:
             target = sys.stdout if stream == STDOUT else sys.stderr
             target.write(piece.decode(errors="replace"))
             target.flush()
-        for loss in messages.losses[self._restarts : self._asked.max_restarts]:
+        for loss in messages.losses[self._restarts : self._request.max_restarts]:
             self._restarts += 1
             if not self._received:
-                self._asked.report(restart_message(_describe(loss), self._restarts, self._asked.max_restarts))
+                self._request.report(restart_message(_describe(loss), self._restarts, self._request.max_restarts))
 
     def _conclude(self, outcome: Outcome) -> int:
         messages = self._collect()
@@ -189,8 +189,8 @@ class _Run:
         if outcome.problem is not None:
             raise IncompleteError(f"Ray Train failed: {outcome.problem}. The same command continues.")
         if outcome.lost is not None:
-            raise give_up_error(_describe(outcome.lost), self._asked.max_restarts, asked_to_stop=bool(self._received))
-        if len(messages.ends) < self._asked.ranks:
+            raise give_up_error(_describe(outcome.lost), self._request.max_restarts, asked_to_stop=bool(self._received))
+        if len(messages.ends) < self._request.ranks:
             lost = _describe(messages.losses[-1]) if messages.losses else "Not all ranks were started"
             raise give_up_error(lost, self._restarts, asked_to_stop=bool(self._received))
         return next((status for status in messages.ends.values() if status), 0)

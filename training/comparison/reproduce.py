@@ -48,9 +48,9 @@ def _train(run: LoadedRun) -> str:
 
 
 def _evaluate(run: LoadedRun) -> str:
-    asked, own = run.report.config.model_dump(), run.config.evaluation.model_dump()
+    used, own = run.report.config.model_dump(), run.config.evaluation.model_dump()
     words = ["evaluate", str(run.folder.path)]
-    for key, value in asked.items():
+    for key, value in used.items():
         if value != own[key]:
             words += ["--set", f"{key}={_yaml(value)}"]
     return phf(*words)

@@ -103,25 +103,27 @@ def open_writer(folder: Path, device: str) -> Writer:
     )
 
 
-def choose_tag(tags: Mapping[str, int], asked: str | None, guidance: float) -> str | None:
+def choose_tag(tags: Mapping[str, int], requested: str | None, guidance: float) -> str | None:
     """The name of the control token to generate after; None for none.
 
     Args:
         tags: the control tokens of the model, best first.
-        asked: the user's choice; None for the best, if there is one.
+        requested: the user's choice; None for the best, if there is one.
         guidance: guidance scale; 1 for none.
 
     Raises:
         UserError: the model has no such token, or none for guidance.
     """
-    if not tags and (guidance != 1 or asked not in (None, NO_TAG)):
-        what = f"--guidance {guidance:g} needs" if guidance != 1 else f"--tag {asked} names"
+    if not tags and (guidance != 1 or requested not in (None, NO_TAG)):
+        what = f"--guidance {guidance:g} needs" if guidance != 1 else f"--tag {requested} names"
         raise UserError(f"{what} a control token, but this model was trained without tags and has none. Leave it out.")
-    if asked == NO_TAG and guidance != 1:
+    if requested == NO_TAG and guidance != 1:
         raise UserError("--guidance is between two control tokens: it does not work with --tag none.")
-    if asked not in (None, NO_TAG, *tags):
-        raise UserError(f"--tag {asked}: the model's control tokens are {', '.join(tags)}. Give one of them, or none.")
-    return None if asked == NO_TAG else asked or next(iter(tags), None)
+    if requested not in (None, NO_TAG, *tags):
+        raise UserError(
+            f"--tag {requested}: the model's control tokens are {', '.join(tags)}. Give one of them, or none."
+        )
+    return None if requested == NO_TAG else requested or next(iter(tags), None)
 
 
 def write(
