@@ -33,7 +33,7 @@ class ColumnStatus(BaseModel):
     committed: int
 
 
-class UnfinishedStep(BaseModel):
+class StepStatus(BaseModel):
     """A step that was begun and is not finished; `command`, with its original arguments, resumes it."""
 
     model_config = ConfigDict(frozen=True)
@@ -92,7 +92,7 @@ class JobStatus(BaseModel):
     generation: int | None = None
     columns: list[ColumnStatus] = []
     cut: list[CutSource] = []
-    unfinished: list[UnfinishedStep] = []
+    unfinished: list[StepStatus] = []
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _status(storage: Storage, extent: Extent, totals: _Totals, run: RunStatus | 
             ColumnStatus(columns=list(layer.columns), committed=committed[layer.number]) for layer in extent.layers
         ],
         unfinished=[
-            UnfinishedStep(
+            StepStatus(
                 command=each.command,
                 what=each.what,
                 columns=[column for layer in each.layers for column in layer.columns],

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.checking.status import JobStatus, UnfinishedStep
+from pipeline.checking.status import JobStatus, StepStatus
 from pipeline.job.status import RunStatus, WorkerState
 from pipeline.labelling.monitoring.progress import STEPS
 from scorers.amounts import format_count, format_duration, format_mean_rate, format_rate
@@ -66,7 +66,7 @@ def _headline(status: JobStatus) -> str:
     )
 
 
-def _unfinished(step: UnfinishedStep, *, only: bool) -> str:
+def _unfinished(step: StepStatus, *, only: bool) -> str:
     what = "" if only else f"{step.what} is not done ({step.committed:,} of {format_count(step.units, 'unit')}). "
     return f"{what}The same `{step.command}` command resumes it."
 
