@@ -146,8 +146,7 @@ class ObjectiveConfig(_Section):
     fewer. Two are called `<|aligned|>` and `<|misaligned|>`, more are `<|quantile_1|>` (the best) and so on.
     """
     mask_control_tokens: bool = False
-    """Conditional: no loss on control tokens, only on what follows them (as MeCo, arXiv 2501.01956, treats metadata).
-    """
+    """Conditional: no loss on control tokens, only on what follows them, as MeCo (arXiv 2501.01956) masks metadata."""
     mask_above: float | Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")] | None = None
     """Sentences with a higher score are read but not learnt ("masked SLUNG", arXiv 2505.03052); a score, or a
     percentile of the stream's sentences such as `p99`. With `data.columns` it applies to the combined score; with a
@@ -381,3 +380,23 @@ class TrainConfig(_Section):
     """How a model is sampled and scored, by `phf evaluate` and during training."""
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     """Trackers for metrics, besides the console and `metrics.jsonl`."""
+
+
+class ResolvedMixtureConfig(MixtureConfig):
+    """A dataset of a mixture whose score column is known."""
+
+    column: str
+
+
+class ResolvedDataConfig(DataConfig):
+    """The training data, with what the task and the model decide."""
+
+    column: str
+    context_length: Count
+    mixture: tuple[ResolvedMixtureConfig, ...] = ()
+
+
+class ResolvedConfig(TrainConfig):
+    """The settings of a run after `training.settings.fill_in`."""
+
+    data: ResolvedDataConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scorers.settings import load_settings, parse_override, read_yaml
-from training.config import TrainConfig
+from training.config import ResolvedConfig, TrainConfig
 from training.presets import CONTEXT_LENGTH, preset
 
 
@@ -16,7 +16,7 @@ def resolve_config(
     *,
     defaults: Mapping[str, Any] | None = None,
     base: Mapping[str, Any] | None = None,
-) -> TrainConfig:
+) -> ResolvedConfig:
     """Resolve the configuration of a run, except what the dataset or the machine decides.
 
     Args:
@@ -40,7 +40,7 @@ def resolve_config(
     return fill_in(load_settings(TrainConfig, file=file, flags=flags, overrides=overrides, defaults=under))
 
 
-def fill_in(config: TrainConfig) -> TrainConfig:
+def fill_in(config: TrainConfig) -> ResolvedConfig:
     """Fill in the column and the context length if they are None: the task's name, and 1024 or the model's limit.
 
     With several columns, the default column is the first if the task's name is not among them.
@@ -49,15 +49,13 @@ def fill_in(config: TrainConfig) -> TrainConfig:
         UserError: the model is unknown.
     """
     column = config.data.column or _column(config)
-    mixture = tuple(each.model_copy(update={"column": each.column or column}) for each in config.data.mixture)
-    data = config.data.model_copy(
-        update={
-            "column": column,
-            "mixture": mixture,
-            "context_length": config.data.context_length or _context_length(config),
-        }
-    )
-    return config.model_copy(update={"data": data})
+    given = config.model_dump()
+    given["data"] |= {
+        "column": column,
+        "mixture": [{**each, "column": each["column"] or column} for each in given["data"]["mixture"]],
+        "context_length": config.data.context_length or _context_length(config),
+    }
+    return ResolvedConfig.model_validate(given)
 
 
 def _column(config: TrainConfig) -> str:

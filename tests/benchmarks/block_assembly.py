@@ -34,7 +34,7 @@ def run() -> Iterator[Comparison]:
         batches = BatchSource(Stream(TokenStore.open(Path(place)), "toxicity", options), 1, seed=42)
         config = TrainingConfig(batch_size=1, micro_batch_size=1)
         model = build_model(ModelConfig(name="gpt2"), Vocabulary(VOCABULARY, 0), context_length=CONTEXT)
-        engine = Engine(model, config, plan_horizon(config, CONTEXT, 1), world)
+        engine = Engine(model, config, plan_horizon(config, CONTEXT, 1), world, "fp32")
         objective, steps, batch = objectives.build("mle"), count(), batches.batch(0)
         yield compare(
             "assemble the block of a step, against the step of GPT-2 124M",

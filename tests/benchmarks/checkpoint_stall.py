@@ -38,7 +38,7 @@ def _measure(name: str, context: int, vocabulary: int, world: Any) -> Iterator[C
 
     config = TrainingConfig(num_tokens=10**9, batch_size=1, keep_checkpoints=1)
     model = build_model(ModelConfig(name=name), Vocabulary(vocabulary, 0), context_length=context)
-    engine = Engine(model, config, plan_horizon(config, context, 1), world)
+    engine = Engine(model, config, plan_horizon(config, context, 1), world, "fp32")
     objective = objectives.build("mle")
     shape = (1, context)
     batch = Batch(np.random.default_rng(0).integers(0, vocabulary, shape), np.zeros(shape, np.float32))

@@ -151,7 +151,7 @@ def _run_in_own_process(
 
 def _ours(options: argparse.Namespace, size: str, way: str, world: Any) -> tuple[Any, float]:
     from training.config import TrainingConfig
-    from training.engine.engine import Engine
+    from training.engine.engine import Engine, choose_precision
     from training.model.counting import flops_per_token
     from training.model.language_model import checkpoint_activations
     from training.objectives import build
@@ -169,7 +169,9 @@ def _ours(options: argparse.Namespace, size: str, way: str, world: Any) -> tuple
     flops = flops_per_token(model, options.context)
     if options.activation_checkpointing:
         checkpoint_activations(model)
-    engine = Engine(model, config, plan_horizon(config, options.context, 1), world)
+    engine = Engine(
+        model, config, plan_horizon(config, options.context, 1), world, choose_precision(config, world.device)
+    )
     batch = _batch(options, size)
     return lambda: engine.train_step(batch, objective, 5e-4), flops
 

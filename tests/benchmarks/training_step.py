@@ -65,7 +65,7 @@ class _Setting:
 
         config = self.config()
         horizon = plan_horizon(config, self.context, 1)
-        return Engine(self.model(value_head=value_head), config, horizon, self.world)
+        return Engine(self.model(value_head=value_head), config, horizon, self.world, "fp32")
 
     def batch(self) -> Any:
         import numpy as np

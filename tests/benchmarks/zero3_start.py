@@ -46,7 +46,7 @@ def main(way: str) -> None:
     model.has_linear_head = True
     built = peak_memory(world.device) / 1e6
     config = TrainingConfig(batch_size=2, micro_batch_size=1, zero_stage=3, precision="bf16")
-    Engine(model, config, plan_horizon(config, 64, world.size), world)
+    Engine(model, config, plan_horizon(config, 64, world.size), world, "bf16")
     mine = {"built": built, "started": peak_memory(world.device) / 1e6}
     peaks: list[dict[str, float]] = [mine] * world.size
     torch.distributed.all_gather_object(peaks, mine)

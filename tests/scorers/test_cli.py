@@ -37,4 +37,4 @@ def test_the_help_reads_well():
     outer = typer.Typer()
     outer.add_typer(app)
     result = CliRunner().invoke(outer, ["--help"])
-    assert "Show the kinds of scorers" in result.output
+    assert "List the kinds of scorers" in result.output

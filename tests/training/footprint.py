@@ -60,7 +60,7 @@ def main(
     network = build_model(ModelConfig(name=model), Vocabulary(vocabulary, 0), context_length=context)
     if checkpointing:
         checkpoint_activations(network)
-    engine = Engine(network, config, plan_horizon(config, context, world.size), world)
+    engine = Engine(network, config, plan_horizon(config, context, world.size), world, "fp32")
     loss = objectives.build("mle")
     generator = np.random.default_rng(world.rank)
     seconds = []

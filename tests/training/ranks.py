@@ -130,7 +130,7 @@ def make(world: World, case: str, folder: Path, *, reshaped: bool) -> tuple[Engi
         skeleton=stage == "3" and not world.is_main,
     )
     model.has_linear_head = True
-    engine = Engine(model, config, plan_horizon(config, LENGTH, world.size), world, reshaped=reshaped)
+    engine = Engine(model, config, plan_horizon(config, LENGTH, world.size), world, precision, reshaped=reshaped)
     return engine, objectives.build("awr", alpha=0.5, beta=1.0)
 
 

@@ -16,6 +16,7 @@ from training.export.model import export_model
 from training.loop.build_facts import build_run_facts
 from training.model.language_model import LanguageModel, build_model
 from training.model.vocabulary import Vocabulary
+from training.planning.resolved import ResolvedRun
 from training.runs.folder import RunFolder
 from training.schedule import plan_horizon
 from training.settings import resolve_config
@@ -103,10 +104,9 @@ def make_real_run(
     model = build_for(data)
     train_a_little(data, model, steps)
     run = RunFolder(output)
-    horizon = plan_horizon(data.config.training, data.config.data.context_length or 0, 1)
-    facts = build_run_facts(data, model, horizon, "fp32").model_copy(
-        update={"status": "finished", "step": horizon.steps}
-    )
+    horizon = plan_horizon(data.config.training, data.config.data.context_length, 1)
+    resolved = ResolvedRun(data.config, horizon, "fp32", on_gpu=False)
+    facts = build_run_facts(data, model, resolved).model_copy(update={"status": "finished", "step": horizon.steps})
     run.write_config(data.config)
     run.write_facts(facts)
     export_model(

@@ -17,7 +17,7 @@ from training.distributed.launch import LAUNCHERS, Launch
 from training.distributed.slurm import slurm_ranks
 
 if TYPE_CHECKING:
-    from training.config import TrainConfig
+    from training.config import ResolvedConfig
 
 HERE = "here"
 
@@ -43,7 +43,7 @@ def start_from(folder: str, model: str | None) -> dict[str, Any]:
     return {"name": str(run.model), "pretrained": True}
 
 
-def check_tokenizer(start: str, config: "TrainConfig") -> None:
+def check_tokenizer(start: str, config: "ResolvedConfig") -> None:
     """Refuse another tokenizer than that of the run which training starts from; warn for a Hugging Face folder.
 
     Args:
@@ -79,7 +79,7 @@ def check_tokenizer(start: str, config: "TrainConfig") -> None:
         print_line(f"Warning: {differs}. Leave --tokenizer out to use the tokenizer of that model.")
 
 
-def check_held_out(start: str, config: "TrainConfig") -> None:
+def check_held_out(start: str, config: "ResolvedConfig") -> None:
     """Warn if the run that training starts from may have been trained on texts that are held out now.
 
     Args:
@@ -142,7 +142,7 @@ def check_place(on: str, reserved: Mapping[str, object], max_restarts: int, *, p
         raise UserError(f"{' and '.join(given)}: only for a cluster. Add --on ray, or leave them out.")
 
 
-def launch_ranks(on: str, launch: Launch, config: "Callable[[], TrainConfig]") -> int:
+def launch_ranks(on: str, launch: Launch, config: "Callable[[], ResolvedConfig]") -> int:
     """Start ranks here or elsewhere, wait for them, and return their exit status.
 
     Args:
@@ -176,7 +176,7 @@ def print_line(line: str) -> None:
     sys.stderr.write(f"{message(line)}\n")
 
 
-def show_plan(config: "TrainConfig", ranks: int, described: dict[str, Any], console: Any, *, as_json: bool) -> None:
+def show_plan(config: "ResolvedConfig", ranks: int, described: dict[str, Any], console: Any, *, as_json: bool) -> None:
     """Print the expected memory and time of a run.
 
     Raises:

@@ -40,7 +40,7 @@ from training.options import (
 )
 
 if TYPE_CHECKING:
-    from training.config import TrainConfig
+    from training.config import ResolvedConfig
 
 
 def train(
@@ -278,7 +278,7 @@ def train(
 
     console = Terminal(stderr=as_json)
 
-    def settings(defaults: dict[str, Any] | None = None) -> "TrainConfig":
+    def settings(defaults: dict[str, Any] | None = None) -> "ResolvedConfig":
         from training.settings import resolve_config
 
         base = None

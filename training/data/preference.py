@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorers.errors import UserError
-from training.config import DataConfig, MixtureConfig, ObjectiveConfig, TrainConfig
+from training.config import DataConfig, MixtureConfig, ObjectiveConfig, ResolvedConfig
 from training.data.combined import Combination, CombinedStore
 from training.data.index import StreamOptions
 from training.data.sources import Source
@@ -115,7 +115,7 @@ def _check_mixed(entry: MixtureConfig, data: DataConfig, *, quantiles: bool) -> 
         )
 
 
-def report_threshold(config: TrainConfig, source: Source, column: str | None = None) -> ThresholdChoice:
+def report_threshold(config: ResolvedConfig, source: Source, column: str | None = None) -> ThresholdChoice:
     """Choose the sentence threshold for reports, whatever the objective: the one that conditional would use.
 
     Args:
@@ -130,7 +130,7 @@ def report_threshold(config: TrainConfig, source: Source, column: str | None = N
     return sentence_threshold(None if OBJECTIVES[name].filters else given, source.manifest, column, task, "conditional")
 
 
-def loss_threshold(config: TrainConfig, source: Source) -> float:
+def loss_threshold(config: ResolvedConfig, source: Source) -> float:
     """Return the threshold on token scores for an objective that uses one in its loss, from the main dataset."""
     if config.data.columns:
         # The combined score is <= 0 exactly where every column is aligned.
@@ -140,7 +140,7 @@ def loss_threshold(config: TrainConfig, source: Source) -> float:
     ).value
 
 
-def choose_scale(config: TrainConfig, source: Source, store: TokenStore) -> Scale:
+def choose_scale(config: ResolvedConfig, source: Source, store: TokenStore) -> Scale:
     """Choose the score column to train on, and its threshold.
 
     Several columns are combined. For an objective with a threshold, the combined score is above 0 where any column is

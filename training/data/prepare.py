@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.dataset import LabelledDataset
 from scorers.errors import UserError
-from training.config import DataConfig, TrainConfig
+from training.config import DataConfig, ResolvedConfig
 from training.data.batches import Batches, BatchSource
 from training.data.build_store import ensure_store
 from training.data.index import StreamOptions
@@ -27,8 +27,6 @@ from training.data.token_spans import ensure_findings
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
 from training.loss_mask import LossMask
 from training.objectives import OBJECTIVES, Objective, build
-from training.presets import CONTEXT_LENGTH
-from training.settings import fill_in
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class PreparedDataset:
 
 
 def build_streams(
-    config: TrainConfig,
+    config: ResolvedConfig,
     source: Source,
     store: TokenStore,
     tokenizer: Tokenizer,
@@ -88,7 +86,7 @@ def build_streams(
     threshold, streams = scale.threshold, []
     for phase in phases:
         options = StreamOptions(
-            context_length=config.data.context_length or CONTEXT_LENGTH,
+            context_length=config.data.context_length,
             eos_id=tokenizer.eos_id,
             bos_id=None if tokenizer.bos_id == tokenizer.eos_id else tokenizer.bos_id,
             held_out=config.data.held_out,
@@ -169,7 +167,7 @@ class PreparedData:
         warnings: to print before the first step.
     """
 
-    config: TrainConfig
+    config: ResolvedConfig
     dataset: LabelledDataset
     tokenizer: Tokenizer
     store: TokenStore
@@ -190,7 +188,7 @@ class PreparedData:
     @property
     def column(self) -> str:
         """The score column of reports; the stream's own may combine it with others."""
-        return self.config.data.column or self.config.task
+        return self.config.data.column
 
     @property
     def control_ids(self) -> tuple[int, ...]:
@@ -203,7 +201,7 @@ class PreparedData:
         return self.objective.plain() if phase.name == "plain" else self.objective
 
 
-def prepare(config: TrainConfig, progress: Progress | None = None, *, compare_texts: bool = True) -> PreparedData:
+def prepare(config: ResolvedConfig, progress: Progress | None = None, *, compare_texts: bool = True) -> PreparedData:
     """Open the datasets, the tokenizer and the token stores (built if missing), and build the streams.
 
     Call it before a process group starts: building a store may take long. If several processes need the same store, one
@@ -217,11 +215,9 @@ def prepare(config: TrainConfig, progress: Progress | None = None, *, compare_te
     Raises:
         UserError: a problem with a dataset, tokenizer, store, threshold or objective; names the remedy.
     """
-    config = fill_in(config)
     name = config.objective.name
     check_preference(config.data, config.objective)
-    context_length = config.data.context_length or CONTEXT_LENGTH
-    phases = plan_phases(config.objective, config.training.steps(context_length))
+    phases = plan_phases(config.objective, config.training.steps(config.data.context_length))
     sources = open_sources(config)
     warnings = refuse_mixed_scorers(sources, config)
     objective = build(
@@ -305,7 +301,7 @@ def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] |
     return None if progress is None else lambda done, total: progress(name, done, total)
 
 
-def _batches(config: TrainConfig, phases: tuple[Phase, ...], prepared: Sequence[PreparedDataset]) -> Batches:
+def _batches(config: ResolvedConfig, phases: tuple[Phase, ...], prepared: Sequence[PreparedDataset]) -> Batches:
     size, seed = config.training.batch_size, config.training.seed
     names = tuple(each.source.uri for each in prepared)
     shares: tuple[Fraction, ...] = config.data.shares
@@ -320,8 +316,8 @@ def _batches(config: TrainConfig, phases: tuple[Phase, ...], prepared: Sequence[
 
 
 def _resolved(
-    config: TrainConfig, tokenizer: Tokenizer, prepared: Sequence[PreparedDataset], mask: LossMask | None
-) -> TrainConfig:
+    config: ResolvedConfig, tokenizer: Tokenizer, prepared: Sequence[PreparedDataset], mask: LossMask | None
+) -> ResolvedConfig:
     """Fill in what the datasets decide, so that it stays fixed when a dataset changes or disappears.
 
     Quantile bounds are not settings: they follow from the dataset.

@@ -9,7 +9,7 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec, documents_of
-from training.config import MixtureConfig, TrainConfig
+from training.config import MixtureConfig, ResolvedConfig
 from training.data.cache import dataset_identity
 from training.objectives import MLE, OBJECTIVES
 
@@ -62,7 +62,7 @@ class Source:
         return self.manifest.scorers[self.column]
 
 
-def open_sources(config: TrainConfig) -> list[Source]:
+def open_sources(config: ResolvedConfig) -> list[Source]:
     """Open the main dataset and the datasets of the mixture, in the order of the configuration.
 
     Args:
@@ -73,13 +73,13 @@ def open_sources(config: TrainConfig) -> list[Source]:
     """
     data, objective, task = config.data, config.objective, config.task
     shares = data.shares
-    column = data.column or task
+    column = data.column
     dataset = _open(data.dataset, [column, *data.columns])
     given, by_column = objective.threshold, objective.thresholds
     found = [Source(data.dataset, dataset, shares[0], column, task, given, by_column, data.store)]
     known = dataset.manifest.scorers
     for entry, share in zip(data.mixture, shares[1:], strict=True):
-        own = entry.column or column
+        own = entry.column
         dataset = _open(entry.dataset, [own, *data.columns])
         scorers = dataset.manifest.scorers
         same = scorers[own].fingerprint == known[column].fingerprint
@@ -95,7 +95,7 @@ def open_sources(config: TrainConfig) -> list[Source]:
     return found
 
 
-def refuse_mixed_scorers(sources: list[Source], config: TrainConfig) -> tuple[str, ...]:
+def refuse_mixed_scorers(sources: list[Source], config: ResolvedConfig) -> tuple[str, ...]:
     """Refuse a loss over scores of different scorers, or warn about it if the user allows it.
 
     Tags and filters have a threshold for each dataset, so they can be mixed; a loss that computes with the scores
@@ -154,7 +154,7 @@ def _refuse_twice(sources: list[Source]) -> None:
         seen[identity] = source.uri
 
 
-def _refuse_thresholds(config: TrainConfig, mixture: tuple[MixtureConfig, ...], given: float | None) -> None:
+def _refuse_thresholds(config: ResolvedConfig, mixture: tuple[MixtureConfig, ...], given: float | None) -> None:
     kind = OBJECTIVES[config.objective.name]
     if kind.tags or kind.filters:
         return

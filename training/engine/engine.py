@@ -91,6 +91,7 @@ class Engine:
         config: of the training.
         horizon: the batch arithmetic.
         world: the ranks; started.
+        precision: from `choose_precision`.
         reshaped: whether the checkpoint to load is from another number of ranks.
 
     Attributes:
@@ -100,12 +101,19 @@ class Engine:
     """
 
     def __init__(
-        self, model: LanguageModel, config: TrainingConfig, horizon: Horizon, world: World, *, reshaped: bool = False
+        self,
+        model: LanguageModel,
+        config: TrainingConfig,
+        horizon: Horizon,
+        world: World,
+        precision: Precision,
+        *,
+        reshaped: bool = False,
     ) -> None:
         self.model = model
         self.horizon = horizon
         self.world = world
-        self.precision = choose_precision(config, world.device)
+        self.precision = precision
         self.watch = Stopwatch(world.device)
         self._stage = config.zero_stage
         self._guard = None if config.skip_sigmas is None else SpikeGuard(config.skip_sigmas, world.device)

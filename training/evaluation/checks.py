@@ -9,7 +9,7 @@ import torch
 from pipeline.dataset import LabelledDataset, open_dataset
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
-from training.config import EvaluationConfig, TrainConfig
+from training.config import EvaluationConfig, ResolvedConfig
 from training.data.cache import relocate_data
 from training.data.store import META_NAME
 from training.disk import check_writable
@@ -101,7 +101,7 @@ def is_own(judge: Judge, facts: RunFacts) -> bool:
     return judge == Judge(facts.column)
 
 
-def main_data(config: TrainConfig, dataset: str | None) -> TrainConfig:
+def main_data(config: ResolvedConfig, dataset: str | None) -> ResolvedConfig:
     """The configuration with only the main dataset, wherever it is now, and without scores of single tokens."""
     data = relocate_data(config.data, dataset).model_copy(update={"mixture": (), "token_scores": False})
     # The run may be somebody else's: use the store that it names if it exists, but do not build one there.

@@ -13,7 +13,7 @@ from typing import Any
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.printing import printable
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.data.cache import relocate_data
 from training.runs import checkpoints
 from training.runs.facts import OriginFacts, RunFacts
@@ -62,7 +62,7 @@ def check_start(origin: tuple[str, int], horizon: Horizon) -> None:
         )
 
 
-def branch_facts(facts: RunFacts, config: TrainConfig, origin: tuple[str, int]) -> RunFacts:
+def branch_facts(facts: RunFacts, config: ResolvedConfig, origin: tuple[str, int]) -> RunFacts:
     """The facts of a branch that starts.
 
     Raises:

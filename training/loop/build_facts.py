@@ -10,10 +10,11 @@ from training.data.preference import report_threshold
 from training.data.prepare import PreparedData, PreparedDataset
 from training.data.sources import document_kind
 from training.data.thresholds import ThresholdChoice
-from training.engine.deepspeed_config import Precision, own_settings
+from training.engine.deepspeed_config import own_settings
 from training.evaluation.validation import Validation
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import LanguageModel
+from training.planning.resolved import ResolvedRun
 from training.runs.facts import (
     DatasetFacts,
     HorizonFacts,
@@ -33,12 +34,11 @@ _LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pyar
 def build_run_facts(
     data: PreparedData,
     model: LanguageModel,
-    horizon: Horizon,
-    precision: Precision,
+    run: ResolvedRun,
     validation: Validation | None = None,
 ) -> RunFacts:
     """The facts of a run that is about to start."""
-    config, tokens = data.config, data.tokenizer
+    config, horizon, tokens = run.config, run.horizon, data.tokenizer
     best, *others = data.control_ids or (None,)
     parameters, embedding = count_parameters(model)
     manifest = data.dataset.manifest
@@ -46,7 +46,7 @@ def build_run_facts(
         created_by=f"phf {library_versions('phf')['phf']}",
         status="running",
         saved=0,
-        precision=precision,
+        precision=run.precision,
         deepspeed=own_settings(config.training),
         task=config.task,
         objective=config.objective.name,

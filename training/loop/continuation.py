@@ -11,7 +11,7 @@ from typing import Any
 
 from scorers.amounts import format_count
 from scorers.errors import UserError
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.disk import output_error
 from training.loop.branch import branch_facts, check_origin, check_start, recorded_warmup
 from training.loop.resume import changed_settings, check_folder, check_same
@@ -67,7 +67,7 @@ class _ResumePoint:
 
 def start(
     folder: RunFolder,
-    config: TrainConfig,
+    config: ResolvedConfig,
     horizon: Horizon,
     facts: RunFacts,
     options: StartOptions,
@@ -124,7 +124,7 @@ def start(
 
 def choose_resume_point(
     folder: RunFolder,
-    config: TrainConfig,
+    config: ResolvedConfig,
     horizon: Horizon,
     options: StartOptions,
     changed: dict[str, Any] | None = None,
@@ -185,7 +185,7 @@ def initial_steps(folder: RunFolder) -> int | None:
     return facts.history[0].steps[0] if facts.history else facts.horizon.steps
 
 
-def with_warmup(horizon: Horizon, config: TrainConfig, facts: RunFacts) -> Horizon:
+def with_warmup(horizon: Horizon, config: ResolvedConfig, facts: RunFacts) -> Horizon:
     """The horizon with the warm-up that the run started with."""
     warmup = facts.horizon.warmup_steps
     warmup = warmup_steps(config.training, horizon.steps) if warmup is None else warmup
@@ -203,7 +203,7 @@ def _describe(folder: RunFolder, facts: RunFacts) -> str:
     return line
 
 
-def _why_not_longer(then: RunFacts, config: TrainConfig, horizon: Horizon) -> str | None:
+def _why_not_longer(then: RunFacts, config: ResolvedConfig, horizon: Horizon) -> str | None:
     schedule = config.training.schedule
     if horizon.steps <= then.horizon.steps or schedule in ("constant", "wsd"):
         return None
@@ -281,7 +281,7 @@ def _go_back(
     )
 
 
-def _write(folder: RunFolder, config: TrainConfig, facts: RunFacts) -> None:
+def _write(folder: RunFolder, config: ResolvedConfig, facts: RunFacts) -> None:
     try:
         folder.write_config(config)
         folder.write_facts(facts)

@@ -2,7 +2,7 @@
 
 import torch
 
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.data.prepare import PreparedData
 from training.distributed.world import World
 from training.engine.deepspeed_config import Precision
@@ -13,10 +13,9 @@ from training.model.sizes import SIZES
 from training.model.sources import check_attention, use_attention
 from training.model.trial import Tokens, try_network
 from training.model.vocabulary import Vocabulary, padding_id
-from training.presets import CONTEXT_LENGTH
 
 
-def check_network(config: TrainConfig, world: World, precision: Precision) -> None:
+def check_network(config: ResolvedConfig, world: World, precision: Precision) -> None:
     """Check that this machine can run the attention, the kernels and the compiler that the settings name.
 
     Raises:
@@ -73,7 +72,7 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
     if config.training.activation_checkpointing:
         checkpoint_activations(model)
     special = frozenset({tokenizer.eos_id, vocabulary.begins_with, *data.control_ids, *tokenizer.fast.all_special_ids})
-    context_length = config.data.context_length or CONTEXT_LENGTH
+    context_length = config.data.context_length
     tokens = Tokens(vocabulary.size, vocabulary.begins_with, tokenizer.eos_id, special, context_length)
     foreign = config.model.name not in SIZES
     world.on_main(lambda: try_network(model, data.objective, tokens, foreign=foreign))

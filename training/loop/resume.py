@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from scorers.errors import UserError
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.loop.build_facts import semantic_difference
 from training.runs.facts import RunFacts
 from training.runs.folder import SHARED_MARK, RunFolder
@@ -74,7 +74,7 @@ def check_folder(folder: RunFolder) -> bool:
     return False
 
 
-def changed_settings(folder: RunFolder, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+def changed_settings(folder: RunFolder, config: ResolvedConfig) -> dict[str, tuple[Any, Any]]:
     """Settings that differ from those of the run and may not freely change: by name, the old and the new value."""
     then = _flat(folder.read_config().model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
@@ -90,7 +90,11 @@ def changed_settings(folder: RunFolder, config: TrainConfig) -> dict[str, tuple[
 
 
 def check_same(
-    folder: RunFolder, config: TrainConfig, facts: RunFacts, may_change: Collection[str] = (), remedy: str | None = None
+    folder: RunFolder,
+    config: ResolvedConfig,
+    facts: RunFacts,
+    may_change: Collection[str] = (),
+    remedy: str | None = None,
 ) -> None:
     """Refuse to resume a run under another configuration or on other data.
 

@@ -14,15 +14,15 @@ from scorers.amounts import format_count, format_duration
 from scorers.errors import EXIT_STOPPED, IncompleteError, UserError
 from scorers.shell import phf
 from scorers.stopping import is_stop, leave
-from training.config import TrainConfig, TrainingConfig
+from training.config import ResolvedConfig, TrainingConfig
 from training.data.prepare import PreparedData, prepare
 from training.data.skipping import skip_batches
 from training.data.tokenizers import foreign_control_ids
 from training.disk import writing
 from training.distributed.failures import failures_named
 from training.distributed.world import World
-from training.engine.deepspeed_config import deepspeed_config, warn_rounded_gradients
-from training.engine.engine import Engine, choose_precision, seed_generators
+from training.engine.deepspeed_config import warn_rounded_gradients
+from training.engine.engine import Engine, seed_generators
 from training.engine.timing import peak_flops
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.prepare import EvaluationSetup, check_guidance, prepare_evaluation
@@ -51,7 +51,7 @@ from training.planning.expectation import cost_warning, describe_duration, no_he
 from training.planning.forecast import expected_seconds, fitted
 from training.planning.machines import this_machine
 from training.planning.plan import print_plan
-from training.presets import CONTEXT_LENGTH
+from training.planning.resolved import ResolvedRun, resolve_run
 from training.progress import StageProgress
 from training.runs import checkpoints
 from training.runs.best import LOSS, VALIDATION_LOSS, best_steps, check_best, read
@@ -65,7 +65,7 @@ from training.trackers.tracker import Tracker, keep_lines
 
 
 def train(
-    config: TrainConfig, console: Any, options: StartOptions | None = None, callbacks: Sequence[Callback] = ()
+    config: ResolvedConfig, console: Any, options: StartOptions | None = None, callbacks: Sequence[Callback] = ()
 ) -> RunFacts:
     """Train or resume the run in `config.output` and export its model. Called on every rank.
 
@@ -84,18 +84,15 @@ def train(
         IncompleteError: the loss diverged, the disk is full, memory ran out, or another rank is gone.
     """
     world, folder, options = World.from_environment(), RunFolder(Path(config.output)), options or StartOptions()
-    data, horizon = world.first(lambda: _prepare(config, world, options))
+    data, run = world.first(lambda: _prepare(config, world, options))
     with failures_named():
         world.start()
         lock, warn = ExitStack(), partial(_print_warning, console)
         try:
-            horizon = _common_horizon(horizon, config, world)
-            world.on_main(
-                lambda: (
-                    lock.enter_context(sole_launch(folder, warn)) if has_work_left(folder, horizon, options) else None
-                )
-            )
-            job = _build(data, horizon, world, folder, console, options)
+            run = run.with_micro_batch(_smallest(run.horizon.micro_batch_size, world))
+            unfinished = partial(has_work_left, folder, run.horizon, options)
+            world.on_main(lambda: lock.enter_context(sole_launch(folder, warn)) if unfinished() else None)
+            job = _build(data, run, world, folder, console, options)
             if world.on_main(lambda: _is_finished(folder)):
                 if world.is_main:
                     console.print(
@@ -123,6 +120,7 @@ class TrainingJob:
     """A prepared run: its data, model and facts.
 
     Attributes:
+        resolved: the settings and what follows from them.
         facts: the content of `run.json`.
         resumed: whether the folder already held the run.
         machine: the machine of this rank.
@@ -132,8 +130,8 @@ class TrainingJob:
 
     world: World
     folder: RunFolder
+    resolved: ResolvedRun
     data: PreparedData
-    horizon: Horizon
     model: LanguageModel
     facts: RunFacts
     console: Any
@@ -144,15 +142,15 @@ class TrainingJob:
 
     def run(self, callbacks: Sequence[Callback] = ()) -> RunFacts:
         """Train to the horizon from the newest checkpoint, or else from step 0, and export the model."""
-        world, config = self.world, self.data.config
+        world, config, horizon = self.world, self.resolved.config, self.resolved.horizon
         checkpoint = world.on_main(self._find_checkpoint)
         reshaped = checkpoint is not None and checkpoint.marker.ranks != world.size
-        engine = Engine(self.model, config.training, self.horizon, world, reshaped=reshaped)
+        engine = Engine(self.model, config.training, horizon, world, self.resolved.precision, reshaped=reshaped)
         trainer = Trainer(
             engine,
             self.data.objective_at,
             self.data.batches,
-            self.horizon,
+            horizon,
             config.training,
             world,
             self.folder.checkpoints,
@@ -215,14 +213,14 @@ class TrainingJob:
         ranks = found.marker.ranks
         writers = "" if ranks == self.world.size else f", written by {format_count(ranks, 'rank')}"
         self.console.print(
-            f"Resuming from {found.path}{writers}: step {found.marker.step:,} of {self.horizon.steps:,}.",
+            f"Resuming from {found.path}{writers}: step {found.marker.step:,} of {self.resolved.horizon.steps:,}.",
             markup=False,
             soft_wrap=True,
         )
         return found
 
     def _callbacks(self, step: int) -> list[Callback]:
-        config = self.data.config
+        config = self.resolved.config
         opened: list[Tracker] = []
         self.world.on_main(lambda: opened.append(self._open_tracker(step)))
         tracker = opened[0] if opened else None
@@ -245,7 +243,7 @@ class TrainingJob:
         return made
 
     def _open_tracker(self, step: int) -> Tracker:
-        config = self.data.config
+        config = self.resolved.config
         # Trackers do not need each other's addresses.
         metadata = {
             "config": config.model_dump(mode="json", exclude={"tracking"}),
@@ -274,8 +272,8 @@ class TrainingJob:
                     *self.facts.tokenizer.control_ids,
                     *foreign_control_ids(tokenizer.fast, self.data.control_ids),
                 ],
-                context_length=self.horizon.context_length,
-                card=model_card(self.facts, self.horizon.steps),
+                context_length=self.resolved.horizon.context_length,
+                card=model_card(self.facts, self.resolved.horizon.steps),
             )
 
     def _print_summary(self) -> None:
@@ -290,7 +288,7 @@ class TrainingJob:
         self._print_best()
 
     def _print_best(self) -> None:
-        training, place = self.data.config.training, self.folder.checkpoints
+        training, place = self.resolved.config.training, self.folder.checkpoints
         if training.best_metric is None:
             return
         best = best_steps(place, training.best_metric, training.best_mode)
@@ -348,7 +346,7 @@ class _Facts(Callback):
         self.job.write_facts("running", trainer)
 
 
-def check_settings(config: TrainConfig, ranks: int, options: StartOptions | None = None) -> Horizon:
+def check_settings(config: ResolvedConfig, ranks: int, options: StartOptions | None = None) -> Horizon:
     """Check what can be checked without the data, and return the horizon of the run on this number of ranks.
 
     Raises:
@@ -358,73 +356,66 @@ def check_settings(config: TrainConfig, ranks: int, options: StartOptions | None
     check_best(config)
     check_guidance(config.objective.name, config.evaluation)
     check_trackers(config.tracking)
-    context_length = config.data.context_length or CONTEXT_LENGTH
-    check_context(config.model, context_length)
-    horizon = plan_horizon(config.training, context_length, ranks)
+    check_context(config.model, config.data.context_length)
+    horizon = plan_horizon(config.training, config.data.context_length, ranks)
     choose_resume_point(RunFolder(Path(config.output)), config, horizon, options or StartOptions())
     return horizon
 
 
-def _prepare(config: TrainConfig, world: World, options: StartOptions) -> tuple[PreparedData, Horizon]:
+def _prepare(config: ResolvedConfig, world: World, options: StartOptions) -> tuple[PreparedData, ResolvedRun]:
     # Check before tokenising, which can take hours.
     horizon = check_settings(config, world.size, options)
     RunFolder(Path(config.output)).check_new()
-    precision = choose_precision(config.training, world.device)
-    deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
-    check_network(config, world, precision)
+    run = resolve_run(config, horizon, world.device)
+    check_network(config, world, run.precision)
     if world.is_main:
         with StageProgress() as progress:
             data = prepare(config, progress)
     else:
         data = prepare(config)
-    return data, fitted(data.config, horizon, data.tokenizer.size(data.control_ids), world.device)
+    run = replace(run, config=data.config)
+    return data, fitted(run, data.tokenizer.size(data.control_ids), world.device)
 
 
-def _common_horizon(horizon: Horizon, config: TrainConfig, world: World) -> Horizon:
-    """The horizon with the smallest micro-batch of all ranks, which may differ where their GPUs do."""
-    smallest = -int(world.max(torch.tensor([-horizon.micro_batch_size])).item())
-    if smallest == horizon.micro_batch_size:
-        return horizon
-    training = config.training.model_copy(update={"micro_batch_size": smallest})
-    return plan_horizon(training, horizon.context_length, horizon.ranks)
+def _smallest(micro_batch: int, world: World) -> int:
+    """The smallest micro-batch of all ranks, which may differ where their GPUs do."""
+    return -int(world.max(torch.tensor([-micro_batch])).item())
 
 
 def _build(
-    data: PreparedData, horizon: Horizon, world: World, folder: RunFolder, console: Any, options: StartOptions
+    data: PreparedData, run: ResolvedRun, world: World, folder: RunFolder, console: Any, options: StartOptions
 ) -> TrainingJob:
-    config = data.config
+    config, horizon = run.config, run.horizon
     model = build_network(data, world)
     seed_generators(config.training.seed, world.rank)
-    precision = choose_precision(config.training, world.device)
     planned_steps = world.on_main(lambda: initial_steps(folder)) or horizon.steps
     validation = choose_validation(data, horizon.steps, horizon.tokens_per_step, planned_steps)
     if validation is None and config.training.best_metric == VALIDATION_LOSS:
         raise UserError(f"training.best_metric={VALIDATION_LOSS}: {no_held_out(config.data, data.store.num_documents)}")
-    new = build_run_facts(data, model, horizon, precision, validation)
+    new = build_run_facts(data, model, run, validation)
     resumed, facts = world.on_main(
         lambda: start(folder, config, horizon, new, options, partial(_print_warning, console))
     )
-    horizon = with_warmup(horizon, config, facts)
+    run = replace(run, horizon=with_warmup(horizon, config, facts))
     data = replace(data, batches=skip_batches(data.batches, facts.skips))
     # Measure on all ranks at once, because they share the machine in a step too.
-    machine = this_machine(world.device, peak_flops(world.device, precision), world.size)
+    machine = this_machine(world.device, peak_flops(world.device, run.precision), world.size)
     if world.is_main:
         left = horizon.steps - facts.step
-        step_seconds = expected_seconds(config, horizon, facts.tokenizer.vocab_size, machine)
+        step_seconds = expected_seconds(run, facts.tokenizer.vocab_size, machine)
         expected = describe_duration(step_seconds, left, horizon.tokens_per_step)
         in_all = None if step_seconds is None else step_seconds * horizon.steps
         facts = facts.model_copy(update={"expected_seconds": in_all})
-        print_plan(console, config, facts, precision, model, world, expected)
+        print_plan(console, run, facts, model, world, expected)
         seconds, epochs = None if step_seconds is None else step_seconds * left, facts.horizon.epochs
         costs = cost_warning(seconds, epochs, horizon.tokens / epochs, machine, world.size)
-        ds = deepspeed_config(config.training, horizon, precision, parameters=1, on_gpu=world.device.type == "cuda")
-        rounded = warn_rounded_gradients(ds, config.training.deepspeed)
+        rounded = warn_rounded_gradients(run.deepspeed(parameters=1), config.training.deepspeed)
         held_out = len(data.stream.held_out_documents())
         unseen = None if held_out else f"Warning: {no_held_out(config.data, data.store.num_documents)}"
         schedule = schedule_warning(config.training, horizon.steps)
         for warning in (*data.warnings, *filter(None, [costs if left else None, schedule, unseen, rounded])):
             _print_warning(console, warning)
-    return TrainingJob(world, folder, data, horizon, model, facts, console, resumed, machine, validation, options)
+    return TrainingJob(world, folder, run, data, model, facts, console, resumed, machine, validation, options)
 
 
 def _figures(report: EvaluationReport) -> dict[str, float]:

@@ -10,12 +10,11 @@ from pipeline.dataset import open_dataset
 from pipeline.dataset.first_run import estimate_tokens
 from pipeline.dataset.manifest import DamagedError
 from scorers.errors import UserError
-from training.config import TrainConfig
+from training.config import ResolvedConfig
 from training.data.phases import plan_phases
 from training.data.preference import check_preference
 from training.data.tokenizers import load_tokenizer
-from training.engine.deepspeed_config import DTYPES, Precision, deepspeed_config
-from training.engine.engine import choose_precision
+from training.engine.deepspeed_config import DTYPES
 from training.model.language_model import build_model
 from training.model.shape import ModelShape, trace_shape
 from training.model.sources import check_context
@@ -33,9 +32,9 @@ from training.planning.estimate import (
     estimate_seconds,
 )
 from training.planning.machines import MachineOptions, describe_machine
-from training.presets import CONTEXT_LENGTH
+from training.planning.resolved import ResolvedRun
 from training.runs.best import check_best
-from training.schedule import Horizon, plan_horizon
+from training.schedule import plan_horizon
 
 # Share of a machine's memory that a plan may fill: the rest is for the process, the GPU's context and fragmentation.
 FILL = 0.9
@@ -46,18 +45,16 @@ class Forecast:
     """The expected memory and time of a run.
 
     Attributes:
-        horizon: the steps and the shape of the batch.
-        machine, precision, job: the input of the estimate.
+        run: the settings, and the shape of the batch.
+        machine, job: the input of the estimate.
         memory: peak memory of one rank.
         seconds: duration of one step.
         remedies: options that would make the run fit, if it does not, by the same estimate.
         tokens: approximate tokens per epoch, from the size of the dataset's text; None without a dataset.
     """
 
-    config: TrainConfig
-    horizon: Horizon
+    run: ResolvedRun
     machine: Machine
-    precision: Precision
     job: Job
     memory: Memory
     seconds: Seconds
@@ -67,13 +64,13 @@ class Forecast:
     @property
     def epochs(self) -> float | None:
         """Approximate number of epochs."""
-        own = float(self.config.data.shares[0])
-        return None if not self.tokens else own * self.horizon.tokens / self.tokens
+        own = float(self.run.config.data.shares[0])
+        return None if not self.tokens else own * self.run.horizon.tokens / self.tokens
 
     @property
     def total_seconds(self) -> float:
         """Duration of all steps."""
-        return self.seconds.total * self.horizon.steps
+        return self.seconds.total * self.run.horizon.steps
 
     @property
     def fits(self) -> bool:
@@ -88,7 +85,7 @@ class Forecast:
     @property
     def checkpoints_kept(self) -> int:
         """Maximum number of checkpoints on disk, including one that is being written."""
-        training, steps = self.config.training, self.horizon.steps
+        training, steps = self.run.config.training, self.run.horizon.steps
         every = training.save_every
         written = -(-steps // every) if every else 1
         lasting = steps // training.keep_every if training.keep_every else 0
@@ -97,12 +94,12 @@ class Forecast:
     def facts(self) -> dict[str, Any]:
         """The forecast for JSON output, in bytes and seconds."""
         shape, machine = self.job.shape, self.machine
-        tokens_per_second = self.horizon.tokens_per_step / self.seconds.total
+        tokens_per_second = self.run.horizon.tokens_per_step / self.seconds.total
         return {
             "model": asdict(shape),
-            "horizon": {**asdict(self.horizon), "tokens": self.horizon.tokens},
+            "horizon": {**asdict(self.run.horizon), "tokens": self.run.horizon.tokens},
             "engine": {
-                "precision": self.precision,
+                "precision": self.run.precision,
                 "activation_checkpointing": self.job.checkpointing,
                 **asdict(self.job.layout),
             },
@@ -115,13 +112,13 @@ class Forecast:
             "total_seconds": self.total_seconds,
             "epochs": self.epochs,
             "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * shape.flops_per_token / (machine.flops * self.horizon.ranks),
+            "mfu": tokens_per_second * shape.flops_per_token / (machine.flops * self.run.horizon.ranks),
             "checkpoint_bytes": self.checkpoint,
             "checkpoints_kept": self.checkpoints_kept,
         }
 
 
-def forecast(config: TrainConfig, options: MachineOptions) -> Forecast:
+def forecast(config: ResolvedConfig, options: MachineOptions) -> Forecast:
     """Forecast the run of a configuration, without tokenising, building weights or writing anything.
 
     Args:
@@ -133,23 +130,22 @@ def forecast(config: TrainConfig, options: MachineOptions) -> Forecast:
     """
     check_best(config)
     check_preference(config.data, config.objective)
-    context_length = config.data.context_length or CONTEXT_LENGTH
-    check_context(config.model, context_length)
-    plan_phases(config.objective, config.training.steps(context_length))
-    plan_horizon(config.training, context_length, options.ranks)
+    check_context(config.model, config.data.context_length)
+    horizon = plan_horizon(config.training, config.data.context_length, options.ranks)
+    plan_phases(config.objective, horizon.steps)
     machine, precision = describe_machine(config.training, options)
+    run = ResolvedRun(config, horizon, precision, machine.on_gpu)
     kind = OBJECTIVES[config.objective.name]
     classes = (config.objective.quantiles or 2) if kind.tags else 0
     vocabulary = config.data.vocab_size + classes
     if config.data.tokenizer is not None:
         tokenizer = load_tokenizer(config.data.tokenizer)
         vocabulary = tokenizer.size(tokenizer.control_ids(classes) if classes else ())
-    shape = shape_of(config, vocabulary, precision, on_gpu=machine.on_gpu)
-    found = replace(_choose(config, shape, machine, precision, options.ranks), tokens=_tokens(config))
+    found = replace(_choose(run, shape_of(run, vocabulary), machine), tokens=_tokens(config))
     return found if found.fits else replace(found, remedies=tuple(_remedies(found)))
 
 
-def _tokens(config: TrainConfig) -> float | None:
+def _tokens(config: ResolvedConfig) -> float | None:
     # A plan works without a dataset, even if the named one is elsewhere; but a damaged dataset is an error.
     if not config.data.dataset:
         return None
@@ -163,86 +159,71 @@ def _tokens(config: TrainConfig) -> float | None:
     return estimate_tokens(manifest, column) if column in manifest.thresholds else None
 
 
-def shape_of(config: TrainConfig, vocabulary: int, precision: Precision, *, on_gpu: bool) -> ModelShape:
-    """The shape of a configuration's model with a vocabulary of this size.
+def shape_of(run: ResolvedRun, vocabulary: int) -> ModelShape:
+    """The shape of a run's model with a vocabulary of this size.
 
     Raises:
         UserError: the model cannot be built or estimated.
     """
+    config = run.config
     kind = OBJECTIVES[config.objective.name]
     model = build_model(
         config.model,
         # A padding token costs nothing, and some networks need it to number positions.
         Vocabulary(vocabulary, 0, pad_id=1),
         value_head=kind.needs_values,
-        rows_multiple=config.model.pad_vocab_to or (None if on_gpu else 1),
+        rows_multiple=config.model.pad_vocab_to or (None if run.on_gpu else 1),
         skeleton=True,
     )
-    context_length = config.data.context_length or CONTEXT_LENGTH
-    return trace_shape(model, config.model.name, context_length=context_length, dtype=DTYPES[precision])
+    return trace_shape(model, config.model.name, context_length=config.data.context_length, dtype=DTYPES[run.precision])
 
 
-def fitted(config: TrainConfig, horizon: Horizon, vocabulary: int, device: torch.device) -> Horizon:
-    """The horizon with the largest micro-batch that fits into a GPU's memory by the estimate, unless one is set.
+def fitted(run: ResolvedRun, vocabulary: int, device: torch.device) -> ResolvedRun:
+    """The run with the largest micro-batch that fits into a GPU's memory by the estimate, unless one is set.
 
-    On a CPU, and for a model that cannot be estimated, the horizon is unchanged; if nothing fits, the micro-batch is 1,
-    because the estimate may be wrong. Ranks with different GPUs may choose differently.
+    On a CPU, and for a model that cannot be estimated, it is unchanged; if nothing fits, the micro-batch is 1, because
+    the estimate may be wrong. Ranks with different GPUs may choose differently.
 
     Args:
-        config: the configuration of the run.
-        horizon: from `plan_horizon`.
+        run: the run.
         vocabulary: entries of the tokenizer, including control tokens.
         device: the device of the rank.
     """
-    if device.type != "cuda" or config.training.micro_batch_size is not None:
-        return horizon
+    if not run.on_gpu or run.config.training.micro_batch_size is not None:
+        return run
     properties = torch.cuda.get_device_properties(device)
     machine = Machine(properties.name, True, 1.0, float(properties.total_memory), 1.0, 1.0)
-    precision = choose_precision(config.training, device)
     try:
-        shape = shape_of(config, vocabulary, precision, on_gpu=True)
-        return _choose(config, shape, machine, precision, horizon.ranks).horizon
+        return replace(run, horizon=_choose(run, shape_of(run, vocabulary), machine).run.horizon)
     except UserError:
         # The model cannot be estimated, or the user's DeepSpeed JSON sets another micro-batch.
-        return horizon
+        return run
 
 
-def expected_seconds(config: TrainConfig, horizon: Horizon, vocabulary: int, machine: Machine) -> float | None:
+def expected_seconds(run: ResolvedRun, vocabulary: int, machine: Machine) -> float | None:
     """Estimated seconds per step; None for a model that cannot be estimated.
 
     Args:
-        config: the configuration of the run.
-        horizon: the shape of its batches.
+        run: the run.
         vocabulary: entries of the tokenizer, including control tokens.
         machine: the machine of a rank.
     """
-    device = torch.device("cuda" if machine.on_gpu else "cpu")
-    precision = choose_precision(config.training, device)
-    training = config.training.model_copy(update={"micro_batch_size": horizon.micro_batch_size})
     try:
-        shape = shape_of(config, vocabulary, precision, on_gpu=machine.on_gpu)
-        cut = config.model_copy(update={"training": training})
-        return _estimate(cut, shape, machine, precision, horizon.ranks).seconds.total
+        return _estimate(run, shape_of(run, vocabulary), machine).seconds.total
     except UserError:
         return None
 
 
-def _choose(config: TrainConfig, shape: ModelShape, machine: Machine, precision: Precision, ranks: int) -> Forecast:
+def _choose(run: ResolvedRun, shape: ModelShape, machine: Machine) -> Forecast:
     """The forecast with the largest micro-batch that fits, or else with the smallest."""
-    training, context_length = config.training, shape.context_length
-
-    def attempt(micro: int | None) -> Forecast:
-        chosen = training.model_copy(update={"micro_batch_size": micro})
-        return _estimate(config.model_copy(update={"training": chosen}), shape, machine, precision, ranks)
-
-    if training.micro_batch_size is not None or not machine.on_gpu:
+    if run.config.training.micro_batch_size is not None or not run.on_gpu:
         # On a CPU a run uses the largest divisor up to 8: larger micro-batches are not faster.
-        return attempt(training.micro_batch_size)
-    share = plan_horizon(training, context_length, ranks).batch_size // ranks
+        return _estimate(run, shape, machine)
+    share = run.horizon.batch_size // run.horizon.ranks
     found = refused = None
     for size in (each for each in range(share, 0, -1) if share % each == 0):
         try:
-            found = attempt(size)
+            found = _estimate(run.changed(micro_batch_size=size), shape, machine)
         except UserError as error:
             # The user's DeepSpeed JSON may set another micro-batch.
             refused = error
@@ -253,22 +234,21 @@ def _choose(config: TrainConfig, shape: ModelShape, machine: Machine, precision:
     return found
 
 
-def _estimate(config: TrainConfig, shape: ModelShape, machine: Machine, precision: Precision, ranks: int) -> Forecast:
-    horizon = plan_horizon(config.training, shape.context_length, ranks)
-    settings = deepspeed_config(config.training, horizon, precision, parameters=shape.parameters, on_gpu=machine.on_gpu)
+def _estimate(run: ResolvedRun, shape: ModelShape, machine: Machine) -> Forecast:
+    training, horizon = run.config.training, run.horizon
     job = Job(
         shape,
-        Layout.of(settings, shape.parameters),
-        ranks,
+        Layout.of(run.deepspeed(shape.parameters), shape.parameters),
+        horizon.ranks,
         horizon.micro_batch_size,
         horizon.accumulation,
-        config.training.activation_checkpointing,
+        training.activation_checkpointing,
     )
     memory = estimate_memory(job, machine)
-    if config.training.save_async:
-        copy = checkpoint_bytes(job) / ranks
+    if training.save_async:
+        copy = checkpoint_bytes(job) / horizon.ranks
         memory = replace(memory, main=memory.main + copy) if machine.on_gpu else replace(memory, copy=copy)
-    return Forecast(config, horizon, machine, precision, job, memory, estimate_seconds(job, machine))
+    return Forecast(run, machine, job, memory, estimate_seconds(job, machine))
 
 
 def _remedies(found: Forecast) -> Iterator[str]:
@@ -277,7 +257,7 @@ def _remedies(found: Forecast) -> Iterator[str]:
     together = {key: value for change in changes for key, value in change.items()}
     enough = [change for change in changes if _would_fit(found, change)] or [together]
     yield from (_named(change) for change in enough if change and _would_fit(found, change))
-    blocks, ranks = found.horizon.batch_size, found.horizon.ranks
+    blocks, ranks = found.run.horizon.batch_size, found.run.horizon.ranks
     # Every GPU adds memory; more processes on one CPU would share the same memory.
     more = (each for each in range(2 * ranks, blocks + 1, ranks) if found.machine.on_gpu and blocks % each == 0)
     least = next((each for each in more if _with_ranks(found, each).fits), None)
@@ -286,12 +266,12 @@ def _remedies(found: Forecast) -> Iterator[str]:
 
 
 def _changes(found: Forecast) -> Iterator[dict[str, Any]]:
-    training, machine = found.config.training, found.machine
-    if found.horizon.micro_batch_size > 1:
+    training, machine = found.run.config.training, found.machine
+    if found.run.horizon.micro_batch_size > 1:
         yield {"micro_batch_size": 1}
     if not training.activation_checkpointing and found.job.shape.kept_checkpointed is not None:
         yield {"activation_checkpointing": True}
-    if found.horizon.ranks > 1:
+    if found.run.horizon.ranks > 1:
         yield from ({"zero_stage": stage} for stage in range(max(training.zero_stage, 1) + 1, 4))
     if machine.on_gpu and training.zero_stage > 0 and not found.job.layout.offload_optimizer:
         yield {"offload": "optimizer"}
@@ -302,15 +282,12 @@ def _named(change: dict[str, Any]) -> str:
 
 
 def _would_fit(found: Forecast, change: dict[str, Any]) -> bool:
-    config = found.config.model_copy(update={"training": found.config.training.model_copy(update=change)})
     try:
-        return _estimate(config, found.job.shape, found.machine, found.precision, found.horizon.ranks).fits
+        return _estimate(found.run.changed(**change), found.job.shape, found.machine).fits
     except UserError:
         # The change conflicts with the other settings.
         return False
 
 
 def _with_ranks(found: Forecast, ranks: int) -> Forecast:
-    training = found.config.training.model_copy(update={"micro_batch_size": 1})
-    config = found.config.model_copy(update={"training": training})
-    return _estimate(config, found.job.shape, found.machine, found.precision, ranks)
+    return _estimate(found.run.changed(ranks, micro_batch_size=1), found.job.shape, found.machine)

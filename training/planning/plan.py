@@ -3,45 +3,42 @@
 from typing import Any
 
 from scorers.amounts import format_count, format_duration, format_size
-from training.config import TrainConfig, TrainingConfig
-from training.engine.deepspeed_config import Precision
+from training.config import TrainingConfig
 from training.model.counting import describe_experts, dimensions
 from training.model.language_model import LanguageModel
 from training.model.router import describe_router
 from training.planning.expectation import cost_warning
 from training.planning.forecast import Forecast
+from training.planning.resolved import ResolvedRun
 from training.runs.facts import MixedFacts, PhaseFacts, RunFacts
 
 
 def print_plan(
     console: Any,
-    config: TrainConfig,
+    run: ResolvedRun,
     facts: RunFacts,
-    precision: Precision,
     model: LanguageModel,
     world: Any,
     expected: str,
 ) -> None:
     """Print the plan as tables; `expected` is the line about its duration."""
     console.print()
-    _table(
-        console, f"Run: {facts.objective} on {facts.task}", _run_rows(config, facts, precision, model, world, expected)
-    )
+    _table(console, f"Run: {facts.objective} on {facts.task}", _run_rows(run, facts, model, world, expected))
     _table(console, "Data", _data_rows(facts))
     if facts.mixture:
         _table(console, "Mixture", {f"{number}": _mixed_row(each) for number, each in enumerate(facts.mixture, 1)})
     if facts.phases:
         _table(console, "Phases", dict(map(_phase_row, facts.phases)))
-    _table(console, "Configuration", _config_rows(config.model_dump(mode="json")))
+    _table(console, "Configuration", _config_rows(run.config.model_dump(mode="json")))
 
 
 def print_forecast(console: Any, found: Forecast) -> None:
     """Print a forecast as tables."""
-    shape, horizon, machine = found.job.shape, found.horizon, found.machine
+    shape, horizon, machine = found.job.shape, found.run.horizon, found.machine
     console.print()
     _table(
         console,
-        f"Plan: {found.config.objective.name}, {shape.name}, on {horizon.ranks} x {machine.name}",
+        f"Plan: {found.run.config.objective.name}, {shape.name}, on {horizon.ranks} x {machine.name}",
         {
             "model": f"{format_count(shape.layers, 'layer')}, width {shape.width}, {_heads(shape.heads)}"
             f"{shape.architecture}" + (", value head" if shape.value_head else ""),
@@ -54,7 +51,7 @@ def print_forecast(console: Any, found: Forecast) -> None:
             "horizon": f"{format_count(horizon.steps, 'step')}, {format_count(horizon.tokens, 'token')}: "
             f"{horizon.tokens / shape.parameters:.3g} a parameter"
             + ("" if found.epochs is None else f", about {found.epochs:,.3g} epochs over the dataset"),
-            "engine": f"DeepSpeed ZeRO {found.job.layout.zero_stage}, {found.precision}"
+            "engine": f"DeepSpeed ZeRO {found.job.layout.zero_stage}, {found.run.precision}"
             + (", activation checkpointing" if found.job.checkpointing else ""),
         },
     )
@@ -122,13 +119,11 @@ def _table(console: Any, title: str, rows: dict[str, str]) -> None:
     console.print()
 
 
-def _run_rows(
-    config: TrainConfig, facts: RunFacts, precision: Precision, model: LanguageModel, world: Any, expected: str
-) -> dict[str, str]:
+def _run_rows(run: ResolvedRun, facts: RunFacts, model: LanguageModel, world: Any, expected: str) -> dict[str, str]:
     horizon, network = facts.horizon, facts.model
     size, experts = dimensions(model.causal), describe_experts(model)
     head = ", value head" if network.value_head else ""
-    training = config.training
+    training = run.config.training
     flops = network.flops_per_token * horizon.tokens
     return {
         "model": f"{network.name}: {format_count(size.layers, 'layer')}, width {size.width}, "
@@ -146,8 +141,8 @@ def _run_rows(
         f"warm-up {_warmup(training, horizon.warmup_steps or 0)}, "
         f"to {training.min_learning_rate_ratio:g} of the peak",
         "validation": _validation(facts, training),
-        "engine": f"DeepSpeed ZeRO {training.zero_stage}, {precision}, {world.device.type} x {world.size}",
-        "output": config.output,
+        "engine": f"DeepSpeed ZeRO {training.zero_stage}, {run.precision}, {world.device.type} x {world.size}",
+        "output": run.config.output,
     }
 
 

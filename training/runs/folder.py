@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from scorers.errors import UserError
 from scorers.settings import describe_first_error
 from scorers.stored import read_stored
-from training.config import TrainConfig
+from training.config import ResolvedConfig, TrainConfig
 from training.disk import check_writable, refuse_links, write_atomically
 from training.runs.facts import RunFacts
 from training.runs.metrics_lines import read_metrics
+from training.settings import fill_in
 
 # Prefix of files by which ranks check that they share a folder, before it holds a run.
 SHARED_MARK = ".shared-"
@@ -97,7 +98,7 @@ class RunFolder:
         """Evaluations that `phf evaluate` wrote."""
         return self.path / "evaluation"
 
-    def read_config(self) -> TrainConfig:
+    def read_config(self) -> ResolvedConfig:
         """The resolved configuration.
 
         Raises:
@@ -106,13 +107,13 @@ class RunFolder:
         try:
             text = read_stored(self.config).decode()
             _refuse_bombs(self.config, text)
-            return TrainConfig.model_validate(yaml.safe_load(text))
+            return fill_in(TrainConfig.model_validate(yaml.safe_load(text)))
         except OSError as error:
             raise UserError(f"Cannot read {self.config}: {error.strerror or error}.") from None
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(_damaged(self.config, error)) from None
 
-    def write_config(self, config: TrainConfig) -> None:
+    def write_config(self, config: ResolvedConfig) -> None:
         """Replace `config.yaml` in one step."""
         write_atomically(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 

@@ -167,7 +167,7 @@ def test_an_empty_stream_is_refused_with_counts(prepared):
 
 
 def test_a_block_longer_than_the_stream_is_refused(prepared):
-    with pytest.raises(UserError, match=r"nothing to train on.*a block 100000.*Lower data\.context_length"):
+    with pytest.raises(UserError, match=r"nothing to train on.*a block needs 100000.*Lower data\.context_length"):
         prepared("mle", "data.context_length=100000")
 
 

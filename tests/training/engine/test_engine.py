@@ -36,7 +36,8 @@ def make(world, objective="mle", *, name="nano", batch_size=4, seed=0, tied=True
     torch.manual_seed(seed)
     network = ModelConfig(name=name, overrides={"tie_word_embeddings": tied})
     model = build_model(network, Vocabulary(64, 0), value_head=loss.needs_values)
-    return Engine(model, training, plan_horizon(training, LENGTH, world.size), world), loss
+    precision = choose_precision(training, world.device)
+    return Engine(model, training, plan_horizon(training, LENGTH, world.size), world, precision), loss
 
 
 def batch(step, size=4):

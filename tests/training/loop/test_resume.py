@@ -299,11 +299,10 @@ def test_what_is_measured_is_no_part_of_the_deepspeed_settings(tmp_path):
 def test_a_run_that_goes_on_keeps_its_precision(tmp_path, code_dataset, monkeypatch):
     output = tmp_path / "run"
     stop(code_dataset, output, 3)
-    for module in ("loop.train", "engine.engine"):
-        monkeypatch.setattr(
-            f"training.{module}.choose_precision",
-            lambda config, _: "bf16" if config.precision == "auto" else config.precision,
-        )
+    monkeypatch.setattr(
+        "training.planning.resolved.choose_precision",
+        lambda config, _: "bf16" if config.precision == "auto" else config.precision,
+    )
     with pytest.raises(UserError, match=r"fp32 in the run, bf16 now.*--set training\.precision=fp32"):
         run_job(code_dataset, output, "awr", training__num_tokens=20 * 128)
     settings = {"training__num_tokens": 20 * 128, "training__precision": "fp32"}

@@ -88,7 +88,7 @@ def test_padding_does_not_change_training_and_is_not_exported(tmp_path, stage):
     objective = build("unlikelihood", threshold=0.5, alpha=1.0)
 
     def engine(multiple):
-        return Engine(make(multiple=multiple), config, plan_horizon(config, 16, 1), world)
+        return Engine(make(multiple=multiple), config, plan_horizon(config, 16, 1), world, "fp32")
 
     def losses(engine, numbers):
         found = []

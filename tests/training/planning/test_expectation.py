@@ -8,6 +8,8 @@ from training.model.sizes import SIZES as SHAPES
 from training.planning.estimate import Machine
 from training.planning.expectation import cost_warning, describe_duration
 from training.planning.forecast import shape_of
+from training.planning.resolved import resolve_run
+from training.schedule import plan_horizon
 from training.settings import resolve_config
 
 CPU = Machine("this machine", False, 1e11, 1e10, 1e10, 1e9)
@@ -17,7 +19,8 @@ CPU = Machine("this machine", False, 1e11, 1e10, 1e10, 1e9)
 def test_the_sizes_of_the_pipelines_suggestion_are_those_of_training(name):
     parameters, flops, context = SIZES[name]
     config = resolve_config(flags={"output": "x", "task": "t", "data": {"dataset": "d"}, "model": {"name": name}})
-    shape = shape_of(config, 8192, "fp32", on_gpu=False)
+    run = resolve_run(config, plan_horizon(config.training, context, 1), torch.device("cpu"))
+    shape = shape_of(run, 8192)
     assert context == shape.context_length == min(1024, SHAPES[name].positions)
     assert flops == pytest.approx(shape.flops_per_token, rel=0.1)
     assert parameters == pytest.approx(shape.parameters - shape.parameters_embedding, rel=0.1)

@@ -33,6 +33,7 @@ from training.planning.estimate import (
 )
 from training.planning.forecast import FILL, fitted, forecast
 from training.planning.machines import MachineOptions, describe_machine
+from training.planning.resolved import ResolvedRun
 from training.schedule import plan_horizon
 from training.settings import resolve_config
 
@@ -202,7 +203,7 @@ def test_more_arithmetic_takes_longer_and_a_given_share_of_the_peak_is_used():
 def test_the_micro_batch_is_the_largest_that_fits(stage):
     options = MachineOptions(ranks=4, device="H100", memory=8e9)
     found = forecast(config(zero_stage=stage), options)
-    horizon = found.horizon
+    horizon = found.run.horizon
     assert found.fits
     assert horizon.micro_batch_size * horizon.accumulation * 4 == 64
     assert 1 < horizon.micro_batch_size < 16
@@ -215,7 +216,7 @@ def test_each_remedy_makes_it_fit():
     options = MachineOptions(ranks=2, device="A100", memory=5.8e9)
     found = forecast(config("gpt2-medium"), options)
     assert not found.fits
-    assert found.horizon.micro_batch_size == 1
+    assert found.run.horizon.micro_batch_size == 1
     assert "training.activation_checkpointing=true" in found.remedies
     assert any(remedy.startswith("--ranks") for remedy in found.remedies)
     for remedy in found.remedies:
@@ -247,9 +248,9 @@ def test_checkpoints_that_are_kept_and_copied_are_counted():
 
 def test_on_a_cpu_the_batch_is_cut_as_a_run_cuts_it():
     of = config("nano", batch_size=24)
-    assert forecast(of, MachineOptions(ranks=2, memory=1e12)).horizon == plan_horizon(of.training, 128, 2)
-    horizon = plan_horizon(of.training, 128, 1)
-    assert fitted(of, horizon, 400, torch.device("cpu")) is horizon
+    assert forecast(of, MachineOptions(ranks=2, memory=1e12)).run.horizon == plan_horizon(of.training, 128, 2)
+    run = ResolvedRun(of, plan_horizon(of.training, 128, 1), "fp32", on_gpu=False)
+    assert fitted(run, 400, torch.device("cpu")) is run
 
 
 def test_the_value_head_and_the_control_tokens_are_counted():
@@ -268,7 +269,7 @@ def test_a_checkpoint_is_as_large_as_it_says(tmp_path):
     world.start()
     settings = TrainingConfig(batch_size=2, micro_batch_size=1)
     model = build_model(ModelConfig(name="nano"), Vocabulary(4096, 0))
-    engine = Engine(model, settings, plan_horizon(settings, 128, 1), world)
+    engine = Engine(model, settings, plan_horizon(settings, 128, 1), world, "fp32")
     engine.save(tmp_path)
     engine.close()
     written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
@@ -355,15 +356,16 @@ def test_on_a_gpu_a_run_takes_the_micro_batch_of_the_plan(monkeypatch):
     card = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=int(40e9))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     of = config("gpt2", precision="bf16")
-    planned = forecast(of, MachineOptions(ranks=4, device="H100", memory=40e9)).horizon
-    horizon = plan_horizon(of.training, 1024, 4)
-    assert planned.micro_batch_size != horizon.micro_batch_size
-    assert fitted(of, horizon, 8192, torch.device("cuda", 0)) == planned
+    planned = forecast(of, MachineOptions(ranks=4, device="H100", memory=40e9)).run.horizon
+    run = ResolvedRun(of, plan_horizon(of.training, 1024, 4), "bf16", on_gpu=True)
+    assert planned.micro_batch_size != run.horizon.micro_batch_size
+    assert fitted(run, 8192, torch.device("cuda", 0)).horizon == planned
+    assert fitted(run, 8192, torch.device("cuda", 0)).config == of
     monkeypatch.setattr(card, "total_memory", int(1e9))
-    assert fitted(of, horizon, 8192, torch.device("cuda", 0)).micro_batch_size == 1
+    assert fitted(run, 8192, torch.device("cuda", 0)).horizon.micro_batch_size == 1
     chosen = config("gpt2", precision="bf16", micro_batch_size=2)
-    set_by_hand = plan_horizon(chosen.training, 1024, 4)
-    assert fitted(chosen, set_by_hand, 8192, torch.device("cuda", 0)) is set_by_hand
+    set_by_hand = ResolvedRun(chosen, plan_horizon(chosen.training, 1024, 4), "bf16", on_gpu=True)
+    assert fitted(set_by_hand, 8192, torch.device("cuda", 0)) is set_by_hand
 
 
 @pytest.mark.parametrize(("ranks", "between"), [(8, 225e9), (16, 25e9)])
