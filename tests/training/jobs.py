@@ -178,5 +178,5 @@ def figures(output: Path) -> list[tuple[float, ...]]:
     return [
         (each["step"], each["loss"], each["learning_rate"], each["grad_norm"])
         for each in metrics(output)
-        if "validation" not in each
+        if "loss" in each
     ]
