@@ -66,7 +66,7 @@ def test_a_dataset_opens_and_verifies(stored: Path, name: str) -> None:
     ]
     assert all(row["style"] == pytest.approx(np.diff(row["ends"], prepend=0) / 1000) for row in rows)
     report = here.run("verify", name, "--inputs")
-    assert (report["ok"], report["problems"]) == (True, [])
+    assert (report["ok"], report["problems"], report["inputs_compared"]) == (True, [], True)
     assert here.run("status", name)["state"] == "sealed"
     manifest = open_dataset(name).manifest
     assert list(manifest.scorers) == (["style"] if name == "labelled" else ["style", "length"])
