@@ -35,6 +35,8 @@ def fit(job: RankJob, ranks: int, needs: Mapping[str, int], max_restarts: int, s
     """
     # Ray Train reads these when it is imported, and passes them on.
     os.environ |= {"RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+    # Its actor, another Python process, would ask for the notices of preemption that ranks do not read.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     from ray.train import BackendConfig, UserCallback, WorkerGroupError
     from ray.train.backend import Backend
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig

@@ -48,7 +48,7 @@ def plain_loading(place: Path) -> Iterator[Path]:
         return original(file, *args, **{**options, "weights_only": True})
 
     try:
-        # DeepSpeed passes weights_only=False in each call, which overrides any setting of torch.
+        # DeepSpeed asks torch for pickles in each call, which overrides any setting of torch.
         with (
             torch.serialization.safe_globals(_deepspeed_classes()),
             mock.patch.object(torch, "load", load),
