@@ -111,12 +111,12 @@ class _Search:
         if record is not None and current != record.manifest:
             self._found.unswapped = True
             self._keep_generation(record)
-            # Spare what the swap itself will delete; readers may still use it.
+            # Skip what the swap itself will delete; readers may still use it.
             known = [record.manifest] + ([current] if current is not None else [])
-            self._search_generations(known, spared=set(committed) - {each.generation for each in known})
+            self._search_generations(known, skipped=set(committed) - {each.generation for each in known})
             return record.manifest
         if current is not None:
-            self._search_generations([current], spared=set())
+            self._search_generations([current], skipped=set())
             for older in committed[:-1]:
                 path = generation_path(older)
                 size = self._storage.size(path) or 0
@@ -132,16 +132,16 @@ class _Search:
     def _keep_generation(self, record: GenerationRecord) -> None:
         self._found.kept |= {f"{record.staged}/{file.path}" for file in listed_files(record.manifest)}
 
-    def _search_generations(self, known: Sequence[Manifest], spared: Collection[int]) -> None:
-        """Find files below `data/` and `ledger/` that belong neither to the known nor to the spared generations."""
+    def _search_generations(self, known: Sequence[Manifest], skipped: Collection[int]) -> None:
+        """Find files below `data/` and `ledger/` of other generations than the known and the skipped ones."""
         listed = {file.path for manifest in known for file in listed_files(manifest)}
-        folders = {place(generation) for generation in spared for place in (data_folder, ledger_folder)}
+        folders = {place(generation) for generation in skipped for place in (data_folder, ledger_folder)}
         for folder in ("data", "ledger"):
             self._search_folder(folder, listed, folders)
 
-    def _search_folder(self, folder: str, listed: set[str], spared: set[str]) -> None:
+    def _search_folder(self, folder: str, listed: set[str], skipped: set[str]) -> None:
         for name in self._storage.children(folder):
-            if f"{folder}/{name}".removesuffix("/") in spared:
+            if f"{folder}/{name}".removesuffix("/") in skipped:
                 continue
             files = list(self._storage.list(f"{folder}/{name}")) if name.endswith("/") else []
             if name.endswith("/") and not files:
