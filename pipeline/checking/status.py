@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -16,8 +15,6 @@ from pipeline.sealing.extent import Extent, extent_of
 from pipeline.storage.base import Storage
 from scorers.errors import UserError
 
-# A driver writes its figures every five seconds; one that has been silent for longer than this is considered dead.
-_SILENT_S = 30.0
 # While watching, wait this many times the duration of the last read before reading the commit records again.
 _RELUCTANCE = 20.0
 # Number of incompletely read inputs that a status lists.
@@ -127,7 +124,7 @@ def watch_status(storage: Storage, clock: Callable[[], float] = time.monotonic) 
         was_working = True
         while True:
             run = read_status(storage)
-            working = _is_working(run)
+            working = run is not None and run.is_running
             # When a run ends, read its final state at once.
             if clock() >= due or working != was_working:
                 read_at = clock()
@@ -164,12 +161,6 @@ def _totals(storage: Storage, units: int, plan: Plan) -> _Totals:
     )
 
 
-def _is_working(run: RunStatus | None) -> bool:
-    if run is None or run.state not in {"starting", "labelling", "sealing"}:
-        return False
-    return _seconds_since(run.written) < _SILENT_S
-
-
 def _status(storage: Storage, extent: Extent, totals: _Totals, run: RunStatus | None, *, working: bool) -> JobStatus:
     committed = {layer.number: layer.committed for layer in extent.layers}
     step = next(iter(extent.unfinished), None)
@@ -192,7 +183,7 @@ def _status(storage: Storage, extent: Extent, totals: _Totals, run: RunStatus | 
         sources_cut=totals.sources_cut,
         cut=totals.cut,
         run=run,
-        silent_s=None if run is None else _seconds_since(run.written),
+        silent_s=None if run is None else run.silent_s,
         generation=None if extent.current is None else extent.current.generation,
         columns=[
             ColumnStatus(columns=list(layer.columns), committed=committed[layer.number]) for layer in extent.layers
@@ -208,7 +199,3 @@ def _status(storage: Storage, extent: Extent, totals: _Totals, run: RunStatus | 
             for each in extent.unfinished
         ],
     )
-
-
-def _seconds_since(moment: datetime) -> float:
-    return max(0.0, (datetime.now(UTC) - moment).total_seconds())

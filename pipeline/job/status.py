@@ -1,5 +1,6 @@
 """The format of `job/progress.json`: the figures of a running job, for `phf status`."""
 
+from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -28,6 +29,9 @@ class RecentFailure(BaseModel):
 
 
 PROGRESS = "job/progress.json"
+
+# A driver writes its figures every five seconds; one that has been silent for longer than this is considered dead.
+_SILENT_S = 30.0
 
 State = Literal["starting", "labelling", "sealing", "stopped", "incomplete", "done"]
 
@@ -70,6 +74,16 @@ class RunStatus(BaseModel):
     failed: list[str]
     failed_attempts: dict[str, int]
     failures: list[RecentFailure] = Field(default_factory=list)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the figures were written, by the clocks of that machine and this one; 0 for the future."""
+        return max(0.0, (datetime.now(UTC) - self.written).total_seconds())
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the driver has not ended its run, and has written lately."""
+        return self.state in {"starting", "labelling", "sealing"} and self.silent_s < _SILENT_S
 
 
 def read_status(storage: Storage) -> RunStatus | None:

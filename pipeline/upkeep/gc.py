@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.dataset.manifest import MANIFEST_NAME, no_manifest
@@ -19,9 +18,6 @@ from pipeline.storage.open import open_storage
 from pipeline.upkeep.orphans import Orphan, Remains, files_of, find_remains
 from scorers.errors import IncompleteError, StoppedError, UserError
 from scorers.shell import phf
-
-# A driver writes every few seconds; one that has been silent for longer than this is considered dead.
-_SILENT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -116,10 +112,7 @@ def _require_job(storage: Storage, uri: str) -> None:
 
 def _driver_at_work(storage: Storage) -> RunStatus | None:
     run = read_status(storage)
-    if run is None or run.state in {"stopped", "incomplete", "done"}:
-        return None
-    silent_s = (datetime.now(UTC) - run.written).total_seconds()
-    return run if silent_s < _SILENT_S else None
+    return run if run is not None and run.is_running else None
 
 
 def _is_of_an_epoch(orphan: Orphan) -> bool:
