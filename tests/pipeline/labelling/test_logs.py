@@ -14,6 +14,16 @@ from pipeline.corpus.records import Quarantined
 from pipeline.job.unit_records import UnitRecord
 from pipeline.labelling.monitoring.log_file import LogFile
 from pipeline.labelling.monitoring.logs import RunLog, run_log, without_secrets
+from pipeline.labelling.scheduler.events import (
+    UnitCommitted,
+    UnitFailed,
+    UnitGivenUp,
+    UnitSent,
+    UnitStaged,
+    WorkerHired,
+    WorkerLost,
+    WorkerReady,
+)
 from scorers.errors import IncompleteError, UserError
 from tests.pipeline.corpora import make_config
 from tests.pipeline.label_job import ROOT, Labelling
@@ -40,15 +50,15 @@ def test_every_line_has_a_time_an_event_and_a_run(tmp_path: Path) -> None:
     )
     with pytest.raises(IncompleteError), run_log(config) as log:
         log.claimed(3)
-        log.hired(4, "cpu")
-        log.ready(4, "cpu", "node-1")
-        log.sent(unit, "cpu", 4, 1, isolated=False)
-        log.failed(unit, "cpu", 4, 1, "ValueError at x.py:1")
-        log.sent(unit, "cpu", 4, 2, isolated=True)
-        log.lost(4, "cpu", "its process died", unit=unit, counted=True)
-        log.done(unit, "cpu", 5, 3, part_of(unit, "cpu"), 1.25)
-        log.unit_committed(unit, record, [part_of(unit, "cpu")])
-        log.given_up(unit, "gpu", 3, "its process died")
+        log(WorkerHired(4, "cpu"))
+        log(WorkerReady(4, "cpu", "node-1"))
+        log(UnitSent(unit, "cpu", 4, 1, isolated=False))
+        log(UnitFailed(unit, "cpu", 4, 1, "ValueError at x.py:1"))
+        log(UnitSent(unit, "cpu", 4, 2, isolated=True))
+        log(WorkerLost(4, "cpu", "its process died", unit=unit, counted=True))
+        log(UnitStaged(unit, "cpu", 5, 3, part_of(unit, "cpu"), 1.25))
+        log(UnitCommitted(unit, record, [part_of(unit, "cpu")]))
+        log(UnitGivenUp(unit, "gpu", 3, "its process died"))
         log.stopping(10)
         raise IncompleteError("1 unit could not be labelled.")
     written = lines(tmp_path / "log")
@@ -96,7 +106,7 @@ def test_a_full_disk_loses_lines_and_nothing_else() -> None:
         file = LogFile(descriptor, "run.log", notes.append)
         log = RunLog(file)
         for number in range(3):
-            log.hired(number, "cpu")
+            log(WorkerHired(number, "cpu"))
     finally:
         os.close(descriptor)
     assert file.lost == 3
@@ -112,13 +122,14 @@ def test_a_line_that_was_cut_does_not_break_the_next_one(tmp_path: Path) -> None
         "import os, resource, signal, sys\n"
         "from pipeline.labelling.monitoring.log_file import LogFile\n"
         "from pipeline.labelling.monitoring.logs import RunLog\n"
+        "from pipeline.labelling.scheduler.events import WorkerHired\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "log = RunLog(LogFile(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT), 'x'))\n"
-        "log.hired(1, 'cpu')\n"
+        "log(WorkerHired(1, 'cpu'))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(sys.argv[1]) + 20, resource.RLIM_INFINITY))\n"
-        "log.hired(2, 'cpu'); log.hired(3, 'cpu')\n"
+        "log(WorkerHired(2, 'cpu')); log(WorkerHired(3, 'cpu'))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
-        "log.hired(4, 'cpu'); log.hired(5, 'cpu')\n"
+        "log(WorkerHired(4, 'cpu')); log(WorkerHired(5, 'cpu'))\n"
     )
     path = tmp_path / "log"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)

@@ -18,6 +18,7 @@ from pipeline.job.unit_records import UnitRecord
 from pipeline.labelling.monitoring.console import LiveReporter, PlainReporter, figures, reporter_for
 from pipeline.labelling.monitoring.progress import Activity, Progress
 from pipeline.labelling.on_ray.cluster import _private_folder
+from pipeline.labelling.scheduler.events import UnitSent
 from pipeline.labelling.workers.isolation import describe_error
 from scorers.errors import UserError
 from tests.pipeline.simulation import PART
@@ -104,9 +105,9 @@ def test_the_time_to_load_models_is_not_part_of_the_pace() -> None:
     activity = Activity(["cpu"], 100)
     progress = Progress(units=100, before=0, workers=1, activity=activity, clock=clock)
     clock.now += 300
-    activity.sent(Unit(0, ()), "cpu", 0, 1, isolated=False)
+    activity(UnitSent(Unit(0, ()), "cpu", 0, 1, isolated=False))
     clock.now += 10
-    activity.sent(Unit(1, ()), "cpu", 0, 1, isolated=False)
+    activity(UnitSent(Unit(1, ()), "cpu", 0, 1, isolated=False))
     progress.add(record(), [])
     assert progress.remaining_s == 990
     assert progress.elapsed_s == 310

@@ -197,12 +197,12 @@ def test_the_view_of_a_running_job() -> None:
     activity = Activity(["cpu", "toxicity"], 900)
     moment = datetime(2026, 5, 4, 12, 30, 1, tzinfo=UTC)
     for worker, group in enumerate(["cpu", "cpu", "cpu", "toxicity"]):
-        activity.hired(worker, group)
+        activity(WorkerHired(worker, group))
         if worker:
-            activity.ready(worker, group, "node")
+            activity(WorkerReady(worker, group, "node"))
         if worker > 1:
-            activity.sent(units(5)[worker], group, worker, 1, isolated=False)
-    activity.lost(2, "cpu", "its process died [oom]", unit=units(3)[2], counted=True)
+            activity(UnitSent(units(5)[worker], group, worker, 1, isolated=False))
+    activity(WorkerLost(2, "cpu", "its process died [oom]", unit=units(3)[2], counted=True))
     now = 1000.0
     progress = Progress(units=1000, before=100, workers=4, activity=activity, clock=lambda: now)
     now += 10
