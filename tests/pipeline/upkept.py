@@ -71,9 +71,8 @@ def set_up(patch: pytest.MonkeyPatch, packages: Path) -> None:
     probe.install(packages)
     patch.syspath_prepend(str(packages))
     registry._plugins.cache_clear()
-    modules = ("units.store", "units.survey", "labelling.commit", "checking.units", "upkeep.relabelling")
-    for module in (*modules, "upkeep.unit_files"):
-        patch.setattr(f"pipeline.{module}.FOLDER_UNITS", FOLDER_UNITS)
+    patch.setattr("pipeline.job.units.FOLDER_UNITS", FOLDER_UNITS)
+    patch.setattr("pipeline.job.unit_folders.FOLDER_UNITS", FOLDER_UNITS)
 
 
 def label(made: Made, layers: int = 2) -> None:
