@@ -79,7 +79,7 @@ from pipeline.cli import config_app as pipeline_config
 from scorers.cli import app as scorers_app
 from scorers.console import command
 from scorers.paths import require_utf8
-from scorers.streams import set_up_streams
+from scorers.stdio import set_up_streams
 from training.cli import app as training_app
 from training.cli import config_app as training_config
 from training.distributed.launch import LAUNCHERS

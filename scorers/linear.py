@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scorers.attempt import attempt
 from scorers.contract import Document, Execution, ScoringError
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256, fingerprint, library_versions
-from scorers.isolation import attempt
 from scorers.requirements import require
 from scorers.text import TextOptions
 

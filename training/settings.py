@@ -64,7 +64,7 @@ def _column(config: TrainConfig) -> str:
 
 
 def _context_length(config: TrainConfig) -> int:
-    from training.model.sources import max_positions
+    from training.model.build_network import max_positions
 
     return min(CONTEXT_LENGTH, max_positions(config.model) or CONTEXT_LENGTH)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.checking.accounts import Accounts
 from pipeline.checking.files import FileChecker
 from pipeline.checking.problems import Findings
-from pipeline.checking.rows import RowChecker
+from pipeline.checking.row_checker import RowChecker
 from pipeline.dataset.card import CARD_NAME, data_files
 from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, Shard
 from pipeline.dataset.schema import LEDGER_SCHEMA, QUARANTINE_SCHEMA, dataset_schema

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.corpus.plan import Plan
 from pipeline.job.record import load_job
-from pipeline.job.status import RunStatus, read_status
+from pipeline.job.run_status import RunStatus, read_status
 from pipeline.job.units import UnitStore
 from pipeline.sealing.extent import Extent, extent_of
 from pipeline.storage.base import Storage

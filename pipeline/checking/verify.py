@@ -15,7 +15,7 @@ from pipeline.checking.job import JobCheck, check_job
 from pipeline.checking.problems import Findings, Problem
 from pipeline.checking.rereading import NOT_LABELLED, compare_with_inputs
 from pipeline.checking.sealed import SealedChecker, check_card, check_manifest
-from pipeline.checking.units import UnitChecker, UnitDamage
+from pipeline.checking.unit_checker import UnitChecker, UnitDamage
 from pipeline.dataset import open_dataset
 from pipeline.dataset.manifest import (
     MANIFEST_NAME,

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.checking.status import JobStatus, StepStatus
-from pipeline.job.status import RunStatus, WorkerState
+from pipeline.job.run_status import RunStatus, WorkerState
 from pipeline.labelling.monitoring.progress import STEPS
 from scorers.amounts import format_count, format_duration, format_mean_rate, format_rate
 from scorers.paths import escape_path

@@ -18,10 +18,10 @@ from pipeline.labelling.estimate import Estimate, ratio
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.prepare import resolve_config
 from pipeline.labelling.workers.label_records import Labelled, label_records
+from scorers.attempt import describe
 from scorers.contract import Execution, Scorer
 from scorers.doctor.machine import processor
 from scorers.errors import UserError
-from scorers.isolation import describe
 from scorers.registry import ScorerSpec, build, runs_on_gpu
 from scorers.requirements import require_device
 from scorers.stopwatch import stopwatch

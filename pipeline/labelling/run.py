@@ -12,8 +12,8 @@ from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Manifest
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import StoredJob
+from pipeline.job.run_status import RunStatus, State
 from pipeline.job.staging import clear_staging
-from pipeline.job.status import RunStatus, State
 from pipeline.job.unit_records import UnitRecord
 from pipeline.job.units import UnitStore
 from pipeline.labelling.commit import Commits, Committer

@@ -8,8 +8,8 @@ from pipeline.dataset.manifest import MANIFEST_NAME, no_manifest
 from pipeline.job.epoch import STAGING, Epoch
 from pipeline.job.plan_files import PLANS, plan_files
 from pipeline.job.record import JOB
+from pipeline.job.run_status import RunStatus, read_status
 from pipeline.job.staging import committed_part, parts_of
-from pipeline.job.status import RunStatus, read_status
 from pipeline.sealing.generations import finish_seal
 from pipeline.storage.base import Storage
 from pipeline.storage.failures import storage_failures

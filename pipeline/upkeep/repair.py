@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.checking.problems import Problem
-from pipeline.checking.units import UnitDamage
+from pipeline.checking.unit_checker import UnitDamage
 from pipeline.checking.verify import Examination, examine
 from pipeline.config import LabelExecution
 from pipeline.job.epoch import Epoch

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from pipeline.checking.units import UnitDamage
+from pipeline.checking.unit_checker import UnitDamage
 from pipeline.config import LabelExecution
 from pipeline.job.record import StoredJob
 from pipeline.job.unit_records import UnitRecord

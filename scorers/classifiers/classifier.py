@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from scorers.classifiers import pretrained
 from scorers.classifiers.encoding import Encoder, Long
 from scorers.classifiers.engine import Engine, build_engine, check_engine, libraries
-from scorers.classifiers.sentences import score_sentences
+from scorers.classifiers.score_sentences import score_sentences
 from scorers.classifiers.transformers_models import content_sha256, longest_input
 from scorers.contract import Document, Execution, ScoringError
 from scorers.errors import UserError

@@ -13,9 +13,9 @@ from typing import Any
 
 from scorers import interpreter
 from scorers.amounts import format_count, format_size
+from scorers.attempt import describe
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
-from scorers.isolation import describe
 
 _GB = 1e9
 _LIBRARIES = ("ray", "deepspeed", "transformers", "tokenizers", "spacy", "pyarrow", "numpy")

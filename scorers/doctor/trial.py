@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scorers.attempt import describe
 from scorers.contract import Document, DocumentKind, Execution, Scorer, ScoringError
 from scorers.deadline import DeadlineExceededError
 from scorers.doctor.sample import sample
 from scorers.errors import UserError
 from scorers.fingerprint import collect_facts
-from scorers.isolation import describe
 from scorers.registry import ScorerSpec, build, given_field, runs_on_gpu
 from scorers.requirements import require_device
 from scorers.sentences import document

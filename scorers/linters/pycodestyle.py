@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from scorers.attempt import attempt
 from scorers.contract import Document, DocumentKind, Execution, ScoringError, SemanticOptions
 from scorers.fingerprint import fingerprint, library_versions
-from scorers.isolation import attempt
 from scorers.linters.lines import line_of_syntax_error, normalised_lines, per_character, refuse_too_long
 from scorers.requirements import require
 

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from scorers.attempt import attempt
 from scorers.contract import Document, DocumentKind, Execution, ScoringError, SemanticOptions
 from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions
-from scorers.isolation import attempt
 from scorers.linters import pylint_world
 from scorers.linters.lines import line_of_syntax_error, per_character, refuse_too_long
 from scorers.requirements import require

@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from scorers.attempt import allowed_seconds
 from scorers.contract import Document, DocumentKind, Execution, ScoringError, SemanticOptions
 from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions
-from scorers.isolation import allowed_seconds
 from scorers.linters.lines import per_character, too_long
 from scorers.requirements import require
 

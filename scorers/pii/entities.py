@@ -33,7 +33,7 @@ _LONGEST_PIECE = 10_000
 _BATCH_CHARACTERS = 20_000
 _BATCH_PIECES = 256
 
-# Reload the model after spaCy has stored so many strings from texts; see `sentences.py`.
+# Reload the model after spaCy has stored so many strings from texts; see `scorers/sentences.py`.
 _MOST_NEW_STRINGS = 500_000
 
 _DESCRIPTIONS = ("meta.json", "accuracy.json", "README.md", "LICENSE", "LICENSES_SOURCES", "__pycache__")

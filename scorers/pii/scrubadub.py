@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scorers.attempt import allowed_seconds, attempt
 from scorers.contract import Document, Execution, ScoringError
 from scorers.deadline import DeadlineExceededError, deadline
 from scorers.fingerprint import fingerprint, library_versions
-from scorers.isolation import allowed_seconds, attempt
 from scorers.pii import gates
 from scorers.pii.addresses import AddressFinder
 from scorers.pii.birth_dates import BirthDateFinder

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from scorers.attempt import attempt
 from scorers.contract import Document, Execution, ScoringError, SemanticOptions
 from scorers.errors import UserError
-from scorers.isolation import attempt
 
 ASCII = "qzjxkvwpyfhbgmtdnrlc"
 OTHER = "Žýřčáďťňúůěščříö"

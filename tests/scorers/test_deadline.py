@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from scorers.attempt import attempt
 from scorers.contract import ScoringError
 from scorers.deadline import DeadlineExceededError, deadline
-from scorers.isolation import attempt
 from scorers.sentences import document
 
 CATASTROPHE = re.compile(r"(a+)+$")

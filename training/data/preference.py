@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scorers.errors import UserError
 from training.config import DataConfig, MixtureConfig, ObjectiveConfig, ResolvedConfig
 from training.data.combined import Combination, CombinedStore
+from training.data.datasets import Source
 from training.data.index import StreamOptions
-from training.data.sources import Source
 from training.data.store import TokenStore
 from training.data.stream import Stream
 from training.data.thresholds import (

@@ -14,12 +14,12 @@ from scorers.errors import UserError
 from training.config import DataConfig, ResolvedConfig
 from training.data.batches import Batches, BatchSource
 from training.data.build_store import ensure_store
+from training.data.datasets import Source, document_kind, open_sources, refuse_mixed_scorers
 from training.data.index import StreamOptions
 from training.data.mixture import MixtureSource
 from training.data.phases import Phase, PhasedSource, phase_at, plan_phases
 from training.data.preference import check_preference, choose_scale, loss_mask, loss_threshold, report_threshold, tag
 from training.data.round_trips import RoundTrips, refuse_changes, round_trips
-from training.data.sources import Source, document_kind, open_sources, refuse_mixed_scorers
 from training.data.store import TokenStore
 from training.data.stream import Stream
 from training.data.thresholds import ThresholdChoice, check_stream, document_limit

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from scorers.errors import UserError
 from training.config import TrainingConfig
 from training.distributed.world import import_deepspeed
-from training.model.sources import first_line
+from training.model.build_network import first_line
 from training.schedule import Horizon
 
 

@@ -6,9 +6,9 @@ from typing import Any
 from pipeline.dataset import Manifest
 from scorers.fingerprint import library_versions
 from training.data.cache import dataset_identity
+from training.data.datasets import document_kind
 from training.data.preference import report_threshold
 from training.data.prepare import PreparedData, PreparedDataset
-from training.data.sources import document_kind
 from training.data.thresholds import ThresholdChoice
 from training.engine.deepspeed_config import own_settings
 from training.evaluation.validation import Validation

@@ -7,10 +7,10 @@ from training.data.prepare import PreparedData
 from training.distributed.world import World
 from training.engine.deepspeed_config import Precision
 from training.engine.engine import check_compiler
+from training.model.build_network import check_attention, use_attention
 from training.model.kernels import check_kernels, use_liger
 from training.model.language_model import LanguageModel, build_model, checkpoint_activations
 from training.model.sizes import SIZES
-from training.model.sources import check_attention, use_attention
 from training.model.trial import Tokens, try_network
 from training.model.vocabulary import Vocabulary, padding_id
 

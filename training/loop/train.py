@@ -44,8 +44,8 @@ from training.loop.network import build_network, check_network
 from training.loop.resume import check_folder
 from training.loop.trainer import DivergedError, Trainer
 from training.loop.validating import Validating
+from training.model.build_network import check_context
 from training.model.language_model import LanguageModel
-from training.model.sources import check_context
 from training.planning.estimate import Machine
 from training.planning.expectation import cost_warning, describe_duration, no_held_out, schedule_warning
 from training.planning.forecast import expected_seconds, fitted

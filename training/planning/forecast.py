@@ -15,9 +15,9 @@ from training.data.phases import plan_phases
 from training.data.preference import check_preference
 from training.data.tokenizers import load_tokenizer
 from training.engine.deepspeed_config import DTYPES
+from training.model.build_network import check_context
 from training.model.language_model import build_model
 from training.model.shape import ModelShape, trace_shape
-from training.model.sources import check_context
 from training.model.vocabulary import Vocabulary
 from training.objectives import OBJECTIVES
 from training.planning.estimate import (

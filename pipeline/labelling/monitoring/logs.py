@@ -35,8 +35,8 @@ from pipeline.labelling.scheduler.events import (
     WorkerLost,
     WorkerReady,
 )
+from scorers.attempt import describe
 from scorers.errors import EXIT_DEFECT, EXIT_INCOMPLETE, EXIT_QUARANTINE, EXIT_STOPPED, EXIT_USAGE, UserError
-from scorers.isolation import describe
 from scorers.stopping import is_stop
 
 _LIBRARIES = ("phf", "ray", "pyarrow", "numpy", "spacy", "torch")

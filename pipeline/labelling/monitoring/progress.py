@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from pipeline.corpus.plan import Unit
-from pipeline.job.status import WORKER_STATES, RecentFailure, WorkerState
+from pipeline.job.run_status import WORKER_STATES, RecentFailure, WorkerState
 from pipeline.job.unit_records import UnitRecord
 from pipeline.labelling.scheduler.events import (
     RunEvent,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from pipeline.job.epoch import Epoch
-from pipeline.job.status import PROGRESS, RunStatus, State
+from pipeline.job.run_status import PROGRESS, RunStatus, State
 from pipeline.labelling.monitoring.progress import Progress
 
 # Seconds between two versions of the file.

@@ -23,9 +23,9 @@ from pipeline.labelling.workers.label_records import KnownErrors
 from pipeline.labelling.workers.memory import machine_memory, resident_memory
 from pipeline.labelling.workers.worker import Job, PartResult
 from scorers import interpreter
+from scorers.attempt import allowed_seconds, describe
 from scorers.contract import ScoringError
 from scorers.errors import UserError
-from scorers.isolation import allowed_seconds, describe
 
 WORKER_DIED, WORKER_HUNG, MEMORY_LIMIT = "worker-died", "worker-hung", "memory-limit"
 

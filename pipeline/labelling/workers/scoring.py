@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scorers.attempt import describe
 from scorers.contract import Document, Scorer, ScoringError
 from scorers.deadline import DeadlineExceededError
 from scorers.errors import UserError
-from scorers.isolation import describe
 from scorers.stopping import StopRequest
 
 SCORER_ERROR = "scorer-error"

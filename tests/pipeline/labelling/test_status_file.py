@@ -16,7 +16,7 @@ from pipeline.checking.status import JobStatus, watch_status
 from pipeline.commands.status_view import status_view
 from pipeline.corpus.plan import Unit
 from pipeline.job.epoch import Epoch
-from pipeline.job.status import PROGRESS, RunStatus, read_status
+from pipeline.job.run_status import PROGRESS, RunStatus, read_status
 from pipeline.job.unit_records import UnitRecord
 from pipeline.labelling.monitoring.progress import Activity, Progress
 from pipeline.labelling.monitoring.status_file import StatusFile, status_of

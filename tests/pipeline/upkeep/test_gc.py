@@ -16,7 +16,7 @@ from pipeline.checking.verify import verify
 from pipeline.dataset.manifest import DamagedError
 from pipeline.job.epoch import Epoch, newest_epoch
 from pipeline.job.record import load_job
-from pipeline.job.status import PROGRESS
+from pipeline.job.run_status import PROGRESS
 from pipeline.job.units import UnitStore
 from pipeline.labelling.monitoring.console import PlainReporter
 from pipeline.labelling.run import Run, RunContext

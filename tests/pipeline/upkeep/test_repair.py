@@ -14,7 +14,7 @@ from pipeline.checking.verify import verify
 from pipeline.config import LabelExecution
 from pipeline.dataset import open_dataset
 from pipeline.job.epoch import Epoch
-from pipeline.job.status import PROGRESS
+from pipeline.job.run_status import PROGRESS
 from pipeline.job.unit_rows import read_rows
 from pipeline.job.units import UnitStore
 from pipeline.labelling.monitoring.console import PlainReporter

@@ -15,9 +15,9 @@ from tests.datasets import make_dataset
 from tests.training.jobs import metrics, run_job, style
 from tests.training.model.test_models import small_llama
 from training.config import ModelConfig
+from training.model.build_network import use_attention
 from training.model.language_model import build_model
 from training.model.masking import document_positions
-from training.model.sources import use_attention
 from training.model.vocabulary import Vocabulary
 from training.objectives import build
 

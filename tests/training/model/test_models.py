@@ -7,10 +7,10 @@ from scorers.errors import UserError
 from tests.training.stores import byte_tokenizer
 from training.config import ModelConfig
 from training.data.tokenizers import wrap_tokenizer
+from training.model.build_network import check_context, max_positions
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import build_model, load_model
 from training.model.sizes import SIZES
-from training.model.sources import check_context, max_positions
 from training.model.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(size=302, eos_id=0, control_ids=(300, 301))

@@ -20,8 +20,8 @@ from tests.training.jobs import command
 from tests.training.stores import byte_tokenizer
 from training.config import ModelConfig
 from training.data.tokenizers import load_tokenizer
+from training.model.build_network import load_pretrained, max_positions
 from training.model.language_model import build_model, load_model
-from training.model.sources import load_pretrained, max_positions
 from training.model.vocabulary import Vocabulary
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.dataset.manifest import Manifest, ScorerEntry
-from training.data.sources import document_kind
+from training.data.datasets import document_kind
 
 
 @pytest.mark.parametrize(

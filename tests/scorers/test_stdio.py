@@ -14,7 +14,7 @@ SCRIPT = """
 import sys
 import typer
 from scorers.console import command, print_json
-from scorers.streams import set_up_streams
+from scorers.stdio import set_up_streams
 
 set_up_streams()
 
