@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.checking import units as checked_units
 from pipeline.config import LabelConfig, LabelExecution
+from pipeline.job import unit_folders, units
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import LayerRecord, layer_path, load_job
+from pipeline.labelling import commit
 from pipeline.labelling.label import run_label
 from pipeline.labelling.monitoring.console import PlainReporter
 from pipeline.labelling.prepare import scorer_entries
@@ -19,6 +22,7 @@ from pipeline.labelling.run import Run, RunContext
 from pipeline.storage.base import Storage
 from pipeline.storage.checked_json import to_checked
 from pipeline.storage.open import open_storage
+from pipeline.upkeep import relabelling, repair_units
 from scorers import registry
 from scorers.registry import ScorerSpec
 from tests.pipeline import probe, without_ray
@@ -71,8 +75,8 @@ def set_up(patch: pytest.MonkeyPatch, packages: Path) -> None:
     probe.install(packages)
     patch.syspath_prepend(str(packages))
     registry._plugins.cache_clear()
-    patch.setattr("pipeline.job.units.FOLDER_UNITS", FOLDER_UNITS)
-    patch.setattr("pipeline.job.unit_folders.FOLDER_UNITS", FOLDER_UNITS)
+    for module in (units, unit_folders, commit, checked_units, relabelling, repair_units):
+        patch.setattr(module, "FOLDER_UNITS", FOLDER_UNITS)
 
 
 def label(made: Made, layers: int = 2) -> None:

@@ -142,7 +142,7 @@ def test_wrong_options_are_reported_with_the_remedy(tmp_path, classifier_folder)
         _build(folder, label="rude")
     with pytest.raises(UserError, match=r"label=NAME. It has 0 fine, 1 toxic"):
         _build(folder)
-    with pytest.raises(UserError, match=r"no folder /nowhere/model"):
+    with pytest.raises(UserError, match=r"/nowhere/model is neither a folder nor a name"):
         _build("/nowhere/model")
     with pytest.raises(UserError, match=r"has no config\.json"):
         _build(tmp_path)
