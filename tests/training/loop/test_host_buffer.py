@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from training.loop import snapshot
-from training.loop import snapshot as pages
 from training.loop.snapshot import Snapshot
 
 SIZE = 3 * (1 << 20) + 17
@@ -40,7 +39,7 @@ def runtime(monkeypatch):
 
 
 def test_it_is_pinned_in_its_own_pages_until_nobody_needs_it(runtime):
-    storage = pages.host_buffer(SIZE, pinned=True)
+    storage = snapshot.host_buffer(SIZE, pinned=True)
     assert storage.nbytes() == SIZE
     assert runtime.asked == [(storage.data_ptr(), SIZE, 1)]
     assert storage.data_ptr() % mmap.PAGESIZE == 0
@@ -57,7 +56,7 @@ def test_it_is_pinned_in_its_own_pages_until_nobody_needs_it(runtime):
 
 @pytest.mark.parametrize(("size", "pinned"), [(0, True), (1000, True), (SIZE, False)])
 def test_what_is_small_or_of_no_gpu_is_ordinary(runtime, size, pinned):
-    assert pages.host_buffer(size, pinned=pinned).nbytes() == size
+    assert snapshot.host_buffer(size, pinned=pinned).nbytes() == size
     assert runtime.asked == []
 
 
@@ -70,7 +69,7 @@ def test_where_it_is_refused_it_is_ordinary_and_the_error_does_not_come_later(ru
 
     runtime.status = 801
     monkeypatch.setattr(torch, "ones", kernel)
-    storage = pages.host_buffer(SIZE, pinned=True)
+    storage = snapshot.host_buffer(SIZE, pinned=True)
     assert (len(runtime.asked), raised) == (1, [1])
     assert storage.fill_(1).nbytes() == SIZE
     del storage
@@ -78,7 +77,8 @@ def test_where_it_is_refused_it_is_ordinary_and_the_error_does_not_come_later(ru
 
 
 def test_a_state_is_copied_to_it_and_saved_as_to_any_memory(runtime, monkeypatch, tmp_path):
-    monkeypatch.setattr(snapshot, "host_buffer", lambda size, pinned=False: pages.host_buffer(size, pinned=True))
+    plain = snapshot.host_buffer
+    monkeypatch.setattr(snapshot, "host_buffer", lambda size, pinned=False: plain(size, pinned=True))
     flat = torch.randn(1 << 19)
     kept = Snapshot()
     copied = kept.copy({"flat": flat, "half": flat[: 1 << 18], "odd": torch.arange(400_001)})
