@@ -13,7 +13,7 @@ from pipeline.losses import cut_lines, cut_sources, left_out_line
 from pipeline.quarantine_limit import QuarantineLimit
 from scorers.amounts import format_count, format_duration, format_mean_rate, format_size
 from scorers.errors import QuarantineLimitError
-from scorers.registry import ScorerSpec, documents_of
+from scorers.registry import documents_of
 from scorers.shell import phf
 
 
@@ -202,8 +202,7 @@ def _warnings(summary: Summary) -> list[str]:
         if manifest.thresholds[column].sentences:
             continue
         line = f"No sentence has a score in {column}, so it cannot be used for training."
-        entry = manifest.scorers[column]
-        if documents_of(ScorerSpec(kind=entry.kind, **entry.options)) == "python":
+        if documents_of(manifest.scorers[column].spec) == "python":
             line += " Its scorer is for Python: documents that were read as prose need --kind python."
         warnings.append(line)
     return warnings

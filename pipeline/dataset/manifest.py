@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipeline.dataset.schema import SCHEMA_VERSION
 from scorers.errors import UserError
 from scorers.paths import RelativePath
-from scorers.registry import ColumnName
+from scorers.registry import ColumnName, ScorerSpec
 from scorers.settings import describe_first_error
 from scorers.stored import Count, JsonObject
 
@@ -36,6 +36,11 @@ class ScorerEntry(_Part):
     kind: str
     options: Annotated[JsonObject, AfterValidator(_check_options)]
     fingerprint: str
+
+    @property
+    def spec(self) -> ScorerSpec:
+        """The specification that rebuilds the scorer."""
+        return ScorerSpec(kind=self.kind, **self.options)
 
 
 class Threshold(_Part):

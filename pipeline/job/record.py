@@ -43,6 +43,10 @@ class JobRecord(BaseModel):
     scorers: dict[ColumnName, ScorerEntry]
     sentences: str
 
+    def with_inputs(self, inputs: Sequence[str]) -> "JobRecord":
+        """The record with the inputs of the newest part of the plan, which may have been extended since."""
+        return self.model_copy(update={"config": self.config | {"inputs": list(inputs)}})
+
 
 class LayerRecord(BaseModel):
     """The columns that a layer after the first adds.
@@ -157,8 +161,7 @@ def load_job(storage: Storage) -> StoredJob:
     stored = read_plan(storage)
     if record is None or stored is None:
         raise UserError(f"{storage.uri} holds no labelling job. Give the --output of a `phf label` run.")
-    record = record.model_copy(update={"config": record.config | {"inputs": stored.inputs}})
-    return StoredJob(storage, record, read_layers(storage), stored.plan)
+    return StoredJob(storage, record.with_inputs(stored.inputs), read_layers(storage), stored.plan)
 
 
 def refuse_changes(storage: Storage, begun: JobRecord, given: JobRecord) -> None:

@@ -16,7 +16,7 @@ from pipeline.config import LabelConfig
 from pipeline.corpus.sampling import CorpusSample, Records, sample_corpus, text_size
 from pipeline.labelling.estimate import Estimate, ratio
 from pipeline.labelling.monitoring.console import Reporter
-from pipeline.labelling.prepare import resolve_config
+from pipeline.labelling.resolve import resolve_config
 from pipeline.labelling.workers.label_records import Labelled, label_records
 from scorers.attempt import describe
 from scorers.contract import Execution, Scorer
@@ -183,13 +183,13 @@ def bench_scorers(
     Raises:
         UserError: invalid inputs, settings or scorers, as in `phf label`.
     """
-    resolved = resolve_config(config)
-    sample = sample_corpus(resolved.config, reporter.measure)
+    config = resolve_config(config)
+    sample = sample_corpus(config, reporter.measure)
     read = Measured("read", slices=[Slice(sample.read_s, sample.read_bytes)], size=sample.read_bytes)
     read.failed = sample.malformed
     split, pieces = _split(sample.pieces, config)
     steps = [read, split]
-    for column, spec in resolved.specs.items():
+    for column, spec in config.scorers.items():
         reporter.step(f"Measuring {column}")
         execution = config.execution.of(column)
         if device is not None and runs_on_gpu(spec):

@@ -10,7 +10,8 @@ from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.monitoring.logs import RunLog
 from pipeline.labelling.monitoring.progress import Progress
 from pipeline.labelling.on_ray.cluster import check_metrics_port
-from pipeline.labelling.prepare import check_layer, prepare, write_job
+from pipeline.labelling.prepare import prepare, write_job
+from pipeline.labelling.resolve import check_layer, resolve_layer
 from pipeline.labelling.run import NOTHING_LOST, Run, RunContext
 from pipeline.sealing.extent import SCORE, UnfinishedStep, extent_of, unfinished
 from pipeline.sealing.generations import sealed_manifest
@@ -70,7 +71,7 @@ def run_label(config: LabelConfig, reporter: Reporter, log: RunLog | None = None
         prepared = prepare(storage, config, reporter, extend=extend)
         context.timer.lap("prepare")
         fingerprints = {column: each.fingerprint for column, each in prepared.record.scorers.items()}
-        context.log.resolved(prepared.resolved.config, fingerprints)
+        context.log.resolved(prepared.config, fingerprints)
         with storage_failures(storage):
             manifest = sealed_manifest(storage)
             if manifest is not None and prepared.added is None:
@@ -78,9 +79,10 @@ def run_label(config: LabelConfig, reporter: Reporter, log: RunLog | None = None
                 if all(step.command == SCORE for step in left):
                     return Summary(storage.uri, manifest, None, context.timer.seconds, unfinished=left)
             job = write_job(storage, prepared)
-            layers = extent_of(job).sealed
+            layers, execution = extent_of(job).sealed, prepared.config.execution
             for layer in layers[1:]:
-                check_layer(job, layer, config.execution)
-            run = Run(job, config.execution, Epoch.claim(storage), context)
-            manifest = run.finish(layers, label=layers)
+                check_layer(job, layer, execution)
+            resolved = [resolve_layer(job, layer, execution) for layer in layers]
+            run = Run(job, Epoch.claim(storage), context)
+            manifest = run.finish(layers, label=resolved)
             return Summary(storage.uri, manifest, run.progress, context.timer.seconds, unfinished=unfinished(storage))

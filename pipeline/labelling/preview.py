@@ -15,9 +15,9 @@ from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import LeftOut
 from pipeline.dataset.tags import is_aligned
-from pipeline.labelling.prepare import resolve_config
+from pipeline.labelling.resolve import resolve_config
 from pipeline.labelling.workers.label_records import Scored, label_records
-from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
+from pipeline.sealing.thresholds import resolve_thresholds
 from scorers.contract import Scorer, ScoringError
 from scorers.errors import UserError
 from scorers.registry import build
@@ -125,23 +125,23 @@ def preview(config: LabelConfig, limit: int, *, redact: bool = False) -> Preview
         UserError: invalid inputs, settings or scorers, as in `phf label`; or `redact` without a scorer that locates
             its findings.
     """
-    resolved = resolve_config(config)
+    config = resolve_config(config)
     found = find_inputs(config.inputs, config.kind)
     sources = found.sources
     check_fields(sources, config)
-    scorers = {column: build(column, spec, config.execution.of(column)) for column, spec in resolved.specs.items()}
+    scorers = {column: build(column, spec, config.execution.of(column)) for column, spec in config.scorers.items()}
     if redact and not any(isinstance(each, ShowsFindings) for each in scorers.values()):
         raise UserError(
             f"--redact needs a scorer that locates what it finds, such as pii, and none of these does: "
             f"{', '.join(scorers)}."
         )
     labelled = label_records(
-        islice(read_sources(sources, resolved.config), limit),
+        islice(read_sources(sources, config), limit),
         scorers,
         max_document_size=config.max_document_size,
         large_documents=config.large_documents,
     )
-    specs = threshold_specs(list(scorers), config.thresholds)
+    specs = {column: str(spec) for column, spec in config.thresholds.items()}
     values = resolve_thresholds(specs, lambda columns: _scores(labelled.scored, columns))
     findings = _findings(scorers, labelled.scored) if redact else None
     return Preview(specs, values, labelled.scored, labelled.quarantined, findings, found.left_out)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.config import LabelExecution
 from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Manifest
 from pipeline.job.epoch import Epoch
@@ -23,11 +22,11 @@ from pipeline.labelling.monitoring.metrics import Metrics
 from pipeline.labelling.monitoring.progress import Activity, Progress
 from pipeline.labelling.monitoring.status_file import StatusFile, status_of
 from pipeline.labelling.on_ray.cluster import ray_cluster
-from pipeline.labelling.prepare import resolve_layer
+from pipeline.labelling.resolve import ResolvedJob
 from pipeline.labelling.scheduler.autoscaling import Pool, local_ray_cpus, missing_resources, pools_of
 from pipeline.labelling.scheduler.events import Observer, Tick, UnitCommitted, combine_observers
 from pipeline.labelling.scheduler.scheduler import Failure, Scheduler
-from pipeline.labelling.workers.worker import Job, PartResult
+from pipeline.labelling.workers.worker import PartResult
 from pipeline.sealing.current import seal_current
 from pipeline.storage.local import LocalStorage
 from scorers.amounts import format_count
@@ -77,10 +76,9 @@ class Run:
         progress: what this run has done.
     """
 
-    def __init__(self, job: StoredJob, execution: LabelExecution, epoch: Epoch, context: RunContext) -> None:
+    def __init__(self, job: StoredJob, epoch: Epoch, context: RunContext) -> None:
         self._stored = job
         self._plan = job.plan
-        self._execution = execution
         self._epoch = epoch
         self._reporter = context.reporter
         self._log = context.log
@@ -91,7 +89,7 @@ class Run:
         self._check_due = self._figures_due = 0.0
         self._stop_announced = False
 
-    def finish(self, layers: Sequence[int], *, label: Sequence[int]) -> Manifest:
+    def finish(self, layers: Sequence[int], *, label: Sequence[ResolvedJob]) -> Manifest:
         """Label the missing units of the layers in `label`, then seal a dataset with the columns of `layers`.
 
         Raises:
@@ -101,8 +99,8 @@ class Run:
             OSError: the storage fails.
         """
         with self._published_status():
-            for layer in label:
-                self._label(layer)
+            for job in label:
+                self._label(job, Committer(self._epoch, UnitStore(self._epoch.storage, job.layer)))
             self._show_status("sealing")
             manifest = seal_current(
                 self._epoch,
@@ -115,14 +113,14 @@ class Run:
         self._timer.lap("seal")
         return manifest
 
-    def relabel(self, layer: int, committer: Committer, groups: Mapping[str, list[str]]) -> None:
-        """Label again, for some groups, the units that `committer` finds missing. Seals nothing.
+    def relabel(self, job: ResolvedJob, committer: Committer) -> None:
+        """Label again the units that `committer` finds missing. Seals nothing.
 
         Raises:
             UserError, IncompleteError, StoppedError, OSError: see `finish`.
         """
         with self._published_status():
-            self._label(layer, committer, groups)
+            self._label(job, committer)
 
     @contextlib.contextmanager
     def _published_status(self) -> Iterator[None]:
@@ -148,19 +146,13 @@ class Run:
                 raise
             self._show_status("done")
 
-    def _label(
-        self, layer: int, committer: Committer | None = None, groups: Mapping[str, list[str]] | None = None
-    ) -> None:
-        resolved = resolve_layer(self._stored, layer, self._execution)
-        storage = self._epoch.storage
-        self._scorers = self._stored.columns([layer])
-        chosen = dict(groups or resolved.groups)
-        self._job = Job(resolved.config, self._plan, resolved.specs, chosen, storage.uri, layer=layer)
-        self._committer = committer or Committer(self._epoch, UnitStore(storage, layer))
-        committed = self._committer.recover(len(self._plan.units), list(chosen))
+    def _label(self, job: ResolvedJob, committer: Committer) -> None:
+        self._job = job
+        self._committer = committer
+        committed = committer.recover(len(self._plan.units), list(job.groups))
         before = int(committed.sum())
         count = len(committed) - before
-        activity = Activity(list(chosen), count)
+        activity = Activity(list(job.groups), count)
         self.progress = Progress(units=len(committed), before=before, workers=0, activity=activity)
         self._log.progress = self.progress
         self._log.planned(len(committed), before, len(self._plan.sources))
@@ -195,13 +187,12 @@ class Run:
         if execution.address or execution.metrics_port:
             observers.append(Metrics(self._epoch.storage.uri, self._log.run, self.progress))
         self._observe = combine_observers(*observers)
-        fingerprints = {column: entry.fingerprint for column, entry in self._scorers.items()}
         self.progress.restart()
         self._reporter.step(f"Labelling {format_count(count, 'unit')} with {_describe_pools(pools)}")
         threads = _COMMITS_ON_DISK if isinstance(self._epoch.storage, LocalStorage) else _COMMITS_IN_STORE
         with Commits(self._committer.commit, self._count, threads) as commits:
             scheduler = Scheduler(
-                RayBackend(self._job, fingerprints, self._epoch.staging, pools),
+                RayBackend(self._job, self._epoch.staging, pools),
                 pools,
                 commits,
                 notify=self._reporter.note,

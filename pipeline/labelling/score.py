@@ -10,7 +10,7 @@ from pipeline.labelling.label import Summary
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.monitoring.logs import RunLog
 from pipeline.labelling.on_ray.cluster import check_address, check_metrics_port
-from pipeline.labelling.prepare import resolve_config, scorer_entries
+from pipeline.labelling.resolve import resolve_config, resolve_layer, scorer_entries
 from pipeline.labelling.run import NOTHING_LOST, Run, RunContext
 from pipeline.sealing.current import current_manifest
 from pipeline.sealing.extent import EXTEND, LABEL, extent_of, unfinished
@@ -64,8 +64,9 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
                 raise IncompleteError(
                     f"Another `phf score` of {storage.uri} has just begun. Run the same command again once it is done."
                 )
-            run = Run(job, config.execution, epoch, context)
-            manifest = run.finish([*job.layers_of(current.scorers), layer], label=[layer])
+            resolved = resolve_layer(job, layer, config.execution)
+            run = Run(job, epoch, context)
+            manifest = run.finish([*job.layers_of(current.scorers), layer], label=[resolved])
             return Summary(
                 storage.uri,
                 manifest,
@@ -89,8 +90,8 @@ def _record(job: StoredJob, config: ScoreConfig) -> LayerRecord:
             update={"scorers": config.scorers, "thresholds": config.thresholds, "execution": config.execution}
         )
     )
-    thresholds = {column: str(spec) for column, spec in resolved.config.thresholds.items()}
-    return LayerRecord(scorers=scorer_entries(resolved.specs, config.execution), thresholds=thresholds)
+    thresholds = {column: str(spec) for column, spec in resolved.thresholds.items()}
+    return LayerRecord(scorers=scorer_entries(resolved.scorers, config.execution), thresholds=thresholds)
 
 
 def _refuse_taken(storage: Storage, current: Manifest, scorers: Mapping[str, object]) -> None:

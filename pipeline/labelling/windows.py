@@ -9,8 +9,8 @@ from pipeline.config import LabelExecution
 from pipeline.corpus.compression import LONGEST_HEAD, MOST_WINDOW, window_of
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.streams import SourceFile
+from pipeline.labelling.resolve import BASE_GROUP
 from pipeline.labelling.workers.memory import machine_memory
-from pipeline.labelling.workers.worker import BASE_GROUP
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.paths import escape_path

@@ -1,7 +1,7 @@
 """Label single units of a layer again, with the code of the labelling job, and replace their parts and records."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from pipeline.job.unit_records import UnitRecord
 from pipeline.job.units import FOLDER_UNITS, UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.monitoring.console import Reporter
-from pipeline.labelling.prepare import check_layer, resolve_layer
+from pipeline.labelling.resolve import check_layer, resolve_layer
 from pipeline.labelling.run import Run, RunContext
 from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage.checked_json import to_checked
@@ -59,11 +59,12 @@ def relabel(
     outcome = Outcome()
     try:
         _check_code(job, layer, execution)
-        groups = resolve_layer(job, layer, execution).groups
+        resolved = resolve_layer(job, layer, execution)
     except UserError as error:
         for unit, (_, damaged) in lost.items():
             _leave(repairs, store, unit, damaged, error)
         return outcome
+    groups = resolved.groups
     passes: dict[tuple[str, ...], dict[int, UnitRecord | None]] = {}
     for unit, (record, damaged) in lost.items():
         refused = _refused(job.plan, job.plan.units[unit]) if layer == 1 else None
@@ -80,8 +81,8 @@ def relabel(
         names, units = passes.popitem()
         replacer = Replacer(repairs.epoch, store, job.plan, units, whole=len(names) == len(groups))
         try:
-            Run(job, execution, repairs.epoch, RunContext(reporter)).relabel(
-                layer, replacer, {name: groups[name] for name in names}
+            Run(job, repairs.epoch, RunContext(reporter)).relabel(
+                replace(resolved, groups={name: groups[name] for name in names}), replacer
             )
         except StoppedError:
             raise

@@ -26,16 +26,16 @@ def _measure(output: Path, inputs: Path, column: str, kind: str) -> Comparison:
     from pipeline.corpus.inputs import find_sources
     from pipeline.corpus.planning import make_plan
     from pipeline.corpus.readers import read_sources
-    from pipeline.labelling.prepare import resolve_config
-    from pipeline.labelling.workers.worker import BASE_GROUP, Job, UnitLabeller
+    from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob, groups_of, resolve_config
+    from pipeline.labelling.workers.worker import UnitLabeller
     from scorers.registry import ScorerSpec, build
     from scorers.sentences import document
 
     config = LabelConfig(inputs=[str(inputs)], output=str(output), scorers={column: ScorerSpec(kind=kind)})
+    config = resolve_config(config)
     plan = make_plan(config)
-    specs = resolve_config(config).config.scorers
-    labeller = UnitLabeller(Job(config, plan, specs, {BASE_GROUP: [column]}, str(output)), BASE_GROUP)
-    scorer = build(column, specs[column])
+    labeller = UnitLabeller(ResolvedJob(config, plan, groups_of(config), {}), BASE_GROUP)
+    scorer = build(column, config.scorers[column])
     records = list(read_sources(find_sources(config.inputs, "auto"), config))
     documents = [document(each.text, each.kind, each.name) for each in records]
     sentences = sum(len(each.ends) for each in documents)

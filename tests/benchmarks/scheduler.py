@@ -10,14 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.corpus.plan import Unit
+from pipeline.labelling.resolve import ResolvedJob, groups_of, resolve_config
 from pipeline.labelling.scheduler.autoscaling import Pool
 from pipeline.labelling.scheduler.backend import Event, Kind
 from pipeline.labelling.scheduler.events import RunEvent, UnitStaged
 from pipeline.labelling.scheduler.scheduler import Scheduler
-from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
+from pipeline.labelling.workers.worker import PartResult, UnitLabeller
 from tests.benchmarks.measure import Comparison, compare
 from tests.pipeline import probe
 
@@ -118,11 +120,10 @@ class Stopwatch:
         return self._done / (self._ended - self._began)
 
 
-def job(folder: Path, units: int, delay_s: float) -> Job:
+def job(folder: Path, units: int, delay_s: float) -> ResolvedJob:
     """A job of units of one record each, with a scorer that only sleeps `delay_s` per unit."""
     from pipeline.config import LabelConfig
     from pipeline.corpus.planning import make_plan
-    from pipeline.labelling.prepare import resolve_config
 
     corpus = folder / f"{units}.jsonl"
     corpus.write_text("".join(json.dumps({"text": f"One of {index}. Two."}) + "\n" for index in range(units)))
@@ -134,25 +135,25 @@ def job(folder: Path, units: int, delay_s: float) -> Job:
             "unit_size": 1,
         }
     )
-    resolved = resolve_config(config)
-    plan = make_plan(resolved.config)
+    config = resolve_config(config)
+    plan = make_plan(config)
     assert len(plan.units) == units
-    return Job(resolved.config, plan, resolved.specs, resolved.groups, config.output)
+    return ResolvedJob(config, plan, groups_of(config), {})
 
 
-def on_ray(job: Job, workers: int) -> float:
+def on_ray(job: ResolvedJob, workers: int) -> float:
     """Units per second with `workers` actors."""
     from pipeline.labelling.on_ray.actors import RayBackend
 
     pools = {"cpu": Pool(workers, workers, {"CPU": 1.0})}
     fingerprints = {column: scorer.fingerprint for column, scorer in UnitLabeller(job, "cpu").scorers.items()}
     watch = Stopwatch(workers)
-    backend = RayBackend(job, fingerprints, "staging", pools)
+    backend = RayBackend(replace(job, fingerprints=fingerprints), "staging", pools)
     Scheduler(backend, pools, lambda unit, parts: None, observer=watch).run(job.plan.units)
     return watch.rate
 
 
-def alone(job: Job) -> float:
+def alone(job: ResolvedJob) -> float:
     """Units per second of the same work in this process."""
     labeller = UnitLabeller(job, "cpu")
     began = time.perf_counter()

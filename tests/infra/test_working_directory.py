@@ -13,9 +13,8 @@ import pytest
 from infra.demo.__main__ import phf
 from pipeline.config import LabelConfig
 from pipeline.corpus.planning import make_plan
-from pipeline.labelling.prepare import resolve_config
+from pipeline.labelling.resolve import ResolvedJob, groups_of, resolve_config
 from pipeline.labelling.workers.isolation import label_isolated
-from pipeline.labelling.workers.worker import Job
 from scorers import interpreter
 from scorers.doctor.children import run_job
 from tests.hostile import LIBRARIES, PACKAGES, folder_of_traps
@@ -103,9 +102,9 @@ def test_ranks(traps: Path, tmp_path: Path, dataset: Path, launcher: list[str], 
 def test_children_that_isolate_records(traps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(traps)
     given = {"inputs": ["doc.py"], "output": str(tmp_path / "out"), "scorers": {"pep8": {"kind": "pycodestyle"}}}
-    resolved = resolve_config(LabelConfig.model_validate(given))
-    plan = make_plan(resolved.config)
-    job = Job(resolved.config, plan, resolved.specs, resolved.groups, resolved.config.output)
+    config = resolve_config(LabelConfig.model_validate(given))
+    plan = make_plan(config)
+    job = ResolvedJob(config, plan, groups_of(config), {})
     result = label_isolated(job, "cpu", plan.units[0], "staging/1.parquet")
     assert (result.rows, result.quarantined) == (1, [])
 

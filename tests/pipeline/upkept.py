@@ -17,7 +17,7 @@ from pipeline.job.record import LayerRecord, layer_path, load_job
 from pipeline.labelling import commit
 from pipeline.labelling.label import run_label
 from pipeline.labelling.monitoring.console import PlainReporter
-from pipeline.labelling.prepare import scorer_entries
+from pipeline.labelling.resolve import resolve_layer, scorer_entries
 from pipeline.labelling.run import Run, RunContext
 from pipeline.storage.base import Storage
 from pipeline.storage.checked_json import to_checked
@@ -101,5 +101,6 @@ def label(made: Made, layers: int = 2) -> None:
         storage = made.storage
         late = scorer_entries({"late": registry.resolve("late", ScorerSpec(kind="probe", version=2))}, LabelExecution())
         storage.put(layer_path(2), to_checked(LayerRecord(scorers=late, thresholds={"late": "p25"}), indent=2))
-        run = Run(load_job(storage), EXECUTION, Epoch.claim(storage), RunContext(reporter))
-        run.finish([1, 2], label=[2])
+        job = load_job(storage)
+        run = Run(job, Epoch.claim(storage), RunContext(reporter))
+        run.finish([1, 2], label=[resolve_layer(job, 2, EXECUTION)])

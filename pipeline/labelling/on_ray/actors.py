@@ -17,12 +17,13 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 
 from pipeline.corpus.plan import Unit, Units
 from pipeline.labelling.on_ray.head import HeadWatch, ask_with_timeout
+from pipeline.labelling.resolve import ResolvedJob
 from pipeline.labelling.scheduler.autoscaling import Pool
 from pipeline.labelling.scheduler.backend import Event, Kind
 from pipeline.labelling.workers.isolation import describe_error, label_isolated
 from pipeline.labelling.workers.memory import resident_memory, watch_memory
 from pipeline.labelling.workers.secrecy import discard_output, forbid_core_dumps
-from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
+from pipeline.labelling.workers.worker import PartResult, UnitLabeller
 from scorers.amounts import format_size
 from scorers.errors import UserError
 
@@ -54,7 +55,7 @@ class _Failed:
 class LabelActor:
     """A process that labels units. It returns failures as values, so that no exception carries text to Ray's logs."""
 
-    def __init__(self, job: Job, group: str) -> None:
+    def __init__(self, job: ResolvedJob, group: str) -> None:
         discard_output()
         forbid_core_dumps()
         self._job = job
@@ -131,15 +132,14 @@ class RayBackend:
 
     Args:
         job: the job, with all units.
-        fingerprints: expected fingerprints of the scorers, by column.
         staging: folder for staged parts, below the output.
         pools: resources of each group's actors.
     """
 
-    def __init__(self, job: Job, fingerprints: Mapping[str, str], staging: str, pools: Mapping[str, Pool]) -> None:
+    def __init__(self, job: ResolvedJob, staging: str, pools: Mapping[str, Pool]) -> None:
         # Leave the units out: an actor gets each unit that it works on, not a million of them.
         self._job = ray.put(replace(job, plan=replace(job.plan, units=Units.of([]))))
-        self._fingerprints = fingerprints
+        self._fingerprints = job.fingerprints
         self._staging = staging
         self._classes = {group: ray.remote(**_options(pool))(LabelActor) for group, pool in pools.items()}
         self._actors: dict[int, _Actor] = {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config import LabelExecution, PoolOptions
-from pipeline.labelling.workers.worker import BASE_GROUP
+from pipeline.labelling.resolve import BASE_GROUP
 from scorers.doctor.machine import usable_cores
 
 

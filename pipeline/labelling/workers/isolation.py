@@ -19,9 +19,10 @@ from multiprocessing.connection import Pipe
 
 from pipeline.config import LabelExecution
 from pipeline.corpus.plan import Unit
+from pipeline.labelling.resolve import ResolvedJob
 from pipeline.labelling.workers.label_records import KnownErrors
 from pipeline.labelling.workers.memory import machine_memory, resident_memory
-from pipeline.labelling.workers.worker import Job, PartResult
+from pipeline.labelling.workers.worker import PartResult
 from scorers import interpreter
 from scorers.attempt import allowed_seconds, describe
 from scorers.contract import ScoringError
@@ -79,7 +80,7 @@ class Step:
 class Task:
     """The work of a child: try the records from index `first` one by one, then label the whole unit."""
 
-    job: Job
+    job: ResolvedJob
     group: str
     unit: Unit
     staged: str
@@ -148,7 +149,7 @@ class _Findings:
         )
 
 
-def label_isolated(job: Job, group: str, unit: Unit, staged: str) -> PartResult:
+def label_isolated(job: ResolvedJob, group: str, unit: Unit, staged: str) -> PartResult:
     """Label a unit like `UnitLabeller.label`, but in child processes; quarantine the records that kill them.
 
     The reasons are `worker-died`, `worker-hung` and `memory-limit`; the detail names the scorer and the signal.
@@ -237,8 +238,7 @@ class _Child:
         if step.phase is Phase.START:
             return _START_S
         if step.phase is Phase.RECORD:
-            seconds = execution.deadlines.get(step.column, execution.deadline_s)
-            seconds = allowed_seconds(seconds, step.characters)
+            seconds = allowed_seconds(execution.of(step.column).deadline_s, step.characters)
             return min(seconds * (1 + _MARGIN) + _MARGIN_S, execution.unit_deadline_s)
         return execution.unit_deadline_s
 

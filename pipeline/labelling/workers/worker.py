@@ -8,20 +8,20 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.config import LabelConfig
-from pipeline.corpus.plan import Plan, Unit
+from pipeline.corpus.plan import Unit
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.schema import unit_schema
 from pipeline.dataset.writer import parquet_writer
+from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob
 from pipeline.labelling.workers.committed import CommittedReader
 from pipeline.labelling.workers.label_records import KnownErrors, Scored, label_records, timed
 from pipeline.storage.open import open_storage
-from scorers.registry import ScorerSpec, build
+from scorers.registry import build
 from scorers.sentences import document
 from scorers.text import utf8_size
 
@@ -58,33 +58,6 @@ def table_of(rows: Sequence[Scored], schema: pa.Schema) -> pa.Table:
         for each in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-BASE_GROUP = "cpu"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as its workers see it.
-
-    Attributes:
-        config: configuration of the job.
-        plan: sources and fingerprints; its units are left out on a cluster, since workers get them one by one.
-        specs: resolved scorers, by column.
-        groups: columns by group, the base group first; parts of other groups hold only keys and scores.
-        output: URI of the dataset.
-        folder: the driver's working directory, to which relative inputs refer.
-        layer: layer of the dataset that the parts belong to; layers after the first hold no rows, and score those of
-            the first.
-    """
-
-    config: LabelConfig
-    plan: Plan
-    specs: dict[str, ScorerSpec]
-    groups: dict[str, list[str]]
-    output: str
-    folder: str = field(default_factory=os.getcwd)
-    layer: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,26 +99,27 @@ class UnitLabeller:
         UserError: a scorer cannot be built on this machine.
     """
 
-    def __init__(self, job: Job, group: str) -> None:
+    def __init__(self, job: ResolvedJob, group: str) -> None:
         # Workers of a cluster start in another folder. If this one does not exist there, a relative input is reported
         # as missing when it is read.
         with contextlib.suppress(OSError):
             os.chdir(job.folder)
-        self._config = job.config
+        config = self._config = job.config
         self._group = group
         self._holds_rows = group == BASE_GROUP and job.layer == 1
         self._columns = job.groups[group]
-        self._storage = open_storage(job.output)
+        self._storage = open_storage(config.output)
         # Later layers read the rows of the first, because the inputs may be gone.
         self._reader: UnitReader | CommittedReader = (
-            UnitReader(job.plan, job.config) if job.layer == 1 else CommittedReader(self._storage, job.plan, job.config)
+            UnitReader(job.plan, config) if job.layer == 1 else CommittedReader(self._storage, job.plan, config)
         )
-        execution = job.config.execution
-        self.scorers = {column: build(column, job.specs[column], execution.of(column)) for column in self._columns}
+        self.scorers = {
+            column: build(column, config.scorers[column], config.execution.of(column)) for column in self._columns
+        }
         # Warm up the splitter, which loads its library with the first document.
         document("A sentence.")
         if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(execution.threads)
+            sys.modules["torch"].set_num_threads(config.execution.threads)
 
     @property
     def fingerprints(self) -> dict[str, str]:

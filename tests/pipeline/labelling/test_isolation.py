@@ -8,9 +8,8 @@ import pytest
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.planning import make_plan
-from pipeline.labelling.prepare import resolve_config
+from pipeline.labelling.resolve import ResolvedJob, groups_of, resolve_config
 from pipeline.labelling.workers.isolation import IsolationError, Phase, Step, _Findings, _Loss, label_isolated
-from pipeline.labelling.workers.worker import Job
 from scorers import registry
 from tests.pipeline import probe
 
@@ -88,9 +87,9 @@ def test_other_columns_get_the_text_of_a_record_that_kills_one_scorer(
             "execution": {"attempts": 1},
         }
     )
-    resolved = resolve_config(config)
-    plan = make_plan(resolved.config)
-    job = Job(resolved.config, plan, resolved.specs, resolved.groups, config.output)
+    config = resolve_config(config)
+    plan = make_plan(config)
+    job = ResolvedJob(config, plan, groups_of(config), {})
     (unit,) = plan.units
     result = label_isolated(job, "cpu", unit, "staging/1.parquet")
     assert (result.rows, result.records, result.staged) == (2, 3, "staging/1.parquet")

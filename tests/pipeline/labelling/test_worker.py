@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.schema import unit_schema
+from pipeline.labelling.resolve import ResolvedJob
 from pipeline.labelling.workers.label_records import label_records
 from pipeline.labelling.workers.scoring import ScorerFailedError
-from pipeline.labelling.workers.worker import Job, PartResult, UnitLabeller
+from pipeline.labelling.workers.worker import PartResult, UnitLabeller
 from scorers import registry
 from scorers.registry import ScorerSpec
 from scorers.sentences import document
@@ -61,7 +63,7 @@ def test_the_text_is_kept_only_on_request() -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResolvedJob:
     monkeypatch.setitem(registry.KINDS, "toy", f"{ToyScorer.__module__}:ToyScorer")
     texts = ["One. Two.", "", "SKIP.", "POISON.", "Grüße! \0", "REFUSE."]
     (tmp_path / "corpus").mkdir()
@@ -83,22 +85,22 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
             "deadlines": {"pii": 7},
         },
     )
-    return Job(config, make_plan(config), specs, {"cpu": ["toxicity"], "pii": ["pii"]}, config.output)
+    return ResolvedJob(config, make_plan(config), {"cpu": ["toxicity"], "pii": ["pii"]}, {})
 
 
-def label(job: Job, group: str, staged: str) -> tuple[PartResult, pq.ParquetFile]:
+def label(job: ResolvedJob, group: str, staged: str) -> tuple[PartResult, pq.ParquetFile]:
     labeller = UnitLabeller(pickle.loads(pickle.dumps(job)), group)
     (unit,) = job.plan.units
     result = labeller.label(unit, staged)
-    content = (Path(job.output) / staged).read_bytes()
+    content = (Path(job.config.output) / staged).read_bytes()
     assert (result.size, result.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert result.records == result.rows + len(result.quarantined)
     return pickle.loads(pickle.dumps(result)), pq.ParquetFile(
-        Path(job.output) / staged, page_checksum_verification=True
+        Path(job.config.output) / staged, page_checksum_verification=True
     )
 
 
-def test_the_base_part_holds_the_rows(job: Job) -> None:
+def test_the_base_part_holds_the_rows(job: ResolvedJob) -> None:
     result, part = label(job, "cpu", "staging/1/0.parquet")
     assert part.schema_arrow == unit_schema(["toxicity"])
     rows = part.read().to_pylist()
@@ -119,7 +121,7 @@ def test_the_base_part_holds_the_rows(job: Job) -> None:
     assert result.seconds.keys() == {"read", "split", "toxicity", "write"}
 
 
-def test_another_groups_part_holds_keys_and_scores(job: Job) -> None:
+def test_another_groups_part_holds_keys_and_scores(job: ResolvedJob) -> None:
     _, base = label(job, "cpu", "staging/1/0.parquet")
     result, part = label(job, "pii", "staging/1/1.parquet")
     assert part.schema_arrow.names == ["source", "position", "pii"]
@@ -128,19 +130,19 @@ def test_another_groups_part_holds_keys_and_scores(job: Job) -> None:
     assert (result.rows, result.group) == (5, "pii")
 
 
-def test_the_same_unit_has_the_same_bytes(job: Job) -> None:
+def test_the_same_unit_has_the_same_bytes(job: ResolvedJob) -> None:
     assert label(job, "cpu", "staging/1/0.parquet")[0].sha256 == label(job, "cpu", "staging/2/0.parquet")[0].sha256
 
 
-def test_a_unit_without_rows_is_an_empty_part(job: Job) -> None:
+def test_a_unit_without_rows_is_an_empty_part(job: ResolvedJob) -> None:
     labeller = UnitLabeller(job, "cpu")
     labeller.scorers["toxicity"].applies = lambda document: 1 / 0  # type: ignore[method-assign]
     result = labeller.label(job.plan.units[0], "staging/1/0.parquet")
     assert (result.rows, result.records, len(result.quarantined)) == (0, 8, 8)
-    assert pq.read_table(Path(job.output) / "staging/1/0.parquet").schema == unit_schema(["toxicity"])
+    assert pq.read_table(Path(job.config.output) / "staging/1/0.parquet").schema == unit_schema(["toxicity"])
 
 
-def test_scorers_get_the_execution_options_of_their_column(job: Job) -> None:
+def test_scorers_get_the_execution_options_of_their_column(job: ResolvedJob) -> None:
     toxicity = UnitLabeller(job, "cpu").scorers["toxicity"]
     pii = UnitLabeller(job, "pii").scorers["pii"]
     assert isinstance(toxicity, ToyScorer)
@@ -160,18 +162,20 @@ def test_scorers_get_the_execution_options_of_their_column(job: Job) -> None:
     assert UnitLabeller(job, "pii").fingerprints == {"pii": "toy-2.0"}
 
 
-def test_failed_staging_leaves_nothing_behind(job: Job) -> None:
+def test_failed_staging_leaves_nothing_behind(job: ResolvedJob) -> None:
     labeller = UnitLabeller(job, "cpu")
     labeller.scorers["toxicity"].broken = True  # type: ignore[attr-defined]
     with pytest.raises(ScorerFailedError):
         labeller.label(job.plan.units[0], "staging/1/0.parquet")
-    assert not list(Path(job.output).rglob("*.parquet"))
+    assert not list(Path(job.config.output).rglob("*.parquet"))
 
 
-def test_relative_inputs_refer_to_the_drivers_folder(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_inputs_refer_to_the_drivers_folder(
+    job: ResolvedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = job.config.model_copy(update={"inputs": ["corpus"]})
-    relative = Job(config, make_plan(config), job.specs, job.groups, job.output)
+    relative = ResolvedJob(config, make_plan(config), job.groups, {})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     result, part = label(relative, "cpu", "staging/1/0.parquet")
@@ -180,9 +184,9 @@ def test_relative_inputs_refer_to_the_drivers_folder(job: Job, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("policy", ["split", "quarantine"])
-def test_large_documents_follow_the_jobs_policy(job: Job, policy: str) -> None:
+def test_large_documents_follow_the_jobs_policy(job: ResolvedJob, policy: str) -> None:
     config = job.config.model_copy(update={"max_document_size": 6, "large_documents": policy})
-    result, part = label(Job(config, job.plan, job.specs, job.groups, job.output), "cpu", "staging/1/0.parquet")
+    result, part = label(replace(job, config=config), "cpu", "staging/1/0.parquet")
     large = [each.reason for each in result.quarantined].count("too-large-document")
     texts = part.read(["text"]).column(0).to_pylist()
     # "One. Two.", "POISON.", "Grüße! \0", "REFUSE." and the Python file have more than six bytes.

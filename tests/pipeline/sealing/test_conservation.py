@@ -20,7 +20,8 @@ from pipeline.job.epoch import Epoch
 from pipeline.job.unit_records import UnitRecord
 from pipeline.job.units import UnitStore
 from pipeline.labelling.commit import Committer
-from pipeline.labelling.workers.worker import BASE_GROUP, Job, UnitLabeller
+from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob
+from pipeline.labelling.workers.worker import UnitLabeller
 from pipeline.sealing.conservation import Conservation
 from pipeline.sealing.seal import seal
 from pipeline.storage.open import open_storage
@@ -145,7 +146,7 @@ def test_every_record_is_in_the_dataset_or_in_quarantine_once(
         )
         expected, found = (
             _keys(files, suffix),
-            _label(Job(config, make_plan(config), config.scorers, GROUPS, str(output))),
+            _label(ResolvedJob(config, make_plan(config), GROUPS, {})),
         )
         assert sorted(found) == sorted((str(corpus / f"{index}{suffix}"), position) for index, position in expected)
 
@@ -173,21 +174,22 @@ def _keys(files: list[list[bytes]], suffix: str) -> list[tuple[int, int]]:
     return keys
 
 
-def _label(job: Job) -> list[tuple[str, int]]:
+def _label(job: ResolvedJob) -> list[tuple[str, int]]:
     """Label, commit and seal without Ray; return the keys of all rows in `data/` and of all quarantined records."""
-    storage = open_storage(job.output)
+    output = job.config.output
+    storage = open_storage(output)
     epoch = Epoch.claim(storage)
     labeller, committer = UnitLabeller(job, BASE_GROUP), Committer(epoch, UnitStore(storage))
-    check = Conservation(job.plan.entries, job.output)
+    check = Conservation(job.plan.entries, output)
     for unit in job.plan.units:
         record = committer.commit(unit, [labeller.label(unit, f"{epoch.staging}/{unit.name}.parquet")])
-        check.add_unit(unit, record, pq.read_table(Path(job.output) / record.parts[0].path))
+        check.add_unit(unit, record, pq.read_table(Path(output) / record.parts[0].path))
     scorers = {"toy": ScorerEntry(kind="toy", options={}, fingerprint="toy")}
     manifest = seal(epoch, config=job.config, plan=job.plan, scorers=scorers)
     check.finish(manifest.ledger)
     assert manifest.ledger.records == job.plan.records
     tables = [
-        pq.read_table(Path(job.output) / file.path, columns=["source", "position"])
+        pq.read_table(Path(output) / file.path, columns=["source", "position"])
         for file in [*manifest.shards, *manifest.ledger.quarantine]
     ]
     return [(row["source"], row["position"]) for table in tables for row in table.to_pylist()]

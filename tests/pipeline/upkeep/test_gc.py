@@ -19,6 +19,7 @@ from pipeline.job.record import load_job
 from pipeline.job.run_status import PROGRESS
 from pipeline.job.units import UnitStore
 from pipeline.labelling.monitoring.console import PlainReporter
+from pipeline.labelling.resolve import resolve_layer
 from pipeline.labelling.run import Run, RunContext
 from pipeline.sealing.retag import retag
 from pipeline.storage.local import LocalStorage
@@ -127,7 +128,9 @@ STATES = {
 def resume(made: Made) -> None:
     """Resume as the same `phf label` command does once it has found its job unchanged."""
     reporter = PlainReporter(io.StringIO())
-    Run(load_job(made.storage), EXECUTION, Epoch.claim(made.storage), RunContext(reporter)).finish([1], label=[1])
+    job = load_job(made.storage)
+    resolved = resolve_layer(job, 1, EXECUTION)
+    Run(job, Epoch.claim(made.storage), RunContext(reporter)).finish([1], label=[resolved])
 
 
 @pytest.mark.slow

@@ -15,19 +15,18 @@ from pipeline.checking.verify import verify
 from pipeline.config import LabelConfig
 from pipeline.corpus.planning import make_plan
 from pipeline.dataset import open_dataset
-from pipeline.dataset.manifest import ScorerEntry
 from pipeline.job.epoch import Epoch
 from pipeline.job.plan_files import write_plan
 from pipeline.job.record import JOB, JobRecord
 from pipeline.job.units import UnitStore
 from pipeline.labelling.commit import Committer
-from pipeline.labelling.workers.worker import BASE_GROUP, Job, UnitLabeller
+from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob, resolve_config, scorer_entries
+from pipeline.labelling.workers.worker import UnitLabeller
 from pipeline.sealing.seal import seal
 from pipeline.storage.checked_json import to_checked
 from pipeline.storage.open import open_storage
 from scorers import sentences
 from scorers.errors import UserError
-from scorers.registry import resolve
 from tests.pipeline.verify.forging import SHARD, reforge
 
 RECORDS = [{"id": f"r{n}", "text": f"Satz {n} — ja. Und\u2028weiter!\r\nNoch\0was", "source": "web"} for n in range(20)]
@@ -59,21 +58,18 @@ def label(corpus):
     whole = gzip.compress(b"\n".join(json.dumps({"text": f"Zip {n}. {n * 7919}!"}).encode() for n in range(500)))
     (corpus / "c.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     pq.write_table(pa.table({"id": ["p0", "p1"], "text": ["Parkett.", "Zwei. Drei."]}), corpus / "d.parquet")
-    config = LabelConfig.model_validate(
-        {"inputs": ["corpus"], "output": "out", "scorers": {"pep8": {"kind": "pycodestyle"}}, "unit_size": 1000}
+    config = resolve_config(
+        LabelConfig.model_validate(
+            {"inputs": ["corpus"], "output": "out", "scorers": {"pep8": {"kind": "pycodestyle"}}, "unit_size": 1000}
+        )
     )
     plan = make_plan(config)
-    specs = {"pep8": resolve("pep8", config.scorers["pep8"])}
     epoch = Epoch.claim(open_storage("out"))
-    labeller = UnitLabeller(Job(config, plan, specs, {BASE_GROUP: ["pep8"]}, "out"), BASE_GROUP)
+    labeller = UnitLabeller(ResolvedJob(config, plan, {BASE_GROUP: ["pep8"]}, {}), BASE_GROUP)
     for unit in plan.units:
         part = labeller.label(unit, f"{epoch.staging}/{unit.name}.parquet")
         Committer(epoch, UnitStore(epoch.storage)).commit(unit, [part])
-    scorers = {
-        "pep8": ScorerEntry(
-            kind="pycodestyle", options=specs["pep8"].options, fingerprint=labeller.fingerprints["pep8"]
-        )
-    }
+    scorers = scorer_entries(config.scorers, config.execution)
     record = JobRecord(config=config.semantic(), scorers=scorers, sentences=sentences.fingerprint())
     epoch.storage.put(JOB, to_checked(record))
     write_plan(epoch.storage, 1, config.inputs, plan)
