@@ -6,7 +6,7 @@ from pipeline.dataset.manifest import Manifest, no_manifest
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import StoredJob
 from pipeline.sealing.generations import finish_seal, generations, read_generation
-from pipeline.sealing.seal import Progress, seal
+from pipeline.sealing.seal import Progress, contents_of, seal
 from pipeline.storage.base import Storage
 from scorers.errors import UserError
 
@@ -59,15 +59,6 @@ def seal_current(epoch: Epoch, job: StoredJob, layers: Sequence[int], progress: 
     current = finish_seal(epoch)
     if current is not None and is_complete(current, job, layers):
         return current
-    config = job.config(layers)
     kept = {} if current is None else {column: each.spec for column, each in current.thresholds.items()}
-    return seal(
-        epoch,
-        config=config,
-        plan=job.plan,
-        scorers=job.columns(layers),
-        layers=layers,
-        generation=1 if current is None else current.generation + 1,
-        thresholds=dict(config.thresholds) | kept,
-        progress=progress,
-    )
+    generation = 1 if current is None else current.generation + 1
+    return seal(epoch, contents_of(job, layers, kept), generation=generation, progress=progress)

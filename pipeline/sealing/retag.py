@@ -10,7 +10,7 @@ from pipeline.job.staging import clear_staging
 from pipeline.sealing.current import current_manifest
 from pipeline.sealing.extent import EXTEND, LABEL, extent_of
 from pipeline.sealing.generations import finish_seal, generations, read_generation, sealed_manifest
-from pipeline.sealing.seal import Progress, seal
+from pipeline.sealing.seal import Contents, Progress, seal
 from pipeline.sealing.thresholds import threshold_specs
 from pipeline.storage.open import open_storage
 from scorers.errors import IncompleteError, UserError
@@ -77,12 +77,8 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
             raise UserError(f"{storage.uri} is not completely labelled: {step} Then retag it.")
     sealed = seal(
         epoch,
-        config=job.config(layers),
-        plan=job.plan,
-        scorers=current.scorers,
-        layers=layers,
+        Contents(job.config(layers), job.plan, current.scorers, layers, specs),
         generation=current.generation + 1,
-        thresholds=specs,
         known={column: each.value for column, each in current.thresholds.items() if specs[column] == each.spec},
         progress=progress,
     )

@@ -15,6 +15,7 @@ from pipeline.dataset.packing import pack
 from pipeline.dataset.schema import dataset_schema, unit_schema
 from pipeline.dataset.tags import add_tags, tag_column
 from pipeline.job.epoch import Epoch
+from pipeline.job.record import StoredJob
 from pipeline.job.unit_records import UnitRecord
 from pipeline.job.unit_rows import joined_records, read_rows, read_scores
 from pipeline.job.units import UnitStore
@@ -36,15 +37,41 @@ class Staged:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a generation is made of.
+
+    Attributes:
+        config: the configuration of the job; its semantic part goes into the manifest.
+        plan: the sources and units of the job, all of them committed.
+        scorers: by column, in the order of the schema.
+        layers: the layers that fill these columns, in order.
+        thresholds: by column, from `threshold_specs`.
+    """
+
+    config: LabelConfig
+    plan: Plan
+    scorers: Mapping[str, ScorerEntry]
+    layers: Sequence[int]
+    thresholds: Mapping[str, str]
+
+
+def contents_of(job: StoredJob, layers: Sequence[int], thresholds: Mapping[str, float | str]) -> Contents:
+    """The contents of a generation with the columns of some layers; `thresholds` go before those of the job.
+
+    Raises:
+        UserError: a threshold is for a column that is not scored, or is neither a number nor a percentile.
+    """
+    config, scorers = job.config(layers), job.columns(layers)
+    specs = threshold_specs(list(scorers), dict(config.thresholds) | dict(thresholds))
+    return Contents(config, job.plan, scorers, layers, specs)
+
+
 def seal(
     epoch: Epoch,
+    contents: Contents,
     *,
-    config: LabelConfig,
-    plan: Plan,
-    scorers: Mapping[str, ScorerEntry],
-    layers: Sequence[int] = (1,),
-    generation: int = 1,
-    thresholds: Mapping[str, float | str] | None = None,
+    generation: int,
     known: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -55,32 +82,17 @@ def seal(
 
     Args:
         epoch: this driver's claim to the output.
-        config: the configuration of the job; its semantic part goes into the manifest.
-        plan: the sources and units of the job.
-        scorers: by column, in the order of the schema.
-        layers: the layers that fill these columns, in order.
+        contents: what the generation is made of.
         generation: the number of the new generation.
-        thresholds: by column a number or a percentile; None for those of `config`.
         known: by column, thresholds that are already resolved to numbers.
         progress: called after every unit.
 
     Raises:
-        UserError: a threshold is for a column that is not scored, or is neither a number nor a percentile.
         IncompleteError: a unit is not committed, a part of one is damaged, or a record would be lost or duplicated.
         StoppedError: a newer run has claimed the output.
         OSError: the storage fails.
     """
-    staged = stage(
-        epoch,
-        config=config,
-        plan=plan,
-        scorers=scorers,
-        layers=layers,
-        generation=generation,
-        thresholds=thresholds,
-        known=known,
-        progress=progress,
-    )
+    staged = stage(epoch, contents, generation=generation, known=known, progress=progress)
     commit_generation(epoch, staged.folder, staged.manifest)
     finish_seal(epoch)
     return staged.manifest
@@ -88,22 +100,17 @@ def seal(
 
 def stage(
     epoch: Epoch,
+    contents: Contents,
     *,
-    config: LabelConfig,
-    plan: Plan,
-    scorers: Mapping[str, ScorerEntry],
-    layers: Sequence[int],
     generation: int,
-    thresholds: Mapping[str, float | str] | None = None,
     known: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Staged:
     """Write all files of a generation without committing them; arguments and errors as in `seal`."""
-    storage = epoch.storage
-    columns = list(scorers)
-    specs = threshold_specs(columns, config.thresholds if thresholds is None else thresholds)
-    wanted = {column: spec for column, spec in specs.items() if column not in (known or {})}
-    stores = [UnitStore(storage, layer) for layer in layers]
+    storage, plan = epoch.storage, contents.plan
+    columns = list(contents.scorers)
+    wanted = {column: spec for column, spec in contents.thresholds.items() if column not in (known or {})}
+    stores = [UnitStore(storage, layer) for layer in contents.layers]
     values = dict(known or {}) | resolve_thresholds(
         wanted, lambda names: read_scores(storage, _records(stores, plan, "counting scores", progress), names)
     )
@@ -111,15 +118,15 @@ def stage(
     ledger = LedgerWriter(files, ledger_folder(generation))
     shards = _Shards(files, data_folder(generation), columns, values)
     conservation = Conservation(plan.entries, storage.uri)
-    shards.write(_rows(stores, plan, columns, ledger, conservation, progress), config.shard_size)
+    shards.write(_rows(stores, plan, columns, ledger, conservation, progress), contents.config.shard_size)
     ledger.add_cut(plan.cut)
     accounts = ledger.finish()
     conservation.finish(accounts)
     manifest = Manifest(
         generation=generation,
         created_by=_created_by(),
-        config=config.semantic(),
-        scorers=dict(scorers),
+        config=contents.config.semantic(),
+        scorers=dict(contents.scorers),
         thresholds={
             column: Threshold(
                 value=values[column],
@@ -127,7 +134,7 @@ def stage(
                 sentences=shards.sentences[column],
                 aligned=shards.aligned[column],
             )
-            for column, spec in specs.items()
+            for column, spec in contents.thresholds.items()
         },
         sources=plan.entries,
         left_out=plan.left_out,

@@ -1,8 +1,8 @@
 """Repair the files of a sealed dataset from its scored units."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from pipeline.checking.verify import Examination
 from pipeline.corpus.plan import Plan, Units
@@ -18,7 +18,7 @@ from pipeline.sealing.generations import (
     listed_files,
     read_generation,
 )
-from pipeline.sealing.seal import Progress, Staged, stage
+from pipeline.sealing.seal import Progress, Staged, contents_of, stage
 from pipeline.storage.checked_json import to_checked
 from pipeline.upkeep.repairs import Repairs
 from scorers.errors import IncompleteError
@@ -95,22 +95,12 @@ class _Resealing:
         assert self.repairs.epoch is not None  # noqa: S101 - a dry run seals nothing
         job, sealed = self._job, self.sealed
         layers = list(range(1, len(job.layers) + 2)) if sealed is None else job.layers_of(sealed.scorers)
-        config, plan = job.config(layers), job.plan
-        thresholds: dict[str, Any] = dict(config.thresholds)
+        kept = {} if sealed is None else {column: each.spec for column, each in sealed.thresholds.items()}
+        contents = contents_of(job, layers, kept)
         if sealed is not None:
-            config = config.model_copy(update={"inputs": sealed.config["inputs"]})
-            plan = _first_of(plan, sealed)
-            thresholds = {column: each.spec for column, each in sealed.thresholds.items()}
-        return stage(
-            self.repairs.epoch,
-            config=config,
-            plan=plan,
-            scorers=job.columns(layers),
-            layers=layers,
-            generation=generation,
-            thresholds=thresholds,
-            progress=self._progress,
-        )
+            config = contents.config.model_copy(update={"inputs": sealed.config["inputs"]})
+            contents = replace(contents, config=config, plan=_first_of(job.plan, sealed))
+        return stage(self.repairs.epoch, contents, generation=generation, progress=self._progress)
 
 
 def _reseal(sealing: _Resealing, record: GenerationRecord | None, newest: int) -> None:

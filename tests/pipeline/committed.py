@@ -17,10 +17,10 @@ from pipeline.dataset.manifest import Manifest, ScorerEntry, SourceEntry
 from pipeline.dataset.schema import unit_schema
 from pipeline.job.epoch import Epoch
 from pipeline.job.plan_files import write_plan
-from pipeline.job.record import JOB, JobRecord
+from pipeline.job.record import JOB, JobRecord, StoredJob
 from pipeline.job.unit_records import PartFile, UnitRecord
 from pipeline.job.units import UnitStore
-from pipeline.sealing.seal import seal
+from pipeline.sealing.seal import Progress, contents_of, seal
 from pipeline.sealing.staged import StagedFiles
 from pipeline.storage.checked_json import to_checked
 from pipeline.storage.open import open_storage
@@ -42,13 +42,19 @@ class Labelled:
 
     def write_job(self) -> None:
         """Write the job's record and plan, for commands that need them."""
-        storage = self.epoch.storage
-        job = JobRecord(config=self.config.semantic(), scorers=self.scorers, sentences="of-the-tests")
-        storage.put(JOB, to_checked(job))
-        write_plan(storage, 1, self.config.inputs, self.plan)
+        job = self.job()
+        job.storage.put(JOB, to_checked(job.record))
+        write_plan(job.storage, 1, self.config.inputs, self.plan)
 
-    def seal(self, **options: Any) -> Manifest:
-        return seal(self.epoch, config=self.config, plan=self.plan, scorers=self.scorers, **options)
+    def job(self) -> StoredJob:
+        record = JobRecord(config=self.config.semantic(), scorers=self.scorers, sentences="of-the-tests")
+        return StoredJob(self.epoch.storage, record, [], self.plan)
+
+    def seal(
+        self, generation: int = 1, thresholds: Mapping[str, float | str] | None = None, progress: Progress | None = None
+    ) -> Manifest:
+        contents = contents_of(self.job(), [1], thresholds or {})
+        return seal(self.epoch, contents, generation=generation, progress=progress)
 
 
 def commit_units(

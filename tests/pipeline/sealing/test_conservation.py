@@ -17,13 +17,14 @@ from pipeline.corpus.planning import make_plan
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import Ledger, ScorerEntry, SourceEntry
 from pipeline.job.epoch import Epoch
+from pipeline.job.record import JobRecord, StoredJob
 from pipeline.job.unit_records import UnitRecord
 from pipeline.job.units import UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob
 from pipeline.labelling.workers.worker import UnitLabeller
 from pipeline.sealing.conservation import Conservation
-from pipeline.sealing.seal import seal
+from pipeline.sealing.seal import contents_of, seal
 from pipeline.storage.open import open_storage
 from scorers import registry
 from scorers.errors import IncompleteError
@@ -185,7 +186,8 @@ def _label(job: ResolvedJob) -> list[tuple[str, int]]:
         record = committer.commit(unit, [labeller.label(unit, f"{epoch.staging}/{unit.name}.parquet")])
         check.add_unit(unit, record, pq.read_table(Path(output) / record.parts[0].path))
     scorers = {"toy": ScorerEntry(kind="toy", options={}, fingerprint="toy")}
-    manifest = seal(epoch, config=job.config, plan=job.plan, scorers=scorers)
+    stored = StoredJob(storage, JobRecord(config=job.config.semantic(), scorers=scorers, sentences="1"), [], job.plan)
+    manifest = seal(epoch, contents_of(stored, [1], {}), generation=1)
     check.finish(manifest.ledger)
     assert manifest.ledger.records == job.plan.records
     tables = [

@@ -17,12 +17,12 @@ from pipeline.corpus.planning import make_plan
 from pipeline.dataset import open_dataset
 from pipeline.job.epoch import Epoch
 from pipeline.job.plan_files import write_plan
-from pipeline.job.record import JOB, JobRecord
+from pipeline.job.record import JOB, JobRecord, StoredJob
 from pipeline.job.units import UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob, resolve_config, scorer_entries
 from pipeline.labelling.workers.worker import UnitLabeller
-from pipeline.sealing.seal import seal
+from pipeline.sealing.seal import contents_of, seal
 from pipeline.storage.checked_json import to_checked
 from pipeline.storage.open import open_storage
 from scorers import sentences
@@ -73,7 +73,7 @@ def label(corpus):
     record = JobRecord(config=config.semantic(), scorers=scorers, sentences=sentences.fingerprint())
     epoch.storage.put(JOB, to_checked(record))
     write_plan(epoch.storage, 1, config.inputs, plan)
-    manifest = seal(epoch, config=config, plan=plan, scorers=scorers)
+    manifest = seal(epoch, contents_of(StoredJob(epoch.storage, record, [], plan), [1], {}), generation=1)
     assert len(plan.units) > 5
     assert manifest.ledger.sources_cut == 1
     assert sum(manifest.ledger.quarantined.values()) == 4
