@@ -14,7 +14,7 @@ from scorers.contract import Execution
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec, build, check_recorded, resolve, runs_on_gpu
 
-# The workers of all scorers without a pool of their own. Only they read and write the rows of the first layer.
+# The workers of all scorers without a pool of their own; in the first layer, their parts hold the rows too.
 BASE_GROUP = "cpu"
 
 
@@ -25,7 +25,7 @@ class ResolvedJob:
     Attributes:
         config: settings with every option of every scorer of the layer, and a threshold for each of its columns.
         plan: sources and fingerprints; its units are left out on a cluster, since workers get them one by one.
-        groups: columns by group of workers; the base group first, then each scorer with a pool of its own.
+        groups: columns by group of workers, from `groups_of`; `phf repair` may need only some of the groups.
         fingerprints: what the fingerprints of the scorers must be, by column.
         layer: layer of the dataset that the parts belong to; layers after the first hold no rows, and score those of
             the first.
