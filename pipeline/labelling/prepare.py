@@ -90,7 +90,7 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
     )
     if begun is not None:
         if stored is not None:
-            begun = begun.with_inputs(record.config["inputs"] if extend else stored.inputs)
+            begun = begun.with_inputs(config.inputs if extend else stored.inputs)
         refuse_changes(storage, begun, record)
     if stored is None:
         plan = replace(read_inputs(config, sources, reporter), left_out=found.left_out)
