@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checking import units as checked_units
+from pipeline.checking import unit_checker
 from pipeline.config import LabelConfig, LabelExecution
 from pipeline.job import unit_folders, units
 from pipeline.job.epoch import Epoch
@@ -75,7 +75,7 @@ def set_up(patch: pytest.MonkeyPatch, packages: Path) -> None:
     probe.install(packages)
     patch.syspath_prepend(str(packages))
     registry._plugins.cache_clear()
-    for module in (units, unit_folders, commit, checked_units, relabelling, repair_units):
+    for module in (units, unit_folders, commit, unit_checker, relabelling, repair_units):
         patch.setattr(module, "FOLDER_UNITS", FOLDER_UNITS)
 
 
