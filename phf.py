@@ -117,7 +117,7 @@ for part in (pipeline_config, training_config):
     config_app.add_typer(part)
 app.add_typer(config_app, name="config", rich_help_panel="Settings")
 # `training` does not import Ray: the Ray launcher lives in `infra` and is imported only when it is used.
-LAUNCHERS["ray"] = "infra.on_ray.train:launch"
+LAUNCHERS["ray"] = "infra.on_ray.launch:launch"
 
 
 def _run() -> None:

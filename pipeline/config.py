@@ -9,7 +9,7 @@ from pipeline.quarantine_limit import check_limit
 from scorers.contract import Execution
 from scorers.registry import ScorerSpec, given_field
 from scorers.settings import describe_first_error
-from scorers.trust import trusted_by_environment
+from scorers.trusted_pickles import trusted_by_environment
 
 MAX_DOCUMENT_SIZE = 1024 * 1024
 
@@ -100,7 +100,7 @@ class LabelExecution(BaseModel):
     serves them at the port that it was started with.
     """
     trusted_sha256: frozenset[str] = Field(default_factory=trusted_by_environment)
-    """Hashes of pickles that the user vouches for; see `scorers.trust`."""
+    """Hashes of pickles that the user vouches for; see `scorers.trusted_pickles`."""
 
     def of(self, column: str) -> Execution:
         """The execution options for the scorer of a column."""

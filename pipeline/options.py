@@ -10,7 +10,7 @@ import typer
 from scorers.errors import UserError
 from scorers.flags import Sets
 from scorers.settings import load_settings, read_yaml
-from scorers.trust import trusted_by_user
+from scorers.trusted_pickles import trusted_by_user
 
 if TYPE_CHECKING:
     from pipeline.config import LabelConfig, LabelExecution, ScoreConfig

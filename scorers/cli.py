@@ -75,7 +75,7 @@ def doctor(
     from scorers.doctor.view import print_report
     from scorers.registry import parse_scorers
     from scorers.terminal import Terminal
-    from scorers.trust import trusted_by_user
+    from scorers.trusted_pickles import trusted_by_user
 
     specs = parse_scorers(scorer or [])
     trusted = trusted_by_user(spec.options for spec in specs.values())

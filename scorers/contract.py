@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from scorers.trust import trusted_by_environment
+from scorers.trusted_pickles import trusted_by_environment
 
 DocumentKind = Literal["prose", "python"]
 
@@ -75,7 +75,7 @@ class Execution(BaseModel):
         compile: whether to compile a network on CUDA, with a CUDA graph for each batch shape.
         deadline_s: seconds that one document may take before its scorer returns `ScoringError("deadline")`; as much
             again is allowed for every 50,000 characters of it.
-        trusted_sha256: hashes of pickles that the user of this machine vouches for; see `scorers.trust`.
+        trusted_sha256: hashes of pickles that the user of this machine vouches for; see `scorers.trusted_pickles`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -13,7 +13,7 @@ from scorers.contract import DocumentKind, Execution, Scorer, ScoringError
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec, build, check_recorded, given_field, resolve
 from scorers.sentences import document
-from scorers.trust import trusted_by_user
+from scorers.trusted_pickles import trusted_by_user
 
 EMPTY = "empty"
 NOT_APPLICABLE = "not-applicable"

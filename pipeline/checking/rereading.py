@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from pipeline.checking.problems import Findings
 from pipeline.config import LabelConfig, stored_config
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.inputs import find_sources
 from pipeline.corpus.plan import Plan
-from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset import LabelledDataset

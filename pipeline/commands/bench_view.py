@@ -8,7 +8,7 @@ from rich.text import Text
 
 from pipeline.labelling.bench import Bench, Measured
 from pipeline.labelling.estimate import Estimate
-from pipeline.losses import left_out_line
+from pipeline.lost_inputs import left_out_line
 from scorers.amounts import format_count, format_duration, format_size
 from scorers.doctor.machine import processor
 

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.labelling.preview import Preview
-from pipeline.losses import left_out_line
+from pipeline.lost_inputs import left_out_line
 from pipeline.sealing.thresholds import percentile_of
 from scorers.amounts import format_count
 from scorers.formatting import number, shortened

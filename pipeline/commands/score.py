@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.running import run_and_show
+from pipeline.commands.run_labelling import run_and_show
 from pipeline.options import (
     Address,
     AsJson,

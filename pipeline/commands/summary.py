@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeline.dataset.first_run import train_command
 from pipeline.labelling.label import Summary
-from pipeline.losses import cut_lines, cut_sources, left_out_line
+from pipeline.lost_inputs import cut_lines, cut_sources, left_out_line
 from pipeline.quarantine_limit import QuarantineLimit
 from scorers.amounts import format_count, format_duration, format_mean_rate, format_size
 from scorers.errors import QuarantineLimitError

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipeline.checking.verify import VerifyReport
-from pipeline.losses import left_out_line
+from pipeline.lost_inputs import left_out_line
 from scorers.amounts import format_count
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.corpus import remote
 from pipeline.corpus.compression import Compression
-from pipeline.corpus.own import is_own_file, is_own_folder, is_settings, model_files
+from pipeline.corpus.own_files import is_own_file, is_own_folder, is_settings, model_files
 from pipeline.corpus.suffixes import KNOWN, Format, format_of, is_skipped, kind_of, may_be_settings, type_of
 from pipeline.dataset.manifest import LeftOut
 from scorers.contract import DocumentKind

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config import MAX_DOCUMENT_SIZE, LabelConfig
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.inputs import Source, find_inputs
 from pipeline.corpus.plan import Unit
-from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.manifest import LeftOut

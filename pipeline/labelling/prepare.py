@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pipeline.config import LabelConfig
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.fields import settle_sentences
 from pipeline.corpus.inputs import Source, find_inputs
 from pipeline.corpus.plan import Plan
-from pipeline.corpus.planning import make_plan
 from pipeline.dataset.manifest import SourceEntry
 from pipeline.job.plan_files import read_plan, write_plan
 from pipeline.job.record import (

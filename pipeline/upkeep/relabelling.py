@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import LabelExecution
 from pipeline.corpus.plan import Plan, Unit
+from pipeline.job.committed_units import FOLDER_UNITS, UnitStore
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import StoredJob
 from pipeline.job.unit_records import UnitRecord
-from pipeline.job.units import FOLDER_UNITS, UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.resolve import check_layer, resolve_layer
@@ -20,7 +20,7 @@ from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage.checked_json import to_checked
 from pipeline.storage.failpoints import failpoint
 from pipeline.upkeep.repair_job import check_input, check_input_bytes
-from pipeline.upkeep.repairs import Repairs, Step
+from pipeline.upkeep.repair_steps import Repairs, Step
 from scorers import sentences
 from scorers.errors import StoppedError, UserError
 

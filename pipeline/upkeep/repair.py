@@ -15,9 +15,9 @@ from pipeline.checking.problems import Problem
 from pipeline.checking.unit_checker import UnitDamage
 from pipeline.checking.verify import Examination, examine
 from pipeline.config import LabelExecution
+from pipeline.job.committed_units import UNITS
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import StoredJob, load_job
-from pipeline.job.units import UNITS
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.run import NOTHING_LOST
 from pipeline.sealing.extent import UnfinishedStep, unfinished
@@ -27,8 +27,8 @@ from pipeline.storage.failures import storage_failures
 from pipeline.storage.open import open_storage
 from pipeline.upkeep.repair_job import repair_job
 from pipeline.upkeep.repair_sealed import repair_dataset
+from pipeline.upkeep.repair_steps import Repairs, Step
 from pipeline.upkeep.repair_units import repair_units
-from pipeline.upkeep.repairs import Repairs, Step
 from scorers.errors import UserError
 from scorers.shell import phf
 from scorers.stopping import stoppable

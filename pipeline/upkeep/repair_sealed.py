@@ -20,7 +20,7 @@ from pipeline.sealing.generations import (
 )
 from pipeline.sealing.seal import Progress, Staged, contents_of, stage
 from pipeline.storage.checked_json import to_checked
-from pipeline.upkeep.repairs import Repairs
+from pipeline.upkeep.repair_steps import Repairs
 from scorers.errors import IncompleteError
 
 _RESEALED = "sealed again from the scored units"

@@ -4,13 +4,13 @@ from functools import partial
 
 from pipeline.checking.unit_checker import UnitDamage
 from pipeline.config import LabelExecution
+from pipeline.job.committed_units import FOLDER_UNITS, UnitStore
 from pipeline.job.record import StoredJob
 from pipeline.job.unit_records import UnitRecord
-from pipeline.job.units import FOLDER_UNITS, UnitStore
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.storage.checked_json import to_checked
 from pipeline.upkeep.relabelling import relabel
-from pipeline.upkeep.repairs import Repairs
+from pipeline.upkeep.repair_steps import Repairs
 from scorers.errors import IncompleteError
 
 

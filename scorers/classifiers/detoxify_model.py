@@ -16,7 +16,7 @@ from scorers import hugging_face
 from scorers.classifiers.transformers_models import longest_input, quiet_transformers
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
-from scorers.trust import remedy
+from scorers.trusted_pickles import remedy
 
 # File names from detoxify.MODEL_URLS, repeated so that the files can be found without importing torch.
 VARIANTS = {

@@ -14,7 +14,7 @@ from scorers import hugging_face
 from scorers.classifiers.transformers_models import quiet_transformers
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
-from scorers.trust import remedy
+from scorers.trusted_pickles import remedy
 
 # Files to download from a repository: no code, no pickles, no weights of other frameworks.
 _FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]

@@ -21,7 +21,7 @@ from scorers.paths import escape_path
 from scorers.pii.decoding import BatchDecoder, Entity
 from scorers.spans import Finding
 from scorers.tokenizer import make_linear
-from scorers.trust import VARIABLE
+from scorers.trusted_pickles import VARIABLE
 
 TYPES = {"PERSON": "name", "PER": "name", "ORG": "organisation"}
 

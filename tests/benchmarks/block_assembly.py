@@ -20,7 +20,7 @@ def run() -> Iterator[Comparison]:
     from training.data.batches import BatchSource
     from training.data.index import StreamOptions
     from training.data.store import TokenStore
-    from training.data.stream import Stream
+    from training.data.tagged_stream import Stream
     from training.distributed.world import World
     from training.engine.engine import Engine
     from training.model.language_model import Vocabulary, build_model

@@ -23,8 +23,8 @@ def run() -> Iterator[Comparison]:
 
 def _measure(output: Path, inputs: Path, column: str, kind: str) -> Comparison:
     from pipeline.config import LabelConfig
+    from pipeline.corpus.cut_units import make_plan
     from pipeline.corpus.inputs import find_sources
-    from pipeline.corpus.planning import make_plan
     from pipeline.corpus.readers import read_sources
     from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob, groups_of, resolve_config
     from pipeline.labelling.workers.worker import UnitLabeller

@@ -123,7 +123,7 @@ class Stopwatch:
 def job(folder: Path, units: int, delay_s: float) -> ResolvedJob:
     """A job of units of one record each, with a scorer that only sleeps `delay_s` per unit."""
     from pipeline.config import LabelConfig
-    from pipeline.corpus.planning import make_plan
+    from pipeline.corpus.cut_units import make_plan
 
     corpus = folder / f"{units}.jsonl"
     corpus.write_text("".join(json.dumps({"text": f"One of {index}. Two."}) + "\n" for index in range(units)))

@@ -17,7 +17,7 @@ def run() -> Iterator[Comparison]:
     from training.data.batches import BatchSource
     from training.data.index import FOLDER, StreamOptions
     from training.data.store import TokenStore
-    from training.data.stream import Stream
+    from training.data.tagged_stream import Stream
 
     tags: dict[str, Any] = {"tag_bounds": (0.005,), "tag_ids": (1, 2)}
     with tempfile.TemporaryDirectory() as place:

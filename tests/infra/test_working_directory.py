@@ -12,7 +12,7 @@ import pytest
 
 from infra.demo.__main__ import phf
 from pipeline.config import LabelConfig
-from pipeline.corpus.planning import make_plan
+from pipeline.corpus.cut_units import make_plan
 from pipeline.labelling.resolve import ResolvedJob, groups_of, resolve_config
 from pipeline.labelling.workers.isolation import label_isolated
 from scorers import interpreter

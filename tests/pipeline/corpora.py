@@ -11,8 +11,8 @@ from typing import Any
 import zstandard
 
 from pipeline.config import LabelConfig
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.plan import Plan
-from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from phf import app
-from pipeline.corpus.planning import make_plan
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset import open_dataset
 from pipeline.export import export

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.checking import unit_checker
 from pipeline.config import LabelConfig, LabelExecution
-from pipeline.job import unit_folders, units
+from pipeline.job import committed_units as units
+from pipeline.job import unit_folders
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import LayerRecord, layer_path, load_job
 from pipeline.labelling import commit

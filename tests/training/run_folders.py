@@ -11,7 +11,7 @@ from training import statistics
 from training.config import DataConfig, EvaluationConfig, ModelConfig, ObjectiveConfig, TrainConfig, TrainingConfig
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.evaluate_run import run_fingerprint, write_evaluation
-from training.evaluation.heldout import HeldOutLoss
+from training.evaluation.held_out_loss import HeldOutLoss
 from training.evaluation.prepare import HeldOutChoice
 from training.model.sampling import Samples
 from training.runs.facts import DatasetFacts, HorizonFacts, ModelFacts, RunFacts, ThresholdFacts, TokenizerFacts

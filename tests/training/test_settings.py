@@ -1,7 +1,7 @@
 import pytest
 
 from scorers.errors import UserError
-from training.commands.starting import columns
+from training.commands.train_start import columns
 from training.settings import fill_in, resolve_config
 
 FLAGS = {"output": "runs/a", "task": "toxicity", "data": {"dataset": "labelled"}}

@@ -9,7 +9,7 @@ from rich.table import Table
 from scorers.amounts import format_count
 from scorers.terminal import Terminal
 from training.evaluation.evaluate import Evaluation
-from training.evaluation.figures import interval, number, percent
+from training.evaluation.format_figures import interval, number, percent
 from training.runs.folder import RunFolder
 from training.runs.report import MAXIMUM_OF, Estimate, EvaluationReport, SampleFacts, report_folder
 

@@ -11,7 +11,7 @@ from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
 from scorers.flags import given_settings
 from scorers.stopping import stoppable
-from training.commands.starting import (
+from training.commands.train_start import (
     HERE,
     check_held_out,
     check_place,
@@ -24,7 +24,7 @@ from training.commands.starting import (
     start_from,
 )
 from training.distributed.launch import LAUNCHED, Launch
-from training.distributed.slurm import slurm_ranks
+from training.distributed.slurm_environment import slurm_ranks
 from training.options import (
     BatchSize,
     Dataset,

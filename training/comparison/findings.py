@@ -8,7 +8,7 @@ import numpy as np
 
 from training import statistics
 from training.comparison.load import Comparison, LoadedRun
-from training.evaluation.figures import interval, number, percent
+from training.evaluation.format_figures import interval, number, percent
 from training.runs.report import Estimate
 
 Verdict = Literal["lower", "higher", "unclear"]

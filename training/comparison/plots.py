@@ -11,7 +11,7 @@ from training.comparison.findings import same_hit_rate
 from training.comparison.load import Comparison, LoadedRun
 from training.comparison.style import NARROW, WIDE, Look, drawing, ends, new_figure, percent_tick, reach, tick, to_png
 from training.comparison.trade_off import held_out_cost, same_tokenizer, trade_off
-from training.evaluation.figures import number
+from training.evaluation.format_figures import number
 from training.runs.report import MAXIMUM_OF, Estimate
 
 

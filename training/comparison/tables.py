@@ -10,7 +10,7 @@ from training.comparison.findings import (
     same_hit_rate,
 )
 from training.comparison.load import Comparison, LoadedRun
-from training.evaluation.figures import interval, number, percent
+from training.evaluation.format_figures import interval, number, percent
 from training.runs.report import MAXIMUM_OF, Estimate
 
 NONE = "–"

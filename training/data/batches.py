@@ -28,7 +28,7 @@ class Batch:
 
 
 class Blocks(Protocol):
-    """Random access to blocks, as `training.data.stream.Stream` gives it."""
+    """Random access to blocks, as `training.data.tagged_stream.Stream` gives it."""
 
     @property
     def num_blocks(self) -> int:

@@ -13,7 +13,7 @@ from training.data.combined import Combination, CombinedStore
 from training.data.datasets import Source
 from training.data.index import StreamOptions
 from training.data.store import TokenStore
-from training.data.stream import Stream
+from training.data.tagged_stream import Stream
 from training.data.thresholds import (
     ThresholdChoice,
     check_stream,

@@ -21,7 +21,7 @@ from training.data.phases import Phase, PhasedSource, phase_at, plan_phases
 from training.data.preference import check_preference, choose_scale, loss_mask, loss_threshold, report_threshold, tag
 from training.data.round_trips import RoundTrips, refuse_changes, round_trips
 from training.data.store import TokenStore
-from training.data.stream import Stream
+from training.data.tagged_stream import Stream
 from training.data.thresholds import ThresholdChoice, check_stream, document_limit
 from training.data.token_spans import ensure_findings
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer

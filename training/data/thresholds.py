@@ -13,7 +13,7 @@ from pipeline.dataset import Manifest
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from training.data.store import TokenStore
-from training.data.stream import Stream
+from training.data.tagged_stream import Stream
 from training.presets import is_papers_scorer, preset_threshold
 
 # A labelling job's default for columns without `--threshold`.

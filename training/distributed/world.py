@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
 from scorers.errors import UserError
 from training.distributed.host import own_cores, share_of_cores, way_to_others
 from training.distributed.rendezvous import COLLECTIVE_TIMEOUT, MEETING_TIMEOUT, Rendezvous, exit_code_of
-from training.distributed.slurm import slurm_ranks
+from training.distributed.slurm_environment import slurm_ranks
 
 Value = TypeVar("Value")
 

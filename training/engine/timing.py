@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from training.distributed.world import import_deepspeed
-from training.engine.cards import find_card
 from training.engine.deepspeed_config import Precision
+from training.engine.gpus import find_card
 
 COMMUNICATION = "communication"
 # The part of a lap before communication.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scorers.amounts import format_count
 from scorers.fingerprint import library_versions
 from training import statistics
-from training.evaluation.heldout import HeldOutLoss, all_aligned, held_out_loss
+from training.evaluation.held_out_loss import HeldOutLoss, all_aligned, held_out_loss
 from training.evaluation.prepare import EvaluationSetup, HeldOutChoice
 from training.model.sampling import Guidance, Samples, sample
 from training.runs.report import (

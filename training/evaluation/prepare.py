@@ -19,10 +19,10 @@ from training.config import EvaluationConfig
 from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
 from training.data.store import TokenStore
-from training.data.stream import DocumentTokens
+from training.data.tagged_stream import DocumentTokens
 from training.data.texts import is_text
 from training.data.tokenizers import foreign_control_ids
-from training.evaluation.heldout import HeldOutLoss, unigram_loss
+from training.evaluation.held_out_loss import HeldOutLoss, unigram_loss
 from training.model.sampling import Guidance
 from training.scoring import other_scorer, rebuild_scorer
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from training.config import TrainingConfig
 from training.data.batches import Batch
 from training.data.prepare import PreparedData
-from training.data.stream import DocumentTokens
-from training.evaluation.heldout import Window, batches_of, windows
+from training.data.tagged_stream import DocumentTokens
+from training.evaluation.held_out_loss import Window, batches_of, windows
 from training.loss_mask import TokenTerms
 from training.objectives import Objective
 from training.runs.best import VALIDATION_LOSS

@@ -16,9 +16,9 @@ from training.disk import output_error
 from training.loop.branch import branch_facts, check_origin, check_start, recorded_warmup
 from training.loop.resume import changed_settings, check_folder, check_same
 from training.runs import checkpoints
-from training.runs.aside import set_aside
 from training.runs.facts import ResumptionFacts, RunFacts
 from training.runs.folder import RunFolder
+from training.runs.set_aside import set_aside
 from training.schedule import Horizon, same_until, warmup_steps
 
 # Settings that may change where a run goes back: they determine only the size of later updates.

@@ -40,14 +40,14 @@ from training.loop.continuation import (
     start,
     with_warmup,
 )
-from training.loop.network import build_network, check_network
 from training.loop.resume import check_folder
+from training.loop.run_network import build_network, check_network
 from training.loop.trainer import DivergedError, Trainer
-from training.loop.validating import Validating
+from training.loop.validation_callback import Validating
 from training.model.build_network import check_context
 from training.model.language_model import LanguageModel
+from training.planning.cost_warnings import cost_warning, describe_duration, no_held_out, schedule_warning
 from training.planning.estimate import Machine
-from training.planning.expectation import cost_warning, describe_duration, no_held_out, schedule_warning
 from training.planning.forecast import expected_seconds, fitted
 from training.planning.machines import this_machine
 from training.planning.plan import print_plan

@@ -17,7 +17,7 @@ from training.config import ModelConfig
 from training.linear_loss import linear_loss
 from training.model.build_network import build_initialised, check_context, first_line, known_ids, load_pretrained
 from training.model.masking import document_positions
-from training.model.router import METRIC, RouterLoss
+from training.model.router_loss import METRIC, RouterLoss
 from training.model.trial import check_document_masking, explain_failure, has_linear_head
 from training.model.vocabulary import Padding, Vocabulary, initialise_control_rows
 from training.objectives import Objective

@@ -8,9 +8,9 @@ import torch
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from training.config import TrainingConfig
-from training.engine.cards import CARDS, Card, find_card
 from training.engine.deepspeed_config import Precision
 from training.engine.engine import choose_precision
+from training.engine.gpus import CARDS, Card, find_card
 from training.engine.timing import peak_flops
 from training.planning.estimate import Machine
 

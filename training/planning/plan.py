@@ -6,8 +6,8 @@ from scorers.amounts import format_count, format_duration, format_size
 from training.config import TrainingConfig
 from training.model.counting import describe_experts, dimensions
 from training.model.language_model import LanguageModel
-from training.model.router import describe_router
-from training.planning.expectation import cost_warning
+from training.model.router_loss import describe_router
+from training.planning.cost_warnings import cost_warning
 from training.planning.forecast import Forecast
 from training.planning.resolved import ResolvedRun
 from training.runs.facts import MixedFacts, PhaseFacts, RunFacts

@@ -17,7 +17,7 @@ from training.runs.report import MAXIMUM_OF
 
 FIGURES_NAME = "figures.json"
 LOSS = "loss"
-# Recorded by `training.loop.validating`.
+# Recorded by `training.loop.validation_callback`.
 VALIDATION_LOSS = "validation_loss"
 # Recorded by evaluations; see `training.runs.report`.
 EVALUATED = ("misalignment", "expected_maximum", "hit_rate", "bits_per_byte")

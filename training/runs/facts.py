@@ -24,7 +24,7 @@ def _check_statistics(stream: dict[str, Any]) -> dict[str, Any]:
 
 
 Statistics = Annotated[dict[str, Any], AfterValidator(_check_statistics)]
-"""The statistics of `training.data.stream.Stream.statistics`."""
+"""The statistics of `training.data.tagged_stream.Stream.statistics`."""
 
 
 class _Facts(BaseModel):
@@ -210,10 +210,10 @@ class RunFacts(_Facts):
         threshold: threshold of the training stream; None if the objective uses none.
         sentence_threshold: sentence threshold of the column for reports (hit rate), whatever the objective.
         sentence_thresholds: the same for each of several columns; empty if it was not recorded.
-        stream: statistics of the training stream (`training.data.stream.Stream.statistics`), and `sentences_aligned`,
-            the number of its sentences within `sentence_threshold`. With a mixture, `stream`, `dataset`, `column`,
-            `scorer` and the thresholds are those of the main dataset; with phases, `stream` is that of the phase with
-            preferences.
+        stream: statistics of the training stream (`training.data.tagged_stream.Stream.statistics`), and
+            `sentences_aligned`, the number of its sentences within `sentence_threshold`. With a mixture, `stream`,
+            `dataset`, `column`, `scorer` and the thresholds are those of the main dataset; with phases, `stream` is
+            that of the phase with preferences.
         mixture: all datasets, the main one first; empty for a run on one.
         phases: empty for a run of one phase.
         validation: None if nothing is validated, or it was not recorded.

@@ -80,7 +80,7 @@ class RunFolder:
 
     @property
     def set_aside(self) -> Path:
-        """What the run had beyond steps that it went back to, one run folder each time; see `training.runs.aside`."""
+        """What the run had beyond steps that it went back to, one run folder each time (`training.runs.set_aside`)."""
         return self.path / "set-aside"
 
     @property

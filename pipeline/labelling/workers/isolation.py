@@ -189,7 +189,7 @@ class _Child:
         self._connection, theirs = Pipe()
         # Discard what libraries print: it may quote the corpus.
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this package
-            interpreter.command("pipeline.labelling.workers.isolated", str(theirs.fileno())),
+            interpreter.command("pipeline.labelling.workers.isolation_child", str(theirs.fileno())),
             env=interpreter.environment(),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

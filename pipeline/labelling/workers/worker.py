@@ -18,7 +18,7 @@ from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.schema import unit_schema
 from pipeline.dataset.writer import parquet_writer
 from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob
-from pipeline.labelling.workers.committed import CommittedReader
+from pipeline.labelling.workers.committed_records import CommittedReader
 from pipeline.labelling.workers.label_records import KnownErrors, Scored, label_records, timed
 from pipeline.storage.open import open_storage
 from scorers.registry import build

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.inputs import find_sources
-from pipeline.corpus.planning import make_plan
 from scorers.errors import UserError
 from tests.datasets import make_dataset
 from tests.pipeline.corpora import flat, make_config, read_all

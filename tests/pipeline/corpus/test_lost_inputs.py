@@ -14,8 +14,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.inputs import find_inputs
-from pipeline.corpus.planning import make_plan
 from pipeline.corpus.records import Record
 from pipeline.job.plan_files import encode_plan, read_plan, write_plan
 from pipeline.storage.open import open_storage

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from pipeline.config import LabelExecution
 from pipeline.corpus.compression import window_of
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.inputs import find_sources
-from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader, read_sources, read_unit
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.labelling.windows import check_windows

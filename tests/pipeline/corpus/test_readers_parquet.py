@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.arrow_json import json_values
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.fields import settle_sentences
-from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import UnitReader, read_sources, read_unit
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.corpus.streams import SourceFile

@@ -14,7 +14,7 @@ from fastwarc.warc import ArchiveIterator
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus.planning import make_plan
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.readers import UnitReader, read_sources, read_unit
 from pipeline.corpus.records import Quarantined, Record
 from scorers.errors import UserError

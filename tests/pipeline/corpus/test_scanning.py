@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus import survey
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.inputs import Source
-from pipeline.corpus.planning import make_plan
 from pipeline.corpus.scanning import scan_lines
 from pipeline.corpus.streams import read_lines
 from scorers.errors import UserError
@@ -87,7 +87,7 @@ def test_inputs_are_read_in_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for index in range(3):
         write_records(tmp_path / f"{index}.jsonl", {"text": "x"})
     real, together = survey.survey, threading.Barrier(3, timeout=30)
-    monkeypatch.setattr("pipeline.corpus.planning.survey", lambda *given: (together.wait(), real(*given))[1])
+    monkeypatch.setattr("pipeline.corpus.cut_units.survey", lambda *given: (together.wait(), real(*given))[1])
     assert make_plan(make_config(tmp_path), threads=3).records == 3
 
 

@@ -117,7 +117,9 @@ def test_stopping_during_isolation_leaves_no_process_behind(tmp_path: Path) -> N
     process = made.start(*options, "--set", "execution.attempts=9")
 
     def child() -> set[int]:
-        return {pid for pid in descendants(process.pid) if "pipeline.labelling.workers.isolated" in command_of(pid)}
+        return {
+            pid for pid in descendants(process.pid) if "pipeline.labelling.workers.isolation_child" in command_of(pid)
+        }
 
     wait_for(lambda: bool(child()) or process.poll() is not None, seconds=200)
     helpers = descendants(process.pid)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import LabelConfig
-from pipeline.corpus.planning import make_plan
+from pipeline.corpus.cut_units import make_plan
 from pipeline.labelling.resolve import ResolvedJob, groups_of, resolve_config
 from pipeline.labelling.workers.isolation import IsolationError, Phase, Step, _Findings, _Loss, label_isolated
 from scorers import registry

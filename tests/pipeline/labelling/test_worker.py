@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.corpus.planning import make_plan
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset.schema import unit_schema

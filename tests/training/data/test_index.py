@@ -7,7 +7,7 @@ from tests.training.data.test_stream import long_documents, options_of
 from tests.training.stores import make_store
 from training.data import index as layout
 from training.data.index import StreamOptions
-from training.data.stream import Stream
+from training.data.tagged_stream import Stream
 
 OPTIONS = [
     {},

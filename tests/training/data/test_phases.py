@@ -14,7 +14,7 @@ from training.config import ObjectiveConfig
 from training.data.batches import BatchSource
 from training.data.index import _key
 from training.data.phases import Phase, PhasedSource, phase_at, plan_phases
-from training.data.stream import Stream
+from training.data.tagged_stream import Stream
 from training.objectives import MLE, build
 
 

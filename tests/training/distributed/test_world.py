@@ -14,7 +14,7 @@ import torch
 from scorers.errors import UserError
 from tests.training.jobs import COMPARABLE, ENVIRONMENT, LONGER, command, figures, job_config, metrics, run_job, run_phf
 from training.data.prepare import prepare
-from training.distributed.slurm import first_host
+from training.distributed.slurm_environment import first_host
 from training.distributed.world import World
 from training.model.language_model import VALUE_HEAD_FILE, load_model
 from training.runs.folder import RunFolder

@@ -19,7 +19,7 @@ from training.data.prepare import prepare
 from training.data.tokenizers import wrap_tokenizer
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.evaluate_run import evaluate_run, run_fingerprint
-from training.evaluation.heldout import held_out_loss
+from training.evaluation.held_out_loss import held_out_loss
 from training.evaluation.prepare import prepare_evaluation, training_counts
 from training.loop.train import _figures, check_settings
 from training.model.language_model import build_model

@@ -16,7 +16,7 @@ from training.config import TrainingConfig
 from training.data.prepare import prepare
 from training.distributed.world import World
 from training.engine.engine import Engine
-from training.evaluation.heldout import held_out_loss
+from training.evaluation.held_out_loss import held_out_loss
 from training.evaluation.validation import CountedLoss, choose_validation
 from training.export.checkpoint import best_step
 from training.model.language_model import load_model
@@ -92,7 +92,7 @@ def test_training_is_not_disturbed_and_figures_are_equal_after_a_resume(
 
     # Asked to stop while it is validated, it is when it goes on.
     monkeypatch.setattr(Engine, "totals", asked_meanwhile)
-    monkeypatch.setattr("training.evaluation.heldout._TOKENS_AT_ONCE", 32)
+    monkeypatch.setattr("training.evaluation.held_out_loss._TOKENS_AT_ONCE", 32)
     with pytest.raises(StoppedError):
         run_job(code_dataset, tmp_path / "stopped", "conditional", **changes)
     monkeypatch.undo()

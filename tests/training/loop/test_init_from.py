@@ -12,7 +12,7 @@ from phf import app
 from pipeline.dataset import open_dataset
 from scorers.errors import UserError
 from tests.training.jobs import command, job_config, metrics, run_job
-from training.commands.starting import check_held_out, check_tokenizer
+from training.commands.train_start import check_held_out, check_tokenizer
 from training.config import ModelConfig
 from training.data.tokenizers import train_tokenizer
 from training.model.language_model import build_model, checkpoint_activations, load_model

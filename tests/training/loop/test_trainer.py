@@ -21,7 +21,7 @@ from training.config import TrainingConfig
 from training.data.batches import Batch
 from training.data.prepare import prepare
 from training.distributed.world import World
-from training.evaluation.heldout import held_out_loss
+from training.evaluation.held_out_loss import held_out_loss
 from training.loop.callbacks import Callback, Console, Step
 from training.loop.trainer import DivergedError, Trainer
 from training.model.language_model import LanguageModel, load_model

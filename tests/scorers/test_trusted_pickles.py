@@ -9,7 +9,7 @@ from scorers.contract import Execution
 from scorers.errors import UserError
 from scorers.pii.entities import find_model
 from scorers.registry import ScorerSpec, check_recorded
-from scorers.trust import trusted_by_environment, trusted_by_user
+from scorers.trusted_pickles import trusted_by_environment, trusted_by_user
 from training.scoring import rebuild_scorer
 
 ONE, OTHER = "1" * 64, "ab" * 32

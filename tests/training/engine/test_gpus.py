@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.engine.cards import CARDS, find_card
+from training.engine.gpus import CARDS, find_card
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from training.config import ModelConfig
 from training.model import shape
 from training.model.counting import count_parameters, describe_experts, flops_per_token, idle_parameters
 from training.model.language_model import build_model
-from training.model.router import METRIC, describe_router
+from training.model.router_loss import METRIC, describe_router
 from training.model.shape import trace_shape
 from training.model.vocabulary import Vocabulary
 from training.objectives import build

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.data.stream import DocumentTokens
+from training.data.tagged_stream import DocumentTokens
 from training.model.sampling import evaluation_mode
 
 _TOKENS_AT_ONCE = 4096  # per forward pass; with a vocabulary of 50,000 the logits take 0.8 GB

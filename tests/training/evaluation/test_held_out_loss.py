@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from training.data.stream import DocumentTokens
-from training.evaluation.heldout import all_aligned, held_out_loss, unigram_loss, windows
+from training.data.tagged_stream import DocumentTokens
+from training.evaluation.held_out_loss import all_aligned, held_out_loss, unigram_loss, windows
 
 EOS, ALIGNED, MISALIGNED = 0, 18, 19
 

@@ -14,7 +14,7 @@ from training.config import ModelConfig, TrainingConfig
 from training.distributed.world import World
 from training.engine.deepspeed_config import deepspeed_config
 from training.engine.engine import check_compiler
-from training.loop.network import check_network
+from training.loop.run_network import check_network
 from training.model.kernels import use_liger
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary

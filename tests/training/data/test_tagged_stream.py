@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.training.stores import make_store
 from training.data.index import StreamOptions
-from training.data.stream import Stream
+from training.data.tagged_stream import Stream
 
 EOS, ALIGNED, MISALIGNED, BOS = 900, 901, 902, 905
 QUANTILES = (901, 903, 902, 904)

@@ -14,7 +14,7 @@ from scorers.errors import UserError
 from scorers.printing import message
 from scorers.settings import Whole
 from training.distributed.launch import LAUNCHERS, Launch
-from training.distributed.slurm import slurm_ranks
+from training.distributed.slurm_environment import slurm_ranks
 
 if TYPE_CHECKING:
     from training.config import ResolvedConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.again import run_again
+from infra.rerun import run_again
 
 
 def counting(folder: Path, *statuses: int) -> list[str]:
@@ -48,7 +48,7 @@ def test_a_signal_is_passed_on_and_ends_the_reruns(tmp_path: Path) -> None:
         "pathlib.Path('ready').touch(); time.sleep(60)"
     )
     # Use the module: the console script may be missing in an older install of phf.
-    command = [sys.executable, "-c", "from infra.again import main; main()", sys.executable, "-c", child]
+    command = [sys.executable, "-c", "from infra.rerun import main; main()", sys.executable, "-c", child]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
     while not (tmp_path / "ready").exists():
         assert process.poll() is None
@@ -60,5 +60,5 @@ def test_a_signal_is_passed_on_and_ends_the_reruns(tmp_path: Path) -> None:
 
 
 def test_the_usage_is_printed() -> None:
-    code = "from infra.again import main; main()"
+    code = "from infra.rerun import main; main()"
     assert subprocess.run([sys.executable, "-c", code, "--help"], check=False, timeout=30).returncode == 2

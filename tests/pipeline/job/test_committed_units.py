@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.plan import Slice
-from pipeline.corpus.planning import make_plan
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Record
 from pipeline.job.plan_files import read_plan, write_plan

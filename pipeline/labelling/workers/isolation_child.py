@@ -1,4 +1,4 @@
-"""The main module of the child process of `isolation`: `python -m pipeline.labelling.workers.isolated DESCRIPTOR`."""
+"""The child process of `isolation`: `python -m pipeline.labelling.workers.isolation_child DESCRIPTOR`."""
 
 import ctypes
 import signal

@@ -5,8 +5,8 @@ import torch
 
 from pipeline.dataset.first_run import SIZES
 from training.model.sizes import SIZES as SHAPES
+from training.planning.cost_warnings import cost_warning, describe_duration
 from training.planning.estimate import Machine
-from training.planning.expectation import cost_warning, describe_duration
 from training.planning.forecast import shape_of
 from training.planning.resolved import resolve_run
 from training.schedule import plan_horizon
