@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.training.data.test_stream import long_documents, options_of
+from tests.training.data.test_tagged_stream import long_documents, options_of
 from tests.training.stores import make_store
 from training.data import index as layout
 from training.data.index import StreamOptions

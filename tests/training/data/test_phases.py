@@ -8,7 +8,7 @@ import torch
 
 from scorers.errors import UserError
 from tests.training.data.test_mixture import Numbers, ids
-from tests.training.data.test_stream import long_documents, options_of
+from tests.training.data.test_tagged_stream import long_documents, options_of
 from tests.training.stores import make_store
 from training.config import ObjectiveConfig
 from training.data.batches import BatchSource
