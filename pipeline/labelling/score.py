@@ -66,7 +66,8 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
                 )
             resolved = resolve_layer(job, layer, config.execution)
             run = Run(job, epoch, context)
-            manifest = run.finish([*job.layers_of(current.scorers), layer], label=[resolved])
+            # A layer that was begun before others were finished comes before them, as if nothing had interrupted it.
+            manifest = run.finish(sorted([*job.layers_of(current.scorers), layer]), label=[resolved])
             return Summary(
                 storage.uri,
                 manifest,

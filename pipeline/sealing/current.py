@@ -38,7 +38,7 @@ def is_complete(manifest: Manifest, job: StoredJob, layers: Sequence[int]) -> bo
     return (
         manifest.ledger.units == len(job.plan.units)
         and manifest.sources == job.plan.entries
-        and list(manifest.scorers) == list(job.columns(layers))
+        and manifest.scorers.keys() == job.columns(layers).keys()
     )
 
 

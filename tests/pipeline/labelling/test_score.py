@@ -13,6 +13,9 @@ import pytest
 
 from pipeline.checking.verify import verify
 from pipeline.dataset import open_dataset
+from pipeline.sealing.extent import unfinished
+from pipeline.storage.failpoints import VARIABLE
+from pipeline.storage.open import open_storage
 from tests.pipeline import forked, probe
 from tests.pipeline.label_job import Labelling, data_hashes, wait_for
 
@@ -217,6 +220,19 @@ def test_a_killed_score_resumes_and_ends_with_the_same_bytes(made: Labelling, tm
     }
     assert texts
     assert all(made.scored()[text] == before[text] for text in texts), "no committed unit is scored again"
+
+
+def test_a_layer_that_is_finished_after_a_later_one_keeps_its_place(made: Labelling) -> None:
+    early, late = (score(made, "--scorer", f"{column}=probe") for column in ("early", "late"))
+    dying = made.env | {VARIABLE: "staged-written=kill@1"}
+    log = made.folder / "phf.log"
+    assert forked.start(early, folder=made.folder, env=dying, log=log).wait().died
+    assert run(made, late).returncode == 0
+    done = run(made, early)
+    assert done.returncode == 0, done.stderr
+    assert list(open_dataset(str(made.output)).manifest.scorers) == ["probe", "early", "late"]
+    assert verify(str(made.output)).problems == []
+    assert unfinished(open_storage(str(made.output))) == ()
 
 
 def test_an_extension_after_score_and_a_repair_of_two_layers_start_a_ray_for_each(tmp_path: Path) -> None:
