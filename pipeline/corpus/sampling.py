@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config import MAX_DOCUMENT_SIZE, LabelConfig
 from pipeline.corpus.cut_units import make_plan
+from pipeline.corpus.fields import settle_sentences
 from pipeline.corpus.inputs import Source, find_inputs
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.readers import UnitReader
@@ -68,6 +69,7 @@ def sample_corpus(config: LabelConfig, progress: Progress) -> CorpusSample:
     """
     found = find_inputs(config.inputs, config.kind)
     sources = found.sources
+    config = settle_sentences(sources, config)
     chosen = _spread_over(sources)
     total, done = sum(each.size for each in chosen), 0
 

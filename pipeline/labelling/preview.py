@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import LabelConfig
-from pipeline.corpus.fields import check_fields
+from pipeline.corpus.fields import check_fields, settle_sentences
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.readers import read_sources
 from pipeline.corpus.records import Quarantined
@@ -128,6 +128,7 @@ def preview(config: LabelConfig, limit: int, *, redact: bool = False) -> Preview
     config = resolve_config(config)
     found = find_inputs(config.inputs, config.kind)
     sources = found.sources
+    config = settle_sentences(sources, config)
     check_fields(sources, config)
     scorers = {column: build(column, spec, config.execution.of(column)) for column, spec in config.scorers.items()}
     if redact and not any(isinstance(each, ShowsFindings) for each in scorers.values()):

@@ -39,6 +39,17 @@ def test_records_get_their_scores_and_tags(corpus):
     assert [each["reason"] for each in facts["quarantined"]] == ["not-json"]
 
 
+def test_lists_of_sentences_are_taken_as_label_takes_them(tmp_path):
+    texts = ["One. Two.", ["One. Two.", " Three."]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = (tmp_path / "a.jsonl", "--scorer", "toxicity=linear", "--threshold", "toxicity=p50")
+    facts = facts_of(*options)
+    assert [each["reason"] for each in facts["quarantined"]] == ["text-not-a-string"]
+    assert len(facts["documents"]) == 1
+    given = facts_of(*options, "--set", "sentences=given")
+    assert [each["sentences"] for each in given["documents"]] == [["One. ", "Two."], texts[1]]
+
+
 def test_only_the_first_records_are_read(corpus):
     facts = facts_of(corpus, "--scorer", "pep8", "--limit", 2)
     assert [each["source"] for each in facts["documents"]] == [str(corpus / "a.py"), str(corpus / "b.jsonl")]
