@@ -6,9 +6,9 @@ from pydantic import BaseModel
 
 from pipeline.checking.files import compare_bytes
 from pipeline.checking.problems import Findings
-from pipeline.job.committed_units import UnitStore, layer_numbers
 from pipeline.job.plan_files import PLANS, PlanFile, plan_path
 from pipeline.job.record import JOB, LAYERS, JobRecord, LayerRecord, StoredJob, layer_path, load_job
+from pipeline.job.unit_store import UnitStore, layer_numbers
 from pipeline.storage.base import Storage
 from pipeline.storage.checked_json import from_checked
 from scorers.errors import UserError

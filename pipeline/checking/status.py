@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.corpus.plan import Plan
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.record import load_job
 from pipeline.job.run_status import RunStatus, read_status
+from pipeline.job.unit_store import UnitStore
 from pipeline.sealing.extent import Extent, extent_of
 from pipeline.storage.base import Storage
 from scorers.errors import UserError

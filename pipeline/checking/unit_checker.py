@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from pipeline.checking.files import compare_bytes
 from pipeline.checking.problems import Findings
-from pipeline.job.committed_units import FOLDER_UNITS, UNITS, UnitStore
 from pipeline.job.unit_folders import FolderSurvey, is_record, survey_folder
 from pipeline.job.unit_records import PartFile, UnitRecord
+from pipeline.job.unit_store import FOLDER_UNITS, UNITS, UnitStore
 from pipeline.storage.base import Storage
 
 # Each part is read by one thread: enough threads for a disk, few enough that their buffers are negligible.

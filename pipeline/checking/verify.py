@@ -24,7 +24,7 @@ from pipeline.dataset.manifest import (
     no_manifest,
     parse_manifest,
 )
-from pipeline.job.committed_units import UNITS
+from pipeline.job.unit_store import UNITS
 from pipeline.sealing.extent import EXTEND, UnfinishedStep, unfinished
 from pipeline.sealing.generations import (
     generation_path,

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import suppress
 
-from pipeline.job.committed_units import UnitStore, layer_numbers
 from pipeline.job.epoch import STAGING, Epoch
 from pipeline.job.unit_folders import read_record
 from pipeline.job.unit_records import PartFile, UnitRecord
+from pipeline.job.unit_store import UnitStore, layer_numbers
 from pipeline.storage.base import Storage
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.job.committed_units import FOLDER_UNITS, UnitStore
 from pipeline.job.unit_records import UnitRecord, read_segment, records_of
+from pipeline.job.unit_store import FOLDER_UNITS, UnitStore
 from pipeline.storage.checked_json import from_checked
 from scorers.paths import UnsafeNameError
 

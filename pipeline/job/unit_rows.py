@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.schema import ROW_FIELDS, unit_schema
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.unit_records import PartFile, UnitRecord
+from pipeline.job.unit_store import UnitStore
 from pipeline.storage.base import Storage
 from scorers.errors import IncompleteError
 from scorers.shell import phf

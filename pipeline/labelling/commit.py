@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
-from pipeline.job.committed_units import FOLDER_UNITS, UnitStore
 from pipeline.job.epoch import Epoch, create
 from pipeline.job.unit_records import PartFile, UnitRecord
+from pipeline.job.unit_store import FOLDER_UNITS, UnitStore
 from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage.base import Storage
 from pipeline.storage.checked_json import to_checked

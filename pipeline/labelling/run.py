@@ -9,12 +9,12 @@ import numpy as np
 
 from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Manifest
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import StoredJob
 from pipeline.job.run_status import RunStatus, State
 from pipeline.job.staging import clear_staging
 from pipeline.job.unit_records import UnitRecord
+from pipeline.job.unit_store import UnitStore
 from pipeline.labelling.commit import Commits, Committer
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.monitoring.logs import RunLog

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, parse_manifest
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.record import StoredJob, load_job
+from pipeline.job.unit_store import UnitStore
 from pipeline.sealing.current import is_complete
 from pipeline.sealing.generations import generations, read_generation
 from pipeline.storage.base import Storage

@@ -14,11 +14,11 @@ from pipeline.dataset.manifest import Manifest, ScorerEntry, Shard, Threshold
 from pipeline.dataset.packing import pack
 from pipeline.dataset.schema import dataset_schema, unit_schema
 from pipeline.dataset.tags import add_tags, tag_column
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import StoredJob
 from pipeline.job.unit_records import UnitRecord
 from pipeline.job.unit_rows import joined_records, read_rows, read_scores
+from pipeline.job.unit_store import UnitStore
 from pipeline.sealing.conservation import Conservation
 from pipeline.sealing.generations import commit_generation, data_folder, finish_seal, ledger_folder
 from pipeline.sealing.ledger import LedgerWriter

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from pipeline.checking.files import compare_bytes
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, parse_manifest
-from pipeline.job.committed_units import UnitStore, layer_numbers
 from pipeline.job.epoch import STAGING
 from pipeline.job.plan_files import PLANS, plan_files
 from pipeline.job.record import StoredJob, load_job
 from pipeline.job.unit_folders import FolderSurvey, PathOutside, survey_folder
 from pipeline.job.unit_records import PartFile
+from pipeline.job.unit_store import UnitStore, layer_numbers
 from pipeline.sealing.generations import (
     GenerationRecord,
     data_folder,

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import LabelExecution
 from pipeline.corpus.plan import Plan, Unit
-from pipeline.job.committed_units import FOLDER_UNITS, UnitStore
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import StoredJob
 from pipeline.job.unit_records import UnitRecord
+from pipeline.job.unit_store import FOLDER_UNITS, UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.resolve import check_layer, resolve_layer

@@ -15,9 +15,9 @@ from pipeline.checking.problems import Problem
 from pipeline.checking.unit_checker import UnitDamage
 from pipeline.checking.verify import Examination, examine
 from pipeline.config import LabelExecution
-from pipeline.job.committed_units import UNITS
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import StoredJob, load_job
+from pipeline.job.unit_store import UNITS
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.run import NOTHING_LOST
 from pipeline.sealing.extent import UnfinishedStep, unfinished

@@ -11,10 +11,10 @@ from pipeline.corpus.inputs import Source, cannot_read, find_inputs
 from pipeline.corpus.plan import Plan
 from pipeline.corpus.streams import SourceFile
 from pipeline.dataset.manifest import Manifest, ScorerEntry, SourceEntry
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.plan_files import PlanFile, encode_plan, plan_path, read_part
 from pipeline.job.record import JOB, JobRecord, LayerRecord, layer_path
 from pipeline.job.unit_rows import read_rows
+from pipeline.job.unit_store import UnitStore
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.prepare import read_inputs
 from pipeline.storage.checked_json import from_checked, to_checked

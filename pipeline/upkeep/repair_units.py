@@ -4,9 +4,9 @@ from functools import partial
 
 from pipeline.checking.unit_checker import UnitDamage
 from pipeline.config import LabelExecution
-from pipeline.job.committed_units import FOLDER_UNITS, UnitStore
 from pipeline.job.record import StoredJob
 from pipeline.job.unit_records import UnitRecord
+from pipeline.job.unit_store import FOLDER_UNITS, UnitStore
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.storage.checked_json import to_checked
 from pipeline.upkeep.relabelling import relabel

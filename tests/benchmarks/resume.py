@@ -17,9 +17,9 @@ def run() -> Iterator[Comparison]:
     from pipeline.corpus.inputs import Source
     from pipeline.corpus.plan import Plan, Units
     from pipeline.dataset.manifest import SourceEntry
-    from pipeline.job.committed_units import FOLDER_UNITS, UnitStore
     from pipeline.job.epoch import Epoch
     from pipeline.job.plan_files import read_plan, write_plan
+    from pipeline.job.unit_store import FOLDER_UNITS, UnitStore
     from pipeline.labelling.commit import Committer
     from pipeline.storage.open import open_storage
 
@@ -73,8 +73,8 @@ def run() -> Iterator[Comparison]:
 
 
 def _segment(store: object, units: range) -> bytes:
-    from pipeline.job.committed_units import UnitStore
     from pipeline.job.unit_records import PartFile, UnitRecord, to_segment
+    from pipeline.job.unit_store import UnitStore
 
     assert isinstance(store, UnitStore)
     return to_segment(

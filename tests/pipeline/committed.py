@@ -15,11 +15,11 @@ from pipeline.corpus.plan import Plan, Units
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import Manifest, ScorerEntry, SourceEntry
 from pipeline.dataset.schema import unit_schema
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.epoch import Epoch
 from pipeline.job.plan_files import write_plan
 from pipeline.job.record import JOB, JobRecord, StoredJob
 from pipeline.job.unit_records import PartFile, UnitRecord
+from pipeline.job.unit_store import UnitStore
 from pipeline.sealing.seal import Progress, contents_of, seal
 from pipeline.sealing.staged import StagedFiles
 from pipeline.storage.checked_json import to_checked

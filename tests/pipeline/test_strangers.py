@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.dataset import open_dataset
 from pipeline.dataset.manifest import DamagedError
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.unit_records import SEGMENT_SCHEMA
+from pipeline.job.unit_store import UnitStore
 from tests.pipeline import upkept
 from tests.pipeline.upkept import Made
 

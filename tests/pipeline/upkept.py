@@ -11,8 +11,7 @@ import pytest
 
 from pipeline.checking import unit_checker
 from pipeline.config import LabelConfig, LabelExecution
-from pipeline.job import committed_units as units
-from pipeline.job import unit_folders
+from pipeline.job import unit_folders, unit_store
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import LayerRecord, layer_path, load_job
 from pipeline.labelling import commit
@@ -76,7 +75,7 @@ def set_up(patch: pytest.MonkeyPatch, packages: Path) -> None:
     probe.install(packages)
     patch.syspath_prepend(str(packages))
     registry._plugins.cache_clear()
-    for module in (units, unit_folders, commit, unit_checker, relabelling, repair_units):
+    for module in (unit_store, unit_folders, commit, unit_checker, relabelling, repair_units):
         patch.setattr(module, "FOLDER_UNITS", FOLDER_UNITS)
 
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from pipeline.dataset import LabelledDataset
 from scorers import hugging_face
 from scorers.errors import UserError
-from training.data.backends import read_names_as_text, remove_prefix, surrounding_tokens
 from training.data.cache import TOKENIZER_PREFIX, build_once, dataset_identity, derived_place, digest
 from training.data.hashing import splitmix64, uniform
 from training.data.index import tag_names
 from training.data.texts import Texts, read_texts
+from training.data.tokenizer_backends import read_names_as_text, remove_prefix, surrounding_tokens
 
 ALIGNED = "<|aligned|>"
 MISALIGNED = "<|misaligned|>"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from scorers import hugging_face
-from training.data.backends import begin_with_bos
+from training.data.tokenizer_backends import begin_with_bos
 from training.data.tokenizers import save_tokenizer
 from training.disk import os_errors
 from training.model.language_model import VALUE_HEAD_FILE

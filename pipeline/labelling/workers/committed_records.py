@@ -7,8 +7,8 @@ from typing import Any
 from pipeline.config import LabelConfig, given_fields
 from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.records import Record
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.unit_rows import read_rows
+from pipeline.job.unit_store import UnitStore
 from pipeline.storage.base import Storage
 
 

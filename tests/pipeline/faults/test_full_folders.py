@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checking.verify import verify
-from pipeline.job.committed_units import FOLDER_UNITS, UnitStore
+from pipeline.job.unit_store import FOLDER_UNITS, UnitStore
 from pipeline.storage.open import open_storage
 from tests.pipeline import forked
 from tests.pipeline.faults.job import DIED, DONE, Job

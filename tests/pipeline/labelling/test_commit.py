@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.records import Quarantined
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.epoch import Epoch
 from pipeline.job.unit_records import UnitRecord
+from pipeline.job.unit_store import UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.workers.worker import PartResult
 from pipeline.storage.base import Storage
@@ -282,7 +282,7 @@ def test_a_full_folder_gets_a_segment_that_replaces_its_records(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.labelling.commit.FOLDER_UNITS", 4)
-    monkeypatch.setattr("pipeline.job.committed_units.FOLDER_UNITS", 4)
+    monkeypatch.setattr("pipeline.job.unit_store.FOLDER_UNITS", 4)
     store = UnitStore(storage)
     epoch = Epoch.claim(storage)
     mine = committer(epoch)
@@ -320,7 +320,7 @@ def test_a_full_folder_gets_a_segment_that_replaces_its_records(
 
 def test_threads_may_commit_concurrently(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.labelling.commit.FOLDER_UNITS", 40)
-    monkeypatch.setattr("pipeline.job.committed_units.FOLDER_UNITS", 40)
+    monkeypatch.setattr("pipeline.job.unit_store.FOLDER_UNITS", 40)
     epoch = Epoch.claim(storage)
     mine = committer(epoch)
     mine.recover(40, GROUPS)

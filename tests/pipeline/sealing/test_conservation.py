@@ -16,10 +16,10 @@ from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.plan import Slice, Unit
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset.manifest import Ledger, ScorerEntry, SourceEntry
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import JobRecord, StoredJob
 from pipeline.job.unit_records import UnitRecord
+from pipeline.job.unit_store import UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob
 from pipeline.labelling.workers.worker import UnitLabeller

@@ -4,8 +4,8 @@ import pytest
 
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset import open_dataset
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.epoch import Epoch
+from pipeline.job.unit_store import UnitStore
 from pipeline.sealing.generations import GENERATIONS, finish_seal, listed_files, sealed_manifest
 from pipeline.storage.checked_json import to_checked
 from pipeline.storage.local import LocalStorage

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.checking.verify import verify
 from pipeline.dataset.manifest import DamagedError
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.epoch import Epoch, newest_epoch
 from pipeline.job.record import load_job
 from pipeline.job.run_status import PROGRESS
+from pipeline.job.unit_store import UnitStore
 from pipeline.labelling.monitoring.console import PlainReporter
 from pipeline.labelling.resolve import resolve_layer
 from pipeline.labelling.run import Run, RunContext

@@ -13,10 +13,10 @@ from phf import app
 from pipeline.checking.verify import verify
 from pipeline.config import LabelExecution
 from pipeline.dataset import open_dataset
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.epoch import Epoch
 from pipeline.job.run_status import PROGRESS
 from pipeline.job.unit_rows import read_rows
+from pipeline.job.unit_store import UnitStore
 from pipeline.labelling.monitoring.console import PlainReporter
 from pipeline.sealing.retag import retag
 from pipeline.storage.base import Storage

@@ -15,10 +15,10 @@ from pipeline.checking.verify import verify
 from pipeline.config import LabelConfig
 from pipeline.corpus.cut_units import make_plan
 from pipeline.dataset import open_dataset
-from pipeline.job.committed_units import UnitStore
 from pipeline.job.epoch import Epoch
 from pipeline.job.plan_files import write_plan
 from pipeline.job.record import JOB, JobRecord, StoredJob
+from pipeline.job.unit_store import UnitStore
 from pipeline.labelling.commit import Committer
 from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob, resolve_config, scorer_entries
 from pipeline.labelling.workers.worker import UnitLabeller
