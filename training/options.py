@@ -1,5 +1,6 @@
-"""Command-line options of `phf train` for settings, each with the key that it sets."""
+"""Command-line options of `phf train`; those that give a setting name its key."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -80,3 +81,187 @@ DeepSpeed = Annotated[
     typer.Option("--deepspeed", metavar="FILE", help="A DeepSpeed JSON of your own, merged under the settings."),
     Sets("training.deepspeed"),
 ]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from",
+        metavar="DIR",
+        help="Start from the weights and the tokenizer of a finished run, or of a Hugging Face folder.",
+        show_default=False,
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="NAME",
+        help="Score column, if it is not named like the task. Repeat it to train on several with equal weights; "
+        "data.columns takes other weights.",
+        rich_help_panel="Data",
+    ),
+]
+Mix = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mix",
+        metavar="DATASET=SHARE[:COLUMN]",
+        help="Mix in another labelled dataset, such as code=0.3 for three tenths of all tokens, or "
+        "code=0.3:pep8 if its score column has another name. Repeatable.",
+        show_default=False,
+        rich_help_panel="Data",
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML with the same settings as --set; options override it."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any setting, such as training.warmup_ratio=0.02; overrides all else."
+    ),
+]
+Ranks = Annotated[
+    int,
+    typer.Option(
+        "--ranks",
+        min=1,
+        metavar="N",
+        help="Processes to start; one per GPU if there are GPUs.",
+        rich_help_panel="Ranks",
+    ),
+]
+MaxRestarts = Annotated[
+    int,
+    typer.Option(
+        "--max-restarts",
+        min=0,
+        metavar="N",
+        help="How often to restart all ranks if one was killed or hung.",
+        rich_help_panel="Ranks",
+    ),
+]
+OriginStep = Annotated[
+    int | None,
+    typer.Option(
+        "--step",
+        min=1,
+        metavar="N",
+        help="With --init-from RUN: start from its checkpoint of this step, with its optimiser, its position in "
+        "the data, and its settings where no others are given.",
+        show_default=False,
+        rich_help_panel="Continuing a run",
+    ),
+]
+FromStep = Annotated[
+    int | None,
+    typer.Option(
+        "--from-step",
+        min=1,
+        metavar="N",
+        help="Go back to the run's checkpoint of this step, such as after a spike; what follows it is set aside. "
+        "--learning-rate and other settings of the optimiser may change then.",
+        show_default=False,
+        rich_help_panel="Continuing a run",
+    ),
+]
+SkipBatches = Annotated[
+    int,
+    typer.Option(
+        "--skip-batches",
+        min=0,
+        max=1_000_000_000,
+        metavar="N",
+        help="With --from-step: leave out this many batches from there on.",
+        rich_help_panel="Continuing a run",
+    ),
+]
+Plan = Annotated[
+    bool,
+    typer.Option("--plan", help="Print the memory and time that the run would take, and exit.", rich_help_panel="Plan"),
+]
+PlanDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--plan-device",
+        metavar="NAME",
+        help="With --plan: a GPU, such as H100. (default: this machine)",
+        rich_help_panel="Plan",
+    ),
+]
+PlanMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--plan-memory",
+        min=0.001,
+        max=1e6,
+        metavar="GB",
+        help="With --plan: memory per device.",
+        rich_help_panel="Plan",
+    ),
+]
+PlanBandwidth = Annotated[
+    float | None,
+    typer.Option(
+        "--plan-bandwidth",
+        min=0.001,
+        max=1e6,
+        metavar="GB/S",
+        help="With --plan: bandwidth between two ranks.",
+        rich_help_panel="Plan",
+    ),
+]
+PlanUtilisation = Annotated[
+    float | None,
+    typer.Option(
+        "--plan-utilisation",
+        min=0.001,
+        max=1,
+        metavar="X",
+        help="With --plan: share of the peak FLOP/s that is reached.",
+        rich_help_panel="Plan",
+    ),
+]
+Place = Annotated[
+    str,
+    typer.Option(
+        "--on",
+        metavar="PLACE",
+        help="Where to start ranks: here, or ray for the nodes of a Ray cluster.",
+        rich_help_panel="Ranks",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="With --on ray, the cluster to join, such as auto or head:6379. (default: a local Ray of its own)",
+        show_default=False,
+        rich_help_panel="Ranks",
+    ),
+]
+CpusPerRank = Annotated[
+    int | None,
+    typer.Option(
+        "--cpus-per-rank",
+        min=1,
+        metavar="N",
+        help="Cores that Ray reserves for each rank. (default: 1)",
+        show_default=False,
+        rich_help_panel="Ranks",
+    ),
+]
+GpusPerRank = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus-per-rank",
+        min=0,
+        max=1,
+        metavar="N",
+        help="GPUs that Ray reserves for each rank, 0 or 1. (default: 1 where the cluster has any)",
+        show_default=False,
+        rich_help_panel="Ranks",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the facts of the run as JSON on stdout.")]

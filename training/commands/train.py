@@ -2,8 +2,7 @@
 
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -26,15 +25,35 @@ from training.commands.train_start import (
 from training.distributed.launch import LAUNCHED, Launch
 from training.distributed.slurm_environment import slurm_ranks
 from training.options import (
+    Address,
+    AsJson,
     BatchSize,
+    Columns,
+    ConfigFile,
+    CpusPerRank,
     Dataset,
     DeepSpeed,
+    FromStep,
+    GpusPerRank,
+    InitFrom,
     LearningRate,
+    MaxRestarts,
+    Mix,
     Model,
     NumTokens,
     Objective,
+    OriginStep,
     Output,
+    Overrides,
+    Place,
+    Plan,
+    PlanBandwidth,
+    PlanDevice,
+    PlanMemory,
+    PlanUtilisation,
+    Ranks,
     Seed,
+    SkipBatches,
     Task,
     Tokenizer,
 )
@@ -49,198 +68,32 @@ def train(
     task: Task = None,
     objective: Objective = None,
     model: Model = None,
-    init_from: Annotated[
-        str | None,
-        typer.Option(
-            "--init-from",
-            metavar="DIR",
-            help="Start from the weights and the tokenizer of a finished run, or of a Hugging Face folder.",
-            show_default=False,
-        ),
-    ] = None,
+    init_from: InitFrom = None,
     tokenizer: Tokenizer = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="NAME",
-            help="Score column, if it is not named like the task. Repeat it to train on several with equal weights; "
-            "data.columns takes other weights.",
-            rich_help_panel="Data",
-        ),
-    ] = None,
-    mix: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--mix",
-            metavar="DATASET=SHARE[:COLUMN]",
-            help="Mix in another labelled dataset, such as code=0.3 for three tenths of all tokens, or "
-            "code=0.3:pep8 if its score column has another name. Repeatable.",
-            show_default=False,
-            rich_help_panel="Data",
-        ),
-    ] = None,
+    column: Columns = None,
+    mix: Mix = None,
     num_tokens: NumTokens = None,
     batch_size: BatchSize = None,
     learning_rate: LearningRate = None,
     seed: Seed = None,
     deepspeed: DeepSpeed = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="YAML with the same settings as --set; options override it."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Any setting, such as training.warmup_ratio=0.02; overrides all else."
-        ),
-    ] = None,
-    ranks: Annotated[
-        int,
-        typer.Option(
-            "--ranks",
-            min=1,
-            metavar="N",
-            help="Processes to start; one per GPU if there are GPUs.",
-            rich_help_panel="Ranks",
-        ),
-    ] = 1,
-    max_restarts: Annotated[
-        int,
-        typer.Option(
-            "--max-restarts",
-            min=0,
-            metavar="N",
-            help="How often to restart all ranks if one was killed or hung.",
-            rich_help_panel="Ranks",
-        ),
-    ] = 0,
-    step: Annotated[
-        int | None,
-        typer.Option(
-            "--step",
-            min=1,
-            metavar="N",
-            help="With --init-from RUN: start from its checkpoint of this step, with its optimiser, its position in "
-            "the data, and its settings where no others are given.",
-            show_default=False,
-            rich_help_panel="Continuing a run",
-        ),
-    ] = None,
-    from_step: Annotated[
-        int | None,
-        typer.Option(
-            "--from-step",
-            min=1,
-            metavar="N",
-            help="Go back to the run's checkpoint of this step, such as after a spike; what follows it is set aside. "
-            "--learning-rate and other settings of the optimiser may change then.",
-            show_default=False,
-            rich_help_panel="Continuing a run",
-        ),
-    ] = None,
-    skip_batches: Annotated[
-        int,
-        typer.Option(
-            "--skip-batches",
-            min=0,
-            max=1_000_000_000,
-            metavar="N",
-            help="With --from-step: leave out this many batches from there on.",
-            rich_help_panel="Continuing a run",
-        ),
-    ] = 0,
-    plan: Annotated[
-        bool,
-        typer.Option(
-            "--plan", help="Print the memory and time that the run would take, and exit.", rich_help_panel="Plan"
-        ),
-    ] = False,
-    plan_device: Annotated[
-        str | None,
-        typer.Option(
-            "--plan-device",
-            metavar="NAME",
-            help="With --plan: a GPU, such as H100. (default: this machine)",
-            rich_help_panel="Plan",
-        ),
-    ] = None,
-    plan_memory: Annotated[
-        float | None,
-        typer.Option(
-            "--plan-memory",
-            min=0.001,
-            max=1e6,
-            metavar="GB",
-            help="With --plan: memory per device.",
-            rich_help_panel="Plan",
-        ),
-    ] = None,
-    plan_bandwidth: Annotated[
-        float | None,
-        typer.Option(
-            "--plan-bandwidth",
-            min=0.001,
-            max=1e6,
-            metavar="GB/S",
-            help="With --plan: bandwidth between two ranks.",
-            rich_help_panel="Plan",
-        ),
-    ] = None,
-    plan_utilisation: Annotated[
-        float | None,
-        typer.Option(
-            "--plan-utilisation",
-            min=0.001,
-            max=1,
-            metavar="X",
-            help="With --plan: share of the peak FLOP/s that is reached.",
-            rich_help_panel="Plan",
-        ),
-    ] = None,
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on",
-            metavar="PLACE",
-            help="Where to start ranks: here, or ray for the nodes of a Ray cluster.",
-            rich_help_panel="Ranks",
-        ),
-    ] = HERE,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            metavar="ADDRESS",
-            help="With --on ray, the cluster to join, such as auto or head:6379. (default: a local Ray of its own)",
-            show_default=False,
-            rich_help_panel="Ranks",
-        ),
-    ] = None,
-    cpus_per_rank: Annotated[
-        int | None,
-        typer.Option(
-            "--cpus-per-rank",
-            min=1,
-            metavar="N",
-            help="Cores that Ray reserves for each rank. (default: 1)",
-            show_default=False,
-            rich_help_panel="Ranks",
-        ),
-    ] = None,
-    gpus_per_rank: Annotated[
-        int | None,
-        typer.Option(
-            "--gpus-per-rank",
-            min=0,
-            max=1,
-            metavar="N",
-            help="GPUs that Ray reserves for each rank, 0 or 1. (default: 1 where the cluster has any)",
-            show_default=False,
-            rich_help_panel="Ranks",
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts of the run as JSON on stdout.")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    ranks: Ranks = 1,
+    max_restarts: MaxRestarts = 0,
+    step: OriginStep = None,
+    from_step: FromStep = None,
+    skip_batches: SkipBatches = 0,
+    plan: Plan = False,
+    plan_device: PlanDevice = None,
+    plan_memory: PlanMemory = None,
+    plan_bandwidth: PlanBandwidth = None,
+    plan_utilisation: PlanUtilisation = None,
+    on: Place = HERE,
+    address: Address = None,
+    cpus_per_rank: CpusPerRank = None,
+    gpus_per_rank: GpusPerRank = None,
+    as_json: AsJson = False,
 ) -> None:
     """Pretrain a language model on a labelled dataset.
 
