@@ -3,7 +3,12 @@
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# How long an example takes depends on the machine and on what else runs on it.
+hypothesis.settings.register_profile("phf", deadline=None)
+hypothesis.settings.load_profile("phf")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,7 @@ from tests.datasets import make_dataset
 from tests.pipeline.corpora import flat, make_config, read_all, write_records
 from tests.pipeline.here import rows_of, run
 
-FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 COLUMN = {"scorers": {"toxicity": {"kind": "column", "field": "scores"}}, "text_field": "texts"}
 PUBLISHED = [
     {

@@ -153,7 +153,7 @@ def hostile(folder: Path) -> list[str]:
     ]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_no_path_leaves_the_dataset(sealed: Made, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -231,7 +231,7 @@ def places(out: Path) -> list[str]:
     return [path.relative_to(out).as_posix() for path in sorted(out.rglob("*"))]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_nothing_is_written_or_deleted_behind_a_link(sealed: Made, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -52,7 +52,6 @@ def _by_spacy(nlp, text):
     return [*starts[1:], len(text)] if text else []
 
 
-@settings(deadline=None)
 @given(texts, st.sampled_from(["prose", "python"]))
 def test_sentences_partition_the_text(text, kind):
     each = document(text, kind)
@@ -63,13 +62,13 @@ def test_sentences_partition_the_text(text, kind):
     assert each.ends.dtype == "int32"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_prose_has_the_boundaries_of_spacys_sentencizer(spacy_sentencizer, text):
     assert split(text).tolist() == _by_spacy(spacy_sentencizer, text)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(parts=st.lists(st.tuples(st.sampled_from("(.!?'\")]}-a…,:"), st.integers(1, 70)), min_size=1, max_size=4))
 def test_long_runs_of_marks_are_tokenised_as_by_spacy(spacy_sentencizer, parts):
     text = "".join(mark * count for mark, count in parts)
@@ -111,7 +110,6 @@ def test_a_run_that_takes_spacy_minutes_takes_seconds_and_is_split_correctly():
     assert found[3] == "Last"
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["a", " "]), st.integers(1, 3 * LONGEST_RUN)), max_size=6))
 def test_shortened_runs_map_back_to_the_text(parts):
     text = "".join(character * count for character, count in parts)
@@ -157,7 +155,7 @@ def test_emoticons_across_white_space_are_split_as_spacy_splits_them(spacy_sente
     assert split(text).tolist() == _by_spacy(spacy_sentencizer, text)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_mixture_of_special_tokens_is_split_as_spacy_splits_it(spacy_sentencizer, data):
     specials = sorted(rule for rule in spacy_sentencizer.tokenizer.rules if not rule[0].isalpha())
@@ -180,7 +178,7 @@ WEB = (
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(WEB), max_size=14).map("".join))
 @example("x. :1 y")
 @example("No : 1. :1 Yes :")

@@ -49,7 +49,7 @@ def compute_with_gradients(function, objective, leaves, labels, scores, *, scale
     count=st.one_of(st.none(), st.integers(1, 100)),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_it_equals_the_plain_loss(name, options, blocks, length, vocabulary, chunk, count, seed):
     objective = build(name, **options)
     leaves, labels, scores = inputs_of(blocks, length, vocabulary, seed=seed)

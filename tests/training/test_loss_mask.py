@@ -29,7 +29,7 @@ def code_dataset(tmp_path_factory):
     count=st.one_of(st.none(), st.integers(1, 100)),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_mle_equals_pytorchs_ignore_index_up_to_the_divisor(above, ids, count, seed):
     (hidden, weight, bias, _), labels, scores = inputs_of(2, 7, 6, seed=seed)
     logits = torch.nn.functional.linear(hidden, weight, bias).requires_grad_()
@@ -54,7 +54,7 @@ def test_mle_equals_pytorchs_ignore_index_up_to_the_divisor(above, ids, count, s
 
 @pytest.mark.parametrize(("name", "options"), EXAMPLES)
 @given(length=st.integers(2, 9), chunk=st.integers(1, 30), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_the_mask_from_hidden_states_equals_the_plain_form(name, options, length, chunk, seed):
     objective = build(name, **options, mask=LossMask(CONTROL, 0.1))
     leaves, labels, scores = inputs_of(2, length, 6, seed=seed)

@@ -156,7 +156,7 @@ def test_the_loss_uses_the_score_of_the_predicted_token():
 
 @pytest.mark.parametrize(("name", "options"), EXAMPLES)
 @given(cuts=st.lists(st.integers(1, 3), min_size=2, max_size=4), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_parts_with_a_global_count_add_up_to_the_whole(name, options, cuts, seed):
     batch = batch_of(b=sum(cuts), seed=seed)
     objective = build(name, **options)

@@ -67,7 +67,7 @@ def test_the_histogram_holds_every_score_once_in_its_bin(dataset):
         assert each.count == sum(each.low < score <= each.high for score in scores)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.none() | st.lists(st.floats(0, 20, width=32), max_size=4).filter(lambda scores: len(scores) != 1),

@@ -188,7 +188,7 @@ def test_a_dataset_without_losses_has_no_new_keys(tmp_path: Path) -> None:
     assert stored.plan.entries == plan.entries
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     texts=st.lists(st.text(max_size=60), min_size=1, max_size=30),
     suffix=st.sampled_from([".jsonl", ".jsonl.gz", ".json.zst", ".ndjson.bz2", ".jsonl.xz", ".parquet", ".txt.gz"]),

@@ -25,7 +25,7 @@ from pipeline.labelling.windows import check_windows
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all, write_lines, write_records
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read_one(folder: Path, line: bytes, **options: Any) -> Record | Quarantined:

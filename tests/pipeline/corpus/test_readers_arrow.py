@@ -15,7 +15,7 @@ from pipeline.corpus.records import Record
 from scorers.errors import UserError
 from tests.pipeline.corpora import flat, make_config, read_all
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(path: Path, texts: list[Any], *, rows: int = 1000, as_file: bool = False) -> Path:

@@ -42,7 +42,7 @@ def test_rows(tmp_path: Path) -> None:
     ]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     texts=st.lists(st.none() | st.text(max_size=40), min_size=1, max_size=40),
     row_group_size=st.integers(1, 40),

@@ -22,7 +22,7 @@ from tests.pipeline.corpora import flat, make_config, read_all
 from tests.pipeline.here import rows_of, run
 from tests.pipeline.warc_files import members, record, wet
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = ["Guten Morgen.\n", "", "Zweitens. Drittens!", "x" * 500, "Grüße\0\r\n\r\nWARC/1.0\r\nfalsch", "last"]
 
 

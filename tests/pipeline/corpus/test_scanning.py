@@ -39,7 +39,7 @@ class Dribble(io.BytesIO):
         return super().read(self._most)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(lines=LINES, last=st.booleans(), most=st.integers(3, 40), limit=st.sampled_from([1, 5, 1000]))
 def test_scanning_finds_the_lines_that_reading_yields(lines: list[bytes], last: bool, most: int, limit: int) -> None:
     content = b"\n".join(lines) + (b"\n" if last else b"")

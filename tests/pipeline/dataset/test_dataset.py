@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.dataset import open_dataset
@@ -142,7 +142,6 @@ def test_the_same_rows_make_the_same_bytes_with_page_checksums_and_no_text_in_th
         pq.ParquetFile(pa.BufferReader(bytes(flipped)), page_checksum_verification=True).read()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.none() | st.lists(st.floats(0, 2, width=32), max_size=5), max_size=8),
     st.floats(0, 2, width=32),
@@ -217,7 +216,6 @@ def test_the_format_is_read_without_ray_or_torch():
     assert result.stdout.strip() == "[]"
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80), st.sampled_from(["prose", "python"]))
 def test_the_helpers_sentences_join_to_the_text(text, kind):
     assert "".join(sentences_of(text, kind)) == text

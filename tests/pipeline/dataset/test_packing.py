@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.dataset.packing import pack, row_sizes
@@ -16,7 +16,6 @@ def table(texts):
     return pa.Table.from_pylist(rows, schema=unit_schema(["c"]))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.text(max_size=20), max_size=30),
     st.lists(st.integers(0, 30), max_size=5),
@@ -33,7 +32,6 @@ def test_cuts_depend_on_the_rows_and_not_on_their_chunking(texts, cuts, shard_by
     assert [shard for shard, _ in whole] == sorted(shard for shard, _ in whole)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=30), st.integers(1, 800), st.integers(1, 400))
 def test_a_group_and_a_shard_end_with_the_row_that_fills_them(texts, shard_bytes, group_bytes):
     shards: dict[int, list[int]] = {}

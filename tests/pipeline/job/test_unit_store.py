@@ -49,7 +49,7 @@ def test_a_plan_round_trips(tmp_path: Path) -> None:
     assert again == plan
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.lists(
         st.tuples(st.sampled_from([".jsonl", ".jsonl.gz", ".txt"]), st.lists(st.integers(0, 60), max_size=8)),

@@ -37,7 +37,7 @@ class SentenceScorer(ToyScorer):
         return [np.diff(each.ends, prepend=0).astype(np.float32) for each in documents]
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75)
 @given(texts=st.lists(texts, max_size=6), limit=st.integers(1, 200), kind=st.sampled_from(["prose", "python"]))
 def test_groups_cover_every_sentence_once_and_are_bounded(texts: list[str], limit: int, kind: DocumentKind) -> None:
     documents = [document(text, kind) for text in texts]
@@ -57,7 +57,7 @@ def test_groups_cover_every_sentence_once_and_are_bounded(texts: list[str], limi
     assert all(part.size <= limit or part.stop - part.start == 1 for part in parts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts=st.lists(texts, max_size=5), limit=st.integers(1, 300))
 def test_a_document_in_parts_has_the_sentences_and_scores_of_the_whole(texts: list[str], limit: int) -> None:
     scorer = SentenceScorer()

@@ -235,7 +235,7 @@ def is_given_up(fates: Mapping[tuple[int, int], str], index: int) -> bool:
     return False
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     fates=Fates,
     seconds=st.lists(st.floats(0.01, 20.0), min_size=30, max_size=30),

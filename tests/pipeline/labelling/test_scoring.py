@@ -24,7 +24,7 @@ def scores_of(texts: list[str], scorer: ToyScorer) -> list[Any]:
     return [each.reason if isinstance(each, ScoringError) else each.tolist() for each in results]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(poisoned=st.lists(st.booleans(), min_size=1, max_size=40))
 def test_poisoned_documents_change_nothing_for_the_others(poisoned: list[bool]) -> None:
     texts = [f"{'POISON' if bad else 'nothing'}! {'x' * index}." for index, bad in enumerate(poisoned)]
@@ -99,7 +99,7 @@ def test_negative_zero_becomes_zero() -> None:
     assert scores.tobytes() == bytes(8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(), kind=st.sampled_from(["prose", "python"]))
 def test_placeholders_have_the_shape_of_their_document(text: str, kind: DocumentKind) -> None:
     original = document(text, kind)
@@ -198,7 +198,7 @@ def _any_bad(documents: Sequence[Document]) -> bool:
     return any("BAD" in each.text for each in documents)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kinds=st.lists(st.sampled_from(["good", "bad", "left", "right", "refused"]), min_size=1, max_size=25),
 )

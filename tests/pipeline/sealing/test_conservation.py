@@ -120,7 +120,7 @@ lines = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     files=st.lists(st.lists(lines, max_size=12), min_size=1, max_size=4),
     suffix=st.sampled_from([".jsonl", ".jsonl.gz", ".jsonl.zst"]),

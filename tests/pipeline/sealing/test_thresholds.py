@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -27,7 +27,6 @@ def quantiles(pieces, fractions):
     return exact_quantiles({"c": counter}, lambda: [{"c": piece} for piece in pieces], {"c": fractions})["c"]
 
 
-@settings(deadline=None)
 @given(scores_arrays, st.lists(st.integers(0, 64), min_size=1, max_size=5), st.data())
 def test_counting_finds_numpys_inverted_cdf(scores, sixty_fourths, data):
     # Fractions with a power of two as denominator give exact ranks in numpy's floating point too.
@@ -37,7 +36,6 @@ def test_counting_finds_numpys_inverted_cdf(scores, sixty_fourths, data):
     np.testing.assert_array_equal(np.float32(found), expected)
 
 
-@settings(deadline=None)
 @given(scores_arrays, st.decimals(0, 100, places=2))
 def test_a_percentile_is_the_smallest_score_that_enough_scores_do_not_exceed(scores, percent):
     fraction = Fraction(percent) / 100

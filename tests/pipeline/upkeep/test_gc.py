@@ -139,7 +139,7 @@ def resume(made: Made) -> None:
     state=st.sampled_from(sorted(STATES)),
     listed=st.booleans(),
 )
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=10, suppress_health_check=list(HealthCheck), database=None)
 def test_gc_removes_all_litter_and_leaves_the_dataset_unchanged(sealed, tmp_path_factory, litter, state, listed):
     folder = tmp_path_factory.mktemp("case")
     with pytest.MonkeyPatch.context() as patch:

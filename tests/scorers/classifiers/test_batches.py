@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scorers.classifiers.batches import GPU_LENGTHS, Shapes, plan
@@ -7,7 +7,6 @@ from scorers.classifiers.batches import GPU_LENGTHS, Shapes, plan
 lengths = st.lists(st.integers(1, 700), max_size=300)
 
 
-@settings(deadline=None)
 @given(lengths, st.integers(8, 4096), st.integers(0, 100))
 def test_batches_hold_every_sequence_once_within_their_tokens_and_slack(lengths, tokens, slack):
     found = list(plan(lengths, Shapes(tokens, slack)))
@@ -19,7 +18,6 @@ def test_batches_hold_every_sequence_once_within_their_tokens_and_slack(lengths,
         assert batch.tokens - sum(lengths[index] for index in batch.indices) <= slack
 
 
-@settings(deadline=None)
 @given(lengths, st.integers(8, 20_000))
 def test_static_batches_have_few_shapes(lengths, tokens):
     found = list(plan(lengths, Shapes(tokens, lengths=GPU_LENGTHS)))

@@ -111,7 +111,7 @@ def test_a_long_sentence_has_the_largest_score_of_its_windows_or_that_of_its_beg
     assert float(scores_of(windows, given)[0][0]) == pytest.approx(max(alone), abs=1e-5)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     st.lists(st.text(max_size=40) | st.sampled_from(["awful 42", "\0", "\r\n", "😀" * 20, " "]), min_size=1, max_size=5)
 )

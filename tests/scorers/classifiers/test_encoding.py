@@ -26,7 +26,7 @@ def _expected(tokenizer, sentence, **options):
     return tokenizer(sentence, **options)["input_ids"]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.text(max_size=60) | st.sampled_from(["<s>", "[SEP] a", "é 😀\r\n", "\0", " \u3000 ", "x" * 300])))
 def test_ids_are_those_of_transformers(tokenizer, sentences):
     encode = Encoder(tokenizer, 512, "truncate", 1)

@@ -58,7 +58,7 @@ def test_scores_are_the_models_own_in_any_batch_and_shape(load, family, shapes):
     assert np.ptp(found) > 1e-3
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.randoms(), st.integers(16, 2000))
 def test_on_a_cpu_scores_are_within_1e_6_in_any_batch_and_order(load, lengths, random, tokens):
     sequences = _sequences(lengths)

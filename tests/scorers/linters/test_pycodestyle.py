@@ -127,7 +127,7 @@ SOURCE = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=SOURCE)
 def test_any_text_is_scored(scorer, text):
     each = document(text, "python")

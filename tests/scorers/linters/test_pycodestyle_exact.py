@@ -143,20 +143,20 @@ def _agree(scorer, text, ignore=None):
     assert found == expected
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=1_000)
 @given(text=SOURCE | CODE | CODE)
 def test_every_violation_of_the_library_is_found_and_no_other(scorer, text):
     _agree(scorer, text)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=CODE)
 def test_checks_that_are_off_by_default_find_the_same_too(strict, text):
     _agree(strict, text, ["E501"])
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=SOURCE | CODE)
 def test_a_file_is_parsed_as_python_parses_it(text):
     source = "".join(normalised_lines(text)).removeprefix("\ufeff")

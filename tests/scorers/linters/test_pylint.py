@@ -312,7 +312,7 @@ def test_memory_is_bounded(scorer, monkeypatch):
     assert len(MANAGER.astroid_cache) <= 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=SOURCE)
 @example(text="\ufeff\ufeff")
 def test_any_text_is_scored(scorer, text):

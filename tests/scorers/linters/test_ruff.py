@@ -139,7 +139,7 @@ def test_texts_are_checked_in_bounded_groups(scorer, monkeypatch):
     assert groups == [2, 1, 1, 1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(texts=st.lists(SOURCE, min_size=1, max_size=12))
 def test_any_text_is_scored(scorer, texts):
     documents = [document(text, "python") for text in texts]

@@ -32,7 +32,7 @@ def found(name, text):
     return [(filth.beg, filth.end) for filth in detector(name).iter_filth(text)]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(TEXTS)
 def test_the_detector_finds_nothing_in_what_its_gate_skips(text):
     clues = Clues.of(text)
@@ -41,7 +41,7 @@ def test_the_detector_finds_nothing_in_what_its_gate_skips(text):
     assert gates.may_hold_skype(clues) or not found("skype", text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.sampled_from(
@@ -57,7 +57,7 @@ def test_text_that_the_phone_gate_skips_holds_no_number(text):
     assert gates.may_hold_phone(Clues.of(text)) or not found("phone", text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.sampled_from(
@@ -170,7 +170,7 @@ def test_a_text_is_normalised_as_pyap_does(text):
     assert normalise(text) == AddressParser(country="US")._normalize_string(text)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text("abdehorst-.9Z", min_size=1, max_size=4), st.sampled_from(["a", "wor", "hous", "the", "k"]))
 def test_words_are_misspelt_when_textblob_says_so(end, begin):
     from textblob import Word

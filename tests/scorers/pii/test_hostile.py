@@ -84,7 +84,7 @@ def reference():
     return Reference(date(2026, 1, 1), None)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(
         # Words near "skype" take the reference half a second each.

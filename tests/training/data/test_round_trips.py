@@ -69,7 +69,7 @@ def count_round_trips(folder, texts, fast):
 
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(st.lists(st.one_of(HOSTILE, SPECIAL), max_size=4).map("".join))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_sentences_of_a_document_decode_to_its_text(tokenizers, name, text):
     tokenizer = tokenizers[name]
     sentences = sentences_of(text, "prose")

@@ -82,7 +82,7 @@ OPTIONS = st.fixed_dictionaries(
 
 
 @given(st.lists(DOCUMENT, max_size=12), OPTIONS, st.data())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_blocks_are_those_of_the_naive_stream(documents, given_options, data):
     options = options_of(**given_options)
     # Two documents may have the same text.
@@ -106,7 +106,7 @@ def test_blocks_are_those_of_the_naive_stream(documents, given_options, data):
 
 
 @given(st.lists(DOCUMENT, max_size=12), OPTIONS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_statistics_match_the_naive_stream(documents, given_options):
     options = options_of(**given_options)
     hashes = list(range(1, len(documents) + 1))

@@ -36,7 +36,7 @@ def tokenizer(dataset, tmp_path_factory):
 
 
 @given(st.lists(ANY_TEXT, max_size=5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_trained_tokenizer_is_lossless_and_encodes_sentences_alone(tokenizer, sentences):
     ids, lengths = tokenizer.encode(sentences)
     assert lengths.tolist() == [len(tokenizer.encode([sentence])[0]) for sentence in sentences]

@@ -61,7 +61,7 @@ def test_windows_predict_every_token_once(length: int, context: int) -> None:
     assert predicted == list(range(1, length))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=6))
 def test_a_document_within_the_context_is_one_pass(model: Any, shapes: list[tuple[int, bool]]) -> None:
     documents = [document(length, seed, tags) for seed, (length, tags) in enumerate(shapes)]

@@ -32,7 +32,7 @@ def same(found, expected):
     return found == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(states=st.lists(STATES, min_size=1, max_size=3))
 def test_any_states_are_copied_one_after_the_other(states):
     snapshot = Snapshot()

@@ -64,7 +64,7 @@ def flash(monkeypatch):
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_positions_restart_at_each_document(rows):
     expected = []
     for row in rows:

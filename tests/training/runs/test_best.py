@@ -13,7 +13,7 @@ from training.runs.best import FIGURES_NAME, best_steps, check_best, read, recor
 VALUES = st.dictionaries(st.integers(1, 40), st.floats(0, 1) | st.none(), max_size=12)
 
 
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=VALUES, keep=st.integers(1, 3), best=st.integers(0, 3), mode=st.sampled_from(["min", "max"]))
 def test_the_newest_and_the_best_stay(tmp_path_factory, values, keep, best, mode):
     folder = tmp_path_factory.mktemp("best")

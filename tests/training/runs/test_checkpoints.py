@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_told_and_skipped(tmp_path, harm, reason):
     assert damaged == [Damage(tmp_path / "step-00000002", reason)]
 
 
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(FILES)), place=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_found(tmp_path, name, place, bit):
     folder = tmp_path / "flipped"
