@@ -8,17 +8,14 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import pyarrow as pa
 
+from pipeline.storage.base import FileInfo, HashingWriter, Storage
 from pipeline.storage.failpoints import failpoint
 from scorers.errors import UserError
 from scorers.paths import UnsafePathError, irregular_files, place_below
-
-if TYPE_CHECKING:
-    pass
-from pipeline.storage.base import FileInfo, HashingWriter, Storage
 
 TEMPORARY = ".tmp"
 

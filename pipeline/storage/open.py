@@ -1,16 +1,12 @@
 """Open the storage at a path or URI: a local folder or an object store."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from scorers.errors import UserError
-from scorers.printing import refuse_secret
-
-if TYPE_CHECKING:
-    pass
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
+from scorers.errors import UserError
+from scorers.printing import refuse_secret
 
 OBJECT_SCHEMES = ("s3", "gs", "az")
 

@@ -19,7 +19,6 @@ from pipeline.job.unit_rows import read_rows
 from pipeline.job.unit_store import UnitStore
 from pipeline.labelling.monitoring.console import PlainReporter
 from pipeline.sealing.retag import retag
-from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.upkeep.relabelling import Replacer
 from pipeline.upkeep.repair import Repaired, repair
@@ -291,7 +290,7 @@ def test_a_repair_that_dies_at_any_step_is_finished_by_the_next(sealed, tmp_path
         with monkeypatch.context() as patch:
             patch.setattr(CrashingStorage, "steps", steps)
             patch.setattr(CrashingStorage, "after", after)
-            patch.setattr(Storage, "open", lambda uri: CrashingStorage(Path(uri)))
+            patch.setattr("pipeline.storage.open.LocalStorage", CrashingStorage)
             try:
                 run_repair(made)
             except CrashError:
@@ -311,7 +310,7 @@ def test_a_repair_that_dies_at_any_step_is_finished_by_the_next(sealed, tmp_path
 def test_a_copy_without_units_and_an_empty_folder_are_refused(made, tmp_path):
     shutil.rmtree(made.out / "units")
     flip(made.out / path_of(made, "shard"))
-    with pytest.raises(UserError, match="copy without its scored units"):
+    with pytest.raises(UserError, match="a copy without the scored units"):
         run_repair(made)
     with pytest.raises(UserError, match="There is nothing at"):
         repair(str(tmp_path / "none"), EXECUTION, PlainReporter(io.StringIO()))
