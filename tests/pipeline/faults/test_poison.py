@@ -60,7 +60,7 @@ def test_only_records_that_kill_their_process_are_quarantined(tmp_path: Path) ->
 
     process = made.start(
         *(*options, "--set", "execution.memory_limit=900MB"),
-        *("--set", "execution.unit_deadline_s=10", "--set", "execution.deadlines.probe=1"),
+        *("--set", "execution.unit_deadline_s=20", "--set", "execution.deadlines.probe=1"),
     )
     stdout, stderr = process.communicate(timeout=500)
     assert process.returncode == 3, stderr

@@ -154,7 +154,7 @@ def test_no_text_leaks_when_scorers_raise_print_crash_and_hang(tmp_path: Path, t
             *("--set", "execution.unit_deadline_s=5", "--set", "execution.attempts=2"),
             *("--set", "execution.deadline_s=0.5", "--set", "max_record_size=2500", "--max-quarantined", "100"),
         )
-        stdout, stderr = process.communicate(timeout=300)
+        stdout, stderr = process.communicate(timeout=500)
     for name, content in {"stdout": stdout.encode(), "stderr": stderr.encode(), **pages}.items():
         (seen / name).write_bytes(content)
     for options in ((), ("--json",), ("--watch",)):
