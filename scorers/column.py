@@ -35,7 +35,7 @@ class ColumnScorer:
     """Scores from a field of the corpus: one number per text, or a list with one per sentence; higher must be worse.
 
     A record whose field is missing or null is an error: a null score would mean that the scorer does not apply, which
-    a missing field does not tell.
+    a missing field does not show.
     """
 
     Options = ColumnOptions

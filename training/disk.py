@@ -83,18 +83,18 @@ def check_writable(folder: Path, remedy: str) -> None:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}. {remedy}") from None
 
 
-def refuse_links(folder: Path, besides: re.Pattern[str] | None = None) -> None:
+def refuse_links(folder: Path, allowed: re.Pattern[str] | None = None) -> None:
     """Refuse a folder, existing or not, that contains a link or a device; the folder itself may be a link.
 
     Args:
         folder: of a run, a token store or a comparison.
-        besides: relative paths, with slashes, that may be links.
+        allowed: relative paths, with slashes, that may be links.
 
     Raises:
         UserError: names the first.
     """
     for path, what in irregular_files(folder):
-        if besides is None or not besides.fullmatch(path):
+        if allowed is None or not allowed.fullmatch(path):
             raise UserError(f"{escape_path(f'{folder}/{path}')} {what}.")
 
 

@@ -130,7 +130,7 @@ class ArrowRows:
         return batch
 
     def _require_end(self) -> None:
-        """Require the end mark: it alone tells a complete stream from one cut off between two messages."""
+        """Require the end mark: it alone distinguishes a complete stream from one cut off between two messages."""
         at = self._file.tell()
         self._file.seek(max(0, self.size - len(_END)))
         whole = self._file.read(len(_END)) == _END

@@ -61,7 +61,7 @@ class _Raw(Protocol):
 
 
 def begins(compression: Compression, head: bytes) -> bool:
-    """Whether `head` begins a compressed stream, or is too short to tell."""
+    """Whether `head` begins a compressed stream, or is too short to decide."""
     return any(head.startswith(magic) or magic.startswith(head) for magic in _CODECS[compression].magic)
 
 

@@ -72,7 +72,7 @@ def settle_sentences(sources: Sequence[Source], config: LabelConfig, before: str
 
 
 def _gives_sentences(source: Source, config: LabelConfig) -> bool | None:
-    """Whether the text field holds a list; None if this input does not tell."""
+    """Whether the text field holds a list; None if this input does not show it."""
     if source.format in {"parquet", "arrow"}:
         with _refuse_unreadable(source):
             rows = _open_rows(source, config)

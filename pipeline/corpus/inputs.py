@@ -25,7 +25,7 @@ from scorers.paths import escape_path, require_utf8
 from scorers.printing import refuse_secret
 
 _MAGIC = re.compile(r"[*?[]")
-# Enough of a file to tell records from settings.
+# Enough of a file to distinguish records from settings.
 _HEAD = 1 << 16
 _THREADS = 16
 # Limits of the listing of left-out files: the number of types, and of names per type.

@@ -44,7 +44,7 @@ class LocalStorage(Storage):
             try:
                 os.link(temporary, target)
             except FileExistsError:
-                # On NFS the reply to a successful link can get lost; the link count tells (open(2), O_EXCL).
+                # On NFS the reply to a successful link can get lost; the link count shows it (open(2), O_EXCL).
                 if temporary.stat().st_nlink != 2:
                     return False
         _fsync_folder(target.parent)

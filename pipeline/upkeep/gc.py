@@ -105,7 +105,7 @@ def _require_job(storage: Storage, uri: str) -> None:
         if "job/" not in found:
             raise no_manifest(uri, exists=bool(found), labelling=False)
         raise UserError(
-            f"{uri}/{JOB} is missing; without it, needed files cannot be told from others. "
+            f"{uri}/{JOB} is missing; without it, needed files cannot be distinguished. "
             f"Run `{phf('repair', uri)}` first."
         )
 

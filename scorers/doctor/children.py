@@ -10,7 +10,7 @@ from scorers import interpreter
 
 
 class LostChildError(Exception):
-    """The process ended without a result; the message tells people how."""
+    """The process ended without a result; the message says how."""
 
 
 def run_job(job: Mapping[str, Any], *, patience_s: float) -> dict[str, Any]:

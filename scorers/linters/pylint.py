@@ -37,7 +37,7 @@ DISABLED = {
     "no-member": "what is installed",
     "c-extension-no-member": "what is installed",
     "preferred-module": "configuration",
-    # isort tells first party from third party by the files in the working directory.
+    # isort distinguishes first party from third party by the files in the working directory.
     "wrong-import-order": "what is installed",
     "ungrouped-imports": "what is installed",
     # A document is a single file of an unknown package.

@@ -1,4 +1,4 @@
-"""Gates: cheap tests that tell whether a detector could match a sentence; they skip only what cannot match.
+"""Gates: cheap tests of whether a detector could match a sentence; they skip only what cannot match.
 
 The detectors' patterns ignore case, and `re.IGNORECASE` is not `lower()`: it also matches s, i and k with ſ (U+017F), ı
 and İ (U+0131, U+0130), and K (the Kelvin sign, U+212A), and a digit is a digit of any script. `Clues` folds a sentence

@@ -79,7 +79,7 @@ def test_a_pod_with_a_volume_lets_the_user_of_the_image_write_to_it() -> None:
     dockerfile = DOCKERFILE.read_text()
     user = re.search(r"^RUN useradd .*--uid (\d+) (\w+)$", dockerfile, re.MULTILINE)
     assert user
-    # By number, because Kubernetes cannot tell from a name that the user is not root.
+    # By number, because Kubernetes cannot see from a name that the user is not root.
     assert re.findall("^USER (.*)$", dockerfile, re.MULTILINE) == [user[1]]
     assert f"ENV HOME=/home/{user[2]}\n" in dockerfile
     claiming = [pod for pod in pods() if any("persistentVolumeClaim" in each for each in pod.get("volumes", []))]

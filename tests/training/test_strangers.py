@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.dataset import open_dataset
 from scorers.errors import UserError
-from tests.training.jobs import run_job
+from tests.training.jobs import job_config, run_job
 from training.comparison.page import check_output
 from training.data.cache import build_once
 from training.data.prepare import tokenize
@@ -332,6 +332,17 @@ def test_nested_aliases_are_damaged(tmp_path: Path) -> None:
     nested = "".join(f", &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12))
     (tmp_path / "config.yaml").write_text(f"model: {{overrides: {{k: [&a0 [x]{nested}]}}}}\n")
     with pytest.raises(UserError, match="YAML aliases"):
+        RunFolder(tmp_path).read_config()
+
+
+@pytest.mark.parametrize("key", ["column", "context_length"])
+def test_a_stored_configuration_leaves_nothing_open(tmp_path: Path, key: str) -> None:
+    # Filling it in would load the model that the file names.
+    config = job_config(tmp_path / "labelled", tmp_path)
+    open_data = config.data.model_copy(update={key: None})
+    foreign = config.model.model_copy(update={"name": "somebody/model"})
+    RunFolder(tmp_path).write_config(config.model_copy(update={"data": open_data, "model": foreign}))
+    with pytest.raises(UserError, match=rf"config\.yaml is damaged.*data\.{key}"):
         RunFolder(tmp_path).read_config()
 
 

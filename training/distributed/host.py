@@ -31,7 +31,7 @@ def share_of_cores(mine: int, all_here: Sequence[int]) -> int:
 
 
 def way_to_others(main: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment variable that tells gloo which network interface to use, if gloo would choose a wrong one.
+    """The environment variable that sets gloo's network interface, if gloo would choose a wrong one.
 
     By default gloo listens on the address of the machine's own name. On many Linux systems that is a loopback address
     (Debian writes 127.0.1.1 into /etc/hosts), which no other machine can reach.

@@ -11,11 +11,10 @@ from pydantic import ValidationError
 from scorers.errors import UserError
 from scorers.settings import describe_first_error
 from scorers.stored import read_stored
-from training.config import ResolvedConfig, TrainConfig
+from training.config import ResolvedConfig
 from training.disk import check_writable, refuse_links, write_atomically
 from training.runs.facts import RunFacts
 from training.runs.metrics_lines import read_metrics
-from training.settings import fill_in
 
 # Prefix of files by which ranks check that they share a folder, before it holds a run.
 SHARED_MARK = ".shared-"
@@ -107,7 +106,7 @@ class RunFolder:
         try:
             text = read_stored(self.config).decode()
             _refuse_bombs(self.config, text)
-            return fill_in(TrainConfig.model_validate(yaml.safe_load(text)))
+            return ResolvedConfig.model_validate(yaml.safe_load(text))
         except OSError as error:
             raise UserError(f"Cannot read {self.config}: {error.strerror or error}.") from None
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -140,7 +139,7 @@ class RunFolder:
         Raises:
             UserError: names the link.
         """
-        refuse_links(self.path, besides=_OF_WANDB)
+        refuse_links(self.path, allowed=_OF_WANDB)
 
     def check_new(self) -> None:
         """Refuse a folder with a link in it, or a new one that cannot be written.

@@ -43,7 +43,7 @@ def local_ray(start: Callable[[], object], logs: Path) -> Iterator[None]:
         except IncompleteError:
             # The raylet gives its agent, a Python process, 15 s to start. On a busy machine the first start may take
             # longer, while the second finds the files in memory.
-            if not ray.leave_and_wait():
+            if not ray.give_up():
                 raise
             ray = _LocalRay(start, logs)
             ray.wait()
@@ -100,11 +100,14 @@ class _LocalRay:
         self._left.set()
         LostHeads.cause = None
 
-    def leave_and_wait(self) -> bool:
-        """Return whether the attempt is over, so that none of its processes is left."""
+    def give_up(self) -> bool:
+        """End a failed start; return whether another may begin, as neither processes nor a connection are left."""
+        import ray
+
         self.leave()
         self._thread.join(_ATTEMPT_S)
-        return not self._thread.is_alive()
+        # A head that died just after the start leaves a connection whose shutdown would wait for it.
+        return not self._thread.is_alive() and not ray.is_initialized()
 
     def _run(self) -> None:
         try:

@@ -27,7 +27,7 @@ _PROSE = [f"This is bloody text {n}. And {n * n} is a fine number. {'x' * (n % 9
 _CODE = [f"import os\ndef f{n}( a,b ):\n  return a+b{' ' * (n % 3)}\n\nx = {n}\n" for n in range(12)]
 # Files that do not belong to the dataset: epochs and progress.
 _OWN = ("job/epochs/", "job/progress.json")
-# Not damaged here: users may edit the card, which cannot be told from damage.
+# Not damaged here: users may edit the card, which looks like damage.
 _FREE = (*_OWN, "README.md")
 _RAY_NEEDS_S = 10.0
 # Ray's raylet waits 15 s for its agents, and gives up.

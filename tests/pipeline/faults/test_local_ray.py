@@ -87,13 +87,34 @@ def test_a_head_that_dies_later_is_reported_to_callers(program: Program, tmp_pat
 def test_a_start_that_fails_is_status_4_unless_the_settings_are_wrong(
     error: Exception, kind: type[UserError], tmp_path: Path
 ) -> None:
+    starts: list[None] = []
+
     def start() -> None:
+        starts.append(None)
         raise error
 
     with pytest.raises(UserError) as failed, local_ray(start, tmp_path):
         pass
     assert type(failed.value) is kind
+    assert len(starts) == (1 if kind is UserError else 2)
     assert str(error).rstrip(".") in str(failed.value)
+
+
+def test_a_start_is_not_repeated_over_a_connection_to_the_dead_head(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[int] = []
+
+    def start() -> None:
+        head = program("raylet")
+        threading.Timer(0.3, head.kill).start()
+        time.sleep(1)
+        starts.append(head.pid)
+
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    with pytest.raises(HeadLostError, match="its raylet was killed"), local_ray(start, tmp_path):
+        pass
+    assert len(starts) == 1
 
 
 def test_a_start_whose_raylet_dies_is_tried_once_more(tmp_path: Path) -> None:

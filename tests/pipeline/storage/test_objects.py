@@ -50,20 +50,20 @@ def test_failures_of_the_store_are_brief_os_errors(
 ) -> None:
     storage.put("x", b"1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    stranger = open_storage(storage.uri)
+    other = open_storage(storage.uri)
     for act in (
-        lambda: stranger.read("x"),
-        lambda: stranger.put("y", b"1"),
-        lambda: stranger.put_if_absent("y", b"1"),
-        lambda: list(stranger.list()),
-        lambda: stranger.move("x", "y"),
+        lambda: other.read("x"),
+        lambda: other.put("y", b"1"),
+        lambda: other.put_if_absent("y", b"1"),
+        lambda: list(other.list()),
+        lambda: other.move("x", "y"),
     ):
         with pytest.raises(OSError, match="s3://bucket/some") as caught:
             act()
         assert len(str(caught.value)) < 500
         assert "<?xml" not in str(caught.value)
     with pytest.raises(UserError, match="credentials"):
-        stranger.check()
+        other.check()
 
 
 def test_a_missing_bucket_or_server_is_refused(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,9 @@ def test_a_copy_without_the_job_verifies(dataset):
 
 
 def test_the_bar_reaches_the_end(sealed):
-    told = []
-    verify(str(sealed), progress=lambda done, total: told.append((done, total)))
-    assert told[-1][0] == told[-1][1] > 0
+    steps = []
+    verify(str(sealed), progress=lambda done, total: steps.append((done, total)))
+    assert steps[-1][0] == steps[-1][1] > 0
 
 
 def test_every_flipped_byte_of_a_shard_is_noticed(dataset):
