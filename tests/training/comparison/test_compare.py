@@ -414,7 +414,7 @@ def test_a_mixture_is_named_with_its_shares_and_its_tokenizer_without_the_folder
         MixedFacts(uri="more-code", fingerprint="2d40a7c1" * 8, share=0.25, **of_code),
     ]
     tokenizer = str(tmp_path / "cache" / "tokenizer-2048-5be1")
-    data = {"tokenizer": tokenizer, "mixture": [{"dataset": "more-code", "share": 0.25}]}
+    data = {"tokenizer": tokenizer, "mixture": [{"dataset": "more-code", "share": 0.25, "column": "pep8"}]}
     make_run(tmp_path / "run", "mle", changes={"mixture": mixed}, data=data)
     text = write_comparison(load_comparison([tmp_path / "run"]), tmp_path / "page").read_text()
     assert "0.75 of labelled-code (7c9e2b4f7c9e) + 0.25 of more-code (2d40a7c12d40)" in text
