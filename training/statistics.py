@@ -100,9 +100,9 @@ def difference(first: Sequence[float] | Floats, second: Sequence[float] | Floats
     if min(len(a), len(b)) < 2:
         return Estimate(value)
     generator = np.random.default_rng(seed)
-    first_means = _resampled(len(a), lambda rows: a[rows].mean(axis=-1), generator)
-    second_means = _resampled(len(b), lambda rows: b[rows].mean(axis=-1), generator)
-    return Estimate(value, *_ends(first_means - second_means))
+    first_means = resampled(len(a), lambda rows: a[rows].mean(axis=-1), generator)
+    second_means = resampled(len(b), lambda rows: b[rows].mean(axis=-1), generator)
+    return Estimate(value, *ends(first_means - second_means))
 
 
 def bootstrap(n: int, statistic: Callable[[NDArray[np.int64]], Floats], *, seed: int = 0) -> Estimate:
@@ -116,10 +116,17 @@ def bootstrap(n: int, statistic: Callable[[NDArray[np.int64]], Floats], *, seed:
     value = float(statistic(np.arange(n)[None])[0])
     if n < 2:
         return Estimate(value)
-    return Estimate(value, *_ends(_resampled(n, statistic, np.random.default_rng(seed))))
+    return Estimate(value, *ends(resampled(n, statistic, np.random.default_rng(seed))))
 
 
-def _resampled(n: int, statistic: Callable[[NDArray[np.int64]], Floats], generator: np.random.Generator) -> Floats:
+def resampled(n: int, statistic: Callable[[NDArray[np.int64]], Floats], generator: np.random.Generator) -> Floats:
+    """Return a statistic of each of `RESAMPLES` resamples of n observations, float64 [RESAMPLES, ...].
+
+    Args:
+        n: observations.
+        statistic: maps int64 [rows, n], indices of observations, to float64 [rows, ...].
+        generator: draws the resamples.
+    """
     rows = max(1, _CHUNK // n)
     parts = [
         statistic(generator.integers(0, n, size=(min(rows, RESAMPLES - start), n)))
@@ -128,7 +135,8 @@ def _resampled(n: int, statistic: Callable[[NDArray[np.int64]], Floats], generat
     return np.concatenate(parts)
 
 
-def _ends(values: Floats) -> tuple[float, float]:
+def ends(values: Floats) -> tuple[float, float]:
+    """Return the ends of the percentile interval of resampled values, float64 [n]; NaN is left out."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
