@@ -67,6 +67,25 @@ def ratio(numerators: Floats, denominators: Floats, *, seed: int = 0) -> Estimat
     return bootstrap(len(numerators), of_rows, seed=seed)
 
 
+def perplexity(nats: Floats, tokens: NDArray[np.int64], *, seed: int = 0) -> Estimate | None:
+    """Return exp of the nats per token, with a bootstrap interval over texts; None without tokens.
+
+    Args:
+        nats: float64 [n], -log p of each text.
+        tokens: int64 [n], the number of tokens that each is over.
+        seed: of the resampling.
+    """
+    cost = ratio(nats, tokens.astype(np.float64), seed=seed)
+    if cost is None:
+        return None
+
+    def exp(nats_per_token: float) -> float:
+        # That of a diverged model may overflow.
+        return math.exp(min(nats_per_token, 700.0))
+
+    return Estimate(exp(cost.value), *(None if each is None else exp(each) for each in (cost.low, cost.high)))
+
+
 def share(hits: int, of: int) -> Estimate | None:
     """Return `hits / of` with Wilson's score interval, which stays in [0, 1], also at 0 hits; None if `of` is 0.
 

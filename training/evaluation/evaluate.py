@@ -306,7 +306,7 @@ def _measure_held_out(
         fingerprint=choice.fingerprint,
         context_length=setup.context_length,
         bits_per_byte=_bits_per_byte(own.bits, own),
-        perplexity=_perplexity(own),
+        perplexity=_present(statistics.perplexity(own.nats, own.tokens)),
         bits_per_byte_swapped=_bits_per_byte(losses[1].bits, own) if len(losses) > 1 else None,
         swap_cost=_bits_per_byte(losses[1].bits - own.bits, own) if len(losses) > 1 else None,
         bits_per_byte_aligned=_bits_per_byte(losses[2].bits, own) if len(losses) > 1 else None,
@@ -322,17 +322,6 @@ def corpus_misalignment(means: NDArray[np.float64]) -> Estimate | None:
 
 def _bits_per_byte(bits: NDArray[np.float64], loss: HeldOutLoss) -> Estimate:
     return _present(statistics.ratio(bits, loss.sizes.astype(np.float64)))
-
-
-def _perplexity(loss: HeldOutLoss) -> Estimate:
-    nats = _present(statistics.ratio(loss.nats, loss.tokens.astype(np.float64)))
-
-    def perplexity(each: float) -> float:
-        # That of a diverged model may overflow.
-        return float(np.exp(min(each, 700.0)))
-
-    low, high = (None if each is None else perplexity(each) for each in (nats.low, nats.high))
-    return Estimate(value=perplexity(nats.value), low=low, high=high)
 
 
 def _present(estimate: statistics.Estimate | None) -> Estimate:

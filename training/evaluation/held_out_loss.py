@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from training.data.tagged_stream import DocumentTokens
 from training.model.sampling import evaluation_mode
 
-_TOKENS_AT_ONCE = 4096  # per forward pass; with a vocabulary of 50,000 the logits take 0.8 GB
+TOKENS_AT_ONCE = 4096  # per forward pass; with a vocabulary of 50,000 the logits take 0.8 GB
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,12 @@ def windows(document: int, length: int, context_length: int) -> Iterator[Window]
         start, first = start + max(1, context_length // 2), stop
 
 
-def batches_of(every: Sequence[Window]) -> Iterator[list[Window]]:
-    """Batches of windows of similar length, because they are padded to the longest."""
+def batches_of(every: Sequence[Window], tokens_at_once: int | None = None) -> Iterator[list[Window]]:
+    """Batches of windows of similar length, because they are padded to the longest, of so many tokens with padding."""
+    most = tokens_at_once or TOKENS_AT_ONCE
     batch: list[Window] = []
     for window in sorted(every, key=lambda each: each.stop - each.start):
-        if batch and (len(batch) + 1) * (window.stop - window.start) > _TOKENS_AT_ONCE:
+        if batch and (len(batch) + 1) * (window.stop - window.start) > most:
             yield batch
             batch = []
         batch.append(window)

@@ -193,11 +193,7 @@ def draw(logits: torch.Tensor, top_p: float, uniform: torch.Tensor) -> torch.Ten
         UserError: a row of logits contains NaN.
     """
     probabilities = torch.softmax(logits, dim=-1)
-    if bool(probabilities.isnan().any()):
-        raise UserError(
-            "The model's outputs are NaN: it has diverged, or its weights are damaged. Export an earlier checkpoint "
-            "(phf export-model RUN --step N), or train again with a lower training.learning_rate."
-        )
+    refuse_nan(probabilities)
     size = logits.shape[-1]
     # Sorting a whole vocabulary costs more than a small model's forward pass, and the nucleus is nearly always small.
     tokens, complete = _draw_from_likeliest(probabilities, min(size, _CANDIDATES), top_p, uniform)
@@ -205,6 +201,19 @@ def draw(logits: torch.Tensor, top_p: float, uniform: torch.Tensor) -> torch.Ten
         rest = ~complete
         tokens[rest], _ = _draw_from_likeliest(probabilities[rest], size, top_p, uniform[rest])
     return tokens
+
+
+def refuse_nan(values: torch.Tensor) -> None:
+    """Refuse probabilities, or their logarithms, of a model that has diverged.
+
+    Raises:
+        UserError: one is NaN.
+    """
+    if bool(values.isnan().any()):
+        raise UserError(
+            "The model's outputs are NaN: it has diverged, or its weights are damaged. Export an earlier checkpoint "
+            "(phf export-model RUN --step N), or train again with a lower training.learning_rate."
+        )
 
 
 def _draw_from_likeliest(

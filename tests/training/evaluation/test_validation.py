@@ -92,7 +92,7 @@ def test_training_is_not_disturbed_and_figures_are_equal_after_a_resume(
 
     # Asked to stop while it is validated, it is when it goes on.
     monkeypatch.setattr(Engine, "totals", asked_meanwhile)
-    monkeypatch.setattr("training.evaluation.held_out_loss._TOKENS_AT_ONCE", 32)
+    monkeypatch.setattr("training.evaluation.held_out_loss.TOKENS_AT_ONCE", 32)
     with pytest.raises(StoppedError):
         run_job(code_dataset, tmp_path / "stopped", "conditional", **changes)
     monkeypatch.undo()
