@@ -55,7 +55,7 @@ class Likelihood:
     tokens: NDArray[np.int64]
 
     def perplexity(self) -> statistics.Estimate | None:
-        """exp of the mean cost of a token, over all texts, with a bootstrap interval over texts; None without tokens.
+        """The exponential of the mean cost of a token, with a bootstrap interval over texts; None without tokens.
 
         Texts of another model that this one would often write have a low one.
         """
