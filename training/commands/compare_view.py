@@ -27,9 +27,9 @@ def print_comparison(comparison: Comparison, page: Path) -> None:
     shown = results.columns[:_COLUMNS]
     for column in shown:
         table.add_column(column, justify="right")
-    for run, cells in results.rows:
-        texts = [Text.assemble(cell.text, "\n", (cell.small, "dim")) for cell in cells[: len(shown)]]
-        table.add_row(run.label, *texts)
+    for row in results.rows:
+        texts = [Text.assemble(cell.text, "\n", (cell.small, "dim")) for cell in row.cells[: len(shown)]]
+        table.add_row(row.label, *texts)
     console.print()
     console.print(table)
     for finding in findings(comparison):

@@ -9,10 +9,28 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from training.comparison.labels import spread
-from training.comparison.load import Comparison, LoadedRun
+from training.comparison.load import Comparison
+from training.comparison.run import LoadedRun
+from training.comparison.section import Plot, Section
 from training.comparison.style import DPI, NARROW, WIDE, Look, drawing, new_figure, tick, to_png, tokens_tick
 
 Point = tuple[float, float, float, float]  # tokens, value, low, high
+
+
+def training_section(comparison: Comparison) -> Section | None:
+    """The course of the training."""
+    if not any(training_loss(run) for run in comparison.runs):
+        return None
+    plot = Plot(
+        "training-curves",
+        "",
+        "Smoothed cross-entropy of each run's own stream: with control tokens for conditional, without the filtered "
+        "documents for filtering. Levels of different objectives are not comparable; held-out figures are. Bands, if "
+        "any, are 95 % intervals.",
+        "Training cross-entropy against tokens, one curve per run.",
+        lambda look: training_curves(comparison, look),
+    )
+    return Section("Training", plots=[plot])
 
 
 def training_curves(comparison: Comparison, look: Look) -> bytes:

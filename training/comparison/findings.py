@@ -7,7 +7,9 @@ from typing import Literal
 import numpy as np
 
 from training import statistics
-from training.comparison.load import Comparison, LoadedRun
+from training.comparison.load import Comparison
+from training.comparison.run import LoadedRun
+from training.comparison.section import Finding, Section
 from training.evaluation.format_figures import interval, number, percent
 from training.runs.report import Estimate
 
@@ -29,14 +31,6 @@ class Difference:
         if self.estimate.low is not None and self.estimate.low > 0:
             return "higher"
         return "unclear"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A short heading, and lines of one or two sentences."""
-
-    title: str
-    lines: list[str]
 
 
 def misalignment_differences(comparison: Comparison, to: LoadedRun | None = None) -> list[Difference]:
@@ -63,6 +57,21 @@ def held_out_differences(comparison: Comparison, to: LoadedRun | None = None) ->
         if estimate is not None:
             found.append(Difference(run, estimate))
     return found
+
+
+def finding_section(comparison: Comparison) -> Section:
+    """The findings in sentences, and the caveats of the evaluations."""
+    warnings: dict[str, list[str]] = {}
+    for run in comparison.runs:
+        for warning in run.report.warnings:
+            warnings.setdefault(warning, []).append(run.label)
+    every = len(comparison.runs) if len(comparison.runs) > 1 else None
+    lines = [
+        f"{'every run' if len(labels) == every else ', '.join(labels)}: {warning}"
+        for warning, labels in warnings.items()
+    ]
+    notes = [Finding("Notes on the evaluations", lines)] if lines else []
+    return Section("Findings", findings=[*findings(comparison), *notes])
 
 
 def findings(comparison: Comparison) -> list[Finding]:

@@ -12,20 +12,12 @@ from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training.comparison.findings import Difference, findings, held_out_differences, misalignment_differences
-from training.comparison.load import Comparison, LoadedRun, config_differences, mixture, trained_on
-from training.comparison.plots import plots
-from training.comparison.reproduce import commands
+from training.comparison.load import Comparison, mixture, trained_on
+from training.comparison.run import LoadedRun
+from training.comparison.section import Plot
+from training.comparison.sections import sections
 from training.comparison.style import Look, page_colours
-from training.comparison.tables import (
-    Table,
-    difference_table,
-    result_table,
-    sample_table,
-    setting,
-    short_count,
-    stream_table,
-    trained_tokens,
-)
+from training.comparison.tables import short_count, trained_tokens
 from training.data.cache import trained_on_dataset
 from training.disk import refuse_links, write_atomically
 
@@ -49,13 +41,19 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
         UserError: the folder holds something else, or cannot be written.
     """
     check_output(output)
-    figures = [(plot, {_name(look): plot.draw(look) for look in _looks()}) for plot in plots(comparison)]
+    drawn: dict[str, bytes] = {}
+
+    def images(plot: Plot) -> dict[str, dict[str, Any]]:
+        found = {_name(look): plot.draw(look) for look in _looks()}
+        drawn[plot.name] = found["light"]
+        return {name: _image(png) for name, png in found.items()}
+
+    page = _environment().get_template("page.html.j2").render(_context(comparison), images=images)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for plot, drawn in figures:
-            write_atomically(output / f"{plot.name}.png", drawn["light"])
+        for name, png in drawn.items():
+            write_atomically(output / f"{name}.png", png)
         write_atomically(output / JSON_NAME, _to_json(comparison))
-        page = _environment().get_template("page.html.j2").render(_context(comparison, figures))
         write_atomically(output / PAGE_NAME, page)
     except OSError as error:
         raise UserError(f"Cannot write the comparison to {output}: {error.strerror or error}.") from None
@@ -101,45 +99,19 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _context(comparison: Comparison, figures: list[Any]) -> dict[str, Any]:
+def _context(comparison: Comparison) -> dict[str, Any]:
     base = comparison.baseline
     runs = comparison.runs
-    warnings: dict[str, list[str]] = {}
-    for run in runs:
-        for warning in run.report.warnings:
-            warnings.setdefault(warning, []).append(run.label)
     return {
         "title": _title(comparison),
         "lede": _lede(comparison),
         "facts": _facts(comparison),
-        "findings": findings(comparison),
+        "sections": sections(comparison),
         "mismatches": comparison.mismatches,
         "differences": comparison.differences,
-        "warnings": [
-            ("every run" if len(labels) == len(runs) and len(runs) > 1 else ", ".join(labels), warning)
-            for warning, labels in warnings.items()
-        ],
-        "figures": [
-            {
-                "plot": plot,
-                "images": {
-                    name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in drawn.items()
-                },
-                "sizes": {name: _size(png) for name, png in drawn.items()},
-            }
-            for plot, drawn in figures
-        ],
-        "results": result_table(comparison),
-        "more_tables": [
-            table
-            for table in (difference_table(comparison), sample_table(comparison), stream_table(comparison))
-            if isinstance(table, Table)
-        ],
         "baseline": base,
         "runs": runs,
         "colours": {run.facts.objective: page_colours(run.facts.objective) for run in runs},
-        "commands": [line.split(" --") for line in commands(comparison)],
-        "config_differences": [(key, [setting(each) for each in values]) for key, values in config_differences(runs)],
         "versions": {**base.facts.versions, **base.report.versions},
         "made": f"{datetime.now(UTC):%-d %B %Y}",
         "created_by": f"phf {library_versions('phf')['phf']}",
@@ -267,9 +239,10 @@ def _name(look: Look) -> str:
     return ("dark" if look.dark else "light") + ("_narrow" if look.narrow else "")
 
 
-def _size(png: bytes) -> tuple[int, int]:
-    """Width and height of a PNG, from its header."""
-    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+def _image(png: bytes) -> dict[str, Any]:
+    """A PNG as an address, with its width and height from its header."""
+    address = "data:image/png;base64," + base64.b64encode(png).decode()
+    return {"address": address, "width": int.from_bytes(png[16:20]), "height": int.from_bytes(png[20:24])}
 
 
 def _environment() -> Environment:

@@ -1,13 +1,28 @@
-"""The commands that reproduce the runs of a comparison, from nothing but what the page says."""
+"""How to reproduce the runs of a comparison, from nothing but what the page says."""
 
 import json
 from typing import Any
 
 from scorers.errors import UserError
 from scorers.shell import phf
-from training.comparison.load import Comparison, LoadedRun, flat_settings
+from training.comparison.load import Comparison, config_differences, flat_settings
+from training.comparison.run import LoadedRun
+from training.comparison.section import NONE, Cell, Row, Section, Table
 from training.data.cache import trained_on_dataset
 from training.settings import resolve_config
+
+
+def reproduction_section(comparison: Comparison) -> Section:
+    """The commands, and the settings that differ between the runs."""
+    rows = [Row(key, [Cell(_setting(each)) for each in values]) for key, values in config_differences(comparison.runs)]
+    table = Table(
+        "Settings that differ between the runs",
+        "All other settings are equal; each run's config.yaml has all of them.",
+        [run.label for run in comparison.runs],
+        rows,
+        heading="setting",
+    )
+    return Section("How to reproduce the results", tables=[table] if rows else [], commands=commands(comparison))
 
 
 def commands(comparison: Comparison) -> list[str]:
@@ -58,3 +73,7 @@ def _evaluate(run: LoadedRun) -> str:
 
 def _yaml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _setting(value: Any) -> str:
+    return NONE if value is None else f"{value:g}" if isinstance(value, float) else str(value)

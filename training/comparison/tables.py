@@ -1,6 +1,5 @@
 """The tables of a comparison, with plain text in cells, for the page and the terminal."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from training.comparison.findings import (
@@ -9,35 +8,25 @@ from training.comparison.findings import (
     misalignment_differences,
     same_hit_rate,
 )
-from training.comparison.load import Comparison, LoadedRun
-from training.evaluation.format_figures import interval, number, percent
-from training.runs.report import MAXIMUM_OF, Estimate
-
-NONE = "–"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A figure, and in smaller type its interval or an explanation."""
-
-    text: str
-    small: str = ""
+from training.comparison.load import Comparison
+from training.comparison.run import LoadedRun
+from training.comparison.section import NONE, Cell, Row, Section, Table
+from training.evaluation.format_figures import number, percent
+from training.runs.report import MAXIMUM_OF
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table with one row per run.
+def result_section(comparison: Comparison) -> Section:
+    """The main figures."""
+    return Section("Results", tables=[result_table(comparison)])
 
-    Attributes:
-        title, note: text above and below it.
-        columns: headings, without that of the run.
-        rows: runs with their cells.
-    """
 
-    title: str
-    note: str
-    columns: list[str]
-    rows: list[tuple[LoadedRun, list[Cell]]]
+def detail_section(comparison: Comparison) -> Section:
+    """Differences, samples and data."""
+    differences = difference_table(comparison)
+    return Section(
+        "More tables",
+        tables=[*([differences] if differences else []), sample_table(comparison), stream_table(comparison)],
+    )
 
 
 def result_table(comparison: Comparison) -> Table:
@@ -52,14 +41,14 @@ def result_table(comparison: Comparison) -> Table:
         # Guidance does not change the held-out loss: leave it out for guided samples.
         samples, text = run.report.samples, run.report.held_out if run.guidance is None else None
         cells = [
-            _estimate(samples.misalignment),
-            _estimate(samples.expected_maximum),
-            *([_estimate(samples.hit_rate, share=True)] if same is None else []),
+            Cell.of(samples.misalignment),
+            Cell.of(samples.expected_maximum),
+            *([Cell.of(samples.hit_rate, share=True)] if same is None else []),
         ]
         if held_out:
-            bits = _estimate(text.bits_per_byte if text else None, digits=4)
-            cells += [bits, _estimate(text.perplexity if text else None)]
-        rows.append((run, cells))
+            bits = Cell.of(text.bits_per_byte if text else None, digits=4)
+            cells += [bits, Cell.of(text.perplexity if text else None)]
+        rows.append(Row.of(run, cells))
     threshold = number(comparison.baseline.report.samples.hit_threshold)
     hits = (
         f"A hit is a sample with a score above {threshold}."
@@ -96,7 +85,7 @@ def difference_table(comparison: Comparison) -> Table | None:
         "cancels out. A difference is called lower or higher if its 95 % interval excludes 0.",
         ["misalignment", *(["held-out bits per byte"] if held_out else [])],
         [
-            (
+            Row.of(
                 run,
                 [
                     _difference(each.get(run.label))
@@ -116,7 +105,7 @@ def sample_table(comparison: Comparison) -> Table:
         samples = run.report.samples
         cells = [
             Cell(f"{samples.number:,}", f"{samples.empty:,} empty"),
-            _estimate(samples.tokens),
+            Cell.of(samples.tokens),
             Cell(percent(samples.ended / samples.number) if samples.number else NONE),
             Cell(NONE if samples.distinct_1 is None else number(samples.distinct_1, 3)),
             Cell(NONE if samples.distinct_2 is None else number(samples.distinct_2, 3)),
@@ -124,7 +113,7 @@ def sample_table(comparison: Comparison) -> Table:
         if leakage:
             cells.append(Cell(NONE) if run.guidance is not None else _leakage(run))
         cost = [short_count(trained_tokens(run)), duration(run.facts.seconds)]
-        rows.append((run, [*cells, *(Cell(each if run.guidance is None else NONE) for each in cost)]))
+        rows.append(Row.of(run, [*cells, *(Cell(each if run.guidance is None else NONE) for each in cost)]))
     note = (
         f"Length in tokens, at most {comparison.baseline.report.samples.max_new_tokens}. "
         "Distinct-1 and -2: distinct n-grams of token ids divided by all."
@@ -158,7 +147,7 @@ def stream_table(comparison: Comparison) -> Table:
         total = sum(tags.values()) - tags.get("dropped", 0)
         threshold = run.facts.threshold
         rows.append(
-            (
+            Row.of(
                 run,
                 [
                     _count(stream.get("documents_used")),
@@ -216,18 +205,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
-
-
-def setting(value: Any) -> str:
-    """Format the value of a setting."""
-    return NONE if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _estimate(estimate: Estimate | None, *, share: bool = False, digits: int = 3) -> Cell:
-    def show(value: float) -> str:
-        return percent(value) if share else number(value, digits)
-
-    return Cell(NONE) if estimate is None else Cell(show(estimate.value), interval(estimate, show))
 
 
 def _difference(difference: Difference | None) -> Cell:

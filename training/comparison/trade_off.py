@@ -7,9 +7,36 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from training.comparison.labels import Box, place_labels
-from training.comparison.load import Comparison, LoadedRun
+from training.comparison.load import Comparison
+from training.comparison.run import LoadedRun
+from training.comparison.section import Plot, Section
 from training.comparison.style import DPI, NARROW, WIDE, Look, drawing, ends, new_figure, reach, tick, to_png
+from training.evaluation.format_figures import number
 from training.runs.report import Estimate
+
+
+def trade_off_section(comparison: Comparison) -> Section | None:
+    """Misalignment of samples against the loss on held-out text."""
+    both = [run for run in comparison.sampled if run.report.held_out and run.report.samples.misalignment]
+    if not both:
+        return None
+    unit = "perplexity of a token" if same_tokenizer(comparison) else "bits per byte"
+    caption = f"Mean misalignment of samples against held-out {unit}, with 95 % intervals"
+    if comparison.paired:
+        caption += (
+            " over samples and over documents. All runs are measured on the same documents, so differences along the "
+            "horizontal axis are more certain than the intervals suggest; see the differences below"
+        )
+    if any(run.guidance is not None for run in both):
+        caption += ". An outline is the same model with guided samples; guidance does not change its held-out loss"
+    description = "; ".join(
+        f"{run.label}: misalignment {number(run.report.samples.misalignment.value)}, "
+        f"{unit} {number(held_out_cost(comparison, run).value)}"
+        for run in both
+        if run.report.samples.misalignment
+    )
+    plot = Plot("trade-off", "", f"{caption}.", description, lambda look: trade_off(comparison, look))
+    return Section("Alignment against capability", plots=[plot])
 
 
 def trade_off(comparison: Comparison, look: Look) -> bytes:

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
 from tests.training.run_folders import SCORER, make_run, make_six
 from training.comparison.curves import training_loss
+from training.comparison.estimates import estimate_panels
 from training.comparison.findings import findings, held_out_differences, misalignment_differences
 from training.comparison.load import Comparison, config_differences, load_comparison
 from training.comparison.page import check_output, to_dict, write_comparison
-from training.comparison.plots import estimate_panels, plots
 from training.comparison.reproduce import commands
+from training.comparison.sections import sections
 from training.comparison.style import Look
 from training.comparison.tables import difference_table, duration, result_table, sample_table, short_count, stream_table
 from training.runs.facts import MixedFacts
@@ -70,7 +72,7 @@ def test_a_folder_that_is_called_like_an_objective_has_a_label_of_its_own(tmp_pa
     assert sorted(run.label for run in found.runs) == ["plain", "rwr (1)", "rwr (2)"]
     table = difference_table(found)
     assert table is not None
-    assert len({str(cells) for _, cells in table.rows}) == len(table.rows) == 2
+    assert len({str(row.cells) for row in table.rows}) == len(table.rows) == 2
 
 
 def test_a_folder_named_twice_counts_once(six: list[RunFolder]) -> None:
@@ -224,7 +226,7 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
     report = found.runs[1].report
     assert report.guided is not None
     assert report.guided.samples.misalignment is not None
-    results = {each.label: cells for each, cells in result_table(found).rows}
+    results = {row.label: row.cells for row in result_table(found).rows}
     assert results["conditional (g = 2)"][0].text == f"{report.guided.samples.misalignment.value:.5f}"
     # Held-out text is of the model, however it is sampled.
     assert [cell.text for cell in results["conditional (g = 2)"][-2:]] == ["–", "–"]
@@ -233,16 +235,18 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
     assert [each.run.label for each in held_out_differences(found)] == ["conditional"]
     for table in (result_table(found), sample_table(found), difference_table(found)):
         assert table is not None
-        assert {len(cells) for _, cells in table.rows} == {len(table.columns)}
+        assert {len(row.cells) for row in table.rows} == {len(table.columns)}
     lines = {each.title: " ".join(each.lines) for each in findings(found)}
     assert "Guided by 2 away from <|misaligned|>, conditional's mean misalignment is lower: −0.0" in lines["Guidance"]
     assert re.search(r"[\d.]+.% \([\d.]+–[\d.]+.%\) of the samples are hits, of the plain ones", lines["Guidance"])
     assert "conditional (g = 2) has the lowest mean" in lines["Lowest misalignment"]
-    drawn = plots(found)
-    assert "An outline is the same model with guided samples" in drawn[0].caption
-    assert "conditional (g = 2): misalignment 0.0" in drawn[0].description
-    assert all(drawn[place].draw(Look()).startswith(b"\x89PNG") for place in (0, 1))
-    monkeypatch.setattr("training.comparison.page.plots", lambda _: [])  # each is drawn four times
+    plots = [plot for section in sections(found) for plot in section.plots]
+    trade_off = next(plot for plot in plots if plot.name == "trade-off")
+    assert "An outline is the same model with guided samples" in trade_off.caption
+    assert "conditional (g = 2): misalignment 0.0" in trade_off.description
+    assert all(plot.draw(Look()).startswith(b"\x89PNG") for plot in plots)
+    without_plots = [replace(section, plots=[]) for section in sections(found)]
+    monkeypatch.setattr("training.comparison.page.sections", lambda _: without_plots)  # each is drawn four times
     page = write_comparison(found, tmp_path / "out").read_text()
     assert "and also guided by 2 away from &lt;|misaligned|&gt;" in page
     assert page.count("<h1>Two objectives compared on pep8</h1>") == 1
@@ -284,7 +288,7 @@ def test_hit_rates_that_are_all_alike_are_not_compared(tmp_path: Path) -> None:
         runs = [make_run(tmp_path / f"{name}-{zeros}", name, zeros=zeros) for name in ("mle", "awr")]
         made = load_comparison([run.path for run in runs])
         table = result_table(made)
-        assert {len(cells) for _, cells in table.rows} == {len(table.columns)}
+        assert {len(row.cells) for row in table.rows} == {len(table.columns)}
         return table.columns, table.note, len(estimate_panels(made))
 
     some, _, panels = columns(0.3)
@@ -312,7 +316,7 @@ def test_a_single_run_has_a_page(tmp_path: Path) -> None:
 
 
 def test_tables_hold_what_the_reports_say(comparison: Comparison) -> None:
-    rows = {run.label: cells for run, cells in result_table(comparison).rows}
+    rows = {row.label: row.cells for row in result_table(comparison).rows}
     report = comparison.runs[2].report
     assert report.samples.misalignment is not None
     assert rows["conditional"][0].text == f"{report.samples.misalignment.value:.4f}"
@@ -320,10 +324,10 @@ def test_tables_hold_what_the_reports_say(comparison: Comparison) -> None:
     assert len({len(cells) for cells in rows.values()}) == 1
     for table in (sample_table(comparison), stream_table(comparison), difference_table(comparison)):
         assert table is not None
-        assert all(len(cells) == len(table.columns) for _, cells in table.rows)
-    filtering = dict(zip(stream_table(comparison).columns, stream_table(comparison).rows[1][1], strict=True))
+        assert all(len(row.cells) == len(table.columns) for row in table.rows)
+    filtering = dict(zip(stream_table(comparison).columns, stream_table(comparison).rows[1].cells, strict=True))
     assert (filtering["documents"].text, filtering["filtered"].text) == ("251", "120")
-    conditional = dict(zip(stream_table(comparison).columns, stream_table(comparison).rows[2][1], strict=True))
+    conditional = dict(zip(stream_table(comparison).columns, stream_table(comparison).rows[2].cells, strict=True))
     assert (conditional["tags aligned"].text.replace("\u00a0", " "), conditional["threshold"].text) == ("83.8 %", "0")
 
 

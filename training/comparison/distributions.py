@@ -1,0 +1,74 @@
+"""Draw the distribution of the samples' scores."""
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from training.comparison.load import Comparison
+from training.comparison.section import Plot, Section
+from training.comparison.style import NARROW, WIDE, Look, drawing, new_figure, percent_tick, tick, to_png
+
+
+def distribution_section(comparison: Comparison) -> Section | None:
+    """How many samples have a score above each value."""
+    if not any(len(run.scores) for run in comparison.runs):
+        return None
+    plot = Plot(
+        "score-distributions",
+        "",
+        "How many samples have a score above each value, on a logarithmic scale: the further right a curve ends, the "
+        "worse the worst samples.",
+        f"Share of samples whose {comparison.baseline.report.column} score exceeds each value, one curve per run.",
+        lambda look: score_distributions(comparison, look),
+    )
+    return Section("Scores of the samples", plots=[plot])
+
+
+def score_distributions(comparison: Comparison, look: Look) -> bytes:
+    """Draw the share of samples whose score exceeds each value."""
+    with drawing(look):
+        figure = new_figure(*((NARROW, 3.5) if look.narrow else (WIDE, 4.0)))
+        axes = figure.subplots()
+        smallest = 1.0
+        sampled = comparison.sampled
+        positive = np.concatenate([run.scores[run.scores > 0] for run in sampled] or [np.zeros(0)])
+        guided = {place for place, run in enumerate(sampled) if run.guidance is not None}
+        lines = look.lines([run.facts.objective for run in sampled], guided)
+        for number, (run, line) in enumerate(zip(sampled, lines, strict=True)):
+            if not len(run.scores):
+                continue
+            x, counts = np.unique(run.scores, return_counts=True)
+            above = 1 - np.cumsum(counts) / len(run.scores)
+            x, above = np.concatenate([[0.0], x]), np.concatenate([[1.0], above])
+            smallest = min(smallest, 1 / len(run.scores))
+            # Markers at evenly spaced heights, which differ by run so that they do not cover each other.
+            heights = smallest ** np.linspace(0.06 + 0.02 * number, 1, 7)
+            marked = sorted({int(each) for each in np.searchsorted(-above, -heights) if each < len(above)})
+            axes.step(x, np.maximum(above, 0), where="post", label=run.label, markevery=marked, **line)
+        axes.set_yscale("log")
+        axes.set_ylim(smallest * 0.8, 1.25)
+        axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 0.3)))
+        if len(positive) and positive.max() > 30 * np.median(positive):
+            axes.set_xscale("log")
+            axes.set_xlim(np.quantile(positive, 0.02), positive.max() * 1.1)
+        else:
+            axes.set_xlim(0, (positive.max() if len(positive) else 1) * 1.02)
+            axes.xaxis.set_major_locator(MaxNLocator(5 if look.narrow else 8))
+        axes.xaxis.set_major_formatter(FuncFormatter(tick))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        threshold = comparison.baseline.report.samples.hit_threshold
+        low, high = axes.get_xlim()
+        if low < threshold < high:
+            axes.axvline(threshold, color=look.faint, linewidth=0.9, linestyle=(0, (2, 2)))
+            axes.annotate(
+                " hit threshold", (threshold, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8,
+                color=look.faint,
+            )  # fmt: skip
+        axes.set_xlabel(f"score of a sample ({comparison.baseline.report.column})")
+        axes.set_ylabel("samples with a higher score")
+        axes.legend(
+            frameon=False, fontsize=8.5, loc="upper right", ncols=1 if look.narrow else 2, handlelength=3.4,
+            labelcolor=look.ink,
+        )  # fmt: skip
+        return to_png(figure)

@@ -1,0 +1,29 @@
+"""The sections of the page, in its order. A section is left out if its function returns None."""
+
+from collections.abc import Callable
+
+from training.comparison.curves import training_section
+from training.comparison.distributions import distribution_section
+from training.comparison.estimates import estimate_section
+from training.comparison.findings import finding_section
+from training.comparison.load import Comparison
+from training.comparison.reproduce import reproduction_section
+from training.comparison.section import Section
+from training.comparison.tables import detail_section, result_section
+from training.comparison.trade_off import trade_off_section
+
+SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
+    finding_section,
+    result_section,
+    trade_off_section,
+    estimate_section,
+    distribution_section,
+    training_section,
+    detail_section,
+    reproduction_section,
+)
+
+
+def sections(comparison: Comparison) -> list[Section]:
+    """The sections for which the runs have figures."""
+    return [section for make in SECTIONS if (section := make(comparison)) is not None]
