@@ -9,6 +9,7 @@ from pipeline.commands.inspect import inspect
 from pipeline.commands.label import label
 from pipeline.commands.preview import preview
 from pipeline.commands.repair import repair
+from pipeline.commands.report import report
 from pipeline.commands.retag import retag
 from pipeline.commands.score import score
 from pipeline.commands.status import status
@@ -19,7 +20,7 @@ PANEL = "Labelling"
 
 app = typer.Typer()
 _CHANGE = (label, score, retag, repair, gc, export)
-for function in (label, preview, score, status, verify, inspect, retag, repair, gc, export):
+for function in (label, preview, score, status, verify, inspect, report, retag, repair, gc, export):
     app.command(rich_help_panel=PANEL)(command(function, changes=function in _CHANGE))
 
 # A group, so that benchmarks of other steps can be added.

@@ -1,6 +1,7 @@
 """Small labelled datasets for tests, written with the dataset's own schema, writer and manifest, without a scorer."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ def make_dataset(
     shard_rows: int | None = None,
     split: Callable[[str, str], list[str]] | None = None,
     quarantined: Sequence[tuple[int, str]] = (),
+    metas: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write a sealed labelled dataset and return its folder.
 
@@ -46,6 +48,7 @@ def make_dataset(
         shard_rows: rows per shard; None for one shard.
         split: from (text, kind) to sentences that join to the text; `sentences_of` by default.
         quarantined: (position, reason) of records that are not in the dataset.
+        metas: the metadata of each document; none by default.
     """
     columns = list(scores)
     skipped = {position for position, _ in quarantined}
@@ -61,7 +64,7 @@ def make_dataset(
             "source": SOURCE,
             "position": position,
             "text": text,
-            "meta": "{}",
+            "meta": json.dumps(metas[index] if metas else {}),
             "ends": np.cumsum([len(sentence) for sentence in sentences], dtype=np.int32),
         }
         for column, given in scores.items():
