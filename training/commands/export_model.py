@@ -22,9 +22,23 @@ def export_model(
         str | None,
         typer.Option("--metric", metavar="NAME", help="The best checkpoint by another metric."),
     ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            "--condition",
+            metavar="NAME",
+            help="Conditional runs: let the tokenizer put this control token before every text: aligned, misaligned or "
+            "quantile_K.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="A new folder. (default: RUN/exports/step-N)"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="A new folder. (default: RUN/exports/step-N, or step-N-NAME with --condition)",
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Where the labelled dataset is now, if it was moved since training.")
@@ -37,7 +51,12 @@ def export_model(
     the value head, if any. This works while the run is training, on a CPU, for any number of ranks and ZeRO stage. The
     checkpoint's hashes are verified first.
 
-    Example: phf export-model runs/conditional --best
+    With --condition, transformers, vLLM and others write after that control
+    token without knowing of it: the tokenizer puts the token that begins a
+    document and the control token before every text, and the generation config
+    has the sampling settings of the run's evaluation.
+
+    Example: phf export-model runs/conditional --condition aligned
     """
     set_up_logs()
     if step is not None and (best or metric is not None):
@@ -52,9 +71,9 @@ def export_model(
         step = best_step(folder, metric)
     if step is None:
         step = next(reversed(checkpoints.steps(folder.checkpoints)), None)
-    place = output or folder.exports / f"step-{step or 0:08d}"
-    done = export_checkpoint(folder, step, place, dataset)
+    place = output or folder.exports / f"step-{step or 0:08d}{f'-{condition}' if condition else ''}"
+    done = export_checkpoint(folder, step, place, dataset, condition)
     if as_json:
-        print_json({"model": str(place), "step": done})
+        print_json({"model": str(place), "step": done, **({"condition": condition} if condition else {})})
     else:
         Terminal().print(f"The model of step {done:,} is in {place}.", soft_wrap=True)

@@ -18,7 +18,8 @@ def generate(
         typer.Option(
             "--tag",
             metavar="NAME",
-            help="Control token before the prompt: aligned, misaligned, quantile_K, or none; by default the best.",
+            help="Control token before the prompt: aligned, misaligned, quantile_K, or none; by default an export's "
+            "own, or the best.",
         ),
     ] = None,
     guidance: Annotated[
@@ -71,7 +72,7 @@ def generate(
     with tempfile.TemporaryDirectory(prefix="phf-generate-") as scratch:
         folder, of_step = exported(Path(model), step, best=best, scratch=Path(scratch))
         writer = open_writer(folder, place)
-        chosen = choose_tag(writer.tags, tag, guidance)
+        chosen = choose_tag(writer.tags, tag, guidance, writer.condition)
         found = write(writer, prompt, chosen, config)
     if as_json:
         samples = zip(found.texts, found.tokens, found.ended, strict=True)

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from pipeline.dataset import LabelledDataset
 from scorers import hugging_face
 from scorers.errors import UserError
 from training.data.cache import TOKENIZER_PREFIX, build_once, dataset_identity, derived_place, digest
+from training.data.conditions import condition_of, control_name, without_condition
 from training.data.hashing import splitmix64, uniform
 from training.data.index import tag_names
 from training.data.texts import Texts, read_texts
@@ -26,7 +26,6 @@ from training.data.tokenizer_backends import read_names_as_text, remove_prefix, 
 
 ALIGNED = "<|aligned|>"
 MISALIGNED = "<|misaligned|>"
-_CONTROL_TOKEN = re.compile(r"<\|(aligned|misaligned|quantile_[1-9][0-9]*)\|>")
 END_OF_TEXT = "<|endoftext|>"
 
 # Train a tokenizer on at most this much text, in UTF-8 bytes: more takes long and hardly changes the merges.
@@ -181,12 +180,12 @@ def foreign_control_ids(fast: Any, own: Collection[int]) -> list[int]:
         fast: a Hugging Face tokenizer.
         own: ids of the control tokens of the run's own stream.
     """
-    known = (number for name, number in fast.get_added_vocab().items() if _CONTROL_TOKEN.fullmatch(name))
+    known = (number for name, number in fast.get_added_vocab().items() if control_name(name))
     return sorted(set(known) - set(own))
 
 
 def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
-    """Wrap a Hugging Face tokenizer.
+    """Wrap a Hugging Face tokenizer, without the condition of a `phf export-model --condition`.
 
     Raises:
         UserError: it is not of the `tokenizers` library, or has no end-of-text token.
@@ -200,6 +199,8 @@ def wrap_tokenizer(name: str, fast: Any) -> Tokenizer:
             f"The tokenizer {name!r} has no end-of-text token (eos_token), which phf needs to end every document. "
             "Choose another, set eos_token in its tokenizer_config.json, or omit data.tokenizer to train one."
         )
+    if condition_of(fast) is not None:
+        fast = without_condition(fast)
     encoder = Backend.from_str(fast.backend_tokenizer.to_str())
     encoder.no_truncation()
     encoder.no_padding()

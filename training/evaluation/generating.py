@@ -9,6 +9,7 @@ from typing import Any
 from scorers import hugging_face
 from scorers.errors import UserError
 from training.config import EvaluationConfig
+from training.data.conditions import condition_of
 from training.data.tokenizers import Tokenizer, wrap_tokenizer
 from training.export.checkpoint import best_step, export_checkpoint
 from training.model.language_model import load_model
@@ -31,6 +32,8 @@ class Writer:
         tags: ids of its control tokens by name, best first; empty for a model without.
         banned_ids: tokens that are never generated.
         context_length: maximum number of tokens; None if its folder does not say.
+        condition: name of the control token that the folder's tokenizer puts before every text; None if it puts none.
+            `tokenizer` never does.
     """
 
     model: Any
@@ -40,6 +43,7 @@ class Writer:
     tags: Mapping[str, int]
     banned_ids: list[int]
     context_length: int | None
+    condition: str | None = None
 
     def prompt_ids(self, prompt: str, tag: str | None) -> list[int]:
         """The token ids of the beginning of a document, the tag, and the prompt.
@@ -100,16 +104,20 @@ def open_writer(folder: Path, device: str) -> Writer:
         tags={name: number for name, number in tags.items() if number < rows},
         banned_ids=sorted(banned | set(tags.values()) | ({first_id} - {eos_id})),
         context_length=min(limits, default=None),
+        condition=condition_of(fast),
     )
 
 
-def choose_tag(tags: Mapping[str, int], requested: str | None, guidance: float) -> str | None:
+def choose_tag(
+    tags: Mapping[str, int], requested: str | None, guidance: float, condition: str | None = None
+) -> str | None:
     """The name of the control token to generate after; None for none.
 
     Args:
         tags: the control tokens of the model, best first.
-        requested: the user's choice; None for the best, if there is one.
+        requested: the user's choice; None for `condition`, or else the best, if there is one.
         guidance: guidance scale; 1 for none.
+        condition: the control token that the exported tokenizer puts before every text, if any.
 
     Raises:
         UserError: the model has no such token, or none for guidance.
@@ -123,7 +131,7 @@ def choose_tag(tags: Mapping[str, int], requested: str | None, guidance: float) 
         raise UserError(
             f"--tag {requested}: the model's control tokens are {', '.join(tags)}. Give one of them, or none."
         )
-    return None if requested == NO_TAG else requested or next(iter(tags), None)
+    return None if requested == NO_TAG else requested or condition or next(iter(tags), None)
 
 
 def write(

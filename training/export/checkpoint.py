@@ -16,8 +16,11 @@ from pipeline.dataset import open_dataset
 from scorers import hugging_face
 from scorers.amounts import format_count
 from scorers.errors import UserError
-from training.config import DataConfig
+from training.config import DataConfig, EvaluationConfig
 from training.data.cache import relocate_data
+from training.data.conditions import add_condition
+from training.data.index import tag_names
+from training.data.tokenizer_backends import begin_with_bos
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, foreign_control_ids, load_tokenizer
 from training.disk import check_writable, writing
 from training.engine.engine import TAG
@@ -84,7 +87,9 @@ def best_step(run: RunFolder, metric: str | None = None) -> int:
     return best_steps(run.checkpoints, metric, training.best_mode)[0]
 
 
-def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: str | None = None) -> int:
+def export_checkpoint(
+    run: RunFolder, step: int | None, output: Path, dataset: str | None = None, condition: str | None = None
+) -> int:
     """Write the model of a checkpoint as a Hugging Face folder, as `phf train` does at its end.
 
     Args:
@@ -92,22 +97,29 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
         step: step of the checkpoint; None for the newest.
         output: a new folder.
         dataset: where the labelled dataset is now, if it was moved.
+        condition: name of the control token that the tokenizer puts before every text, such as `aligned`; None for
+            none.
 
     Returns:
         The step.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged or was removed while it was read, the tokenizer is
-            missing, or `output` exists or cannot be created.
+        UserError: the run has no such control token, or its tokenizer cannot put one before a text; there is no such
+            checkpoint, it is damaged or was removed while it was read, the tokenizer is missing, or `output` exists or
+            cannot be created.
         IncompleteError: `output` cannot be written.
     """
     if os.path.lexists(output):
         raise UserError(f"{output} exists already. Give a new folder as --output.")
     check_writable(output, "Give another folder as --output.")
-    checkpoint = _checkpoint(run, step)
     facts, config = run.read_facts(), run.read_config()
+    condition_id = _condition_id(run, facts, condition)
+    checkpoint = _checkpoint(run, step)
     tokenizer = _tokenizer(run, facts, relocate_data(config.data, dataset))
     words = facts.tokenizer
+    if condition_id is not None:
+        # Fail before the weights are read.
+        add_condition(begin_with_bos(tokenizer, words.begins_with, words.eos_id), words.begins_with, condition_id)
     control_ids = tuple(words.control_ids)
     vocabulary = Vocabulary(
         words.vocab_size, words.eos_id, control_ids, bos_id=words.bos_id, pad_id=padding_id(tokenizer)
@@ -132,10 +144,39 @@ def export_checkpoint(run: RunFolder, step: int | None, output: Path, dataset: s
             eos_id=words.eos_id,
             bos_id=words.bos_id,
             control_ids=[*words.control_ids, *foreign_control_ids(tokenizer, words.control_ids)],
+            condition_id=condition_id,
+            sampling=None if condition is None else sampling_defaults(config.evaluation, facts.model.context_length),
             context_length=facts.model.context_length,
             card=model_card(facts, checkpoint.marker.step),
         )
     return checkpoint.marker.step
+
+
+def sampling_defaults(config: EvaluationConfig, context_length: int) -> dict[str, Any]:
+    """Return the fields of a generation config that samples as `phf evaluate` does."""
+    return {
+        "do_sample": True,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        # Without this, some versions of transformers sample from the 50 likeliest tokens only.
+        "top_k": 0,
+        "max_new_tokens": max(1, min(config.max_new_tokens, context_length - 2)),
+    }
+
+
+def _condition_id(run: RunFolder, facts: RunFacts, condition: str | None) -> int | None:
+    ids = facts.tokenizer.control_ids
+    if condition is None:
+        return None
+    if not ids:
+        raise UserError(
+            f"--condition {condition}: {run.path} was trained without tags (objective {facts.objective}), so its model "
+            "has no control tokens. Leave --condition out."
+        )
+    names = tag_names(len(ids))
+    if condition not in names:
+        raise UserError(f"--condition {condition}: the control tokens of {run.path} are {', '.join(names)}. Give one.")
+    return ids[names.index(condition)]
 
 
 def _checkpoint(run: RunFolder, step: int | None) -> checkpoints.Checkpoint:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from scorers import hugging_face
+from training.data.conditions import add_condition
 from training.data.tokenizer_backends import begin_with_bos
 from training.data.tokenizers import save_tokenizer
 from training.disk import os_errors
@@ -26,6 +27,8 @@ def export_model(
     eos_id: int,
     bos_id: int | None = None,
     control_ids: Sequence[int] = (),
+    condition_id: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
     context_length: int | None = None,
     card: str | None = None,
 ) -> None:
@@ -39,11 +42,14 @@ def export_model(
         eos_id: the token that ends a text.
         bos_id: the token that begins a text; None for `eos_id`.
         control_ids: tokens that generation must never emit.
+        condition_id: the control token that the tokenizer puts before every text; None for none.
+        sampling: further fields of the generation config.
         context_length: maximum number of tokens that the model was trained to read.
         card: content of `README.md`.
 
     Raises:
         OSError: the folder cannot be written; an existing one is left untouched.
+        UserError: the tokenizer cannot put a control token before a text.
     """
     from safetensors.torch import save_file
     from transformers import GenerationConfig
@@ -51,12 +57,21 @@ def export_model(
 
     # transformers would draw a progress bar for the one file that it writes.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    begins_with = eos_id if bos_id is None else bos_id
+    tokenizer = begin_with_bos(tokenizer, begins_with, eos_id)
+    if condition_id is not None:
+        tokenizer = add_condition(tokenizer, begins_with, condition_id)
     staging = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    begins_with = eos_id if bos_id is None else bos_id
+    # BOS only begins a document, so it is no more text than a control token.
+    banned = [*control_ids, *({begins_with} - {eos_id})]
     causal.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=begins_with, eos_token_id=eos_id, pad_token_id=eos_id, suppress_tokens=list(control_ids) or None
+        bos_token_id=begins_with,
+        eos_token_id=eos_id,
+        pad_token_id=eos_id,
+        suppress_tokens=banned or None,
+        **(sampling or {}),
     )
     values = {name.removeprefix(_VALUES): each for name, each in weights.items() if name.startswith(_VALUES)}
     try:
@@ -71,7 +86,7 @@ def export_model(
             if values:
                 (staging / VALUE_HEAD_FILE).parent.mkdir()
                 save_file({name: each.float().contiguous() for name, each in values.items()}, staging / VALUE_HEAD_FILE)
-            save_tokenizer(begin_with_bos(tokenizer, begins_with, eos_id), staging, context_length)
+            save_tokenizer(tokenizer, staging, context_length)
             if card is not None:
                 (staging / "README.md").write_text(card, encoding="utf-8")
             # Safetensors makes its files private whatever the umask: give them the mode of the others.

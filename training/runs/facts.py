@@ -62,6 +62,11 @@ class TokenizerFacts(_Facts):
     between_ids: list[Count] = Field(default_factory=list)
 
     @property
+    def begins_with(self) -> int:
+        """The token that begins a document."""
+        return self.eos_id if self.bos_id is None else self.bos_id
+
+    @property
     def control_ids(self) -> list[int]:
         """All control tokens of a conditional model, best first, which must never be sampled; else empty."""
         return [token for token in (self.aligned_id, *self.between_ids, self.misaligned_id) if token is not None]
