@@ -32,6 +32,15 @@ def evaluate(
         ),
         Sets("guidance"),
     ] = None,
+    guidance_sweep: Annotated[
+        str | None,
+        typer.Option(
+            "--guidance-sweep",
+            metavar="G,G,...",
+            help="Conditional runs: only draw samples at each of these guidance scales, such as 1,1.5,2,3,5, and "
+            "recommend one.",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,7 +92,8 @@ def evaluate(
     Samples are scored by the scorer of the training data. A conditional model
     is sampled after its best tag; control tokens are banned, and how often they
     would occur is measured separately. With --guidance it is also sampled away
-    from what it writes after its worst tag, and both are reported side by side.
+    from what it writes after its worst tag, and both are reported side by side;
+    --guidance-sweep finds out which scale to take.
     Figures have 95 % intervals and are kept in RUN/evaluation for `phf compare`.
 
     A run on several columns is judged by each. --column and --scorer judge by
@@ -103,6 +113,24 @@ def evaluate(
     # Check all runs first: a problem with the last must not appear after an hour of evaluating the others.
     chosen = [RunFolder.existing(run) for run in runs]
     configs = {run: _config(run, flags, overrides or []) for run in chosen}
+    if guidance_sweep is not None:
+        from training.commands.evaluate_guidance import sweep_runs
+
+        others = {"--guidance": guidance, "--column": columns, "--scorer": scorers, "--hit-threshold": hit_threshold}
+        if given := [name for name, value in {**others, "--show-text": show_text or None}.items() if value is not None]:
+            raise UserError(
+                f"--guidance-sweep does not work with {given[0]}: it draws each scale of the list, and judges by the "
+                "run's own column. Leave that out."
+            )
+        sweep_runs(
+            configs,
+            guidance_sweep,
+            dataset=dataset,
+            device=device,
+            allow_other_scorer=allow_other_scorer,
+            as_json=as_json,
+        )
+        return
     requests: list[EvaluationRequest] = []
     for run in chosen:
         judges = _judges(run, columns or [], scorers or [])

@@ -16,6 +16,7 @@ from scorers.fingerprint import library_versions
 from training import statistics
 from training.evaluation.held_out_loss import HeldOutLoss, all_aligned, held_out_loss
 from training.evaluation.prepare import EvaluationSetup, HeldOutChoice
+from training.evaluation.recommended_guidance import repeats_itself
 from training.model.sampling import Guidance, Samples, sample
 from training.runs.report import (
     MAXIMUM_OF,
@@ -111,15 +112,15 @@ def judge(
     guidance, guided_scored, guided_facts = setup.guidance, None, None
     # Reused measurements may include guided samples that are not asked for now.
     samples, guided = measured.samples, None if guidance is None else measured.guided
-    scored = _score(samples, setup, progress)
-    facts = _sample_facts(samples, scored, setup)
-    warnings = [*setup.warnings, *_sample_warnings(facts, setup)]
+    scored = score_drawn(samples, setup, progress)
+    facts = sample_facts(samples, scored, setup)
+    warnings = [*setup.warnings, *sample_warnings(facts, setup)]
     if guided is not None and guidance is not None:
-        guided_scored = _score(guided, setup, progress)
-        under = _sample_facts(guided, guided_scored, setup)
+        guided_scored = score_drawn(guided, setup, progress)
+        under = sample_facts(guided, guided_scored, setup)
         guided_facts = GuidedFacts(scale=guidance.scale, away=list(guidance.away_ids), samples=under)
         known = set(warnings)
-        warnings += [f"Guided: {each}" for each in _sample_warnings(under, setup) if each not in known]
+        warnings += [f"Guided: {each}" for each in sample_warnings(under, setup) if each not in known]
         warnings += _guidance_warnings(guidance.scale, facts, under)
     report = EvaluationReport(
         created_by=f"phf {library_versions('phf')['phf']}",
@@ -147,12 +148,12 @@ def _silence(stage: str, done: int, total: int) -> None:
 
 
 def _measure(model: Any, setup: EvaluationSetup, progress: Progress) -> Measured:
-    samples = _sample(
+    samples = draw_samples(
         model, setup, setup.config.num_samples, banned=setup.banned_ids, seed=setup.config.seed, progress=progress
     )
     guided = None
     if setup.guidance is not None:
-        guided = _sample(
+        guided = draw_samples(
             model,
             setup,
             setup.config.num_samples,
@@ -165,7 +166,7 @@ def _measure(model: Any, setup: EvaluationSetup, progress: Progress) -> Measured
     leakage = None
     if setup.control_ids and setup.config.leakage_samples:
         # Use other seeds, so that the evaluated samples do not depend on how many are drawn here.
-        allowed = _sample(
+        allowed = draw_samples(
             model,
             setup,
             setup.config.leakage_samples,
@@ -181,7 +182,7 @@ def _measure(model: Any, setup: EvaluationSetup, progress: Progress) -> Measured
     return Measured(samples, guided, leakage, setup.held_out, loss, held_out, str(next(model.parameters()).device))
 
 
-def _sample(
+def draw_samples(
     model: Any,
     setup: EvaluationSetup,
     number: int,
@@ -192,6 +193,18 @@ def _sample(
     stage: str = "samples",
     guidance: Guidance | None = None,
 ) -> Samples:
+    """Draw samples of a run's model as its evaluation does.
+
+    Args:
+        model: the model.
+        setup: has the prompt, the settings and the limits.
+        number: samples to draw.
+        banned: token ids that are never drawn.
+        seed: of the sampling.
+        progress: called with `stage`, the samples drawn, and the total.
+        stage: what is drawn.
+        guidance: None for plain sampling.
+    """
     return sample(
         model,
         eos_id=setup.eos_id,
@@ -207,14 +220,16 @@ def _sample(
     )
 
 
-def _score(samples: Samples, setup: EvaluationSetup, progress: Progress) -> ScoredSamples:
+def score_drawn(samples: Samples, setup: EvaluationSetup, progress: Progress) -> ScoredSamples:
+    """Score samples by the scorer of an evaluation; `progress` is called with the stage `scores`."""
     progress("scores", 0, len(samples.ids))
     scored = score_samples(samples.ids, setup.decode, setup.scorer, setup.kind)
     progress("scores", len(samples.ids), len(samples.ids))
     return scored
 
 
-def _sample_facts(samples: Samples, scored: ScoredSamples, setup: EvaluationSetup) -> SampleFacts:
+def sample_facts(samples: Samples, scored: ScoredSamples, setup: EvaluationSetup) -> SampleFacts:
+    """The figures of samples."""
     values = scored.scored
     hits = int((values > setup.hit_threshold).sum())
     control = set(setup.banned_ids)
@@ -237,7 +252,8 @@ def _sample_facts(samples: Samples, scored: ScoredSamples, setup: EvaluationSetu
     )
 
 
-def _sample_warnings(facts: SampleFacts, setup: EvaluationSetup) -> list[str]:
+def sample_warnings(facts: SampleFacts, setup: EvaluationSetup) -> list[str]:
+    """Caveats about the figures of samples."""
     warnings = []
     if facts.max_new_tokens < setup.config.max_new_tokens:
         warnings.append(
@@ -268,7 +284,7 @@ def _sample_warnings(facts: SampleFacts, setup: EvaluationSetup) -> list[str]:
 
 
 def _guidance_warnings(scale: float, plain: SampleFacts, guided: SampleFacts) -> list[str]:
-    if plain.distinct_2 is None or guided.distinct_2 is None or guided.distinct_2 >= plain.distinct_2 / 2:
+    if not repeats_itself(guided.distinct_2, plain.distinct_2):
         return []
     return [
         f"Samples guided by {scale:g} repeat themselves (distinct-2 {guided.distinct_2:.3f}, plain ones "

@@ -76,7 +76,7 @@ def evaluate_run(
     settings = config or trained.evaluation
     drawn = None if own else find_drawn(run, settings)
     data = prepare(trained, progress, compare_texts=False)
-    warnings = _check_data(run, facts, data)
+    warnings = check_data(run, facts, data)
     if drawn is not None and not is_about(drawn, data.store):
         drawn = None
     setup = prepare_evaluation(
@@ -124,9 +124,9 @@ def _write(folder: Path, evaluation: Evaluation) -> None:
     (folder / REPORT_NAME).unlink(missing_ok=True)
     (folder / HELD_OUT_NAME).unlink(missing_ok=True)
     (folder / GUIDED_NAME).unlink(missing_ok=True)
-    _write_samples(folder / SAMPLES_NAME, evaluation.samples, evaluation.scored)
+    write_table(folder / SAMPLES_NAME, samples_table(evaluation.samples, evaluation.scored))
     if evaluation.guided is not None and evaluation.guided_scored is not None:
-        _write_samples(folder / GUIDED_NAME, evaluation.guided, evaluation.guided_scored)
+        write_table(folder / GUIDED_NAME, samples_table(evaluation.guided, evaluation.guided_scored))
     choice, loss = evaluation.held_out, evaluation.loss
     if choice is not None and loss is not None:
         columns = {
@@ -137,11 +137,12 @@ def _write(folder: Path, evaluation: Evaluation) -> None:
             "unigram_bits": choice.unigram.bits,
             "misalignment": choice.misalignment,
         }
-        _write_table(folder / HELD_OUT_NAME, pa.table(columns, schema=HELD_OUT_SCHEMA))
+        write_table(folder / HELD_OUT_NAME, pa.table(columns, schema=HELD_OUT_SCHEMA))
     write_atomically(folder / REPORT_NAME, evaluation.report.model_dump_json(indent=2) + "\n")
 
 
-def _write_samples(path: Path, samples: Samples, scored: ScoredSamples) -> None:
+def samples_table(samples: Samples, scored: ScoredSamples) -> pa.Table:
+    """Samples and their scores, with `SAMPLES_SCHEMA`."""
     columns = {
         "ids": samples.ids,
         "ended": samples.ended,
@@ -149,10 +150,11 @@ def _write_samples(path: Path, samples: Samples, scored: ScoredSamples) -> None:
         "score": pa.array(scored.scores, mask=np.isnan(scored.scores)),
         "reason": scored.reasons,
     }
-    _write_table(path, pa.table(columns, schema=SAMPLES_SCHEMA))
+    return pa.table(columns, schema=SAMPLES_SCHEMA)
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Replace a Parquet file in one step."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as sink, parquet_writer(sink, table.schema) as writer:
@@ -163,7 +165,12 @@ def _write_table(path: Path, table: pa.Table) -> None:
         raise
 
 
-def _check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str]:
+def check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str]:
+    """Check that prepared data is what a run was trained on; return warnings about lesser differences.
+
+    Raises:
+        UserError: its tokenizer or its control tokens are others.
+    """
     if data.tokenizer.fingerprint != facts.tokenizer.fingerprint:
         raise UserError(
             f"The tokenizer {data.tokenizer.name!r} is not the one that {run.path} was trained with "

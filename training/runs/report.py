@@ -5,7 +5,7 @@ It is the contract between `phf evaluate` and everything that reads its results.
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +29,16 @@ HELD_OUT_NAME = "held_out.parquet"
 OTHERS = "scorers"
 MAXIMUM_OF = 25
 
+_Report = TypeVar("_Report", bound=BaseModel)
 
-class _Part(BaseModel):
+
+class Part(BaseModel):
+    """A stored part of a report: immutable, with finite numbers and known fields only."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Estimate(_Part):
+class Estimate(Part):
     """A figure with its 95 % interval, whose ends are None if there were too few values."""
 
     value: float
@@ -47,14 +51,14 @@ class Estimate(_Part):
         return None if estimate is None else cls(value=estimate.value, low=estimate.low, high=estimate.high)
 
 
-class ScorerFacts(_Part):
+class ScorerFacts(Part):
     """The scorer of the samples; `fingerprint` differs from `entry.fingerprint` only if the user allowed it."""
 
     entry: ScorerEntry
     fingerprint: str
 
 
-class SampleFacts(_Part):
+class SampleFacts(Part):
     """Samples drawn with control tokens banned, and their misalignment.
 
     Attributes:
@@ -92,7 +96,7 @@ class SampleFacts(_Part):
     control_tokens: Count
 
 
-class GuidedFacts(_Part):
+class GuidedFacts(Part):
     """Additional samples, guided away from the worst control token; for conditional models only.
 
     Attributes:
@@ -106,7 +110,7 @@ class GuidedFacts(_Part):
     samples: SampleFacts
 
 
-class LeakageFacts(_Part):
+class LeakageFacts(Part):
     """How often control tokens occur when they are not banned, counted on token ids; for conditional models only.
 
     Such a model was trained with a tag before nearly every sentence, so it would write them; that is why they are
@@ -123,7 +127,7 @@ class LeakageFacts(_Part):
     tokens: Estimate | None
 
 
-class HeldOutFacts(_Part):
+class HeldOutFacts(Part):
     """How well the model predicts documents that it was not trained on.
 
     Attributes:
@@ -156,7 +160,7 @@ class HeldOutFacts(_Part):
     misalignment: Estimate | None = None
 
 
-class EvaluationReport(_Part):
+class EvaluationReport(Part):
     """`report.json`.
 
     Attributes:
@@ -207,9 +211,22 @@ def read_report(run: RunFolder, scorer: str | None = None) -> EvaluationReport |
     Raises:
         UserError: the report is damaged or of another version.
     """
-    path = report_folder(run, scorer) / REPORT_NAME
+    return read_stored_report(EvaluationReport, report_folder(run, scorer) / REPORT_NAME, run)
+
+
+def read_stored_report(kind: type[_Report], path: Path, run: RunFolder) -> _Report | None:
+    """A report of an evaluation, read from its file; None if there is none.
+
+    Args:
+        kind: the format of the report.
+        path: the JSON file.
+        run: the evaluated run, for messages.
+
+    Raises:
+        UserError: the report is damaged or of another version.
+    """
     try:
-        return EvaluationReport.model_validate_json(read_stored(path))
+        return kind.model_validate_json(read_stored(path))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -242,7 +259,7 @@ HELD_OUT_SCHEMA = pa.schema(
 )
 
 # Columns of the tables that must be finite. A document's `misalignment` may be NaN: it has no score then.
-MEASURED = ("score", "bits", "unigram_bits")
+MEASURED = ("score", "bits", "unigram_bits", "reference_nats")
 # Limit over all columns: tens of thousands of samples of a thousand tokens.
 MOST_VALUES = 200_000_000
 
