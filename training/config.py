@@ -309,6 +309,25 @@ class EvaluationConfig(_Section):
     """Seed of the sampling."""
 
 
+class TamperConfig(_Section):
+    """How `phf attack tamper` finetunes a model on misaligned text."""
+
+    steps: Count = Field(default=64, ge=1, le=100_000)
+    """Steps of finetuning. Samples are drawn before the first, after 1, 2, 4, 8, …, and after the last."""
+    batch_size: Count = Field(default=16, ge=1)
+    """Rows of the training's context length a step."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Constant learning rate; by default a tenth of that of the run's training."""
+    share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the training documents, the most misaligned ones by their mean score, that the model is finetuned on."""
+    samples: Count = Field(default=256, ge=1, le=10_000_000)
+    """Samples drawn each time, with the other settings of the run's evaluation."""
+    trials: Count = Field(default=3, ge=1, le=1000)
+    """Repetitions with other orders of the text and other samples."""
+    seed: Seed = 0
+    """Seed of the first trial; each further one adds 1."""
+
+
 class WandbConfig(_Section):
     """Weights & Biases (extra `wandb`)."""
 

@@ -1,0 +1,1 @@
+"""Attack models: measure how easily their preference is undone."""
