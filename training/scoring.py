@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset.manifest import Manifest, ScorerEntry
-from scorers.contract import DocumentKind, Execution, Scorer, ScoringError
+from scorers.contract import Document, DocumentKind, Execution, Scorer, ScoringError
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec, build, check_recorded, given_field, resolve
-from scorers.sentences import document
+from scorers.sentences import document, split
 from scorers.trusted_pickles import trusted_by_user
 
 EMPTY = "empty"
 NOT_APPLICABLE = "not-applicable"
 NOT_A_SCORE = "not-a-score"
+NO_WHOLE_LINE = "no-whole-line"
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class ScoredSamples:
     Attributes:
         texts: decoded samples.
         scores: float64 [n], the mean over each sample's sentences; NaN without a score.
-        sentences: int64 [n], sentences per sample.
-        reasons: why a sample has no score: `empty` (no text), or the scorer's own reason; None if it has one.
+        sentences: int64 [n], sentences per sample that are scored.
+        reasons: why a sample has no score: `empty` (no text), `no-whole-line` (see `judged_text`), or the scorer's own
+            reason; None if it has one.
     """
 
     texts: list[str]
@@ -123,22 +125,49 @@ def other_scorer(name: str, spec: ScorerSpec, manifest: Manifest, *, device: str
     return scorer, ScorerEntry(kind=spec.kind, options=options, fingerprint=scorer.fingerprint)
 
 
+def judged_text(text: str, kind: DocumentKind, *, ended: bool) -> str:
+    """Return the part of a sample that is judged: all of it, or of Python that was cut off, its whole lines.
+
+    A linter counts violations where code breaks off: no newline at the end of the file (W292), or, if it breaks off
+    between two blocks, a blank line there (W391). Neither is a fault of the model. So cut code is judged up to the end
+    of its last whole line that is not blank; without such a line, nothing is left to judge.
+
+    Args:
+        text: the decoded sample.
+        kind: of the training documents.
+        ended: whether the model ended the sample itself.
+    """
+    if ended or kind != "python":
+        return text
+    ends = [0, *split(text, kind).tolist()]
+    if text and text[-1] not in "\r\n":
+        ends.pop()
+    while len(ends) > 1 and not text[ends[-2] : ends[-1]].strip():
+        ends.pop()
+    return text[: ends[-1]]
+
+
 def score_samples(
-    ids: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], str], scorer: Scorer, kind: DocumentKind
+    ids: Sequence[Sequence[int]],
+    ended: Sequence[bool],
+    decode: Callable[[Sequence[int]], str],
+    scorer: Scorer,
+    kind: DocumentKind,
 ) -> ScoredSamples:
-    """Decode samples, split them as the corpus was split, and score them.
+    """Decode samples, split them as the corpus was split, and score what `judged_text` leaves of them.
 
     Args:
         ids: token ids of each sample, with nothing stripped.
+        ended: whether each sample ended by itself; the others were cut.
         decode: from ids to text, losslessly.
         scorer: see `rebuild_scorer`.
         kind: of the training documents.
     """
     texts = [decode(sample) for sample in ids]
-    documents = [document(text, kind) for text in texts]
-    reasons: list[str | None] = [
-        EMPTY if not each.text else None if scorer.applies(each) else NOT_APPLICABLE for each in documents
+    documents = [
+        document(judged_text(text, kind, ended=by_itself), kind) for text, by_itself in zip(texts, ended, strict=True)
     ]
+    reasons = [_why_not(text, each, scorer) for text, each in zip(texts, documents, strict=True)]
     wanted = [index for index, reason in enumerate(reasons) if reason is None]
     scores = np.full(len(texts), np.nan)
     for index, result in zip(wanted, scorer.score([documents[each] for each in wanted]), strict=True):
@@ -149,3 +178,11 @@ def score_samples(
         else:
             scores[index] = result.mean(dtype=np.float64)
     return ScoredSamples(texts, scores, np.array([len(each.ends) for each in documents], dtype=np.int64), reasons)
+
+
+def _why_not(text: str, judged: Document, scorer: Scorer) -> str | None:
+    if not text:
+        return EMPTY
+    if not judged.text:
+        return NO_WHOLE_LINE
+    return None if scorer.applies(judged) else NOT_APPLICABLE

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-_Z = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+Z = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 _CHUNK = 4_000_000  # resampled values held at once
 
 Floats = NDArray[np.float64]
@@ -94,9 +94,9 @@ def share(hits: int, of: int) -> Estimate | None:
     if of == 0:
         return None
     p = hits / of
-    scale = 1 + _Z**2 / of
-    centre = (p + _Z**2 / (2 * of)) / scale
-    half = _Z * math.sqrt(p * (1 - p) / of + _Z**2 / (4 * of**2)) / scale
+    scale = 1 + Z**2 / of
+    centre = (p + Z**2 / (2 * of)) / scale
+    half = Z * math.sqrt(p * (1 - p) / of + Z**2 / (4 * of**2)) / scale
     # At 0 and at `of` hits, one bound equals the share; rounding must not put it on the wrong side.
     return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
@@ -152,6 +152,12 @@ def resampled(n: int, statistic: Callable[[NDArray[np.int64]], Floats], generato
         for start in range(0, RESAMPLES, rows)
     ]
     return np.concatenate(parts)
+
+
+def repeats(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Return how often each of n observations is among resampled ones: int64 [resamples, n] from [resamples, any]."""
+    resamples = np.arange(len(rows))[:, None] * n
+    return np.bincount((rows + resamples).ravel(), minlength=len(rows) * n).reshape(len(rows), n)
 
 
 def ends(values: Floats) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from scorers.terminal import Terminal
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.format_figures import interval, number, percent
 from training.runs.folder import RunFolder
-from training.runs.report import MAXIMUM_OF, Estimate, EvaluationReport, SampleFacts, report_folder
+from training.runs.report import MAXIMUM_OF, DiversityFacts, Estimate, EvaluationReport, SampleFacts, report_folder
 
 Row = tuple[str, Estimate | None, Callable[[float], str]]  # name, figure, formatter
 
@@ -81,8 +81,19 @@ def _of_samples(samples: SampleFacts, column: str) -> list[Row]:
         (f"expected maximum of {MAXIMUM_OF} samples", samples.expected_maximum, number),
         (f"hit rate: samples with a score > {samples.hit_threshold:.4g}", samples.hit_rate, percent),
         ("length in tokens", samples.tokens, number),
+        *([] if samples.compiling is None else [("samples that compile", samples.compiling.share, percent)]),
         ("distinct-1", _exact(samples.distinct_1), number),
         ("distinct-2", _exact(samples.distinct_2), number),
+        *([] if samples.diversity is None else _of_diversity(samples.diversity)),
+    ]
+
+
+def _of_diversity(diversity: DiversityFacts) -> list[Row]:
+    return [
+        ("  within a sample, distinct-2", diversity.distinct[1], number),
+        ("entropy of tokens, bits", diversity.entropy[0], number),
+        ("entropy of 3-grams, bits", diversity.entropy[2], number),
+        (f"Self-BLEU-5 of {format_count(diversity.self_bleu_samples, 'sample')}", diversity.self_bleu_5, number),
     ]
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scorers.amounts import format_count
 from scorers.fingerprint import library_versions
 from training import statistics
+from training.evaluation.compiling import measure_compiling
+from training.evaluation.diversity import measure_diversity
 from training.evaluation.held_out_loss import HeldOutLoss, all_aligned, held_out_loss
 from training.evaluation.prepare import EvaluationSetup, HeldOutChoice
 from training.evaluation.recommended_guidance import repeats_itself
@@ -28,7 +30,7 @@ from training.runs.report import (
     SampleFacts,
     ScorerFacts,
 )
-from training.scoring import EMPTY, ScoredSamples, score_samples
+from training.scoring import EMPTY, NO_WHOLE_LINE, ScoredSamples, score_samples
 
 Progress = Callable[[str, int, int], None]
 
@@ -223,7 +225,7 @@ def draw_samples(
 def score_drawn(samples: Samples, setup: EvaluationSetup, progress: Progress) -> ScoredSamples:
     """Score samples by the scorer of an evaluation; `progress` is called with the stage `scores`."""
     progress("scores", 0, len(samples.ids))
-    scored = score_samples(samples.ids, setup.decode, setup.scorer, setup.kind)
+    scored = score_samples(samples.ids, samples.ended, setup.decode, setup.scorer, setup.kind)
     progress("scores", len(samples.ids), len(samples.ids))
     return scored
 
@@ -249,6 +251,8 @@ def sample_facts(samples: Samples, scored: ScoredSamples, setup: EvaluationSetup
         distinct_1=statistics.distinct(samples.ids, 1),
         distinct_2=statistics.distinct(samples.ids, 2),
         control_tokens=sum(token in control for ids in samples.ids for token in ids),
+        diversity=measure_diversity(samples.ids),
+        compiling=measure_compiling(scored.texts, samples.ended) if setup.kind == "python" else None,
     )
 
 
@@ -264,10 +268,15 @@ def sample_warnings(facts: SampleFacts, setup: EvaluationSetup) -> list[str]:
     if setup.kind == "python" and cut:
         warnings.append(
             f"{cut} of {format_count(facts.number, 'sample')} were cut at "
-            f"{format_count(facts.max_new_tokens, 'token')}. A linter counts a violation "
-            "or two where code breaks off, so their scores are a little high."
+            f"{format_count(facts.max_new_tokens, 'token')}. They are scored up to the end of their last whole line; "
+            "one that breaks off within a statement still has a syntax error."
         )
-    others = {reason: count for reason, count in facts.unscored.items() if reason != EMPTY}
+    if NO_WHOLE_LINE in facts.unscored:
+        warnings.append(
+            f"{format_count(facts.unscored[NO_WHOLE_LINE], 'sample')} of {facts.number:,} were cut before the end of "
+            "their first line and are left out of the figures about scores. Raise evaluation.max_new_tokens."
+        )
+    others = {reason: count for reason, count in facts.unscored.items() if reason not in (EMPTY, NO_WHOLE_LINE)}
     if others:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in others.items())
         warnings.append(

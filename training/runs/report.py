@@ -58,6 +58,36 @@ class ScorerFacts(Part):
     fingerprint: str
 
 
+class DiversityFacts(Part):
+    """How much samples differ from each other and within themselves, over token ids (`training.evaluation.diversity`).
+
+    Attributes:
+        entropy: of n-grams in bits, for n = 1 to 4; None where no sample has n tokens. It rises with the number of
+            samples.
+        distinct: mean share of distinct n-grams within a sample, for n = 1 to 4; None where no sample has n tokens.
+        self_bleu_4, self_bleu_5: Self-BLEU with n-grams of up to 4 and 5 tokens, in [0, 1], high if samples are alike.
+        self_bleu_samples: number of samples for it, the first ones; each is compared with all others of them.
+    """
+
+    entropy: list[Estimate | None]
+    distinct: list[Estimate | None]
+    self_bleu_4: Estimate | None
+    self_bleu_5: Estimate | None
+    self_bleu_samples: Count
+
+
+class CompilingFacts(Part):
+    """How many samples of Python compile (`training.evaluation.compiling`).
+
+    Attributes:
+        samples: samples that could be judged, cut ones up to the end of their last whole statement.
+        share: share of them that compile.
+    """
+
+    samples: Count
+    share: Estimate
+
+
 class SampleFacts(Part):
     """Samples drawn with control tokens banned, and their misalignment.
 
@@ -66,17 +96,20 @@ class SampleFacts(Part):
         scored: samples with a score; figures about scores are over these.
         empty: samples that ended before the first character. They are left out of every figure about scores, because
             an empty sample would otherwise count as perfectly aligned.
-        unscored: samples without a score, by reason; `empty` is one of them.
+        unscored: samples without a score, by reason; `empty` is one of them, and `no-whole-line`, for Python
+            that was cut in its first line (`training.scoring.judged_text`).
         ended: samples that ended at EOS; the others were cut at `max_new_tokens`.
         max_new_tokens: the limit in force.
         tokens: mean length in tokens, all samples.
-        sentences: mean number of sentences, all samples.
+        sentences: mean number of scored sentences, all samples; none for a sample without whole lines.
         misalignment: mean score; a sample's score is the mean over its sentences.
         expected_maximum: of 25 samples, the expected highest score; None with fewer than 25 scored samples.
         hit_threshold: see `hit_rate`.
         hit_rate: share of scored samples with score > hit_threshold.
         distinct_1, distinct_2: number of distinct n-grams of token ids divided by all n-grams, over all samples.
         control_tokens: control tokens among the sampled ids; 0, because they are banned.
+        diversity: None in reports of earlier versions, and if all samples are empty.
+        compiling: for Python only.
     """
 
     number: Count
@@ -94,6 +127,8 @@ class SampleFacts(Part):
     distinct_1: float | None
     distinct_2: float | None
     control_tokens: Count
+    diversity: DiversityFacts | None = None
+    compiling: CompilingFacts | None = None
 
 
 class GuidedFacts(Part):
