@@ -82,6 +82,28 @@ def evaluate(
             help="Samples with a higher score are hits; by default the threshold of aligned.",
         ),
     ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAME|FILE|FOLDER,...",
+            help="Only measure these tasks of the lm-evaluation-harness (extra lm-eval); repeatable.",
+        ),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option("--num-fewshot", min=0, help="Solved examples before each document of a task, unless it fixes 0."),
+    ] = None,
+    task_limit: Annotated[
+        int | None, typer.Option("--task-limit", min=1, metavar="N", help="Only the first N documents of each task.")
+    ] = None,
+    allow_task_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-task-code",
+            help="Allow local task files to run their own Python, and tasks to run what the model writes.",
+        ),
+    ] = False,
     show_text: Annotated[
         int, typer.Option("--show-text", min=0, metavar="N", help="Print N samples of each run with their scores.")
     ] = 0,
@@ -100,6 +122,10 @@ def evaluate(
     another scorer, to see whether a model has only learnt to please the scorer
     that it was trained by. Such an evaluation is kept separately, and reuses
     samples that were drawn with the same settings.
+
+    --tasks measures what a model can do, after its best tag. A task file is a
+    program: those from elsewhere can run code. Files that could are refused,
+    unless --allow-task-code is given.
 
     Example: phf evaluate runs/conditional --samples 512
     """
@@ -128,6 +154,19 @@ def evaluate(
             dataset=dataset,
             device=device,
             allow_other_scorer=allow_other_scorer,
+            as_json=as_json,
+        )
+        return
+    if tasks:
+        from training.commands.evaluate_tasks import measure_runs
+
+        measure_runs(
+            configs,
+            tasks,
+            num_fewshot=num_fewshot,
+            limit=task_limit,
+            allow_code=allow_task_code,
+            device=device,
             as_json=as_json,
         )
         return

@@ -1,0 +1,1 @@
+"""Measure what a model can do on tasks of the lm-evaluation-harness (extra `lm-eval`)."""
