@@ -305,6 +305,8 @@ class EvaluationConfig(_Section):
     """Samples drawn with control tokens allowed, to count how often they occur."""
     held_out_documents: Count = Field(default=1000, ge=0)
     """Maximum held-out documents for bits per byte."""
+    by: str | None = Field(default=None, min_length=1)
+    """A metadata field of the documents, such as `source` or `meta.source`: held-out figures also by its value."""
     seed: Seed = 0
     """Seed of the sampling."""
 

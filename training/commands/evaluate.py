@@ -32,6 +32,15 @@ def evaluate(
         ),
         Sets("guidance"),
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="FIELD",
+            help="Held-out figures also by the value of a metadata field of the documents, such as source.",
+        ),
+        Sets("by"),
+    ] = None,
     guidance_sweep: Annotated[
         str | None,
         typer.Option(

@@ -7,11 +7,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from scorers.amounts import format_count
+from scorers.printing import printable
 from scorers.terminal import Terminal
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.format_figures import interval, number, percent
 from training.runs.folder import RunFolder
-from training.runs.report import MAXIMUM_OF, DiversityFacts, Estimate, EvaluationReport, SampleFacts, report_folder
+from training.runs.report import (
+    MAXIMUM_OF,
+    DiversityFacts,
+    Estimate,
+    EvaluationReport,
+    FieldFacts,
+    SampleFacts,
+    report_folder,
+)
 
 Row = tuple[str, Estimate | None, Callable[[float], str]]  # name, figure, formatter
 
@@ -68,6 +77,8 @@ def report_table(report: EvaluationReport, title: str) -> Table:
             ("held-out perplexity of a token", held_out.perplexity, number),
             ("misalignment of the held-out documents", held_out.misalignment, number),
         ]
+    if report.by is not None:
+        others += _of_groups(report.by)
     for name, estimate, show, other in [*rows, *((*row, None) for row in others)]:
         cells = [text for each in (estimate, other) for text in _cells(each, show)]
         if any(cells):
@@ -86,6 +97,19 @@ def _of_samples(samples: SampleFacts, column: str) -> list[Row]:
         ("distinct-2", _exact(samples.distinct_2), number),
         *([] if samples.diversity is None else _of_diversity(samples.diversity)),
     ]
+
+
+def _of_groups(by: FieldFacts) -> list[Row]:
+    named = [(f"no {by.field}" if each.value is None else f"{by.field}={each.value}", each) for each in by.groups]
+    rows: list[Row] = []
+    for name, group in [*named, *([] if by.rest is None else [("all others", by.rest)])]:
+        of = f"{escape(printable(name))}, {format_count(group.documents, 'document')}"
+        rows += [
+            (f"{of}: bits per byte", group.bits_per_byte, number),
+            ("  perplexity of a token", group.perplexity, number),
+            ("  misalignment", group.misalignment, number),
+        ]
+    return rows
 
 
 def _of_diversity(diversity: DiversityFacts) -> list[Row]:

@@ -13,6 +13,7 @@ from training.config import EvaluationConfig, ResolvedConfig
 from training.data.cache import relocate_data
 from training.data.store import META_NAME
 from training.disk import check_writable
+from training.evaluation.by_field import MetadataField
 from training.evaluation.prepare import Judge, build_judge, check_guidance, check_threshold
 from training.runs.facts import RunFacts
 from training.runs.folder import RunFolder
@@ -87,6 +88,9 @@ def check_evaluation(request: EvaluationRequest, dataset: str | None = None) -> 
         _check_relative(run, trained.data.dataset)
     labelled = open_dataset(main_data(trained, dataset).data.dataset)
     _check_scorer(run, facts, labelled)
+    by = (request.config or trained.evaluation).by
+    if by is not None:
+        MetadataField(labelled, by).check()
     if judge.spec is None:
         labelled.require_column(judge.name)
     check_writable(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scorers.amounts import format_count
 from scorers.fingerprint import library_versions
 from training import statistics
+from training.evaluation.by_field import figures_by_field
 from training.evaluation.compiling import measure_compiling
 from training.evaluation.diversity import measure_diversity
 from training.evaluation.held_out_loss import HeldOutLoss, all_aligned, held_out_loss
@@ -24,6 +25,7 @@ from training.runs.report import (
     MAXIMUM_OF,
     Estimate,
     EvaluationReport,
+    FieldFacts,
     GuidedFacts,
     HeldOutFacts,
     LeakageFacts,
@@ -139,10 +141,18 @@ def judge(
         guided=guided_facts,
         leakage=measured.leakage,
         held_out=measured.held_out_facts,
+        by=_by_field(measured, setup),
         warnings=warnings,
         versions=library_versions("torch", "transformers", "tokenizers", "numpy"),
     )
     return Evaluation(report, samples, scored, measured.held_out, measured.loss, guided, guided_scored)
+
+
+def _by_field(measured: Measured, setup: EvaluationSetup) -> FieldFacts | None:
+    if setup.by is None or measured.held_out is None or measured.loss is None:
+        return None
+    values = setup.by.values(measured.held_out.indices)
+    return figures_by_field(setup.by.name, values, measured.loss, measured.held_out.misalignment)
 
 
 def _silence(stage: str, done: int, total: int) -> None:

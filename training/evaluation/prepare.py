@@ -22,6 +22,7 @@ from training.data.store import TokenStore
 from training.data.tagged_stream import DocumentTokens
 from training.data.texts import is_text
 from training.data.tokenizers import foreign_control_ids
+from training.evaluation.by_field import MetadataField
 from training.evaluation.held_out_loss import HeldOutLoss, unigram_loss
 from training.model.sampling import Guidance
 from training.scoring import other_scorer, rebuild_scorer
@@ -82,6 +83,7 @@ class EvaluationSetup:
         hit_threshold: samples with a higher score are hits.
         held_out: None if there is nothing to predict.
         warnings: caveats for readers of the figures.
+        by: the field by which held-out figures are also reported; None for none.
         foreign_control_ids: control tokens of a run that this one started from, which its stream does not use.
     """
 
@@ -101,6 +103,7 @@ class EvaluationSetup:
     held_out: HeldOutChoice | None
     warnings: list[str] = field(default_factory=list)
     foreign_control_ids: list[int] = field(default_factory=list)
+    by: MetadataField | None = None
 
     @property
     def banned_ids(self) -> list[int]:
@@ -152,6 +155,9 @@ def prepare_evaluation(
     judge = judge or Judge(data.column)
     check_threshold(judge, hit_threshold)
     check_guidance(data.config.objective.name, settings)
+    by = None if settings.by is None else MetadataField(data.dataset, settings.by)
+    if by is not None:
+        by.check()
     scorer, entry, warnings = build_judge(judge, data.dataset, device=device, allow_other=allow_other_scorer)
     if hit_threshold is None:
         # Use the prepared threshold for the run's own column: the settings now name that of the objective.
@@ -177,6 +183,7 @@ def prepare_evaluation(
         hit_threshold=hit_threshold,
         held_out=held_out,
         warnings=warnings,
+        by=by,
         foreign_control_ids=foreign_control_ids(data.tokenizer.fast, data.control_ids),
     )
 

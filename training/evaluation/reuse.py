@@ -53,7 +53,7 @@ def find_drawn(run: RunFolder, config: EvaluationConfig) -> Drawn | None:
         # Ignore damaged evaluations: samples can be drawn again.
         with contextlib.suppress(UserError):
             report = read_report(run, scorer)
-            if report is None or report.run != fingerprint or config not in _drawn_by(report):
+            if report is None or report.run != fingerprint or _of_samples(config) not in _drawn_by(report):
                 continue
             drawn = Drawn(run, report_folder(run, scorer), report)
             read_drawn(drawn, lambda documents: np.zeros(len(documents)))
@@ -63,7 +63,13 @@ def find_drawn(run: RunFolder, config: EvaluationConfig) -> Drawn | None:
 
 def _drawn_by(report: EvaluationReport) -> tuple[EvaluationConfig, EvaluationConfig]:
     """The settings with which its samples were drawn, with and without guidance: plain samples are the same in both."""
-    return report.config, report.config.model_copy(update={"guidance": 1.0})
+    drawn = _of_samples(report.config)
+    return drawn, drawn.model_copy(update={"guidance": 1.0})
+
+
+def _of_samples(config: EvaluationConfig) -> EvaluationConfig:
+    """The settings without those on which neither samples nor losses depend."""
+    return config.model_copy(update={"by": None})
 
 
 def is_about(drawn: Drawn, store: TokenStore) -> bool:

@@ -195,6 +195,37 @@ class HeldOutFacts(Part):
     misalignment: Estimate | None = None
 
 
+class GroupFacts(Part):
+    """Held-out figures of the documents with one value of a field.
+
+    Attributes:
+        value: the value; None for documents without one, and for the rest.
+        documents, bytes: amount of predicted text.
+        bits_per_byte, perplexity, misalignment: as in `HeldOutFacts`.
+    """
+
+    value: str | None
+    documents: Count
+    bytes: Count
+    bits_per_byte: Estimate | None
+    perplexity: Estimate | None
+    misalignment: Estimate | None
+
+
+class FieldFacts(Part):
+    """Held-out figures by the value of a metadata field (`training.evaluation.by_field`).
+
+    Attributes:
+        field: its name.
+        groups: the values with the most bytes first.
+        rest: the documents of all further values; None if there are none.
+    """
+
+    field: str
+    groups: list[GroupFacts]
+    rest: GroupFacts | None
+
+
 class EvaluationReport(Part):
     """`report.json`.
 
@@ -211,6 +242,7 @@ class EvaluationReport(Part):
         device: torch device.
         seconds: duration of the evaluation.
         scorer, samples, guided, leakage, held_out: None for parts that were not measured.
+        by: None unless asked for.
         warnings: caveats for readers of the figures.
         versions: versions of the relevant libraries.
     """
@@ -231,6 +263,7 @@ class EvaluationReport(Part):
     guided: GuidedFacts | None = None
     leakage: LeakageFacts | None = None
     held_out: HeldOutFacts | None = None
+    by: FieldFacts | None = None
     warnings: list[str] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
 
