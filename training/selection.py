@@ -35,8 +35,10 @@ class Rejection:
         return None if self.draws is None else math.log(self.draws.value)
 
 
-def best_of_curve(scores: Sequence[float] | Floats, values: Sequence[float] | Floats) -> Floats:
-    """Return float64 [N], the expected value of the sample that best-of-n keeps, for n = 1, 2, … N.
+def best_of_curve(
+    scores: Sequence[float] | Floats, values: Sequence[float] | Floats, most: int | None = None
+) -> Floats:
+    """Return float64 [most], the expected value of the sample that best-of-n keeps, for n = 1, 2, … `most`.
 
     Best-of-n draws n samples and keeps the one with the lowest score, any of them if several have it. The estimator
     is the mean over all subsets of n samples, and unbiased for every n. Of the scores themselves it is the expected
@@ -45,18 +47,19 @@ def best_of_curve(scores: Sequence[float] | Floats, values: Sequence[float] | Fl
     Args:
         scores: of N samples; decides which sample is kept.
         values: another quantity of the same samples, or the scores themselves.
+        most: the largest n; None, and at most, the number of samples.
     """
     scores, values = np.asarray(scores, dtype=np.float64), np.asarray(values, dtype=np.float64)
     total = len(scores)
     _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     # Any of equal scores is kept equally often.
     shared = (np.bincount(group, values) / sizes)[np.sort(group)] if total else values
-    curve = np.empty(total)
+    curve = np.empty(total if most is None else min(most, total))
     # Probability that a sample is kept if it is among the n: C(N - i, n - 1) / C(N - 1, n - 1). Products of factors
     # in [0, 1] neither overflow nor cancel; where they underflow, the weight does not matter.
     above = np.arange(total - 1, -1, -1, dtype=np.float64)
     kept = np.ones(total)
-    for n in range(1, total + 1):
+    for n in range(1, len(curve) + 1):
         curve[n - 1] = n / total * (kept @ shared)
         kept *= np.maximum(above - (n - 1), 0) / max(1, total - n)
     return curve

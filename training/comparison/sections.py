@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+from training.comparison.compute_section import compute_section
 from training.comparison.curves import training_section
 from training.comparison.distributions import distribution_section
 from training.comparison.estimates import estimate_section
 from training.comparison.findings import finding_section
+from training.comparison.guidance_section import guidance_section
 from training.comparison.load import Comparison
 from training.comparison.reproduce import reproduction_section
 from training.comparison.section import Section
@@ -16,6 +18,8 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     finding_section,
     result_section,
     trade_off_section,
+    compute_section,
+    guidance_section,
     estimate_section,
     distribution_section,
     training_section,

@@ -388,7 +388,7 @@ def test_the_page_needs_nothing_beside_it(page: Path) -> None:
     assert parsed.references
     for reference in parsed.references:
         assert base64.b64decode(reference.removeprefix("data:image/png;base64,"))[:8] == b"\x89PNG\r\n\x1a\n"
-    assert parsed.alternatives == 4
+    assert parsed.alternatives == 5
     assert "url(" not in page.read_text()
     assert page.stat().st_size < 2_000_000
 
@@ -397,7 +397,7 @@ def test_the_folder_holds_figures_and_numbers(page: Path, comparison: Comparison
     names = {path.name for path in page.parent.iterdir()}
     assert names == {
         *("index.html", "comparison.json"),
-        *("trade-off.png", "estimates.png", "score-distributions.png", "training-curves.png"),
+        *("trade-off.png", "equal-compute.png", "estimates.png", "score-distributions.png", "training-curves.png"),
     }
     found = json.loads((page.parent / "comparison.json").read_text())
     assert found == to_dict(comparison)
