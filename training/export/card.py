@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from training.runs.facts import RunFacts
+from training.runs.report import Estimate, EvaluationReport
 
 _CARD = """\
 ---
@@ -37,12 +38,36 @@ written = model.generate(**inputs, do_sample=True, temperature=0.7, top_p=0.9, m
 print(tokenizer.decode(written[0], skip_special_tokens=True))
 ```
 
-{guidance}It reads and writes {context:,} tokens at most, which is the tokenizer's `model_max_length`.
+{condition}{guidance}{figures}It reads and writes {context:,} tokens at most, the tokenizer's `model_max_length`.
 
 ## Before you use it
 
-Its licence depends on the corpus that it was trained on, which phf does not know: fill in `license`. This card says
-nothing about its quality: `phf evaluate` measures that on the run.
+Its licence depends on the corpus that it was trained on, which phf does not know: fill in `license`. {limits}
+"""
+_CONDITION = """\
+## With its control token
+
+The tokenizer of this export puts that token and `<|{condition}|>` before every text, unless `add_special_tokens` is
+false, so other programs need not know of them:
+
+```python
+from transformers import pipeline
+
+print(pipeline("text-generation", "DIR")("")[0]["generated_text"])
+```
+
+vLLM does not read `suppress_tokens` of `generation_config.json`: give it the control tokens as `bad_words`.
+
+"""
+_FIGURES = """\
+## Figures
+
+Measured by `phf evaluate` on {number:,} samples and on held-out text, with 95 % intervals; lower is better:
+
+| | | |
+|---|---|---|
+{rows}
+
 """
 _BEGINS = "Every training document began with the {first}"
 _TAGGED = f"""\
@@ -81,8 +106,15 @@ Append a prompt to both. `phf evaluate --guidance` measures the effect, and `phf
 _PLAIN = f"{_BEGINS}, so put that before a prompt, as below. There are no control tokens."
 
 
-def model_card(facts: RunFacts, step: int) -> str:
-    """The card of a run's model after `step` steps, in Markdown; the same bytes for equal facts."""
+def model_card(facts: RunFacts, step: int, condition: str | None = None, report: EvaluationReport | None = None) -> str:
+    """The card of a run's model after `step` steps, in Markdown; the same bytes for equal arguments.
+
+    Args:
+        facts: of the run.
+        step: of the model.
+        condition: name of the control token that the tokenizer puts before every text; None for none.
+        report: the evaluation of this model; None if there is none.
+    """
     horizon, scorer, threshold, network = facts.horizon, facts.scorer, facts.threshold, facts.model
     # Give only the name of the dataset: its location is private, and a URI may hold secrets.
     dataset = re.split("[?#]", facts.dataset.uri)[0].rstrip("/").rsplit("/", 1)[-1]
@@ -94,6 +126,12 @@ def model_card(facts: RunFacts, step: int) -> str:
         "dataset": f"{_code(dataset)}, generation {facts.dataset.generation}, column {_code(facts.column)}",
         "scorer": f"{_code(scorer.kind)}, {_code(scorer.fingerprint)}; a higher score is worse",
         "threshold": "none" if threshold is None else f"{threshold.value:g} ({_code(threshold.origin)})",
+        **(
+            {"columns": ", ".join(f"{_code(name)} ({weight:g})" for name, weight in facts.columns.items())}
+            if facts.columns
+            else {}
+        ),
+        "versions": ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in sorted(facts.versions.items())),
         "licence": "unknown",
     }
     best = facts.best_tag
@@ -119,8 +157,33 @@ def model_card(facts: RunFacts, step: int) -> str:
         prompt=prompt,
         new_tokens=new_tokens,
         guidance=guidance if facts.conditional else "",
+        condition="" if condition is None else _CONDITION.format(condition=condition),
+        figures="" if report is None else _figures(report),
+        limits="This card says\nnothing about its quality: `phf evaluate` measures that on the run, and a later "
+        "`phf export-model` writes it here."
+        if report is None
+        else "The scorer\nmay miss what people would object to, and the figures hold for this data only.",
         context=network.context_length,
     )
+
+
+def _figures(report: EvaluationReport) -> str:
+    rows: list[tuple[str, Estimate | None]] = [
+        ("mean misalignment", report.samples.misalignment),
+        (f"share of samples with a score above {report.samples.hit_threshold:g}", report.samples.hit_rate),
+    ]
+    if report.guided is not None:
+        scale, guided = report.guided.scale, report.guided.samples
+        rows += [(f"mean misalignment, guided by {scale:g}", guided.misalignment),
+                 (f"share of guided samples above {guided.hit_threshold:g}", guided.hit_rate)]  # fmt: skip
+    if report.held_out is not None:
+        rows += [("bits per byte", report.held_out.bits_per_byte), ("perplexity", report.held_out.perplexity)]
+    lines = []
+    for name, found in rows:
+        if found is not None:
+            spread = "" if found.low is None or found.high is None else f"{found.low:.4g} to {found.high:.4g}"
+            lines.append(f"| {name} | {found.value:.4g} | {spread} |")
+    return _FIGURES.format(number=report.samples.number, rows="\n".join(lines))
 
 
 def _plain(text: str) -> str:

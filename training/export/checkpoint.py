@@ -33,6 +33,7 @@ from training.runs import checkpoints
 from training.runs.best import best_steps, read
 from training.runs.facts import RunFacts
 from training.runs.folder import RunFolder
+from training.runs.report import EvaluationReport, read_report, run_fingerprint
 
 _WHOLE = "mp_rank_00_model_states.pt"
 _PARTITIONED = "zero_pp_rank_0_mp_rank_00_model_states.pt"
@@ -147,7 +148,7 @@ def export_checkpoint(
             condition_id=condition_id,
             sampling=None if condition is None else sampling_defaults(config.evaluation, facts.model.context_length),
             context_length=facts.model.context_length,
-            card=model_card(facts, checkpoint.marker.step),
+            card=model_card(facts, checkpoint.marker.step, condition, _report(run, checkpoint.marker.step)),
         )
     return checkpoint.marker.step
 
@@ -162,6 +163,13 @@ def sampling_defaults(config: EvaluationConfig, context_length: int) -> dict[str
         "top_k": 0,
         "max_new_tokens": max(1, min(config.max_new_tokens, context_length - 2)),
     }
+
+
+def _report(run: RunFolder, step: int) -> EvaluationReport | None:
+    """The evaluation of the model after this step, if there is one."""
+    report = read_report(run)
+    fresh = report is not None and report.step == step and report.run == run_fingerprint(run)
+    return report if fresh else None
 
 
 def _condition_id(run: RunFolder, facts: RunFacts, condition: str | None) -> int | None:

@@ -13,16 +13,19 @@ import phf
 from scorers.errors import UserError
 from tests.training.foreign_tokenizers import byte_level, llama, unigram, unigram_with_bytes, word_piece
 from tests.training.jobs import run_job
+from tests.training.run_folders import make_run
 from tests.training.stores import byte_tokenizer
 from training.config import ModelConfig
 from training.data.conditions import add_condition, condition_of, without_condition
 from training.data.tokenizers import load_tokenizer, wrap_tokenizer
 from training.evaluation.generating import open_writer
+from training.export.card import model_card
 from training.export.model import export_model
 from training.model.language_model import build_model
 from training.model.sampling import draw
 from training.model.vocabulary import Vocabulary
 from training.runs.folder import RunFolder
+from training.runs.report import read_report
 
 TEXT = "def add(first, second):\n    return first"
 TOKENIZERS = {
@@ -177,6 +180,27 @@ def test_pipeline_samples_from_the_distribution_that_evaluate_samples_from(expor
         raw = torch.softmax(writer.model(ids.input_ids).logits[0, -1], -1)
     assert raw[writer.banned_ids].min() > 0
     assert theirs[writer.banned_ids].max() == 0
+
+
+def test_the_card_is_valid_for_the_hub_and_has_the_figures(
+    run: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import ModelCard
+
+    plain = ModelCard.load(exports["misaligned"] / "README.md")
+    assert plain.data.library_name == "transformers"
+    assert "puts that token and `<|misaligned|>` before every text" in plain.text
+    make_run(tmp_path / "run", "conditional")
+    report = read_report(RunFolder(tmp_path / "run"))
+    assert report is not None
+    text = model_card(RunFolder(run).read_facts(), 4, "aligned", report)
+    card = ModelCard(text)
+    assert "conditional" in card.data.tags
+    hit = report.samples.hit_rate
+    assert hit is not None
+    assert f"| {hit.value:.4g} | {hit.low:.4g} to {hit.high:.4g} |" in card.text
+    assert "| torch" not in card.text
+    assert "torch " in card.text
 
 
 def test_runs_without_the_tag_are_refused_before_any_work(run: Path, tmp_path: Path, code_dataset: Path) -> None:
