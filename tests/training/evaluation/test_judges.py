@@ -21,6 +21,7 @@ from training.evaluation.evaluate_run import evaluate_run
 from training.evaluation.prepare import Judge
 from training.runs.folder import RunFolder
 from training.runs.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, EvaluationReport, read_report
+from training.scoring import judged_text
 
 # Lines of these files have about a dozen characters, so that many are too long for it and few for the other.
 NARROW = ScorerSpec(kind="pycodestyle", max_line_length=12)
@@ -105,7 +106,10 @@ def test_others_judge_the_samples_that_were_drawn(mle: RunFolder, monkeypatch: p
         report, folder = report_of(mle, name), mle.evaluation / "scorers" / name
         table = pq.read_table(folder / SAMPLES_NAME)
         assert table["ids"].to_pylist() == samples
-        texts = [document(decode(ids), "python") for ids in samples]
+        texts = [
+            document(judged_text(decode(ids), "python", ended=ended), "python")
+            for ids, ended in zip(samples, own.samples.ended, strict=True)
+        ]
         scored = zip(texts, build(name, spec).score(texts), strict=True)
         expected = [float(np.mean(each)) if text.text else None for text, each in scored]  # type: ignore[arg-type]
         assert table["score"].to_pylist() == pytest.approx(expected)
