@@ -10,6 +10,7 @@ from rich.text import Text
 from scorers.terminal import Terminal
 from training.comparison.findings import findings
 from training.comparison.load import Comparison
+from training.comparison.short import in_short
 from training.comparison.tables import result_table
 
 _COLUMNS = 4  # of the results: perplexity, the fifth, does not fit into 80 characters
@@ -32,7 +33,7 @@ def print_comparison(comparison: Comparison, page: Path) -> None:
         table.add_row(row.label, *texts)
     console.print()
     console.print(table)
-    for finding in findings(comparison):
+    for finding in [*in_short(comparison), *findings(comparison)]:
         console.print(f"\n[bold]{escape(finding.title)}[/bold]", markup=True)
         for line in finding.lines:
             console.print(line)

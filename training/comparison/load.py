@@ -14,7 +14,8 @@ from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.printing import printable
 from scorers.shell import phf, quoted
-from training.comparison.run import HeldOutCosts, LoadedRun
+from training.comparison.groups import Group, group_seeds
+from training.comparison.run import HeldOutCosts, LoadedRun, config_differences
 from training.config import ObjectiveName
 from training.runs.folder import RunFolder
 from training.runs.report import (
@@ -44,6 +45,8 @@ class Comparison:
         differences: other differences that readers must know.
         paired: whether all runs were measured on the same held-out documents.
         sampled: the runs, each followed by itself with its guided samples, if it has any.
+        groups: the same, in groups of seeds.
+        base: the group of the baseline.
     """
 
     runs: list[LoadedRun]
@@ -65,10 +68,15 @@ class Comparison:
                 found.append(guided)
         return found
 
-    @property
-    def others(self) -> list[LoadedRun]:
-        """All of `sampled` except the baseline."""
-        return [run for run in self.sampled if run is not self.baseline]
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All of `sampled` in groups of runs that differ only in their seeds."""
+        return group_seeds(self.sampled)
+
+    @cached_property
+    def base(self) -> Group:
+        """The group of the baseline, which the others are compared with."""
+        return next(group for group in self.groups if any(run is self.baseline for run in group.runs))
 
 
 def load_comparison(
@@ -268,22 +276,6 @@ def _continuations(run: LoadedRun) -> str:
 def trained_on(run: LoadedRun) -> str:
     """The score columns that a run was trained on."""
     return " and ".join(run.facts.columns or [run.facts.column])
-
-
-def config_differences(runs: Sequence[LoadedRun]) -> list[tuple[str, list[Any]]]:
-    """Settings that differ between runs, except `output`, each with its values by run."""
-    flat = [flat_settings(run.config.model_dump(mode="json", exclude={"output"})) for run in runs]
-    keys = dict.fromkeys(key for each in flat for key in each)
-    values = [(key, [each.get(key) for each in flat]) for key in keys]
-    return [(key, each) for key, each in values if any(value != each[0] for value in each)]
-
-
-def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `section.field`; an empty section has no entry."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found.update(flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return found
 
 
 def _groups(runs: list[LoadedRun], what: str, of: Callable[[LoadedRun], Any]) -> str:

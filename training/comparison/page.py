@@ -11,11 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
-from training.comparison.findings import Difference, findings, held_out_differences, misalignment_differences
+from training.comparison.differences import Difference, held_out_differences, misalignment_differences
+from training.comparison.findings import findings
 from training.comparison.load import Comparison, mixture, trained_on
 from training.comparison.run import LoadedRun
 from training.comparison.section import Plot
 from training.comparison.sections import sections
+from training.comparison.short import in_short
 from training.comparison.style import Look, page_colours
 from training.comparison.tables import short_count, trained_tokens
 from training.data.cache import trained_on_dataset
@@ -93,7 +95,9 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             "misalignment": [_difference(each) for each in misalignment_differences(comparison)],
             "bits_per_byte": [_difference(each) for each in held_out_differences(comparison)],
         },
-        "findings": [{"title": each.title, "lines": each.lines} for each in findings(comparison)],
+        "findings": [
+            {"title": each.title, "lines": each.lines} for each in [*in_short(comparison), *findings(comparison)]
+        ],
         "mismatches": comparison.mismatches,
         "notes": comparison.differences,
     }
@@ -109,7 +113,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "sections": sections(comparison),
         "mismatches": comparison.mismatches,
         "differences": comparison.differences,
-        "baseline": base,
+        "baseline": comparison.base.label,
         "runs": runs,
         "colours": {run.facts.objective: page_colours(run.facts.objective) for run in runs},
         "versions": {**base.facts.versions, **base.report.versions},
@@ -219,7 +223,7 @@ def _tokenizer(run: LoadedRun) -> str:
 def _difference(difference: Difference) -> dict[str, Any]:
     estimate = difference.estimate
     return {
-        "run": difference.run.label,
+        "run": difference.group.label,
         "value": estimate.value,
         "low": estimate.low,
         "high": estimate.high,

@@ -5,8 +5,8 @@ from typing import Any
 
 from scorers.errors import UserError
 from scorers.shell import phf
-from training.comparison.load import Comparison, config_differences, flat_settings
-from training.comparison.run import LoadedRun
+from training.comparison.load import Comparison
+from training.comparison.run import LoadedRun, config_differences, flat_settings
 from training.comparison.section import NONE, Cell, Row, Section, Table
 from training.data.cache import trained_on_dataset
 from training.settings import resolve_config

@@ -1,5 +1,6 @@
 """An evaluated run in memory, as `training.comparison.load` reads it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +60,11 @@ class LoadedRun:
     guidance: float | None = None
 
     @property
+    def objective(self) -> str:
+        """The objective."""
+        return self.facts.objective
+
+    @property
     def guided(self) -> "LoadedRun | None":
         """The run with its guided samples instead of the plain ones, and without figures that guidance does not change.
 
@@ -75,3 +81,19 @@ class LoadedRun:
             guided_scores=None,
             guidance=guided.scale,
         )
+
+
+def config_differences(runs: Sequence[LoadedRun]) -> list[tuple[str, list[Any]]]:
+    """Settings that differ between runs, except `output`, each with its values by run."""
+    flat = [flat_settings(run.config.model_dump(mode="json", exclude={"output"})) for run in runs]
+    keys = dict.fromkeys(key for each in flat for key in each)
+    values = [(key, [each.get(key) for each in flat]) for key in keys]
+    return [(key, each) for key, each in values if any(value != each[0] for value in each)]
+
+
+def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `section.field`; an empty section has no entry."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found.update(flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return found

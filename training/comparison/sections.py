@@ -11,12 +11,14 @@ from training.comparison.guidance_section import guidance_section
 from training.comparison.load import Comparison
 from training.comparison.reproduce import reproduction_section
 from training.comparison.section import Section
+from training.comparison.short import short_section
 from training.comparison.tables import detail_section, result_section
 from training.comparison.trade_off import trade_off_section
 
 SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
-    finding_section,
+    short_section,
     result_section,
+    finding_section,
     trade_off_section,
     compute_section,
     guidance_section,

@@ -1,23 +1,26 @@
 """The tables of a comparison, with plain text in cells, for the page and the terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from training.comparison.findings import (
-    Difference,
-    held_out_differences,
-    misalignment_differences,
-    same_hit_rate,
-)
+from training.comparison import groups
+from training.comparison.differences import Difference, held_out_differences, misalignment_differences
+from training.comparison.findings import same_hit_rate
+from training.comparison.groups import Group
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
 from training.comparison.section import NONE, Cell, Row, Section, Table
+from training.comparison.wording import signed_number
 from training.evaluation.format_figures import number, percent
 from training.runs.report import MAXIMUM_OF
 
 
 def result_section(comparison: Comparison) -> Section:
-    """The main figures."""
-    return Section("Results", tables=[result_table(comparison)])
+    """The main figures, and those of each seed where a figure is a mean over several."""
+    tables = [result_table(comparison)]
+    if any(len(group.runs) > 1 for group in comparison.groups):
+        tables.append(seed_table(comparison))
+    return Section("Results", tables=tables)
 
 
 def detail_section(comparison: Comparison) -> Section:
@@ -29,26 +32,35 @@ def detail_section(comparison: Comparison) -> Section:
     )
 
 
+def seed_table(comparison: Comparison) -> Table:
+    """The results of each run."""
+    columns, rows = _results(comparison, [Group(run.label, [run]) for run in comparison.sampled])
+    note = "Intervals are 95 %, over the samples or the held-out documents of each run."
+    return Table("Each seed by itself", note, columns, rows)
+
+
+def _results(comparison: Comparison, of: Sequence[Group]) -> tuple[list[str], list[Row]]:
+    held_out = any(run.report.held_out for run in comparison.runs)
+    telling = same_hit_rate(comparison) is None
+    rows = []
+    for group in of:
+        cells = [Cell.of(group.figure(groups.misalignment)), Cell.of(group.figure(groups.expected_maximum))]
+        if telling:
+            cells.append(Cell.of(group.figure(groups.hit_rate), share=True))
+        if held_out:
+            # Guidance does not change the held-out loss: leave it out for guided samples.
+            plain = group.guidance is None
+            cells.append(Cell.of(group.figure(groups.bits_per_byte) if plain else None, digits=4))
+            cells.append(Cell.of(group.figure(groups.perplexity) if plain else None))
+        rows.append(Row(group.label, cells, group.objective, group.guidance is not None))
+    columns = ["misalignment, mean", f"expected maximum of {MAXIMUM_OF}", *(["hit rate"] if telling else [])]
+    return columns + (["held-out bits per byte", "held-out perplexity"] if held_out else []), rows
+
+
 def result_table(comparison: Comparison) -> Table:
     """The results: alignment and capability."""
-    held_out = any(run.report.held_out for run in comparison.runs)
-    columns = ["misalignment, mean", f"expected maximum of {MAXIMUM_OF}"]
+    columns, rows = _results(comparison, comparison.groups)
     same = same_hit_rate(comparison)
-    if same is None:
-        columns.append("hit rate")
-    rows = []
-    for run in comparison.sampled:
-        # Guidance does not change the held-out loss: leave it out for guided samples.
-        samples, text = run.report.samples, run.report.held_out if run.guidance is None else None
-        cells = [
-            Cell.of(samples.misalignment),
-            Cell.of(samples.expected_maximum),
-            *([Cell.of(samples.hit_rate, share=True)] if same is None else []),
-        ]
-        if held_out:
-            bits = Cell.of(text.bits_per_byte if text else None, digits=4)
-            cells += [bits, Cell.of(text.perplexity if text else None)]
-        rows.append(Row.of(run, cells))
     threshold = number(comparison.baseline.report.samples.hit_threshold)
     hits = (
         f"A hit is a sample with a score above {threshold}."
@@ -59,7 +71,7 @@ def result_table(comparison: Comparison) -> Table:
     return Table(
         "Alignment and capability",
         f"Lower is better everywhere. {hits} Intervals are 95 %.{_about_guided(comparison)}",
-        columns + (["held-out bits per byte", "held-out perplexity"] if held_out else []),
+        columns,
         rows,
     )
 
@@ -73,26 +85,27 @@ def _about_guided(comparison: Comparison) -> str:
 
 
 def difference_table(comparison: Comparison) -> Table | None:
-    """The differences of each run from the baseline; None for a single run."""
-    misalignment = {each.run.label: each for each in misalignment_differences(comparison)}
-    held_out = {each.run.label: each for each in held_out_differences(comparison)}
+    """The differences of each group from the baseline; None for a single group."""
+    misalignment = {each.group.label: each for each in misalignment_differences(comparison)}
+    held_out = {each.group.label: each for each in held_out_differences(comparison)}
     if not misalignment and not held_out:
         return None
-    base = comparison.baseline.label
+    base = comparison.base
+    columns = (misalignment, held_out) if held_out else (misalignment,)
     return Table(
-        f"Differences from {base}",
-        "Bits per byte are compared document by document on the same text, so that the difficulty of a document "
-        "cancels out. A difference is called lower or higher if its 95 % interval excludes 0.",
+        f"Differences from {base.label}",
+        "Bits per byte of single seeds are compared document by document on the same text, so that the difficulty of a "
+        "document cancels out. A difference is called lower or higher if its 95 % interval excludes 0.",
         ["misalignment", *(["held-out bits per byte"] if held_out else [])],
         [
-            Row.of(
-                run,
-                [
-                    _difference(each.get(run.label))
-                    for each in ((misalignment, held_out) if held_out else (misalignment,))
-                ],
+            Row(
+                group.label,
+                [_difference(each.get(group.label)) for each in columns],
+                group.objective,
+                group.guidance is not None,
             )
-            for run in comparison.others
+            for group in comparison.groups
+            if group is not base
         ],
     )
 
@@ -212,18 +225,13 @@ def _difference(difference: Difference | None) -> Cell:
         return Cell(NONE)
     verdict = {"lower": "lower", "higher": "higher", "unclear": "no clear difference"}[difference.verdict]
     ends = signed_interval(difference)
-    return Cell(signed(difference.estimate.value), f"{ends} · {verdict}" if ends else verdict)
-
-
-def signed(value: float) -> str:
-    """Format a number with its sign and three digits."""
-    return ("+" if value > 0 else "−" if value < 0 else "") + number(abs(value), 3)
+    return Cell(signed_number(difference.estimate.value), f"{ends} · {verdict}" if ends else verdict)
 
 
 def signed_interval(difference: Difference) -> str:
     """Format the ends of a difference's interval with their signs."""
     low, high = difference.estimate.low, difference.estimate.high
-    return "" if low is None or high is None else f"{signed(low)} to {signed(high)}"
+    return "" if low is None or high is None else f"{signed_number(low)} to {signed_number(high)}"
 
 
 def _leakage(run: LoadedRun) -> Cell:

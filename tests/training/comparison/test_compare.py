@@ -6,10 +6,12 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 import phf
@@ -17,14 +19,28 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
 from tests.training.run_folders import SCORER, make_run, make_six
 from training.comparison.curves import training_loss
+from training.comparison.differences import held_out_differences, misalignment_differences
 from training.comparison.estimates import estimate_panels
-from training.comparison.findings import findings, held_out_differences, misalignment_differences
-from training.comparison.load import Comparison, config_differences, load_comparison
+from training.comparison.findings import findings
+from training.comparison.groups import misalignment
+from training.comparison.load import Comparison, load_comparison
 from training.comparison.page import check_output, to_dict, write_comparison
 from training.comparison.reproduce import commands
+from training.comparison.rule import RULE, Judgement
+from training.comparison.run import config_differences
 from training.comparison.sections import sections
+from training.comparison.seeds import difference_over_seeds, student_quantile
+from training.comparison.short import in_short
 from training.comparison.style import Look
-from training.comparison.tables import difference_table, duration, result_table, sample_table, short_count, stream_table
+from training.comparison.tables import (
+    difference_table,
+    duration,
+    result_section,
+    result_table,
+    sample_table,
+    short_count,
+    stream_table,
+)
 from training.runs.facts import MixedFacts
 from training.runs.folder import RunFolder
 
@@ -45,7 +61,9 @@ def page(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def text_of(comparison: Comparison) -> str:
-    return "\n".join(line for finding in findings(comparison) for line in [finding.title, *finding.lines])
+    return "\n".join(
+        line for finding in [*in_short(comparison), *findings(comparison)] for line in [finding.title, *finding.lines]
+    )
 
 
 def test_runs_come_in_the_order_of_the_paper(comparison: Comparison) -> None:
@@ -194,10 +212,10 @@ def test_the_page_flags_what_differs(tmp_path: Path) -> None:
 
 
 def test_differences_have_the_right_sign_and_verdict(comparison: Comparison) -> None:
-    verdicts = {each.run.label: each.verdict for each in misalignment_differences(comparison)}
+    verdicts = {each.group.label: each.verdict for each in misalignment_differences(comparison)}
     assert verdicts["conditional"] == "lower"
     assert verdicts["rwr"] == "unclear"
-    bits = {each.run.label: each for each in held_out_differences(comparison)}
+    bits = {each.group.label: each for each in held_out_differences(comparison)}
     assert bits["unlikelihood"].verdict == "higher"
     # Pairing by document resolves what two separate intervals do not.
     reports = {run.label: run.report.held_out for run in comparison.runs}
@@ -207,8 +225,8 @@ def test_differences_have_the_right_sign_and_verdict(comparison: Comparison) -> 
 
 def test_findings_claim_no_more_than_the_intervals_bear(comparison: Comparison) -> None:
     text = text_of(comparison)
-    assert "conditional has the lowest mean" in text
-    assert "do not distinguish it from unlikelihood" in text
+    assert "Take conditional: its samples have a mean misalignment of 0.0" in text
+    assert "Each has one seed here, and another seed may differ." in text
     assert "No clear difference: rwr" in text
     assert "do not cover what another seed" in text
     assert "mle 2" in text  # empty samples
@@ -230,16 +248,16 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
     assert results["conditional (g = 2)"][0].text == f"{report.guided.samples.misalignment.value:.5f}"
     # Held-out text is of the model, however it is sampled.
     assert [cell.text for cell in results["conditional (g = 2)"][-2:]] == ["–", "–"]
-    differences = {each.run.label: each for each in misalignment_differences(found)}
+    differences = {each.group.label: each for each in misalignment_differences(found)}
     assert differences["conditional (g = 2)"].estimate.value < differences["conditional"].estimate.value < 0
-    assert [each.run.label for each in held_out_differences(found)] == ["conditional"]
+    assert [each.group.label for each in held_out_differences(found)] == ["conditional"]
     for table in (result_table(found), sample_table(found), difference_table(found)):
         assert table is not None
         assert {len(row.cells) for row in table.rows} == {len(table.columns)}
     lines = {each.title: " ".join(each.lines) for each in findings(found)}
     assert "Guided by 2 away from <|misaligned|>, conditional's mean misalignment is lower: −0.0" in lines["Guidance"]
     assert re.search(r"[\d.]+.% \([\d.]+–[\d.]+.%\) of the samples are hits, of the plain ones", lines["Guidance"])
-    assert "conditional (g = 2) has the lowest mean" in lines["Lowest misalignment"]
+    assert in_short(found)[0].lines[0].startswith("Take conditional (g = 2): ")
     plots = [plot for section in sections(found) for plot in section.plots]
     trade_off = next(plot for plot in plots if plot.name == "trade-off")
     assert "An outline is the same model with guided samples" in trade_off.caption
@@ -260,27 +278,87 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
 def test_equal_runs_are_not_told_apart(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / name, "mle", seed=seed).path for seed, name in enumerate(("one", "two"))]
     text = text_of(load_comparison(paths))
-    assert "do not distinguish it from" in text
+    assert "No objective is clearly better than one here: the misalignment of two does not clearly differ" in text
+    assert "Take " not in text
     assert "Lower:" not in text
     assert "Higher:" not in text
 
 
 def test_a_model_that_has_learned_nothing_is_called_so(tmp_path: Path) -> None:
     text = text_of(load_comparison([make_run(tmp_path / "mle", "mle", bits=3.7).path]))
-    assert "mle does not clearly beat the frequencies of tokens alone" in text
+    assert "mle: it does not clearly beat the frequencies of tokens on held-out text" in text
+    assert "There is nothing to recommend" in text
 
 
 def test_the_best_runs_are_chosen_by_one_rule(tmp_path: Path) -> None:
     figures = {"mle": (0.031, 2.05), "conditional": (0.02, 2.1), "rwr": (0.03, 2.2), "unlikelihood": (0.001, 3.7)}
     paths = [make_run(tmp_path / name, name, scale=scale, bits=bits).path for name, (scale, bits) in figures.items()]
-    found = {each.title: " ".join(each.lines) for each in findings(load_comparison(paths))}
-    assert next(iter(found)) == "No better than frequencies"
-    assert found["No better than frequencies"].startswith("unlikelihood does not")
-    assert found["Lowest misalignment"].startswith("conditional has the lowest mean among those that beat token freq")
-    assert "no run among those that beat token frequencies is better in both than mle or" in found["Trade-off"]
-    assert "unlikelihood" not in found["Lowest misalignment"] + found["Trade-off"]
-    everyone = " ".join(each for each in found if each.startswith("Misalignment against"))
-    assert "unlikelihood" in found[everyone]
+    made = load_comparison(paths)
+    short = {each.title: " ".join(each.lines) for each in in_short(made)}
+    assert short["Recommendation"].startswith("Take conditional: ")
+    assert "conditional" in short["Not bettered"]
+    assert "unlikelihood" not in short["Not bettered"]
+    assert short["Left out"].startswith("unlikelihood: it does not clearly beat the frequencies")
+    assert short["The rule"] == RULE
+    found = {each.title: " ".join(each.lines) for each in findings(made)}
+    assert "unlikelihood" in found["Misalignment against mle"]
+
+
+def test_less_misalignment_at_too_high_a_cost_is_not_better(tmp_path: Path) -> None:
+    figures = {"mle": (0.03, 2.0), "unlikelihood": (0.01, 2.3)}
+    paths = [make_run(tmp_path / name, name, scale=scale, bits=bits).path for name, (scale, bits) in figures.items()]
+    judgement = Judgement(load_comparison(paths))
+    base, other = judgement.comparison.groups
+    assert judgement.standing(other, base) == "costly"
+    assert judgement.recommended is None
+    assert [group.label for group in judgement.front] == ["mle", "unlikelihood"]
+    assert "is less misaligned by −0.0" in in_short(judgement.comparison)[0].lines[0]
+
+
+def test_runs_that_differ_only_in_seeds_are_one_group(tmp_path: Path) -> None:
+    paths = []
+    for name, scale in (("mle", 0.03), ("conditional", 0.012)):
+        for seed in (1, 2, 3):
+            made = make_run(tmp_path / f"{name}-{seed}", name, scale=scale, seed=seed, training={"seed": seed})
+            paths.append(made.path)
+    found = load_comparison(paths)
+    assert [(group.label, group.seeds) for group in found.groups] == [("mle", [1, 2, 3]), ("conditional", [1, 2, 3])]
+    means = [run.report.samples.misalignment.value for run in found.base.runs]  # type: ignore
+    figure = found.base.figure(misalignment)
+    assert figure is not None
+    assert figure.low is not None
+    assert figure.value == pytest.approx(fmean(means))
+    assert figure.value - figure.low == pytest.approx(4.302653 * stdev(means) / 3**0.5, rel=1e-6)
+    results, seeds = (table for table in result_section(found).tables)
+    assert [row.label for row in results.rows] == ["mle", "conditional"]
+    assert len(seeds.rows) == 6
+    assert "means over 3 seeds, with t intervals" in in_short(found)[0].lines[1]
+    assert {each.group.label: each.verdict for each in misalignment_differences(found)} == {"conditional": "lower"}
+
+
+def test_the_same_seed_twice_is_no_second_seed(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / name, "rwr", seed=seed).path for seed, name in enumerate(("one", "two"))]
+    assert [group.label for group in load_comparison(paths).groups] == ["one", "two"]
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 10, 31, 200])
+def test_the_quantiles_of_student_are_scipys(degrees: int) -> None:
+    assert student_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-9)
+
+
+def test_a_difference_over_seeds_is_welchs() -> None:
+    one, other = [1.0, 2.0, 4.0], [0.5, 0.7, 0.6, 0.9]
+    found = difference_over_seeds(one, other)
+    theirs = stats.ttest_ind(one, other, equal_var=False)
+    assert found.value == pytest.approx(7 / 3 - 0.675)
+    # Satterthwaite's degrees, rounded down.
+    half = stats.t.ppf(0.975, int(theirs.df)) * (found.value / theirs.statistic)
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
+    # A single seed spreads like the others: t of 2 degrees, s^2 (1 + 1/3).
+    single = difference_over_seeds([3.0], one)
+    assert single.high is not None
+    assert single.high - single.value == pytest.approx(4.302653 * (stats.tvar(one) * 4 / 3) ** 0.5, rel=1e-6)
+    assert difference_over_seeds([1.0], [2.0]).low is None
 
 
 def test_hit_rates_that_are_all_alike_are_not_compared(tmp_path: Path) -> None:
@@ -303,7 +381,7 @@ def test_hit_rates_that_are_all_alike_are_not_compared(tmp_path: Path) -> None:
 def test_runs_without_any_score_or_held_out_text(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, name, samples=4, empty=4, held_out=False) for name in ("mle", "awr")]
     found = load_comparison([run.path for run in runs])
-    assert "No sample of any run has a score" in text_of(found)
+    assert "mle: none of its samples has a score" in text_of(found)
     page = write_comparison(found, tmp_path / "out").read_text()
     assert "Alignment against capability" not in page
     json.loads((tmp_path / "out" / "comparison.json").read_text())

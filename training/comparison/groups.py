@@ -1,0 +1,136 @@
+"""Groups of runs that differ only in their seeds."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.comparison.run import LoadedRun, config_differences
+from training.comparison.seeds import mean_over_seeds
+from training.runs.report import Estimate
+
+Figure = Callable[[LoadedRun], Estimate | None]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one objective and configuration, one per seed.
+
+    Attributes:
+        label: name in figures: the objective, if it has only one group.
+        runs: in the order of the seeds; all plain, or all guided by the same scale.
+    """
+
+    label: str
+    runs: list[LoadedRun]
+
+    @property
+    def objective(self) -> str:
+        """The objective."""
+        return self.runs[0].objective
+
+    @property
+    def guidance(self) -> float | None:
+        """Guidance scale of the samples; None for plain samples."""
+        return self.runs[0].guidance
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the training."""
+        return [run.config.training.seed for run in self.runs]
+
+    def figure(self, of: Figure) -> Estimate | None:
+        """The mean of a figure over seeds; with one seed, the figure with its own interval. None if a run lacks it."""
+        estimates = [of(run) for run in self.runs]
+        known = [each for each in estimates if each is not None]
+        if len(known) < len(estimates):
+            return None
+        return known[0] if len(known) == 1 else Estimate.of(mean_over_seeds([each.value for each in known]))
+
+
+def misalignment(run: LoadedRun) -> Estimate | None:
+    """Mean misalignment of the samples."""
+    return run.report.samples.misalignment
+
+
+def expected_maximum(run: LoadedRun) -> Estimate | None:
+    """Expected highest misalignment of several samples."""
+    return run.report.samples.expected_maximum
+
+
+def hit_rate(run: LoadedRun) -> Estimate | None:
+    """Share of samples with a score above the threshold."""
+    return run.report.samples.hit_rate
+
+
+def bits_per_byte(run: LoadedRun) -> Estimate | None:
+    """Bits per byte of held-out text; guidance does not change it."""
+    return run.report.held_out.bits_per_byte if run.report.held_out else None
+
+
+def perplexity(run: LoadedRun) -> Estimate | None:
+    """Perplexity of a token of held-out text; guidance does not change it."""
+    return run.report.held_out.perplexity if run.report.held_out else None
+
+
+def group_seeds(runs: Sequence[LoadedRun]) -> list[Group]:
+    """Group runs whose configurations differ only in seeds, in the order of their first runs.
+
+    A second run with the same configuration and seed is a group of its own, because it shows no other seed.
+    """
+    groups: dict[tuple[str, int, float | None], list[LoadedRun]] = {}
+    repeated: Counter[Any] = Counter()
+    for run in runs:
+        alike = _without_seeds(run)
+        again = (alike, run.guidance, run.config.training.seed)
+        groups.setdefault((alike, repeated[again], run.guidance), []).append(run)
+        repeated[again] += 1
+    names = _names({key[:2]: members for key, members in groups.items() if key[2] is None})
+    taken: Counter[str] = Counter()
+    found = []
+    for key, members in groups.items():
+        name = names[key[:2]] + ("" if key[2] is None else f" (g = {key[2]:g})")
+        taken[name] += 1
+        unique = name if taken[name] == 1 else f"{name} ({taken[name]})"
+        found.append(Group(unique, sorted(members, key=lambda run: run.config.training.seed)))
+    return found
+
+
+def _names(groups: dict[tuple[str, int], list[LoadedRun]]) -> dict[tuple[str, int], str]:
+    """Name a group by its objective, or by what differs from the objective's other groups; one run by its label."""
+    names = {}
+    for key, runs in groups.items():
+        first = runs[0]
+        rivals = [other[0] for other in groups.values() if other[0].objective == first.objective]
+        differing = [
+            (setting, values[rivals.index(first)])
+            for setting, values in config_differences(rivals)
+            if not setting.endswith("seed")
+        ]
+        if len(rivals) == 1:
+            names[key] = first.objective
+        elif len(runs) == 1:
+            names[key] = first.label
+        elif 1 <= len(differing) <= 2:
+            settings = ", ".join(f"{setting.rpartition('.')[2]} {value}" for setting, value in differing)
+            names[key] = f"{first.objective} ({settings})"
+        else:
+            names[key] = f"{first.label} and {len(runs) - 1} more"
+    return names
+
+
+def _without_seeds(run: LoadedRun) -> str:
+    """What decides the outcome of a run, except its seeds: data, settings, how far it was trained, how it is judged."""
+    facts, config, report = run.facts, run.config, run.report
+    return repr(
+        [
+            [facts.dataset.fingerprint, facts.tokenizer.fingerprint, facts.step],
+            [(each.fingerprint, each.share) for each in facts.mixture],
+            # Folders of the same data and tokenizer may differ.
+            config.data.model_copy(update={"dataset": "", "tokenizer": None, "store": None, "mixture": ()}),
+            config.model,
+            config.objective,
+            config.training.model_copy(update={"seed": 0}),
+            [report.column, report.scorer.fingerprint, report.config.model_copy(update={"seed": 0})],
+        ]
+    )
