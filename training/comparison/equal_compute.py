@@ -138,8 +138,9 @@ class Means:
         scores = self.drawn.scores
         if self.draws is None:
             rows = np.flatnonzero(scores <= self.threshold)
+        elif (groups := len(scores) // self.draws) == 0:
+            return None
         else:
-            groups = len(scores) // self.draws
             rows = scores[: groups * self.draws].reshape(groups, -1).argmin(axis=1) + np.arange(groups) * self.draws
         if len(rows) < kept or kept < _LEAST_KEPT:
             return None

@@ -261,7 +261,10 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
         ("Evaluated with different versions of libraries", lambda run: _joined(run.report.versions)),
     ]
     found = [text for what, of in checks if (text := _groups(runs, what, of))]
-    settings = [key for key, _ in config_differences(runs) if key.startswith(("model.", "training."))]
+    # Runs that differ only in their seeds are one group, which the page shows.
+    settings = [
+        key for key, _ in config_differences(runs) if key.startswith(("model.", "training.")) and key != "training.seed"
+    ]
     if settings:
         found.append(f"Settings of model or training differ: {', '.join(settings)}; see the values below.")
     return found

@@ -166,8 +166,10 @@ def sampling_defaults(config: EvaluationConfig, context_length: int) -> dict[str
 
 
 def _report(run: RunFolder, step: int) -> EvaluationReport | None:
-    """The evaluation of the model after this step, if there is one."""
-    report = read_report(run)
+    """The evaluation of the model after this step, if there is one; a damaged one must not stop an export."""
+    report = None
+    with contextlib.suppress(UserError):
+        report = read_report(run)
     fresh = report is not None and report.step == step and report.run == run_fingerprint(run)
     return report if fresh else None
 

@@ -91,6 +91,7 @@ def test_distinct_2_is_of_kept_samples_from_disjoint_groups() -> None:
     # The last of each group of four is kept: [3, 4, 3], [7, 8, 7], …: all their bigrams differ.
     assert means.distinct_2(10) == 1
     assert means.distinct_2(11) is None
+    assert Means(drawn_of([]), 4, 0.0).distinct_2(1) is None
 
 
 def test_the_likelihood_of_kept_samples_weighs_those_that_are_kept() -> None:
