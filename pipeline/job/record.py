@@ -43,6 +43,11 @@ class JobRecord(BaseModel):
     scorers: dict[ColumnName, ScorerEntry]
     sentences: str
 
+    @property
+    def thresholds(self) -> dict[str, str]:
+        """The thresholds by column, as given by the user."""
+        return dict(self.config["thresholds"])
+
     def with_inputs(self, inputs: Sequence[str]) -> "JobRecord":
         """The record with the inputs of the newest part of the plan, which may have been extended since."""
         return self.model_copy(update={"config": self.config | {"inputs": list(inputs)}})
@@ -128,7 +133,7 @@ class StoredJob:
 
     def config(self, layers: Sequence[int]) -> LabelConfig:
         """The configuration of a job that fills the columns of these layers."""
-        thresholds = dict(self.record.config["thresholds"])
+        thresholds = self.record.thresholds
         for number in layers[1:]:
             thresholds |= self.layers[number - 2].thresholds
         scorers = {column: {"kind": entry.kind, **entry.options} for column, entry in self.columns(layers).items()}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pipeline.config import ScoreConfig
 from pipeline.dataset.manifest import Manifest
 from pipeline.job.epoch import Epoch
-from pipeline.job.record import LayerRecord, StoredJob, layer_path, load_job
+from pipeline.job.record import JobRecord, LayerRecord, StoredJob, layer_path, load_job
 from pipeline.labelling.label import Summary
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.monitoring.logs import RunLog
@@ -20,6 +20,7 @@ from pipeline.storage.checked_json import to_checked
 from pipeline.storage.failures import storage_failures
 from pipeline.storage.open import open_storage
 from scorers.errors import IncompleteError, UserError
+from scorers.shell import phf
 from scorers.stopping import stoppable
 
 
@@ -30,8 +31,8 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
     sealed. A record that a new scorer cannot score moves from the dataset to quarantine. Call it in the main thread.
 
     Raises:
-        UserError: refused before anything is written: no finished dataset, a column that already exists, invalid
-            settings or scorers.
+        UserError: refused before anything is written: no finished dataset, a column that already exists or was begun
+            with another threshold, invalid settings or scorers.
         IncompleteError: some units could not be scored, or a disk or store failed; the other units are committed.
         StoppedError: stopped by a signal or a newer driver; committed units are kept.
     """
@@ -51,6 +52,7 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
         record = _record(job, config)
         context.timer.lap("prepare")
         with storage_failures(storage):
+            _refuse_other_thresholds(job, current, record)
             if all(current.scorers.get(column) == entry for column, entry in record.scorers.items()):
                 if sealed_manifest(storage) is None:
                     finish_seal(Epoch.claim(storage))
@@ -102,6 +104,23 @@ def _refuse_taken(storage: Storage, current: Manifest, scorers: Mapping[str, obj
                 f"{storage.uri} already has a column {column!r} from another scorer or another version of it "
                 f"({current.scorers[column].kind}). Name the new one differently, such as --scorer {column}_2=…"
             )
+
+
+def _refuse_other_thresholds(job: StoredJob, current: Manifest, given: LayerRecord) -> None:
+    """Refuse thresholds that differ, for columns that these scorers have filled or begun to fill."""
+    records: list[JobRecord | LayerRecord] = [job.record, *job.layers]
+    lines, wanted = [], []
+    for column, entry in given.scorers.items():
+        begun = [each.thresholds.get(column) for each in records if each.scorers.get(column) == entry]
+        now = [current.thresholds[column].spec] if current.scorers.get(column) == entry else []
+        if begun and given.thresholds[column] not in [*begun, *now]:
+            lines.append(f"  thresholds.{column}: was {(now or begun)[0]!r}, now {given.thresholds[column]!r}")
+            wanted += ["--threshold", f"{column}={given.thresholds[column]}"]
+    if lines:
+        raise UserError(
+            f"{job.storage.uri} was begun with other settings:\n" + "\n".join(lines) + "\nGive the same thresholds. To "
+            f"change those of finished columns: {phf('retag', job.storage.uri, *wanted)}"
+        )
 
 
 def _layer(job: StoredJob, record: LayerRecord) -> int:

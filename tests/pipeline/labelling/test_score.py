@@ -88,6 +88,16 @@ def test_adding_a_column_scores_nothing_again(made: Labelling) -> None:
     again_result = run(made, score(made, "--scorer", "style=probe:0.0", "--threshold", "style=p10"))
     assert again_result.returncode == 0
     assert "already" in again_result.stdout
+    present = run(made, score(made, "--scorer", "style=probe:0.0", "--threshold", "style=0"))
+    assert present.returncode == 0, "the threshold that the column has now"
+
+    sealed = (made.output / "manifest.json").read_bytes()
+    for column, threshold in (("style=probe:0.0", "style=0.9"), ("probe=probe", "probe=0.9")):
+        other = run(made, score(made, "--scorer", column, "--threshold", threshold))
+        assert other.returncode == 2, "never ignored"
+        assert f"phf retag {made.output} --threshold {threshold}" in " ".join(other.stderr.split())
+    assert "thresholds.probe: was 'p50', now '0.9'" in other.stderr
+    assert (made.output / "manifest.json").read_bytes() == sealed
     assert made.scored() == scored + scored
 
 
@@ -227,6 +237,9 @@ def test_a_layer_that_is_finished_after_a_later_one_keeps_its_place(made: Labell
     dying = made.env | {VARIABLE: "staged-written=kill@1"}
     log = made.folder / "phf.log"
     assert forked.start(early, folder=made.folder, env=dying, log=log).wait().died
+    other = run(made, [*early, "--threshold", "early=0.9"])
+    assert other.returncode == 2, "a column that was begun is resumed as it was begun"
+    assert "thresholds.early: was 'p50', now '0.9'" in other.stderr
     assert run(made, late).returncode == 0
     done = run(made, early)
     assert done.returncode == 0, done.stderr
