@@ -9,7 +9,7 @@ import typer
 
 from scorers.errors import UserError
 from scorers.flags import Sets
-from scorers.settings import load_settings, read_yaml
+from scorers.settings import Whole, load_settings, parse_override, read_yaml
 from scorers.trusted_pickles import trusted_by_user
 
 if TYPE_CHECKING:
@@ -250,10 +250,15 @@ def _config(
     overrides: Sequence[str] | None,
 ) -> Config:
     from pipeline.sealing.thresholds import parse_flags
+    from scorers.registry import parse_scorers
 
-    specs, values = _scorers_and_file(scorers, config, overrides)
+    # A --scorer is the whole scorer of its column.
+    specs = {column: Whole(spec.model_dump()) for column, spec in parse_scorers(scorers or []).items()}
     flags = {**given, "scorers": specs, "thresholds": parse_flags(thresholds or [])}
-    settings = load_settings(model, defaults=values, flags=flags, overrides=overrides or [])
+    file = None if config is None else read_yaml(config)
+    if not any(layer.get("scorers") for layer in (file or {}, flags, *map(parse_override, overrides or []))):
+        raise UserError("No scorer is given. Add one or more, such as --scorer toxicity=linear or --scorer pii.")
+    settings = load_settings(model, file=file, flags=flags, overrides=overrides or [])
     return settings.model_copy(update=_trusting(settings))
 
 
@@ -262,21 +267,6 @@ def _trusting(settings: "LabelConfig | ScoreConfig") -> dict[str, "LabelExecutio
     execution = settings.execution
     given = trusted_by_user(spec.options for spec in settings.scorers.values())
     return {"execution": execution.model_copy(update={"trusted_sha256": execution.trusted_sha256 | given})}
-
-
-def _scorers_and_file(
-    scorers: Sequence[str] | None, config: Path | None, overrides: Sequence[str] | None
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The scorers from flags, and the YAML file without scorers of the same columns."""
-    from scorers.registry import parse_scorers
-
-    specs = {column: spec.model_dump() for column, spec in parse_scorers(scorers or []).items()}
-    values = read_yaml(config) if config is not None else {}
-    if isinstance(values.get("scorers"), dict):
-        values["scorers"] = {column: each for column, each in values["scorers"].items() if column not in specs}
-    if not specs and not values.get("scorers") and not any(each.startswith("scorers.") for each in overrides or []):
-        raise UserError("No scorer is given. Add one or more, such as --scorer toxicity=linear or --scorer pii.")
-    return specs, values
 
 
 def execution_config(given: Mapping[str, Any], overrides: Sequence[str] | None = None) -> "LabelExecution":

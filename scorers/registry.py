@@ -10,12 +10,12 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from scorers.contract import DocumentKind, Execution, Scorer, ScorerType, SemanticOptions
 from scorers.errors import UserError
 from scorers.paths import escape_path
-from scorers.settings import describe
+from scorers.settings import validate
 
 ENTRY_POINT_GROUP = "phf.scorers"
 
@@ -169,12 +169,7 @@ def check_options(column: str, spec: ScorerSpec) -> SemanticOptions:
         UserError: names the key of an unknown option or an invalid value.
     """
     options = scorer_type(spec.kind).Options
-    try:
-        return options.model_validate(spec.options)
-    except ValidationError as error:
-        raise UserError(
-            f"The options of the scorer {column!r} (kind {spec.kind}) are not valid:\n{describe(error, options)}"
-        ) from None
+    return validate(options, spec.options, f"The options of the scorer {column!r} (kind {spec.kind}) are not valid")
 
 
 def resolve(column: str, spec: ScorerSpec) -> ScorerSpec:

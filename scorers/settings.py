@@ -2,14 +2,15 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from scorers.errors import UserError
 from scorers.paths import escape_path
@@ -22,10 +23,18 @@ class Whole(dict[str, Any]):
     """A mapping that replaces a weaker one instead of being merged with it."""
 
 
+class FileSettings(dict[str, Any]):
+    """The settings in a YAML file, which may be a pipe and is therefore read once."""
+
+    def __init__(self, file: Path, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.file = file
+
+
 def load_settings(
     model: type[Settings],
     *,
-    file: Path | None = None,
+    file: Path | FileSettings | None = None,
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
@@ -34,7 +43,7 @@ def load_settings(
 
     Args:
         model: a pydantic model with `extra="forbid"`.
-        file: YAML with the same fields as `model`.
+        file: YAML with the same fields as `model`: its path, or what `read_yaml` returned.
         flags: nested values of command-line flags; None means that a flag was not given.
         overrides: `--set` arguments; the value is read as YAML (`1e6` and `1_000` are numbers).
         defaults: nested values, such as a preset's.
@@ -45,17 +54,45 @@ def load_settings(
     """
     values: dict[str, Any] = {}
     _merge(values, defaults or {})
+    if isinstance(file, Path):
+        file = read_yaml(file)
     if file is not None:
-        _merge(values, _without_empty_sections(read_yaml(file), model))
+        _merge(values, _without_empty_sections(file, model))
     _merge(values, _without_none(flags or {}))
     for override in overrides:
         _merge(values, parse_override(override))
     _refuse_secrets(values, "")
+    where = "" if file is None else f" (in {file.file}, flags or --set)"
+    return validate(model, values, f"The configuration is not valid{where}")
+
+
+def validate(model: type[Settings], values: Mapping[str, Any], problem: str) -> Settings:
+    """Build `model` from nested values.
+
+    Raises:
+        UserError: begins with `problem`, followed by one line for each key.
+    """
     try:
-        return model.model_validate(values)
+        settings = model.model_validate(values)
+        if lost := [*_lost_booleans(values, settings, ())]:
+            raise ValidationError.from_exception_data(model.__name__, lost)
     except ValidationError as error:
-        where = f" (in {file}, flags or --set)" if file else ""
-        raise UserError(f"The configuration is not valid{where}:\n" + describe(error, model)) from None
+        raise UserError(f"{problem}:\n{_describe(error, model, values)}") from None
+    return settings
+
+
+def _lost_booleans(given: Any, taken: Any, path: tuple[int | str, ...]) -> Iterator[InitErrorDetails]:
+    """Find the booleans that pydantic took for a number: to it, true is 1."""
+    if isinstance(given, bool) and not isinstance(taken, bool):
+        kind = PydanticCustomError("boolean", "Input should be a number, not true or false")
+        yield InitErrorDetails(type=kind, loc=path, input=given)
+    elif isinstance(given, Mapping):
+        for key, value in given.items():
+            inner = taken.get(key, value) if isinstance(taken, Mapping) else getattr(taken, str(key), value)
+            yield from _lost_booleans(value, inner, (*path, key))
+    elif isinstance(given, list) and isinstance(taken, list | tuple):
+        for index, (value, inner) in enumerate(zip(given, taken, strict=False)):
+            yield from _lost_booleans(value, inner, (*path, index))
 
 
 def _refuse_secrets(value: Any, key: str) -> None:
@@ -69,14 +106,15 @@ def _refuse_secrets(value: Any, key: str) -> None:
         refuse_secret(value, key)
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> FileSettings:
     """Return the mapping that a YAML file holds.
 
     Raises:
-        UserError: the file is missing, is not YAML or holds something other than a mapping.
+        UserError: the file is missing, is not YAML, holds something other than a mapping, or is a pipe without content.
     """
     try:
-        values = _load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        values = _load(text)
     except OSError as error:
         raise UserError(f"Cannot read the configuration {file}: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
@@ -85,11 +123,14 @@ def read_yaml(file: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{file}{line} is not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    if not text and not file.is_file():
+        # Each rank of a run reads the file, and finds a pipe empty that another one has read.
+        raise UserError(f"{file} is a pipe without content, or one that was read before. Give a file.")
     if values is None:
-        return {}
+        values = {}
     if not isinstance(values, dict):
-        raise UserError(f"{file} must hold a mapping of settings, not a {type(values).__name__}.")
-    return values
+        raise UserError(f"{file} must hold a mapping of settings, not {_kind(values)}.")
+    return FileSettings(file, values)
 
 
 def parse_override(override: str) -> dict[str, Any]:
@@ -139,51 +180,110 @@ def _load(text: str) -> Any:
         raise ValueError("it is nested too deeply, or contains itself") from None
 
 
-def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """Describe a validation error in one line per field, with the nearest known key for an unknown one."""
-    return "\n".join(f"  {_describe_one(detail, model)}" for detail in error.errors(include_url=False))
-
-
 def describe_first_error(error: ValidationError) -> str:
     """Describe the first error in a stored file: the key and what is wrong there, without the content."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    return f"{escape_path(key) or 'its start'}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{escape_path(key) or 'its start'}: {_plain(first['msg'])}"
 
 
-def _describe_one(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    path = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        known = _known_fields(model, detail["loc"][:-1])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}" if known else ""
-        return f"{path}: no such setting{'; ' + hint if hint else ''}"
-    if detail["type"] == "missing":
-        return f"{path}: required, but not given"
-    # Our models hold tuples, but a file has lists.
-    message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
-    given = detail["input"]
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{path + ': ' if path else ''}{message}{shown}"
+def _describe(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> str:
+    """Describe a validation error in one line per key, with the nearest known key for an unknown one."""
+    # A value of none of several types has an error for each of them.
+    problems: dict[str, list[str]] = {}
+    shown: dict[str, str] = {}
+    for detail in error.errors(include_url=False):
+        path, given = _given_path(detail, values), detail["input"]
+        key = ".".join(map(str, path))
+        problem = _describe_one(detail, path, model)
+        others = problems.setdefault(key, [])
+        others.append(problem.removeprefix("Input should be ") if others else problem)
+        if isinstance(given, str | int | float | bool) and detail["type"] not in _SAYS_ALL:
+            shown[key] = f" (given: {given!r})"
+    return "\n".join(
+        f"  {f'{key}: ' if key else ''}{', or '.join(each)}{shown.get(key, '')}" for key, each in problems.items()
+    )
+
+
+def _given_path(detail: ErrorDetails, values: Any) -> tuple[int | str, ...]:
+    """The key of an error as the user writes it: pydantic's has the names of types in it."""
+    path: list[int | str] = []
+    for part in detail["loc"]:
+        try:
+            values = values[part]
+        except (LookupError, TypeError):
+            continue
+        path.append(part)
+    return (*path, detail["loc"][-1]) if detail["type"] == "missing" else tuple(path)
+
+
+def _describe_one(detail: ErrorDetails, path: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _known_fields(model, path[:-1])
+            near = difflib.get_close_matches(str(path[-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}" if known else ""
+            return f"no such setting{'; ' + hint if hint else ''}"
+        case "missing":
+            return "required, but not given"
+        case "model_type" if known := _known_fields(model, path):
+            given = detail["input"] if isinstance(detail["input"], str | int | float) else "…"
+            section = f"{{{known[0]}: {given}}}"
+            if not any(isinstance(part, int) for part in path):
+                section = f"{'.'.join(map(str, path))}.{known[0]}={given}"
+            return f"is a section of settings, not a value: write {section}"
+    return _plain(detail["msg"])
+
+
+# Errors whose description needs no value beside it.
+_SAYS_ALL = {"extra_forbidden", "missing", "model_type"}
+
+
+def _plain(message: str) -> str:
+    """Return pydantic's message in the terms of YAML, without the names of our classes."""
+    message = message.removeprefix("Value error, ").replace("a valid tuple", "a list")
+    return re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", message)
+
+
+def _kind(value: Any) -> str:
+    return "a list" if isinstance(value, list) else f"the value {value!r}"
 
 
 def _known_fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The settings in the section at `path`; parts of it may be keys of a mapping or positions in a list."""
     current: Any = model
+    entry = False
     for part in path:
+        if entry:
+            entry = False
+            continue
         field = getattr(current, "model_fields", {}).get(part)
         if field is None:
             return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        entry = get_origin(field.annotation) in (dict, list, tuple)
+        candidates = [field.annotation, *get_args(field.annotation)]
         current = next((each for each in candidates if hasattr(each, "model_fields")), None)
     return list(getattr(current, "model_fields", {}))
 
 
-def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+def _merge(target: dict[str, Any], source: Mapping[str, Any], path: str = "") -> None:
+    """Put stronger settings over weaker ones.
+
+    Raises:
+        UserError: a setting would go into a value that is no mapping, and replace it unseen.
+    """
     for key, value in source.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict) and not isinstance(value, Whole):
-            _merge(target[key], value)
-        else:
+        weaker = target.get(key)
+        if weaker is None or not isinstance(value, Mapping) or isinstance(value, Whole):
             target[key] = _copied(value)
+        elif isinstance(weaker, dict):
+            _merge(weaker, value, f"{path}{key}.")
+        elif value:
+            inner = next(iter(value))
+            raise UserError(
+                f"{path}{key}: {path}{key}.{inner} is given, and {path}{key} is also given as {_kind(weaker)}, which "
+                f"has no {inner!r}. Write it as a mapping."
+            )
 
 
 def _copied(value: Any) -> Any:

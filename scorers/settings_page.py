@@ -13,8 +13,9 @@ import typer
 from pydantic import BaseModel
 
 from scorers.console import print_json
+from scorers.errors import UserError
 
-AsYaml = Annotated[bool, typer.Option("--yaml", help="Print a file for --config, with every setting commented out.")]
+AsYaml = Annotated[bool, typer.Option("--yaml", help="Print them as YAML, with every setting commented out.")]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,13 @@ class Setting:
 
 
 def print_settings(model: type[BaseModel], *, as_yaml: bool, as_json: bool) -> None:
-    """Print all settings of a model on stdout."""
+    """Print all settings of a model on stdout.
+
+    Raises:
+        UserError: two formats are asked for.
+    """
+    if as_yaml and as_json:
+        raise UserError("--yaml and --json are two formats. Give one of them.")
     found = settings_of(model)
     if as_json:
         print_json({"settings": [asdict(each) for each in found]})

@@ -33,6 +33,9 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+Name = Annotated[str, Field(min_length=1)]
+
+
 class MixtureConfig(_Section):
     """A dataset that is mixed into `data.dataset`."""
 
@@ -40,7 +43,7 @@ class MixtureConfig(_Section):
     """Folder or URI of a sealed labelled dataset."""
     share: float = Field(ge=0.001, lt=1)
     """Share of the run's blocks, and so of its tokens. `data.dataset` gets the rest."""
-    column: str | None = None
+    column: Name | None = None
     """Score column; by default that of `data.dataset`. With `data.columns` the dataset needs all of those."""
     threshold: float | None = Field(default=None, ge=0)
     """Like `objective.threshold`, for this dataset. None takes `objective.threshold` if it is set and the scorer is
@@ -57,9 +60,9 @@ class DataConfig(_Section):
 
     dataset: str
     """Folder or URI of a sealed labelled dataset."""
-    column: str | None = None
+    column: Name | None = None
     """Score column; by default the task's name. With `columns`, the one for reports."""
-    columns: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    columns: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """Several score columns and their weights, such as `{toxicity: 1, pii: 0.5}`: see `training.data.combined`.
     Documents without a score in any of them are left out.
     """
@@ -385,7 +388,7 @@ class TrainConfig(_Section):
 
     output: str
     """Folder of the run. An existing run resumes."""
-    task: str
+    task: Name
     """`toxicity`, `pii` or `pep8` take the paper's presets, which replace the defaults below; any other score column
     takes toxicity's.
     """

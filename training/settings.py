@@ -29,7 +29,8 @@ def resolve_config(
     Raises:
         UserError: an unreadable file, an unknown key, a value of the wrong type, or an unknown model; names the key.
     """
-    layers = [read_yaml(file) if file is not None else {}, flags or {}, *map(parse_override, overrides)]
+    given = None if file is None else read_yaml(file)
+    layers = [given or {}, flags or {}, *map(parse_override, overrides)]
     task, objective = _strongest(layers, "task"), _strongest(layers, "objective", "name")
     if base is None:
         under = {**(defaults or {}), **preset(str(task), "mle" if objective is None else str(objective))}
@@ -37,7 +38,7 @@ def resolve_config(
         under = {**(defaults or {}), **base}
         if objective not in (None, base["objective"]["name"]):
             under["objective"] = preset(str(task or base["task"]), str(objective)).get("objective", {})
-    return fill_in(load_settings(TrainConfig, file=file, flags=flags, overrides=overrides, defaults=under))
+    return fill_in(load_settings(TrainConfig, file=given, flags=flags, overrides=overrides, defaults=under))
 
 
 def fill_in(config: TrainConfig) -> ResolvedConfig:

@@ -24,7 +24,7 @@ def train(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
 def evaluate(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
     """Show every setting of `phf evaluate` with its default and meaning, for --set.
 
-    The section `evaluation` of a run's configuration overrides the defaults.
+    The section `evaluation` of a run's configuration overrides the defaults; `phf train --config` takes that section.
     """
     from training.config import EvaluationConfig
 

@@ -104,14 +104,14 @@ def check_held_out(start: str, config: "ResolvedConfig") -> None:
 def mixed_in(given: str) -> dict[str, Any]:
     """Parse `DATASET=SHARE[:COLUMN]` to an entry of `data.mixture`; the URI may contain `=`."""
     dataset, _, rest = given.rpartition("=")
-    share, _, column = rest.partition(":")
+    share, named, column = rest.partition(":")
     try:
         entry: dict[str, Any] = {"dataset": dataset, "share": float(share)}
     except ValueError:
         entry = {}
     if not dataset or not entry:
         raise UserError(f"--mix {given!r} is not of the form DATASET=SHARE or DATASET=SHARE:COLUMN, such as code=0.3.")
-    return {**entry, "column": column} if column else entry
+    return {**entry, "column": column} if named else entry
 
 
 def columns(given: list[str]) -> dict[str, Any]:
