@@ -80,7 +80,10 @@ def load_model(auto: Any, name: str, *, config: Any = None, **options: Any) -> A
         Exception: whatever transformers raises if it cannot load the model.
     """
     from huggingface_hub.errors import StrictDataclassError
+    from transformers.utils.logging import disable_progress_bar
 
+    # It counts weights, in less than a second, between the lines of ours.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     refuse_devices(name)
     config = load_config(name) if config is None else config
     _check_files(name, config)

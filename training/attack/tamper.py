@@ -6,8 +6,6 @@ what it knew. The finetuned models are not kept.
 
 from typing import Any
 
-from transformers.utils.logging import disable_progress_bar
-
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training.attack.finetuning import Finetuning
@@ -89,7 +87,6 @@ def tamper(
         text=text.facts,
     )
     report = _with_finished_trials(run, report)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
     for trial in range(len(report.trials), config.trials):
         points = _run_trial(run, report, setup, text, trial, progress)
         report = report.model_copy(update={"trials": [*report.trials, points]})

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from transformers.utils.logging import disable_progress_bar
 
 from pipeline.dataset.writer import parquet_writer
 from scorers.errors import UserError
@@ -91,7 +90,6 @@ def evaluate_run(
     )
     setup.warnings.extend(warnings)
     if drawn is None:
-        disable_progress_bar()  # type: ignore[no-untyped-call]
         model = load_model(run.model, value_head=False).causal.to(place)
         evaluation = evaluate_model(model, setup, step=facts.step, progress=progress)
     else:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from transformers.utils.logging import disable_progress_bar
 
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
@@ -170,7 +169,6 @@ def _draw_missing(
         samples = _plain_samples(request) if scale == 1 else None
         if samples is None:
             if model is None:
-                disable_progress_bar()  # type: ignore[no-untyped-call]
                 model = load_model(run.model, value_head=False).causal.to(report.device)
             samples = draw_samples(
                 model,
@@ -201,7 +199,6 @@ def _measure_missing(request: SweepRequest, report: GuidanceReport, progress: Pr
     missing = [each for each in report.scales if each.perplexity is None]
     if request.reference is None or not missing:
         return report
-    disable_progress_bar()  # type: ignore[no-untyped-call]
     writer = open_writer(request.reference.model, report.device)
     law = Law(
         prompt_ids=tuple(writer.prompt_ids("", choose_tag(writer.tags, None, 1))),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.utils import logging
 from typer.testing import CliRunner
 
 from phf import app
@@ -37,6 +38,12 @@ def plain(tmp_path_factory):
 @pytest.fixture
 def folder(plain, tmp_path):
     return shutil.copytree(plain, tmp_path / "model")
+
+
+def test_loading_draws_no_progress_bar(folder, capfd):
+    logging.enable_progress_bar()
+    load_model(folder)
+    assert capfd.readouterr().err == ""
 
 
 def edit(file: Path, **changes):
