@@ -1,13 +1,12 @@
 """Turn failures into values, so that one document that cannot be scored does not fail the others."""
 
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from scorers.contract import Document, ScoringError
 from scorers.deadline import DeadlineExceededError, deadline
+from scorers.describe_error import describe
 
 Result = TypeVar("Result")
 
@@ -41,10 +40,3 @@ def attempt(function: Callable[[Document], Result], document: Document, seconds:
             # A library that the deadline interrupted may raise an exception of its own.
             return late
         return ScoringError("scorer-error", describe(error))
-
-
-def describe(error: BaseException) -> str:
-    """Return the type of an exception and where it was raised, without its message, which may quote the document."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{where}"

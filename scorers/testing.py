@@ -16,8 +16,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scorers.attempt import describe
 from scorers.contract import Document, DocumentKind, Scorer, ScoringError
+from scorers.describe_error import describe
 from scorers.sentences import document
 
 Result = NDArray[np.float32] | ScoringError

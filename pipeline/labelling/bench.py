@@ -18,8 +18,8 @@ from pipeline.labelling.estimate import Estimate, ratio
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.resolve import resolve_config
 from pipeline.labelling.workers.label_records import Labelled, label_records
-from scorers.attempt import describe
 from scorers.contract import Execution, Scorer
+from scorers.describe_error import describe
 from scorers.doctor.machine import processor
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec, build, runs_on_gpu

@@ -7,9 +7,10 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from scorers.attempt import allowed_seconds, describe
+from scorers.attempt import allowed_seconds
 from scorers.classifiers.encoding import Encoder, Ids
 from scorers.contract import Document, ScoringError
+from scorers.describe_error import describe
 
 # Sentences encoded and sorted by length together; bounds the memory of a call.
 _WINDOW = 16_384

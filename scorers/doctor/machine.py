@@ -13,7 +13,7 @@ from typing import Any
 
 from scorers import interpreter
 from scorers.amounts import format_count, format_size
-from scorers.attempt import describe
+from scorers.describe_error import describe
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scorers.attempt import describe
 from scorers.contract import Document, DocumentKind, Execution, Scorer, ScoringError
 from scorers.deadline import DeadlineExceededError
+from scorers.describe_error import describe
 from scorers.doctor.sample import sample
 from scorers.errors import UserError
 from scorers.fingerprint import collect_facts

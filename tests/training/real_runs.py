@@ -16,7 +16,7 @@ from training.export.model import export_model
 from training.loop.build_facts import build_run_facts
 from training.model.language_model import LanguageModel, build_model
 from training.model.vocabulary import Vocabulary
-from training.planning.resolved import ResolvedRun
+from training.planning.resolved_run import ResolvedRun
 from training.runs.folder import RunFolder
 from training.schedule import plan_horizon
 from training.settings import resolve_config

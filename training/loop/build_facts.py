@@ -14,7 +14,7 @@ from training.engine.deepspeed_config import own_settings
 from training.evaluation.validation import Validation
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import LanguageModel
-from training.planning.resolved import ResolvedRun
+from training.planning.resolved_run import ResolvedRun
 from training.runs.facts import (
     DatasetFacts,
     HorizonFacts,

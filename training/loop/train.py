@@ -51,7 +51,7 @@ from training.planning.estimate import Machine
 from training.planning.forecast import expected_seconds, fitted
 from training.planning.machines import this_machine
 from training.planning.plan import print_plan
-from training.planning.resolved import ResolvedRun, resolve_run
+from training.planning.resolved_run import ResolvedRun, resolve_run
 from training.progress import StageProgress
 from training.runs import checkpoints
 from training.runs.best import LOSS, VALIDATION_LOSS, best_steps, check_best, read

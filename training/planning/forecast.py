@@ -32,7 +32,7 @@ from training.planning.estimate import (
     estimate_seconds,
 )
 from training.planning.machines import MachineOptions, describe_machine
-from training.planning.resolved import ResolvedRun
+from training.planning.resolved_run import ResolvedRun
 from training.runs.best import check_best
 from training.schedule import plan_horizon
 

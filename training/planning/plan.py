@@ -9,7 +9,7 @@ from training.model.language_model import LanguageModel
 from training.model.router_loss import describe_router
 from training.planning.cost_warnings import cost_warning
 from training.planning.forecast import Forecast
-from training.planning.resolved import ResolvedRun
+from training.planning.resolved_run import ResolvedRun
 from training.runs.facts import MixedFacts, PhaseFacts, RunFacts
 
 

@@ -35,7 +35,7 @@ from pipeline.labelling.scheduler.events import (
     WorkerLost,
     WorkerReady,
 )
-from scorers.attempt import describe
+from scorers.describe_error import describe
 from scorers.errors import EXIT_DEFECT, EXIT_INCOMPLETE, EXIT_QUARANTINE, EXIT_STOPPED, EXIT_USAGE, UserError
 from scorers.stopping import is_stop
 

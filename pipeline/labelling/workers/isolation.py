@@ -24,8 +24,9 @@ from pipeline.labelling.workers.label_records import KnownErrors
 from pipeline.labelling.workers.memory import machine_memory, resident_memory
 from pipeline.labelling.workers.worker import PartResult
 from scorers import interpreter
-from scorers.attempt import allowed_seconds, describe
+from scorers.attempt import allowed_seconds
 from scorers.contract import ScoringError
+from scorers.describe_error import describe
 from scorers.errors import UserError
 
 WORKER_DIED, WORKER_HUNG, MEMORY_LIMIT = "worker-died", "worker-hung", "memory-limit"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pipeline.config import MAX_DOCUMENT_SIZE
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.labelling.workers.scoring import SCORER_ERROR, placeholder, score_documents
-from scorers.attempt import describe
 from scorers.contract import Document, Scorer, ScoringError
+from scorers.describe_error import describe
 from scorers.sentences import document
 from scorers.text import utf8_size
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scorers.attempt import describe
 from scorers.contract import Document, Scorer, ScoringError
 from scorers.deadline import DeadlineExceededError
+from scorers.describe_error import describe
 from scorers.errors import UserError
 from scorers.stopping import StopRequest
 

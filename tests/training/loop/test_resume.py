@@ -300,7 +300,7 @@ def test_a_run_that_goes_on_keeps_its_precision(tmp_path, code_dataset, monkeypa
     output = tmp_path / "run"
     stop(code_dataset, output, 3)
     monkeypatch.setattr(
-        "training.planning.resolved.choose_precision",
+        "training.planning.resolved_run.choose_precision",
         lambda config, _: "bf16" if config.precision == "auto" else config.precision,
     )
     with pytest.raises(UserError, match=r"fp32 in the run, bf16 now.*--set training\.precision=fp32"):

@@ -8,7 +8,7 @@ from training.model.sizes import SIZES as SHAPES
 from training.planning.cost_warnings import cost_warning, describe_duration
 from training.planning.estimate import Machine
 from training.planning.forecast import shape_of
-from training.planning.resolved import resolve_run
+from training.planning.resolved_run import resolve_run
 from training.schedule import plan_horizon
 from training.settings import resolve_config
 

@@ -33,7 +33,7 @@ from training.planning.estimate import (
 )
 from training.planning.forecast import FILL, fitted, forecast
 from training.planning.machines import MachineOptions, describe_machine
-from training.planning.resolved import ResolvedRun
+from training.planning.resolved_run import ResolvedRun
 from training.schedule import plan_horizon
 from training.settings import resolve_config
 

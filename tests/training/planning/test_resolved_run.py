@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from scorers.errors import UserError
 from training.config import ResolvedConfig
-from training.planning.resolved import resolve_run
+from training.planning.resolved_run import resolve_run
 from training.schedule import plan_horizon
 from training.settings import resolve_config
 
