@@ -120,8 +120,15 @@ def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
         "the threshold": (_value(old.threshold), _value(new.threshold)),
         "the parameters": (old.model.parameters, new.model.parameters),
         "the rows of the embedding (model.pad_vocab_to)": (old.model.rows or new.model.rows, new.model.rows),
-        "the datasets of the mixture": (_identities(old, old), _identities(new, old)),
     }
+    # The first is `data.dataset` itself.
+    for number, (then, now) in enumerate(zip(old.mixture[1:], new.mixture[1:], strict=False)):
+        mixed = f"of data.mixture.{number} ({now.uri})"
+        pairs |= {
+            f"the texts, sentences or scores {mixed}": (then.fingerprint, _fingerprint(now, then)),
+            f"the scorer {mixed}": (then.scorer.fingerprint, now.scorer.fingerprint),
+            f"the threshold {mixed}": (_value(then.threshold), _value(now.threshold)),
+        }
     lines = [f"{what}: {then} in the run, {now} now" for what, (then, now) in pairs.items() if then != now]
     if old.deepspeed is not None:
         before, after = old.deepspeed, new.deepspeed or {}
@@ -185,14 +192,6 @@ def _fingerprint(dataset: DatasetFacts, then: DatasetFacts) -> str:
     """The fingerprint of a dataset; the earlier one if since then only columns that the run does not use were added."""
     same = dataset.own_fingerprint is not None and dataset.own_fingerprint == then.own_fingerprint
     return then.fingerprint if same else dataset.fingerprint
-
-
-def _identities(facts: RunFacts, then: RunFacts) -> list[tuple[str, str, float | None]]:
-    of_then = [*then.mixture, *facts.mixture[len(then.mixture) :]]
-    return [
-        (_fingerprint(each, before), each.scorer.fingerprint, _value(each.threshold))
-        for each, before in zip(facts.mixture, of_then, strict=False)
-    ]
 
 
 def _threshold(choice: ThresholdChoice | None) -> ThresholdFacts | None:

@@ -27,6 +27,7 @@ from tests.training.real_runs import make_code_dataset as make_pep8_dataset
 from training.data.cache import trained_on_dataset
 from training.data.prepare import prepare
 from training.engine.engine import Engine
+from training.loop.build_facts import semantic_difference
 from training.runs.folder import RunFolder
 from training.schedule import plan_horizon
 
@@ -181,6 +182,13 @@ def test_on_resumption_another_mixture_is_refused_and_a_moved_one_is_not(tmp_pat
         run_job(code_dataset, output, "conditional", **PHASES)
     with pytest.raises(UserError, match=r"objective\.starts_at: 0\.25 in the run, 0\.5 now"):
         run_job(code_dataset, output, "conditional", **mixed(prose, **{**PHASES, "objective__starts_at": 0.5}))
+    run = RunFolder(output).read_facts()
+    code, words = run.mixture
+    changed = words.model_copy(update={"fingerprint": "other", "own_fingerprint": None, "threshold": None})
+    assert semantic_difference(run, run.model_copy(update={"mixture": [code, changed]})) == [
+        f"the texts, sentences or scores of data.mixture.0 ({prose}): {words.fingerprint} in the run, other now",
+        f"the threshold of data.mixture.0 ({prose}): {words.threshold.value} in the run, None now",
+    ]
     moved = shutil.copytree(prose, tmp_path / "moved")
     facts, printed = run_job(code_dataset, output, "conditional", **mixed(moved, **PHASES))
     assert "is finished (12 steps)" in printed
