@@ -54,7 +54,7 @@ def test_the_command_line_accepts_every_command(block: Block) -> None:
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert words[1] in targets
         else:
-            assert words[0] in ("pip", ".", "docker", "kubectl", "sbatch"), words
+            assert words[0] in ("pip", "python", ".", "docker", "kubectl", "sbatch"), words
 
 
 def mentioned() -> list[tuple[str, str]]:
