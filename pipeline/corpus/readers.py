@@ -63,15 +63,6 @@ class UnitReader:
         return self._open[1]
 
 
-def read_unit(unit: Unit, plan: Plan, config: LabelConfig) -> Iterator[Record | Quarantined]:
-    """Yield the records of a single unit; see `UnitReader.read`."""
-    reader = UnitReader(plan, config)
-    try:
-        yield from reader.read(unit)
-    finally:
-        reader.close()
-
-
 def read_sources(sources: Sequence[Source], config: LabelConfig) -> Iterator[Record | Quarantined]:
     """Yield all records in order, without a plan. A source that is cut ends with a `Quarantined` value for the rest.
 

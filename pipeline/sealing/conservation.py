@@ -10,8 +10,6 @@ from pipeline.dataset.manifest import Ledger, SourceEntry
 from pipeline.job.unit_records import UnitRecord
 from scorers.errors import IncompleteError
 
-_Key = tuple[str, int]
-
 
 class Conservation:
     """Checks the units in order; memory holds one number for each source that is not complete yet.

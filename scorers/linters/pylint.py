@@ -121,23 +121,16 @@ class PylintScorer:
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
         """Score each document on its own."""
         # Enter it outside the documents' deadlines, which may interrupt anything.
-        with _surroundings():
+        with surroundings():
             return [attempt(self._score_one, document, self._deadline_s) for document in documents]
 
     def _score_one(self, document: Document) -> NDArray[np.float32]:
         return per_character(document, [line for line, _ in self.messages(document.text)])
 
-    def messages_of(self, texts: Sequence[str]) -> list[list[tuple[int, str]]]:
-        """Return for each text the physical line and the name of each message, in the order of lines.
-
-        Raises:
-            Exception: as `messages`, for any of them.
-        """
-        with _surroundings():
-            return [self.messages(text) for text in texts]
-
     def messages(self, text: str) -> list[tuple[int, str]]:
-        """Return the messages of one text, as `messages_of`; the caller must have entered `_surroundings`.
+        """Return the physical line and the name of each message, in the order of lines.
+
+        The caller must have entered `surroundings`.
 
         Raises:
             ScoringError: the text is too long, or nested too deeply.
@@ -270,7 +263,8 @@ def _new_linter(options: PylintOptions) -> Any:
 
 
 @contextmanager
-def _surroundings() -> Iterator[None]:
+def surroundings() -> Iterator[None]:
+    """Isolate pylint from its caller, give it a deep stack, and collect garbage rarely."""
     with pylint_world.isolated(), _deep_enough(), _rare_gc():
         yield
 

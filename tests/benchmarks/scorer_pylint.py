@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from scorers.linters import pylint_world
-from scorers.linters.pylint import DISABLED, PylintScorer
+from scorers.linters.pylint import DISABLED, PylintScorer, surroundings
 from scorers.registry import ScorerSpec, build
 from tests.benchmarks.measure import Comparison
 from tests.benchmarks.references import pylint
@@ -31,7 +31,8 @@ def run() -> Iterator[Comparison]:
         pylint_world.clear_caches(everything=True)
         scorer = build("style", ScorerSpec(kind="pylint"))
         assert isinstance(scorer, PylintScorer)
-        found = scorer.messages_of(chosen)
+        with surroundings():
+            found = [scorer.messages(text) for text in chosen]
         between = time.perf_counter()
         expected = [pylint.messages(text, DISABLED) for text in chosen]
         ours.append(len(chosen) / (between - began))

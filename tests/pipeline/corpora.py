@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import zstandard
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.cut_units import make_plan
-from pipeline.corpus.plan import Plan
+from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
 
@@ -47,9 +48,18 @@ def write_records(path: Path, *records: Any) -> Path:
 def read_all(config: LabelConfig) -> tuple[Plan, list[list[Record | Quarantined]]]:
     """Plan a job and read all units; returns the plan and the records by unit."""
     plan = make_plan(config)
+    return plan, _read(plan.units, plan, config)
+
+
+def read_backwards(plan: Plan, config: LabelConfig) -> list[Record | Quarantined]:
+    """Read the units of a plan from the last to the first; returns the records in order."""
+    return flat(_read(plan.units[::-1], plan, config)[::-1])
+
+
+def _read(units: Sequence[Unit], plan: Plan, config: LabelConfig) -> list[list[Record | Quarantined]]:
     reader = UnitReader(plan, config)
     try:
-        return plan, [list(reader.read(unit)) for unit in plan.units]
+        return [list(reader.read(unit)) for unit in units]
     finally:
         reader.close()
 

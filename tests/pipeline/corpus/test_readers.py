@@ -19,11 +19,11 @@ from pipeline.config import LabelExecution
 from pipeline.corpus.compression import window_of
 from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.inputs import find_sources
-from pipeline.corpus.readers import UnitReader, read_sources, read_unit
+from pipeline.corpus.readers import UnitReader, read_sources
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.labelling.windows import check_windows
 from scorers.errors import UserError
-from tests.pipeline.corpora import flat, make_config, read_all, write_lines, write_records
+from tests.pipeline.corpora import flat, make_config, read_all, read_backwards, write_lines, write_records
 
 FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -233,8 +233,7 @@ def test_units_give_the_same_records_as_a_simple_reader(
     assert plan.records == len(records)
     assert all(units)
     assert list(read_sources(plan.sources, config)) == records
-    backwards = [list(read_unit(unit, plan, config)) for unit in reversed(plan.units)]
-    assert flat(backwards[::-1]) == records
+    assert read_backwards(plan, config) == records
 
 
 @FEW
@@ -388,7 +387,7 @@ def test_a_disk_fault_is_not_mistaken_for_damage(tmp_path: Path, monkeypatch: py
     with pytest.raises(ConnectionError):
         list(read_sources([source], config))
     with pytest.raises(ConnectionError):
-        list(read_unit(plan.units[0], plan, config))
+        list(UnitReader(plan, config).read(plan.units[0]))
     with pytest.raises(UserError, match=r"Cannot read the input .*network went away"):
         make_plan(config)
 

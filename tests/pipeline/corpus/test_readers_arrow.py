@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.cut_units import make_plan
-from pipeline.corpus.readers import UnitReader, read_sources, read_unit
+from pipeline.corpus.readers import UnitReader, read_sources
 from pipeline.corpus.records import Record
 from scorers.errors import UserError
-from tests.pipeline.corpora import flat, make_config, read_all
+from tests.pipeline.corpora import flat, make_config, read_all, read_backwards
 
 FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -46,7 +46,7 @@ def test_units_read_every_row_once(
         f'{{"n":{row}}}' for row, text in enumerate(texts) if text is not None
     ]
     assert list(read_sources(plan.sources, config)) == records
-    assert flat([list(read_unit(unit, plan, config)) for unit in reversed(plan.units)][::-1]) == records
+    assert read_backwards(plan, config) == records
 
 
 def test_feather_files_are_arrow_files(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_texts_of_any_layout_are_read_from_dictionaries_and_run_ends(tmp_path: P
     config = make_config(tmp_path, unit_size=1)
     plan, units = read_all(config)
     assert [each.text for each in flat(units)] == texts * 2
-    assert flat([list(read_unit(unit, plan, config)) for unit in reversed(plan.units)][::-1]) == flat(units)
+    assert read_backwards(plan, config) == flat(units)
 
 
 @FEW

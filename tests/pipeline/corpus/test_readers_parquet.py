@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from pipeline.corpus.arrow_json import json_values
 from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.fields import settle_sentences
-from pipeline.corpus.readers import UnitReader, read_sources, read_unit
+from pipeline.corpus.readers import UnitReader, read_sources
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.corpus.streams import SourceFile
 from scorers.errors import UserError
-from tests.pipeline.corpora import flat, make_config, read_all
+from tests.pipeline.corpora import flat, make_config, read_all, read_backwards
 
 
 def write(path: Path, table: dict[str, Any] | pa.Table, **options: Any) -> Path:
@@ -63,7 +63,7 @@ def test_units_read_every_row_once(
     assert all(each.meta == json.dumps({"n": each.position}, separators=(",", ":")) for each in records if each.text)
     assert {each.reason for each in records if isinstance(each, Quarantined)} <= {"no-text"}
     assert list(read_sources(plan.sources, config)) == records
-    assert flat([list(read_unit(unit, plan, config)) for unit in reversed(plan.units)][::-1]) == records
+    assert read_backwards(plan, config) == records
 
 
 def test_a_large_row_group_is_cut_by_rows(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_damaged_page_affects_only_its_row_group(tmp_path: Path) -> None:
         assert 1000 <= lost[0] <= 1500
         assert [each.text for each in records if isinstance(each, Record)] == texts[: lost[0]] + texts[2000:]
         assert list(read_sources(plan.sources, config)) == records
-        assert flat([list(read_unit(unit, plan, config)) for unit in reversed(plan.units)][::-1]) == records
+        assert read_backwards(plan, config) == records
 
 
 def test_a_parquet_file_that_has_changed_since_the_plan_is_refused(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.cut_units import make_plan
-from pipeline.corpus.readers import UnitReader, read_sources, read_unit
+from pipeline.corpus.readers import UnitReader, read_sources
 from pipeline.corpus.records import Quarantined, Record
 from scorers.errors import UserError
-from tests.pipeline.corpora import flat, make_config, read_all
+from tests.pipeline.corpora import flat, make_config, read_all, read_backwards
 from tests.pipeline.here import rows_of, run
 from tests.pipeline.warc_files import members, record, wet
 
@@ -32,7 +32,7 @@ def read(path: Path, **options: Any) -> list[Any]:
     records = flat(units)
     assert plan.records == len(records)
     assert list(read_sources(plan.sources, make_config(path, **options))) == [*records, *plan.cut]
-    assert flat([list(read_unit(unit, plan, make_config(path, **options))) for unit in plan.units]) == records
+    assert read_backwards(plan, make_config(path, **options)) == records
     return [(each.position, each.text if isinstance(each, Record) else each.reason) for each in [*records, *plan.cut]]
 
 
