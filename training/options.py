@@ -1,4 +1,4 @@
-"""Command-line options of `phf train`; those that give a setting name its key."""
+"""Command-line options of `phf train`, those that give a setting with its key, and options of several commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,18 @@ Dataset = Annotated[
     str | None,
     typer.Argument(help="Labelled dataset: the --output of `phf label`, a folder or a URI.", show_default=False),
     Sets("data.dataset"),
+]
+MovedDataset = Annotated[
+    str | None,
+    typer.Option("--dataset", help="Where the labelled dataset is now, if it was moved since training."),
+]
+Device = Annotated[str, typer.Option("--device", help="Torch device; auto takes a GPU if there is one.")]
+AllowOtherScorer = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-scorer",
+        help="Allow a scorer whose fingerprint differs from the dataset's; the report says so.",
+    ),
 ]
 Output = Annotated[
     str | None,

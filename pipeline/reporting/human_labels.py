@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
 from scorers.errors import UserError
+from scorers.stored import read_stored
 
 RESAMPLES = 1000
 _LARGEST = 64 * 1024 * 1024
@@ -108,32 +109,34 @@ def read_labels(path: str) -> HumanLabels:
 
 
 def _read_table(path: str) -> pa.Table:
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".jsonl", ".ndjson", ".json", ".csv", ".parquet"):
+        raise UserError(f"The labels {path} need the suffix .jsonl, .csv or .parquet.")
     try:
-        size = Path(path).stat().st_size
-        if size > _LARGEST:
-            raise UserError(f"{path} has more than {_LARGEST >> 20} MiB, too much for labels made by people.")
-        suffix = Path(path).suffix.lower()
+        content = read_stored(path, _LARGEST)
+        file = pa.BufferReader(content)
         if suffix == ".csv":
-            return pacsv.read_csv(path, convert_options=pacsv.ConvertOptions(column_types={"doc_id": pa.string()}))
+            return pacsv.read_csv(file, convert_options=pacsv.ConvertOptions(column_types={"doc_id": pa.string()}))
         if suffix == ".parquet":
-            return _read_parquet(path)
-        if suffix in (".jsonl", ".ndjson", ".json"):
-            return pajson.read_json(path) if size else pa.table({name: [] for name in _FIELDS})
+            return _read_parquet(path, file)
+        return pajson.read_json(file) if content else pa.table({name: [] for name in _FIELDS})
     except (OSError, pa.ArrowException) as error:
         # Arrow's messages may quote the row.
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a valid file of its kind"
         raise UserError(f"Cannot read the labels {path}: {why}.") from None
-    raise UserError(f"The labels {path} need the suffix .jsonl, .csv or .parquet.")
 
 
-def _read_parquet(path: str) -> pa.Table:
-    with pq.ParquetFile(path) as parquet:
+def _read_parquet(path: str, file: pa.BufferReader) -> pa.Table:
+    with pq.ParquetFile(file) as parquet:
         names = [name for name in (*_FIELDS, "weight") if name in parquet.schema_arrow.names]
-        # Read no more rows than are allowed: a small file may hold very many.
-        rows = min(parquet.metadata.num_rows, _MOST_LABELS + 1)
-        batches = parquet.iter_batches(batch_size=rows or 1, columns=names)
-        first = next(batches, None)
-        return pa.Table.from_batches([] if first is None else [first], schema=None if first else pa.schema([]))
+        batches, rows, size = [], 0, 0
+        for batch in parquet.iter_batches(batch_size=1024, columns=names):
+            batches.append(batch)
+            rows, size = rows + batch.num_rows, size + batch.nbytes
+            # A small file may hold very much.
+            if rows > _MOST_LABELS or size > _LARGEST:
+                raise UserError(f"{path} holds too much for labels made by people: at most {_MOST_LABELS:,} rows.")
+        return pa.Table.from_batches(batches, schema=pa.schema([parquet.schema_arrow.field(name) for name in names]))
 
 
 def _problem(doc_id: Any, sentence: Any, label: Any, weight: Any) -> str | None:

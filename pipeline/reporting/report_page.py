@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -19,9 +19,10 @@ from pipeline.reporting.human_labels import Calibration
 from pipeline.reporting.threshold_shares import ColumnShares, GroupShares
 from scorers.amounts import format_count
 from scorers.fingerprint import library_versions
+from scorers.printing import printable
 from scorers.shell import phf
 
-_MARK = "phf report 1"
+_MARK = '<meta name="format" content="phf report 1">'
 _WIDTH, _HEIGHT = 640, 240  # of the drawing area of a curve, in its own units
 _LOWEST_SHARE = 1e-4
 _SQUARE = 240
@@ -53,9 +54,10 @@ def render_report(
     environment.filters |= {"percent": format_percent, "count": "{:,}".format, "of": format_count}
     views = [_view(dataset.uri, column, calibrations.get(column.column)) for column in columns]
     page: str = environment.get_template("report.html.j2").render(
-        mark=_MARK,
+        mark=Markup(_MARK),  # noqa: S704
         created_by=f"phf {library_versions('phf')['phf']}",
         dataset=dataset,
+        uri=printable(dataset.uri),
         by=by,
         views=views,
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
@@ -99,14 +101,15 @@ def to_dict(
 
 def _view(uri: str, column: ColumnShares, calibration: Calibration | None) -> dict[str, Any]:
     """What the template and the script need of a column."""
-    places = _places(column.thresholds)
+    axis = _Axis.of(column.thresholds)
+    places = [axis.place(float(each)) for each in column.thresholds]
     texts = [format_threshold(each) for each in column.thresholds]
     return {
         "column": column,
         "calibration": calibration,
         "texts": texts,
         "command": _retag(uri, column.column, texts[column.committed_index]),
-        "ticks": _ticks(column.thresholds, places),
+        "ticks": axis.ticks(),
         "shares": [share for share in (1, 0.1, 0.01, 0.001) if share >= _LOWEST_SHARE],
         "curves": [_curve(group, places) for group in (column.whole, *column.groups)],
         "kept": _path(places, _share_above(column.whole.documents)),
@@ -137,19 +140,37 @@ def _counts(group: GroupShares) -> dict[str, Any]:
     }
 
 
-def _places(thresholds: NDArray[np.float32]) -> list[float]:
-    """The place of each threshold on a logarithmic axis; those of 0 and the lowest positive one are a step apart."""
-    positive = thresholds[thresholds > 0].astype(np.float64)
-    if not len(positive):
-        return [0.0] * len(thresholds)
-    # A few tiny scores must not take most of the axis.
-    low, high = max(float(positive[0]), float(positive[-1]) * 1e-6), float(positive[-1])
-    step = 24 if len(positive) < len(thresholds) else 0
-    span = max(math.log10(high / low), 1e-9)
-    return [
-        0.0 if each <= 0 else step + (_WIDTH - step) * min(1.0, max(0.0, math.log10(float(each) / low) / span))
-        for each in thresholds
-    ]
+@dataclass(frozen=True)
+class _Axis:
+    """A logarithmic axis from `low` to `high`, with 0 a step to the left of `low`."""
+
+    low: float
+    high: float
+    step: float
+
+    @classmethod
+    def of(cls, thresholds: NDArray[np.float32]) -> "_Axis":
+        """The axis of thresholds, ascending."""
+        positive = thresholds[thresholds > 0].astype(np.float64)
+        if not len(positive):
+            return cls(1.0, 1.0, 0.0)
+        # A few tiny scores must not take most of the axis.
+        low, high = max(float(positive[0]), float(positive[-1]) * 1e-6), float(positive[-1])
+        return cls(low, high, 24.0 if len(positive) < len(thresholds) else 0.0)
+
+    def place(self, value: float) -> float:
+        """The place of a threshold from the left, in the units of the drawing area."""
+        if value <= 0:
+            return 0.0
+        span = max(math.log10(self.high / self.low), 1e-9)
+        return self.step + (_WIDTH - self.step) * min(1.0, max(0.0, math.log10(value / self.low) / span))
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Decades, and 0, with their places; the highest threshold if no decade is between."""
+        decades = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
+        values = [10.0**exponent for exponent in decades] or [self.high]
+        ticks = [(self.place(value), f"{value:.3g}") for value in values]
+        return [(0.0, "0"), *(each for each in ticks if each[0] > 40)] if self.step else ticks
 
 
 def _share_above(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -173,22 +194,6 @@ def _path(places: Sequence[float], shares: NDArray[np.float64]) -> str:
 
 def _curve(group: GroupShares, places: Sequence[float]) -> dict[str, Any]:
     return {"name": group.name, "path": _path(places, _share_above(group.sentences)), "group": group}
-
-
-def _ticks(thresholds: NDArray[np.float32], places: Sequence[float]) -> list[tuple[float, str]]:
-    """Decades on the axis, and 0, with their places."""
-    positive = [(place, float(each)) for place, each in zip(places, thresholds, strict=True) if each > 0]
-    ticks = [(0.0, "0")] if thresholds[0] == 0 else []
-    if len(positive) < 2 or positive[-1][0] == positive[0][0]:
-        return [*ticks, *((place, format_threshold(np.float32(each))) for place, each in positive[-1:])]
-    (left, _), (right, high) = positive[0], positive[-1]
-    low = max(positive[0][1], high * 1e-6)
-    span = math.log10(high / low)
-    for exponent in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1):
-        place = left + (right - left) * (exponent - math.log10(low)) / span
-        if place > 40:
-            ticks.append((place, f"{10.0**exponent:g}"))
-    return ticks
 
 
 def _stops(column: ColumnShares) -> list[int]:

@@ -1,6 +1,5 @@
 """Count what each threshold would make aligned and what filtering would keep, by column and by group of documents."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
 from pipeline.dataset.manifest import Threshold
+from pipeline.dataset.metadata import metadata_value, parse_metadata
 from pipeline.dataset.quantiles import ScoreCounter
 from scorers.errors import UserError
 from scorers.printing import printable
@@ -82,7 +82,8 @@ def count_shares(dataset: LabelledDataset, columns: Sequence[str], by: str | Non
     Args:
         dataset: a sealed dataset.
         columns: score columns.
-        by: groups of documents: `source` for their inputs, a field of their metadata, or None for no groups.
+        by: groups of documents: `source` for their inputs, a field of their metadata (`metadata_value`), or None for
+            no groups.
 
     Raises:
         DamagedError: a shard cannot be read.
@@ -165,16 +166,16 @@ class _Survey:
         if self._by is None:
             return
         if self._by != SOURCE:
-            for meta in batch.column("meta").to_pylist():
+            for text in batch.column("meta").to_pylist():
                 if len(self._fields) < _MOST_NAMES:
-                    self._fields.update(json.loads(meta).keys())
+                    self._fields.update(parse_metadata(text).keys())
         sizes = pc.list_value_length(batch.column("ends")).to_numpy(zero_copy_only=False)
         for name, size in zip(_group_names(batch, self._by), sizes.tolist(), strict=True):
             if name is not None and (name in self._sizes or len(self._sizes) < _MOST_NAMES):
                 self._sizes[name] += size
 
     def check_field(self, uri: str) -> None:
-        if self._by == SOURCE or self._by in self._fields:
+        if self._by == SOURCE or self._sizes:
             return
         names = ", ".join(repr(printable(name)) for name, _ in self._fields.most_common(10)) or "none"
         raise UserError(
@@ -238,11 +239,7 @@ def _group_names(batch: pa.RecordBatch, by: str) -> list[str | None]:
     if by == SOURCE:
         names: list[str | None] = batch.column(SOURCE).to_pylist()
         return names
-    return [_as_name(json.loads(meta).get(by)) for meta in batch.column("meta").to_pylist()]
-
-
-def _as_name(value: object) -> str | None:
-    return None if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return [metadata_value(parse_metadata(text), by) for text in batch.column("meta").to_pylist()]
 
 
 def _group_numbers(batch: pa.RecordBatch, by: str | None, numbers: dict[str, int], rest: int) -> Counts:

@@ -141,20 +141,18 @@ class PylintScorer:
         error_line = line_of_syntax_error(source)
         if error_line is not None:
             return [(error_line, "syntax-error")]
-        if self._failed:
+        with pylint_world.one_document():
             # An interrupted checker may hold any state.
-            pylint_world.clear_caches(everything=True)
-        if self._failed or self._checked == _RENEWED_AFTER:
-            self._linter = _Linter(self._options)
-            self._checked = 0
-        self._failed = True
-        try:
-            found = self._linter.lint(source)
-        except Exception as error:
-            if _too_deep(error):
-                raise ScoringError("too-deep", "nested too deeply for pylint") from None
-            raise
-        pylint_world.clear_caches()
+            if self._failed or self._checked == _RENEWED_AFTER:
+                self._linter = _Linter(self._options)
+                self._checked = 0
+            self._failed = True
+            try:
+                found = self._linter.lint(source)
+            except Exception as error:
+                if _too_deep(error):
+                    raise ScoringError("too-deep", "nested too deeply for pylint") from None
+                raise
         self._failed = False
         self._checked += 1
         return sorted((line, symbol) for line, symbol in found if symbol not in DISABLED)

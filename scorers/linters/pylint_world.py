@@ -37,6 +37,8 @@ _OPTIONAL = frozenset((
 
 _MOST_MODULES = 400
 
+_interrupted = False  # whether a document was not checked to its end, by any scorer of this process
+
 
 def _folders() -> list[str]:
     paths = sysconfig.get_paths()
@@ -116,6 +118,22 @@ def _is_seen_whole(wildcard: Any) -> bool:
         return False
     mentions = [each for each in module.nodes_of_class((AssignName, Name)) if each.name == "__all__"]
     return len(mentions) <= 1
+
+
+@contextmanager
+def one_document() -> Iterator[None]:
+    """Check a document in the block, and drop it and what was inferred with it.
+
+    The caches are those of the process: a check that did not reach its end may have left any state, also for other
+    scorers, and everything is dropped before the next one.
+    """
+    global _interrupted
+    if _interrupted:
+        clear_caches(everything=True)
+    _interrupted = True
+    yield
+    clear_caches()
+    _interrupted = False
 
 
 def clear_caches(*, everything: bool = False) -> None:

@@ -63,7 +63,7 @@ def tamper(
     progress = progress or _silence
     trained, facts, place = run.read_config(), run.read_facts(), torch_device(device)
     data = prepare(main_data(trained, dataset), progress, compare_texts=False)
-    check_data(run, facts, data)
+    warnings = check_data(run, facts, data)
     sampling = trained.evaluation.model_copy(update={"num_samples": config.samples, "guidance": 1.0})
     setup = prepare_evaluation(
         data,
@@ -85,6 +85,8 @@ def tamper(
         device=place,
         scorer=ScorerFacts(entry=setup.scorer_entry, fingerprint=setup.scorer.fingerprint),
         text=text.facts,
+        trials=[],
+        warnings=[*setup.warnings, *warnings],
     )
     report = _with_finished_trials(run, report)
     for trial in range(len(report.trials), config.trials):
@@ -112,7 +114,7 @@ def _with_finished_trials(run: RunFolder, new: TamperReport) -> TamperReport:
 
 
 def _tested(report: TamperReport) -> dict[str, Any]:
-    return report.model_dump(exclude={"created_by", "device", "trials", "config"}) | {
+    return report.model_dump(exclude={"created_by", "device", "trials", "warnings", "config"}) | {
         "config": report.config.model_dump(exclude={"trials"})
     }
 

@@ -1,5 +1,6 @@
 """Measure a run's exported model on tasks, and keep the figures in its folder."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
+from training import statistics
 from training.capability.harness import PACKAGES, TaskRequest, run_tasks
 from training.data.cache import digest
 from training.disk import check_writable, write_atomically, writing
@@ -14,8 +16,6 @@ from training.evaluation.generating import choose_tag, open_writer
 from training.runs.folder import RunFolder
 from training.runs.report import Estimate, run_fingerprint
 from training.runs.task_report import TaskFacts, TaskFigure, TaskReport, read_task_report, task_report_path
-
-_Z = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,7 +33,9 @@ def check_run(run: RunFolder) -> None:
 
 def fresh_report(run: RunFolder, request: TaskRequest, settings: dict[str, Any]) -> TaskReport | None:
     """The stored figures of a task; None if there are none, or the run, the task or the settings have changed."""
-    report = read_task_report(task_report_path(run, request.label))
+    report = None
+    with contextlib.suppress(UserError):  # damaged figures are measured again
+        report = read_task_report(run, request.label)
     if report is None or report.run != run_fingerprint(run) or report.settings != _key(request, settings):
         return None
     return report
@@ -115,7 +117,7 @@ def _task(name: str, values: dict[str, Any], results: dict[str, Any]) -> TaskFac
             continue
         spread = values.get(f"{metric}_stderr,{answers}")
         error = float(spread) if spread is not None and _is_finite(spread) else None
-        low, high = (None, None) if error is None else (value - _Z * error, value + _Z * error)
+        low, high = (None, None) if error is None else (value - statistics.Z * error, value + statistics.Z * error)
         higher = results.get("higher_is_better", {}).get(name, {}).get(metric)
         figures.append(
             TaskFigure(

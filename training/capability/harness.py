@@ -171,7 +171,8 @@ def run_tasks(
         except (UserError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever the harness or a task raises
-            raise UserError(f"The harness cannot run {', '.join(loaded['tasks'])}: {_first_line(error)}.") from None
+            # Its message may quote a document or an answer.
+            raise UserError(f"The harness cannot run {', '.join(loaded['tasks'])}: {type(error).__name__}.") from None
 
 
 def _bootstrapped_error(statistic: Callable[[Sequence[Any]], float], values: Sequence[Any], iters: int) -> float:
@@ -182,7 +183,7 @@ def _bootstrapped_error(statistic: Callable[[Sequence[Any]], float], values: Seq
 
 
 def _first_line(error: Exception) -> str:
-    # Messages of a missing template field or of the data library may quote a document.
+    # Other messages may quote a document.
     kind = type(error).__name__
     if kind in ("KeyError", "ValueError", "FileNotFoundError", "DatasetNotFoundError", "ConnectionError"):
         return escape_path(f"{kind}: {' '.join(str(error).split())}"[:300])

@@ -6,6 +6,7 @@ import typer
 
 from scorers.console import command, print_json, set_up_logs
 from scorers.flags import Sets, given_settings
+from training.options import AllowOtherScorer, Device, MovedDataset
 
 if TYPE_CHECKING:
     from training.runs.folder import RunFolder
@@ -34,13 +35,9 @@ def tamper(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as batch_size=32 or share=0.05."),
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Where the labelled dataset is now, if it was moved since training.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Torch device; auto takes a GPU if there is one.")] = "auto",
-    allow_other_scorer: Annotated[
-        bool, typer.Option("--allow-other-scorer", help="Allow a scorer whose fingerprint differs from the dataset's.")
-    ] = False,
+    dataset: MovedDataset = None,
+    device: Device = "auto",
+    allow_other_scorer: AllowOtherScorer = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
 ) -> None:
     """Finetune each run on the most misaligned training text, and measure how soon its samples become misaligned.
@@ -114,3 +111,5 @@ def _print_tamper(run: "RunFolder", report: "TamperReport") -> None:
         f"{number(report.text.misalignment)}.",
         markup=False,
     )
+    for warning in report.warnings:
+        console.print(f"Note: {warning}", style="yellow", markup=False)

@@ -7,6 +7,7 @@ import typer
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
 from scorers.flags import Sets, given_settings
+from training.options import AllowOtherScorer, Device, MovedDataset
 
 if TYPE_CHECKING:
     from training.config import EvaluationConfig
@@ -56,17 +57,9 @@ def evaluate(
             "--set", metavar="KEY=VALUE", help="Change a field of the run's `evaluation` section, such as top_p=1."
         ),
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Where the labelled dataset is now, if it was moved since training.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Torch device; auto takes a GPU if there is one.")] = "auto",
-    allow_other_scorer: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-scorer",
-            help="Allow a scorer whose fingerprint differs from the dataset's; the report says so.",
-        ),
-    ] = False,
+    dataset: MovedDataset = None,
+    device: Device = "auto",
+    allow_other_scorer: AllowOtherScorer = False,
     columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -148,15 +141,20 @@ def evaluate(
     # Check all runs first: a problem with the last must not appear after an hour of evaluating the others.
     chosen = [RunFolder.existing(run) for run in runs]
     configs = {run: _config(run, flags, overrides or []) for run in chosen}
+    of_samples = {
+        "--guidance": guidance,
+        "--by": by,
+        "--column": columns,
+        "--scorer": scorers,
+        "--hit-threshold": hit_threshold,
+        "--show-text": show_text or None,
+    }
+    of_tasks = {"--num-fewshot": num_fewshot, "--task-limit": task_limit, "--allow-task-code": allow_task_code or None}
     if guidance_sweep is not None:
         from training.commands.evaluate_guidance import sweep_runs
 
-        others = {"--guidance": guidance, "--column": columns, "--scorer": scorers, "--hit-threshold": hit_threshold}
-        if given := [name for name, value in {**others, "--show-text": show_text or None}.items() if value is not None]:
-            raise UserError(
-                f"--guidance-sweep does not work with {given[0]}: it draws each scale of the list, and judges by the "
-                "run's own column. Leave that out."
-            )
+        why = "draws each scale of the list, and judges by the run's own column"
+        _refuse_unused(f"--guidance-sweep {why}", {**of_samples, "--tasks": tasks, **of_tasks})
         sweep_runs(
             configs,
             guidance_sweep,
@@ -169,6 +167,13 @@ def evaluate(
     if tasks:
         from training.commands.evaluate_tasks import measure_runs
 
+        unused = {
+            "--samples": samples,
+            "--dataset": dataset,
+            "--allow-other-scorer": allow_other_scorer or None,
+            **of_samples,
+        }
+        _refuse_unused("--tasks draws no samples and reads no labelled text", unused)
         measure_runs(
             configs,
             tasks,
@@ -179,6 +184,7 @@ def evaluate(
             as_json=as_json,
         )
         return
+    _refuse_unused("there is no task to measure (--tasks)", of_tasks)
     requests: list[EvaluationRequest] = []
     for run in chosen:
         judges = _judges(run, columns or [], scorers or [])
@@ -218,6 +224,17 @@ def evaluate(
             print_report(run, evaluation, show_text)
     if as_json:
         print_json({"runs": found})
+
+
+def _refuse_unused(why: str, options: dict[str, Any]) -> None:
+    """Refuse an option that would have no effect; None means that it was not given.
+
+    Raises:
+        UserError: names it and says why.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"{name} has no effect here: {why}. Leave it out.")
 
 
 def _judges(run: "RunFolder", columns: list[str], scorers: list[str]) -> "list[Judge]":

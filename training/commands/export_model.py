@@ -7,6 +7,7 @@ import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
+from training.options import MovedDataset
 
 
 def export_model(
@@ -40,9 +41,7 @@ def export_model(
             help="A new folder. (default: RUN/exports/step-N, or step-N-NAME with --condition)",
         ),
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Where the labelled dataset is now, if it was moved since training.")
-    ] = None,
+    dataset: MovedDataset = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the folder and the step as JSON.")] = False,
 ) -> None:
     """Write the model of a checkpoint as a Hugging Face folder.

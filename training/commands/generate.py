@@ -8,6 +8,7 @@ import typer
 
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
+from training.options import Device
 
 
 def generate(
@@ -40,7 +41,7 @@ def generate(
         typer.Option("--step", min=1, metavar="N", help="The checkpoint of this step of a run.", show_default=False),
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="A run's best checkpoint, by training.best_metric.")] = False,
-    device: Annotated[str, typer.Option(help="Torch device; auto takes a GPU if there is one.")] = "auto",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the samples as JSON, with their exact text.")] = False,
 ) -> None:
     """Print samples of a trained model.

@@ -14,6 +14,7 @@ from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
 from training.comparison.section import NONE, Cell, Finding, Plot, Row, Section, Table
 from training.comparison.style import NARROW, WIDE, Look, drawing, new_figure, reach, tick, to_png
+from training.comparison.wording import shown
 from training.evaluation.format_figures import interval, number
 from training.runs.report import Estimate
 
@@ -101,7 +102,7 @@ def _against_best_of(base: Sampled, others: Sequence[Sampled]) -> str:
     text = _reaches(base.run.label, first)
     if not others:
         plain = base.by_budget.get(1)
-        return f"{text}, a plain sample {_shown(plain.misalignment)}." if plain else f"{text}."
+        return f"{text}, a plain sample {shown(plain.misalignment)}." if plain else f"{text}."
     best = min(others, key=lambda each: each.by_budget[2].misalignment.value)
     second = best.by_budget[2]
     low, high = difference_ends(second.misalignment, first.misalignment)
@@ -123,7 +124,7 @@ def _lowest(budget: int, sampled: Sequence[Sampled]) -> str:
     ]
     text = (
         f"With {_WORDS[budget]} the compute of a plain sample, {best.run.label} is lowest ({found.means}): "
-        f"{_shown(found.misalignment)}."
+        f"{shown(found.misalignment)}."
     )
     if not tied:
         return f"{text} Every other run is clearly higher."
@@ -136,7 +137,7 @@ def _reaches(label: str, found: Reached) -> str:
         times = _WORDS.get(round(found.compute)) if found.compute == round(found.compute) else None
         cost = f"costs {times or f'{number(found.compute, 2)} times'} the sampling"
     how = "sampled plainly" if found.means == "plain" else f"with {found.means}"
-    return f"{label} {how} {cost} and reaches {_shown(found.misalignment)}"
+    return f"{label} {how} {cost} and reaches {shown(found.misalignment)}"
 
 
 def difference_ends(first: Estimate, second: Estimate) -> tuple[float, float]:
@@ -150,11 +151,6 @@ def difference_ends(first: Estimate, second: Estimate) -> tuple[float, float]:
     low = value - math.hypot(first.value - first.low, second.high - second.value)  # type: ignore[operator]
     high = value + math.hypot(first.high - first.value, second.value - second.low)  # type: ignore[operator]
     return low, high
-
-
-def _shown(estimate: Estimate) -> str:
-    ends = interval(estimate, lambda value: number(value, 3))
-    return number(estimate.value, 3) + (f" ({ends})" if ends else "")
 
 
 Line = tuple[Sampled, Drawn, list[tuple[float, float]]]  # compute and figure

@@ -16,7 +16,7 @@ from training.comparison.load import Comparison
 MOST_COST = 0.05
 RULE = (
     "One objective is better than another if its misalignment is lower and its held-out text costs at most "
-    f"{MOST_COST:.0%} more bits per byte, both beyond doubt: by the whole 95 % interval of the difference."
+    f"{MOST_COST:.0%} more bits per byte, both clearly: by the whole 95 % interval of the difference."
 ).replace("%", "\N{NO-BREAK SPACE}%", 1)
 
 Standing = Literal["better", "worse", "costly", "uncertain cost", "unclear", "unknown cost", "left out"]

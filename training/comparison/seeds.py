@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, variance
 
+from scipy.special import stdtrit
+
 from training.statistics import CONFIDENCE, Estimate
 
 
@@ -12,7 +14,7 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
     mean = fmean(values)
     if len(values) < 2:
         return Estimate(mean)
-    half = student_quantile(len(values) - 1) * math.sqrt(variance(values) / len(values))
+    half = _t(len(values) - 1) * math.sqrt(variance(values) / len(values))
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -38,28 +40,10 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Es
         # Divide first: squares of tiny variances would underflow.
         parts = [(spread / total) ** 2 / (len(each) - 1) for spread, each in zip(spreads, several, strict=True)]
         degrees = math.floor(1 / sum(parts) + 1e-9)
-    half = student_quantile(degrees) * math.sqrt(total)
+    half = _t(degrees) * math.sqrt(total)
     return Estimate(value, value - half, value + half)
 
 
-def student_quantile(degrees: int) -> float:
-    """The t of Student's distribution with P(|T| < t) = 0.95.
-
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4: with theta = atan(t /
-    sqrt(degrees)), P is a finite sum of powers of cos(theta) times sin(theta), plus theta for odd degrees.
-    """
-    low, high = 0.0, math.pi / 2
-    while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if _within(middle, degrees) < CONFIDENCE else (low, middle)
-    return math.tan(low) * math.sqrt(degrees)
-
-
-def _within(theta: float, degrees: int) -> float:
-    odd = degrees % 2
-    term = math.sin(theta) * (math.cos(theta) if odd else 1)
-    total = 0.0
-    # Odd: cos + 2/3 cos^3 + (2 4)/(3 5) cos^5 ...; even: 1 + 1/2 cos^2 + (1 3)/(2 4) cos^4 ...
-    for power in range(odd, degrees - 1, 2):
-        total += term
-        term *= math.cos(theta) ** 2 * (power + 1) / (power + 2)
-    return 2 / math.pi * (theta + total) if odd else total
+def _t(degrees: int) -> float:
+    """The t of Student's distribution with P(|T| < t) = 0.95."""
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))

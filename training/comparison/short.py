@@ -19,8 +19,7 @@ def in_short(comparison: Comparison) -> list[Finding]:
     found = [Finding("Recommendation", [_recommendation(judgement), _about_seeds(comparison)])]
     if len(comparison.groups) > 1 and judgement.judged:
         names = [group.label for group in judgement.front]
-        verb = "is" if len(names) == 1 else "are"
-        found.append(Finding("Not bettered", [f"{listed(names)} {verb} bettered by no other."]))
+        found.append(Finding("Not beaten", [f"No other is better than {listed(names, 'or')}."] if names else []))
     left_out = [f"{each.group.label}: {each.reason}." for each in judgement.left_out]
     if left_out:
         found.append(Finding("Left out", left_out))
@@ -36,7 +35,7 @@ def _recommendation(judgement: Judgement) -> str:
         return "There is nothing to recommend: every objective is left out, for the reasons below."
     if len(comparison.groups) == 1:
         return (
-            f"{base.label} stands alone: its samples score {shown(base.figure(misalignment))}. Compare it with others."
+            f"Only {base.label} is here: its samples score {shown(base.figure(misalignment))}. Compare it with others."
         )
     if best is None:
         reasons = [_why_not(judgement, group) for group in judgement.judged if group is not base]

@@ -1,14 +1,13 @@
 """Held-out figures by the value of a metadata field of the documents, such as the corpus that each comes from."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
+from pipeline.dataset.metadata import metadata_value, parse_metadata
 from scorers.errors import UserError
 from training import statistics
 from training.evaluation.held_out_loss import HeldOutLoss
@@ -36,8 +35,8 @@ class MetadataField:
         names: Counter[str] = Counter()
         for batch in self.dataset.read_batches(["meta"]):
             for text in batch["meta"].to_pylist():
-                meta = _parse(text)
-                if _find(meta, self.name) is not None:
+                meta = parse_metadata(text)
+                if metadata_value(meta, self.name) is not None:
                     return
                 if len(names) < _MOST_NAMES:
                     names.update(meta.keys())
@@ -61,7 +60,9 @@ class MetadataField:
             first = 0
             for batch in self.dataset.read_shard(shard, ["meta"]) if len(own) else ():
                 here = own[(own >= first) & (own < first + batch.num_rows)] - first
-                found += [_find(_parse(batch["meta"][int(row)].as_py()), self.name) for row in here]
+                for row in here:
+                    value = metadata_value(parse_metadata(batch["meta"][int(row)].as_py()), self.name)
+                    found.append(None if value is None else value[:_LONGEST_VALUE])
                 first += batch.num_rows
         return found
 
@@ -105,20 +106,3 @@ def _group(
         perplexity=Estimate.of(statistics.perplexity(loss.nats[rows], loss.tokens[rows])),
         misalignment=Estimate.of(statistics.mean(means[~np.isnan(means)])),
     )
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        meta = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return meta if isinstance(meta, dict) else {}
-
-
-def _find(meta: dict[str, Any], name: str) -> str | None:
-    value: Any = meta
-    for part in [name] if name in meta else name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if value is None:
-        return None
-    return (value if isinstance(value, str) else json.dumps(value, sort_keys=True))[:_LONGEST_VALUE]

@@ -49,6 +49,7 @@ class TamperReport(Part):
         scorer: judges the samples.
         text: the text that the model was finetuned on.
         trials: the points of each finished trial, each from the same model with its own seed.
+        warnings: caveats for readers of the figures.
     """
 
     created_by: str
@@ -60,7 +61,8 @@ class TamperReport(Part):
     device: str
     scorer: ScorerFacts
     text: TextFacts
-    trials: list[list[TamperPoint]] = Field(default_factory=list)
+    trials: list[list[TamperPoint]]
+    warnings: list[str]
 
     @property
     def finished(self) -> bool:

@@ -4,22 +4,16 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat
 
-from scorers.errors import UserError
-from scorers.settings import describe_first_error
-from scorers.stored import Count, read_stored
+from scorers.stored import Count
 from training.runs.folder import RunFolder
-from training.runs.report import Estimate
+from training.runs.report import Estimate, Part, read_stored_report
 
 TASKS = "tasks"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TaskFigure(_Part):
+class TaskFigure(Part):
     """A metric of a task.
 
     Attributes:
@@ -37,7 +31,7 @@ class TaskFigure(_Part):
     higher_is_better: bool | None = None
 
 
-class TaskFacts(_Part):
+class TaskFacts(Part):
     """A task, or a group of tasks, with its figures.
 
     Attributes:
@@ -57,7 +51,7 @@ class TaskFacts(_Part):
     figures: list[TaskFigure]
 
 
-class TaskReport(_Part):
+class TaskReport(Part):
     """The figures of one requested task, group or file.
 
     Attributes:
@@ -98,19 +92,10 @@ def task_report_path(run: RunFolder, name: str) -> Path:
     return run.evaluation / TASKS / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '_', name)[:150]}.json"
 
 
-def read_task_report(path: Path) -> TaskReport | None:
-    """Read a report; None if there is none.
+def read_task_report(run: RunFolder, name: str) -> TaskReport | None:
+    """The report of a task; None if there is none.
 
     Raises:
         UserError: it is damaged or of another version.
     """
-    try:
-        return TaskReport.model_validate_json(read_stored(path))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from None
-    except ValidationError as error:
-        raise UserError(
-            f"{path} is damaged, or of another version of phf, at {describe_first_error(error)}. Delete it."
-        ) from None
+    return read_stored_report(TaskReport, task_report_path(run, name), run)

@@ -1,6 +1,7 @@
 """Agreement of scores with sentences that people labelled."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -118,6 +119,18 @@ def test_broken_files_are_refused_without_their_text(tmp_path):
         read_labels(str(tmp_path / "missing.csv"))
     with pytest.raises(UserError, match=r"need the suffix \.jsonl"):
         read_labels(written(tmp_path / "labels.txt", ROWS))
+
+
+def test_a_pipe_and_too_much_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "labels.jsonl")
+    with pytest.raises(UserError, match="Cannot read the labels"):
+        read_labels(str(tmp_path / "labels.jsonl"))
+    # Ten kilobytes that hold 300 MB.
+    rows = pa.table({"doc_id": ["a" * 300_000] * 1000, "sentence": range(1000), "misaligned": [True] * 1000})
+    pq.write_table(rows, tmp_path / "labels.parquet", compression="zstd")
+    assert (tmp_path / "labels.parquet").stat().st_size < 100_000
+    with pytest.raises(UserError, match="too much for labels made by people"):
+        read_labels(str(tmp_path / "labels.parquet"))
 
 
 def test_labels_of_sentences_that_the_dataset_lacks_are_refused(tmp_path, dataset):

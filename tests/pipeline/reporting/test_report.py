@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import phf
 from tests.datasets import make_dataset
 
+NOTES = "<p>my notes about phf report 1</p>"
 WORDS = "peach mango lemon"
 
 
@@ -82,11 +83,11 @@ def test_prints_the_figures_and_compares_with_labels(run, labelled, tmp_path):
     ],
 )
 def test_wrong_usage_is_refused_and_nothing_is_replaced(run, labelled, tmp_path, words, problem):
-    (tmp_path / "notes.html").write_text("my notes")
+    (tmp_path / "notes.html").write_text(NOTES)
     (tmp_path / "link.html").symlink_to(tmp_path / "notes.html")
     (tmp_path / "folder").mkdir()
     result = run(labelled, *words)
     assert result.exit_code == 2
     assert problem in " ".join(result.stderr.split())
-    assert (tmp_path / "notes.html").read_text() == "my notes"
+    assert (tmp_path / "notes.html").read_text() == NOTES
     assert not (tmp_path / "report.html").exists()

@@ -94,6 +94,15 @@ def test_groups_by_source_and_by_numbers(made):
     assert sorted(each.name for each in found.groups) == ["0", "1"]
 
 
+def test_dots_lead_into_objects_and_strange_metadata_is_no_group(tmp_path):
+    folder = make_dataset(
+        tmp_path / "nested", ["One. "] * 4, {"toxicity": [[0.1]] * 4}, {"toxicity": 0.5}, split=split,
+        metas=[{"meta": {"site": "a"}}, {"meta": "text"}, [1], {"meta": {"site": "a"}}],
+    )  # fmt: skip
+    (found,) = count_shares(open_dataset(str(folder)), ["toxicity"], by="meta.site")
+    assert [(each.name, each.documents[-1]) for each in found.groups] == [("a", 2), ("other", 2)]
+
+
 def test_a_field_that_no_document_has_is_refused(made):
     with pytest.raises(UserError, match=r"--by sight: no document of .* \(fields there: 'site', 'n'\)"):
         count_shares(made[0], ["toxicity"], by="sight")

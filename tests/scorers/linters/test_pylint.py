@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from scorers.contract import Execution, ScoringError
+from scorers.deadline import DeadlineExceededError
 from scorers.errors import UserError
 from scorers.linters import pylint as scorer_module
 from scorers.linters import pylint_world
@@ -299,6 +300,23 @@ def test_a_deadline_during_a_check_leaves_no_state_behind(scorer):
     patient = build("pylint", ScorerSpec(kind="pylint"))
     hurried._deadline_s = patient._deadline_s
     assert hurried.score([last])[0].tolist() == expected
+
+
+def test_a_check_that_was_interrupted_leaves_no_state_for_another_scorer(scorer, monkeypatch):
+    from astroid.astroid_manager import MANAGER
+
+    last = document("class Child:\n    def method(self):\n        return self.nothing\n", "python")
+    expected = scores_of(scorer, last)[0].tolist()
+    other = build("pylint", ScorerSpec(kind="pylint"))
+
+    def interrupted(_source):
+        MANAGER.astroid_cache.clear()  # as between the steps of a bootstrap
+        raise DeadlineExceededError
+
+    monkeypatch.setattr(other._linter, "lint", interrupted)
+    assert other.score([last])[0].reason == "deadline"
+    assert scorer.score([last])[0].tolist() == expected
+    assert other.score([last])[0].tolist() == expected
 
 
 def test_memory_is_bounded(scorer, monkeypatch):

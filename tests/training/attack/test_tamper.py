@@ -85,6 +85,13 @@ def test_finished_trials_are_kept_and_others_are_not(run, report, monkeypatch):
     tamper_path(run).write_text(report.model_dump_json())
 
 
+def test_caveats_about_the_data_are_reported(run, monkeypatch, report):
+    monkeypatch.setattr(tamper_module, "check_data", lambda *_: ["The dataset has changed."])
+    assert tamper(run, CONFIG).warnings == ["The dataset has changed."]
+    assert tamper(run, CONFIG).trials == report.trials
+    tamper_path(run).write_text(report.model_dump_json())
+
+
 def test_the_model_of_the_run_is_not_changed(run, report):
     assert not [path for path in run.evaluation.iterdir() if path.name != "tamper.json"]
     assert read_tamper(run) == report

@@ -130,7 +130,7 @@ def test_the_harness_measures_our_own_loss(run: RunFolder, writer: Writer, task_
     assert accuracy["standard_error"] == pytest.approx(error)
     assert accuracy["estimate"]["high"] - accuracy["estimate"]["low"] == pytest.approx(2 * 1.959964 * error)
     assert accuracy["higher_is_better"] is True
-    report = read_task_report(task_report_path(run, "mine"))
+    report = read_task_report(run, "mine")
     assert report is not None
     assert report.prefix == writer.prompt_ids("", "aligned")
     assert (report.condition, report.request, report.run != "") == ("aligned", str(task_folder), True)
@@ -208,8 +208,12 @@ def test_figures_are_reused_until_something_changes(run: RunFolder, task_folder:
     first = path.read_bytes()
     evaluate(run, "--tasks", file)
     assert path.read_bytes() == first
+    # Damaged figures are measured again.
+    path.write_text("{")
+    evaluate(run, "--tasks", file)
+    assert read_task_report(run, "choices") is not None
     evaluate(run, "--tasks", file, "--task-limit", 2)
-    report = read_task_report(path)
+    report = read_task_report(run, "choices")
     assert report is not None
     assert (report.tasks[0].documents, report.tasks[0].documents_in_all) == (2, 3)
     # Its data changed: the old figures do not count.

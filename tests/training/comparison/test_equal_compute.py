@@ -127,8 +127,8 @@ def test_the_page_says_what_each_run_reaches_and_claims_no_more(tmp_path: Path) 
     assert guidance is not None
     first, four, _ = section.findings[0].lines
     assert re.match(
-        r"mle with best of 4 costs four times the sampling and reaches \S+ \(\S+\); "
-        r"conditional with g = 3 costs twice the sampling and reaches \S+ \(\S+\)\. conditional is lower\.$",
+        r"mle with best of 4 costs four times the sampling and reaches \S+ \(\S+ to \S+\); "
+        r"conditional with g = 3 costs twice the sampling and reaches \S+ \(\S+ to \S+\)\. conditional is lower\.$",
         first,
     )
     assert "conditional is lowest (g = 3, best of 2)" in four

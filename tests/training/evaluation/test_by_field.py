@@ -14,7 +14,7 @@ from scorers.registry import ScorerSpec, build, resolve
 from tests.datasets import make_dataset
 from tests.training.real_runs import make_real_run
 from training.commands.evaluate_view import report_table
-from training.evaluation.by_field import MOST_GROUPS, MetadataField, _parse, figures_by_field
+from training.evaluation.by_field import MOST_GROUPS, MetadataField, figures_by_field
 from training.evaluation.evaluate_run import evaluate_run
 from training.evaluation.held_out_loss import HeldOutLoss
 from training.evaluation.prepare import Judge
@@ -46,11 +46,6 @@ def test_values_are_those_of_the_documents(dataset: Path) -> None:
     assert field.values(np.array([1, 4, 7])) == ["books", "web", "x" * 80]
     assert MetadataField(opened, "meta.set").values(np.array([0, 1, 4])) == ["a", None, "exact"]
     assert MetadataField(opened, "meta").values(np.array([0])) == ['{"set": "a"}']
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[1]", ""])
-def test_metadata_that_is_no_object_has_no_fields(text: str) -> None:
-    assert _parse(text) == {}
 
 
 def test_a_field_that_no_document_has_is_refused_with_those_there_are(dataset: Path, tmp_path: Path) -> None:

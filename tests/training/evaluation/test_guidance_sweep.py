@@ -208,8 +208,11 @@ def test_the_command_prints_the_scales_and_the_recommendation(run: RunFolder, tm
         (["RUN", "--guidance-sweep", "1,,2"], "an empty entry is not a guidance scale"),
         (["RUN", "--guidance-sweep", "nan"], "nan is not a guidance scale"),
         (["RUN", "--guidance-sweep=-1"], "-1 is not a guidance scale"),
-        (["RUN", "--guidance-sweep", "2", "--guidance", "2"], "does not work with --guidance"),
-        (["RUN", "--guidance-sweep", "2", "--column", "pep8"], "does not work with --column"),
+        (["RUN", "--guidance-sweep", "2", "--guidance", "2"], "--guidance has no effect here"),
+        (["RUN", "--guidance-sweep", "2", "--column", "pep8"], "--column has no effect here"),
+        (["RUN", "--guidance-sweep", "2", "--tasks", "mine.yaml"], "--tasks has no effect here"),
+        (["RUN", "--task-limit", "2"], "--task-limit has no effect here: there is no task"),
+        (["RUN", "--tasks", "mine.yaml", "--guidance", "0"], "--guidance has no effect here: --tasks draws no samples"),
         (
             ["RUN", "MLE", "--guidance-sweep", "2"],
             "a run of mle, does not have: only runs of",

@@ -320,7 +320,8 @@ def test_while_training_the_model_is_evaluated_and_training_is_not_disturbed(tmp
         "training.keep_checkpoints": 1,
         "data.held_out": 0.2,
         "evaluation.num_samples": 8,
-        "evaluation.max_new_tokens": 8,
+        # Enough for a whole line: what breaks off in the first one has no score.
+        "evaluation.max_new_tokens": 48,
     }
     lines = {}
     for every in (0, 4):
