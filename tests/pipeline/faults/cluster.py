@@ -9,6 +9,9 @@ from typing import Any
 from tests.pipeline.faults.job import command_of
 from tests.pipeline.label_job import alive, descendants
 
+# A raylet ends itself when its agents take over 15 s to start, as they may on a busy machine.
+_STARTS = 3
+
 SECRET_FREE = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
 
@@ -43,7 +46,16 @@ class Cluster:
     def add(self, env: Mapping[str, str] | None = None) -> Any:
         """Add a node, with more environment variables for its workers; returns it."""
         with _environment(self._env | dict(env or {})):
-            node = self._ray.add_node(num_cpus=1, object_store_memory=80_000_000)
+            for attempt in range(_STARTS):
+                before = set(self._ray.worker_nodes)
+                try:
+                    node = self._ray.add_node(num_cpus=1, object_store_memory=80_000_000)
+                    break
+                except Exception:
+                    if attempt == _STARTS - 1:
+                        raise
+                    for dead in set(self._ray.worker_nodes) - before:
+                        self._ray.remove_node(dead, allow_graceful=False)
         self._nodes.append(node)
         return node
 
