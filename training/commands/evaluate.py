@@ -51,6 +51,14 @@ def evaluate(
             "recommend one.",
         ),
     ] = None,
+    references: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reference",
+            metavar="RUN|MODEL|FILE",
+            help="Only measure KL from this run, model or file of samples, and how likely samples are under it.",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,6 +137,12 @@ def evaluate(
     program: those from elsewhere can run code. Files that could are refused,
     unless --allow-task-code is given.
 
+    --reference compares each run with another run, usually that of mle, with a
+    local model or with a file of samples and their log-probabilities: KL is the
+    mean of log p_ref - log p over its samples, at temperature 1. The samples of
+    an earlier evaluation are measured under it too. A guidance sweep measures
+    the likelihood of its samples under a run.
+
     Example: phf evaluate runs/conditional --samples 512
     """
     flags = given_settings(evaluate, locals())
@@ -141,6 +155,7 @@ def evaluate(
     # Check all runs first: a problem with the last must not appear after an hour of evaluating the others.
     chosen = [RunFolder.existing(run) for run in runs]
     configs = {run: _config(run, flags, overrides or []) for run in chosen}
+    of_drawing = {"--samples": samples, "--dataset": dataset, "--allow-other-scorer": allow_other_scorer or None}
     of_samples = {
         "--guidance": guidance,
         "--by": by,
@@ -158,22 +173,24 @@ def evaluate(
         sweep_runs(
             configs,
             guidance_sweep,
+            reference=_one_run(references),
             dataset=dataset,
             device=device,
             allow_other_scorer=allow_other_scorer,
             as_json=as_json,
         )
         return
+    if references:
+        from training.commands.evaluate_references import evaluate_references
+
+        why = "--reference draws samples of the reference alone, as many as --set reference_samples=N"
+        _refuse_unused(why, {**of_drawing, **of_samples, "--tasks": tasks, **of_tasks})
+        evaluate_references(configs, references, device=device, as_json=as_json)
+        return
     if tasks:
         from training.commands.evaluate_tasks import measure_runs
 
-        unused = {
-            "--samples": samples,
-            "--dataset": dataset,
-            "--allow-other-scorer": allow_other_scorer or None,
-            **of_samples,
-        }
-        _refuse_unused("--tasks draws no samples and reads no labelled text", unused)
+        _refuse_unused("--tasks draws no samples and reads no labelled text", {**of_drawing, **of_samples})
         measure_runs(
             configs,
             tasks,
@@ -235,6 +252,16 @@ def _refuse_unused(why: str, options: dict[str, Any]) -> None:
     for name, value in options.items():
         if value is not None:
             raise UserError(f"{name} has no effect here: {why}. Leave it out.")
+
+
+def _one_run(references: list[str] | None) -> "RunFolder | None":
+    from training.runs.folder import RunFolder
+
+    if not references:
+        return None
+    if len(references) > 1:
+        raise UserError("--guidance-sweep measures the likelihood of samples under one --reference. Give one run.")
+    return RunFolder.existing(references[0])
 
 
 def _judges(run: "RunFolder", columns: list[str], scorers: list[str]) -> "list[Judge]":

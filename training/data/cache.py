@@ -56,8 +56,7 @@ def digest(content: Any) -> str:
 def derived_place(dataset_uri: str, name: str) -> Path:
     """Return `DATASET.tokens/NAME` beside a local dataset, or a path in the user's cache.
 
-    The cache serves remote datasets and folders that are not writable. It is `$PHF_CACHE`, else `$XDG_CACHE_HOME/phf`,
-    else `~/.cache/phf`.
+    The cache (`user_cache`) serves remote datasets and folders that are not writable.
 
     Raises:
         UserError: the path is a link, which may have come with the dataset.
@@ -74,8 +73,13 @@ def derived_place(dataset_uri: str, name: str) -> Path:
                 )
         if (beside / name).exists() or os.access(beside if beside.exists() else folder.parent, os.W_OK):
             return beside / name
+    return user_cache() / "tokens" / name
+
+
+def user_cache() -> Path:
+    """Return `$PHF_CACHE`, else `$XDG_CACHE_HOME/phf`, else `~/.cache/phf`."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get(CACHE_VARIABLE) or f"{base}/phf") / "tokens" / name
+    return Path(os.environ.get(CACHE_VARIABLE) or f"{base}/phf")
 
 
 def relocate_data(data: DataConfig, dataset: str | None) -> DataConfig:

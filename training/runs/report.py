@@ -282,13 +282,14 @@ def read_report(run: RunFolder, scorer: str | None = None) -> EvaluationReport |
     return read_stored_report(EvaluationReport, report_folder(run, scorer) / REPORT_NAME, run)
 
 
-def read_stored_report(kind: type[_Report], path: Path, run: RunFolder) -> _Report | None:
+def read_stored_report(kind: type[_Report], path: Path, run: RunFolder, command: str | None = None) -> _Report | None:
     """A report of an evaluation, read from its file; None if there is none.
 
     Args:
         kind: the format of the report.
         path: the JSON file.
         run: the evaluated run, for messages.
+        command: that writes the report; `phf evaluate RUN` by default.
 
     Raises:
         UserError: the report is damaged or of another version.
@@ -302,7 +303,7 @@ def read_stored_report(kind: type[_Report], path: Path, run: RunFolder) -> _Repo
     except ValidationError as error:
         raise UserError(
             f"{path} is damaged, or of another version of phf, at {describe_first_error(error)}. "
-            f"Run `{phf('evaluate', run.path)}` again."
+            f"Run `{command or phf('evaluate', run.path)}` again."
         ) from None
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from scorers.shell import phf
 from scorers.stored import Count
 from training.config import TamperConfig
 from training.runs.folder import RunFolder
@@ -89,4 +90,4 @@ def read_tamper(run: RunFolder) -> TamperReport | None:
     Raises:
         UserError: the report is damaged or of another version.
     """
-    return read_stored_report(TamperReport, tamper_path(run), run)
+    return read_stored_report(TamperReport, tamper_path(run), run, phf("attack", "tamper", run.path))

@@ -1,0 +1,87 @@
+"""What runs are compared with: another run, a folder of a causal language model, or a file of samples."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from scorers import hugging_face
+from scorers.errors import UserError
+from scorers.fingerprint import file_sha256, folder_sha256
+from training.config import EvaluationConfig
+from training.evaluation.references.samples import Progress, ReferenceSamples, draw_once, read_samples
+from training.evaluation.references.text_model import TextModel, open_folder, open_run
+from training.runs.folder import RunFolder
+from training.runs.reference_report import ReferenceFacts
+from training.runs.report import run_fingerprint
+
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_LONGEST_NAME = 64
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference that exists; its model is loaded when it is needed first.
+
+    Attributes:
+        name: of its results.
+        facts: what it is.
+        samples: returns samples, drawn or read by these settings.
+        model: loads the model; None for a file.
+    """
+
+    name: str
+    facts: ReferenceFacts
+    samples: Callable[[EvaluationConfig, Progress | None], ReferenceSamples]
+    model: Callable[[], TextModel] | None
+
+
+def find_reference(place: str, device: str) -> Reference:
+    """Find a reference, without loading its model.
+
+    Args:
+        place: folder of a run of `phf train` or of a Hugging Face model, or a `.jsonl` or `.parquet` file of samples.
+        device: torch device.
+
+    Raises:
+        UserError: there is none, or the run has no model yet.
+    """
+    path = Path(place)
+    name = _NOT_IN_A_NAME.sub("-", path.resolve().name).strip(".-")[:_LONGEST_NAME] or "reference"
+    if path.is_file() and path.suffix in (".parquet", ".jsonl"):
+        facts = ReferenceFacts(kind="file", place=place, fingerprint=file_sha256(path)[:16])
+        return Reference(name, facts, lambda config, _: read_samples(path, config.reference_samples), None)
+    if (path / "run.json").is_file():
+        return _run(name, place, RunFolder.existing(path), device)
+    if (path / "config.json").is_file():
+        hugging_face.refuse_devices(place)
+        facts = ReferenceFacts(kind="model", place=place, fingerprint=_of_folder(path))
+        return _model(name, facts, lambda: open_folder(path, device))
+    raise UserError(
+        f"--reference {place}: there is no such run or model, nor a file of samples. Give the --output of `phf train`, "
+        "a folder with a Hugging Face model (config.json), or a .jsonl or .parquet file with `text` and `log_prob`."
+    )
+
+
+def _run(name: str, place: str, run: RunFolder, device: str) -> Reference:
+    facts = run.read_facts()
+    if not run.model.is_dir():
+        raise UserError(
+            f"--reference {place} has no model yet (status: {facts.status}, step {facts.step} of "
+            f"{facts.horizon.steps}). Finish its training first, or give another reference."
+        )
+    found = ReferenceFacts(kind="run", place=place, fingerprint=run_fingerprint(run), objective=facts.objective)
+    return _model(name, found, lambda: open_run(run, device))
+
+
+def _model(name: str, facts: ReferenceFacts, load: Callable[[], TextModel]) -> Reference:
+    load = cache(load)
+    return Reference(name, facts, lambda config, progress: draw_once(load, facts.fingerprint, config, progress), load)
+
+
+def _of_folder(folder: Path) -> str:
+    try:
+        return folder_sha256(folder)[:16]
+    except OSError as error:
+        raise UserError(f"Cannot read the model {folder}: {error.strerror or error}.") from None

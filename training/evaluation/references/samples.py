@@ -1,0 +1,203 @@
+"""Samples of a reference with their log-probabilities: drawn from a model, or read from a file."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from pipeline.dataset.writer import parquet_writer
+from scorers.errors import UserError
+from scorers.settings import describe_first_error
+from scorers.stored import LARGEST, parse_json, read_stored
+from training.config import EvaluationConfig
+from training.data.cache import digest, user_cache
+from training.disk import write_atomically
+from training.evaluation.references.text_model import TextModel, Texts
+from training.model.sampling import sample
+
+_REVISION = 1  # raise it when samples of the same settings change
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("text", pa.large_string(), nullable=False),
+        pa.field("ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("ended", pa.bool_(), nullable=False),
+        pa.field("log_prob", pa.float64(), nullable=False),
+    ]
+)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ReferenceSamples:
+    """Samples of a reference.
+
+    Attributes:
+        texts: the samples.
+        nats: float64 [n], log p_ref of each, with EOS if it ended.
+        max_tokens: the limit in force; None for a file.
+    """
+
+    texts: Texts
+    nats: NDArray[np.float64]
+    max_tokens: int | None
+
+
+class StoredSample(BaseModel):
+    """A line of a file of samples. Other fields are ignored.
+
+    Attributes:
+        text: the sample.
+        log_prob: natural logarithm of its probability.
+        ended: whether the text ended by itself and `log_prob` counts that; else it was cut.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    text: str
+    log_prob: Annotated[float, Field(le=0, allow_inf_nan=False)]
+    ended: bool = False
+
+
+_SAMPLE = TypeAdapter(StoredSample)
+
+
+def draw_once(
+    open_model: Callable[[], TextModel], state: str, config: EvaluationConfig, progress: Progress | None = None
+) -> ReferenceSamples:
+    """Draw samples of a model at temperature 1, or read them from the user's cache if they were drawn before.
+
+    Args:
+        open_model: loads the model; not called if they were.
+        state: fingerprint of the model.
+        config: `reference_samples`, `reference_tokens`, `batch_size` and `seed`.
+        progress: called with the samples drawn and the total.
+    """
+    key = digest([_REVISION, state, config.reference_samples, config.reference_tokens, config.seed])
+    place = user_cache() / "references" / f"{key}.parquet"
+    found = _read_cached(place, config)
+    if found is not None:
+        return found
+    model = open_model()
+    law = model.law
+    drawn = sample(
+        model.model,
+        eos_id=law.eos_id,
+        prompt_ids=law.prompt_ids,
+        banned_ids=law.banned_ids,
+        config=config.model_copy(
+            update={"temperature": 1.0, "top_p": 1.0, "max_new_tokens": config.reference_tokens, "guidance": 1.0}
+        ),
+        seed=config.seed,
+        vocab_size=law.vocab_size,
+        context_length=law.context_length,
+        num_samples=config.reference_samples,
+        progress=progress,
+    )
+    texts = Texts(model.decode(drawn.ids), drawn.ids, drawn.ended, model.vocabulary)
+    samples = ReferenceSamples(texts, model.measure(texts).likelihood.nats, drawn.max_new_tokens)
+    _write_cached(place, samples)
+    return samples
+
+
+def read_samples(path: Path, most: int) -> ReferenceSamples:
+    """Read the first samples of a Parquet or JSON Lines file with `text`, `log_prob` and, optionally, `ended`.
+
+    Args:
+        path: the file; its name ends in `.parquet` or `.jsonl`.
+        most: number of samples.
+
+    Raises:
+        UserError: it cannot be read, or a sample is not valid; names the record.
+    """
+    try:
+        content = read_stored(path)
+    except OSError as error:
+        raise UserError(f"Cannot read the reference {path}: {error.strerror or error}.") from None
+    records = _parquet(path, content, most) if path.suffix == ".parquet" else _json_lines(path, content, most)
+    if len(records) < 2:
+        raise UserError(f"The reference {path} has {len(records)} samples; an estimate needs at least 2.")
+    texts = Texts([each.text for each in records], None, [each.ended for each in records], None)
+    return ReferenceSamples(texts, np.array([each.log_prob for each in records]), None)
+
+
+def _json_lines(path: Path, content: bytes, most: int) -> list[StoredSample]:
+    found: list[StoredSample] = []
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if len(found) == most:
+            break
+        if not line.strip():
+            continue
+        try:
+            found.append(_SAMPLE.validate_python(parse_json(line)))
+        except ValidationError as error:
+            raise UserError(f"{path}, line {number:,}: {describe_first_error(error)}. {_WANTED}") from None
+        except ValueError:
+            raise UserError(f"{path}, line {number:,} is not JSON. {_WANTED}") from None
+    return found
+
+
+_WANTED = "Each record needs `text`, `log_prob` (natural logarithm, at most 0) and may have `ended` (true or false)."
+
+
+def _parquet(path: Path, content: bytes, most: int) -> list[StoredSample]:
+    columns = list(StoredSample.model_fields)
+    try:
+        # Repeated texts stay in a dictionary: a small file cannot expand into a large one.
+        with pq.ParquetFile(io.BytesIO(content), read_dictionary=["text"]) as parquet:
+            known = [name for name in columns if name in parquet.schema_arrow.names]
+            table = next(parquet.iter_batches(batch_size=most, columns=known), None)
+        if table is None:
+            return []
+        text = table["text"] if "text" in known else None
+        if text is not None and pa.types.is_dictionary(text.type):
+            sizes = pc.binary_length(text.dictionary).take(text.indices)
+            if (pc.sum(sizes).as_py() or 0) > LARGEST:
+                raise UserError(f"The reference {path} has more than the {LARGEST:,} bytes of text that it may have.")
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"The reference {path} is not a whole Parquet file ({type(error).__name__}).") from None
+    found = []
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append(_SAMPLE.validate_python({name: each for name, each in row.items() if each is not None}))
+        except ValidationError as error:
+            raise UserError(f"{path}, row {number:,}: {describe_first_error(error)}. {_WANTED}") from None
+    return found
+
+
+def _read_cached(place: Path, config: EvaluationConfig) -> ReferenceSamples | None:
+    try:
+        with pq.ParquetFile(place, page_checksum_verification=True) as parquet:
+            if not parquet.schema_arrow.equals(_SCHEMA) or parquet.metadata.num_rows != config.reference_samples:
+                return None
+            metadata = parquet.schema_arrow.metadata or parquet.metadata.metadata
+            table = parquet.read()
+    except (OSError, pa.ArrowException):
+        return None  # drawn anew
+    vocabulary, limit = (metadata[name].decode() for name in (b"vocabulary", b"max_tokens"))
+    texts = Texts(table["text"].to_pylist(), table["ids"].to_pylist(), table["ended"].to_pylist(), vocabulary)
+    return ReferenceSamples(texts, table["log_prob"].to_numpy(), int(limit))
+
+
+def _write_cached(place: Path, samples: ReferenceSamples) -> None:
+    texts = samples.texts
+    columns = {"text": texts.texts, "ids": texts.ids, "ended": texts.ended, "log_prob": samples.nats}
+    metadata = {"vocabulary": texts.vocabulary, "max_tokens": str(samples.max_tokens)}
+    table = pa.table(columns, schema=_SCHEMA.with_metadata(metadata))
+    sink = io.BytesIO()
+    with parquet_writer(sink, table.schema) as writer:
+        writer.write_table(table)
+    try:
+        write_atomically(place, sink.getvalue())
+    except OSError:
+        return  # a cache that cannot be written only costs time
