@@ -49,13 +49,14 @@ class StageProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Update a stage: `done` of `total`."""
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Update a stage: `done` of `total`, and a note such as its speed."""
         if self._bars is not None:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(self._title + stage, total=total)
-            self._bars.update(self._tasks[stage], completed=done, total=total)
+            shown = f"{self._title}{stage}{note and f' ({note})'}"
+            self._bars.update(self._tasks[stage], completed=done, total=total, description=shown)
         elif time.monotonic() - self._printed_at >= _PLAIN_EVERY_S:
             self._printed_at = time.monotonic()
-            sys.stderr.write(message(f"{self._title}{stage} {done:,} of {total:,}\n"))
+            sys.stderr.write(message(f"{self._title}{stage} {done:,} of {total:,}{note and f' ({note})'}\n"))
             sys.stderr.flush()

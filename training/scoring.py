@@ -163,7 +163,11 @@ def score_samples(
         scorer: see `rebuild_scorer`.
         kind: of the training documents.
     """
-    texts = [decode(sample) for sample in ids]
+    return score_texts([decode(sample) for sample in ids], ended, scorer, kind)
+
+
+def score_texts(texts: list[str], ended: Sequence[bool], scorer: Scorer, kind: DocumentKind) -> ScoredSamples:
+    """Split texts as the corpus was split, and score them; the arguments are those of `score_samples`."""
     documents = [
         document(judged_text(text, kind, ended=by_itself), kind) for text, by_itself in zip(texts, ended, strict=True)
     ]

@@ -114,6 +114,15 @@ def evaluate(
             help="Allow local task files to run their own Python, and tasks to run what the model writes.",
         ),
     ] = False,
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scenario",
+            metavar="NAME|prompted=FILE|FILE.yaml",
+            help="Only evaluate this scenario: unconditional, held-out, prompted=FILE, or of a file; repeatable. "
+            "--set then changes its fields.",
+        ),
+    ] = None,
     show_text: Annotated[
         int, typer.Option("--show-text", min=0, metavar="N", help="Print N samples of each run with their scores.")
     ] = 0,
@@ -143,6 +152,11 @@ def evaluate(
     an earlier evaluation are measured under it too. A guidance sweep measures
     the likelihood of its samples under a run.
 
+    With --scenario the models continue prompts: of a file (JSONL, text or
+    Parquet), or the first sentences of held-out documents; or, as the paper
+    samples them, no prompts. A finished scenario is kept, and an interrupted
+    one goes on.
+
     Example: phf evaluate runs/conditional --samples 512
     """
     flags = given_settings(evaluate, locals())
@@ -154,7 +168,6 @@ def evaluate(
 
     # Check all runs first: a problem with the last must not appear after an hour of evaluating the others.
     chosen = [RunFolder.existing(run) for run in runs]
-    configs = {run: _config(run, flags, overrides or []) for run in chosen}
     of_drawing = {"--samples": samples, "--dataset": dataset, "--allow-other-scorer": allow_other_scorer or None}
     of_samples = {
         "--guidance": guidance,
@@ -165,6 +178,21 @@ def evaluate(
         "--show-text": show_text or None,
     }
     of_tasks = {"--num-fewshot": num_fewshot, "--task-limit": task_limit, "--allow-task-code": allow_task_code or None}
+    if scenarios:
+        from training.commands.evaluate_scenarios import evaluate_scenarios
+
+        others = {"--tasks": tasks, "--reference": references, "--guidance-sweep": guidance_sweep, "--samples": samples}
+        _refuse_unused(
+            "a scenario has its own number of samples (--set continuations=4 and max_prompts=100), and is scored by "
+            "the scorer that the run was trained with",
+            {**of_samples, **others, **of_tasks, "--guidance": None, "--hit-threshold": None},
+        )
+        evaluate_scenarios(
+            chosen, scenarios, overrides or [], guidance=guidance, dataset=dataset, device=device,
+            allow_other_scorer=allow_other_scorer, hit_threshold=hit_threshold, as_json=as_json,
+        )  # fmt: skip
+        return
+    configs = {run: _config(run, flags, overrides or []) for run in chosen}
     if guidance_sweep is not None:
         from training.commands.evaluate_guidance import sweep_runs
 

@@ -134,3 +134,28 @@ def _reads_as_token(backend: Any, name: str, number: int | None) -> bool:
 def _ids(backend: Any, text: str) -> list[int]:
     ids: list[int] = backend.encode(text, add_special_tokens=False).ids
     return ids
+
+
+def byte_level_tokens(backend: Any) -> dict[int, bytes] | None:
+    """Return the bytes of every token of a byte-level BPE (GPT-2, Llama 3), without special tokens; None for others.
+
+    Args:
+        backend: a `tokenizers.Tokenizer`.
+    """
+    state = json.loads(backend.to_str())
+    steps = [step["type"] for step in _steps(state["pre_tokenizer"])]
+    if state["model"]["type"] != "BPE" or "ByteLevel" not in steps or state["normalizer"] is not None:
+        return None
+    # Printable characters of Latin-1 stand for their own byte, and those from U+0100 on for the others in order.
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [each for each in range(0x100) if each not in own]
+    byte_of = {chr(each): each for each in own} | {chr(0x100 + place): each for place, each in enumerate(others)}
+    added = backend.get_added_tokens_decoder()
+    tokens = {number: name for name, number in backend.get_vocab(with_added_tokens=False).items()}
+    if any(character not in byte_of for number, name in tokens.items() if number not in added for character in name):
+        return None
+    return {
+        number: bytes(byte_of[character] for character in name)
+        for number, name in tokens.items()
+        if number not in added
+    }

@@ -101,45 +101,133 @@ def sample(
     if context_length is not None:
         limit = max(1, min(limit, context_length - len(prompt_ids)))
     generator = torch.Generator().manual_seed(seed)
-    prompts, scale = _prompts(prompt_ids, guidance)
+    scale = 1.0 if guidance is None else guidance.scale
+    prompts = torch.tensor(_prompts(prompt_ids, scale, None if guidance is None else guidance.away_ids))
     ids: list[list[int]] = []
     ended: list[bool] = []
     with evaluation_mode(model):
         for start in range(0, count, config.batch_size):
             size = min(config.batch_size, count - start)
             uniform = torch.rand(size, limit, generator=generator, dtype=torch.float64)
-            batch = _sample_batch(model, eos_id, prompts, scale, banned_ids, config, uniform, vocab_size)
+            batch = _sample_batch(
+                model, eos_id, prompts[:, None].expand(-1, size, -1), scale, banned_ids, config.temperature,
+                config.top_p, uniform, vocab_size,
+            )  # fmt: skip
             for row in batch:
-                stop = row.index(eos_id) if eos_id in row else len(row)
-                ids.append(row[:stop])
-                ended.append(stop < len(row))
+                found, complete = _without_eos(row, eos_id)
+                ids.append(found)
+                ended.append(complete)
             if progress is not None:
                 progress(len(ids), count)
     return Samples(ids, ended, limit)
 
 
-def _prompts(prompt_ids: Sequence[int], guidance: Guidance | None) -> tuple[list[list[int]], float]:
-    """Return the one or two prompts that every sample continues, and the scale of the guidance between them."""
+@dataclass(frozen=True)
+class Row:
+    """A sample to draw.
+
+    Attributes:
+        prompt_ids: the prompt; at least one token.
+        uniform: float64 [limit], in [0, 1), the sample's own random numbers; it has at most as many new tokens.
+        away_ids: the prompt to guide away from (`Guidance`), as long as `prompt_ids`; None without guidance.
+    """
+
+    prompt_ids: Sequence[int]
+    uniform: torch.Tensor
+    away_ids: Sequence[int] | None = None
+
+
+def sample_rows(
+    model: Any,
+    rows: Sequence[Row],
+    *,
+    eos_id: int,
+    banned_ids: Sequence[int],
+    temperature: float,
+    top_p: float,
+    batch_size: int,
+    vocab_size: int | None = None,
+    min_new_tokens: int = 0,
+    scale: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[list[int]], list[bool]]:
+    """Sample one continuation of each row's own prompt.
+
+    Rows of equal length and limit are drawn together, so that no prompt is padded, which not every architecture
+    ignores. A sample depends on its row alone, except for the last bits of matrix products.
+
+    Args:
+        model: a Hugging Face causal language model; dropout is disabled during the call.
+        rows: the prompts and random numbers; all with `away_ids`, or none.
+        eos_id: the token that ends a sample.
+        banned_ids: tokens that are never sampled.
+        temperature: as in `EvaluationConfig`.
+        top_p: likewise.
+        batch_size: most rows drawn at once.
+        vocab_size: ids from here on are padding and never sampled; None for no padding.
+        min_new_tokens: EOS is not sampled before.
+        scale: of the guidance (`Guidance`).
+        progress: called after each batch with the rows and the tokens drawn so far.
+
+    Returns:
+        For each row its ids without EOS, and whether EOS ended it.
+    """
+    ids: list[list[int]] = [[] for _ in rows]
+    ended = [False] * len(rows)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault((len(row.prompt_ids), len(row.uniform)), []).append(index)
+    done = tokens = 0
+    with evaluation_mode(model):
+        for _, members in sorted(groups.items()):
+            for start in range(0, len(members), batch_size):
+                chosen = members[start : start + batch_size]
+                pairs = [_prompts(rows[each].prompt_ids, scale, rows[each].away_ids) for each in chosen]
+                drawn = _sample_batch(
+                    model, eos_id, torch.tensor(pairs).transpose(0, 1), scale, banned_ids, temperature, top_p,
+                    torch.stack([rows[each].uniform for each in chosen]), vocab_size, min_new_tokens,
+                )  # fmt: skip
+                for each, found in zip(chosen, drawn, strict=True):
+                    ids[each], ended[each] = _without_eos(found, eos_id)
+                    tokens += len(ids[each])
+                done += len(chosen)
+                if progress is not None:
+                    progress(done, tokens)
+    return ids, ended
+
+
+def _without_eos(row: list[int], eos_id: int) -> tuple[list[int], bool]:
+    stop = row.index(eos_id) if eos_id in row else len(row)
+    return row[:stop], stop < len(row)
+
+
+def _prompts(prompt_ids: Sequence[int], scale: float, away_ids: Sequence[int] | None) -> list[list[int]]:
+    """Return the one or two prompts that a sample continues, with a guidance of this scale between them."""
     towards = list(prompt_ids)
-    if guidance is None or guidance.scale == 1:
-        return [towards], 1.0
-    away = list(guidance.away_ids)
+    if away_ids is None or scale == 1:
+        return [towards]
+    away = list(away_ids)
     if len(away) != len(towards):
         raise ValueError("both prompts of a guidance need the same number of tokens")
-    return [away] if guidance.scale == 0 else [towards, away], guidance.scale
+    return [away] if scale == 0 else [towards, away]
 
 
 def _sample_batch(
     model: Any,
     eos_id: int,
-    prompts: list[list[int]],
+    prompts: torch.Tensor,
     scale: float,
     banned_ids: Sequence[int],
-    config: EvaluationConfig,
+    temperature: float,
+    top_p: float,
     uniform: torch.Tensor,
     vocab_size: int | None,
+    min_new_tokens: int = 0,
 ) -> list[list[int]]:
-    """Sample ids [size][<= limit], each row up to and including its EOS if any; `uniform` is [size, limit]."""
+    """Sample ids [size][<= limit], each row up to and including its EOS if any.
+
+    `prompts` is int64 [1 or 2, size, tokens], the second to guide away from; `uniform` is [size, limit].
+    """
     size, limit = uniform.shape
     device = next(model.parameters()).device
     uniform = uniform.to(device)
@@ -147,16 +235,16 @@ def _sample_batch(
     drawn: list[list[int]] = [[] for _ in range(size)]
     rows = torch.arange(size, device=device)  # unfinished samples
     # All samples with the first prompt, then all with the second.
-    prefixes = Prefixes(model, torch.tensor(prompts, device=device).repeat_interleave(size, dim=0))
+    prefixes = Prefixes(model, prompts.to(device).flatten(0, 1))
     for step in range(limit):
         logits = prefixes.logits().float()
         if len(prompts) > 1:
             towards, away = logits.chunk(2)
             logits = guided(towards, away, scale)
-        logits[:, banned] = -torch.inf
-        if vocab_size is not None:
-            logits[:, vocab_size:] = -torch.inf
-        tokens = draw(logits / config.temperature, config.top_p, uniform[rows, step])
+        rule_out(logits, banned, vocab_size)
+        if step < min_new_tokens:
+            logits[:, eos_id] = -torch.inf
+        tokens = draw(logits / temperature, top_p, uniform[rows, step])
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             drawn[row].append(token)
         going = (tokens != eos_id).nonzero().squeeze(-1)
@@ -169,8 +257,21 @@ def _sample_batch(
     return drawn
 
 
+def rule_out(logits: torch.Tensor, banned: torch.Tensor, vocab_size: int | None) -> None:
+    """Set the logits of tokens that are never sampled to minus infinity, in place.
+
+    Args:
+        logits: float [..., vocabulary].
+        banned: int64, tokens.
+        vocab_size: ids from here on are padding; None for no padding.
+    """
+    logits[..., banned] = -torch.inf
+    if vocab_size is not None:
+        logits[..., vocab_size:] = -torch.inf
+
+
 def guided(towards: torch.Tensor, away: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return guided logits of two conditions, float [rows, vocabulary]: `away + scale * (towards - away)`.
+    """Return guided logits of two conditions, float [..., vocabulary]: `away + scale * (towards - away)`.
 
     A token that either condition rules out, by a logit of minus infinity, stays ruled out.
     """

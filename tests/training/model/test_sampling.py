@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scorers.errors import UserError
 from training.config import EvaluationConfig
-from training.model.sampling import Guidance, Samples, draw, evaluation_mode, guided, sample
+from training.model.sampling import Guidance, Row, Samples, draw, evaluation_mode, guided, sample, sample_rows
 
 EOS, ALIGNED, MISALIGNED = 0, 30, 31
 TOKENIZER_SIZE = 32
@@ -217,3 +217,46 @@ def test_tokens_of_zero_probability_are_never_drawn() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0]])
     for at in (0.0, 0.3, 0.5, 0.999999999):
         assert draw(logits, 1.0, torch.tensor([at], dtype=torch.float64)).item() in (1, 3)
+
+
+def rows_of(lengths: list[int], *, guided: bool = False) -> list[Row]:
+    generator = torch.Generator().manual_seed(9)
+    rows = []
+    for number, length in enumerate(lengths):
+        text = [1 + (number + place) % 25 for place in range(length)]
+        uniform = torch.rand(10, generator=generator, dtype=torch.float64)
+        rows.append(Row([EOS, ALIGNED, *text], uniform, [EOS, MISALIGNED, *text] if guided else None))
+    return rows
+
+
+def draw_rows(model: Any, rows: list[Row], batch_size: int = 8, **changes: Any) -> tuple[list[list[int]], list[bool]]:
+    return sample_rows(
+        model, rows, eos_id=EOS, banned_ids=[ALIGNED, MISALIGNED], temperature=0.9, top_p=0.95, batch_size=batch_size,
+        vocab_size=TOKENIZER_SIZE, **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_a_batch_of_unequal_prompts_gives_the_samples_of_single_prompts(model: Any, scale: float) -> None:
+    rows = rows_of([3, 7, 3, 1, 7, 3, 3, 12], guided=scale != 1)
+    together = draw_rows(model, rows, scale=scale)
+    alone = [draw_rows(model, [row], scale=scale) for row in rows]
+    assert together == ([ids for (ids,), _ in alone], [ended for _, (ended,) in alone])
+    assert draw_rows(model, rows, batch_size=2, scale=scale) == together
+    assert draw_rows(model, rows[::-1], scale=scale)[0] == together[0][::-1]
+
+
+def test_rows_equal_the_samples_of_one_prompt(model: Any) -> None:
+    plain = draw_samples(model, 4, num_samples=5, temperature=0.9, top_p=0.95)
+    uniform = torch.rand(5, 10, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    ids, ended = draw_rows(model, [Row([EOS, ALIGNED], each) for each in uniform])
+    assert (ids, ended) == (plain.ids, plain.ended)
+
+
+def test_no_row_ends_before_its_fewest_tokens(model: Any) -> None:
+    rows = rows_of([2] * 60)
+    free, _ = draw_rows(model, rows)
+    assert min(map(len, free)) < 4
+    ids, ended = draw_rows(model, rows, min_new_tokens=4)
+    assert min(map(len, ids)) >= 4
+    assert any(ended)

@@ -1,0 +1,128 @@
+"""`phf evaluate --scenario`: evaluate runs under scenarios, and print their figures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from scorers.amounts import format_count
+from scorers.console import print_json
+from scorers.terminal import Terminal
+from training.evaluation.format_figures import interval, number, percent
+from training.progress import StageProgress
+from training.runs.folder import RunFolder
+from training.runs.report import MAXIMUM_OF, SampleFacts
+from training.runs.scenario_report import ScenarioReport, scenario_folder
+from training.scenarios.plan import plan_scenarios, read_prompt_files
+from training.scenarios.run_scenario import run_scenarios
+from training.scenarios.scenario import choose_scenario
+
+
+def evaluate_scenarios(
+    runs: Sequence[RunFolder],
+    given: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    guidance: float | None,
+    dataset: str | None,
+    device: str,
+    allow_other_scorer: bool,
+    hit_threshold: float | None,
+    as_json: bool,
+) -> None:
+    """Evaluate each run under each scenario, after checking all of them, and print the reports.
+
+    Args:
+        runs: the runs.
+        given: `--scenario` arguments.
+        overrides: `--set` arguments, with fields of `Scenario`.
+        guidance: as a field of `Scenario`; None for the scenario's own.
+        dataset: where the labelled dataset is now, if it was moved.
+        device: torch device.
+        allow_other_scorer: see `prepare_evaluation`.
+        hit_threshold: samples with a higher score are hits; None for the sentence threshold of reports.
+        as_json: print JSON instead of tables.
+
+    Raises:
+        UserError: a scenario, a file of prompts or a run is refused, before anything is sampled.
+    """
+    changes = [*overrides, *([] if guidance is None else [f"guidance={guidance}"])]
+    plans = []
+    for run in runs:
+        scenarios = [choose_scenario(each, run.read_facts().kind, changes) for each in given]
+        records = read_prompt_files(scenarios)
+        with StageProgress(str(run.path)) as progress:
+            plans.append(
+                plan_scenarios(
+                    run, scenarios, records, dataset=dataset, device=device, allow_other_scorer=allow_other_scorer,
+                    hit_threshold=hit_threshold, progress=progress,
+                )
+            )  # fmt: skip
+    found: list[dict[str, Any]] = []
+    for run, own in zip(runs, plans, strict=True):
+        with StageProgress(str(run.path)) as progress:
+            reports = list(run_scenarios(own, progress))
+        if as_json:
+            found.append({"path": str(run.path), "scenarios": [each.model_dump(mode="json") for each in reports]})
+        else:
+            _print(run, reports)
+    if as_json:
+        print_json({"runs": found})
+
+
+def _print(run: RunFolder, reports: Sequence[ScenarioReport]) -> None:
+    console = Terminal()
+    for report in reports:
+        console.print()
+        console.print(_table(run, report))
+        for warning in report.warnings:
+            console.print(f"[yellow]Note:[/yellow] {escape(warning)}", markup=True)
+        folder = scenario_folder(run, report.scenario.name)
+        console.print(f"Report, samples and figures by prompt: {folder}", soft_wrap=True)
+
+
+def _table(run: RunFolder, report: ScenarioReport) -> Table:
+    table = Table(
+        title=f"{run.path}: {report.scenario.name}  ({report.objective}, step {report.step:,})", title_justify="left",
+        caption=_caption(report), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False,
+    )  # fmt: skip
+    table.add_column("figure")
+    parts = [("value", report.samples), *((f"{each.name} ({each.prompts:,})", each.samples) for each in report.slices)]
+    for name, _ in parts:
+        table.add_column(name, justify="right")
+        table.add_column("95 % interval", justify="right")
+    rows = [_rows(report, facts) for _, facts in parts]
+    for cells in zip(*rows, strict=True):
+        table.add_row(cells[0][0], *(text for _, *texts in cells for text in texts))
+    return table
+
+
+def _rows(report: ScenarioReport, facts: SampleFacts) -> list[tuple[str, str, str]]:
+    figures = [
+        (f"misalignment ({report.column}), mean", facts.misalignment, number),
+        (f"expected maximum of {MAXIMUM_OF} samples", facts.expected_maximum, number),
+        (f"hit rate: samples with a score > {facts.hit_threshold:.4g}", facts.hit_rate, percent),
+        ("length in tokens", facts.tokens, number),
+    ]
+    rows = [(name, "" if each is None else show(each.value), interval(each, show)) for name, each, show in figures]
+    distinct = [("distinct-1", facts.distinct_1), ("distinct-2", facts.distinct_2)]
+    return rows + [(name, "" if value is None else number(value), "") for name, value in distinct]
+
+
+def _caption(report: ScenarioReport) -> str:
+    samples, prompts = report.samples, report.prompts
+    text = (
+        f"{format_count(samples.number, 'sample')} of {format_count(prompts.number, 'prompt')}: {samples.scored:,} "
+        f"scored, {samples.empty:,} empty, {samples.ended:,} ended by themselves."
+    )
+    overlap = prompts.overlap
+    if overlap is not None and overlap.share is not None:
+        text += (
+            f" Prompts that share {overlap.tokens} tokens in a row with the training text: {overlap.overlapping:,} of "
+            f"{overlap.prompts:,} that are as long."
+        )
+    if report.samples_per_second is not None and report.tokens_per_second is not None:
+        text += f" {report.samples_per_second:,.1f} samples/s, {report.tokens_per_second:,.0f} tokens/s."
+    return text

@@ -1,0 +1,1 @@
+"""Scenarios: what a trained model writes after prompts."""
