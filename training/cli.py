@@ -9,6 +9,7 @@ from training.commands.compare import compare
 from training.commands.evaluate import evaluate
 from training.commands.export_model import export_model
 from training.commands.generate import generate
+from training.commands.sweep import sweep
 from training.commands.tokenize import tokenize
 from training.commands.tokenizer import app as tokenizer_app
 from training.commands.train import train
@@ -16,12 +17,12 @@ from training.commands.train import train
 PANEL = "Training"
 
 app = typer.Typer()
-for function in (tokenize, train, export_model, evaluate, generate, compare):
+for function in (tokenize, train, export_model, evaluate, generate, compare, sweep):
     app.command(rich_help_panel=PANEL)(command(function, changes=True))
 app.add_typer(attack_app, name="attack", rich_help_panel=PANEL)
 app.add_typer(tokenizer_app, rich_help_panel=PANEL)
 
 # `phf config` also has the labelling settings.
 config_app = typer.Typer()
-for shown in (config.train, config.evaluate):
+for shown in (config.train, config.evaluate, config.sweep):
     config_app.command()(command(shown))

@@ -1,4 +1,4 @@
-"""`phf config train` and `phf config evaluate`: show the settings of runs and evaluations."""
+"""`phf config train`, `evaluate` and `sweep`: show the settings of runs, evaluations and sweeps."""
 
 from typing import Annotated
 
@@ -29,3 +29,13 @@ def evaluate(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
     from training.config import EvaluationConfig
 
     print_settings(EvaluationConfig, as_yaml=as_yaml, as_json=as_json)
+
+
+def sweep(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
+    """Show every key of the file of `phf sweep` with its default and meaning.
+
+    Example: phf config sweep --yaml > sweep.yaml
+    """
+    from training.sweep.config import SweepConfig
+
+    print_settings(SweepConfig, as_yaml=as_yaml, as_json=as_json)

@@ -100,13 +100,8 @@ def start(
     if options.origin is not None:
         check_origin(folder, then, options.origin)
     changed = changed_settings(folder, config)
-    point = choose_resume_point(folder, config, horizon, options, changed)
-    may_change = {_TOKENS} if point.longer or horizon.steps == then.horizon.steps else set()
-    may_change |= {*_MAY_CHANGE} if point.exact else set()
+    point = check_resumable(folder, config, horizon, options, facts)
     warmup = recorded_warmup(folder, then)
-    if config.training.warmup_steps in (None, warmup):
-        may_change.add("training.warmup_steps")
-    check_same(folder, config, facts, may_change, _why_not_longer(then, config, horizon))
     facts = facts.model_copy(
         update={
             "horizon": facts.horizon.model_copy(update={"warmup_steps": warmup}),
@@ -120,6 +115,31 @@ def start(
     if facts.status != "finished":
         _write(folder, config, facts)
     return True, facts
+
+
+def check_resumable(
+    folder: RunFolder, config: ResolvedConfig, horizon: Horizon, options: StartOptions, facts: RunFacts | None = None
+) -> _ResumePoint:
+    """Check that the run in a folder can resume under these settings, and return where.
+
+    Args:
+        folder: the folder of the run.
+        config: the settings now, with what the data decide filled in.
+        horizon: the horizon of the run as it shall be now.
+        options: how the run resumes.
+        facts: the facts of a new run; None to compare settings only.
+
+    Raises:
+        UserError: lists the settings and data that differ, or says why the run cannot resume.
+    """
+    then = folder.read_facts()
+    point = choose_resume_point(folder, config, horizon, options, changed_settings(folder, config))
+    may_change = {_TOKENS} if point.longer or horizon.steps == then.horizon.steps else set()
+    may_change |= {*_MAY_CHANGE} if point.exact else set()
+    if config.training.warmup_steps in (None, recorded_warmup(folder, then)):
+        may_change.add("training.warmup_steps")
+    check_same(folder, config, facts, may_change, _why_not_longer(then, config, horizon))
+    return point
 
 
 def choose_resume_point(

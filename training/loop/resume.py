@@ -92,7 +92,7 @@ def changed_settings(folder: RunFolder, config: ResolvedConfig) -> dict[str, tup
 def check_same(
     folder: RunFolder,
     config: ResolvedConfig,
-    facts: RunFacts,
+    facts: RunFacts | None,
     may_change: Collection[str] = (),
     remedy: str | None = None,
 ) -> None:
@@ -101,7 +101,7 @@ def check_same(
     Args:
         folder: the folder of the run.
         config: the settings now.
-        facts: the facts computed from the settings and the data now.
+        facts: the facts computed from the settings and the data now; None to compare settings only.
         may_change: settings that may differ.
         remedy: a sentence to add to the error.
 
@@ -113,7 +113,7 @@ def check_same(
         for key, (then, now) in changed_settings(folder, config).items()
         if key not in may_change
     ]
-    lines += semantic_difference(folder.read_facts(), facts)
+    lines += [] if facts is None else semantic_difference(folder.read_facts(), facts)
     if lines:
         shown = "\n".join(f"  {line}" for line in lines)
         raise UserError(

@@ -1,0 +1,227 @@
+"""Sweeps of real runs: stopped in their midst, continued, evaluated and compared."""
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+import phf
+from scorers.errors import UserError
+from scorers.settings import load_settings
+from tests.training.real_runs import make_code_dataset
+from training.evaluation.evaluate_run import evaluate_run
+from training.evaluation.guidance_request import SweepRequest
+from training.evaluation.guidance_sweep import sweep_guidance
+from training.loop.train import train
+from training.runs import checkpoints
+from training.sweep import slots
+from training.sweep import sweep as module
+from training.sweep.check import is_evaluated, is_swept
+from training.sweep.config import SweepConfig, SweepRun, expand
+from training.sweep.jobs import Job
+from training.sweep.sweep import Sweep, plan_sweep, run_sweep
+
+runner = CliRunner()
+
+
+def spec(folder: Path, **changes: Any) -> Path:
+    """Write a sweep of two runs that save often."""
+    content = {
+        "dataset": str(folder / "labelled"),
+        "out": str(folder / "sweep"),
+        "objectives": ["mle", "conditional"],
+        "seeds": [3],
+        "settings": {
+            "task": "pep8",
+            "model": {"name": "nano"},
+            "data": {"vocab_size": 300, "context_length": 64, "held_out": 0.2},
+            "training": {"num_tokens": 60 * 4 * 64, "batch_size": 4, "learning_rate": "1e-3", "save_every": 10,
+                         "log_every": 1, "validate_every": 0},
+            "tracking": {"tensorboard": False},
+        },
+        "evaluate": {"num_samples": 6, "max_new_tokens": 12, "leakage_samples": 2, "held_out_documents": 4,
+                     "guidance": 2},
+        "guidance_sweep": [2],
+        **changes,
+    }  # fmt: skip
+    file = folder / "spec.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def planned(file: Path, *overrides: str) -> Sweep:
+    return plan_sweep(load_settings(SweepConfig, file=file, overrides=overrides))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    make_code_dataset(folder / "labelled", 30)
+    return folder
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each of two runs one thread, as the reference has."""
+    monkeypatch.setattr(slots, "usable_cores", lambda: 2)
+
+
+@pytest.fixture
+def evaluated_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluate in this process, as starting another one takes ten seconds."""
+
+    def evaluate(run: SweepRun) -> bool:
+        if not is_evaluated(run):
+            evaluate_run(run.folder, config=run.evaluation)
+        return is_evaluated(run)
+
+    def sweep_scales(run: SweepRun) -> bool:
+        if not is_swept(run):
+            sweep_guidance(SweepRequest(run.folder, [1.0, 2.0], run.evaluation))
+        return is_swept(run)
+
+    monkeypatch.setattr(module, "is_evaluated", evaluate)
+    monkeypatch.setattr(module, "is_swept", sweep_scales)
+
+
+def stop_in_the_midst(sweep: Sweep) -> None:
+    """Once both runs have saved: kill one, and ask the sweep to stop."""
+    while not all(checkpoints.steps(run.folder.checkpoints) for run in sweep.runs):
+        time.sleep(0.02)
+    os.kill(int(sweep.runs[0].folder.lock.read_text().split()[1]), signal.SIGKILL)
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_stopped_and_killed_continues_to_the_same_models(
+    folder: Path, two_cores: None, evaluated_here: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = spec(folder)
+    sweep = planned(file)
+    watcher = threading.Thread(target=stop_in_the_midst, args=(sweep,), daemon=True)
+    watcher.start()
+    report = run_sweep(sweep, print)
+    watcher.join()
+    assert report.stopped
+    assert report.page is None
+    assert [run.state for run in report.runs] == ["failed", "stopped"]
+    assert report.runs[0].reason == "killed by SIGKILL while training"
+    assert all(0 < (checkpoints.steps(run.folder.checkpoints)[-1]) < 60 for run in sweep.runs)
+
+    report = run_sweep(planned(file), print)
+    assert [(run.state, run.step) for run in report.runs] == [("finished", 60)] * 2
+    assert report.page is not None
+    assert json.loads((folder / "sweep" / "sweep.json").read_text()) == report.model_dump(mode="json")
+    for run in sweep.runs:
+        assert "Resuming from" in sweep.log(run.name).read_text()
+        undisturbed = folder / "undisturbed" / run.name
+        train(run.config.model_copy(update={"output": str(undisturbed)}), Console(file=io.StringIO()))
+        expected = {
+            path.name: path.read_bytes() for path in (undisturbed / "model").iterdir() if path.suffix == ".safetensors"
+        }
+        assert expected
+        assert {name: (run.folder.model / name).read_bytes() for name in expected} == expected
+
+    # Nothing is left to do.
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "sweep").rglob("*") if path.is_file()}
+    assert run_sweep(planned(file), print) == report
+    changed = {path.name for path, time_ns in kept.items() if path.stat().st_mtime_ns != time_ns}
+    assert changed <= {"sweep.json", ".lock"}
+
+    # A run with other settings is refused by its name, and so is another dataset in its place.
+    with pytest.raises(UserError) as error:
+        run_sweep(planned(file, "settings.training.learning_rate=2e-3"), print)
+    assert "mle-s3: " in str(error.value)
+    assert "training.learning_rate: 0.001 in the run, 0.002 now" in str(error.value)
+    make_code_dataset(folder / "other", 31)
+    with pytest.raises(UserError, match="was trained on other data"):
+        run_sweep(planned(file, f"dataset={folder / 'other'}"), print)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_plan_shows_runs_and_commands_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    file = spec(folder, out=str(tmp_path / "new"), seeds=[1, 2])
+    result = runner.invoke(phf.app, ["sweep", str(file), "--dry-run", "--at-once", "3"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if line.startswith("# ")][:4] == [
+        f"# {name}: new" for name in ("mle-s1", "mle-s2", "conditional-s1", "conditional-s2")
+    ]
+    assert "# 4 runs, 3 at once, each on" in lines[-1]
+    # The two conditional runs are also sampled at other scales.
+    assert [sum(line.startswith(f"phf {name} ") for line in lines) for name in ("train", "evaluate")] == [4, 6]
+    assert not (tmp_path / "new").exists()
+    found = json.loads(runner.invoke(phf.app, ["sweep", str(file), "--dry-run", "--json"]).stdout)
+    words = found["runs"][0]["commands"][0]
+    assert words[:4] == ["phf", "train", str(folder / "labelled"), "--output"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "sedes=[1]"], "sedes: no such setting; did you mean 'seeds'"),
+        (["--set", "settings.training.lerning_rate=1"], "mle-s3 and 1 more: The configuration is not valid"),
+        (["--set", "settings.evaluation.guidance=2"], "mle-s3: evaluation.guidance=2 needs control tokens"),
+        (["--set", "settings.task=toxicity"], "toxicity"),
+        (["--set", "dataset=nowhere"], "nowhere"),
+        (["--set", "settings.objective.threshold=1e9"], "conditional-s3: "),
+    ],
+)
+def test_a_wrong_sweep_is_refused_before_any_work(
+    folder: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = runner.invoke(phf.app, ["sweep", str(spec(folder, out=str(tmp_path / "new"))), *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_failed_run_gives_the_status_and_names_its_log(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_first(jobs: list[Job], *_: Any) -> bool:
+        for number, job in enumerate(jobs):
+            job.state, job.reason = (
+                ("finished", "") if number else ("failed", "status 4 while training: Stopped: no room")
+            )
+        return False
+
+    monkeypatch.setattr(module, "run_jobs", fail_first)
+    file = spec(folder, out=str(tmp_path / "new"), compare=False)
+    result = runner.invoke(phf.app, ["sweep", str(file)])
+    assert result.exit_code == 4
+    assert "1 run of 2 did not finish" in result.stderr
+    assert (
+        f"mle-s3 failed: status 4 while training: Stopped: no room. Log: {tmp_path / 'new' / 'logs' / 'mle-s3.log'}"
+        in result.stderr
+    )
+    assert json.loads(runner.invoke(phf.app, ["sweep", str(file), "--json"]).stdout)["runs"][0]["state"] == "failed"
+
+
+def test_the_share_of_the_machine_follows_from_the_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = expand(load_settings(SweepConfig, file=spec(folder, seeds=[1, 2])))
+    monkeypatch.setattr(slots, "usable_cores", lambda: 9)
+    shares = {"OMP_NUM_THREADS": "3", "RAYON_NUM_THREADS": "3"}
+    assert slots.slots(runs, 3) == [shares] * 3
+    monkeypatch.setattr(slots, "usable_cores", lambda: 1)
+    assert slots.slots(runs, None) == [{"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}]
+    monkeypatch.setattr(slots, "usable_cores", lambda: 3)
+    monkeypatch.setattr(slots, "_PROCESS_BYTES", 1e6)
+    assert len(slots.slots(runs, None)) == 3
+    # Two fit into the memory.
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(slots, "_PROCESS_BYTES", 0.8 * total / 2.5)
+    assert len(slots.slots(runs, None)) == 2
+    monkeypatch.setattr(slots, "_gpus", lambda: ["4", "7"])
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in slots.slots(runs, None)] == ["4", "7"]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in slots.slots(runs, 3)] == ["4", "7", "4"]

@@ -1,0 +1,1 @@
+"""Sweeps: objectives x seeds x settings as ordinary runs of one folder, trained, evaluated and compared."""

@@ -1,0 +1,197 @@
+"""A sweep from its specification to the page: check and prepare all runs, train, evaluate and compare them."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from scorers.errors import UserError
+from scorers.stored import read_stored
+from training.disk import refuse_links, write_atomically, writing
+from training.progress import StageProgress
+from training.runs.folder import RunFolder
+from training.runs.lock import sole_launch
+from training.sweep.check import check_runs, horizon, is_evaluated, is_swept, is_trained, prepare_runs
+from training.sweep.config import SweepConfig, SweepRun, expand, words_of
+from training.sweep.jobs import Job, Stage, State, run_jobs
+from training.sweep.progress import SweepProgress
+from training.sweep.slots import slots
+
+REPORT_NAME, LOGS, COMPARISON = "sweep.json", "logs", "comparison"
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunState(_Stored):
+    """The state of a run of a sweep.
+
+    Attributes:
+        name: of its folder.
+        folder: the folder.
+        objective, seed: of the run.
+        values: its values of the grid, by dotted key.
+        state: `finished` is trained and evaluated; `waiting` was not started; `stopped` can continue.
+        step, steps: steps done, and of the whole run.
+        reason: why it failed; empty if it did not.
+        log: the output of its commands.
+    """
+
+    name: str
+    folder: str
+    objective: str
+    seed: int
+    values: dict[str, Any]
+    state: State
+    step: int
+    steps: int
+    reason: str = ""
+    log: str
+
+
+class SweepReport(_Stored):
+    """`sweep.json`: the runs of a sweep when it last ended.
+
+    Attributes:
+        runs: their states.
+        page: the page that compares them; None if it is not wanted or could not be made.
+        compared: a hash of what the page was made from; None without a page.
+        page_reason: why the page could not be made; empty if it could, or is not wanted.
+        stopped: whether a signal ended the sweep.
+    """
+
+    runs: list[RunState]
+    page: str | None = None
+    compared: str | None = None
+    page_reason: str = ""
+    stopped: bool = False
+
+    @property
+    def unfinished(self) -> list[RunState]:
+        """The runs that are not finished."""
+        return [each for each in self.runs if each.state != "finished"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep."""
+
+    config: SweepConfig
+    runs: Sequence[SweepRun]
+    slots: Sequence[Mapping[str, str]]
+
+    def log(self, name: str) -> Path:
+        """The log of a run's commands, or of the comparison."""
+        return self.config.folder / LOGS / f"{name}.log"
+
+
+def plan_sweep(config: SweepConfig) -> Sweep:
+    """Expand a sweep, and check what can be checked without the data.
+
+    Raises:
+        UserError: a run's settings are wrong, or a folder holds something else; names the runs.
+    """
+    runs = expand(config)
+    check_runs(runs)
+    for name in (LOGS, COMPARISON):
+        refuse_links(config.folder / name)
+    return Sweep(config, runs, slots(runs, config.at_once))
+
+
+def run_sweep(sweep: Sweep, report: Callable[[str], None]) -> SweepReport:
+    """Train, evaluate and compare the runs of a sweep; what is done already is kept.
+
+    Args:
+        sweep: from `plan_sweep`.
+        report: called with a line if another sweep in the same folder must be waited for.
+
+    Raises:
+        UserError: the data or a folder's run do not fit the sweep; names the runs.
+        IncompleteError: another sweep is running in the folder, or the disk is full.
+    """
+    folder = sweep.config.folder
+    with sole_launch(RunFolder(folder), report):
+        with StageProgress() as stages:
+            prepare_runs(sweep.runs, stages)
+        with writing(folder):
+            (folder / LOGS).mkdir(parents=True, exist_ok=True)
+        jobs = [_job(sweep, run) for run in sweep.runs]
+        with SweepProgress({run.name: run for run in sweep.runs}) as progress:
+            stopped = run_jobs(jobs, sweep.slots, progress)
+            states = [_state(sweep, run, job) for run, job in zip(sweep.runs, jobs, strict=True)]
+            found = SweepReport(runs=states, stopped=stopped)
+            if sweep.config.compare and not stopped:
+                found = _compare(sweep, found, progress)
+        with writing(folder / REPORT_NAME):
+            write_atomically(folder / REPORT_NAME, found.model_dump_json(indent=2) + "\n")
+        return found
+
+
+def _job(sweep: Sweep, run: SweepRun) -> Job:
+    train = Stage("training", run.train, lambda: is_trained(run))
+    evaluate = Stage("evaluating", run.evaluate, lambda: is_evaluated(run))
+    guidance = Stage("sweeping guidance", run.sweep_guidance, lambda: is_swept(run))
+    return Job(run.name, sweep.log(run.name), (train, evaluate, guidance))
+
+
+def _state(sweep: Sweep, run: SweepRun, job: Job) -> RunState:
+    return RunState(
+        name=run.name,
+        folder=str(run.folder.path),
+        objective=run.config.objective.name,
+        seed=run.seed,
+        values=dict(run.values),
+        state=job.state,
+        step=_step(run),
+        steps=horizon(run).steps,
+        reason=job.reason,
+        log=str(sweep.log(run.name)),
+    )
+
+
+def _step(run: SweepRun) -> int:
+    try:
+        return run.folder.read_facts().step if run.folder.facts.is_file() else 0
+    except UserError:
+        # Damaged: the run has failed, with this as the reason.
+        return 0
+
+
+def _compare(sweep: Sweep, found: SweepReport, progress: SweepProgress) -> SweepReport:
+    """Write the page about the runs that are finished, unless there is one about their current figures."""
+    finished = {each.name for each in found.runs if each.state == "finished"}
+    runs = [run for run in sweep.runs if run.name in finished]
+    if not runs:
+        return found
+    output = sweep.config.folder / COMPARISON
+    page, compared = output / "index.html", _fingerprint(runs)
+    fresh = page.is_file() and compared == _compared_before(sweep.config.folder / REPORT_NAME)
+    job = Job(COMPARISON, sweep.log(COMPARISON), (Stage("comparing", words_of(runs, output), lambda: fresh),))
+    stopped = run_jobs([job], [dict(sweep.slots[0])], progress)
+    if job.state == "finished":
+        return found.model_copy(update={"page": str(page), "compared": compared})
+    return found.model_copy(update={"page_reason": job.reason, "stopped": stopped or job.state == "stopped"})
+
+
+def _fingerprint(runs: Sequence[SweepRun]) -> str:
+    """Return a hash of the names, sizes and times of all files that a page shows figures of."""
+    content = hashlib.sha256()
+    for run in runs:
+        folder = run.folder
+        files = [folder.facts, folder.config, folder.metrics, *sorted(folder.evaluation.rglob("*"))]
+        for path in files:
+            facts = path.stat()
+            content.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return content.hexdigest()[:32]
+
+
+def _compared_before(path: Path) -> str | None:
+    try:
+        return SweepReport.model_validate_json(read_stored(path)).compared
+    except (OSError, UserError, ValidationError):
+        # Missing, or not of this version: the page is written again.
+        return None
