@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test smoke demo bench bench-gpu clean
+.PHONY: help install lint format test smoke demo experiment bench bench-gpu clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 11
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## create .venv with all pinned dependencies
 
@@ -47,6 +47,9 @@ smoke: $(STAMP)  ## run the whole workflow in miniature, under three minutes; ex
 demo: $(STAMP)  ## label real text, train three models on it, compare them: about ten minutes
 	$(BIN)/python -P -m infra.demo --scale demo --output demo
 
+experiment: $(STAMP)  ## train six objectives with three seeds each on real text, and compare them
+	$(BIN)/python -P -m infra.demo.experiment --output experiment
+
 bench: $(STAMP)  ## run the benchmarks of tests/benchmarks: ratios, measured side by side
 	$(BIN)/python -m tests.benchmarks
 
@@ -54,5 +57,5 @@ bench-gpu: $(STAMP)  ## measure training on one GPU against a plain compiled loo
 	$(BIN)/python -m tests.benchmarks.gpu_training
 
 clean:  ## remove what the other targets made, including the environment
-	rm -rf $(VENV) demo smoke build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo experiment smoke build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

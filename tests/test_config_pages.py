@@ -11,12 +11,14 @@ from pipeline.config import LabelConfig, ScoreConfig
 from scorers.settings import load_settings
 from scorers.settings_page import settings_of, to_yaml
 from training.config import EvaluationConfig, TrainConfig, TrainingConfig
+from training.sweep.config import SweepConfig
 
 GIVEN = {
     LabelConfig: {"inputs": ["corpus"], "output": "labelled", "scorers": {"pii": {"kind": "scrubadub"}}},
     ScoreConfig: {"dataset": "labelled", "scorers": {"pii": {"kind": "scrubadub"}}},
     TrainConfig: {"output": "run", "task": "pii", "data": {"dataset": "labelled"}},
     EvaluationConfig: {},
+    SweepConfig: {"dataset": "labelled", "out": "sweep", "objectives": ["mle"]},
 }
 
 
@@ -56,6 +58,7 @@ def test_an_uncommented_line_is_a_setting(tmp_path):
         ("train", "data.columns  (mapping; default {})"),
         ("label", 'execution.pools.NAME.device  (string; default "cpu")'),
         ("score", "dataset  (string; required)"),
+        ("sweep", "objectives[].settings  (mapping; default {})"),
         ("evaluate", "top_p  (number > 0, <= 1; default 0.9)"),
     ],
 )

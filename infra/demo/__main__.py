@@ -1,22 +1,19 @@
 """`make demo` and `make smoke`: label two corpora, train on one with several objectives, evaluate and compare."""
 
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
 
 from infra.demo.corpus import sample_code, sample_prose
-from scorers import interpreter
+from infra.demo.steps import SEED, console, describe_time, make_corpus, phf, repeated
 from scorers.amounts import format_count, format_size
-from scorers.terminal import Terminal
 from training.config import ObjectiveName
-
-console = Terminal()
 
 # mypy cannot see the members of a computed enum.
 Objective = StrEnum("Objective", {name: name for name in get_args(ObjectiveName)})  # type: ignore[misc]
@@ -56,7 +53,6 @@ class Plan:
     settings: tuple[str, ...]
 
 
-SEED = 7
 # One learning rate and batch for every objective: the presets' are for batches of 64 x 1,024 tokens.
 PLANS = {
     Scale.demo: Plan(
@@ -125,25 +121,14 @@ def main(
         # CI must test the whole workflow from the start, not resume an earlier result.
         shutil.rmtree(output)
 
-    if not corpus.exists():
-        partial = output / "corpus.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        code = sample_code(partial / "code", plan.code_bytes, SEED)
-        prose = sample_prose(partial / "prose.jsonl.gz", plan.prose_bytes, SEED)
-        partial.rename(corpus)
-        console.print(
-            f"A corpus from this machine: {format_count(code.documents, 'module')} of the standard library "
-            f"({format_size(code.size)}), "
-            f"{format_count(prose.documents, 'paragraph')} from the documentation of installed packages "
-            f"({format_size(prose.size)})."
-        )
+    make_corpus(corpus, partial(_sample, plan))
 
     code_labels, prose_labels = output / "labelled-code", output / "labelled-prose"
     label = ("--unit-size", plan.unit_size, "--max-quarantined", MAX_QUARANTINED)
     thresholds = ("--threshold", "pii=0", *(("--threshold", "toxicity=p50") if scale is Scale.smoke else ()))
-    phf("label", corpus / "code", "--output", code_labels, *_each("--scorer", plan.code_scorers), *label)
+    phf("label", corpus / "code", "--output", code_labels, *repeated("--scorer", plan.code_scorers), *label)
     phf(
-        "label", corpus / "prose.jsonl.gz", "--output", prose_labels, *_each("--scorer", plan.prose_scorers),
+        "label", corpus / "prose.jsonl.gz", "--output", prose_labels, *repeated("--scorer", plan.prose_scorers),
         *thresholds, *label,
     )  # fmt: skip
     for labels in (code_labels, prose_labels):
@@ -155,31 +140,23 @@ def main(
     for each, run in zip(objectives, runs, strict=True):
         phf(
             "train", labels, "--task", plan.task, "--objective", each, "--model", "tiny", "--output", run,
-            *_each("--set", plan.settings),
+            *repeated("--set", plan.settings),
         )  # fmt: skip
         phf("evaluate", run, *(("--guidance", plan.guidance) if each == "conditional" else ()))
     phf("compare", *runs, "--output", output / "comparison")
 
-    minutes, seconds = divmod(round(time.monotonic() - start), 60)
-    console.print(
-        f"\nDone in {minutes} min {seconds} s. The page: [bold]{output / 'comparison' / 'index.html'}[/bold]",
-        markup=True,
+    page = output / "comparison" / "index.html"
+    console.print(describe_time(time.monotonic() - start, page), markup=True)
+
+
+def _sample(plan: Plan, folder: Path) -> str:
+    code = sample_code(folder / "code", plan.code_bytes, SEED)
+    prose = sample_prose(folder / "prose.jsonl.gz", plan.prose_bytes, SEED)
+    return (
+        f"A corpus from this machine: {format_count(code.documents, 'module')} of the standard library "
+        f"({format_size(code.size)}), {format_count(prose.documents, 'paragraph')} from the documentation of installed "
+        f"packages ({format_size(prose.size)})."
     )
-
-
-def phf(*arguments: str | Path) -> None:
-    """Print and run one `phf` command; if it fails, exit with its status."""
-    words = [str(argument) for argument in arguments]
-    console.print(f"\n[bold cyan]$ phf {' '.join(words)}[/bold cyan]", markup=True, soft_wrap=True)
-    command, environment = interpreter.command("phf", *words), interpreter.environment()
-    status = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
-    if status:
-        console.print(f"[bold red]phf {words[0]} ended with status {status}[/bold red]", markup=True)
-        raise typer.Exit(status)
-
-
-def _each(flag: str, values: tuple[str, ...]) -> list[str]:
-    return [word for value in values for word in (flag, value)]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from infra.demo.__main__ import phf
+from infra.demo.steps import phf
 from pipeline.config import LabelConfig
 from pipeline.corpus.cut_units import make_plan
 from pipeline.labelling.resolve import ResolvedJob, groups_of, resolve_config
