@@ -5,6 +5,7 @@ import typer
 from scorers.console import command
 from training.commands import config
 from training.commands.attack import app as attack_app
+from training.commands.classify import classify
 from training.commands.compare import compare
 from training.commands.evaluate import evaluate
 from training.commands.export_model import export_model
@@ -17,7 +18,7 @@ from training.commands.train import train
 PANEL = "Training"
 
 app = typer.Typer()
-for function in (tokenize, train, export_model, evaluate, generate, compare, sweep):
+for function in (tokenize, train, export_model, evaluate, classify, generate, compare, sweep):
     app.command(rich_help_panel=PANEL)(command(function, changes=True))
 app.add_typer(attack_app, name="attack", rich_help_panel=PANEL)
 app.add_typer(tokenizer_app, rich_help_panel=PANEL)

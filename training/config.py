@@ -337,6 +337,29 @@ class TamperConfig(_Section):
     """Seed of the first trial; each further one adds 1."""
 
 
+class ClassificationConfig(_Section):
+    """How `phf classify` finetunes a model to classify texts."""
+
+    text_field: str = Field(default="text", min_length=1)
+    """Field of the file that holds the texts."""
+    label_field: str = Field(default="label", min_length=1)
+    """Field of the file that holds the classes: text, whole numbers, or true and false."""
+    test_share: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the texts that the accuracy is measured on, if there is no file of its own for them. Equal texts are all
+    on the same side."""
+    epochs: Count = Field(default=3, ge=1, le=1000)
+    """Times that each text is trained on."""
+    batch_size: Count = Field(default=16, ge=1)
+    """Texts a step."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Highest learning rate, after a tenth of the steps; then it falls to 0 in a straight line. By default a tenth of
+    that of the run's training."""
+    trials: Count = Field(default=3, ge=1, le=1000)
+    """Repetitions with other orders of the texts and other first weights of the classifier."""
+    seed: Seed = 0
+    """Seed of the first trial and of the choice of texts; each further trial adds 1."""
+
+
 class WandbConfig(_Section):
     """Weights & Biases (extra `wandb`)."""
 

@@ -1,11 +1,13 @@
-"""Statistics of samples and their scores, with confidence intervals where possible. Plain NumPy."""
+"""Statistics of samples and their scores, with confidence intervals where possible."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, variance
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -28,6 +30,23 @@ def mean(values: Sequence[float] | Floats, *, seed: int = 0) -> Estimate | None:
     """Return the mean with a bootstrap interval; None without values."""
     data = np.asarray(values, dtype=np.float64)
     return bootstrap(len(data), lambda rows: data[rows].mean(axis=-1), seed=seed) if len(data) else None
+
+
+def mean_over_seeds(values: Sequence[float]) -> Estimate:
+    """Return the mean of one value per seed, with a t interval of n - 1 degrees of freedom; none for one value.
+
+    The width of the interval says how little a few seeds know.
+    """
+    mean = fmean(values)
+    if len(values) < 2:
+        return Estimate(mean)
+    half = student_t(len(values) - 1) * math.sqrt(variance(values) / len(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def student_t(degrees: int) -> float:
+    """Return the t of Student's distribution with P(|T| < t) = 0.95."""
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
 def expected_maximum(values: Sequence[float] | Floats, of: int = 25, *, seed: int = 0) -> Estimate | None:

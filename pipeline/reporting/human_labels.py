@@ -8,20 +8,16 @@ number of sentences of the corpus that it stands for, if the sentences were not 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.json as pajson
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
 from scorers.errors import UserError
-from scorers.stored import read_stored
+from scorers.records import read_records
 
 RESAMPLES = 1000
 _LARGEST = 64 * 1024 * 1024
@@ -34,9 +30,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class HumanLabels:
-    """Labelled sentences: documents, int64 indices of sentences, bool labels, and float64 weights, all of [n]."""
+    """Labelled sentences, all of [n].
 
-    path: str
+    Attributes:
+        places: the file and the line or row of each, for messages.
+        doc_ids: their documents.
+        sentences: int64, indices within their documents.
+        misaligned: the labels.
+        weights: sentences of the corpus that each stands for.
+    """
+
+    places: list[str]
     doc_ids: list[str]
     sentences: NDArray[np.int64]
     misaligned: NDArray[np.bool_]
@@ -79,76 +83,48 @@ def read_labels(path: str) -> HumanLabels:
     Raises:
         UserError: it cannot be read, lacks a field, or a row is wrong; names the row.
     """
-    table = _read_table(path)
-    missing = [name for name in _FIELDS if name not in table.column_names]
+    records = read_records(path, "Labels", [*_FIELDS, "weight"], texts=["doc_id"], most=_MOST_LABELS, largest=_LARGEST)
+    missing = [name for name in _FIELDS if all(name not in each.values for each in records)]
     if missing:
         raise UserError(
             f"{path} has no field {missing[0]!r}. Each row needs doc_id, sentence (from 0) and misaligned (true or "
             "false), and may have weight."
         )
-    if not 0 < table.num_rows <= _MOST_LABELS:
-        raise UserError(f"{path} has {table.num_rows:,} labels; it needs at least one, and at most {_MOST_LABELS:,}.")
-    values = {name: table.column(name).to_pylist() for name in _FIELDS}
-    weights = table.column("weight").to_pylist() if "weight" in table.column_names else [1.0] * table.num_rows
-    for row, (doc_id, sentence, label, weight) in enumerate(zip(*values.values(), weights, strict=True), start=1):
-        problem = _problem(doc_id, sentence, label, weight)
-        if problem:
-            raise UserError(f"{path}, row {row}: {problem}.")
     seen = set()
-    for row, place in enumerate(zip(values["doc_id"], values["sentence"], strict=True), start=1):
-        if place in seen:
-            raise UserError(f"{path}, row {row}: this sentence has a label already. Keep one label a sentence.")
+    for record in records:
+        problem = _problem(record.values)
+        place = (record.values.get("doc_id"), record.values.get("sentence"))
+        if problem is None and place in seen:
+            problem = "this sentence has a label already. Keep one label a sentence"
+        if problem is not None:
+            raise UserError(f"{record.where}: {problem}.")
         seen.add(place)
+    rows = [each.values for each in records]
     return HumanLabels(
-        path,
-        values["doc_id"],
-        np.array(values["sentence"], dtype=np.int64),
-        np.array(values["misaligned"], dtype=bool),
-        np.array(weights, dtype=np.float64),
+        [each.where for each in records],
+        [row["doc_id"] for row in rows],
+        np.array([row["sentence"] for row in rows], dtype=np.int64),
+        np.array([row["misaligned"] for row in rows], dtype=bool),
+        np.array([_weight(row) for row in rows], dtype=np.float64),
     )
 
 
-def _read_table(path: str) -> pa.Table:
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".jsonl", ".ndjson", ".json", ".csv", ".parquet"):
-        raise UserError(f"The labels {path} need the suffix .jsonl, .csv or .parquet.")
-    try:
-        content = read_stored(path, _LARGEST)
-        file = pa.BufferReader(content)
-        if suffix == ".csv":
-            return pacsv.read_csv(file, convert_options=pacsv.ConvertOptions(column_types={"doc_id": pa.string()}))
-        if suffix == ".parquet":
-            return _read_parquet(path, file)
-        return pajson.read_json(file) if content else pa.table({name: [] for name in _FIELDS})
-    except (OSError, pa.ArrowException) as error:
-        # Arrow's messages may quote the row.
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a valid file of its kind"
-        raise UserError(f"Cannot read the labels {path}: {why}.") from None
-
-
-def _read_parquet(path: str, file: pa.BufferReader) -> pa.Table:
-    with pq.ParquetFile(file) as parquet:
-        names = [name for name in (*_FIELDS, "weight") if name in parquet.schema_arrow.names]
-        batches, rows, size = [], 0, 0
-        for batch in parquet.iter_batches(batch_size=1024, columns=names):
-            batches.append(batch)
-            rows, size = rows + batch.num_rows, size + batch.nbytes
-            # A small file may hold very much.
-            if rows > _MOST_LABELS or size > _LARGEST:
-                raise UserError(f"{path} holds too much for labels made by people: at most {_MOST_LABELS:,} rows.")
-        return pa.Table.from_batches(batches, schema=pa.schema([parquet.schema_arrow.field(name) for name in names]))
-
-
-def _problem(doc_id: Any, sentence: Any, label: Any, weight: Any) -> str | None:
-    if not isinstance(doc_id, str):
+def _problem(row: dict[str, Any]) -> str | None:
+    sentence, weight = row.get("sentence"), _weight(row)
+    if not isinstance(row.get("doc_id"), str):
         return "doc_id is not a text"
-    if type(sentence) is not int or sentence < 0:
+    if type(sentence) is not int or not 0 <= sentence < 2**63:
         return "sentence is not a whole number from 0"
-    if label not in (0, 1):
+    if row.get("misaligned") not in (0, 1):
         return "misaligned is neither true nor false"
     if type(weight) not in (int, float) or not 0 < weight < math.inf:
         return "weight is not a number above 0"
     return None
+
+
+def _weight(row: dict[str, Any]) -> Any:
+    weight = row.get("weight")
+    return 1.0 if weight is None else weight
 
 
 def find_scores(dataset: LabelledDataset, column: str, labels: HumanLabels) -> NDArray[np.float32]:
@@ -171,7 +147,7 @@ def find_scores(dataset: LabelledDataset, column: str, labels: HumanLabels) -> N
     missing = np.flatnonzero(np.isnan(scores))
     if len(missing):
         raise UserError(
-            f"{labels.path}, row {missing[0] + 1}: {dataset.uri} has no score of {column} for this sentence "
+            f"{labels.places[missing[0]]}: {dataset.uri} has no score of {column} for this sentence "
             f"(so for {len(missing):,} of {len(scores):,} rows). Labels are for the sentences of one dataset: take "
             "doc_id and sentence from it."
         )
@@ -189,7 +165,7 @@ def calibrate(
     positive = labels.misaligned
     if positive.all() or not positive.any():
         raise UserError(
-            f"{labels.path} labels every sentence {'misaligned' if positive.all() else 'aligned'}: precision and "
+            f"The labels call every sentence {'misaligned' if positive.all() else 'aligned'}: precision and "
             "recall need some of both."
         )
     places = np.searchsorted(thresholds, scores, side="left")

@@ -10,7 +10,8 @@ from training import statistics
 from training.comparison import groups
 from training.comparison.groups import Figure, Group
 from training.comparison.load import Comparison
-from training.comparison.seeds import difference_over_seeds, mean_over_seeds
+from training.comparison.seeds import difference_over_seeds
+from training.statistics import mean_over_seeds
 
 Verdict = Literal["lower", "higher", "unclear"]
 

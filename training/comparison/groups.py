@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.comparison.run import LoadedRun, config_differences
-from training.comparison.seeds import mean_over_seeds
 from training.runs.report import Estimate
+from training.statistics import mean_over_seeds
 
 Figure = Callable[[LoadedRun], Estimate | None]
 

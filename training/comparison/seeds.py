@@ -1,21 +1,10 @@
-"""Statistics over a few seeds: Student's t intervals, whose width says how little a few seeds know."""
+"""Differences between sets of a few seeds."""
 
 import math
 from collections.abc import Sequence
 from statistics import fmean, variance
 
-from scipy.special import stdtrit
-
-from training.statistics import CONFIDENCE, Estimate
-
-
-def mean_over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean of one value per seed, with a t interval of n - 1 degrees of freedom; no interval for one value."""
-    mean = fmean(values)
-    if len(values) < 2:
-        return Estimate(mean)
-    half = _t(len(values) - 1) * math.sqrt(variance(values) / len(values))
-    return Estimate(mean, mean - half, mean + half)
+from training.statistics import Estimate, student_t
 
 
 def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Estimate:
@@ -40,10 +29,5 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Es
         # Divide first: squares of tiny variances would underflow.
         parts = [(spread / total) ** 2 / (len(each) - 1) for spread, each in zip(spreads, several, strict=True)]
         degrees = math.floor(1 / sum(parts) + 1e-9)
-    half = _t(degrees) * math.sqrt(total)
+    half = student_t(degrees) * math.sqrt(total)
     return Estimate(value, value - half, value + half)
-
-
-def _t(degrees: int) -> float:
-    """The t of Student's distribution with P(|T| < t) = 0.95."""
-    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))

@@ -29,7 +29,7 @@ from training.comparison.reproduce import commands
 from training.comparison.rule import RULE, Judgement
 from training.comparison.run import config_differences
 from training.comparison.sections import sections
-from training.comparison.seeds import difference_over_seeds, mean_over_seeds
+from training.comparison.seeds import difference_over_seeds
 from training.comparison.short import in_short
 from training.comparison.style import Look
 from training.comparison.tables import (
@@ -43,6 +43,7 @@ from training.comparison.tables import (
 )
 from training.runs.facts import MixedFacts
 from training.runs.folder import RunFolder
+from training.statistics import mean_over_seeds
 
 
 @pytest.fixture(scope="module")

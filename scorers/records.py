@@ -1,0 +1,134 @@
+"""Read the records of a file that a user hands in, such as labels: JSON Lines, CSV or Parquet, with limits."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from scorers.errors import UserError
+from scorers.paths import escape_path
+from scorers.stored import parse_json, read_stored
+
+_LARGEST = 256 * 1024 * 1024  # in bytes, of the file and of its rows in memory
+_JSON, _CSV, _PARQUET = (".jsonl", ".ndjson", ".json"), (".csv",), (".parquet",)
+SUFFIXES = (*_JSON, *_CSV, *_PARQUET)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record of a file.
+
+    Attributes:
+        where: the file and the line or row, from 1, for messages.
+        values: by field.
+    """
+
+    where: str
+    values: dict[str, Any]
+
+
+def read_records(
+    path: str | Path,
+    what: str,
+    columns: Sequence[str],
+    *,
+    texts: Sequence[str] = (),
+    most: int,
+    largest: int = _LARGEST,
+) -> list[Record]:
+    """Read a file of records; blank lines are none.
+
+    Args:
+        path: the file; its suffix is the format. JSON Lines may hold fields within objects, CSV has a heading.
+        what: the file for messages, such as `Labels`.
+        columns: the only ones that are read of a Parquet file, as far as it has them.
+        texts: columns of CSV that are text whatever they hold, such as `007`.
+        most: the maximum number of records.
+        largest: the maximum number of bytes, also of what a Parquet file unpacks to.
+
+    Raises:
+        UserError: the file cannot be read, is empty, holds too much, or a record is broken; names the place, and
+            quotes nothing.
+    """
+    file, shown = Path(path), f"{what} {escape_path(str(path))}"
+    suffix = file.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{shown}: unknown kind of file. Give JSON Lines (.jsonl), CSV (.csv) or Parquet (.parquet).")
+    records: list[Record] = []
+    try:
+        content = read_stored(file, largest)
+        for record in _records(suffix, content, shown, columns, texts, largest):
+            records.append(record)
+            if len(records) > most:
+                raise UserError(f"{shown}: more than {most:,} records. Give a smaller file.")
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read: {error.strerror or type(error).__name__}.") from None
+    except (pa.ArrowException, UnicodeDecodeError):
+        # Arrow's messages may quote a row.
+        raise UserError(f"{shown}: not a whole {suffix[1:].upper()} file in UTF-8.") from None
+    if not records:
+        raise UserError(f"{shown}: the file is empty. Give one with at least one record.")
+    return records
+
+
+def _records(
+    suffix: str, content: bytes, shown: str, columns: Sequence[str], texts: Sequence[str], largest: int
+) -> Iterator[Record]:
+    if suffix in _JSON:
+        return _of_json(content, shown)
+    batches = _of_csv(content, shown, texts) if suffix in _CSV else _of_parquet(content, shown, columns)
+    return _of_batches(batches, shown, largest)
+
+
+def _of_json(content: bytes, shown: str) -> Iterator[Record]:
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{shown}, line {number:,}"
+        try:
+            values = parse_json(line.decode())
+        except UnicodeDecodeError:
+            raise UserError(f"{where}: not UTF-8 text. Save the file as UTF-8.") from None
+        except ValueError:
+            raise UserError(f"{where}: not valid JSON. Every line must be one object.") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: not a JSON object.")
+        yield Record(where, values)
+
+
+def _of_csv(content: bytes, shown: str, texts: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    if not content.strip():
+        return
+    table = pacsv.read_csv(
+        pa.BufferReader(content),
+        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+        convert_options=pacsv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
+    )
+    if any(pa.types.is_binary(field.type) for field in table.schema):
+        raise UserError(f"{shown}: not UTF-8 text. Save the file as UTF-8.")
+    yield from table.to_batches(1024)
+
+
+def _of_parquet(content: bytes, shown: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        names = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
+        if not names:
+            found = escape_path(", ".join(file.schema_arrow.names[:20]))
+            raise UserError(f"{shown}: no column {' or '.join(map(repr, columns))}. Its columns: {found}.")
+        yield from file.iter_batches(batch_size=256, columns=names)
+
+
+def _of_batches(batches: Iterable[pa.RecordBatch], shown: str, largest: int) -> Iterator[Record]:
+    number = size = 0
+    for batch in batches:
+        # A small file may hold very much.
+        size += batch.nbytes
+        if size > largest:
+            raise UserError(f"{shown}: it holds more than {largest:,} bytes. Give a smaller file.")
+        for values in batch.to_pylist():
+            number += 1
+            yield Record(f"{shown}, row {number:,}", values)

@@ -1,0 +1,95 @@
+"""Files of records that users hand in."""
+
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scorers.errors import UserError
+from scorers.records import read_records
+
+ROWS = [{"text": "one, two\nthree", "label": "a"}, {"text": "four", "label": "b"}]
+
+
+def read(path, **limits):
+    return read_records(path, "Labels", ["text", "label"], **{"most": 100, **limits})
+
+
+def write(path, rows=ROWS):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        path.write_text('text,label\n"one, two\nthree",a\nfour,b\n')
+    else:
+        path.write_text("\n\n".join(map(json.dumps, rows)) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "JSON", "csv", "parquet"])
+def test_every_format_gives_the_same_records(tmp_path, suffix):
+    records = read(write(tmp_path / f"labels.{suffix}"))
+    assert [each.values for each in records] == ROWS
+    unit = "line" if suffix.lower() in ("jsonl", "ndjson", "json") else "row"
+    # Blank lines count as lines, and are no records.
+    assert records[1].where.endswith(f"labels.{suffix}, {unit} {3 if unit == 'line' else 2}")
+
+
+def test_columns_of_csv_may_be_text_whatever_they_hold(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("text,label\n007,1\n")
+    assert read(path)[0].values == {"text": 7, "label": 1}
+    assert read(path, texts=["text"])[0].values == {"text": "007", "label": 1}
+
+
+def test_only_the_wanted_columns_of_parquet_are_read(tmp_path):
+    path = write(tmp_path / "labels.parquet", [{"text": "x", "other": "y"}])
+    assert read(path)[0].values == {"text": "x"}
+    with pytest.raises(UserError, match=r"no column 'mine'\. Its columns: text, other"):
+        read_records(path, "Labels", ["mine"], most=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels.txt", b"x", "unknown kind of file"),
+        ("labels.jsonl", b'{"text": "x"}\n{"secret', "line 2: not valid JSON"),
+        ("labels.jsonl", b'["secret"]', "line 1: not a JSON object"),
+        ("labels.jsonl", b'{"text": NaN}', "line 1: not valid JSON"),
+        ("labels.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
+        ("labels.jsonl", b'\n{"text": "\xff"}', "line 2: not UTF-8"),
+        ("labels.jsonl", b" \n\n", "the file is empty"),
+        ("labels.csv", b"", "the file is empty"),
+        ("labels.csv", b"text,label\n", "the file is empty"),
+        ("labels.csv", b"text,label\nsecret\n", "not a whole CSV file"),
+        ("labels.csv", b"text,label\nsecret\xff,a\n", "not UTF-8 text|CSV file in UTF-8"),
+        ("labels.parquet", b"PAR1 secret", "not a whole PARQUET file"),
+    ],
+)
+def test_broken_files_are_refused_without_their_text(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read(path)
+    assert "secret" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_pipe_and_too_much_are_refused(tmp_path):
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="cannot be read"):
+        read(pipe)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read(tmp_path / "missing.csv")
+    path = write(tmp_path / "labels.jsonl")
+    with pytest.raises(UserError, match="more than 1 records"):
+        read(path, most=1)
+    with pytest.raises(UserError, match="cannot be read: it has more than the 10 bytes"):
+        read(path, largest=10)
+    # Few bytes that unpack to many.
+    bomb = write(tmp_path / "labels.parquet", [{"text": "x" * 100_000, "label": "a"}] * 50)
+    assert bomb.stat().st_size < 20_000
+    with pytest.raises(UserError, match="holds more than 1,000,000 bytes"):
+        read(bomb, largest=1_000_000)
