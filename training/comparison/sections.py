@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from training.comparison.capability_section import capability_section
 from training.comparison.compute_section import compute_section
 from training.comparison.curves import training_section
 from training.comparison.distributions import distribution_section
@@ -20,6 +21,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     result_section,
     finding_section,
     trade_off_section,
+    capability_section,
     compute_section,
     guidance_section,
     estimate_section,

@@ -72,17 +72,22 @@ class ClassificationReport(Part):
 
     @property
     def accuracy(self) -> Estimate | None:
-        """The mean over the trials, with a t interval; None without trials."""
+        """The mean over the trials, with a t interval within [0, 1]; None without trials."""
         return self._mean([each.accuracy for each in self.trials])
 
     @property
     def macro_f1(self) -> Estimate | None:
-        """The mean over the trials, with a t interval; None without trials."""
+        """As for the accuracy."""
         return self._mean([each.macro_f1 for each in self.trials])
 
     @staticmethod
     def _mean(values: list[float]) -> Estimate | None:
-        return Estimate.of(mean_over_seeds(values)) if values else None
+        if not values:
+            return None
+        found = mean_over_seeds(values)
+        if found.low is None or found.high is None:
+            return Estimate(value=found.value)
+        return Estimate(value=found.value, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def classification_path(run: RunFolder, name: str) -> Path:

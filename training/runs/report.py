@@ -29,6 +29,8 @@ HELD_OUT_NAME = "held_out.parquet"
 OTHERS = "scorers"
 MAXIMUM_OF = 25
 
+_MOST_REPORTS = 1000
+
 _Report = TypeVar("_Report", bound=BaseModel)
 
 
@@ -305,6 +307,19 @@ def read_stored_report(kind: type[_Report], path: Path, run: RunFolder, command:
             f"{path} is damaged, or of another version of phf, at {describe_first_error(error)}. "
             f"Run `{command or phf('evaluate', run.path)}` again."
         ) from None
+
+
+def read_stored_reports(kind: type[_Report], folder: Path, run: RunFolder) -> list[_Report]:
+    """The reports in a folder, by file name; without those that are hidden or no JSON files.
+
+    Raises:
+        UserError: a report is damaged or of another version, or there are more than 1,000.
+    """
+    paths = sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []
+    if len(paths) > _MOST_REPORTS:
+        raise UserError(f"{folder} has {len(paths):,} reports; at most {_MOST_REPORTS:,} are read. Remove some.")
+    reports = (read_stored_report(kind, path, run) for path in paths)
+    return [report for report in reports if report is not None]
 
 
 SAMPLES_SCHEMA = pa.schema(
