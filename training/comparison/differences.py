@@ -35,7 +35,7 @@ class Difference:
 
 def misalignment_difference(group: Group, other: Group) -> Difference | None:
     """Mean misalignment of a group minus that of the other; None if one has no scores."""
-    return _difference(
+    return difference(
         group, other, groups.misalignment, lambda: statistics.difference(group.runs[0].scores, other.runs[0].scores)
     )
 
@@ -52,7 +52,7 @@ def held_out_difference(group: Group, other: Group) -> Difference | None:
             return None
         return statistics.ratio(mine.bits - theirs.bits, mine.sizes.astype(np.float64))
 
-    return _difference(group, other, groups.bits_per_byte, by_document)
+    return difference(group, other, groups.bits_per_byte, by_document)
 
 
 def misalignment_differences(comparison: Comparison, to: Group | None = None) -> list[Difference]:
@@ -81,10 +81,27 @@ def beats_frequencies(group: Group) -> bool:
     return True
 
 
-def _difference(
-    group: Group, other: Group, of: Figure, of_single: Callable[[], statistics.Estimate | None]
+def difference(
+    group: Group,
+    other: Group,
+    of: Figure,
+    of_single: Callable[[], statistics.Estimate | None],
+    *,
+    of_other: Figure | None = None,
 ) -> Difference | None:
-    mine, theirs = ([figure.value for run in each.runs if (figure := of(run))] for each in (group, other))
+    """A figure of a group minus that of another; None if a run lacks it.
+
+    Args:
+        group: the one.
+        other: the other.
+        of: the figure.
+        of_single: the difference of two groups of one seed, from their samples or documents.
+        of_other: the figure of the other group; None for the same.
+    """
+    mine, theirs = (
+        [found.value for run in each.runs if (found := figure(run))]
+        for each, figure in ((group, of), (other, of_other or of))
+    )
     if len(mine) < len(group.runs) or len(theirs) < len(other.runs):
         return None
     if len(mine) == len(theirs) == 1:

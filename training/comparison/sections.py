@@ -11,6 +11,7 @@ from training.comparison.findings import finding_section
 from training.comparison.guidance_section import guidance_section
 from training.comparison.load import Comparison
 from training.comparison.reproduce import reproduction_section
+from training.comparison.scenario_section import scenario_section
 from training.comparison.section import Section
 from training.comparison.short import short_section
 from training.comparison.tables import detail_section, result_section
@@ -21,6 +22,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     result_section,
     finding_section,
     trade_off_section,
+    scenario_section,
     capability_section,
     compute_section,
     guidance_section,
