@@ -1,11 +1,13 @@
 """Read the records of a file that a user hands in, such as labels: JSON Lines, CSV or Parquet, with limits."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -37,7 +39,8 @@ def read_records(
     columns: Sequence[str],
     *,
     texts: Sequence[str] = (),
-    most: int,
+    most: int | None = None,
+    first: int | None = None,
     largest: int = _LARGEST,
 ) -> list[Record]:
     """Read a file of records; blank lines are none.
@@ -47,7 +50,8 @@ def read_records(
         what: the file for messages, such as `Labels`.
         columns: the only ones that are read of a Parquet file, as far as it has them.
         texts: columns of CSV that are text whatever they hold, such as `007`.
-        most: the maximum number of records.
+        most: the maximum number of records; None for any.
+        first: read only so many; None for all.
         largest: the maximum number of bytes, also of what a Parquet file unpacks to.
 
     Raises:
@@ -61,9 +65,9 @@ def read_records(
     records: list[Record] = []
     try:
         content = read_stored(file, largest)
-        for record in _records(suffix, content, shown, columns, texts, largest):
+        for record in itertools.islice(_records(suffix, content, shown, columns, texts, largest), first):
             records.append(record)
-            if len(records) > most:
+            if most is not None and len(records) > most:
                 raise UserError(f"{shown}: more than {most:,} records. Give a smaller file.")
     except OSError as error:
         raise UserError(f"{shown}: cannot be read: {error.strerror or type(error).__name__}.") from None
@@ -114,21 +118,33 @@ def _of_csv(content: bytes, shown: str, texts: Sequence[str]) -> Iterator[pa.Rec
 
 
 def _of_parquet(content: bytes, shown: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(pa.BufferReader(content)) as file:
-        names = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
-        if not names:
-            found = escape_path(", ".join(file.schema_arrow.names[:20]))
-            raise UserError(f"{shown}: no column {' or '.join(map(repr, columns))}. Its columns: {found}.")
+    buffer = pa.BufferReader(content)
+    with pq.ParquetFile(buffer) as file:
+        schema, there = file.schema, file.schema_arrow.names
+    names = [name for name in dict.fromkeys(columns) if name in there]
+    if not names:
+        found = escape_path(", ".join(there[:20]))
+        raise UserError(f"{shown}: no column {' or '.join(map(repr, columns))}. Its columns: {found}.")
+    leaves = [schema.column(index) for index in range(len(schema))]
+    texts = [each.path for each in leaves if each.physical_type == "BYTE_ARRAY" and each.path in names]
+    # Repeated texts stay in a dictionary, so that a small file cannot expand into a large one.
+    with pq.ParquetFile(buffer, read_dictionary=texts) as file:
         yield from file.iter_batches(batch_size=256, columns=names)
 
 
 def _of_batches(batches: Iterable[pa.RecordBatch], shown: str, largest: int) -> Iterator[Record]:
     number = size = 0
     for batch in batches:
-        # A small file may hold very much.
-        size += batch.nbytes
+        size += sum(map(_size, batch.columns))
         if size > largest:
             raise UserError(f"{shown}: it holds more than {largest:,} bytes. Give a smaller file.")
         for values in batch.to_pylist():
             number += 1
             yield Record(f"{shown}, row {number:,}", values)
+
+
+def _size(column: pa.Array) -> int:
+    """Bytes of a column, with each text counted as often as it occurs."""
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0

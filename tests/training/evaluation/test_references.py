@@ -276,10 +276,10 @@ def test_a_file_of_samples_is_a_reference(runs: dict[str, RunFolder], tmp_path: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "secret", "log_prob": -1}\n{"text": "secret"', "line 2 is not JSON"),
+        ('{"text": "secret", "log_prob": -1}\n{"text": "secret"', "line 2: not valid JSON"),
         ('{"text": "secret", "log_prob": -1}\n\n{"text": "secret"}', r"line 3: log_prob"),
         ('{"text": "secret", "log_prob": 0.5}', r"line 1: log_prob"),
-        ('{"text": "secret", "log_prob": NaN}', "line 1 is not JSON"),
+        ('{"text": "secret", "log_prob": NaN}', "line 1: not valid JSON"),
         ('["secret"]', "line 1"),
         ('{"text": "secret", "log_prob": -1}', "has 1 samples; an estimate needs at least 2"),
     ],
@@ -292,15 +292,15 @@ def test_a_broken_file_is_refused_without_its_text(tmp_path: Path, content: str,
     assert "secret" not in str(failure.value)
 
 
-def test_a_small_parquet_file_cannot_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_parquet_file_cannot_expand(tmp_path: Path) -> None:
     file = tmp_path / "reference.parquet"
     pq.write_table(pa.table({"text": ["x" * 10_000] * 1000, "log_prob": [-1.0] * 1000}), file)
     assert len(read_samples(file, 10_000).texts) == 1000
-    monkeypatch.setattr("training.evaluation.references.samples.LARGEST", 1_000_000)
-    with pytest.raises(UserError, match="more than the 1,000,000 bytes of text"):
+    pq.write_table(pa.table({"text": ["x" * 400_000] * 1000, "log_prob": [-1.0] * 1000}), file)
+    with pytest.raises(UserError, match="more than 268,435,456 bytes"):
         read_samples(file, 10_000)
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(UserError, match="not a whole Parquet file"):
+    with pytest.raises(UserError, match="not a whole PARQUET file"):
         read_samples(file, 10)
 
 

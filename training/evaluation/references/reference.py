@@ -9,6 +9,7 @@ from pathlib import Path
 from scorers import hugging_face
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256, folder_sha256
+from scorers.records import SUFFIXES
 from training.config import EvaluationConfig
 from training.evaluation.references.samples import Progress, ReferenceSamples, draw_once, read_samples
 from training.evaluation.references.text_model import TextModel, open_folder, open_run
@@ -41,7 +42,8 @@ def find_reference(place: str, device: str) -> Reference:
     """Find a reference, without loading its model.
 
     Args:
-        place: folder of a run of `phf train` or of a Hugging Face model, or a `.jsonl` or `.parquet` file of samples.
+        place: folder of a run of `phf train` or of a Hugging Face model, or a file of samples (JSON Lines, CSV or
+            Parquet).
         device: torch device.
 
     Raises:
@@ -49,7 +51,7 @@ def find_reference(place: str, device: str) -> Reference:
     """
     path = Path(place)
     name = _NOT_IN_A_NAME.sub("-", path.resolve().name).strip(".-")[:_LONGEST_NAME] or "reference"
-    if path.is_file() and path.suffix in (".parquet", ".jsonl"):
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
         facts = ReferenceFacts(kind="file", place=place, fingerprint=file_sha256(path)[:16])
         return Reference(name, facts, lambda config, _: read_samples(path, config.reference_samples), None)
     if (path / "run.json").is_file():
@@ -60,7 +62,8 @@ def find_reference(place: str, device: str) -> Reference:
         return _model(name, facts, lambda: open_folder(path, device))
     raise UserError(
         f"--reference {place}: there is no such run or model, nor a file of samples. Give the --output of `phf train`, "
-        "a folder with a Hugging Face model (config.json), or a .jsonl or .parquet file with `text` and `log_prob`."
+        "a folder with a Hugging Face model (config.json), or a .jsonl, .csv or .parquet file with `text` and "
+        "`log_prob`."
     )
 
 

@@ -8,15 +8,14 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.dataset.writer import parquet_writer
 from scorers.errors import UserError
+from scorers.records import Record, read_records
 from scorers.settings import describe_first_error
-from scorers.stored import LARGEST, parse_json, read_stored
 from training.config import EvaluationConfig
 from training.data.cache import digest, user_cache
 from training.disk import write_atomically
@@ -53,7 +52,7 @@ class ReferenceSamples:
 
 
 class StoredSample(BaseModel):
-    """A line of a file of samples. Other fields are ignored.
+    """A record of a file of samples. Other fields are ignored.
 
     Attributes:
         text: the sample.
@@ -110,69 +109,31 @@ def draw_once(
 
 
 def read_samples(path: Path, most: int) -> ReferenceSamples:
-    """Read the first samples of a Parquet or JSON Lines file with `text`, `log_prob` and, optionally, `ended`.
+    """Read the first samples of a JSON Lines, CSV or Parquet file with `text`, `log_prob` and, optionally, `ended`.
 
     Args:
-        path: the file; its name ends in `.parquet` or `.jsonl`.
+        path: the file; its suffix is the format.
         most: number of samples.
 
     Raises:
         UserError: it cannot be read, or a sample is not valid; names the record.
     """
+    records = read_records(path, "Reference", list(StoredSample.model_fields), texts=["text"], first=most)
+    samples = list(map(_sample, records))
+    if len(samples) < 2:
+        raise UserError(f"The reference {path} has {len(samples)} samples; an estimate needs at least 2.")
+    texts = Texts([each.text for each in samples], None, [each.ended for each in samples], None)
+    return ReferenceSamples(texts, np.array([each.log_prob for each in samples]), None)
+
+
+def _sample(record: Record) -> StoredSample:
     try:
-        content = read_stored(path)
-    except OSError as error:
-        raise UserError(f"Cannot read the reference {path}: {error.strerror or error}.") from None
-    records = _parquet(path, content, most) if path.suffix == ".parquet" else _json_lines(path, content, most)
-    if len(records) < 2:
-        raise UserError(f"The reference {path} has {len(records)} samples; an estimate needs at least 2.")
-    texts = Texts([each.text for each in records], None, [each.ended for each in records], None)
-    return ReferenceSamples(texts, np.array([each.log_prob for each in records]), None)
-
-
-def _json_lines(path: Path, content: bytes, most: int) -> list[StoredSample]:
-    found: list[StoredSample] = []
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if len(found) == most:
-            break
-        if not line.strip():
-            continue
-        try:
-            found.append(_SAMPLE.validate_python(parse_json(line)))
-        except ValidationError as error:
-            raise UserError(f"{path}, line {number:,}: {describe_first_error(error)}. {_WANTED}") from None
-        except ValueError:
-            raise UserError(f"{path}, line {number:,} is not JSON. {_WANTED}") from None
-    return found
-
-
-_WANTED = "Each record needs `text`, `log_prob` (natural logarithm, at most 0) and may have `ended` (true or false)."
-
-
-def _parquet(path: Path, content: bytes, most: int) -> list[StoredSample]:
-    columns = list(StoredSample.model_fields)
-    try:
-        # Repeated texts stay in a dictionary: a small file cannot expand into a large one.
-        with pq.ParquetFile(io.BytesIO(content), read_dictionary=["text"]) as parquet:
-            known = [name for name in columns if name in parquet.schema_arrow.names]
-            table = next(parquet.iter_batches(batch_size=most, columns=known), None)
-        if table is None:
-            return []
-        text = table["text"] if "text" in known else None
-        if text is not None and pa.types.is_dictionary(text.type):
-            sizes = pc.binary_length(text.dictionary).take(text.indices)
-            if (pc.sum(sizes).as_py() or 0) > LARGEST:
-                raise UserError(f"The reference {path} has more than the {LARGEST:,} bytes of text that it may have.")
-        rows = table.to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"The reference {path} is not a whole Parquet file ({type(error).__name__}).") from None
-    found = []
-    for number, row in enumerate(rows, 1):
-        try:
-            found.append(_SAMPLE.validate_python({name: each for name, each in row.items() if each is not None}))
-        except ValidationError as error:
-            raise UserError(f"{path}, row {number:,}: {describe_first_error(error)}. {_WANTED}") from None
-    return found
+        return _SAMPLE.validate_python({name: each for name, each in record.values.items() if each is not None})
+    except ValidationError as error:
+        raise UserError(
+            f"{record.where}: {describe_first_error(error)}. Each record needs `text`, `log_prob` (natural logarithm, "
+            "at most 0) and may have `ended` (true or false)."
+        ) from None
 
 
 def _read_cached(place: Path, config: EvaluationConfig) -> ReferenceSamples | None:
