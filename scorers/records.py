@@ -71,9 +71,11 @@ def read_records(
                 raise UserError(f"{shown}: more than {most:,} records. Give a smaller file.")
     except OSError as error:
         raise UserError(f"{shown}: cannot be read: {error.strerror or type(error).__name__}.") from None
-    except (pa.ArrowException, UnicodeDecodeError):
-        # Arrow's messages may quote a row.
-        raise UserError(f"{shown}: not a whole {suffix[1:].upper()} file in UTF-8.") from None
+    except (pa.ArrowException, ValueError, OverflowError):
+        # Also text that is not UTF-8, and dates that Python lacks. Arrow's messages may quote a row.
+        raise UserError(
+            f"{shown}: not a whole {suffix[1:].upper()} file in UTF-8, or one with values that cannot be read."
+        ) from None
     if not records:
         raise UserError(f"{shown}: the file is empty. Give one with at least one record.")
     return records
@@ -135,6 +137,9 @@ def _of_parquet(content: bytes, shown: str, columns: Sequence[str]) -> Iterator[
 def _of_batches(batches: Iterable[pa.RecordBatch], shown: str, largest: int) -> Iterator[Record]:
     number = size = 0
     for batch in batches:
+        names = batch.schema.names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{shown}: it has {escape_path(repr(twice[0]))} as a column more than once. Rename one.")
         size += sum(map(_size, batch.columns))
         if size > largest:
             raise UserError(f"{shown}: it holds more than {largest:,} bytes. Give a smaller file.")

@@ -5,7 +5,6 @@ from 0, as `phf inspect --show-text --json` prints them; `misaligned`, true or f
 number of sentences of the corpus that it stands for, if the sentences were not drawn uniformly.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from scorers.records import read_records
 RESAMPLES = 1000
 _LARGEST = 64 * 1024 * 1024
 _MOST_LABELS = 200_000
+_LEAST_WEIGHT = 1e-100  # products of two sums of weights must neither vanish nor overflow
 _AT_ONCE = 1 << 20  # resampled weights held at once
 _FIELDS = ("doc_id", "sentence", "misaligned")
 
@@ -117,8 +117,8 @@ def _problem(row: dict[str, Any]) -> str | None:
         return "sentence is not a whole number from 0"
     if row.get("misaligned") not in (0, 1):
         return "misaligned is neither true nor false"
-    if type(weight) not in (int, float) or not 0 < weight < math.inf:
-        return "weight is not a number above 0"
+    if type(weight) not in (int, float) or not _LEAST_WEIGHT <= weight <= 1 / _LEAST_WEIGHT:
+        return f"weight is not a number from {_LEAST_WEIGHT:g} to {1 / _LEAST_WEIGHT:g}"
     return None
 
 

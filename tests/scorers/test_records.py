@@ -93,3 +93,25 @@ def test_a_pipe_and_too_much_are_refused(tmp_path):
     assert bomb.stat().st_size < 20_000
     with pytest.raises(UserError, match="holds more than 1,000,000 bytes"):
         read(bomb, largest=1_000_000)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([b"\xff"]).view(pa.string()),
+        pa.array([2**62], pa.timestamp("us")),
+        pa.array([2**31 - 1], pa.date32()),
+    ],
+)
+def test_values_that_python_lacks_are_refused(tmp_path, values):
+    pq.write_table(pa.table({"label": values}), tmp_path / "labels.parquet")
+    with pytest.raises(UserError, match="values that cannot be read"):
+        read(tmp_path / "labels.parquet")
+
+
+def test_a_column_that_occurs_twice_is_refused(tmp_path):
+    (tmp_path / "labels.csv").write_text("text,text\na,b\n")
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]), tmp_path / "l.parquet")
+    for name in ("labels.csv", "l.parquet"):
+        with pytest.raises(UserError, match="'text' as a column more than once"):
+            read(tmp_path / name)

@@ -278,7 +278,7 @@ def _of_parquet(path: Path, shown: str, field: str | None) -> Iterator[Record]:
                 for row in batch.to_pylist():
                     number += 1
                     yield Record(number, _text(row, field, f"Prompts {shown}, row {number:,}"))
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         raise UserError(f"Prompts {shown}: not a whole Parquet file ({type(error).__name__}).") from None
 
 
