@@ -26,6 +26,7 @@ from pipeline.labelling.monitoring.log_file import STDERR
 from pipeline.labelling.on_ray.cluster import check_address
 from pipeline.labelling.resolve import resolve_config, scorer_entries
 from pipeline.labelling.windows import check_windows
+from pipeline.sealing.generations import sealed_manifest
 from pipeline.storage.base import Storage
 from pipeline.storage.checked_json import to_checked
 from scorers import sentences
@@ -91,7 +92,8 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
     if begun is not None:
         if stored is not None:
             begun = begun.with_inputs(config.inputs if extend else stored.inputs)
-        refuse_changes(storage, begun, record)
+        with _reading(storage):
+            refuse_other_settings(storage, begun, record)
     if stored is None:
         plan = replace(read_inputs(config, sources, reporter), left_out=found.left_out)
         return Prepared(config, record, plan, (1, plan))
@@ -122,7 +124,7 @@ def write_job(storage: Storage, prepared: Prepared) -> StoredJob:
     if not storage.put_if_absent(JOB, to_checked(prepared.record, indent=2)):
         begun = read_job(storage)
         if begun is not None:
-            refuse_changes(storage, begun.with_inputs(prepared.config.inputs), prepared.record)
+            refuse_other_settings(storage, begun.with_inputs(prepared.config.inputs), prepared.record)
     if prepared.added is not None:
         number, plan = prepared.added
         write_plan(storage, number, prepared.config.inputs, plan)
@@ -133,6 +135,25 @@ def write_job(storage: Storage, prepared: Prepared) -> StoredJob:
             "they differ."
         )
     return job
+
+
+def refuse_other_settings(storage: Storage, begun: JobRecord, given: JobRecord) -> None:
+    """Refuse to resume a job with other settings; thresholds may be those that the dataset has now.
+
+    Raises:
+        UserError: see `refuse_changes`.
+    """
+    manifest = sealed_manifest(storage)
+    if manifest is not None:
+        # `phf retag` may have changed them since the job was begun.
+        thresholds = {
+            column: spec
+            if column not in manifest.thresholds or given.thresholds.get(column) == spec
+            else manifest.thresholds[column].spec
+            for column, spec in begun.thresholds.items()
+        }
+        begun = begun.model_copy(update={"config": begun.config | {"thresholds": thresholds}})
+    refuse_changes(storage, begun, given)
 
 
 @contextmanager

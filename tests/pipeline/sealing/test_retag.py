@@ -10,6 +10,8 @@ from pipeline.checking.verify import verify
 from pipeline.corpus.records import Quarantined
 from pipeline.dataset import open_dataset
 from pipeline.job.epoch import Epoch
+from pipeline.job.record import load_job
+from pipeline.labelling.prepare import refuse_other_settings
 from pipeline.sealing.generations import GenerationRecord, generation_path
 from pipeline.sealing.retag import retag
 from pipeline.storage.open import open_storage
@@ -191,3 +193,20 @@ def test_the_command_refuses_invalid_thresholds(labelled, flags, message):
     result = CliRunner().invoke(app, ["retag", str(labelled.folder), *flags])
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_job_resumes_with_the_thresholds_that_its_dataset_has_now(labelled):
+    storage = open_storage(str(labelled.folder))
+    stored = load_job(storage).record
+
+    def given(spec):
+        return stored.model_copy(update={"config": stored.config | {"thresholds": {"toxicity": spec, "pii": "0"}}})
+
+    begun = given("p50")
+    with pytest.raises(UserError, match=r"thresholds\.toxicity: was 'p50', now '0.3'"):
+        refuse_other_settings(storage, begun, given("0.3"))
+    retag(str(labelled.folder), {"toxicity": 0.3})
+    refuse_other_settings(storage, begun, given("0.3"))
+    refuse_other_settings(storage, begun, begun)
+    with pytest.raises(UserError, match=r"thresholds\.toxicity: was '0.3', now '0.5'"):
+        refuse_other_settings(storage, begun, given("0.5"))
