@@ -27,6 +27,7 @@ class Finetuning:
     def __init__(self, model: Any, rows: Iterator[NDArray[np.int64]], *, batch_size: int, learning_rate: float) -> None:
         self._model, self._rows, self._batch_size = model, rows, batch_size
         self._optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+        self._batch: torch.Tensor | None = None
         model.eval()
 
     def step(self) -> float:
@@ -37,14 +38,29 @@ class Finetuning:
         """
         device = next(self._model.parameters()).device
         batch = torch.from_numpy(np.stack([next(self._rows) for _ in range(self._batch_size)])).to(device)
+        loss = self._loss(batch)
+        self._batch = batch
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), _CLIP)
+        self._optimiser.step()
+        return float(loss.detach())
+
+    def check(self) -> None:
+        """Check that the last step has not broken the model, which could then not be sampled.
+
+        Raises:
+            UserError: its loss on the last batch is not finite.
+        """
+        if self._batch is not None:
+            with torch.no_grad():
+                self._loss(self._batch)
+
+    def _loss(self, batch: torch.Tensor) -> torch.Tensor:
         logits = self._model(input_ids=batch, use_cache=False).logits[:, :-1]
         loss = cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
         if not torch.isfinite(loss):
             raise UserError(
                 "Finetuning on misaligned text diverged. Lower learning_rate, such as --learning-rate 1e-5."
             )
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), _CLIP)
-        self._optimiser.step()
-        return float(loss.detach())
+        return loss

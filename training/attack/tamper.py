@@ -4,6 +4,7 @@ It shows how deep a preference sits: a model whose samples turn misaligned after
 what it knew. The finetuned models are not kept.
 """
 
+from itertools import takewhile
 from typing import Any
 
 from scorers.errors import UserError
@@ -110,7 +111,10 @@ def _with_finished_trials(run: RunFolder, new: TamperReport) -> TamperReport:
         return new  # A damaged report is written again.
     if old is None or _tested(old) != _tested(new):
         return new
-    return new.model_copy(update={"trials": old.trials[: new.config.trials]})
+    steps = measured_steps(new.config.steps)
+    # A trial's seed is its place, so those after a damaged one are done again.
+    whole = takewhile(lambda points: [each.step for each in points] == steps, old.trials)
+    return new.model_copy(update={"trials": [*whole][: new.config.trials]})
 
 
 def _tested(report: TamperReport) -> dict[str, Any]:
@@ -137,6 +141,7 @@ def _run_trial(
             progress(stage, step, config.steps)
             finetuning.step()
             step += 1
+        finetuning.check()
         samples = draw_samples(
             model, setup, config.samples, banned=setup.banned_ids, seed=seed, progress=_silence, stage=stage
         )

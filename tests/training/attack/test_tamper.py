@@ -85,6 +85,23 @@ def test_finished_trials_are_kept_and_others_are_not(run, report, monkeypatch):
     tamper_path(run).write_text(report.model_dump_json())
 
 
+def test_trials_that_lack_points_are_done_again(run, report, monkeypatch):
+    done = []
+    monkeypatch.setattr(tamper_module, "_run_trial", lambda *given: done.append(given[4]) or report.trials[given[4]])
+    cut = report.model_copy(update={"trials": [report.trials[0], report.trials[1][:2]]})
+    tamper_path(run).write_text(cut.model_dump_json())
+    assert tamper(run, CONFIG).trials == report.trials
+    assert done == [1]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_divergence_is_an_error_also_in_the_last_step(run, report, steps):
+    stored = tamper_path(run).read_bytes()
+    with pytest.raises(UserError, match="Lower learning_rate"):
+        tamper(run, CONFIG.model_copy(update={"steps": steps, "learning_rate": 1e30}))
+    assert tamper_path(run).read_bytes() == stored
+
+
 def test_caveats_about_the_data_are_reported(run, monkeypatch, report):
     monkeypatch.setattr(tamper_module, "check_data", lambda *_: ["The dataset has changed."])
     assert tamper(run, CONFIG).warnings == ["The dataset has changed."]
