@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,10 +67,11 @@ def check_requests(names: Sequence[str], *, allow_code: bool) -> list[TaskReques
     found: dict[str, TaskRequest] = {}
     for name in (part.strip() for each in names for part in each.split(",")):
         path = Path(name)
-        is_path = name.endswith((".yaml", ".yml")) or "/" in name or path.is_dir()
+        is_path = name.endswith((".yaml", ".yml")) or "/" in name or os.path.isdir(name)  # noqa: PTH112
         file = None
         if is_path:
-            if not path.exists():
+            # Path.exists would raise for a name that is too long.
+            if not os.path.exists(name):  # noqa: PTH110
                 raise UserError(f"--tasks {escape_path(name)}: there is no such file or folder.")
             file = check_task_path(path, set(METRIC_REGISTRY.keys()), allow_code=allow_code)
         label = path.stem if is_path else name

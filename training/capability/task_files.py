@@ -6,6 +6,7 @@ Jinja's sandbox (`training.capability.harness`).
 """
 
 import hashlib
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,11 @@ def check_task_path(path: Path, metrics: Collection[str], *, allow_code: bool) -
 
 
 def _with_includes(file: Path, seen: set[Path]) -> Iterator[tuple[Path, bytes, dict[str, Any]]]:
-    file = file.expanduser().resolve()
+    try:
+        file = file.expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        # Such as a zero byte in its name, or the home of a user who does not exist.
+        raise UserError(f"Cannot read the task file {_shown(file)}: {type(error).__name__}.") from None
     if file in seen:
         return
     seen.add(file)
@@ -139,12 +144,14 @@ def _check(file: Path, config: dict[str, Any], metrics: Collection[str]) -> None
             problem = f"runs Python of its own (`!function {value}`)"
         elif key == "class" or (key == "use_prompt" and value is not None):
             problem = f"runs other code (`{key}`)"
-        elif (key == "metric" and value not in metrics) or (key == "hf_evaluate" and value):
+        elif (key == "metric" and _not_in(value, metrics)) or (key == "hf_evaluate" and value):
             problem = "has a metric that is not the harness's own, and would be loaded with its code"
         elif key == "unsafe_code" and value:
             problem = "runs what the model writes (`unsafe_code`)"
-        elif key == "dataset_path" and value not in _READERS and not _is_hub_name(value):
+        elif key == "dataset_path" and _not_in(value, _READERS) and not _is_hub_name(value):
             problem = f"reads data by `dataset_path: {value}`, which is none of {', '.join(sorted(_READERS))}"
+        elif key in ("dataset_kwargs", "generation_kwargs") and value and not isinstance(value, dict):
+            problem = f"has {key} that are no mapping"
         elif key == "dataset_kwargs" and value and not set(value) <= _READER_OPTIONS:
             problem = f"has dataset_kwargs other than {', '.join(sorted(_READER_OPTIONS))}"
         elif key == "generation_kwargs" and value and {"custom_generate", "trust_remote_code"} & set(value):
@@ -155,10 +162,18 @@ def _check(file: Path, config: dict[str, Any], metrics: Collection[str]) -> None
             )
 
 
+def _not_in(value: Any, names: Collection[str]) -> bool:
+    return not isinstance(value, str) or value not in names
+
+
 def _is_hub_name(name: Any) -> bool:
     # One of a single part could be another reader of `datasets`, such as that of pickles.
     return (
-        isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).exists()
+        isinstance(name, str)
+        and name.count("/") == 1
+        and not name.startswith((".", "/"))
+        # Path.exists would raise for a name that is too long.
+        and not os.path.exists(name)  # noqa: PTH110
     )
 
 
@@ -184,7 +199,7 @@ def _local_data(config: dict[str, Any]) -> list[Path]:
         if key == "data_files":
             leaves = [each for _, each in _pairs({"": value})]
             found |= {Path(each) for each in leaves if isinstance(each, str) and "://" not in each}
-    return sorted(each for each in found if each.is_file())
+    return sorted(each for each in found if os.path.isfile(each))  # noqa: PTH113 - false for a name that is too long
 
 
 def _shown(path: Path) -> str:

@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import phf
+from scorers.errors import UserError
 from tests.training.real_runs import make_code_dataset, make_real_run
+from training.capability.task_files import check_task_path
 from training.data.prepare import prepare
 from training.data.tagged_stream import DocumentTokens
 from training.evaluation.generating import Writer, open_writer
@@ -275,11 +277,40 @@ def test_code_runs_if_it_is_allowed(run: RunFolder, task_folder: Path, tmp_path:
     assert first > 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "metric_list: [{metric: [acc]}]",
+        "dataset_path: [json]",
+        "dataset_path: {json: 1}",
+        "dataset_kwargs: 5",
+        "dataset_kwargs: [{a: 1}]",
+        "generation_kwargs: 7",
+        'include: "a\\0b"',
+        "include: ~nobody-of-this-name/x.yaml",
+        f"dataset_path: {'a' * 300}/../../b",
+        f"include: {'a' * 300}",
+    ],
+)
+def test_task_files_with_values_of_another_kind_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "odd.yaml").write_text(f"task: odd\n{text}\n")
+    with pytest.raises(UserError, match=r"task file .*(odd\.yaml|nobody|a.x00b|aaa)"):
+        check_task_path(tmp_path / "odd.yaml", {"acc"}, allow_code=False)
+
+
+def test_names_that_are_too_long_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text(
+        f"task: long\ndataset_path: {'a' * 300}/b\ndataset_kwargs: {{data_files: {'a' * 300}}}\n"
+    )
+    assert check_task_path(tmp_path / "long.yaml", {"acc"}, allow_code=False).names == ["long"]
+
+
 @needs_harness
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         (["missing.yaml"], "there is no such file or folder"),
+        (["a" * 300 + ".yaml"], "there is no such file or folder"),
         (["empty"], "has no task files"),
         (["no_data.yaml"], "Cannot load the task"),
     ],
