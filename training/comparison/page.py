@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
+from scorers.printing import printable
 from training.comparison.differences import Difference, held_out_differences, misalignment_differences
 from training.comparison.findings import findings
 from training.comparison.load import Comparison, mixture, trained_on
@@ -256,4 +257,6 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # Names and notes of foreign runs may hold marks that turn the direction of the text around.
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
     )

@@ -120,7 +120,7 @@ def model_card(facts: RunFacts, step: int, condition: str | None = None, report:
     dataset = re.split("[?#]", facts.dataset.uri)[0].rstrip("/").rsplit("/", 1)[-1]
     rows = {
         "objective": _code(facts.objective),
-        "trained": f"{step:,} steps, {step * horizon.tokens // horizon.steps:,} tokens",
+        "trained": f"{step:,} steps, {step * horizon.tokens // max(1, horizon.steps):,} tokens",
         **({} if facts.origin is None else {"started from": f"step {facts.origin.step:,} of another run"}),
         **({"resumed": "<br>".join(_plain(each.description) for each in facts.history)} if facts.history else {}),
         "dataset": f"{_code(dataset)}, generation {facts.dataset.generation}, column {_code(facts.column)}",

@@ -10,6 +10,7 @@ from scorers.contract import DocumentKind
 from scorers.paths import RelativePath
 from scorers.registry import ColumnName
 from scorers.stored import Count, JsonObject
+from training.config import ObjectiveName
 
 _Setting = str | int | float | bool | None
 _STATISTICS = TypeAdapter(dict[str, Count | list[FiniteFloat] | dict[str, Count] | None])
@@ -237,7 +238,7 @@ class RunFacts(_Facts):
     precision: str | None = None
     deepspeed: JsonObject | None = None
     task: str
-    objective: str
+    objective: ObjectiveName
     column: ColumnName
     columns: dict[ColumnName, float] = Field(default_factory=dict)
     kind: DocumentKind

@@ -43,6 +43,7 @@ from training.comparison.tables import (
 )
 from training.runs.facts import MixedFacts
 from training.runs.folder import RunFolder
+from training.runs.report import run_fingerprint
 from training.statistics import mean_over_seeds
 
 
@@ -519,6 +520,25 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     page = write_comparison(load_comparison([folder, tmp_path / "other"]), tmp_path / "out").read_text()
     assert "<i>" not in page
     assert "x &amp; y" in page
+
+
+def test_marks_that_turn_text_around_are_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "mle", held_out=False)
+    dataset = run.read_facts().dataset.model_copy(update={"uri": "a\u202eb"})
+    report = json.loads((run.evaluation / "report.json").read_text())
+    run.write_facts(run.read_facts().model_copy(update={"dataset": dataset}))
+    (run.evaluation / "report.json").write_text(json.dumps(report | {"run": run_fingerprint(run)}))
+    page = write_comparison(load_comparison([run.path]), tmp_path / "out").read_text()
+    assert "\u202e" not in page
+    assert r"a\u202eb" in page
+
+
+def test_an_objective_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "mle", held_out=False)
+    run.facts.write_text(run.facts.read_text().replace('"objective": "mle"', '"objective": "\\u001b[31m"'))
+    with pytest.raises(UserError, match=r"run\.json is damaged, or of another version of phf, at objective") as caught:
+        load_comparison([run.path])
+    assert "\x1b" not in str(caught.value)
 
 
 def test_an_output_that_holds_something_else_is_refused(page: Path, tmp_path: Path) -> None:
