@@ -314,6 +314,8 @@ class EvaluationConfig(_Section):
     """Samples of a reference (`phf evaluate --reference`), drawn at temperature 1."""
     reference_tokens: Count = Field(default=64, ge=1, le=1_000_000)
     """Maximum tokens per sample of a reference."""
+    probe_sentences: Count = Field(default=2000, ge=40, le=100_000)
+    """Maximum held-out sentences of a linear probe (`phf evaluate --probe`), half of them misaligned."""
     seed: Seed = 0
     """Seed of the sampling."""
 

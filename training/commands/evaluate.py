@@ -59,6 +59,12 @@ def evaluate(
             help="Only measure KL from this run, model or file of samples, and how likely samples are under it.",
         ),
     ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Only measure how well hidden states show which held-out sentences are misaligned."
+        ),
+    ] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -157,6 +163,10 @@ def evaluate(
     samples them, no prompts. A finished scenario is kept, and an interrupted
     one goes on.
 
+    --probe fits a linear probe on the hidden states of held-out sentences, read
+    without control tokens, and measures on other documents how well it separates
+    misaligned sentences from aligned ones (AUC), by layer.
+
     Example: phf evaluate runs/conditional --samples 512
     """
     flags = given_settings(evaluate, locals())
@@ -181,7 +191,13 @@ def evaluate(
     if scenarios:
         from training.commands.evaluate_scenarios import evaluate_scenarios
 
-        others = {"--tasks": tasks, "--reference": references, "--guidance-sweep": guidance_sweep, "--samples": samples}
+        others = {
+            "--tasks": tasks,
+            "--reference": references,
+            "--guidance-sweep": guidance_sweep,
+            "--samples": samples,
+            "--probe": probe or None,
+        }
         _refuse_unused(
             "a scenario has its own number of samples (--set continuations=4 and max_prompts=100), and is scored by "
             "the scorer that the run was trained with",
@@ -193,6 +209,15 @@ def evaluate(
         )  # fmt: skip
         return
     configs = {run: _config(run, flags, overrides or []) for run in chosen}
+    if probe:
+        from training.commands.evaluate_probe import probe_runs
+
+        why = "--probe draws no samples and runs no scorer"
+        _refuse_unused(why, {**of_drawing, **of_samples, "--dataset": None})
+        _refuse_unused(why, {"--guidance-sweep": guidance_sweep, "--reference": references, "--tasks": tasks})
+        _refuse_unused(why, of_tasks)
+        probe_runs(configs, dataset=dataset, device=device, as_json=as_json)
+        return
     if guidance_sweep is not None:
         from training.commands.evaluate_guidance import sweep_runs
 

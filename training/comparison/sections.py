@@ -10,6 +10,7 @@ from training.comparison.estimates import estimate_section
 from training.comparison.findings import finding_section
 from training.comparison.guidance_section import guidance_section
 from training.comparison.load import Comparison
+from training.comparison.probe_section import probe_section
 from training.comparison.reproduce import reproduction_section
 from training.comparison.scenario_section import scenario_section
 from training.comparison.section import Section
@@ -26,6 +27,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     capability_section,
     compute_section,
     guidance_section,
+    probe_section,
     estimate_section,
     distribution_section,
     training_section,

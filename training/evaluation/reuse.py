@@ -69,7 +69,7 @@ def _drawn_by(report: EvaluationReport) -> tuple[EvaluationConfig, EvaluationCon
 
 def _of_samples(config: EvaluationConfig) -> EvaluationConfig:
     """The settings without those on which neither samples nor losses depend."""
-    return config.model_copy(update={"by": None, "reference_samples": 2, "reference_tokens": 1})
+    return config.model_copy(update={"by": None, "reference_samples": 2, "reference_tokens": 1, "probe_sentences": 40})
 
 
 def is_about(drawn: Drawn, store: TokenStore) -> bool:

@@ -1,0 +1,1 @@
+"""A linear probe of the preference in hidden states."""
