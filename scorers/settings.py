@@ -123,7 +123,7 @@ def read_yaml(file: Path) -> FileSettings:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{file}{line} is not valid YAML: {getattr(error, 'problem', None) or error}.") from None
-    if not text and not file.is_file():
+    if not text and file.is_fifo():
         # Each rank of a run reads the file, and finds a pipe empty that another one has read.
         raise UserError(f"{file} is a pipe without content, or one that was read before. Give a file.")
     if values is None:

@@ -45,8 +45,7 @@ def test_the_settings_of_a_job_may_come_through_a_pipe(pipe):
 def test_a_pipe_that_was_read_before_is_refused(pipe):
     with pytest.raises(UserError, match="pipe without content"):
         read_yaml(pipe(""))
-    with pytest.raises(UserError, match="pipe without content"):
-        read_yaml(Path(os.devnull))
+    assert read_yaml(Path(os.devnull)) == {}
 
 
 @pytest.mark.parametrize("command", ["label", "score"])

@@ -75,7 +75,9 @@ def check_requests(names: Sequence[str], *, allow_code: bool) -> list[TaskReques
                 raise UserError(f"--tasks {escape_path(name)}: there is no such file or folder.")
             file = check_task_path(path, set(METRIC_REGISTRY.keys()), allow_code=allow_code)
         label = path.stem if is_path else name
-        if not label or label in found:
+        if not label:
+            raise UserError("--tasks: a name is empty. Give names, files or folders, separated by commas.")
+        if label in found:
             raise UserError(f"--tasks: two tasks are named {escape_path(label)!r}. Give one of them, or rename a file.")
         found[label] = TaskRequest(name, label, file, digest([version, name if file is None else file.fingerprint]))
     return list(found.values())

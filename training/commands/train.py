@@ -140,6 +140,9 @@ def train(
 
             base = branch_settings(init_from, output, dataset)
         resolved = resolve_config(config, flags, overrides or [], defaults=defaults or {}, base=base)
+        if not plan and not (resolved.output and resolved.data.dataset):
+            # An empty path is the current folder, which nobody means.
+            raise UserError(f"The {'dataset' if resolved.output else 'output'} is empty; give a folder.")
         if init_from is not None and step is None:
             check_tokenizer(init_from, resolved)
         if init_from is not None:

@@ -326,6 +326,14 @@ def test_bad_input_is_one_sentence_before_any_work(
     assert "Traceback" not in stderr
 
 
+@needs_harness
+def test_an_empty_name_is_refused() -> None:
+    from training.capability.harness import check_requests
+
+    with pytest.raises(UserError, match="a name is empty"):
+        check_requests(["a,"], allow_code=False)
+
+
 def test_without_the_harness_one_sentence_says_how_to_install_it(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,8 @@ def test_terminated_it_saves_and_exits_75(tmp_path, code_dataset, running):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["missing", "--output", "", "--task", "t"], "The output is empty"),
+        (["", "--output", "run", "--task", "t"], "The dataset is empty"),
         ([], "data: required, but not given"),
         (
             ["missing", "--output", "run", "--task", "style"],
