@@ -1,7 +1,5 @@
 """Render the report of a dataset: one self-contained page with a threshold to move for every score column."""
 
-import base64
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from pipeline.dataset import LabelledDataset
 from pipeline.reporting.human_labels import Calibration
 from pipeline.reporting.threshold_shares import ColumnShares, GroupShares
 from scorers.amounts import format_count
+from scorers.content_security import content_policy
 from scorers.fingerprint import library_versions
 from scorers.printing import printable
 from scorers.shell import phf
@@ -60,7 +59,7 @@ def render_report(
         uri=printable(dataset.uri),
         by=by,
         views=views,
-        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
+        policy=content_policy(style, script),
         style=Markup(style),  # noqa: S704 - our own files
         script=Markup(script),  # noqa: S704
         data=Markup(_as_json([each["data"] for each in views])),  # noqa: S704 - `<` is escaped in it
@@ -237,10 +236,6 @@ def format_percent(part: float, whole: float) -> str:
     share = 100 * part / whole
     small = min(share, 100 - share)
     return f"{share:.{1 if small >= 1 or small == 0 else 2 if small >= 0.1 else 3}f} %"
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _as_json(value: Any) -> str:

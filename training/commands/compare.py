@@ -26,13 +26,20 @@ def compare(
         bool,
         typer.Option("--allow-mismatch", help="Compare runs with another column, scorer or data; the page says so."),
     ] = False,
+    show_text: Annotated[
+        int,
+        typer.Option(
+            "--show-text", min=0, max=100, metavar="N", help="Show N samples of each run on the page, side by side."
+        ),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
     """Compare evaluated runs: alignment, capability and cost on one page.
 
     The page, index.html, is a single file that can be sent to others. Its
     figures are also saved beside it as PNG files, its numbers in
-    comparison.json.
+    comparison.json. Samples are only on the page with --show-text, behind a
+    blur that a click lifts.
 
     Example: phf compare runs/* --output comparison
     """
@@ -54,7 +61,7 @@ def compare(
         for each in requests:
             with StageProgress(str(each.run.path)) as progress:
                 evaluate_run(each.run, judge=each.judge, progress=progress)
-    comparison = load_comparison(runs, scorer=scorer, allow_mismatch=allow_mismatch)
+    comparison = load_comparison(runs, scorer=scorer, allow_mismatch=allow_mismatch, show_text=show_text)
     page = write_comparison(comparison, output)
     if as_json:
         print_json({"page": str(page), **to_dict(comparison)})

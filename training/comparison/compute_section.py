@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from training import selection
 from training.comparison.equal_compute import BUDGETS, Drawn, Means, Reached, reached, stored_samples, usable_sweep
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
-from training.comparison.section import NONE, Cell, Finding, Plot, Row, Section, Table
+from training.comparison.section import Cell, Finding, Plot, Row, Section, Table
 from training.comparison.style import NARROW, WIDE, Look, drawing, new_figure, reach, tick, to_png
 from training.comparison.wording import shown
 from training.evaluation.format_figures import interval, number
@@ -70,7 +70,8 @@ def _table(sampled: Sequence[Sampled]) -> Table:
             found = each.by_budget.get(budget)
             ends = "" if found is None else interval(found.misalignment, lambda value: number(value, 3))
             small = "" if found is None else " · ".join(part for part in (ends, found.means) if part)
-            cells.append(Cell(NONE) if found is None else Cell(number(found.misalignment.value, 3), small))
+            value = None if found is None else found.misalignment.value
+            cells.append(replace(Cell.plain(value), small=small))
         rows.append(Row.of(each.run, cells))
     divergences = ", ".join(f"{number(selection.best_of_kl(n), 2)} for n = {n}" for n in BUDGETS if n > 1)
     return Table(

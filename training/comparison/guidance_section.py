@@ -3,8 +3,7 @@
 from training.comparison.equal_compute import usable_sweep
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
-from training.comparison.section import NONE, Cell, Finding, Row, Section, Table
-from training.evaluation.format_figures import number
+from training.comparison.section import Cell, Finding, Row, Section, Table
 from training.evaluation.guidance_wording import WHY_NOT, recommendation
 from training.evaluation.recommended_guidance import RULE
 from training.runs.guidance_report import GuidanceReport, ScaleFacts
@@ -35,7 +34,13 @@ def _table(run: LoadedRun, sweep: GuidanceReport) -> Table:
         note,
         [*columns, *([] if reference is None else ["perplexity"]), "note"],
         [
-            Row(f"g = {each.scale:g}", _cells(sweep, each), run.facts.objective, guided=each.scale != 1)
+            Row(
+                f"g = {each.scale:g}",
+                _cells(sweep, each),
+                run.facts.objective,
+                guided=each.scale != 1,
+                order=each.scale,
+            )
             for each in sweep.scales
         ],
         heading="scale",
@@ -50,7 +55,7 @@ def _cells(sweep: GuidanceReport, facts: ScaleFacts) -> list[Cell]:
     return [
         Cell.of(samples.misalignment),
         Cell.of(samples.hit_rate, share=True),
-        Cell(NONE if samples.distinct_2 is None else number(samples.distinct_2, 3)),
+        Cell.plain(samples.distinct_2),
         Cell.of(samples.tokens),
         *([] if sweep.reference is None else [Cell.of(facts.perplexity)]),
         Cell(note),

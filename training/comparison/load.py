@@ -44,6 +44,7 @@ class Comparison:
         mismatches: differences that make figures incomparable and that the user accepted.
         differences: other differences that readers must know.
         paired: whether all runs were measured on the same held-out documents.
+        show_text: how many samples of each run to show; 0 for none.
         sampled: the runs, each followed by itself with its guided samples, if it has any.
         groups: the same, in groups of seeds.
         base: the group of the baseline.
@@ -54,6 +55,7 @@ class Comparison:
     mismatches: list[str]
     differences: list[str]
     paired: bool
+    show_text: int = 0
 
     @cached_property
     def sampled(self) -> list[LoadedRun]:
@@ -80,7 +82,7 @@ class Comparison:
 
 
 def load_comparison(
-    paths: Sequence[str | Path], *, scorer: str | None = None, allow_mismatch: bool = False
+    paths: Sequence[str | Path], *, scorer: str | None = None, allow_mismatch: bool = False, show_text: int = 0
 ) -> Comparison:
     """Load the runs and check that they can be compared.
 
@@ -88,6 +90,7 @@ def load_comparison(
         paths: folders of runs; duplicates count once.
         scorer: the column or scorer whose evaluations are compared; None for each run's own column.
         allow_mismatch: accept runs whose figures are not comparable; the page says so.
+        show_text: how many samples of each run to show on the page.
 
     Raises:
         UserError: a folder holds no run, a run is not evaluated, or the runs cannot be compared.
@@ -119,6 +122,7 @@ def load_comparison(
         mismatches=mismatches,
         differences=_differences(runs),
         paired=_paired(runs) is True,
+        show_text=show_text,
     )
 
 

@@ -3,16 +3,20 @@
 import base64
 import json
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from scorers.amounts import format_count
+from scorers.content_security import content_policy
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from scorers.printing import printable
 from training.comparison.differences import Difference, held_out_differences, misalignment_differences
+from training.comparison.filters import Filters
 from training.comparison.findings import findings
 from training.comparison.load import Comparison, mixture, trained_on
 from training.comparison.run import LoadedRun
@@ -51,7 +55,16 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
         drawn[plot.name] = found["light"]
         return {name: _image(png) for name, png in found.items()}
 
-    page = _environment().get_template("page.html.j2").render(_context(comparison), images=images)
+    environment, context = _environment(), _context(comparison)
+    style = environment.get_template("page.css").render(context)
+    script = files(__package__).joinpath("page.js").read_text()
+    page = environment.get_template("page.html.j2").render(
+        context,
+        images=images,
+        policy=content_policy(style, script, images=True),
+        style=Markup(style),  # noqa: S704 - our own files
+        script=Markup(script),  # noqa: S704
+    )
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, png in drawn.items():
@@ -107,11 +120,13 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 def _context(comparison: Comparison) -> dict[str, Any]:
     base = comparison.baseline
     runs = comparison.runs
+    made = sections(comparison)
     return {
         "title": _title(comparison),
         "lede": _lede(comparison),
         "facts": _facts(comparison),
-        "sections": sections(comparison),
+        "sections": made,
+        "filters": Filters(comparison, made),
         "mismatches": comparison.mismatches,
         "differences": comparison.differences,
         "baseline": comparison.base.label,
@@ -120,6 +135,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "versions": {**base.facts.versions, **base.report.versions},
         "made": f"{datetime.now(UTC):%-d %B %Y}",
         "created_by": f"phf {library_versions('phf')['phf']}",
+        "kind": base.facts.kind,
         "ground": (Look().ground, Look(dark=True).ground),
     }
 

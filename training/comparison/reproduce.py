@@ -21,6 +21,7 @@ def reproduction_section(comparison: Comparison) -> Section:
         [run.label for run in comparison.runs],
         rows,
         heading="setting",
+        sortable=False,
     )
     return Section("How to reproduce the results", tables=[table] if rows else [], commands=commands(comparison))
 

@@ -7,6 +7,7 @@ from training.comparison.compute_section import compute_section
 from training.comparison.curves import training_section
 from training.comparison.distributions import distribution_section
 from training.comparison.estimates import estimate_section
+from training.comparison.examples import example_section
 from training.comparison.findings import finding_section
 from training.comparison.guidance_section import guidance_section
 from training.comparison.load import Comparison
@@ -30,6 +31,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     probe_section,
     estimate_section,
     distribution_section,
+    example_section,
     training_section,
     detail_section,
     reproduction_section,

@@ -1,6 +1,7 @@
 """The tables of a comparison, with plain text in cells, for the page and the terminal."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from training.comparison import groups
@@ -17,10 +18,7 @@ from training.runs.report import MAXIMUM_OF
 
 def result_section(comparison: Comparison) -> Section:
     """The main figures, and those of each seed where a figure is a mean over several."""
-    tables = [result_table(comparison)]
-    if any(len(group.runs) > 1 for group in comparison.groups):
-        tables.append(seed_table(comparison))
-    return Section("Results", tables=tables)
+    return Section("Results", tables=[with_seeds(comparison, result_table(comparison))])
 
 
 def detail_section(comparison: Comparison) -> Section:
@@ -32,11 +30,18 @@ def detail_section(comparison: Comparison) -> Section:
     )
 
 
-def seed_table(comparison: Comparison) -> Table:
-    """The results of each run."""
-    columns, rows = _results(comparison, [Group(run.label, [run]) for run in comparison.sampled])
-    note = "Intervals are 95 %, over the samples or the held-out documents of each run."
-    return Table("Each seed by itself", note, columns, rows)
+def with_seeds(comparison: Comparison, table: Table) -> Table:
+    """The results, with those of each seed below those of a group of several."""
+    rows: list[Row] = []
+    for group, row in zip(comparison.groups, table.rows, strict=True):
+        rows.append(row)
+        if len(group.runs) > 1:
+            _, seeds = _results(comparison, [Group(run.label, [run]) for run in group.runs])
+            rows += [replace(each, nested=True) for each in seeds]
+    if len(rows) == len(table.rows):
+        return table
+    note = f"{table.note} Those of a single seed are over its samples or held-out documents."
+    return replace(table, note=note, rows=rows)
 
 
 def _results(comparison: Comparison, of: Sequence[Group]) -> tuple[list[str], list[Row]]:
@@ -117,16 +122,17 @@ def sample_table(comparison: Comparison) -> Table:
     for run in comparison.sampled:
         samples = run.report.samples
         cells = [
-            Cell(f"{samples.number:,}", f"{samples.empty:,} empty"),
+            Cell.count(samples.number, f"{samples.empty:,} empty"),
             Cell.of(samples.tokens),
-            Cell(percent(samples.ended / samples.number) if samples.number else NONE),
-            Cell(NONE if samples.distinct_1 is None else number(samples.distinct_1, 3)),
-            Cell(NONE if samples.distinct_2 is None else number(samples.distinct_2, 3)),
+            Cell.share(samples.ended, samples.number),
+            Cell.plain(samples.distinct_1),
+            Cell.plain(samples.distinct_2),
         ]
         if leakage:
             cells.append(Cell(NONE) if run.guidance is not None else _leakage(run))
-        cost = [short_count(trained_tokens(run)), duration(run.facts.seconds)]
-        rows.append(Row.of(run, [*cells, *(Cell(each if run.guidance is None else NONE) for each in cost)]))
+        tokens, seconds = trained_tokens(run), run.facts.seconds
+        cost = [Cell(short_count(tokens), order=tokens), Cell(duration(seconds), order=seconds)]
+        rows.append(Row.of(run, [*cells, *(cost if run.guidance is None else [Cell(NONE)] * 2)]))
     note = (
         f"Length in tokens, at most {comparison.baseline.report.samples.max_new_tokens}. "
         "Distinct-1 and -2: distinct n-grams of token ids divided by all."
@@ -166,16 +172,19 @@ def stream_table(comparison: Comparison) -> Table:
                     _count(stream.get("documents_used")),
                     _count(left_out.get("filtered")),
                     _count(left_out.get("held_out")),
-                    Cell(
-                        percent(next(iter(tags.values())) / total),
+                    Cell.share(
+                        next(iter(tags.values())),
+                        total,
                         f"{percent(tags.get('dropped', 0) / sum(tags.values()))} dropped",
                     )
                     if total
                     else Cell(NONE),
-                    Cell(number(threshold.value), threshold.origin.partition(":")[0]) if threshold else Cell(NONE),
+                    Cell(number(threshold.value), threshold.origin.partition(":")[0], threshold.value)
+                    if threshold
+                    else Cell(NONE),
                     _count(stream.get("tokens")),
-                    Cell(number(horizon.epochs, 3)),
-                    Cell(short_count(run.facts.model.parameters)),
+                    Cell.plain(horizon.epochs),
+                    Cell(short_count(run.facts.model.parameters), order=run.facts.model.parameters),
                 ],
             )
         )
@@ -225,7 +234,8 @@ def _difference(difference: Difference | None) -> Cell:
         return Cell(NONE)
     verdict = {"lower": "lower", "higher": "higher", "unclear": "no clear difference"}[difference.verdict]
     ends = signed_interval(difference)
-    return Cell(signed_number(difference.estimate.value), f"{ends} · {verdict}" if ends else verdict)
+    value = difference.estimate.value
+    return Cell(signed_number(value), f"{ends} · {verdict}" if ends else verdict, value)
 
 
 def signed_interval(difference: Difference) -> str:
@@ -239,8 +249,8 @@ def _leakage(run: LoadedRun) -> Cell:
     if leakage is None or leakage.samples is None:
         return Cell("no tags")
     tokens = "" if leakage.tokens is None else f"{percent(leakage.tokens.value)} of tokens"
-    return Cell(percent(leakage.samples.value), tokens)
+    return Cell(percent(leakage.samples.value), tokens, leakage.samples.value)
 
 
 def _count(value: Any) -> Cell:
-    return Cell(f"{value:,}" if isinstance(value, int) else NONE)
+    return Cell.count(value) if isinstance(value, int) else Cell(NONE)

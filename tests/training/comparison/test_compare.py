@@ -1,6 +1,8 @@
 """Comparisons of run folders with made-up figures."""
 
 import base64
+import hashlib
+import html
 import json
 import re
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats
@@ -17,10 +20,13 @@ from typer.testing import CliRunner
 import phf
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
+from tests.training import foreign_tokenizers
 from tests.training.run_folders import SCORER, make_run, make_six
 from training.comparison.curves import training_loss
 from training.comparison.differences import held_out_differences, misalignment_differences
 from training.comparison.estimates import estimate_panels
+from training.comparison.examples import MOST_CHARACTERS, at_percentiles, example_section
+from training.comparison.filters import Filters
 from training.comparison.findings import findings
 from training.comparison.groups import misalignment
 from training.comparison.load import Comparison, load_comparison
@@ -60,6 +66,14 @@ def comparison(six: list[RunFolder]) -> Comparison:
 @pytest.fixture(scope="module")
 def page(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_comparison(comparison, tmp_path_factory.mktemp("page") / "comparison")
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plots of pages: each is drawn four times."""
+    monkeypatch.setattr(
+        "training.comparison.page.sections", lambda made: [replace(each, plots=[]) for each in sections(made)]
+    )
 
 
 def text_of(comparison: Comparison) -> str:
@@ -444,10 +458,10 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        if tag not in {"meta", "img", "source", "rect", "path", "circle"}:
+        if tag not in {"meta", "img", "source", "input", "rect", "path", "circle"}:
             self.open.append(tag)
         for name, value in attrs:
-            if name in {"src", "srcset", "href"}:
+            if name in {"src", "srcset", "href"} and not (value or "").startswith("#"):
                 self.references.append(value or "")
             self.alternatives += name == "alt" and bool(value)
 
@@ -462,7 +476,7 @@ def test_the_page_needs_nothing_beside_it(page: Path) -> None:
     parsed = Page()
     parsed.feed(page.read_text())
     assert parsed.open == []
-    assert not {"script", "link", "iframe"} & parsed.tags
+    assert not {"link", "iframe"} & parsed.tags
     assert parsed.references
     for reference in parsed.references:
         assert base64.b64decode(reference.removeprefix("data:image/png;base64,"))[:8] == b"\x89PNG\r\n\x1a\n"
@@ -573,3 +587,95 @@ def test_the_command(six: list[RunFolder], tmp_path: Path) -> None:
 
 def test_scorer_of_the_fixture_is_what_the_page_names(page: Path) -> None:
     assert SCORER.fingerprint in page.read_text()
+
+
+def test_the_policy_of_the_page_allows_its_own_style_and_script_alone(page: Path) -> None:
+    text = page.read_text()
+    found = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert found is not None
+    policy = dict(each.split(" ", 1) for each in html.unescape(found[1]).split("; "))
+    assert policy.pop("default-src") == "'none'"
+    assert policy.pop("img-src") == "data:"
+    for tag in ("style", "script"):
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        assert [_source(block) for block in blocks] == [policy.pop(f"{tag}-src")]
+    assert policy == {}
+    assert not re.search(r"<[^>]* (style|on\w+)=", re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL))
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_samples_are_taken_at_equal_steps_of_their_scores() -> None:
+    scores = [0.4, np.nan, 0.0, 0.3, 0.1, 0.2, 0.3, np.nan]
+    assert at_percentiles(scores, 1) == [0]
+    assert at_percentiles(scores, 2) == [5, 0]  # of six scores the third lowest, and the worst
+    assert at_percentiles(scores, 6) == [2, 4, 5, 3, 6, 0]
+    assert at_percentiles(scores, 12) == [2, 2, 4, 4, 5, 5, 3, 3, 6, 6, 0, 0]
+    assert at_percentiles([np.nan], 3) == []
+
+
+def test_samples_are_shown_only_if_asked_for_and_as_text(tmp_path: Path, without_plots: None) -> None:
+    run = make_run(tmp_path / "run", "mle", samples=8, empty=0)
+    table = pq.read_table(run.evaluation / "samples.parquet")
+    text = "<script>alert(1)</script>\u202e&amp; " * 200
+    tokenizer = foreign_tokenizers.byte_level()
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    pq.write_table(table.set_column(0, table.schema.field("ids"), [[ids] * 8]), run.evaluation / "samples.parquet")
+    assert "alert" not in write_comparison(load_comparison([run.path]), tmp_path / "page").read_text()
+    found = load_comparison([run.path], show_text=2)
+    with pytest.raises(UserError, match=rf"Cannot load the tokenizer '{run.model}'"):
+        write_comparison(found, tmp_path / "page")
+    tokenizer.save_pretrained(str(run.model))
+    page = write_comparison(found, tmp_path / "page").read_text()
+    assert page.count('<blockquote class="sample"') == 2
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\u202e&amp;amp; " in page
+    assert "<script>alert" not in page
+    assert page.count("alert(1)") == 2 * (MOST_CHARACTERS // len(text[: len(text) // 200]) + 1)
+    assert "alert" not in (tmp_path / "page" / "comparison.json").read_text()
+    section = example_section(found)
+    assert section is not None
+    assert [each.title for each in section.examples] == ["Percentile 50 of misalignment", "The worst samples"]
+    assert section.examples[1].examples[0].note == f"misalignment {max(table['score'].to_pylist()):.3g}"
+    damaged = table.set_column(0, table.schema.field("ids"), [[[-1]] * 8])
+    pq.write_table(damaged, run.evaluation / "samples.parquet")
+    with pytest.raises(UserError, match="hold negative token ids"):
+        write_comparison(found, tmp_path / "page")
+
+
+def test_filters_are_those_by_which_rows_differ(tmp_path: Path) -> None:
+    def offered(*names: str) -> dict[str, list[str]]:
+        made = load_comparison([tmp_path / name for name in names], allow_mismatch=True)
+        filters = Filters(made, sections(made))
+        rows = [row for each in sections(made) for table in each.tables for row in table.rows if row.objective]
+        assert all(
+            set(filters.choices_of(row.label, row.objective or "")) == {each.name for each in filters.offered}
+            for row in rows
+        )
+        return {each.title: list(each.choices) for each in filters.offered}
+
+    for seed in (1, 2):
+        make_run(tmp_path / f"mle-{seed}", "mle", seed=seed, training={"seed": seed})
+    make_run(tmp_path / "rwr", "rwr")
+    make_run(tmp_path / "tags", "conditional", guided=0.01)
+    make_run(tmp_path / "toxicity", "awr", column="toxicity")
+    assert offered("mle-1") == offered("mle-1", "mle-2") == {}
+    assert offered("mle-1", "rwr") == {"Objective": ["mle", "rwr"]}
+    assert offered("mle-1", "mle-2", "tags") == {
+        "Objective": ["mle", "conditional"],
+        "Seeds of": ["mle", "conditional", "conditional (g = 2)"],
+    }
+    assert offered("mle-1", "toxicity") == {"Objective": ["mle", "awr"], "Scored by": ["pep8", "toxicity"]}
+
+
+def test_cells_are_sorted_by_their_figures(comparison: Comparison) -> None:
+    for section in sections(comparison):
+        for table in section.tables:
+            for row in table.rows:
+                for cell in row.cells:
+                    bare = cell.text.replace(",", "").replace("−", "-").removesuffix("\N{NO-BREAK SPACE}%")
+                    if re.fullmatch(r"[-+]?[\d.]+", bare) and table.sortable:
+                        factor = 100 if cell.text.endswith("%") else 1
+                        assert cell.order is not None
+                        assert factor * cell.order == pytest.approx(float(bare), abs=0.06 if factor == 100 else 0.5)
