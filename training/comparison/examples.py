@@ -52,6 +52,8 @@ def examples(group: Group, wanted: int) -> list[Example]:
             f"The samples of {run.folder.path} are damaged: they hold negative token ids. "
             f"Run `{phf('evaluate', run.folder.path)}` again."
         )
+    if not run.folder.model.is_dir():
+        raise UserError(f"{run.folder.path} has no model, whose tokenizer decodes its samples. Leave out --show-text.")
     texts = load_tokenizer(str(run.folder.model)).decode_all(ids) if ids else []
     seed = "" if len(group.runs) == 1 else f", seed {group.seeds[0]}"
     return [
