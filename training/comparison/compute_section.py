@@ -1,6 +1,5 @@
 """The section about equal compute: what sampling more, or with guidance, gives instead of another objective."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from training import selection
+from training.comparison.differences import difference_ends
 from training.comparison.equal_compute import BUDGETS, Drawn, Means, Reached, reached, stored_samples, usable_sweep
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
@@ -139,19 +139,6 @@ def _reaches(label: str, found: Reached) -> str:
         cost = f"costs {times or f'{number(found.compute, 2)} times'} the sampling"
     how = "sampled plainly" if found.means == "plain" else f"with {found.means}"
     return f"{label} {how} {cost} and reaches {shown(found.misalignment)}"
-
-
-def difference_ends(first: Estimate, second: Estimate) -> tuple[float, float]:
-    """The 95 % interval of the difference of two independent figures, from their own intervals.
-
-    Source: Zou and Donner, Construction of confidence limits about effect measures, Statistics in Medicine 27 (2008).
-    """
-    value = first.value - second.value
-    if None in (first.low, first.high, second.low, second.high):
-        return -math.inf, math.inf
-    low = value - math.hypot(first.value - first.low, second.high - second.value)  # type: ignore[operator]
-    high = value + math.hypot(first.high - first.value, second.value - second.low)  # type: ignore[operator]
-    return low, high
 
 
 Line = tuple[Sampled, Drawn, list[tuple[float, float]]]  # compute and figure

@@ -1,5 +1,6 @@
 """Differences between groups: over seeds where there are several, else over samples and documents."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ from training.comparison import groups
 from training.comparison.groups import Figure, Group
 from training.comparison.load import Comparison
 from training.comparison.seeds import difference_over_seeds
+from training.runs.report import Estimate
 from training.statistics import mean_over_seeds
 
 Verdict = Literal["lower", "higher", "unclear"]
@@ -79,6 +81,19 @@ def beats_frequencies(group: Group) -> bool:
         if saved is None or (saved.value if saved.high is None else saved.high) >= 0:
             return False
     return True
+
+
+def difference_ends(first: Estimate, second: Estimate) -> tuple[float, float]:
+    """The 95 % interval of the difference of two independent figures, from their own intervals.
+
+    Source: Zou and Donner, Construction of confidence limits about effect measures, Statistics in Medicine 27 (2008).
+    """
+    value = first.value - second.value
+    if None in (first.low, first.high, second.low, second.high):
+        return -math.inf, math.inf
+    low = value - math.hypot(first.value - first.low, second.high - second.value)  # type: ignore[operator]
+    high = value + math.hypot(first.high - first.value, second.value - second.low)  # type: ignore[operator]
+    return low, high
 
 
 def difference(

@@ -22,7 +22,6 @@ from training.runs.report import (
     Estimate,
     SampleFacts,
     read_table,
-    report_folder,
     run_fingerprint,
 )
 
@@ -224,11 +223,9 @@ def stored_samples(run: LoadedRun, sweep: GuidanceReport | None) -> list[Drawn]:
     Raises:
         UserError: a table is missing or damaged.
     """
-    own = run.report.column == run.facts.column
-    folder = report_folder(run.folder, None if own else run.report.column)
 
     def table_of(name: str, facts: SampleFacts) -> pa.Table:
-        return read_table(folder / name, SAMPLES_SCHEMA, run.folder, facts.number)
+        return read_table(run.evaluation / name, SAMPLES_SCHEMA, run.folder, facts.number)
 
     plain = table_of(SAMPLES_NAME, run.report.samples)
     found = []

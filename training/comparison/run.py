@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from training.config import TrainConfig
 from training.runs.facts import RunFacts
 from training.runs.folder import RunFolder
-from training.runs.report import EvaluationReport
+from training.runs.report import EvaluationReport, report_folder
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ class LoadedRun:
     def objective(self) -> str:
         """The objective."""
         return self.facts.objective
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of its report and tables."""
+        own = self.report.column == self.facts.column
+        return report_folder(self.folder, None if own else self.report.column)
 
     @property
     def guided(self) -> "LoadedRun | None":

@@ -12,11 +12,13 @@ from training.comparison.findings import finding_section
 from training.comparison.guidance_section import guidance_section
 from training.comparison.load import Comparison
 from training.comparison.probe_section import probe_section
+from training.comparison.reference_section import reference_section
 from training.comparison.reproduce import reproduction_section
 from training.comparison.scenario_section import scenario_section
 from training.comparison.section import Section
 from training.comparison.short import short_section
 from training.comparison.tables import detail_section, result_section
+from training.comparison.tamper_section import tamper_section
 from training.comparison.trade_off import trade_off_section
 
 SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
@@ -24,11 +26,13 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     result_section,
     finding_section,
     trade_off_section,
+    reference_section,
     scenario_section,
     capability_section,
     compute_section,
     guidance_section,
     probe_section,
+    tamper_section,
     estimate_section,
     distribution_section,
     example_section,

@@ -1,5 +1,6 @@
 """The format of a comparison with a reference: `evaluation/references/NAME.json` of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -7,8 +8,9 @@ from pydantic import Field
 
 from scorers.shell import phf
 from scorers.stored import Count
+from training.data.cache import digest
 from training.runs.folder import RunFolder
-from training.runs.report import Estimate, Part, read_stored_report
+from training.runs.report import Estimate, Part, read_stored_report, read_stored_reports
 
 REFERENCES = "references"
 
@@ -120,6 +122,11 @@ class ReferenceReport(Part):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
+def samples_digest(ids: Sequence[Sequence[int]], ended: Sequence[bool]) -> str:
+    """`UnderReferenceFacts.samples` of samples with these tokens."""
+    return digest([ids, ended])[:16]
+
+
 def reference_path(run: RunFolder, name: str) -> Path:
     """The file of a comparison with the reference of this name."""
     return run.evaluation / REFERENCES / f"{name}.json"
@@ -131,8 +138,11 @@ def read_reference_report(run: RunFolder, name: str) -> ReferenceReport | None:
     Raises:
         UserError: the file is damaged or of another version.
     """
-    command = f"{phf('evaluate', run.path)} --reference ..."
-    return read_stored_report(ReferenceReport, reference_path(run, name), run, command)
+    return read_stored_report(ReferenceReport, reference_path(run, name), run, _again(run))
+
+
+def _again(run: RunFolder) -> str:
+    return f"{phf('evaluate', run.path)} --reference ..."
 
 
 def read_reference_reports(run: RunFolder) -> dict[str, ReferenceReport]:
@@ -141,7 +151,6 @@ def read_reference_reports(run: RunFolder) -> dict[str, ReferenceReport]:
     Raises:
         UserError: one is damaged or of another version.
     """
-    folder = run.evaluation / REFERENCES
-    names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
-    found = {name: read_reference_report(run, name) for name in names}
-    return {name: report for name, report in found.items() if report is not None}
+    return {
+        each.name: each for each in read_stored_reports(ReferenceReport, run.evaluation / REFERENCES, run, _again(run))
+    }

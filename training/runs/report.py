@@ -309,8 +309,14 @@ def read_stored_report(kind: type[_Report], path: Path, run: RunFolder, command:
         ) from None
 
 
-def read_stored_reports(kind: type[_Report], folder: Path, run: RunFolder) -> list[_Report]:
+def read_stored_reports(kind: type[_Report], folder: Path, run: RunFolder, command: str | None = None) -> list[_Report]:
     """The reports in a folder, by file name; without those that are hidden or no JSON files.
+
+    Args:
+        kind: the format of the reports.
+        folder: of the JSON files.
+        run: as for `read_stored_report`.
+        command: as for `read_stored_report`.
 
     Raises:
         UserError: a report is damaged or of another version, or there are more than 1,000.
@@ -318,7 +324,7 @@ def read_stored_reports(kind: type[_Report], folder: Path, run: RunFolder) -> li
     paths = sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []
     if len(paths) > _MOST_REPORTS:
         raise UserError(f"{folder} has {len(paths):,} reports; at most {_MOST_REPORTS:,} are read. Remove some.")
-    reports = (read_stored_report(kind, path, run) for path in paths)
+    reports = (read_stored_report(kind, path, run, command) for path in paths)
     return [report for report in reports if report is not None]
 
 

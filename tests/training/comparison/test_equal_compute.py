@@ -12,7 +12,8 @@ import pytest
 from scorers.errors import UserError
 from tests.training.run_folders import make_run
 from training import statistics
-from training.comparison.compute_section import compute_section, difference_ends
+from training.comparison.compute_section import compute_section
+from training.comparison.differences import difference_ends
 from training.comparison.equal_compute import Drawn, Means, reached, stored_samples, usable_sweep
 from training.comparison.guidance_section import guidance_section
 from training.comparison.load import load_comparison

@@ -18,7 +18,6 @@ from scorers.fingerprint import library_versions
 from scorers.shell import phf
 from training import statistics
 from training.config import EvaluationConfig
-from training.data.cache import digest
 from training.disk import check_writable, write_atomically, writing
 from training.evaluation.references.reference import Reference
 from training.evaluation.references.samples import ReferenceSamples
@@ -32,6 +31,7 @@ from training.runs.reference_report import (
     UnderReferenceFacts,
     read_reference_report,
     reference_path,
+    samples_digest,
 )
 from training.runs.report import (
     GUIDED_NAME,
@@ -88,7 +88,7 @@ def compare_with_reference(
         IncompleteError: the report cannot be written.
     """
     began, sets = time.perf_counter(), _stored_samples(run)
-    hashes = {name: digest([each.ids, each.ended])[:16] for name, each in sets.items()}
+    hashes = {name: samples_digest(each.ids, each.ended) for name, each in sets.items()}
     found = _unchanged(run, reference, config, hashes if reference.model is not None else {})
     if found is not None:
         return found
