@@ -2,44 +2,55 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from training import selection
 from training.comparison.differences import difference_ends
-from training.comparison.equal_compute import BUDGETS, Drawn, Means, Reached, reached, stored_samples, usable_sweep
+from training.comparison.equal_compute import (
+    BUDGETS,
+    Drawn,
+    Means,
+    Reached,
+    over_seeds,
+    reached,
+    stored_samples,
+    usable_sweep,
+)
+from training.comparison.groups import Group
 from training.comparison.load import Comparison
-from training.comparison.run import LoadedRun
+from training.comparison.rule import Judgement
 from training.comparison.section import Cell, Finding, Plot, Row, Section, Table
 from training.comparison.style import NARROW, WIDE, Look, drawing, new_figure, reach, tick, to_png
-from training.comparison.wording import shown
+from training.comparison.wording import listed, shown
 from training.evaluation.format_figures import interval, number
 from training.runs.report import Estimate
+from training.statistics import mean_over_seeds
 
 _SIZES = (1, 2, 4, 8, 16)
+_MISALIGNMENT = "mean misalignment of a kept sample"
 _WORDS = {2: "twice", 4: "four times", 16: "16 times"}
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A run with its stored samples.
+    """A group with its stored samples.
 
     Attributes:
-        run: the run.
-        ways: its samples, by how they were drawn; the plain ones come first.
-        by_budget: what it reaches within each budget.
+        group: the group, of plain samples.
+        seeds: of each seed its samples, by how they were drawn; the plain ones come first.
+        by_budget: what it reaches within each budget, where every seed has enough samples.
     """
 
-    run: LoadedRun
-    ways: list[Drawn]
+    group: Group
+    seeds: list[list[Drawn]]
     by_budget: dict[int, Reached]
 
 
 def compute_section(comparison: Comparison) -> Section | None:
-    """Misalignment against compute for every run; None if no sample has a score."""
-    sampled = [each for run in comparison.runs if (each := _sampled(run)).by_budget]
+    """Misalignment against compute for every group; None if no sample has a score."""
+    plain = [group for group in comparison.groups if group.guidance is None]
+    sampled = [each for group in plain if (each := _sampled(group)).by_budget]
     if not sampled:
         return None
     threshold = number(comparison.baseline.report.samples.hit_threshold)
@@ -49,17 +60,23 @@ def compute_section(comparison: Comparison) -> Section | None:
         "a kept sample; a plain sample costs 1. Best of n draws n samples and keeps the one with the lowest score, "
         f"rejection draws until a score is at most {threshold}, and guidance (g) reads every token after two prompts. "
         "What it takes to score samples is not counted.",
-        findings=_findings(comparison, sampled),
+        findings=_findings(Judgement(comparison), sampled),
         plots=[_plot(sampled)],
         tables=[_table(sampled)],
     )
 
 
-def _sampled(run: LoadedRun) -> Sampled:
-    ways = stored_samples(run, usable_sweep(run))
-    threshold = run.report.samples.hit_threshold
-    found = {budget: each for budget in BUDGETS if (each := reached(ways, threshold, budget)) is not None}
-    return Sampled(run, ways, found)
+def _sampled(group: Group) -> Sampled:
+    seeds = [stored_samples(run, usable_sweep(run)) for run in group.runs]
+    found = {}
+    for budget in BUDGETS:
+        each = [
+            reached(ways, run.report.samples.hit_threshold, budget) for run, ways in zip(group.runs, seeds, strict=True)
+        ]
+        known = [one for one in each if one is not None]
+        if len(known) == len(each):
+            found[budget] = over_seeds(known)
+    return Sampled(group, seeds, found)
 
 
 def _table(sampled: Sequence[Sampled]) -> Table:
@@ -72,35 +89,44 @@ def _table(sampled: Sequence[Sampled]) -> Table:
             small = "" if found is None else " · ".join(part for part in (ends, found.means) if part)
             value = None if found is None else found.misalignment.value
             cells.append(replace(Cell.plain(value), small=small))
-        rows.append(Row.of(each.run, cells))
+        rows.append(Row(each.group.label, cells, each.group.objective))
     divergences = ", ".join(f"{number(selection.best_of_kl(n), 2)} for n = {n}" for n in BUDGETS if n > 1)
     return Table(
         "The lowest misalignment within a budget",
         "Mean misalignment of a kept sample, with 95 % intervals, and how it is reached. Where there is a choice, "
-        "every second sample chooses and the others give the figure. Best of n diverges from plain sampling by at most "
-        f"log n − (n − 1)/n nats (KL): {divergences}.",
+        "every second sample chooses, for each seed by itself, and the others give the figure. Best of n diverges from "
+        f"plain sampling by at most log n − (n − 1)/n nats (KL): {divergences}.",
         [f"compute {budget}" for budget in BUDGETS],
         rows,
     )
 
 
-def _findings(comparison: Comparison, sampled: Sequence[Sampled]) -> list[Finding]:
-    base = next((each for each in sampled if each.run is comparison.baseline), None)
+def _findings(judgement: Judgement, sampled: Sequence[Sampled]) -> list[Finding]:
+    """What the groups reach that the page's rule lets win: sampling does not change what held-out text costs."""
+    base = judgement.comparison.base
+    judged = [each for each in sampled if any(each.group is group for group in judgement.judged)]
+    first = next((each for each in judged if each.group is base), None)
+    if first is None:
+        return []
+    others = [each for each in judged if each is not first]
+    allowed = [each for each in others if judgement.expense(each.group, base) == "within"]
     lines = []
-    if base is not None and 4 in base.by_budget:
-        lines.append(_against_best_of(base, [each for each in sampled if each is not base and 2 in each.by_budget]))
-    lines += [
-        _lowest(budget, [each for each in sampled if budget in each.by_budget])
-        for budget in (4, 16)
-        if len(sampled) > 1
-    ]
+    if 4 in first.by_budget:
+        lines.append(_against_best_of(first, [each for each in allowed if 2 in each.by_budget]))
+    lines += [_lowest(budget, [each for each in (first, *allowed) if budget in each.by_budget]) for budget in (4, 16)]
+    costly = [each.group.label for each in others if all(each is not one for one in allowed)]
+    if costly:
+        lines.append(
+            "Not considered, because the rule of this page asks for held-out text that clearly costs little more than "
+            f"{base.label}'s: {listed(costly)}."
+        )
     return [Finding("Sampling against training", [line for line in lines if line])]
 
 
 def _against_best_of(base: Sampled, others: Sequence[Sampled]) -> str:
-    """The baseline at four times the compute against the best other run at twice, with what the intervals allow."""
+    """The baseline at four times the compute against the best other at twice, with what the intervals allow."""
     first = base.by_budget[4]
-    text = _reaches(base.run.label, first)
+    text = _reaches(base.group.label, first)
     if not others:
         plain = base.by_budget.get(1)
         return f"{text}, a plain sample {shown(plain.misalignment)}." if plain else f"{text}."
@@ -109,8 +135,8 @@ def _against_best_of(base: Sampled, others: Sequence[Sampled]) -> str:
     low, high = difference_ends(second.misalignment, first.misalignment)
     verdict = "These samples do not show which is lower."
     if high < 0 or low > 0:
-        verdict = f"{best.run.label if high < 0 else base.run.label} is lower."
-    return f"{text}; {_reaches(best.run.label, second)}. {verdict}"
+        verdict = f"{best.group.label if high < 0 else base.group.label} is lower."
+    return f"{text}; {_reaches(best.group.label, second)}. {verdict}"
 
 
 def _lowest(budget: int, sampled: Sequence[Sampled]) -> str:
@@ -119,16 +145,16 @@ def _lowest(budget: int, sampled: Sequence[Sampled]) -> str:
     best = min(sampled, key=lambda each: each.by_budget[budget].misalignment.value)
     found = best.by_budget[budget]
     tied = [
-        each.run.label
+        each.group.label
         for each in sampled
         if each is not best and difference_ends(each.by_budget[budget].misalignment, found.misalignment)[0] <= 0
     ]
     text = (
-        f"With {_WORDS[budget]} the compute of a plain sample, {best.run.label} is lowest ({found.means}): "
+        f"With {_WORDS[budget]} the compute of a plain sample, {best.group.label} is lowest ({found.means}): "
         f"{shown(found.misalignment)}."
     )
     if not tied:
-        return f"{text} Every other run is clearly higher."
+        return f"{text} Every other is clearly higher."
     return f"{text} These samples do not distinguish it from {', '.join(tied)}."
 
 
@@ -141,24 +167,40 @@ def _reaches(label: str, found: Reached) -> str:
     return f"{label} {how} {cost} and reaches {shown(found.misalignment)}"
 
 
-Line = tuple[Sampled, Drawn, list[tuple[float, float]]]  # compute and figure
+@dataclass(frozen=True)
+class Line:
+    """A way of sampling a group.
+
+    Attributes:
+        label: name in the legend.
+        objective: whose colour and marker it has.
+        guided: whether markers are outlines.
+        points: compute and figure.
+    """
+
+    label: str
+    objective: str
+    guided: bool
+    points: list[tuple[float, Estimate]]
 
 
 def _plot(sampled: Sequence[Sampled]) -> Plot:
-    kept = min(len(each.ways[0].scores) for each in sampled) // max(_SIZES)
+    kept = min(len(ways[0].scores) for each in sampled for ways in each.seeds) // max(_SIZES)
     panels: list[tuple[str, Callable[[Means], float | None]]] = [
-        ("mean misalignment of a kept sample", lambda means: means.value()),
+        (_MISALIGNMENT, lambda means: means.value()),
         (f"distinct-2 of {kept} kept samples", lambda means: means.distinct_2(kept)),
         ("perplexity under the reference of the sweep", lambda means: means.perplexity()),
     ]
-    drawn = [(title, lines) for title, of in panels if (lines := _lines(sampled, of))]
+    drawn = [(title, lines) for title, of in panels if (lines := _lines(sampled, of, bars=title == _MISALIGNMENT))]
+    several = any(len(each.seeds) > 1 for each in sampled)
     return Plot(
         "equal-compute",
         "Misalignment against compute",
         "Best of 1, 2, 4, 8 and 16 draws; an outline is guided sampling; where a sweep chose its scale, only "
-        "samples that did not take part are shown. Bars are 95 % intervals. "
+        f"samples that did not take part are shown. Bars are 95 % intervals{', over seeds' if several else ''}"
+        f"{' where there are several' if several and any(len(each.seeds) == 1 for each in sampled) else ''}. "
         "Distinct-2 is of equally many kept samples everywhere.",
-        "; ".join(f"{each.run.label}: {_described(each)}" for each in sampled),
+        "; ".join(f"{each.group.label}: {_described(each)}" for each in sampled),
         lambda look: _draw(look, drawn),
     )
 
@@ -168,32 +210,55 @@ def _described(sampled: Sampled) -> str:
     return ", ".join(f"{number(found.misalignment.value, 3)} at {budget}" for budget, found in reached)
 
 
-def _lines(sampled: Sequence[Sampled], of: Callable[[Means], float | None]) -> list[Line]:
+def _lines(sampled: Sequence[Sampled], of: Callable[[Means], float | None], *, bars: bool) -> list[Line]:
+    """A line for the plain samples of each group, and one for guided samples if every seed has some."""
     lines = []
     for each in sampled:
-        for way in each.ways:
-            drawn = way.of(1) if way.half else way
-            means = [Means(drawn, n, each.run.report.samples.hit_threshold) for n in _SIZES if n * way.passes <= 16]
-            points = [(float(one.draws or 0) * way.passes, value) for one in means if (value := of(one)) is not None]
+        for place in range(min(map(len, each.seeds))):
+            ways = [seed[place].of(1) if seed[place].half else seed[place] for seed in each.seeds]
+            scales = dict.fromkeys(f"{way.guidance:g}" for way in ways if way.guidance is not None)
+            points = _points(each.group, ways, of, bars=bars)
             if points:
-                lines.append((each, drawn, points))
+                label = each.group.label + (f", g = {' or '.join(scales)}" if scales else "")
+                lines.append(Line(label, each.group.objective, bool(scales), points))
     return lines
+
+
+def _points(
+    group: Group, ways: Sequence[Drawn], of: Callable[[Means], float | None], *, bars: bool
+) -> list[tuple[float, Estimate]]:
+    """The figure of each n of best-of-n, of several seeds the mean with an interval over them.
+
+    With `bars`, the figure is misalignment, and one seed has the interval over its samples.
+    """
+    passes = max(way.passes for way in ways)
+    points = []
+    for n in (n for n in _SIZES if n * passes <= max(_SIZES)):
+        means = [Means(way, n, run.report.samples.hit_threshold) for run, way in zip(group.runs, ways, strict=True)]
+        if len(means) == 1 and bars:
+            estimate = means[0].misalignment()
+        else:
+            found = [value for each in means if (value := of(each)) is not None]
+            estimate = Estimate.of(mean_over_seeds(found)) if len(found) == len(means) else None
+        if estimate is not None:
+            points.append((float(n * passes), estimate))
+    return points
 
 
 def _draw(look: Look, panels: Sequence[tuple[str, list[Line]]]) -> bytes:
     with drawing(look):
         figure = new_figure(NARROW if look.narrow else WIDE, 0.6 + (2.6 if look.narrow else 2.9) * len(panels))
         grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
-        for place, (axes, (title, lines)) in enumerate(zip(grid, panels, strict=True)):
+        for axes, (title, lines) in zip(grid, panels, strict=True):
             axes.set_title(title)
-            hollow = {index for index, (_, drawn, _) in enumerate(lines) if drawn.guidance is not None}
-            styles = look.lines([each.run.facts.objective for each, _, _ in lines], hollow)
-            for (each, drawn, points), style in zip(lines, styles, strict=True):
-                label = each.run.label if drawn.guidance is None else f"{each.run.label}, g = {drawn.guidance:g}"
-                x, y = np.array(points).T
-                axes.plot(x, y, label=label, **style)
-                if place == 0:
-                    _bars(axes, drawn, points, look.colour(each.run.facts.objective))
+            hollow = {index for index, line in enumerate(lines) if line.guided}
+            styles = look.lines([line.objective for line in lines], hollow)
+            for line, style in zip(lines, styles, strict=True):
+                computes, figures = zip(*line.points, strict=True)
+                axes.plot(computes, [each.value for each in figures], label=line.label, **style)
+                for compute, each in line.points:
+                    colour = look.colour(line.objective)
+                    axes.errorbar(compute, each.value, yerr=reach(each), fmt="none", ecolor=colour, elinewidth=1.2)
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(FixedLocator(_SIZES))
             axes.xaxis.set_major_formatter(FuncFormatter(tick))
@@ -208,10 +273,3 @@ def _draw(look: Look, panels: Sequence[tuple[str, list[Line]]]) -> bytes:
         )  # fmt: skip
         grid[-1].set_xlabel("forward passes of a kept sample (plain sampling: 1)")
         return to_png(figure)
-
-
-def _bars(axes: Any, drawn: Drawn, points: Sequence[tuple[float, float]], colour: str) -> None:
-    sizes = [round(compute / drawn.passes) for compute, _ in points]
-    for (compute, value), estimate in zip(points, selection.best_of(drawn.scores, sizes), strict=True):
-        if (found := Estimate.of(estimate)) is not None:
-            axes.errorbar(compute, value, yerr=reach(found), fmt="none", ecolor=colour, elinewidth=1.2)

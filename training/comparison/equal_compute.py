@@ -7,6 +7,7 @@ as it takes, and guidance reads two rows for a token. Everything is computed fro
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from training.runs.report import (
     read_table,
     run_fingerprint,
 )
+from training.statistics import mean_over_seeds
 
 BUDGETS = (1, 2, 4, 16)
 _LEAST_KEPT = 8  # for distinct-2 of kept samples
@@ -148,10 +150,10 @@ class Means:
 
 @dataclass(frozen=True)
 class Reached:
-    """The lowest misalignment that a run reaches within a budget.
+    """The lowest misalignment that a run reaches within a budget, or the mean over seeds.
 
     Attributes:
-        means: how.
+        means: how; seeds may differ.
         compute: forward passes of a kept sample.
         misalignment: of samples that did not take part in choosing the means.
     """
@@ -191,6 +193,18 @@ def reached(ways: Sequence[Drawn], threshold: float, budget: float) -> Reached |
         if (found := _reached(each.on(each.drawn.of(1)))) is not None:
             return found
     return None
+
+
+def over_seeds(found: Sequence[Reached]) -> Reached:
+    """The mean of what each seed reaches, with an interval over seeds; of one seed, as it is."""
+    if len(found) == 1:
+        return found[0]
+    values = mean_over_seeds([each.misalignment.value for each in found])
+    return Reached(
+        " or ".join(dict.fromkeys(each.means for each in found)),
+        fmean(each.compute for each in found),
+        Estimate(value=values.value, low=values.low, high=values.high),
+    )
 
 
 def _reached(means: Means) -> Reached | None:

@@ -19,6 +19,7 @@ RULE = (
     f"{MOST_COST:.0%} more bits per byte, both clearly: by the whole 95 % interval of the difference."
 ).replace("%", "\N{NO-BREAK SPACE}%", 1)
 
+Expense = Literal["within", "costly", "uncertain cost", "unknown cost"]
 Standing = Literal["better", "worse", "costly", "uncertain cost", "unclear", "unknown cost", "left out"]
 
 
@@ -104,12 +105,17 @@ class Judgement:
             return "unclear"
         if difference.verdict == "higher":
             return "worse"
+        expense = self.expense(group, other)
+        return "better" if expense == "within" else expense
+
+    def expense(self, group: Group, other: Group) -> Expense:
+        """Whether the cost of a group against another is clearly within what the rule allows."""
         cost, base = self.cost(group, other), other.figure(bits_per_byte)
         if cost is None or base is None:
             return "unknown cost"
         limit = MOST_COST * base.value
         low, high = (cost.estimate.value if end is None else end for end in (cost.estimate.low, cost.estimate.high))
-        return "better" if high <= limit else "costly" if low > limit else "uncertain cost"
+        return "within" if high <= limit else "costly" if low > limit else "uncertain cost"
 
     def cost(self, group: Group, other: Group) -> Difference | None:
         """Bits per byte of a group minus those of another; None if not measured on the same text."""

@@ -11,7 +11,7 @@ from training.comparison.differences import difference_ends
 from training.comparison.groups import Group
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
-from training.comparison.section import NONE, Cell, Finding, Plot, Row, Section, Table
+from training.comparison.section import Cell, Finding, Plot, Row, Section, Table
 from training.comparison.style import NARROW, WIDE, Look, drawing, ends, new_figure, tick, to_png
 from training.comparison.trade_off import misalignment_axis
 from training.evaluation.format_figures import number
@@ -169,7 +169,7 @@ def _table(tested: Sequence[Tampered]) -> Table:
     rows = []
     for each in tested:
         figures = each.misalignment
-        cells = [Cell.of(figures[step]) if step in figures else Cell(NONE) for step in steps]
+        cells = [Cell.of(figures.get(step)) for step in steps]
         rows.append(Row(each.label, cells, each.group.objective))
     return Table(
         "Misalignment by steps of finetuning",

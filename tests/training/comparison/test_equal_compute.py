@@ -2,21 +2,25 @@
 
 import re
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
 from scorers.errors import UserError
 from tests.training.run_folders import make_run
 from training import statistics
-from training.comparison.compute_section import compute_section
+from training.comparison.compute_section import Line, compute_section
+from training.comparison.compute_section import _lines as lines_of
+from training.comparison.compute_section import _sampled as sampled_of
 from training.comparison.differences import difference_ends
 from training.comparison.equal_compute import Drawn, Means, reached, stored_samples, usable_sweep
 from training.comparison.guidance_section import guidance_section
-from training.comparison.load import load_comparison
+from training.comparison.load import Comparison, load_comparison
 from training.comparison.page import write_comparison
 from training.evaluation.evaluate_run import write_table
 from training.evaluation.recommended_guidance import MOST_PERPLEXITY, half_facts
@@ -148,6 +152,58 @@ def test_alike_runs_are_not_told_apart(tmp_path: Path) -> None:
     section = compute_section(load_comparison([run.path for run in runs]))
     assert section is not None
     assert "These samples do not distinguish it from" in " ".join(section.findings[0].lines)
+
+
+def test_seeds_are_one_line_with_an_interval_over_them(tmp_path: Path) -> None:
+    seeds = [
+        make_run(tmp_path / f"{name}{seed}", name, scale=scale, seed=seed, training={"seed": seed})
+        for name, scale in (("mle", 0.04), ("conditional", 0.02))
+        for seed in (0, 1, 2)
+    ]
+    for run, scale in zip(seeds[3:], (3.0, 3.0, 2.0), strict=True):
+        write_sweep(run, scale, 0.2)
+    comparison = load_comparison([run.path for run in seeds])
+    section = compute_section(comparison)
+    assert section is not None
+    assert [row.label for row in section.tables[0].rows] == ["mle", "conditional"]
+    mle, conditional = section.tables[0].rows
+    values = [run.scores.mean() for run in comparison.runs[:3]]
+    half = stats.t.ppf(0.975, 2) * stdev(values) / 3**0.5
+    assert float(mle.cells[0].text) == pytest.approx(fmean(values), rel=0.01)
+    ends = [float(each) for each in mle.cells[0].small.removesuffix(" · plain").split("–")]
+    assert ends == pytest.approx([fmean(values) - half, fmean(values) + half], rel=0.02)
+    assert conditional.cells[1].small.endswith(" · g = 3 or g = 2")
+    odd = [0.2 * read_table_scores(run)[1::2] for run in seeds[3:]]
+    assert float(conditional.cells[1].text) == pytest.approx(fmean(np.nanmean(each) for each in odd), rel=0.01)
+    plain = [Means(stored_samples(run, None)[0], 4, 0.0).value() for run in comparison.runs[:3]]
+    lines = compute_lines(comparison)
+    assert [line.label for line in lines] == ["mle", "conditional", "conditional, g = 3 or 2"]
+    assert [compute for compute, _ in lines[2].points] == [2, 4, 8, 16]
+    compute, four = lines[0].points[2]
+    assert (compute, four.value) == (4, pytest.approx(fmean(value for value in plain if value is not None)))
+    assert None not in (four.low, four.high)
+
+
+def compute_lines(comparison: Comparison) -> list[Line]:
+    sampled = [sampled_of(group) for group in comparison.groups if group.guidance is None]
+    return lines_of(sampled, lambda means: means.value(), bars=True)
+
+
+def read_table_scores(run: RunFolder) -> Any:
+    return pq.read_table(run.evaluation / SAMPLES_NAME)["score"].to_numpy()
+
+
+def test_groups_that_the_rule_finds_too_costly_do_not_win(tmp_path: Path) -> None:
+    mle = make_run(tmp_path / "mle", "mle", scale=0.03, zeros=0)
+    cheap = make_run(tmp_path / "rwr", "rwr", scale=0.02, zeros=0)
+    costly = make_run(tmp_path / "filtering", "filtering", scale=0.001, zeros=0, bits=2.6)
+    section = compute_section(load_comparison([mle.path, cheap.path, costly.path]))
+    assert section is not None
+    lines = section.findings[0].lines
+    assert "rwr is lowest" in lines[1]
+    assert lines[-1].startswith("Not considered, because the rule of this page")
+    assert lines[-1].endswith(": filtering.")
+    assert [row.label for row in section.tables[0].rows] == ["mle", "filtering", "rwr"]
 
 
 @pytest.mark.parametrize("changes", [{"run": "0" * 16}, {"finished": False}, {"column": "style"}])
