@@ -11,6 +11,8 @@ from training.data.cache import dataset_identity
 from training.data.prepare import PreparedData, Progress, prepare
 from training.evaluation.guidance_request import parse_scales
 from training.evaluation.prepare import Judge, build_judge, check_guidance
+from training.evaluation.references.compare import read_comparison
+from training.evaluation.references.reference import find_reference
 from training.loop.continuation import StartOptions, check_resumable, has_work_left
 from training.loop.train import check_settings
 from training.planning.resolved_run import resolve_run
@@ -120,7 +122,24 @@ def is_swept(run: SweepRun) -> bool:
         and report.run == run_fingerprint(run.folder)
         and report.config == run.evaluation.model_copy(update={"guidance": 1.0})
         and all(report.of(scale) is not None for scale in scales)
+        and (run.reference is None or (report.reference is not None and report.reference.run == _state(run.reference)))
     )
+
+
+def is_compared(run: SweepRun) -> bool:
+    """Return whether the current samples and model of a run were compared with the current model of its reference."""
+    if run.reference is None:
+        return True
+    try:
+        reference = find_reference(str(run.reference.path), "cpu")
+        return read_comparison(run.folder, reference, run.evaluation) is not None
+    except UserError:
+        # The reference has no model, or samples are damaged: `phf evaluate` says so.
+        return False
+
+
+def _state(run: RunFolder) -> str | None:
+    return run_fingerprint(run) if run.facts.is_file() else None
 
 
 def describe_state(run: SweepRun) -> str:
@@ -131,4 +150,5 @@ def describe_state(run: SweepRun) -> str:
     if not is_trained(run):
         facts = folder.read_facts()
         return f"{facts.status}: continues at step {facts.saved or 0:,} of {horizon(run).steps:,}"
-    return "finished" if is_evaluated(run) and is_swept(run) else "trained: to be evaluated"
+    finished = is_evaluated(run) and is_swept(run) and is_compared(run)
+    return "finished" if finished else "trained: to be evaluated"

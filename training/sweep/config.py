@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -120,12 +120,24 @@ class SweepConfig(_Section):
     """
     evaluate: EvaluationConfig = Field(default_factory=EvaluationConfig)
     """Settings of the evaluations that differ from the runs' own. `guidance` is used for the objective conditional."""
+    reference: ObjectiveName | None = None
+    """The objective whose runs the others are compared with, each with the one of its seed and values: KL, and how
+    likely samples are under it (`phf evaluate --reference`). Usually mle; null for none.
+    """
     guidance_sweep: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = ()
     """Guidance scales at which runs of the objective conditional are sampled besides, such as [1, 1.5, 2, 3]: `phf
     evaluate --guidance-sweep`. Empty for none.
     """
     compare: bool = True
     """Write the page that compares the runs."""
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        number = [each.name for each in self.objectives].count(self.reference) if self.reference else 1
+        if number != 1:
+            where = "not among the objectives" if number == 0 else f"{number} of the objectives"
+            raise ValueError(f"reference: {self.reference} is {where}, and must be one of them")
+        return self
 
     @property
     def folder(self) -> Path:
@@ -146,6 +158,8 @@ class SweepRun:
         train: words of the command that trains it, after `phf`.
         evaluate: words of the command that evaluates it.
         sweep_guidance: words of the command that samples it at several guidance scales; empty for none.
+        reference: the run that it is compared with; None for none.
+        compare_with: words of the command that compares it with this run; empty for none.
     """
 
     name: str
@@ -156,11 +170,13 @@ class SweepRun:
     train: tuple[str, ...]
     evaluate: tuple[str, ...]
     sweep_guidance: tuple[str, ...] = ()
+    reference: RunFolder | None = None
+    compare_with: tuple[str, ...] = ()
 
     @property
     def commands(self) -> list[tuple[str, ...]]:
         """The words of its commands, in their order."""
-        return [each for each in (self.train, self.evaluate, self.sweep_guidance) if each]
+        return [each for each in (self.train, self.evaluate, self.sweep_guidance, self.compare_with) if each]
 
     @property
     def folder(self) -> RunFolder:
@@ -254,8 +270,13 @@ def _run(sweep: SweepConfig, objective: SweepObjective, values: Mapping[str, Any
     train = ["train", sweep.dataset, "--output", output, "--objective", objective.name, "--seed", str(seed)]
     train += overrides
     evaluate = ["evaluate", output, *_set(changes)]
+    sampling = _set({key: value for key, value in changes.items() if key != "guidance"})
+    reference, beside = None, []
+    if sweep.reference not in (None, objective.name):
+        other = next(each for each in sweep.objectives if each.name == sweep.reference)
+        reference = RunFolder(sweep.folder / _name(sweep, other, values, seed))
+        beside = ["--reference", str(reference.path)]
     scales = ",".join(f"{scale:g}" for scale in sweep.guidance_sweep) if OBJECTIVES[objective.name].tags else ""
-    sampling = {key: value for key, value in changes.items() if key != "guidance"}
     return SweepRun(
         name,
         seed,
@@ -264,7 +285,9 @@ def _run(sweep: SweepConfig, objective: SweepObjective, values: Mapping[str, Any
         config.evaluation.model_copy(update=changes),
         tuple(train),
         tuple(evaluate),
-        ("evaluate", output, "--guidance-sweep", scales, *_set(sampling)) if scales else (),
+        ("evaluate", output, "--guidance-sweep", scales, *beside, *sampling) if scales else (),
+        reference,
+        ("evaluate", output, *beside, *sampling) if beside else (),
     )
 
 

@@ -17,6 +17,7 @@ from training.disk import writing
 from training.distributed.launch import start_rank
 
 State = Literal["waiting", "running", "finished", "failed", "stopped"]
+TRAINING = "training"
 _POLL_S = 0.1
 # A log's end in which the error of a failed command is looked for, and the longest line that is shown.
 _END_BYTES, _LONGEST_LINE = 16_384, 600

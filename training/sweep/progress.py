@@ -13,7 +13,7 @@ from scorers.printing import message
 from scorers.stored import parse_json
 from training.sweep.check import horizon
 from training.sweep.config import SweepRun
-from training.sweep.jobs import Job
+from training.sweep.jobs import TRAINING, Job
 
 _READ_EVERY_S, _PLAIN_EVERY_S = 0.5, 30.0
 # More than the longest line of `metrics.jsonl`.
@@ -152,7 +152,7 @@ class SweepProgress:
 
     def _logged(self, job: Job) -> Logged | None:
         run = self._runs.get(job.name)
-        if run is None or job.stage:
+        if run is None or job.title != TRAINING:
             return None
         planned = horizon(run)
         return last_logged(run.folder.metrics, planned.steps, planned.tokens_per_step)

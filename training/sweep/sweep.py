@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from training.disk import refuse_links, write_atomically, writing
 from training.progress import StageProgress
 from training.runs.folder import RunFolder
 from training.runs.lock import sole_launch
-from training.sweep.check import check_runs, horizon, is_evaluated, is_swept, is_trained, prepare_runs
+from training.sweep.check import check_runs, horizon, is_compared, is_evaluated, is_swept, is_trained, prepare_runs
 from training.sweep.config import SweepConfig, SweepRun, expand, words_of
-from training.sweep.jobs import Job, Stage, State, run_jobs
+from training.sweep.jobs import TRAINING, Job, Stage, State, run_jobs
 from training.sweep.progress import SweepProgress
 from training.sweep.slots import slots
 
@@ -119,23 +120,52 @@ def run_sweep(sweep: Sweep, report: Callable[[str], None]) -> SweepReport:
             prepare_runs(sweep.runs, stages)
         with writing(folder):
             (folder / LOGS).mkdir(parents=True, exist_ok=True)
-        jobs = [_job(sweep, run) for run in sweep.runs]
+        jobs = {run.name: _job(sweep, run) for run in sweep.runs}
         with SweepProgress({run.name: run for run in sweep.runs}) as progress:
-            stopped = run_jobs(jobs, sweep.slots, progress)
-            states = [_state(sweep, run, job) for run, job in zip(sweep.runs, jobs, strict=True)]
+            stopped = run_jobs([*jobs.values()], sweep.slots, progress)
+            # Of the run itself: a comparison with a reference that fails takes no run off the page.
+            evaluated = [run for run in sweep.runs if jobs[run.name].state == "finished"]
+            later = _later_jobs(sweep, evaluated)
+            jobs |= {job.name: job for job in later}
+            if not stopped:
+                stopped = run_jobs([job for job in later if job.state == "waiting"], sweep.slots, progress)
+            states = [_state(sweep, run, jobs[run.name]) for run in sweep.runs]
             found = SweepReport(runs=states, stopped=stopped)
             if sweep.config.compare and not stopped:
-                found = _compare(sweep, found, progress)
+                found = _compare(sweep, evaluated, found, progress)
         with writing(folder / REPORT_NAME):
             write_atomically(folder / REPORT_NAME, found.model_dump_json(indent=2) + "\n")
         return found
 
 
 def _job(sweep: Sweep, run: SweepRun) -> Job:
-    train = Stage("training", run.train, lambda: is_trained(run))
-    evaluate = Stage("evaluating", run.evaluate, lambda: is_evaluated(run))
-    guidance = Stage("sweeping guidance", run.sweep_guidance, lambda: is_swept(run))
-    return Job(run.name, sweep.log(run.name), (train, evaluate, guidance))
+    stages = [
+        Stage(TRAINING, run.train, partial(is_trained, run)),
+        Stage("evaluating", run.evaluate, partial(is_evaluated, run)),
+    ]
+    if run.reference is None:
+        stages.append(_guidance(run))
+    return Job(run.name, sweep.log(run.name), stages)
+
+
+def _guidance(run: SweepRun) -> Stage:
+    return Stage("sweeping guidance", run.sweep_guidance, partial(is_swept, run))
+
+
+def _later_jobs(sweep: Sweep, evaluated: Sequence[SweepRun]) -> list[Job]:
+    """Return the jobs of what needs the model of another run too."""
+    there = {run.folder for run in evaluated}
+    jobs = []
+    for run in evaluated:
+        if run.reference is not None:
+            compare = Stage("comparing with the reference", run.compare_with, partial(is_compared, run))
+            job = Job(run.name, sweep.log(run.name), [_guidance(run), compare])
+            if run.reference not in there:
+                job.state, job.reason = "failed", f"its reference {run.reference.path.name} did not finish"
+            elif is_swept(run) and is_compared(run):
+                job.state = "finished"
+            jobs.append(job)
+    return jobs
 
 
 def _state(sweep: Sweep, run: SweepRun, job: Job) -> RunState:
@@ -161,10 +191,8 @@ def _step(run: SweepRun) -> int:
         return 0
 
 
-def _compare(sweep: Sweep, found: SweepReport, progress: SweepProgress) -> SweepReport:
-    """Write the page about the runs that are finished, unless there is one about their current figures."""
-    finished = {each.name for each in found.runs if each.state == "finished"}
-    runs = [run for run in sweep.runs if run.name in finished]
+def _compare(sweep: Sweep, runs: Sequence[SweepRun], found: SweepReport, progress: SweepProgress) -> SweepReport:
+    """Write the page about the runs that are evaluated, unless there is one about their current figures."""
     if not runs:
         return found
     output = sweep.config.folder / COMPARISON

@@ -9,6 +9,7 @@ import yaml
 from scorers.errors import UserError
 from scorers.settings import load_settings, parse_override
 from training.config import EvaluationConfig
+from training.runs.folder import RunFolder
 from training.sweep.config import SweepConfig, _override, expand
 
 SPEC: dict[str, Any] = {
@@ -73,9 +74,22 @@ def test_guidance_is_for_conditional_runs_alone(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_runs_are_compared_with_the_reference_of_their_seed_and_values(tmp_path: Path) -> None:
+    grid = {"training.learning_rate": ["1e-3", "2e-3"]}
+    runs = expand(load(tmp_path, "guidance_sweep=[2]", reference="mle", grid=grid, evaluate={"guidance": 2}))
+    assert [run.reference for run in runs[:4]] == [None] * 4
+    assert [run.compare_with for run in runs[:4]] == [()] * 4
+    place = "sweep/mle-learning_rate=2e-3-s1"
+    output = "sweep/conditional-learning_rate=2e-3-s1"
+    assert runs[6].reference == RunFolder(Path(place))
+    assert runs[6].compare_with == ("evaluate", output, "--reference", place)
+    assert runs[6].sweep_guidance == ("evaluate", output, "--guidance-sweep", "2", "--reference", place)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"reference": "awr"}, "reference: awr is not among the objectives"),
         ({"seed": [1]}, "seed: no such setting; did you mean 'seeds'"),
         ({"objectives": ["mel"]}, "objectives.0: Input should be 'mle'"),
         ({"objectives": []}, "objectives: needs at least one"),

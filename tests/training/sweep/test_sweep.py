@@ -21,11 +21,13 @@ from tests.training.real_runs import make_code_dataset
 from training.evaluation.evaluate_run import evaluate_run
 from training.evaluation.guidance_request import SweepRequest
 from training.evaluation.guidance_sweep import sweep_guidance
+from training.evaluation.references.compare import compare_with_reference
+from training.evaluation.references.reference import find_reference
 from training.loop.train import train
 from training.runs import checkpoints
 from training.sweep import slots
 from training.sweep import sweep as module
-from training.sweep.check import is_evaluated, is_swept
+from training.sweep.check import is_compared, is_evaluated, is_swept
 from training.sweep.config import SweepConfig, SweepRun, expand
 from training.sweep.jobs import Job
 from training.sweep.sweep import Sweep, plan_sweep, run_sweep
@@ -49,8 +51,9 @@ def spec(folder: Path, **changes: Any) -> Path:
             "tracking": {"tensorboard": False},
         },
         "evaluate": {"num_samples": 6, "max_new_tokens": 12, "leakage_samples": 2, "held_out_documents": 4,
-                     "guidance": 2},
+                     "guidance": 2, "reference_samples": 4, "reference_tokens": 12},
         "guidance_sweep": [2],
+        "reference": "mle",
         **changes,
     }  # fmt: skip
     file = folder / "spec.yaml"
@@ -86,11 +89,18 @@ def evaluated_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def sweep_scales(run: SweepRun) -> bool:
         if not is_swept(run):
-            sweep_guidance(SweepRequest(run.folder, [1.0, 2.0], run.evaluation))
+            sweep_guidance(SweepRequest(run.folder, [1.0, 2.0], run.evaluation, run.reference))
         return is_swept(run)
+
+    def compare_with(run: SweepRun) -> bool:
+        if run.reference is not None and not is_compared(run):
+            reference = find_reference(str(run.reference.path), "cpu")
+            compare_with_reference(run.folder, reference, run.evaluation, device="cpu")
+        return is_compared(run)
 
     monkeypatch.setattr(module, "is_evaluated", evaluate)
     monkeypatch.setattr(module, "is_swept", sweep_scales)
+    monkeypatch.setattr(module, "is_compared", compare_with)
 
 
 def stop_in_the_midst(sweep: Sweep) -> None:
@@ -158,8 +168,8 @@ def test_the_plan_shows_runs_and_commands_and_writes_nothing(folder: Path, tmp_p
         f"# {name}: new" for name in ("mle-s1", "mle-s2", "conditional-s1", "conditional-s2")
     ]
     assert "# 4 runs, 3 at once, each on" in lines[-1]
-    # The two conditional runs are also sampled at other scales.
-    assert [sum(line.startswith(f"phf {name} ") for line in lines) for name in ("train", "evaluate")] == [4, 6]
+    # The two conditional runs are also sampled at other scales, and compared with mle.
+    assert [sum(line.startswith(f"phf {name} ") for line in lines) for name in ("train", "evaluate")] == [4, 8]
     assert not (tmp_path / "new").exists()
     found = json.loads(runner.invoke(phf.app, ["sweep", str(file), "--dry-run", "--json"]).stdout)
     words = found["runs"][0]["commands"][0]
@@ -197,7 +207,7 @@ def test_a_failed_run_gives_the_status_and_names_its_log(
         return False
 
     monkeypatch.setattr(module, "run_jobs", fail_first)
-    file = spec(folder, out=str(tmp_path / "new"), compare=False)
+    file = spec(folder, out=str(tmp_path / "new"), compare=False, reference=None)
     result = runner.invoke(phf.app, ["sweep", str(file)])
     assert result.exit_code == 4
     assert "1 run of 2 did not finish" in result.stderr
@@ -206,6 +216,33 @@ def test_a_failed_run_gives_the_status_and_names_its_log(
         in result.stderr
     )
     assert json.loads(runner.invoke(phf.app, ["sweep", str(file), "--json"]).stdout)["runs"][0]["state"] == "failed"
+
+
+def test_runs_are_compared_with_finished_references_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[tuple[str, list[str]]]] = []
+
+    def fail_one(jobs: list[Job], *_: Any) -> bool:
+        batches.append([(job.name, [stage.title for stage in job.stages]) for job in jobs])
+        for job in jobs:
+            job.state = "failed" if job.name == "mle-s1" else "finished"
+        return False
+
+    monkeypatch.setattr(module, "run_jobs", fail_one)
+    monkeypatch.setattr(module, "_fingerprint", str)
+    report = run_sweep(planned(spec(folder, out=str(tmp_path / "new"), seeds=[1, 2])), print)
+    names = ["mle-s1", "mle-s2", "conditional-s1", "conditional-s2"]
+    assert [name for name, _ in batches[0]] == names
+    assert batches[1] == [("conditional-s2", ["sweeping guidance", "comparing with the reference"])]
+    assert [(run.state, run.reason) for run in report.runs[1:]] == [
+        ("finished", ""),
+        ("failed", "its reference mle-s1 did not finish"),
+        ("finished", ""),
+    ]
+    # It is evaluated, and on the page.
+    assert report.compared is not None
+    assert "conditional-s1" in report.compared
 
 
 def test_the_share_of_the_machine_follows_from_the_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,11 +87,12 @@ def compare_with_reference(
         UserError: a model, stored samples or the reference's samples cannot be read.
         IncompleteError: the report cannot be written.
     """
-    began, sets = time.perf_counter(), _stored_samples(run)
-    hashes = {name: samples_digest(each.ids, each.ended) for name, each in sets.items()}
-    found = _unchanged(run, reference, config, hashes if reference.model is not None else {})
+    began = time.perf_counter()
+    found = read_comparison(run, reference, config)
     if found is not None:
         return found
+    sets = _stored_samples(run)
+    hashes = _hashes(sets)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     samples = reference.samples(config, _stage(progress, "reference samples"))
     model = open_run(run, device)
@@ -122,10 +123,12 @@ def compare_with_reference(
     return report
 
 
-def _unchanged(
-    run: RunFolder, reference: Reference, config: EvaluationConfig, hashes: dict[str, str]
-) -> ReferenceReport | None:
-    """The stored report, if the run, the reference, the settings and the run's samples are still the same."""
+def read_comparison(run: RunFolder, reference: Reference, config: EvaluationConfig) -> ReferenceReport | None:
+    """The stored report, if the run, the reference, the settings and the run's samples are still the same.
+
+    Raises:
+        UserError: samples of the run cannot be read.
+    """
     try:
         report = read_reference_report(run, reference.name)
     except UserError:
@@ -135,11 +138,16 @@ def _unchanged(
     facts, drawn = report.reference, report.drawn
     same_reference = (facts.kind, facts.fingerprint) == (reference.facts.kind, reference.facts.fingerprint)
     same_settings = all(getattr(drawn, name) == getattr(config, name) for name in _SETTINGS)
+    hashes = _hashes(_stored_samples(run)) if reference.model is not None else {}
     same_samples = {name: each.samples for name, each in report.under_reference.items()} == hashes
     return report if same_reference and same_settings and same_samples else None
 
 
 _SETTINGS = ("reference_samples", "reference_tokens", "seed")
+
+
+def _hashes(sets: dict[str, Samples]) -> dict[str, str]:
+    return {name: samples_digest(each.ids, each.ended) for name, each in sets.items()}
 
 
 def _drawn(config: EvaluationConfig, samples: ReferenceSamples) -> DrawnFacts:
