@@ -177,10 +177,10 @@ class _Survey:
     def check_field(self, uri: str) -> None:
         if self._by == SOURCE or self._sizes:
             return
-        names = ", ".join(repr(printable(name)) for name, _ in self._fields.most_common(10)) or "none"
+        names = ", ".join(repr(printable(name)) for name, _ in self._fields.most_common(10))
+        instead = f"Give one of its fields ({names}), or --by source" if names else "Give --by source"
         raise UserError(
-            f"--by {self._by}: no document of {uri} has this field in its metadata (fields there: {names}). "
-            "Give one of them, or --by source for the inputs."
+            f"--by {self._by}: no document of {uri} has this field in its metadata. {instead} for the inputs."
         )
 
     def largest_groups(self) -> list[str]:

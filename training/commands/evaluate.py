@@ -38,7 +38,7 @@ def evaluate(
         typer.Option(
             "--by",
             metavar="FIELD",
-            help="Held-out figures also by the value of a metadata field of the documents, such as source.",
+            help="Held-out figures also by the value of a metadata field of the documents, such as language.",
         ),
         Sets("by"),
     ] = None,
@@ -49,6 +49,7 @@ def evaluate(
             metavar="G,G,...",
             help="Conditional runs: only draw samples at each of these guidance scales, such as 1,1.5,2,3,5, and "
             "recommend one.",
+            rich_help_panel="Instead of a plain evaluation",
         ),
     ] = None,
     references: Annotated[
@@ -57,12 +58,15 @@ def evaluate(
             "--reference",
             metavar="RUN|MODEL|FILE",
             help="Only measure KL from this run, model or file of samples, and how likely samples are under it.",
+            rich_help_panel="Instead of a plain evaluation",
         ),
     ] = None,
     probe: Annotated[
         bool,
         typer.Option(
-            "--probe", help="Only measure how well hidden states show which held-out sentences are misaligned."
+            "--probe",
+            help="Only measure how well hidden states show which held-out sentences are misaligned.",
+            rich_help_panel="Instead of a plain evaluation",
         ),
     ] = False,
     overrides: Annotated[
@@ -104,20 +108,30 @@ def evaluate(
             "--tasks",
             metavar="NAME|FILE|FOLDER,...",
             help="Only measure these tasks of the lm-evaluation-harness (extra lm-eval); repeatable.",
+            rich_help_panel="Instead of a plain evaluation",
         ),
     ] = None,
     num_fewshot: Annotated[
         int | None,
-        typer.Option("--num-fewshot", min=0, help="Solved examples before each document of a task, unless it fixes 0."),
+        typer.Option(
+            "--num-fewshot",
+            min=0,
+            help="Solved examples before each document of a task, unless it fixes 0.",
+            rich_help_panel="Tasks",
+        ),
     ] = None,
     task_limit: Annotated[
-        int | None, typer.Option("--task-limit", min=1, metavar="N", help="Only the first N documents of each task.")
+        int | None,
+        typer.Option(
+            "--task-limit", min=1, metavar="N", help="Only the first N documents of each task.", rich_help_panel="Tasks"
+        ),
     ] = None,
     allow_task_code: Annotated[
         bool,
         typer.Option(
             "--allow-task-code",
             help="Allow local task files to run their own Python, and tasks to run what the model writes.",
+            rich_help_panel="Tasks",
         ),
     ] = False,
     scenarios: Annotated[
@@ -127,6 +141,7 @@ def evaluate(
             metavar="NAME|prompted=FILE|FILE.yaml",
             help="Only evaluate this scenario: unconditional, held-out, prompted=FILE, or of a file; repeatable. "
             "--set then changes its fields.",
+            rich_help_panel="Instead of a plain evaluation",
         ),
     ] = None,
     show_text: Annotated[

@@ -104,7 +104,9 @@ def test_dots_lead_into_objects_and_strange_metadata_is_no_group(tmp_path):
 
 
 def test_a_field_that_no_document_has_is_refused(made):
-    with pytest.raises(UserError, match=r"--by sight: no document of .* \(fields there: 'site', 'n'\)"):
+    with pytest.raises(
+        UserError, match=r"--by sight: no document of .*Give one of its fields \('site', 'n'\), or --by source"
+    ):
         count_shares(made[0], ["toxicity"], by="sight")
 
 
