@@ -84,8 +84,10 @@ def _maybe_log(axes: Any, axis: str, values: Sequence[float], at_least: float) -
     if low > 0 and high / low > 1 + at_least:
         (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
         decades = np.log10(high / low)
+        # Labels of 1, 2 and 5 overlap on a phone where there are many decades.
+        subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
         target.set_major_locator(
-            MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]) if decades < 0.7 else LogLocator(10, subs=(1.0, 2.0, 5.0))
+            MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]) if decades < 0.7 else LogLocator(10, subs=subs)
         )
         target.set_minor_formatter(NullFormatter())
     else:
