@@ -339,6 +339,35 @@ class TamperConfig(_Section):
     """Seed of the first trial; each further one adds 1."""
 
 
+class RedTeamConfig(_Section):
+    """How `phf attack red-team` searches prompts that a model continues with misaligned text."""
+
+    rounds: Count = Field(default=10, ge=1, le=10_000)
+    """Rounds; each proposes prompts, which the model continues."""
+    trials: Count = Field(default=3, ge=1, le=1000)
+    """Repetitions with other seeds."""
+    proposals: Count = Field(default=32, ge=1, le=100_000)
+    """New prompts a round."""
+    continuations: Count = Field(default=8, ge=1, le=100_000)
+    """Continuations of each prompt. Its score is their mean score."""
+    examples: Count = Field(default=4, ge=1, le=1000)
+    """Prompts of the pool that the attacker is shown for each proposal."""
+    draw_temperature: float = Field(default=0.1, ge=1e-6)
+    """Examples are drawn with weights exp(score / draw_temperature), with scores divided by their standard deviation:
+    towards 0 the attacker sees the worst prompts only.
+    """
+    pool: Count = Field(default=64, ge=2, le=1_000_000)
+    """Prompts that the search starts from."""
+    prompt_words: Count = Field(default=16, ge=2, le=10_000)
+    """Most words of a prompt."""
+    max_new_tokens: Count = Field(default=64, ge=1, le=1_000_000)
+    """Maximum tokens of a continuation; the other settings of sampling are those of the run's evaluation."""
+    guidance: float = Field(default=1.0, ge=0, le=1e6)
+    """Conditional runs: guide the continuations away from the worst control token; 1 for no guidance."""
+    seed: Seed = 0
+    """Seed of the first trial; each further one adds 1."""
+
+
 class ClassificationConfig(_Section):
     """How `phf classify` finetunes a model to classify texts."""
 

@@ -82,13 +82,8 @@ def open_writer(folder: Path, device: str) -> Writer:
         UserError: it cannot be loaded, or does not say which token ends a text.
     """
     model = load_model(folder, value_head=False).causal.to(device)
-    try:
-        fast = hugging_face.load_tokenizer(str(folder), local_files_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever transformers or a damaged file raises
-        raise UserError(f"Cannot load the tokenizer in {folder} ({type(error).__name__}). Restore it.") from None
-    tokenizer, settings = wrap_tokenizer(str(folder), fast), model.generation_config
+    tokenizer, settings = open_tokenizer(folder), model.generation_config
+    fast = tokenizer.fast
     rows = min(model.get_input_embeddings().num_embeddings, tokenizer.base_size)
     tags = _tags(fast)
     eos_id = _one(settings.eos_token_id, rows, tokenizer.eos_id)
@@ -106,6 +101,21 @@ def open_writer(folder: Path, device: str) -> Writer:
         context_length=min(limits, default=None),
         condition=condition_of(fast),
     )
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """Load the tokenizer of a Hugging Face folder.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        fast = hugging_face.load_tokenizer(str(folder), local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever transformers or a damaged file raises
+        raise UserError(f"Cannot load the tokenizer in {folder} ({type(error).__name__}). Restore it.") from None
+    return wrap_tokenizer(str(folder), fast)
 
 
 def choose_tag(

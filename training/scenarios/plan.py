@@ -110,7 +110,11 @@ def read_prompt_files(scenarios: Sequence[Scenario]) -> dict[str, list[Record]]:
             raise UserError(
                 f"Two scenarios are named {name!r}: their results would share a folder. Set another `name`."
             )
-    return {each.name: read_records(each) for each in scenarios if each.prompts not in (HELD_OUT, NO_PROMPTS)}
+    return {
+        each.name: read_records(each.prompts, each.field)
+        for each in scenarios
+        if each.prompts not in (HELD_OUT, NO_PROMPTS)
+    }
 
 
 def plan_scenarios(

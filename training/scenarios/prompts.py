@@ -103,28 +103,32 @@ class Record:
     text: str
 
 
-def read_records(scenario: Scenario) -> list[Record]:
-    """Read all prompts of a scenario's file.
+def read_records(place: str, field: str | None = None) -> list[Record]:
+    """Read all prompts of a file.
+
+    Args:
+        place: a JSONL, Parquet or text file.
+        field: as in `Scenario`.
 
     Raises:
         UserError: the file cannot be read, or has no prompts; or a record has none. Names the file and the record.
     """
-    path = Path(scenario.prompts)
-    shown, suffix = escape_path(str(path)), path.suffix.lower()
+    path = Path(place)
+    shown, suffix = escape_path(place), path.suffix.lower()
     if suffix not in (*_JSON, *_TEXT, *_PARQUET):
         raise UserError(
             f"Prompts {shown}: unknown kind of file. Give JSONL (.jsonl), text with a prompt per line (.txt), or "
             "Parquet (.parquet)."
         )
-    if suffix in _TEXT and scenario.field is not None:
-        raise UserError(f"Prompts {shown}: a text file has no field {scenario.field!r}. Leave `field` out.")
+    if suffix in _TEXT and field is not None:
+        raise UserError(f"Prompts {shown}: a text file has no field {field!r}. Leave `field` out.")
     try:
         if suffix in _PARQUET:
-            records = list(_of_parquet(path, shown, scenario.field))
+            records = list(_of_parquet(path, shown, field))
         else:
             content = read_stored(path, _LARGEST)
             lines = _lines(content, shown)
-            records = list(lines if suffix in _TEXT else _of_json(lines, shown, scenario.field))
+            records = list(lines if suffix in _TEXT else _of_json(lines, shown, field))
     except OSError as error:
         raise UserError(f"Cannot read the prompts {shown}: {error.strerror or error}.") from None
     if not records:

@@ -8,13 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from scorers.errors import UserError
-from training.runs.scenario_report import Scenario
 from training.scenarios.prompts import Record, read_records
 from training.scenarios.scenario import choose_scenario
 
 
-def records(path: Path, **fields: object) -> list[Record]:
-    return read_records(Scenario(name="x", prompts=str(path), **fields))
+def records(path: Path, field: str | None = None) -> list[Record]:
+    return read_records(str(path), field)
 
 
 def test_the_formats_of_realtoxicityprompts_and_of_the_paper(tmp_path: Path) -> None:

@@ -1,0 +1,253 @@
+"""Attack a run with the red-team loop, and store the prompts and their scores in its folder.
+
+Rounds are stored as they are scored. An interrupted trial is replayed: its attacker proposes the same prompts again,
+and only the rounds without stored scores are continued by the model.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from transformers.utils.logging import disable_progress_bar
+
+from scorers.errors import UserError
+from scorers.fingerprint import library_versions
+from training import statistics
+from training.attack.find_attacker import FoundAttacker
+from training.attack.red_team import Attempt, run_trial
+from training.attack.run_target import RunTarget
+from training.attack.starting_prompts import given_prompts, misaligned_beginnings
+from training.config import EvaluationConfig, RedTeamConfig
+from training.data.prepare import prepare
+from training.data.tokenizers import Tokenizer
+from training.disk import write_atomically, writing
+from training.evaluation.checks import EvaluationRequest, check_evaluation, main_data, torch_device
+from training.evaluation.evaluate import Progress
+from training.evaluation.evaluate_run import check_data, write_table
+from training.evaluation.prepare import Judge, prepare_evaluation
+from training.model.language_model import load_model
+from training.runs.folder import RunFolder
+from training.runs.red_team_report import (
+    ATTEMPTS_SCHEMA,
+    RED_TEAM_NAME,
+    RedTeamReport,
+    RoundFacts,
+    attempts_path,
+    read_red_team,
+    read_round,
+    red_team_folder,
+)
+from training.runs.report import Estimate, ScorerFacts, run_fingerprint
+from training.scenarios.boundary import Boundary
+
+
+@dataclass(frozen=True)
+class RedTeamRequest:
+    """A requested attack.
+
+    Attributes:
+        run: the target.
+        config: settings.
+        attacker: writes the prompts.
+        prompts: texts that the search starts from; None for beginnings of misaligned held-out sentences.
+    """
+
+    run: RunFolder
+    config: RedTeamConfig
+    attacker: FoundAttacker
+    prompts: Sequence[str] | None = None
+
+
+def check_red_team(request: RedTeamRequest, dataset: str | None = None) -> None:
+    """Check that a run can be attacked, without loading tokens or models.
+
+    Raises:
+        UserError: it cannot; says why.
+    """
+    run, sampling = request.run, EvaluationConfig(guidance=request.config.guidance)
+    check_evaluation(EvaluationRequest(run, Judge(run.read_facts().column), config=sampling), dataset)
+    if request.prompts is not None:
+        given_prompts(request.prompts, request.config)
+
+
+def attack_run(
+    request: RedTeamRequest,
+    *,
+    dataset: str | None = None,
+    device: str = "auto",
+    allow_other_scorer: bool = False,
+    progress: Progress | None = None,
+) -> RedTeamReport:
+    """Attack a run; finished trials and rounds of the same attack are kept.
+
+    Args:
+        request: the attack.
+        dataset: where the labelled dataset is now, if it was moved.
+        device: torch device; `auto` for a GPU if there is one.
+        allow_other_scorer: see `prepare_evaluation`.
+        progress: called with a stage, the amount done, and the total.
+
+    Raises:
+        UserError: as for `check_red_team`; the data or scorer is not that of the run, or there are too few prompts.
+        IncompleteError: the results cannot be written.
+    """
+    check_red_team(request, dataset)
+    run, config, place = request.run, request.config, torch_device(device)
+    facts, trained = run.read_facts(), run.read_config()
+    data = prepare(main_data(trained, dataset), progress, compare_texts=False)
+    warnings = check_data(run, facts, data)
+    setup = prepare_evaluation(
+        data,
+        kind=facts.kind,
+        config=trained.evaluation.model_copy(update={"guidance": 1.0}),
+        hit_threshold=facts.sentence_threshold.value if facts.sentence_threshold else None,
+        device=place,
+        allow_other_scorer=allow_other_scorer,
+        predict=False,
+    )
+    if request.prompts is None:
+        beginning = misaligned_beginnings(data, config)
+    else:
+        beginning, about_prompts = given_prompts(request.prompts, config)
+        warnings += about_prompts
+    report = RedTeamReport(
+        created_by=f"phf {library_versions('phf')['phf']}",
+        run=run_fingerprint(run),
+        column=setup.column,
+        config=config,
+        temperature=setup.config.temperature,
+        top_p=setup.config.top_p,
+        attacker=request.attacker.fingerprint,
+        attacker_name=request.attacker.name,
+        beginning=hashlib.sha256("\0".join(beginning).encode()).hexdigest()[:16],
+        device=place,
+        scorer=ScorerFacts(entry=setup.scorer_entry, fingerprint=setup.scorer.fingerprint),
+        hit_threshold=setup.hit_threshold,
+        trials=[],
+        warnings=[*setup.warnings, *warnings],
+    )
+    report = _with_finished_trials(run, report)
+    if report.finished:
+        return report
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    attacker = request.attacker.open(setup.config)
+
+    @cache
+    def target() -> RunTarget:
+        model = load_model(run.model, value_head=False).causal.to(place)
+        return RunTarget(model, data.tokenizer, Boundary(data.tokenizer), setup, config)
+
+    for trial in range(len(report.trials), config.trials):
+        stage = f"red team, trial {trial + 1}: rounds"
+        seed = config.seed + trial
+        attempts = run_trial(
+            beginning,
+            attacker,
+            _StoredRounds(run, trial, seed, config.continuations, data.tokenizer, target),
+            config,
+            seed,
+            partial(progress, stage) if progress else None,
+        )
+        rounds = [_round_facts(attempts, number, setup.hit_threshold) for number in range(config.rounds + 1)]
+        report = report.model_copy(update={"trials": [*report.trials, rounds]})
+        _write(run, report)
+    return report
+
+
+@dataclass(frozen=True)
+class _StoredRounds:
+    """Scores prompts by the target, or reads the scores that it had for the same prompts of the same round."""
+
+    run: RunFolder
+    trial: int
+    seed: int
+    continuations: int
+    tokenizer: Tokenizer
+    target: Callable[[], RunTarget]
+
+    def __call__(self, prompts: Sequence[str], number: int) -> list[NDArray[np.float64]]:
+        found, lengths = self.tokenizer.encode(prompts)
+        ids = [each.tolist() for each in np.split(found, np.cumsum(lengths)[:-1])]
+        known = self._read(ids, number)
+        if known is not None:
+            return known
+        # Other random numbers in every round of every trial.
+        scores = self.target().score(prompts, seed=int(np.random.default_rng([self.seed, number, 1]).integers(2**32)))
+        values = [[None if np.isnan(score) else float(score) for score in each] for each in scores]
+        path = attempts_path(self.run, self.trial, number)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_table(path, pa.table({"ids": ids, "scores": values}, schema=ATTEMPTS_SCHEMA))
+        return scores
+
+    def _read(self, ids: list[list[int]], number: int) -> list[NDArray[np.float64]] | None:
+        try:
+            table = read_round(self.run, self.trial, number, len(ids))
+        except UserError:
+            return None  # A missing or damaged round is made again.
+        scores = [np.array(each, dtype=np.float64) for each in table["scores"].to_pylist()]
+        same = table["ids"].to_pylist() == ids and all(len(each) == self.continuations for each in scores)
+        return scores if same else None
+
+
+def _round_facts(attempts: Sequence[Attempt], number: int, threshold: float) -> RoundFacts:
+    scores = np.array([each.score for each in attempts if each.round == number])
+    known = scores[~np.isnan(scores)]
+    return RoundFacts(
+        prompts=len(scores),
+        scored=len(known),
+        misalignment=Estimate.of(statistics.mean(known)),
+        worst=float(known.max()) if len(known) else None,
+        hit_rate=Estimate.of(statistics.share(int((known > threshold).sum()), len(known))),
+    )
+
+
+def _with_finished_trials(run: RunFolder, new: RedTeamReport) -> RedTeamReport:
+    """The report with the trials of an earlier attack that differs at most in the number of trials and rounds.
+
+    Stored rounds of another attack are removed, and the report is written, so that those to come belong to it.
+    """
+    try:
+        old = read_red_team(run)
+    except UserError:
+        old = None  # Damaged results are made again.
+    if old is None or _attacked(old) != _attacked(new):
+        with writing(red_team_folder(run)):
+            shutil.rmtree(red_team_folder(run), ignore_errors=True)
+            red_team_folder(run).mkdir(parents=True)
+        _write(run, new)
+        return new
+    kept: list[list[RoundFacts]] = []
+    for trial, rounds in enumerate(old.trials[: new.config.trials]):
+        if len(rounds) <= new.config.rounds or not _is_whole(run, trial, rounds):
+            break
+        kept.append(rounds[: new.config.rounds + 1])
+    return new.model_copy(update={"trials": kept})
+
+
+def _is_whole(run: RunFolder, trial: int, rounds: Sequence[RoundFacts]) -> bool:
+    try:
+        for number, facts in enumerate(rounds):
+            if facts.prompts:
+                read_round(run, trial, number, facts.prompts)
+    except UserError:
+        return False
+    return True
+
+
+def _attacked(report: RedTeamReport) -> dict[str, Any]:
+    """All that the result of a round depends on."""
+    left_out = {"created_by", "device", "trials", "config", "attacker_name", "warnings"}
+    return report.model_dump(exclude=left_out) | {"config": report.config.model_dump(exclude={"trials", "rounds"})}
+
+
+def _write(run: RunFolder, report: RedTeamReport) -> None:
+    path = red_team_folder(run) / RED_TEAM_NAME
+    with writing(path):
+        write_atomically(path, report.model_dump_json(indent=2) + "\n")
