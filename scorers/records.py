@@ -16,7 +16,7 @@ from scorers.paths import escape_path
 from scorers.stored import parse_json, read_stored
 
 _LARGEST = 256 * 1024 * 1024  # in bytes, of the file and of its rows in memory
-_JSON, _CSV, _PARQUET = (".jsonl", ".ndjson", ".json"), (".csv",), (".parquet",)
+_JSON, _CSV, _PARQUET, _TEXT = (".jsonl", ".ndjson", ".json"), (".csv",), (".parquet",), (".txt",)
 SUFFIXES = (*_JSON, *_CSV, *_PARQUET)
 
 
@@ -25,10 +25,12 @@ class Record:
     """A record of a file.
 
     Attributes:
-        where: the file and the line or row, from 1, for messages.
+        number: of its line or row, from 1.
+        where: the file and the line or row, for messages.
         values: by field.
     """
 
+    number: int
     where: str
     values: dict[str, Any]
 
@@ -39,6 +41,7 @@ def read_records(
     columns: Sequence[str],
     *,
     texts: Sequence[str] = (),
+    line: str | None = None,
     most: int | None = None,
     first: int | None = None,
     largest: int = _LARGEST,
@@ -50,6 +53,7 @@ def read_records(
         what: the file for messages, such as `Labels`.
         columns: the only ones that are read of a Parquet file, as far as it has them.
         texts: columns of CSV that are text whatever they hold, such as `007`.
+        line: the field that a line of a text file (.txt) becomes; None refuses such files.
         most: the maximum number of records; None for any.
         first: read only so many; None for all.
         largest: the maximum number of bytes, also of what a Parquet file unpacks to.
@@ -60,12 +64,14 @@ def read_records(
     """
     file, shown = Path(path), f"{what} {escape_path(str(path))}"
     suffix = file.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"{shown}: unknown kind of file. Give JSON Lines (.jsonl), CSV (.csv) or Parquet (.parquet).")
+    if suffix not in (*SUFFIXES, *(_TEXT if line else ())):
+        kinds = "JSON Lines (.jsonl), CSV (.csv) or Parquet (.parquet)" + (", or text (.txt)" if line else "")
+        raise UserError(f"{shown}: unknown kind of file. Give {kinds}.")
     records: list[Record] = []
     try:
         content = read_stored(file, largest)
-        for record in itertools.islice(_records(suffix, content, shown, columns, texts, largest), first):
+        found = _records(suffix, content, shown, columns, texts, line, largest)
+        for record in itertools.islice(found, first):
             records.append(record)
             if most is not None and len(records) > most:
                 raise UserError(f"{shown}: more than {most:,} records. Give a smaller file.")
@@ -82,28 +88,42 @@ def read_records(
 
 
 def _records(
-    suffix: str, content: bytes, shown: str, columns: Sequence[str], texts: Sequence[str], largest: int
+    suffix: str,
+    content: bytes,
+    shown: str,
+    columns: Sequence[str],
+    texts: Sequence[str],
+    line: str | None,
+    largest: int,
 ) -> Iterator[Record]:
+    if line is not None and suffix in _TEXT:
+        return (Record(number, where, {line: text}) for number, where, text in _lines(content, shown))
     if suffix in _JSON:
         return _of_json(content, shown)
     batches = _of_csv(content, shown, texts) if suffix in _CSV else _of_parquet(content, shown, columns)
     return _of_batches(batches, shown, largest)
 
 
-def _of_json(content: bytes, shown: str) -> Iterator[Record]:
+def _lines(content: bytes, shown: str) -> Iterator[tuple[int, str, str]]:
+    """Yield the number, place and text of each line that is not blank."""
     for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{shown}, line {number:,}"
+        if line.strip():
+            where = f"{shown}, line {number:,}"
+            try:
+                yield number, where, line.removesuffix(b"\r").decode()
+            except UnicodeDecodeError:
+                raise UserError(f"{where}: not UTF-8 text. Save the file as UTF-8.") from None
+
+
+def _of_json(content: bytes, shown: str) -> Iterator[Record]:
+    for number, where, line in _lines(content, shown):
         try:
-            values = parse_json(line.decode())
-        except UnicodeDecodeError:
-            raise UserError(f"{where}: not UTF-8 text. Save the file as UTF-8.") from None
+            values = parse_json(line)
         except ValueError:
             raise UserError(f"{where}: not valid JSON. Every line must be one object.") from None
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object.")
-        yield Record(where, values)
+        yield Record(number, where, values)
 
 
 def _of_csv(content: bytes, shown: str, texts: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -126,7 +146,7 @@ def _of_parquet(content: bytes, shown: str, columns: Sequence[str]) -> Iterator[
     names = [name for name in dict.fromkeys(columns) if name in there]
     if not names:
         found = escape_path(", ".join(there[:20]))
-        raise UserError(f"{shown}: no column {' or '.join(map(repr, columns))}. Its columns: {found}.")
+        raise UserError(f"{shown}: no column {' or '.join(map(repr, dict.fromkeys(columns)))}. Its columns: {found}.")
     leaves = [schema.column(index) for index in range(len(schema))]
     texts = [each.path for each in leaves if each.physical_type == "BYTE_ARRAY" and each.path in names]
     # Repeated texts stay in a dictionary, so that a small file cannot expand into a large one.
@@ -145,7 +165,7 @@ def _of_batches(batches: Iterable[pa.RecordBatch], shown: str, largest: int) -> 
             raise UserError(f"{shown}: it holds more than {largest:,} bytes. Give a smaller file.")
         for values in batch.to_pylist():
             number += 1
-            yield Record(f"{shown}, row {number:,}", values)
+            yield Record(number, f"{shown}, row {number:,}", values)
 
 
 def _size(column: pa.Array) -> int:

@@ -103,8 +103,8 @@ def red_team(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="Prompts to start from: JSONL, Parquet, or text with a prompt per line. By default the first halves "
-            "of the most misaligned held-out sentences.",
+            help="Prompts to start from: JSONL, CSV, Parquet, or text with a prompt per line. By default the first "
+            "halves of the most misaligned held-out sentences.",
         ),
     ] = None,
     attacker: Annotated[
@@ -143,10 +143,10 @@ def red_team(
     from training.evaluation.checks import torch_device
     from training.progress import StageProgress
     from training.runs.folder import RunFolder
-    from training.scenarios.prompts import read_records
+    from training.scenarios.prompts import read_prompts
 
     config = load_settings(RedTeamConfig, flags=flags, overrides=overrides or [])
-    texts = None if prompts is None else [each.text for each in read_records(prompts)]
+    texts = None if prompts is None else [each.text for each in read_prompts(prompts)]
     found = find_attacker(attacker, torch_device(device))
     requests = [RedTeamRequest(RunFolder.existing(run), config, found, texts) for run in runs]
     # Check all runs first: a problem with the last must not appear after an hour of attacking the others.

@@ -173,8 +173,8 @@ def evaluate(
     an earlier evaluation are measured under it too. A guidance sweep measures
     the likelihood of its samples under a run.
 
-    With --scenario the models continue prompts: of a file (JSONL, text or
-    Parquet), or the first sentences of held-out documents; or, as the paper
+    With --scenario the models continue prompts: of a file (JSONL, text,
+    CSV or Parquet), or the first sentences of held-out documents; or, as the paper
     samples them, no prompts. A finished scenario is kept, and an interrupted
     one goes on.
 

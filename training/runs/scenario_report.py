@@ -35,7 +35,7 @@ class Scenario(BaseModel):
     name: ScenarioName
     """Folder of its results, and its name in tables."""
     prompts: str
-    """`none`; `held-out` for the first sentences of held-out documents; or a file: JSONL, Parquet, or text with a
+    """`none`; `held-out` for the first sentences of held-out documents; or a file: JSONL, CSV, Parquet, or text with a
     prompt per line.
     """
     field: str | None = None

@@ -30,7 +30,7 @@ from training.runs.scenario_report import (
 )
 from training.scenarios.boundary import Boundary
 from training.scenarios.continuations import Drawing
-from training.scenarios.prompts import Prompts, Record, choose_prompts, read_records
+from training.scenarios.prompts import GivenPrompt, Prompts, choose_prompts, read_prompts
 
 # Part of every fingerprint: raise it when the same settings give other samples.
 _REVISION = 1
@@ -98,11 +98,11 @@ class ScenarioPlan:
         return None
 
 
-def read_prompt_files(scenarios: Sequence[Scenario]) -> dict[str, list[Record]]:
+def read_prompt_files(scenarios: Sequence[Scenario]) -> dict[str, list[GivenPrompt]]:
     """Read the files of prompts of scenarios with different names: the records by the scenario's name.
 
     Raises:
-        UserError: two have the same name; or as for `read_records`.
+        UserError: two have the same name; or as for `read_prompts`.
     """
     names = [each.name for each in scenarios]
     for name in names:
@@ -111,7 +111,7 @@ def read_prompt_files(scenarios: Sequence[Scenario]) -> dict[str, list[Record]]:
                 f"Two scenarios are named {name!r}: their results would share a folder. Set another `name`."
             )
     return {
-        each.name: read_records(each.prompts, each.field)
+        each.name: read_prompts(each.prompts, each.field)
         for each in scenarios
         if each.prompts not in (HELD_OUT, NO_PROMPTS)
     }
@@ -120,7 +120,7 @@ def read_prompt_files(scenarios: Sequence[Scenario]) -> dict[str, list[Record]]:
 def plan_scenarios(
     run: RunFolder,
     scenarios: Sequence[Scenario],
-    records: dict[str, list[Record]],
+    records: dict[str, list[GivenPrompt]],
     *,
     config: EvaluationConfig | None = None,
     dataset: str | None = None,

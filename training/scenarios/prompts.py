@@ -2,31 +2,27 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
 from scorers.paths import escape_path
+from scorers.records import Record, read_records
 from scorers.sentences import document
-from scorers.stored import parse_json, read_stored
 from training.data.prepare import PreparedData
 from training.runs.scenario_report import HELD_OUT, NO_PROMPTS, Scenario
 from training.scenarios.boundary import Boundary
 
 # Files, and all prompts together, in bytes: far more than can be sampled, little enough to be read whole.
 _LARGEST = 1 << 30
-_JSON = (".jsonl", ".ndjson")
-_TEXT = (".txt",)
-_PARQUET = (".parquet",)
 # RealToxicityPrompts has `{"prompt": {"text": ...}}`, and the paper's files have `{"text": ...}`.
 _FIELDS = ("prompt.text", "prompt", "text")
+_LINE = "text"
 _FEWEST_FOR_SLICES = 10
 WORST_TENTH, REST = "most misaligned tenth", "rest"
 
@@ -96,44 +92,28 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Record:
+class GivenPrompt:
     """A prompt as its file has it: the line or row, from 1, and the text."""
 
     number: int
     text: str
 
 
-def read_records(place: str, field: str | None = None) -> list[Record]:
-    """Read all prompts of a file.
+def read_prompts(place: str, field: str | None = None) -> list[GivenPrompt]:
+    """Read all prompts of a file: JSON Lines, CSV, Parquet, or text with a prompt per line.
 
     Args:
-        place: a JSONL, Parquet or text file.
+        place: the file.
         field: as in `Scenario`.
 
     Raises:
         UserError: the file cannot be read, or has no prompts; or a record has none. Names the file and the record.
     """
-    path = Path(place)
-    shown, suffix = escape_path(place), path.suffix.lower()
-    if suffix not in (*_JSON, *_TEXT, *_PARQUET):
-        raise UserError(
-            f"Prompts {shown}: unknown kind of file. Give JSONL (.jsonl), text with a prompt per line (.txt), or "
-            "Parquet (.parquet)."
-        )
-    if suffix in _TEXT and field is not None:
-        raise UserError(f"Prompts {shown}: a text file has no field {field!r}. Leave `field` out.")
-    try:
-        if suffix in _PARQUET:
-            records = list(_of_parquet(path, shown, field))
-        else:
-            content = read_stored(path, _LARGEST)
-            lines = _lines(content, shown)
-            records = list(lines if suffix in _TEXT else _of_json(lines, shown, field))
-    except OSError as error:
-        raise UserError(f"Cannot read the prompts {shown}: {error.strerror or error}.") from None
-    if not records:
-        raise UserError(f"The prompts {shown} are empty. Give a file with at least one.")
-    return records
+    if field is not None and Path(place).suffix.lower() == ".txt":
+        raise UserError(f"Prompts {escape_path(place)}: a text file has no field {field!r}. Leave `field` out.")
+    wanted = _FIELDS if field is None else (field, field.partition(".")[0])
+    records = read_records(place, "Prompts", wanted, line=_LINE, largest=_LARGEST)
+    return [GivenPrompt(each.number, _text(each, field)) for each in records]
 
 
 def choose_prompts(
@@ -144,7 +124,7 @@ def choose_prompts(
     kind: DocumentKind,
     context_length: int,
     has_tag: bool,
-    records: Sequence[Record] | None = None,
+    records: Sequence[GivenPrompt] | None = None,
 ) -> Prompts:
     """Choose and tokenise the prompts of a scenario.
 
@@ -155,7 +135,7 @@ def choose_prompts(
         kind: of the documents; decides what a sentence is.
         context_length: tokens that a model reads, prompt and sample together.
         has_tag: whether a control token stands before or after the prompt.
-        records: from `read_records`, for a scenario with a file.
+        records: from `read_prompts`, for a scenario with a file.
 
     Raises:
         UserError: a prompt of the file is too long for the context, or there are no held-out documents to take.
@@ -241,62 +221,17 @@ def _choose(number: int, scenario: Scenario) -> list[int]:
     return sorted(order[: scenario.max_prompts].tolist())
 
 
-def _lines(content: bytes, shown: str) -> Iterator[Record]:
-    """The lines of a file that are not blank."""
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield Record(number, line.removesuffix(b"\r").decode())
-        except UnicodeDecodeError:
-            raise UserError(f"Prompts {shown}, line {number:,}: not UTF-8 text. Save the file as UTF-8.") from None
-
-
-def _of_json(lines: Iterator[Record], shown: str, field: str | None) -> Iterator[Record]:
-    for line in lines:
-        where = f"Prompts {shown}, line {line.number:,}"
-        try:
-            value = parse_json(line.text)
-        except ValueError:
-            raise UserError(f"{where}: not valid JSON. Every line must be one object.") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: not a JSON object with a prompt.")
-        yield Record(line.number, _text(value, field, where))
-
-
-def _of_parquet(path: Path, shown: str, field: str | None) -> Iterator[Record]:
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            wanted = [field] if field in names else (_FIELDS if field is None else (field.partition(".")[0],))
-            columns = [name for name in dict.fromkeys(wanted) if name in names]
-            if not columns:
-                raise UserError(
-                    f"Prompts {shown}: no column {_named(field)}. Its columns: {escape_path(', '.join(names))}."
-                )
-            number = size = 0
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                size += batch.nbytes
-                if size > _LARGEST:
-                    raise UserError(f"Prompts {shown}: more than {_LARGEST:,} bytes of prompts. Give a smaller file.")
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Record(number, _text(row, field, f"Prompts {shown}, row {number:,}"))
-    except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise UserError(f"Prompts {shown}: not a whole Parquet file ({type(error).__name__}).") from None
-
-
-def _text(record: dict[str, Any], field: str | None, where: str) -> str:
-    found = (_value(record, name) for name in (_FIELDS if field is None else (field,)))
+def _text(record: Record, field: str | None) -> str:
+    found = (_value(record.values, name) for name in (_FIELDS if field is None else (field,)))
     text = next((each for each in found if isinstance(each, str)), None)
     if text is None:
-        raise UserError(f"{where}: no text in {_named(field)}. Name its field with `field`.")
+        raise UserError(f"{record.where}: no text in {_named(field)}. Name its field with `field`.")
     if not text:
-        raise UserError(f"{where}: the prompt is empty. Remove it; `prompts: none` samples without a prompt.")
+        raise UserError(f"{record.where}: the prompt is empty. Remove it; `prompts: none` samples without a prompt.")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: half of a surrogate pair, which is no text.") from None
+        raise UserError(f"{record.where}: half of a surrogate pair, which is no text.") from None
     return text
 
 

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from scorers.errors import UserError
-from training.scenarios.prompts import Record, read_records
+from training.scenarios.prompts import GivenPrompt, read_prompts
 from training.scenarios.scenario import choose_scenario
 
 
-def records(path: Path, field: str | None = None) -> list[Record]:
-    return read_records(str(path), field)
+def records(path: Path, field: str | None = None) -> list[GivenPrompt]:
+    return read_prompts(str(path), field)
 
 
 def test_the_formats_of_realtoxicityprompts_and_of_the_paper(tmp_path: Path) -> None:
@@ -24,21 +24,21 @@ def test_the_formats_of_realtoxicityprompts_and_of_the_paper(tmp_path: Path) -> 
     ]  # fmt: skip
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    assert records(path) == [Record(1, "The men"), Record(2, "My email is"), Record(3, "Address:")]
+    assert records(path) == [GivenPrompt(1, "The men"), GivenPrompt(2, "My email is"), GivenPrompt(3, "Address:")]
     path.write_text('{"a": {"b": "deep"}, "text": "other"}')
-    assert records(path, field="a.b") == [Record(1, "deep")]
+    assert records(path, field="a.b") == [GivenPrompt(1, "deep")]
 
 
 def test_text_has_a_prompt_per_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("one \r\n\nthree é".encode())
-    assert records(path) == [Record(1, "one "), Record(3, "three é")]
+    assert records(path) == [GivenPrompt(1, "one "), GivenPrompt(3, "three é")]
 
 
 def test_parquet_columns_may_be_nested(tmp_path: Path) -> None:
     path = tmp_path / "prompts.parquet"
     pq.write_table(pa.table({"prompt": [{"text": "a"}, {"text": "b"}], "start": ["c", "d"]}), path)
-    assert records(path) == [Record(1, "a"), Record(2, "b")]
+    assert records(path) == [GivenPrompt(1, "a"), GivenPrompt(2, "b")]
     assert [each.text for each in records(path, field="start")] == ["c", "d"]
     with pytest.raises(UserError, match=r"no column 'body'\. Its columns: prompt, start"):
         records(path, field="body")
@@ -47,10 +47,10 @@ def test_parquet_columns_may_be_nested(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.jsonl", None, r"Cannot read the prompts .*missing\.jsonl: No such file"),
-        ("a.jsonl", b"", r"a\.jsonl are empty"),
-        ("a.jsonl", b"\n  \n", r"a\.jsonl are empty"),
-        ("a.txt", b"", r"a\.txt are empty"),
+        ("missing.jsonl", None, r"missing\.jsonl: cannot be read: No such file"),
+        ("a.jsonl", b"", r"a\.jsonl: the file is empty"),
+        ("a.jsonl", b"\n  \n", r"a\.jsonl: the file is empty"),
+        ("a.txt", b"", r"a\.txt: the file is empty"),
         ("a.jsonl", b'{"text": "secret"}\n{"text": ', r"a\.jsonl, line 2: not valid JSON"),
         ("a.jsonl", b'{"text": NaN}', r"line 1: not valid JSON"),
         ("a.jsonl", b"[" * 100_000, r"line 1: not valid JSON"),
@@ -60,8 +60,8 @@ def test_parquet_columns_may_be_nested(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": ""}', r"line 1: the prompt is empty"),
         ("a.jsonl", b'{"text": "\\ud800"}', r"line 1: half of a surrogate pair"),
         ("a.txt", b"fine\nsecret \xff", r"a\.txt, line 2: not UTF-8"),
-        ("a.parquet", b"PAR1secret", r"not a whole Parquet file"),
-        ("a.csv", b"secret", r"unknown kind of file"),
+        ("a.parquet", b"PAR1secret", r"not a whole PARQUET file"),
+        ("a.doc", b"secret", r"unknown kind of file"),
     ],
 )
 def test_each_problem_is_one_message_without_the_text(
