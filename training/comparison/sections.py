@@ -12,6 +12,7 @@ from training.comparison.findings import finding_section
 from training.comparison.guidance_section import guidance_section
 from training.comparison.load import Comparison
 from training.comparison.probe_section import probe_section
+from training.comparison.red_team_section import red_team_section
 from training.comparison.reference_section import reference_section
 from training.comparison.reproduce import reproduction_section
 from training.comparison.scenario_section import scenario_section
@@ -32,6 +33,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     compute_section,
     guidance_section,
     probe_section,
+    red_team_section,
     tamper_section,
     estimate_section,
     distribution_section,
