@@ -309,7 +309,9 @@ class EvaluationConfig(_Section):
     held_out_documents: Count = Field(default=1000, ge=0)
     """Maximum held-out documents for bits per byte."""
     by: str | None = Field(default=None, min_length=1)
-    """A metadata field of the documents, such as `source` or `meta.source`: held-out figures also by its value."""
+    """A metadata field of the documents, such as `source` or `origin.site`, or `inputs`, the files that they come from:
+    held-out figures also by its value.
+    """
     reference_samples: Count = Field(default=4096, ge=2, le=10_000_000)
     """Samples of a reference (`phf evaluate --reference`), drawn at temperature 1."""
     reference_tokens: Count = Field(default=64, ge=1, le=1_000_000)

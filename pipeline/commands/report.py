@@ -26,7 +26,7 @@ def report(
         str | None,
         typer.Option(
             metavar="FIELD",
-            help="Show groups of documents too: by `source`, their input, or a field of their metadata.",
+            help="Show groups of documents too: by a field of their metadata, or by `inputs`, their files.",
         ),
     ] = None,
     labels: Annotated[
@@ -46,7 +46,7 @@ def report(
     aligned, and of documents that filtering would keep, by group on request;
     and with --labels its precision and recall. It holds no text of the corpus.
 
-    Example: phf report labelled --by source --labels toxicity=labelled-by-hand.jsonl
+    Example: phf report labelled --by inputs --labels toxicity=labelled-by-hand.jsonl
     """
     from pipeline.dataset import open_dataset
     from pipeline.reporting.human_labels import calibrate, find_scores

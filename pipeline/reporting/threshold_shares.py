@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
 from pipeline.dataset.manifest import Threshold
-from pipeline.dataset.metadata import metadata_value, parse_metadata
+from pipeline.dataset.metadata import INPUTS, group_column, group_values, parse_metadata
 from pipeline.dataset.quantiles import ScoreCounter
 from scorers.errors import UserError
 from scorers.printing import printable
 
-SOURCE = "source"
 OTHER = "other"
 
 _ROWS = 4096
@@ -82,8 +81,7 @@ def count_shares(dataset: LabelledDataset, columns: Sequence[str], by: str | Non
     Args:
         dataset: a sealed dataset.
         columns: score columns.
-        by: groups of documents: `source` for their inputs, a field of their metadata (`metadata_value`), or None for
-            no groups.
+        by: groups of documents, as in `group_values`; None for no groups.
 
     Raises:
         DamagedError: a shard cannot be read.
@@ -165,22 +163,22 @@ class _Survey:
             counter.add(_means(lists)[1])
         if self._by is None:
             return
-        if self._by != SOURCE:
+        if self._by != INPUTS:
             for text in batch.column("meta").to_pylist():
                 if len(self._fields) < _MOST_NAMES:
                     self._fields.update(parse_metadata(text).keys())
         sizes = pc.list_value_length(batch.column("ends")).to_numpy(zero_copy_only=False)
-        for name, size in zip(_group_names(batch, self._by), sizes.tolist(), strict=True):
+        for name, size in zip(group_values(batch, self._by), sizes.tolist(), strict=True):
             if name is not None and (name in self._sizes or len(self._sizes) < _MOST_NAMES):
                 self._sizes[name] += size
 
     def check_field(self, uri: str) -> None:
-        if self._by == SOURCE or self._sizes:
+        if self._by == INPUTS or self._sizes:
             return
         names = ", ".join(repr(printable(name)) for name, _ in self._fields.most_common(10))
-        instead = f"Give one of its fields ({names}), or --by source" if names else "Give --by source"
+        instead = f"Give one of its fields ({names}), or --by {INPUTS}" if names else f"Give --by {INPUTS}"
         raise UserError(
-            f"--by {self._by}: no document of {uri} has this field in its metadata. {instead} for the inputs."
+            f"--by {self._by}: no document of {uri} has this field in its metadata. {instead} for their files."
         )
 
     def largest_groups(self) -> list[str]:
@@ -229,24 +227,17 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     wanted = [*columns]
     if by is not None:
-        wanted.append(SOURCE if by == SOURCE else "meta")
+        wanted.append(group_column(by))
     if text or by is not None:
         wanted.append("ends")
     return dataset.read_batches(wanted, rows=_ROWS)
-
-
-def _group_names(batch: pa.RecordBatch, by: str) -> list[str | None]:
-    if by == SOURCE:
-        names: list[str | None] = batch.column(SOURCE).to_pylist()
-        return names
-    return [metadata_value(parse_metadata(text), by) for text in batch.column("meta").to_pylist()]
 
 
 def _group_numbers(batch: pa.RecordBatch, by: str | None, numbers: dict[str, int], rest: int) -> Counts:
     """The group of each document, int64 [rows]; `rest` for a document of none of the named groups."""
     if by is None:
         return np.full(batch.num_rows, rest)
-    return np.array([rest if name is None else numbers.get(name, rest) for name in _group_names(batch, by)])
+    return np.array([rest if name is None else numbers.get(name, rest) for name in group_values(batch, by)])
 
 
 def _label(name: str) -> str:

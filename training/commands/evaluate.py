@@ -38,7 +38,8 @@ def evaluate(
         typer.Option(
             "--by",
             metavar="FIELD",
-            help="Held-out figures also by the value of a metadata field of the documents, such as language.",
+            help="Held-out figures also by the value of a metadata field of the documents, such as source, or by "
+            "`inputs`, the files they come from.",
         ),
         Sets("by"),
     ] = None,

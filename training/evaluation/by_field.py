@@ -4,10 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
-from pipeline.dataset.metadata import metadata_value, parse_metadata
+from pipeline.dataset.metadata import INPUTS, group_column, group_values, parse_metadata
 from scorers.errors import UserError
 from training import statistics
 from training.evaluation.held_out_loss import HeldOutLoss
@@ -21,7 +22,7 @@ _MOST_NAMES = 10_000  # remembered for a message
 
 @dataclass(frozen=True)
 class MetadataField:
-    """A field of `meta` of a dataset's documents; dots lead into objects within it, as in `meta.source`."""
+    """A field of the metadata of a dataset's documents, or their inputs; `name` is as in `group_values`."""
 
     dataset: LabelledDataset
     name: str
@@ -33,13 +34,12 @@ class MetadataField:
             UserError: names the fields that there are.
         """
         names: Counter[str] = Counter()
-        for batch in self.dataset.read_batches(["meta"]):
-            for text in batch["meta"].to_pylist():
-                meta = parse_metadata(text)
-                if metadata_value(meta, self.name) is not None:
-                    return
+        for batch in self.dataset.read_batches([group_column(self.name)]):
+            if any(value is not None for value in group_values(batch, self.name)):
+                return
+            for text in batch["meta"].to_pylist() if self.name != INPUTS else ():
                 if len(names) < _MOST_NAMES:
-                    names.update(meta.keys())
+                    names.update(parse_metadata(text).keys())
         there = ", ".join(map(repr, sorted(names, key=lambda name: (-names[name], name))[:_NAMES_SHOWN]))
         raise UserError(
             f"evaluation.by={self.name}: no document of {self.dataset.uri} has that metadata field. "
@@ -58,11 +58,10 @@ class MetadataField:
             own = documents[(documents >= start) & (documents < start + shard.rows)] - start
             start += shard.rows
             first = 0
-            for batch in self.dataset.read_shard(shard, ["meta"]) if len(own) else ():
+            for batch in self.dataset.read_shard(shard, [group_column(self.name)]) if len(own) else ():
                 here = own[(own >= first) & (own < first + batch.num_rows)] - first
-                for row in here:
-                    value = metadata_value(parse_metadata(batch["meta"][int(row)].as_py()), self.name)
-                    found.append(None if value is None else value[:_LONGEST_VALUE])
+                values = group_values(batch.take(pa.array(here)), self.name)
+                found += [None if value is None else value[:_LONGEST_VALUE] for value in values]
                 first += batch.num_rows
         return found
 

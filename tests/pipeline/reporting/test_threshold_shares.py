@@ -86,9 +86,9 @@ def test_groups_by_metadata_sum_to_the_whole(made):
         assert (sum(getattr(each, kind) for each in found.groups) == getattr(found.whole, kind)).all()
 
 
-def test_groups_by_source_and_by_numbers(made):
+def test_groups_by_inputs_and_by_numbers(made):
     dataset = made[0]
-    (found,) = count_shares(dataset, ["toxicity"], by="source")
+    (found,) = count_shares(dataset, ["toxicity"], by="inputs")
     assert [each.name for each in found.groups] == ["corpus.jsonl"]
     (found,) = count_shares(dataset, ["toxicity"], by="n")
     assert sorted(each.name for each in found.groups) == ["0", "1"]
@@ -105,7 +105,7 @@ def test_dots_lead_into_objects_and_strange_metadata_is_no_group(tmp_path):
 
 def test_a_field_that_no_document_has_is_refused(made):
     with pytest.raises(
-        UserError, match=r"--by sight: no document of .*Give one of its fields \('site', 'n'\), or --by source"
+        UserError, match=r"--by sight: no document of .*Give one of its fields \('site', 'n'\), or --by inputs"
     ):
         count_shares(made[0], ["toxicity"], by="sight")
 

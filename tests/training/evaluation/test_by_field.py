@@ -46,6 +46,9 @@ def test_values_are_those_of_the_documents(dataset: Path) -> None:
     assert field.values(np.array([1, 4, 7])) == ["books", "web", "x" * 80]
     assert MetadataField(opened, "meta.set").values(np.array([0, 1, 4])) == ["a", None, "exact"]
     assert MetadataField(opened, "meta").values(np.array([0])) == ['{"set": "a"}']
+    inputs = MetadataField(opened, "inputs")
+    inputs.check()
+    assert inputs.values(np.array([0, 7])) == ["corpus.jsonl"] * 2
 
 
 def test_a_field_that_no_document_has_is_refused_with_those_there_are(dataset: Path, tmp_path: Path) -> None:
