@@ -14,7 +14,7 @@ from training.runs.probe_report import LayerFacts, ProbeFigures, ProbeReport, Pr
 from training.runs.report import Estimate, run_fingerprint
 
 
-def write_probe(run: RunFolder, auc: float, **changes: Any) -> None:
+def write_probe(run: RunFolder, auc: float, /, **changes: Any) -> None:
     layers = [
         LayerFacts(layer=layer, auc=Estimate(value=auc - 0.1 + 0.05 * layer, low=0.5, high=1), logme=-0.3 + 0.1 * layer)
         for layer in (0, 1)
