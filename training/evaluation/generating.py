@@ -82,8 +82,8 @@ def open_writer(folder: Path, device: str) -> Writer:
         UserError: it cannot be loaded, or does not say which token ends a text.
     """
     model = load_model(folder, value_head=False).causal.to(device)
-    tokenizer, settings = open_tokenizer(folder), model.generation_config
-    fast = tokenizer.fast
+    fast = _load_tokenizer(folder)
+    tokenizer, settings = wrap_tokenizer(str(folder), fast), model.generation_config
     rows = min(model.get_input_embeddings().num_embeddings, tokenizer.base_size)
     tags = _tags(fast)
     eos_id = _one(settings.eos_token_id, rows, tokenizer.eos_id)
@@ -109,13 +109,16 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         UserError: it cannot be loaded.
     """
+    return wrap_tokenizer(str(folder), _load_tokenizer(folder))
+
+
+def _load_tokenizer(folder: Path) -> Any:
     try:
-        fast = hugging_face.load_tokenizer(str(folder), local_files_only=True)
+        return hugging_face.load_tokenizer(str(folder), local_files_only=True)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever transformers or a damaged file raises
         raise UserError(f"Cannot load the tokenizer in {folder} ({type(error).__name__}). Restore it.") from None
-    return wrap_tokenizer(str(folder), fast)
 
 
 def choose_tag(
