@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -104,12 +105,27 @@ def evaluated_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stop_in_the_midst(sweep: Sweep) -> None:
-    """Once both runs have saved: kill one, and ask the sweep to stop."""
-    while not all(checkpoints.steps(run.folder.checkpoints) for run in sweep.runs):
+    """Once both runs have saved: kill the first one, and ask the sweep to stop."""
+    pids: dict[str, int] = {}
+    while len(pids) < len(sweep.runs):
+        for run in sweep.runs:
+            if run.name not in pids and checkpoints.steps(run.folder.checkpoints):
+                # Hold it, or it could be finished before the other one has saved.
+                pids[run.name] = int(run.folder.lock.read_text().split()[1])
+                os.kill(pids[run.name], signal.SIGSTOP)
         time.sleep(0.02)
-    os.kill(int(sweep.runs[0].folder.lock.read_text().split()[1]), signal.SIGKILL)
-    time.sleep(0.3)
+    first, second = (pids[run.name] for run in sweep.runs)
+    os.kill(first, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGTERM)
+    while not is_pending(second, signal.SIGTERM):
+        time.sleep(0.02)
+    os.kill(second, signal.SIGCONT)
+
+
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a held process has a signal to handle."""
+    (mask,) = re.findall(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 @pytest.mark.slow
