@@ -247,7 +247,7 @@ def test_from_the_command_line(run, mle, tmp_path):
         (["RUN", "MLE", "--guidance", "2"], "guidance=2 needs control tokens"),
         (["RUN", "--attacker", "nobody"], "--attacker nobody: there is no such run or model"),
         (["RUN", "--attacker", "UNFINISHED"], "has no model yet"),
-        (["RUN", "--prompts", "missing.txt"], "Cannot read the prompts missing.txt"),
+        (["RUN", "--prompts", "missing.txt"], "Prompts missing.txt: cannot be read"),
         (["RUN", "--prompts", "ONE"], "at least 2 prompts to start from"),
         (["RUN", "--prompts", "BROKEN"], "line 2: not valid JSON"),
     ],

@@ -289,7 +289,7 @@ def test_a_prompt_of_one_long_word_needs_no_more_room_than_its_tokens(mle: RunFo
     ("arguments", "message"),
     [
         (["--scenario", "nothing"], "no such scenario"),
-        (["--scenario", "prompted=missing.jsonl"], "Cannot read the prompts missing.jsonl"),
+        (["--scenario", "prompted=missing.jsonl"], "Prompts missing.jsonl: cannot be read"),
         (["--scenario", "held-out", "--set", "prompt=3"], "prompt: no such setting; did you mean 'prompts'"),
         (["--scenario", "held-out", "--samples", "4"], "--samples has no effect here: a scenario has its own number"),
         (["--scenario", "unconditional", "--by", "source"], "--by has no effect here: a scenario has its own number"),
