@@ -8,6 +8,7 @@ from scorers.amounts import format_count
 from scorers.errors import UserError
 from training.attack.red_team import joined, shortened, split_words
 from training.config import RedTeamConfig
+from training.data.index import ragged_ranges
 from training.data.prepare import PreparedData
 
 _FEWEST = 2  # a single prompt cannot be recombined
@@ -50,8 +51,8 @@ def misaligned_beginnings(data: PreparedData, config: RedTeamConfig) -> list[str
         UserError: there are too few.
     """
     store, scores = data.store, data.store.scores(data.column)
-    ranges = [np.arange(*store.document_offsets[index : index + 2]) for index in data.stream.held_out_documents()]
-    sentences = np.concatenate(ranges) if ranges else np.zeros(0, dtype=np.int64)
+    held_out = data.stream.held_out_documents()
+    sentences = ragged_ranges(store.document_offsets[held_out], np.diff(store.document_offsets)[held_out])
     found: dict[str, None] = {}
     for sentence in sentences[np.argsort(-scores[sentences], kind="stable")].tolist():
         begin, end = (int(each) for each in store.sentence_offsets[[sentence, sentence + 1]])

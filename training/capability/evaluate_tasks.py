@@ -12,6 +12,7 @@ from training import statistics
 from training.capability.harness import PACKAGES, TaskRequest, run_tasks
 from training.data.cache import digest
 from training.disk import check_writable, write_atomically, writing
+from training.evaluation.checks import check_model
 from training.evaluation.generating import choose_tag, open_writer
 from training.runs.folder import RunFolder
 from training.runs.report import Estimate, run_fingerprint
@@ -26,8 +27,7 @@ def check_run(run: RunFolder) -> None:
     Raises:
         UserError: it has no model yet, or its folder cannot be written.
     """
-    if not run.model.is_dir():
-        raise UserError(f"{run.path} has no model yet. Run the same `phf train` command again until it has finished.")
+    check_model(run)
     check_writable(run.evaluation, "Figures are stored in the folder of the run: make that writable, or copy the run.")
 
 

@@ -1,6 +1,7 @@
 """`phf evaluate --scenario`: evaluate runs under scenarios, and print their figures."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -16,6 +17,7 @@ from training.runs.folder import RunFolder
 from training.runs.report import MAXIMUM_OF, SampleFacts
 from training.runs.scenario_report import ScenarioReport, scenario_folder
 from training.scenarios.plan import plan_scenarios, read_prompt_files
+from training.scenarios.prompts import read_prompts
 from training.scenarios.run_scenario import run_scenarios
 from training.scenarios.scenario import choose_scenario
 
@@ -49,10 +51,10 @@ def evaluate_scenarios(
         UserError: a scenario, a file of prompts or a run is refused, before anything is sampled.
     """
     changes = [*overrides, *([] if guidance is None else [f"guidance={guidance}"])]
-    plans = []
+    plans, read = [], cache(read_prompts)
     for run in runs:
         scenarios = [choose_scenario(each, run.read_facts().kind, changes) for each in given]
-        records = read_prompt_files(scenarios)
+        records = read_prompt_files(scenarios, read)
         with StageProgress(str(run.path)) as progress:
             plans.append(
                 plan_scenarios(

@@ -66,6 +66,20 @@ def check_evaluations(
             built.append(scorer)
 
 
+def check_model(run: RunFolder) -> None:
+    """Check that a run has exported its model.
+
+    Raises:
+        UserError: it has not.
+    """
+    facts = run.read_facts()
+    if not run.model.is_dir():
+        raise UserError(
+            f"{run.path} has no model yet (status: {facts.status}, step {facts.step} of {facts.horizon.steps}). "
+            "Run the same `phf train` command again; it continues where it stopped and exports the model at the end."
+        )
+
+
 def check_evaluation(request: EvaluationRequest, dataset: str | None = None) -> LabelledDataset:
     """Check that an evaluation can be made, without building its scorer.
 
@@ -77,11 +91,7 @@ def check_evaluation(request: EvaluationRequest, dataset: str | None = None) -> 
     """
     run, judge = request.run, request.judge
     facts, trained = run.read_facts(), run.read_config()
-    if not run.model.is_dir():
-        raise UserError(
-            f"{run.path} has no model yet (status: {facts.status}, step {facts.step} of {facts.horizon.steps}). "
-            "Run the same `phf train` command again; it continues where it stopped and exports the model at the end."
-        )
+    check_model(run)
     check_threshold(judge, request.hit_threshold)
     check_guidance(facts.objective, request.config or trained.evaluation)
     if dataset is None:

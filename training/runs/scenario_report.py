@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from scorers.contract import DocumentKind
-from scorers.errors import UserError
-from scorers.settings import describe_first_error
 from scorers.shell import phf
-from scorers.stored import Count, read_stored
+from scorers.stored import Count
 from training.config import Seed
 from training.runs.folder import RunFolder
-from training.runs.report import REPORT_NAME, Estimate, Part, SampleFacts, ScorerFacts
+from training.runs.report import REPORT_NAME, Estimate, Part, SampleFacts, ScorerFacts, read_stored_report
 
 SCENARIOS = "scenarios"
 PROMPTS_NAME = "prompts.parquet"
@@ -225,15 +223,5 @@ def read_scenario(run: RunFolder, name: str) -> ScenarioReport | None:
     Raises:
         UserError: the report is damaged or of another version.
     """
-    path = scenario_folder(run, name) / REPORT_NAME
-    try:
-        return ScenarioReport.model_validate_json(read_stored(path))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from None
-    except ValidationError as error:
-        raise UserError(
-            f"{path} is damaged, or of another version of phf, at {describe_first_error(error)}. "
-            f"Delete its folder, and run `{phf('evaluate', run.path)} --scenario` with this scenario again."
-        ) from None
+    again = phf("evaluate", run.path, "--scenario", "SCENARIO")
+    return read_stored_report(ScenarioReport, scenario_folder(run, name) / REPORT_NAME, run, again)

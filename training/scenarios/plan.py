@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,8 +98,14 @@ class ScenarioPlan:
         return None
 
 
-def read_prompt_files(scenarios: Sequence[Scenario]) -> dict[str, list[GivenPrompt]]:
+def read_prompt_files(
+    scenarios: Sequence[Scenario], read: Callable[[str, str | None], list[GivenPrompt]] = read_prompts
+) -> dict[str, list[GivenPrompt]]:
     """Read the files of prompts of scenarios with different names: the records by the scenario's name.
+
+    Args:
+        scenarios: of one run.
+        read: reads a file; several runs can share one that caches.
 
     Raises:
         UserError: two have the same name; or as for `read_prompts`.
@@ -111,9 +117,7 @@ def read_prompt_files(scenarios: Sequence[Scenario]) -> dict[str, list[GivenProm
                 f"Two scenarios are named {name!r}: their results would share a folder. Set another `name`."
             )
     return {
-        each.name: read_prompts(each.prompts, each.field)
-        for each in scenarios
-        if each.prompts not in (HELD_OUT, NO_PROMPTS)
+        each.name: read(each.prompts, each.field) for each in scenarios if each.prompts not in (HELD_OUT, NO_PROMPTS)
     }
 
 

@@ -212,6 +212,8 @@ def _fingerprint(runs: Sequence[SweepRun]) -> str:
         folder = run.folder
         files = [folder.facts, folder.config, folder.metrics, *sorted(folder.evaluation.rglob("*"))]
         for path in files:
+            if not path.is_file():
+                continue
             facts = path.stat()
             content.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return content.hexdigest()[:32]

@@ -19,6 +19,7 @@ from scorers.shell import phf
 from training import statistics
 from training.config import EvaluationConfig
 from training.disk import check_writable, write_atomically, writing
+from training.evaluation.checks import check_model
 from training.evaluation.references.reference import Reference
 from training.evaluation.references.samples import ReferenceSamples
 from training.evaluation.references.text_model import NEVER_DRAWN, Measured, TextModel, Texts, open_run
@@ -53,12 +54,7 @@ def check_comparison(run: RunFolder) -> None:
     Raises:
         UserError: it has no model yet, or its folder cannot be written.
     """
-    facts = run.read_facts()
-    if not run.model.is_dir():
-        raise UserError(
-            f"{run.path} has no model yet (status: {facts.status}, step {facts.step} of {facts.horizon.steps}). "
-            "Run the same `phf train` command again; it continues where it stopped and exports the model at the end."
-        )
+    check_model(run)
     check_writable(
         run.evaluation, "The result is stored in the folder of the run: make that writable, or compare a copy of it."
     )

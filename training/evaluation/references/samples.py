@@ -141,13 +141,13 @@ def _read_cached(place: Path, config: EvaluationConfig) -> ReferenceSamples | No
         with pq.ParquetFile(place, page_checksum_verification=True) as parquet:
             if not parquet.schema_arrow.equals(_SCHEMA) or parquet.metadata.num_rows != config.reference_samples:
                 return None
-            metadata = parquet.schema_arrow.metadata or parquet.metadata.metadata
+            metadata = parquet.schema_arrow.metadata or parquet.metadata.metadata or {}
             table = parquet.read()
-    except (OSError, pa.ArrowException):
+        vocabulary, limit = metadata[b"vocabulary"].decode(), int(metadata[b"max_tokens"])
+    except (OSError, pa.ArrowException, KeyError, ValueError):
         return None  # drawn anew
-    vocabulary, limit = (metadata[name].decode() for name in (b"vocabulary", b"max_tokens"))
     texts = Texts(table["text"].to_pylist(), table["ids"].to_pylist(), table["ended"].to_pylist(), vocabulary)
-    return ReferenceSamples(texts, table["log_prob"].to_numpy(), int(limit))
+    return ReferenceSamples(texts, table["log_prob"].to_numpy(), limit)
 
 
 def _write_cached(place: Path, samples: ReferenceSamples) -> None:
