@@ -286,7 +286,7 @@ def _local_file(path: str, kind: str, own: Collection[Path], *, explicit: bool) 
 
 
 def _classify(source: Source) -> _Found:
-    """Tell by its beginning whether a file holds records, or settings, or a log or configuration of phf."""
+    """Return, from its beginning, whether a file holds records, or settings, or a log or configuration of phf."""
     if source.format not in {"jsonl", "text"} or source.kind == "python" or source.compression is not None:
         return source
     try:

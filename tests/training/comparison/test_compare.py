@@ -207,7 +207,7 @@ def test_what_cannot_be_compared_is_refused_unless_allowed(
     assert re.search(message, found.mismatches[0])
 
 
-def test_smaller_differences_are_told(tmp_path: Path) -> None:
+def test_smaller_differences_are_named(tmp_path: Path) -> None:
     one = make_run(tmp_path / "mle", "mle")
     tokenizer = one.read_facts().tokenizer.model_copy(update={"fingerprint": "another-tokenizer"})
     two = make_run(

@@ -84,7 +84,7 @@ def test_no_folder_and_an_empty_folder_have_no_checkpoint(tmp_path):
         (lambda path: shutil.rmtree(path / "deepspeed"), "deepspeed/model.pt is missing"),
     ],
 )
-def test_a_damaged_checkpoint_is_told_and_skipped(tmp_path, harm, reason):
+def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path, harm, reason):
     write(tmp_path, 1)
     write(tmp_path, 2)
     harm(tmp_path / "step-00000002")
