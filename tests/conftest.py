@@ -12,8 +12,8 @@ hypothesis.settings.load_profile("phf")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def folder_of_ray() -> Iterator[None]:
-    """Keep the files of Ray clusters that tests start apart from those of this machine.
+def environment_of_ray() -> Iterator[None]:
+    """Keep the files of Ray clusters that tests start apart from those of this machine, and their workers as fast.
 
     `/tmp/ray` may belong to another user, and Ray joins the newest cluster whose address it finds there.
     """
@@ -23,4 +23,6 @@ def folder_of_ray() -> Iterator[None]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RAY_TMPDIR", folder)
+        # Ray starts its workers with niceness 15: beside other tests on all cores, one takes minutes to start.
+        patch.setenv("RAY_worker_niceness", "0")
         yield
