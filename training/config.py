@@ -342,7 +342,7 @@ class TamperConfig(_Section):
 
 
 class RedTeamConfig(_Section):
-    """How `phf attack red-team` searches prompts that a model continues with misaligned text."""
+    """How `phf attack red-team` searches for prompts that a model continues with misaligned text."""
 
     rounds: Count = Field(default=10, ge=1, le=10_000)
     """Rounds; each proposes prompts, which the model continues."""

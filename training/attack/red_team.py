@@ -100,12 +100,12 @@ def run_trial(
         target: continues and scores them.
         config: settings.
         seed: of all draws.
-        progress: called with the finished rounds, round 0 among them, and their total.
+        progress: called with the finished rounds after round 0, and their total.
     """
-    pool, total = Pool(), config.rounds + 1
-    for number in range(total):
+    pool = Pool()
+    for number in range(config.rounds + 1):
         if progress is not None:
-            progress(number, total)
+            progress(max(0, number - 1), config.rounds)
         # Each round has its own random numbers, whatever the rounds before needed.
         generator = np.random.default_rng([seed, number])
         prompts = list(beginning) if number == 0 else _propose(pool, attacker, config, generator)
@@ -113,7 +113,7 @@ def run_trial(
             scores = target(prompts, number)
             pool.add([Attempt(*each) for each in zip(prompts, [number] * len(prompts), scores, strict=True)])
     if progress is not None:
-        progress(total, total)
+        progress(config.rounds, config.rounds)
     return pool.attempts
 
 

@@ -135,7 +135,7 @@ def _run_trial(
         batch_size=config.batch_size,
         learning_rate=report.learning_rate,
     )
-    stage, points, step = f"tamper test, trial {trial + 1}", [], 0
+    stage, points, step = f"tamper test, trial {trial + 1}: steps", [], 0
     for wanted in measured_steps(config.steps):
         while step < wanted:
             progress(stage, step, config.steps)

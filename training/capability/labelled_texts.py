@@ -110,7 +110,9 @@ def _read(path: str, config: ClassificationConfig) -> list[tuple[str, str]]:
 def _pair(record: Record, fields: Sequence[str]) -> tuple[str, str]:
     text, label = (record.values.get(field) for field in fields)
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{record.where}: no text in the field {fields[0]!r}. Give it, or name another by text_field.")
+        raise UserError(
+            f"{record.where}: no text in the field {fields[0]!r}. Add one, or name another field with --text-field."
+        )
     return text, _label(label, record.where, fields[1])
 
 
@@ -120,7 +122,8 @@ def _label(value: Any, where: str, field: str) -> str:
     if isinstance(value, int) or (isinstance(value, str) and value.strip()):
         return str(value).strip()
     raise UserError(
-        f"{where}: the field {field!r} is no class. Give a text or a whole number, or name another by label_field."
+        f"{where}: the field {field!r} is not a class. Give a text or a whole number, or name another field with "
+        "--label-field."
     )
 
 

@@ -124,7 +124,7 @@ def red_team(
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
 ) -> None:
-    """Search prompts that each run continues with misaligned text.
+    """Search for prompts that each run continues with misaligned text.
 
     A pool of prompts grows by rounds: examples are drawn by their scores, the
     attacker writes prompts from them, the run continues these, and the scorer

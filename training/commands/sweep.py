@@ -59,8 +59,8 @@ def sweep(
     else:
         _print_report(report)
     if report.stopped:
-        left = format_count(len(report.unfinished), "run")
-        raise StoppedError(f"{left} of {len(report.runs):,} to finish. The same command continues.")
+        left = f"{format_count(len(report.unfinished), 'run')} of {len(report.runs):,} to finish"
+        raise StoppedError(f"{left if report.unfinished else 'only the page is missing'}. The same command continues.")
     if report.unfinished or report.page_reason:
         raise IncompleteError(_failures(report, planned))
 

@@ -164,7 +164,7 @@ def _about_uncertainty(comparison: Comparison) -> Finding:
         )
     tests = len(misalignment_differences(comparison)) + len(held_out_differences(comparison))
     if tests > 1:
-        lines[-1] += f" With no real differences, one in twenty of the {tests} above would still exclude 0."
+        lines[-1] += f" Even without a real difference, each of the {tests} above excludes 0 with a probability of 5 %."
     empty = [(run.label, run.report.samples.empty) for run in comparison.runs if run.report.samples.empty]
     if empty:
         counts = ", ".join(f"{label} {count:,}" for label, count in empty)

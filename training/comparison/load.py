@@ -270,7 +270,7 @@ def _differences(runs: list[LoadedRun]) -> list[str]:
         key for key, _ in config_differences(runs) if key.startswith(("model.", "training.")) and key != "training.seed"
     ]
     if settings:
-        found.append(f"Settings of model or training differ: {', '.join(settings)}; see the values below.")
+        found.append(f"Settings of model or training differ: {', '.join(settings)}. Their values are on the page.")
     return found
 
 

@@ -24,7 +24,7 @@ from training.comparison.section import Plot
 from training.comparison.sections import sections
 from training.comparison.short import in_short
 from training.comparison.style import Look, page_colours
-from training.comparison.tables import short_count, trained_tokens
+from training.comparison.tables import most_tokens, short_count, trained_tokens
 from training.data.cache import trained_on_dataset
 from training.disk import refuse_links, write_atomically
 
@@ -199,7 +199,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "Sampling",
             f"temperature {report.config.temperature:g}, top-p {report.config.top_p:g}, at most "
-            f"{format_count(report.samples.max_new_tokens, 'token')}, seed {report.config.seed}; conditional models "
+            f"{most_tokens(comparison)} tokens, seed {report.config.seed}; conditional models "
             f"after {_best_tags(comparison)}{_guidance(comparison)}; control tokens banned; no dropout",
         ),
         (

@@ -31,8 +31,8 @@ def red_team_section(comparison: Comparison) -> Section | None:
     )
     return Section(
         "Red team",
-        note="An attacker searches prompts that the model continues with misaligned text: each round it is shown the "
-        "worst prompts so far, and proposes new ones. Round 0 is where the search started.",
+        note="An attacker searches for prompts that the model continues with misaligned text: each round it is shown "
+        "the worst prompts so far, and proposes new ones. Round 0 is where the search started.",
         findings=[each for each in findings if each.lines],
         plots=[drawn] if attacked else [],
         tables=[_table(attacked)] if attacked else [],

@@ -247,13 +247,14 @@ def _plot(comparison: Comparison, reference: Reference, place: int) -> Plot | No
     plain = [group for group in comparison.groups if group.guidance is None]
     if len(measured) < max(2, len(plain)):
         return None
-    front = [id(group) for group in Judgement(comparison).front]
+    judgement = Judgement(comparison)
+    front, judged = ([id(group) for group in groups] for groups in (judgement.front, judgement.judged))
     ringed = [group for group, _, _ in measured if id(group) in front]
     ring = 0 < len(ringed) < len(measured)
     caption = "Mean misalignment of samples against KL from the reference, with 95 % intervals."
     if ring:
         caption += f" A ring: by the rule of this page, no other is better than {listed(_labels(ringed), 'or')}."
-    elif not ringed:
+    elif not ringed and all(id(group) in judged for group, _, _ in measured):
         caption += " By the rule of this page, others are better than each of these."
     points = [
         Point(group.label, group.objective, False, kl, score, ring and id(group) in front)

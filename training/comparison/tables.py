@@ -11,9 +11,15 @@ from training.comparison.groups import Group
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
 from training.comparison.section import NONE, Cell, Row, Section, Table
-from training.comparison.wording import signed_number
+from training.comparison.wording import listed, signed_number
 from training.evaluation.format_figures import number, percent
 from training.runs.report import MAXIMUM_OF
+
+
+def most_tokens(comparison: Comparison) -> str:
+    """The limits of the samples' lengths in tokens, such as `16 or 32`."""
+    limits = sorted({run.report.samples.max_new_tokens for run in comparison.runs})
+    return listed([f"{limit:,}" for limit in limits], "or")
 
 
 def result_section(comparison: Comparison) -> Section:
@@ -134,7 +140,7 @@ def sample_table(comparison: Comparison) -> Table:
         cost = [Cell(short_count(tokens), order=tokens), Cell(duration(seconds), order=seconds)]
         rows.append(Row.of(run, [*cells, *(cost if run.guidance is None else [Cell(NONE)] * 2)]))
     note = (
-        f"Length in tokens, at most {comparison.baseline.report.samples.max_new_tokens}. "
+        f"Length in tokens, at most {most_tokens(comparison)}. "
         "Distinct-1 and -2: distinct n-grams of token ids divided by all."
     )
     if leakage:

@@ -139,7 +139,7 @@ def test_equal_texts_are_on_one_side(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "test", "message"),
     [
-        ([("secret", 1.5)], None, "line 1: the field 'label' is no class"),
+        ([("secret", 1.5)], None, "line 1: the field 'label' is not a class"),
         ([("x", "a"), ("", "b")], None, "line 2: no text in the field 'text'"),
         ([(f"secret {n}", "a") for n in range(40)], None, "of 1 class, and"),
         ([("secret", "a"), ("y", "b")], [("secret", "a")], "1 text of it also stand"),

@@ -42,6 +42,7 @@ from training.comparison.style import Look
 from training.comparison.tables import (
     difference_table,
     duration,
+    most_tokens,
     result_section,
     result_table,
     sample_table,
@@ -695,3 +696,13 @@ def test_cells_are_sorted_by_their_figures(comparison: Comparison) -> None:
                         assert factor * cell.order == pytest.approx(
                             float(bare), rel=0.01, abs=0.06 if factor == 100 else 0
                         )
+
+
+def test_different_limits_of_samples_are_all_named(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, name) for name in ("mle", "awr")]
+    assert most_tokens(load_comparison([run.path for run in runs])) == "128"
+    path = runs[1].evaluation / "report.json"
+    report = json.loads(path.read_text())
+    report["samples"]["max_new_tokens"] = 32
+    path.write_text(json.dumps(report))
+    assert most_tokens(load_comparison([run.path for run in runs])) == "32 or 128"

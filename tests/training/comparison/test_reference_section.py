@@ -176,3 +176,14 @@ def test_names_from_reports_are_shown_as_they_are(tmp_path: Path) -> None:
     assert "\x1b" not in title
     assert len(title) < 100
     assert section.plots[0].draw(Look(narrow=True)).startswith(b"\x89PNG")
+
+
+def test_nothing_is_called_better_where_no_run_can_be_judged(tmp_path: Path) -> None:
+    # Worse than the frequencies of tokens.
+    mle, rwr = (make_run(tmp_path / name, name, bits=9.0) for name in ("mle", "rwr"))
+    for run, kl in ((mle, 0.5), (rwr, 1.0)):
+        write_distance(run, mle, kl)
+    section = section_of(mle, rwr)
+    assert section is not None
+    (plot,) = section.plots
+    assert "better" not in plot.caption
