@@ -1,5 +1,6 @@
 """What all commands share: turn errors into exit statuses, print JSON, and set up the logs."""
 
+import errno
 import functools
 import inspect
 import json
@@ -17,6 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from scorers.errors import EXIT_DEFECT, UserError
+from scorers.paths import escape_path
 from scorers.printing import log_values, message, printable_json
 from scorers.stopping import declare_read_only, find_interruption, stoppable
 
@@ -56,6 +58,9 @@ def command(function: Callable[Parameters, Result], *, changes: bool | None = Fa
         except Exception as error:  # noqa: BLE001 - reported as what it is
             if find_interruption(error, KeyboardInterrupt):
                 _interrupted()
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                # Of a path that a user gave: every look at it fails, also one that only asks whether it is there.
+                fail(UserError(f"{escape_path(str(error.filename))}: a name in it is too long for the file system."))
             if os.environ.get("PHF_TRACEBACK"):
                 traceback.print_exc()
             # Leave out the message of an unexpected error: it may quote the corpus.

@@ -1,6 +1,9 @@
 """Read the records of a file that a user hands in, such as labels: JSON Lines, CSV or Parquet, with limits."""
 
+import codecs
 import itertools
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from scorers.stored import parse_json, read_stored
 _LARGEST = 256 * 1024 * 1024  # in bytes, of the file and of its rows in memory
 _JSON, _CSV, _PARQUET, _TEXT = (".jsonl", ".ndjson", ".json"), (".csv",), (".parquet",), (".txt",)
 SUFFIXES = (*_JSON, *_CSV, *_PARQUET)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,11 @@ def read_records(
             records.append(record)
             if most is not None and len(records) > most:
                 raise UserError(f"{shown}: more than {most:,} records. Give a smaller file.")
-    except OSError as error:
-        raise UserError(f"{shown}: cannot be read: {error.strerror or type(error).__name__}.") from None
-    except (pa.ArrowException, ValueError, OverflowError):
-        # Also text that is not UTF-8, and dates that Python lacks. Arrow's messages may quote a row.
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{shown}: cannot be read: {error.strerror}.") from None
+        # Also text that is not UTF-8, and dates that Python lacks; and damaged pages, for which Arrow raises an OSError
+        # without a number. Arrow's messages may quote a row.
         raise UserError(
             f"{shown}: not a whole {suffix[1:].upper()} file in UTF-8, or one with values that cannot be read."
         ) from None
@@ -106,7 +111,7 @@ def _records(
 
 def _lines(content: bytes, shown: str) -> Iterator[tuple[int, str, str]]:
     """Yield the number, place and text of each line that is not blank."""
-    for number, line in enumerate(content.split(b"\n"), 1):
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if line.strip():
             where = f"{shown}, line {number:,}"
             try:
@@ -123,6 +128,8 @@ def _of_json(content: bytes, shown: str) -> Iterator[Record]:
             raise UserError(f"{where}: not valid JSON. Every line must be one object.") from None
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object.")
+        if "\\u" in line and _SURROGATE.search(json.dumps(values, ensure_ascii=False)):
+            raise UserError(f"{where}: half of a surrogate pair, which is no text.")
         yield Record(number, where, values)
 
 
@@ -150,7 +157,7 @@ def _of_parquet(content: bytes, shown: str, columns: Sequence[str]) -> Iterator[
     leaves = [schema.column(index) for index in range(len(schema))]
     texts = [each.path for each in leaves if each.physical_type == "BYTE_ARRAY" and each.path in names]
     # Repeated texts stay in a dictionary, so that a small file cannot expand into a large one.
-    with pq.ParquetFile(buffer, read_dictionary=texts) as file:
+    with pq.ParquetFile(buffer, read_dictionary=texts, page_checksum_verification=True) as file:
         yield from file.iter_batches(batch_size=256, columns=names)
 
 

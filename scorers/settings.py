@@ -1,6 +1,7 @@
 """Load typed settings from a YAML file, flags and `--set` overrides; errors name the key and the remedy."""
 
 import difflib
+import errno
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,9 @@ from scorers.paths import escape_path
 from scorers.printing import refuse_secret
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+_LARGEST = 16 * 1024 * 1024  # bytes of a file
+_MOST_VALUES = 1_000_000  # in a file
 
 
 class Whole(dict[str, Any]):
@@ -113,7 +117,7 @@ def read_yaml(file: Path) -> FileSettings:
         UserError: the file is missing, is not YAML, holds something other than a mapping, or is a pipe without content.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = _read_text(file)
         values = _load(text)
     except OSError as error:
         raise UserError(f"Cannot read the configuration {file}: {error.strerror or error}.") from None
@@ -172,12 +176,60 @@ def _load(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: it is not YAML.
-        ValueError: a date or a number is invalid, or a value contains itself.
+        ValueError: a date or a number is invalid, a value contains itself, or aliases repeat values too often.
     """
+    loader = yaml.SafeLoader(text)
     try:
-        return _copied(yaml.safe_load(text))
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        # Before anything is built: aliases of aliases, also in merged keys, can make a small file fill the memory.
+        if _size(node, {}) > _MOST_VALUES:
+            raise ValueError(f"its aliases repeat more than {_MOST_VALUES:,} values")
+        return _copied(loader.construct_document(node))
     except RecursionError:
         raise ValueError("it is nested too deeply, or contains itself") from None
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of keys and values in a node, each as often as aliases repeat it.
+
+    Raises:
+        yaml.YAMLError: a mapping has a key twice, of which PyYAML would drop the first unseen.
+    """
+    inside = node.value if isinstance(node, yaml.CollectionNode) else ()
+    if id(node) not in known:
+        if isinstance(node, yaml.MappingNode):
+            _refuse_repeated_keys(node)
+        # A mapping has pairs of nodes, a list has nodes.
+        each = (part for item in inside for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_size(part, known) for part in each)
+    return known[id(node)]
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    found: set[tuple[str, str]] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if (key.tag, key.value) in found:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
+            found.add((key.tag, key.value))
+
+
+def _read_text(file: Path) -> str:
+    """Read a file of settings, which may be a pipe, but none without end.
+
+    Raises:
+        OSError: it cannot be read, or is too large.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with file.open("rb") as opened:
+        content = opened.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise OSError(errno.EFBIG, f"it has more than the {_LARGEST:,} bytes that settings may have", str(file))
+    return content.decode()
 
 
 def describe_first_error(error: ValidationError) -> str:

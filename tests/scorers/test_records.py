@@ -58,6 +58,8 @@ def test_only_the_wanted_columns_of_parquet_are_read(tmp_path):
         ("labels.jsonl", b'["secret"]', "line 1: not a JSON object"),
         ("labels.jsonl", b'{"text": NaN}', "line 1: not valid JSON"),
         ("labels.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
+        ("labels.jsonl", b'{"text": {"a": ["\\ud800secret"]}}', "line 1: half of a surrogate pair"),
+        ("labels.jsonl", b'{"\\udc00": "secret"}', "line 1: half of a surrogate pair"),
         ("labels.jsonl", b'\n{"text": "\xff"}', "line 2: not UTF-8"),
         ("labels.jsonl", b" \n\n", "the file is empty"),
         ("labels.csv", b"", "the file is empty"),
@@ -74,6 +76,23 @@ def test_broken_files_are_refused_without_their_text(tmp_path, name, content, me
         read(path)
     assert "secret" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_damaged_page_of_parquet_is_called_damaged(tmp_path):
+    path = tmp_path / "labels.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), path, write_page_checksum=True, compression="none")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"three")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a whole PARQUET file"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_byte_order_mark_is_no_text(tmp_path, suffix):
+    path = write(tmp_path / f"labels.{suffix}")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [each.values for each in read(path)] == ROWS
 
 
 def test_a_pipe_and_too_much_are_refused(tmp_path):

@@ -48,6 +48,36 @@ def test_a_pipe_that_was_read_before_is_refused(pipe):
     assert read_yaml(Path(os.devnull)) == {}
 
 
+@pytest.mark.parametrize(
+    "level", ["&a{0} [*a{1},*a{1},*a{1},*a{1},*a{1},*a{1},*a{1},*a{1}]", "&a{0} {{<<: [*a{1},*a{1},*a{1},*a{1}]}}"]
+)
+def test_aliases_of_aliases_do_not_fill_the_memory(level, tmp_path):
+    # Of 60 levels, nothing could be built.
+    first = "x" if "<<" not in level else "{k: 1}"
+    lines = [f"k0: &a0 {first}", *(f"k{each}: {level.format(each, each - 1)}" for each in range(1, 60))]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"bomb.yaml is not valid YAML: its aliases repeat more than 1,000,000 values"):
+        read_yaml(tmp_path / "bomb.yaml")
+
+
+def test_aliases_repeat_values(tmp_path):
+    (tmp_path / "file.yaml").write_text("a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}\n")
+    inner = {"x": [1, 2]}
+    assert read_yaml(tmp_path / "file.yaml") == {"a": inner, "b": inner, "c": {**inner, "y": 3}}
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path):
+    (tmp_path / "twice.yaml").write_text("a: 1\nb: {c: 1, d: 2, c: 3}\n")
+    with pytest.raises(UserError, match=r"twice.yaml, line 2 is not valid YAML: the key 'c' is given twice"):
+        read_yaml(tmp_path / "twice.yaml")
+
+
+def test_a_file_without_end_is_refused(tmp_path):
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="more than the 16,777,216 bytes that settings may have"):
+        read_yaml(tmp_path / "endless.yaml")
+
+
 @pytest.mark.parametrize("command", ["label", "score"])
 def test_the_printed_yaml_is_a_file_for_config(command, tmp_path):
     file = tmp_path / "settings.yaml"

@@ -16,12 +16,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training import statistics
 from training.attack.find_attacker import FoundAttacker
 from training.attack.red_team import Attempt, run_trial
-from training.attack.run_target import RunTarget
+from training.attack.run_target import RunTarget, room
 from training.attack.starting_prompts import given_prompts, misaligned_beginnings
 from training.config import EvaluationConfig, RedTeamConfig
 from training.data.prepare import prepare
@@ -30,9 +31,10 @@ from training.disk import write_atomically, writing
 from training.evaluation.checks import EvaluationRequest, check_evaluation, main_data, torch_device
 from training.evaluation.evaluate import Progress
 from training.evaluation.evaluate_run import check_data, write_table
-from training.evaluation.prepare import Judge, prepare_evaluation
+from training.evaluation.prepare import EvaluationSetup, Judge, prepare_evaluation
 from training.model.language_model import load_model
 from training.runs.folder import RunFolder
+from training.runs.lock import sole_writer
 from training.runs.red_team_report import (
     ATTEMPTS_SCHEMA,
     RED_TEAM_NAME,
@@ -45,6 +47,7 @@ from training.runs.red_team_report import (
 )
 from training.runs.report import Estimate, ScorerFacts, run_fingerprint
 from training.scenarios.boundary import Boundary
+from training.scenarios.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def attack_run(
 
     Raises:
         UserError: as for `check_red_team`; the data or scorer is not that of the run, or there are too few prompts.
-        IncompleteError: the results cannot be written.
+        IncompleteError: the results cannot be written, or another process still writes them.
     """
     check_red_team(request, dataset)
     run, config, place = request.run, request.config, torch_device(device)
@@ -116,6 +119,7 @@ def attack_run(
     else:
         beginning, about_prompts = given_prompts(request.prompts, config)
         warnings += about_prompts
+    warnings += _check_room(beginning, setup, data.tokenizer)
     report = RedTeamReport(
         created_by=f"phf {library_versions('phf')['phf']}",
         run=run_fingerprint(run),
@@ -132,16 +136,45 @@ def attack_run(
         trials=[],
         warnings=[*setup.warnings, *warnings],
     )
-    report = _with_finished_trials(run, report)
-    if report.finished:
-        return report
+    with sole_writer(red_team_folder(run)):
+        report = _with_finished_trials(run, report)
+        return report if report.finished else _run_trials(request, report, beginning, setup, data.tokenizer, progress)
+
+
+def _check_room(beginning: Sequence[str], setup: EvaluationSetup, tokenizer: Tokenizer) -> list[str]:
+    """Return a warning about prompts without room in the context, if there are any.
+
+    Raises:
+        UserError: none has room.
+    """
+    boundary = Boundary(tokenizer)
+    without = sum(Prompt.of(0, text, setup.kind, boundary).most_tokens > room(setup) for text in beginning)
+    problem = (
+        f"{without:,} of {format_count(len(beginning), 'prompt')} that the search starts from "
+        f"{'leaves' if without == 1 else 'leave'} no room in the model's context of {setup.context_length:,} tokens"
+    )
+    if without == len(beginning):
+        raise UserError(f"{problem}. Give shorter ones, or lower prompt_words.")
+    return [f"{problem}, and cannot be scored (--set prompt_words=N)."] if without else []
+
+
+def _run_trials(
+    request: RedTeamRequest,
+    report: RedTeamReport,
+    beginning: Sequence[str],
+    setup: EvaluationSetup,
+    tokenizer: Tokenizer,
+    progress: Progress | None,
+) -> RedTeamReport:
+    """Run the trials that the report lacks, and write it after each."""
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    run, config = request.run, request.config
     attacker = request.attacker.open(setup.config)
 
     @cache
     def target() -> RunTarget:
-        model = load_model(run.model, value_head=False).causal.to(place)
-        return RunTarget(model, data.tokenizer, Boundary(data.tokenizer), setup, config)
+        model = load_model(run.model, value_head=False).causal.to(report.device)
+        return RunTarget(model, tokenizer, Boundary(tokenizer), setup, config)
 
     for trial in range(len(report.trials), config.trials):
         stage = f"red team, trial {trial + 1}: rounds"
@@ -149,7 +182,7 @@ def attack_run(
         attempts = run_trial(
             beginning,
             attacker,
-            _StoredRounds(run, trial, seed, config.continuations, data.tokenizer, target),
+            _StoredRounds(run, trial, seed, config.continuations, tokenizer, target),
             config,
             seed,
             partial(progress, stage) if progress else None,

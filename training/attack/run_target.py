@@ -17,6 +17,11 @@ from training.scenarios.prompts import Prompt
 from training.scoring import score_texts
 
 
+def room(setup: EvaluationSetup) -> int:
+    """Most tokens of a prompt: beside it stand the first token, the control token, and at least one that is drawn."""
+    return setup.context_length - 2 - bool(setup.control_ids)
+
+
 @dataclass(frozen=True)
 class RunTarget:
     """Continues prompts and scores the continuations.
@@ -54,9 +59,7 @@ class RunTarget:
             seed=seed,
         )
         every = [Prompt.of(index, text, setup.kind, self.boundary) for index, text in enumerate(prompts)]
-        # The first token, the control token, and one that is drawn.
-        room = setup.context_length - 2 - bool(setup.control_ids)
-        fits = [each for each in every if each.most_tokens <= room]
+        fits = [each for each in every if each.most_tokens <= room(setup)]
         drawing = Drawing(scenario, setup, self.boundary, fits)
         pairs = drawing.pairs()
         drawn = drawing.draw(self.model, pairs, batch_size=setup.config.batch_size)

@@ -21,6 +21,7 @@ from training.model.language_model import load_model
 from training.model.sampling import Samples
 from training.runs.facts import RunFacts
 from training.runs.folder import RunFolder
+from training.runs.lock import sole_writer
 from training.runs.report import (
     GUIDED_NAME,
     HELD_OUT_NAME,
@@ -110,10 +111,10 @@ def write_evaluation(run: RunFolder, evaluation: Evaluation, *, scorer: str | No
     The old report is removed first and the new one written last, so a report always belongs to its samples.
 
     Raises:
-        IncompleteError: the evaluation cannot be written.
+        IncompleteError: the evaluation cannot be written, or another process still writes one.
     """
     folder = report_folder(run, scorer)
-    with writing(folder):
+    with sole_writer(folder), writing(folder):
         _write(folder, evaluation)
 
 

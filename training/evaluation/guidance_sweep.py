@@ -39,6 +39,7 @@ from training.runs.guidance_report import (
     read_scale,
     scale_file,
 )
+from training.runs.lock import sole_writer
 from training.runs.report import REPORT_NAME, SAMPLES_SCHEMA, Estimate, SampleFacts, ScorerFacts, run_fingerprint
 
 # Settings that samples depend on; the others are of other parts of an evaluation.
@@ -67,7 +68,7 @@ def sweep_guidance(
 
     Raises:
         UserError: as for `check_sweep`, or the data or scorer is not that of the run.
-        IncompleteError: the disk is full.
+        IncompleteError: the disk is full, or another process still writes a sweep of the run.
     """
     check_sweep(request, dataset)
     run, facts, place = request.run, request.run.read_facts(), torch_device(device)
@@ -85,8 +86,8 @@ def sweep_guidance(
         predict=False,
     )
     setup.warnings.extend(warnings)
-    report = _continued(run, _new_report(request, setup, place))
-    with writing(guidance_folder(run)):
+    with sole_writer(guidance_folder(run)), writing(guidance_folder(run)):
+        report = _continued(run, _new_report(request, setup, place))
         # From here on, tables on disk belong to this sweep or to none.
         _write(run, report)
         report = _draw_missing(request, report, setup, progress)

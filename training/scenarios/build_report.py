@@ -113,9 +113,11 @@ def _warnings(plan: ScenarioPlan, unscored: dict[str, int], limits: Sequence[int
         )
     cut = sum(each < scenario.max_new_tokens for each in limits)
     if cut:
+        leaves = "leaves" if cut == 1 else "leave"
         warnings.append(
-            f"{cut} of {format_count(len(limits), 'prompt')} leave room for fewer than {scenario.max_new_tokens} new "
-            f"tokens, at least {min(limits)}: the model was trained with a context of {plan.setup.context_length}."
+            f"{cut} of {format_count(len(limits), 'prompt')} {leaves} room for fewer than "
+            f"{scenario.max_new_tokens} new tokens, at least {min(limits)}: the model was trained with a context of "
+            f"{plan.setup.context_length}."
         )
     if scenario.prompts != NO_PROMPTS and scenario.continuations < MAXIMUM_OF:
         warnings.append(
@@ -124,7 +126,8 @@ def _warnings(plan: ScenarioPlan, unscored: dict[str, int], limits: Sequence[int
     others = {reason: count for reason, count in unscored.items() if reason != EMPTY}
     if others:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in others.items())
-        warnings.append(f"{sum(others.values())} samples could not be scored ({reasons}); figures leave them out.")
+        number = format_count(sum(others.values()), "sample")
+        warnings.append(f"{number} could not be scored ({reasons}); figures leave them out.")
     if plan.prompts.too_long:
         warnings.append(
             f"{format_count(plan.prompts.too_long, 'held-out document')} were passed over, as their first sentences "

@@ -112,7 +112,7 @@ def read_prompts(place: str, field: str | None = None) -> list[GivenPrompt]:
     if field is not None and Path(place).suffix.lower() == ".txt":
         raise UserError(f"Prompts {escape_path(place)}: a text file has no field {field!r}. Leave `field` out.")
     wanted = _FIELDS if field is None else (field, field.partition(".")[0])
-    records = read_records(place, "Prompts", wanted, line=_LINE, largest=_LARGEST)
+    records = read_records(place, "Prompts", wanted, texts=wanted, line=_LINE, largest=_LARGEST)
     return [GivenPrompt(each.number, _text(each, field)) for each in records]
 
 
@@ -228,10 +228,6 @@ def _text(record: Record, field: str | None) -> str:
         raise UserError(f"{record.where}: no text in {_named(field)}. Name its field with `field`.")
     if not text:
         raise UserError(f"{record.where}: the prompt is empty. Remove it; `prompts: none` samples without a prompt.")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{record.where}: half of a surrogate pair, which is no text.") from None
     return text
 
 

@@ -19,6 +19,7 @@ from scorers.stored import read_stored
 from training.disk import write_atomically, writing
 from training.evaluation.evaluate_run import write_table
 from training.model.language_model import load_model
+from training.runs.lock import sole_writer
 from training.runs.report import REPORT_NAME, SAMPLES_NAME, read_table
 from training.runs.scenario_report import PROMPTS_NAME, PROMPTS_SCHEMA, SCENARIO_SAMPLES_SCHEMA, ScenarioReport
 from training.scenarios.build_report import build_report
@@ -44,18 +45,19 @@ def run_scenarios(plans: Sequence[ScenarioPlan], progress: Progress | None = Non
         progress: shows samples, and samples and tokens per second.
 
     Raises:
-        IncompleteError: the results cannot be written.
+        IncompleteError: the results cannot be written, or another process still writes them.
     """
     model: Any = None
     for plan in plans:
-        report = plan.finished()
-        if report is None:
-            if model is None:
-                disable_progress_bar()  # type: ignore[no-untyped-call]
-                model = load_model(plan.run.model, value_head=False).causal.to(plan.device)
-            with writing(plan.folder):
-                report = _run(model, plan, progress or _silence)
-        shutil.rmtree(plan.folder / PIECES, ignore_errors=True)
+        with sole_writer(plan.folder):
+            report = plan.finished()
+            if report is None:
+                if model is None:
+                    disable_progress_bar()  # type: ignore[no-untyped-call]
+                    model = load_model(plan.run.model, value_head=False).causal.to(plan.device)
+                with writing(plan.folder):
+                    report = _run(model, plan, progress or _silence)
+            shutil.rmtree(plan.folder / PIECES, ignore_errors=True)
         yield report
 
 

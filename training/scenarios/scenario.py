@@ -77,7 +77,8 @@ def _from_file(path: Path, kind: DocumentKind, overrides: Sequence[str]) -> Scen
     if base not in PRESETS:
         raise UserError(f"{path}: preset {base!r}: no such preset. Give one of {', '.join(PRESETS)}.")
     prompts = values.get("prompts")
-    if isinstance(prompts, str) and prompts not in (NO_PROMPTS, HELD_OUT):
+    # A URI is refused as it stands: `Path` would hide a secret in it from that check.
+    if isinstance(prompts, str) and prompts not in (NO_PROMPTS, HELD_OUT) and "://" not in prompts:
         values["prompts"] = str(path.parent / prompts)
     defaults = {"name": _as_name(path.stem)} | preset(base, kind)
     try:

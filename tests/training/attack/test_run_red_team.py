@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import phf
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 from tests.training.real_runs import config_of, make_code_dataset, make_real_run
 from training.attack.find_attacker import find_attacker
 from training.attack.run_red_team import RedTeamRequest, attack_run
@@ -17,6 +17,8 @@ from training.attack.starting_prompts import given_prompts, misaligned_beginning
 from training.config import RedTeamConfig
 from training.data.prepare import prepare
 from training.evaluation.generating import open_tokenizer
+from training.runs import lock
+from training.runs.lock import sole_writer
 from training.runs.red_team_report import attempts_path, read_red_team, read_round, red_team_folder
 
 CONFIG = RedTeamConfig(
@@ -63,6 +65,17 @@ def attack(run, config=CONFIG, prompts=PROMPTS, attacker=None):
 @pytest.fixture(scope="module")
 def report(run):
     return attack(run)
+
+
+def test_two_processes_do_not_mix_their_rounds(run, monkeypatch):
+    monkeypatch.setattr(lock, "_WAIT_S", 0.1)
+    before = sorted(red_team_folder(run).rglob("*"))
+    with (
+        sole_writer(red_team_folder(run)),
+        pytest.raises(IncompleteError, match="red-team is being written by process"),
+    ):
+        attack(run, CONFIG.model_copy(update={"seed": 7}))
+    assert sorted(red_team_folder(run).rglob("*")) == before
 
 
 def rounds_of(run, report):
@@ -166,6 +179,11 @@ def test_a_prompt_without_room_in_the_context_has_no_score(run, monkeypatch):
     long = "value_1=" * 60
     report = attack(run, CONFIG.model_copy(update={"trials": 1, "rounds": 1}), ["x", long])
     assert (report.trials[0][0].prompts, report.trials[0][0].scored) == (2, 1)
+    assert any("1 of 2 prompts that the search starts from leaves no room" in each for each in report.warnings)
+    before = sorted(red_team_folder(run).rglob("*"))
+    with pytest.raises(UserError, match=r"2 of 2 prompts .* leave no room in the model's context of 64 tokens\. Give"):
+        attack(run, CONFIG, [long, f"x{long}"])
+    assert sorted(red_team_folder(run).rglob("*")) == before
 
 
 @pytest.mark.parametrize("of_run", [True, False])

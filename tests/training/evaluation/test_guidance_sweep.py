@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import phf
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 from tests.training.real_runs import make_code_dataset, make_real_run
 from training.evaluation import guidance_sweep, recommended_guidance
 from training.evaluation.evaluate_run import evaluate_run
@@ -22,8 +22,10 @@ from training.evaluation.guidance_request import SweepRequest, parse_scales
 from training.evaluation.guidance_sweep import sweep_guidance
 from training.evaluation.recommended_guidance import choose_scale, half_facts, repeats_itself, rule_out
 from training.model.sampling import sample
+from training.runs import lock
 from training.runs.folder import RunFolder
 from training.runs.guidance_report import SCALE_SCHEMA, GuidanceReport, ScaleFacts, guidance_folder, scale_file
+from training.runs.lock import sole_writer
 from training.runs.report import REPORT_NAME, SAMPLES_NAME
 
 SCALES = [0.0, 1.0, 2.5]
@@ -183,6 +185,16 @@ def test_finished_scales_are_kept_and_stale_ones_are_not_used(
     assert drawn == [1.5, 2.5, 1, 2, 1, 2, 2]
     (guidance_folder(copy) / REPORT_NAME).write_text("{}")
     assert sweep_guidance(request_of(copy, scales=[2])).finished
+
+
+@pytest.mark.usefixtures("swept")
+def test_two_processes_do_not_mix_their_scales(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_WAIT_S", 0.1)
+    before = files_of(run)
+    folder = guidance_folder(run)
+    with sole_writer(folder), pytest.raises(IncompleteError, match="guidance is being written by process"):
+        sweep_guidance(request_of(run, seed=7))
+    assert files_of(run) == before
 
 
 def invoke(*arguments: Any) -> Any:

@@ -285,7 +285,9 @@ def test_a_file_of_samples_is_a_reference(runs: dict[str, RunFolder], tmp_path: 
         ('{"text": "secret", "log_prob": 0.5}', r"line 1: log_prob"),
         ('{"text": "secret", "log_prob": NaN}', "line 1: not valid JSON"),
         ('["secret"]', "line 1"),
-        ('{"text": "secret", "log_prob": -1}', "has 1 samples; an estimate needs at least 2"),
+        ('{"text": "secret", "log_prob": -1e308}', r"line 1: log_prob: Input should be greater than"),
+        ('{"text": "\\ud800secret", "log_prob": -1}', "line 1: half of a surrogate pair"),
+        ('{"text": "secret", "log_prob": -1}', "has 1 sample; an estimate needs at least 2"),
     ],
 )
 def test_a_broken_file_is_refused_without_its_text(tmp_path: Path, content: str, message: str) -> None:

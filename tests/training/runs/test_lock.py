@@ -34,7 +34,7 @@ def test_a_second_launch_gives_up_and_leaves_everything_as_it_was(tmp_path, code
     monkeypatch.setattr(lock, "_WAIT_S", 0.2)
     with hold(tmp_path / "run", 100) as process:
         with pytest.raises(
-            IncompleteError, match=f"is being trained by process {process.pid} on .*one launch at a time"
+            IncompleteError, match=f"is being trained by process {process.pid} on .*one process at a time"
         ):
             run_job(code_dataset, tmp_path / "run")
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

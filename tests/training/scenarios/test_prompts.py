@@ -35,6 +35,13 @@ def test_text_has_a_prompt_per_line(tmp_path: Path) -> None:
     assert records(path) == [GivenPrompt(1, "one "), GivenPrompt(3, "three é")]
 
 
+def test_prompts_in_csv_are_text_whatever_they_hold(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("text\n007\n1.50\n")
+    assert [each.text for each in records(path)] == ["007", "1.50"]
+    assert [each.text for each in records(path, field="text")] == ["007", "1.50"]
+
+
 def test_parquet_columns_may_be_nested(tmp_path: Path) -> None:
     path = tmp_path / "prompts.parquet"
     pq.write_table(pa.table({"prompt": [{"text": "a"}, {"text": "b"}], "start": ["c", "d"]}), path)

@@ -1,6 +1,7 @@
 """`phf evaluate --scenario` on small trained runs: samples, figures, resuming, and refusals before any sampling."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import phf
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 from tests.training.real_runs import make_code_dataset, make_real_run
+from training.runs import lock
 from training.runs.folder import RunFolder
+from training.runs.lock import sole_writer
 from training.runs.scenario_report import Scenario, ScenarioReport, read_scenario, scenario_folder, scenario_names
 from training.scenarios import run_scenario
 from training.scenarios.continuations import Drawing
@@ -204,6 +207,15 @@ def test_an_interrupted_scenario_goes_on_and_equals_an_undisturbed_one(
     assert figures(resumed) == figures(whole)
     assert stored(mle, "disturbed") == stored(mle, "undisturbed")
     assert not (folder / PIECES).exists()
+
+
+def test_two_processes_do_not_mix_their_samples(mle: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_WAIT_S", 0.1)
+    folder = scenario_folder(mle, "two")
+    with sole_writer(folder), pytest.raises(IncompleteError, match=f"two is being written by process {os.getpid()} on"):
+        evaluate(mle, scenario("two"))
+    assert not folder.exists()
+    assert len(evaluate(mle, scenario("two"))) == 1
 
 
 def test_a_finished_scenario_is_kept_until_something_changes(

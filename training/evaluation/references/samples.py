@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.dataset.writer import parquet_writer
+from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.records import Record, read_records
 from scorers.settings import describe_first_error
@@ -56,14 +57,14 @@ class StoredSample(BaseModel):
 
     Attributes:
         text: the sample.
-        log_prob: natural logarithm of its probability.
+        log_prob: natural logarithm of its probability; far below -1e9 is no text's, and sums would overflow.
         ended: whether the text ended by itself and `log_prob` counts that; else it was cut.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     text: str
-    log_prob: Annotated[float, Field(le=0, allow_inf_nan=False)]
+    log_prob: Annotated[float, Field(ge=-1e9, le=0, allow_inf_nan=False)]
     ended: bool = False
 
 
@@ -121,7 +122,9 @@ def read_samples(path: Path, most: int) -> ReferenceSamples:
     records = read_records(path, "Reference", list(StoredSample.model_fields), texts=["text"], first=most)
     samples = list(map(_sample, records))
     if len(samples) < 2:
-        raise UserError(f"The reference {path} has {len(samples)} samples; an estimate needs at least 2.")
+        raise UserError(
+            f"The reference {path} has {format_count(len(samples), 'sample')}; an estimate needs at least 2."
+        )
     texts = Texts([each.text for each in samples], None, [each.ended for each in samples], None)
     return ReferenceSamples(texts, np.array([each.log_prob for each in samples]), None)
 
