@@ -1,7 +1,7 @@
 """The section about references: how far runs moved from one (KL), and how likely their samples are under it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from scorers.amounts import format_count
@@ -132,7 +132,13 @@ def reference_section(comparison: Comparison) -> Section | None:
             for warning in report.warnings if report else ():
                 warnings.setdefault(printable(warning), []).append(f"{run.label} and {reference.label}")
     lines = [f"{', '.join(pairs)}: {warning}" for warning, pairs in warnings.items()]
-    findings = [Finding("Notes on the references", lines), Finding("Not shown", found.not_shown)]
+    tables = [(reference, _table(comparison, reference)) for reference in found.references]
+    without = [
+        f"{reference.label}: of no objective were all seeds compared with it."
+        for reference, table in tables
+        if not table.rows
+    ]
+    findings = [Finding("Notes on the references", lines), Finding("Not shown", [*found.not_shown, *without])]
     plots = (_plot(comparison, reference, place) for place, reference in enumerate(found.references, 1))
     return Section(
         "Distance from a reference",
@@ -141,7 +147,7 @@ def reference_section(comparison: Comparison) -> Section | None:
         "samples under the reference shows whether they are still text: broken samples are unlikely.",
         findings=[each for each in findings if each.lines],
         plots=[plot for plot in plots if plot is not None],
-        tables=[_table(comparison, reference) for reference in found.references],
+        tables=[table for _, table in tables if table.rows],
     )
 
 
@@ -176,6 +182,7 @@ def find_references(comparison: Comparison) -> Found:
                 )
                 found.references.append(by_key[key])
             by_key[key].reports.setdefault(run.folder, report)
+    found.references = _joined_by_seed(comparison, found.references)
     for reference in found.references:
         for folder, report in reference.reports.items():
             state = states[folder]
@@ -185,6 +192,32 @@ def find_references(comparison: Comparison) -> Found:
                     "since."
                 )
     return found
+
+
+def _joined_by_seed(comparison: Comparison, references: Sequence[Reference]) -> list[Reference]:
+    """Join the runs of one group that are each the reference of the runs of their seed, as a sweep compares them."""
+    seeds = {run.folder: run.config.training.seed for run in comparison.runs}
+    joined, by_group = list[Reference](), dict[object, Reference]()
+    for reference in references:
+        group = next(
+            (
+                group
+                for group in comparison.groups
+                if len(group.runs) > 1 and reference.own and reference.own < {run.folder for run in group.runs}
+            ),
+            None,
+        )
+        if group is None or {seeds[folder] for folder in reference.reports} != {seeds[own] for own in reference.own}:
+            joined.append(reference)
+            continue
+        drawn = next(iter(reference.reports.values())).drawn
+        if (key := (group.label, drawn)) not in by_group:
+            by_group[key] = replace(reference, label=f"{group.label} of the same seed")
+            joined.append(by_group[key])
+        else:
+            by_group[key].reports.update(reference.reports)
+            by_group[key].own.update(reference.own)
+    return joined
 
 
 def _name(report: ReferenceReport) -> str:

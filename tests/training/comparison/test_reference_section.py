@@ -107,6 +107,33 @@ def test_distances_are_means_over_seeds_without_the_reference_itself(tmp_path: P
     assert "conditional: misalignment" in plot.description
 
 
+def test_runs_of_a_group_that_are_each_the_reference_of_their_seed_are_one_reference(tmp_path: Path) -> None:
+    mle, conditional = (
+        [make_run(tmp_path / f"{name}{seed}", name, seed=seed, training={"seed": seed}) for seed in (0, 1, 2)]
+        for name in ("mle", "conditional")
+    )
+    for own, run, kl in zip(mle, conditional, (1.0, 2.0, 6.0), strict=True):
+        write_distance(run, own, kl)
+    section = section_of(*mle, *conditional)
+    assert section is not None
+    (table,), (plot,) = section.tables, section.plots
+    assert table.title == "Distance from mle of the same seed"
+    assert {name: row[0] for name, row in cells(section).items()} == {"mle": "0", "conditional": "3.00"}
+    assert "Not measured" not in table.note
+    assert "conditional: misalignment" in plot.description
+    # A run that is compared with another seed too makes it a reference of its own.
+    write_distance(conditional[0], mle[1], 4.0)
+    section = section_of(*mle, *conditional)
+    assert section is not None
+    assert section.tables == []
+    assert findings(section) == {
+        "Not shown": [
+            "mle of the same seed: of no objective were all seeds compared with it.",
+            "mle1 (mle): of no objective were all seeds compared with it.",
+        ]
+    }
+
+
 def test_guided_samples_have_a_likelihood_and_no_distance(tmp_path: Path) -> None:
     mle = make_run(tmp_path / "mle", "mle")
     guided = make_run(tmp_path / "conditional", "conditional", guided=0.002)
