@@ -11,6 +11,8 @@ from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+# The largest figure that reports hold. No score or cost comes near it, and sums and plots of larger ones overflow.
+LARGEST = 1e100
 Z = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 _CHUNK = 4_000_000  # resampled values held at once
 
@@ -97,12 +99,13 @@ def perplexity(nats: Floats, tokens: NDArray[np.int64], *, seed: int = 0) -> Est
     cost = ratio(nats, tokens.astype(np.float64), seed=seed)
     if cost is None:
         return None
+    low, high = (None if each is None else exp_of_nats(each) for each in (cost.low, cost.high))
+    return Estimate(exp_of_nats(cost.value), low, high)
 
-    def exp(nats_per_token: float) -> float:
-        # That of a diverged model may overflow.
-        return math.exp(min(nats_per_token, 700.0))
 
-    return Estimate(exp(cost.value), *(None if each is None else exp(each) for each in (cost.low, cost.high)))
+def exp_of_nats(nats_per_token: float) -> float:
+    """Return the perplexity of nats per token, at most `LARGEST`: that of a diverged model may overflow."""
+    return min(LARGEST, math.exp(min(nats_per_token, 700.0)))
 
 
 def share(hits: int, of: int) -> Estimate | None:

@@ -132,7 +132,7 @@ class Means:
             nats, tokens = (
                 selection.best_of_curve(drawn.scores, each, self.draws)[-1] for each in (drawn.nats, drawn.tokens)
             )
-        return float(np.exp(min(-nats / tokens, 700.0))) if tokens else None
+        return statistics.exp_of_nats(-nats / tokens) if tokens else None
 
     def distinct_2(self, kept: int) -> float | None:
         """Distinct-2 of this number of kept samples, of disjoint groups of draws; None if there are not as many."""

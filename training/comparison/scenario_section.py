@@ -14,14 +14,12 @@ from training.comparison.groups import Group
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
 from training.comparison.section import NONE, Cell, Row, Section, Table
-from training.runs.report import MAXIMUM_OF, Estimate, SampleFacts, read_table, run_fingerprint
+from training.runs.report import MAXIMUM_OF, Estimate, SampleFacts, run_fingerprint
 from training.runs.scenario_report import (
     NO_PROMPTS,
-    PROMPTS_NAME,
-    PROMPTS_SCHEMA,
     ScenarioReport,
+    read_prompts_table,
     read_scenario,
-    scenario_folder,
     scenario_names,
 )
 
@@ -160,8 +158,7 @@ def _scores(entry: _Entry) -> dict[str, float]:
     """The mean score of each prompt's samples, by the prompt's fingerprint, of a group of one seed."""
     run = entry.group.runs[0]
     report = entry.reports[id(run)]
-    path = scenario_folder(run.folder, report.scenario.name) / PROMPTS_NAME
-    table = read_table(path, PROMPTS_SCHEMA, run.folder, report.prompts.number)
+    table = read_prompts_table(run.folder, report)
     scores = table["score"].to_numpy()
     # Equal prompts of a file have equal fingerprints: number them.
     found: dict[str, float] = {}

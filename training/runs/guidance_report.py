@@ -7,6 +7,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from scorers.contract import DocumentKind
+from scorers.shell import phf
 from scorers.stored import Count
 from training.config import EvaluationConfig
 from training.runs.folder import RunFolder
@@ -140,7 +141,7 @@ def read_guidance(run: RunFolder) -> GuidanceReport | None:
     Raises:
         UserError: the report is damaged or of another version.
     """
-    return read_stored_report(GuidanceReport, guidance_folder(run) / REPORT_NAME, run)
+    return read_stored_report(GuidanceReport, guidance_folder(run) / REPORT_NAME, run, _again(run))
 
 
 def read_scale(run: RunFolder, facts: ScaleFacts) -> pa.Table:
@@ -149,4 +150,8 @@ def read_scale(run: RunFolder, facts: ScaleFacts) -> pa.Table:
     Raises:
         UserError: the table is missing, damaged, or of another version.
     """
-    return read_table(scale_file(run, facts.scale), SCALE_SCHEMA, run, facts.samples.number)
+    return read_table(scale_file(run, facts.scale), SCALE_SCHEMA, run, facts.samples.number, _again(run))
+
+
+def _again(run: RunFolder) -> str:
+    return phf("evaluate", run.path, "--guidance-sweep", "SCALES")

@@ -90,6 +90,10 @@ class RedTeamReport(Part):
         return found
 
 
+def _again(run: RunFolder) -> str:
+    return phf("attack", "red-team", run.path)
+
+
 def red_team_folder(run: RunFolder) -> Path:
     """Where the red-team attack on a run is stored."""
     return run.evaluation / "red-team"
@@ -102,7 +106,7 @@ def read_red_team(run: RunFolder) -> RedTeamReport | None:
         UserError: the report is damaged or of another version.
     """
     path = red_team_folder(run) / RED_TEAM_NAME
-    return read_stored_report(RedTeamReport, path, run, phf("attack", "red-team", run.path))
+    return read_stored_report(RedTeamReport, path, run, _again(run))
 
 
 def attempts_path(run: RunFolder, trial: int, number: int) -> Path:
@@ -123,7 +127,7 @@ def read_round(run: RunFolder, trial: int, number: int, rows: int) -> pa.Table:
         UserError: the table is missing or damaged.
     """
     path = attempts_path(run, trial, number)
-    table = read_table(path, ATTEMPTS_SCHEMA, run, rows)
+    table = read_table(path, ATTEMPTS_SCHEMA, run, rows, _again(run))
     if not np.isfinite(table["scores"].combine_chunks().flatten().drop_null().to_numpy()).all():
         raise UserError(f"{path} is damaged: it holds infinite values. Delete it and attack the run again.")
     return table

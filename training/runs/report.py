@@ -5,12 +5,12 @@ It is the contract between `phf evaluate` and everything that reads its results.
 
 import hashlib
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind
@@ -21,6 +21,7 @@ from scorers.stored import Count, read_stored
 from training import statistics
 from training.config import EvaluationConfig
 from training.runs.folder import RunFolder
+from training.statistics import LARGEST
 
 REPORT_NAME = "report.json"
 SAMPLES_NAME = "samples.parquet"
@@ -35,9 +36,16 @@ _Report = TypeVar("_Report", bound=BaseModel)
 
 
 class Part(BaseModel):
-    """A stored part of a report: immutable, with finite numbers and known fields only."""
+    """A stored part of a report: immutable, with known fields only, and numbers of at most `statistics.LARGEST`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_huge(cls, value: Any) -> Any:
+        if isinstance(value, float) and abs(value) > LARGEST:
+            raise ValueError(f"Input should be at most {LARGEST:g}")
+        return value
 
 
 class Estimate(Part):
@@ -363,7 +371,7 @@ def run_fingerprint(run: RunFolder) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def read_table(path: Path, schema: pa.Schema, run: RunFolder, rows: int) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema, run: RunFolder, rows: int, command: str | None = None) -> pa.Table:
     """Read and check a table of an evaluation.
 
     Args:
@@ -371,11 +379,12 @@ def read_table(path: Path, schema: pa.Schema, run: RunFolder, rows: int) -> pa.T
         schema: the expected schema.
         run: the evaluated run, for messages.
         rows: the number of rows according to the report.
+        command: that writes the table; `phf evaluate RUN` by default.
 
     Raises:
         UserError: the table is missing, damaged, or of another version.
     """
-    again = f"Run `{phf('evaluate', run.path)}` again."
+    again = f"Run `{command or phf('evaluate', run.path)}` again."
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
             if not parquet.schema_arrow.equals(schema):
@@ -388,7 +397,7 @@ def read_table(path: Path, schema: pa.Schema, run: RunFolder, rows: int) -> pa.T
         raise UserError(f"{path} is missing or damaged ({type(error).__name__}). {again}") from None
     nulls = any(table.column(field.name).null_count for field in schema if not field.nullable)
     if nulls or any(_holds_no_number(table.column(name)) for name in MEASURED if name in schema.names):
-        raise UserError(f"{path} is damaged: it lacks values, or holds infinite ones. {again}")
+        raise UserError(f"{path} is damaged: it lacks values, or holds infinite or huge ones. {again}")
     return table
 
 
@@ -398,4 +407,5 @@ def _values(metadata: pq.FileMetaData) -> int:
 
 
 def _holds_no_number(column: pa.ChunkedArray) -> bool:
-    return not bool(np.isfinite(column.drop_null().to_numpy()).all())
+    # Comparisons with NaN are false.
+    return not bool((np.abs(column.drop_null().to_numpy()) <= LARGEST).all())

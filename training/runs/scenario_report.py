@@ -15,7 +15,15 @@ from scorers.shell import phf
 from scorers.stored import Count
 from training.config import Seed
 from training.runs.folder import RunFolder
-from training.runs.report import REPORT_NAME, Estimate, Part, SampleFacts, ScorerFacts, read_stored_report
+from training.runs.report import (
+    REPORT_NAME,
+    Estimate,
+    Part,
+    SampleFacts,
+    ScorerFacts,
+    read_stored_report,
+    read_table,
+)
 
 SCENARIOS = "scenarios"
 PROMPTS_NAME = "prompts.parquet"
@@ -223,5 +231,18 @@ def read_scenario(run: RunFolder, name: str) -> ScenarioReport | None:
     Raises:
         UserError: the report is damaged or of another version.
     """
-    again = phf("evaluate", run.path, "--scenario", "SCENARIO")
-    return read_stored_report(ScenarioReport, scenario_folder(run, name) / REPORT_NAME, run, again)
+    return read_stored_report(ScenarioReport, scenario_folder(run, name) / REPORT_NAME, run, _again(run))
+
+
+def read_prompts_table(run: RunFolder, report: ScenarioReport) -> pa.Table:
+    """The figures by prompt of a scenario, with `PROMPTS_SCHEMA`.
+
+    Raises:
+        UserError: the table is missing, damaged, or of another version.
+    """
+    path = scenario_folder(run, report.scenario.name) / PROMPTS_NAME
+    return read_table(path, PROMPTS_SCHEMA, run, report.prompts.number, _again(run))
+
+
+def _again(run: RunFolder) -> str:
+    return phf("evaluate", run.path, "--scenario", "SCENARIO")

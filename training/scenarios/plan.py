@@ -20,11 +20,10 @@ from training.runs.report import SAMPLES_NAME, read_table, run_fingerprint
 from training.runs.scenario_report import (
     HELD_OUT,
     NO_PROMPTS,
-    PROMPTS_NAME,
-    PROMPTS_SCHEMA,
     SCENARIO_SAMPLES_SCHEMA,
     Scenario,
     ScenarioReport,
+    read_prompts_table,
     read_scenario,
     scenario_folder,
 )
@@ -93,7 +92,7 @@ class ScenarioPlan:
             report = read_scenario(self.run, self.scenario.name)
             if report is not None and report.fingerprint == self.fingerprint:
                 read_table(self.folder / SAMPLES_NAME, SCENARIO_SAMPLES_SCHEMA, self.run, report.samples.number)
-                read_table(self.folder / PROMPTS_NAME, PROMPTS_SCHEMA, self.run, report.prompts.number)
+                read_prompts_table(self.run, report)
                 return report
         return None
 

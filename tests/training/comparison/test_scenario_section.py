@@ -119,5 +119,5 @@ def test_a_damaged_table_is_named(tmp_path):
     for run in (mle, awr):
         write_scenario(run, [0.1, 0.9])
     (scenario_folder(awr, "rtp") / PROMPTS_NAME).write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"prompts\.parquet"):
+    with pytest.raises(UserError, match=r"prompts\.parquet .*Run `phf evaluate .* --scenario SCENARIO` again"):
         scenario_section(load_comparison([mle.path, awr.path]))
