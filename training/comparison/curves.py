@@ -1,6 +1,6 @@
 """Draw training curves, with labels at their ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,26 +8,28 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from training.comparison.groups import intervals_over
 from training.comparison.labels import spread
 from training.comparison.load import Comparison
+from training.comparison.metric_lines import GroupCurve, Line, group_curve, measured, training_loss
 from training.comparison.run import LoadedRun
 from training.comparison.section import Plot, Section
 from training.comparison.style import DPI, NARROW, WIDE, Look, drawing, new_figure, tick, to_png, tokens_tick
-
-Point = tuple[float, float, float, float]  # tokens, value, low, high
 
 
 def training_section(comparison: Comparison) -> Section | None:
     """The course of the training."""
     if not any(training_loss(run) for run in comparison.runs):
         return None
+    groups = [group for group in comparison.groups if group.guidance is None]
+    seeds = " Thin lines are single seeds." if any(len(group.runs) > 1 for group in groups) else ""
     plot = Plot(
         "training-curves",
         "",
         "Smoothed cross-entropy of each run's own stream: with control tokens for conditional, without the filtered "
         "documents for filtering. Levels of different objectives are not comparable; held-out figures are. Bands, if "
-        "any, are 95 % intervals.",
-        "Training cross-entropy against tokens, one curve per run.",
+        f"any, are 95 % intervals {intervals_over(groups, 'samples or documents')}.{seeds}",
+        f"Training cross-entropy against tokens, one curve each for {', '.join(group.label for group in groups)}.",
         lambda look: training_curves(comparison, look),
     )
     return Section("Training", plots=[plot])
@@ -35,69 +37,87 @@ def training_section(comparison: Comparison) -> Section | None:
 
 def training_curves(comparison: Comparison, look: Look) -> bytes:
     """Draw the cross-entropy of the training stream and the evaluations during training, against tokens."""
-    panels: list[tuple[str, Callable[[LoadedRun], list[Point]]]] = [
-        ("training cross-entropy, nats per token", training_loss)
-    ]
-    if any(_measured(run, "misalignment") for run in comparison.runs):
-        panels.append(("misalignment of samples during training", lambda run: _measured(run, "misalignment")))
-    if any(_measured(run, "bits_per_byte") for run in comparison.runs):
-        panels.append(("held-out bits per byte during training", lambda run: _measured(run, "bits_per_byte")))
-    elif any(_measured(run, "bits_per_byte", "validation") for run in comparison.runs):
-        panels.append(("validation: held-out bits per byte", lambda run: _measured(run, "bits_per_byte", "validation")))
+    panels = _panels(comparison)
     with drawing(look):
         width = NARROW if look.narrow else WIDE
         figure = new_figure(width, 0.3 + (2.7 if look.narrow else 3.0) * len(panels))
         grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
-        for index, (axes, (title, of)) in enumerate(zip(grid, panels, strict=True)):
+        for index, (axes, (title, curves)) in enumerate(zip(grid, panels, strict=True)):
             axes.set_title(title)
-            styles = look.lines([run.facts.objective for run in comparison.runs])
-            lines = [(run, style, of(run)) for run, style in zip(comparison.runs, styles, strict=True) if of(run)]
-            for number, (run, style, line) in enumerate(lines):
-                x, y, below, above = np.array(line).T
-                axes.fill_between(x, below, above, color=look.colour(run.facts.objective), alpha=0.12, linewidth=0)
-                # Mark every measurement; mark a curve at a few points, which differ by run.
+            styles = look.lines([each.group.objective for each in curves])
+            for number, (each, style) in enumerate(zip(curves, styles, strict=True)):
+                x, y, below, above = np.array(each.line).T
+                colour = look.colour(each.group.objective)
+                axes.fill_between(x, below, above, color=colour, alpha=0.12, linewidth=0)
+                for seed in each.seeds:
+                    axes.plot(*np.array(seed).T[:2], color=colour, linewidth=0.7, alpha=0.35, zorder=1.5)
+                # Mark every measurement; mark a curve at a few points, which differ by group.
                 every = max(1, len(x) // 6)
-                marked = 1 if index else (number * every // max(1, len(lines)), every)
-                axes.plot(x, y, label=run.label, markevery=marked, **style)
-            # Leave the first steps out of the range: far above the rest, they would flatten everything else.
-            later = [
-                value for _, _, line in lines for point in line if point[0] >= 0.08 * line[-1][0] for value in point[1:]
-            ]
-            if later:
-                low, high = min(later), max(later)
-                axes.set_ylim(low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1))
+                marked = 1 if index else (number * every // max(1, len(curves)), every)
+                axes.plot(x, y, markevery=marked, **style)
+            axes.set_ylim(*_range(curves))
             axes.xaxis.set_major_formatter(FuncFormatter(tokens_tick))
             axes.yaxis.set_major_formatter(FuncFormatter(tick))
             axes.yaxis.set_major_locator(MaxNLocator(6))
-            axes.set_xlim(0, 1.001 * max((line[-1][0] for _, _, line in lines), default=1))
+            axes.set_xlim(0, 1.001 * max(each.line[-1][0] for each in curves))
         grid[-1].set_xlabel("tokens trained on")
-        _label_line_ends(figure, grid, look, comparison)
+        _label_line_ends(figure, grid, look, [curves for _, curves in panels])
         return to_png(figure)
 
 
-def _label_line_ends(figure: Figure, grid: Any, look: Look, comparison: Comparison) -> None:
-    """Write labels at the right ends of curves, moved apart where curves are close."""
-    objectives = {run.label: run.facts.objective for run in comparison.runs}
+def _panels(comparison: Comparison) -> list[tuple[str, list[GroupCurve]]]:
+    """The figures that were logged, each with its title."""
+    figures: list[tuple[str, Callable[[LoadedRun], Line]]] = [
+        ("training cross-entropy, nats per token", training_loss),
+        ("misalignment of samples during training", lambda run: measured(run, "misalignment")),
+        ("held-out bits per byte during training", lambda run: measured(run, "bits_per_byte")),
+    ]
+    if not any(measured(run, "bits_per_byte") for run in comparison.runs):
+        figures[2] = ("validation: held-out bits per byte", lambda run: measured(run, "bits_per_byte", "validation"))
+    groups = [group for group in comparison.groups if group.guidance is None]
+    found = [(title, [each for group in groups if (each := group_curve(group, of))]) for title, of in figures]
+    return [(title, curves) for title, curves in found if curves]
+
+
+def _range(curves: Sequence[GroupCurve]) -> tuple[float, float]:
+    """The range of values to draw: without the first steps, which would flatten everything else."""
+
+    def later(lines: Sequence[Line], columns: slice) -> list[float]:
+        return [value for line in lines for point in line if point[0] >= 0.08 * line[-1][0] for value in point[columns]]
+
+    lines = [line for each in curves for line in (each.line, *each.seeds)]
+    values = later(lines, slice(1, 2))
+    low, high = min(values), max(values)
+    room = (high - low) / 2 or abs(high) / 2 or 1.0
+    # An interval over two seeds may be as wide as the whole page.
+    bands = later([each.line for each in curves], slice(2, 4))
+    low, high = max(min([low, *bands]), low - room), min(max([high, *bands]), high + room)
+    margin = 0.06 * (high - low or 1)
+    return low - margin, high + margin
+
+
+def _label_line_ends(figure: Figure, grid: Any, look: Look, panels: Sequence[Sequence[GroupCurve]]) -> None:
+    """Write the names of groups at the right ends of their curves, moved apart where curves are close."""
     size, unit = 8.5, DPI / 72
-    probe = [figure.text(0, 0, run.label, fontsize=size, fontweight="bold") for run in comparison.runs]
+    labels = dict.fromkeys(each.group.label for curves in panels for each in curves)
+    probe = [figure.text(0, 0, label, fontsize=size, fontweight="bold") for label in labels]
     room = (max(each.get_window_extent().width for each in probe) + 16 * unit) / figure.bbox.width
     for each in probe:
         each.remove()
     figure.set_layout_engine("constrained", rect=(0, 0, 1 - room, 1))
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    for axes in grid:
-        lines = list(axes.get_lines())
+    for axes, curves in zip(grid, panels, strict=True):
         to_pixels = axes.transData.transform
         frame = axes.get_window_extent()
-        ends = [to_pixels((line.get_xdata()[-1], line.get_ydata()[-1])) for line in lines]
+        ends = [to_pixels(each.line[-1][:2]) for each in curves]
         heights = [min(max(end[1], frame.y0), frame.y1) for end in ends]
         gap = 12 * unit
-        for line, end, height in zip(lines, ends, spread(heights, gap, frame.y0, frame.y1), strict=True):
-            colour = look.colour(objectives[line.get_label()])
+        for each, end, height in zip(curves, ends, spread(heights, gap, frame.y0, frame.y1), strict=True):
+            colour = look.colour(each.group.objective)
             left = frame.x1 + 12 * unit
             figure.text(
-                left, height, line.get_label(), transform=None, va="center", fontsize=size, color=colour,
+                left, height, each.group.label, transform=None, va="center", fontsize=size, color=colour,
                 fontweight="bold",
             )  # fmt: skip
             end_height = min(max(end[1], frame.y0), frame.y1)
@@ -106,30 +126,3 @@ def _label_line_ends(figure: Figure, grid: Any, look: Look, comparison: Comparis
                     [end[0] + unit, left - 2 * unit], [end_height, height], transform=None, color=colour, linewidth=0.7
                 )
             )
-
-
-def training_loss(run: LoadedRun) -> list[Point]:
-    """Cross-entropy against tokens, smoothed by a mean over the last few logged steps; skipped steps may have none."""
-    losses = [(line.get("tokens"), line["ce"] if "ce" in line else line.get("loss")) for line in run.metrics]
-    points = [(float(tokens), float(loss)) for tokens, loss in losses if tokens is not None and loss is not None]
-    if not points:
-        return []
-    tokens, values = (np.array(each) for each in zip(*points, strict=True))
-    width = max(3, len(points) // 40)
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    starts = np.maximum(np.arange(len(values)) - width + 1, 0)
-    stops = np.arange(len(values)) + 1
-    smooth = ((sums[stops] - sums[starts]) / (stops - starts)).tolist()
-    return list(zip(tokens.tolist(), smooth, smooth, smooth, strict=True))
-
-
-def _measured(run: LoadedRun, name: str, by: str = "evaluation") -> list[Point]:
-    found = []
-    for line in run.metrics:
-        # Figures that are not finite are stored as null.
-        figures = {key: value for key, value in line.get(by, {}).items() if value is not None}
-        if name in figures and "tokens" in line:
-            value = float(figures[name])
-            low, high = (float(figures.get(f"{name}_{end}", value)) for end in ("low", "high"))
-            found.append((float(line["tokens"]), value, low, high))
-    return found

@@ -1,23 +1,29 @@
 """Draw the distribution of the samples' scores."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from training.comparison.load import Comparison
 from training.comparison.section import Plot, Section
 from training.comparison.style import NARROW, WIDE, Look, drawing, new_figure, percent_tick, tick, to_png
+from training.statistics import Floats
 
 
 def distribution_section(comparison: Comparison) -> Section | None:
     """How many samples have a score above each value."""
     if not any(len(run.scores) for run in comparison.runs):
         return None
+    several = any(len(group.runs) > 1 for group in comparison.groups)
+    seeds = " A curve is the mean over seeds, and thin lines are single seeds." if several else ""
     plot = Plot(
         "score-distributions",
         "",
         "How many samples have a score above each value, on a logarithmic scale: the further right a curve ends, the "
-        "worse the worst samples.",
-        f"Share of samples whose {comparison.baseline.report.column} score exceeds each value, one curve per run.",
+        f"worse the worst samples.{seeds}",
+        f"Share of samples whose {comparison.baseline.report.column} score exceeds each value, one curve each for "
+        f"{', '.join(group.label for group in comparison.groups)}.",
         lambda look: score_distributions(comparison, look),
     )
     return Section("Scores of the samples", plots=[plot])
@@ -29,21 +35,21 @@ def score_distributions(comparison: Comparison, look: Look) -> bytes:
         figure = new_figure(*((NARROW, 3.5) if look.narrow else (WIDE, 4.0)))
         axes = figure.subplots()
         smallest = 1.0
-        sampled = comparison.sampled
-        positive = np.concatenate([run.scores[run.scores > 0] for run in sampled] or [np.zeros(0)])
-        guided = {place for place, run in enumerate(sampled) if run.guidance is not None}
-        lines = look.lines([run.facts.objective for run in sampled], guided)
-        for number, (run, line) in enumerate(zip(sampled, lines, strict=True)):
-            if not len(run.scores):
+        positive = np.concatenate([run.scores[run.scores > 0] for run in comparison.sampled] or [np.zeros(0)])
+        guided = {place for place, group in enumerate(comparison.groups) if group.guidance is not None}
+        lines = look.lines([group.objective for group in comparison.groups], guided)
+        for number, (group, line) in enumerate(zip(comparison.groups, lines, strict=True)):
+            seeds = [run.scores for run in group.runs if len(run.scores)]
+            if not seeds:
                 continue
-            x, counts = np.unique(run.scores, return_counts=True)
-            above = 1 - np.cumsum(counts) / len(run.scores)
-            x, above = np.concatenate([[0.0], x]), np.concatenate([[1.0], above])
-            smallest = min(smallest, 1 / len(run.scores))
-            # Markers at evenly spaced heights, which differ by run so that they do not cover each other.
+            x, above = shares_above(seeds)
+            smallest = min(smallest, *(1 / len(scores) for scores in seeds))
+            for scores in seeds if len(seeds) > 1 else ():
+                axes.step(*shares_above([scores]), where="post", color=line["color"], linewidth=0.7, alpha=0.35)
+            # Markers at evenly spaced heights, which differ by group so that they do not cover each other.
             heights = smallest ** np.linspace(0.06 + 0.02 * number, 1, 7)
             marked = sorted({int(each) for each in np.searchsorted(-above, -heights) if each < len(above)})
-            axes.step(x, np.maximum(above, 0), where="post", label=run.label, markevery=marked, **line)
+            axes.step(x, above, where="post", label=group.label, markevery=marked, **line)
         axes.set_yscale("log")
         axes.set_ylim(smallest * 0.8, 1.25)
         axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
@@ -72,3 +78,17 @@ def score_distributions(comparison: Comparison, look: Look) -> bytes:
             labelcolor=look.ink,
         )  # fmt: skip
         return to_png(figure)
+
+
+def shares_above(seeds: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """The share of samples with a higher score than each of the scores and 0, as a mean over seeds of equal weight.
+
+    Args:
+        seeds: the scores of each seed's samples, float64 [n], at least one each.
+
+    Returns:
+        The scores in order, and the shares; float64 [m].
+    """
+    x = np.unique(np.concatenate([np.zeros(1), *seeds]))
+    above = [1 - np.searchsorted(np.sort(scores), x, side="right") / len(scores) for scores in seeds]
+    return x, np.mean(above, axis=0)

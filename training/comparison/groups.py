@@ -96,6 +96,20 @@ def group_seeds(runs: Sequence[LoadedRun]) -> list[Group]:
     return found
 
 
+def values_by_seed(group: Group, x: Figure, y: Figure) -> list[tuple[float, float]]:
+    """Two figures of each of several seeds; empty for one seed, whose figures are the group's."""
+    pairs = [(x(run), y(run)) for run in group.runs] if len(group.runs) > 1 else []
+    return [(one.value, other.value) for one, other in pairs if one is not None and other is not None]
+
+
+def intervals_over(groups: Sequence[Group], single: str) -> str:
+    """What the 95 % intervals of groups are over, in words: seeds, or for one seed `single`."""
+    several = [len(group.runs) > 1 for group in groups]
+    if all(several):
+        return "over seeds"
+    return f"over seeds, of a single one over {single}" if any(several) else f"over {single}"
+
+
 def _names(groups: dict[tuple[str, int], list[LoadedRun]]) -> dict[tuple[str, int], str]:
     """Name a group by its objective, or by what differs from the objective's other groups; one run by its label."""
     names = {}

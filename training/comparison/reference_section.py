@@ -6,7 +6,7 @@ from functools import cached_property
 
 from scorers.amounts import format_count
 from scorers.printing import printable
-from training.comparison.groups import Group, misalignment
+from training.comparison.groups import Group, misalignment, values_by_seed
 from training.comparison.load import Comparison
 from training.comparison.rule import Judgement
 from training.comparison.run import LoadedRun
@@ -280,27 +280,19 @@ def _plot(comparison: Comparison, reference: Reference, place: int) -> Plot | No
     plain = [group for group in comparison.groups if group.guidance is None]
     if len(measured) < max(2, len(plain)):
         return None
-    judgement = Judgement(comparison)
-    front, judged = ([id(group) for group in groups] for groups in (judgement.front, judgement.judged))
-    ringed = [group for group, _, _ in measured if id(group) in front]
-    ring = 0 < len(ringed) < len(measured)
+    ringed, about_rings = Judgement(comparison).rings([group for group, _, _ in measured])
+    seeds = {group.label: values_by_seed(reference.moved(group), reference.kl, misalignment) for group in plain}
     caption = "Mean misalignment of samples against KL from the reference, with 95 % intervals."
-    if ring:
-        caption += f" A ring: by the rule of this page, no other is better than {listed(_labels(ringed), 'or')}."
-    elif not ringed and all(id(group) in judged for group, _, _ in measured):
-        caption += " By the rule of this page, others are better than each of these."
+    if any(seeds.values()):
+        caption += " Faint marks are single seeds."
     points = [
-        Point(group.label, group.objective, False, kl, score, ring and id(group) in front)
+        Point(group.label, group.objective, False, kl, score, seeds[group.label], any(group is each for each in ringed))
         for group, kl, score in measured
     ]
     return Plot(
         "distance" if place == 1 else f"distance-{place}",
         f"Misalignment against the distance from {reference.label}",
-        caption,
+        caption + about_rings,
         "; ".join(f"{group.label}: misalignment {shown(score)}, KL {shown(kl)}" for group, kl, score in measured),
         lambda look: draw_points(look, points, "KL from the reference, nats per text", misalignment_axis(comparison)),
     )
-
-
-def _labels(groups: Sequence[Group]) -> list[str]:
-    return [group.label for group in groups]

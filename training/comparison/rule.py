@@ -1,5 +1,6 @@
 """The rule by which one objective counts as better than another, and what follows from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -12,6 +13,7 @@ from training.comparison.differences import (
 )
 from training.comparison.groups import Group, bits_per_byte, misalignment
 from training.comparison.load import Comparison
+from training.comparison.wording import listed
 
 MOST_COST = 0.05
 RULE = (
@@ -72,6 +74,18 @@ class Judgement:
             for group in self.judged
             if not any(self.standing(other, group) == "better" for other in self.judged if other is not group)
         ]
+
+    def rings(self, drawn: Sequence[Group]) -> tuple[list[Group], str]:
+        """The groups that a plot of some groups rings, those on the front, and a sentence about them for its caption.
+
+        Where all or none are on the front, nothing is ringed.
+        """
+        front = [group for group in drawn if any(group is each for each in self.front)]
+        if 0 < len(front) < len(drawn):
+            labels = listed([group.label for group in front], "or")
+            return front, f" A ring: by the rule of this page, no other is better than {labels}."
+        judged = all(any(group is each for each in self.judged) for group in drawn)
+        return [], " By the rule of this page, others are better than each of these." if judged and not front else ""
 
     @cached_property
     def recommended(self) -> Group | None:

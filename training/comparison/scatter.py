@@ -21,6 +21,7 @@ class Point:
         objective: whose colour and marker it has.
         outline: whether only the outline of the marker is drawn, for guided samples.
         x, y: its figures; lower is better in both.
+        seeds: the figures of each of several seeds, which are drawn faintly.
         ringed: whether a ring sets it off from the others.
     """
 
@@ -29,6 +30,7 @@ class Point:
     outline: bool
     x: Estimate
     y: Estimate
+    seeds: Sequence[tuple[float, float]] = ()
     ringed: bool = False
 
 
@@ -39,6 +41,8 @@ def draw_points(look: Look, points: Sequence[Point], x_label: str, y_label: str)
         axes = figure.subplots()
         for each in points:
             colour, x, y = look.colour(each.objective), each.x, each.y
+            for seed in each.seeds:
+                axes.plot(*seed, color=colour, alpha=0.4, **look.marker(each.objective, 4.5) | {"zorder": 1.5})
             axes.errorbar(
                 x.value, y.value, xerr=reach(x), yerr=reach(y), fmt="none", ecolor=colour, elinewidth=1.5, alpha=0.75
             )
@@ -48,8 +52,10 @@ def draw_points(look: Look, points: Sequence[Point], x_label: str, y_label: str)
                     x.value, y.value, marker="o", markersize=16, markerfacecolor="none", markeredgecolor=look.ink,
                     markeredgewidth=1.1,
                 )  # fmt: skip
-        _maybe_log(axes, "x", [value for each in points for value in ends(each.x)], at_least=0.15)
-        _maybe_log(axes, "y", [value for each in points for value in ends(each.y)], at_least=8)
+        seeds = [seed for each in points for seed in each.seeds]
+        x_ends, y_ends = ([end for each in points for end in ends(getattr(each, name))] for name in "xy")
+        _maybe_log(axes, "x", [*x_ends, *(x for x, _ in seeds)], at_least=0.15)
+        _maybe_log(axes, "y", [*y_ends, *(y for _, y in seeds)], at_least=8)
         axes.margins(0.12)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)

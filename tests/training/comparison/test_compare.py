@@ -23,7 +23,6 @@ from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
 from tests.training import foreign_tokenizers
 from tests.training.run_folders import SCORER, make_run, make_six
-from training.comparison.curves import training_loss
 from training.comparison.differences import held_out_differences, misalignment_differences
 from training.comparison.estimates import estimate_panels
 from training.comparison.examples import MOST_CHARACTERS, at_percentiles, example_section
@@ -31,6 +30,7 @@ from training.comparison.filters import Filters
 from training.comparison.findings import findings
 from training.comparison.groups import misalignment
 from training.comparison.load import Comparison, load_comparison
+from training.comparison.metric_lines import training_loss
 from training.comparison.page import check_output, to_dict, write_comparison
 from training.comparison.reproduce import commands
 from training.comparison.rule import RULE, Judgement
