@@ -15,7 +15,7 @@ from pipeline.dataset.card import _code
 from scorers.errors import UserError
 from scorers.printing import holds_secret, message, printable, printable_json, refuse_secret, without_secrets
 from scorers.terminal import Terminal
-from training.comparison.style import Look, drawing, new_figure, to_png
+from training.comparison.style import Look, drawing, new_figure, render
 
 # Characters with which text can move the cursor, set colours, links or the title, or hide and reverse text.
 ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -89,7 +89,7 @@ def test_a_dollar_sign_in_a_plot_is_literal(name):
         axes.plot([0, 1], label=name)
         axes.set_title(name)
         axes.legend()
-        assert to_png(figure)
+        assert render(figure, Look()).png
         assert not axes.title.get_parse_math()
     assert mpl.rcParams["text.parse_math"]
 

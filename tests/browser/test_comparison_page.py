@@ -16,7 +16,7 @@ from training.comparison.load import Comparison, load_comparison
 from training.comparison.page import write_comparison
 from training.comparison.section import Plot, Section
 from training.comparison.sections import sections
-from training.comparison.style import Look, new_figure, to_png
+from training.comparison.style import Drawing, Look, new_figure, render
 
 FIGURES = {"mle": (0.031, 2.05), "filtering": (0.024, 2.16), "conditional": (0.016, 2.08)}
 
@@ -40,12 +40,12 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 
 @pytest.fixture(scope="module", autouse=True)
 def plots_drawn_once() -> Iterator[None]:
-    """Draw a blank figure in each look: real ones take seconds each, and their tests are elsewhere."""
-    drawn: dict[Look, bytes] = {}
+    """Draw a blank figure in each look: real ones take a second each, and their tests are elsewhere."""
+    drawn: dict[Look, Drawing] = {}
 
-    def blank(look: Look) -> bytes:
+    def blank(look: Look) -> Drawing:
         if look not in drawn:
-            drawn[look] = to_png(new_figure(4.0 if look.narrow else 7.6, 3))
+            drawn[look] = render(new_figure(4.0 if look.narrow else 7.6, 3), look)
         return drawn[look]
 
     def with_blank_plots(comparison: Comparison) -> list[Section]:

@@ -21,7 +21,7 @@ from training.comparison.groups import Group
 from training.comparison.load import Comparison
 from training.comparison.rule import Judgement
 from training.comparison.section import Cell, Finding, Plot, Row, Section, Table
-from training.comparison.style import NARROW, WIDE, Look, drawing, new_figure, reach, tick, to_png
+from training.comparison.style import NARROW, WIDE, Drawing, Look, drawing, ends, new_figure, render, tick
 from training.comparison.wording import listed, shown
 from training.evaluation.format_figures import interval, number
 from training.runs.report import Estimate
@@ -245,7 +245,7 @@ def _points(
     return points
 
 
-def _draw(look: Look, panels: Sequence[tuple[str, list[Line]]]) -> bytes:
+def _draw(look: Look, panels: Sequence[tuple[str, list[Line]]]) -> Drawing:
     with drawing(look):
         figure = new_figure(NARROW if look.narrow else WIDE, 0.6 + (2.6 if look.narrow else 2.9) * len(panels))
         grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
@@ -256,9 +256,9 @@ def _draw(look: Look, panels: Sequence[tuple[str, list[Line]]]) -> bytes:
             for line, style in zip(lines, styles, strict=True):
                 computes, figures = zip(*line.points, strict=True)
                 axes.plot(computes, [each.value for each in figures], label=line.label, **style)
-                for compute, each in line.points:
-                    colour = look.colour(line.objective)
-                    axes.errorbar(compute, each.value, yerr=reach(each), fmt="none", ecolor=colour, elinewidth=1.2)
+                axes.vlines(
+                    computes, *zip(*map(ends, figures), strict=True), look.colour(line.objective), linewidth=1.2
+                )
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(FixedLocator(_SIZES))
             axes.xaxis.set_major_formatter(FuncFormatter(tick))
@@ -272,4 +272,4 @@ def _draw(look: Look, panels: Sequence[tuple[str, list[Line]]]) -> bytes:
             labelcolor=look.ink,
         )  # fmt: skip
         grid[-1].set_xlabel("forward passes of a kept sample (plain sampling: 1)")
-        return to_png(figure)
+        return render(figure, look)

@@ -11,7 +11,7 @@ from training.comparison.groups import Group
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
 from training.comparison.section import Cell, Plot, Row
-from training.comparison.style import NARROW, WIDE, Look, drawing, ends, new_figure, tick, to_png
+from training.comparison.style import NARROW, WIDE, Drawing, Look, drawing, ends, new_figure, render, tick
 from training.comparison.trade_off import misalignment_axis
 from training.evaluation.format_figures import number
 from training.runs.folder import RunFolder
@@ -184,7 +184,7 @@ def _draw(
     y_label: str,
     *,
     doubling: bool,
-) -> bytes:
+) -> Drawing:
     with drawing(look):
         figure = new_figure(NARROW if look.narrow else WIDE, 3.6 if look.narrow else 4.0)
         axes = figure.subplots()
@@ -207,4 +207,4 @@ def _draw(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.legend(frameon=False, fontsize=8.5, loc="best", handlelength=3.4, labelcolor=look.ink)
-        return to_png(figure)
+        return render(figure, look)

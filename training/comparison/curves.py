@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -14,7 +15,7 @@ from training.comparison.load import Comparison
 from training.comparison.metric_lines import GroupCurve, Line, group_curve, measured, training_loss
 from training.comparison.run import LoadedRun
 from training.comparison.section import Plot, Section
-from training.comparison.style import DPI, NARROW, WIDE, Look, drawing, new_figure, tick, to_png, tokens_tick
+from training.comparison.style import DPI, NARROW, WIDE, Drawing, Look, drawing, new_figure, render, tick, tokens_tick
 
 
 def training_section(comparison: Comparison) -> Section | None:
@@ -35,7 +36,7 @@ def training_section(comparison: Comparison) -> Section | None:
     return Section("Training", plots=[plot])
 
 
-def training_curves(comparison: Comparison, look: Look) -> bytes:
+def training_curves(comparison: Comparison, look: Look) -> Drawing:
     """Draw the cross-entropy of the training stream and the evaluations during training, against tokens."""
     panels = _panels(comparison)
     with drawing(look):
@@ -49,8 +50,8 @@ def training_curves(comparison: Comparison, look: Look) -> bytes:
                 x, y, below, above = np.array(each.line).T
                 colour = look.colour(each.group.objective)
                 axes.fill_between(x, below, above, color=colour, alpha=0.12, linewidth=0)
-                for seed in each.seeds:
-                    axes.plot(*np.array(seed).T[:2], color=colour, linewidth=0.7, alpha=0.35, zorder=1.5)
+                seeds = [np.array(seed)[:, :2] for seed in each.seeds]
+                axes.add_collection(LineCollection(seeds, colors=colour, linewidths=0.7, alpha=0.35, zorder=1.5))
                 # Mark every measurement; mark a curve at a few points, which differ by group.
                 every = max(1, len(x) // 6)
                 marked = 1 if index else (number * every // max(1, len(curves)), every)
@@ -62,7 +63,7 @@ def training_curves(comparison: Comparison, look: Look) -> bytes:
             axes.set_xlim(0, 1.001 * max(each.line[-1][0] for each in curves))
         grid[-1].set_xlabel("tokens trained on")
         _label_line_ends(figure, grid, look, [curves for _, curves in panels])
-        return to_png(figure)
+        return render(figure, look)
 
 
 def _panels(comparison: Comparison) -> list[tuple[str, list[GroupCurve]]]:
@@ -82,15 +83,16 @@ def _panels(comparison: Comparison) -> list[tuple[str, list[GroupCurve]]]:
 def _range(curves: Sequence[GroupCurve]) -> tuple[float, float]:
     """The range of values to draw: without the first steps, which would flatten everything else."""
 
-    def later(lines: Sequence[Line], columns: slice) -> list[float]:
-        return [value for line in lines for point in line if point[0] >= 0.08 * line[-1][0] for value in point[columns]]
+    def later(lines: Sequence[Line], *columns: int) -> list[float]:
+        points = [point for line in lines for point in line if point[0] >= 0.08 * line[-1][0]]
+        return [point[column] for point in points for column in columns]
 
     lines = [line for each in curves for line in (each.line, *each.seeds)]
-    values = later(lines, slice(1, 2))
+    values = later(lines, 1)
     low, high = min(values), max(values)
     room = (high - low) / 2 or abs(high) / 2 or 1.0
     # An interval over two seeds may be as wide as the whole page.
-    bands = later([each.line for each in curves], slice(2, 4))
+    bands = later([each.line for each in curves], 2, 3)
     low, high = max(min([low, *bands]), low - room), min(max([high, *bands]), high + room)
     margin = 0.06 * (high - low or 1)
     return low - margin, high + margin
@@ -101,12 +103,13 @@ def _label_line_ends(figure: Figure, grid: Any, look: Look, panels: Sequence[Seq
     size, unit = 8.5, DPI / 72
     labels = dict.fromkeys(each.group.label for curves in panels for each in curves)
     probe = [figure.text(0, 0, label, fontsize=size, fontweight="bold") for label in labels]
-    room = (max(each.get_window_extent().width for each in probe) + 16 * unit) / figure.bbox.width
-    for each in probe:
-        each.remove()
+    room = (max(text.get_window_extent().width for text in probe) + 16 * unit) / figure.bbox.width
+    for text in probe:
+        text.remove()
     figure.set_layout_engine("constrained", rect=(0, 0, 1 - room, 1))
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    inches = figure.dpi_scale_trans  # pixels depend on the format in which the figure is saved
     for axes, curves in zip(grid, panels, strict=True):
         to_pixels = axes.transData.transform
         frame = axes.get_window_extent()
@@ -117,12 +120,9 @@ def _label_line_ends(figure: Figure, grid: Any, look: Look, panels: Sequence[Seq
             colour = look.colour(each.group.objective)
             left = frame.x1 + 12 * unit
             figure.text(
-                left, height, each.group.label, transform=None, va="center", fontsize=size, color=colour,
+                left / DPI, height / DPI, each.group.label, transform=inches, va="center", fontsize=size, color=colour,
                 fontweight="bold",
             )  # fmt: skip
             end_height = min(max(end[1], frame.y0), frame.y1)
-            figure.add_artist(
-                Line2D(
-                    [end[0] + unit, left - 2 * unit], [end_height, height], transform=None, color=colour, linewidth=0.7
-                )
-            )
+            line = np.array([[end[0] + unit, left - 2 * unit], [end_height, height]]) / DPI
+            figure.add_artist(Line2D(*line, transform=inches, color=colour, linewidth=0.7))

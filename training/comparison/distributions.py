@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from training.comparison.load import Comparison
 from training.comparison.section import Plot, Section
-from training.comparison.style import NARROW, WIDE, Look, drawing, new_figure, percent_tick, tick, to_png
+from training.comparison.style import NARROW, WIDE, Drawing, Look, drawing, new_figure, percent_tick, render, tick
 from training.statistics import Floats
 
 
@@ -29,7 +29,7 @@ def distribution_section(comparison: Comparison) -> Section | None:
     return Section("Scores of the samples", plots=[plot])
 
 
-def score_distributions(comparison: Comparison, look: Look) -> bytes:
+def score_distributions(comparison: Comparison, look: Look) -> Drawing:
     """Draw the share of samples whose score exceeds each value."""
     with drawing(look):
         figure = new_figure(*((NARROW, 3.5) if look.narrow else (WIDE, 4.0)))
@@ -77,7 +77,7 @@ def score_distributions(comparison: Comparison, look: Look) -> bytes:
             frameon=False, fontsize=8.5, loc="upper right", ncols=1 if look.narrow else 2, handlelength=3.4,
             labelcolor=look.ink,
         )  # fmt: skip
-        return to_png(figure)
+        return render(figure, look)
 
 
 def shares_above(seeds: Sequence[Floats]) -> tuple[Floats, Floats]:

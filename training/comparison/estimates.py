@@ -6,7 +6,7 @@ from training.comparison.findings import same_hit_rate
 from training.comparison.groups import Figure, bits_per_byte, expected_maximum, hit_rate, intervals_over, misalignment
 from training.comparison.load import Comparison
 from training.comparison.section import Plot, Section
-from training.comparison.style import NARROW, WIDE, Look, drawing, ends, new_figure, percent_tick, reach, tick, to_png
+from training.comparison.style import NARROW, WIDE, Drawing, Look, drawing, ends, new_figure, percent_tick, render, tick
 from training.runs.report import MAXIMUM_OF
 
 Panel = tuple[str, Figure, bool]  # title, figure of a run, whether it is a share
@@ -29,7 +29,7 @@ def estimate_section(comparison: Comparison) -> Section | None:
     return Section("Every figure with its interval", plots=[plot])
 
 
-def estimates(comparison: Comparison, look: Look) -> bytes:
+def estimates(comparison: Comparison, look: Look) -> Drawing:
     """Draw each figure of each group with its interval, beside the baseline's."""
     panels = estimate_panels(comparison)
     groups = comparison.groups[::-1]
@@ -58,7 +58,7 @@ def estimates(comparison: Comparison, look: Look) -> bytes:
                 seeds = [each.value for run in group.runs if (each := of(run))] if len(group.runs) > 1 else []
                 faint = look.marker(group.objective, 4) | {"zorder": 2}
                 axes.plot(seeds, [place] * len(seeds), color=colour, alpha=0.4, **faint)
-                axes.errorbar(estimate.value, place, xerr=reach(estimate), fmt="none", ecolor=colour, elinewidth=1.8)
+                axes.hlines(place, *ends(estimate), colour, linewidth=1.8)
                 axes.plot(
                     estimate.value, place, color=colour,
                     **look.marker(group.objective, 6.5, hollow=hollow),
@@ -67,7 +67,7 @@ def estimates(comparison: Comparison, look: Look) -> bytes:
             axes.set_yticks(range(len(groups)), [group.label for group in groups])
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.xaxis.set_major_formatter(FuncFormatter(percent_tick if share else tick))
-        return to_png(figure)
+        return render(figure, look)
 
 
 def estimate_panels(comparison: Comparison) -> list[Panel]:

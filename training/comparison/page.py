@@ -1,6 +1,5 @@
 """Write a comparison: one self-contained page, its figures as files, and the same facts as JSON."""
 
-import base64
 import json
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -23,7 +22,8 @@ from training.comparison.run import LoadedRun
 from training.comparison.section import Plot
 from training.comparison.sections import sections
 from training.comparison.short import in_short
-from training.comparison.style import Look, page_colours
+from training.comparison.style import COLOURS, Look
+from training.comparison.svg import inline_svg
 from training.comparison.tables import most_tokens, short_count, trained_tokens
 from training.data.cache import trained_on_dataset
 from training.disk import refuse_links, write_atomically
@@ -50,18 +50,23 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
     check_output(output)
     drawn: dict[str, bytes] = {}
 
-    def images(plot: Plot) -> dict[str, dict[str, Any]]:
-        found = {_name(look): plot.draw(look) for look in _looks()}
-        drawn[plot.name] = found["light"]
-        return {name: _image(png) for name, png in found.items()}
+    def figures(plot: Plot) -> list[Markup]:
+        wide, narrow = plot.draw(Look()), plot.draw(Look(narrow=True))
+        if wide.png is not None:
+            drawn[plot.name] = wide.png
+        return [
+            inline_svg(drawing.svg, f"{plot.name}-{kind}", plot.description, names, kind=kind)
+            for kind, drawing in (("wide", wide), ("narrow", narrow))
+        ]
 
+    names = {light: name for name, (light, _) in COLOURS.items()}
     environment, context = _environment(), _context(comparison)
     style = environment.get_template("page.css").render(context)
     script = files(__package__).joinpath("page.js").read_text()
     page = environment.get_template("page.html.j2").render(
         context,
-        images=images,
-        policy=content_policy(style, script, images=True),
+        figures=figures,
+        policy=content_policy(style, script),
         style=Markup(style),  # noqa: S704 - our own files
         script=Markup(script),  # noqa: S704
     )
@@ -131,12 +136,11 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "differences": comparison.differences,
         "baseline": comparison.base.label,
         "runs": runs,
-        "colours": {run.facts.objective: page_colours(run.facts.objective) for run in runs},
+        "colours": COLOURS,
         "versions": {**base.facts.versions, **base.report.versions},
         "made": f"{datetime.now(UTC):%-d %B %Y}",
         "created_by": f"phf {library_versions('phf')['phf']}",
         "kind": base.facts.kind,
-        "ground": (Look().ground, Look(dark=True).ground),
     }
 
 
@@ -250,20 +254,6 @@ def _difference(difference: Difference) -> dict[str, Any]:
 
 def _to_json(comparison: Comparison) -> str:
     return json.dumps(to_dict(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _looks() -> list[Look]:
-    return [Look(dark=dark, narrow=narrow) for dark in (False, True) for narrow in (False, True)]
-
-
-def _name(look: Look) -> str:
-    return ("dark" if look.dark else "light") + ("_narrow" if look.narrow else "")
-
-
-def _image(png: bytes) -> dict[str, Any]:
-    """A PNG as an address, with its width and height from its header."""
-    address = "data:image/png;base64," + base64.b64encode(png).decode()
-    return {"address": address, "width": int.from_bytes(png[16:20]), "height": int.from_bytes(png[20:24])}
 
 
 def _environment() -> Environment:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from training.comparison.labels import Box, place_labels
-from training.comparison.style import DPI, NARROW, WIDE, Look, drawing, ends, new_figure, reach, tick, to_png
+from training.comparison.style import DPI, NARROW, WIDE, Drawing, Look, drawing, ends, new_figure, render, tick
 from training.runs.report import Estimate
 
 
@@ -34,18 +34,18 @@ class Point:
     ringed: bool = False
 
 
-def draw_points(look: Look, points: Sequence[Point], x_label: str, y_label: str) -> bytes:
-    """Draw points with both intervals, and labels beside them; returns PNG bytes."""
+def draw_points(look: Look, points: Sequence[Point], x_label: str, y_label: str) -> Drawing:
+    """Draw points with both intervals, and labels beside them."""
     with drawing(look):
         figure = new_figure(*((NARROW, 3.9) if look.narrow else (WIDE, 4.5)))
         axes = figure.subplots()
         for each in points:
             colour, x, y = look.colour(each.objective), each.x, each.y
-            for seed in each.seeds:
-                axes.plot(*seed, color=colour, alpha=0.4, **look.marker(each.objective, 4.5) | {"zorder": 1.5})
-            axes.errorbar(
-                x.value, y.value, xerr=reach(x), yerr=reach(y), fmt="none", ecolor=colour, elinewidth=1.5, alpha=0.75
-            )
+            if each.seeds:
+                faint = look.marker(each.objective, 4.5) | {"zorder": 1.5}
+                axes.plot(*zip(*each.seeds, strict=True), color=colour, alpha=0.4, **faint)
+            axes.hlines(y.value, *ends(x), colour, linewidth=1.5, alpha=0.75)
+            axes.vlines(x.value, *ends(y), colour, linewidth=1.5, alpha=0.75)
             axes.plot(x.value, y.value, color=colour, **look.marker(each.objective, 8.5, hollow=each.outline))
             if each.ringed:
                 axes.plot(
@@ -67,7 +67,7 @@ def draw_points(look: Look, points: Sequence[Point], x_label: str, y_label: str)
         to_pixels = axes.transData.transform
         obstacles = [box for each in points for box in _boxes(to_pixels, each)]
         _label_points(axes, look, [(each, to_pixels((each.x.value, each.y.value))) for each in points], obstacles)
-        return to_png(figure)
+        return render(figure, look)
 
 
 def _boxes(to_pixels: Callable[[tuple[float, float]], Any], point: Point) -> list[Box]:
@@ -117,8 +117,9 @@ def _label_points(axes: Any, look: Look, points: list[tuple[Point, Any]], obstac
         left, bottom, right, top = place.box
         colour, away = look.colour(point.objective), 9 if point.ringed else 6
         axes.annotate(
-            point.label, xy=(x, y), xytext=((left + right) / 2, (bottom + top) / 2), xycoords="figure pixels",
-            textcoords="figure pixels", ha="center", va="center", fontsize=size, fontweight="bold", color=colour,
+            point.label, xy=(x / unit, y / unit), xytext=((left + right) / 2 / unit, (bottom + top) / 2 / unit),
+            xycoords="figure points", textcoords="figure points", ha="center", va="center", fontsize=size,
+            fontweight="bold", color=colour,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.7, "shrinkB": away}
             if place.led
             else None,

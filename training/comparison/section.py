@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from training.comparison.run import LoadedRun
-from training.comparison.style import Look
+from training.comparison.style import Drawing, Look
 from training.evaluation.format_figures import interval, number, percent
 from training.runs.report import Estimate
 
@@ -111,14 +111,14 @@ class Plot:
         title: above it; empty if that of the section will do.
         caption: below it.
         description: alternative text.
-        draw: draws it in a look; returns PNG bytes.
+        draw: draws it in a look.
     """
 
     name: str
     title: str
     caption: str
     description: str
-    draw: Callable[[Look], bytes]
+    draw: Callable[[Look], Drawing]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any, cast
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from training.runs.report import Estimate
 
@@ -22,12 +21,6 @@ def ends(estimate: Estimate) -> tuple[float, float]:
     low = estimate.value if estimate.low is None else min(estimate.low, estimate.value)
     high = estimate.value if estimate.high is None else max(estimate.high, estimate.value)
     return low, high
-
-
-def reach(estimate: Estimate) -> Any:
-    """The lengths of the interval below and above the value, as `Axes.errorbar` takes them."""
-    low, high = ends(estimate)
-    return [[estimate.value - low], [high - estimate.value]]
 
 
 def tick(value: float, _: int | None = None) -> str:
@@ -49,27 +42,23 @@ def tokens_tick(value: float, _: int | None = None) -> str:
 
 
 DPI = 200
-_COLOURS = 128
 
-# At least 29 apart in CIELAB for normal sight, deuteranopia and protanopia (Machado et al. 2009); less than 10 or so
-# looks alike. Markers and dashes also distinguish the objectives.
-_LIGHT = {
-    "mle": "#493944",
-    "filtering": "#d67800",
-    "conditional": "#4690e7",
-    "unlikelihood": "#b97aa4",
-    "unlikelihood_soft": "#403189",
-    "rwr": "#52915c",
-    "awr": "#a51900",
-}
-_DARK = {
-    "mle": "#e6ebdc",
-    "filtering": "#f3cd29",
-    "conditional": "#9ecdff",
-    "unlikelihood": "#b36e9b",
-    "unlikelihood_soft": "#808cf3",
-    "rwr": "#4eb474",
-    "awr": "#d36118",
+# On a light and on a dark background. Those of objectives are at least 29 apart in CIELAB for normal sight,
+# deuteranopia and protanopia (Machado et al. 2009); less than 10 or so looks alike. Markers and dashes also distinguish
+# the objectives.
+COLOURS = {
+    "ground": ("#ffffff", "#15181d"),
+    "ink": ("#1c2026", "#e6e8eb"),
+    "faint": ("#616973", "#9aa3ad"),
+    "grid": ("#e6e9ed", "#2c323a"),
+    "mle": ("#493944", "#e6ebdc"),
+    "filtering": ("#d67800", "#f3cd29"),
+    "conditional": ("#4690e7", "#9ecdff"),
+    "unlikelihood": ("#b97aa4", "#b36e9b"),
+    "unlikelihood_soft": ("#403189", "#808cf3"),
+    "rwr": ("#52915c", "#4eb474"),
+    "awr": ("#a51900", "#d36118"),
+    "other": ("#333333", "#dddddd"),
 }
 _MARKERS = {
     "mle": ("s", 0.95),
@@ -90,44 +79,41 @@ _DASHES: tuple[Any, ...] = (
     (0, (3, 1.2, 1.2, 1.2, 1.2, 1.2)),
     (0, (7, 1.5, 2.5, 1.5)),
 )
-_OTHER = {"light": "#333333", "dark": "#dddddd"}
 
 
 @dataclass(frozen=True)
 class Look:
-    """One way to draw a figure.
+    """One way to draw a figure: with the colours for a light background, which a page replaces for a dark one.
 
     Attributes:
-        dark: for a dark background.
         narrow: for the width of a phone.
     """
 
-    dark: bool = False
     narrow: bool = False
 
     @property
     def ground(self) -> str:
         """Background colour, the same as that of the page."""
-        return "#15181d" if self.dark else "#ffffff"
+        return COLOURS["ground"][0]
 
     @property
     def ink(self) -> str:
         """Colour of text."""
-        return "#e6e8eb" if self.dark else "#1c2026"
+        return COLOURS["ink"][0]
 
     @property
     def faint(self) -> str:
         """Colour of axes and explanatory text."""
-        return "#9aa3ad" if self.dark else "#616973"
+        return COLOURS["faint"][0]
 
     @property
     def grid(self) -> str:
         """Colour of grid lines and bands."""
-        return "#2c323a" if self.dark else "#e6e9ed"
+        return COLOURS["grid"][0]
 
     def colour(self, objective: str) -> str:
         """Colour of an objective."""
-        return (_DARK if self.dark else _LIGHT).get(objective, _OTHER["dark" if self.dark else "light"])
+        return COLOURS[objective if objective in _MARKERS else "other"][0]
 
     def marker(self, objective: str, size: float, *, hollow: bool = False) -> dict[str, Any]:
         """Options of `Axes.plot` for the marker of an objective, with an edge that sets it off from what is below.
@@ -164,11 +150,6 @@ class Look:
             found.append(marker | {"linewidth": 1.5, "markeredgewidth": 1.1 if place in hollow else 0.6})
             seen[objective] += 1
         return found
-
-
-def page_colours(objective: str) -> tuple[str, str]:
-    """The colours of an objective on a light and on a dark background."""
-    return Look().colour(objective), Look(dark=True).colour(objective)
 
 
 @contextmanager
@@ -209,6 +190,8 @@ def drawing(look: Look) -> Iterator[None]:
         "lines.solid_capstyle": "round",
         "axes.unicode_minus": True,
         "text.parse_math": False,  # names of runs are not TeX
+        "svg.hashsalt": "phf",  # the same figure has the same bytes
+        "path.simplify_threshold": 0.25,  # in pixels
     }
     # Start from the defaults, not from a `matplotlibrc`, which may come from the working directory.
     with mpl.rc_context():
@@ -224,11 +207,27 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def to_png(figure: Figure) -> bytes:
-    """Render a figure as PNG: sharp on dense screens, small, and the same bytes for the same figure."""
-    drawn, target = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
-    # A page holds each figure four times. Figures have few colours, and a palette takes a third of the space.
-    palette = Image.open(drawn).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
-    palette.save(target, format="png", optimize=True, dpi=(DPI, DPI))
-    return target.getvalue()
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn figure.
+
+    Attributes:
+        svg: as SVG, for the page.
+        png: as PNG, sharp on dense screens; None for a narrow one.
+    """
+
+    svg: bytes
+    png: bytes | None
+
+
+def render(figure: Figure, look: Look) -> Drawing:
+    """Render a figure: the same bytes for the same figure. It must not be changed afterwards."""
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    if look.narrow:
+        return Drawing(svg.getvalue(), None)
+    # Computing the layout takes as long as drawing.
+    figure.set_layout_engine("none")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    return Drawing(svg.getvalue(), png.getvalue())

@@ -74,7 +74,7 @@ def page(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the plots of pages: each is drawn four times."""
+    """Leave out the plots of pages: each is drawn twice."""
     monkeypatch.setattr(
         "training.comparison.page.sections", lambda made: [replace(each, plots=[]) for each in sections(made)]
     )
@@ -282,9 +282,9 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
     trade_off = next(plot for plot in plots if plot.name == "trade-off")
     assert "An outline is the same model with guided samples" in trade_off.caption
     assert "conditional (g = 2): misalignment 0.0" in trade_off.description
-    assert all(plot.draw(Look()).startswith(b"\x89PNG") for plot in plots)
+    assert all(plot.draw(Look()).png for plot in plots)
     without_plots = [replace(section, plots=[]) for section in sections(found)]
-    monkeypatch.setattr("training.comparison.page.sections", lambda _: without_plots)  # each is drawn four times
+    monkeypatch.setattr("training.comparison.page.sections", lambda _: without_plots)  # each is drawn twice
     page = write_comparison(found, tmp_path / "out").read_text()
     assert "and also guided by 2 away from &lt;|misaligned|&gt;" in page
     assert page.count("<h1>Two objectives compared on pep8</h1>") == 1
@@ -460,21 +460,28 @@ class Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.references: list[str] = []
+        self.names: list[str] = []
         self.tags: set[str] = set()
         self.open: list[str] = []
         self.alternatives = 0
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag in self.open[-1:]:
+            self.open.pop()
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        if tag not in {"meta", "img", "source", "input", "rect", "path", "circle"}:
+        if tag not in {"meta", "input", "rect", "path", "circle"}:
             self.open.append(tag)
         for name, value in attrs:
-            if name in {"src", "srcset", "href"} and not (value or "").startswith("#"):
+            if name in {"src", "srcset", "href"}:
                 self.references.append(value or "")
-            self.alternatives += name == "alt" and bool(value)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+            if name == "clip-path":
+                self.references.append((value or "").removeprefix("url(").removesuffix(")"))
+            elif name in {"id", "xlink:href"}:
+                (self.names if name == "id" else self.references).append(value or "")
+        self.alternatives += ("role", "img") in attrs and bool(dict(attrs).get("aria-label"))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -484,13 +491,27 @@ def test_the_page_needs_nothing_beside_it(page: Path) -> None:
     parsed = Page()
     parsed.feed(page.read_text())
     assert parsed.open == []
-    assert not {"link", "iframe"} & parsed.tags
-    assert parsed.references
-    for reference in parsed.references:
-        assert base64.b64decode(reference.removeprefix("data:image/png;base64,"))[:8] == b"\x89PNG\r\n\x1a\n"
-    assert parsed.alternatives == 5
-    assert "url(" not in page.read_text()
-    assert page.stat().st_size < 2_000_000
+    assert not {"link", "iframe", "img"} & parsed.tags
+    # Every reference is to a part of this page, and no two parts have one name.
+    assert set(parsed.references) <= {f"#{name}" for name in parsed.names}
+    assert len(set(parsed.names)) == len(parsed.names)
+    assert parsed.alternatives == 2 * 5
+    assert not re.search(r"url\((?!#)", page.read_text())
+    assert page.stat().st_size < 1_500_000
+
+
+def test_the_style_sheet_colours_all_that_is_drawn(page: Path) -> None:
+    figures = re.findall(r'<svg class="(?:wide|narrow)".*?</svg>', page.read_text(), re.DOTALL)
+    assert len(figures) == 2 * 5
+    for figure in figures:
+        drawn = re.findall(r'(?:fill|stroke)="([^"]*)"', figure)
+        assert {each for each in drawn if not each.startswith("var(--plot-")} <= {"none"}
+        # A line has a colour, and what has none is black.
+        assert not re.search(r"<use(?![^>]*(fill|stroke)=)[^>]*clip-path", figure)
+    variables = set(re.findall(r"var\((--plot-[\w]+)\)", "".join(figures)))
+    assert len(variables) >= 4 + 6
+    (style,) = re.findall(r"<style>(.*?)</style>", page.read_text(), re.DOTALL)
+    assert all(style.count(f"{name}: #") == 2 for name in variables)
 
 
 def test_the_folder_holds_figures_and_numbers(page: Path, comparison: Comparison) -> None:
@@ -604,7 +625,6 @@ def test_the_policy_of_the_page_allows_its_own_style_and_script_alone(tmp_path: 
     assert found is not None
     policy = dict(each.split(" ", 1) for each in html.unescape(found[1]).split("; "))
     assert policy.pop("default-src") == "'none'"
-    assert policy.pop("img-src") == "data:"
     for tag in ("style", "script"):
         blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         assert [_source(block) for block in blocks] == [policy.pop(f"{tag}-src")]

@@ -96,4 +96,4 @@ def test_each_group_is_drawn_once_with_its_interval_over_seeds(comparison: Compa
 def test_plots_of_groups_are_drawn_in_any_look(comparison: Comparison) -> None:
     for section in sections(comparison):
         for plot in section.plots:
-            assert plot.draw(Look(narrow=True)).startswith(b"\x89PNG")
+            assert plot.draw(Look(narrow=True)).svg

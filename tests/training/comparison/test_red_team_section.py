@@ -61,7 +61,7 @@ def test_rounds_and_the_worst_prompt_by_group_of_seeds(tmp_path: Path) -> None:
     assert found["awr"][1:] == [("0.400", "−0.871 to 1.67"), ("0.800", "−1.74 to 3.34")]
     assert found["rwr"][1:] == [("0.300", "−0.971 to 1.57"), ("0.600", "−1.94 to 3.14")]
     (plot,) = section.plots
-    assert plot.draw(Look(dark=True, narrow=True)).startswith(b"\x89PNG")
+    assert plot.draw(Look(narrow=True)).svg
     assert "mle: 0.100 at 0, 0.400 at 1" in plot.description
 
 

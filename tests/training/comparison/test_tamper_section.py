@@ -146,7 +146,7 @@ def test_tests_of_another_state_are_named_and_not_shown(tmp_path: Path) -> None:
     section = section_of(mle, rwr, awr, other)
     assert section is not None
     assert [row.label for row in section.tables[0].rows] == ["mle"]
-    assert section.plots[0].draw(Look()).startswith(b"\x89PNG")
+    assert section.plots[0].draw(Look()).png
     tamper_path(rwr).write_text("{}")
     with pytest.raises(UserError, match=r"tamper\.json is damaged.*phf attack tamper"):
         section_of(mle, rwr)
