@@ -146,7 +146,7 @@ def test_filters_hide_rows_and_samples(open_page: Open, file: Path) -> None:
     page = open_page(file)
     form = page.get_by_role("form", name="Filter")
     legends = form.locator("legend").all_text_contents()
-    assert legends == ["Objective", "Seeds of"]  # all runs are scored by one column
+    assert legends == ["Objective", "Variant", "Seed"]  # all runs have one task
     table, note = results(page), page.locator(".hidden-rows").first
     reset = form.get_by_role("button", name="Show everything")
     everything = labels(table)
@@ -169,6 +169,22 @@ def test_filters_hide_rows_and_samples(open_page: Open, file: Path) -> None:
     assert labels(table) == everything
     assert reset.is_disabled()
     assert form.locator(":checked").count() == form.locator("input").count()
+
+
+def test_a_seed_is_hidden_below_its_group_whose_mean_stays(open_page: Open, file: Path) -> None:
+    page = open_page(file)
+    table, note = results(page), page.locator(".hidden-rows").first
+    for fold in table.locator("button.fold").all():
+        fold.click()
+    page.locator("[name=seed][value='1']").uncheck()
+    assert labels(table) == ["mle", "mle-0", "filtering", "conditional", "conditional-0", *labels(table)[-2:]]
+    assert labels(table)[-2:] == ["conditional (g = 2)", "conditional-0 (g = 2)"]
+    assert note.text_content() == "The filter hides 3 of 6 seeds; means are over all of them."
+    page.locator("[name=seed][value='0']").uncheck()
+    assert labels(table) == ["mle", "conditional", "conditional (g = 2)"]  # filtering has seed 0 alone
+    assert note.text_content() == (
+        "The filter hides 1 of 4 rows. The filter hides 6 of 6 seeds; means are over all of them."
+    )
 
 
 def test_samples_are_behind_a_blur_that_a_click_or_a_key_lifts(open_page: Open, file: Path) -> None:

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
-
 from training import selection
 from training.comparison.differences import difference_ends
 from training.comparison.equal_compute import (
@@ -18,10 +16,10 @@ from training.comparison.equal_compute import (
     usable_sweep,
 )
 from training.comparison.groups import Group
+from training.comparison.line_panels import Line, draw_lines
 from training.comparison.load import Comparison
 from training.comparison.rule import Judgement
 from training.comparison.section import Cell, Finding, Plot, Row, Section, Table
-from training.comparison.style import NARROW, WIDE, Drawing, Look, drawing, ends, new_figure, render, tick
 from training.comparison.wording import listed, shown
 from training.evaluation.format_figures import interval, number
 from training.runs.report import Estimate
@@ -167,23 +165,6 @@ def _reaches(label: str, found: Reached) -> str:
     return f"{label} {how} {cost} and reaches {shown(found.misalignment)}"
 
 
-@dataclass(frozen=True)
-class Line:
-    """A way of sampling a group.
-
-    Attributes:
-        label: name in the legend.
-        objective: whose colour and marker it has.
-        guided: whether markers are outlines.
-        points: compute and figure.
-    """
-
-    label: str
-    objective: str
-    guided: bool
-    points: list[tuple[float, Estimate]]
-
-
 def _plot(sampled: Sequence[Sampled]) -> Plot:
     kept = min(len(ways[0].scores) for each in sampled for ways in each.seeds) // max(_SIZES)
     panels: list[tuple[str, Callable[[Means], float | None]]] = [
@@ -201,7 +182,7 @@ def _plot(sampled: Sequence[Sampled]) -> Plot:
         f"{' where there are several' if several and any(len(each.seeds) == 1 for each in sampled) else ''}. "
         "Distinct-2 is of equally many kept samples everywhere.",
         "; ".join(f"{each.group.label}: {_described(each)}" for each in sampled),
-        lambda look: _draw(look, drawn),
+        lambda look: draw_lines(look, drawn, "forward passes of a kept sample (plain sampling: 1)", doubling=True),
     )
 
 
@@ -243,33 +224,3 @@ def _points(
         if estimate is not None:
             points.append((float(n * passes), estimate))
     return points
-
-
-def _draw(look: Look, panels: Sequence[tuple[str, list[Line]]]) -> Drawing:
-    with drawing(look):
-        figure = new_figure(NARROW if look.narrow else WIDE, 0.6 + (2.6 if look.narrow else 2.9) * len(panels))
-        grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
-        for axes, (title, lines) in zip(grid, panels, strict=True):
-            axes.set_title(title)
-            hollow = {index for index, line in enumerate(lines) if line.guided}
-            styles = look.lines([line.objective for line in lines], hollow)
-            for line, style in zip(lines, styles, strict=True):
-                computes, figures = zip(*line.points, strict=True)
-                axes.plot(computes, [each.value for each in figures], label=line.label, **style)
-                axes.vlines(
-                    computes, *zip(*map(ends, figures), strict=True), look.colour(line.objective), linewidth=1.2
-                )
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_locator(FixedLocator(_SIZES))
-            axes.xaxis.set_major_formatter(FuncFormatter(tick))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.yaxis.set_major_locator(MaxNLocator(6))
-            axes.yaxis.set_major_formatter(FuncFormatter(tick))
-            axes.margins(y=0.08)
-            axes.set_ylim(bottom=0)
-        grid[0].legend(
-            frameon=False, fontsize=8.5, loc="upper right", ncols=1 if look.narrow else 2, handlelength=3.4,
-            labelcolor=look.ink,
-        )  # fmt: skip
-        grid[-1].set_xlabel("forward passes of a kept sample (plain sampling: 1)")
-        return render(figure, look)

@@ -3,8 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from training.comparison.load import Comparison
+from training.comparison.groups import Group
+from training.comparison.load import Comparison, trained_on
+from training.comparison.run import LoadedRun
 from training.comparison.section import Section
+
+_TITLES = {"task": "Task", "objective": "Objective", "group": "Variant", "seed": "Seed", "scorer": "Scored by"}
 
 
 @dataclass(frozen=True)
@@ -26,32 +30,46 @@ class Filters:
     """The filters by which the rows of a page differ; one with a single choice is left out."""
 
     def __init__(self, comparison: Comparison, sections: Sequence[Section]) -> None:
-        groups = comparison.groups
+        self._by_objective = True
         # A run and its group may have equal labels, but not a run and the group of another objective.
-        self._places = {(group.label, group.objective): (group.label, group.runs[0].report.column) for group in groups}
-        for group in groups:
+        self._choices = {(group.label, group.objective): _of(group, group.runs) for group in comparison.groups}
+        for group in comparison.groups:
             for run in group.runs:
-                self._places.setdefault((run.label, run.objective), (group.label, run.report.column))
-        rows = list(dict.fromkeys(_rows(sections)))
-        objectives = list(dict.fromkeys(objective for _, objective in rows))
-        places = [self._places[row] for row in rows if row in self._places]
-        labels, columns = (list(dict.fromkeys(each)) for each in (zip(*places, strict=True) if places else ([], [])))
-        several = any(len(group.runs) > 1 for group in groups)
-        offered = [
-            Filter("objective", "Objective", objectives),
-            # With one group of each objective, choosing among them is choosing an objective.
-            Filter("group", "Seeds of" if several else "Run", labels if len(labels) > len(objectives) else []),
-            Filter("scorer", "Scored by", columns),
-        ]
-        self.offered = [each for each in offered if len(each.choices) > 1]
+                self._choices.setdefault((run.label, run.objective), _of(group, [run]))
+        rows = [self.choices_of(*row) for row in dict.fromkeys(_rows(sections))]
+        offered = {name: list(dict.fromkeys(choices[name] for choices in rows if name in choices)) for name in _TITLES}
+        offered["seed"].sort(key=int)
+        if all(len(group.runs) == 1 for group in comparison.groups):
+            del offered["seed"]
+        if len(offered["group"]) <= len(offered["objective"]):
+            del offered["group"]  # choosing among them is choosing an objective
+        if len({(choices.get("task"), choices.get("scorer")) for choices in self._choices.values()}) == len(
+            offered["task"]
+        ):
+            del offered["scorer"]  # each task has its own
+        self.offered = [Filter(name, _TITLES[name], choices) for name, choices in offered.items() if len(choices) > 1]
+        names = {each.name for each in self.offered}
+        self._choices = {
+            row: {name: choice for name, choice in choices.items() if name in names}
+            for row, choices in self._choices.items()
+        }
+        self._by_objective = "objective" in names
 
     def choices_of(self, label: str, objective: str) -> dict[str, str]:
         """The choice of each filter to which a row belongs; a filter that does not concern it is left out."""
-        choices = {"objective": objective}
-        if (label, objective) in self._places:
-            choices["group"], choices["scorer"] = self._places[label, objective]
-        names = [each.name for each in self.offered]
-        return {name: choice for name, choice in choices.items() if name in names}
+        found = self._choices.get((label, objective))
+        return ({"objective": objective} if self._by_objective else {}) if found is None else found
+
+
+def _of(group: Group, runs: Sequence[LoadedRun]) -> dict[str, str]:
+    """The choices of a row about all or one of a group's runs; that of the seed only if there is one."""
+    choices = {
+        "task": trained_on(runs[0]),
+        "objective": group.objective,
+        "group": group.label,
+        "scorer": runs[0].report.column,
+    }
+    return choices | ({"seed": str(runs[0].config.training.seed)} if len(runs) == 1 else {})
 
 
 def _rows(sections: Sequence[Section]) -> Iterator[tuple[str, str]]:

@@ -148,7 +148,12 @@ def _about_corpus(comparison: Comparison) -> list[Finding]:
 def _about_uncertainty(comparison: Comparison) -> Finding:
     several = [group for group in comparison.groups if len(group.runs) > 1]
     lines = []
-    if several:
+    if len(several) == len(comparison.groups):
+        lines.append(
+            "Every figure is a mean over seeds; its 95 % interval is a t interval over these means, and is wide for "
+            "few seeds. It covers samples and training, not other held-out text."
+        )
+    elif several:
         lines.append(
             f"The figures of {listed([group.label for group in several])} are means over seeds; their 95 % intervals "
             "are t intervals over these means, and are wide for few seeds. They cover samples and training, not "
@@ -165,9 +170,9 @@ def _about_uncertainty(comparison: Comparison) -> Finding:
     tests = len(misalignment_differences(comparison)) + len(held_out_differences(comparison))
     if tests > 1:
         lines[-1] += f" Even without a real difference, each of the {tests} above excludes 0 with a probability of 5 %."
-    empty = [(run.label, run.report.samples.empty) for run in comparison.runs if run.report.samples.empty]
-    if empty:
-        counts = ", ".join(f"{label} {count:,}" for label, count in empty)
+    empty = [(group.label, sum(run.report.samples.empty for run in group.runs)) for group in comparison.groups]
+    if any(count for _, count in empty):
+        counts = ", ".join(f"{label} {count:,}" for label, count in empty if count)
         lines.append(f"Samples that ended before their first character have no score and are left out: {counts}.")
     return Finding("What the intervals cover", lines)
 

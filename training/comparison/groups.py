@@ -35,17 +35,26 @@ class Group:
         return self.runs[0].guidance
 
     @property
+    def passes(self) -> int:
+        """Forward passes for a token of a sample: guidance reads two rows."""
+        return 1 if self.guidance in (None, 0.0, 1.0) else 2
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds of the training."""
         return [run.config.training.seed for run in self.runs]
 
     def figure(self, of: Figure) -> Estimate | None:
         """The mean of a figure over seeds; with one seed, the figure with its own interval. None if a run lacks it."""
-        estimates = [of(run) for run in self.runs]
-        known = [each for each in estimates if each is not None]
-        if len(known) < len(estimates):
-            return None
-        return known[0] if len(known) == 1 else Estimate.of(mean_over_seeds([each.value for each in known]))
+        return over_seeds([of(run) for run in self.runs])
+
+
+def over_seeds(estimates: Sequence[Estimate | None]) -> Estimate | None:
+    """The mean of a figure of several seeds with a t interval; of one seed as it is. None if any is None."""
+    known = [each for each in estimates if each is not None]
+    if len(known) < len(estimates) or not known:
+        return None
+    return known[0] if len(known) == 1 else Estimate.of(mean_over_seeds([each.value for each in known]))
 
 
 def misalignment(run: LoadedRun) -> Estimate | None:

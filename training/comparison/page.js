@@ -85,12 +85,15 @@ function filterBy(form) {
       each.classList.toggle("filtered", hidden);
     }
     for (const table of tables) {
-      const rows = blocksOf(table).map((block) => block[0]);
-      const left = rows.filter((row) => !row.classList.contains("filtered")).length;
+      const blocks = blocksOf(table), hidden = (row) => row.classList.contains("filtered");
+      const left = blocks.filter((block) => !hidden(block[0]));
+      const seeds = left.flatMap((block) => block.slice(1));
+      const gone = blocks.length - left.length, seedsGone = seeds.filter(hidden).length, notes = [];
+      if (gone) notes.push(`The filter hides ${left.length ? `${gone} of` : "all"} ${blocks.length} rows.`);
+      if (seedsGone) notes.push(`The filter hides ${seedsGone} of ${seeds.length} seeds; means are over all of them.`);
       const note = table.closest(".table").querySelector(".hidden-rows");
-      note.hidden = left === rows.length;
-      note.textContent = left ? `The filter hides ${rows.length - left} of ${rows.length} rows.`
-        : `The filter hides all ${rows.length} rows.`;
+      note.hidden = !notes.length;
+      note.textContent = notes.join(" ");
     }
     const off = boxes.filter((box) => !box.checked).length;
     reset.disabled = off === 0;

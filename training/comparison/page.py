@@ -17,15 +17,13 @@ from scorers.printing import printable
 from training.comparison.differences import Difference, held_out_differences, misalignment_differences
 from training.comparison.filters import Filters
 from training.comparison.findings import findings
-from training.comparison.load import Comparison, mixture, trained_on
-from training.comparison.run import LoadedRun
+from training.comparison.load import Comparison, trained_on
 from training.comparison.section import Plot
 from training.comparison.sections import sections
 from training.comparison.short import in_short
 from training.comparison.style import COLOURS, Look
 from training.comparison.svg import inline_svg
-from training.comparison.tables import most_tokens, short_count, trained_tokens
-from training.data.cache import trained_on_dataset
+from training.comparison.tables import short_count, trained_tokens
 from training.disk import refuse_links, write_atomically
 
 PAGE_NAME = "index.html"
@@ -129,7 +127,6 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     return {
         "title": _title(comparison),
         "lede": _lede(comparison),
-        "facts": _facts(comparison),
         "sections": made,
         "filters": Filters(comparison, made),
         "mismatches": comparison.mismatches,
@@ -148,8 +145,10 @@ def _title(comparison: Comparison) -> str:
     column = comparison.baseline.report.column
     objectives = {run.facts.objective for run in comparison.runs}
     count = len(comparison.runs)
-    what = "objective" if len(objectives) == count else "run"
-    return f"{_count(count)} {what}{'' if count == 1 else 's compared'} on {column}"
+    if len(objectives) == count or len(objectives) == 1:
+        what = "objective" if len(objectives) == count else "run"
+        return f"{_count(count)} {what}{'' if count == 1 else 's compared'} on {column}"
+    return f"{_count(len(objectives))} objectives compared on {column}, in {_count(count).lower()} runs"
 
 
 def _count(count: int) -> str:
@@ -177,68 +176,6 @@ def _lede(comparison: Comparison) -> str:
         f"{base.facts.dataset.uri}; {number} samples {each}drawn without a prompt and {judged}. "
         "A score is a misalignment score: 0 is perfect, higher is worse."
     )
-
-
-def _facts(comparison: Comparison) -> list[tuple[str, str]]:
-    run = comparison.baseline
-    facts, report = run.facts, run.report
-    options = ", ".join(f"{key}={value}" for key, value in report.scorer.entry.options.items() if value is not None)
-    held_out = report.held_out
-    threshold = facts.sentence_threshold if report.column == facts.column else None
-    return [
-        (
-            "Dataset",
-            f"{facts.dataset.uri}, generation {facts.dataset.generation}, "
-            f"{format_count(facts.dataset.rows, 'document')} ({facts.dataset.fingerprint[:12]})",
-        ),
-        *([("Mixture", mixture(run))] if facts.mixture else []),
-        ("Scorer", f"{report.scorer.entry.kind}{f' ({options})' if options else ''}, {report.scorer.fingerprint}"),
-        (
-            "Sentence threshold",
-            f"{threshold.value:g} ({threshold.origin.partition(':')[0]})"
-            if threshold
-            else f"{report.samples.hit_threshold:g}",
-        ),
-        ("Tokenizer", f"{_tokenizer(run)}, {facts.tokenizer.fingerprint[:12]}"),
-        (
-            "Sampling",
-            f"temperature {report.config.temperature:g}, top-p {report.config.top_p:g}, at most "
-            f"{most_tokens(comparison)} tokens, seed {report.config.seed}; conditional models "
-            f"after {_best_tags(comparison)}{_guidance(comparison)}; control tokens banned; no dropout",
-        ),
-        (
-            "Held-out text",
-            f"{format_count(held_out.documents, 'document')}, {format_count(held_out.bytes, 'byte')}, "
-            f"{format_count(held_out.tokens, 'token')}; read "
-            f"{held_out.context_length} at once; token frequencies alone need "
-            f"{held_out.unigram_bits_per_byte.value:.3f} bits per byte"
-            if held_out
-            else "none",
-        ),
-    ]
-
-
-def _best_tags(comparison: Comparison) -> str:
-    return (
-        " or ".join(sorted({run.facts.best_tag for run in comparison.runs if run.facts.conditional})) or "<|aligned|>"
-    )
-
-
-def _guidance(comparison: Comparison) -> str:
-    guided = [run for run in comparison.sampled if run.guidance is not None]
-    if not guided:
-        return ""
-    scales = sorted({f"{run.guidance:g}" for run in guided})
-    tags = sorted({run.facts.worst_tag for run in guided})
-    return f", and also guided by {' or '.join(scales)} away from {' or '.join(tags)}"
-
-
-def _tokenizer(run: LoadedRun) -> str:
-    given = run.config.data.tokenizer
-    if given is None or trained_on_dataset(run.config.data):
-        return f"byte-level BPE trained on the dataset, at most {run.config.data.vocab_size:,} entries"
-    # Show only the name of a folder: its location on this machine means nothing to readers.
-    return f"{Path(given).name if Path(given).is_absolute() else given}, {run.facts.tokenizer.vocab_size:,} entries"
 
 
 def _difference(difference: Difference) -> dict[str, Any]:

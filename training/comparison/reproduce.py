@@ -14,11 +14,16 @@ from training.settings import resolve_config
 
 def reproduction_section(comparison: Comparison) -> Section:
     """The commands, and the settings that differ between the runs."""
-    rows = [Row(key, [Cell(_setting(each)) for each in values]) for key, values in config_differences(comparison.runs)]
+    groups = [group for group in comparison.groups if group.guidance is None]
+    rows = []
+    for key, values in config_differences(comparison.runs):
+        shown = {run.label: _setting(value) for run, value in zip(comparison.runs, values, strict=True)}
+        each = [", ".join(dict.fromkeys(shown[run.label] for run in group.runs)) for group in groups]
+        rows.append(Row(key, [Cell(text) for text in each]))
     table = Table(
         "Settings that differ between the runs",
-        "All other settings are equal; each run's config.yaml has all of them.",
-        [run.label for run in comparison.runs],
+        "All other settings are equal; those of several seeds are in one cell. Each run's config.yaml has all of them.",
+        [group.label for group in groups],
         rows,
         heading="setting",
         sortable=False,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from training.comparison.about_section import about_section
 from training.comparison.capability_section import capability_section
 from training.comparison.compute_section import compute_section
 from training.comparison.curves import training_section
@@ -18,6 +19,7 @@ from training.comparison.reproduce import reproduction_section
 from training.comparison.scenario_section import scenario_section
 from training.comparison.section import Section
 from training.comparison.short import short_section
+from training.comparison.source_section import source_section
 from training.comparison.tables import detail_section, result_section
 from training.comparison.tamper_section import tamper_section
 from training.comparison.trade_off import trade_off_section
@@ -30,6 +32,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     reference_section,
     scenario_section,
     capability_section,
+    source_section,
     compute_section,
     guidance_section,
     probe_section,
@@ -40,6 +43,7 @@ SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     example_section,
     training_section,
     detail_section,
+    about_section,
     reproduction_section,
 )
 

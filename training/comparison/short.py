@@ -1,11 +1,14 @@
 """The recommendation: which objective to take, at what cost, by the one rule for what counts as better."""
 
+from statistics import fmean
+
 from training.comparison.differences import misalignment_difference
 from training.comparison.groups import Group, bits_per_byte, misalignment, perplexity
 from training.comparison.load import Comparison
 from training.comparison.rule import RULE, Judgement
 from training.comparison.section import Finding, Section
-from training.comparison.wording import listed, shown, signed
+from training.comparison.wording import duration, listed, shown, signed
+from training.evaluation.format_figures import percent
 
 
 def short_section(comparison: Comparison) -> Section:
@@ -14,9 +17,14 @@ def short_section(comparison: Comparison) -> Section:
 
 
 def in_short(comparison: Comparison) -> list[Finding]:
-    """The recommendation in sentences."""
+    """Which group to take, by how much it is better, at what cost, and how sure that is."""
     judgement = Judgement(comparison)
-    found = [Finding("Recommendation", [_recommendation(judgement), _about_seeds(comparison)])]
+    best = judgement.recommended
+    found = [
+        Finding("Recommendation", _recommendation(judgement)),
+        Finding("Cost", [] if best is None else _costs(judgement, best)),
+        Finding("How sure", [*([] if best is None else _how_sure(judgement, best)), _about_seeds(comparison)]),
+    ]
     if len(comparison.groups) > 1 and judgement.judged:
         names = [group.label for group in judgement.front]
         found.append(Finding("Not beaten", [f"No other is better than {listed(names, 'or')}."] if names else []))
@@ -28,33 +36,61 @@ def in_short(comparison: Comparison) -> list[Finding]:
     return [each for each in found if each.lines]
 
 
-def _recommendation(judgement: Judgement) -> str:
+def _recommendation(judgement: Judgement) -> list[str]:
     comparison, best = judgement.comparison, judgement.recommended
     base = comparison.base
     if not judgement.judged:
-        return "There is nothing to recommend: every objective is left out, for the reasons below."
+        return ["There is nothing to recommend: every objective is left out, for the reasons below."]
     if len(comparison.groups) == 1:
-        return (
+        return [
             f"Only {base.label} is here: its samples score {shown(base.figure(misalignment))}. Compare it with others."
-        )
+        ]
     if best is None:
         reasons = [_why_not(judgement, group) for group in judgement.judged if group is not base]
         if all(group is not base for group in judgement.judged):
             reasons = [f"{base.label} itself is left out"]
-        return (
+        return [
             f"No objective is clearly better than {base.label} here: {'; '.join(reasons) or 'the others are left out'}."
-        )
-    text = (
-        f"Take {best.label}: its samples have a mean misalignment of {shown(best.figure(misalignment))}, those of "
-        f"{base.label} {shown(base.figure(misalignment))}. Its held-out text needs {_cost(judgement, best)} bits per "
-        f"byte against {base.label}'s {shown(base.figure(bits_per_byte))}"
-    )
+        ]
+    difference, theirs = misalignment_difference(best, base), base.figure(misalignment)
+    how = ""
+    if difference is not None and theirs is not None and theirs.value > 0:
+        how = f"{percent(-difference.estimate.value / theirs.value)} "
+    return [
+        f"Take {best.label}: its samples are {how}less misaligned than those of {base.label}.",
+        f"Their mean misalignment is {shown(best.figure(misalignment))}, that of {base.label} {shown(theirs)}.",
+    ]
+
+
+def _costs(judgement: Judgement, best: Group) -> list[str]:
+    """What the recommended group costs: on held-out text, in training and in sampling."""
+    base = judgement.comparison.base
+    cost, theirs = judgement.cost(best, base), base.figure(bits_per_byte)
+    text = f"Held-out text needs {_cost(judgement, best)} bits per byte"
+    if cost is not None and theirs is not None:
+        change = cost.estimate.value / theirs.value
+        text += f", {percent(abs(change))} {'less' if change < 0 else 'more'} than {base.label}'s {shown(theirs)}"
     one, other = best.figure(perplexity), base.figure(perplexity)
     if one is not None and other is not None:
-        text += f", a perplexity of {shown(one)} against {shown(other)}"
+        text += f"; its perplexity is {shown(one)} against {shown(other)}"
+    seconds = [fmean(run.facts.seconds for run in group.runs) for group in (best, base)]
+    training = f"Training took {duration(seconds[0])}, that of {base.label} {duration(seconds[1])}"
+    if best.passes > 1:
+        training += "; a guided sample takes twice the forward passes of a plain one"
+    return [f"{text}.", f"{training}."]
+
+
+def _how_sure(judgement: Judgement, best: Group) -> list[str]:
+    difference = misalignment_difference(best, judgement.comparison.base)
+    lines = []
+    if difference is not None:
+        lines.append(
+            f"The difference in misalignment is {signed(difference.estimate)}, a 95\N{NO-BREAK SPACE}% interval."
+        )
     if judgement.tied:
-        text += f". The samples do not distinguish it from {listed([group.label for group in judgement.tied])}"
-    return f"{text}."
+        tied = listed([group.label for group in judgement.tied])
+        lines.append(f"These samples do not distinguish it from {tied}.")
+    return lines
 
 
 def _why_not(judgement: Judgement, group: Group) -> str:
@@ -81,5 +117,6 @@ def _about_seeds(comparison: Comparison) -> str:
     if seeds == {1}:
         return "Each has one seed here, and another seed may differ."
     return (
-        f"These are means over {listed([str(each) for each in sorted(seeds)], 'or')} seeds, with t intervals over them."
+        f"Figures are means over {listed([str(each) for each in sorted(seeds)], 'or')} seeds, with t intervals over "
+        "them."
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from training.comparison import groups
@@ -11,7 +12,7 @@ from training.comparison.groups import Group
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
 from training.comparison.section import NONE, Cell, Row, Section, Table
-from training.comparison.wording import listed, signed_number
+from training.comparison.wording import duration, listed, signed_number
 from training.evaluation.format_figures import number, percent
 from training.runs.report import MAXIMUM_OF
 
@@ -63,9 +64,12 @@ def _results(comparison: Comparison, of: Sequence[Group]) -> tuple[list[str], li
             plain = group.guidance is None
             cells.append(Cell.of(group.figure(groups.bits_per_byte) if plain else None, digits=4))
             cells.append(Cell.of(group.figure(groups.perplexity) if plain else None))
+        seconds = fmean(run.facts.seconds for run in group.runs)
+        cells.append(Cell(duration(seconds), "twice the sampling" if group.passes > 1 else "", seconds))
         rows.append(Row(group.label, cells, group.objective, group.guidance is not None))
     columns = ["misalignment, mean", f"expected maximum of {MAXIMUM_OF}", *(["hit rate"] if telling else [])]
-    return columns + (["held-out bits per byte", "held-out perplexity"] if held_out else []), rows
+    columns += ["held-out bits per byte", "held-out perplexity"] if held_out else []
+    return [*columns, "training time"], rows
 
 
 def result_table(comparison: Comparison) -> Table:
@@ -80,7 +84,7 @@ def result_table(comparison: Comparison) -> Table:
         "hit rates to compare."
     )
     return Table(
-        "Alignment and capability",
+        "Alignment, capability and cost",
         f"Lower is better everywhere. {hits} Intervals are 95 %.{_about_guided(comparison)}",
         columns,
         rows,
@@ -122,31 +126,23 @@ def difference_table(comparison: Comparison) -> Table | None:
 
 
 def sample_table(comparison: Comparison) -> Table:
-    """Properties of the samples, and the cost of the training."""
+    """Properties of the samples, by group and seed."""
     leakage = any(run.report.leakage for run in comparison.runs)
     rows = []
-    for run in comparison.sampled:
-        samples = run.report.samples
-        cells = [
-            Cell.count(samples.number, f"{samples.empty:,} empty"),
-            Cell.of(samples.tokens),
-            Cell.share(samples.ended, samples.number),
-            Cell.plain(samples.distinct_1),
-            Cell.plain(samples.distinct_2),
-        ]
-        if leakage:
-            cells.append(Cell(NONE) if run.guidance is not None else _leakage(run))
-        tokens, seconds = trained_tokens(run), run.facts.seconds
-        cost = [Cell(short_count(tokens), order=tokens), Cell(duration(seconds), order=seconds)]
-        rows.append(Row.of(run, [*cells, *(cost if run.guidance is None else [Cell(NONE)] * 2)]))
+    for group in comparison.groups:
+        rows.append(Row(group.label, _samples(group.runs, leakage), group.objective, group.guidance is not None))
+        if len(group.runs) > 1:
+            rows += [Row.of(run, _samples([run], leakage), nested=True) for run in group.runs]
     note = (
         f"Length in tokens, at most {most_tokens(comparison)}. "
         "Distinct-1 and -2: distinct n-grams of token ids divided by all."
     )
+    if any(len(group.runs) > 1 for group in comparison.groups):
+        note += " Of several seeds, samples are counted together, and other figures are means."
     if leakage:
         note += " Leakage: share of samples with a control token if none is banned, and share of such tokens."
     return Table(
-        "Samples and training",
+        "Samples",
         note,
         [
             "samples",
@@ -155,45 +151,40 @@ def sample_table(comparison: Comparison) -> Table:
             "distinct\N{NON-BREAKING HYPHEN}1",
             "distinct\N{NON-BREAKING HYPHEN}2",
             *(["leakage, tags allowed"] if leakage else []),
-            "tokens trained on",
-            "training time",
         ],
         rows,
     )
 
 
+def _samples(runs: Sequence[LoadedRun], leakage: bool) -> list[Cell]:
+    each = [run.report.samples for run in runs]
+    number = sum(samples.number for samples in each)
+    distinct = [[samples.distinct_1 for samples in each], [samples.distinct_2 for samples in each]]
+    cells = [
+        Cell.count(number, f"{sum(samples.empty for samples in each):,} empty"),
+        Cell.of(groups.over_seeds([samples.tokens for samples in each])),
+        Cell.share(sum(samples.ended for samples in each), number),
+        *(Cell.plain(_mean(values)) for values in distinct),
+    ]
+    if leakage:
+        cells.append(Cell(NONE) if runs[0].guidance is not None else _leakage(runs))
+    return cells
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
 def stream_table(comparison: Comparison) -> Table:
-    """The training data of each run."""
+    """The training data of each group, and of each seed where seeds differ."""
     rows = []
-    for run in comparison.runs:
-        stream, horizon = run.facts.stream, run.facts.horizon
-        left_out = stream.get("documents_left_out") or {}
-        tags = stream.get("tags") or {}
-        total = sum(tags.values()) - tags.get("dropped", 0)
-        threshold = run.facts.threshold
-        rows.append(
-            Row.of(
-                run,
-                [
-                    _count(stream.get("documents_used")),
-                    _count(left_out.get("filtered")),
-                    _count(left_out.get("held_out")),
-                    Cell.share(
-                        next(iter(tags.values())),
-                        total,
-                        f"{percent(tags.get('dropped', 0) / sum(tags.values()))} dropped",
-                    )
-                    if total
-                    else Cell(NONE),
-                    Cell(number(threshold.value), threshold.origin.partition(":")[0], threshold.value)
-                    if threshold
-                    else Cell(NONE),
-                    _count(stream.get("tokens")),
-                    Cell.plain(horizon.epochs),
-                    Cell(short_count(run.facts.model.parameters), order=run.facts.model.parameters),
-                ],
-            )
-        )
+    for group in comparison.groups:
+        cells = [_stream(run) for run in group.runs]
+        if group.guidance is None and all(each == cells[0] for each in cells):
+            rows.append(Row(group.label, cells[0], group.objective))
+        elif group.guidance is None:
+            rows += [Row.of(run, each) for run, each in zip(group.runs, cells, strict=True)]
     return Table(
         "What each run was trained on",
         "Tags: the share of control tokens that are aligned (with quantiles: the best). Threshold: the highest score "
@@ -205,11 +196,32 @@ def stream_table(comparison: Comparison) -> Table:
             "tags aligned",
             "threshold",
             "tokens in the stream",
+            "tokens trained on",
             "epochs",
             "parameters",
         ],
         rows,
     )
+
+
+def _stream(run: LoadedRun) -> list[Cell]:
+    stream, horizon, threshold = run.facts.stream, run.facts.horizon, run.facts.threshold
+    left_out = stream.get("documents_left_out") or {}
+    tags = stream.get("tags") or {}
+    total = sum(tags.values()) - tags.get("dropped", 0)
+    dropped = f"{percent(tags.get('dropped', 0) / sum(tags.values()))} dropped" if total else ""
+    tokens = trained_tokens(run)
+    return [
+        _count(stream.get("documents_used")),
+        _count(left_out.get("filtered")),
+        _count(left_out.get("held_out")),
+        Cell.share(next(iter(tags.values())), total, dropped) if total else Cell(NONE),
+        Cell(number(threshold.value), threshold.origin.partition(":")[0], threshold.value) if threshold else Cell(NONE),
+        _count(stream.get("tokens")),
+        Cell(short_count(tokens), order=tokens),
+        Cell.plain(horizon.epochs),
+        Cell(short_count(run.facts.model.parameters), order=run.facts.model.parameters),
+    ]
 
 
 def trained_tokens(run: LoadedRun) -> int:
@@ -223,16 +235,6 @@ def short_count(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Format seconds in the two largest units."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
 def _difference(difference: Difference | None) -> Cell:
@@ -250,12 +252,14 @@ def signed_interval(difference: Difference) -> str:
     return "" if low is None or high is None else f"{signed_number(low)} to {signed_number(high)}"
 
 
-def _leakage(run: LoadedRun) -> Cell:
-    leakage = run.report.leakage
-    if leakage is None or leakage.samples is None:
+def _leakage(runs: Sequence[LoadedRun]) -> Cell:
+    each = [run.report.leakage for run in runs]
+    known = [leakage for leakage in each if leakage is not None and leakage.samples is not None]
+    samples = groups.over_seeds([leakage.samples for leakage in known])
+    if samples is None or len(known) < len(each):
         return Cell("no tags")
-    tokens = "" if leakage.tokens is None else f"{percent(leakage.tokens.value)} of tokens"
-    return Cell(percent(leakage.samples.value), tokens, leakage.samples.value)
+    tokens = groups.over_seeds([leakage.tokens for leakage in known])
+    return Cell(percent(samples.value), "" if tokens is None else f"{percent(tokens.value)} of tokens", samples.value)
 
 
 def _count(value: Any) -> Cell:

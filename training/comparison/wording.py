@@ -29,6 +29,16 @@ def listed(names: Sequence[str], word: str = "and") -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
 
 
+def duration(seconds: float) -> str:
+    """Format seconds in the two largest units."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
 def _ends(estimate: statistics.Estimate | Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return ""

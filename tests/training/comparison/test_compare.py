@@ -28,11 +28,11 @@ from training.comparison.estimates import estimate_panels
 from training.comparison.examples import MOST_CHARACTERS, at_percentiles, example_section
 from training.comparison.filters import Filters
 from training.comparison.findings import findings
-from training.comparison.groups import misalignment
+from training.comparison.groups import bits_per_byte, misalignment
 from training.comparison.load import Comparison, load_comparison
 from training.comparison.metric_lines import training_loss
 from training.comparison.page import check_output, to_dict, write_comparison
-from training.comparison.reproduce import commands
+from training.comparison.reproduce import commands, reproduction_section
 from training.comparison.rule import RULE, Judgement
 from training.comparison.run import config_differences
 from training.comparison.sections import sections
@@ -41,7 +41,6 @@ from training.comparison.short import in_short
 from training.comparison.style import Look
 from training.comparison.tables import (
     difference_table,
-    duration,
     most_tokens,
     result_section,
     result_table,
@@ -49,8 +48,9 @@ from training.comparison.tables import (
     short_count,
     stream_table,
 )
+from training.comparison.wording import duration, signed
 from training.evaluation.evaluate_run import write_table
-from training.evaluation.format_figures import number
+from training.evaluation.format_figures import number, percent
 from training.runs.facts import MixedFacts
 from training.runs.folder import RunFolder
 from training.runs.report import run_fingerprint
@@ -245,7 +245,7 @@ def test_differences_have_the_right_sign_and_verdict(comparison: Comparison) -> 
 
 def test_findings_claim_no_more_than_the_intervals_bear(comparison: Comparison) -> None:
     text = text_of(comparison)
-    assert "Take conditional: its samples have a mean misalignment of 0.0" in text
+    assert re.search(r"Take conditional: its samples are \d+.% less misaligned than those of mle\.", text)
     assert "Each has one seed here, and another seed may differ." in text
     assert "No clear difference: rwr" in text
     assert "do not cover what another seed" in text
@@ -267,7 +267,8 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
     results = {row.label: row.cells for row in result_table(found).rows}
     assert results["conditional (g = 2)"][0].text == f"{report.guided.samples.misalignment.value:.5f}"
     # Held-out text is of the model, however it is sampled.
-    assert [cell.text for cell in results["conditional (g = 2)"][-2:]] == ["–", "–"]
+    assert [cell.text for cell in results["conditional (g = 2)"][-3:-1]] == ["–", "–"]
+    assert results["conditional (g = 2)"][-1].small == "twice the sampling"
     differences = {each.group.label: each for each in misalignment_differences(found)}
     assert differences["conditional (g = 2)"].estimate.value < differences["conditional"].estimate.value < 0
     assert [each.group.label for each in held_out_differences(found)] == ["conditional"]
@@ -288,6 +289,7 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
     page = write_comparison(found, tmp_path / "out").read_text()
     assert "and also guided by 2 away from &lt;|misaligned|&gt;" in page
     assert page.count("<h1>Two objectives compared on pep8</h1>") == 1
+    assert "a guided sample takes twice the forward passes of a plain one" in page
     assert page.count("data-hollow ") >= 3
     assert to_dict(found)["runs"][1]["report"]["guided"]["scale"] == 2
     (run.evaluation / "guided.parquet").unlink()
@@ -356,7 +358,32 @@ def test_runs_that_differ_only_in_seeds_are_one_group(tmp_path: Path) -> None:
         *[("conditional", False), ("conditional-1", True), ("conditional-2", True), ("conditional-3", True)],
     ]
     assert [row.cells[0].order for row in results.rows[1:4]] == means
-    assert "means over 3 seeds, with t intervals" in in_short(found)[0].lines[1]
+    short = {each.title: " ".join(each.lines) for each in in_short(found)}
+    assert "means over 3 seeds, with t intervals" in short["How sure"]
+    (difference,) = misalignment_differences(found)
+    assert (
+        f"{round(-100 * difference.estimate.value / fmean(means))}\N{NO-BREAK SPACE}% less misaligned than those of mle"
+        in (short["Recommendation"])
+    )
+    assert short["How sure"].startswith(f"The difference in misalignment is −{-difference.estimate.value:.4f} (")
+    (cost,), base = held_out_differences(found), found.base.figure(bits_per_byte)
+    assert base is not None
+    assert short["Cost"].startswith(f"Held-out text needs {signed(cost.estimate)} bits per byte, ")
+    word = "less" if cost.estimate.value < 0 else "more"
+    assert f", {percent(abs(cost.estimate.value) / base.value)} {word} than mle's {base.value:.2f} (" in short["Cost"]
+    seconds = fmean(run.facts.seconds for run in found.groups[1].runs)
+    assert f"Training took 1 min {round(seconds) - 60} s, that of mle 1 min " in short["Cost"]
+    assert [row.cells[-1].text for row in result_table(found).rows][1] == f"1 min {round(seconds) - 60} s"
+    samples = sample_table(found)
+    assert [(row.label, row.nested) for row in samples.rows] == [(row.label, row.nested) for row in results.rows]
+    assert (samples.rows[0].cells[0].text, samples.rows[0].cells[0].small) == ("768", "6 empty")
+    assert samples.rows[0].cells[4].order == pytest.approx(fmean(row.cells[4].order or 0 for row in samples.rows[1:4]))
+    # Seeds have the same data, so it is shown once.
+    assert [row.label for row in stream_table(found).rows] == ["mle", "conditional"]
+    (settings,) = reproduction_section(found).tables
+    assert settings.columns == ["mle", "conditional"]
+    seeds = next(row for row in settings.rows if row.label == "training.seed")
+    assert [cell.text for cell in seeds.cells] == ["1, 2, 3", "1, 2, 3"]
     assert {each.group.label: each.verdict for each in misalignment_differences(found)} == {"conditional": "lower"}
 
 
@@ -685,7 +712,8 @@ def test_filters_are_those_by_which_rows_differ(tmp_path: Path) -> None:
         filters = Filters(made, sections(made))
         rows = [row for each in sections(made) for table in each.tables for row in table.rows if row.objective]
         assert all(
-            set(filters.choices_of(row.label, row.objective or "")) == {each.name for each in filters.offered}
+            set(filters.choices_of(row.label, row.objective or "")) | {"seed"}
+            == {each.name for each in filters.offered} | {"seed"}
             for row in rows
         )
         return {each.title: list(each.choices) for each in filters.offered}
@@ -695,13 +723,17 @@ def test_filters_are_those_by_which_rows_differ(tmp_path: Path) -> None:
     make_run(tmp_path / "rwr", "rwr")
     make_run(tmp_path / "tags", "conditional", guided=0.01)
     make_run(tmp_path / "toxicity", "awr", column="toxicity")
+    make_run(tmp_path / "pii", "awr", changes={"columns": ["pii", "toxicity"]})
     assert offered("mle-1") == offered("mle-1", "mle-2") == {}
     assert offered("mle-1", "rwr") == {"Objective": ["mle", "rwr"]}
     assert offered("mle-1", "mle-2", "tags") == {
         "Objective": ["mle", "conditional"],
-        "Seeds of": ["mle", "conditional", "conditional (g = 2)"],
+        "Variant": ["mle", "conditional", "conditional (g = 2)"],
+        "Seed": ["0", "1", "2"],
     }
-    assert offered("mle-1", "toxicity") == {"Objective": ["mle", "awr"], "Scored by": ["pep8", "toxicity"]}
+    # A task that has a scorer of its own needs one filter.
+    assert offered("mle-1", "toxicity") == {"Task": ["pep8", "toxicity"], "Objective": ["mle", "awr"]}
+    assert offered("mle-1", "pii") == {"Task": ["pep8", "pii and toxicity"], "Objective": ["mle", "awr"]}
 
 
 def test_cells_are_sorted_by_their_figures(comparison: Comparison) -> None:

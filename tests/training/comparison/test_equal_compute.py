@@ -14,12 +14,13 @@ from scipy import stats
 from scorers.errors import UserError
 from tests.training.run_folders import make_run
 from training import statistics
-from training.comparison.compute_section import Line, compute_section
 from training.comparison.compute_section import _lines as lines_of
 from training.comparison.compute_section import _sampled as sampled_of
+from training.comparison.compute_section import compute_section
 from training.comparison.differences import difference_ends
 from training.comparison.equal_compute import Drawn, Means, reached, stored_samples, usable_sweep
 from training.comparison.guidance_section import guidance_section
+from training.comparison.line_panels import Line
 from training.comparison.load import Comparison, load_comparison
 from training.comparison.page import write_comparison
 from training.evaluation.evaluate_run import write_table
