@@ -11,7 +11,7 @@ from training.comparison.groups import Group
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
 from training.comparison.section import Cell, Plot, Row
-from training.comparison.style import NARROW, WIDE, Drawing, Look, drawing, ends, new_figure, render, tick
+from training.comparison.style import NARROW, WIDE, Drawing, Look, add_legend, drawing, ends, new_figure, render, tick
 from training.comparison.trade_off import misalignment_axis
 from training.evaluation.format_figures import number
 from training.runs.folder import RunFolder
@@ -206,5 +206,5 @@ def _draw(
         axes.set_ylim(bottom=min(0, *axes.get_ylim()))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.legend(frameon=False, fontsize=8.5, loc="best", handlelength=3.4, labelcolor=look.ink)
+        add_legend(figure, look)
         return render(figure, look)

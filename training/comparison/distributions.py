@@ -5,9 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from scorers.printing import printable
 from training.comparison.load import Comparison
 from training.comparison.section import Plot, Section
-from training.comparison.style import NARROW, WIDE, Drawing, Look, drawing, new_figure, percent_tick, render, tick
+from training.comparison.style import (
+    NARROW,
+    WIDE,
+    Drawing,
+    Look,
+    add_legend,
+    drawing,
+    new_figure,
+    percent_tick,
+    render,
+    tick,
+)
 from training.statistics import Floats
 
 
@@ -71,12 +83,9 @@ def score_distributions(comparison: Comparison, look: Look) -> Drawing:
                 " hit threshold", (threshold, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8,
                 color=look.faint,
             )  # fmt: skip
-        axes.set_xlabel(f"score of a sample ({comparison.baseline.report.column})")
+        axes.set_xlabel(f"score of a sample ({printable(comparison.baseline.report.column)})")
         axes.set_ylabel("samples with a higher score")
-        axes.legend(
-            frameon=False, fontsize=8.5, loc="upper right", ncols=1 if look.narrow else 2, handlelength=3.4,
-            labelcolor=look.ink,
-        )  # fmt: skip
+        add_legend(figure, look)
         return render(figure, look)
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
-from training.comparison.style import NARROW, WIDE, Drawing, Look, drawing, ends, new_figure, render, tick
+from training.comparison.style import NARROW, WIDE, Drawing, Look, add_legend, drawing, ends, new_figure, render, tick
 from training.runs.report import Estimate
 
 
@@ -45,7 +44,9 @@ def draw_lines(
             for line, style in zip(lines, styles, strict=True):
                 x, figures = zip(*line.points, strict=True)
                 axes.plot(x, [each.value for each in figures], label=line.label, **style)
-                axes.vlines(x, *zip(*map(ends, figures), strict=True), look.colour(line.objective), linewidth=1.2)
+                axes.vlines(
+                    x, *zip(*map(ends, figures), strict=True), colors=look.colour(line.objective), linewidth=1.2
+                )
             if doubling:
                 axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(FixedLocator(_ticks(panels)))
@@ -55,20 +56,10 @@ def draw_lines(
             axes.yaxis.set_major_formatter(FuncFormatter(tick))
             axes.margins(y=0.08)
             axes.set_ylim(bottom=0)
-        _add_legend(look, figure)
+        add_legend(figure, look)
         grid[-1].set_xlabel(x_label)
         return render(figure, look)
 
 
 def _ticks(panels: Sequence[tuple[str, Sequence[Line]]]) -> list[float]:
     return sorted({x for _, lines in panels for line in lines for x, _ in line.points})
-
-
-def _add_legend(look: Look, figure: Any) -> None:
-    """A legend below all panels, where it covers no line."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(
-            handles, labels, frameon=False, fontsize=8.5, loc="outside lower left", ncols=2 if look.narrow else 4,
-            handlelength=3.4, labelcolor=look.ink,
-        )  # fmt: skip

@@ -53,7 +53,7 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
         if wide.png is not None:
             drawn[plot.name] = wide.png
         return [
-            inline_svg(drawing.svg, f"{plot.name}-{kind}", plot.description, names, kind=kind)
+            inline_svg(drawing.svg, f"{plot.name}-{kind}", printable(plot.description), names, kind=kind)
             for kind, drawing in (("wide", wide), ("narrow", narrow))
         ]
 

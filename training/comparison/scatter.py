@@ -44,8 +44,8 @@ def draw_points(look: Look, points: Sequence[Point], x_label: str, y_label: str)
             if each.seeds:
                 faint = look.marker(each.objective, 4.5) | {"zorder": 1.5}
                 axes.plot(*zip(*each.seeds, strict=True), color=colour, alpha=0.4, **faint)
-            axes.hlines(y.value, *ends(x), colour, linewidth=1.5, alpha=0.75)
-            axes.vlines(x.value, *ends(y), colour, linewidth=1.5, alpha=0.75)
+            axes.hlines(y.value, *ends(x), colors=colour, linewidth=1.5, alpha=0.75)
+            axes.vlines(x.value, *ends(y), colors=colour, linewidth=1.5, alpha=0.75)
             axes.plot(x.value, y.value, color=colour, **look.marker(each.objective, 8.5, hollow=each.outline))
             if each.ringed:
                 axes.plot(

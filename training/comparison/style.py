@@ -207,6 +207,16 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def add_legend(figure: Figure, look: Look) -> None:
+    """Add a legend of the first panel's lines below all panels, where it covers nothing; none for a single line."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(
+            handles, labels, frameon=False, fontsize=8.5, loc="outside lower left", ncols=2 if look.narrow else 4,
+            handlelength=3.4, labelcolor=look.ink,
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A drawn figure.

@@ -1,5 +1,6 @@
 """Draw the trade-off: misalignment of samples against the loss on held-out text."""
 
+from scorers.printing import printable
 from training.comparison.groups import (
     Group,
     bits_per_byte,
@@ -66,4 +67,4 @@ def trade_off_section(comparison: Comparison) -> Section | None:
 
 def misalignment_axis(comparison: Comparison) -> str:
     """The label of an axis of mean misalignment."""
-    return f"mean misalignment of samples ({comparison.baseline.report.column})"
+    return f"mean misalignment of samples ({printable(comparison.baseline.report.column)})"
