@@ -57,7 +57,7 @@ def estimates(comparison: Comparison, look: Look) -> Drawing:
                 colour, hollow = look.colour(group.objective), group.guidance is not None
                 seeds = [each.value for run in group.runs if (each := of(run))] if len(group.runs) > 1 else []
                 faint = look.marker(group.objective, 4) | {"zorder": 2}
-                axes.plot(seeds, [place] * len(seeds), color=colour, alpha=0.4, **faint)
+                axes.plot(seeds, [place - 0.28] * len(seeds), color=colour, alpha=0.5, **faint)
                 axes.hlines(place, *ends(estimate), colors=colour, linewidth=1.8)
                 axes.plot(
                     estimate.value, place, color=colour,

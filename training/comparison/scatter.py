@@ -49,8 +49,8 @@ def draw_points(look: Look, points: Sequence[Point], x_label: str, y_label: str)
             axes.plot(x.value, y.value, color=colour, **look.marker(each.objective, 8.5, hollow=each.outline))
             if each.ringed:
                 axes.plot(
-                    x.value, y.value, marker="o", markersize=16, markerfacecolor="none", markeredgecolor=look.ink,
-                    markeredgewidth=1.1,
+                    x.value, y.value, marker="o", linestyle="none", color=look.ink, markersize=16,
+                    markerfacecolor="none", markeredgewidth=1.1,
                 )  # fmt: skip
         seeds = [seed for each in points for seed in each.seeds]
         x_ends, y_ends = ([end for each in points for end in ends(getattr(each, name))] for name in "xy")
