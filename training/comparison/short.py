@@ -55,7 +55,7 @@ def _recommendation(judgement: Judgement) -> list[str]:
     difference, theirs = misalignment_difference(best, base), base.figure(misalignment)
     how = ""
     if difference is not None and theirs is not None and theirs.value > 0:
-        how = f"{percent(-difference.estimate.value / theirs.value)} "
+        how = f"{-100 * difference.estimate.value / theirs.value:.0f}\N{NO-BREAK SPACE}% "
     return [
         f"Take {best.label}: its samples are {how}less misaligned than those of {base.label}.",
         f"Their mean misalignment is {shown(best.figure(misalignment))}, that of {base.label} {shown(theirs)}.",

@@ -25,7 +25,7 @@ def test_two_figures_of_a_page_share_no_name_and_have_no_style_of_their_own() ->
     assert ids[0]
     assert not ids[0] & ids[1]
     for svg, names in zip((one, other), ids, strict=True):
-        assert set(re.findall(r'#([^")]+)', svg)) <= names
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) == names
         assert not re.search(r"style|<\?xml|<!DOCTYPE|metadata", svg)
         assert 'aria-label="a &#34;b&#34; &lt;c&gt;"' in svg
     assert 'fill="var(--plot-mle)" fill-opacity="0.12"' in one
