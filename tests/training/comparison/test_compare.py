@@ -721,7 +721,7 @@ def test_filters_are_those_by_which_rows_differ(tmp_path: Path) -> None:
     make_run(tmp_path / "rwr", "rwr")
     make_run(tmp_path / "tags", "conditional", guided=0.01)
     make_run(tmp_path / "toxicity", "awr", column="toxicity")
-    make_run(tmp_path / "pii", "awr", changes={"columns": ["pii", "toxicity"]})
+    make_run(tmp_path / "pii", "awr", changes={"columns": {"pii": 0.5, "toxicity": 0.5}})
     assert offered("mle-1") == {}
     assert offered("mle-1", "mle-2") == {"Seed": ["1", "2"]}
     assert offered("mle-1", "rwr") == {"Objective": ["mle", "rwr"]}
