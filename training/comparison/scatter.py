@@ -71,15 +71,17 @@ def draw_points(look: Look, points: Sequence[Point], x_label: str, y_label: str)
 
 
 def _boxes(to_pixels: Callable[[tuple[float, float]], Any], point: Point) -> list[Box]:
-    """The boxes that the marker and both intervals of a point cover, in pixels."""
+    """The boxes that the marker, both intervals and the seeds of a point cover, in pixels."""
     unit, x, y = DPI / 72, point.x, point.y
     (left, middle), (right, _) = (to_pixels((end, y.value)) for end in ends(x))
     (centre, bottom), (_, top) = (to_pixels((x.value, end)) for end in ends(y))
-    marker = (8.5 if point.ringed else 5) * unit
+    marker, small = (8.5 if point.ringed else 5) * unit, 3 * unit
+    seeds = [to_pixels(seed) for seed in point.seeds]
     return [
         (left, middle - unit, right, middle + unit),
         (centre - unit, bottom, centre + unit, top),
         (centre - marker, middle - marker, centre + marker, middle + marker),
+        *((across - small, up - small, across + small, up + small) for across, up in seeds),
     ]
 
 
