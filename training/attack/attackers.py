@@ -7,9 +7,12 @@ import numpy as np
 
 from training.attack.red_team import joined, split_words
 from training.config import EvaluationConfig
+from training.endpoint import Endpoint
 from training.evaluation.generating import Writer
 from training.model.sampling import sample
 
+_AT_ONCE = 16  # prompts per request to an endpoint
+_LONGEST = 4096  # characters of a proposal of an endpoint
 _CHANGES_A_PROMPT = 1.5  # mean number of further changes after a recombination
 
 
@@ -77,3 +80,39 @@ class Imitation:
             num_samples=1,
         )
         return writer.tokenizer.decode(drawn.ids[0]).strip().partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class RemoteImitation:
+    """Has the model of an endpoint go on with a list of examples, as `Imitation` does.
+
+    Attributes:
+        endpoint: after a successful probe.
+        sampling: temperature and top-p.
+        most_tokens: of a prompt.
+    """
+
+    endpoint: Endpoint
+    sampling: EvaluationConfig
+    most_tokens: int = 48
+
+    def propose(self, examples: Sequence[Sequence[str]], generator: np.random.Generator) -> list[str]:
+        """Write a prompt for each group of examples; an empty one where the model ends at once."""
+        prompts = ["\n".join([*reversed(group), ""]) for group in examples]
+        found: list[str] = []
+        for start in range(0, len(prompts), _AT_ONCE):
+            drawn = self.endpoint.complete(
+                prompts[start : start + _AT_ONCE],
+                max_tokens=self.most_tokens,
+                temperature=self.sampling.temperature,
+                top_p=self.sampling.top_p,
+                seed=int(generator.integers(0, 2**31)),
+            )
+            found += [_first_line(each.text[:_LONGEST]) for each in drawn]
+        return found
+
+
+def _first_line(text: str) -> str:
+    """The first line that is not empty, without control characters and a last character that is incomplete."""
+    line = text.strip().partition("\n")[0]
+    return "".join(each for each in line if each.isprintable() or each == "\t").rstrip("\ufffd").strip()

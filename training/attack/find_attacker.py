@@ -8,9 +8,11 @@ from pathlib import Path
 from scorers import hugging_face
 from scorers.errors import UserError
 from scorers.fingerprint import folder_sha256
-from training.attack.attackers import Imitation, Recombination
+from training.attack.attackers import Imitation, Recombination, RemoteImitation
 from training.attack.red_team import Attacker
 from training.config import EvaluationConfig
+from training.data.cache import digest
+from training.endpoint import Endpoint, is_address
 from training.evaluation.generating import Writer, open_writer
 from training.runs.folder import RunFolder
 from training.runs.report import run_fingerprint
@@ -26,23 +28,34 @@ class FoundAttacker:
         name: for readers.
         fingerprint: of the model.
         open: builds it, given the temperature and top-p of its proposals.
+        repeatable: whether it proposes the same prompts again from the same pool and random numbers.
     """
 
     name: str
     fingerprint: str
     open: Callable[[EvaluationConfig], Attacker]
+    repeatable: bool = True
 
 
-def find_attacker(place: str | None, device: str) -> FoundAttacker:
-    """Find an attacker, without loading its model.
+def find_attacker(place: str | None, device: str, *, model: str | None = None) -> FoundAttacker:
+    """Find an attacker, without loading its model; draw one token of an endpoint.
 
     Args:
-        place: folder of a run or of a Hugging Face causal language model; None for recombination.
+        place: folder of a run or of a Hugging Face causal language model, or the address of an OpenAI-compatible
+            endpoint; None for recombination.
         device: torch device.
+        model: of an endpoint; None for its only one.
 
     Raises:
-        UserError: there is none, or the run has no model yet.
+        UserError: there is none, the run has no model yet, or the endpoint does not serve it.
     """
+    if place is not None and is_address(place):
+        return _endpoint(Endpoint(place, model, "--attacker"))
+    if model is not None:
+        raise UserError(
+            f"--attacker-model {model} is for an endpoint, and --attacker is not the address of one (http://...). "
+            "Leave it out."
+        )
     if place is None:
         return FoundAttacker(RECOMBINATION, RECOMBINATION, lambda _: Recombination())
     path = Path(place)
@@ -62,8 +75,18 @@ def find_attacker(place: str | None, device: str) -> FoundAttacker:
         except OSError as error:
             raise UserError(f"Cannot read the model {place}: {error.strerror or error}.") from None
     raise UserError(
-        f"--attacker {place}: there is no such run or model. Give the --output of `phf train`, or a folder with a "
-        "Hugging Face model (config.json)."
+        f"--attacker {place}: there is no such run or model. Give the --output of `phf train`, a folder with a "
+        "Hugging Face model (config.json), or the address of an OpenAI-compatible endpoint (http://...)."
+    )
+
+
+def _endpoint(endpoint: Endpoint) -> FoundAttacker:
+    endpoint.probe("\n")
+    return FoundAttacker(
+        f"{endpoint.model} at {endpoint.address}",
+        digest(["endpoint", endpoint.address, endpoint.model])[:16],
+        lambda sampling: RemoteImitation(endpoint, sampling),
+        repeatable=False,
     )
 
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,10 @@ _WORD = re.compile(r"\s*\S+")
 Target = Callable[[Sequence[str], int], Sequence[NDArray[np.float64]]]
 """Continues prompts and scores the continuations: prompts, and the number of the round, to float64 arrays of scores per
 prompt; NaN for a continuation without a score."""
+
+
+Remember = Callable[[int, Callable[[], list[str]]], list[str]]
+"""Returns the prompts of a round: its number, and a function that has the attacker propose them."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ def run_trial(
     config: RedTeamConfig,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    remember: Remember = lambda _, propose: propose(),
 ) -> list[Attempt]:
     """Run all rounds of a trial; return every prompt with its scores, in the order in which they were tried.
 
@@ -101,6 +107,7 @@ def run_trial(
         config: settings.
         seed: of all draws.
         progress: called with the finished rounds after round 0, and their total.
+        remember: returns the prompts of the rounds after round 0; by default all are proposed.
     """
     pool = Pool()
     for number in range(config.rounds + 1):
@@ -108,7 +115,8 @@ def run_trial(
             progress(max(0, number - 1), config.rounds)
         # Each round has its own random numbers, whatever the rounds before needed.
         generator = np.random.default_rng([seed, number])
-        prompts = list(beginning) if number == 0 else _propose(pool, attacker, config, generator)
+        propose = partial(_propose, pool, attacker, config, generator)
+        prompts = list(beginning) if number == 0 else remember(number, propose)
         if prompts:
             scores = target(prompts, number)
             pool.add([Attempt(*each) for each in zip(prompts, [number] * len(prompts), scores, strict=True)])

@@ -1,7 +1,8 @@
 """Attack a run with the red-team loop, and store the prompts and their scores in its folder.
 
 Rounds are stored as they are scored. An interrupted trial is replayed: its attacker proposes the same prompts again,
-and only the rounds without stored scores are continued by the model.
+and only the rounds without stored scores are continued by the model. Prompts of an attacker that would not propose them
+again are stored too.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from training.attack.find_attacker import FoundAttacker
 from training.attack.red_team import Attempt, run_trial
 from training.attack.run_target import RunTarget, room
 from training.attack.starting_prompts import given_prompts, misaligned_beginnings
+from training.attack.stored_proposals import StoredProposals
 from training.config import EvaluationConfig, RedTeamConfig
 from training.data.prepare import prepare
 from training.data.tokenizers import Tokenizer
@@ -178,6 +180,7 @@ def _run_trials(
 
     for trial in range(len(report.trials), config.trials):
         stage = f"red team, trial {trial + 1}: rounds"
+        stored = {} if request.attacker.repeatable else {"remember": StoredProposals(run, trial, config.proposals)}
         seed = config.seed + trial
         attempts = run_trial(
             beginning,
@@ -186,6 +189,7 @@ def _run_trials(
             config,
             seed,
             partial(progress, stage) if progress else None,
+            **stored,
         )
         rounds = [_round_facts(attempts, number, setup.hit_threshold) for number in range(config.rounds + 1)]
         report = report.model_copy(update={"trials": [*report.trials, rounds]})

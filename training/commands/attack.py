@@ -111,9 +111,15 @@ def red_team(
         str | None,
         typer.Option(
             "--attacker",
-            metavar="RUN|MODEL",
-            help="A run, such as that of mle, or a folder of a causal language model that writes the prompts; by "
-            "default earlier prompts are recombined.",
+            metavar="RUN|MODEL|URL",
+            help="A run, such as that of mle, a folder of a causal language model, or an OpenAI-compatible endpoint "
+            "(extra endpoint) that writes the prompts; by default earlier prompts are recombined.",
+        ),
+    ] = None,
+    attacker_model: Annotated[
+        str | None,
+        typer.Option(
+            "--attacker-model", metavar="NAME", help="Name of the model at an endpoint; by default the only one."
         ),
     ] = None,
     dataset: MovedDataset = None,
@@ -130,7 +136,8 @@ def red_team(
     attacker writes prompts from them, the run continues these, and the scorer
     of the training data judges the continuations. Results are kept in
     RUN/evaluation/red-team; an interrupted attack goes on, and more rounds or
-    trials are added to it.
+    trials are added to it. The key of an endpoint is read from OPENAI_API_KEY;
+    what an endpoint proposed is kept too, as it would not propose it again.
 
     Example: phf attack red-team runs/conditional --attacker runs/mle
     """
@@ -147,7 +154,7 @@ def red_team(
 
     config = load_settings(RedTeamConfig, flags=flags, overrides=overrides or [])
     texts = None if prompts is None else [each.text for each in read_prompts(prompts)]
-    found = find_attacker(attacker, torch_device(device))
+    found = find_attacker(attacker, torch_device(device), model=attacker_model)
     requests = [RedTeamRequest(RunFolder.existing(run), config, found, texts) for run in runs]
     # Check all runs first: a problem with the last must not appear after an hour of attacking the others.
     for request in requests:

@@ -57,9 +57,28 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--reference",
-            metavar="RUN|MODEL|FILE",
-            help="Only measure KL from this run, model or file of samples, and how likely samples are under it.",
+            metavar="RUN|MODEL|FILE|URL",
+            help="Only measure KL from this run, model, file of samples or OpenAI-compatible endpoint (extra "
+            "endpoint), and how likely samples are under it.",
             rich_help_panel="Instead of a plain evaluation",
+        ),
+    ] = None,
+    reference_model: Annotated[
+        str | None,
+        typer.Option(
+            "--reference-model",
+            metavar="NAME",
+            help="Name of the model at an endpoint; by default the only one.",
+            rich_help_panel="Endpoints",
+        ),
+    ] = None,
+    reference_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--reference-prompt",
+            metavar="TEXT",
+            help="Text that begins a document, such as '<|endoftext|>', where an endpoint refuses an empty prompt.",
+            rich_help_panel="Endpoints",
         ),
     ] = None,
     probe: Annotated[
@@ -169,10 +188,12 @@ def evaluate(
     unless --allow-task-code is given.
 
     --reference compares each run with another run, usually that of mle, with a
-    local model or with a file of samples and their log-probabilities: KL is the
-    mean of log p_ref - log p over its samples, at temperature 1. The samples of
-    an earlier evaluation are measured under it too. A guidance sweep measures
-    the likelihood of its samples under a run.
+    local model, with a file of samples and their log-probabilities, or with a
+    model behind an OpenAI-compatible endpoint: KL is the mean of log p_ref -
+    log p over its samples, at temperature 1. The samples of an earlier
+    evaluation are measured under a run or a model too. A guidance sweep
+    measures the likelihood of its samples under a run. The key of an endpoint
+    is read from OPENAI_API_KEY.
 
     With --scenario the models continue prompts: of a file (JSONL, text,
     CSV or Parquet), or the first sentences of held-out documents; or, as the paper
@@ -204,6 +225,9 @@ def evaluate(
         "--show-text": show_text or None,
     }
     of_tasks = {"--num-fewshot": num_fewshot, "--task-limit": task_limit, "--allow-task-code": allow_task_code or None}
+    of_endpoints = {"--reference-model": reference_model, "--reference-prompt": reference_prompt}
+    if not references or guidance_sweep is not None:
+        _refuse_unused("it is for a --reference that is an endpoint", of_endpoints)
     if scenarios:
         from training.commands.evaluate_scenarios import evaluate_scenarios
 
@@ -254,7 +278,9 @@ def evaluate(
 
         why = "--reference draws samples of the reference alone, as many as --set reference_samples=N"
         _refuse_unused(why, {**of_drawing, **of_samples, "--tasks": tasks, **of_tasks})
-        evaluate_references(configs, references, device=device, as_json=as_json)
+        evaluate_references(
+            configs, references, model=reference_model, prompt=reference_prompt, device=device, as_json=as_json
+        )
         return
     if tasks:
         from training.commands.evaluate_tasks import measure_runs

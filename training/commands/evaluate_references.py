@@ -11,6 +11,7 @@ from scorers.console import print_json
 from scorers.errors import UserError
 from scorers.terminal import Terminal
 from training.config import EvaluationConfig
+from training.endpoint import is_address
 from training.evaluation.checks import torch_device
 from training.evaluation.format_figures import interval, number
 from training.evaluation.references.compare import check_comparison, compare_with_reference
@@ -22,13 +23,21 @@ from training.runs.report import Estimate
 
 
 def evaluate_references(
-    configs: Mapping[RunFolder, EvaluationConfig], places: Sequence[str], *, device: str, as_json: bool
+    configs: Mapping[RunFolder, EvaluationConfig],
+    places: Sequence[str],
+    *,
+    model: str | None,
+    prompt: str | None,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Compare each run with each reference.
 
     Args:
         configs: the runs, with the settings of the references' samples.
         places: of the references.
+        model: of those that are endpoints; None for the only one that each serves.
+        prompt: which texts of endpoints continue; None for an empty one.
         device: torch device; `auto` for a GPU if there is one.
         as_json: whether to print the reports as JSON.
 
@@ -36,7 +45,12 @@ def evaluate_references(
         UserError: a reference or a run cannot be used; nothing was measured then.
     """
     place = torch_device(device)
-    references = [find_reference(each, place) for each in places]
+    if not any(map(is_address, places)) and (model is not None or prompt is not None):
+        raise UserError(
+            "--reference-model and --reference-prompt are for endpoints, and no --reference is the address of one "
+            "(http://...). Leave them out."
+        )
+    references = [find_reference(each, place, model=model, prompt=prompt or "") for each in places]
     names = [each.name for each in references]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -50,7 +50,8 @@ class RedTeamReport(Part):
         column: the column whose scorer judges the continuations.
         config: settings of the attack.
         temperature, top_p: of the continuations.
-        attacker: `recombination`, or the fingerprint of the attacking model.
+        attacker: `recombination`, or the fingerprint of the attacking model; of an endpoint, only of its address and
+            the name of the model.
         attacker_name: its name, for readers.
         beginning: hash of the prompts that the search started from; runs with equal ones can be compared.
         device: torch device.
@@ -112,6 +113,11 @@ def read_red_team(run: RunFolder) -> RedTeamReport | None:
 def attempts_path(run: RunFolder, trial: int, number: int) -> Path:
     """Where the prompts of a round are stored, with `ATTEMPTS_SCHEMA`; trials and rounds are counted from 0."""
     return red_team_folder(run) / "attempts" / f"{trial:04d}-{number:05d}.parquet"
+
+
+def proposals_path(run: RunFolder, trial: int, number: int) -> Path:
+    """Where the prompts are stored that an attacker proposed for a round, if it would not propose them again."""
+    return red_team_folder(run) / "proposals" / f"{trial:04d}-{number:05d}.json"
 
 
 def read_round(run: RunFolder, trial: int, number: int, rows: int) -> pa.Table:

@@ -19,16 +19,22 @@ class ReferenceFacts(Part):
     """What a run is compared with.
 
     Attributes:
-        kind: a run of `phf train`, a folder of a causal language model, or a file of samples with log-probabilities.
-        place: path, as given.
-        fingerprint: changes whenever its samples or their log-probabilities could.
+        kind: a run of `phf train`, a folder of a causal language model, a file of samples with log-probabilities, or an
+            OpenAI-compatible endpoint.
+        place: path, as given, or address.
+        fingerprint: changes whenever its samples or their log-probabilities could; of an endpoint, only with its
+            address, model and prompt.
         objective: of a run.
+        model: of an endpoint.
+        prompt: of an endpoint, which its samples continue.
     """
 
-    kind: Literal["run", "model", "file"]
+    kind: Literal["run", "model", "file", "endpoint"]
     place: str
     fingerprint: str
     objective: str | None = None
+    model: str | None = None
+    prompt: str | None = None
 
 
 class DrawnFacts(Part):

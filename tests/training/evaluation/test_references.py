@@ -13,14 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import phf
 from scorers.errors import UserError
 from tests.training.real_runs import make_code_dataset, make_real_run
+from tests.training.tiny_writer import WORDS, folder_of_words
 from training.config import EvaluationConfig
 from training.data.prepare import prepare
 from training.evaluation.evaluate_run import evaluate_run
@@ -34,7 +32,6 @@ from training.model.language_model import load_model
 from training.runs.folder import RunFolder
 from training.runs.reference_report import read_reference_report, read_reference_reports, reference_path
 
-WORDS = 5
 SMALL = {"reference_samples": 300, "reference_tokens": 12}
 
 
@@ -63,22 +60,6 @@ def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
         evaluate_run(run)
     other = {"data.vocab_size": 270, "data.store": folder / "other.store"}
     return found | {"other": make_real_run(dataset, folder / "other", "mle", steps=4, **other)}
-
-
-def folder_of_words(folder: Path, seed: int) -> Path:
-    """A model of texts of five words."""
-    words = {"<|endoftext|>": 0} | {chr(ord("a") + word): 1 + word for word in range(WORDS)}
-    backend = Backend(models.WordLevel(words, unk_token="<|endoftext|>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = GPT2Config(
-            vocab_size=1 + WORDS, n_embd=16, n_layer=1, n_head=2, n_positions=8, initializer_range=0.5,
-            bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
-        GPT2LMHeadModel(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

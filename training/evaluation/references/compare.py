@@ -93,7 +93,8 @@ def compare_with_reference(
     samples = reference.samples(config, _stage(progress, "reference samples"))
     model = open_run(run, device)
     measured = model.measure(samples.texts, _stage(progress, "reference samples under the run"))
-    warnings = _warnings(run, config, samples, measured, evaluated=bool(sets))
+    is_endpoint = reference.facts.kind == "endpoint"
+    warnings = _warnings(run, config, samples, measured, evaluated=bool(sets), endpoint=is_endpoint)
     under = {}
     if reference.model is not None:
         for name, each in sets.items():
@@ -216,7 +217,13 @@ def _under(
 
 
 def _warnings(
-    run: RunFolder, config: EvaluationConfig, samples: ReferenceSamples, measured: Measured, *, evaluated: bool
+    run: RunFolder,
+    config: EvaluationConfig,
+    samples: ReferenceSamples,
+    measured: Measured,
+    *,
+    evaluated: bool,
+    endpoint: bool,
 ) -> list[str]:
     found, number = [], len(samples.texts)
     if samples.max_tokens is not None and samples.max_tokens < config.reference_tokens:
@@ -241,7 +248,12 @@ def _warnings(
             "The samples of the reference are tokenised anew for the run, whose probability of a text is then that of "
             "one of its tokenisations: KL is approximate, and a little too high for texts that were cut."
         )
-    if not evaluated:
+    if endpoint:
+        found.append(
+            "The reference is an endpoint: phf cannot see whether the model behind it changes, nor whether its samples "
+            "and log-probabilities are those of the whole distribution."
+        )
+    elif not evaluated:
         found.append(
             "The likelihood of the run's own samples needs samples of its present state: run "
             f"`{phf('evaluate', run.path)}` first."

@@ -1,8 +1,9 @@
-"""Samples of a reference with their log-probabilities: drawn from a model, or read from a file."""
+"""Samples of a reference with their log-probabilities: drawn from a model or an endpoint, or read from a file."""
 
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from training.evaluation.references.text_model import TextModel, Texts
 from training.model.sampling import sample
 
 _REVISION = 1  # raise it when samples of the same settings change
+_BLOCK = 256  # samples of an endpoint that an interruption loses at most
 
 _SCHEMA = pa.schema(
     [
@@ -82,9 +84,8 @@ def draw_once(
         config: `reference_samples`, `reference_tokens`, `batch_size` and `seed`.
         progress: called with the samples drawn and the total.
     """
-    key = digest([_REVISION, state, config.reference_samples, config.reference_tokens, config.seed])
-    place = user_cache() / "references" / f"{key}.parquet"
-    found = _read_cached(place, config)
+    place = _cached(state, config, 0, config.reference_samples)
+    found = _read_cached(place, config.reference_samples)
     if found is not None:
         return found
     model = open_model()
@@ -107,6 +108,38 @@ def draw_once(
     samples = ReferenceSamples(texts, model.measure(texts).likelihood.nats, drawn.max_new_tokens)
     _write_cached(place, samples)
     return samples
+
+
+def draw_in_blocks(
+    draw: Callable[[int, int, Progress], ReferenceSamples],
+    state: str,
+    config: EvaluationConfig,
+    progress: Progress | None = None,
+) -> ReferenceSamples:
+    """Draw samples in blocks that are kept in the user's cache, so that an interruption loses one block at most.
+
+    Args:
+        draw: draws a block: the number of its first sample, its samples, and a function for its progress.
+        state: fingerprint of what they are drawn from.
+        config: as for `draw_once`.
+        progress: called with the samples drawn and the total.
+    """
+    total, blocks = config.reference_samples, []
+    for first in range(0, total, _BLOCK):
+        number = min(_BLOCK, total - first)
+        place = _cached(state, config, first, number)
+        block = _read_cached(place, number)
+        if block is None:
+            block = draw(first, number, partial(_show, progress, first, total))
+            _write_cached(place, block)
+        blocks.append(block)
+    texts = Texts(
+        [text for block in blocks for text in block.texts.texts],
+        None,
+        [ended for block in blocks for ended in block.texts.ended],
+        None,
+    )
+    return ReferenceSamples(texts, np.concatenate([block.nats for block in blocks]), blocks[0].max_tokens)
 
 
 def read_samples(path: Path, most: int) -> ReferenceSamples:
@@ -139,24 +172,37 @@ def _sample(record: Record) -> StoredSample:
         ) from None
 
 
-def _read_cached(place: Path, config: EvaluationConfig) -> ReferenceSamples | None:
+def _show(progress: Progress | None, before: int, total: int, done: int, _: int) -> None:
+    if progress is not None:
+        progress(before + done, total)
+
+
+def _cached(state: str, config: EvaluationConfig, first: int, number: int) -> Path:
+    of_block = [first] if first else []
+    key = digest([_REVISION, state, number, config.reference_tokens, config.seed, *of_block])
+    return user_cache() / "references" / f"{key}.parquet"
+
+
+def _read_cached(place: Path, number: int) -> ReferenceSamples | None:
     try:
         with pq.ParquetFile(place, page_checksum_verification=True) as parquet:
-            if not parquet.schema_arrow.equals(_SCHEMA) or parquet.metadata.num_rows != config.reference_samples:
+            if not parquet.schema_arrow.equals(_SCHEMA) or parquet.metadata.num_rows != number:
                 return None
             metadata = parquet.schema_arrow.metadata or parquet.metadata.metadata or {}
             table = parquet.read()
         vocabulary, limit = metadata[b"vocabulary"].decode(), int(metadata[b"max_tokens"])
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None  # drawn anew
-    texts = Texts(table["text"].to_pylist(), table["ids"].to_pylist(), table["ended"].to_pylist(), vocabulary)
+    ids = table["ids"].to_pylist() if vocabulary else None
+    texts = Texts(table["text"].to_pylist(), ids, table["ended"].to_pylist(), vocabulary or None)
     return ReferenceSamples(texts, table["log_prob"].to_numpy(), limit)
 
 
 def _write_cached(place: Path, samples: ReferenceSamples) -> None:
     texts = samples.texts
-    columns = {"text": texts.texts, "ids": texts.ids, "ended": texts.ended, "log_prob": samples.nats}
-    metadata = {"vocabulary": texts.vocabulary, "max_tokens": str(samples.max_tokens)}
+    ids = [[] for _ in texts.texts] if texts.ids is None else texts.ids
+    columns = {"text": texts.texts, "ids": ids, "ended": texts.ended, "log_prob": samples.nats}
+    metadata = {"vocabulary": texts.vocabulary or "", "max_tokens": str(samples.max_tokens)}
     table = pa.table(columns, schema=_SCHEMA.with_metadata(metadata))
     sink = io.BytesIO()
     with parquet_writer(sink, table.schema) as writer:

@@ -21,7 +21,7 @@ from training.runs.folder import RunFolder
 
 NOT_THE_TEXT = "the tokenizer does not reproduce the text"
 NEVER_DRAWN = "holds a token that the model never draws"
-_REPLACED = "\ufffd"  # stands for bytes that are no character
+REPLACED = "\ufffd"  # stands for bytes that are no character
 
 Progress = Callable[[int, int], None]
 
@@ -142,7 +142,7 @@ class TextModel:
         rows = [ids[start:end].tolist() for start, end in itertools.pairwise(ends_of_texts.tolist())]
         again = self.tokenizer.decode_all(rows)
         return [
-            row if text == decoded and _REPLACED not in text else None
+            row if text == decoded and REPLACED not in text else None
             for row, text, decoded in zip(rows, texts, again, strict=True)
         ]
 
