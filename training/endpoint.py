@@ -7,7 +7,7 @@ have the shape that the API documents. Redirects are not followed, so that promp
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -49,12 +49,14 @@ class Completion(_Answer):
         text: the text; may hold anything that is valid UTF-8.
         finish_reason: `stop` where the model ended the text, `length` where it was cut.
         logprobs: None if they were not requested.
+        token_ids: None if they were not requested, or the server does not know how to send them.
     """
 
     index: Count
     text: Annotated[str, AfterValidator(lambda text: _SURROGATE.sub("\ufffd", text))]
     finish_reason: str | None = None
     logprobs: LogProbabilities | None = None
+    token_ids: list[Count] | None = None
 
 
 class _Choices(_Answer):
@@ -70,6 +72,10 @@ class _Models(_Answer):
 
 
 _CHOICES, _MODELS = TypeAdapter(_Choices), TypeAdapter(_Models)
+
+
+Prompt = str | list[int]
+"""Text, or token ids."""
 
 
 def is_address(place: str) -> bool:
@@ -105,12 +111,15 @@ class Endpoint:
         if not 0 < len(self.model) <= _LONGEST_NAME or printable(self.model) != self.model:
             raise UserError(f"{option}: a model's name has 1 to {_LONGEST_NAME} printable characters.")
 
-    def probe(self, prompt: str, *, logprobs: bool = False, hint: str = "") -> None:
+    def probe(
+        self, prompt: Prompt, *, logprobs: bool = False, extra: Mapping[str, Any] | None = None, hint: str = ""
+    ) -> None:
         """Have one token drawn, to see that the endpoint accepts such requests, and with which settings.
 
         Args:
             prompt: like the later ones.
             logprobs: whether its log-probability is needed.
+            extra: settings that OpenAI's API does not have, and that are needed.
             hint: what to do where it refuses the prompt.
 
         Raises:
@@ -121,7 +130,9 @@ class Endpoint:
         for extras in (_WHOLE_DISTRIBUTION, {}):
             self._extras = dict(extras)
             try:
-                self.complete([prompt], max_tokens=1, temperature=1.0, top_p=1.0, seed=0, logprobs=logprobs)
+                self.complete(
+                    [prompt], max_tokens=1, temperature=1.0, top_p=1.0, seed=0, logprobs=logprobs, extra=extra
+                )
             except UserError as error:
                 refused = isinstance(error.__cause__, openai.APIStatusError) and error.__cause__.status_code in _REFUSED
                 if not refused:
@@ -134,7 +145,7 @@ class Endpoint:
 
     def complete(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         *,
         max_tokens: int,
         temperature: float,
@@ -142,6 +153,7 @@ class Endpoint:
         seed: int,
         n: int = 1,
         logprobs: bool = False,
+        extra: Mapping[str, Any] | None = None,
     ) -> list[Completion]:
         """Continue prompts.
 
@@ -153,6 +165,7 @@ class Endpoint:
             seed: which the server may use.
             n: completions of a prompt; a server may return fewer of them, at least one.
             logprobs: whether to return log-probabilities.
+            extra: settings that OpenAI's API does not have.
 
         Raises:
             UserError: the endpoint fails; `IncompleteError` after a successful `probe`.
@@ -169,7 +182,7 @@ class Endpoint:
                 top_p=top_p,
                 seed=seed,
                 n=n,
-                extra_body=self._extras,
+                extra_body={**self._extras, **(extra or {})},
                 **settings,
             )
         )
@@ -182,6 +195,8 @@ class Endpoint:
         return found
 
     def _check(self, found: Completion, max_tokens: int, *, logprobs: bool) -> None:
+        if found.token_ids is not None and len(found.token_ids) > max_tokens + 1:
+            raise self._failure("sent more tokens than were requested")
         if found.logprobs is None:
             if logprobs:
                 raise self._failure("sends no log-probabilities of tokens (`logprobs`). Another server or model may")
@@ -204,12 +219,17 @@ class Endpoint:
         return str(names[0])
 
     def _open(self) -> Any:
+        import httpx2
         import openai
 
         key = os.environ.get(KEY_VARIABLE) or "none"
         if re.fullmatch(r"[!-~]+", key) is None:
             raise UserError(f"{KEY_VARIABLE} holds white space or characters that no key has. Set it again.")
-        http = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [self._bound]})
+        http = openai.DefaultHttpxClient(
+            follow_redirects=False,
+            event_hooks={"response": [self._bound]},
+            limits=httpx2.Limits(max_keepalive_connections=0),  # nothing to close at the end
+        )
         return openai.OpenAI(
             api_key=key,
             base_url=self.address,

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from training.config import EvaluationConfig
 from training.evaluation.generating import Writer
-from training.model.sampling import sample
+from training.model.sampling import Row, sample_rows
 
 END = "<|endoftext|>"
+NOT_OPENAI = {"top_k", "min_p", "repetition_penalty", "min_tokens", "return_token_ids"}
 
 
 class CompletionsServer:
@@ -63,7 +63,7 @@ class CompletionsServer:
                         self._send(*other)
                     elif self.path != "/v1/completions" or body["model"] not in outer.names:
                         self._send(404, {}, {"error": {"message": "no such model"}})
-                    elif outer.only_openai and {"top_k", "min_p", "repetition_penalty"} & set(body):
+                    elif outer.only_openai and set(body) & NOT_OPENAI:
                         self._send(400, {}, {"error": {"message": "unrecognized argument"}})
                     elif "" in body["prompt"] and not outer.adds_first_token:
                         self._send(400, {}, {"error": {"message": "prompt cannot be empty"}})
@@ -95,21 +95,27 @@ class CompletionsServer:
         """The completions of a request."""
         choices = []
         for place, prompt in enumerate(body["prompt"]):
-            ids = self._ids(prompt)
-            drawn = sample(
+            ids = self._ids(prompt) if isinstance(prompt, str) else prompt
+            limit = min(body["max_tokens"], (self.writer.context_length or 1 << 30) - len(ids))
+            seeds = [body["seed"] + place + index for index in range(body["n"])]  # as vLLM does
+            drawn, ended = sample_rows(
                 self.writer.model,
+                [
+                    Row(ids, torch.rand(limit, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+                    for seed in seeds
+                ],
                 eos_id=self.writer.eos_id,
-                prompt_ids=ids,
-                banned_ids=[],
-                config=EvaluationConfig(
-                    max_new_tokens=body["max_tokens"], temperature=body["temperature"], top_p=body["top_p"]
-                ),
-                seed=body["seed"] + place,
-                context_length=self.writer.context_length,
-                num_samples=body["n"],
+                banned_ids=[int(token) for token, bias in body.get("logit_bias", {}).items() if bias == -100],
+                temperature=body["temperature"],
+                top_p=body["top_p"],
+                batch_size=64,
+                min_new_tokens=body.get("min_tokens", 0),
             )
-            for found, ended in zip(drawn.ids, drawn.ended, strict=True):
-                choices.append(self._choice(len(choices), ids, found, ended, logprobs="logprobs" in body))
+            for found, end in zip(drawn, ended, strict=True):
+                choice = self._choice(len(choices), ids, found, end, logprobs="logprobs" in body)
+                if body.get("return_token_ids"):
+                    choice["token_ids"] = [*found, *[self.writer.eos_id] * end]
+                choices.append(choice)
         return {"object": "text_completion", "model": body["model"], "choices": choices}
 
     def _ids(self, prompt: str) -> list[int]:

@@ -164,6 +164,24 @@ def evaluate(
             rich_help_panel="Instead of a plain evaluation",
         ),
     ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler",
+            metavar="URL",
+            help="Scenarios: have samples drawn by an endpoint that serves the run's exported model, such as vLLM.",
+            rich_help_panel="Endpoints",
+        ),
+    ] = None,
+    sampler_model: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler-model",
+            metavar="NAME",
+            help="Name of the model at the sampler; by default the only one.",
+            rich_help_panel="Endpoints",
+        ),
+    ] = None,
     show_text: Annotated[
         int, typer.Option("--show-text", min=0, metavar="N", help="Print N samples of each run with their scores.")
     ] = 0,
@@ -228,6 +246,10 @@ def evaluate(
     of_endpoints = {"--reference-model": reference_model, "--reference-prompt": reference_prompt}
     if not references or guidance_sweep is not None:
         _refuse_unused("it is for a --reference that is an endpoint", of_endpoints)
+    if not scenarios:
+        _refuse_unused("only samples of a --scenario are drawn by a server", {"--sampler": sampler})
+    if sampler is None:
+        _refuse_unused("there is no --sampler", {"--sampler-model": sampler_model})
     if scenarios:
         from training.commands.evaluate_scenarios import evaluate_scenarios
 
@@ -244,8 +266,9 @@ def evaluate(
             {**of_samples, **others, **of_tasks, "--guidance": None, "--hit-threshold": None},
         )
         evaluate_scenarios(
-            chosen, scenarios, overrides or [], guidance=guidance, dataset=dataset, device=device,
-            allow_other_scorer=allow_other_scorer, hit_threshold=hit_threshold, as_json=as_json,
+            chosen, scenarios, overrides or [], guidance=guidance, sampler=sampler, sampler_model=sampler_model,
+            dataset=dataset, device=device, allow_other_scorer=allow_other_scorer, hit_threshold=hit_threshold,
+            as_json=as_json,
         )  # fmt: skip
         return
     configs = {run: _config(run, flags, overrides or []) for run in chosen}

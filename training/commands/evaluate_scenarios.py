@@ -1,6 +1,7 @@
 """`phf evaluate --scenario`: evaluate runs under scenarios, and print their figures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,12 +11,16 @@ from rich.table import Table
 
 from scorers.amounts import format_count
 from scorers.console import print_json
+from scorers.errors import UserError
+from scorers.printing import printable
 from scorers.terminal import Terminal
+from training.endpoint import Endpoint
 from training.evaluation.format_figures import interval, number, percent
 from training.progress import StageProgress
 from training.runs.folder import RunFolder
 from training.runs.report import MAXIMUM_OF, SampleFacts
 from training.runs.scenario_report import ScenarioReport, scenario_folder
+from training.scenarios.endpoint_sampler import EndpointSampler
 from training.scenarios.plan import plan_scenarios, read_prompt_files
 from training.scenarios.prompts import read_prompts
 from training.scenarios.run_scenario import run_scenarios
@@ -28,6 +33,8 @@ def evaluate_scenarios(
     overrides: Sequence[str],
     *,
     guidance: float | None,
+    sampler: str | None,
+    sampler_model: str | None,
     dataset: str | None,
     device: str,
     allow_other_scorer: bool,
@@ -41,6 +48,8 @@ def evaluate_scenarios(
         given: `--scenario` arguments.
         overrides: `--set` arguments, with fields of `Scenario`.
         guidance: as a field of `Scenario`; None for the scenario's own.
+        sampler: address of an endpoint that serves the run's model; None to sample here.
+        sampler_model: name of the model there; None for its only one.
         dataset: where the labelled dataset is now, if it was moved.
         device: torch device.
         allow_other_scorer: see `prepare_evaluation`.
@@ -50,10 +59,15 @@ def evaluate_scenarios(
     Raises:
         UserError: a scenario, a file of prompts or a run is refused, before anything is sampled.
     """
+    if sampler is not None and len(runs) > 1:
+        raise UserError("--sampler serves the model of one run. Evaluate one run at a time.")
+    endpoint = None if sampler is None else Endpoint(sampler, sampler_model, "--sampler")
     changes = [*overrides, *([] if guidance is None else [f"guidance={guidance}"])]
     plans, read = [], cache(read_prompts)
     for run in runs:
         scenarios = [choose_scenario(each, run.read_facts().kind, changes) for each in given]
+        if endpoint is not None and any(each.guidance != 1 for each in scenarios):
+            raise UserError("--sampler cannot guide samples, as a server reads one prompt at a time. Leave one out.")
         records = read_prompt_files(scenarios, read)
         with StageProgress(str(run.path)) as progress:
             plans.append(
@@ -62,10 +76,14 @@ def evaluate_scenarios(
                     hit_threshold=hit_threshold, progress=progress,
                 )
             )  # fmt: skip
+    remote = None
+    if endpoint is not None:
+        remote = EndpointSampler(endpoint, plans[0][0].setup)
+        plans = [[replace(each, sampler=remote.name) for each in own] for own in plans]
     found: list[dict[str, Any]] = []
     for run, own in zip(runs, plans, strict=True):
         with StageProgress(str(run.path)) as progress:
-            reports = list(run_scenarios(own, progress))
+            reports = list(run_scenarios(own, progress, remote))
         if as_json:
             found.append({"path": str(run.path), "scenarios": [each.model_dump(mode="json") for each in reports]})
         else:
@@ -125,6 +143,8 @@ def _caption(report: ScenarioReport) -> str:
             f" Prompts that share {overlap.tokens} tokens in a row with the training text: {overlap.overlapping:,} of "
             f"{overlap.prompts:,} that are as long."
         )
+    if report.sampler is not None:
+        text += f" Drawn by {printable(report.sampler)}."
     if report.samples_per_second is not None and report.tokens_per_second is not None:
         text += f" {report.samples_per_second:,.1f} samples/s, {report.tokens_per_second:,.0f} tokens/s."
     return text

@@ -153,6 +153,7 @@ class ScenarioReport(Part):
         slices: figures of parts of the prompts.
         scorer: the scorer of the samples.
         device: torch device.
+        sampler: name and address of the endpoint that drew the samples; None for phf itself.
         seconds: duration of the last attempt, which may have gone on after an interruption.
         samples_per_second, tokens_per_second: rates of the sampling; None if every piece was drawn before.
         warnings: caveats for readers of the figures.
@@ -174,6 +175,7 @@ class ScenarioReport(Part):
     slices: list[SliceFacts] = Field(default_factory=list)
     scorer: ScorerFacts
     device: str
+    sampler: str | None = None
     seconds: float
     samples_per_second: float | None = None
     tokens_per_second: float | None = None

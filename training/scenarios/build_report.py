@@ -73,6 +73,7 @@ def build_report(
         slices=slices,
         scorer=ScorerFacts(entry=setup.scorer_entry, fingerprint=setup.scorer.fingerprint),
         device=plan.device,
+        sampler=plan.sampler,
         seconds=round(seconds, 3),
         samples_per_second=None if rates is None else round(rates[0], 3),
         tokens_per_second=None if rates is None else round(rates[1], 3),

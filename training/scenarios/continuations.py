@@ -12,6 +12,7 @@ from training.evaluation.prepare import EvaluationSetup
 from training.model.sampling import Row, draw, sample_rows
 from training.runs.scenario_report import Scenario
 from training.scenarios.boundary import Boundary
+from training.scenarios.endpoint_sampler import EndpointSampler
 from training.scenarios.prompts import Prompt
 
 Pair = tuple[int, int]  # prompt, continuation
@@ -78,6 +79,7 @@ class Drawing:
         pairs: Sequence[Pair],
         *,
         batch_size: int,
+        sampler: EndpointSampler | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Continuation]:
         """Draw some of the continuations.
@@ -86,6 +88,7 @@ class Drawing:
             model: a Hugging Face causal language model.
             pairs: the number of the prompt and of the continuation of each.
             batch_size: most continuations drawn at once, which does not change them.
+            sampler: draws what follows covers, by a server of the same model; None for the model here.
             progress: called with the continuations and the tokens drawn so far.
         """
         scenario, setup = self._scenario, self._setup
@@ -104,19 +107,28 @@ class Drawing:
             Row(context[0], numbers[1:], context[1] if len(context) > 1 else None)
             for context, numbers in zip(contexts, uniform, strict=True)
         ]
-        found, ended = sample_rows(
-            model,
-            rows,
-            eos_id=setup.eos_id,
-            banned_ids=setup.banned_ids,
-            temperature=scenario.temperature,
-            top_p=scenario.top_p,
-            batch_size=batch_size,
-            vocab_size=setup.vocab_size,
-            min_new_tokens=scenario.min_new_tokens,
-            scale=scenario.guidance,
-            progress=progress,
-        )
+        if sampler is not None:
+            found, ended = sampler.sample(
+                rows,
+                temperature=scenario.temperature,
+                top_p=scenario.top_p,
+                min_new_tokens=scenario.min_new_tokens,
+                progress=progress,
+            )
+        else:
+            found, ended = sample_rows(
+                model,
+                rows,
+                eos_id=setup.eos_id,
+                banned_ids=setup.banned_ids,
+                temperature=scenario.temperature,
+                top_p=scenario.top_p,
+                batch_size=batch_size,
+                vocab_size=setup.vocab_size,
+                min_new_tokens=scenario.min_new_tokens,
+                scale=scenario.guidance,
+                progress=progress,
+            )
         return [
             Continuation([*cover, *ids], len(cover), len(ids) + self._reaches_beyond(self._prompts[prompt], cover), end)
             for (prompt, _), cover, ids, end in zip(pairs, covers, found, ended, strict=True)

@@ -53,6 +53,7 @@ class ScenarioPlan:
         prompts: the chosen prompts.
         boundary: of the run's tokenizer.
         device: torch device.
+        sampler: name of the endpoint that draws the samples; None for this process.
     """
 
     run: RunFolder
@@ -62,6 +63,7 @@ class ScenarioPlan:
     prompts: Prompts
     boundary: Boundary
     device: str
+    sampler: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -83,6 +85,8 @@ class ScenarioPlan:
             "prompts": [(each.fingerprint, each.slice) for each in self.prompts.every],
             "scorer": self.setup.scorer.fingerprint,
             "hit_threshold": self.setup.hit_threshold,
+            # Other random numbers than here; which server it is does not matter, as it has the same model.
+            **({} if self.sampler is None else {"sampler": "endpoint"}),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

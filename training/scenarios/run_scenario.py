@@ -24,6 +24,7 @@ from training.runs.report import REPORT_NAME, SAMPLES_NAME, read_table
 from training.runs.scenario_report import PROMPTS_NAME, PROMPTS_SCHEMA, SCENARIO_SAMPLES_SCHEMA, ScenarioReport
 from training.scenarios.build_report import build_report
 from training.scenarios.continuations import Continuation, Pair
+from training.scenarios.endpoint_sampler import EndpointSampler
 from training.scenarios.figures import by_prompt
 from training.scenarios.overlap import overlapping
 from training.scenarios.plan import Progress, ScenarioPlan
@@ -34,7 +35,9 @@ _WORK = "work.json"
 _PIECE = 1024  # samples that an interruption loses at most
 
 
-def run_scenarios(plans: Sequence[ScenarioPlan], progress: Progress | None = None) -> Iterator[ScenarioReport]:
+def run_scenarios(
+    plans: Sequence[ScenarioPlan], progress: Progress | None = None, sampler: EndpointSampler | None = None
+) -> Iterator[ScenarioReport]:
     """Evaluate the planned scenarios of one run, and write and yield their reports.
 
     A finished scenario is kept, and an interrupted one goes on after the last piece that it stored, if nothing that
@@ -43,8 +46,10 @@ def run_scenarios(plans: Sequence[ScenarioPlan], progress: Progress | None = Non
     Args:
         plans: from `plan_scenarios`, all of one run.
         progress: shows samples, and samples and tokens per second.
+        sampler: of plans that have one.
 
     Raises:
+        UserError: the sampler does not serve the run's model, or ignores settings.
         IncompleteError: the results cannot be written, or another process still writes them.
     """
     model: Any = None
@@ -55,8 +60,10 @@ def run_scenarios(plans: Sequence[ScenarioPlan], progress: Progress | None = Non
                 if model is None:
                     disable_progress_bar()  # type: ignore[no-untyped-call]
                     model = load_model(plan.run.model, value_head=False).causal.to(plan.device)
+                    if sampler is not None:
+                        sampler.check(model)
                 with writing(plan.folder):
-                    report = _run(model, plan, progress or _silence)
+                    report = _run(model, plan, sampler, progress or _silence)
             shutil.rmtree(plan.folder / PIECES, ignore_errors=True)
         yield report
 
@@ -78,7 +85,7 @@ class _Speed:
         return (self.samples / self.seconds, self.tokens / self.seconds) if self.samples and self.seconds else None
 
 
-def _run(model: Any, plan: ScenarioPlan, progress: Progress) -> ScenarioReport:
+def _run(model: Any, plan: ScenarioPlan, sampler: EndpointSampler | None, progress: Progress) -> ScenarioReport:
     began, speed = time.perf_counter(), _Speed()
     pieces = _open_pieces(plan)
     (plan.folder / REPORT_NAME).unlink(missing_ok=True)
@@ -89,7 +96,8 @@ def _run(model: Any, plan: ScenarioPlan, progress: Progress) -> ScenarioReport:
         path = pieces / f"{number:06d}.parquet"
         table = _read_piece(path, plan, pairs)
         if table is None:
-            table = _draw_piece(model, plan, pairs, speed, _shown(progress, plan.scenario.name, done, total, speed))
+            show = _shown(progress, plan.scenario.name, done, total, speed)
+            table = _draw_piece(model, plan, pairs, sampler, speed, show)
             write_table(path, table)
         tables.append(table)
         done += len(pairs)
@@ -140,11 +148,16 @@ def _read_piece(path: Path, plan: ScenarioPlan, pairs: Sequence[Pair]) -> pa.Tab
 
 
 def _draw_piece(
-    model: Any, plan: ScenarioPlan, pairs: Sequence[Pair], speed: _Speed, show: Callable[[int, int], None]
+    model: Any,
+    plan: ScenarioPlan,
+    pairs: Sequence[Pair],
+    sampler: EndpointSampler | None,
+    speed: _Speed,
+    show: Callable[[int, int], None],
 ) -> pa.Table:
     began, prompts = time.perf_counter(), plan.prompts.every
     drawing = plan.drawing
-    drawn = drawing.draw(model, pairs, batch_size=plan.setup.config.batch_size, progress=show)
+    drawn = drawing.draw(model, pairs, batch_size=plan.setup.config.batch_size, sampler=sampler, progress=show)
     speed.samples += len(drawn)
     speed.tokens += sum(each.new_tokens for each in drawn)
     speed.seconds += time.perf_counter() - began
