@@ -67,6 +67,8 @@ class CompletionsServer:
                         self._send(400, {}, {"error": {"message": "unrecognized argument"}})
                     elif "" in body["prompt"] and not outer.adds_first_token:
                         self._send(400, {}, {"error": {"message": "prompt cannot be empty"}})
+                    elif not outer.knows(body["prompt"]):
+                        self._send(400, {}, {"error": {"message": "token ids are out of vocabulary"}})
                     else:
                         self._send(200, {}, outer.change(outer.answer(body)))
 
@@ -90,6 +92,11 @@ class CompletionsServer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def knows(self, prompts: list[Any]) -> bool:
+        """Whether all token ids are in the vocabulary."""
+        rows = self.writer.model.get_input_embeddings().num_embeddings
+        return all(isinstance(each, str) or max(each) < rows for each in prompts)
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """The completions of a request."""

@@ -31,8 +31,9 @@ class EndpointSampler:
     def __init__(self, endpoint: Endpoint, setup: EvaluationSetup) -> None:
         self._endpoint, self._setup = endpoint, setup
         self._bias: dict[str, int] = {}
+        self._prompt = [setup.bos_id, *setup.control_ids[:1]]
         endpoint.probe(
-            [setup.bos_id],
+            self._prompt,
             logprobs=True,
             extra=_TOKEN_IDS,
             hint="A sampler needs settings of vLLM (return_token_ids, min_tokens), and to serve this run's export.",
@@ -52,8 +53,7 @@ class EndpointSampler:
         Raises:
             UserError: they differ, or its samples are all the same.
         """
-        setup = self._setup
-        prompt = [setup.bos_id, *setup.control_ids[:1]]
+        setup, prompt = self._setup, self._prompt
         room = min(_COMPARED_TOKENS, setup.context_length - len(prompt))
         drawn = self._endpoint.complete(
             [prompt],

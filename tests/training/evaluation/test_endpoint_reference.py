@@ -193,7 +193,6 @@ def test_tokens_spell_a_text(tokens: list[str], text: str, expected: bool) -> No
 
 
 def test_from_the_command_line(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run itself is served, so that KL is what tokenising its samples anew costs."""
     monkeypatch.setenv("PHF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
@@ -222,7 +221,6 @@ def test_from_the_command_line(run: RunFolder, tmp_path: Path, monkeypatch: pyte
         }  # fmt: skip
         assert found["divergence"]["reencoded"]
         assert found["divergence"]["texts"] + sum(found["divergence"]["left_out"].values()) == 24
-        assert found["divergence"]["kl"]["value"] > -1e-4
         (report,) = read_reference_reports(run).values()
         assert {"path": str(run.path), **report.model_dump(mode="json")} == found
         before = len(server.requests)

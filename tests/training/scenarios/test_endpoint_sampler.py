@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import phf
@@ -33,28 +34,25 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("sampler")
     dataset = make_code_dataset(folder / "labelled", 40)
-    return {name: make_real_run(dataset, folder / name, name, steps=30) for name in ("conditional", "mle")}
+    return make_real_run(dataset, folder / "conditional", "conditional", steps=30)
 
 
 @pytest.fixture(scope="module")
-def servers(runs: dict[str, RunFolder]) -> Iterator[dict[str, CompletionsServer]]:
-    writers = {name: open_writer(run.model, "cpu") for name, run in runs.items()}
-    with CompletionsServer(writers["conditional"]) as conditional, CompletionsServer(writers["mle"]) as mle:
-        yield {"conditional": conditional, "mle": mle}
+def one_server(run: RunFolder) -> Iterator[CompletionsServer]:
+    with CompletionsServer(open_writer(run.model, "cpu")) as found:
+        yield found
 
 
 @pytest.fixture
-def server(
-    runs: dict[str, RunFolder], servers: dict[str, CompletionsServer], monkeypatch: pytest.MonkeyPatch
-) -> CompletionsServer:
+def server(run: RunFolder, one_server: CompletionsServer, monkeypatch: pytest.MonkeyPatch) -> CompletionsServer:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(client, "_RETRIES", 0)
-    shutil.rmtree(runs["conditional"].evaluation, ignore_errors=True)
-    servers["conditional"].reset()
-    return servers["conditional"]
+    shutil.rmtree(run.evaluation, ignore_errors=True)
+    one_server.reset()
+    return one_server
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +74,8 @@ def stored(run: RunFolder) -> tuple[ScenarioReport, list[dict[str, Any]]]:
 
 
 def test_prompts_are_continued_at_the_server_after_covers_drawn_here(
-    runs: dict[str, RunFolder], server: CompletionsServer, file: Path
+    run: RunFolder, server: CompletionsServer, file: Path
 ) -> None:
-    run = runs["conditional"]
     assert invoke(run, file).exit_code == 0
     here, own = stored(run)
     result = invoke(run, file, "--sampler", server.address)
@@ -112,14 +109,13 @@ def test_prompts_are_continued_at_the_server_after_covers_drawn_here(
 
 
 def test_finished_pieces_are_kept(
-    runs: dict[str, RunFolder], server: CompletionsServer, file: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, server: CompletionsServer, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs["conditional"]
     monkeypatch.setattr(run_scenario, "_PIECE", 6)
     assert invoke(run, file, "--sampler", server.address).exit_code == 0
     whole, requests = stored(run)[1], len(server.requests)
     shutil.rmtree(run.evaluation)
-    server.status = lambda: (500, {}, b"value_1") if len(server.requests) == requests + 5 else None
+    server.status = lambda: (500, {}, b"value_1") if len(server.requests) == 2 * requests else None
     result = invoke(run, file, "--sampler", server.address)
     assert result.exit_code == 4
     assert "What is finished is kept: run the same command again" in " ".join(result.output.split())
@@ -147,13 +143,13 @@ def each_choice(change: Any) -> Any:
     ],
 )
 def test_a_server_without_the_model_is_refused(
-    runs: dict[str, RunFolder], server: CompletionsServer, file: Path, change: Any, problem: str
+    run: RunFolder, server: CompletionsServer, file: Path, change: Any, problem: str
 ) -> None:
     server.change = change
-    result = invoke(runs["conditional"], file, "--sampler", server.address)
+    result = invoke(run, file, "--sampler", server.address)
     assert result.exit_code == 2, result.output
     assert problem in " ".join(result.output.split())
-    assert read_scenario(runs["conditional"], "prompts") is None
+    assert read_scenario(run, "prompts") is None
 
 
 @pytest.mark.parametrize(
@@ -168,9 +164,9 @@ def test_a_server_without_the_model_is_refused(
     ],
 )
 def test_a_server_that_ignores_settings_is_refused(
-    runs: dict[str, RunFolder], server: CompletionsServer, file: Path, change: Any, problem: str
+    run: RunFolder, server: CompletionsServer, file: Path, change: Any, problem: str
 ) -> None:
-    words = runs["conditional"].read_facts().tokenizer
+    words = run.read_facts().tokenizer
     assert words.eos_id == 0
 
     def later(answer: Any) -> Any:
@@ -181,24 +177,31 @@ def test_a_server_that_ignores_settings_is_refused(
         return json.loads(text)
 
     server.change = later
-    result = invoke(runs["conditional"], file, "--sampler", server.address)
+    result = invoke(run, file, "--sampler", server.address)
     assert result.exit_code in (2, 4), result.output
     assert problem in " ".join(result.output.split())
-    assert read_scenario(runs["conditional"], "prompts") is None
+    assert read_scenario(run, "prompts") is None
 
 
 TAG = 7_654_321  # stands for the control token, which the parameters do not know
 
 
-def test_wrong_usage_is_refused_before_any_work(
-    runs: dict[str, RunFolder], server: CompletionsServer, servers: dict[str, CompletionsServer], file: Path
-) -> None:
-    run = runs["conditional"]
-    servers["mle"].reset()
+def test_another_model_of_the_same_run_is_refused(run: RunFolder, server: CompletionsServer, file: Path) -> None:
+    writer = open_writer(run.model, "cpu")
+    with torch.no_grad():
+        for each in writer.model.parameters():
+            each.mul_(1.3)
+    with CompletionsServer(writer) as other:
+        result = invoke(run, file, "--sampler", other.address)
+    assert result.exit_code == 2
+    assert "has another model: its log-probabilities differ by" in " ".join(result.output.split())
+    assert read_scenario(run, "prompts") is None
+
+
+def test_wrong_usage_is_refused_before_any_work(run: RunFolder, server: CompletionsServer, file: Path) -> None:
     for words, problem in (
-        (["--sampler", servers["mle"].address], "has another model: its log-probabilities differ by"),
         (["--sampler", server.address, "--guidance", "2"], "--sampler cannot guide samples"),
-        ([str(runs["mle"].path), "--sampler", server.address], "--sampler serves the model of one run"),
+        ([str(run.path), "--sampler", server.address], "--sampler serves the model of one run"),
         (["--sampler", "http://127.0.0.1:9/v1"], "--sampler http://127.0.0.1:9/v1 cannot be reached"),
         (["--sampler-model", "m"], "there is no --sampler"),
     ):
