@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from training.attack.attackers import RemoteImitation
 from training.attack.find_attacker import find_attacker
 from training.attack.run_red_team import RedTeamRequest, attack_run
 from training.attack.run_target import RunTarget
+from training.attack.stored_proposals import StoredProposals
 from training.config import EvaluationConfig, RedTeamConfig
 from training.endpoint import Endpoint
 from training.evaluation.generating import open_writer
@@ -119,17 +121,23 @@ def test_an_endpoint_that_fails_meanwhile_costs_its_round(run: RunFolder, server
     assert proposals(run)[0] == first
 
 
-def test_damaged_proposals_are_made_anew_with_all_that_follows(run: RunFolder, server: CompletionsServer) -> None:
-    attack(run, server)
-    report = red_team_folder(run) / "report.json"
-    for damage in ("{", '["a", 1]', '["a", ""]', json.dumps(["a"] * 5), '["\\ud800"]'):
-        before = proposals(run)
-        proposals_path(run, 0, 1).write_text(damage)
-        unfinished = {**json.loads(report.read_text()), "trials": []}
-        report.write_text(json.dumps(unfinished))
-        attack(run, server)
-        after = proposals(run)
-        assert not {*before[0], *before[1]} & {*after[0], *after[1]}
+@pytest.mark.parametrize("damage", ["{", '["a", 1]', '["a", ""]', json.dumps(["a"] * 5), '["\\ud800"]', None])
+def test_damaged_proposals_are_made_anew_with_all_that_follow(tmp_path: Path, damage: str | None) -> None:
+    run = RunFolder(tmp_path)
+    stored, other = StoredProposals(run, trial=0, most=4), StoredProposals(run, trial=1, most=4)
+    for number in (1, 2, 3):
+        assert stored(number, lambda number=number: [f"a{number}", "\u00e9"]) == [f"a{number}", "\u00e9"]
+    assert other(3, lambda: ["of the other trial"]) == ["of the other trial"]
+    if damage is None:
+        proposals_path(run, 0, 2).unlink()
+    else:
+        proposals_path(run, 0, 2).write_text(damage)
+    assert stored(1, list) == ["a1", "\u00e9"]
+    assert stored(2, lambda: ["new"]) == ["new"]
+    assert not proposals_path(run, 0, 3).exists()
+    assert stored(3, list) == []
+    assert stored(3, lambda: ["never"]) == []
+    assert other(3, list) == ["of the other trial"]
 
 
 def test_what_an_endpoint_writes_is_cleaned(server: CompletionsServer) -> None:
