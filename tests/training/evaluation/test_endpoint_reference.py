@@ -70,20 +70,20 @@ def test_kl_is_that_of_all_texts_of_two_words(server: CompletionsServer, words: 
     ended = [len(ids) < 2 for ids in every]
     p, q = (log_probabilities(each.model, each.law, every, ended).nats for each in (reference, other))
     exact = float((np.exp(p) * (p - q)).sum())
-    wanted = EvaluationConfig(reference_samples=3000, reference_tokens=2)
+    wanted = EvaluationConfig(reference_samples=1000, reference_tokens=2)
     drawn = find_reference(server.address, "cpu").samples(wanted, None)
     known = {" ".join("abcde"[each - 1] for each in ids): nats for ids, nats in zip(every, p, strict=True)}
     assert drawn.nats == pytest.approx([known[text] for text in drawn.texts.texts])
     assert drawn.texts.ended == [len(text.split()) < 2 for text in drawn.texts.texts]
     measured = other.measure(drawn.texts)
-    assert len(measured.chosen) == 3000
+    assert len(measured.chosen) == 1000
     differences = drawn.nats - measured.likelihood.nats
-    assert differences.mean() == pytest.approx(exact, abs=4 * differences.std() / math.sqrt(3000))
+    assert differences.mean() == pytest.approx(exact, abs=4 * differences.std() / math.sqrt(1000))
 
 
 def test_an_interruption_costs_one_block(server: CompletionsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = find_reference(server.address, "cpu").samples(CONFIG, None)
-    assert len(set(whole.texts.texts)) > 10
+    assert len(set(whole.texts.texts)) > 5
     requests = len(server.requests)
     shown: list[tuple[int, int]] = []
     monkeypatch.setattr(stored, "_BLOCK", 16)
@@ -127,7 +127,7 @@ def test_a_server_that_sends_one_sample_at_a_time_is_asked_more_often(server: Co
     server.change = lambda answer: {**answer, "choices": answer["choices"][:1]}
     drawn = find_reference(server.address, "cpu").samples(CONFIG, None)
     assert len(drawn.texts) == 40
-    assert len(set(drawn.texts.texts)) > 10
+    assert len(set(drawn.texts.texts)) > 5
     assert len({each["seed"] for each in server.requests[1:]}) == 40
 
 
