@@ -10,6 +10,7 @@ from playwright.sync_api import Error, Locator, Page
 from tests.browser.checks import check_headings, check_keyboard, check_looks
 from tests.browser.conftest import Open
 from tests.training import foreign_tokenizers
+from tests.training.comparison.test_probe_section import write_probe
 from tests.training.run_folders import make_run
 from training.comparison.groups import bits_per_byte, misalignment
 from training.comparison.load import Comparison, load_comparison
@@ -34,6 +35,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
                 guided=0.004 if objective == "conditional" else None, training={"seed": seed},
             )  # fmt: skip
             tokenizer.save_pretrained(str(run.model))
+            write_probe(run, 0.7)  # its table has no title of its own
             runs.append(run.path)
     return load_comparison(runs, show_text=2)
 
