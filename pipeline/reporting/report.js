@@ -11,7 +11,8 @@ function rate(figure) {
   if (!figure) return "–";
   const [value, low, high] = figure;
   const text = percent(value, 1);
-  return low === null ? text : `${text} (${percent(low, 1)} to ${percent(high, 1)})`;
+  const all = low === null ? text : `${text} (${percent(low, 1)} to ${percent(high, 1)})`;
+  return all.replaceAll(" %", "\u00a0%");  // no line begins with the sign
 }
 
 for (const section of document.querySelectorAll("section.column")) {
