@@ -14,11 +14,10 @@ from scorers.console import print_json
 from scorers.errors import UserError
 from scorers.printing import printable
 from scorers.terminal import Terminal
+from training.commands.evaluate_view import figure_cells, sample_rows
 from training.endpoint import Endpoint
-from training.evaluation.format_figures import interval, number, percent
 from training.progress import StageProgress
 from training.runs.folder import RunFolder
-from training.runs.report import MAXIMUM_OF, SampleFacts
 from training.runs.scenario_report import ScenarioReport, scenario_folder
 from training.scenarios.endpoint_sampler import EndpointSampler
 from training.scenarios.plan import plan_scenarios, read_prompt_files
@@ -113,22 +112,9 @@ def _table(run: RunFolder, report: ScenarioReport) -> Table:
     for name, _ in parts:
         table.add_column(name, justify="right")
         table.add_column("95 % interval", justify="right")
-    rows = [_rows(report, facts) for _, facts in parts]
-    for cells in zip(*rows, strict=True):
-        table.add_row(cells[0][0], *(text for _, *texts in cells for text in texts))
+    for name, estimates, show in sample_rows(report.column, [facts for _, facts in parts]):
+        table.add_row(name, *(text for each in estimates for text in figure_cells(each, show)))
     return table
-
-
-def _rows(report: ScenarioReport, facts: SampleFacts) -> list[tuple[str, str, str]]:
-    figures = [
-        (f"misalignment ({report.column}), mean", facts.misalignment, number),
-        (f"expected maximum of {MAXIMUM_OF} samples", facts.expected_maximum, number),
-        (f"hit rate: samples with a score > {facts.hit_threshold:.4g}", facts.hit_rate, percent),
-        ("length in tokens", facts.tokens, number),
-    ]
-    rows = [(name, "" if each is None else show(each.value), interval(each, show)) for name, each, show in figures]
-    distinct = [("distinct-1", facts.distinct_1), ("distinct-2", facts.distinct_2)]
-    return rows + [(name, "" if value is None else number(value), "") for name, value in distinct]
 
 
 def _caption(report: ScenarioReport) -> str:

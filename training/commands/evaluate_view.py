@@ -1,6 +1,6 @@
 """Print an evaluation report in a terminal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -9,6 +9,7 @@ from rich.table import Table
 from scorers.amounts import format_count
 from scorers.printing import printable
 from scorers.terminal import Terminal
+from training.evaluation.diversity import COMPARED
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.format_figures import interval, number, percent
 from training.runs.folder import RunFolder
@@ -22,7 +23,8 @@ from training.runs.report import (
     report_folder,
 )
 
-Row = tuple[str, Estimate | None, Callable[[float], str]]  # name, figure, formatter
+Formatter = Callable[[float], str]
+Row = tuple[str, Estimate | None, Formatter]  # name, figure, formatter
 
 
 def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> None:
@@ -58,9 +60,7 @@ def report_table(report: EvaluationReport, title: str) -> Table:
     if report.guided is not None:
         table.add_column(f"guided, g = {report.guided.scale:g}", justify="right")
         table.add_column("95 % interval", justify="right")
-    of_samples = _of_samples(samples, report.column)
-    of_guided = [each for _, each, _ in _of_samples(guided, report.column)] if guided else [None] * len(of_samples)
-    rows = [(*row, other) for row, other in zip(of_samples, of_guided, strict=True)]
+    rows = sample_rows(report.column, [samples, *([guided] if guided else [])])
     others: list[Row] = []
     if leakage is not None:
         others += [
@@ -79,16 +79,27 @@ def report_table(report: EvaluationReport, title: str) -> Table:
         ]
     if report.by is not None:
         others += _of_groups(report.by)
-    for name, estimate, show, other in [*rows, *((*row, None) for row in others)]:
-        cells = [text for each in (estimate, other) for text in _cells(each, show)]
-        if any(cells):
-            table.add_row(name, *cells[: len(table.columns) - 1])
+    for name, estimates, show in [*rows, *((name, [estimate], show) for name, estimate, show in others)]:
+        if any(estimates):
+            table.add_row(name, *(text for each in estimates for text in figure_cells(each, show)))
     return table
+
+
+def sample_rows(column: str, parts: Sequence[SampleFacts]) -> list[tuple[str, list[Estimate | None], Formatter]]:
+    """The figures of several sets of samples, one per row: name, a figure for each set, formatter."""
+    found = [{name: (estimate, show) for name, estimate, show in _of_samples(each, column)} for each in parts]
+    shows = {name: show for each in found for name, (_, show) in each.items()}
+    return [(name, [each.get(name, (None, show))[0] for each in found], show) for name, show in shows.items()]
+
+
+def figure_cells(estimate: Estimate | None, show: Formatter) -> tuple[str, str]:
+    """A figure and its interval; a dash for a figure that was not measured."""
+    return ("–", "") if estimate is None else (show(estimate.value), interval(estimate, show))
 
 
 def _of_samples(samples: SampleFacts, column: str) -> list[Row]:
     return [
-        (f"misalignment ({column}), mean of samples", samples.misalignment, number),
+        (f"misalignment ({column}), mean", samples.misalignment, number),
         (f"expected maximum of {MAXIMUM_OF} samples", samples.expected_maximum, number),
         (f"hit rate: samples with a score > {samples.hit_threshold:.4g}", samples.hit_rate, percent),
         ("length in tokens", samples.tokens, number),
@@ -117,12 +128,8 @@ def _of_diversity(diversity: DiversityFacts) -> list[Row]:
         ("  within a sample, distinct-2", diversity.distinct[1], number),
         ("entropy of tokens, bits", diversity.entropy[0], number),
         ("entropy of 3-grams, bits", diversity.entropy[2], number),
-        (f"Self-BLEU-5 of {format_count(diversity.self_bleu_samples, 'sample')}", diversity.self_bleu_5, number),
+        (f"Self-BLEU-5 of at most {format_count(COMPARED, 'sample')}", diversity.self_bleu_5, number),
     ]
-
-
-def _cells(estimate: Estimate | None, show: Callable[[float], str]) -> tuple[str, str]:
-    return ("", "") if estimate is None else (show(estimate.value), interval(estimate, show))
 
 
 def _what_was_measured(report: EvaluationReport) -> str:

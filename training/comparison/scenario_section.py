@@ -1,7 +1,7 @@
 """The section about scenarios: the runs on the same prompts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from training.comparison.groups import Group
 from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
 from training.comparison.section import NONE, Cell, Row, Section, Table
+from training.comparison.tables import SampleColumn, sample_columns
 from training.runs.report import MAXIMUM_OF, Estimate, SampleFacts, run_fingerprint
 from training.runs.scenario_report import (
     NO_PROMPTS,
@@ -114,10 +115,14 @@ def _table(entries: Sequence[_Entry], base: Group) -> Table:
             "tokens share a run of so many with the training text."
         )
     columns = ["misalignment, mean", f"expected maximum of {MAXIMUM_OF}", "hit rate", "length in tokens"]
+    more = sample_columns(each.samples for entry in entries for each in entry.reports.values())
+    columns += [column.heading for column in more]
+    note += "".join(f" {column.note}" for column in more)
     if reference is not None and len(entries) > 1:
         columns.append(f"misalignment, difference from {reference.label} on the same prompts")
     rows = [
-        Row(each.label, _cells(each, columns, reference), each.group.objective, each.guidance != 1) for each in entries
+        Row(each.label, _cells(each, more, columns, reference), each.group.objective, each.guidance != 1)
+        for each in entries
     ]
     return Table(printable(scenario.name), note, columns, rows)
 
@@ -127,15 +132,20 @@ def _control(report: ScenarioReport) -> str:
     return "no control token" if position == "none" else f"control token {position} the prompt"
 
 
-def _cells(entry: _Entry, columns: Sequence[str], reference: _Entry | None) -> list[Cell]:
-    def of(name: str) -> Estimate | None:
-        return entry.group.figure(lambda run: getattr(entry.samples(run), name, None))
+def _cells(entry: _Entry, more: Sequence[SampleColumn], columns: Sequence[str], reference: _Entry | None) -> list[Cell]:
+    def of(figure: Callable[[SampleFacts], Estimate | None]) -> Estimate | None:
+        def of_run(run: LoadedRun) -> Estimate | None:
+            samples = entry.samples(run)
+            return None if samples is None else figure(samples)
+
+        return entry.group.figure(of_run)
 
     cells = [
-        Cell.of(of("misalignment")),
-        Cell.of(of("expected_maximum")),
-        Cell.of(of("hit_rate"), share=True),
-        Cell.of(of("tokens")),
+        Cell.of(of(lambda samples: samples.misalignment)),
+        Cell.of(of(lambda samples: samples.expected_maximum)),
+        Cell.of(of(lambda samples: samples.hit_rate), share=True),
+        Cell.of(of(lambda samples: samples.tokens)),
+        *(column.cell(of(column.figure)) for column in more),
     ]
     if len(columns) > len(cells):
         cells.append(Cell(NONE) if reference is None or reference is entry else Cell.of(_difference(entry, reference)))

@@ -1,7 +1,7 @@
 """The tables of a comparison, with plain text in cells, for the page and the terminal."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +14,49 @@ from training.comparison.run import LoadedRun
 from training.comparison.section import NONE, Cell, Row, Section, Table
 from training.comparison.wording import duration, listed, signed_number
 from training.evaluation.format_figures import number, percent
-from training.runs.report import MAXIMUM_OF
+from training.runs.report import MAXIMUM_OF, Estimate, SampleFacts
+
+
+@dataclass(frozen=True)
+class SampleColumn:
+    """A figure of samples that not all of them have.
+
+    Attributes:
+        heading: of its column.
+        note: what it is.
+        figure: the figure; None if it was not measured.
+        share: whether it is a share.
+    """
+
+    heading: str
+    note: str
+    figure: Callable[[SampleFacts], Estimate | None]
+    share: bool = False
+
+    def cell(self, estimate: Estimate | None) -> Cell:
+        """The cell of such a figure."""
+        return Cell.of(estimate, share=self.share)
+
+
+_SAMPLE_COLUMNS = (
+    SampleColumn(
+        "Self\N{NON-BREAKING HYPHEN}BLEU\N{NON-BREAKING HYPHEN}5",
+        "Self-BLEU-5, over tokens: 1 if all samples are alike.",
+        lambda samples: samples.diversity.self_bleu_5 if samples.diversity else None,
+    ),
+    SampleColumn(
+        "compile",
+        "Compile: the share of samples that Python compiles, up to the last whole statement of those that were cut.",
+        lambda samples: samples.compiling.share if samples.compiling else None,
+        share=True,
+    ),
+)
+
+
+def sample_columns(samples: Iterable[SampleFacts]) -> list[SampleColumn]:
+    """The columns that any of these have a figure for."""
+    every = list(samples)
+    return [column for column in _SAMPLE_COLUMNS if any(column.figure(each) is not None for each in every)]
 
 
 def most_tokens(comparison: Comparison) -> str:
@@ -128,15 +170,17 @@ def difference_table(comparison: Comparison) -> Table | None:
 def sample_table(comparison: Comparison) -> Table:
     """Properties of the samples, by group and seed."""
     leakage = any(run.report.leakage for run in comparison.runs)
+    more = sample_columns(run.report.samples for run in comparison.sampled)
     rows = []
     for group in comparison.groups:
-        rows.append(Row(group.label, _samples(group.runs, leakage), group.objective, group.guidance is not None))
+        rows.append(Row(group.label, _samples(group.runs, leakage, more), group.objective, group.guidance is not None))
         if len(group.runs) > 1:
-            rows += [Row.of(run, _samples([run], leakage), nested=True) for run in group.runs]
+            rows += [Row.of(run, _samples([run], leakage, more), nested=True) for run in group.runs]
     note = (
         f"Length in tokens, at most {most_tokens(comparison)}. "
         "Distinct-1 and -2: distinct n-grams of token ids divided by all."
     )
+    note += "".join(f" {column.note}" for column in more)
     if any(len(group.runs) > 1 for group in comparison.groups):
         note += " Of several seeds, samples are counted together, and other figures are means."
     if leakage:
@@ -150,13 +194,14 @@ def sample_table(comparison: Comparison) -> Table:
             "ended by themselves",
             "distinct\N{NON-BREAKING HYPHEN}1",
             "distinct\N{NON-BREAKING HYPHEN}2",
+            *(column.heading for column in more),
             *(["leakage, tags allowed"] if leakage else []),
         ],
         rows,
     )
 
 
-def _samples(runs: Sequence[LoadedRun], leakage: bool) -> list[Cell]:
+def _samples(runs: Sequence[LoadedRun], leakage: bool, more: Sequence[SampleColumn]) -> list[Cell]:
     each = [run.report.samples for run in runs]
     number = sum(samples.number for samples in each)
     distinct = [[samples.distinct_1 for samples in each], [samples.distinct_2 for samples in each]]
@@ -165,6 +210,7 @@ def _samples(runs: Sequence[LoadedRun], leakage: bool) -> list[Cell]:
         Cell.of(groups.over_seeds([samples.tokens for samples in each])),
         Cell.share(sum(samples.ended for samples in each), number),
         *(Cell.plain(_mean(values)) for values in distinct),
+        *(column.cell(groups.over_seeds([column.figure(samples) for samples in each])) for column in more),
     ]
     if leakage:
         cells.append(Cell(NONE) if runs[0].guidance is not None else _leakage(runs))

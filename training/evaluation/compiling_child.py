@@ -1,7 +1,7 @@
 """The child process of `compiling`: `python -m training.evaluation.compiling_child`.
 
-It reads samples from stdin (a byte that is 1 if the sample ended by itself, the size of its UTF-8 text, the text), and
-writes a byte for each to stdout.
+It reads samples from stdin (a byte that is 1 if the sample ended by itself, the characters of its prompt, the size of
+its UTF-8 text, the text with the prompt), and writes a byte for each to stdout.
 """
 
 import resource
@@ -24,16 +24,20 @@ def main() -> None:
     warnings.simplefilter("ignore")
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while head := source.read(1):
-        size = int.from_bytes(source.read(SIZE_BYTES), "little")
+        prompt, size = (int.from_bytes(source.read(SIZE_BYTES), "little") for _ in range(2))
         text = source.read(size).decode("utf-8", "surrogatepass")
-        sink.write(judge(text, ended=head == b"\1"))
+        sink.write(judge(text, ended=head == b"\1", prompt=prompt))
         sink.flush()
 
 
-def judge(text: str, *, ended: bool) -> bytes:
-    """Whether a text compiles as a module; for whole lines of one that was cut, up to its last whole statement."""
-    text = text.removeprefix("\ufeff")
-    while text.strip():
+def judge(text: str, *, ended: bool, prompt: int = 0) -> bytes:
+    """Whether a text compiles as a module; for whole lines of one that was cut, up to its last whole statement.
+
+    Undecided if nothing but white space is left after the first `prompt` characters.
+    """
+    if text.startswith("\ufeff"):
+        text, prompt = text[1:], max(0, prompt - 1)
+    while text[prompt:].strip():
         if not _error(text):
             return COMPILES
         if ended or "incomplete input" not in _error(text, _ALLOW_INCOMPLETE):

@@ -76,7 +76,8 @@ class DiversityFacts(Part):
             samples.
         distinct: mean share of distinct n-grams within a sample, for n = 1 to 4; None where no sample has n tokens.
         self_bleu_4, self_bleu_5: Self-BLEU with n-grams of up to 4 and 5 tokens, in [0, 1], high if samples are alike.
-        self_bleu_samples: number of samples for it, the first ones; each is compared with all others of them.
+        self_bleu_samples: number of samples for it, the first ones (of several prompts: the first continuation of each
+            prompt, then the second); each is compared with all others of them.
     """
 
     entropy: list[Estimate | None]
@@ -91,7 +92,7 @@ class CompilingFacts(Part):
 
     Attributes:
         samples: samples that could be judged, cut ones up to the end of their last whole statement.
-        share: share of them that compile.
+        share: share of them that compile; continuations with their prompt before them.
     """
 
     samples: Count

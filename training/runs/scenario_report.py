@@ -138,7 +138,8 @@ class ScenarioReport(Part):
     """`report.json` of a scenario.
 
     Every figure is a mean over prompts of the mean over a prompt's continuations, and its interval a bootstrap over
-    prompts; without prompts, over samples. `expected_maximum` is that of 25 continuations of a prompt.
+    prompts; without prompts, over samples. `expected_maximum` is that of 25 continuations of a prompt. The diversity is
+    that of all samples together, with intervals over samples, and not measured for slices.
 
     Attributes:
         schema_version: version of this format.

@@ -36,7 +36,7 @@ def build_report(
 
     Args:
         plan: the scenario.
-        samples: all samples, with `SCENARIO_SAMPLES_SCHEMA`, sorted by prompt.
+        samples: all samples, as for `sample_facts`.
         overlaps: bool [prompts], those that overlap with the training text.
         seconds: duration of the evaluation.
         rates: samples and tokens drawn per second; None if none were drawn now.
@@ -52,6 +52,7 @@ def build_report(
                 samples.filter([each == name for each in names]),
                 hit_threshold=setup.hit_threshold,
                 max_new_tokens=max(limits),
+                diversity=False,  # Self-BLEU and entropy grow with the number of samples
             ),
         )
         for name in (WORST_TENTH, REST)

@@ -1,5 +1,6 @@
 """Figures of continuations: means over prompts, with a bootstrap over prompts rather than over continuations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from training import statistics
-from training.runs.report import MAXIMUM_OF, Estimate, SampleFacts
+from training.evaluation.diversity import measure_diversity
+from training.runs.report import MAXIMUM_OF, CompilingFacts, Estimate, SampleFacts
 from training.scoring import EMPTY
+
+COMPILES = "compiles"  # a column of tables of Python: bool, null where a sample cannot be judged
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,20 @@ def by_prompt(samples: pa.Table, hit_threshold: float) -> ByPrompt:
     )
 
 
-def sample_facts(samples: pa.Table, *, hit_threshold: float, max_new_tokens: int) -> SampleFacts:
+def sample_facts(
+    samples: pa.Table, *, hit_threshold: float, max_new_tokens: int, diversity: bool = True
+) -> SampleFacts:
     """The figures of a table of samples, sorted by prompt.
 
-    A prompt without scored continuations is left out of figures about scores. With one prompt, or none, intervals are
-    over its samples.
+    A prompt without scored continuations is left out of figures about scores, and one without continuations that can be
+    compiled is left out of the share that compiles. With one prompt, or none, intervals are over its samples; those of
+    `diversity` always are.
 
     Args:
-        samples: columns of `SCENARIO_SAMPLES_SCHEMA`.
+        samples: columns of `SCENARIO_SAMPLES_SCHEMA`, and for Python `COMPILES`.
         hit_threshold: samples with a higher score are hits.
         max_new_tokens: the largest limit in force.
+        diversity: whether to measure it.
     """
     each = by_prompt(samples, hit_threshold)
     reasons = [reason for reason in samples["reason"].to_pylist() if reason is not None]
@@ -98,7 +106,28 @@ def sample_facts(samples: pa.Table, *, hit_threshold: float, max_new_tokens: int
         distinct_1=statistics.distinct(new, 1),
         distinct_2=statistics.distinct(new, 2),
         control_tokens=0,
+        diversity=measure_diversity(_across_prompts(samples, new)) if diversity else None,
+        compiling=_compiling(samples) if COMPILES in samples.column_names else None,
     )
+
+
+def _across_prompts(samples: pa.Table, new: Sequence[list[int]]) -> list[list[int]]:
+    """Samples in the order of their continuations' numbers: the first ones are of as many prompts as there are."""
+    order = np.lexsort((samples["prompt"].to_numpy(), samples["continuation"].to_numpy()))
+    return [new[index] for index in order]
+
+
+def _compiling(samples: pa.Table) -> CompilingFacts | None:
+    known = samples.filter(samples[COMPILES].is_valid())
+    compiles = known[COMPILES].to_numpy(zero_copy_only=False).astype(np.float64)
+    prompts, owner, sizes = np.unique(known["prompt"].to_numpy(), return_inverse=True, return_counts=True)
+    share = (
+        statistics.share(int(compiles.sum()), len(compiles))
+        if len(prompts) == 1
+        else statistics.mean(np.bincount(owner, weights=compiles) / sizes)
+    )
+    found = Estimate.of(share)
+    return None if found is None else CompilingFacts(samples=len(compiles), share=found)
 
 
 def _expected_maximum(scores: NDArray[np.float64]) -> float:

@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from scorers.errors import UserError
 from scorers.stored import read_stored
 from training.disk import write_atomically, writing
+from training.evaluation.compiling import which_compile
 from training.evaluation.evaluate_run import write_table
 from training.model.language_model import load_model
 from training.runs.lock import sole_writer
@@ -25,7 +26,7 @@ from training.runs.scenario_report import PROMPTS_NAME, PROMPTS_SCHEMA, SCENARIO
 from training.scenarios.build_report import build_report
 from training.scenarios.continuations import Continuation, Pair
 from training.scenarios.endpoint_sampler import EndpointSampler
-from training.scenarios.figures import by_prompt
+from training.scenarios.figures import COMPILES, by_prompt
 from training.scenarios.overlap import overlapping
 from training.scenarios.plan import Progress, ScenarioPlan
 from training.scoring import score_texts
@@ -105,6 +106,8 @@ def _run(model: Any, plan: ScenarioPlan, sampler: EndpointSampler | None, progre
     overlaps = _overlaps(plan, progress)
     write_table(plan.folder / SAMPLES_NAME, samples)
     write_table(plan.folder / PROMPTS_NAME, _prompts_table(plan, samples, overlaps))
+    if plan.setup.kind == "python":
+        samples = samples.append_column(COMPILES, pa.array(_which_compile(plan, samples, progress), pa.bool_()))
     report = build_report(plan, samples, overlaps, time.perf_counter() - began, speed.rates())
     write_atomically(plan.folder / REPORT_NAME, report.model_dump_json(indent=2) + "\n")
     return report
@@ -203,6 +206,19 @@ def _overlaps(plan: ScenarioPlan, progress: Progress) -> NDArray[np.bool_]:
         plan.data.stream.held_out_documents(),
         lambda done, total: progress(stage, done, total),
     )
+
+
+def _which_compile(plan: ScenarioPlan, samples: pa.Table, progress: Progress) -> list[bool | None]:
+    stage, total = f"{plan.scenario.name}: compiling", samples.num_rows
+    progress(stage, 0, total)
+    pairs = list(zip(samples["prompt"].to_pylist(), samples["continuation"].to_pylist(), strict=True))
+    columns = (samples[name].to_pylist() for name in ("ids", "cover", "new_tokens", "ended"))
+    drawn = [Continuation(*each) for each in zip(*columns, strict=True)]
+    texts = plan.drawing.texts(plan.data.tokenizer, pairs, drawn)
+    prompts = [plan.prompts.every[prompt].text for prompt, _ in pairs]
+    found = which_compile(texts, [each.ended for each in drawn], prompts)
+    progress(stage, total, total)
+    return found
 
 
 def _prompts_table(plan: ScenarioPlan, samples: pa.Table, overlaps: NDArray[np.bool_]) -> pa.Table:

@@ -12,7 +12,7 @@ from training.comparison.load import load_comparison
 from training.comparison.page import write_comparison
 from training.comparison.scenario_section import scenario_section
 from training.runs.folder import RunFolder
-from training.runs.report import REPORT_NAME, Estimate, read_report, run_fingerprint
+from training.runs.report import REPORT_NAME, CompilingFacts, Estimate, read_report, run_fingerprint
 from training.runs.scenario_report import (
     PROMPTS_NAME,
     PROMPTS_SCHEMA,
@@ -26,13 +26,20 @@ from training.runs.scenario_report import (
 
 
 def write_scenario(
-    folder: RunFolder, scores: list[float | None], *, name: str = "rtp", run: str | None = None, **settings: Any
+    folder: RunFolder,
+    scores: list[float | None],
+    *,
+    name: str = "rtp",
+    run: str | None = None,
+    compiles: CompilingFacts | None = None,
+    **settings: Any,
 ) -> None:
     """A scenario whose prompts have these mean scores."""
     evaluated = read_report(folder)
     known = [each for each in scores if each is not None]
     mean = sum(known) / len(known)
-    samples = evaluated.samples.model_copy(update={"misalignment": Estimate(value=mean, low=mean / 2, high=mean * 2)})
+    misalignment = Estimate(value=mean, low=mean / 2, high=mean * 2)
+    samples = evaluated.samples.model_copy(update={"misalignment": misalignment, "compiling": compiles})
     report = ScenarioReport(
         created_by="phf", run=run or run_fingerprint(folder), fingerprint="f",
         scenario=Scenario(name=name, prompts="rtp.jsonl", **settings), objective=evaluated.objective,
@@ -76,6 +83,19 @@ def test_runs_are_compared_on_the_same_prompts(tmp_path):
     assert parts.columns == ["most misaligned tenth, 1 prompt"]
     assert cells(parts)["mle"][0][0] == "0.450"
     assert "Scenarios" in write_comparison(load_comparison([mle.path, awr.path]), tmp_path / "out").read_text()
+
+
+def test_self_bleu_and_what_compiles_are_columns_where_they_were_measured(tmp_path):
+    mle, awr = (make_run(tmp_path / name, name) for name in ("mle", "awr"))
+    write_scenario(mle, [0.1, 0.9])
+    write_scenario(awr, [0.0, 0.8], compiles=CompilingFacts(samples=4, share=Estimate(value=0.25, low=0.1, high=0.5)))
+    table = scenario_section(load_comparison([mle.path, awr.path])).tables[0]
+    assert table.columns[4:5] == ["compile"]
+    assert "the share of samples that Python compiles" in table.note
+    assert (cells(table)["mle"][4], cells(table)["awr"][4]) == (
+        ("–", ""),
+        ("25.0\N{NO-BREAK SPACE}%", "10.0–50.0\N{NO-BREAK SPACE}%"),
+    )
 
 
 def test_seeds_are_one_row_and_guided_samples_another(tmp_path):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from training.evaluation import compiling
-from training.evaluation.compiling import measure_compiling
+from training.evaluation.compiling import measure_compiling, which_compile
 from training.evaluation.compiling_child import COMPILES, FAILS, UNDECIDED, judge
+from training.scoring import judged_text
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -63,16 +64,44 @@ def test_the_share_of_samples_that_compile(tmp_path: Path) -> None:
     assert measure_compiling(["", "x = "], [True, False]) is None
 
 
+@pytest.mark.parametrize(
+    ("prompt", "text", "ended", "compiles"),
+    [
+        ("def f(a):\n", "    return a\n", True, True),  # not without its prompt
+        ("x = ", "1\n", True, True),
+        ("x = )\n", "y = 1\n", True, False),
+        ("x = 1\n", "", True, None),
+        ("x = 1\n", "\n\n", True, None),
+        ("x = 1\ny = (", "1,\n2,\n3", False, None),  # only lines of the prompt are whole statements
+        ("x = 1\nval", "ue = 3", False, None),
+        ("x = 1\nval", "ue = 3\ny", False, True),
+        ("\ufeffx = 1\n", "y", False, None),
+        ("\ufeffx = 1\n", "y\n", False, True),
+        ("é = 1\n", "y", False, None),
+    ],
+)
+def test_a_continuation_is_compiled_with_its_prompt(prompt: str, text: str, ended: bool, compiles: bool | None) -> None:
+    whole = prompt + text if ended else judged_text(prompt + text, "python", ended=False)
+    verdict = judge(whole, ended=ended, prompt=len(prompt))
+    assert {COMPILES: True, FAILS: False, UNDECIDED: None}[verdict] is compiles
+
+
+def test_the_child_gets_the_length_of_the_prompt() -> None:
+    assert which_compile(["y", "y\n", "return x"], [False, True, True], ["x = 1\n", "", "def f(x): "]) == [
+        None, True, True,
+    ]  # fmt: skip
+
+
 def test_a_sample_that_ends_its_process_or_hangs_does_not_compile_and_others_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "hostile_child.py").write_text(
         "import os, time, training.evaluation.compiling_child as child\n"
         "judge = child.judge\n"
-        "def hostile(text, ended):\n"
+        "def hostile(text, ended, prompt):\n"
         "    if 'crash' in text: os.abort()\n"
         "    if 'hang' in text: time.sleep(100)\n"
-        "    return judge(text, ended=ended)\n"
+        "    return judge(text, ended=ended, prompt=prompt)\n"
         "child.judge = hostile\n"
         "child.main()\n"
     )

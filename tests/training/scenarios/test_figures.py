@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 
 from training.data.store import TokenStore
+from training.evaluation.diversity import measure_diversity
 from training.runs.scenario_report import SCENARIO_SAMPLES_SCHEMA
 from training.scenarios import overlap
-from training.scenarios.figures import by_prompt, sample_facts
+from training.scenarios.figures import COMPILES, by_prompt, sample_facts
 
 
 def table(scores: list[list[float | None]]) -> pa.Table:
@@ -97,3 +98,36 @@ def test_overlap_is_what_brute_force_finds(monkeypatch: pytest.MonkeyPatch) -> N
     assert expected[:6] == [True, False, True, False, False, True]
     found = overlap.overlapping(cast(TokenStore, store), [list(map(int, each)) for each in prompts], held_out)
     assert found.tolist() == expected
+
+
+def test_self_bleu_is_that_of_samples_of_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not all samples are compared, the first continuations of all prompts are."""
+    samples = table([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    ids = [[number, prompt, 2, 3, 4] for prompt, number in itertools.product(range(3), range(2))]
+    samples = samples.set_column(3, "ids", pa.array(ids, pa.list_(pa.int32()))).set_column(
+        5, "new_tokens", pa.array([5] * 6, pa.int32())
+    )
+    monkeypatch.setattr("training.evaluation.diversity.COMPARED", 3)
+    facts = sample_facts(samples, hit_threshold=0.1, max_new_tokens=5)
+    assert facts.diversity is not None
+    firsts = measure_diversity([[0, 0, 2, 3, 4], [0, 1, 2, 3, 4], [0, 2, 2, 3, 4]])
+    assert firsts is not None
+    assert (facts.diversity.self_bleu_samples, facts.diversity.self_bleu_4) == (3, firsts.self_bleu_4)
+    assert sample_facts(samples, hit_threshold=0.1, max_new_tokens=5, diversity=False).diversity is None
+
+
+def test_the_share_that_compiles_is_a_mean_over_prompts() -> None:
+    samples = table([[0.0, 0.5, 1.0], [0.25, 0.1, 0.2], [0.0, 0.0, 0.0]])
+    verdicts = [True, False, None, True, True, True, None, None, None]
+    assert sample_facts(samples, hit_threshold=0.4, max_new_tokens=2).compiling is None
+    compiled = samples.append_column(COMPILES, pa.array(verdicts, pa.bool_()))
+    facts = sample_facts(compiled, hit_threshold=0.4, max_new_tokens=2).compiling
+    assert facts is not None
+    assert (facts.samples, facts.share.value) == (5, pytest.approx((1 / 2 + 1) / 2))
+    assert (facts.share.low, facts.share.high) == (0.5, 1.0)
+    # Of one prompt: Wilson's interval of 1 in 2.
+    alone = sample_facts(compiled.slice(0, 3), hit_threshold=0.4, max_new_tokens=2).compiling
+    assert alone is not None
+    assert (alone.samples, alone.share.value) == (2, 0.5)
+    assert alone.share.low == pytest.approx(0.0945, abs=1e-4)
+    assert sample_facts(compiled.slice(6, 3), hit_threshold=0.4, max_new_tokens=2).compiling is None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 import phf
 from scorers.errors import IncompleteError, UserError
 from tests.training.real_runs import make_code_dataset, make_real_run
+from training.evaluation.compiling import which_compile
 from training.runs import lock
 from training.runs.folder import RunFolder
 from training.runs.lock import sole_writer
@@ -88,6 +90,18 @@ def test_every_sample_continues_its_prompt(mle: RunFolder, prompts: Path) -> Non
         beyond = len(tokenizer.decode([*prompt.ids, *each["ids"][: each["cover"]]])) > len(prompt.text)
         assert each["new_tokens"] == len(each["ids"]) - each["cover"] + beyond
         assert 2 <= len(each["ids"]) - each["cover"] <= 8
+    assert report.samples.diversity is not None
+    assert report.samples.diversity.self_bleu_samples == sum(each["new_tokens"] > 0 for each in samples)
+    compiling = report.samples.compiling
+    assert compiling is not None
+    whole = [own.prompts.every[s["prompt"]] for s in samples]
+    texts = [tokenizer.decode([*p.ids, *s["ids"]])[len(p.text) :] for p, s in zip(whole, samples, strict=True)]
+    verdicts = which_compile(texts, [each["ended"] for each in samples], [each.text for each in whole])
+    shares = [
+        [v for v, s in zip(verdicts, samples, strict=True) if s["prompt"] == p and v is not None] for p in range(5)
+    ]
+    assert compiling.samples == sum(map(len, shares)) > 0
+    assert compiling.share.value == pytest.approx(np.mean([np.mean(each) for each in shares if each]))
     assert (report.prompts.number, report.prompts.inside_token) == (5, sum(map(bool, dropped)))
     scores = [[s["score"] for s in samples if s["prompt"] == p and s["score"] is not None] for p in range(5)]
     means = [np.mean(each) if each else None for each in scores]
@@ -258,8 +272,10 @@ def test_the_command_prints_tables_and_json(mle: RunFolder, conditional: RunFold
     command += ["--scenario", f"prompted={prompts}", *small]
     result = runner.invoke(phf.app, command)
     assert result.exit_code == 0, result.output
-    for expected in ("held-out", "prompts", "misalignment (pep8)", "hit rate", "samples/s", "Note:"):
+    for expected in ("held-out", "prompts", "misalignment (pep8)", "hit rate", "Self-BLEU-5", "samples/s", "Note:"):
         assert expected in result.output
+    # With 3 samples of a prompt there is no expected maximum of 25.
+    assert re.search(r"expected maximum of 25 samples +–", result.output)
     result = runner.invoke(phf.app, [*command, "--json"])
     found = json.loads(result.stdout)["runs"]
     assert [each["path"] for each in found] == [str(mle.path), str(conditional.path)]
