@@ -41,7 +41,7 @@ format: $(STAMP)  ## format and sort imports
 test: $(STAMP)  ## run the whole test suite
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
-smoke: $(STAMP)  ## run the whole workflow in miniature, under three minutes; exit status 0 if it works
+smoke: $(STAMP)  ## run the whole workflow in miniature, a few minutes; exit status 0 if it works
 	$(BIN)/python -P -m infra.demo --scale smoke --output smoke
 
 demo: $(STAMP)  ## label real text, train three models on it, compare them: about ten minutes

@@ -9,6 +9,11 @@ def format_count(number: int, what: str, many: str | None = None) -> str:
     return f"{number:,} {what if number == 1 else many or f'{what}s'}"
 
 
+def format_ended(number: int) -> str:
+    """Return `1 ended by itself` or `2,000 ended by themselves`."""
+    return f"{number:,} ended by {'itself' if number == 1 else 'themselves'}"
+
+
 def format_size(count: float) -> str:
     """Format bytes in decimal units with three digits: `512 B`, `1.2 kB`, `25.3 GB`."""
     for unit, size in _SIZES:

@@ -1,6 +1,8 @@
 """Read the records of a file that a user hands in, such as labels: JSON Lines, CSV or Parquet, with limits."""
 
 import codecs
+import csv
+import io
 import itertools
 import json
 import re
@@ -136,6 +138,7 @@ def _of_json(content: bytes, shown: str) -> Iterator[Record]:
 def _of_csv(content: bytes, shown: str, texts: Sequence[str]) -> Iterator[pa.RecordBatch]:
     if not content.strip():
         return
+    _check_quotes(content, shown)
     table = pacsv.read_csv(
         pa.BufferReader(content),
         parse_options=pacsv.ParseOptions(newlines_in_values=True),
@@ -144,6 +147,22 @@ def _of_csv(content: bytes, shown: str, texts: Sequence[str]) -> Iterator[pa.Rec
     if any(pa.types.is_binary(field.type) for field in table.schema):
         raise UserError(f"{shown}: not UTF-8 text. Save the file as UTF-8.")
     yield from table.to_batches(1024)
+
+
+def _check_quotes(content: bytes, shown: str) -> None:
+    """Refuse quotes that are not closed: Arrow would read all that follows as one value."""
+    reader = csv.reader(io.StringIO(content.decode("utf-8-sig", "replace"), newline=""), strict=True)
+    usual = csv.field_size_limit(len(content))
+    begins = 1
+    try:
+        for _ in reader:
+            begins = reader.line_num + 1
+    except csv.Error:
+        raise UserError(
+            f"{shown}, line {begins:,}: a value whose quotes are broken. Close the quote, and double those within."
+        ) from None
+    finally:
+        csv.field_size_limit(usual)
 
 
 def _of_parquet(content: bytes, shown: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

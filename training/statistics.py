@@ -18,6 +18,12 @@ _CHUNK = 4_000_000  # resampled values held at once
 
 Floats = NDArray[np.float64]
 
+Bounds = tuple[float, float]
+"""The least and the most that a figure can be."""
+UNBOUNDED: Bounds = (-math.inf, math.inf)
+NOT_NEGATIVE: Bounds = (0.0, math.inf)
+SHARE: Bounds = (0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -34,16 +40,16 @@ def mean(values: Sequence[float] | Floats, *, seed: int = 0) -> Estimate | None:
     return bootstrap(len(data), lambda rows: data[rows].mean(axis=-1), seed=seed) if len(data) else None
 
 
-def mean_over_seeds(values: Sequence[float]) -> Estimate:
+def mean_over_seeds(values: Sequence[float], bounds: Bounds = UNBOUNDED) -> Estimate:
     """Return the mean of one value per seed, with a t interval of n - 1 degrees of freedom; none for one value.
 
-    The width of the interval says how little a few seeds know.
+    The width of the interval says how little a few seeds know; it ends at the bounds of the figure.
     """
     mean = fmean(values)
     if len(values) < 2:
         return Estimate(mean)
     half = student_t(len(values) - 1) * math.sqrt(variance(values) / len(values))
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(mean, max(bounds[0], mean - half), min(bounds[1], mean + half))
 
 
 def student_t(degrees: int) -> float:

@@ -112,7 +112,7 @@ def stage(
     wanted = {column: spec for column, spec in contents.thresholds.items() if column not in (known or {})}
     stores = [UnitStore(storage, layer) for layer in contents.layers]
     values = dict(known or {}) | resolve_thresholds(
-        wanted, lambda names: read_scores(storage, _records(stores, plan, "counting scores", progress), names)
+        wanted, lambda names: read_scores(storage, _records(stores, plan, "Counting scores", progress), names)
     )
     files = StagedFiles(storage, f"{epoch.staging}/generation-{generation:04d}")
     ledger = LedgerWriter(files, ledger_folder(generation))
@@ -200,7 +200,7 @@ def _rows(
     progress: Progress | None,
 ) -> Iterator[pa.Table]:
     """Yield the rows of all units in order; check each unit and add it to the ledger on the way."""
-    for record in _records(layers, plan, "sealing", progress):
+    for record in _records(layers, plan, "Sealing", progress):
         rows = read_rows(layers[0].storage, record, columns)
         conservation.add_unit(plan.units[record.unit], record, rows)
         ledger.add_unit(record, rows)

@@ -4,12 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorers.amounts import format_count, format_duration, format_mean_rate, format_size
+from scorers.amounts import format_count, format_duration, format_ended, format_mean_rate, format_size
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 shards"), (1, "1 shard"), (2000, "2,000 shards")])
 def test_counts(number, text):
     assert format_count(number, "shard") == text
+
+
+def test_samples_end_by_themselves():
+    assert [format_ended(each) for each in (1, 2000)] == ["1 ended by itself", "2,000 ended by themselves"]
 
 
 def test_irregular_plurals():

@@ -43,6 +43,31 @@ def test_columns_of_csv_may_be_text_whatever_they_hold(tmp_path):
     assert read(path, texts=["text"])[0].values == {"text": "007", "label": 1}
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('text,label\n"secret,a\nfour,b\n', 2),
+        ('text,label\none,a\n"two\nlines",b\n"secret,a\nfour,b', 5),
+        ('text,label\r\none,a\r\nfour,"secret\r\n', 3),
+        ('\ufeff"text,label\none,a\n', 1),
+        ('text,label\n"secret" more,a\n', 2),
+    ],
+)
+def test_a_quote_of_csv_that_is_not_closed_is_refused(tmp_path, content, line):
+    path = tmp_path / "labels.csv"
+    path.write_text(content, newline="")
+    with pytest.raises(UserError, match=f"line {line}: a value whose quotes are broken") as caught:
+        read(path)
+    assert "secret" not in str(caught.value)
+
+
+def test_whole_quotes_of_csv_are_read(tmp_path):
+    path = tmp_path / "labels.csv"
+    long = "x" * 200_000  # more than Python's module reads by default
+    path.write_text(f'text,label\n"a ""word"", and\nmore",a\n5" pipe,b\n"{long}",c\n')
+    assert [each.values["text"] for each in read(path)] == ['a "word", and\nmore', '5" pipe', long]
+
+
 def test_only_the_wanted_columns_of_parquet_are_read(tmp_path):
     path = write(tmp_path / "labels.parquet", [{"text": "x", "other": "y"}])
     assert read(path)[0].values == {"text": "x"}

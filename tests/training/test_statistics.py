@@ -122,3 +122,13 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     first = statistics.mean(values, seed=1)
     assert first == statistics.mean(values, seed=1)
     assert first != statistics.mean(values, seed=2)
+
+
+def test_intervals_over_seeds_end_at_the_bounds_of_the_figure() -> None:
+    # By hand: t of one degree of freedom is 12.7062, the standard error 0.1.
+    free = statistics.mean_over_seeds([0.4, 0.6])
+    assert (free.low, free.high) == pytest.approx((0.5 - 1.27062, 0.5 + 1.27062), abs=1e-5)
+    share = statistics.mean_over_seeds([0.4, 0.6], statistics.SHARE)
+    assert (share.value, share.low, share.high) == (0.5, 0.0, 1.0)
+    assert statistics.mean_over_seeds([0.4, 0.6], statistics.NOT_NEGATIVE).high == free.high
+    assert statistics.mean_over_seeds([0.4], statistics.SHARE).low is None

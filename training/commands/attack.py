@@ -238,7 +238,7 @@ def _print_red_team(run: "RunFolder", report: "RedTeamReport", worst: list[dict[
     from scorers.terminal import Terminal
     from training.evaluation.format_figures import interval, percent
     from training.runs.report import Estimate
-    from training.statistics import mean_over_seeds
+    from training.statistics import NOT_NEGATIVE, mean_over_seeds
 
     table = Table(title=Text(f"Red-team attack on {run.path}"), title_justify="left", title_style="bold", box=None)
     trials = [f"trial {trial + 1}" for trial in range(len(report.trials))]
@@ -247,7 +247,7 @@ def _print_red_team(run: "RunFolder", report: "RedTeamReport", worst: list[dict[
     misalignment = report.misalignment()
     for index, row in enumerate(zip(*report.trials, strict=True)):
         known = misalignment.get(index, [])
-        mean = Estimate.of(mean_over_seeds(known)) if known else None
+        mean = Estimate.of(mean_over_seeds(known, NOT_NEGATIVE)) if known else None
         hits = [facts.hit_rate.value for facts in row if facts.hit_rate is not None]
         table.add_row(
             f"{index}",

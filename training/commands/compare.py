@@ -9,7 +9,10 @@ from scorers.console import print_json, set_up_logs
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that `phf train` wrote.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Folders that `phf train` wrote, or of a `phf sweep`: its runs."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page, its figures and the numbers.")],
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="First evaluate runs that were not evaluated since they were trained.")
@@ -49,6 +52,7 @@ def compare(
     from training.runs.folder import RunFolder
 
     check_output(output)
+    runs = [run for each in runs for run in _runs_of(each)]
     if evaluate:
         from training.evaluation.checks import EvaluationRequest, check_evaluations
         from training.evaluation.evaluate_run import evaluate_run
@@ -69,3 +73,16 @@ def compare(
         from training.commands.compare_view import print_comparison
 
         print_comparison(comparison, page)
+
+
+def _runs_of(folder: str) -> list[str]:
+    """The folder of a run itself, or those of the finished runs of a sweep."""
+    from scorers.errors import UserError
+    from training.sweep.sweep import finished_runs
+
+    found = finished_runs(Path(folder))
+    if found is None:
+        return [folder]
+    if not found:
+        raise UserError(f"{folder} is a sweep of which no run is finished. Run the same `phf sweep` command again.")
+    return [str(each) for each in found]

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from scorers.amounts import format_count
+from scorers.amounts import format_count, format_ended
 from scorers.console import print_json
 from scorers.errors import UserError
 from scorers.terminal import Terminal
@@ -112,6 +112,6 @@ def _what_was_measured(report: ReferenceReport) -> str:
     limit = report.drawn.max_tokens
     length = "" if limit is None else f" of at most {format_count(limit, 'token')}"
     return (
-        f"KL: {format_count(found.texts, 'sample')} of the reference{length}, {found.ended:,} ended by themselves, "
+        f"KL: {format_count(found.texts, 'sample')} of the reference{length}, {format_ended(found.ended)}, "
         f"{sum(found.left_out.values()):,} left out."
     )

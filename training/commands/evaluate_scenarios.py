@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from scorers.amounts import format_count
+from scorers.amounts import format_count, format_ended
 from scorers.console import print_json
 from scorers.errors import UserError
 from scorers.printing import printable
@@ -121,7 +121,7 @@ def _caption(report: ScenarioReport) -> str:
     samples, prompts = report.samples, report.prompts
     text = (
         f"{format_count(samples.number, 'sample')} of {format_count(prompts.number, 'prompt')}: {samples.scored:,} "
-        f"scored, {samples.empty:,} empty, {samples.ended:,} ended by themselves."
+        f"scored, {samples.empty:,} empty, {format_ended(samples.ended)}."
     )
     overlap = prompts.overlap
     if overlap is not None and overlap.share is not None:

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from scorers.amounts import format_count
+from scorers.amounts import format_count, format_ended
 from scorers.printing import printable
 from scorers.terminal import Terminal
 from training.evaluation.diversity import COMPARED
@@ -136,7 +136,7 @@ def _what_was_measured(report: EvaluationReport) -> str:
     samples, held_out = report.samples, report.held_out
     text = (
         f"{format_count(samples.number, 'sample')} of at most {format_count(samples.max_new_tokens, 'token')}: "
-        f"{samples.scored:,} scored, {samples.empty:,} empty, {samples.ended:,} ended by themselves."
+        f"{samples.scored:,} scored, {samples.empty:,} empty, {format_ended(samples.ended)}."
     )
     if held_out is not None:
         text += (

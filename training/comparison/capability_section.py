@@ -11,8 +11,13 @@ from training.comparison.section import Cell, Row, Section, Table
 from training.runs.classification_report import CLASSIFICATION, ClassificationReport
 from training.runs.report import Estimate, read_stored_reports, run_fingerprint
 from training.runs.task_report import TASKS, TaskFacts, TaskFigure, TaskReport
+from training.statistics import NOT_NEGATIVE, SHARE, UNBOUNDED, Bounds
 
 _LONGEST = 60  # characters of a heading
+# Of metrics of the harness; those of others are not known.
+_BOUNDS = dict.fromkeys(("acc", "acc_norm", "exact_match"), SHARE) | dict.fromkeys(
+    ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"), NOT_NEGATIVE
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class _Column:
     key: str
     heading: str
     is_share: bool
+    bounds: Bounds = UNBOUNDED
 
 
 def capability_section(comparison: Comparison) -> Section | None:
@@ -58,7 +64,8 @@ def _table(
         headings.append(column.heading if again == 1 else f"{column.heading} (other settings, {again})")
 
     def cell(group: Group, column: _Column) -> Cell:
-        return Cell.of(group.figure(lambda run: found[id(run)].get(column)), share=column.is_share)
+        figure = group.figure(lambda run: found[id(run)].get(column), column.bounds)
+        return Cell.of(figure, share=column.is_share)
 
     rows = [Row(group.label, [cell(group, column) for column in columns], group.objective) for group in groups]
     return Table(title, note, headings, rows)
@@ -73,8 +80,8 @@ def _tasks(run: LoadedRun, stale: list[str]) -> dict[_Column, Estimate]:
         for task, figure in _figures(report):
             shots = f", {task.num_fewshot}-shot" if task.num_fewshot else ""
             heading = f"{_shown(task.name)}: {_shown(figure.metric)}{shots}"
-            column = _Column(f"{report.settings} {task.name} {figure.metric} {figure.filter}", heading, is_share=False)
-            found[column] = figure.estimate
+            key = f"{report.settings} {task.name} {figure.metric} {figure.filter}"
+            found[_Column(key, heading, False, _BOUNDS.get(figure.metric, UNBOUNDED))] = figure.estimate
     return found
 
 
@@ -92,8 +99,8 @@ def _classifications(run: LoadedRun, stale: list[str]) -> dict[_Column, Estimate
             continue
         key = f"{report.texts} {report.config.model_dump_json(exclude={'trials'})}"
         name = f"{_shown(report.name)}, {report.test:,} texts"
-        found[_Column(f"{key} accuracy", f"{name}: accuracy", is_share=True)] = report.accuracy
-        found[_Column(f"{key} f1", f"{name}: macro F1", is_share=False)] = report.macro_f1
+        found[_Column(f"{key} accuracy", f"{name}: accuracy", True, SHARE)] = report.accuracy
+        found[_Column(f"{key} f1", f"{name}: macro F1", False, SHARE)] = report.macro_f1
     return found
 
 

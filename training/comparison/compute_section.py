@@ -23,7 +23,7 @@ from training.comparison.section import Cell, Finding, Plot, Row, Section, Table
 from training.comparison.wording import listed, shown
 from training.evaluation.format_figures import interval, number
 from training.runs.report import Estimate
-from training.statistics import mean_over_seeds
+from training.statistics import NOT_NEGATIVE, mean_over_seeds
 
 _SIZES = (1, 2, 4, 8, 16)
 _MISALIGNMENT = "mean misalignment of a kept sample"
@@ -220,7 +220,7 @@ def _points(
             estimate = means[0].misalignment()
         else:
             found = [value for each in means if (value := of(each)) is not None]
-            estimate = Estimate.of(mean_over_seeds(found)) if len(found) == len(means) else None
+            estimate = Estimate.of(mean_over_seeds(found, NOT_NEGATIVE)) if len(found) == len(means) else None
         if estimate is not None:
             points.append((float(n * passes), estimate))
     return points

@@ -16,7 +16,7 @@ from training.comparison.trade_off import misalignment_axis
 from training.evaluation.format_figures import number
 from training.runs.folder import RunFolder
 from training.runs.report import Estimate, ScorerFacts, run_fingerprint
-from training.statistics import mean_over_seeds
+from training.statistics import NOT_NEGATIVE, mean_over_seeds
 
 INTERVALS = (
     "Intervals are 95 %, over seeds of the training; with one seed over the trials, and with one trial over its "
@@ -89,8 +89,10 @@ class Course(Generic[R]):
             values = [fmean(each[place]) for each in by_seed]
             if len(values) == 1 and len(by_seed[0][place]) > 1:
                 values = by_seed[0][place]
-            several = len(values) > 1
-            estimate = Estimate.of(mean_over_seeds(values)) if several else self.kind.of_single(self.reports[0], place)
+            if len(values) > 1:
+                estimate = Estimate.of(mean_over_seeds(values, NOT_NEGATIVE))
+            else:
+                estimate = self.kind.of_single(self.reports[0], place)
             if estimate is not None:
                 found[place] = estimate
         return found

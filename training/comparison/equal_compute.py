@@ -25,7 +25,7 @@ from training.runs.report import (
     read_table,
     run_fingerprint,
 )
-from training.statistics import mean_over_seeds
+from training.statistics import NOT_NEGATIVE, mean_over_seeds
 
 BUDGETS = (1, 2, 4, 16)
 _LEAST_KEPT = 8  # for distinct-2 of kept samples
@@ -199,7 +199,7 @@ def over_seeds(found: Sequence[Reached]) -> Reached:
     """The mean of what each seed reaches, with an interval over seeds; of one seed, as it is."""
     if len(found) == 1:
         return found[0]
-    values = mean_over_seeds([each.misalignment.value for each in found])
+    values = mean_over_seeds([each.misalignment.value for each in found], NOT_NEGATIVE)
     return Reached(
         " or ".join(dict.fromkeys(each.means for each in found)),
         fmean(each.compute for each in found),

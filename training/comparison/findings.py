@@ -15,6 +15,7 @@ from training.comparison.section import Finding, Section
 from training.comparison.wording import listed, shown, signed
 from training.evaluation.format_figures import interval, number, percent
 from training.runs.report import Estimate
+from training.statistics import NOT_NEGATIVE, SHARE
 
 
 def finding_section(comparison: Comparison) -> Section:
@@ -99,7 +100,9 @@ def _about_held_out(comparison: Comparison) -> list[Finding]:
         *by_verdict(differences, lambda each: f"{each.group.label} {signed(each.estimate)}"),
     ]
     for group in comparison.groups:
-        aligned = group.figure(lambda run: run.report.held_out.bits_per_byte_aligned if run.report.held_out else None)
+        aligned = group.figure(
+            lambda run: run.report.held_out.bits_per_byte_aligned if run.report.held_out else None, NOT_NEGATIVE
+        )
         if aligned is not None and group.guidance is None:
             lines.append(
                 f"{group.label} was given each sentence's own tag, unlike the others; given "
@@ -112,7 +115,7 @@ def _about_tags(comparison: Comparison) -> list[Finding]:
     lines = []
     for group in comparison.groups:
         cost = group.figure(lambda run: run.report.held_out.swap_cost if run.report.held_out else None)
-        leakage = group.figure(lambda run: run.report.leakage.samples if run.report.leakage else None)
+        leakage = group.figure(lambda run: run.report.leakage.samples if run.report.leakage else None, SHARE)
         if cost is not None and group.guidance is None:
             heeds = cost.low is not None and cost.low > 0
             lines.append(

@@ -7,7 +7,7 @@ from typing import Any
 
 from training.comparison.run import LoadedRun, config_differences
 from training.runs.report import Estimate
-from training.statistics import mean_over_seeds
+from training.statistics import NOT_NEGATIVE, SHARE, UNBOUNDED, Bounds, mean_over_seeds
 
 Figure = Callable[[LoadedRun], Estimate | None]
 
@@ -44,17 +44,22 @@ class Group:
         """The seeds of the training."""
         return [run.config.training.seed for run in self.runs]
 
-    def figure(self, of: Figure) -> Estimate | None:
-        """The mean of a figure over seeds; with one seed, the figure with its own interval. None if a run lacks it."""
-        return over_seeds([of(run) for run in self.runs])
+    def figure(self, of: Figure, bounds: Bounds | None = None) -> Estimate | None:
+        """The mean of a figure over seeds; with one seed, the figure with its own interval. None if a run lacks it.
+
+        Args:
+            of: the figure of a run.
+            bounds: of the figure; None for those of a figure of this module, and for none of another.
+        """
+        return over_seeds([of(run) for run in self.runs], bounds or _BOUNDS.get(of, UNBOUNDED))
 
 
-def over_seeds(estimates: Sequence[Estimate | None]) -> Estimate | None:
+def over_seeds(estimates: Sequence[Estimate | None], bounds: Bounds = UNBOUNDED) -> Estimate | None:
     """The mean of a figure of several seeds with a t interval; of one seed as it is. None if any is None."""
     known = [each for each in estimates if each is not None]
     if len(known) < len(estimates) or not known:
         return None
-    return known[0] if len(known) == 1 else Estimate.of(mean_over_seeds([each.value for each in known]))
+    return known[0] if len(known) == 1 else Estimate.of(mean_over_seeds([each.value for each in known], bounds))
 
 
 def misalignment(run: LoadedRun) -> Estimate | None:
@@ -80,6 +85,15 @@ def bits_per_byte(run: LoadedRun) -> Estimate | None:
 def perplexity(run: LoadedRun) -> Estimate | None:
     """Perplexity of a token of held-out text; guidance does not change it."""
     return run.report.held_out.perplexity if run.report.held_out else None
+
+
+_BOUNDS: dict[Figure, Bounds] = {
+    misalignment: NOT_NEGATIVE,
+    expected_maximum: NOT_NEGATIVE,
+    hit_rate: SHARE,
+    bits_per_byte: NOT_NEGATIVE,
+    perplexity: NOT_NEGATIVE,
+}
 
 
 def group_seeds(runs: Sequence[LoadedRun]) -> list[Group]:

@@ -9,6 +9,7 @@ from training.comparison.section import Cell, Row, Section, Table
 from training.evaluation.probing.wording import MEANING
 from training.runs.probe_report import ProbeFigures, ProbeReport, read_probe
 from training.runs.report import Estimate, run_fingerprint
+from training.statistics import SHARE, UNBOUNDED, Bounds
 
 
 def probe_section(comparison: Comparison) -> Section | None:
@@ -46,19 +47,19 @@ def _figures(reports: dict[int, ProbeReport], run: LoadedRun) -> ProbeFigures | 
 
 
 def _table(groups: list[Group], reports: dict[int, ProbeReport]) -> Table:
-    columns: dict[str, Callable[[ProbeFigures], Estimate]] = {
-        "AUC, best layer": lambda figures: figures.best,
-        "AUC, embeddings": lambda figures: figures.layers[0].auc,
-        "AUC, last layer": lambda figures: figures.layers[-1].auc,
-        "LogME, last layer": lambda figures: Estimate(value=figures.layers[-1].logme),
+    columns: dict[str, tuple[Callable[[ProbeFigures], Estimate], Bounds]] = {
+        "AUC, best layer": (lambda figures: figures.best, SHARE),
+        "AUC, embeddings": (lambda figures: figures.layers[0].auc, SHARE),
+        "AUC, last layer": (lambda figures: figures.layers[-1].auc, SHARE),
+        "LogME, last layer": (lambda figures: Estimate(value=figures.layers[-1].logme), UNBOUNDED),
     }
 
-    def cell(group: Group, of: Callable[[ProbeFigures], Estimate]) -> Cell:
+    def cell(group: Group, of: Callable[[ProbeFigures], Estimate], bounds: Bounds) -> Cell:
         def figure(run: LoadedRun) -> Estimate | None:
             figures = _figures(reports, run)
             return None if figures is None else of(figures)
 
-        return Cell.of(group.figure(figure))
+        return Cell.of(group.figure(figure, bounds))
 
     return Table(
         "",
@@ -66,5 +67,5 @@ def _table(groups: list[Group], reports: dict[int, ProbeReport]) -> Table:
         "sentence, higher where the preference is more readable. 95 % intervals are over documents or, for several "
         "seeds, over these.",
         list(columns),
-        [Row(group.label, [cell(group, of) for of in columns.values()], group.objective) for group in groups],
+        [Row(group.label, [cell(group, *each) for each in columns.values()], group.objective) for group in groups],
     )

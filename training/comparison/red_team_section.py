@@ -10,7 +10,7 @@ from training.comparison.load import Comparison
 from training.comparison.section import Cell, Finding, Row, Section, Table
 from training.runs.red_team_report import RedTeamReport, read_red_team
 from training.runs.report import Estimate
-from training.statistics import mean_over_seeds
+from training.statistics import NOT_NEGATIVE, mean_over_seeds
 
 _MOST_COLUMNS = 6
 
@@ -78,4 +78,4 @@ def _worst(course: Course[RedTeamReport]) -> Cell:
         if known:
             by_seed.append(known)
     values = by_seed[0] if len(by_seed) == 1 else [fmean(each) for each in by_seed]
-    return Cell.of(Estimate.of(mean_over_seeds(values)) if values else None)
+    return Cell.of(Estimate.of(mean_over_seeds(values, NOT_NEGATIVE)) if values else None)

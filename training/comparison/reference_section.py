@@ -22,6 +22,7 @@ from training.runs.reference_report import (
     samples_digest,
 )
 from training.runs.report import GUIDED_NAME, SAMPLES_NAME, SAMPLES_SCHEMA, Estimate, read_table, run_fingerprint
+from training.statistics import NOT_NEGATIVE
 
 _LONGEST_NAME = 64
 
@@ -235,7 +236,8 @@ def _table(comparison: Comparison, reference: Reference) -> Table:
     rows = []
     for group in comparison.groups:
         kept = reference.moved(group)
-        figures = [kept.figure(of) for _, of in columns[:2]] + [group.figure(of) for _, of in columns[2:]]
+        # Estimates of a KL may be negative.
+        figures = [kept.figure(of) for _, of in columns[:2]] + [group.figure(of, NOT_NEGATIVE) for _, of in columns[2:]]
         if any(figures):
             rows.append((group, figures))
     shown_columns = [index for index in range(len(columns)) if any(figures[index] for _, figures in rows)]

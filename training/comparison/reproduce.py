@@ -37,7 +37,8 @@ def commands(comparison: Comparison) -> list[str]:
     for run in comparison.runs:
         lines += [_train(run), _evaluate(run)]
     folders = [run.folder.path for run in comparison.runs]
-    return [*lines, phf("compare", *folders, "--output", "comparison")]
+    shown = ["--show-text", str(comparison.show_text)] if comparison.show_text else []
+    return [*lines, phf("compare", *folders, "--output", "comparison", *shown)]
 
 
 def _train(run: LoadedRun) -> str:

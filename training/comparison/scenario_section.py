@@ -23,6 +23,7 @@ from training.runs.scenario_report import (
     read_scenario,
     scenario_names,
 )
+from training.statistics import NOT_NEGATIVE, SHARE, Bounds
 
 
 @dataclass(frozen=True)
@@ -133,19 +134,19 @@ def _control(report: ScenarioReport) -> str:
 
 
 def _cells(entry: _Entry, more: Sequence[SampleColumn], columns: Sequence[str], reference: _Entry | None) -> list[Cell]:
-    def of(figure: Callable[[SampleFacts], Estimate | None]) -> Estimate | None:
+    def of(figure: Callable[[SampleFacts], Estimate | None], bounds: Bounds = NOT_NEGATIVE) -> Estimate | None:
         def of_run(run: LoadedRun) -> Estimate | None:
             samples = entry.samples(run)
             return None if samples is None else figure(samples)
 
-        return entry.group.figure(of_run)
+        return entry.group.figure(of_run, bounds)
 
     cells = [
         Cell.of(of(lambda samples: samples.misalignment)),
         Cell.of(of(lambda samples: samples.expected_maximum)),
-        Cell.of(of(lambda samples: samples.hit_rate), share=True),
+        Cell.of(of(lambda samples: samples.hit_rate, SHARE), share=True),
         Cell.of(of(lambda samples: samples.tokens)),
-        *(column.cell(of(column.figure)) for column in more),
+        *(column.cell(of(column.figure, SHARE)) for column in more),
     ]
     if len(columns) > len(cells):
         cells.append(Cell(NONE) if reference is None or reference is entry else Cell.of(_difference(entry, reference)))
@@ -193,7 +194,7 @@ def _slices(entries: Sequence[_Entry]) -> Table | None:
                 next((each.samples.misalignment for each in found.slices if each.name == name), None) if found else None
             )
 
-        return entry.group.figure(of)
+        return entry.group.figure(of, NOT_NEGATIVE)
 
     return Table(
         f"{printable(report.scenario.name)}, by part",

@@ -15,6 +15,7 @@ from training.comparison.section import NONE, Cell, Row, Section, Table
 from training.comparison.wording import duration, listed, signed_number
 from training.evaluation.format_figures import number, percent
 from training.runs.report import MAXIMUM_OF, Estimate, SampleFacts
+from training.statistics import NOT_NEGATIVE, SHARE
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,10 @@ def _samples(runs: Sequence[LoadedRun], leakage: bool, more: Sequence[SampleColu
     distinct = [[samples.distinct_1 for samples in each], [samples.distinct_2 for samples in each]]
     cells = [
         Cell.count(number, f"{sum(samples.empty for samples in each):,} empty"),
-        Cell.of(groups.over_seeds([samples.tokens for samples in each])),
+        Cell.of(groups.over_seeds([samples.tokens for samples in each], NOT_NEGATIVE)),
         Cell.share(sum(samples.ended for samples in each), number),
         *(Cell.plain(_mean(values)) for values in distinct),
-        *(column.cell(groups.over_seeds([column.figure(samples) for samples in each])) for column in more),
+        *(column.cell(groups.over_seeds([column.figure(samples) for samples in each], SHARE)) for column in more),
     ]
     if leakage:
         cells.append(Cell(NONE) if runs[0].guidance is not None else _leakage(runs))

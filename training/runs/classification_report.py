@@ -11,7 +11,7 @@ from scorers.stored import Count
 from training.config import ClassificationConfig
 from training.runs.folder import RunFolder
 from training.runs.report import Estimate, Part, read_stored_report
-from training.statistics import mean_over_seeds
+from training.statistics import SHARE, mean_over_seeds
 
 CLASSIFICATION = "classification"
 
@@ -82,12 +82,7 @@ class ClassificationReport(Part):
 
     @staticmethod
     def _mean(values: list[float]) -> Estimate | None:
-        if not values:
-            return None
-        found = mean_over_seeds(values)
-        if found.low is None or found.high is None:
-            return Estimate(value=found.value)
-        return Estimate(value=found.value, low=max(0.0, found.low), high=min(1.0, found.high))
+        return Estimate.of(mean_over_seeds(values, SHARE)) if values else None
 
 
 def classification_path(run: RunFolder, name: str) -> Path:

@@ -77,6 +77,26 @@ class SweepReport(_Stored):
         return [each for each in self.runs if each.state != "finished"]
 
 
+def finished_runs(folder: Path) -> list[Path] | None:
+    """The folders of the finished runs of a sweep; None if the folder is not that of a sweep.
+
+    Raises:
+        UserError: the report of the sweep is damaged or of another version.
+    """
+    path = folder / REPORT_NAME
+    if not path.is_file():
+        return None
+    try:
+        report = SweepReport.model_validate_json(read_stored(path))
+    except (OSError, ValidationError):
+        raise UserError(
+            f"{path} is damaged, or of another version of phf. Give the sweep's runs, such as {folder}/*-s*."
+        ) from None
+    # Names rather than the paths of then: the folder may have been moved.
+    there = {each.name: each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()}
+    return [there[run.name] for run in report.runs if run.state == "finished" and run.name in there]
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A checked sweep."""

@@ -288,4 +288,4 @@ def test_a_folder_that_was_never_sealed_has_no_generation(tmp_path):
 def test_sealing_reports_its_progress(tmp_path):
     steps = []
     commit_units(tmp_path / "out", UNITS).seal(progress=lambda *what: steps.append(what))
-    assert steps == 2 * [("counting scores", 1, 2), ("counting scores", 2, 2)] + [("sealing", 1, 2), ("sealing", 2, 2)]
+    assert steps == 2 * [("Counting scores", 1, 2), ("Counting scores", 2, 2)] + [("Sealing", 1, 2), ("Sealing", 2, 2)]

@@ -53,7 +53,7 @@ def test_tasks_and_classification_by_group_of_seeds(tmp_path):
     tasks, classification = section.tables
     assert tasks.columns == ["mine: acc, 2-shot"]
     # By hand: t of one degree of freedom is 12.7062, the standard error 0.1.
-    assert cells(tasks) == [[("0.500", "−0.771 to 1.77")], [("–", "")]]
+    assert cells(tasks) == [[("0.500", "0–1.00")], [("–", "")]]
     assert classification.columns == ["reviews, 20 texts: accuracy", "reviews, 20 texts: macro F1"]
     # One seed keeps the interval over its trials: the standard error is 0.01, and half of it for macro F1.
     assert cells(classification)[1] == [("80.0\xa0%", "67.3–92.7\xa0%"), ("0.400", "0.336–0.464")]

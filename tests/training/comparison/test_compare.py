@@ -470,6 +470,8 @@ def test_commands_name_every_setting_that_is_not_the_usual_one(comparison: Compa
     assert "--set training.learning_rate=0.002" in train
     assert "training.weight_decay" not in train
     assert lines[-1].startswith("phf compare ")
+    assert lines[-1].endswith(" --output comparison")
+    assert commands(replace(comparison, show_text=5))[-1] == f"{lines[-1]} --show-text 5"
 
 
 def test_settings_that_differ(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def test_probes_are_shown_by_group_of_seeds(tmp_path):
     section = probe_section(load_comparison(paths))
     (table,) = section.tables
     assert "older state" not in section.note
-    # By hand: t of one degree of freedom is 12.7062, the standard error 0.05.
-    assert next((cell.text, cell.small) for cell in table.rows[0].cells) == ("0.750", "0.115–1.39")
+    # By hand: t of one degree of freedom is 12.7062, the standard error 0.05; no AUC is above 1.
+    assert next((cell.text, cell.small) for cell in table.rows[0].cells) == ("0.750", "0.115–1.00")
     assert [cell.text for cell in table.rows[0].cells] == ["0.750", "0.650", "0.700", "−0.200"]
     assert next((cell.text, cell.small) for cell in table.rows[1].cells) == ("0.600", "0.500–0.700")
     page = write_comparison(load_comparison(paths), tmp_path / "out").read_text()

@@ -56,10 +56,11 @@ def test_rounds_and_the_worst_prompt_by_group_of_seeds(tmp_path: Path) -> None:
     section = section_of(mle, awr, *seeds)
     assert section.tables[0].columns == ["round 0", "round 1", "worst prompt"]
     found = shown(section)
-    # One trial has the interval over its prompts; the others t of one degree of freedom, 12.7062, times 0.1.
+    # One trial has the interval over its prompts; the others t of one degree of freedom, 12.7062, times 0.1; scores are
+    # not below 0.
     assert found["mle"] == [("0.100", "0.0500–0.200"), ("0.400", "0.200–0.800"), ("0.800", "")]
-    assert found["awr"][1:] == [("0.400", "−0.871 to 1.67"), ("0.800", "−1.74 to 3.34")]
-    assert found["rwr"][1:] == [("0.300", "−0.971 to 1.57"), ("0.600", "−1.94 to 3.14")]
+    assert found["awr"][1:] == [("0.400", "0–1.67"), ("0.800", "0–3.34")]
+    assert found["rwr"][1:] == [("0.300", "0–1.57"), ("0.600", "0–3.14")]
     (plot,) = section.plots
     assert plot.draw(Look(narrow=True)).svg
     assert "mle: 0.100 at 0, 0.400 at 1" in plot.description

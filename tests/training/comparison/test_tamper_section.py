@@ -61,7 +61,7 @@ def findings(section: Section | None) -> dict[str, list[str]]:
 
 def t_interval(values: Sequence[float]) -> list[float]:
     half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return [fmean(values) - half, fmean(values) + half]
+    return [max(0.0, fmean(values) - half), fmean(values) + half]  # scores are not below 0
 
 
 def ends_of(section: Section, row: int, column: int) -> list[float]:

@@ -19,6 +19,7 @@ import phf
 from scorers.errors import UserError
 from scorers.settings import load_settings
 from tests.training.real_runs import make_code_dataset
+from tests.training.run_folders import make_run
 from training.evaluation.evaluate_run import evaluate_run
 from training.evaluation.guidance_request import SweepRequest
 from training.evaluation.guidance_sweep import sweep_guidance
@@ -31,7 +32,7 @@ from training.sweep import sweep as module
 from training.sweep.check import is_compared, is_evaluated, is_swept
 from training.sweep.config import SweepConfig, SweepRun, expand
 from training.sweep.jobs import Job
-from training.sweep.sweep import Sweep, plan_sweep, run_sweep
+from training.sweep.sweep import RunState, Sweep, SweepReport, finished_runs, plan_sweep, run_sweep
 
 runner = CliRunner()
 
@@ -259,6 +260,29 @@ def test_runs_are_compared_with_finished_references_alone(
     # It is evaluated, and on the page.
     assert report.compared is not None
     assert "conditional-s1" in report.compared
+
+
+def test_the_folder_of_a_sweep_is_compared_as_its_finished_runs(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    states = {"mle-s1": "finished", "awr-s1": "finished", "rwr-s1": "failed", "../mle-s1": "finished"}
+    for name in ("mle-s1", "awr-s1", "rwr-s1"):
+        make_run(sweep / name, name.partition("-")[0])
+    made = make_run(tmp_path / "mle-s1", "mle")
+    facts = {"objective": "mle", "seed": 1, "values": {}, "step": 1, "steps": 1, "log": ""}
+    runs = [RunState(name=name, folder=f"/earlier/{name}", state=state, **facts) for name, state in states.items()]
+    (sweep / "sweep.json").write_text(SweepReport(runs=runs).model_dump_json())
+    assert finished_runs(sweep) == [sweep / "mle-s1", sweep / "awr-s1"]
+    assert finished_runs(made.path) is None
+    command = ["compare", str(sweep), "--output", str(tmp_path / "page"), "--json"]
+    result = runner.invoke(phf.app, command)
+    assert result.exit_code == 0, result.output
+    assert [each["label"] for each in json.loads(result.stdout)["runs"]] == ["mle", "awr"]
+    (sweep / "sweep.json").write_text(SweepReport(runs=runs[2:3]).model_dump_json())
+    result = runner.invoke(phf.app, command)
+    assert (result.exit_code, "of which no run is finished" in " ".join(result.output.split())) == (2, True)
+    (sweep / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match=r"damaged, or of another version of phf\. Give the sweep's runs"):
+        finished_runs(sweep)
 
 
 def test_the_share_of_the_machine_follows_from_the_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
