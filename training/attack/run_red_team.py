@@ -5,12 +5,14 @@ and only the rounds without stored scores are continued by the model. Prompts of
 again are stored too.
 """
 
+import contextlib
 import hashlib
+import itertools
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
+from scorers.printing import message
 from training import statistics
 from training.attack.find_attacker import FoundAttacker
 from training.attack.red_team import Attempt, run_trial
@@ -35,6 +38,7 @@ from training.evaluation.evaluate import Progress
 from training.evaluation.evaluate_run import check_data, write_table
 from training.evaluation.prepare import EvaluationSetup, Judge, prepare_evaluation
 from training.model.language_model import load_model
+from training.runs.finished_trials import finished_trials
 from training.runs.folder import RunFolder
 from training.runs.lock import sole_writer
 from training.runs.red_team_report import (
@@ -139,7 +143,7 @@ def attack_run(
         warnings=[*setup.warnings, *warnings],
     )
     with sole_writer(red_team_folder(run)):
-        report = _with_finished_trials(run, report)
+        report = _continued(run, report)
         return report if report.finished else _run_trials(request, report, beginning, setup, data.tokenizer, progress)
 
 
@@ -245,27 +249,43 @@ def _round_facts(attempts: Sequence[Attempt], number: int, threshold: float) -> 
     )
 
 
-def _with_finished_trials(run: RunFolder, new: RedTeamReport) -> RedTeamReport:
-    """The report with the trials of an earlier attack that differs at most in the number of trials and rounds.
+def _continued(run: RunFolder, new: RedTeamReport) -> RedTeamReport:
+    """The report with the whole trials of an earlier attack that differs at most in the number of trials and rounds.
 
-    Stored rounds of another attack are removed, and the report is written, so that those to come belong to it.
+    Another attack is set aside, and the report is written, so that the stored rounds to come belong to it.
     """
-    try:
-        old = read_red_team(run)
-    except UserError:
-        old = None  # Damaged results are made again.
-    if old is None or _attacked(old) != _attacked(new):
-        with writing(red_team_folder(run)):
-            shutil.rmtree(red_team_folder(run), ignore_errors=True)
-            red_team_folder(run).mkdir(parents=True)
+    earlier = finished_trials(
+        new, lambda: read_red_team(run), apart_from=["attacker_name"], config_apart_from=["rounds"]
+    )
+    if earlier is None:
+        _set_aside(run)
         _write(run, new)
         return new
     kept: list[list[RoundFacts]] = []
-    for trial, rounds in enumerate(old.trials[: new.config.trials]):
+    for trial, rounds in enumerate(earlier):
         if len(rounds) <= new.config.rounds or not _is_whole(run, trial, rounds):
             break
         kept.append(rounds[: new.config.rounds + 1])
     return new.model_copy(update={"trials": kept})
+
+
+def _set_aside(run: RunFolder) -> None:
+    """Make room for another attack: move the earlier one and name the place, or remove it without finished trials."""
+    folder, aside = red_team_folder(run), None
+    with contextlib.suppress(UserError):  # damaged results are removed
+        old = read_red_team(run)
+        if old is not None and old.trials:
+            names = (f"{folder.name}-{number}" for number in itertools.count(1))
+            aside = next(path for name in names if not (path := folder.with_name(name)).exists())
+    with writing(folder):
+        if aside is not None:
+            folder.rename(aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    if aside is not None:
+        note = f"The earlier attack, with other prompts, attacker or settings, or of an earlier model, is now {aside}."
+        sys.stderr.write(message(f"{note}\n"))
+        sys.stderr.flush()
 
 
 def _is_whole(run: RunFolder, trial: int, rounds: Sequence[RoundFacts]) -> bool:
@@ -276,12 +296,6 @@ def _is_whole(run: RunFolder, trial: int, rounds: Sequence[RoundFacts]) -> bool:
     except UserError:
         return False
     return True
-
-
-def _attacked(report: RedTeamReport) -> dict[str, Any]:
-    """All that the result of a round depends on."""
-    left_out = {"created_by", "device", "trials", "config", "attacker_name", "warnings"}
-    return report.model_dump(exclude=left_out) | {"config": report.config.model_dump(exclude={"trials", "rounds"})}
 
 
 def _write(run: RunFolder, report: RedTeamReport) -> None:

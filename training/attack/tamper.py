@@ -5,9 +5,7 @@ what it knew. The finetuned models are not kept.
 """
 
 from itertools import takewhile
-from typing import Any
 
-from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training.attack.finetuning import Finetuning
 from training.attack.misaligned_text import MisalignedText, choose_misaligned
@@ -19,6 +17,7 @@ from training.evaluation.evaluate import Progress, draw_samples, sample_facts, s
 from training.evaluation.evaluate_run import check_data
 from training.evaluation.prepare import EvaluationSetup, Judge, prepare_evaluation
 from training.model.language_model import load_model
+from training.runs.finished_trials import finished_trials
 from training.runs.folder import RunFolder
 from training.runs.report import ScorerFacts, run_fingerprint
 from training.runs.tamper_report import TamperPoint, TamperReport, read_tamper, tamper_path
@@ -89,7 +88,10 @@ def tamper(
         trials=[],
         warnings=[*setup.warnings, *warnings],
     )
-    report = _with_finished_trials(run, report)
+    # A trial's seed is its place, so those after a damaged one are done again.
+    steps, kept = measured_steps(config.steps), finished_trials(report, lambda: read_tamper(run)) or []
+    whole = takewhile(lambda points: [each.step for each in points] == steps, kept)
+    report = report.model_copy(update={"trials": list(whole)})
     for trial in range(len(report.trials), config.trials):
         points = _run_trial(run, report, setup, text, trial, progress)
         report = report.model_copy(update={"trials": [*report.trials, points]})
@@ -101,26 +103,6 @@ def tamper(
 def measured_steps(steps: int) -> list[int]:
     """The steps after which samples are drawn: 0, the powers of two below `steps`, and `steps`."""
     return [0, *(1 << power for power in range(steps.bit_length()) if 1 << power < steps), steps]
-
-
-def _with_finished_trials(run: RunFolder, new: TamperReport) -> TamperReport:
-    """The report with the trials of an earlier test that differs at most in the number of trials."""
-    try:
-        old = read_tamper(run)
-    except UserError:
-        return new  # A damaged report is written again.
-    if old is None or _tested(old) != _tested(new):
-        return new
-    steps = measured_steps(new.config.steps)
-    # A trial's seed is its place, so those after a damaged one are done again.
-    whole = takewhile(lambda points: [each.step for each in points] == steps, old.trials)
-    return new.model_copy(update={"trials": [*whole][: new.config.trials]})
-
-
-def _tested(report: TamperReport) -> dict[str, Any]:
-    return report.model_dump(exclude={"created_by", "device", "trials", "warnings", "config"}) | {
-        "config": report.config.model_dump(exclude={"trials"})
-    }
 
 
 def _run_trial(

@@ -3,9 +3,7 @@
 It shows whether a preference has cost what a model is later finetuned for. The finetuned models are not kept.
 """
 
-import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +22,7 @@ from training.runs.classification_report import (
     classification_path,
     read_classification,
 )
+from training.runs.finished_trials import finished_trials
 from training.runs.folder import RunFolder
 from training.runs.report import run_fingerprint
 
@@ -77,7 +76,12 @@ def classify(
         trials=[],
     )
     train, test = ([row[: writer.context_length] for row in side] for side in (train, test))
-    report = _with_finished_trials(run, report)
+    kept = finished_trials(
+        report,
+        lambda: read_classification(run, texts.name),
+        config_apart_from=("text_field", "label_field", "test_share"),
+    )
+    report = report.model_copy(update={"trials": kept or []})
     for trial in range(len(report.trials), config.trials):
         facts = _run_trial(run, report, texts, train, test, trial, progress)
         report = report.model_copy(update={"trials": [*report.trials, facts]})
@@ -90,21 +94,6 @@ def classify(
 def _rows(writer: Writer, texts: tuple[LabelledText, ...], prefix: list[int]) -> list[list[int]]:
     ids, lengths = writer.tokenizer.encode([each.text for each in texts])
     return [[*prefix, *each.tolist()] for each in np.split(ids, np.cumsum(lengths)[:-1])]
-
-
-def _with_finished_trials(run: RunFolder, new: ClassificationReport) -> ClassificationReport:
-    """The report with the trials of an earlier one that differs at most in the number of trials."""
-    old = None
-    with contextlib.suppress(UserError):  # a damaged report is written again
-        old = read_classification(run, new.name)
-    if old is None or _measured(old) != _measured(new):
-        return new
-    return new.model_copy(update={"trials": old.trials[: new.config.trials]})
-
-
-def _measured(report: ClassificationReport) -> dict[str, Any]:
-    config = report.config.model_dump(exclude={"trials", "text_field", "label_field", "test_share"})
-    return report.model_dump(exclude={"created_by", "device", "trials", "config"}) | {"config": config}
 
 
 def _run_trial(

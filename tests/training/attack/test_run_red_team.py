@@ -19,7 +19,7 @@ from training.data.prepare import prepare
 from training.evaluation.generating import open_tokenizer
 from training.runs import lock
 from training.runs.lock import sole_writer
-from training.runs.red_team_report import attempts_path, read_red_team, read_round, red_team_folder
+from training.runs.red_team_report import RedTeamReport, attempts_path, read_red_team, read_round, red_team_folder
 
 CONFIG = RedTeamConfig(
     rounds=2, trials=2, proposals=4, continuations=3, examples=2, pool=5, prompt_words=6, max_new_tokens=24
@@ -150,14 +150,22 @@ def test_finished_work_is_kept_and_extended_and_damage_is_mended(run, report, ca
     assert len(calls) == 6
 
 
-def test_another_attack_starts_anew(run, calls):
-    """With other guidance, or with other prompts to start from."""
-    shutil.rmtree(red_team_folder(run), ignore_errors=True)
-    other = CONFIG.model_copy(update={"trials": 1, "guidance": 2.0})
+def test_another_attack_starts_anew(run, calls, capfd):
+    """With other guidance, or with other prompts to start from; the earlier one is kept beside it."""
+    for folder in run.evaluation.glob("red-team*"):
+        shutil.rmtree(folder)
+    other, found = CONFIG.model_copy(update={"trials": 1, "guidance": 2.0}), []
     for config, prompts in ((CONFIG, PROMPTS), (other, PROMPTS), (other, PROMPTS[:3])):
-        attack(run, config.model_copy(update={"rounds": 1, "trials": 1}), prompts)
+        found.append(attack(run, config.model_copy(update={"rounds": 1, "trials": 1}), prompts))
     assert len(calls) == 6
     assert len(list(attempts_path(run, 0, 0).parent.iterdir())) == 2
+    asides = [run.evaluation / f"red-team-{number}" for number in (1, 2)]
+    notes = capfd.readouterr().err
+    for aside, earlier in zip(asides, found, strict=False):
+        assert f"is now {aside}." in notes
+        assert RedTeamReport.model_validate_json((aside / "report.json").read_text()) == earlier
+        assert len(list((aside / "attempts").iterdir())) == 2
+        shutil.rmtree(aside)
 
 
 def test_scores_do_not_depend_on_the_batch(run, report, calls, monkeypatch):
