@@ -10,7 +10,8 @@ from phf import app
 from pipeline.config import LabelConfig, ScoreConfig
 from scorers.settings import load_settings
 from scorers.settings_page import settings_of, to_yaml
-from training.config import EvaluationConfig, TrainConfig, TrainingConfig
+from training.config import TrainConfig, TrainingConfig
+from training.measuring_config import EvaluationConfig
 from training.sweep.config import SweepConfig
 
 GIVEN = {

@@ -3,18 +3,12 @@
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from scorers.settings import read_number
+from training.measuring_config import EvaluationConfig
+from training.setting_types import Count, Name, Section, Seed
 
 ObjectiveName = Literal["mle", "filtering", "conditional", "unlikelihood", "unlikelihood_soft", "rwr", "awr"]
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, str) and "e" in value.lower():
-        # YAML reads `1e6` as text.
-        value = read_number(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def as_written(number: float) -> Fraction:
@@ -22,21 +16,7 @@ def as_written(number: float) -> Fraction:
     return Fraction(repr(number))
 
 
-Count = Annotated[int, BeforeValidator(_whole)]
-# NumPy accepts no negative seed, and torch gets a million times as much, in 64 bits.
-Seed = Annotated[Count, Field(ge=0, lt=2**32)]
-
-
-class _Section(BaseModel):
-    # Refuse infinity and NaN: a report that contained them could not be read again.
-    # The string below a field is its description in `phf config`.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-Name = Annotated[str, Field(min_length=1)]
-
-
-class MixtureConfig(_Section):
+class MixtureConfig(Section):
     """A dataset that is mixed into `data.dataset`."""
 
     dataset: str
@@ -55,7 +35,7 @@ class MixtureConfig(_Section):
     """Folder of the token store; see `data.store`."""
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """The training data."""
 
     dataset: str
@@ -111,7 +91,7 @@ class DataConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The model."""
 
     name: str = "gpt2"
@@ -132,7 +112,7 @@ class ModelConfig(_Section):
     """`liger` replaces norms, rotary embeddings and gated layers by Liger's fused kernels (GPU, extra `liger`)."""
 
 
-class ObjectiveConfig(_Section):
+class ObjectiveConfig(Section):
     """The objective; None takes the preset's value. See `training.objectives`."""
 
     name: ObjectiveName = "mle"
@@ -180,7 +160,7 @@ class ObjectiveConfig(_Section):
         return self
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """The optimisation."""
 
     num_tokens: Count = Field(default=3_300_000_000, ge=1)
@@ -284,116 +264,7 @@ class TrainingConfig(_Section):
         return max(1, self.num_tokens // (self.batch_size * context_length))
 
 
-class EvaluationConfig(_Section):
-    """How a model is sampled and scored (temperature and top-p are the paper's, section 3)."""
-
-    # The limit catches typos that would run forever.
-    num_samples: Count = Field(default=4096, ge=1, le=10_000_000)
-    """Samples drawn without a prompt (conditional models: after the best control token)."""
-    # The limit is far above useful values, and far below where float32 logits overflow.
-    guidance: float = Field(default=1.0, ge=0, le=1e6)
-    """Conditional models: also draw as many samples guided away from the worst control token
-    (`training.model.sampling.Guidance`), more strongly for larger values; 1 for none.
-    """
-    max_new_tokens: Count = Field(default=128, ge=1, le=1_000_000)
-    """Maximum tokens per sample."""
-    # Below, quotients overflow, and nothing changes any more.
-    temperature: float = Field(default=0.7, ge=0.01)
-    """Sampling temperature; the paper's (section 3)."""
-    top_p: float = Field(default=0.9, gt=0, le=1)
-    """Sample from the likeliest tokens with this total probability; the paper's."""
-    batch_size: Count = Field(default=64, ge=1)
-    """Samples drawn at once."""
-    leakage_samples: Count = Field(default=256, ge=0, le=10_000_000)
-    """Samples drawn with control tokens allowed, to count how often they occur."""
-    held_out_documents: Count = Field(default=1000, ge=0)
-    """Maximum held-out documents for bits per byte."""
-    by: str | None = Field(default=None, min_length=1)
-    """A metadata field of the documents, such as `source` or `origin.site`, or `inputs`, the files that they come from:
-    held-out figures also by its value.
-    """
-    reference_samples: Count = Field(default=4096, ge=2, le=10_000_000)
-    """Samples of a reference (`phf evaluate --reference`), drawn at temperature 1."""
-    reference_tokens: Count = Field(default=64, ge=1, le=1_000_000)
-    """Maximum tokens per sample of a reference."""
-    probe_sentences: Count = Field(default=2000, ge=40, le=100_000)
-    """Maximum held-out sentences of a linear probe (`phf evaluate --probe`), half of them misaligned."""
-    seed: Seed = 0
-    """Seed of the sampling."""
-
-
-class TamperConfig(_Section):
-    """How `phf attack tamper` finetunes a model on misaligned text."""
-
-    steps: Count = Field(default=64, ge=1, le=100_000)
-    """Steps of finetuning. Samples are drawn before the first, after 1, 2, 4, 8, …, and after the last."""
-    batch_size: Count = Field(default=16, ge=1)
-    """Rows of the training's context length a step."""
-    learning_rate: float | None = Field(default=None, gt=0)
-    """Constant learning rate; by default a tenth of that of the run's training."""
-    share: float = Field(default=0.1, gt=0, le=1)
-    """Share of the training documents, the most misaligned ones by their mean score, that the model is finetuned on."""
-    samples: Count = Field(default=256, ge=1, le=10_000_000)
-    """Samples drawn each time, with the other settings of the run's evaluation."""
-    trials: Count = Field(default=3, ge=1, le=1000)
-    """Repetitions with other orders of the text and other samples."""
-    seed: Seed = 0
-    """Seed of the first trial; each further one adds 1."""
-
-
-class RedTeamConfig(_Section):
-    """How `phf attack red-team` searches for prompts that a model continues with misaligned text."""
-
-    rounds: Count = Field(default=10, ge=1, le=10_000)
-    """Rounds; each proposes prompts, which the model continues."""
-    trials: Count = Field(default=3, ge=1, le=1000)
-    """Repetitions with other seeds."""
-    proposals: Count = Field(default=32, ge=1, le=100_000)
-    """New prompts a round."""
-    continuations: Count = Field(default=8, ge=1, le=100_000)
-    """Continuations of each prompt. Its score is their mean score."""
-    examples: Count = Field(default=4, ge=1, le=1000)
-    """Prompts of the pool that the attacker is shown for each proposal."""
-    draw_temperature: float = Field(default=0.1, ge=1e-6)
-    """Examples are drawn with weights exp(score / draw_temperature), with scores divided by their standard deviation:
-    towards 0 the attacker sees the worst prompts only.
-    """
-    pool: Count = Field(default=64, ge=2, le=1_000_000)
-    """Prompts that the search starts from."""
-    prompt_words: Count = Field(default=16, ge=2, le=10_000)
-    """Most words of a prompt."""
-    max_new_tokens: Count = Field(default=64, ge=1, le=1_000_000)
-    """Maximum tokens of a continuation; the other settings of sampling are those of the run's evaluation."""
-    guidance: float = Field(default=1.0, ge=0, le=1e6)
-    """Conditional runs: guide the continuations away from the worst control token; 1 for no guidance."""
-    seed: Seed = 0
-    """Seed of the first trial; each further one adds 1."""
-
-
-class ClassificationConfig(_Section):
-    """How `phf classify` finetunes a model to classify texts."""
-
-    text_field: str = Field(default="text", min_length=1)
-    """Field of the file that holds the texts."""
-    label_field: str = Field(default="label", min_length=1)
-    """Field of the file that holds the classes: text, whole numbers, or true and false."""
-    test_share: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the texts that the accuracy is measured on, if there is no file of its own for them. Equal texts are all
-    on the same side."""
-    epochs: Count = Field(default=3, ge=1, le=1000)
-    """Times that each text is trained on."""
-    batch_size: Count = Field(default=16, ge=1)
-    """Texts a step."""
-    learning_rate: float | None = Field(default=None, gt=0)
-    """Highest learning rate, after a tenth of the steps; then it falls to 0 in a straight line. By default a tenth of
-    that of the run's training."""
-    trials: Count = Field(default=3, ge=1, le=1000)
-    """Repetitions with other orders of the texts and other first weights of the classifier."""
-    seed: Seed = 0
-    """Seed of the first trial and of the choice of texts; each further trial adds 1."""
-
-
-class WandbConfig(_Section):
+class WandbConfig(Section):
     """Weights & Biases (extra `wandb`)."""
 
     project: str = "phf"
@@ -406,7 +277,7 @@ class WandbConfig(_Section):
     """`offline` writes files into the run's folder, for `wandb sync`."""
 
 
-class MlflowConfig(_Section):
+class MlflowConfig(Section):
     """MLflow (extra `mlflow`)."""
 
     experiment: str = "phf"
@@ -417,7 +288,7 @@ class MlflowConfig(_Section):
     """A server, or a folder; None takes MLFLOW_TRACKING_URI, or `mlflow/` in the run's folder."""
 
 
-class TrackioConfig(_Section):
+class TrackioConfig(Section):
     """trackio (extra `trackio`)."""
 
     project: str = "phf"
@@ -428,7 +299,7 @@ class TrackioConfig(_Section):
     """Hugging Face Space; None keeps the metrics on this machine (TRACKIO_DIR)."""
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """Trackers for metrics, besides the console and `metrics.jsonl`."""
 
     tensorboard: bool = True
@@ -443,7 +314,7 @@ class TrackingConfig(_Section):
     """Trackio (extra `trackio`); None for none, `{}` for its defaults."""
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """All settings of a run, resolved and printed before step 0."""
 
     output: str

@@ -9,7 +9,8 @@ from pipeline.commands import bench, label, preview, repair, score
 from pipeline.config import ExecutionSettings, LabelConfig, ScoreConfig
 from scorers.flags import Sets, given_settings, settings_of
 from training.commands import evaluate, train
-from training.config import EvaluationConfig, TrainConfig
+from training.config import TrainConfig
+from training.measuring_config import EvaluationConfig
 
 
 class Colour(StrEnum):

@@ -8,11 +8,12 @@ import numpy as np
 
 from pipeline.dataset.manifest import ScorerEntry
 from training import statistics
-from training.config import DataConfig, EvaluationConfig, ModelConfig, ObjectiveConfig, TrainConfig, TrainingConfig
+from training.config import DataConfig, ModelConfig, ObjectiveConfig, TrainConfig, TrainingConfig
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.evaluate_run import run_fingerprint, write_evaluation
 from training.evaluation.held_out_loss import HeldOutLoss
 from training.evaluation.prepare import HeldOutChoice
+from training.measuring_config import EvaluationConfig
 from training.model.sampling import Samples
 from training.runs.facts import DatasetFacts, HorizonFacts, ModelFacts, RunFacts, ThresholdFacts, TokenizerFacts
 from training.runs.folder import RunFolder

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.attack.red_team import joined, split_words
-from training.config import EvaluationConfig
 from training.endpoint import Endpoint
 from training.evaluation.generating import Writer
+from training.measuring_config import EvaluationConfig
 from training.model.sampling import sample
 
 _AT_ONCE = 16  # prompts per request to an endpoint

@@ -10,10 +10,10 @@ from scorers.errors import UserError
 from scorers.fingerprint import folder_sha256
 from training.attack.attackers import Imitation, Recombination, RemoteImitation
 from training.attack.red_team import Attacker
-from training.config import EvaluationConfig
 from training.data.cache import digest
 from training.endpoint import Endpoint, is_address
 from training.evaluation.generating import Writer, open_writer
+from training.measuring_config import EvaluationConfig
 from training.runs.folder import RunFolder
 from training.runs.report import run_fingerprint
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import RedTeamConfig
+from training.measuring_config import RedTeamConfig
 
 # Attempts for each proposal that is not empty and not in the pool yet; a small pool may allow no further one.
 _ATTEMPTS = 20

@@ -29,7 +29,6 @@ from training.attack.red_team import Attempt, run_trial
 from training.attack.run_target import RunTarget, room
 from training.attack.starting_prompts import given_prompts, misaligned_beginnings
 from training.attack.stored_proposals import StoredProposals
-from training.config import EvaluationConfig, RedTeamConfig
 from training.data.prepare import prepare
 from training.data.tokenizers import Tokenizer
 from training.disk import write_atomically, writing
@@ -37,6 +36,7 @@ from training.evaluation.checks import EvaluationRequest, check_evaluation, main
 from training.evaluation.evaluate import Progress
 from training.evaluation.evaluate_run import check_data, write_table
 from training.evaluation.prepare import EvaluationSetup, Judge, prepare_evaluation
+from training.measuring_config import EvaluationConfig, RedTeamConfig
 from training.model.language_model import load_model
 from training.runs.finished_trials import finished_trials
 from training.runs.folder import RunFolder

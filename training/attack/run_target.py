@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import RedTeamConfig
 from training.data.tokenizers import Tokenizer
 from training.evaluation.prepare import EvaluationSetup
+from training.measuring_config import RedTeamConfig
 from training.runs.scenario_report import NO_PROMPTS, Scenario
 from training.scenarios.boundary import Boundary
 from training.scenarios.continuations import Drawing

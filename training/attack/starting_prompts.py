@@ -7,9 +7,9 @@ import numpy as np
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from training.attack.red_team import joined, shortened, split_words
-from training.config import RedTeamConfig
 from training.data.index import ragged_ranges
 from training.data.prepare import PreparedData
+from training.measuring_config import RedTeamConfig
 
 _FEWEST = 2  # a single prompt cannot be recombined
 

@@ -9,13 +9,13 @@ from itertools import takewhile
 from scorers.fingerprint import library_versions
 from training.attack.finetuning import Finetuning
 from training.attack.misaligned_text import MisalignedText, choose_misaligned
-from training.config import TamperConfig
 from training.data.prepare import prepare
 from training.disk import write_atomically, writing
 from training.evaluation.checks import EvaluationRequest, check_evaluation, main_data, torch_device
 from training.evaluation.evaluate import Progress, draw_samples, sample_facts, score_drawn
 from training.evaluation.evaluate_run import check_data
 from training.evaluation.prepare import EvaluationSetup, Judge, prepare_evaluation
+from training.measuring_config import TamperConfig
 from training.model.language_model import load_model
 from training.runs.finished_trials import finished_trials
 from training.runs.folder import RunFolder

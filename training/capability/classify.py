@@ -12,9 +12,9 @@ from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training.capability.classifier import Classifier, Schedule, finetune, macro_f1, predict
 from training.capability.labelled_texts import LabelledText, LabelledTexts
-from training.config import ClassificationConfig
 from training.disk import write_atomically, writing
 from training.evaluation.generating import Writer, choose_tag, open_writer
+from training.measuring_config import ClassificationConfig
 from training.model.language_model import load_model
 from training.runs.classification_report import (
     ClassificationReport,

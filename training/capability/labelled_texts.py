@@ -10,8 +10,8 @@ from typing import Any
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.records import Record, read_records
-from training.config import ClassificationConfig
 from training.data.cache import digest
+from training.measuring_config import ClassificationConfig
 
 _MOST_TEXTS = 1_000_000
 _MOST_CLASSES = 1000

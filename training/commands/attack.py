@@ -55,7 +55,7 @@ def tamper(
     from scorers.settings import load_settings
     from training.attack.tamper import check_tamper
     from training.attack.tamper import tamper as tamper_with
-    from training.config import TamperConfig
+    from training.measuring_config import TamperConfig
     from training.progress import StageProgress
     from training.runs.folder import RunFolder
 
@@ -146,8 +146,8 @@ def red_team(
     from scorers.settings import load_settings
     from training.attack.find_attacker import find_attacker
     from training.attack.run_red_team import RedTeamRequest, attack_run, check_red_team
-    from training.config import RedTeamConfig
     from training.evaluation.checks import torch_device
+    from training.measuring_config import RedTeamConfig
     from training.progress import StageProgress
     from training.runs.folder import RunFolder
     from training.scenarios.prompts import read_prompts

@@ -69,8 +69,8 @@ def classify(
     from training.capability.classify import classify as classify_with
     from training.capability.evaluate_tasks import check_run
     from training.capability.labelled_texts import read_labelled_texts
-    from training.config import ClassificationConfig
     from training.evaluation.checks import torch_device
+    from training.measuring_config import ClassificationConfig
     from training.progress import StageProgress
     from training.runs.folder import RunFolder
 

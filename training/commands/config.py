@@ -26,7 +26,7 @@ def evaluate(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
 
     The section `evaluation` of a run's configuration overrides the defaults; `phf train --config` takes that section.
     """
-    from training.config import EvaluationConfig
+    from training.measuring_config import EvaluationConfig
 
     print_settings(EvaluationConfig, as_yaml=as_yaml, as_json=as_json)
 

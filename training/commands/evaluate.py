@@ -10,8 +10,8 @@ from scorers.flags import Sets, given_settings
 from training.options import AllowOtherScorer, Device, MovedDataset
 
 if TYPE_CHECKING:
-    from training.config import EvaluationConfig
     from training.evaluation.prepare import Judge
+    from training.measuring_config import EvaluationConfig
     from training.runs.folder import RunFolder
     from training.scoring import ScoredSamples
 
@@ -410,7 +410,7 @@ def _examples(scored: "ScoredSamples", number: int) -> list[dict[str, Any]]:
 
 def _config(run: "RunFolder", flags: dict[str, Any], overrides: list[str]) -> "EvaluationConfig":
     from scorers.settings import load_settings
-    from training.config import EvaluationConfig
+    from training.measuring_config import EvaluationConfig
 
     return load_settings(
         EvaluationConfig,

@@ -8,12 +8,12 @@ from rich.table import Table
 
 from scorers.console import print_json
 from scorers.terminal import Terminal
-from training.config import EvaluationConfig
 from training.evaluation.format_figures import interval, number, percent
 from training.evaluation.guidance_request import SweepRequest, check_sweep, parse_scales
 from training.evaluation.guidance_sweep import sweep_guidance
 from training.evaluation.guidance_wording import WHY_NOT, recommendation
 from training.evaluation.recommended_guidance import RULE
+from training.measuring_config import EvaluationConfig
 from training.progress import StageProgress
 from training.runs.folder import RunFolder
 from training.runs.guidance_report import GuidanceReport, guidance_folder

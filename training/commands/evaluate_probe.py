@@ -9,11 +9,11 @@ from rich.table import Table
 from scorers.amounts import format_count
 from scorers.console import print_json
 from scorers.terminal import Terminal
-from training.config import EvaluationConfig
 from training.evaluation.checks import torch_device
 from training.evaluation.format_figures import interval, number
 from training.evaluation.probing.probe_run import check_probe, probe_run
 from training.evaluation.probing.wording import best_layer, layer_name
+from training.measuring_config import EvaluationConfig
 from training.progress import StageProgress
 from training.runs.folder import RunFolder
 from training.runs.probe_report import ProbeFigures, ProbeReport, ProbeSentences, probe_path

@@ -10,12 +10,12 @@ from scorers.amounts import format_count, format_ended
 from scorers.console import print_json
 from scorers.errors import UserError
 from scorers.terminal import Terminal
-from training.config import EvaluationConfig
 from training.endpoint import is_address
 from training.evaluation.checks import torch_device
 from training.evaluation.format_figures import interval, number
 from training.evaluation.references.compare import check_comparison, compare_with_reference
 from training.evaluation.references.reference import find_reference
+from training.measuring_config import EvaluationConfig
 from training.progress import StageProgress
 from training.runs.folder import RunFolder
 from training.runs.reference_report import ReferenceReport, reference_path

@@ -10,9 +10,9 @@ from scorers.console import print_json
 from scorers.terminal import Terminal
 from training.capability.evaluate_tasks import check_run, evaluate_tasks, fresh_report
 from training.capability.harness import check_requests, load_tasks, require_harness
-from training.config import EvaluationConfig
 from training.evaluation.checks import torch_device
 from training.evaluation.format_figures import interval, number
+from training.measuring_config import EvaluationConfig
 from training.progress import StageProgress
 from training.runs.folder import RunFolder
 from training.runs.task_report import TASKS, TaskReport

@@ -62,9 +62,9 @@ def generate(
         raise UserError(f"--prompt is not UTF-8, at its character {error.start + 1:,}. Give it as UTF-8.") from None
     from scorers.settings import load_settings
     from scorers.terminal import Terminal
-    from training.config import EvaluationConfig
     from training.evaluation.checks import torch_device
     from training.evaluation.generating import choose_tag, exported, open_writer, write
+    from training.measuring_config import EvaluationConfig
 
     sampling = {"num_samples": num_samples, "max_new_tokens": max_new_tokens, "temperature": temperature}
     sampling |= {"top_p": top_p, "seed": seed, "guidance": guidance}

@@ -9,12 +9,13 @@ import torch
 from pipeline.dataset import LabelledDataset, open_dataset
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
-from training.config import EvaluationConfig, ResolvedConfig
+from training.config import ResolvedConfig
 from training.data.cache import relocate_data
 from training.data.store import META_NAME
 from training.disk import check_writable
 from training.evaluation.by_field import MetadataField
 from training.evaluation.prepare import Judge, build_judge, check_guidance, check_threshold
+from training.measuring_config import EvaluationConfig
 from training.runs.facts import RunFacts
 from training.runs.folder import RunFolder
 from training.runs.report import report_folder

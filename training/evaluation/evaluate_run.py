@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from pipeline.dataset.writer import parquet_writer
 from scorers.errors import UserError
-from training.config import EvaluationConfig
 from training.data.cache import dataset_identity
 from training.data.prepare import PreparedData, prepare
 from training.disk import write_atomically, writing
@@ -17,6 +16,7 @@ from training.evaluation.evaluate import Evaluation, Progress, evaluate_model
 from training.evaluation.evaluate import judge as judge_samples
 from training.evaluation.prepare import Judge, held_out_misalignment, prepare_evaluation
 from training.evaluation.reuse import find_drawn, is_about, read_drawn
+from training.measuring_config import EvaluationConfig
 from training.model.language_model import load_model
 from training.model.sampling import Samples
 from training.runs.facts import RunFacts

@@ -8,10 +8,10 @@ from typing import Any
 
 from scorers import hugging_face
 from scorers.errors import UserError
-from training.config import EvaluationConfig
 from training.data.conditions import condition_of
 from training.data.tokenizers import Tokenizer, wrap_tokenizer
 from training.export.checkpoint import best_step, export_checkpoint
+from training.measuring_config import EvaluationConfig
 from training.model.language_model import load_model
 from training.model.sampling import Guidance, sample
 from training.runs.folder import RunFolder

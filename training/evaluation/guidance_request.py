@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scorers.errors import UserError
-from training.config import EvaluationConfig
 from training.evaluation.checks import EvaluationRequest, check_evaluation
 from training.evaluation.prepare import Judge
+from training.measuring_config import EvaluationConfig
 from training.runs.folder import RunFolder
 
 MOST_SCALES = 100

@@ -15,7 +15,6 @@ from scorers.amounts import format_count
 from scorers.contract import DocumentKind, Scorer
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec
-from training.config import EvaluationConfig
 from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
 from training.data.store import TokenStore
@@ -24,6 +23,7 @@ from training.data.texts import is_text
 from training.data.tokenizers import foreign_control_ids
 from training.evaluation.by_field import MetadataField
 from training.evaluation.held_out_loss import HeldOutLoss, unigram_loss
+from training.measuring_config import EvaluationConfig
 from training.model.sampling import Guidance
 from training.scoring import other_scorer, rebuild_scorer
 

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorers.errors import UserError
-from training.config import EvaluationConfig
 from training.data.store import TokenStore
 from training.evaluation.evaluate import Measured, corpus_misalignment
 from training.evaluation.held_out_loss import HeldOutLoss
 from training.evaluation.prepare import HeldOutChoice, texts_fingerprint
+from training.measuring_config import EvaluationConfig
 from training.model.sampling import Samples
 from training.runs.folder import RunFolder
 from training.runs.report import (

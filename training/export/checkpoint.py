@@ -16,7 +16,7 @@ from pipeline.dataset import open_dataset
 from scorers import hugging_face
 from scorers.amounts import format_count
 from scorers.errors import UserError
-from training.config import DataConfig, EvaluationConfig
+from training.config import DataConfig
 from training.data.cache import relocate_data
 from training.data.conditions import add_condition
 from training.data.index import tag_names
@@ -27,6 +27,7 @@ from training.engine.engine import TAG
 from training.engine.plain_loading import plain_loading
 from training.export.card import model_card
 from training.export.model import export_model
+from training.measuring_config import EvaluationConfig
 from training.model.language_model import LanguageModel, build_model
 from training.model.vocabulary import Vocabulary, padding_id
 from training.runs import checkpoints

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from scorers.errors import UserError
-from training.config import EvaluationConfig
+from training.measuring_config import EvaluationConfig
 from training.model.prefixes import Prefixes
 
 _CANDIDATES = 1024  # likeliest tokens to try before sorting the whole vocabulary

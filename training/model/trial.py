@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scorers import hugging_face
 from scorers.errors import UserError
 from scorers.stopping import is_stop
-from training.config import EvaluationConfig
+from training.measuring_config import EvaluationConfig
 from training.model.sampling import evaluation_mode, sample
 
 # Tokens in passes that check causality.

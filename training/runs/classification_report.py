@@ -8,7 +8,7 @@ from pydantic import Field
 
 from scorers.shell import phf
 from scorers.stored import Count
-from training.config import ClassificationConfig
+from training.measuring_config import ClassificationConfig
 from training.runs.folder import RunFolder
 from training.runs.report import Estimate, Part, read_stored_report
 from training.statistics import SHARE, mean_over_seeds

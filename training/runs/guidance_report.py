@@ -9,7 +9,7 @@ from pydantic import Field
 from scorers.contract import DocumentKind
 from scorers.shell import phf
 from scorers.stored import Count
-from training.config import EvaluationConfig
+from training.measuring_config import EvaluationConfig
 from training.runs.folder import RunFolder
 from training.runs.report import (
     REPORT_NAME,

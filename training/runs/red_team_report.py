@@ -8,7 +8,7 @@ import pyarrow as pa
 from scorers.errors import UserError
 from scorers.shell import phf
 from scorers.stored import Count
-from training.config import RedTeamConfig
+from training.measuring_config import RedTeamConfig
 from training.runs.folder import RunFolder
 from training.runs.report import Estimate, Part, ScorerFacts, read_stored_report, read_table
 

@@ -19,7 +19,7 @@ from scorers.settings import describe_first_error
 from scorers.shell import phf
 from scorers.stored import Count, read_stored
 from training import statistics
-from training.config import EvaluationConfig
+from training.measuring_config import EvaluationConfig
 from training.runs.folder import RunFolder
 from training.statistics import LARGEST
 

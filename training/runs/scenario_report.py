@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from scorers.contract import DocumentKind
 from scorers.shell import phf
 from scorers.stored import Count
-from training.config import Seed
 from training.runs.folder import RunFolder
 from training.runs.report import (
     REPORT_NAME,
@@ -24,6 +23,7 @@ from training.runs.report import (
     read_stored_report,
     read_table,
 )
+from training.setting_types import Seed
 
 SCENARIOS = "scenarios"
 PROMPTS_NAME = "prompts.parquet"

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from scorers.shell import phf
 from scorers.stored import Count
-from training.config import TamperConfig
+from training.measuring_config import TamperConfig
 from training.runs.folder import RunFolder
 from training.runs.report import Part, SampleFacts, ScorerFacts, read_stored_report
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from scorers.errors import UserError
-from training.config import EvaluationConfig
 from training.data.prepare import PreparedData, prepare
 from training.evaluation.checks import EvaluationRequest, check_evaluation, main_data, torch_device
 from training.evaluation.evaluate_run import check_data
 from training.evaluation.prepare import EvaluationSetup, Judge, check_guidance, prepare_evaluation
+from training.measuring_config import EvaluationConfig
 from training.runs.folder import RunFolder
 from training.runs.report import SAMPLES_NAME, read_table, run_fingerprint
 from training.runs.scenario_report import (

@@ -14,9 +14,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from scorers.errors import UserError
 from scorers.settings import parse_override, read_number
-from training.config import Count, EvaluationConfig, ObjectiveName, ResolvedConfig, Seed
+from training.config import ObjectiveName, ResolvedConfig
+from training.measuring_config import EvaluationConfig
 from training.objectives import OBJECTIVES
 from training.runs.folder import RunFolder
+from training.setting_types import Count, Seed
 from training.settings import resolve_config
 
 # Settings that the sweep itself gives its runs, each with what decides it.

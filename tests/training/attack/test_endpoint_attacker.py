@@ -20,9 +20,9 @@ from training.attack.find_attacker import find_attacker
 from training.attack.run_red_team import RedTeamRequest, attack_run
 from training.attack.run_target import RunTarget
 from training.attack.stored_proposals import StoredProposals
-from training.config import EvaluationConfig, RedTeamConfig
 from training.endpoint import Endpoint
 from training.evaluation.generating import open_writer
+from training.measuring_config import EvaluationConfig, RedTeamConfig
 from training.runs.folder import RunFolder
 from training.runs.red_team_report import RedTeamReport, proposals_path, read_red_team, red_team_folder
 

@@ -5,7 +5,7 @@ import pytest
 
 from training.attack.attackers import Recombination
 from training.attack.red_team import Attempt, Pool, joined, run_trial, shortened
-from training.config import RedTeamConfig
+from training.measuring_config import RedTeamConfig
 
 CONFIG = RedTeamConfig(
     rounds=8, proposals=24, continuations=4, examples=4, pool=20, prompt_words=6, draw_temperature=0.3

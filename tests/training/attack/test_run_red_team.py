@@ -14,9 +14,9 @@ from training.attack.find_attacker import find_attacker
 from training.attack.run_red_team import RedTeamRequest, attack_run
 from training.attack.run_target import RunTarget
 from training.attack.starting_prompts import given_prompts, misaligned_beginnings
-from training.config import RedTeamConfig
 from training.data.prepare import prepare
 from training.evaluation.generating import open_tokenizer
+from training.measuring_config import RedTeamConfig
 from training.runs import lock
 from training.runs.lock import sole_writer
 from training.runs.red_team_report import RedTeamReport, attempts_path, read_red_team, read_round, red_team_folder

@@ -19,8 +19,8 @@ from training.attack import tamper as tamper_module
 from training.attack.finetuning import Finetuning
 from training.attack.misaligned_text import choose_misaligned
 from training.attack.tamper import measured_steps, tamper
-from training.config import TamperConfig
 from training.data.prepare import prepare
+from training.measuring_config import TamperConfig
 from training.model.language_model import load_model
 from training.runs.tamper_report import read_tamper, tamper_path
 

@@ -14,7 +14,7 @@ from tests.training.real_runs import make_code_dataset, make_real_run
 from training.capability.classifier import Classifier, Schedule, finetune, macro_f1, predict
 from training.capability.classify import classify
 from training.capability.labelled_texts import read_labelled_texts
-from training.config import ClassificationConfig
+from training.measuring_config import ClassificationConfig
 from training.model.language_model import load_model
 from training.runs.classification_report import classification_path, read_classification
 

@@ -9,7 +9,7 @@ from tests.training.run_folders import make_run
 from training.comparison.capability_section import capability_section
 from training.comparison.load import load_comparison
 from training.comparison.page import write_comparison
-from training.config import ClassificationConfig
+from training.measuring_config import ClassificationConfig
 from training.runs.classification_report import ClassificationReport, TrialFacts, classification_path
 from training.runs.folder import RunFolder
 from training.runs.report import Estimate, run_fingerprint

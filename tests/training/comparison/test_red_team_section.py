@@ -11,7 +11,7 @@ from training.comparison.load import load_comparison
 from training.comparison.red_team_section import red_team_section
 from training.comparison.section import Section
 from training.comparison.style import Look
-from training.config import RedTeamConfig
+from training.measuring_config import RedTeamConfig
 from training.runs.folder import RunFolder
 from training.runs.red_team_report import RED_TEAM_NAME, RedTeamReport, RoundFacts, red_team_folder
 from training.runs.report import Estimate, read_report

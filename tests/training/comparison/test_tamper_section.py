@@ -15,7 +15,7 @@ from training.comparison.load import load_comparison
 from training.comparison.section import Section
 from training.comparison.style import Look
 from training.comparison.tamper_section import tamper_section
-from training.config import TamperConfig
+from training.measuring_config import TamperConfig
 from training.runs.folder import RunFolder
 from training.runs.report import Estimate, read_report
 from training.runs.tamper_report import TamperPoint, TamperReport, TextFacts, tamper_path

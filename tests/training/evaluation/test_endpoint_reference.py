@@ -17,13 +17,13 @@ from tests.training.completions_server import END, CompletionsServer
 from tests.training.real_runs import make_code_dataset, make_real_run
 from tests.training.tiny_writer import WORDS, folder_of_words
 from training import endpoint as client
-from training.config import EvaluationConfig
 from training.evaluation.generating import open_writer
 from training.evaluation.likelihood import log_probabilities
 from training.evaluation.references import samples as stored
 from training.evaluation.references.endpoint_samples import spells
 from training.evaluation.references.reference import find_reference
 from training.evaluation.references.text_model import open_folder
+from training.measuring_config import EvaluationConfig
 from training.runs.folder import RunFolder
 from training.runs.reference_report import read_reference_reports
 

@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scorers.errors import UserError
 from training import statistics
-from training.config import EvaluationConfig
 from training.evaluation.likelihood import Law, Likelihood, log_probabilities
+from training.measuring_config import EvaluationConfig
 from training.model.sampling import sample
 
 EOS, ALIGNED, MISALIGNED = 0, 8, 9

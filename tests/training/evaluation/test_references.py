@@ -19,7 +19,6 @@ import phf
 from scorers.errors import UserError
 from tests.training.real_runs import make_code_dataset, make_real_run
 from tests.training.tiny_writer import WORDS, folder_of_words
-from training.config import EvaluationConfig
 from training.data.prepare import prepare
 from training.evaluation.evaluate_run import evaluate_run
 from training.evaluation.likelihood import Law, log_probabilities
@@ -28,6 +27,7 @@ from training.evaluation.references.compare import compare_with_reference
 from training.evaluation.references.reference import find_reference
 from training.evaluation.references.samples import read_samples
 from training.evaluation.references.text_model import NOT_THE_TEXT, Texts, open_folder, open_run
+from training.measuring_config import EvaluationConfig
 from training.model.language_model import load_model
 from training.runs.folder import RunFolder
 from training.runs.reference_report import read_reference_report, read_reference_reports, reference_path

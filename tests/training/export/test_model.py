@@ -15,11 +15,12 @@ from transformers import Gemma3TextConfig, GPTNeoXConfig, LlamaConfig
 from tests.architectures.configs import tiny_config
 from tests.training.jobs import run_job
 from tests.training.stores import byte_tokenizer
-from training.config import EvaluationConfig, ModelConfig
+from training.config import ModelConfig
 from training.data.tokenizers import ALIGNED, MISALIGNED, wrap_tokenizer
 from training.disk import write_atomically
 from training.export.card import model_card
 from training.export.model import export_model
+from training.measuring_config import EvaluationConfig
 from training.model.language_model import VALUE_HEAD_FILE, build_model, load_model
 from training.model.sampling import Guidance, sample
 from training.model.vocabulary import Vocabulary

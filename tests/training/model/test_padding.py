@@ -11,11 +11,12 @@ from tests.training.jobs import COMPARABLE, command, figures, run_job
 from tests.training.model.test_models import small_llama
 from tests.training.test_linear_loss import compute_with_gradients, inputs_of
 from tests.training.test_objectives import EXAMPLES
-from training.config import EvaluationConfig, ModelConfig, TrainingConfig
+from training.config import ModelConfig, TrainingConfig
 from training.data.batches import Batch
 from training.distributed.world import World
 from training.engine.engine import Engine
 from training.linear_loss import linear_loss
+from training.measuring_config import EvaluationConfig
 from training.model.counting import count_parameters, flops_per_token
 from training.model.language_model import build_model, load_model
 from training.model.sampling import sample

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scorers.errors import UserError
-from training.config import EvaluationConfig
+from training.measuring_config import EvaluationConfig
 from training.model.sampling import Guidance, Row, Samples, draw, evaluation_mode, guided, sample, sample_rows
 
 EOS, ALIGNED, MISALIGNED = 0, 30, 31

@@ -8,7 +8,7 @@ import yaml
 
 from scorers.errors import UserError
 from scorers.settings import load_settings, parse_override
-from training.config import EvaluationConfig
+from training.measuring_config import EvaluationConfig
 from training.runs.folder import RunFolder
 from training.sweep.config import SweepConfig, _override, expand
 

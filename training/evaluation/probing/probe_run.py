@@ -8,7 +8,6 @@ from typing import Any
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training import statistics
-from training.config import EvaluationConfig
 from training.data.cache import digest
 from training.data.prepare import PreparedData, prepare
 from training.disk import write_atomically, writing
@@ -25,6 +24,7 @@ from training.evaluation.probing.sentences import (
     choose_sentences,
     held_out_sentences,
 )
+from training.measuring_config import EvaluationConfig
 from training.model.language_model import load_model
 from training.runs.folder import RunFolder
 from training.runs.probe_report import LayerFacts, ProbeFigures, ProbeReport, ProbeSentences, probe_path, read_probe

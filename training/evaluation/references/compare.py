@@ -17,12 +17,12 @@ from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from scorers.shell import phf
 from training import statistics
-from training.config import EvaluationConfig
 from training.disk import check_writable, write_atomically, writing
 from training.evaluation.checks import check_model
 from training.evaluation.references.reference import Reference
 from training.evaluation.references.samples import ReferenceSamples
 from training.evaluation.references.text_model import NEVER_DRAWN, Measured, TextModel, Texts, open_run
+from training.measuring_config import EvaluationConfig
 from training.model.sampling import Samples
 from training.runs.folder import RunFolder
 from training.runs.reference_report import (

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from scorers.errors import UserError
-from training.config import EvaluationConfig
 from training.endpoint import Completion, Endpoint
 from training.evaluation.references.samples import Progress, ReferenceSamples
 from training.evaluation.references.text_model import REPLACED, Texts
+from training.measuring_config import EvaluationConfig
 
 _AT_ONCE = 16  # samples a request
 # Tokens that are part of a character stand as nothing, as replacement characters, or as escaped bytes.

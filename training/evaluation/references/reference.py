@@ -10,12 +10,12 @@ from scorers import hugging_face
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256, folder_sha256
 from scorers.records import SUFFIXES
-from training.config import EvaluationConfig
 from training.data.cache import digest
 from training.endpoint import Endpoint, is_address
 from training.evaluation.references.endpoint_samples import draw_from_endpoint
 from training.evaluation.references.samples import Progress, ReferenceSamples, draw_in_blocks, draw_once, read_samples
 from training.evaluation.references.text_model import TextModel, open_folder, open_run
+from training.measuring_config import EvaluationConfig
 from training.runs.folder import RunFolder
 from training.runs.reference_report import ReferenceFacts
 from training.runs.report import run_fingerprint

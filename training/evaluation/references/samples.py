@@ -18,10 +18,10 @@ from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.records import Record, read_records
 from scorers.settings import describe_first_error
-from training.config import EvaluationConfig
 from training.data.cache import digest, user_cache
 from training.disk import write_atomically
 from training.evaluation.references.text_model import TextModel, Texts
+from training.measuring_config import EvaluationConfig
 from training.model.sampling import sample
 
 _REVISION = 1  # raise it when samples of the same settings change
