@@ -8,88 +8,28 @@ Fine-grained rewards carry more information: Fine-Grained RLHF (arXiv 2306.01693
 """
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
-from pipeline.dataset.manifest import ScorerEntry
-from scorers.contract import Document, DocumentKind, Execution, ScoringError
-from scorers.errors import IncompleteError, UserError
-from scorers.registry import ScorerSpec, build
+from scorers.contract import Document, DocumentKind, ScoringError
+from scorers.doctor.machine import usable_cores
+from scorers.errors import UserError
 from scorers.spans import Finding, ShowsFindings
 from training.data.arrays import ArrayWriter
 from training.data.cache import build_once, digest
 from training.data.store import FINDINGS, FINDINGS_COUNTS, FOUND_TOKENS, TokenStore
 from training.data.texts import Texts, read_texts
 from training.data.tokenizers import Tokenizer
+from training.scorer_pool import ScorerPool
 from training.scoring import rebuild_scorer
 
 # A process must have some seconds of work, as importing its libraries takes that long.
 _SENTENCES_A_PROCESS = 1000
-
-Findings = list[list[list[Finding]] | ScoringError]
-
-
-class FindingsPool:
-    """Find a scorer's findings in documents, in this process or a pool of processes; a context manager.
-
-    Args:
-        column: the score column.
-        entry: the manifest's entry for its scorer.
-        scorer: built from the entry, and verified by its fingerprint.
-        sentences: approximate number to search; decides how many processes to start.
-    """
-
-    def __init__(self, column: str, entry: ScorerEntry, scorer: ShowsFindings, sentences: int) -> None:
-        self.processes = max(1, min(len(os.sched_getaffinity(0)), sentences // _SENTENCES_A_PROCESS))
-        self._spec = (column, entry.model_dump_json())
-        self._scorer = scorer
-        self._parallel = Parallel(n_jobs=self.processes)
-
-    def __enter__(self) -> "FindingsPool":
-        self._parallel.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._parallel.__exit__(*error)
-
-    def findings(self, groups: Sequence[list[Document]]) -> list[Findings]:
-        """Return the findings of each group of documents: for each document, a list per sentence, or the error.
-
-        Raises:
-            IncompleteError: a process was killed.
-        """
-        if self.processes == 1:
-            return [list(self._scorer.findings(documents)) for documents in groups]
-        try:
-            return list(self._parallel(delayed(_find)(*self._spec, documents) for documents in groups))
-        except BrokenProcessPool as error:
-            raise IncompleteError(
-                f"A process that located the findings of the scorer {self._spec[0]!r} was killed, perhaps for lack of "
-                f"memory: {self.processes} of them run at once, one per core available to phf. Run the same command "
-                "again, on fewer cores (taskset) or with more memory."
-            ) from error
-
-
-def _find(column: str, entry: str, documents: list[Document]) -> Findings:
-    return list(_scorer(column, entry).findings(documents))
-
-
-# Each process builds its own scorer once: some hold models, which are too large to send.
-@lru_cache(maxsize=1)
-def _scorer(column: str, entry: str) -> Any:
-    known = ScorerEntry.model_validate_json(entry)
-    return build(column, ScorerSpec(kind=known.kind, **known.options), Execution())
-
 
 _VERSION = 1
 # Batches of rows per process in one round.
@@ -138,7 +78,8 @@ def ensure_findings(
                 "Of the scorers that come with phf, scrubadub can. Set data.token_scores to false."
             )
         sentences = int(np.count_nonzero(store.scores(column) > 0))
-        with FindingsPool(column, entry, scorer, sentences) as pool:
+        processes = max(1, min(usable_cores(), sentences // _SENTENCES_A_PROCESS))
+        with ScorerPool(column, entry, scorer, processes) as pool:
             _Search(store, dataset, tokenizer, column, kind, pool).run(folder, progress)
 
     build_once(store.path / FINDINGS / name, build)
@@ -153,7 +94,7 @@ class _Search:
         tokenizer: Tokenizer,
         column: str,
         kind: DocumentKind,
-        pool: FindingsPool,
+        pool: ScorerPool,
     ) -> None:
         self._store, self._dataset, self._tokenizer = store, dataset, tokenizer
         self._column, self._kind, self._pool = column, kind, pool
@@ -167,7 +108,7 @@ class _Search:
             while some := list(islice(every, _AT_ONCE * self._pool.processes)):
                 chosen = [self._rows_to_search(texts) for texts in some]
                 documents = [self._documents(texts, each) for texts, each in zip(some, chosen, strict=True)]
-                found = self._pool.findings(documents)
+                found = self._pool.call("findings", documents)
                 for texts, numbers, searched, results in zip(some, chosen, documents, found, strict=True):
                     located = self._locate(texts, zip(numbers, searched, results, strict=True))
                     tokens.append(self._flags(texts, located, sentences))

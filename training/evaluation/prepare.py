@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from pipeline.dataset import LabelledDataset
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.amounts import format_count
-from scorers.contract import DocumentKind, Scorer
+from scorers.contract import DocumentKind, Execution, Scorer
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec
+from scorers.trusted_pickles import trusted_by_user
 from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
 from training.data.store import TokenStore
@@ -25,6 +26,7 @@ from training.evaluation.by_field import MetadataField
 from training.evaluation.held_out_loss import HeldOutLoss, unigram_loss
 from training.measuring_config import EvaluationConfig
 from training.model.sampling import Guidance
+from training.scorer_pool import pooled
 from training.scoring import other_scorer, rebuild_scorer
 
 _TOKENS_COUNTED_AT_ONCE = 1 << 24
@@ -134,6 +136,7 @@ def prepare_evaluation(
     allow_other_scorer: bool = False,
     judge: Judge | None = None,
     predict: bool = True,
+    one_process: bool = False,
 ) -> EvaluationSetup:
     """Set up the evaluation of models that are trained on `data`.
 
@@ -146,6 +149,7 @@ def prepare_evaluation(
         allow_other_scorer: accept a scorer whose fingerprint is not the dataset's.
         judge: the scorer of the samples; None for that of the run's own column.
         predict: whether to choose held-out documents.
+        one_process: score in this process alone, as during training, whose ranks use the cores.
 
     Raises:
         UserError: the scorer cannot be built here, or is not the one that labelled the data; the dataset has no such
@@ -159,6 +163,11 @@ def prepare_evaluation(
     if by is not None:
         by.check()
     scorer, entry, warnings = build_judge(judge, data.dataset, device=device, allow_other=allow_other_scorer)
+    if not one_process:
+        execution = Execution(device=device)
+        if judge.spec is not None:
+            execution = Execution(device=device, trusted_sha256=trusted_by_user([judge.spec.options]))
+        scorer = pooled(scorer, entry, execution)
     if hit_threshold is None:
         # Use the prepared threshold for the run's own column: the settings now name that of the objective.
         own = judge == Judge(data.column)

@@ -256,7 +256,7 @@ class TrainingJob:
         _print_warning(self.console, line)
 
     def _prepare_evaluation(self) -> EvaluationSetup:
-        return prepare_evaluation(self.data, kind=self.facts.kind, device=str(self.world.device))
+        return prepare_evaluation(self.data, kind=self.facts.kind, device=str(self.world.device), one_process=True)
 
     def _export(self, weights: Mapping[str, Tensor]) -> None:
         tokenizer = self.data.tokenizer

@@ -15,6 +15,7 @@ from scorers.registry import ScorerSpec, build, resolve
 from scorers.sentences import document
 from tests.datasets import make_dataset
 from tests.training.real_runs import make_code_dataset
+from training import scorer_pool
 from training.data import texts, token_spans
 from training.data.prepare import prepare
 from training.loop.train import train
@@ -77,7 +78,7 @@ def test_only_tokens_of_findings_carry_the_score(dataset):
 @pytest.fixture
 def two_cores(monkeypatch):
     """Use two processes, whatever the machine has."""
-    monkeypatch.setattr(token_spans.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(token_spans, "usable_cores", lambda: 2)
     monkeypatch.setattr(token_spans, "_SENTENCES_A_PROCESS", 10)
 
 
@@ -86,9 +87,9 @@ def test_several_cores_find_the_same(dataset, tmp_path, monkeypatch):
     alone = prepare(config_of(dataset, "rwr", TOKENS))
     monkeypatch.setattr(texts, "_ROWS", 7)
     runs = []
-    real = token_spans.FindingsPool.findings
+    real = scorer_pool.ScorerPool.call
     monkeypatch.setattr(
-        token_spans.FindingsPool, "findings", lambda self, groups: runs.append(self.processes) or real(self, groups)
+        scorer_pool.ScorerPool, "call", lambda self, *given: runs.append(self.processes) or real(self, *given)
     )
     data = prepare(config_of(dataset, "rwr", TOKENS, f"data.store={tmp_path / 'store'}"))
     assert set(runs) == {2}
@@ -103,9 +104,9 @@ def killed(*_):
 
 @pytest.mark.usefixtures("two_cores")
 def test_a_killed_process_is_reported(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(token_spans, "_find", killed)
+    monkeypatch.setattr(scorer_pool, "_call", killed)
     store = tmp_path / "store"
-    with pytest.raises(IncompleteError, match=r"located the findings of the scorer 'pii' was killed"):
+    with pytest.raises(IncompleteError, match=r"ran the scorer 'pii' was killed"):
         prepare(config_of(dataset, "rwr", TOKENS, f"data.store={store}"))
     monkeypatch.undo()
     assert prepare(config_of(dataset, "rwr", TOKENS, f"data.store={store}")).stream.statistics["findings"]
