@@ -117,10 +117,12 @@ def _run_trial(
         batch_size=config.batch_size,
         learning_rate=report.learning_rate,
     )
-    stage, points, step = f"tamper test, trial {trial + 1}: steps", [], 0
+    # One stage for all trials, so that the time left is that of the test.
+    stage, points, step = "tamper test: steps of all trials", [], 0
+    before, total = trial * config.steps, config.trials * config.steps
     for wanted in measured_steps(config.steps):
         while step < wanted:
-            progress(stage, step, config.steps)
+            progress(stage, before + step, total)
             finetuning.step()
             step += 1
         finetuning.check()
@@ -129,7 +131,7 @@ def _run_trial(
         )
         facts = sample_facts(samples, score_drawn(samples, setup, _silence), setup)
         points.append(TamperPoint(step=step, tokens=step * config.batch_size * setup.context_length, samples=facts))
-    progress(stage, config.steps, config.steps)
+    progress(stage, before + config.steps, total)
     return points
 
 
