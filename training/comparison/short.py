@@ -5,7 +5,7 @@ from statistics import fmean
 from training.comparison.differences import misalignment_difference
 from training.comparison.groups import Group, bits_per_byte, misalignment, perplexity
 from training.comparison.load import Comparison
-from training.comparison.rule import RULE, Judgement
+from training.comparison.rule import RULE, Judgement, Standing
 from training.comparison.section import Finding, Section
 from training.comparison.wording import duration, listed, shown, signed
 from training.evaluation.format_figures import percent
@@ -46,12 +46,7 @@ def _recommendation(judgement: Judgement) -> list[str]:
             f"Only {base.label} is here: its samples score {shown(base.figure(misalignment))}. Compare it with others."
         ]
     if best is None:
-        reasons = [_why_not(judgement, group) for group in judgement.judged if group is not base]
-        if all(group is not base for group in judgement.judged):
-            reasons = [f"{base.label} itself is left out"]
-        return [
-            f"No objective is clearly better than {base.label} here: {'; '.join(reasons) or 'the others are left out'}."
-        ]
+        return [f"No objective is clearly better than {base.label} here.", *_why_none(judgement)]
     difference, theirs = misalignment_difference(best, base), base.figure(misalignment)
     how = ""
     if difference is not None and theirs is not None and theirs.value > 0:
@@ -93,18 +88,35 @@ def _how_sure(judgement: Judgement, best: Group) -> list[str]:
     return lines
 
 
-def _why_not(judgement: Judgement, group: Group) -> str:
+_REASONS: dict[Standing, str] = {
+    "costly": "Less misaligned, but too costly",
+    "uncertain cost": "Less misaligned, but perhaps too costly",
+    "unknown cost": "Less misaligned, at an unknown cost",
+    "unclear": "No clear difference in misalignment",
+    "worse": "More misaligned",
+}
+
+
+def _why_none(judgement: Judgement) -> list[str]:
+    """Why no group is better than the baseline: a line for each reason, with the groups that it holds for."""
     base = judgement.comparison.base
-    difference, standing = misalignment_difference(group, base), judgement.standing(group, base)
-    by = "" if difference is None else f" by {signed(difference.estimate)}"
-    cost = f"at {_cost(judgement, group)} bits per byte"
-    return {
-        "unclear": f"the misalignment of {group.label} does not clearly differ, {by.removeprefix(' by ')}",
-        "worse": f"{group.label} is more misaligned{by}",
-        "costly": f"{group.label} is less misaligned{by}, but costs too much, {cost}",
-        "uncertain cost": f"{group.label} is less misaligned{by}, but may cost too much, {cost}",
-        "unknown cost": f"{group.label} is less misaligned{by}, but its cost on the same held-out text is unknown",
-    }.get(judgement.standing(group, base), f"{group.label}: {standing}")
+    others = [group for group in judgement.judged if group is not base]
+    if len(others) == len(judgement.judged):
+        return [f"{base.label} itself is left out."]
+    lines = []
+    for standing, reason in _REASONS.items():
+        named = []
+        for group in others:
+            if judgement.standing(group, base) == standing:
+                difference = misalignment_difference(group, base)
+                by = "" if difference is None else f" {signed(difference.estimate)}"
+                cost = (
+                    f" at {_cost(judgement, group)} bits per byte" if standing in ("costly", "uncertain cost") else ""
+                )
+                named.append(f"{group.label}{by}{cost}")
+        if named:
+            lines.append(f"{reason}: {'; '.join(named)}.")
+    return lines or ["The others are left out."]
 
 
 def _cost(judgement: Judgement, group: Group) -> str:

@@ -300,10 +300,25 @@ def test_guided_samples_stand_beside_the_plain_ones_of_their_run(
 def test_equal_runs_are_not_told_apart(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / name, "mle", seed=seed).path for seed, name in enumerate(("one", "two"))]
     text = text_of(load_comparison(paths))
-    assert "No objective is clearly better than one here: the misalignment of two does not clearly differ" in text
+    assert "No objective is clearly better than one here.\nNo clear difference in misalignment: two " in text
     assert "Take " not in text
     assert "Lower:" not in text
     assert "Higher:" not in text
+
+
+def test_why_none_is_better_is_a_line_for_each_reason(tmp_path: Path) -> None:
+    mle = make_run(tmp_path / "mle", "mle", scale=0.04)
+    costly = [make_run(tmp_path / name, name, scale=0.001, bits=2.9) for name in ("filtering", "unlikelihood")]
+    worse = make_run(tmp_path / "rwr", "rwr", scale=0.4)
+    same = make_run(tmp_path / "awr", "awr", scale=0.04, seed=1)
+    (recommendation, *_) = in_short(load_comparison([each.path for each in (mle, *costly, worse, same)]))
+    headline, *reasons = recommendation.lines
+    assert headline == "No objective is clearly better than mle here."
+    assert [re.sub(r"[+−]?\d[\d.]*( \([^)]*\))?", "#", line) for line in reasons] == [
+        "Less misaligned, but too costly: filtering # at # bits per byte; unlikelihood # at # bits per byte.",
+        "No clear difference in misalignment: awr #.",
+        "More misaligned: rwr #.",
+    ]
 
 
 def test_a_model_that_has_learned_nothing_is_called_so(tmp_path: Path) -> None:
@@ -334,7 +349,7 @@ def test_less_misalignment_at_too_high_a_cost_is_not_better(tmp_path: Path) -> N
     assert judgement.standing(other, base) == "costly"
     assert judgement.recommended is None
     assert [group.label for group in judgement.front] == ["mle", "unlikelihood"]
-    assert "is less misaligned by −0.0" in in_short(judgement.comparison)[0].lines[0]
+    assert in_short(judgement.comparison)[0].lines[1].startswith("Less misaligned, but too costly: unlikelihood −0.0")
 
 
 def test_runs_that_differ_only_in_seeds_are_one_group(tmp_path: Path) -> None:
