@@ -18,7 +18,6 @@ import typer
 from typer.exceptions import TyperException
 
 from scorers.errors import EXIT_DEFECT, UserError
-from scorers.paths import escape_path
 from scorers.printing import log_values, message, printable_json
 from scorers.stopping import declare_read_only, find_interruption, stoppable
 
@@ -59,6 +58,8 @@ def command(function: Callable[Parameters, Result], *, changes: bool | None = Fa
             if find_interruption(error, KeyboardInterrupt):
                 _interrupted()
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                from scorers.paths import escape_path  # imports pydantic, which help does not need
+
                 # Of a path that a user gave: every look at it fails, also one that only asks whether it is there.
                 fail(UserError(f"{escape_path(str(error.filename))}: a name in it is too long for the file system."))
             if os.environ.get("PHF_TRACEBACK"):

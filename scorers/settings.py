@@ -193,7 +193,8 @@ def _load(text: str) -> Any:
         loader.dispose()
 
 
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
+# Types of yaml are quoted: PYTHONPATH may hold another yaml, and phf must start in order to name it.
+def _size(node: "yaml.Node", known: dict[int, int]) -> int:
     """Return the number of keys and values in a node, each as often as aliases repeat it.
 
     Raises:
@@ -209,7 +210,7 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+def _refuse_repeated_keys(node: "yaml.MappingNode") -> None:
     found: set[tuple[str, str]] = set()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode):
