@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from scorers import registry
+
 # How long an example takes depends on the machine and on what else runs on it.
 hypothesis.settings.register_profile("phf", deadline=None)
 hypothesis.settings.load_profile("phf")
@@ -26,3 +28,10 @@ def environment_of_ray() -> Iterator[None]:
         # Ray starts its workers with niceness 15: beside other tests on all cores, one takes minutes to start.
         patch.setenv("RAY_worker_niceness", "0")
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scorers_of_this_module() -> Iterator[None]:
+    """Forget the scorers of packages that the tests of a module had on their path, once they are off it."""
+    yield
+    registry._plugins.cache_clear()

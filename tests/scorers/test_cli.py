@@ -3,7 +3,6 @@ import json
 import typer
 from typer.testing import CliRunner
 
-from scorers import registry
 from scorers.cli import app
 from scorers.registry import KINDS
 
@@ -18,8 +17,6 @@ def test_the_table_shows_what_runs_here_and_what_is_missing(monkeypatch, tmp_pat
 
 
 def test_json_holds_the_same_facts(monkeypatch, tmp_path):
-    # Entry points that tests before this one had on their path.
-    registry._plugins.cache_clear()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     facts = {each["kind"]: each for each in json.loads(CliRunner().invoke(app, ["scorers", "--json"]).stdout)}
     assert list(facts) == list(KINDS)

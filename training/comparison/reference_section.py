@@ -159,7 +159,7 @@ def find_references(comparison: Comparison) -> Found:
         UserError: a stored report or a table of samples is damaged.
     """
     states: dict[RunFolder, State] = {run.folder: State(run, run_fingerprint(run.folder)) for run in comparison.runs}
-    found, by_key, labels = Found(), dict[object, Reference](), list[str]()
+    found, by_key = Found(), dict[object, Reference]()
     for run in comparison.runs:
         for report in read_reference_reports(run.folder).values():
             if report.run != states[run.folder].fingerprint:
@@ -168,11 +168,8 @@ def find_references(comparison: Comparison) -> Found:
             facts = report.reference
             key = (facts.kind, facts.fingerprint, report.drawn)
             if key not in by_key:
-                label = _name(report)
-                labels.append(label)
-                again = labels.count(label)
                 by_key[key] = Reference(
-                    label if again == 1 else f"{label} ({again})",
+                    _name(report),
                     reports={},
                     own={
                         folder
@@ -181,9 +178,8 @@ def find_references(comparison: Comparison) -> Found:
                     },
                     states=states,
                 )
-                found.references.append(by_key[key])
             by_key[key].reports.setdefault(run.folder, report)
-    found.references = _joined_by_seed(comparison, found.references)
+    found.references = _numbered(_joined_by_seed(comparison, list(by_key.values())))
     for reference in found.references:
         for folder, report in reference.reports.items():
             state = states[folder]
@@ -219,6 +215,16 @@ def _joined_by_seed(comparison: Comparison, references: Sequence[Reference]) -> 
             by_group[key].reports.update(reference.reports)
             by_group[key].own.update(reference.own)
     return joined
+
+
+def _numbered(references: Sequence[Reference]) -> list[Reference]:
+    """Number those whose label another one has too: they differ in their settings."""
+    labels = [reference.label for reference in references]
+    again = [labels[:place].count(label) + 1 for place, label in enumerate(labels)]
+    return [
+        each if number == 1 else replace(each, label=f"{each.label} ({number})")
+        for each, number in zip(references, again, strict=True)
+    ]
 
 
 def _name(report: ReferenceReport) -> str:

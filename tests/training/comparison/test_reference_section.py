@@ -121,6 +121,18 @@ def test_runs_of_a_group_that_are_each_the_reference_of_their_seed_are_one_refer
     assert {name: row[0] for name, row in cells(section).items()} == {"mle": "0", "conditional": "3.00"}
     assert "Not measured" not in table.note
     assert "conditional: misalignment" in plot.description
+    # Other settings are apart, also here.
+    drawn = DrawnFacts(reference_samples=99, reference_tokens=64, seed=0, max_tokens=64)
+    for own, run in zip(mle, conditional, strict=True):
+        write_distance(run, own, 3.0, drawn=drawn, name=f"{own.path.name}-99")
+    section = section_of(*mle, *conditional)
+    assert section is not None
+    assert [each.title for each in section.tables] == [
+        "Distance from mle of the same seed",
+        "Distance from mle of the same seed (2)",
+    ]
+    for own, run in zip(mle, conditional, strict=True):
+        reference_path(run, f"{own.path.name}-99").unlink()
     # A run that is compared with another seed too makes it a reference of its own.
     write_distance(conditional[0], mle[1], 4.0)
     section = section_of(*mle, *conditional)
