@@ -70,7 +70,7 @@ class Reference:
     states: dict[RunFolder, State]
 
     def kl(self, run: LoadedRun) -> Estimate | None:
-        """KL in nats per text; None if it was not measured, and for guided samples, which follow another law."""
+        """KL in nats per text; None if not measured, and for guided samples, which come from another distribution."""
         return self._divergence(run, lambda report: report.divergence.kl if report.divergence else None)
 
     def kl_per_token(self, run: LoadedRun) -> Estimate | None:
@@ -271,7 +271,7 @@ def _table_note(comparison: Comparison, reference: Reference) -> str:
     if any(len(group.runs) > 1 and len(reference.moved(group).runs) < len(group.runs) for group in comparison.groups):
         text += " The reference itself is left out of the KL of its seeds."
     if any(group.guidance is not None for group in comparison.groups):
-        text += " Guided samples follow another law, whose KL is not measured."
+        text += " Guided samples come from another distribution, whose KL is not measured."
     missing = [run.label for run in comparison.runs if run.folder not in {*reference.reports, *reference.own}]
     return text + (f" Not measured: {listed(missing)}." if missing else "")
 

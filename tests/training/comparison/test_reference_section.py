@@ -165,7 +165,7 @@ def test_guided_samples_have_a_likelihood_and_no_distance(tmp_path: Path) -> Non
     assert section is not None
     assert section.plots == []
     assert section.tables[0].note.endswith("Not measured: rwr.")
-    assert "Guided samples follow another law" in section.tables[0].note
+    assert "Guided samples come from another distribution" in section.tables[0].note
 
 
 def test_other_settings_of_one_reference_are_apart(tmp_path: Path) -> None:
