@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from scorers.contract import DocumentKind, Execution, Scorer, ScorerType, SemanticOptions
 from scorers.errors import UserError
@@ -23,6 +23,7 @@ KINDS = {
     "detoxify": "scorers.classifiers.detoxify:DetoxifyScorer",
     "linear": "scorers.linear:LinearScorer",
     "classifier": "scorers.classifiers.classifier:ClassifierScorer",
+    "token-classifier": "scorers.classifiers.token_classifier:TokenClassifierScorer",
     "scrubadub": "scorers.pii.scrubadub:ScrubadubScorer",
     "pycodestyle": "scorers.linters.pycodestyle:PycodestyleScorer",
     "pylint": "scorers.linters.pylint:PylintScorer",
@@ -46,6 +47,8 @@ class ScorerSpec(BaseModel):
 
     kind: str
     """Kind of the scorer, one that `phf scorers` lists; its options are further keys."""
+    spans: bool = Field(default=False, exclude_if=lambda spans: not spans)
+    """Also store where the scorer found something, in the column `<column>_spans`; changes no score."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -176,10 +179,17 @@ def resolve(column: str, spec: ScorerSpec) -> ScorerSpec:
     """Fill in every default, as plain JSON values: what a manifest records and the scorer is rebuilt from.
 
     Raises:
-        UserError: as `check_column` and `check_options`.
+        UserError: as `check_column` and `check_options`, or spans are asked of a scorer that cannot locate.
     """
     check_column(column)
-    return ScorerSpec(kind=spec.kind, **check_options(column, spec).model_dump(mode="json"))
+    options = check_options(column, spec).model_dump(mode="json")
+    if spec.spans and not can_locate(spec):
+        raise UserError(
+            f"The scorer of {column!r} ({spec.kind}) does not know where in a sentence it found something, so it has "
+            f"no spans. Of these kinds it has: {', '.join(each for each in kinds() if _locates(each))}. Leave out "
+            f"--spans {column} (scorers.{column}.spans)."
+        )
+    return ScorerSpec(kind=spec.kind, spans=spec.spans, **options)
 
 
 def build(column: str, spec: ScorerSpec, execution: Execution | None = None) -> Scorer:
@@ -224,6 +234,18 @@ def check_recorded(column: str, spec: ScorerSpec, fingerprint: str, trusted: Col
     look = getattr(scorer_type(spec.kind), "check_recorded", None)
     if look is not None:
         look(check_options(column, spec), trusted)
+
+
+def can_locate(spec: ScorerSpec) -> bool:
+    """Return whether this kind of scorer knows where in a text it found something; see `scorers.spans`."""
+    return hasattr(scorer_type(spec.kind), "locate")
+
+
+def _locates(kind: str) -> bool:
+    try:
+        return hasattr(scorer_type(kind), "locate")
+    except UserError:  # somebody's package that cannot be loaded
+        return False
 
 
 def runs_on_gpu(spec: ScorerSpec) -> bool:

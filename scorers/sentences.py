@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scorers.contract import Document, DocumentKind
 from scorers.fingerprint import fingerprint as make_fingerprint
 from scorers.fingerprint import library_versions
+from scorers.light_spacy import import_spacy
 from scorers.tokenizer import make_linear, shorten_runs
 
 _REVISION = 3
@@ -158,6 +159,7 @@ def _spacy() -> _Spacy:
 
 @cache
 def _load_spacy() -> _Spacy:
+    import_spacy()
     from spacy.lang.en import English
 
     nlp = English()

@@ -26,8 +26,9 @@ from typing import Any, NoReturn, TypeVar
 from scorers.errors import EXIT_STOPPED, StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# Signals within so many seconds are one request: a launcher passes on what the terminal has already sent to all.
-ONCE_S = 1.0
+# Seconds in which signals are one request. Ctrl-C: a launcher passes on what the terminal has sent to all. Other
+# signals come from programs, and `ray job stop` sends one to each process of a job, also to those that pass it on.
+ONCE_S, REPEATED_S = 1.0, 5.0
 # Seconds from the request to the forced end of the process: while it works without `asking`; while it exits, when
 # trackers may still send data; and after a second signal.
 GRACE_S, LEAVING_S, AGAIN_S = 8.0, 30.0, 5.0
@@ -76,7 +77,7 @@ def is_stop(error: BaseException) -> bool:
 class _Asking:
     on_request: Callable[[int], None]
     notice: str
-    once_s: float
+    once_s: float | None
     requested_at: float | None = None
 
 
@@ -86,6 +87,7 @@ class _Signals:
     Attributes:
         requested: name of the first signal.
         raised: when a handler last raised `StopRequest`.
+        interrupted: when it last raised `KeyboardInterrupt`.
         asking: the current `asking` block, in which the first signal only calls a function.
         status: the exit status, once there is nothing left to stop.
         begun: whether a command has begun to work.
@@ -98,6 +100,7 @@ class _Signals:
     def __init__(self, *, begun: bool) -> None:
         self.requested: str | None = None
         self.raised: float | None = None
+        self.interrupted: float | None = None
         self.asking: _Asking | None = None
         self.status: int | None = None
         self.begun = begun
@@ -136,17 +139,21 @@ class _Signals:
             # Nothing needs a clean stop yet. An exception raised while native code is imported may abort in C++ or be
             # lost, and leaves half a module.
             self.end(EXIT_STOPPED)
-        if self.reading:
-            raise KeyboardInterrupt
         now, asking = time.monotonic(), self.asking
+        if self.reading:
+            if self.interrupted is None or now - self.interrupted > ONCE_S:
+                self.interrupted = now
+                raise KeyboardInterrupt
+            # The first one is on its way.
+            return
         if asking is None:
-            # Within ONCE_S the earlier exception is still on its way.
-            if self.raised is None or now - self.raised > ONCE_S:
+            # Until then the earlier exception is on its way.
+            if self.raised is None or now - self.raised > _once_s(number):
                 raise self.request()
         elif asking.requested_at is None:
             asking.requested_at = now
             asking.on_request(number)
-        elif now - asking.requested_at > asking.once_s:
+        elif now - asking.requested_at > _once_s(number, asking):
             raise self.request()
 
     def end(self, status: int) -> None:
@@ -157,6 +164,13 @@ class _Signals:
 
 
 _signals: _Signals | None = None
+
+
+def _once_s(number: int, asking: _Asking | None = None) -> float:
+    """Return the seconds within which a signal belongs to the request before it."""
+    if asking is not None and asking.once_s is not None:
+        return asking.once_s
+    return ONCE_S if number == signal.SIGINT else REPEATED_S
 
 
 def _importing(frame: FrameType | None) -> bool:
@@ -213,13 +227,13 @@ def stoppable(advice: str = "The same command continues.", *, when: str = "") ->
 
 
 @contextmanager
-def asking(on_request: Callable[[int], None], *, notice: str = "", once_s: float = ONCE_S) -> Iterator[None]:
+def asking(on_request: Callable[[int], None], *, notice: str = "", once_s: float | None = None) -> Iterator[None]:
     """In the block, let the first signal call `on_request` with its number, and raise only at the second.
 
     Args:
         on_request: called in the main thread.
         notice: a line printed on stderr at the first signal, even while native code runs.
-        once_s: signals within so many seconds count as one.
+        once_s: signals within so many seconds count as one; by default ONCE_S for Ctrl-C and REPEATED_S for others.
 
     Raises:
         StopRequest: a second signal came, or one that was swallowed before the block.
@@ -316,7 +330,7 @@ def _enforce(signals: _Signals, receiving: socket.socket) -> None:
                     _write(asking.notice)
                 else:
                     deadline = now + (GRACE_S if signals.status is None else LEAVING_S)
-            elif now - first > (ONCE_S if asking is None else asking.once_s):
+            elif now - first > _once_s(number, asking):
                 deadline = min(deadline, now + AGAIN_S)
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from scorers.classifiers import pretrained
 from scorers.classifiers.encoding import Encoder, Long
@@ -22,6 +22,17 @@ from scorers.text import TextOptions
 _REVISION = 1
 
 Activation = Literal["auto", "softmax", "sigmoid", "identity"]
+
+
+def _absolute(model: str) -> str:
+    # Actors may run in another working directory than the command; `owner/name` on the hub looks like a path.
+    if model.startswith((".", "/", "~")) or (model and Path(model).exists()):
+        return str(Path(model).expanduser().absolute())
+    return model
+
+
+ModelName = Annotated[str, AfterValidator(_absolute)]
+"""The absolute path of a model's folder, or its name on the hub."""
 
 
 class ClassifierOptions(TextOptions):
@@ -40,21 +51,13 @@ class ClassifierOptions(TextOptions):
         sha256: expected hash of the weights file, in hex; required if it is a pickle.
     """
 
-    model: str = ""
+    model: ModelName = ""
     label: str | None = None
     activation: Activation = "auto"
     long: Long = "windows"
     engine: Engine = "torch"
     revision: str | None = None
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
-
-    @field_validator("model")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        # Actors may run in another working directory than the command; `owner/name` on the hub looks like a path.
-        if value.startswith((".", "/", "~")) or (value and Path(value).exists()):
-            return str(Path(value).expanduser().absolute())
-        return value
 
     @field_validator("label", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,43 @@ PIECE = 1 << 16
 _BATCH_CHARACTERS = 1 << 18
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _SPACE = re.compile(r"\s")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A text's tokens, and the windows in which a network reads them.
+
+    Attributes:
+        offsets: int32 [tokens, 2], start and exclusive end of each token in code points.
+        starts: index of the first token of each window.
+        windows: token ids of each window, special ones around.
+        before: number of special tokens before the first.
+        room: most tokens in a window.
+    """
+
+    offsets: NDArray[np.int32]
+    starts: list[int]
+    windows: list[Ids]
+    before: int
+    room: int
+
+    def join(self, outputs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return the outputs of the tokens, [tokens, …], from those of the windows, [positions, …].
+
+        A token takes the window in which it is farthest from a place where the window cuts the text.
+        """
+        tokens = len(self.offsets)
+        joined = np.zeros((tokens, *outputs[0].shape[1:]), dtype=np.float32)
+        farthest = np.full(tokens, -1, dtype=np.int64)
+        for start, output in zip(self.starts, outputs, strict=True):
+            own = np.arange(start, min(start + self.room, tokens))
+            left = own - start if start else np.full(len(own), tokens)
+            right = own[-1:] - own if own.size and own[-1] < tokens - 1 else np.full(len(own), tokens)
+            distance = np.minimum(left, right)
+            better = own[distance > farthest[own]]
+            farthest[better] = distance[better - start]
+            joined[better] = output[self.before + better - start]
+        return joined
 
 
 class Encoder:
@@ -60,6 +98,41 @@ class Encoder:
             for batch in _batches(sentences):
                 results += self._encode(batch)
         return results
+
+    def placed(self, sentences: Sequence[str]) -> list[Placed | Exception]:
+        """Return the tokens of each sentence with their places, or the error it raised."""
+        results: list[Placed | Exception] = []
+        with _parallelism(self._parallel):
+            for batch in _batches(sentences):
+                results += self._placed_batch(batch) if len(batch) > 1 else map(self._attempt_placed, batch)
+        return results
+
+    def _placed_batch(self, batch: list[str]) -> list[Placed | Exception]:
+        try:
+            return [self._placed([(0, each)]) for each in self._backend.encode_batch(batch, add_special_tokens=False)]
+        except Exception:  # noqa: BLE001 - encode each on its own to find the sentence that fails
+            return [self._attempt_placed(sentence) for sentence in batch]
+
+    def _attempt_placed(self, sentence: str) -> Placed | Exception:
+        encodings, start = [], 0
+        try:
+            for piece in pieces(sentence):
+                encodings.append((start, self._backend.encode(piece, add_special_tokens=False)))
+                start += len(piece)
+            return self._placed(encodings)
+        except Exception as error:  # noqa: BLE001 - for a lone surrogate, or anything else it cannot encode
+            return error
+
+    def _placed(self, encodings: Sequence[tuple[int, Any]]) -> Placed:
+        ids = np.concatenate([np.asarray(each.ids, dtype=np.int32) for _, each in encodings])
+        offsets = np.concatenate(
+            [np.asarray(each.offsets, dtype=np.int32).reshape(-1, 2) + start for start, each in encodings]
+        )
+        if not len(ids) + len(self._before) + len(self._after):
+            raise ValueError("no token for a network to start from")
+        starts = window_starts(len(ids), self._room)
+        windows = [np.concatenate((self._before, ids[start : start + self._room], self._after)) for start in starts]
+        return Placed(offsets, starts, windows, len(self._before), self._room)
 
     def _encode(self, batch: list[str]) -> list[list[Ids] | Exception]:
         if len(batch) == 1 and len(batch[0]) > PIECE:

@@ -37,6 +37,8 @@ class Network:
         UserError: the device is missing, or the model has no padding token.
     """
 
+    _reads_first_token = True
+
     def __init__(
         self, model: Any, score: Callable[[Any], Any], execution: Execution, shapes: Shapes | None = None
     ) -> None:
@@ -51,7 +53,7 @@ class Network:
         self._shapes = shapes or Shapes.of(self._device.type, execution.batch_tokens)
         self._padding = model.config.pad_token_id
         self._encoder = is_plain_encoder(model)
-        if self._encoder:
+        if self._encoder and self._reads_first_token:
             keep_first_token_only(model)
         self._model = model.to(self._device).eval()
         self.precision = _lower(torch, model, precision(torch, self._device, execution.precision))
@@ -67,19 +69,22 @@ class Network:
             sequences: token ids, special ones included, none longer than the model takes.
             check: called before each batch; an exception from it ends the work.
         """
-        torch = self._torch
-        batches = list(plan([len(each) for each in sequences], self._shapes))
         found = np.zeros(len(sequences), dtype=np.float32)
-        if not batches:
-            return found
-        with torch.inference_mode(), self._own_threads():
-            outputs = []
-            for batch in batches:
-                check()
-                outputs.append(self._one(batch, [sequences[index] for index in batch.indices]))
-            # The only point that waits for the device.
-            found[np.concatenate([batch.indices for batch in batches])] = torch.cat(outputs).cpu().numpy()
+        with self._torch.inference_mode(), self._own_threads():
+            batches, outputs = self._outputs(sequences, check)
+            if batches:
+                # The only point that waits for the device.
+                found[np.concatenate([batch.indices for batch in batches])] = self._torch.cat(outputs).cpu().numpy()
         return found
+
+    def _outputs(self, sequences: Sequence[Ids], check: Callable[[], None]) -> tuple[list[Batch], list[Any]]:
+        """Run the sequences in batches; return the batches and the scores of their rows, on the device."""
+        batches = list(plan([len(each) for each in sequences], self._shapes))
+        outputs = []
+        for batch in batches:
+            check()
+            outputs.append(self._one(batch, [sequences[index] for index in batch.indices]))
+        return batches, outputs
 
     def _one(self, batch: Batch, sequences: Sequence[Ids]) -> Any:
         ids = np.full((batch.rows, batch.length), self._padding, dtype=np.int64)
@@ -127,6 +132,35 @@ class Network:
             yield
         finally:
             self._torch.set_num_threads(before)
+
+
+class TokenNetwork(Network):
+    """A `*ForTokenClassification` of transformers; see `Network`."""
+
+    _reads_first_token = False
+
+    def __init__(self, model: Any, execution: Execution, shapes: Shapes | None = None) -> None:
+        super().__init__(model, _most_probable, execution, shapes)
+
+    def best(self, sequences: Sequence[Ids], check: Callable[[], None] = lambda: None) -> list[NDArray[np.float32]]:
+        """Return for each sequence, float32 [positions, 2], the probability and the number of the best label.
+
+        The arguments are those of `scores`.
+        """
+        found: dict[int, NDArray[np.float32]] = {}
+        with self._torch.inference_mode(), self._own_threads():
+            for batch, output in zip(*self._outputs(sequences, check), strict=True):
+                for index, row in zip(batch.indices, output.cpu().numpy(), strict=True):
+                    found[index] = row[: len(sequences[index])]
+        return [found[index] for index in range(len(sequences))]
+
+
+def _most_probable(logits: Any) -> Any:
+    """From logits [rows, positions, labels] to [rows, positions, 2]: probability and number of the best label."""
+    probabilities, labels = logits.softmax(-1).max(-1)
+    both = probabilities.new_zeros((*labels.shape, 2))
+    both[..., 0], both[..., 1] = probabilities, labels
+    return both
 
 
 def precision(torch: Any, device: Any, wanted: str) -> Any:

@@ -1,9 +1,10 @@
-"""Load a sequence classifier of transformers from a folder or the Hugging Face hub, with checks before it is loaded.
+"""Load a classifier of transformers from a folder or the Hugging Face hub, with checks before it is loaded.
 
 Nothing that is loaded can run code: no code of a repository is trusted, and weights are safetensors, or pickles that
 the user vouches for.
 """
 
+import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from scorers import hugging_face
 from scorers.classifiers.transformers_models import quiet_transformers
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256
+from scorers.printing import printable
 from scorers.trusted_pickles import remedy
 
 # Files to download from a repository: no code, no pickles, no weights of other frameworks.
@@ -33,19 +35,21 @@ class Weights:
     pickled: bool
 
 
-def locate(model: str, revision: str | None, *, download: bool = True) -> Path:
+def locate(model: str, revision: str | None, *, download: bool = True, kind: str = "classifier") -> Path:
     """Return a model's folder: the given one, or the one in the hub's cache, downloaded if it is missing.
 
     Args:
         model: a folder, or a name on the hub such as `unitary/toxic-bert`.
         revision: branch, tag or commit of a model on the hub; None for what the cache has, or the newest.
         download: whether it may be downloaded.
+        kind: of the scorer, for messages.
 
     Raises:
         UserError: there is no such folder or model, the hub does not answer, or the model would need a download.
     """
     if not model:
-        raise UserError("The scorer 'classifier' needs a model: COLUMN=classifier:FOLDER,label=LABEL.")
+        label = ",label=LABEL" if kind == "classifier" else ""
+        raise UserError(f"The scorer {kind!r} needs a model: COLUMN={kind}:FOLDER{label}.")
     folder = Path(model)
     if folder.is_dir():
         if revision is not None:
@@ -56,7 +60,7 @@ def locate(model: str, revision: str | None, *, download: bool = True) -> Path:
         return folder
     if folder.is_absolute() or not _NAME.fullmatch(model):
         raise UserError(f"{model} is neither a folder nor a name of a model on the Hugging Face hub.")
-    return _from_hub(model, revision, download=download)
+    return _from_hub(model, revision, download=download, kind=kind)
 
 
 def find_weights(folder: Path, sha256: str | None, trusted: Collection[str] = ()) -> Weights:
@@ -89,8 +93,26 @@ def find_weights(folder: Path, sha256: str | None, trusted: Collection[str] = ()
     return Weights(folder, digests, pickled)
 
 
-def load(found: Weights) -> tuple[Any, Any]:
-    """Load the classifier, in evaluation mode and float32, and its tokenizer.
+def refuse_other_architectures(folder: Path, suffix: str, what: str) -> None:
+    """Refuse a model whose configuration names an architecture without the suffix.
+
+    Its weights may fit all the same: the heads of BERT's sequence and token classifiers have the same names and shapes.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = config.get("architectures") or []
+        other = [str(each) for each in named if not str(each).endswith(suffix)]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return  # loading it names the problem
+    if other:
+        raise UserError(f"The model in {folder} is a {printable(other[0][:80])}, not {what}.")
+
+
+def load(found: Weights, task: str = "SequenceClassification") -> tuple[Any, Any]:
+    """Load the classifier, in evaluation mode and float32, and its tokenizer; `task` is in its class's name.
 
     Raises:
         UserError: there is no tokenizer, it is another kind of model, it needs code of its own, or weights are missing.
@@ -99,10 +121,11 @@ def load(found: Weights) -> tuple[Any, Any]:
     import transformers
 
     folder = str(found.folder)
+    kind = {"SequenceClassification": "sequence classifier", "TokenClassification": "token classifier"}[task]
     try:
         with quiet_transformers():
             model, report = hugging_face.load_model(
-                transformers.AutoModelForSequenceClassification,
+                getattr(transformers, f"AutoModelFor{task}"),
                 folder,
                 local_files_only=True,
                 use_safetensors=not found.pickled,
@@ -110,14 +133,14 @@ def load(found: Weights) -> tuple[Any, Any]:
                 output_loading_info=True,
             )
     except UserError as error:
-        raise UserError(f"Cannot load a sequence classifier from {folder}: {error}") from None
+        raise UserError(f"Cannot load a {kind} from {folder}: {error}") from None
     except Exception as error:  # a foreign folder may raise anything
-        raise UserError(f"Cannot load a sequence classifier from {folder}: {type(error).__name__}: {error}") from error
+        raise UserError(f"Cannot load a {kind} from {folder}: {type(error).__name__}: {error}") from error
     absent = sorted(report["missing_keys"]) + [str(each) for each in report["mismatched_keys"]]
     if absent:
         raise UserError(
             f"The weights in {folder} lack {absent[0]} ({len(absent)} in all), which would be random numbers: is it a "
-            "sequence classifier, or the base model of one?"
+            f"{kind}, or the base model of one?"
         )
     if not any(path for pattern in _VOCABULARIES for path in found.folder.glob(pattern)):
         # transformers would build a tokenizer without a vocabulary, to which every word is unknown.
@@ -154,7 +177,7 @@ def label_index(config: Any, label: str | None, folder: Path) -> int:
     raise UserError(f"The model in {folder} has no label {label!r}; its labels are {listed}.")
 
 
-def _from_hub(model: str, revision: str | None, *, download: bool) -> Path:
+def _from_hub(model: str, revision: str | None, *, download: bool, kind: str) -> Path:
     import huggingface_hub
 
     def snapshot(local: bool) -> Path:
@@ -180,5 +203,5 @@ def _from_hub(model: str, revision: str | None, *, download: bool) -> Path:
         raise UserError(
             f"The model {model!r}{f' at {revision}' if revision else ''} is not a folder, and the Hugging Face hub "
             f"does not provide it ({type(error).__name__}): no such model, no access, or no network. Give a folder "
-            "that has it: classifier:/models/FOLDER."
+            f"that has it: {kind}:/models/FOLDER."
         ) from error

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from scorers.attempt import allowed_seconds
 from scorers.classifiers.encoding import Encoder, Ids
 from scorers.contract import Document, ScoringError
 from scorers.describe_error import describe
+
+Found = TypeVar("Found")
 
 # Sentences encoded and sorted by length together; bounds the memory of a call.
 _WINDOW = 16_384
@@ -38,9 +41,28 @@ def score_sentences(
         scores: from sequences, and a function to call before each batch, to float32 [n_sequences].
         deadline_s: seconds per document, and as much again for every 50,000 characters of it.
     """
+
+    def find(window: list[str], check: Callable[[], None]) -> list[float | ScoringError]:
+        return _scores(window, encoder, lambda ids: scores(ids, check))
+
+    return [_document(each) for each in each_sentence(documents, find, deadline_s)]
+
+
+def each_sentence(
+    documents: Sequence[Document],
+    find: Callable[[list[str], Callable[[], None]], list[Found | ScoringError]],
+    deadline_s: float,
+) -> list[list[Found | ScoringError]]:
+    """Return what `find` returns for each sentence of each document; see `score_sentences`.
+
+    Args:
+        documents: the documents.
+        find: from distinct sentences, and a function to call before each batch, to a result for each.
+        deadline_s: seconds per document.
+    """
     sentences = [document.sentences() for document in documents]
     distinct = iter(dict.fromkeys(each for some in sentences for each in some))
-    known: dict[str, float | ScoringError] = {}
+    known: dict[str, Found | ScoringError] = {}
     allowed = sum(allowed_seconds(deadline_s, len(document.text)) for document in documents)
     end = time.monotonic() + allowed
     late = ScoringError("deadline", f"the documents of its call took longer than {allowed:g} s")
@@ -52,10 +74,10 @@ def score_sentences(
     while window := list(islice(distinct, _WINDOW)):
         try:
             check()
-            known.update(zip(window, _scores(window, encoder, lambda ids: scores(ids, check)), strict=True))
+            known.update(zip(window, find(window, check), strict=True))
         except _LateError:
             known.update(dict.fromkeys([*window, *distinct], late))
-    return [_document([known[each] for each in some]) for some in sentences]
+    return [[known[each] for each in some] for some in sentences]
 
 
 def _scores(

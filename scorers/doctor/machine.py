@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def machine_facts(torch: Mapping[str, Any]) -> list[Fact]:
         "spaCy model": _spacy_model,
         "folders": _folders,
         "Hugging Face": _hub,
+        "Ray's ports": _ray_ports,
     }
     return [fact for name, collect in collectors.items() for fact in _collect_safely(name, collect)]
 
@@ -238,6 +239,26 @@ def _hub() -> Iterator[Fact]:
     settings = "".join(f", {name}={value}" for name, value in variables.items())
     data = {"cache": str(cache), "exists": cache.is_dir(), "models": models, "environment": variables}
     yield Fact("Hugging Face", text + settings, data)
+
+
+def _ray_ports() -> Iterator[Fact]:
+    from scorers.doctor.ray_ports import open_ports
+
+    found = open_ports()
+    if not found:
+        return
+    text = "; ".join(
+        f"{each.port} ({each.what}) on {each.address}, "
+        + ("asks for a token" if each.asks_for_token else "does not ask for a token")
+        for each in found
+    )
+    exposed = [str(each.port) for each in found if not each.asks_for_token]
+    remedy = (
+        f"Whoever reaches port {', '.join(exposed)} can run code as the user who started Ray. Start every node with "
+        "RAY_AUTH_MODE=token, or bind it to 127.0.0.1 (ray start --node-ip-address, --dashboard-host), or let a "
+        "firewall admit only the cluster's machines."
+    )
+    yield Fact("Ray's ports", text, [asdict(each) for each in found], remedy if exposed else None)
 
 
 def _lines(path: str) -> list[str]:

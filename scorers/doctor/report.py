@@ -114,7 +114,7 @@ class Report:
 def all_scorers() -> dict[str, ScorerSpec]:
     """Return every kind with its default options, keyed by its usual column."""
     columns = {kind: column for column, kind in registry.DEFAULT_KINDS.items()}
-    return {columns.get(kind, kind): ScorerSpec(kind=kind) for kind in registry.kinds()}
+    return {columns.get(kind, kind.replace("-", "_")): ScorerSpec(kind=kind) for kind in registry.kinds()}
 
 
 def examine(

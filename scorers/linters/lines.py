@@ -1,14 +1,17 @@
-"""What the Python linters share: physical lines, syntax errors, and violations per line as scores."""
+"""What the Python linters share: physical lines, syntax errors, violations per line as scores, and their places."""
 
 import re
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scorers.contract import Document, ScoringError
 from scorers.sentences import split
+from scorers.spans import Finding, Located
 
 # Most characters that linters accept. CPython's parser needs up to 400 bytes for each.
 LONGEST = 2_000_000
@@ -22,6 +25,31 @@ _MANY_PARTS = re.compile(rf"(?<![\w.])(?:\w++[ \t\f\\\n]*+\.[ \t\f\\\n]*+){{{_MO
 # memory: building the tree as Python objects takes more than parsing, and fails on long chains of operators.
 _PARSE_ONLY = "from __future__ import phf_parse_only\n"
 _PARSED = "future feature phf_parse_only is not defined"
+
+
+# An end of a violation that covers the rest of its line.
+REST = sys.maxsize
+
+# What a violation covers if its linter gives no end: a run of letters, of spaces, or of other characters. Bounded, so
+# that many violations on a long line do not take quadratic time.
+_TOKEN = re.compile(r"\w{1,100}|\s{1,100}|[^\w\s]{1,100}")
+_MARK = "\ufeff"
+
+
+class Violation(NamedTuple):
+    """A violation of a rule.
+
+    Attributes:
+        line: the physical line, from 1.
+        rule: its code or name.
+        column: from 0, in code points of the line without a byte order mark.
+        end: exclusive, in the same line, or `REST`; None if the linter does not say, then it covers the token there.
+    """
+
+    line: int
+    rule: str
+    column: int = 0
+    end: int | None = REST
 
 
 def normalised_lines(text: str) -> list[str]:
@@ -82,12 +110,46 @@ def per_character(document: Document, line_numbers: Iterable[int]) -> NDArray[np
     `line_numbers` holds the physical line, from 1, of each violation. A number beyond the last line, where checkers see
     the end of the file, counts on the last line.
     """
-    ends = document.ends
-    if not len(ends):
+    if not len(document.ends):
         return np.zeros(0, dtype=np.float32)
-    line_ends = split(document.text, "python")
+    return _rates(document, _sentences(document, line_numbers, split(document.text, "python"))[1])
+
+
+def locate(document: Document, violations: Sequence[Violation]) -> Located:
+    """Return the scores of `per_character`, with the places of the violations.
+
+    A place is never empty, and ends with its line, before the terminator unless nothing else is left. A violation at
+    the end of the file is placed at its last character.
+    """
+    text, ends = document.text, document.ends
+    if not len(ends):
+        return Located(np.zeros(0, dtype=np.float32), [])
+    line_ends = split(text, "python")
+    lines, sentences = _sentences(document, [each.line for each in violations], line_ends)
+    findings = []
+    for each, line, sentence in zip(violations, lines.tolist(), sentences.tolist(), strict=True):
+        first = int(line_ends[line - 1]) if line else 0
+        # A line that sentences of the corpus divide counts in the one in which it begins.
+        last = min(int(line_ends[line]), int(ends[sentence]))
+        content = first + len(text[first:last].rstrip("\r\n"))
+        shift = first + (line == 0 and text.startswith(_MARK))
+        start = last - 1 if each.line > len(line_ends) else min(shift + max(each.column, 0), last - 1)
+        stop = content if start < content else last
+        token = _TOKEN.match(text, start, stop)
+        end = shift + each.end if each.end is not None else token.end() if token else stop
+        findings.append(Finding(start, min(max(end, start + 1), stop), each.rule))
+    return Located(_rates(document, sentences), sorted(findings))
+
+
+def _sentences(
+    document: Document, line_numbers: Iterable[int], line_ends: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the index of the line of each violation, and of the sentence in which that line begins."""
     starts = np.concatenate([[0], line_ends[:-1]])
     lines = np.clip(np.fromiter(line_numbers, dtype=np.int64), 1, len(starts)) - 1
-    sentences = np.searchsorted(ends, starts[lines], side="right")
-    counts = np.bincount(sentences, minlength=len(ends))
-    return (counts / np.diff(ends, prepend=0)).astype(np.float32)
+    return lines, np.searchsorted(document.ends, starts[lines], side="right")
+
+
+def _rates(document: Document, sentences: NDArray[np.int64]) -> NDArray[np.float32]:
+    counts = np.bincount(sentences, minlength=len(document.ends))
+    return (counts / np.diff(document.ends, prepend=0)).astype(np.float32)

@@ -23,13 +23,25 @@ from pydantic import Field
 from scorers.attempt import attempt
 from scorers.contract import Document, DocumentKind, Execution, ScoringError, SemanticOptions
 from scorers.fingerprint import fingerprint, library_versions
-from scorers.linters.lines import line_of_syntax_error, normalised_lines, per_character, refuse_too_long
+from scorers.linters.lines import (
+    REST,
+    Violation,
+    line_of_syntax_error,
+    locate,
+    normalised_lines,
+    per_character,
+    refuse_too_long,
+)
 from scorers.requirements import require
+from scorers.spans import Located
 
 _REVISION = 2
 
 # Longest line, in characters, that is checked in code that does not parse: the tokeniser is quadratic in such lines.
 LONGEST_BROKEN_LINE = 5_000
+
+# The line is too long: all that is beyond the limit.
+_TOO_LONG = "E501"
 
 
 class PycodestyleOptions(SemanticOptions):
@@ -50,6 +62,7 @@ class PycodestyleScorer:
     Options = PycodestyleOptions
     main_option: str | None = None
     runs_on_gpu = False
+    redacts = False
     documents: DocumentKind | None = "python"
 
     def __init__(self, name: str, options: PycodestyleOptions, execution: Execution) -> None:
@@ -77,11 +90,25 @@ class PycodestyleScorer:
         """Score each document on its own."""
         return [attempt(self._score_one, document, self._deadline_s) for document in documents]
 
+    def locate(self, documents: Sequence[Document]) -> list[Located | ScoringError]:
+        """Score and locate each document on its own.
+
+        pycodestyle gives no ends: a violation covers the token at its column, or for E501 the rest of the line.
+        """
+        return [attempt(self._locate_one, document, self._deadline_s) for document in documents]
+
     def _score_one(self, document: Document) -> NDArray[np.float32]:
-        return per_character(document, [line for line, _ in self.violations(document.text)])
+        return per_character(document, [each.line for each in self.places(document.text)])
+
+    def _locate_one(self, document: Document) -> Located:
+        return locate(document, self.places(document.text))
 
     def violations(self, text: str) -> list[tuple[int, str]]:
-        """Return the physical line, from 1, and the code of each violation; `E9` for the syntax error.
+        """Return the line and code of each of `places`."""
+        return [each[:2] for each in self.places(text)]
+
+    def places(self, text: str) -> list[Violation]:
+        """Return the violations; `E9` for the syntax error, on its whole line.
 
         Raises:
             ScoringError: the text is too long, or nested too deeply for Python's parser.
@@ -91,7 +118,7 @@ class PycodestyleScorer:
         lines = normalised_lines(text)
         error_line = line_of_syntax_error("".join(lines).removeprefix("\ufeff"))
         if error_line is not None and max(map(len, lines)) > LONGEST_BROKEN_LINE:
-            return [(error_line, "E9")]
+            return [Violation(error_line, "E9")]
         report = _Report(self._options)
         try:
             self._checker(lines=lines, options=self._options, report=report).check_all()
@@ -103,7 +130,7 @@ class PycodestyleScorer:
             self._clear_cache()
         if error_line is None:
             return report.found
-        return [each for each in report.found if not each[1].startswith("E9")] + [(error_line, "E9")]
+        return [each for each in report.found if not each.rule.startswith("E9")] + [Violation(error_line, "E9")]
 
 
 class _Report:
@@ -111,7 +138,7 @@ class _Report:
 
     def __init__(self, options: Any) -> None:
         self._ignore_code = options.ignore_code
-        self.found: list[tuple[int, str]] = []
+        self.found: list[Violation] = []
 
     def init_file(self, *_arguments: Any) -> None:
         pass
@@ -122,11 +149,11 @@ class _Report:
     def get_file_results(self) -> int:
         return len(self.found)
 
-    def error(self, line_number: int, _offset: int, text: str, _check: Any) -> str | None:
+    def error(self, line_number: int, column: int, text: str, _check: Any) -> str | None:
         code = text[:4]
         if self._ignore_code(code):
             return None
-        self.found.append((line_number, code))
+        self.found.append(Violation(line_number, code, column, REST if code == _TOO_LONG else None))
         return code
 
 

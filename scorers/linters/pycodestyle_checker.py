@@ -151,11 +151,13 @@ class LineChecker(Checker):  # type: ignore[misc]
             if state is not None:
                 self.checker_state = self._checker_states.setdefault(state, {})
             for where, text in check(*arguments(self)) or ():
-                row = where[0] if isinstance(where, tuple) else None
-                if row is None:
+                if isinstance(where, tuple):
+                    row, column = where
+                else:
                     offsets = offsets or [offset for offset, _ in mapping]
-                    row = mapping[pycodestyle.bisect.bisect_left(offsets, where)][1][0]
-                self.report_error(row, 0, text, check)
+                    offset, (row, column) = mapping[pycodestyle.bisect.bisect_left(offsets, where)]
+                    column += where - offset
+                self.report_error(row, column, text, check)
         if self.logical_line:
             self.previous_indent_level = self.indent_level
             self.previous_logical = self.logical_line
@@ -324,7 +326,7 @@ class _FirstLambda:
 
 
 def _invalid_escapes(_logical_line: str, tokens: list[Any], noqa: Any) -> Iterator[tuple[tuple[int, int], str]]:
-    """Do what `python_3000_invalid_escape_sequence` does, but count the rows of a string once, and no columns."""
+    """Do what `python_3000_invalid_escape_sequence` does, but count the rows of a string once."""
     if noqa:
         return
     prefixes: list[str] = []
@@ -332,14 +334,15 @@ def _invalid_escapes(_logical_line: str, tokens: list[Any], noqa: Any) -> Iterat
         if kind == tokenize.STRING or kind in _STRING_STARTS:
             prefixes.append(text[: text.index(text[-1])].lower())
         if (kind == tokenize.STRING or kind in _STRING_MIDDLES) and "r" not in prefixes[-1]:
-            row, counted = start[0], 0
+            row, counted, line = start[0], 0, -start[1]
             position = text.find("\\")
             while position >= 0:
                 position += 1
                 if text[position] not in pycodestyle._PYTHON_3000_VALID_ESC:
-                    row += text.count("\n", counted, position)
+                    if ended := text.count("\n", counted, position):
+                        row, line = row + ended, text.rfind("\n", counted, position) + 1
                     counted = position
-                    yield (row, 0), "W605 invalid escape sequence"
+                    yield (row, position - 1 - line), "W605 invalid escape sequence"
                 position = text.find("\\", position + 1)
         if kind == tokenize.STRING or kind in _STRING_ENDS:
             prefixes.pop()

@@ -25,8 +25,9 @@ from scorers.contract import Document, DocumentKind, Execution, ScoringError, Se
 from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions
 from scorers.linters import pylint_world
-from scorers.linters.lines import line_of_syntax_error, per_character, refuse_too_long
+from scorers.linters.lines import REST, Violation, line_of_syntax_error, locate, per_character, refuse_too_long
 from scorers.requirements import require
+from scorers.spans import Located
 
 _REVISION = 3
 
@@ -92,6 +93,7 @@ class PylintScorer:
     Options = PylintOptions
     main_option: str | None = None
     runs_on_gpu = False
+    redacts = False
     documents: DocumentKind | None = "python"
 
     def __init__(self, name: str, options: PylintOptions, execution: Execution) -> None:
@@ -124,11 +126,26 @@ class PylintScorer:
         with surroundings():
             return [attempt(self._score_one, document, self._deadline_s) for document in documents]
 
+    def locate(self, documents: Sequence[Document]) -> list[Located | ScoringError]:
+        """Score and locate each document on its own.
+
+        A message covers what pylint says, up to the end of its first line; without an end, the rest of the line.
+        """
+        with surroundings():
+            return [attempt(self._locate_one, document, self._deadline_s) for document in documents]
+
     def _score_one(self, document: Document) -> NDArray[np.float32]:
-        return per_character(document, [line for line, _ in self.messages(document.text)])
+        return per_character(document, [each.line for each in self.places(document.text)])
+
+    def _locate_one(self, document: Document) -> Located:
+        return locate(document, self.places(document.text))
 
     def messages(self, text: str) -> list[tuple[int, str]]:
-        """Return the physical line and the name of each message, in the order of lines.
+        """Return the line and the name of each of `places`."""
+        return [each[:2] for each in self.places(text)]
+
+    def places(self, text: str) -> list[Violation]:
+        """Return the messages by name, in the order of lines.
 
         The caller must have entered `surroundings`.
 
@@ -140,7 +157,7 @@ class PylintScorer:
         source = _as_file(text)
         error_line = line_of_syntax_error(source)
         if error_line is not None:
-            return [(error_line, "syntax-error")]
+            return [Violation(error_line, "syntax-error")]
         with pylint_world.one_document():
             # An interrupted checker may hold any state.
             if self._failed or self._checked == _RENEWED_AFTER:
@@ -155,7 +172,7 @@ class PylintScorer:
                 raise
         self._failed = False
         self._checked += 1
-        return sorted((line, symbol) for line, symbol in found if symbol not in DISABLED)
+        return sorted(each for each in found if each.rule not in DISABLED)
 
 
 def _too_deep(error: BaseException | None) -> bool:
@@ -183,8 +200,8 @@ class _Linter:
         self._of_tokens = [each for each in self._checkers if isinstance(each, BaseTokenChecker)]
         self._of_bytes = [each for each in self._checkers if isinstance(each, BaseRawFileChecker)]
 
-    def lint(self, source: str) -> list[tuple[int, str]]:
-        """Run the linter on a document, from opening its checkers to closing them; return line and name per message."""
+    def lint(self, source: str) -> list[Violation]:
+        """Run the linter on a document, from opening its checkers to closing them; return the messages by name."""
         from astroid.astroid_manager import MANAGER
         from astroid.builder import AstroidBuilder
         from pylint.typing import FileItem
@@ -219,7 +236,20 @@ class _Linter:
             if trees and _WILDCARD.search(source):
                 first = pylint_world.first_open_wildcard(trees[0])
                 messages = [each for each in messages if not _may_be_imported(each, first)]
-        return [(message.line, message.symbol) for message in messages]
+        lines = source.split("\n")
+        return [_place(message, lines) for message in messages]
+
+
+def _place(message: Any, lines: Sequence[str]) -> Violation:
+    column, end = message.column or 0, message.end_column
+    if end is None:
+        return Violation(message.line, message.symbol, column)
+    line = lines[message.line - 1] if 0 < message.line <= len(lines) else ""
+    if not line.isascii():
+        # A node of the tree, whose columns count bytes of UTF-8.
+        content = line.encode(errors="replace")
+        column, end = (len(content[:each].decode(errors="ignore")) for each in (column, end))
+    return Violation(message.line, message.symbol, column, end if message.end_line == message.line else REST)
 
 
 def _may_be_imported(message: Any, line: float) -> bool:

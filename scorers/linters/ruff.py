@@ -15,12 +15,13 @@ in a temporary folder, so that no file name comes from the corpus. No configurat
   characters (`too-long`). A stack overflow ends ruff's process; the other documents are checked again without that one.
 """
 
+import json
 import os
 import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,9 @@ from scorers.attempt import allowed_seconds
 from scorers.contract import Document, DocumentKind, Execution, ScoringError, SemanticOptions
 from scorers.errors import UserError
 from scorers.fingerprint import fingerprint, library_versions
-from scorers.linters.lines import per_character, too_long
+from scorers.linters.lines import REST, Violation, locate, per_character, too_long
 from scorers.requirements import require
+from scorers.spans import Located
 
 _REVISION = 1
 _PYTHON = "py313"
@@ -77,6 +79,7 @@ class RuffScorer:
     Options = RuffOptions
     main_option: str | None = None
     runs_on_gpu = False
+    redacts = False
     documents: DocumentKind | None = "python"
 
     def __init__(self, name: str, options: RuffOptions, execution: Execution) -> None:
@@ -111,20 +114,35 @@ class RuffScorer:
             for document, each in zip(documents, found, strict=True)
         ]
 
+    def locate(self, documents: Sequence[Document]) -> list[Located | ScoringError]:
+        """Score all documents, and place each violation where ruff does, up to the end of its first line."""
+        found = self.places([document.text for document in documents], columns=True)
+        return [
+            each if isinstance(each, ScoringError) else locate(document, each)
+            for document, each in zip(documents, found, strict=True)
+        ]
+
     def violations(self, texts: Sequence[str]) -> list[list[tuple[int, str]] | ScoringError]:
-        """Return for each text the physical line, from 1, and the rule of each violation, in order."""
+        """Return for each text the line and the rule of each of `places`."""
+        return [
+            each if isinstance(each, ScoringError) else [violation[:2] for violation in each]
+            for each in self.places(texts)
+        ]
+
+    def places(self, texts: Sequence[str], *, columns: bool = False) -> list[list[Violation] | ScoringError]:
+        """Return for each text its violations, in order; with `columns` also their columns, which takes longer."""
         refused = {index: error for index, text in enumerate(texts) if (error := too_long(text)) is not None}
-        found: dict[int, list[tuple[int, str]] | ScoringError] = {**refused}
+        found: dict[int, list[Violation] | ScoringError] = {**refused}
         for group in _groups(texts, [index for index in range(len(texts)) if index not in refused]):
-            found.update(zip(group, self._run([texts[index] for index in group]), strict=True))
+            found.update(zip(group, self._run([texts[index] for index in group], columns), strict=True))
         return [found[index] for index in range(len(texts))]
 
-    def _run(self, texts: list[str]) -> list[list[tuple[int, str]] | ScoringError]:
+    def _run(self, texts: list[str], columns: bool) -> list[list[Violation] | ScoringError]:
         allowed = allowed_seconds(self._deadline_s, max(map(len, texts)))
         if len(texts) > 1:
             allowed = min(allowed, _PATIENCE_S + _PATIENCE_A_CHARACTER_S * sum(map(len, texts)))
         try:
-            return list(self._check_together(texts, allowed))
+            return list(self._check_together(texts, allowed, columns))
         except subprocess.TimeoutExpired:
             why = ScoringError("deadline", f"took longer than {allowed:g} s")
         except subprocess.CalledProcessError as error:
@@ -134,17 +152,17 @@ class RuffScorer:
         if len(texts) == 1:
             return [why]
         middle = len(texts) // 2
-        return self._run(texts[:middle]) + self._run(texts[middle:])
+        return self._run(texts[:middle], columns) + self._run(texts[middle:], columns)
 
-    def _check_together(self, texts: list[str], seconds: float) -> Iterator[list[tuple[int, str]]]:
-        found: list[list[tuple[int, str]]] = [[] for _ in texts]
+    def _check_together(self, texts: list[str], seconds: float, columns: bool) -> Iterator[list[Violation]]:
+        found: list[list[Violation]] = [[] for _ in texts]
         with tempfile.TemporaryDirectory(prefix="phf-ruff-") as folder, tempfile.TemporaryFile() as output:
             for number, text in enumerate(texts):
                 # Surrogates, which UTF-8 cannot encode, become question marks.
                 Path(folder, f"{number}.py").write_bytes(text.encode(errors="replace"))
             Path(folder, _BESIDE).touch()
             subprocess.run(  # noqa: S603 - the arguments are options of this scorer, and no shell reads them
-                [*self._command, "."],
+                [*self._command, f"--output-format={'json-lines' if columns else 'pylint'}", "."],
                 cwd=folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -154,13 +172,11 @@ class RuffScorer:
                 check=True,
             )
             output.seek(0)
-            for line in output:
-                match = _LINE.match(line)
-                if match is not None:
-                    found[int(match[1])].append((int(match[2]), match[3].decode()))
+            for number, violation in (_read_columns if columns else _read_lines)(output):
+                found[number].append(violation)
         for each in found:
-            errors = sorted(violation for violation in each if violation[1] == _SYNTAX_ERROR)
-            yield sorted([*(violation for violation in each if violation[1] != _SYNTAX_ERROR), *errors[:1]])
+            errors = sorted(violation for violation in each if violation.rule == _SYNTAX_ERROR)
+            yield sorted([*(violation for violation in each if violation.rule != _SYNTAX_ERROR), *errors[:1]])
 
     def _refuse_unknown_rules(self) -> None:
         command = [each for each in self._command if each != "--quiet"]
@@ -192,8 +208,26 @@ def _command(options: RuffOptions) -> list[str]:
         f"--select={','.join(options.select)}",
         *([f"--ignore={','.join(options.ignore)}"] if options.ignore else []),
         "--preview" if options.preview else "--no-preview",
-        "--output-format=pylint",
     ]
+
+
+def _read_lines(output: Iterable[bytes]) -> Iterator[tuple[int, Violation]]:
+    """Yield the number of the file and the violation of each line in ruff's format `pylint`."""
+    for line in output:
+        match = _LINE.match(line)
+        if match is not None:
+            yield int(match[1]), Violation(int(match[2]), match[3].decode())
+
+
+def _read_columns(output: Iterable[bytes]) -> Iterator[tuple[int, Violation]]:
+    """Yield the number of the file and the violation of each line in ruff's format `json-lines`."""
+    for line in output:
+        found = json.loads(line)
+        file = Path(found["filename"])
+        if file.name != _BESIDE:
+            start, end = found["location"], found["end_location"]
+            stop = end["column"] - 1 if end["row"] == start["row"] else REST
+            yield int(file.stem), Violation(start["row"], found["code"] or _SYNTAX_ERROR, start["column"] - 1, stop)
 
 
 def _groups(texts: Sequence[str], indexes: Sequence[int]) -> Iterator[list[int]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from scorers.errors import UserError
 from scorers.fingerprint import folder_sha256
+from scorers.light_spacy import import_spacy
 from scorers.paths import escape_path
 from scorers.pii.decoding import BatchDecoder, Entity
 from scorers.spans import Finding
@@ -99,6 +100,7 @@ class EntityRecognizer:
         return found
 
     def _load(self) -> None:
+        import_spacy()
         from spacy.util import load_model_from_package, load_model_from_path
 
         try:

@@ -23,7 +23,7 @@ from scorers.pii.entities import EntityRecognizer, check_folder, find_model
 from scorers.pii.patterns import finders
 from scorers.pii.skype import SkypeFinder
 from scorers.requirements import require
-from scorers.spans import Finding, Span, merged
+from scorers.spans import Finding, Located, Span, merged, scores_of
 from scorers.text import TextOptions
 
 _REVISION = 1
@@ -53,6 +53,7 @@ class ScrubadubScorer:
     Options = ScrubadubOptions
     main_option: str | None = None
     runs_on_gpu = False
+    redacts = True
 
     def __init__(self, name: str, options: ScrubadubOptions, execution: Execution) -> None:
         self.name = name
@@ -99,8 +100,12 @@ class ScrubadubScorer:
 
     def score(self, documents: Sequence[Document]) -> list[NDArray[np.float32] | ScoringError]:
         """Return the scores of each document, [n_sentences]."""
+        return scores_of(self.locate(documents))
+
+    def locate(self, documents: Sequence[Document]) -> list[Located | ScoringError]:
+        """Return the scores of each document with its findings, in its code points; see `findings`."""
         return [
-            found if isinstance(found, ScoringError) else _rates(document, found)
+            found if isinstance(found, ScoringError) else _located(document, found)
             for document, found in zip(documents, self.findings(documents), strict=True)
         ]
 
@@ -147,12 +152,12 @@ class ScrubadubScorer:
         )
 
 
-def _rates(document: Document, found: list[list[Finding]]) -> NDArray[np.float32]:
-    sentences = document.sentences()
-    return np.asarray(
-        [
-            len(merged((each.start, each.end) for each in findings)) / len(sentence)
-            for findings, sentence in zip(found, sentences, strict=True)
-        ],
-        dtype=np.float32,
-    )
+def _located(document: Document, found: list[list[Finding]]) -> Located:
+    ends = document.ends.tolist()
+    starts = [0, *ends][:-1]
+    rates = [
+        len(merged((each.start, each.end) for each in findings)) / (end - start)
+        for findings, start, end in zip(found, starts, ends, strict=True)
+    ]
+    moved = [each.moved(start) for findings, start in zip(found, starts, strict=True) for each in findings]
+    return Located(np.asarray(rates, dtype=np.float32), moved)

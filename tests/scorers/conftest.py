@@ -7,7 +7,7 @@ import pytest
 
 from scorers.contract import Scorer
 from scorers.registry import ScorerSpec, build
-from tests.scorers.helpers import tiny_checkpoint, tiny_classifier, tiny_folder
+from tests.scorers.helpers import tiny_checkpoint, tiny_classifier, tiny_folder, tiny_token_classifier
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,16 @@ def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(tiny_bert: tuple[Path, Path], classifier_folder: Path) -> Callable[[str], Scorer]:
+def token_classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a saved token classifier of names and addresses, which finds some of both."""
+    labels = ("O", "B-NAME", "I-NAME", "B-MAIL", "I-MAIL")
+    return tiny_token_classifier(tmp_path_factory.mktemp("token-classifier") / "model", labels)
+
+
+@pytest.fixture(scope="session")
+def built(
+    tiny_bert: tuple[Path, Path], classifier_folder: Path, token_classifier_folder: Path
+) -> Callable[[str], Scorer]:
     """A function from a kind to its scorer, with default options except for small weights of networks."""
     scorers: dict[str, Scorer] = {}
 
@@ -35,8 +44,9 @@ def built(tiny_bert: tuple[Path, Path], classifier_folder: Path) -> Callable[[st
             options = {
                 "detoxify": {"model": str(checkpoint), "config": str(folder)},
                 "classifier": {"model": str(classifier_folder), "label": "toxic"},
+                "token-classifier": {"model": str(token_classifier_folder)},
             }
-            scorers[kind] = build(kind, ScorerSpec(kind=kind, **options.get(kind, {})))
+            scorers[kind] = build(kind.replace("-", "_"), ScorerSpec(kind=kind, **options.get(kind, {})))
         return scorers[kind]
 
     return of

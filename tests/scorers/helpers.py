@@ -164,6 +164,21 @@ def tiny_classifier(family: str, folder: Path, *, labels: Sequence[str] = ("fine
     return folder
 
 
+def tiny_token_classifier(folder: Path, labels: Sequence[str]) -> Path:
+    """Save a tiny token classifier with transformers, with random weights that find something of each label."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(tiny_classifier("roberta", folder, labels=labels))
+    torch.manual_seed(6)
+    model = transformers.AutoModelForTokenClassification.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
 @contextmanager
 def another_clock(year: int) -> Iterator[None]:
     """Make scrubadub and dateparser see another year wherever they read the clock through `datetime`."""

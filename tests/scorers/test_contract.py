@@ -35,6 +35,8 @@ def _options(kind, request):
         return {"model": str(checkpoint), "config": str(folder)}
     if kind == "classifier":
         return {"model": str(request.getfixturevalue("classifier_folder")), "label": "toxic"}
+    if kind == "token-classifier":
+        return {"model": str(request.getfixturevalue("token_classifier_folder"))}
     return {}
 
 
@@ -69,7 +71,7 @@ def hurried(request):
         if kind not in scorers:
             try:
                 spec = ScorerSpec(kind=kind, **_options(kind, request))
-                scorers[kind] = build(kind, spec, Execution(deadline_s=0.05))
+                scorers[kind] = build(kind.replace("-", "_"), spec, Execution(deadline_s=0.05))
             except UserError as error:
                 pytest.skip(str(error))
         return scorers[kind]
@@ -102,7 +104,7 @@ def _hostile(kind, scorer, size, only=None):
 def test_scores_are_finite_floats_one_a_sentence(scorer_of, kind):
     scorer = scorer_of(kind)
     assert isinstance(scorer, Scorer)
-    assert scorer.name == kind
+    assert scorer.name == kind.replace("-", "_")
     check_scores(scorer, _ordinary(kind, scorer))
 
 

@@ -128,7 +128,11 @@ def test_the_short_form_is_valid_in_a_configuration_too():
 
 
 def test_only_networks_run_on_a_gpu():
-    assert [kind for kind in registry.KINDS if runs_on_gpu(ScorerSpec(kind=kind))] == ["detoxify", "classifier"]
+    assert [kind for kind in registry.KINDS if runs_on_gpu(ScorerSpec(kind=kind))] == [
+        "detoxify",
+        "classifier",
+        "token-classifier",
+    ]
 
 
 def test_an_installed_package_adds_a_kind(plugin):

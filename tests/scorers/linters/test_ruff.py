@@ -133,7 +133,7 @@ def test_texts_are_checked_in_bounded_groups(scorer, monkeypatch):
     monkeypatch.setattr("scorers.linters.ruff._CHARACTERS", 12)
     groups = []
     run = scorer._run
-    monkeypatch.setattr(scorer, "_run", lambda texts: groups.append(len(texts)) or run(texts))
+    monkeypatch.setattr(scorer, "_run", lambda texts, columns: groups.append(len(texts)) or run(texts, columns))
     texts = ["x=1\n", "y = 1\n", "z=1\n", "a = 12345678\n", "b=1\n"]
     assert [len(each) for each in scorer.violations(texts)] == [1, 0, 1, 0, 1]
     assert groups == [2, 1, 1, 1]

@@ -193,7 +193,7 @@ def test_long_sentences_are_cut_at_white_space_and_lose_nothing(parts):
 
 def test_entities_beyond_the_first_piece_have_the_spans_of_the_sentence(built):
     sentence = "and then, " * 1500 + "Angela Merkel visited Google in Berlin"
-    found = [sentence[start:end] for start, end, _ in built("scrubadub")._entities.findings([sentence])[sentence]]
+    found = [sentence[start:end] for start, end, *_ in built("scrubadub")._entities.findings([sentence])[sentence]]
     assert found[-2:] == ["Angela Merkel", "Google"]
 
 
