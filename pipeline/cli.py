@@ -8,10 +8,12 @@ from pipeline.commands.gc import gc
 from pipeline.commands.inspect import inspect
 from pipeline.commands.label import label
 from pipeline.commands.preview import preview
+from pipeline.commands.purge import purge
 from pipeline.commands.repair import repair
 from pipeline.commands.report import report
 from pipeline.commands.retag import retag
 from pipeline.commands.score import score
+from pipeline.commands.select import select
 from pipeline.commands.status import status
 from pipeline.commands.verify import verify
 from scorers.console import command
@@ -19,8 +21,8 @@ from scorers.console import command
 PANEL = "Labelling"
 
 app = typer.Typer()
-_CHANGE = (label, score, retag, repair, gc, export)
-for function in (label, preview, score, status, verify, inspect, report, retag, repair, gc, export):
+_CHANGE = (label, score, retag, repair, purge, gc, export, select)
+for function in (label, preview, score, status, verify, inspect, report, retag, repair, purge, gc, export, select):
     app.command(rich_help_panel=PANEL)(command(function, changes=function in _CHANGE))
 
 # A group, so that benchmarks of other steps can be added.

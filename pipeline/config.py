@@ -192,8 +192,10 @@ class ScoreConfig(BaseModel):
 
     dataset: str
     """Output of `phf label`."""
-    scorers: dict[str, ScorerSpec] = Field(min_length=1)
+    scorers: dict[str, ScorerSpec] = Field(default_factory=dict)
     """Scorers by column, as in `LabelConfig`."""
+    spans: list[str] = Field(default_factory=list)
+    """Columns of the dataset to score again with the same scorers, to add spans: where they found something."""
     thresholds: dict[str, float | str] = Field(default_factory=dict)
     """Thresholds by column; the default is p50."""
     execution: LabelExecution = Field(default_factory=LabelExecution)

@@ -5,11 +5,10 @@ One row per document: `texts` (its sentences), `meta`, `scores` (one per sentenc
 
 import contextlib
 import json
-import secrets
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,13 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset import LabelledDataset
 from pipeline.dataset.manifest import DamagedError
+from pipeline.dataset.spans import columns_of_spans, require_spans, spans_of
 from pipeline.storage.base import Storage
+from pipeline.storage.new_files import COMPRESSIONS, refuse_existing, staged, suffix_of, write_lines
 from pipeline.storage.open import open_storage
 from scorers.errors import UserError
-from scorers.paths import UnsafePathError
 from scorers.shell import phf
+from scorers.spans import by_sentence, redacted
 from scorers.stored import parse_json
 
 SCHEMA = pa.schema(
@@ -36,7 +37,7 @@ SCHEMA = pa.schema(
 )
 """The schema of a Parquet file. `meta` is a JSON string here, but an object in `.jsonl`."""
 
-_COMPRESSIONS = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
+_SUFFIXES = (*COMPRESSIONS, ".parquet")
 _ROW_GROUP_BYTES = 16_000_000
 _PART_BYTES = 256_000_000
 _READ_ROWS = 256
@@ -51,17 +52,24 @@ class Exported:
     Attributes:
         documents, sentences: totals of the written rows.
         left_out: documents to which the scorer does not apply, which the format cannot represent.
+        unsearched: documents that are left out because a scorer whose findings are redacted does not apply to them.
         files: paths below an output folder, or the name of the output file.
     """
 
     documents: int = 0
     sentences: int = 0
     left_out: int = 0
+    unsearched: int = 0
     files: tuple[str, ...] = ()
 
 
 def export(
-    dataset: LabelledDataset, column: str, output: str, progress: Callable[[int, int], None] | None = None
+    dataset: LabelledDataset,
+    column: str,
+    output: str,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    redact: Sequence[str] = (),
 ) -> Exported:
     """Write a dataset with the scores of one column, in order and in bounded memory.
 
@@ -73,21 +81,25 @@ def export(
         output: a file .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder for Parquet files; local or on an object
             store. It must not exist, but a folder may be empty.
         progress: called with rows done and total rows.
+        redact: columns with spans, whose findings in the texts are replaced by their types, as in `{{EMAIL}}`. `meta`
+            is written as it is.
 
     Raises:
-        UserError: the column does not exist, the output exists already, or its suffix is unsupported.
+        UserError: a column or its spans do not exist, the output exists already, or its suffix is unsupported.
         DamagedError: the dataset is damaged.
         OSError: the disk or store failed.
     """
     dataset.require_column(column)
+    for each in redact:
+        require_spans(dataset, each)
     storage, name = _place(output)
     exported = Exported()
-    rows = _count(_rows(dataset, column, exported), exported, dataset.manifest.rows, progress)
-    suffix = _suffix(name)
+    rows = _count(_rows(dataset, column, redact, exported), exported, dataset.manifest.rows, progress)
+    suffix = suffix_of(name, _SUFFIXES)
     names: list[str] = []
-    with _staged(storage) as stage:
-        if suffix in _COMPRESSIONS:
-            _write_lines(stage(name), rows, _COMPRESSIONS[suffix])
+    with staged(storage) as stage:
+        if suffix in COMPRESSIONS:
+            write_lines(stage(name), rows, COMPRESSIONS[suffix])
             names = [name]
         elif suffix == ".parquet":
             _write_parquet(stage(name), rows, None)
@@ -97,7 +109,7 @@ def export(
             while first is not None or not names:
                 names.append(f"train-{len(names):05}.parquet")
                 first = _write_parquet(stage(names[-1]), _chain(first, rows), _PART_BYTES)
-        _refuse_existing(storage, name, output)
+        refuse_existing(storage, name, output)
     exported.files = tuple(names)
     return exported
 
@@ -105,7 +117,7 @@ def export(
 def _place(output: str) -> tuple[Storage, str]:
     """Split an output into the storage of its folder and a file name; the name is empty for a folder."""
     last = output.rstrip("/").rpartition("/")[2]
-    if _suffix(last):
+    if suffix_of(last, _SUFFIXES):
         parent = output.rstrip("/").removesuffix(last)
         storage, name = open_storage(parent or "."), last
     elif "." in last.strip(".") and last.rpartition(".")[2] in {"json", "gz", "zst", "csv", "txt", "arrow", "zip"}:
@@ -115,60 +127,29 @@ def _place(output: str) -> tuple[Storage, str]:
     else:
         storage, name = open_storage(output), ""
     storage.check()
-    _refuse_existing(storage, name, output)
+    refuse_existing(storage, name, output)
     return storage, name
 
 
-def _suffix(name: str) -> str:
-    return next((suffix for suffix in (*_COMPRESSIONS, ".parquet") if name.endswith(suffix) and name != suffix), "")
-
-
-def _refuse_existing(storage: Storage, name: str, output: str) -> None:
-    names = storage.children()
-    try:
-        taken = storage.exists(name) or f"{name}/" in names if name else any(each != _STAGING for each in names)
-        # `children` does not list links.
-        taken = taken or (not name and any(storage.irregular()))
-    except UnsafePathError:
-        taken = True
-    if taken:
-        raise UserError(f"{output} exists already and is not overwritten. Choose another output, or delete it.")
-
-
-_STAGING = ".phf-export/"
-
-
-@contextmanager
-def _staged(storage: Storage) -> Iterator[Callable[[str], AbstractContextManager[Any]]]:
-    """Write files to a staging folder, and move them to their names if the block succeeds."""
-    folder = f"{_STAGING}{secrets.token_hex(4)}"
-    names: list[str] = []
-
-    def stage(name: str) -> AbstractContextManager[Any]:
-        names.append(name)
-        return storage.open_write(f"{folder}/{name}")
-
-    try:
-        yield stage
-        for name in names:
-            storage.move(f"{folder}/{name}", name)
-    finally:
-        with contextlib.suppress(OSError):
-            storage.delete_folder(folder)
-            if not storage.children(_STAGING):
-                storage.delete_folder(_STAGING)
-
-
-def _rows(dataset: LabelledDataset, column: str, exported: Exported) -> Iterator[Row]:
-    for batch in dataset.read_batches(["text", "meta", "ends", column], rows=_READ_ROWS):
-        for text, meta, ends, scores in zip(
-            *(batch.column(name).to_pylist() for name in ("text", "meta", "ends", column)), strict=True
-        ):
+def _rows(dataset: LabelledDataset, column: str, redact: Sequence[str], exported: Exported) -> Iterator[Row]:
+    names = ["text", "meta", "ends", column]
+    wanted = dict.fromkeys([*names, *(name for each in redact for name in columns_of_spans(each))])
+    for batch in dataset.read_batches(list(wanted), rows=_READ_ROWS):
+        found = zip(*(spans_of(dataset, batch, each) for each in redact), strict=True) if redact else repeat(())
+        rows = zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+        for (text, meta, ends, scores), spans in zip(rows, found, strict=False):
             if scores is None:
                 exported.left_out += 1
                 continue
+            if any(each is None for each in spans):
+                exported.unsearched += 1
+                continue
+            texts = [text[start:end] for start, end in pairwise([0, *ends])]
+            if redact:
+                hidden = by_sentence((finding for each in spans for finding in each or ()), ends)
+                texts = [redacted(sentence, each) for sentence, each in zip(texts, hidden, strict=True)]
             yield {
-                "texts": [text[start:end] for start, end in pairwise([0, *ends])],
+                "texts": texts,
                 "meta": _meta(dataset, meta),
                 "scores": scores,
                 "avg_score": float(np.mean(scores)) if scores else None,
@@ -204,7 +185,7 @@ def _count(
         exported.documents += 1
         exported.sentences += row["num_sents"]
         if progress is not None and exported.documents % _READ_ROWS == 0:
-            progress(exported.documents + exported.left_out, total)
+            progress(exported.documents + exported.left_out + exported.unsearched, total)
         yield row
 
 
@@ -212,16 +193,6 @@ def _chain(first: Row | None, rows: Iterator[Row]) -> Iterator[Row]:
     if first is not None:
         yield first
     yield from rows
-
-
-def _write_lines(file: AbstractContextManager[Any], rows: Iterable[Row], compression: str | None) -> None:
-    with file as sink, pa.PythonFile(sink, mode="w") as plain, _compressed(plain, compression) as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-
-
-def _compressed(plain: pa.NativeFile, compression: str | None) -> AbstractContextManager[Any]:
-    return contextlib.nullcontext(plain) if compression is None else pa.CompressedOutputStream(plain, compression)
 
 
 def _write_parquet(file: AbstractContextManager[Any], rows: Iterator[Row], most: int | None) -> Row | None:

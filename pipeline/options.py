@@ -96,6 +96,15 @@ Thresholds = Annotated[
         show_default=False,
     ),
 ]
+Spans = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--spans",
+        metavar="COLUMN",
+        help="Also store where the scorer of COLUMN found something, in the column COLUMN_spans; repeatable.",
+        show_default=False,
+    ),
+]
 TextField = Annotated[
     str | None,
     typer.Option(
@@ -180,6 +189,94 @@ MetricsPort = Annotated[
     ),
     Sets("execution.metrics_port"),
 ]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Print the nodes, hours, cost, storage and memory that the job would take, and exit.",
+        rich_help_panel="Plan",
+    ),
+]
+PlanBytes = Annotated[
+    str | None,
+    typer.Option(
+        "--plan-bytes",
+        metavar="SIZE",
+        help="With --plan: UTF-8 text of a corpus that is not there yet, such as 10TB, instead of inputs.",
+        show_default=False,
+        rich_help_panel="Plan",
+    ),
+]
+PlanRates = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan-rates",
+        metavar="FILE",
+        help="With --plan: the output of phf bench scorers --json. (default: published rates)",
+        show_default=False,
+        rich_help_panel="Plan",
+    ),
+]
+PlanNodes = Annotated[
+    int | None,
+    typer.Option(
+        "--plan-nodes",
+        min=1,
+        max=1_000_000,
+        metavar="N",
+        help="With --plan: number of nodes. (default: 1)",
+        show_default=False,
+        rich_help_panel="Plan",
+    ),
+]
+PlanHours = Annotated[
+    float | None,
+    typer.Option(
+        "--plan-hours",
+        min=0.001,
+        max=1e6,
+        metavar="H",
+        help="With --plan: hours in which all must be done, to find the number of nodes.",
+        show_default=False,
+        rich_help_panel="Plan",
+    ),
+]
+PlanCores = Annotated[
+    int | None,
+    typer.Option(
+        "--plan-cores",
+        min=1,
+        max=100_000,
+        metavar="N",
+        help="With --plan: cores of a node. (default: those of this machine)",
+        show_default=False,
+        rich_help_panel="Plan",
+    ),
+]
+PlanGpus = Annotated[
+    int | None,
+    typer.Option(
+        "--plan-gpus",
+        min=0,
+        max=1000,
+        metavar="N",
+        help="With --plan: GPUs of a node.",
+        show_default=False,
+        rich_help_panel="Plan",
+    ),
+]
+PlanPrice = Annotated[
+    float | None,
+    typer.Option(
+        "--plan-price",
+        min=0,
+        max=1e9,
+        metavar="X",
+        help="With --plan: price of a node for an hour, to print the cost in the same currency.",
+        show_default=False,
+        rich_help_panel="Plan",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="YAML file with the same settings; flags override it."),
@@ -201,6 +298,7 @@ def label_config(
     *,
     scorers: Sequence[str] | None = None,
     thresholds: Sequence[str] | None = None,
+    spans: Sequence[str] | None = None,
     config: Path | None = None,
     overrides: Sequence[str] | None = None,
 ) -> "LabelConfig":
@@ -212,6 +310,7 @@ def label_config(
         given: settings from options, nested; see `scorers.flags.given_settings`.
         scorers: values of `--scorer`.
         thresholds: values of `--threshold`.
+        spans: values of `--spans`, which may only name columns that are scored.
         config: YAML file.
         overrides: values of `--set`.
 
@@ -220,7 +319,13 @@ def label_config(
     """
     from pipeline.config import LabelConfig
 
-    return _config(LabelConfig, given, scorers, thresholds, config, overrides)
+    settings = _config(LabelConfig, given, scorers, thresholds, config, overrides)
+    settings, others = _with_spans(settings, spans or [])
+    if others:
+        raise UserError(
+            f"--spans {others[0]}: no scorer fills that column; the columns are: {', '.join(settings.scorers)}."
+        )
+    return settings
 
 
 def score_config(
@@ -228,17 +333,33 @@ def score_config(
     *,
     scorers: Sequence[str] | None = None,
     thresholds: Sequence[str] | None = None,
+    spans: Sequence[str] | None = None,
     config: Path | None = None,
     overrides: Sequence[str] | None = None,
 ) -> "ScoreConfig":
     """Build the configuration of `phf score`, in the same way as `label_config`.
+
+    `spans` may also name columns that the dataset has.
 
     Raises:
         UserError: a malformed option, an unknown key or an invalid value; names the key.
     """
     from pipeline.config import ScoreConfig
 
-    return _config(ScoreConfig, given, scorers, thresholds, config, overrides)
+    given = {**given, "spans": list(spans)} if spans else given
+    settings = _config(ScoreConfig, given, scorers, thresholds, config, overrides)
+    settings, others = _with_spans(settings, settings.spans)
+    return settings.model_copy(update={"spans": others})
+
+
+def _with_spans(settings: Config, columns: Sequence[str]) -> tuple[Config, list[str]]:
+    """Set `spans` of the scorers of these columns; return also the columns without a scorer, each once."""
+    scorers = {
+        column: spec.model_copy(update={"spans": True}) if column in columns else spec
+        for column, spec in settings.scorers.items()
+    }
+    others = [column for column in dict.fromkeys(columns) if column not in scorers]
+    return settings.model_copy(update={"scorers": scorers}), others
 
 
 def _config(
@@ -256,7 +377,8 @@ def _config(
     specs = {column: Whole(spec.model_dump()) for column, spec in parse_scorers(scorers or []).items()}
     flags = {**given, "scorers": specs, "thresholds": parse_flags(thresholds or [])}
     file = None if config is None else read_yaml(config)
-    if not any(layer.get("scorers") for layer in (file or {}, flags, *map(parse_override, overrides or []))):
+    layers = (file or {}, flags, *map(parse_override, overrides or []))
+    if not any(layer.get("scorers") or layer.get("spans") for layer in layers):
         raise UserError("No scorer is given. Add one or more, such as --scorer toxicity=linear or --scorer pii.")
     settings = load_settings(model, file=file, flags=flags, overrides=overrides or [])
     return settings.model_copy(update=_trusting(settings))

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel
-
 from pipeline.checking.files import compare_bytes
 from pipeline.checking.problems import Findings
 from pipeline.job.plan_files import PLANS, PlanFile, plan_path
+from pipeline.job.purged import Tombstones, tombstones_path
 from pipeline.job.record import JOB, LAYERS, JobRecord, LayerRecord, StoredJob, layer_path, load_job
 from pipeline.job.unit_store import UnitStore, layer_numbers
 from pipeline.storage.base import Storage
-from pipeline.storage.checked_json import from_checked
+from pipeline.storage.checked_json import Model, from_checked
 from scorers.errors import UserError
 
 
@@ -22,6 +21,7 @@ class JobCheck:
         job: the job; None if any of its files is damaged or lost.
         config: whether `job/config.json` is damaged or lost.
         layers: numbers of the layers from 2 on whose record is damaged or lost.
+        purges: numbers of the purges whose tombstones are damaged or lost.
         plans: by number, the damaged parts of the plan; None if the file that names the other files is damaged.
         layer_count: the number of layers, inferred from the existing files.
     """
@@ -29,13 +29,14 @@ class JobCheck:
     job: StoredJob | None = None
     config: bool = False
     layers: list[int] = field(default_factory=list)
+    purges: list[int] = field(default_factory=list)
     plans: dict[int, PlanFile | None] = field(default_factory=dict)
     layer_count: int = 1
 
     @property
     def damaged(self) -> bool:
         """Whether any file is damaged or lost."""
-        return self.config or bool(self.layers or self.plans)
+        return self.config or bool(self.layers or self.purges or self.plans)
 
 
 def check_job(storage: Storage, findings: Findings) -> JobCheck:
@@ -44,7 +45,11 @@ def check_job(storage: Storage, findings: Findings) -> JobCheck:
     Raises:
         OSError: the storage fails.
     """
-    check = JobCheck(config=_read(storage, JOB, JobRecord, findings) is None)
+    record = _read(storage, JOB, JobRecord, findings)
+    check = JobCheck(config=record is None)
+    for number in range(1, record.purges + 1 if record is not None else 0):
+        if _read(storage, tombstones_path(number), Tombstones, findings) is None:
+            check.purges.append(number)
     check.layer_count = max({1} | _committed_layers(storage) | _numbers(storage, LAYERS))
     for layer in range(2, check.layer_count + 1):
         if _read(storage, layer_path(layer), LayerRecord, findings) is None:
@@ -71,9 +76,9 @@ def _check_plan(storage: Storage, number: int, findings: Findings, check: JobChe
             check.plans[number] = plan
 
 
-def _read(storage: Storage, path: str, model: type[BaseModel], findings: Findings) -> PlanFile | None:
+def _read(storage: Storage, path: str, model: type[Model], findings: Findings) -> Model | None:
     try:
-        return from_checked(model, storage.read(path))  # type: ignore[return-value]
+        return from_checked(model, storage.read(path))
     except FileNotFoundError:
         findings.add(path, "is missing")
     except ValueError as error:

@@ -1,12 +1,14 @@
 """Check the rows of a labelled dataset: lossless splitting, unique and ordered keys, matching scores and tags."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.checking.spans import wrong_spans
+from pipeline.dataset.schema import spans_column
 from pipeline.dataset.tags import tag_column, tags_of
 
 Mask = NDArray[np.bool_]
@@ -17,6 +19,7 @@ class RowChecker:
 
     Args:
         thresholds: by score column, in the order of the schema.
+        spans: the score columns that have spans.
         sources: the inputs, in order.
         quarantined: sorted positions of quarantined records by source.
         report: called with the description of a problem and the keys of the affected rows.
@@ -25,11 +28,13 @@ class RowChecker:
     def __init__(
         self,
         thresholds: Mapping[str, float],
+        spans: Collection[str],
         sources: Sequence[str],
         quarantined: Mapping[str, NDArray[np.int64]],
         report: Callable[[str, list[str]], None],
     ) -> None:
         self._thresholds = thresholds
+        self._spans = spans
         self._order = {source: index for index, source in enumerate(sources)}
         self._quarantined = quarantined
         self._report = report
@@ -52,6 +57,9 @@ class RowChecker:
             if not tags.equals(expected):
                 differ = [one != other for one, other in zip(tags.to_pylist(), expected.to_pylist(), strict=True)]
                 report(f"`{tag_column(column)}` is not `{column}` <= {threshold:.6g}", np.array(differ))
+            if column in self._spans:
+                for problem, wrong in wrong_spans(rows, column):
+                    report(f"`{spans_column(column)}` {problem}", wrong)
         self._check_keys(rows, report)
 
     def _check_keys(self, rows: pa.Table, report: "_RowReporter") -> None:

@@ -92,6 +92,7 @@ class SealedChecker:
         accounts = self._accounts()
         checker = RowChecker(
             {column: each.value for column, each in self._manifest.thresholds.items() if column in self._columns},
+            self._manifest.spans,
             [source.uri for source in self._manifest.sources],
             accounts.quarantined if accounts else {},
             lambda what, rows: self._findings.add_rows(self._current, what, rows),
@@ -131,7 +132,7 @@ class SealedChecker:
         if not self._files.check_bytes(shard):
             return False
         rows = sentences = 0
-        for table in self._files.row_groups(shard, dataset_schema(self._columns)):
+        for table in self._files.row_groups(shard, dataset_schema(self._columns, self._manifest.spans)):
             if table is None:
                 return False
             rows += table.num_rows

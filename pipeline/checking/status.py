@@ -170,7 +170,7 @@ def _status(storage: Storage, extent: Extent, totals: _Totals, run: RunStatus | 
             if layer.committed < extent.units:
                 committed[layer.number] = min(extent.units, max(layer.committed, run.committed))
                 break
-    of_step = step.layers if step is not None else extent.layers
+    of_step = (step.layers if step is not None else ()) or extent.layers
     return JobStatus(
         output=storage.uri,
         state="running" if working else "sealed" if step is None else "stopped",
@@ -194,7 +194,7 @@ def _status(storage: Storage, extent: Extent, totals: _Totals, run: RunStatus | 
                 what=each.what,
                 columns=[column for layer in each.layers for column in layer.columns],
                 units=each.units,
-                committed=min(committed[layer.number] for layer in each.layers),
+                committed=min((committed[layer.number] for layer in each.layers), default=0),
             )
             for each in extent.unfinished
         ],

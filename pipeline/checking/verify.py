@@ -262,8 +262,7 @@ def _read_manifest(storage: Storage, uri: str, findings: Findings) -> Manifest |
         if committed:
             findings.add(MANIFEST_NAME, f"is missing, though generation {committed[-1]} is sealed")
             return _sealed_record(storage, findings)
-        found = storage.children()
-        raise no_manifest(uri, exists=bool(found), labelling="units/" in found) from None
+        raise no_manifest(uri, storage.children()) from None
     except UnsafePathError as error:
         raise DamagedError(str(error)) from None
     manifest = parse_manifest(data, f"{uri}/{MANIFEST_NAME}")

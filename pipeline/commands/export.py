@@ -24,11 +24,22 @@ def export(
             "gs://, az://. Nothing is overwritten.",
         ),
     ],
+    redact: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--redact",
+            metavar="COLUMN",
+            help="Replace what the scorer of COLUMN found by its type, such as {{EMAIL}}; needs its spans (phf label "
+            "--spans); repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a labelled dataset as rows of texts, meta, scores, avg_score and num_sents, the PHF authors' format.
 
-    Documents to which the scorer does not apply are left out and counted.
+    Documents to which the scorer does not apply are left out and counted; with --redact, also those that its scorer has
+    not searched. What --redact hides in the texts may still be in their meta, which is written as it is.
 
     To read it back: phf label FILE --text-field texts --scorer toxicity=column:scores --output DIR
 
@@ -46,7 +57,8 @@ def export(
     opened = open_dataset(dataset)
     with reporter_for(Terminal(stderr=True)) as reporter:
         try:
-            written = export_dataset(opened, column, output, partial(reporter.measure, "Exporting"))
+            measure = partial(reporter.measure, "Exporting")
+            written = export_dataset(opened, column, output, measure, redact=redact or [])
         except OSError as error:
             raise IncompleteError(
                 f"Cannot write {output}: {error.strerror or error}. Nothing was left there."
@@ -60,6 +72,12 @@ def export(
         f"{format_count(written.sentences, 'sentence')}.",
         markup=False,
     )
+    if written.unsearched:
+        console.print(
+            f"Left out: {format_count(written.unsearched, 'document')} that no scorer of {', '.join(redact or [])} has "
+            "searched.",
+            markup=False,
+        )
     if written.left_out:
         console.print(
             f"Left out: {format_count(written.left_out, 'document')} to which the scorer of {column!r} does not apply.",

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.capacity import check_plan, show_plan
 from pipeline.commands.run_labelling import run_and_show
 from pipeline.options import (
     Address,
@@ -19,8 +20,17 @@ from pipeline.options import (
     MetricsPort,
     Output,
     Overrides,
+    Plan,
+    PlanBytes,
+    PlanCores,
+    PlanGpus,
+    PlanHours,
+    PlanNodes,
+    PlanPrice,
+    PlanRates,
     Scorers,
     ShardSize,
+    Spans,
     TextField,
     Thresholds,
     UnitSize,
@@ -28,6 +38,7 @@ from pipeline.options import (
     label_config,
 )
 from scorers.flags import given_settings
+from scorers.rehearsal import ChecksPassed, current_rehearsal
 
 
 def label(
@@ -35,6 +46,7 @@ def label(
     output: Output = None,
     scorer: Scorers = None,
     threshold: Thresholds = None,
+    spans: Spans = None,
     text_field: TextField = None,
     id_field: IdField = None,
     kind: Kind = None,
@@ -52,6 +64,14 @@ def label(
     metrics_port: MetricsPort = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
+    plan: Plan = False,
+    plan_bytes: PlanBytes = None,
+    plan_rates: PlanRates = None,
+    plan_nodes: PlanNodes = None,
+    plan_hours: PlanHours = None,
+    plan_cores: PlanCores = None,
+    plan_gpus: PlanGpus = None,
+    plan_price: PlanPrice = None,
     as_json: AsJson = False,
 ) -> None:
     """Label a corpus: score every sentence, and seal a dataset with scores and preference tags.
@@ -65,7 +85,38 @@ def label(
     Example: phf label corpus/*.jsonl.zst --output labelled --scorer toxicity=linear --scorer pii --threshold pii=0
     """
     given = given_settings(label, locals())
-    settings = label_config(given, scorers=scorer, thresholds=threshold, config=config, overrides=overrides)
+    described = {
+        "bytes": plan_bytes,
+        "rates": plan_rates,
+        "nodes": plan_nodes,
+        "hours": plan_hours,
+        "cores": plan_cores,
+        "gpus": plan_gpus,
+        "price": plan_price,
+    }
+    check_plan(described, inputs, plan=plan)
+    if plan:
+        # Settings that a plan does not need.
+        missing: dict[str, object] = {"output": "plan"} if output is None else {}
+        if plan_bytes is not None:
+            missing["inputs"] = ["plan"]
+        settings = label_config(
+            {**missing, **given},
+            scorers=scorer,
+            thresholds=threshold,
+            spans=spans,
+            config=config,
+            overrides=overrides,
+        )
+        show_plan(settings, described, as_json=as_json)
+        return
+    settings = label_config(
+        given, scorers=scorer, thresholds=threshold, spans=spans, config=config, overrides=overrides
+    )
+    if rehearsal := current_rehearsal():
+        from pipeline.labelling.prepare import check_before_submitting
+
+        raise ChecksPassed(check_before_submitting(settings, extend=extend, files=rehearsal.files))
     from pipeline.labelling.label import run_label
 
     run_and_show(settings, lambda reporter, log: run_label(settings, reporter, log, extend=extend), as_json=as_json)

@@ -9,6 +9,7 @@ from pipeline.lost_inputs import left_out_line
 from pipeline.sealing.thresholds import percentile_of
 from scorers.amounts import format_count
 from scorers.formatting import number, shortened
+from scorers.printing import printable
 
 
 def show_preview(console: Console, preview: Preview, *, most_sentences: int) -> None:
@@ -64,4 +65,7 @@ def _legend(preview: Preview) -> Text:
             else ""
         )
         lines.append(f"✓ aligned by {column}: score <= {number(preview.thresholds[column])}{origin}")
+    for column, types in preview.types().items():
+        found = ", ".join(f"{printable(kind)} {count:,}" for kind, count in types.items())
+        lines.append(f"found by {column}: {found or 'nothing'}")
     return Text("\n".join(lines), style="dim")

@@ -44,11 +44,13 @@ def report(
 
     The page shows the share of sentences and characters that a threshold makes
     aligned, and of documents that filtering would keep, by group on request;
-    and with --labels its precision and recall. It holds no text of the corpus.
+    and with --labels its precision and recall; where the dataset has spans, what
+    was found by type. It holds no text of the corpus.
 
     Example: phf report labelled --by inputs --labels toxicity=labelled-by-hand.jsonl
     """
     from pipeline.dataset import open_dataset
+    from pipeline.reporting.found_types import count_types
     from pipeline.reporting.human_labels import calibrate, find_scores
     from pipeline.reporting.report_page import render_report, to_dict
     from pipeline.reporting.threshold_shares import count_shares
@@ -62,6 +64,7 @@ def report(
     given = _read_labels(labels or [], columns)
     _check_output(output)
     shares = count_shares(opened, columns, by)
+    types = count_types(opened, columns)
     calibrations = {
         each.column: calibrate(
             given[each.column], find_scores(opened, each.column, given[each.column]), each.thresholds
@@ -71,11 +74,11 @@ def report(
     }
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(render_report(opened, shares, calibrations, by), encoding="utf-8")
+        output.write_text(render_report(opened, shares, calibrations, by, types), encoding="utf-8")
     except OSError as error:
         raise UserError(f"Cannot write --output {output}: {error.strerror or error}.") from None
     if as_json:
-        print_json(to_dict(opened, shares, calibrations) | {"output": str(output)})
+        print_json(to_dict(opened, shares, calibrations, types) | {"output": str(output)})
         return
     Terminal(soft_wrap=True).print(f"The report is {output}: open it in a browser.", markup=False)
 
@@ -98,7 +101,7 @@ def _read_labels(labels: list[str], columns: list[str]) -> "dict[str, HumanLabel
 
 
 def _check_output(output: Path) -> None:
-    """Refuse to replace a file that is not a report, before anything is read."""
+    """Refuse a page that browsers do not open as one, and to replace a file that is not a report."""
     from pipeline.reporting.report_page import is_report
     from scorers.errors import UserError
     from scorers.stored import read_stored
@@ -106,7 +109,11 @@ def _check_output(output: Path) -> None:
     if output.is_symlink():
         raise UserError(f"--output {output} is a link. Choose another file, or remove it.")
     try:
-        if not output.exists() or is_report(read_stored(output)):
+        if not output.exists():
+            if output.suffix.lower() not in (".html", ".htm"):
+                raise UserError(f"--output {output} is a page: give it a name that ends in .html.")
+            return
+        if is_report(read_stored(output)):
             return
     except OSError as error:
         raise UserError(f"Cannot write --output {output}: {error.strerror or error}. Choose another file.") from None

@@ -29,7 +29,8 @@ def summary_facts(summary: Summary) -> dict[str, Any]:
         "labelled": ledger.labelled,
         "empty": ledger.empty,
         "quarantined": ledger.quarantined,
-        "share_quarantined": _share(sum(ledger.quarantined.values()), ledger.records),
+        "purged": ledger.purged,
+        "share_quarantined": _share(sum(ledger.unlabelled.values()), ledger.records),
         "sources_cut": ledger.sources_cut,
         "cut": [
             {"source": each.uri, "records": each.records, "size": each.size, "unread": each.unread}
@@ -84,6 +85,8 @@ def show_summary(summary: Summary, console: Console) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("documents", f"{ledger.labelled:,}" + (f" and {ledger.empty:,} empty" if ledger.empty else ""))
     facts.add_row("quarantined", _quarantine(summary))
+    if ledger.purged:
+        facts.add_row("purged", f"{ledger.purged:,}")
     if ledger.sources_cut:
         facts.add_row("cut inputs", Text("\n".join([_cut(summary), *cut_lines(manifest.sources)]), overflow="fold"))
     if line := left_out_line(manifest.left_out):
@@ -113,7 +116,7 @@ def check_quarantine(summary: Summary, limit: QuarantineLimit) -> None:
         QuarantineLimitError: there are more entries than the limit allows.
     """
     ledger, sources = summary.manifest.ledger, summary.manifest.sources
-    quarantined = sum(ledger.quarantined.values())
+    quarantined = sum(ledger.unlabelled.values())
     unread, size = _unread(summary)
     cut = cut_sources(sources)
     # Older versions did not record how much of an input was not read.
@@ -163,8 +166,8 @@ def _columns(summary: Summary) -> Table:
 
 def _quarantine(summary: Summary) -> str:
     ledger = summary.manifest.ledger
-    parts = [f"{reason} {count:,}" for reason, count in sorted(ledger.quarantined.items())]
-    count = sum(ledger.quarantined.values())
+    parts = [f"{reason} {count:,}" for reason, count in sorted(ledger.unlabelled.items())]
+    count = sum(ledger.unlabelled.values())
     share = f", {percent(count, ledger.records)} of the records" if count else ""
     return f"{count:,}" + (f" ({', '.join(parts)})" if parts else "") + share
 

@@ -1,7 +1,7 @@
 """Check the configured field names against the inputs before any work, so that a mistyped name fails at once."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -21,16 +21,18 @@ from scorers.errors import UserError
 _SAMPLE = 100
 
 
-def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
+def check_fields(sources: Sequence[Source], config: LabelConfig, named: Mapping[str, str] | None = None) -> None:
     """Refuse a field that a Parquet or Arrow file lacks, or that none of the first records of `.jsonl` inputs has.
 
-    The fields are the text field and those from which scorers take their scores. `check_beginnings` runs first.
+    The fields are the text field, those from which scorers take their scores, and those that options have `named`, by
+    option. `check_beginnings` runs first.
 
     Raises:
         UserError: a field is missing; the message names the fields that exist.
     """
     check_beginnings(sources, config)
-    wanted = {config.text_field, *given_fields(config).values()}
+    named = named or {}
+    wanted = {config.text_field, *given_fields(config).values(), *named.values()}
     fields: dict[str, None] = {}
     for source in sources:
         if source.format == "jsonl" and not wanted <= fields.keys():
@@ -53,6 +55,9 @@ def check_fields(sources: Sequence[Source], config: LabelConfig) -> None:
                 f"No record has the field {field!r}, from which the scorer of {column!r} takes its scores; the first "
                 f"ones have: {there}."
             )
+    for option, field in named.items():
+        if fields and field not in fields:
+            raise UserError(f"No record has the field {field!r} of {option}; the first ones have: {there}.")
 
 
 def settle_sentences(sources: Sequence[Source], config: LabelConfig, before: str | None = None) -> LabelConfig:

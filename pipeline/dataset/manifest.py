@@ -1,19 +1,23 @@
 """`manifest.json`: the contract between the labelling job and the readers of a labelled dataset."""
 
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.dataset.schema import SCHEMA_VERSION
+from pipeline.dataset.schema import SCHEMA_VERSION, SCHEMA_VERSION_SPANS, spans_column
 from scorers.errors import UserError
 from scorers.paths import RelativePath
 from scorers.registry import ColumnName, ScorerSpec
 from scorers.settings import describe_first_error
+from scorers.shell import phf
 from scorers.stored import Count, JsonObject
 
 MANIFEST_NAME = "manifest.json"
 # Upper bound of `Ledger.units`: readers look for as many units as a file claims.
 MOST_UNITS = 100_000_000
+# The reason in quarantine of a record that `phf purge` removed: its tombstone.
+PURGED = "purged"
 
 
 class DamagedError(UserError):
@@ -25,22 +29,30 @@ class _Part(BaseModel):
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
-    if "kind" in options:
-        raise ValueError("the kind is not an option")
+    if taken := {"kind", "spans"} & options.keys():
+        raise ValueError(f"{min(taken)} is not an option")
     return options
 
 
 class ScorerEntry(_Part):
-    """The scorer of a column: `kind` and `options` rebuild it, `fingerprint` identifies it."""
+    """The scorer of a column: `kind` and `options` rebuild it, `fingerprint` identifies it.
+
+    `spans` says whether the column `<column>_spans` holds what it found; it is omitted if not.
+    """
 
     kind: str
     options: Annotated[JsonObject, AfterValidator(_check_options)]
     fingerprint: str
+    spans: bool = Field(default=False, exclude_if=lambda spans: not spans)
 
     @property
     def spec(self) -> ScorerSpec:
         """The specification that rebuilds the scorer."""
-        return ScorerSpec(kind=self.kind, **self.options)
+        return ScorerSpec(kind=self.kind, spans=self.spans, **self.options)
+
+    def without_spans(self) -> "ScorerEntry":
+        """The entry of the same scorer that stores no spans: equal for equal scores."""
+        return self.model_copy(update={"spans": False})
 
 
 class Threshold(_Part):
@@ -96,6 +108,7 @@ class Shard(File):
 class Ledger(_Part):
     """Conservation: `records == labelled + empty + sum(quarantined.values())`, in records.
 
+    `quarantined` also counts the records that `phf purge` removed, under the reason `PURGED`.
     Empty texts are rows of the dataset too, without sentences. `sources_cut` counts inputs whose rest could not be read
     (a truncated stream): the number of lost records is unknown, so each such input is one more quarantine entry, not
     counted in `records`. `units` is the number of units of the corpus.
@@ -116,12 +129,22 @@ class Ledger(_Part):
         """Whether every record is accounted for exactly once."""
         return self.records == self.labelled + self.empty + sum(self.quarantined.values())
 
+    @property
+    def purged(self) -> int:
+        """Records that `phf purge` removed."""
+        return self.quarantined.get(PURGED, 0)
+
+    @property
+    def unlabelled(self) -> dict[str, int]:
+        """By reason, the records that could not be labelled: all in quarantine but the purged ones."""
+        return {reason: count for reason, count in self.quarantined.items() if reason != PURGED}
+
 
 class Manifest(_Part):
     """The contents of a sealed dataset and how it was made. Only shards listed here are part of the dataset.
 
     Attributes:
-        schema_version: version of the format; a reader refuses any other.
+        schema_version: version of the format, 2 if a scorer stores spans, else 1; a reader refuses any other.
         sealed: always true; a dataset without a sealed manifest is incomplete.
         generation: 1 after labelling, one more with each retag; names the folder under `data/`.
         created_by: distribution and version that wrote it.
@@ -134,7 +157,7 @@ class Manifest(_Part):
         sentences, bytes_text: totals; `bytes_text` in UTF-8 bytes of `text`.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     sealed: Literal[True] = True
     generation: int = Field(ge=1)
     created_by: str
@@ -148,6 +171,19 @@ class Manifest(_Part):
     sentences: Count
     bytes_text: Count
 
+    @model_validator(mode="after")
+    def _has_the_version_of_its_columns(self) -> "Manifest":
+        if self.schema_version != schema_version(self.scorers.values()):
+            raise ValueError("its schema version is not that of its columns")
+        if taken := {spans_column(column) for column in self.spans} & self.scorers.keys():
+            raise ValueError(f"{min(taken)} would be both scores and spans")
+        return self
+
+    @property
+    def spans(self) -> list[str]:
+        """The score columns that have spans, in the order of the schema."""
+        return [column for column, entry in self.scorers.items() if entry.spans]
+
     @property
     def rows(self) -> int:
         """Rows of all shards: labelled and empty documents."""
@@ -156,6 +192,11 @@ class Manifest(_Part):
     def to_json(self) -> str:
         """The bytes of `manifest.json`, the same for equal manifests."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+def schema_version(scorers: Iterable[ScorerEntry]) -> Literal[1, 2]:
+    """The schema version of a dataset with the columns of these scorers."""
+    return SCHEMA_VERSION_SPANS if any(entry.spans for entry in scorers) else SCHEMA_VERSION
 
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
@@ -171,7 +212,8 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         for detail in error.errors(include_url=False):
             if detail["loc"] == ("schema_version",):
                 raise UserError(
-                    f"{where} has schema version {detail['input']!r}, but this phf reads version {SCHEMA_VERSION}. "
+                    f"{where} has schema version {detail['input']!r}, but this phf reads versions "
+                    f"{SCHEMA_VERSION} and {SCHEMA_VERSION_SPANS}. "
                     "Label the corpus again, or use the phf that wrote it."
                 ) from None
         raise DamagedError(
@@ -180,13 +222,20 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         ) from None
 
 
-def no_manifest(uri: str, *, exists: bool, labelling: bool) -> UserError:
-    """The error for a location without a manifest: nothing `exists`, `labelling` has begun, or it is something else."""
-    if not exists:
+def no_manifest(uri: str, found: Collection[str] | None) -> UserError:
+    """The error for a location without a manifest.
+
+    Args:
+        uri: the location.
+        found: names of the folders in it, each with a slash; None or empty if nothing is there.
+    """
+    if not found:
         return UserError(f"There is nothing at {uri}. Give the --output of a `phf label` run.")
-    if labelling:
+    # A job records itself first, and has units once the first one is committed.
+    if "job/" in found or "units/" in found:
         return UserError(
-            f"{uri} is incomplete: labelling has not finished. Run the same `phf label` command again to resume it."
+            f"{uri} is incomplete: labelling has not finished. `{phf('status', uri)}` shows how far it is; if it was "
+            "stopped, run the same `phf label` command again to resume it."
         )
     return UserError(
         f"{uri} is not a labelled dataset: it has no {MANIFEST_NAME}. Give the --output of a `phf label` run."

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.dataset.schema import SPANS
+
 ROW_GROUP_BYTES = 16_000_000
 """A reader needs about one row group of memory; larger ones compress hardly better."""
 
@@ -54,6 +56,8 @@ def row_sizes(table: pa.Table) -> NDArray[np.int64]:
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             offset = 8 if pa.types.is_large_string(field.type) else 4
             sizes += offset + _numbers(pc.binary_length(column))
+        elif field.type.equals(SPANS):
+            sizes += 4 + _span_sizes(column.combine_chunks())
         elif pa.types.is_list(field.type):
             sizes += 4 + field.type.value_type.byte_width * _numbers(pc.list_value_length(column))
         else:
@@ -61,6 +65,17 @@ def row_sizes(table: pa.Table) -> NDArray[np.int64]:
     return sizes
 
 
-def _numbers(values: pa.ChunkedArray) -> NDArray[np.int64]:
-    counts: NDArray[np.int64] = pc.fill_null(values, 0).to_numpy().astype(np.int64)
+def _span_sizes(spans: pa.ListArray) -> NDArray[np.int64]:
+    counts = _numbers(pc.list_value_length(spans))
+    found = spans.flatten()
+    types = _numbers(pc.binary_length(found.field("type")))
+    fixed = sum(each.type.bit_width // 8 for each in found.type if not pa.types.is_string(each.type)) + 4
+    ends = np.cumsum(counts)
+    total = np.concatenate([[0], np.cumsum(types)])
+    sizes: NDArray[np.int64] = fixed * counts + total[ends] - total[ends - counts]
+    return sizes
+
+
+def _numbers(values: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    counts: NDArray[np.int64] = pc.fill_null(values, 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return counts

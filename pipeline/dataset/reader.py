@@ -89,7 +89,7 @@ class LabelledDataset:
         Raises:
             DamagedError: a shard is missing, or has another size or schema; names it.
         """
-        expected = dataset_schema(self.columns)
+        expected = dataset_schema(self.columns, self.manifest.spans)
         places = [self._place(shard) for shard in self.manifest.shards]
         infos = self._filesystem.get_file_info(places)
         for shard, place, info in zip(self.manifest.shards, places, infos, strict=True):
@@ -173,10 +173,10 @@ def _read_manifest(uri: str, filesystem: pafs.FileSystem, root: str) -> Manifest
         with filesystem.open_input_stream(_place(filesystem, root, MANIFEST_NAME)) as stream:
             text = stream.read()
     except (FileNotFoundError, NotADirectoryError):
-        place, units = filesystem.get_file_info([root, f"{root}/units"])
-        raise no_manifest(
-            uri, exists=place.type != pafs.FileType.NotFound, labelling=units.type == pafs.FileType.Directory
-        ) from None
+        infos = dict(
+            zip(("", "job/", "units/"), filesystem.get_file_info([root, f"{root}/job", f"{root}/units"]), strict=True)
+        )
+        raise no_manifest(uri, [name for name, info in infos.items() if info.type != pafs.FileType.NotFound]) from None
     except UnsafePathError as error:
         raise DamagedError(f"{uri}/{MANIFEST_NAME} is damaged: {error}.") from None
     except (OSError, pa.ArrowException) as error:

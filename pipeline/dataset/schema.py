@@ -1,12 +1,16 @@
 """The Arrow schema of a labelled dataset: one row per document, lists with one value per sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import pyarrow as pa
 
 SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION_SPANS: Final = 2
+"""The version of datasets that store spans, which readers of version 1 alone refuse."""
+
 ALIGNED_SUFFIX = "_aligned"
+SPANS_SUFFIX = "_spans"
 
 ROW_FIELDS: tuple[pa.Field, ...] = (
     pa.field("doc_id", pa.string(), nullable=False),
@@ -19,17 +23,43 @@ ROW_FIELDS: tuple[pa.Field, ...] = (
 RESERVED_COLUMNS = frozenset(field.name for field in ROW_FIELDS)
 
 
-def unit_schema(columns: Sequence[str]) -> pa.Schema:
-    """Schema of a committed unit: the rows with a float32 score per sentence in each column, without tags."""
-    return pa.schema([*ROW_FIELDS, *(_score_field(column) for column in columns)])
+SCORES = pa.list_(pa.float32())
+SPANS = pa.list_(
+    pa.struct(
+        [
+            pa.field("start", pa.int32()),
+            pa.field("end", pa.int32()),
+            pa.field("type", pa.string()),
+            pa.field("score", pa.float32()),
+        ]
+    )
+)
+"""Where a scorer found something: half open, in code points of the document, sorted; null where the scores are null."""
 
 
-def dataset_schema(columns: Sequence[str]) -> pa.Schema:
+def unit_schema(columns: Sequence[str], spans: Collection[str] = ()) -> pa.Schema:
+    """Schema of a committed unit: the rows with a float32 score per sentence in each column, without tags.
+
+    The columns in `spans` are followed by their spans.
+    """
+    fields = list(ROW_FIELDS)
+    for column in columns:
+        fields += [pa.field(column, SCORES), *_spans_field(column, spans)]
+    return pa.schema(fields)
+
+
+def dataset_schema(columns: Sequence[str], spans: Collection[str] = ()) -> pa.Schema:
     """Schema of every shard: `unit_schema` plus, after each score column, its boolean preference tags."""
     fields = list(ROW_FIELDS)
     for column in columns:
-        fields += [_score_field(column), pa.field(column + ALIGNED_SUFFIX, pa.list_(pa.bool_()))]
+        tags = pa.field(column + ALIGNED_SUFFIX, pa.list_(pa.bool_()))
+        fields += [pa.field(column, SCORES), tags, *_spans_field(column, spans)]
     return pa.schema(fields)
+
+
+def spans_column(column: str) -> str:
+    """The name of the spans of a score column."""
+    return column + SPANS_SUFFIX
 
 
 LEDGER_SCHEMA = pa.schema(
@@ -59,5 +89,5 @@ QUARANTINE_SCHEMA = pa.schema(
 source; `text` is null unless `quarantine_text` was set."""
 
 
-def _score_field(column: str) -> pa.Field:
-    return pa.field(column, pa.list_(pa.float32()))
+def _spans_field(column: str, spans: Collection[str]) -> list[pa.Field]:
+    return [pa.field(spans_column(column), SPANS)] if column in spans else []

@@ -1,13 +1,13 @@
 """Preference tags: a sentence is aligned when its score is at most the column's threshold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.dataset.schema import ALIGNED_SUFFIX, ROW_FIELDS, dataset_schema
+from pipeline.dataset.schema import ALIGNED_SUFFIX, ROW_FIELDS, dataset_schema, spans_column
 
 
 def is_aligned(scores: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
@@ -18,13 +18,17 @@ def is_aligned(scores: NDArray[np.float32], threshold: float) -> NDArray[np.bool
     return scores <= np.float32(threshold)
 
 
-def add_tags(rows: pa.Table, columns: Sequence[str], thresholds: Mapping[str, float]) -> pa.Table:
-    """Convert rows of `unit_schema(columns)` to `dataset_schema(columns)`; tags are null where the scores are null."""
+def add_tags(
+    rows: pa.Table, columns: Sequence[str], thresholds: Mapping[str, float], spans: Collection[str] = ()
+) -> pa.Table:
+    """Convert rows of `unit_schema` to `dataset_schema`; tags are null where the scores are null."""
     arrays = [rows.column(field.name).combine_chunks() for field in ROW_FIELDS]
     for column in columns:
         scores = rows.column(column).combine_chunks()
         arrays += [scores, tags_of(scores, thresholds[column])]
-    return pa.Table.from_arrays(arrays, schema=dataset_schema(columns))
+        if column in spans:
+            arrays.append(rows.column(spans_column(column)).combine_chunks())
+    return pa.Table.from_arrays(arrays, schema=dataset_schema(columns, spans))
 
 
 def tags_of(scores: pa.ListArray, threshold: float) -> pa.ListArray:

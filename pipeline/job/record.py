@@ -4,18 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.config import LabelConfig, stored_config
 from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import MANIFEST_NAME, ScorerEntry
 from pipeline.job.plan_files import read_plan
+from pipeline.job.purged import Key, read_purged
 from pipeline.storage.base import Storage
 from pipeline.storage.checked_json import from_checked
-from scorers.errors import UserError
+from scorers.errors import IncompleteError, UserError
 from scorers.registry import ColumnName
 from scorers.shell import phf
-from scorers.stored import JsonObject
+from scorers.stored import Count, JsonObject
 
 JOB = "job/config.json"
 LAYERS = "job/layers"
@@ -30,18 +31,28 @@ class JobRecord(BaseModel):
     """The settings that a job was begun with.
 
     Attributes:
-        version: format version of this record.
+        version: format version of this record; 2 once documents were purged, so that versions of phf that would label
+            them again refuse the job.
         config: the semantic configuration.
         scorers: by column, in the schema's order.
         sentences: fingerprint of the sentence splitter, whose boundaries may change between versions.
+        purges: number of purges that were begun (`pipeline.job.purged`).
+        purged: number of purges that are finished.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     config: Annotated[JsonObject, AfterValidator(_check_config)]
     scorers: dict[ColumnName, ScorerEntry]
     sentences: str
+    purges: Count = Field(default=0, exclude_if=lambda count: not count)
+    purged: Count = Field(default=0, exclude_if=lambda count: not count)
+
+    @property
+    def is_purging(self) -> bool:
+        """Whether a purge was begun and is not finished."""
+        return self.purged < self.purges
 
     @property
     def thresholds(self) -> dict[str, str]:
@@ -60,6 +71,8 @@ class LayerRecord(BaseModel):
         version: format version of this record.
         scorers: by column, in the schema's order.
         thresholds: by column, as given by the user.
+        located: those of the columns that an earlier layer fills too, but without spans. This layer has scored them
+            again, with spans; its scores, from the same scorer, take the place of the earlier ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +80,7 @@ class LayerRecord(BaseModel):
     version: Literal[1] = 1
     scorers: dict[ColumnName, ScorerEntry]
     thresholds: dict[ColumnName, str]
+    located: list[ColumnName] = Field(default_factory=list, exclude_if=lambda located: not located)
 
 
 def read_job(storage: Storage) -> JobRecord | None:
@@ -120,12 +134,13 @@ def layer_path(number: int) -> str:
 
 @dataclass(frozen=True)
 class StoredJob:
-    """A job as stored in an output folder: its record, its added layers and its plan."""
+    """A job as stored in an output folder: its record, its added layers, its plan, and the keys of purged records."""
 
     storage: Storage
     record: JobRecord
     layers: list[LayerRecord]
     plan: Plan
+    purged: frozenset[Key] = frozenset()
 
     def columns(self, layers: Sequence[int]) -> dict[str, ScorerEntry]:
         """The scorers of some layers by column, in the order of the schema."""
@@ -136,7 +151,7 @@ class StoredJob:
         thresholds = self.record.thresholds
         for number in layers[1:]:
             thresholds |= self.layers[number - 2].thresholds
-        scorers = {column: {"kind": entry.kind, **entry.options} for column, entry in self.columns(layers).items()}
+        scorers = {column: entry.spec.model_dump(mode="json") for column, entry in self.columns(layers).items()}
         try:
             return stored_config(self.record.config | {"scorers": scorers, "thresholds": thresholds}, self.storage.uri)
         except ValueError as error:
@@ -145,12 +160,18 @@ class StoredJob:
             ) from None
 
     def layers_of(self, columns: Mapping[str, ScorerEntry]) -> list[int]:
-        """The layers whose columns are all in `columns` with the same scorers, in order; always begins with 1."""
+        """The layers whose columns are all in `columns` with the same scorers, in order; always begins with 1.
+
+        Where `columns` has spans, a layer with the same scores and no spans counts too: a later one adds the spans.
+        """
         wanted = [number for number in range(2, len(self.layers) + 2) if self._fills(number, columns)]
         return [1, *wanted]
 
     def _fills(self, layer: int, columns: Mapping[str, ScorerEntry]) -> bool:
-        return all(columns.get(column) == entry for column, entry in self._scorers(layer).items())
+        return all(
+            (there := columns.get(column)) is not None and entry in (there, there.without_spans())
+            for column, entry in self._scorers(layer).items()
+        )
 
     def _scorers(self, layer: int) -> dict[str, ScorerEntry]:
         return self.record.scorers if layer == 1 else self.layers[layer - 2].scorers
@@ -166,7 +187,21 @@ def load_job(storage: Storage) -> StoredJob:
     stored = read_plan(storage)
     if record is None or stored is None:
         raise UserError(f"{storage.uri} holds no labelling job. Give the --output of a `phf label` run.")
-    return StoredJob(storage, record.with_inputs(stored.inputs), read_layers(storage), stored.plan)
+    purged = read_purged(storage, record.purges)
+    return StoredJob(storage, record.with_inputs(stored.inputs), read_layers(storage), stored.plan, purged)
+
+
+def refuse_purging(storage: Storage, record: JobRecord) -> None:
+    """Refuse to work on a dataset while a purge is not finished.
+
+    Raises:
+        IncompleteError: it is not.
+    """
+    if record.is_purging:
+        raise IncompleteError(
+            f"A purge of {storage.uri} was interrupted. Run `{phf('purge', storage.uri)}` to finish it first; it needs "
+            "no ids."
+        )
 
 
 def refuse_changes(storage: Storage, begun: JobRecord, given: JobRecord) -> None:
@@ -193,11 +228,18 @@ def refuse_changes(storage: Storage, begun: JobRecord, given: JobRecord) -> None
     remedy = "Give the same settings to resume, or another --output to start over."
     if storage.exists(MANIFEST_NAME) and all(line.strip().startswith("thresholds") for line in lines):
         remedy = f"To change thresholds of a finished dataset: {phf('retag', storage.uri)} --threshold …"
+    elif storage.exists(MANIFEST_NAME) and all(".spans: was not set" in line for line in lines):
+        remedy = f"To add spans to a finished dataset: {phf('score', storage.uri)} --spans …"
     raise UserError(f"{storage.uri} was begun with other settings:\n" + "\n".join(lines) + f"\n{remedy}")
 
 
 def refuse_other_inputs(
-    storage: Storage, before: Mapping[str, object], now: Mapping[str, object], *, extend: bool = False
+    storage: Storage,
+    before: Mapping[str, object],
+    now: Mapping[str, object],
+    *,
+    extend: bool = False,
+    purged: bool = False,
 ) -> None:
     """Refuse to resume if the inputs are not those of the plan.
 
@@ -206,6 +248,7 @@ def refuse_other_inputs(
         before: by URI, what must not change in an input.
         now: the same for the present inputs.
         extend: accept new inputs.
+        purged: whether documents were purged from the output, so that they may have been removed from the inputs too.
 
     Raises:
         UserError: an input is new, gone or changed; names up to five of each.
@@ -219,6 +262,11 @@ def refuse_other_inputs(
             remedy = "Add --extend to label the new ones too, or leave them out to resume without them."
         elif extend:
             remedy = "Restore them; --extend accepts new files only. Put records to add into a file of their own."
+        if lines and purged:
+            remedy += (
+                " Documents were purged here: remove them from the inputs only once everything is labelled, because "
+                "records are known by their positions. What is labelled needs no inputs."
+            )
         raise UserError(
             f"The inputs are not those that {storage.uri} was begun with:\n" + "\n".join([*new, *lines, remedy])
         )

@@ -86,6 +86,12 @@ class RunStatus(BaseModel):
         return self.state in {"starting", "labelling", "sealing"} and self.silent_s < _SILENT_S
 
 
+def running_driver(storage: Storage) -> RunStatus | None:
+    """The figures of the driver that is running; None if there is none."""
+    run = read_status(storage)
+    return run if run is not None and run.is_running else None
+
+
 def read_status(storage: Storage) -> RunStatus | None:
     """Read the figures of the latest run; None if there are none or they cannot be read. They may be stale or wrong."""
     try:

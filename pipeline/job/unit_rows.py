@@ -4,7 +4,7 @@ The records of several layers are merged, so that a unit has the parts and the q
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.corpus.records import Quarantined
-from pipeline.dataset.schema import ROW_FIELDS, unit_schema
+from pipeline.dataset.schema import ROW_FIELDS, SCORES, SPANS, SPANS_SUFFIX, unit_schema
 from pipeline.job.unit_records import PartFile, UnitRecord
 from pipeline.job.unit_store import UnitStore
 from pipeline.storage.base import Storage
@@ -53,28 +53,33 @@ def join_records(records: Sequence[UnitRecord]) -> UnitRecord:
 
 _KEY = ["source", "position"]
 _TYPES = {field.name: field.type for field in ROW_FIELDS}
-_SCORES = pa.list_(pa.float32())
 
 
-def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> pa.Table:
-    """Read the rows of a unit that no group quarantined, in order, as `unit_schema(columns)`.
+def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str], spans: Collection[str] = ()) -> pa.Table:
+    """Read the rows of a unit that no group quarantined, in order, as `unit_schema(columns, spans)`.
 
     Raises:
         IncompleteError: a part is missing or damaged (size, hash, page checksums), lacks a column or a row, or rows and
             quarantine do not add up to the records read.
         OSError: the storage fails.
     """
-    tables = [_keep(_read_part(storage, part), record) for part in record.parts]
+    tables = [_keep(pa.concat_tables(read_part(storage, part)), record) for part in record.parts]
     base = tables[0]
     for field in ROW_FIELDS:
         if field.name not in base.column_names or base.column(field.name).null_count:
             raise _damaged(storage, record.parts[0], f"it lacks {field.name} in some or all rows")
+    schema = unit_schema(columns, spans)
+    added = schema.names[len(ROW_FIELDS) :]
     arrays = {field.name: base.column(field.name) for field in ROW_FIELDS}
     for part, table in zip(record.parts, tables, strict=True):
         if table is not base and not table.select(_KEY).equals(base.select(_KEY)):
             raise _damaged(storage, part, f"its rows are not those of {record.parts[0].path}")
-        arrays |= {column: table.column(column) for column in columns if column in table.column_names}
-    missing = [column for column in columns if column not in arrays]
+        for name in added:
+            if name in table.column_names:
+                if not table.schema.field(name).type.equals(schema.field(name).type):
+                    raise _damaged(storage, part, f"its column {name!r} is of the wrong type")
+                arrays[name] = table.column(name)
+    missing = [name for name in added if name not in arrays]
     if missing:
         raise _damaged(storage, record.parts[-1], f"no part has the column {missing[0]}")
     if base.num_rows + len(record.quarantined) != record.records:
@@ -83,7 +88,6 @@ def read_rows(storage: Storage, record: UnitRecord, columns: Sequence[str]) -> p
             f"{base.num_rows} are labelled and {len(record.quarantined)} quarantined. "
             "Its checksums are correct, so this is a bug in phf, not damage; label into another output."
         )
-    schema = unit_schema(columns)
     return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
 
 
@@ -118,7 +122,13 @@ def read_scores(
         yield scores
 
 
-def _read_part(storage: Storage, part: PartFile) -> pa.Table:
+def read_part(storage: Storage, part: PartFile) -> list[pa.Table]:
+    """Read the row groups of a part; a part without rows gives one empty table.
+
+    Raises:
+        IncompleteError: it is missing or damaged.
+        OSError: the storage fails.
+    """
     try:
         data = storage.read(part.path)
     except OSError as error:
@@ -130,7 +140,7 @@ def _read_part(storage: Storage, part: PartFile) -> pa.Table:
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
             _check_types(storage, part, parquet.schema_arrow)
-            return parquet.read()
+            return [parquet.read_row_group(index) for index in range(parquet.num_row_groups)] or [parquet.read()]
     except (OSError, pa.ArrowException) as error:
         raise _failed(storage, part, error) from None
 
@@ -140,7 +150,9 @@ def _check_types(storage: Storage, part: PartFile, schema: pa.Schema) -> None:
     for name in [*_KEY, *schema.names]:
         # The index is -1 also for a duplicate name.
         place = schema.get_field_index(name)
-        if place < 0 or not schema.field(place).type.equals(_TYPES.get(name, _SCORES)):
+        # Scores can be in a column of any name.
+        kinds = [_TYPES.get(name, SCORES), *([SPANS] if name.endswith(SPANS_SUFFIX) else [])]
+        if place < 0 or schema.field(place).type not in kinds:
             raise _damaged(storage, part, f"its column {name!r} is missing, duplicate or of the wrong type")
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pipeline.config import LabelConfig
 from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.fields import settle_sentences
-from pipeline.corpus.inputs import Source, find_inputs
+from pipeline.corpus.inputs import Inputs, Source, find_inputs
 from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import SourceEntry
-from pipeline.job.plan_files import read_plan, write_plan
+from pipeline.job.plan_files import StoredPlan, read_plan, write_plan
 from pipeline.job.record import (
     JOB,
     JobRecord,
@@ -20,6 +20,7 @@ from pipeline.job.record import (
     read_layers,
     refuse_changes,
     refuse_other_inputs,
+    refuse_purging,
 )
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.monitoring.log_file import STDERR
@@ -29,6 +30,7 @@ from pipeline.labelling.windows import check_windows
 from pipeline.sealing.generations import sealed_manifest
 from pipeline.storage.base import Storage
 from pipeline.storage.checked_json import to_checked
+from pipeline.storage.open import open_storage, storage_uri
 from scorers import sentences
 from scorers.errors import IncompleteError, UserError
 from scorers.registry import ScorerSpec
@@ -55,6 +57,63 @@ class Prepared:
     added: tuple[int, Plan] | None = None
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """What is known before scorers are loaded; `begun` has the inputs that the job may have now."""
+
+    config: LabelConfig
+    found: Inputs
+    begun: JobRecord | None
+    stored: StoredPlan | None
+
+
+def check_before_submitting(config: LabelConfig, *, extend: bool, files: bool) -> str:
+    """Check what can be checked without loading scorers or reading the corpus, and return the URI of the output.
+
+    Args:
+        config: the user's configuration.
+        extend: as for `prepare`.
+        files: whether the job will see the files that this process sees; otherwise only settings are checked.
+
+    Raises:
+        UserError: see `prepare`.
+        IncompleteError: the output's disk or store fails.
+    """
+    if not files:
+        resolve_config(config)
+        return storage_uri(config.output)
+    storage = open_storage(config.output)
+    checked = _check(storage, config.model_copy(update={"output": storage.uri}), extend=extend)
+    if checked.begun is not None:
+        now = checked.begun.model_copy(update={"config": checked.config.semantic()})
+        with _reading(storage):
+            refuse_other_settings(storage, checked.begun, now)
+    return storage.uri
+
+
+def _check(storage: Storage, config: LabelConfig, *, extend: bool) -> _Checked:
+    """Check everything that needs no scorer, cheapest first."""
+    config = resolve_config(config, _later_scorers(storage) if extend else None)
+    log = [] if config.execution.log in {None, STDERR} else [str(config.execution.log)]
+    found = find_inputs(config.inputs, config.kind, output=config.output, own=log)
+    sources = found.sources
+    storage.check()
+    if config.execution.address:
+        check_address(config.execution.address)
+    with _reading(storage):
+        begun, stored = read_job(storage), read_plan(storage)
+    if begun is not None:
+        refuse_purging(storage, begun)
+    if extend and stored is None:
+        raise UserError(f"{storage.uri} holds no job to extend. Leave --extend out to begin one.")
+    before = None if begun is None else begun.config.get("sentences")
+    config = settle_sentences(sources, config, before)
+    check_windows(sources, config.execution)
+    if begun is not None and stored is not None:
+        begun = begun.with_inputs(config.inputs if extend else stored.inputs)
+    return _Checked(config, found, begun, stored)
+
+
 def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend: bool = False) -> Prepared:
     """Check everything, cheapest first, and plan the job or read the plan of the one to resume. Writes nothing.
 
@@ -69,20 +128,8 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
             used, holds something else or a job with other settings or inputs.
         IncompleteError: the output's disk or store fails.
     """
-    config = resolve_config(config, _later_scorers(storage) if extend else None)
-    log = [] if config.execution.log in {None, STDERR} else [str(config.execution.log)]
-    found = find_inputs(config.inputs, config.kind, output=config.output, own=log)
-    sources = found.sources
-    storage.check()
-    if config.execution.address:
-        check_address(config.execution.address)
-    with _reading(storage):
-        begun, stored = read_job(storage), read_plan(storage)
-    if extend and stored is None:
-        raise UserError(f"{storage.uri} holds no job to extend. Leave --extend out to begin one.")
-    before = None if begun is None else begun.config.get("sentences")
-    config = settle_sentences(sources, config, before)
-    check_windows(sources, config.execution)
+    checked = _check(storage, config, extend=extend)
+    config, begun, stored, sources = checked.config, checked.begun, checked.stored, checked.found.sources
     reporter.step("Loading the scorers")
     record = JobRecord(
         config=config.semantic(),
@@ -90,22 +137,21 @@ def prepare(storage: Storage, config: LabelConfig, reporter: Reporter, *, extend
         sentences=sentences.fingerprint(),
     )
     if begun is not None:
-        if stored is not None:
-            begun = begun.with_inputs(config.inputs if extend else stored.inputs)
         with _reading(storage):
             refuse_other_settings(storage, begun, record)
     if stored is None:
-        plan = replace(read_inputs(config, sources, reporter), left_out=found.left_out)
+        plan = replace(read_inputs(config, sources, reporter), left_out=checked.found.left_out)
         return Prepared(config, record, plan, (1, plan))
+    purged = begun is not None and begun.purges > 0
     known = {each.uri: each for each in stored.plan.sources}
     new = [each for each in sources if each.uri not in known]
-    refuse_other_inputs(storage, known, {each.uri: each for each in sources}, extend=extend)
+    refuse_other_inputs(storage, known, {each.uri: each for each in sources}, extend=extend, purged=purged)
     if sum(source.size for source in sources) <= _REREAD_BYTES:
         now = read_inputs(config, [each for each in sources if each.uri in known], reporter).entries
-        refuse_other_inputs(storage, _content(stored.plan.entries), _content(now))
+        refuse_other_inputs(storage, _content(stored.plan.entries), _content(now), purged=purged)
     if not new:
         return Prepared(config, record, stored.plan)
-    added = replace(read_inputs(config, new, reporter), left_out=found.left_out)
+    added = replace(read_inputs(config, new, reporter), left_out=checked.found.left_out)
     return Prepared(config, record, stored.plan.then(added), (stored.parts + 1, added))
 
 

@@ -1,5 +1,6 @@
 """Label the first records of the inputs in this process, to show their scores and tags. Writes nothing."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,11 +18,11 @@ from pipeline.dataset.manifest import LeftOut
 from pipeline.dataset.tags import is_aligned
 from pipeline.labelling.resolve import resolve_config
 from pipeline.labelling.workers.label_records import Scored, label_records
+from pipeline.labelling.workers.scoring import Locating
 from pipeline.sealing.thresholds import resolve_thresholds
-from scorers.contract import Scorer, ScoringError
 from scorers.errors import UserError
 from scorers.registry import build
-from scorers.spans import Finding, ShowsFindings, redacted
+from scorers.spans import Finding, LocatesFindings, by_sentence, redacted
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class Preview:
     quarantined: list[Quarantined]
     findings: list[dict[str, list[list[Finding]]]] | None = None
     left_out: list[LeftOut] = field(default_factory=list)
+
+    def types(self) -> dict[str, dict[str, int]]:
+        """By column whose findings are known, how many of each type there are, the most frequent first."""
+        return {
+            column: dict(
+                Counter(each.type for record in self.scored for each in record.spans[column] or ()).most_common()
+            )
+            for column in (self.scored[0].spans if self.scored else ())
+        }
 
     def sentences(self, index: int) -> list[str]:
         """The sentences of a scored record, redacted if asked for.
@@ -70,6 +80,7 @@ class Preview:
             "thresholds": {
                 column: {"spec": spec, "value": self.thresholds[column]} for column, spec in self.specs.items()
             },
+            "types": self.types(),
             "documents": [self._document(index) for index in range(len(self.scored))],
             "quarantined": [
                 {"source": each.source, "position": each.position, "reason": each.reason, "detail": each.detail}
@@ -131,33 +142,28 @@ def preview(config: LabelConfig, limit: int, *, redact: bool = False) -> Preview
     config = settle_sentences(sources, config)
     check_fields(sources, config)
     scorers = {column: build(column, spec, config.execution.of(column)) for column, spec in config.scorers.items()}
-    if redact and not any(isinstance(each, ShowsFindings) for each in scorers.values()):
+    hiding = [column for column, each in scorers.items() if isinstance(each, LocatesFindings) and each.redacts]
+    if redact and not hiding:
         raise UserError(
-            f"--redact needs a scorer that locates what it finds, such as pii, and none of these does: "
+            f"--redact needs a scorer that finds something to hide, such as pii, and none of these does: "
             f"{', '.join(scorers)}."
         )
+    locating = {column for column, spec in config.scorers.items() if spec.spans} | {*(hiding if redact else ())}
     labelled = label_records(
         islice(read_sources(sources, config), limit),
-        scorers,
+        {column: Locating(each) if column in locating else each for column, each in scorers.items()},
         max_document_size=config.max_document_size,
         large_documents=config.large_documents,
     )
     specs = {column: str(spec) for column, spec in config.thresholds.items()}
     values = resolve_thresholds(specs, lambda columns: _scores(labelled.scored, columns))
-    findings = _findings(scorers, labelled.scored) if redact else None
+    findings = [_findings(each, hiding) for each in labelled.scored] if redact else None
     return Preview(specs, values, labelled.scored, labelled.quarantined, findings, found.left_out)
 
 
-def _findings(scorers: Mapping[str, Scorer], scored: Sequence[Scored]) -> list[dict[str, list[list[Finding]]]]:
-    finders = {column: each for column, each in scorers.items() if isinstance(each, ShowsFindings)}
-    found: list[dict[str, list[list[Finding]]]] = [{} for _ in scored]
-    for column, scorer in finders.items():
-        searched = [index for index, each in enumerate(scored) if each.scores[column] is not None]
-        results = scorer.findings([scored[index].document for index in searched])
-        for index, result in zip(searched, results, strict=True):
-            if not isinstance(result, ScoringError):
-                found[index][column] = result
-    return found
+def _findings(scored: Scored, columns: Sequence[str]) -> dict[str, list[list[Finding]]]:
+    ends = scored.document.ends.tolist()
+    return {column: by_sentence(found, ends) for column in columns if (found := scored.spans[column]) is not None}
 
 
 def _scores(scored: Sequence[Scored], columns: Sequence[str]) -> Iterable[Mapping[str, NDArray[np.float32]]]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pipeline.config import LabelConfig, LabelExecution
 from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import ScorerEntry
-from pipeline.dataset.schema import RESERVED_COLUMNS
+from pipeline.dataset.schema import RESERVED_COLUMNS, spans_column
+from pipeline.job.purged import Key
 from pipeline.job.record import StoredJob
 from pipeline.sealing.thresholds import threshold_specs
 from scorers.contract import Execution
@@ -30,6 +31,7 @@ class ResolvedJob:
         layer: layer of the dataset that the parts belong to; layers after the first hold no rows, and score those of
             the first.
         folder: the driver's working directory, to which relative inputs refer.
+        purged: keys of records that are not to be labelled, because they were purged.
     """
 
     config: LabelConfig
@@ -38,6 +40,7 @@ class ResolvedJob:
     fingerprints: dict[str, str]
     layer: int = 1
     folder: str = field(default_factory=os.getcwd)
+    purged: frozenset[Key] = frozenset()
 
 
 def resolve_config(config: LabelConfig, later: Mapping[str, ScorerSpec] | None = None) -> LabelConfig:
@@ -56,6 +59,12 @@ def resolve_config(config: LabelConfig, later: Mapping[str, ScorerSpec] | None =
             raise UserError(
                 f"A scorer cannot fill the column {column!r}: the dataset itself has a column of that name. "
                 f"Choose another name, such as --scorer my_{column}={config.scorers[column].kind}."
+            )
+    for column, spec in config.scorers.items():
+        if spec.spans and spans_column(column) in config.scorers:
+            raise UserError(
+                f"The spans of {column!r} fill the column {spans_column(column)!r}, which another scorer fills too. "
+                "Choose another name for its column."
             )
     scorers = {column: resolve(column, spec) for column, spec in config.scorers.items()}
     _check_execution(config.execution, {**scorers, **(later or {})})
@@ -108,7 +117,7 @@ def resolve_layer(job: StoredJob, layer: int, execution: LabelExecution) -> Reso
     }
     config = resolve_config(config.model_copy(update=changed))
     fingerprints = {column: entry.fingerprint for column, entry in columns.items()}
-    return ResolvedJob(config, job.plan, groups_of(config), fingerprints, layer)
+    return ResolvedJob(config, job.plan, groups_of(config), fingerprints, layer, purged=job.purged)
 
 
 def groups_of(config: LabelConfig) -> dict[str, list[str]]:
@@ -127,7 +136,12 @@ def scorer_entries(specs: Mapping[str, ScorerSpec], execution: LabelExecution) -
     """
     plain = Execution(trusted_sha256=execution.trusted_sha256)
     return {
-        column: ScorerEntry(kind=spec.kind, options=spec.options, fingerprint=build(column, spec, plain).fingerprint)
+        column: ScorerEntry(
+            kind=spec.kind,
+            options=spec.options,
+            fingerprint=build(column, spec, plain).fingerprint,
+            spans=spec.spans,
+        )
         for column, spec in specs.items()
     }
 

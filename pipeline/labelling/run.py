@@ -185,7 +185,7 @@ class Run:
         execution = self._job.config.execution
         observers: list[Observer] = [self.progress.activity, self._log]
         if execution.address or execution.metrics_port:
-            observers.append(Metrics(self._epoch.storage.uri, self._log.run, self.progress))
+            observers.append(Metrics(self._epoch.storage.uri, self._log.run, self.progress, len(self._plan.cut)))
         self._observe = combine_observers(*observers)
         self.progress.restart()
         self._reporter.step(f"Labelling {format_count(count, 'unit')} with {_describe_pools(pools)}")
@@ -201,7 +201,7 @@ class Run:
                 observer=self._observe,
             )
             try:
-                with asking(lambda _: scheduler.stop(GRACE_S), once_s=0.0):
+                with asking(lambda _: scheduler.stop(GRACE_S)):
                     scheduler.run(missing, lambda: self._tick(scheduler, commits))
                     commits.drain()
             finally:

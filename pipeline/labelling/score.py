@@ -1,11 +1,10 @@
 """Add score columns to a labelled dataset as a new layer, without scoring the existing columns again."""
 
-from collections.abc import Mapping
-
 from pipeline.config import ScoreConfig
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.schema import spans_column
 from pipeline.job.epoch import Epoch
-from pipeline.job.record import JobRecord, LayerRecord, StoredJob, layer_path, load_job
+from pipeline.job.record import JobRecord, LayerRecord, StoredJob, layer_path, load_job, refuse_purging
 from pipeline.labelling.label import Summary
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.monitoring.logs import RunLog
@@ -20,6 +19,7 @@ from pipeline.storage.checked_json import to_checked
 from pipeline.storage.failures import storage_failures
 from pipeline.storage.open import open_storage
 from scorers.errors import IncompleteError, UserError
+from scorers.registry import ScorerSpec, check_recorded
 from scorers.shell import phf
 from scorers.stopping import stoppable
 
@@ -47,18 +47,22 @@ def run_score(config: ScoreConfig, reporter: Reporter, log: RunLog | None = None
         with storage_failures(storage):
             current = current_manifest(storage)
             job = load_job(storage)
+            refuse_purging(storage, job.record)
             _check_complete(job)
         reporter.step("Loading the scorers")
-        record = _record(job, config)
+        record = _record(job, current, config)
         context.timer.lap("prepare")
         with storage_failures(storage):
-            _refuse_other_thresholds(job, current, record)
-            if all(current.scorers.get(column) == entry for column, entry in record.scorers.items()):
+            _refuse_other_settings(job, current, record)
+            if all(
+                current.scorers.get(column) in (entry, entry.model_copy(update={"spans": True}))
+                for column, entry in record.scorers.items()
+            ):
                 if sealed_manifest(storage) is None:
                     finish_seal(Epoch.claim(storage))
                 return Summary(storage.uri, current, None, context.timer.seconds, unfinished=unfinished(storage))
-            _refuse_taken(storage, current, record.scorers)
-            layer = _layer(job, record)
+            _refuse_taken(storage, current, record)
+            layer, record = _layer(job, record)
             epoch = Epoch.claim(storage)
             storage.put_if_absent(layer_path(layer), to_checked(record, indent=2))
             job = load_job(storage)
@@ -86,33 +90,88 @@ def _check_complete(job: StoredJob) -> None:
             raise UserError(f"{job.storage.uri} is not completely labelled: {step} Then add columns.")
 
 
-def _record(job: StoredJob, config: ScoreConfig) -> LayerRecord:
-    base = job.config([1])
+def _record(job: StoredJob, current: Manifest, config: ScoreConfig) -> LayerRecord:
+    base, of_spans = job.config([1]), _of_spans(job, current, config)
     resolved = resolve_config(
         base.model_copy(
-            update={"scorers": config.scorers, "thresholds": config.thresholds, "execution": config.execution}
+            update={
+                "scorers": {**config.scorers, **of_spans},
+                "thresholds": config.thresholds,
+                "execution": config.execution,
+            }
         )
     )
-    thresholds = {column: str(spec) for column, spec in resolved.thresholds.items()}
-    return LayerRecord(scorers=scorer_entries(resolved.scorers, config.execution), thresholds=thresholds)
+    entries = scorer_entries(resolved.scorers, config.execution)
+    for column in of_spans:
+        if entries[column].without_spans() != current.scorers[column].without_spans():
+            raise UserError(
+                f"The scorer {column!r} is not the one that scored {job.storage.uri}: its fingerprint was "
+                f"{current.scorers[column].fingerprint}, now {entries[column].fingerprint}: its libraries, weights or "
+                f"code have changed. Score a new column with its spans: --scorer {column}_2={entries[column].kind} "
+                f"--spans {column}_2."
+            )
+    located = [
+        column
+        for column, entry in entries.items()
+        if entry.spans and current.scorers.get(column) == entry.without_spans()
+    ]
+    # A column keeps its threshold.
+    kept = {column: current.thresholds[column].spec for column in located if column not in config.thresholds}
+    thresholds = {column: str(spec) for column, spec in resolved.thresholds.items()} | kept
+    return LayerRecord(scorers=entries, thresholds=thresholds, located=located)
 
 
-def _refuse_taken(storage: Storage, current: Manifest, scorers: Mapping[str, object]) -> None:
-    for column in scorers:
-        if column in current.scorers:
+def _of_spans(job: StoredJob, current: Manifest, config: ScoreConfig) -> dict[str, ScorerSpec]:
+    """The scorers of the columns of the dataset to which spans are to be added."""
+    for column in config.spans:
+        if column not in current.scorers:
+            raise UserError(
+                f"--spans {column}: {job.storage.uri} has no score column of that name; it has: "
+                f"{', '.join(current.scorers)}. To add it, give its scorer too: --scorer {column}=KIND"
+            )
+        entry = current.scorers[column]
+        check_recorded(column, entry.spec, entry.fingerprint, config.execution.trusted_sha256)
+    return {
+        column: current.scorers[column].spec.model_copy(update={"spans": True})
+        for column in config.spans
+        if not current.scorers[column].spans
+    }
+
+
+def _refuse_taken(storage: Storage, current: Manifest, record: LayerRecord) -> None:
+    filled = {spans_column(column): f"the spans of {column!r}" for column in current.spans}
+    for column, entry in record.scorers.items():
+        if column in current.scorers and column not in record.located:
             raise UserError(
                 f"{storage.uri} already has a column {column!r} from another scorer or another version of it "
                 f"({current.scorers[column].kind}). Name the new one differently, such as --scorer {column}_2=…"
             )
+        for name in (column, *([spans_column(column)] if entry.spans else [])):
+            if name in filled or (name != column and name in current.scorers):
+                raise UserError(
+                    f"{storage.uri} already has a column {name!r}, of {filled.get(name, 'scores')}. Name the new one "
+                    f"differently, such as --scorer {column}_2=…"
+                )
 
 
-def _refuse_other_thresholds(job: StoredJob, current: Manifest, given: LayerRecord) -> None:
-    """Refuse thresholds that differ, for columns that these scorers have filled or begun to fill."""
+def _refuse_other_settings(job: StoredJob, current: Manifest, given: LayerRecord) -> None:
+    """Refuse thresholds or spans that differ, for columns that these scorers have filled or begun to fill."""
     records: list[JobRecord | LayerRecord] = [job.record, *job.layers]
     lines, wanted = [], []
     for column, entry in given.scorers.items():
-        begun = [each.thresholds.get(column) for each in records if each.scorers.get(column) == entry]
-        now = [current.thresholds[column].spec] if current.scorers.get(column) == entry else []
+        same = [
+            each
+            for each in records
+            if (other := each.scorers.get(column)) and other.without_spans() == entry.without_spans()
+        ]
+        if column not in current.scorers and same and all(each.scorers[column].spans != entry.spans for each in same):
+            raise UserError(
+                f"{job.storage.uri} was begun with other settings:\n  scorers.{column}.spans: was {not entry.spans}, "
+                f"now {entry.spans}\nGive the same settings to resume. Spans can be added once the column is there."
+            )
+        begun = [each.thresholds.get(column) for each in same]
+        there = current.scorers.get(column)
+        now = [current.thresholds[column].spec] if there and there.without_spans() == entry.without_spans() else []
         if begun and given.thresholds[column] not in [*begun, *now]:
             lines.append(f"  thresholds.{column}: was {(now or begun)[0]!r}, now {given.thresholds[column]!r}")
             wanted += ["--threshold", f"{column}={given.thresholds[column]}"]
@@ -123,9 +182,11 @@ def _refuse_other_thresholds(job: StoredJob, current: Manifest, given: LayerReco
         )
 
 
-def _layer(job: StoredJob, record: LayerRecord) -> int:
-    """The number of the layer that an earlier run with the same scorers began, or the next one."""
+def _layer(job: StoredJob, record: LayerRecord) -> tuple[int, LayerRecord]:
+    """The layer that an earlier run with the same scorers began, or the next one: its number and its record."""
     for number, layer in enumerate(job.layers, start=2):
-        if layer == record:
-            return number
-    return len(job.layers) + 2
+        # `phf retag` may have changed the threshold of a column that is there already.
+        kept = {column: layer.thresholds[column] for column in record.located if column in layer.thresholds}
+        if layer == record.model_copy(update={"thresholds": record.thresholds | kept}):
+            return number, layer
+    return len(job.layers) + 2, record

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
+from pipeline.reporting.found_types import FoundType
 from pipeline.reporting.human_labels import Calibration
 from pipeline.reporting.threshold_shares import ColumnShares, GroupShares
 from scorers.amounts import format_count
@@ -32,6 +33,7 @@ def render_report(
     columns: Sequence[ColumnShares],
     calibrations: Mapping[str, Calibration],
     by: str | None,
+    types: Mapping[str, Sequence[FoundType]],
 ) -> str:
     """Render the page; it holds counts, names of groups and figures, and no text of the corpus.
 
@@ -40,6 +42,7 @@ def render_report(
         columns: the shares of each column.
         calibrations: by column.
         by: what the groups are; None for none.
+        types: by column that has spans, what was found.
     """
     script, style = (files(__package__).joinpath(name).read_text() for name in ("report.js", "report.css"))
     environment = Environment(
@@ -51,7 +54,10 @@ def render_report(
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": format_percent, "count": "{:,}".format, "of": format_count}
-    views = [_view(dataset.uri, column, calibrations.get(column.column)) for column in columns]
+    views = [
+        _view(dataset.uri, column, calibrations.get(column.column)) | {"types": types.get(column.column, [])}
+        for column in columns
+    ]
     page: str = environment.get_template("report.html.j2").render(
         mark=Markup(_MARK),  # noqa: S704
         created_by=f"phf {library_versions('phf')['phf']}",
@@ -76,7 +82,10 @@ def is_report(content: bytes) -> bool:
 
 
 def to_dict(
-    dataset: LabelledDataset, columns: Sequence[ColumnShares], calibrations: Mapping[str, Calibration]
+    dataset: LabelledDataset,
+    columns: Sequence[ColumnShares],
+    calibrations: Mapping[str, Calibration],
+    types: Mapping[str, Sequence[FoundType]],
 ) -> dict[str, Any]:
     """The figures of the report as JSON values."""
     return {
@@ -92,6 +101,7 @@ def to_dict(
                 "all": _counts(each.whole),
                 "groups": [_counts(group) for group in each.groups],
                 "calibration": asdict(calibrations[each.column]) if each.column in calibrations else None,
+                "types": [asdict(found) for found in types[each.column]] if each.column in types else None,
             }
             for each in columns
         ],

@@ -1,14 +1,16 @@
 """Check conservation: each record of the plan is exactly once in the dataset or in quarantine, or sealing fails."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
 from pipeline.corpus.plan import Unit
 from pipeline.dataset.manifest import Ledger, SourceEntry
+from pipeline.job.purged import Key
 from pipeline.job.unit_records import UnitRecord
 from scorers.errors import IncompleteError
+from scorers.shell import phf
 
 
 class Conservation:
@@ -17,11 +19,13 @@ class Conservation:
     Args:
         sources: the sources of the plan, in order, with their numbers of records.
         where: the output, for messages.
+        purged: keys of records that must not be in the dataset.
     """
 
-    def __init__(self, sources: Sequence[SourceEntry], where: str) -> None:
+    def __init__(self, sources: Sequence[SourceEntry], where: str, purged: Collection[Key] = ()) -> None:
         self._sources = sources
         self._where = where
+        self._purged = purged
         self._read: Counter[int] = Counter()
         self._complete = 0  # number of leading sources that are complete
 
@@ -41,6 +45,12 @@ class Conservation:
                 unit,
                 f"{record.records:,} records were read, but {len(kept):,} are labelled or empty and {len(out):,} "
                 f"quarantined, {len(keys):,} of them different",
+            )
+        if self._purged and any(key in self._purged for key in kept):
+            # An older driver may complete a step, such as a commit, while a purge claims the next epoch.
+            raise IncompleteError(
+                f"Unit {unit.name} of {self._where} holds a document that was purged, because a run that was stopped "
+                f"committed it later. Run `{phf('purge', self._where)}` to remove it; it needs no ids."
             )
         slices: dict[str, list[tuple[int, int, int]]] = {}
         for part in unit.slices:

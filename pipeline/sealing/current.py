@@ -1,12 +1,14 @@
 """Find the current generation of a dataset, and seal a new one if it lacks units or columns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from pipeline.dataset.manifest import Manifest, no_manifest
+from pipeline.corpus.plan import Plan, Units
+from pipeline.dataset.manifest import Manifest, ScorerEntry, no_manifest
 from pipeline.job.epoch import Epoch
 from pipeline.job.record import StoredJob
 from pipeline.sealing.generations import finish_seal, generations, read_generation
-from pipeline.sealing.seal import Progress, contents_of, seal
+from pipeline.sealing.seal import Contents, Progress, contents_of, seal
 from pipeline.storage.base import Storage
 from scorers.errors import UserError
 
@@ -30,7 +32,7 @@ def current_manifest(storage: Storage) -> Manifest:
             f"{storage.uri} is a copy without its scored units (units/, job/, generations/), which this command needs. "
             "Give the --output of the `phf label` run."
         )
-    raise no_manifest(storage.uri, exists=bool(found), labelling="units/" in found)
+    raise no_manifest(storage.uri, found)
 
 
 def is_complete(manifest: Manifest, job: StoredJob, layers: Sequence[int]) -> bool:
@@ -38,7 +40,36 @@ def is_complete(manifest: Manifest, job: StoredJob, layers: Sequence[int]) -> bo
     return (
         manifest.ledger.units == len(job.plan.units)
         and manifest.sources == job.plan.entries
-        and manifest.scorers.keys() == job.columns(layers).keys()
+        and stored_columns(manifest.scorers) == stored_columns(job.columns(layers))
+    )
+
+
+def stored_columns(scorers: Mapping[str, ScorerEntry]) -> list[tuple[str, bool]]:
+    """The score columns, in order, and whether each has spans."""
+    return [(column, entry.spans) for column, entry in scorers.items()]
+
+
+def contents_as_sealed(job: StoredJob, sealed: Manifest) -> Contents:
+    """The units, columns and threshold specifications of a generation, though the job may have been extended since."""
+    kept = {column: each.spec for column, each in sealed.thresholds.items()}
+    contents = contents_of(job, job.layers_of(sealed.scorers), kept)
+    config = contents.config.model_copy(update={"inputs": sealed.config["inputs"]})
+    return replace(contents, config=config, plan=_first_of(job.plan, sealed))
+
+
+def _first_of(plan: Plan, sealed: Manifest) -> Plan:
+    """The part of a plan that a dataset was sealed with; the plan may have been extended since."""
+    units, sources = sealed.ledger.units, len(sealed.sources)
+    if (units, sources) == (len(plan.units), len(plan.sources)):
+        return plan
+    first = plan.units.first[: units + 1]
+    uris = {source.uri for source in plan.sources[:sources]}
+    return Plan(
+        plan.sources[:sources],
+        plan.entries[:sources],
+        Units(first, plan.units.slices[: first[-1]]),
+        [each for each in plan.cut if each.source in uris],
+        sealed.left_out,
     )
 
 

@@ -1,17 +1,17 @@
 """Report the progress of a job: committed units by column, what is sealed, and the commands that resume the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, parse_manifest
+from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest, ScorerEntry, parse_manifest
 from pipeline.job.record import StoredJob, load_job
 from pipeline.job.unit_store import UnitStore
-from pipeline.sealing.current import is_complete
+from pipeline.sealing.current import is_complete, stored_columns
 from pipeline.sealing.generations import generations, read_generation
 from pipeline.storage.base import Storage
 from scorers.errors import UserError
 
-LABEL, EXTEND, SCORE, RETAG = "phf label", "phf label --extend", "phf score", "phf retag"
+LABEL, EXTEND, SCORE, RETAG, PURGE = "phf label", "phf label --extend", "phf score", "phf retag", "phf purge"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class UnfinishedStep:
         command: the command that resumes it, with its original arguments.
         what: the step, as a gerund.
         units: the number of units that each layer must have.
-        layers: the layers that the step fills.
+        layers: the layers that the step fills; none for a purge.
     """
 
     command: str
@@ -42,9 +42,11 @@ class UnfinishedStep:
     @property
     def committed(self) -> int:
         """The number of committed units of the least complete layer."""
-        return min(layer.committed for layer in self.layers)
+        return min((layer.committed for layer in self.layers), default=0)
 
     def __str__(self) -> str:
+        if not self.layers:
+            return f"{self.what} is not finished. `{self.command}` without ids finishes it."
         parts = [f"{', '.join(each.columns)}: {each.committed:,} of {self.units:,} units" for each in self.layers]
         return f"{self.what} is not finished ({'; '.join(parts)}). The same `{self.command}` command resumes it."
 
@@ -83,10 +85,12 @@ def extent_of(job: StoredJob) -> Extent:
     layers = {
         number: Layer(number, tuple(job.columns([number])), int(UnitStore(storage, number).committed(units).sum()))
         for number in range(1, len(job.layers) + 2)
-        if number in sealed or manifest is None or not manifest.scorers.keys() & job.columns([number]).keys()
+        if number in sealed or manifest is None or _can_fill(job.columns([number]), manifest)
     }
     filled = tuple(layers[number] for number in sealed)
     steps = []
+    if job.record.is_purging:
+        steps.append(UnfinishedStep(PURGE, "Purging documents", units, ()))
     if (command := _command(job, manifest, current, filled)) is not None:
         what = {LABEL: "Labelling", EXTEND: "Labelling new inputs", SCORE: "Adding columns", RETAG: "Retagging"}
         steps.append(UnfinishedStep(command, what[command], units, filled))
@@ -117,6 +121,14 @@ def _newest(storage: Storage) -> Manifest | None:
         return None
 
 
+def _can_fill(columns: Mapping[str, ScorerEntry], manifest: Manifest) -> bool:
+    """Whether no column of a layer is taken by another scorer, and none is there already, spans included."""
+    return all(
+        (there := manifest.scorers.get(column)) is None or (entry.spans and entry.without_spans() == there)
+        for column, entry in columns.items()
+    )
+
+
 def _current(storage: Storage) -> Manifest | None:
     try:
         return parse_manifest(storage.read(MANIFEST_NAME), MANIFEST_NAME)
@@ -141,4 +153,4 @@ def _command(
     # The newest generation is committed, but not swapped in.
     if current.ledger.units != manifest.ledger.units:
         return EXTEND
-    return SCORE if list(current.scorers) != list(manifest.scorers) else RETAG
+    return SCORE if stored_columns(current.scorers) != stored_columns(manifest.scorers) else RETAG

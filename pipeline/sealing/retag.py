@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.job.epoch import Epoch
-from pipeline.job.record import load_job
+from pipeline.job.record import load_job, refuse_purging
 from pipeline.job.staging import clear_staging
 from pipeline.sealing.current import current_manifest
 from pipeline.sealing.extent import EXTEND, LABEL, extent_of
@@ -61,6 +61,7 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
     current = current_manifest(storage)
     specs = _specs(current, thresholds)
     job = load_job(storage)
+    refuse_purging(storage, job.record)
     if specs == _specs(current, {}) and sealed_manifest(storage) is not None:
         return Retagged(current, current)
     # A generation that a dead run had committed counts as current, even if its manifest was not swapped in.
@@ -77,7 +78,7 @@ def _retag(uri: str, thresholds: Mapping[str, float | str], progress: Progress |
             raise UserError(f"{storage.uri} is not completely labelled: {step} Then retag it.")
     sealed = seal(
         epoch,
-        Contents(job.config(layers), job.plan, current.scorers, layers, specs),
+        Contents(job.config(layers), job.plan, current.scorers, layers, specs, job.purged),
         generation=current.generation + 1,
         known={column: each.value for column, each in current.thresholds.items() if specs[column] == each.spec},
         progress=progress,

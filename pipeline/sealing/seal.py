@@ -10,11 +10,12 @@ import pyarrow.compute as pc
 
 from pipeline.config import LabelConfig
 from pipeline.corpus.plan import Plan
-from pipeline.dataset.manifest import Manifest, ScorerEntry, Shard, Threshold
+from pipeline.dataset.manifest import Manifest, ScorerEntry, Shard, Threshold, schema_version
 from pipeline.dataset.packing import pack
 from pipeline.dataset.schema import dataset_schema, unit_schema
 from pipeline.dataset.tags import add_tags, tag_column
 from pipeline.job.epoch import Epoch
+from pipeline.job.purged import Key
 from pipeline.job.record import StoredJob
 from pipeline.job.unit_records import UnitRecord
 from pipeline.job.unit_rows import joined_records, read_rows, read_scores
@@ -47,6 +48,7 @@ class Contents:
         scorers: by column, in the order of the schema.
         layers: the layers that fill these columns, in order.
         thresholds: by column, from `threshold_specs`.
+        purged: keys of the records that must not be in it.
     """
 
     config: LabelConfig
@@ -54,6 +56,7 @@ class Contents:
     scorers: Mapping[str, ScorerEntry]
     layers: Sequence[int]
     thresholds: Mapping[str, str]
+    purged: frozenset[Key] = frozenset()
 
 
 def contents_of(job: StoredJob, layers: Sequence[int], thresholds: Mapping[str, float | str]) -> Contents:
@@ -64,7 +67,7 @@ def contents_of(job: StoredJob, layers: Sequence[int], thresholds: Mapping[str, 
     """
     config, scorers = job.config(layers), job.columns(layers)
     specs = threshold_specs(list(scorers), dict(config.thresholds) | dict(thresholds))
-    return Contents(config, job.plan, scorers, layers, specs)
+    return Contents(config, job.plan, scorers, layers, specs, job.purged)
 
 
 def seal(
@@ -116,13 +119,15 @@ def stage(
     )
     files = StagedFiles(storage, f"{epoch.staging}/generation-{generation:04d}")
     ledger = LedgerWriter(files, ledger_folder(generation))
-    shards = _Shards(files, data_folder(generation), columns, values)
-    conservation = Conservation(plan.entries, storage.uri)
-    shards.write(_rows(stores, plan, columns, ledger, conservation, progress), contents.config.shard_size)
+    spans = [column for column, entry in contents.scorers.items() if entry.spans]
+    shards = _Shards(files, data_folder(generation), columns, values, spans)
+    conservation = Conservation(plan.entries, storage.uri, contents.purged)
+    shards.write(_rows(stores, plan, columns, spans, ledger, conservation, progress), contents.config.shard_size)
     ledger.add_cut(plan.cut)
     accounts = ledger.finish()
     conservation.finish(accounts)
     manifest = Manifest(
+        schema_version=schema_version(contents.scorers.values()),
         generation=generation,
         created_by=_created_by(),
         config=contents.config.semantic(),
@@ -154,6 +159,7 @@ class _Shards:
     folder: str
     columns: list[str]
     thresholds: Mapping[str, float]
+    spans: Sequence[str]
     written: list[Shard] = field(default_factory=list)
     sentences: dict[str, int] = field(default_factory=dict)
     aligned: dict[str, int] = field(default_factory=dict)
@@ -167,7 +173,7 @@ class _Shards:
             self._write_shard(group.rows for group in groups)
         if not self.written:
             # A dataset without rows still gets a shard, so that readers see its schema and `datasets` finds a file.
-            self._write_shard(iter([unit_schema(self.columns).empty_table()]))
+            self._write_shard(iter([unit_schema(self.columns, self.spans).empty_table()]))
 
     def _write_shard(self, tables: Iterator[pa.Table]) -> None:
         rows = sentences = 0
@@ -180,11 +186,11 @@ class _Shards:
                 yield self._tag(table)
 
         path = f"{self.folder}/part-{len(self.written):05d}.parquet"
-        file = self.files.write_parquet(path, dataset_schema(self.columns), tagged())
+        file = self.files.write_parquet(path, dataset_schema(self.columns, self.spans), tagged())
         self.written.append(Shard(**file.model_dump(), rows=rows, sentences=sentences))
 
     def _tag(self, table: pa.Table) -> pa.Table:
-        table = add_tags(table, self.columns, self.thresholds)
+        table = add_tags(table, self.columns, self.thresholds, self.spans)
         for column in self.columns:
             self.sentences[column] += _total(pc.list_value_length(table.column(column)))
             self.aligned[column] += _total(pc.list_flatten(table.column(tag_column(column))))
@@ -195,13 +201,14 @@ def _rows(
     layers: Sequence[UnitStore],
     plan: Plan,
     columns: list[str],
+    spans: Sequence[str],
     ledger: LedgerWriter,
     conservation: Conservation,
     progress: Progress | None,
 ) -> Iterator[pa.Table]:
     """Yield the rows of all units in order; check each unit and add it to the ledger on the way."""
     for record in _records(layers, plan, "Sealing", progress):
-        rows = read_rows(layers[0].storage, record, columns)
+        rows = read_rows(layers[0].storage, record, columns, spans)
         conservation.add_unit(plan.units[record.unit], record, rows)
         ledger.add_unit(record, rows)
         yield rows

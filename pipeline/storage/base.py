@@ -164,6 +164,10 @@ class Storage(ABC):
         """Yield path and advice for entries that are neither file nor folder, such as links, which `list` omits."""
         yield from ()
 
+    def has_other_links(self, path: str) -> bool:
+        """Whether a file has other names (hard links), under which it stays when it is deleted here."""
+        return False
+
     def refuse_links(self) -> None:
         """Refuse a root that directly contains a link.
 

@@ -138,6 +138,10 @@ class LocalStorage(Storage):
     def irregular(self) -> Iterator[tuple[str, str]]:  # noqa: D102
         return irregular_files(self._root)
 
+    def has_other_links(self, path: str) -> bool:  # noqa: D102
+        target = place_below(self._root, path)
+        return target.is_file() and target.stat().st_nlink > 1
+
     def refuse_links(self) -> None:  # noqa: D102
         with contextlib.suppress(FileNotFoundError), os.scandir(self._root) as entries:
             for entry in entries:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import obstore
 import pyarrow as pa
@@ -47,8 +46,6 @@ class ObjectStorage(Storage):
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        if not urlsplit(uri).netloc:
-            raise UserError(f"{uri} names no bucket; give something like {uri.partition('://')[0]}://bucket/prefix.")
         try:
             _ = self._store
         except (BaseError, ValueError) as error:

@@ -8,7 +8,7 @@ from pipeline.dataset.manifest import MANIFEST_NAME, no_manifest
 from pipeline.job.epoch import STAGING, Epoch
 from pipeline.job.plan_files import PLANS, plan_files
 from pipeline.job.record import JOB
-from pipeline.job.run_status import RunStatus, read_status
+from pipeline.job.run_status import RunStatus, running_driver
 from pipeline.job.staging import committed_part, parts_of
 from pipeline.sealing.generations import finish_seal
 from pipeline.storage.base import Storage
@@ -76,7 +76,7 @@ def collect(uri: str, *, delete: bool = False) -> Collected:
     storage = open_storage(uri)
     with storage_failures(storage):
         _require_job(storage, uri)
-        driver = _driver_at_work(storage)
+        driver = running_driver(storage)
         if driver is not None:
             remains = find_remains(storage, before_epoch=driver.epoch)
             orphans = [each for each in remains.orphans if _is_of_an_epoch(each)]
@@ -103,16 +103,11 @@ def _require_job(storage: Storage, uri: str) -> None:
     if not storage.exists(JOB) and not storage.exists(MANIFEST_NAME):
         found = storage.children()
         if "job/" not in found:
-            raise no_manifest(uri, exists=bool(found), labelling=False)
+            raise no_manifest(uri, found)
         raise UserError(
             f"{uri}/{JOB} is missing; without it, needed files cannot be distinguished. "
             f"Run `{phf('repair', uri)}` first."
         )
-
-
-def _driver_at_work(storage: Storage) -> RunStatus | None:
-    run = read_status(storage)
-    return run if run is not None and run.is_running else None
 
 
 def _is_of_an_epoch(orphan: Orphan) -> bool:

@@ -12,6 +12,7 @@ from pipeline.corpus.plan import Plan
 from pipeline.corpus.streams import SourceFile
 from pipeline.dataset.manifest import Manifest, ScorerEntry, SourceEntry
 from pipeline.job.plan_files import PlanFile, encode_plan, plan_path, read_part
+from pipeline.job.purged import TOMBSTONES, tombstones_path
 from pipeline.job.record import JOB, JobRecord, LayerRecord, layer_path
 from pipeline.job.unit_rows import read_rows
 from pipeline.job.unit_store import UnitStore
@@ -73,6 +74,8 @@ def repair_job(repairs: Repairs, check: JobCheck, manifest: Manifest | None, rep
         StoppedError: a newer run has claimed the output.
         OSError: the storage fails.
     """
+    for number in check.purges:
+        repairs.leave(tombstones_path(number), "only it holds the keys of the purged documents; restore it from a copy")
     damaged = [JOB] * check.config + [layer_path(layer) for layer in check.layers]
     columns = _lost_columns(repairs, check, manifest) if manifest is not None and len(damaged) == 1 else {}
     if damaged and not columns:
@@ -102,7 +105,9 @@ def repair_job(repairs: Repairs, check: JobCheck, manifest: Manifest | None, rep
     if check.config:
         _repair_config(repairs, check, manifest, columns, thresholds)
     for layer in check.layers:
-        record = to_checked(LayerRecord(scorers=columns, thresholds=thresholds), indent=2)
+        scored, _ = _known_columns(repairs, check)
+        located = [column for column in columns if column in scored]
+        record = to_checked(LayerRecord(scorers=columns, thresholds=thresholds, located=located), indent=2)
         repairs.do(layer_path(layer), _FROM_MANIFEST, partial(repairs.storage.put, layer_path(layer), record))
 
 
@@ -111,12 +116,27 @@ def _job(repairs: Repairs) -> JobRecord:
 
 
 def _lost_columns(repairs: Repairs, check: JobCheck, manifest: Manifest) -> dict[str, ScorerEntry]:
-    """The columns of the only layer with a damaged record: those of the manifest that no other layer fills."""
-    known = set() if check.config else set(_job(repairs).scorers)
+    """The columns of the only layer with a damaged record: those of the manifest that the others do not fill."""
+    scored, located = _known_columns(repairs, check)
+    lost = {}
+    for column, entry in manifest.scorers.items():
+        if column not in scored:
+            lost[column] = entry.without_spans() if column in located else entry
+        elif entry.spans and not scored[column] and column not in located:
+            lost[column] = entry
+    return lost
+
+
+def _known_columns(repairs: Repairs, check: JobCheck) -> tuple[dict[str, bool], set[str]]:
+    """The columns that the intact layers score, and whether with spans; and those to which one of them adds spans."""
+    scored = {} if check.config else {column: entry.spans for column, entry in _job(repairs).scorers.items()}
+    located: set[str] = set()
     for layer in range(2, check.layer_count + 1):
         if layer not in check.layers:
-            known |= set(from_checked(LayerRecord, repairs.storage.read(layer_path(layer))).scorers)
-    return {column: entry for column, entry in manifest.scorers.items() if column not in known}
+            record = from_checked(LayerRecord, repairs.storage.read(layer_path(layer)))
+            located |= set(record.located)
+            scored |= {column: entry.spans for column, entry in record.scorers.items() if column not in located}
+    return scored, located
 
 
 def _repair_config(
@@ -141,9 +161,17 @@ def _repair_config(
     elif repairs.epoch is not None:
         repairs.leave(JOB, "the plan cannot be repaired")
         return
-    scorers = {column: manifest.config["scorers"][column] for column in columns}
+    scorers = {column: entry.spec.model_dump(mode="json") for column, entry in columns.items()}
     changed = {"inputs": inputs, "scorers": scorers, "thresholds": thresholds}
-    record = JobRecord(config=manifest.config | changed, scorers=columns, sentences=sentences.fingerprint())
+    # Whether the last purge was finished is lost: `phf purge` finds that out.
+    purges = sum(name.endswith(".json") for name in storage.children(TOMBSTONES))
+    record = JobRecord(
+        version=2 if purges else 1,
+        config=manifest.config | changed,
+        scorers=columns,
+        sentences=sentences.fingerprint(),
+        purges=purges,
+    )
     repairs.do(JOB, _FROM_MANIFEST, partial(storage.put, JOB, to_checked(record, indent=2)))
 
 

@@ -1,14 +1,13 @@
 """Repair the files of a sealed dataset from its scored units."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from pipeline.checking.verify import Examination
-from pipeline.corpus.plan import Plan, Units
 from pipeline.dataset.card import CARD_NAME, render_card
 from pipeline.dataset.manifest import MANIFEST_NAME, DamagedError, Manifest
 from pipeline.job.record import StoredJob
+from pipeline.sealing.current import contents_as_sealed
 from pipeline.sealing.generations import (
     GenerationRecord,
     commit_generation,
@@ -94,12 +93,10 @@ class _Resealing:
         """Write the files of the dataset again, from the units and columns that it was sealed with."""
         assert self.repairs.epoch is not None  # noqa: S101 - a dry run seals nothing
         job, sealed = self._job, self.sealed
-        layers = list(range(1, len(job.layers) + 2)) if sealed is None else job.layers_of(sealed.scorers)
-        kept = {} if sealed is None else {column: each.spec for column, each in sealed.thresholds.items()}
-        contents = contents_of(job, layers, kept)
-        if sealed is not None:
-            config = contents.config.model_copy(update={"inputs": sealed.config["inputs"]})
-            contents = replace(contents, config=config, plan=_first_of(job.plan, sealed))
+        if sealed is None:
+            contents = contents_of(job, list(range(1, len(job.layers) + 2)), {})
+        else:
+            contents = contents_as_sealed(job, sealed)
         return stage(self.repairs.epoch, contents, generation=generation, progress=self._progress)
 
 
@@ -170,19 +167,3 @@ def _record(repairs: Repairs, generation: int) -> GenerationRecord | None:
 def _equal(now: Manifest, before: Manifest) -> bool:
     """Whether two manifests are equal apart from the version of phf that wrote them."""
     return now.model_copy(update={"created_by": before.created_by}) == before
-
-
-def _first_of(plan: Plan, sealed: Manifest) -> Plan:
-    """The part of a plan that a dataset was sealed with; the plan may have been extended since."""
-    units, sources = sealed.ledger.units, len(sealed.sources)
-    if (units, sources) == (len(plan.units), len(plan.sources)):
-        return plan
-    first = plan.units.first[: units + 1]
-    uris = {source.uri for source in plan.sources[:sources]}
-    return Plan(
-        plan.sources[:sources],
-        plan.entries[:sources],
-        Units(first, plan.units.slices[: first[-1]]),
-        [each for each in plan.cut if each.source in uris],
-        sealed.left_out,
-    )

@@ -22,7 +22,7 @@ from pipeline.labelling.run import Run, RunContext
 from pipeline.storage.base import Storage
 from pipeline.storage.checked_json import to_checked
 from pipeline.storage.open import open_storage
-from pipeline.upkeep import relabelling, repair_units
+from pipeline.upkeep import purge_units, relabelling, repair_units
 from scorers import registry
 from scorers.registry import ScorerSpec
 from tests.pipeline import probe, without_ray
@@ -75,28 +75,38 @@ def set_up(patch: pytest.MonkeyPatch, packages: Path) -> None:
     probe.install(packages)
     patch.syspath_prepend(str(packages))
     registry._plugins.cache_clear()
-    for module in (unit_store, unit_folders, commit, unit_checker, relabelling, repair_units):
+    for module in (unit_store, unit_folders, commit, unit_checker, relabelling, repair_units, purge_units):
         patch.setattr(module, "FOLDER_UNITS", FOLDER_UNITS)
 
 
-def label(made: Made, layers: int = 2) -> None:
-    """Label the corpus with a column on the CPU and one on a pretended GPU; layer 2 adds a third."""
-    reporter = PlainReporter(io.StringIO())
-    corpus = made.folder / "corpus"
-    corpus.mkdir()
-    for number, (start, stop) in enumerate([(0, 3), (3, 9), (9, 15)]):
-        (corpus / f"{number}.jsonl").write_text("\n".join(LINES[start:stop]) + "\nno json\n" * (number == 1))
-    config = LabelConfig.model_validate(
+def config(made: Made, *, quarantine_text: bool = False) -> LabelConfig:
+    """The settings of the job."""
+    return LabelConfig.model_validate(
         {
             "inputs": ["corpus"],
             "output": str(made.out),
             "scorers": {"probe": {"kind": "probe"}, "gpu": {"kind": "gpu_probe"}},
             "unit_size": UNIT_SIZE,
             "shard_size": 1500,
+            "quarantine_text": quarantine_text,
             "execution": EXECUTION,
         }
     )
-    run_label(config, reporter)
+
+
+def write_corpus(made: Made) -> None:
+    """Write three files; the second ends with a line that is no record."""
+    corpus = made.folder / "corpus"
+    corpus.mkdir()
+    for number, (start, stop) in enumerate([(0, 3), (3, 9), (9, 15)]):
+        (corpus / f"{number}.jsonl").write_text("\n".join(LINES[start:stop]) + "\nno json\n" * (number == 1))
+
+
+def label(made: Made, layers: int = 2, *, quarantine_text: bool = False) -> None:
+    """Label the corpus with a column on the CPU and one on a pretended GPU; layer 2 adds a third."""
+    reporter = PlainReporter(io.StringIO())
+    write_corpus(made)
+    run_label(config(made, quarantine_text=quarantine_text), reporter)
     if layers == 2:
         storage = made.storage
         late = scorer_entries({"late": registry.resolve("late", ScorerSpec(kind="probe", version=2))}, LabelExecution())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from pipeline.dataset.manifest import PURGED
 from pipeline.job.unit_records import UnitRecord
 from pipeline.labelling.monitoring.progress import STEPS, Progress
 from pipeline.labelling.scheduler.events import RunEvent, Tick, UnitCommitted, UnitFailed, UnitStaged, WorkerLost
@@ -53,6 +54,7 @@ METRICS = {
     "phf_workers": Description("gauge", "Workers, by state", ("group", "state")),
     "phf_backlog": Description("gauge", "Units that no worker of the group has had", ("group",)),
     "phf_units": Description("gauge", "Units of the job, by state", ("state",)),
+    "phf_inputs_cut": Description("gauge", "Inputs that cannot be read to their end; what follows is lost"),
     "phf_remaining_seconds": Description("gauge", "Seconds until all units are committed, at the recent pace"),
 }
 
@@ -109,13 +111,15 @@ class Metrics:
         dataset: URI of the output.
         run: name of the run, as in its log.
         progress: figures of the run, read at every tick.
+        cut: inputs that cannot be read to their end.
     """
 
-    def __init__(self, dataset: str, run: str, progress: Progress) -> None:
+    def __init__(self, dataset: str, run: str, progress: Progress, cut: int) -> None:
         import ray
         from ray.util.client import ray as client
 
         self._progress = progress
+        self._cut = cut
         self._changes = Changes()
         self._apply: Callable[[Changes], object]
         if client.is_connected():  # type: ignore[no-untyped-call]
@@ -149,6 +153,8 @@ class Metrics:
         self._count("phf_sentences_total", record.sentences)
         self._count("phf_bytes_text_total", record.bytes_text)
         for each in record.quarantined:
+            if each.reason == PURGED:
+                continue  # removed on request: nothing to be alerted to
             # A third-party scorer may give any text as the reason; a label must not contain text of the corpus.
             self._count("phf_quarantined_total", 1, reason=each.reason if _REASON.fullmatch(each.reason) else "other")
         for part in parts:
@@ -170,6 +176,7 @@ class Metrics:
         by_state = {"committed": progress.committed, "given-up": given_up, "working": working, "waiting": waiting}
         for units_state, units in by_state.items():
             self._set("phf_units", units, state=units_state)
+        self._set("phf_inputs_cut", self._cut)
         self._set("phf_remaining_seconds", progress.remaining_s or 0.0)
 
     def _count(self, name: str, value: float, **labels: str) -> None:

@@ -35,6 +35,8 @@ _MAX_FOLDER_LENGTH = 40
 _ANSWER_S = 10.0
 _REINSTALL_S = 0.02
 _FOLDER_PREFIX = "phf-ray-"
+# What a head says that started no server for a Ray client within 30 s.
+_SLOW_SERVER = "Starting Ray client server failed"
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -196,13 +198,25 @@ def _remote(address: str, more: Sequence[Path]) -> Iterator[None]:
         user_token(address),
         _keeping_lost_ray(),
         _connected(
-            lambda: ray.init(
-                address=address, runtime_env=sent, log_to_driver=False, logging_level=logging.ERROR, **config
+            lambda: _starting_again_when_slow(
+                lambda: ray.init(
+                    address=address, runtime_env=sent, log_to_driver=False, logging_level=logging.ERROR, **config
+                )
             ),
             f"Cannot join the Ray cluster {address}",
         ),
     ):
         yield
+
+
+def _starting_again_when_slow(start: Callable[[], object]) -> None:
+    """Connect once more if the head gave up waiting for the process that serves this client, as a busy head does."""
+    try:
+        start()
+    except RuntimeError as error:
+        if _SLOW_SERVER not in str(error):
+            raise
+        start()
 
 
 def _job_config() -> "JobConfig":

@@ -5,19 +5,21 @@ Large documents are cut at sentence boundaries into parts of bounded size; group
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.config import MAX_DOCUMENT_SIZE
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.labelling.workers.scoring import SCORER_ERROR, placeholder, score_documents
+from pipeline.dataset.manifest import PURGED
+from pipeline.job.purged import Key, tombstone
+from pipeline.labelling.workers.scoring import SCORER_ERROR, Locating, Scores, placeholder, score_documents
 from scorers.contract import Document, Scorer, ScoringError
 from scorers.describe_error import describe
 from scorers.sentences import document
+from scorers.spans import Finding, Located
 from scorers.text import utf8_size
 
 LargeDocuments = Literal["split", "quarantine"]
@@ -42,11 +44,15 @@ class Part:
         """The part as a document, with ends relative to the part's start."""
         if self.start == 0 and self.stop == len(document.ends):
             return document
-        first = int(document.ends[self.start - 1]) if self.start else 0
+        first = self.offset(document)
         ends = document.ends[self.start : self.stop] - first
         return Document(
             document.text[first : first + int(ends[-1])], ends, document.kind, document.name, self._given(document)
         )
+
+    def offset(self, document: Document) -> int:
+        """Where the part begins in the document's text, in code points."""
+        return int(document.ends[self.start - 1]) if self.start else 0
 
     def _given(self, document: Document) -> Mapping[str, Any] | None:
         """The part's slice of lists with a value per sentence; other lists are kept for the scorer to refuse."""
@@ -104,11 +110,17 @@ KnownErrors = Mapping[tuple[str, int], Mapping[str, ScoringError]]
 
 @dataclass(frozen=True)
 class Scored:
-    """A record with its document and its scores by column: float32 [n_sentences], None where a scorer doesn't apply."""
+    """A record with its document, its scores, and its findings.
+
+    Attributes:
+        scores: by column, float32 [n_sentences]; None where a scorer doesn't apply.
+        spans: by column of a scorer that locates, its findings in the document; None where it doesn't apply.
+    """
 
     record: Record
     document: Document
-    scores: dict[str, NDArray[np.float32] | None]
+    scores: dict[str, Scores | None]
+    spans: dict[str, list[Finding] | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -128,6 +140,7 @@ def label_records(
     large_documents: LargeDocuments = "split",
     keep_text: bool = False,
     known_errors: KnownErrors | None = None,
+    purged: Collection[Key] = (),
 ) -> Labelled:
     """Split and score records; quarantine those that cannot be scored, without effect on the others.
 
@@ -137,12 +150,14 @@ def label_records(
 
     Args:
         records: all records of a unit; scores may depend on the set of documents in the last bits.
-        scorers: by column; if several fail on a record, the first gives the reason.
+        scorers: by column, `Locating` ones with their findings; if several fail on a record, the first gives the
+            reason.
         max_document_size: UTF-8 bytes of text above which a document is large.
         large_documents: how to treat large documents; large Python files are always quarantined, because linters need
             the whole file.
         keep_text: whether quarantine keeps the text.
         known_errors: errors to report without trying: the scorer gets a placeholder instead of the record.
+        purged: keys of records to replace by their tombstones in the same way, so that the others keep their scores.
 
     Raises:
         ScorerFailedError: a scorer fails on any document.
@@ -157,8 +172,9 @@ def label_records(
             for each in items
         ]
     documents = [each for each in outcomes if isinstance(each, Document)]
+    removed = dict.fromkeys(scorers, ScoringError(PURGED))
     reasons = [
-        known_errors.get((each.source, each.position), {})
+        removed if (each.source, each.position) in purged else known_errors.get((each.source, each.position), {})
         for each, outcome in zip(items, outcomes, strict=True)
         if isinstance(outcome, Document)
     ]
@@ -174,22 +190,28 @@ def label_records(
                 results.score(group, parts)
     index = 0
     for record, outcome in zip(items, outcomes, strict=True):
+        key = (record.source, record.position)
         if isinstance(record, Quarantined):
-            labelled.quarantined.append(record)
+            labelled.quarantined.append(tombstone(key) if key in purged else record)
             continue
-        scores: dict[str, NDArray[np.float32] | None] = {}
+        scores: dict[str, Scores | None] = {}
+        spans: dict[str, list[Finding] | None] = {}
         error = outcome if isinstance(outcome, ScoringError) else None
         if isinstance(outcome, Document):
             for column, results in columns.items():
                 result = results.of(index)
                 if isinstance(result, ScoringError):
                     error = error or ScoringError(result.reason, f"{column}: {result.detail}")
-                else:
-                    scores[column] = result
+                    continue
+                scores[column] = None if result is None else result.scores
+                if isinstance(scorers[column], Locating):
+                    spans[column] = None if result is None else result.findings
             index += 1
-            if error is None:
-                labelled.scored.append(Scored(record, outcome, scores))
-        if error is not None:
+            if error is None and key not in purged:
+                labelled.scored.append(Scored(record, outcome, scores, spans))
+        if key in purged:
+            labelled.quarantined.append(tombstone(key))
+        elif error is not None:
             text = record.text if keep_text else None
             labelled.quarantined.append(Quarantined(record.source, record.position, error.reason, error.detail, text))
     return labelled
@@ -200,7 +222,8 @@ class _Column:
 
     def __init__(self, scorer: Scorer, documents: Sequence[Document], refused: Mapping[int, ScoringError]) -> None:
         self._scorer = scorer
-        # By document: the scores of its parts so far, the error, or None where the scorer does not apply.
+        self._documents = documents
+        # By document: the results of its parts so far, the error, or None where the scorer does not apply.
         self._results = [
             self._empty_result(placeholder(each) if index in refused else each) for index, each in enumerate(documents)
         ]
@@ -225,16 +248,23 @@ class _Column:
             if isinstance(so_far, list):
                 if isinstance(result, ScoringError):
                     self._results[group[index].document] = result
+                elif isinstance(result, Located):
+                    offset = group[index].offset(self._documents[group[index].document])
+                    moved = [each.moved(offset) for each in result.findings] if offset else result.findings
+                    so_far.append(Located(result.scores, moved))
                 else:
-                    so_far.append(result)
+                    so_far.append(Located(result, []))
 
-    def of(self, document: int) -> NDArray[np.float32] | ScoringError | None:
+    def of(self, document: int) -> Located | ScoringError | None:
         result = self._results[document]
         if not isinstance(result, list):
             return result
-        return result[0] if len(result) == 1 else np.concatenate([*result, np.zeros(0, np.float32)])
+        if len(result) == 1:
+            return result[0]
+        scores = np.concatenate([*(each.scores for each in result), np.zeros(0, np.float32)])
+        return Located(scores, [finding for each in result for finding in each.findings])
 
-    def _empty_result(self, document: Document) -> list[NDArray[np.float32]] | ScoringError | None:
+    def _empty_result(self, document: Document) -> list[Located] | ScoringError | None:
         try:
             return [] if self._scorer.applies(document) else None
         except Exception as error:  # noqa: BLE001 - a library's failure on odd input becomes a value

@@ -11,6 +11,7 @@ from scorers.contract import Document, Scorer, ScoringError
 from scorers.deadline import DeadlineExceededError
 from scorers.describe_error import describe
 from scorers.errors import UserError
+from scorers.spans import Located, why_invalid
 from scorers.stopping import StopRequest
 
 SCORER_ERROR = "scorer-error"
@@ -20,14 +21,35 @@ INVALID_SCORE = "invalid-score"
 _PASSED_ON = (DeadlineExceededError, GeneratorExit, KeyboardInterrupt, StopRequest, SystemExit)
 
 Scores = NDArray[np.float32]
+Result = Scores | Located | ScoringError
+
+
+class Locating:
+    """A scorer that also locates: its `score` gives scores and findings, from one pass."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.name = scorer.name
+        self.fingerprint = scorer.fingerprint
+        self._scorer: Any = scorer
+
+    def applies(self, document: Document) -> bool:
+        """Return whether the scorer applies to the document."""
+        applies: bool = self._scorer.applies(document)
+        return applies
+
+    def score(self, documents: Sequence[Document]) -> Any:
+        """Return what `LocatesFindings.locate` returns."""
+        return self._scorer.locate(documents)
 
 
 class ScorerFailedError(UserError):
     """A scorer fails on any document, so that the scorer is at fault."""
 
 
-def score_documents(scorer: Scorer, documents: Sequence[Document]) -> list[Scores | ScoringError]:
+def score_documents(scorer: Scorer, documents: Sequence[Document]) -> list[Result]:
     """Return for each document its scores, float32 [n_sentences], finite and >= 0, or the error.
+
+    The scores of a `Locating` scorer come with its findings.
 
     If the scorer raises, bisect the documents to find those that cause it. Then score all together once more with
     placeholders for these, so that batches keep their shapes and the other documents get the same bytes as ever. If
@@ -72,12 +94,12 @@ class _RaisedError(ScoringError):
     """The scorer raised, rather than returning a `ScoringError`."""
 
 
-def _halves(scorer: Scorer, documents: Sequence[Document], error: Exception) -> list[Scores | ScoringError]:
+def _halves(scorer: Scorer, documents: Sequence[Document], error: Exception) -> list[Result]:
     """Bisect `documents`, on which the scorer has just raised `error`."""
     if len(documents) == 1:
         known = error if isinstance(error, ScoringError) else ScoringError(SCORER_ERROR, describe(error))
         return [_RaisedError(known.reason, known.detail)]
-    results: list[Scores | ScoringError] = []
+    results: list[Result] = []
     middle = len(documents) // 2
     for half in (documents[:middle], documents[middle:]):
         try:
@@ -98,7 +120,7 @@ def _check_scorer_works(scorer: Scorer, like: Document) -> None:
         ) from None
 
 
-def _score(scorer: Scorer, documents: Sequence[Document]) -> list[Scores | ScoringError]:
+def _score(scorer: Scorer, documents: Sequence[Document]) -> list[Result]:
     try:
         results: Any = scorer.score(documents)
     except BaseException as error:
@@ -109,7 +131,23 @@ def _score(scorer: Scorer, documents: Sequence[Document]) -> list[Scores | Scori
     if not isinstance(results, list) or len(results) != len(documents):
         what = f"{len(results)} results" if isinstance(results, list) else f"a {type(results).__name__}"
         raise ScoringError(INVALID_SCORE, f"{what} for {len(documents)} documents")
-    return [_checked(result, len(each.ends)) for result, each in zip(results, documents, strict=True)]
+    locates = isinstance(scorer, Locating)
+    return [
+        _checked_findings(result, each) if locates else _checked(result, len(each.ends))
+        for result, each in zip(results, documents, strict=True)
+    ]
+
+
+def _checked_findings(result: Any, document: Document) -> Result:
+    if isinstance(result, ScoringError):
+        return result
+    if not isinstance(result, Located):
+        return ScoringError(INVALID_SCORE, f"a {type(result).__name__}, not located scores")
+    scores = _checked(result.scores, len(document.ends))
+    if isinstance(scores, ScoringError):
+        return scores
+    problem = why_invalid(result.findings, document.ends.tolist(), scores)
+    return Located(scores, result.findings) if problem is None else ScoringError(INVALID_SCORE, problem)
 
 
 def _checked(result: Any, sentences: int) -> Scores | ScoringError:

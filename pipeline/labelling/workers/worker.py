@@ -7,20 +7,23 @@ keys and scores.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.readers import UnitReader
 from pipeline.corpus.records import Quarantined, Record
-from pipeline.dataset.schema import unit_schema
+from pipeline.dataset.schema import ROW_FIELDS, SPANS, SPANS_SUFFIX, unit_schema
 from pipeline.dataset.writer import parquet_writer
 from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob
 from pipeline.labelling.workers.committed_records import CommittedReader
 from pipeline.labelling.workers.label_records import KnownErrors, Scored, label_records, timed
+from pipeline.labelling.workers.scoring import Locating
 from pipeline.storage.open import open_storage
+from scorers.contract import Scorer
 from scorers.registry import build
 from scorers.sentences import document
 from scorers.text import utf8_size
@@ -29,10 +32,12 @@ _KEY_COLUMNS = ("source", "position")
 _ROW_GROUP_BYTES = 64 * 1024 * 1024
 
 
-def part_schema(columns: Sequence[str], *, base: bool) -> pa.Schema:
-    """Schema of a group's part: `unit_schema` for the base group, keys and scores for any other."""
-    schema = unit_schema(columns)
-    return schema if base else pa.schema([schema.field(name) for name in (*_KEY_COLUMNS, *columns)])
+def part_schema(columns: Sequence[str], spans: Collection[str] = (), *, base: bool) -> pa.Schema:
+    """Schema of a group's part: `unit_schema` for the base group, keys, scores and spans for any other."""
+    schema = unit_schema(columns, spans)
+    if base:
+        return schema
+    return pa.schema([schema.field(name) for name in (*_KEY_COLUMNS, *schema.names[len(ROW_FIELDS) :])])
 
 
 def row_groups(scored: Sequence[Scored]) -> Iterator[Sequence[Scored]]:
@@ -40,6 +45,7 @@ def row_groups(scored: Sequence[Scored]) -> Iterator[Sequence[Scored]]:
     start = size = 0
     for index, each in enumerate(scored):
         size += len(each.record.text) + len(each.record.meta) + 8 * len(each.document.ends)
+        size += sum(16 + len(finding.type) for found in each.spans.values() for finding in found or ())
         if size >= _ROW_GROUP_BYTES:
             yield scored[start : index + 1]
             start, size = index + 1, 0
@@ -49,15 +55,17 @@ def row_groups(scored: Sequence[Scored]) -> Iterator[Sequence[Scored]]:
 
 def table_of(rows: Sequence[Scored], schema: pa.Schema) -> pa.Table:
     """Build a table of `schema` from rows."""
-    columns = {
+    values: dict[str, list[Any]] = {
         name: [getattr(each.record, name) for each in rows] for name in ("doc_id", "source", "position", "text", "meta")
     }
-    values = columns | {"ends": [each.document.ends for each in rows]}
-    arrays = [
-        pa.array(values[each.name] if each.name in values else [row.scores[each.name] for row in rows], each.type)
-        for each in schema
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    values["ends"] = [each.document.ends for each in rows]
+    for each in schema:
+        if each.type.equals(SPANS):
+            column = each.name.removesuffix(SPANS_SUFFIX)
+            values[each.name] = [row.spans[column] for row in rows]
+        elif each.name not in values:
+            values[each.name] = [row.scores[each.name] for row in rows]
+    return pa.Table.from_arrays([pa.array(values[each.name], each.type) for each in schema], schema=schema)
 
 
 @dataclass(frozen=True)
@@ -108,13 +116,18 @@ class UnitLabeller:
         self._group = group
         self._holds_rows = group == BASE_GROUP and job.layer == 1
         self._columns = job.groups[group]
+        self._purged = job.purged
         self._storage = open_storage(config.output)
         # Later layers read the rows of the first, because the inputs may be gone.
         self._reader: UnitReader | CommittedReader = (
             UnitReader(job.plan, config) if job.layer == 1 else CommittedReader(self._storage, job.plan, config)
         )
-        self.scorers = {
+        self._spans = [column for column in self._columns if config.scorers[column].spans]
+        scorers = {
             column: build(column, config.scorers[column], config.execution.of(column)) for column in self._columns
+        }
+        self.scorers: dict[str, Scorer] = {
+            column: Locating(scorer) if column in self._spans else scorer for column, scorer in scorers.items()
         }
         # Warm up the splitter, which loads its library with the first document.
         document("A sentence.")
@@ -150,8 +163,9 @@ class UnitLabeller:
             large_documents=self._config.large_documents,
             keep_text=self._config.quarantine_text,
             known_errors=known_errors,
+            purged=self._purged,
         )
-        schema = part_schema(self._columns, base=self._holds_rows)
+        schema = part_schema(self._columns, self._spans, base=self._holds_rows)
         with (
             timed(labelled.seconds, "write"),
             self._storage.open_write(staged) as sink,

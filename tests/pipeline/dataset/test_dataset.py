@@ -106,7 +106,7 @@ def test_a_shard_with_another_number_of_rows_is_refused_at_the_start(dataset):
         ("", "is damaged at its start"),
         ("{}", "is damaged at generation: Field required"),
         ('{"sealed": false}', "is damaged at sealed"),
-        ('{"schema_version": 7, "sealed": true}', "schema version 7, but this phf reads version 1"),
+        ('{"schema_version": 7, "sealed": true}', "schema version 7, but this phf reads versions 1 and 2"),
     ],
 )
 def test_the_error_for_a_damaged_manifest_says_where(text, message):

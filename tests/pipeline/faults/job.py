@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.checking.verify import verify
+from pipeline.dataset import open_dataset
 from pipeline.storage.base import Storage
 from pipeline.storage.failpoints import VARIABLE
 from pipeline.storage.open import open_storage
@@ -53,6 +54,12 @@ class Job(Labelling):
     def retag(self, threshold: str, failpoints: str = "") -> forked.Ended:
         """Run `phf retag` and wait for the end."""
         return self._fork(["retag", self.uri, "--threshold", f"probe={threshold}"], failpoints).wait()
+
+    def purge(self, *positions: int, failpoints: str = "") -> forked.Ended:
+        """Run `phf purge` for the records at some positions of the corpus, and wait for the end."""
+        (source,) = (each.uri for each in open_dataset(self.uri).manifest.sources)
+        arguments = ["purge", self.uri, "--source", source, *(f"--position={each}" for each in positions)]
+        return self._fork(arguments, failpoints).wait()
 
     def verify(self) -> forked.Ended:
         """Run `phf verify` and wait for the end."""

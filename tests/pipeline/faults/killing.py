@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.storage.failpoints import VARIABLE
+from pipeline.storage.local import TEMPORARY
 from tests.pipeline import forked
 from tests.pipeline.faults.job import DIED, DONE, INCOMPLETE, STOPPED, command_of
 from tests.pipeline.faults.test_driver_dies import NAMES
@@ -94,6 +95,9 @@ class Commands(Labelling):
 
     def collect(self) -> None:
         """`phf gc --delete`."""
+        # What a process left that died while writing counts as in use for an hour.
+        for path in self.output.rglob(f".*{TEMPORARY}"):
+            os.utime(path, (0, 0))
         ended = self.start(["gc", "labelled", "--delete"], ray=False).wait()
         assert ended.code == DONE, ended.printed
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from pipeline.checking.verify import verify
 from pipeline.dataset import open_dataset
-from tests.pipeline.faults.job import COUNT, DIED, DONE, INCOMPLETE, STOPPED, TEXTS, Job, check
+from tests.pipeline.committed import bytes_below
+from tests.pipeline.faults.job import COUNT, DIED, DONE, INCOMPLETE, STOPPED, TEXTS, Job, check, copy
 from tests.pipeline.label_job import stopped, wait_for
 
 NAMES = sorted(
@@ -25,9 +27,10 @@ NAMES = sorted(
 RETAG_ONLY = ["generation-deleted"]
 # Needs a thousand units; see `test_full_folders`.
 FULL_FOLDERS_ONLY = ["segment-written"]
-# Only in `phf repair`; `test_repair` interrupts each of its steps.
+# Only in `phf repair` and `phf purge`; `test_repair` and `test_purge` interrupt each of their steps.
 REPAIR_ONLY = ["record-replaced"]
-LABELLING = [name for name in NAMES if name not in RETAG_ONLY + FULL_FOLDERS_ONLY + REPAIR_ONLY]
+PURGE_ONLY = ["tombstones-written", "purge-begun"]
+LABELLING = [name for name in NAMES if name not in RETAG_ONLY + FULL_FOLDERS_ONLY + REPAIR_ONLY + PURGE_ONLY]
 IN_ORDER = [
     *("staged-written", "staged-synced", "record-created", "part-moved"),
     *("seal-staged", "generation-created", "seal-moved", "card-written", "manifest-written"),
@@ -112,3 +115,24 @@ def test_a_retag_that_dies_leaves_a_whole_dataset_and_is_finished_by_the_same_co
         assert sum(batch.num_rows for batch in open_dataset(sealed.uri).read_batches()) == len(TEXTS)
     assert sealed.retag("p90").code == DONE
     check(sealed, retagged)
+
+
+def test_a_purge_that_dies_at_every_point_is_finished_by_the_same_command(sealed: Job, tmp_path: Path) -> None:
+    # Two records in different units: one unit is finished by recovery, and the other one rewritten.
+    positions = [row.as_py() for batch in open_dataset(sealed.uri).read_batches(["position"]) for row in batch[0]]
+    gone = (positions[0], positions[-1])
+    undisturbed = copy(sealed, tmp_path / "undisturbed")
+    assert undisturbed.purge(*gone).code == DONE
+    points = [*PURGE_ONLY, "staged-written", *REPAIR_ONLY, *("part-moved", "seal-staged", "generation-created")]
+    points += ["seal-moved", "card-written", "manifest-written", "generation-deleted"]
+    for name in points:
+        ended = sealed.purge(*gone, failpoints=rule(name, "kill"))
+        assert ended.code == DIED, f"{name}: {ended.printed}"
+        rows = sum(batch.num_rows for batch in open_dataset(sealed.uri).read_batches())
+        assert rows == len(TEXTS) - 2 * (name in ("manifest-written", "generation-deleted"))
+    assert sealed.label().code == INCOMPLETE, "another command waits for the purge"
+    assert sealed.purge(*gone).code == DONE
+    assert bytes_below(sealed.output, "data") == bytes_below(undisturbed.output, "data")
+    assert bytes_below(sealed.output, "job/purged") == bytes_below(undisturbed.output, "job/purged")
+    assert verify(sealed.uri).problems == []
+    assert sealed.label().code == DONE

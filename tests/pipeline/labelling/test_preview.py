@@ -116,7 +116,7 @@ def test_text_that_no_scorer_has_searched_is_not_shown(letters):
         (["missing.jsonl", "--scorer", "pep8"], "There is no input missing.jsonl"),
         (["{corpus}"], "No scorer is given"),
         (["{corpus}", "--scorer", "nonsense"], "'nonsense'"),
-        (["{corpus}", "--scorer", "pep8", "--redact"], "--redact needs a scorer that locates what"),
+        (["{corpus}", "--scorer", "pep8", "--redact"], "--redact needs a scorer that finds something to hide"),
         (["{corpus}", "--scorer", "pep8", "--threshold", "pii=0"], "threshold for 'pii'"),
         (["{corpus}", "--scorer", "pep8", "--text-field", "body"], "No record has the field 'body'"),
     ],

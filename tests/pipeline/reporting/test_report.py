@@ -79,6 +79,7 @@ def test_prints_the_figures_and_compares_with_labels(run, labelled, tmp_path):
         (["--by", "author"], "no document of"),
         (["-o", "notes.html"], "is not a report of phf"),
         (["-o", "link.html"], "is a link"),
+        (["-o", "rep"], "--output rep is a page: give it a name that ends in .html"),
         (["-o", "folder"], "Cannot write --output folder"),
     ],
 )

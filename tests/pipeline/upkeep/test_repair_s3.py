@@ -1,4 +1,4 @@
-"""verify, repair and gc on a real S3 server."""
+"""verify, repair, gc and purge on a real S3 server."""
 
 import io
 
@@ -6,10 +6,13 @@ import pyarrow.fs as pafs
 import pytest
 
 from pipeline.checking.verify import verify
+from pipeline.dataset import open_dataset
+from pipeline.dataset.derived import CACHE_VARIABLE
 from pipeline.job.epoch import Epoch
 from pipeline.labelling.monitoring.console import PlainReporter
 from pipeline.storage.open import open_storage
 from pipeline.upkeep.gc import collect
+from pipeline.upkeep.purge import Request, purge
 from pipeline.upkeep.repair import repair
 from tests.pipeline import upkept
 from tests.pipeline.committed import bytes_below
@@ -51,3 +54,11 @@ def test_a_damaged_dataset_in_a_bucket_is_repaired(s3, tmp_path, monkeypatch):
     }
     assert verify(uri).problems == []
     assert list(storage.list("staging")) == []
+
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    assert len(purge(uri, Request(frozenset({"r1"}))).found.rows) == 1
+    report = verify(uri)
+    assert (report.problems, report.unfinished) == ([], ())
+    ids = [each for batch in open_dataset(uri).read_batches(["doc_id"]) for each in batch.column(0).to_pylist()]
+    assert ids == [f"r{number}" for number in range(15) if number != 1]
+    assert {info.path.split("/")[1] for info in storage.list("data")} == {"0002"}

@@ -21,6 +21,7 @@ from tests.pipeline.verify.forging import SHARD, change_text, edit, problems, re
     [
         (lambda folder: None, "There is nothing at"),
         (lambda folder: (folder / "units").mkdir(parents=True), "is incomplete: labelling has not finished"),
+        (lambda folder: (folder / "job").mkdir(parents=True), "is incomplete: labelling has not finished. .phf status"),
         (lambda folder: (folder / "photos").mkdir(parents=True), "is not a labelled dataset: it has no manifest.json"),
     ],
 )
@@ -28,6 +29,8 @@ def test_a_folder_that_is_not_a_dataset_is_refused(tmp_path, prepare, message):
     prepare(tmp_path / "out")
     if (tmp_path / "out/units").is_dir():
         (tmp_path / "out/units/notes.json").write_text("{}")
+    if (tmp_path / "out/job").is_dir():
+        (tmp_path / "out/job/config.json").write_text("{}")
     if (tmp_path / "out/photos").is_dir():
         (tmp_path / "out/photos/cat.jpg").write_text("")
     for refuse in (verify, open_dataset):
@@ -36,8 +39,8 @@ def test_a_folder_that_is_not_a_dataset_is_refused(tmp_path, prepare, message):
 
 
 def test_another_schema_version_is_refused(dataset):
-    edit(dataset, schema_version=2)
-    with pytest.raises(UserError, match="schema version 2, but this phf reads version 1"):
+    edit(dataset, schema_version=3)
+    with pytest.raises(UserError, match="schema version 3, but this phf reads versions 1 and 2"):
         verify(str(dataset))
 
 
