@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 from training.measuring_config import EvaluationConfig
 from training.setting_types import Count, Name, Section, Seed
 
-ObjectiveName = Literal["mle", "filtering", "conditional", "unlikelihood", "unlikelihood_soft", "rwr", "awr"]
+ObjectiveName = Literal[
+    "mle", "filtering", "conditional", "unlikelihood", "unlikelihood_soft", "rwr", "token_rwr", "awr", "target"
+]
 
 
 def as_written(number: float) -> Fraction:
@@ -46,9 +48,10 @@ class DataConfig(Section):
     """Several score columns and their weights, such as `{toxicity: 1, pii: 0.5}`: see `training.data.combined`.
     Documents without a score in any of them are left out.
     """
-    token_scores: bool = False
-    """A token carries its sentence's score only if it overlaps one of the scorer's findings, else 0; for scorers that
-    can locate their findings (scrubadub). See `training.data.token_spans`.
+    token_scores: bool | Annotated[str, Field(pattern=r"^credit:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")] = False
+    """True: a token carries its sentence's score only if it overlaps one of the scorer's findings, else 0; for scorers
+    that know where they found something, and for datasets with spans. `credit:NAME`: a token carries what `phf credit`
+    gave it.
     """
     tokenizer: str | None = None
     """Path or name of a Hugging Face tokenizer; None trains a byte-level BPE on the dataset."""
@@ -128,27 +131,53 @@ class ObjectiveConfig(Section):
     aligned and misaligned (Quark, arXiv 2205.13636, "quantization"). Equal scores share a class, so there may be
     fewer. Two are called `<|aligned|>` and `<|misaligned|>`, more are `<|quantile_1|>` (the best) and so on.
     """
+    tag_place: Literal["before", "after", "both"] = "before"
+    """Conditional: where a sentence's control token stands. After it there is another one, `<|after_aligned|>` or
+    `<|after_misaligned|>`, which the model learns to predict from the sentence (an auxiliary target, arXiv 2511.21613)
+    and never writes. With `after` alone samples cannot be conditioned.
+    """
     mask_control_tokens: bool = False
-    """Conditional: no loss on control tokens, only on what follows them, as MeCo (arXiv 2501.01956) masks metadata."""
+    """Conditional: no loss on control tokens before sentences, only on what follows them, as MeCo (arXiv 2501.01956)
+    masks metadata.
+    """
     mask_above: float | Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")] | None = None
     """Sentences with a higher score are read but not learnt ("masked SLUNG", arXiv 2505.03052); a score, or a
     percentile of the stream's sentences such as `p99`. With `data.columns` it applies to the combined score; with a
     mixture the percentile is that of `data.dataset`. See `training.loss_mask`.
+    """
+    hide_above: float | Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")] | None = None
+    """Tokens of sentences with a higher score are replaced by `<|hidden|>` and not learnt, so that the model does not
+    read them either ("removal", arXiv 2601.21571); a score or a percentile, as in `mask_above`. With
+    `data.token_scores` tokens by their own scores.
     """
     drop_tags: float | None = Field(default=None, ge=0, le=1)
     """Conditional: share of sentences without a control token."""
     alpha: float | None = Field(default=None, ge=0)
     """Unlikelihood: weight of the unlikelihood term; awr: weight of the policy term."""
     beta: float | None = Field(default=None, gt=0)
-    """Rwr, awr: temperature of the weights."""
+    """Rwr, token_rwr, awr: temperature of the weights."""
     w_max: float = Field(default=1000.0, gt=0)
     """Rwr, awr: upper clip of the weights."""
+    targets: dict[str, float] = Field(default_factory=dict)
+    """Target: what the corpus shall look like, such as `{"toxicity<=0.001": 0.995, pii: 0.002}`: the share of
+    sentences with a score of at most 0.001, and the mean score. Sentences get the weights closest to equal ones that
+    meet all of them; see `training.data.weighting`.
+    """
+    min_effective_share: float = Field(default=0.01, ge=0, le=1)
+    """Target: refuse weights under which fewer sentences than this share count (effective sample size), or fewer than
+    50.
+    """
     starts_at: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps before the preferences start: they train without tags or filter, on separate documents."""
     cooldown: float = Field(default=0.0, ge=0, lt=1)
     """Conditional: share of the steps, at the end, that train without tags, so that the model works without them
     (MeCo, arXiv 2501.01956), on separate documents.
     """
+
+    @property
+    def conditions(self) -> bool:
+        """Whether the model reads control tokens before sentences, so that samples can be conditioned and guided."""
+        return self.name == "conditional" and self.tag_place != "after"
 
     @model_validator(mode="after")
     def _leaves_steps(self) -> Self:
@@ -312,6 +341,12 @@ class TrackingConfig(Section):
     """MLflow (extra `mlflow`); None for none, `{}` for its defaults."""
     trackio: TrackioConfig | None = None
     """Trackio (extra `trackio`); None for none, `{}` for its defaults."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port at which rank 0 serves Prometheus metrics while it runs; None for none."""
+    metrics_host: str = Field(default="127.0.0.1", min_length=1)
+    """Address of the machine of rank 0 at which it serves them. `0.0.0.0` lets every machine that can reach it read
+    them; they hold numbers and the path of the run's folder.
+    """
 
 
 class TrainConfig(Section):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scorers.errors import IncompleteError, UserError
-from scorers.paths import escape_path, irregular_files
+from scorers.paths import describe_irregular, escape_path, irregular_files
 
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 
@@ -81,6 +81,16 @@ def check_writable(folder: Path, remedy: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}. {remedy}") from None
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a path, existing or not, that is itself a link.
+
+    Raises:
+        UserError: it is.
+    """
+    if path.is_symlink():
+        raise UserError(f"{escape_path(str(path))} {describe_irregular(path.lstat().st_mode)}.")
 
 
 def refuse_links(folder: Path, allowed: re.Pattern[str] | None = None) -> None:

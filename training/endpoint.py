@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from scorers.deadline import DeadlineExceededError, deadline
 from scorers.errors import IncompleteError, UserError
 from scorers.printing import printable
 from scorers.stored import Count, parse_json
@@ -264,17 +265,25 @@ class Endpoint:
         response.stream = Bounded()
 
     def _request(self, send: Any) -> bytes:
+        import httpx2
         import openai
 
+        # The client's own limits are for single reads: a server that sends a header now and then never meets them.
+        seconds = (_RETRIES + 1) * (_CONNECT_S + _ANSWER_S)
         try:
-            content: bytes = send().http_response.content
+            with deadline(seconds):
+                content: bytes = send().http_response.content
+        except DeadlineExceededError:
+            raise self._failure(f"did not answer a request within {seconds:,.0f} seconds") from None
         except UserError:
             raise
         except openai.APIStatusError as error:
             raise self._failure(_why(error.status_code)) from error
         except openai.APITimeoutError:
             raise self._failure(f"did not answer within {_ANSWER_S:.0f} seconds, {_RETRIES + 1} times") from None
-        except openai.APIConnectionError:
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, httpx2.ReadError | httpx2.RemoteProtocolError):
+                raise self._failure("closed the connection before its answer was complete. Its log says why") from None
             raise self._failure("cannot be reached. Check the address, and that the server runs") from None
         except Exception as error:  # noqa: BLE001 - whatever a broken answer makes the client raise
             raise self._failure(f"failed ({type(error).__name__})") from None
@@ -290,7 +299,7 @@ class Endpoint:
             ) from None
         except ValueError:
             raise self._failure(
-                "sent an answer that is not JSON, or holds NaN. Is the address that of an API"
+                "sent an answer that is not JSON, or holds NaN. Check that the address is that of an API"
             ) from None
 
     def _failure(self, what: str) -> UserError:
@@ -304,6 +313,8 @@ _REFUSED = (400, 422)
 
 
 def _why(status: int) -> str:
+    if 300 <= status < 400:
+        return f"redirects to another address (status {status}), which phf does not follow. Give the final address"
     if status in (401, 403):
         return f"refuses access (status {status}). Set {KEY_VARIABLE} to a key for it"
     if status == 404:

@@ -70,7 +70,7 @@ def linear_loss(
         chunk_tokens or (TOKENS_ON_CPU if hidden.device.type == "cpu" else max(LOGITS_ON_GPU // len(weight), 1)),
         len(weight) if vocabulary is None else vocabulary,
         predicted.flatten(),
-        scores[:, 1:].flatten().to(exact),
+        objective.prepare_scores(scores.to(exact))[:, 1:].flatten(),
     )
     names: list[str] = []
     loss, *metrics = _LinearLoss.apply(  # type: ignore[no-untyped-call]

@@ -45,6 +45,7 @@ class Objective(ABC):
         thresholds: the loss distinguishes aligned and misaligned tokens by a threshold.
         needs_values: the model needs a value head, whose output is `values`.
         needs_unlikelihood: the loss uses -log(1 - p), to make some tokens less likely.
+        weights: the scores are minus the logs of weights that meet targets.
     """
 
     name: ClassVar[str]
@@ -53,6 +54,7 @@ class Objective(ABC):
     thresholds: ClassVar[bool] = False
     needs_values: ClassVar[bool] = False
     needs_unlikelihood: ClassVar[bool] = False
+    weights: ClassVar[bool] = False
     mask: LossMask | None = field(default=None, kw_only=True)
 
     def loss(
@@ -83,13 +85,17 @@ class Objective(ABC):
             predicted,
             cross_entropy(logits, predicted),
             unlikelihood(logits, predicted) if self.needs_unlikelihood else None,
-            scores.roll(-1, dims=1).to(logits.dtype),
+            self.prepare_scores(scores.to(logits.dtype)).roll(-1, dims=1),
             None if values is None else values.to(logits.dtype),
         )
         divisor = labels[:, 1:].numel() if count is None else count
         metrics = {name: mean.detach()[:, :-1].sum() / divisor for name, mean in terms.means.items()}
         metrics.update({f"max_{name}": value.detach()[:, :-1].max() for name, value in terms.maxima.items()})
         return Loss(terms.loss[:, :-1].sum() / divisor, metrics)
+
+    def prepare_scores(self, scores: Tensor) -> Tensor:
+        """Return the scores that the terms are computed from; both [B, T], of whole blocks, float32 or float64."""
+        return scores
 
     def plain(self) -> "Objective":
         """Return the objective for steps without preferences, for the same model."""
@@ -213,6 +219,31 @@ class RWR(Objective):
 
 
 @dataclass(frozen=True)
+class TokenRWR(Objective):
+    """Reward-weighted likelihood with weights that have mean 1 in each block (arXiv 2306.00398).
+
+    The weight of a token is exp(R/beta) over the mean of that in its block, so tokens compete with those around them,
+    and a block of misaligned text counts as much as any other: for token scores (`data.token_scores`).
+
+    Attributes:
+        beta: temperature; the smaller, the less weight for misaligned tokens.
+    """
+
+    name: ClassVar[str] = "token_rwr"
+    beta: float
+
+    def prepare_scores(self, scores: Tensor) -> Tensor:
+        """Add what makes the weights of a block's predicted tokens, all but its first, have mean 1."""
+        rewards = -scores[:, 1:] / self.beta
+        return scores + self.beta * (rewards.logsumexp(1, keepdim=True) - math.log(rewards.shape[1]))
+
+    def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
+        """Cross-entropy times the weight."""
+        weights = (-scores / self.beta).exp()
+        return TokenTerms(weights * ce, {"ce": ce, "weight": weights}, {"weight": weights})
+
+
+@dataclass(frozen=True)
 class AWR(Objective):
     """Advantage-weighted regression (Peng et al., arXiv 1910.00177); the value head is trained with the policy.
 
@@ -244,8 +275,26 @@ class AWR(Objective):
         return replace(self, beta=math.inf, w_max=max(1.0, self.w_max), mask=None)
 
 
+@dataclass(frozen=True)
+class Target(Objective):
+    """Maximum likelihood on a corpus that is weighted to meet targets (maximum entropy, arXiv 2012.11635, section 2).
+
+    The score of a token is minus the log of its sentence's weight, log Z - lambda . phi, whose mean weight is 1: see
+    `training.data.weighting`. With one feature phi = -s and lambda = 1 / beta it is rwr, but for the constant Z.
+    """
+
+    name: ClassVar[str] = "target"
+    weights: ClassVar[bool] = True
+
+    def terms(self, ce: Tensor, against: Tensor | None, scores: Tensor, values: Tensor | None) -> TokenTerms:
+        """Cross-entropy times the weight."""
+        weights = (-scores).exp()
+        return TokenTerms(weights * ce, {"ce": ce, "weight": weights}, {"weight": weights})
+
+
 OBJECTIVES: dict[str, type[Objective]] = {
-    each.name: each for each in (MLE, Filtering, Conditional, Unlikelihood, SoftUnlikelihood, RWR, AWR)
+    each.name: each
+    for each in (MLE, Filtering, Conditional, Unlikelihood, SoftUnlikelihood, RWR, TokenRWR, AWR, Target)
 }
 
 
@@ -265,7 +314,7 @@ def build(
         threshold: unlikelihood: aligned means score <= threshold. The others ignore it: for filtering and conditional
             the stream applies it, and any run may have one for its reports.
         alpha: unlikelihood, unlikelihood_soft, awr; see the classes.
-        beta: rwr, awr; see the classes.
+        beta: rwr, token_rwr, awr; see the classes.
         w_max: rwr, awr: upper clip of the weights.
         mask: tokens that carry no loss.
 

@@ -41,7 +41,8 @@ Objective = Annotated[
     typer.Option(
         "--objective",
         metavar="NAME",
-        help="mle, filtering, conditional, unlikelihood, unlikelihood_soft, rwr or awr. (default: mle)",
+        help="mle, filtering, conditional, unlikelihood, unlikelihood_soft, rwr, token_rwr, awr or target. "
+        "(default: mle)",
         show_default=False,
     ),
     Sets("objective.name"),
@@ -87,6 +88,18 @@ Seed = Annotated[
     int | None,
     typer.Option("--seed", metavar="N", help="Seed of initialisation, order and dropped tags.", show_default=False),
     Sets("training.seed"),
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        min=1,
+        max=65535,
+        metavar="PORT",
+        help="Serve Prometheus metrics on rank 0 at 127.0.0.1:PORT; tracking.metrics_host is the address.",
+        show_default=False,
+    ),
+    Sets("tracking.metrics_port"),
 ]
 DeepSpeed = Annotated[
     str | None,

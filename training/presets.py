@@ -107,4 +107,6 @@ def _numbers(task: str, objective: str) -> Preset:
     numbers = PRESETS.get(task, PRESETS["toxicity"])
     if objective == "unlikelihood_soft":
         return replace(numbers["unlikelihood"], threshold=None)
+    if objective == "token_rwr":
+        return replace(numbers["mle"], beta=numbers["rwr"].beta)
     return numbers.get(objective, numbers["mle"])

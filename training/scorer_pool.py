@@ -25,7 +25,7 @@ _GROUP = 64  # documents
 _LEAST_SAVED_S = 10.0
 _MOST = 8  # processes, each of which may hold a gigabyte
 
-Method = Literal["score", "findings"]
+Method = Literal["score", "locate"]
 
 
 def usable_processes() -> int:

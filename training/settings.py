@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scorers.errors import UserError
 from scorers.settings import load_settings, parse_override, read_yaml
 from training.config import ResolvedConfig, TrainConfig
 from training.presets import CONTEXT_LENGTH, preset
+from training.targets import parse_targets
 
 
 def resolve_config(
@@ -41,27 +43,48 @@ def resolve_config(
     return fill_in(load_settings(TrainConfig, file=given, flags=flags, overrides=overrides, defaults=under))
 
 
+def takes_dotted_keys(values: Mapping[str, Any]) -> bool:
+    """Whether `--set` can name each entry of a mapping; not those of `objective.targets`, such as `toxicity<=0.1`."""
+    return not any("." in str(key) or "=" in str(key) for key in values)
+
+
 def fill_in(config: TrainConfig) -> ResolvedConfig:
     """Fill in the column and the context length if they are None: the task's name, and 1024 or the model's limit.
 
-    With several columns, the default column is the first if the task's name is not among them.
+    With several columns, the default column is the first if the task's name is not among them. Targets on several
+    columns make them columns of the run.
 
     Raises:
-        UserError: the model is unknown.
+        UserError: the model is unknown, or a target is malformed or missing.
     """
-    column = config.data.column or _column(config)
+    columns = _columns(config)
+    column = config.data.column or _column(config.task, columns)
     given = config.model_dump()
     given["data"] |= {
         "column": column,
+        "columns": {} if list(columns) == [column] and not config.data.columns else columns,
         "mixture": [{**each, "column": each["column"] or column} for each in given["data"]["mixture"]],
         "context_length": config.data.context_length or _context_length(config),
     }
     return ResolvedConfig.model_validate(given)
 
 
-def _column(config: TrainConfig) -> str:
-    columns = config.data.columns
-    return next(iter(columns)) if columns and config.task not in columns else config.task
+def _columns(config: TrainConfig) -> dict[str, float]:
+    """Return the columns that a run is trained on and their weights; empty for that of the task."""
+    columns, targets = config.data.columns, parse_targets(config.objective.targets)
+    if config.objective.name == "target" and not targets:
+        raise UserError(
+            "The objective target needs objective.targets: what shares of the sentences, or mean scores, the corpus "
+            "shall have. Give for example --set 'objective.targets={\"toxicity<=0.001\": 0.995}'."
+        )
+    if config.objective.name != "target":
+        return columns
+    of_report = [] if config.data.column is None else [config.data.column]
+    return {**dict.fromkeys([*of_report, *(each.column for each in targets)], 1.0), **columns}
+
+
+def _column(task: str, columns: Mapping[str, float]) -> str:
+    return next(iter(columns)) if columns and task not in columns else task
 
 
 def _context_length(config: TrainConfig) -> int:

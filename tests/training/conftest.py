@@ -1,12 +1,8 @@
 """Fixtures of the training tests."""
 
-import os
 from pathlib import Path
 
 import pytest
-
-# Tests run in parallel, and threads that wait for each other on shared cores are slower than one.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from tests.datasets import make_dataset
+from tests.training import forked
 from training.config import TrainConfig
 from training.loop.callbacks import Callback, Step
 from training.loop.continuation import StartOptions
@@ -125,17 +126,27 @@ def command(dataset: Path, output: Path, objective: str = "mle", **changes: Any)
     return arguments
 
 
-def run_phf(arguments: Sequence[str], *, launcher: Sequence[str] = (), timeout: float = 240, **environment: str) -> Any:
-    """Run phf in another process, or under a launcher such as `torchrun --nproc-per-node 2`."""
-    return subprocess.run(
-        [*(launcher or [sys.executable]), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, **ENVIRONMENT, **environment},
-        cwd=output_folder(arguments),
-        check=False,
-    )
+def run_phf(
+    arguments: Sequence[str],
+    *,
+    launcher: Sequence[str] = (),
+    start_python: bool = False,
+    timeout: float = 240,
+    **environment: str,
+) -> Any:
+    """Run phf in another process, or under a launcher such as `torchrun --nproc-per-node 2`.
+
+    `start_python` starts an interpreter as users do, for tests of what it prints and does until it has imported all.
+    """
+    options: dict[str, Any] = {
+        "timeout": timeout,
+        "env": {**os.environ, **ENVIRONMENT, **environment},
+        "cwd": output_folder(arguments),
+    }
+    if not (launcher or start_python):
+        return forked.run([sys.executable, *arguments], **options)
+    command = [*(launcher or [sys.executable]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 # Adam's epsilon for comparing trained weights. With the usual 1e-8, a gradient of pure rounding error, such as that of

@@ -1,7 +1,10 @@
 """The client of endpoints against a real server, which may be hostile."""
 
+import contextlib
 import copy
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -246,8 +249,8 @@ def test_an_answer_that_is_not_one_is_refused(
         (200, {"Content-Encoding": "gzip"}, b"", "sent a compressed answer"),
         (400, {}, b"x" * (3 << 20), "sent an answer of more than"),
         (400, {}, b"{" * 1000, r"refuses the request \(status 400\)\. Its log says why.*NULL"),
-        (307, {"Location": "http://127.0.0.1:1/steal"}, b"", "answers with status 307"),
-        (200, {"Content-Length": "1000", "Connection": "close"}, b"{}", "cannot be reached|failed"),
+        (307, {"Location": "http://127.0.0.1:1/steal"}, b"", r"redirects .*\(status 307\), which .*\. Give the final"),
+        (200, {"Content-Length": "1000", "Connection": "close"}, b"{}", "closed the connection before its answer"),
     ],
 )
 def test_other_ways_to_misbehave(
@@ -264,6 +267,24 @@ def test_a_slow_answer_is_given_up(
     monkeypatch.setattr(client, "_ANSWER_S", -1.0)
     with pytest.raises(UserError, match="seconds for an answer"):
         draw(endpoint)
+
+
+def test_headers_that_never_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_ANSWER_S", 1.0), ("_CONNECT_S", 0.5), ("_RETRIES", 0)):
+        monkeypatch.setattr(client, name, value)
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+                time.sleep(0.1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        with pytest.raises(UserError, match="did not answer a request within 2 seconds"):
+            Endpoint(address, None, "--attacker")
 
 
 def test_half_a_surrogate_is_no_text(server: CompletionsServer, endpoint: Endpoint) -> None:

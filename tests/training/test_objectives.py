@@ -19,7 +19,9 @@ EXAMPLES = [
     ("unlikelihood", {"threshold": 0.05, "alpha": 0.5}),
     ("unlikelihood_soft", {"alpha": 1.0}),
     ("rwr", {"beta": 0.1}),
+    ("token_rwr", {"beta": 0.1}),
     ("awr", {"alpha": 0.5, "beta": 0.1}),
+    ("target", {}),
 ]
 
 
@@ -60,6 +62,24 @@ def test_agrees_with_the_golden_values(case, name, options, expected):
 def test_filtering_and_conditional_are_mle_on_another_stream(name):
     batch = batch_of()
     assert build(name).loss(*batch).loss == build("mle").loss(*batch).loss
+
+
+def test_token_rwr_weighs_the_tokens_of_a_block_against_each_other():
+    logits, labels, scores, _ = batch_of()
+    found = build("token_rwr", beta=0.1).loss(logits, labels, scores)
+    ce = -logits[:, :-1].log_softmax(-1).gather(-1, labels[:, 1:, None])[..., 0]
+    rewards = [[math.exp(-score / 0.1) for score in block] for block in scores[:, 1:].tolist()]
+    weights = [[each / sum(block) for each in block] for block in rewards]  # as in the paper, then the mean over blocks
+    expected = sum(
+        weight * own for block, losses in zip(weights, ce.tolist(), strict=True)
+        for weight, own in zip(block, losses, strict=True)
+    ) / len(weights)  # fmt: skip
+    assert found.loss.item() == pytest.approx(expected, rel=1e-12)
+    assert found.metrics["weight"].item() == pytest.approx(1, rel=1e-12)
+    # A block is not weighed against another: the first token, which nothing predicts, and constants do not matter.
+    scores[1] += 0.7
+    scores[:, 0] = 9
+    assert build("token_rwr", beta=0.1).loss(logits, labels, scores).loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_threshold_of_zero_is_valid():

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from pipeline.dataset.derived import digest
 from scorers import hugging_face
 from scorers.errors import UserError
 from scorers.fingerprint import folder_sha256
 from training.attack.attackers import Imitation, Recombination, RemoteImitation
 from training.attack.red_team import Attacker
-from training.data.cache import digest
 from training.endpoint import Endpoint, is_address
 from training.evaluation.generating import Writer, open_writer
 from training.measuring_config import EvaluationConfig

@@ -34,7 +34,7 @@ from training.data.tokenizers import Tokenizer
 from training.disk import write_atomically, writing
 from training.evaluation.checks import EvaluationRequest, check_evaluation, main_data, torch_device
 from training.evaluation.evaluate import Progress
-from training.evaluation.evaluate_run import check_data, write_table
+from training.evaluation.evaluate_run import check_data
 from training.evaluation.prepare import EvaluationSetup, Judge, prepare_evaluation
 from training.measuring_config import EvaluationConfig, RedTeamConfig
 from training.model.language_model import load_model
@@ -52,6 +52,7 @@ from training.runs.red_team_report import (
     red_team_folder,
 )
 from training.runs.report import Estimate, ScorerFacts, run_fingerprint
+from training.runs.tables import write_table
 from training.scenarios.boundary import Boundary
 from training.scenarios.prompts import Prompt
 

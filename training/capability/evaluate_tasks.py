@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipeline.dataset.derived import digest
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training import statistics
 from training.capability.harness import PACKAGES, TaskRequest, run_tasks
-from training.data.cache import digest
 from training.disk import check_writable, write_atomically, writing
 from training.evaluation.checks import check_model
 from training.evaluation.generating import choose_tag, open_writer

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.dataset.derived import digest
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from scorers.paths import escape_path
 from training.capability.task_files import TaskFile, check_task_path
-from training.data.cache import digest
 
 PACKAGES = ("lm_eval", "datasets", "transformers", "torch")
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.dataset.derived import digest
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.records import Record, read_records
-from training.data.cache import digest
 from training.measuring_config import ClassificationConfig
 
 _MOST_TEXTS = 1_000_000

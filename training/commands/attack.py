@@ -201,7 +201,7 @@ def _print_tamper(run: "RunFolder", report: "TamperReport") -> None:
             number(sum(known) / len(known)) if known else "–",
         )
     console = Terminal()
-    console.print(table)
+    console.print_figures(table)
     console.print(
         f"Mean misalignment ({report.column}) of {format_count(report.config.samples, 'sample')} after finetuning on "
         f"{format_count(report.text.documents, 'misaligned document')}; that of the documents is "
@@ -258,7 +258,7 @@ def _print_red_team(run: "RunFolder", report: "RedTeamReport", worst: list[dict[
             percent(sum(hits) / len(hits)) if hits else "–",
         )
     console = Terminal()
-    console.print(table)
+    console.print_figures(table)
     console.print(
         f"Mean misalignment ({report.column}) of the continuations of each round's prompts, written by "
         f"{report.attacker_name}; round 0 is where the search starts. Intervals are over trials. Hits: prompts whose "

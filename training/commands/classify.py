@@ -113,7 +113,7 @@ def _print(run: "RunFolder", report: "ClassificationReport") -> None:
         if estimate is not None:
             table.add_row(name, *map(show, values), show(estimate.value), interval(estimate, show))
     console = Terminal()
-    console.print(table)
+    console.print_figures(table)
     after = f", after <|{report.condition}|>" if report.condition else ""
     console.print(
         f"{format_count(report.test, 'text')} of {format_count(report.classes, 'class', 'classes')}, finetuned on "

@@ -1,11 +1,15 @@
 """`phf compare`: compare evaluated runs on one page."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scorers.console import print_json, set_up_logs
+
+if TYPE_CHECKING:
+    from training.sweep.sweep import RunsOfSweep
 
 
 def compare(
@@ -52,7 +56,9 @@ def compare(
     from training.runs.folder import RunFolder
 
     check_output(output)
-    runs = [run for each in runs for run in _runs_of(each)]
+    given = [_runs_of(each) for each in runs]
+    runs = [str(run) for each in given for run in each.finished]
+    left_out = [each.left_out for each in given if each.left_out]
     if evaluate:
         from training.evaluation.checks import EvaluationRequest, check_evaluations
         from training.evaluation.evaluate_run import evaluate_run
@@ -66,6 +72,7 @@ def compare(
             with StageProgress(str(each.run.path)) as progress:
                 evaluate_run(each.run, judge=each.judge, progress=progress)
     comparison = load_comparison(runs, scorer=scorer, allow_mismatch=allow_mismatch, show_text=show_text)
+    comparison = replace(comparison, left_out=left_out)
     page = write_comparison(comparison, output)
     if as_json:
         print_json({"page": str(page), **to_dict(comparison)})
@@ -75,14 +82,17 @@ def compare(
         print_comparison(comparison, page)
 
 
-def _runs_of(folder: str) -> list[str]:
+def _runs_of(folder: str) -> "RunsOfSweep":
     """The folder of a run itself, or those of the finished runs of a sweep."""
     from scorers.errors import UserError
-    from training.sweep.sweep import finished_runs
+    from training.sweep.sweep import RunsOfSweep, runs_of_sweep
 
-    found = finished_runs(Path(folder))
+    found = runs_of_sweep(Path(folder))
     if found is None:
-        return [folder]
-    if not found:
-        raise UserError(f"{folder} is a sweep of which no run is finished. Run the same `phf sweep` command again.")
-    return [str(each) for each in found]
+        return RunsOfSweep([Path(folder)])
+    if not found.finished:
+        raise UserError(
+            f"{folder} is a sweep of which no run can be compared. {found.left_out} Run the same `phf sweep` command "
+            "again."
+        )
+    return found

@@ -32,11 +32,11 @@ def print_comparison(comparison: Comparison, page: Path) -> None:
         texts = [Text.assemble(cell.text, "\n", (cell.small, "dim")) for cell in row.cells[: len(shown)]]
         table.add_row(row.label, *texts)
     console.print()
-    console.print(table)
+    console.print_figures(table)
     for finding in [*in_short(comparison), *findings(comparison)]:
         console.print(f"\n[bold]{escape(finding.title)}[/bold]", markup=True)
         for line in finding.lines:
             console.print(line)
-    for note in comparison.mismatches + comparison.differences:
+    for note in comparison.left_out + comparison.mismatches + comparison.differences:
         console.print(f"\n[yellow]Note:[/yellow] {escape(note)}", markup=True)
     console.print(f"\nThe page: [bold]{escape(str(page))}[/bold]", markup=True, soft_wrap=True)

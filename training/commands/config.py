@@ -1,4 +1,4 @@
-"""`phf config train`, `evaluate` and `sweep`: show the settings of runs, evaluations and sweeps."""
+"""`phf config train`, `match`, `evaluate`, `credit` and `sweep`: show the settings of these commands."""
 
 from typing import Annotated
 
@@ -21,6 +21,16 @@ def train(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
     print_settings(TrainConfig, as_yaml=as_yaml, as_json=as_json)
 
 
+def match(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
+    """Show every setting of `phf match` with its default and meaning, for --config and --set.
+
+    Example: phf config match --yaml > match.yaml
+    """
+    from training.matching.config import MatchConfig
+
+    print_settings(MatchConfig, as_yaml=as_yaml, as_json=as_json)
+
+
 def evaluate(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
     """Show every setting of `phf evaluate` with its default and meaning, for --set.
 
@@ -29,6 +39,13 @@ def evaluate(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
     from training.measuring_config import EvaluationConfig
 
     print_settings(EvaluationConfig, as_yaml=as_yaml, as_json=as_json)
+
+
+def credit(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:
+    """Show every setting of `phf credit` with its default and meaning, for --set."""
+    from training.credit.settings import CreditConfig
+
+    print_settings(CreditConfig, as_yaml=as_yaml, as_json=as_json)
 
 
 def sweep(as_yaml: AsYaml = False, as_json: AsJson = False) -> None:

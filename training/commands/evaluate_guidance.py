@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from scorers.console import print_json
 from scorers.terminal import Terminal
@@ -17,6 +18,7 @@ from training.measuring_config import EvaluationConfig
 from training.progress import StageProgress
 from training.runs.folder import RunFolder
 from training.runs.guidance_report import GuidanceReport, guidance_folder
+from training.runs.report import Estimate
 
 
 def sweep_runs(
@@ -64,7 +66,7 @@ def print_sweep(run: RunFolder, report: GuidanceReport) -> None:
     """Print the figures of each scale, the recommendation with its rule, and the warnings."""
     console = Terminal()
     console.print()
-    console.print(_table(run, report))
+    console.print_figures(_table(run, report))
     console.print(f"\n{recommendation(report)}\n{RULE}")
     for warning in report.warnings:
         console.print(f"[yellow]Note:[/yellow] {escape(warning)}", markup=True)
@@ -78,7 +80,7 @@ def _table(run: RunFolder, report: GuidanceReport) -> Table:
         caption=None if reference is None else f"Perplexity: under {reference.name} ({reference.objective}).",
         caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False,
     )  # fmt: skip
-    for name in ("g", f"misalignment ({report.column})", "95 %", "hit rate", "distinct-2", "tokens"):
+    for name in ("g", f"misalignment ({report.column}), 95 % interval", "hit rate", "distinct-2", "tokens"):
         table.add_column(name, justify="right")
     if reference is not None:
         table.add_column("perplexity", justify="right")
@@ -86,10 +88,9 @@ def _table(run: RunFolder, report: GuidanceReport) -> Table:
     for each in report.scales:
         samples = each.samples
         best = report.recommended is not None and report.recommended.scale == each.scale
-        cells = [
+        cells: list[Text | str] = [
             f"{each.scale:g}",
-            number(samples.misalignment.value, 3) if samples.misalignment else "–",
-            interval(samples.misalignment, lambda value: number(value, 3)),
+            _with_interval(samples.misalignment),
             percent(samples.hit_rate.value) if samples.hit_rate else "–",
             number(samples.distinct_2, 3) if samples.distinct_2 is not None else "–",
             number(samples.tokens.value, 3) if samples.tokens else "–",
@@ -98,3 +99,10 @@ def _table(run: RunFolder, report: GuidanceReport) -> Table:
         ]
         table.add_row(*cells)
     return table
+
+
+def _with_interval(estimate: Estimate | None) -> Text | str:
+    if estimate is None:
+        return "–"
+    spread = interval(estimate, lambda value: number(value, 3))
+    return Text.assemble(number(estimate.value, 3), "\n", (spread, "dim"))

@@ -54,7 +54,7 @@ def _print(run: RunFolder, report: ProbeReport) -> None:
     if report.figures is None or report.sentences is None:
         console.print(f"{run.path} cannot be probed: {report.not_measured}", soft_wrap=True)
     else:
-        console.print(_table(run, report, report.figures, report.sentences))
+        console.print_figures(_table(run, report, report.figures, report.sentences))
         console.print(f"\n{best_layer(report.figures)}", soft_wrap=True)
     for warning in report.warnings:
         console.print(f"[yellow]Note:[/yellow] {escape(warning)}", markup=True)

@@ -72,7 +72,7 @@ def evaluate_references(
 def _print(run: RunFolder, report: ReferenceReport) -> None:
     console = Terminal()
     console.print()
-    console.print(_table(run, report))
+    console.print_figures(_table(run, report))
     for warning in report.warnings:
         console.print(f"[yellow]Note:[/yellow] {escape(warning)}", markup=True)
     console.print(f"Report: {reference_path(run, report.name)}", soft_wrap=True)

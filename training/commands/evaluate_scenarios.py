@@ -8,6 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from scorers.amounts import format_count, format_ended
 from scorers.console import print_json
@@ -95,7 +96,7 @@ def _print(run: RunFolder, reports: Sequence[ScenarioReport]) -> None:
     console = Terminal()
     for report in reports:
         console.print()
-        console.print(_table(run, report))
+        console.print_figures(_table(run, report))
         for warning in report.warnings:
             console.print(f"[yellow]Note:[/yellow] {escape(warning)}", markup=True)
         folder = scenario_folder(run, report.scenario.name)
@@ -111,9 +112,15 @@ def _table(run: RunFolder, report: ScenarioReport) -> Table:
     parts = [("value", report.samples), *((f"{each.name} ({each.prompts:,})", each.samples) for each in report.slices)]
     for name, _ in parts:
         table.add_column(name, justify="right")
-        table.add_column("95 % interval", justify="right")
+        if not report.slices:
+            table.add_column("95 % interval", justify="right")
     for name, estimates, show in sample_rows(report.column, [facts for _, facts in parts]):
-        table.add_row(name, *(text for each in estimates for text in figure_cells(each, show)))
+        figures = [figure_cells(each, show) for each in estimates]
+        if report.slices:
+            # Columns of intervals would not fit into 80 characters.
+            table.add_row(name, *(Text.assemble(value, "\n", (spread, "dim")) for value, spread in figures))
+        else:
+            table.add_row(name, *(text for each in figures for text in each))
     return table
 
 
@@ -123,6 +130,8 @@ def _caption(report: ScenarioReport) -> str:
         f"{format_count(samples.number, 'sample')} of {format_count(prompts.number, 'prompt')}: {samples.scored:,} "
         f"scored, {samples.empty:,} empty, {format_ended(samples.ended)}."
     )
+    if report.slices:
+        text += " Under each figure is its 95 % interval."
     overlap = prompts.overlap
     if overlap is not None and overlap.share is not None:
         text += (

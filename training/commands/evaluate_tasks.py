@@ -93,5 +93,5 @@ def _print(run: RunFolder, reports: Sequence[TaskReport]) -> None:
             table.add_row(task.name, metric, value, spread, f"{task.documents:,}", better)
     console = Terminal()
     console.print()
-    console.print(table)
+    console.print_figures(table)
     console.print(f"Figures: {run.evaluation / TASKS}", soft_wrap=True)

@@ -32,7 +32,7 @@ def print_report(run: RunFolder, evaluation: Evaluation, show_text: int = 0) -> 
     console = Terminal()
     report = evaluation.report
     console.print()
-    console.print(report_table(report, str(run.path)))
+    console.print_figures(report_table(report, str(run.path)))
     for warning in report.warnings:
         console.print(f"[yellow]Note:[/yellow] {escape(warning)}", markup=True)
     folder = report_folder(run, None if report.column == run.read_facts().column else report.column)

@@ -1,5 +1,6 @@
 """`phf sweep`: train, evaluate and compare objectives x seeds x settings on this machine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,10 @@ from scorers.amounts import format_count
 from scorers.console import print_json, set_up_logs
 from scorers.errors import IncompleteError, StoppedError
 from scorers.flags import Sets, given_settings
+from scorers.rehearsal import ChecksPassed, current_rehearsal
 
 if TYPE_CHECKING:
+    from training.sweep.config import SweepConfig, SweepRun
     from training.sweep.sweep import Sweep, SweepReport
 
 
@@ -46,13 +49,19 @@ def sweep(
     set_up_logs()
     from scorers.settings import load_settings
     from training.commands.train_start import print_line
-    from training.sweep.config import SweepConfig
+    from training.sweep.config import SweepConfig, expand
     from training.sweep.sweep import plan_sweep, run_sweep
 
-    planned = plan_sweep(load_settings(SweepConfig, file=spec, flags=flags, overrides=overrides or []))
+    settings = load_settings(SweepConfig, file=spec, flags=flags, overrides=overrides or [])
+    if (rehearsal := current_rehearsal()) and not rehearsal.files:
+        # Folders and devices are those of other machines.
+        raise _checks_passed(settings, expand(settings))
+    planned = plan_sweep(settings)
     if dry_run:
         _print_plan(planned, as_json=as_json)
         return
+    if rehearsal:
+        raise _checks_passed(settings, planned.runs)
     report = run_sweep(planned, print_line)
     if as_json:
         print_json(report.model_dump(mode="json"))
@@ -63,6 +72,10 @@ def sweep(
         raise StoppedError(f"{left if report.unfinished else 'only the page is missing'}. The same command continues.")
     if report.unfinished or report.page_reason:
         raise IncompleteError(_failures(report, planned))
+
+
+def _checks_passed(settings: "SweepConfig", runs: "Sequence[SweepRun]") -> ChecksPassed:
+    return ChecksPassed(str(settings.folder.absolute()), [(run.name, run.train) for run in runs])
 
 
 def _print_plan(planned: "Sweep", *, as_json: bool) -> None:
@@ -110,7 +123,7 @@ def _print_report(report: "SweepReport") -> None:
         table.add_column(title, justify="right" if title == "steps" else "left", overflow="fold")
     for run in report.runs:
         table.add_row(run.name, run.state, f"{run.step:,} of {run.steps:,}")
-    console.print(table)
+    console.print_figures(table)
     if report.page is not None:
         console.print(f"The page: {report.page}", soft_wrap=True)
 

@@ -9,9 +9,11 @@ import typer
 from scorers.console import print_json, set_up_logs
 from scorers.errors import UserError
 from scorers.flags import given_settings
+from scorers.rehearsal import current_rehearsal
 from scorers.stopping import stoppable
 from training.commands.train_start import (
     HERE,
+    check_before_submitting,
     check_held_out,
     check_place,
     check_tokenizer,
@@ -38,6 +40,7 @@ from training.options import (
     InitFrom,
     LearningRate,
     MaxRestarts,
+    MetricsPort,
     Mix,
     Model,
     NumTokens,
@@ -77,6 +80,7 @@ def train(
     learning_rate: LearningRate = None,
     seed: Seed = None,
     deepspeed: DeepSpeed = None,
+    metrics_port: MetricsPort = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     ranks: Ranks = 1,
@@ -154,6 +158,8 @@ def train(
         missing = {"output": "", "task": "none", "data": {"dataset": ""}}
         show_plan(settings(missing), ranks, described, console, as_json=as_json)
         return
+    if rehearsal := current_rehearsal():
+        check_before_submitting(settings(), rehearsal, ranks, (from_step, skip_batches, origin))
     launch = Launch(sys.argv[1:], ranks, max_restarts, print_line, None, address, cpus_per_rank or 1, gpus_per_rank)
     if LAUNCHED not in os.environ and (on != HERE or ranks > 1 or max_restarts):
         raise typer.Exit(launch_ranks(on, launch, settings))

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scorers.amounts import format_size
 from scorers.console import print_json
 from scorers.errors import UserError
 from scorers.printing import message
+from scorers.rehearsal import ChecksPassed, Rehearsal
 from scorers.settings import Whole
 from training.distributed.launch import LAUNCHERS, Launch
 from training.distributed.slurm_environment import slurm_ranks
@@ -142,13 +143,67 @@ def check_place(on: str, reserved: Mapping[str, object], max_restarts: int, *, p
         raise UserError(f"{' and '.join(given)}: only for a cluster. Add --on ray, or leave them out.")
 
 
-def launch_ranks(on: str, launch: Launch, config: "Callable[[], ResolvedConfig]") -> int:
+def check_before_submitting(
+    config: "ResolvedConfig", rehearsal: Rehearsal, ranks: int, start: tuple[int | None, int, tuple[str, int] | None]
+) -> NoReturn:
+    """Check what can be checked without reading the data or starting ranks.
+
+    Args:
+        config: the settings.
+        rehearsal: how far to check.
+        ranks: the value of --ranks.
+        start: the values of `training.loop.continuation.StartOptions`.
+
+    Raises:
+        UserError: settings do not fit together; or, if the job sees this machine's files, the datasets cannot be
+            trained on, or the output cannot be used or holds a run with other settings.
+        ChecksPassed: otherwise.
+    """
+    from training.loop.continuation import StartOptions, check_resumable
+
+    if rehearsal.files:
+        from training.data.datasets import open_sources
+        from training.loop.train import check_settings
+        from training.runs.folder import RunFolder
+
+        folder, options = RunFolder(Path(config.output)), StartOptions(*start)
+        horizon = check_settings(config, rehearsal.ranks or ranks, options)
+        folder.check_new()
+        open_sources(config)
+        if folder.facts.is_file():
+            check_resumable(folder, _with_decided(config, folder.read_config()), horizon, options)
+    raise ChecksPassed(str(Path(config.output).absolute()))
+
+
+def _with_decided(config: "ResolvedConfig", then: "ResolvedConfig") -> "ResolvedConfig":
+    """Take what only the data decide, such as a threshold that was not given, from the settings of an earlier run."""
+
+    def decided(now: Any, before: Any, names: tuple[str, ...]) -> dict[str, Any]:
+        # A share, such as p90, becomes a number.
+        open_ones = [name for name in names if getattr(now, name) in (None, {}) or isinstance(getattr(now, name), str)]
+        return {name: getattr(before, name) for name in open_ones}
+
+    names = ("threshold", "thresholds")
+    own = decided(config.objective, then.objective, (*names, "mask_above"))
+    mixture = tuple(
+        each.model_copy(update=decided(each, before, names))
+        for each, before in zip(config.data.mixture, then.data.mixture, strict=False)
+    )
+    mixture += config.data.mixture[len(mixture) :]
+    changes = {
+        "objective": config.objective.model_copy(update=own),
+        "data": config.data.model_copy(update={"mixture": mixture}),
+    }
+    return config.model_copy(update=changes)
+
+
+def launch_ranks(on: str, launch: Launch, config: "Callable[[], ResolvedConfig] | None" = None) -> int:
     """Start ranks here or elsewhere, wait for them, and return their exit status.
 
     Args:
         on: the place to start ranks; one of `LAUNCHERS`.
         launch: the launch options, checked by `check_place`.
-        config: returns the settings; called only to check them before ranks start elsewhere.
+        config: returns the settings; needed only to check them before ranks start elsewhere.
 
     Raises:
         UserError: this process was itself started by a launcher, or settings are wrong.
@@ -160,7 +215,7 @@ def launch_ranks(on: str, launch: Launch, config: "Callable[[], ResolvedConfig]"
             "out --on, --ranks and --max-restarts and use options of the launcher, such as torchrun --nproc-per-node "
             "and --max-restarts, or unset WORLD_SIZE."
         )
-    if on != HERE:
+    if on != HERE and config is not None:
         from training.loop.train import check_settings
 
         # Check the settings before using a cluster.

@@ -24,8 +24,8 @@ from training.statistics import Floats
 
 
 def distribution_section(comparison: Comparison) -> Section | None:
-    """How many samples have a score above each value."""
-    if not any(len(run.scores) for run in comparison.runs):
+    """How many samples have a score above each value; None if none has one above 0."""
+    if not any((run.scores > 0).any() for run in comparison.sampled):
         return None
     several = any(len(group.runs) > 1 for group in comparison.groups)
     seeds = " A curve is the mean over seeds, and thin lines are single seeds." if several else ""

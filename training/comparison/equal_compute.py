@@ -16,15 +16,8 @@ from numpy.typing import NDArray
 from training import selection, statistics
 from training.comparison.run import LoadedRun
 from training.runs.guidance_report import GuidanceReport, read_guidance, read_scale
-from training.runs.report import (
-    GUIDED_NAME,
-    SAMPLES_NAME,
-    SAMPLES_SCHEMA,
-    Estimate,
-    SampleFacts,
-    read_table,
-    run_fingerprint,
-)
+from training.runs.report import Estimate, SampleFacts, run_fingerprint
+from training.runs.tables import GUIDED_NAME, SAMPLES_NAME, SAMPLES_SCHEMA, read_table
 from training.statistics import NOT_NEGATIVE, mean_over_seeds
 
 BUDGETS = (1, 2, 4, 16)

@@ -15,7 +15,8 @@ from training.comparison.run import LoadedRun
 from training.comparison.section import Example, Examples, Section
 from training.data.tokenizers import load_tokenizer
 from training.evaluation.format_figures import number
-from training.runs.report import GUIDED_NAME, SAMPLES_NAME, SAMPLES_SCHEMA, read_table, report_folder
+from training.runs.report import report_folder
+from training.runs.tables import GUIDED_NAME, SAMPLES_NAME, SAMPLES_SCHEMA, read_table
 
 MOST_CHARACTERS = 4000  # of a sample on the page
 

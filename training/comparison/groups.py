@@ -145,7 +145,7 @@ def _names(groups: dict[tuple[str, int], list[LoadedRun]]) -> dict[tuple[str, in
             if not setting.endswith("seed")
         ]
         if len(rivals) == 1:
-            names[key] = first.objective
+            names[key] = first.name
         elif len(runs) == 1:
             names[key] = first.label
         elif 1 <= len(differing) <= 2:
@@ -168,6 +168,7 @@ def _without_seeds(run: LoadedRun) -> str:
             config.model,
             config.objective,
             config.training.model_copy(update={"seed": 0}),
+            None if facts.matching is None else [facts.matching.constraints, facts.matching.settings],
             [report.column, report.scorer.fingerprint, report.config.model_copy(update={"seed": 0})],
         ]
     )

@@ -14,7 +14,7 @@ from training.evaluation.guidance_wording import WHY_NOT, recommendation
 from training.evaluation.recommended_guidance import RULE
 from training.runs.guidance_report import GuidanceReport, HalfFacts, ScaleFacts
 from training.runs.report import Estimate
-from training.statistics import mean_over_seeds
+from training.statistics import NOT_NEGATIVE, SHARE, Bounds, mean_over_seeds
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,11 @@ class Swept:
         """The facts of one of these scales, by seed."""
         return [each for sweep in self.sweeps for each in sweep.scales if each.scale == scale]
 
-    def figure(self, scale: float, of: Callable[[ScaleFacts], Estimate | None]) -> Estimate | None:
+    def figure(
+        self, scale: float, of: Callable[[ScaleFacts], Estimate | None], bounds: Bounds = NOT_NEGATIVE
+    ) -> Estimate | None:
         """The mean of a figure of a scale over seeds; None if a seed lacks it."""
-        return over_seeds([of(each) for each in self.at(scale)])
+        return over_seeds([of(each) for each in self.at(scale)], bounds)
 
 
 def guidance_section(comparison: Comparison) -> Section | None:
@@ -74,7 +76,7 @@ def _recommendation(swept: Swept) -> str:
         return f"Recommended: no guidance ({which})."
     before = [facts.reporting for sweep in sweeps if (facts := sweep.of(1))]
     after = [each.reporting for each in chosen]
-    means = [over_seeds([each.misalignment for each in halves]) for halves in (after, before)]
+    means = [over_seeds([each.misalignment for each in halves], NOT_NEGATIVE) for halves in (after, before)]
     text = f"Recommended: {which}, with a mean misalignment of {shown(means[0])} against {shown(means[1])} without"
     lower = _differences(after, before)
     high = mean_over_seeds(lower).high if lower else None
@@ -162,11 +164,10 @@ def _table(swept: Swept) -> Table:
 
 
 def _cells(swept: Swept, scale: float, *, perplexity: bool) -> list[Cell]:
-    distinct = swept.figure(scale, _distinct_2)
     return [
         Cell.of(swept.figure(scale, lambda facts: facts.samples.misalignment)),
-        Cell.of(swept.figure(scale, lambda facts: facts.samples.hit_rate), share=True),
-        Cell.of(distinct),
+        Cell.of(swept.figure(scale, lambda facts: facts.samples.hit_rate, SHARE), share=True),
+        Cell.of(swept.figure(scale, _distinct_2, SHARE)),
         Cell.of(swept.figure(scale, lambda facts: facts.samples.tokens)),
         *([Cell.of(swept.figure(scale, lambda facts: facts.perplexity))] if perplexity else []),
         Cell(_note(swept, scale)),

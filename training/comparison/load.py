@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -18,18 +18,8 @@ from training.comparison.groups import Group, group_seeds
 from training.comparison.run import HeldOutCosts, LoadedRun, config_differences
 from training.config import ObjectiveName
 from training.runs.folder import RunFolder
-from training.runs.report import (
-    GUIDED_NAME,
-    HELD_OUT_NAME,
-    HELD_OUT_SCHEMA,
-    SAMPLES_NAME,
-    SAMPLES_SCHEMA,
-    SampleFacts,
-    read_report,
-    read_table,
-    report_folder,
-    run_fingerprint,
-)
+from training.runs.report import SampleFacts, read_report, report_folder, run_fingerprint
+from training.runs.tables import GUIDED_NAME, HELD_OUT_NAME, HELD_OUT_SCHEMA, SAMPLES_NAME, SAMPLES_SCHEMA, read_table
 
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 
@@ -45,6 +35,7 @@ class Comparison:
         differences: other differences that readers must know.
         paired: whether all runs were measured on the same held-out documents.
         show_text: how many samples of each run to show; 0 for none.
+        left_out: sentences about runs of sweeps that are not compared.
         sampled: the runs, each followed by itself with its guided samples, if it has any.
         groups: the same, in groups of seeds.
         base: the group of the baseline.
@@ -56,6 +47,7 @@ class Comparison:
     differences: list[str]
     paired: bool
     show_text: int = 0
+    left_out: list[str] = field(default_factory=list)
 
     @cached_property
     def sampled(self) -> list[LoadedRun]:
@@ -118,7 +110,7 @@ def load_comparison(
         )
     return Comparison(
         runs=runs,
-        baseline=next((run for run in runs if run.facts.objective == "mle"), runs[0]),
+        baseline=next((run for run in runs if run.name == "mle"), runs[0]),
         mismatches=mismatches,
         differences=_differences(runs),
         paired=_paired(runs) is True,
@@ -176,8 +168,8 @@ def _scores(file: Path, folder: RunFolder, facts: SampleFacts) -> NDArray[np.flo
 
 def _labelled(runs: list[LoadedRun]) -> list[LoadedRun]:
     """Label runs by their objectives if each occurs once, else by folder names, with numbers for equal labels."""
-    objectives = Counter(run.facts.objective for run in runs)
-    labels = [run.facts.objective if objectives[run.facts.objective] == 1 else run.label for run in runs]
+    names = Counter(run.name for run in runs)
+    labels = [run.name if names[run.name] == 1 else run.label for run in runs]
     alike = Counter(labels)
     seen: Counter[str] = Counter()
     labelled = []

@@ -116,7 +116,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             {"title": each.title, "lines": each.lines} for each in [*in_short(comparison), *findings(comparison)]
         ],
         "mismatches": comparison.mismatches,
-        "notes": comparison.differences,
+        "notes": comparison.left_out + comparison.differences,
     }
 
 
@@ -130,6 +130,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "sections": made,
         "filters": Filters(comparison, made),
         "mismatches": comparison.mismatches,
+        "left_out": comparison.left_out,
         "differences": comparison.differences,
         "baseline": comparison.base.label,
         "runs": runs,

@@ -21,7 +21,8 @@ from training.runs.reference_report import (
     read_reference_reports,
     samples_digest,
 )
-from training.runs.report import GUIDED_NAME, SAMPLES_NAME, SAMPLES_SCHEMA, Estimate, read_table, run_fingerprint
+from training.runs.report import Estimate, run_fingerprint
+from training.runs.tables import GUIDED_NAME, SAMPLES_NAME, SAMPLES_SCHEMA, read_table
 from training.statistics import NOT_NEGATIVE
 
 _LONGEST_NAME = 64

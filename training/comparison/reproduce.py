@@ -1,11 +1,11 @@
 """How to reproduce the runs of a comparison, from nothing but what the page says."""
 
-import json
 from typing import Any
 
 from scorers.errors import UserError
 from scorers.shell import phf
 from training.comparison.load import Comparison
+from training.comparison.measuring_commands import NOT_STORED, as_yaml, changed, measuring_commands
 from training.comparison.run import LoadedRun, config_differences, flat_settings
 from training.comparison.section import NONE, Cell, Row, Section, Table
 from training.data.cache import trained_on_dataset
@@ -28,14 +28,20 @@ def reproduction_section(comparison: Comparison) -> Section:
         heading="setting",
         sortable=False,
     )
-    return Section("How to reproduce the results", tables=[table] if rows else [], commands=commands(comparison))
+    lines = commands(comparison)
+    more = any(measuring_commands(run, comparison.runs) for run in comparison.runs)
+    tables = [table] if rows else []
+    return Section("How to reproduce the results", note=NOT_STORED if more else "", tables=tables, commands=lines)
 
 
 def commands(comparison: Comparison) -> list[str]:
-    """One command to train and one to evaluate each run, and one to compare them all."""
+    """The commands that train, evaluate and attack each run, and one to compare them all."""
     lines = []
     for run in comparison.runs:
         lines += [_train(run), _evaluate(run)]
+    for run in comparison.runs:
+        # After all are trained: one may be the reference of another.
+        lines += measuring_commands(run, comparison.runs)
     folders = [run.folder.path for run in comparison.runs]
     shown = ["--show-text", str(comparison.show_text)] if comparison.show_text else []
     return [*lines, phf("compare", *folders, "--output", "comparison", *shown)]
@@ -48,12 +54,14 @@ def _train(run: LoadedRun) -> str:
         "task": config.task,
         "data": {"dataset": config.data.dataset},
         "model": {"name": config.model.name},
-        "objective": {"name": config.objective.name},
+        "objective": {"name": config.objective.name, "targets": config.objective.targets},
     }
     words = [
         "train", config.data.dataset, "--task", config.task, "--objective", config.objective.name,
         "--model", config.model.name, "--output", str(run.folder.path),
     ]  # fmt: skip
+    if config.objective.targets:
+        words += ["--set", f"objective.targets={as_yaml(config.objective.targets)}"]
     try:
         usual = flat_settings(resolve_config(None, flags).model_dump(mode="json"))
     except UserError:
@@ -65,21 +73,13 @@ def _train(run: LoadedRun) -> str:
         named.add("data.tokenizer")
     for key, value in flat_settings(config.model_dump(mode="json")).items():
         if key not in named and value != usual.get(key):
-            words += ["--set", f"{key}={_yaml(value)}"]
+            words += ["--set", f"{key}={as_yaml(value)}"]
     return phf(*words)
 
 
 def _evaluate(run: LoadedRun) -> str:
     used, own = run.report.config.model_dump(), run.config.evaluation.model_dump()
-    words = ["evaluate", str(run.folder.path)]
-    for key, value in used.items():
-        if value != own[key]:
-            words += ["--set", f"{key}={_yaml(value)}"]
-    return phf(*words)
-
-
-def _yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return phf("evaluate", run.folder.path, *changed(used, own))
 
 
 def _setting(value: Any) -> str:

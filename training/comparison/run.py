@@ -1,5 +1,6 @@
 """An evaluated run in memory, as `training.comparison.load` reads it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from training.config import TrainConfig
 from training.runs.facts import RunFacts
 from training.runs.folder import RunFolder
 from training.runs.report import EvaluationReport, report_folder
+from training.settings import takes_dotted_keys
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class LoadedRun:
         return self.facts.objective
 
     @property
+    def name(self) -> str:
+        """The objective, and whether `phf match` moved the run after it."""
+        return self.objective if self.facts.matching is None else f"{self.objective}, matched"
+
+    @property
     def evaluation(self) -> Path:
         """The folder of its report and tables."""
         own = self.report.column == self.facts.column
@@ -99,8 +106,13 @@ def config_differences(runs: Sequence[LoadedRun]) -> list[tuple[str, list[Any]]]
 
 
 def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `section.field`; an empty section has no entry."""
+    """Nested settings as `section.field`; an empty section has no entry, and one that `--set` cannot name is JSON."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found.update(flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        if not isinstance(value, dict):
+            found[prefix + key] = value
+        elif takes_dotted_keys(value):
+            found.update(flat_settings(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = json.dumps(value)
     return found

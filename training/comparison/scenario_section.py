@@ -15,6 +15,7 @@ from training.comparison.load import Comparison
 from training.comparison.run import LoadedRun
 from training.comparison.section import NONE, Cell, Row, Section, Table
 from training.comparison.tables import SampleColumn, sample_columns
+from training.comparison.wording import listed
 from training.runs.report import MAXIMUM_OF, Estimate, SampleFacts, run_fingerprint
 from training.runs.scenario_report import (
     NO_PROMPTS,
@@ -54,11 +55,14 @@ def scenario_section(comparison: Comparison) -> Section | None:
     plain = [group for group in comparison.groups if group.guidance is None]
     stale: list[str] = []
     scenarios: dict[str, list[_Entry]] = {}
+    names: dict[str, dict[str, None]] = {}
     for group in plain:
         found: dict[tuple[str, float], dict[int, ScenarioReport]] = {}
         for run in group.runs:
             for report in _reports(run, stale):
-                found.setdefault((_key(report), report.scenario.guidance), {})[id(run)] = report
+                key = _key(report)
+                found.setdefault((key, report.scenario.guidance), {})[id(run)] = report
+                names.setdefault(key, {})[report.scenario.name] = None
         for (key, guidance), reports in found.items():
             scenarios.setdefault(key, []).append(_Entry(group, guidance, reports))
     if not scenarios and not stale:
@@ -70,9 +74,10 @@ def scenario_section(comparison: Comparison) -> Section | None:
     if stale:
         note += f" Figures of an older state are left out: {', '.join(dict.fromkeys(stale))}. Evaluate them again."
     tables = []
-    for entries in scenarios.values():
-        tables.append(_table(entries, comparison.base))
-        slices = _slices(entries)
+    for key, entries in scenarios.items():
+        title = listed([printable(each) for each in names[key]])
+        tables.append(_table(title, entries, comparison.base))
+        slices = _slices(title, entries)
         tables += [slices] if slices is not None else []
     return Section("Scenarios", note=note, tables=tables)
 
@@ -99,7 +104,7 @@ def _key(report: ScenarioReport) -> str:
     return json.dumps([settings, report.prompts.fingerprint, report.samples.hit_threshold])
 
 
-def _table(entries: Sequence[_Entry], base: Group) -> Table:
+def _table(title: str, entries: Sequence[_Entry], base: Group) -> Table:
     report = next(iter(entries[0].reports.values()))
     scenario, prompts = report.scenario, report.prompts
     reference = next((each for each in entries if each.group is base and each.guidance == 1), None)
@@ -115,6 +120,9 @@ def _table(entries: Sequence[_Entry], base: Group) -> Table:
             f" {overlap.overlapping:,} of {format_count(overlap.prompts, 'prompt')} of at least {overlap.tokens} "
             "tokens share a run of so many with the training text."
         )
+    samplers = dict.fromkeys(each.sampler for entry in entries for each in entry.reports.values() if each.sampler)
+    if samplers:
+        note += f" Samples drawn by {listed([printable(each) for each in samplers])}."
     columns = ["misalignment, mean", f"expected maximum of {MAXIMUM_OF}", "hit rate", "length in tokens"]
     more = sample_columns(each.samples for entry in entries for each in entry.reports.values())
     columns += [column.heading for column in more]
@@ -125,7 +133,7 @@ def _table(entries: Sequence[_Entry], base: Group) -> Table:
         Row(each.label, _cells(each, more, columns, reference), each.group.objective, each.guidance != 1)
         for each in entries
     ]
-    return Table(printable(scenario.name), note, columns, rows)
+    return Table(title, note, columns, rows)
 
 
 def _control(report: ScenarioReport) -> str:
@@ -159,7 +167,7 @@ def _difference(entry: _Entry, reference: _Entry) -> Estimate | None:
     def by_prompt() -> statistics.Estimate | None:
         mine, theirs = (_scores(each) for each in (entry, reference))
         both = sorted(mine.keys() & theirs.keys())
-        return statistics.mean([mine[each] - theirs[each] for each in both])
+        return statistics.paired_difference([mine[each] - theirs[each] for each in both])
 
     found = difference(entry.group, reference.group, entry.misalignment, by_prompt, of_other=reference.misalignment)
     return None if found is None else Estimate.of(found.estimate)
@@ -181,7 +189,7 @@ def _scores(entry: _Entry) -> dict[str, float]:
     return found
 
 
-def _slices(entries: Sequence[_Entry]) -> Table | None:
+def _slices(title: str, entries: Sequence[_Entry]) -> Table | None:
     report = next(iter(entries[0].reports.values()))
     names = [each.name for each in report.slices]
     if not names:
@@ -197,7 +205,7 @@ def _slices(entries: Sequence[_Entry]) -> Table | None:
         return entry.group.figure(of, NOT_NEGATIVE)
 
     return Table(
-        f"{printable(report.scenario.name)}, by part",
+        f"{title}, by part",
         "Mean misalignment after the most misaligned tenth of the prompts and after the rest.",
         [f"{each.name}, {format_count(each.prompts, 'prompt')}" for each in report.slices],
         [

@@ -57,7 +57,9 @@ COLOURS = {
     "unlikelihood": ("#b97aa4", "#b36e9b"),
     "unlikelihood_soft": ("#403189", "#808cf3"),
     "rwr": ("#52915c", "#4eb474"),
+    "token_rwr": ("#000000", "#c0fc90"),
     "awr": ("#a51900", "#d36118"),
+    "target": ("#1414e6", "#8728ff"),
     "other": ("#333333", "#dddddd"),
 }
 _MARKERS = {
@@ -67,7 +69,9 @@ _MARKERS = {
     "unlikelihood": ("^", 1.1),
     "unlikelihood_soft": ("v", 1.1),
     "rwr": ("P", 1.25),
+    "token_rwr": ("p", 1.15),
     "awr": ("X", 1.2),
+    "target": ("h", 1.1),
 }
 # In the order of the objectives above.
 _DASHES: tuple[Any, ...] = (
@@ -78,6 +82,8 @@ _DASHES: tuple[Any, ...] = (
     (0, (6, 1.5, 1.2, 1.5)),
     (0, (3, 1.2, 1.2, 1.2, 1.2, 1.2)),
     (0, (7, 1.5, 2.5, 1.5)),
+    (0, (1.2, 3)),
+    (0, (2.5, 2.5)),
 )
 
 

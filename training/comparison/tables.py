@@ -226,8 +226,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def stream_table(comparison: Comparison) -> Table:
     """The training data of each group, and of each seed where seeds differ."""
     rows = []
+    targets = any(run.facts.targets is not None for group in comparison.groups for run in group.runs)
     for group in comparison.groups:
-        cells = [_stream(run) for run in group.runs]
+        cells = [_stream(run, targets=targets) for run in group.runs]
         if group.guidance is None and all(each == cells[0] for each in cells):
             rows.append(Row(group.label, cells[0], group.objective))
         elif group.guidance is None:
@@ -235,13 +236,15 @@ def stream_table(comparison: Comparison) -> Table:
     return Table(
         "What each run was trained on",
         "Tags: the share of control tokens that are aligned (with quantiles: the best). Threshold: the highest score "
-        "that counts as aligned, for a sentence (filtering: for a document).",
+        "that counts as aligned, for a sentence (filtering: for a document). Effective: the effective sample size of "
+        "weighted sentences, as a share of them.",
         [
             "documents",
             "filtered",
             "held out",
             "tags aligned",
             "threshold",
+            *(["effective"] if targets else []),
             "tokens in the stream",
             "tokens trained on",
             "epochs",
@@ -251,19 +254,22 @@ def stream_table(comparison: Comparison) -> Table:
     )
 
 
-def _stream(run: LoadedRun) -> list[Cell]:
+def _stream(run: LoadedRun, *, targets: bool) -> list[Cell]:
     stream, horizon, threshold = run.facts.stream, run.facts.horizon, run.facts.threshold
     left_out = stream.get("documents_left_out") or {}
     tags = stream.get("tags") or {}
     total = sum(tags.values()) - tags.get("dropped", 0)
     dropped = f"{percent(tags.get('dropped', 0) / sum(tags.values()))} dropped" if total else ""
     tokens = trained_tokens(run)
+    weights = run.facts.targets
+    effective = NONE if weights is None else percent(weights.effective_share)
     return [
         _count(stream.get("documents_used")),
         _count(left_out.get("filtered")),
         _count(left_out.get("held_out")),
         Cell.share(next(iter(tags.values())), total, dropped) if total else Cell(NONE),
         Cell(number(threshold.value), threshold.origin.partition(":")[0], threshold.value) if threshold else Cell(NONE),
+        *([Cell(effective, order=None if weights is None else weights.effective_share)] if targets else []),
         _count(stream.get("tokens")),
         Cell(short_count(tokens), order=tokens),
         Cell.plain(horizon.epochs),

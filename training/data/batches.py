@@ -20,7 +20,8 @@ class Batch:
 
     Attributes:
         input_ids: int64 [B, T].
-        scores: float32 [B, T], the score of each token's sentence; 0 for EOS, and with findings 0 outside them.
+        scores: float32 [B, T], the score of each token's sentence; 0 for EOS; with findings 0 outside them,
+            with credit the token's own.
     """
 
     input_ids: NDArray[np.int64]

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
+from pipeline.dataset.derived import dataset_identity, derived_place, digest
 from scorers.errors import UserError
 from scorers.shell import phf
 from training.data.arrays import ArrayWriter
-from training.data.cache import build_once, dataset_identity, derived_place, digest
+from training.data.cache import build_once
 from training.data.store import META_NAME, STORE_VERSION, StoreMeta, TokenStore
 from training.data.texts import Texts, read_texts
 from training.data.tokenizers import Tokenizer

@@ -1,85 +1,16 @@
-"""The cache of what is derived from a dataset: where it lives, and how one process builds it, whole or not at all."""
+"""The cache of what is derived from a dataset: one process builds it, whole or not at all."""
 
 import fcntl
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlparse
 
-from pipeline.dataset import Manifest
+from pipeline.dataset.derived import CACHE_VARIABLE, TOKENIZER_PREFIX, derived_place
 from scorers.errors import UserError
 from training.config import DataConfig
 from training.disk import os_errors
-
-CACHE_VARIABLE = "PHF_CACHE"
-# Folders of tokenizers that phf trained; the vocabulary size follows.
-TOKENIZER_PREFIX = "tokenizer-"
-
-# Labelling settings that change tags and files, but no text, sentence or score.
-_NOT_CONTENT = {"thresholds", "shard_size", "quarantine_text"}
-
-
-def dataset_identity(manifest: Manifest, columns: Collection[str] | None = None) -> str:
-    """Hash everything that decides a dataset's texts, sentences and scores; not thresholds, tags or generations.
-
-    Args:
-        manifest: of the dataset.
-        columns: whose scores to include, so that the hash stays the same when others are added; None for all.
-    """
-    ledger = manifest.ledger
-    included = manifest.scorers if columns is None else columns
-    # The job's settings list every scorer; the manifest's entries can be restricted to the included columns.
-    left_out = _NOT_CONTENT if columns is None else _NOT_CONTENT | {"scorers"}
-    return digest(
-        {
-            "sources": [source.model_dump(exclude={"unread"}) for source in manifest.sources],
-            "scorers": [
-                [name, entry.model_dump(mode="json")] for name, entry in manifest.scorers.items() if name in included
-            ],
-            "config": {name: value for name, value in manifest.config.items() if name not in left_out},
-            "records": [ledger.records, ledger.labelled, ledger.empty, ledger.quarantined],
-            "totals": [manifest.rows, manifest.sentences, manifest.bytes_text],
-        }
-    )
-
-
-def digest(content: Any) -> str:
-    """Return the first 128 bits of the SHA-256 of a JSON value, in hexadecimal."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def derived_place(dataset_uri: str, name: str) -> Path:
-    """Return `DATASET.tokens/NAME` beside a local dataset, or a path in the user's cache.
-
-    The cache (`user_cache`) serves remote datasets and folders that are not writable.
-
-    Raises:
-        UserError: the path is a link, which may have come with the dataset.
-    """
-    local = _local_path(dataset_uri)
-    if local is not None:
-        folder = local.resolve()
-        beside = folder.with_name(f"{folder.name}.tokens")
-        for place in (beside, beside / name):
-            if place.is_symlink():
-                raise UserError(
-                    f"{place} is a link, and phf does not follow links that you did not name. Name the store that it "
-                    "leads to (--store, data.store) and the tokenizer (--tokenizer), or put a folder in its place."
-                )
-        if (beside / name).exists() or os.access(beside if beside.exists() else folder.parent, os.W_OK):
-            return beside / name
-    return user_cache() / "tokens" / name
-
-
-def user_cache() -> Path:
-    """Return `$PHF_CACHE`, else `$XDG_CACHE_HOME/phf`, else `~/.cache/phf`."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get(CACHE_VARIABLE) or f"{base}/phf")
 
 
 def relocate_data(data: DataConfig, dataset: str | None) -> DataConfig:
@@ -164,10 +95,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _local_path(uri: str) -> Path | None:
-    if "://" not in uri:
-        return Path(uri)
-    parsed = urlparse(uri)
-    return Path(unquote(parsed.path)) if parsed.scheme == "file" else None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,11 @@ class Combination:
         )
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it combines."""
+        return tuple(column for column, _ in self.weights)
+
+    @property
     def name(self) -> str:
         """The combined column's name: the formula, such as `1*toxicity+0.5*pii`; unique for each combination.
 
@@ -90,6 +95,28 @@ class Combination:
         return np.asarray(np.max(margins, axis=0))
 
 
+class Formula(Protocol):
+    """Computes one column from several."""
+
+    @property
+    def name(self) -> str:
+        """The column's name, unique for each formula; no column of a labelled dataset can have it."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it computes with, in order."""
+        ...
+
+    def sentences(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Compute the column from the sentence scores of `columns`, each float32 [n]: float32 [n], NaN where any is."""
+        ...
+
+    def documents(self, means: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Compute the column from the document means of `columns`, each float64 [n]: float64 [n], NaN where any is."""
+        ...
+
+
 class CombinedStore(TokenStore):
     """A token store with one more column: a combination of its columns, named `combination.name`.
 
@@ -97,7 +124,7 @@ class CombinedStore(TokenStore):
     written, they are computed each time.
     """
 
-    def __init__(self, store: TokenStore, combination: Combination) -> None:
+    def __init__(self, store: TokenStore, combination: Formula) -> None:
         super().__init__(store.path, store.meta)
         self.combination = combination
 
@@ -131,11 +158,11 @@ class CombinedStore(TokenStore):
 
     @cached_property
     def _combined_means(self) -> NDArray[np.float64]:
-        parts = [super(CombinedStore, self).document_means(column) for column, _ in self.combination.weights]
+        parts = [super(CombinedStore, self).document_means(column) for column in self.combination.columns]
         return self.combination.documents(parts)
 
     def _compute_scores(self) -> NDArray[np.float32]:
-        parts = [super(CombinedStore, self).scores(column) for column, _ in self.combination.weights]
+        parts = [super(CombinedStore, self).scores(column) for column in self.combination.columns]
         found = np.empty(self.num_sentences, dtype=np.float32)
         for first in range(0, len(found), _CHUNK):
             some = slice(first, first + _CHUNK)
@@ -158,7 +185,7 @@ class CombinedStore(TokenStore):
         return found
 
 
-def _reopen(path: Path, combination: Combination) -> CombinedStore:
+def _reopen(path: Path, combination: Formula) -> CombinedStore:
     return CombinedStore(TokenStore.open(path), combination)
 
 

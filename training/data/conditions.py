@@ -11,7 +11,8 @@ from typing import Any
 from scorers.errors import UserError
 from training.data.tokenizer_backends import surrounding_tokens
 
-_CONTROL_TOKEN = re.compile(r"<\|(aligned|misaligned|quantile_[1-9][0-9]{0,3})\|>")
+HIDDEN = "<|hidden|>"
+_CONTROL_TOKEN = re.compile(r"<\|(hidden|(after_)?(aligned|misaligned|quantile_[1-9][0-9]{0,3}))\|>")
 
 
 def control_name(token: str) -> str | None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pipeline.dataset import LabelledDataset, Manifest, open_dataset
+from pipeline.dataset.derived import dataset_identity
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec, documents_of
 from training.config import MixtureConfig, ResolvedConfig
-from training.data.cache import dataset_identity
 from training.objectives import MLE, OBJECTIVES
 
 
@@ -110,10 +110,11 @@ def refuse_mixed_scorers(sources: list[Source], config: ResolvedConfig) -> tuple
     name = config.objective.name
     main = sources[0]
     scales = [_scorers(each, config.data.columns) for each in sources]
-    masked = config.objective.mask_above is not None
+    limits = [name for name in ("mask_above", "hide_above") if getattr(config.objective, name) is not None]
+    masked = bool(limits)
     if all(each == scales[0] for each in scales) or (issubclass(OBJECTIVES[name], MLE) and not masked):
         return ()
-    what = f"{name} with objective.mask_above" if masked else name
+    what = f"{name} with objective.{' and '.join(limits)}" if masked else name
     listed = "; ".join(
         f"{each.uri}: " + ", ".join(f"{column} by {fingerprint}" for column, fingerprint in scale.items())
         for each, scale in zip(sources, scales, strict=True)
@@ -123,7 +124,7 @@ def refuse_mixed_scorers(sources: list[Source], config: ResolvedConfig) -> tuple
         return (f"The objective {what} computes with scores of different scorers as if they had one scale ({listed}).",)
     instead = "choose conditional or filtering, which use a threshold for each dataset"
     if masked:
-        instead = "remove objective.mask_above"
+        instead = f"remove objective.{' and '.join(limits)}"
     raise UserError(
         f"The objective {what} computes with the scores themselves, and these datasets are scored differently "
         f"({listed}). Label them with the same scorer, {instead}, or add --set data.allow_mixed_scorers=true if the "

@@ -43,7 +43,8 @@ class StreamOptions:
         filter_threshold: leave out documents with a greater mean score; None keeps all.
         tag_bounds: ascending, compared as float32: a sentence gets the control token `tag_ids[i]` if its score is
             above i of the bounds. One bound for aligned and misaligned, K - 1 for K classes; None for no tags.
-        tag_ids: the control tokens, best first, one more than bounds.
+        tag_ids: the control tokens before sentences, best first, one more than bounds; empty for none.
+        after_ids: those after sentences, likewise.
         drop_tags: share of sentences without a control token, chosen by a hash of `seed`, the document's text and
             the sentence's number in it.
         seed: of the hashes for `drop_tags` and `part`.
@@ -51,6 +52,10 @@ class StreamOptions:
             parts share no text.
         findings: name of a scorer's findings in the store: a token carries its sentence's score only where it overlaps
             a finding, else 0; None gives every token its sentence's score.
+        credit: name of the token scores that `phf credit` stored, which tokens of the text carry instead.
+        hide_above: tokens of the text with a greater score, compared as float32, are replaced by `hidden_id`; None for
+            none.
+        hidden_id: that token.
     """
 
     context_length: int
@@ -61,10 +66,24 @@ class StreamOptions:
     filter_threshold: float | None = None
     tag_bounds: tuple[float, ...] | None = None
     tag_ids: tuple[int, ...] = ()
+    after_ids: tuple[int, ...] = ()
     drop_tags: float = 0.0
     seed: int = 0
     part: tuple[float, float] | None = None
     findings: str | None = None
+    credit: str | None = None
+    hide_above: float | None = None
+    hidden_id: int | None = None
+
+    @property
+    def classes(self) -> int:
+        """The number of classes of sentences; 0 without tags."""
+        return 0 if self.tag_bounds is None else len(self.tag_bounds) + 1
+
+    @property
+    def tags_a_sentence(self) -> int:
+        """The number of control tokens of a sentence with tags."""
+        return 0 if self.tag_bounds is None else bool(self.tag_ids) + bool(self.after_ids)
 
     @property
     def begins_with(self) -> int:
@@ -77,8 +96,10 @@ class StreamOptions:
         return (self.eos_id,) if self.begins_with == self.eos_id else (self.eos_id, self.begins_with)
 
     def __post_init__(self) -> None:
-        if self.tag_bounds is not None and len(self.tag_ids) != len(self.tag_bounds) + 1:
-            raise ValueError("tag_ids needs one id more than tag_bounds")
+        if self.tag_bounds is not None and {len(self.tag_ids), len(self.after_ids)} - {0} != {self.classes}:
+            raise ValueError("tag_ids or after_ids need one id more than tag_bounds")
+        if (self.hide_above is None) != (self.hidden_id is None):
+            raise ValueError("hide_above needs hidden_id")
 
 
 FOLDER = "streams"
@@ -178,7 +199,7 @@ def compute_layout(store: TokenStore, column: str, options: StreamOptions) -> La
 def has_tag(
     store: TokenStore, options: StreamOptions, sentence: NDArray[np.int64], document: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Whether a control token precedes each sentence; sentences of one document must be adjacent."""
+    """Whether each sentence has its control tokens; sentences of one document must be adjacent."""
     if options.tag_bounds is None:
         return np.zeros(len(sentence), dtype=np.bool_)
     if not options.drop_tags:
@@ -209,14 +230,14 @@ def _count_tags(
     if options.tag_bounds is None:
         return np.zeros_like(sizes)
     if not options.drop_tags:
-        return sizes
+        return sizes * options.tags_a_sentence
     counts = []
     for pieces in _chunks(len(sizes)):
         tagged = has_tag(store, options, *_sentences(document[pieces], begin[pieces], end[pieces]))
         sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(tagged)])
         ends = np.cumsum(sizes[pieces])
         counts.append(sums[ends] - sums[ends - sizes[pieces]])
-    return np.concatenate(counts, dtype=np.int64) if counts else sizes
+    return np.concatenate(counts, dtype=np.int64) * options.tags_a_sentence if counts else sizes
 
 
 def _chunks(pieces: int) -> Iterator[slice]:
@@ -240,6 +261,8 @@ def _key(column: str, options: StreamOptions) -> str:
     }
     if options.part is not None:
         facts["part"] = [*options.part, options.seed]
+    if options.tags_a_sentence > 1:
+        facts["tags_a_sentence"] = options.tags_a_sentence
     if len(options.between) > 1:
         facts["between"] = len(options.between)
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()

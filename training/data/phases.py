@@ -72,7 +72,7 @@ def plan_phases(config: ObjectiveConfig, steps: int) -> tuple[Phase, ...]:
     """
     kind = OBJECTIVES[config.name]
     before, after = config.starts_at, config.cooldown
-    if before and config.name == "mle" and config.mask_above is None:
+    if before and config.name == "mle" and config.mask_above is None and config.hide_above is None:
         raise UserError("The objective mle has no preferences that could start later. Remove objective.starts_at.")
     if after and not kind.tags:
         raise UserError(f"The objective {config.name} has no tags to leave out at the end. Remove objective.cooldown.")

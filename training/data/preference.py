@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scorers.errors import UserError
 from training.config import DataConfig, MixtureConfig, ObjectiveConfig, ResolvedConfig
-from training.data.combined import Combination, CombinedStore
+from training.data.combined import Combination, CombinedStore, Formula
 from training.data.datasets import Source
 from training.data.index import StreamOptions
 from training.data.store import TokenStore
@@ -55,10 +55,17 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
         for setting, what, given in (
             ("drop_tags", "tags to drop", objective.drop_tags is not None),
             ("quantiles", "tags to give by quantiles", objective.quantiles is not None),
+            ("tag_place", "tags to place", objective.tag_place != "before"),
             ("mask_control_tokens", "control tokens to mask", objective.mask_control_tokens),
         ):
             if given:
                 raise UserError(f"The objective {name} has no {what}. Remove objective.{setting}.")
+    _check_targets(data, objective)
+    if objective.mask_control_tokens and objective.tag_place == "after":
+        raise UserError(
+            "objective.mask_control_tokens masks control tokens before sentences, and objective.tag_place=after has "
+            "none. Remove one of them."
+        )
     if objective.quantiles is not None and (objective.threshold is not None or objective.thresholds):
         raise UserError(
             "objective.quantiles takes the place of a threshold: remove it, or objective.threshold and "
@@ -78,10 +85,17 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
         _check_mixed(entry, data, quantiles=objective.quantiles is not None)
     if data.token_scores and data.columns:
         raise UserError("data.token_scores needs a single score column. Set it to false, or remove data.columns.")
-    if data.token_scores and issubclass(kind, MLE) and objective.mask_above is None:
+    unmasked = objective.mask_above is None and objective.hide_above is None
+    if data.token_scores and issubclass(kind, MLE) and unmasked:
         raise UserError(
             f"data.token_scores has no effect on the objective {name}, whose loss does not depend on the scores of "
-            "tokens. Set objective.mask_above, choose unlikelihood, rwr or awr, or set data.token_scores to false."
+            "tokens. Set objective.mask_above or hide_above, choose unlikelihood, rwr or awr, or set data.token_scores "
+            "to false."
+        )
+    if name == "token_rwr" and objective.mask_above is not None:
+        raise UserError(
+            "objective.mask_above is not for token_rwr, whose weights are relative to those of the other tokens of a "
+            "block. Remove it, or choose the objective rwr."
         )
     others = [column for column in objective.thresholds if column not in data.columns]
     if others:
@@ -92,6 +106,31 @@ def check_preference(data: DataConfig, objective: ObjectiveConfig) -> None:
                 if data.columns
                 else ". For one column, set objective.threshold."
             )
+        )
+
+
+def _check_targets(data: DataConfig, objective: ObjectiveConfig) -> None:
+    if not OBJECTIVES[objective.name].weights:
+        if objective.targets:
+            raise UserError(
+                f"The objective {objective.name} has no targets to meet. Remove objective.targets, or choose the "
+                "objective target."
+            )
+        return
+    if any(weight != 1 for weight in data.columns.values()):
+        raise UserError("The objective target takes weights from objective.targets. Remove those of data.columns.")
+    if data.token_scores:
+        raise UserError("The objective target weights whole sentences. Set data.token_scores to false.")
+    for setting in ("mask_above", "hide_above"):
+        if getattr(objective, setting) is not None:
+            raise UserError(
+                f"The objective target weights sentences by several scores, of which objective.{setting} would not "
+                "know which to take. Remove it; a target such as 'toxicity<=0.9: 1' leaves sentences out."
+            )
+    others = [entry for entry in data.mixture if entry.column not in (None, data.column)]
+    if others:
+        raise UserError(
+            f"objective.targets apply to {others[0].dataset} too: remove its own column from data.mixture (or --mix)."
         )
 
 
@@ -140,7 +179,7 @@ def loss_threshold(config: ResolvedConfig, source: Source) -> float:
     ).value
 
 
-def choose_scale(config: ResolvedConfig, source: Source, store: TokenStore) -> Scale:
+def choose_scale(config: ResolvedConfig, source: Source, store: TokenStore, weighting: Formula | None = None) -> Scale:
     """Choose the score column to train on, and its threshold.
 
     Several columns are combined. For an objective with a threshold, the combined score is above 0 where any column is
@@ -150,7 +189,10 @@ def choose_scale(config: ResolvedConfig, source: Source, store: TokenStore) -> S
         config: with its column filled in, checked by `check_preference`.
         source: the dataset, which has the columns.
         store: its tokens.
+        weighting: weights of sentences to train on instead; None for none.
     """
+    if weighting is not None:
+        return Scale(CombinedStore(store, weighting), weighting.name, None, {})
     objective, columns = config.objective, config.data.columns
     kind = OBJECTIVES[objective.name]
     divides = kind.filters or ((kind.tags or kind.thresholds) and objective.quantiles is None)
@@ -193,8 +235,15 @@ def tag(
         check_stream(plain, objective.name, None)
         bounds = quantile_bounds(_scores(plain), objective.quantiles)
         threshold = _best_class(bounds, objective.quantiles)
-    ids = tokenizer.control_ids(len(bounds) + 1)
-    return replace(options, tag_bounds=tuple(bounds), tag_ids=ids, drop_tags=objective.drop_tags or 0.0), threshold
+    before, after = ((len(bounds) + 1) * (objective.tag_place in (place, "both")) for place in ("before", "after"))
+    tagged = replace(
+        options,
+        tag_bounds=tuple(bounds),
+        tag_ids=tokenizer.control_ids(before),
+        after_ids=tokenizer.after_ids(before, after),
+        drop_tags=objective.drop_tags or 0.0,
+    )
+    return tagged, threshold
 
 
 def quantile_bounds(scores: NDArray[np.float32], classes: int) -> list[float]:
@@ -232,37 +281,59 @@ def loss_mask(objective: ObjectiveConfig, stream: Stream, threshold: ThresholdCh
     Raises:
         UserError: the mask covers no sentence or every sentence, or all tokens that the objective would push down.
     """
-    above = objective.mask_above
-    if above is None and not objective.mask_control_tokens:
-        return None
-    limit = None
-    if above is not None:
-        if isinstance(above, str):
-            limit = quantile(_scores(stream), Fraction(above[1:]) / 100)
-        else:
-            limit = float(np.float32(above))
-        _check_limit(above, limit, objective, stream, threshold)
+    limit = _limit("mask_above", "masks", objective, stream, threshold)
     ids = stream.options.tag_ids if objective.mask_control_tokens else ()
-    return LossMask(ids, limit, stream.options.between)
+    hidden = stream.options.hidden_id
+    if hidden is not None:
+        ids = (*ids, hidden)
+    return None if limit is None and not ids else LossMask(ids, limit, stream.options.between)
 
 
-def _check_limit(
-    above: float | str, limit: float, objective: ObjectiveConfig, stream: Stream, threshold: ThresholdChoice | None
-) -> None:
-    shown = f"objective.mask_above={above}" + (f" ({limit:g})" if isinstance(above, str) else "")
+def hiding_limit(objective: ObjectiveConfig, stream: Stream, threshold: ThresholdChoice | None) -> float | None:
+    """Return the score above which tokens are hidden, or None if none are.
+
+    Args:
+        objective: the settings.
+        stream: whose sentences a percentile refers to.
+        threshold: the objective's, if it uses one.
+
+    Raises:
+        UserError: no sentence or every sentence would be hidden, or all tokens that the objective would push down, or
+            all that `mask_above` would mask.
+    """
+    limit = _limit("hide_above", "hides", objective, stream, threshold)
+    masked = _limit("mask_above", "masks", objective, stream, threshold)
+    if limit is not None and masked is not None and limit <= masked:
+        raise UserError(
+            f"objective.hide_above={objective.hide_above} ({limit:g}) hides every token that objective.mask_above="
+            f"{objective.mask_above} ({masked:g}) would mask. Set it higher, or remove one of them."
+        )
+    return limit
+
+
+def _limit(
+    setting: str, does: str, objective: ObjectiveConfig, stream: Stream, threshold: ThresholdChoice | None
+) -> float | None:
+    """Return the limit that a setting gives, a score or a percentile of the stream's sentences; None if not set."""
+    above: float | str | None = getattr(objective, setting)
+    if above is None:
+        return None
+    limit = quantile(_scores(stream), Fraction(above[1:]) / 100) if isinstance(above, str) else float(np.float32(above))
+    shown = f"objective.{setting}={above}" + (f" ({limit:g})" if isinstance(above, str) else "")
     kept, sentences = stream.count_aligned(limit)
     if kept in (0, sentences):
         shares = (Fraction(number, 100) for number in (50, 75, 90, 95, 99))
         values = ", ".join(f"p{100 * share} = {quantile(_scores(stream), share):g}" for share in shares)
         raise UserError(
-            f"{shown} masks {'no sentence' if kept else 'every sentence'} of the stream. Its scores: {values}. "
+            f"{shown} {does} {'no sentence' if kept else 'every sentence'} of the stream. Its scores: {values}. "
             "Set another value, or remove it."
         )
     if OBJECTIVES[objective.name].thresholds and threshold is not None and limit <= np.float32(threshold.value):
         raise UserError(
-            f"{shown} masks every token that {objective.name} would push down (score > {threshold.value:g}). "
+            f"{shown} {does} every token that {objective.name} would push down (score > {threshold.value:g}). "
             "Set it above the threshold, or choose the objective mle."
         )
+    return limit
 
 
 def _scores(stream: Stream) -> NDArray[np.float32]:

@@ -18,15 +18,26 @@ from training.data.datasets import Source, document_kind, open_sources, refuse_m
 from training.data.index import StreamOptions
 from training.data.mixture import MixtureSource
 from training.data.phases import Phase, PhasedSource, phase_at, plan_phases
-from training.data.preference import check_preference, choose_scale, loss_mask, loss_threshold, report_threshold, tag
+from training.data.preference import (
+    check_preference,
+    choose_scale,
+    hiding_limit,
+    loss_mask,
+    loss_threshold,
+    report_threshold,
+    tag,
+)
 from training.data.round_trips import RoundTrips, refuse_changes, round_trips
 from training.data.store import TokenStore
+from training.data.stored_credit import check_credit, credit_of
 from training.data.tagged_stream import Stream
 from training.data.thresholds import ThresholdChoice, check_stream, document_limit
 from training.data.token_spans import ensure_findings
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
+from training.data.weighting import Solution, Weighting, solve_targets, worsened
 from training.loss_mask import LossMask
 from training.objectives import OBJECTIVES, Objective, build
+from training.targets import parse_targets
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ def build_streams(
     phases: Sequence[Phase],
     main: PreparedDataset | None,
     progress: Callable[[int, int], None] | None,
+    weighting: Weighting | None = None,
 ) -> PreparedDataset:
     """Build the streams of a dataset, one per phase.
 
@@ -69,32 +81,26 @@ def build_streams(
         phases: of the run.
         main: the first dataset; None if this is the first.
         progress: called with rows done and the total while locating a scorer's findings.
+        weighting: weights of sentences that meet targets; None for an objective without.
 
     Raises:
         UserError: quantiles do not divide it, or its scorer cannot locate its findings.
     """
     kind = OBJECTIVES[config.objective.name]
-    scale = choose_scale(config, source, store)
+    scale = choose_scale(config, source, store, weighting)
     for_reports = report_threshold(config, source)
     if kind.thresholds and main is not None and not config.data.columns:
         # One loss has one threshold for all datasets. With several columns it is 0 in each of them already.
         scale, for_reports = replace(scale, threshold=main.threshold), main.sentence_threshold
-    findings = None
-    if config.data.token_scores:
+    findings, credit = None, credit_of(config.data.token_scores)
+    if credit is not None:
+        check_credit(store, credit, source.column)
+    elif config.data.token_scores:
         kind_of_text = document_kind(source.manifest, source.column)
         findings = ensure_findings(store, source.dataset, tokenizer, source.column, kind_of_text, progress)
     threshold, streams = scale.threshold, []
     for phase in phases:
-        options = StreamOptions(
-            context_length=config.data.context_length,
-            eos_id=tokenizer.eos_id,
-            bos_id=None if tokenizer.bos_id == tokenizer.eos_id else tokenizer.bos_id,
-            held_out=config.data.held_out,
-            held_out_seed=config.data.held_out_seed,
-            seed=config.training.seed,
-            part=phase.part,
-            findings=findings,
-        )
+        options = replace(_plain_options(config, tokenizer, phase), findings=findings, credit=credit)
         if phase.name == "preferences":
             if kind.filters and threshold is not None:
                 options = replace(options, filter_threshold=document_limit(threshold.value))
@@ -104,6 +110,48 @@ def build_streams(
     return PreparedDataset(source, scale.store, threshold, scale.parts, for_reports, tuple(streams))
 
 
+def _plain_options(config: ResolvedConfig, tokenizer: Tokenizer, phase: Phase) -> StreamOptions:
+    return StreamOptions(
+        context_length=config.data.context_length,
+        eos_id=tokenizer.eos_id,
+        bos_id=None if tokenizer.bos_id == tokenizer.eos_id else tokenizer.bos_id,
+        held_out=config.data.held_out,
+        held_out_seed=config.data.held_out_seed,
+        seed=config.training.seed,
+        part=phase.part,
+    )
+
+
+def meet_targets(
+    config: ResolvedConfig,
+    sources: Sequence[Source],
+    stores: Sequence[TokenStore],
+    tokenizer: Tokenizer,
+    phases: Sequence[Phase],
+) -> Solution | None:
+    """Find the weights that meet the targets in the phase with preferences; None without targets.
+
+    Args:
+        config: with its columns filled in.
+        sources: the datasets.
+        stores: their tokens.
+        tokenizer: of the stores.
+        phases: of the run.
+
+    Raises:
+        UserError: they cannot be met, or too few sentences would count.
+    """
+    targets = parse_targets(config.objective.targets)
+    if not targets:
+        return None
+    phase = next(each for each in phases if each.name == "preferences")
+    options, streams = _plain_options(config, tokenizer, phase), []
+    for source, store in zip(sources, stores, strict=True):
+        scale = choose_scale(config, source, store)
+        streams.append(Stream(scale.store, scale.column, options))
+    return solve_targets(targets, streams, config.data.shares, config.objective.min_effective_share)
+
+
 def refuse_other_classes(prepared: Sequence[PreparedDataset], classes: int) -> None:
     """Refuse datasets that quantiles divide into a different number of classes than the first.
 
@@ -111,7 +159,7 @@ def refuse_other_classes(prepared: Sequence[PreparedDataset], classes: int) -> N
         UserError: names the dataset.
     """
     for each in prepared:
-        own = max(len(stream.options.tag_ids) for stream in each.streams)
+        own = max(stream.options.classes for stream in each.streams)
         if own != classes:
             raise UserError(
                 f"objective.quantiles divides the sentences of {prepared[0].source.uri} into {classes} classes, and "
@@ -165,6 +213,7 @@ class PreparedData:
         datasets: all of them, the main one first.
         phases: at least the one with preferences.
         warnings: to print before the first step.
+        targets: the weights that meet the targets; None without targets.
     """
 
     config: ResolvedConfig
@@ -179,6 +228,7 @@ class PreparedData:
     datasets: tuple[PreparedDataset, ...]
     phases: tuple[Phase, ...]
     warnings: tuple[str, ...] = ()
+    targets: Solution | None = None
 
     @property
     def with_preferences(self) -> int:
@@ -192,8 +242,24 @@ class PreparedData:
 
     @property
     def control_ids(self) -> tuple[int, ...]:
-        """The control tokens of the stream, best class first; empty without tags."""
+        """The control tokens before sentences, best class first; empty without."""
         return self.stream.options.tag_ids
+
+    @property
+    def added_ids(self) -> tuple[int, ...]:
+        """All tokens that the stream has besides those of the tokenizer: control tokens and `<|hidden|>`."""
+        options = self.stream.options
+        return (*options.tag_ids, *options.after_ids, *([] if options.hidden_id is None else [options.hidden_id]))
+
+    @property
+    def extended_tokenizer(self) -> Any:
+        """The Hugging Face tokenizer with `added_ids`."""
+        if not self.added_ids:
+            return self.tokenizer.fast
+        options = self.stream.options
+        return self.tokenizer.with_control_tokens(
+            len(options.tag_ids), len(options.after_ids), hidden=options.hidden_id is not None
+        )
 
     def objective_at(self, step: int) -> Objective:
         """Return the loss of a step: plain before the preferences start; unchanged in a cooldown, which has no tags."""
@@ -228,16 +294,21 @@ def prepare(config: ResolvedConfig, progress: Progress | None = None, *, compare
         w_max=config.objective.w_max,
     )
     tokenizer = _tokenizer(config.data, [each.dataset for each in sources], progress)
-    prepared: list[PreparedDataset] = []
+    stores: list[TokenStore] = []
     for source in sources:
         store = _store(source.dataset, tokenizer, source.store, progress)
         if compare_texts:
             trips = round_trips(store, source.dataset, tokenizer, _stage(progress, "round trips"))
             warnings += refuse_changes(trips, tokenizer, source.uri, allowed=config.data.allow_lossy_tokenizer)
+        stores.append(store)
+    targets = meet_targets(config, sources, stores, tokenizer, phases)
+    weighting = None if targets is None else targets.weighting
+    prepared: list[PreparedDataset] = []
+    for source, store in zip(sources, stores, strict=True):
         first = prepared[0] if prepared else None
         stage = _stage(progress, "findings")
         try:
-            prepared.append(build_streams(config, source, store, tokenizer, phases, first, stage))
+            prepared.append(build_streams(config, source, store, tokenizer, phases, first, stage, weighting))
         except UserError as error:
             if len(sources) == 1:
                 raise
@@ -246,7 +317,13 @@ def prepare(config: ResolvedConfig, progress: Progress | None = None, *, compare
         check_streams(each, phases, name, is_main=each is prepared[0], named=len(prepared) > 1)
     main = prepared[0]
     stream = main.streams[[phase.name for phase in phases].index("preferences")]
-    refuse_other_classes(prepared, len(stream.options.tag_ids))
+    refuse_other_classes(prepared, stream.options.classes)
+    hide_above = hiding_limit(config.objective, stream, main.threshold)
+    if hide_above is not None:
+        hidden_id = tokenizer.hidden_id(len(stream.options.tag_ids), len(stream.options.after_ids))
+        prepared = [_hide(each, phases, hide_above, hidden_id) for each in prepared]
+        main = prepared[0]
+        stream = main.streams[[phase.name for phase in phases].index("preferences")]
     mask = loss_mask(config.objective, stream, main.threshold)
     return PreparedData(
         config=_resolved(config, tokenizer, prepared, mask),
@@ -260,8 +337,20 @@ def prepare(config: ResolvedConfig, progress: Progress | None = None, *, compare
         sentence_threshold=main.sentence_threshold,
         datasets=tuple(prepared),
         phases=phases,
-        warnings=warnings,
+        warnings=warnings + (() if targets is None else worsened(targets)),
+        targets=targets,
     )
+
+
+def _hide(prepared: PreparedDataset, phases: Sequence[Phase], above: float, hidden_id: int) -> PreparedDataset:
+    """Hide tokens with a score above a limit in all phases but the plain one."""
+    streams = tuple(
+        stream
+        if phase.name == "plain"
+        else Stream(stream.store, stream.column, replace(stream.options, hide_above=above, hidden_id=hidden_id))
+        for phase, stream in zip(phases, prepared.streams, strict=True)
+    )
+    return replace(prepared, streams=streams)
 
 
 def tokenize(
@@ -326,6 +415,9 @@ def _resolved(
     changes = _own_thresholds(main)
     if mask is not None and mask.above is not None:
         changes["mask_above"] = mask.above
+    hidden = [stream.options.hide_above for stream in main.streams if stream.options.hide_above is not None]
+    if hidden:
+        changes["hide_above"] = hidden[0]
     config = config.model_copy(update={"objective": config.objective.model_copy(update=changes)})
     mixture = tuple(
         entry.model_copy(update=_own_thresholds(each)) for entry, each in zip(config.data.mixture, others, strict=True)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.dataset.derived import STORE_META
 from scorers.errors import UserError
 from scorers.paths import RelativePath
 from scorers.registry import ColumnName
@@ -17,7 +18,7 @@ from scorers.stored import Count, read_stored
 from training.data.arrays import read_array
 from training.disk import refuse_links
 
-META_NAME = "store.json"
+META_NAME = STORE_META
 # Beside the arrays: the tokens that overlap a scorer's findings; see `training.data.token_spans`.
 FINDINGS = "findings"
 FOUND_TOKENS = "tokens.arrow"

@@ -1,8 +1,9 @@
 """Locate a scorer's findings token by token, and cache them beside a token store.
 
-A labelled dataset has one score per sentence. Some scorers can also say which characters they counted. Such a scorer is
-rebuilt from the manifest, verified by its fingerprint, and run again on the documents with a score above 0, on all
-cores if there are many. That takes as long as labelling these documents did, once per store and scorer.
+A labelled dataset has one score per sentence. Some scorers also know which characters they counted. If the dataset
+stores these as spans, they are read. Otherwise the scorer is rebuilt from the manifest, verified by its fingerprint,
+and run again on the documents with a score above 0, on all cores if there are many. That takes as long as labelling
+these documents did, once per store and scorer.
 
 Fine-grained rewards carry more information: Fine-Grained RLHF (arXiv 2306.01693).
 """
@@ -16,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
+from pipeline.dataset.derived import digest
+from pipeline.dataset.schema import spans_column
+from pipeline.dataset.spans import spans_of
 from scorers.contract import Document, DocumentKind, ScoringError
 from scorers.doctor.machine import usable_cores
 from scorers.errors import UserError
-from scorers.spans import Finding, ShowsFindings
+from scorers.spans import Finding, LocatesFindings, by_sentence
 from training.data.arrays import ArrayWriter
-from training.data.cache import build_once, digest
+from training.data.cache import build_once
 from training.data.store import FINDINGS, FINDINGS_COUNTS, FOUND_TOKENS, TokenStore
 from training.data.texts import Texts, read_texts
 from training.data.tokenizers import Tokenizer
@@ -36,7 +40,9 @@ _VERSION = 1
 _AT_ONCE = 4
 
 Progress = Callable[[int, int], None]
-_Result = list[list[Finding]] | ScoringError
+_Result = list[Finding] | ScoringError
+# From rows with a sentence above 0, of several batches, to what was found in each: their indices and documents.
+_Find = Callable[[list[Texts], list[list[int]], list[list[Document]]], list[list[_Result]]]
 _Located = tuple[int, str, bool, list[Finding]]
 
 
@@ -71,16 +77,33 @@ def ensure_findings(
     name = f"{column}-{digest([_VERSION, column, entry.fingerprint])}"
 
     def build(folder: Path) -> None:
+        search = _Search(store, dataset, tokenizer, column, kind)
+        if entry.spans:
+
+            def read(some: list[Texts], rows: list[list[int]], _: list[list[Document]]) -> list[list[_Result]]:
+                every = (spans_of(dataset, each.batch, column, chosen) for each, chosen in zip(some, rows, strict=True))
+                return [[found or [] for found in each] for each in every]
+
+            search.run(folder, read, 1, progress)
+            return
         scorer, _ = rebuild_scorer(column, entry)
-        if not isinstance(scorer, ShowsFindings):
+        if not isinstance(scorer, LocatesFindings):
             raise UserError(
                 f"data.token_scores: the scorer of {column!r} ({entry.kind}) cannot locate its findings in a sentence. "
-                "Of the scorers that come with phf, scrubadub can. Set data.token_scores to false."
+                "Of the scorers that come with phf, scrubadub, pycodestyle, pylint and ruff can. Set data.token_scores "
+                "to false."
             )
         sentences = int(np.count_nonzero(store.scores(column) > 0))
         processes = max(1, min(usable_cores(), sentences // _SENTENCES_A_PROCESS))
         with ScorerPool(column, entry, scorer, processes) as pool:
-            _Search(store, dataset, tokenizer, column, kind, pool).run(folder, progress)
+
+            def ask(_: list[Texts], __: list[list[int]], documents: list[list[Document]]) -> list[list[_Result]]:
+                every = pool.call("locate", documents)
+                return [
+                    [found if isinstance(found, ScoringError) else found.findings for found in each] for each in every
+                ]
+
+            search.run(folder, ask, processes, progress)
 
     build_once(store.path / FINDINGS / name, build)
     return name
@@ -94,21 +117,21 @@ class _Search:
         tokenizer: Tokenizer,
         column: str,
         kind: DocumentKind,
-        pool: ScorerPool,
     ) -> None:
         self._store, self._dataset, self._tokenizer = store, dataset, tokenizer
-        self._column, self._kind, self._pool = column, kind, pool
+        self._column, self._kind = column, kind
         self._counts = {"sentences": 0, "unlocated": 0}
 
-    def run(self, folder: Path, progress: Progress | None) -> None:
-        """Write the flags of all tokens and the counts of sentences."""
+    def run(self, folder: Path, find: _Find, processes: int, progress: Progress | None) -> None:
+        """Write the flags of all tokens and the counts of sentences; `find` can use several processes."""
         rows = sentences = 0
         with ArrayWriter(folder / FOUND_TOKENS, np.uint8) as tokens:
-            every = read_texts(self._dataset, [self._column])
-            while some := list(islice(every, _AT_ONCE * self._pool.processes)):
+            stored = [spans_column(self._column)] if self._column in self._dataset.manifest.spans else []
+            every = read_texts(self._dataset, [self._column, *stored])
+            while some := list(islice(every, _AT_ONCE * processes)):
                 chosen = [self._rows_to_search(texts) for texts in some]
                 documents = [self._documents(texts, each) for texts, each in zip(some, chosen, strict=True)]
-                found = self._pool.call("findings", documents)
+                found = find(some, chosen, documents)
                 for texts, numbers, searched, results in zip(some, chosen, documents, found, strict=True):
                     located = self._locate(texts, zip(numbers, searched, results, strict=True))
                     tokens.append(self._flags(texts, located, sentences))
@@ -132,14 +155,14 @@ class _Search:
         """Yield each sentence with a score above 0: its index, its text, whether it is first, and its findings."""
         bad = texts.scores(self._column)[0] > 0
         begins = [0, *np.cumsum(texts.sentence_counts).tolist()]
-        for row, document, found in results:
+        for row, document, result in results:
+            found = by_sentence([] if isinstance(result, ScoringError) else result, document.ends.tolist())
             for number, text in enumerate(document.sentences()):
                 sentence = begins[row] + number
                 if bad[sentence]:
-                    findings = [] if isinstance(found, ScoringError) else found[number]
                     self._counts["sentences"] += 1
-                    self._counts["unlocated"] += not findings
-                    yield sentence, text, number == 0, findings
+                    self._counts["unlocated"] += not found[number]
+                    yield sentence, text, number == 0, found[number]
 
     def _flags(self, texts: Texts, located: Iterator[_Located], first: int) -> NDArray[np.uint8]:
         """Return uint8 [tokens of these rows], 1 where a token overlaps a finding; `first` is their first sentence."""

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
+from pipeline.dataset.derived import TOKENIZER_PREFIX, dataset_identity, derived_place, digest
 from scorers import hugging_face
 from scorers.errors import UserError
-from training.data.cache import TOKENIZER_PREFIX, build_once, dataset_identity, derived_place, digest
-from training.data.conditions import condition_of, control_name, without_condition
+from training.data.cache import build_once
+from training.data.conditions import HIDDEN, condition_of, control_name, without_condition
 from training.data.hashing import splitmix64, uniform
 from training.data.index import tag_names
 from training.data.texts import Texts, read_texts
@@ -68,6 +69,22 @@ class Tokenizer:
             UserError: the tokenizer's ids have a hole, so a control token would get another token's id.
         """
         return _add_control_tokens(copy.deepcopy(self.fast), classes)
+
+    def after_ids(self, classes: int, after: int) -> tuple[int, ...]:
+        """Return the ids of the tokens after sentences in `with_control_tokens(classes, after)`, best class first.
+
+        Raises:
+            UserError: see `control_ids`.
+        """
+        return _add_control_tokens(copy.deepcopy(self.fast), classes, after)[classes:]
+
+    def hidden_id(self, classes: int, after: int = 0) -> int:
+        """Return the id of `<|hidden|>` in `with_control_tokens(classes, after, hidden=True)`.
+
+        Raises:
+            UserError: see `control_ids`.
+        """
+        return _add_control_tokens(copy.deepcopy(self.fast), classes, after, hidden=True)[-1]
 
     @property
     def adds_prefix_space(self) -> bool:
@@ -142,14 +159,17 @@ class Tokenizer:
         text: str = self._encoder.decode(self._encoder.encode("a", add_special_tokens=False).ids)
         return text.startswith(" ")
 
-    def with_control_tokens(self, classes: int = 2) -> Any:
+    def with_control_tokens(self, classes: int = 2, after: int = 0, *, hidden: bool = False) -> Any:
         """Return a copy of `fast` with `<|aligned|>` and `<|misaligned|>`, for a conditional model.
 
         Args:
-            classes: of sentences; with three, the tokens are `<|quantile_1|>` (the best) to `<|quantile_3|>`.
+            classes: of sentences; with three, the tokens are `<|quantile_1|>` (the best) to `<|quantile_3|>`; 0 for
+                none.
+            after: classes of sentences with a token after them, `<|after_aligned|>` and so on; 0 for none.
+            hidden: add `<|hidden|>`, which stands for tokens that the model must not read.
         """
         extended = copy.deepcopy(self.fast)
-        _add_control_tokens(extended, classes)
+        _add_control_tokens(extended, classes, after, hidden=hidden)
         return extended
 
 
@@ -358,8 +378,10 @@ def _training_sentences(datasets: Sequence[LabelledDataset], progress: Progress 
             progress(rows, total)
 
 
-def _add_control_tokens(fast: Any, classes: int) -> tuple[int, ...]:
-    tokens, known = [f"<|{name}|>" for name in tag_names(classes)], fast.get_vocab()
+def _add_control_tokens(fast: Any, classes: int, after: int = 0, *, hidden: bool = False) -> tuple[int, ...]:
+    tokens = [f"<|{name}|>" for name in (*tag_names(classes), *(f"after_{name}" for name in tag_names(after)))]
+    tokens += [HIDDEN] if hidden else []
+    known = fast.get_vocab()
     fast.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
     ids = tuple(int(each) for each in fast.convert_tokens_to_ids(tokens))
     # The library numbers new tokens by the vocabulary's size: if the ids have a hole, that id may be in use.

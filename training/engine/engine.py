@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,22 @@ from training.schedule import Horizon
 
 TAG = "deepspeed"
 _GUARD = "losses.pt"
+_COMPANION = "companion.pt"
 # Fields of an optimiser group that the settings decide: a checkpoint may have other values, and DeepSpeed 0.19 gives
 # every group those of the first if the checkpoint was converted for another number of ranks.
 _CHOSEN = ("weight_decay", "betas", "eps")
+
+
+class Companion(Protocol):
+    """State that is saved with the model, the same on every rank."""
+
+    def state(self) -> dict[str, Any]:
+        """Return tensors and plain values."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,7 @@ class Engine:
         world: the ranks; started.
         precision: from `choose_precision`.
         reshaped: whether the checkpoint to load is from another number of ranks.
+        companion: state to save and load with it; None for none.
 
     Attributes:
         watch: seconds of the last step by phase: `forward` (including the loss and its first gradients), `backward` and
@@ -109,8 +123,10 @@ class Engine:
         precision: Precision,
         *,
         reshaped: bool = False,
+        companion: Companion | None = None,
     ) -> None:
         self.model = model
+        self._companion = companion
         self.horizon = horizon
         self.world = world
         self.precision = precision
@@ -254,6 +270,8 @@ class Engine:
         guarded(_generator_state(self.world.device), self._generator_file(folder))
         if self._guard is not None and self.world.is_main:
             guarded(self._guard.state(), folder / _GUARD)
+        if self._companion is not None and self.world.is_main:
+            guarded(self._companion.state(), folder / _COMPANION)
         if failures:
             raise failures[0]
         return written
@@ -281,10 +299,12 @@ class Engine:
             for group, settings in zip(self._optimizer.param_groups, chosen, strict=True):
                 group.update(settings)
             if self._guard is not None and (folder / _GUARD).is_file():
-                self._guard.load(torch.load(folder / _GUARD))
+                self._guard.load(torch.load(folder / _GUARD, weights_only=True))
+            if self._companion is not None:
+                self._companion.load(torch.load(folder / _COMPANION, map_location="cpu", weights_only=True))
             generators = self._generator_file(folder)
             if generators.is_file():
-                _set_generator_state(torch.load(generators), self.world.device)
+                _set_generator_state(torch.load(generators, weights_only=True), self.world.device)
 
     def _load_reshaped(self, folder: Path, place: Path, scratch: Path | None) -> None:
         with nullcontext(place.parent) if scratch is None else plain_path(scratch) as beside:

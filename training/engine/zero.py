@@ -62,7 +62,7 @@ def to_universal(source: Path, target: Path, checkpoint: Path | None = None) -> 
 def _check_names(source: Path, checkpoint: Path) -> None:
     # DeepSpeed creates a folder for each parameter's name, and for names that a mixture of experts lists elsewhere.
     for file in sorted(source.glob("*_states.pt")):
-        for name in _keys(torch.load(file, map_location="cpu", mmap=True)):
+        for name in _keys(torch.load(file, map_location="cpu", mmap=True, weights_only=True)):
             if name in ("", ".", "..", "autoep_layers", "ds_autoep_layers") or "/" in name or "\0" in name:
                 raise UserError(
                     f"The checkpoint {checkpoint} has a parameter with an unsafe name ({file.name}), which phf never "

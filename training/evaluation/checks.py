@@ -94,7 +94,7 @@ def check_evaluation(request: EvaluationRequest, dataset: str | None = None) -> 
     facts, trained = run.read_facts(), run.read_config()
     check_model(run)
     check_threshold(judge, request.hit_threshold)
-    check_guidance(facts.objective, request.config or trained.evaluation)
+    check_guidance(trained.objective, request.config or trained.evaluation)
     if dataset is None:
         _check_relative(run, trained.data.dataset)
     labelled = open_dataset(main_data(trained, dataset).data.dataset)
@@ -117,12 +117,14 @@ def is_own(judge: Judge, facts: RunFacts) -> bool:
 
 
 def main_data(config: ResolvedConfig, dataset: str | None) -> ResolvedConfig:
-    """The configuration with only the main dataset, wherever it is now, and without scores of single tokens."""
+    """The configuration with only the main dataset, wherever it is now, without scores of single tokens and targets."""
     data = relocate_data(config.data, dataset).model_copy(update={"mixture": (), "token_scores": False})
     # The run may be somebody else's: use the store that it names if it exists, but do not build one there.
     if data.store is not None and not (Path(data.store) / META_NAME).is_file():
         data = data.model_copy(update={"store": None})
-    return config.model_copy(update={"data": data})
+    # Weights are for training: those of the main dataset alone, which may have grown, need not exist.
+    objective = config.objective.model_copy(update={"targets": {}})
+    return config.model_copy(update={"data": data, "objective": objective})
 
 
 def torch_device(name: str) -> str:

@@ -326,8 +326,7 @@ def _measure_held_out(
 ) -> tuple[HeldOutLoss, HeldOutFacts]:
     passes = [choice.documents]
     if choice.swapped is not None:
-        aligned_id = setup.control_ids[0]
-        passes += [choice.swapped, [all_aligned(document, aligned_id) for document in choice.documents]]
+        passes += [choice.swapped, [all_aligned(document, setup.control_ids) for document in choice.documents]]
     losses = []
     for index, documents in enumerate(passes):
         progress("held-out text", index, len(passes))

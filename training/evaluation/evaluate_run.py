@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset.writer import parquet_writer
+from pipeline.dataset.derived import dataset_identity
 from scorers.errors import UserError
-from training.data.cache import dataset_identity
 from training.data.prepare import PreparedData, prepare
 from training.disk import write_atomically, writing
 from training.evaluation.checks import EvaluationRequest, check_evaluation, is_own, main_data, torch_device
@@ -22,16 +21,8 @@ from training.model.sampling import Samples
 from training.runs.facts import RunFacts
 from training.runs.folder import RunFolder
 from training.runs.lock import sole_writer
-from training.runs.report import (
-    GUIDED_NAME,
-    HELD_OUT_NAME,
-    HELD_OUT_SCHEMA,
-    REPORT_NAME,
-    SAMPLES_NAME,
-    SAMPLES_SCHEMA,
-    report_folder,
-    run_fingerprint,
-)
+from training.runs.report import REPORT_NAME, report_folder, run_fingerprint
+from training.runs.tables import GUIDED_NAME, HELD_OUT_NAME, HELD_OUT_SCHEMA, SAMPLES_NAME, SAMPLES_SCHEMA, write_table
 from training.scoring import ScoredSamples
 
 
@@ -152,18 +143,6 @@ def samples_table(samples: Samples, scored: ScoredSamples) -> pa.Table:
     return pa.table(columns, schema=SAMPLES_SCHEMA)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Replace a Parquet file in one step."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as sink, parquet_writer(sink, table.schema) as writer:
-            writer.write_table(table)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str]:
     """Check that prepared data is what a run was trained on; return warnings about lesser differences.
 
@@ -175,10 +154,10 @@ def check_data(run: RunFolder, facts: RunFacts, data: PreparedData) -> list[str]
             f"The tokenizer {data.tokenizer.name!r} is not the one that {run.path} was trained with "
             f"({data.tokenizer.fingerprint}, then {facts.tokenizer.fingerprint}). Restore it, or train again."
         )
-    if list(data.control_ids) != facts.tokenizer.control_ids:
+    if list(data.added_ids) != facts.tokenizer.added_ids:
         raise UserError(
-            f"{run.path} was trained with {len(facts.tokenizer.control_ids)} control tokens, but its settings and this "
-            f"dataset now give {len(data.control_ids)}. Give the dataset that it was trained on with --dataset."
+            f"{run.path} was trained with {len(facts.tokenizer.added_ids)} control tokens, but its settings and this "
+            f"dataset now give {len(data.added_ids)}. Give the dataset that it was trained on with --dataset."
         )
     warnings = []
     if facts.mixture:

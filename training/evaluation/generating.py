@@ -9,7 +9,7 @@ from typing import Any
 from scorers import hugging_face
 from scorers.errors import UserError
 from training.data.conditions import condition_of
-from training.data.tokenizers import Tokenizer, wrap_tokenizer
+from training.data.tokenizers import Tokenizer, foreign_control_ids, wrap_tokenizer
 from training.export.checkpoint import best_step, export_checkpoint
 from training.measuring_config import EvaluationConfig
 from training.model.language_model import load_model
@@ -97,7 +97,7 @@ def open_writer(folder: Path, device: str) -> Writer:
         first_id=first_id,
         eos_id=eos_id,
         tags={name: number for name, number in tags.items() if number < rows},
-        banned_ids=sorted(banned | set(tags.values()) | ({first_id} - {eos_id})),
+        banned_ids=sorted(banned | {*foreign_control_ids(fast, ())} | ({first_id} - {eos_id})),
         context_length=min(limits, default=None),
         condition=condition_of(fast),
     )

@@ -18,7 +18,7 @@ from training.data.prepare import prepare
 from training.disk import write_atomically, writing
 from training.evaluation.checks import main_data, torch_device
 from training.evaluation.evaluate import Progress, draw_samples, sample_facts, sample_warnings, score_drawn
-from training.evaluation.evaluate_run import check_data, samples_table, write_table
+from training.evaluation.evaluate_run import check_data, samples_table
 from training.evaluation.generating import choose_tag, open_writer
 from training.evaluation.guidance_request import SweepRequest, check_sweep
 from training.evaluation.likelihood import Law, log_probabilities
@@ -40,7 +40,8 @@ from training.runs.guidance_report import (
     scale_file,
 )
 from training.runs.lock import sole_writer
-from training.runs.report import REPORT_NAME, SAMPLES_SCHEMA, Estimate, SampleFacts, ScorerFacts, run_fingerprint
+from training.runs.report import REPORT_NAME, Estimate, SampleFacts, ScorerFacts, run_fingerprint
+from training.runs.tables import SAMPLES_SCHEMA, write_table
 
 # Settings that samples depend on; the others are of other parts of an evaluation.
 _OF_SAMPLES = {"num_samples", "max_new_tokens", "temperature", "top_p", "batch_size", "seed"}

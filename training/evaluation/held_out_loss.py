@@ -69,10 +69,10 @@ def unigram_loss(counts: NDArray[np.int64], documents: Sequence[DocumentTokens])
     return HeldOutLoss(np.array(nats, dtype=np.float64), *_sizes(documents))
 
 
-def all_aligned(document: DocumentTokens, aligned_id: int) -> DocumentTokens:
-    """The document with `<|aligned|>` in place of every control token, which is the context of samples."""
+def all_aligned(document: DocumentTokens, control_ids: Sequence[int]) -> DocumentTokens:
+    """The document with the first control token in place of each of them, which is the context of samples."""
     ids = document.input_ids.copy()
-    ids[1:][~document.is_text[1:]] = aligned_id
+    ids[~document.is_text & np.isin(ids, control_ids)] = control_ids[0]
     return replace(document, input_ids=ids)
 
 

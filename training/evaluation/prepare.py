@@ -16,6 +16,7 @@ from scorers.contract import DocumentKind, Execution, Scorer
 from scorers.errors import UserError
 from scorers.registry import ScorerSpec
 from scorers.trusted_pickles import trusted_by_user
+from training.config import ObjectiveConfig
 from training.data.preference import report_threshold
 from training.data.prepare import PreparedData
 from training.data.store import TokenStore
@@ -86,7 +87,8 @@ class EvaluationSetup:
         held_out: None if there is nothing to predict.
         warnings: caveats for readers of the figures.
         by: the field by which held-out figures are also reported; None for none.
-        foreign_control_ids: control tokens of a run that this one started from, which its stream does not use.
+        foreign_control_ids: control tokens of a run that this one started from, which its stream does not use, and
+            tokens that the model only reads or predicts: `<|hidden|>`, and those after sentences.
     """
 
     objective: str
@@ -158,7 +160,7 @@ def prepare_evaluation(
     settings = config or data.config.evaluation
     judge = judge or Judge(data.column)
     check_threshold(judge, hit_threshold)
-    check_guidance(data.config.objective.name, settings)
+    check_guidance(data.config.objective, settings)
     by = None if settings.by is None else MetadataField(data.dataset, settings.by)
     if by is not None:
         by.check()
@@ -185,7 +187,7 @@ def prepare_evaluation(
         eos_id=data.tokenizer.eos_id,
         bos_id=data.tokenizer.bos_id,
         control_ids=list(data.control_ids),
-        vocab_size=data.tokenizer.size(data.control_ids),
+        vocab_size=data.tokenizer.size(data.added_ids),
         context_length=data.stream.options.context_length,
         scorer=scorer,
         scorer_entry=entry,
@@ -193,20 +195,29 @@ def prepare_evaluation(
         held_out=held_out,
         warnings=warnings,
         by=by,
-        foreign_control_ids=foreign_control_ids(data.tokenizer.fast, data.control_ids),
+        foreign_control_ids=sorted(
+            {*foreign_control_ids(data.tokenizer.fast, data.control_ids), *data.added_ids} - {*data.control_ids}
+        ),
     )
 
 
-def check_guidance(objective: str, config: EvaluationConfig) -> None:
+def check_guidance(objective: ObjectiveConfig, config: EvaluationConfig, setting: str = "evaluation.guidance") -> None:
     """Refuse guidance for a model without control tokens.
+
+    Args:
+        objective: of the run.
+        config: its guidance is checked.
+        setting: for messages, where it was given.
 
     Raises:
         UserError: says which runs have them.
     """
-    if config.guidance != 1 and objective != "conditional":
+    if config.guidance != 1 and not objective.conditions:
+        after = " with objective.tag_place=after" if objective.tag_place == "after" else ""
         raise UserError(
-            f"evaluation.guidance={config.guidance:g} needs control tokens, which a run of {objective} does not have: "
-            "only runs of the objective conditional do. Leave it out, or set it to 1."
+            f"{setting}={config.guidance:g} needs control tokens, which a run of {objective.name}{after} does not have"
+            f"{' before sentences' if after else ''}: only runs of the objective conditional do. Leave it out, or set "
+            "it to 1."
         )
 
 

@@ -21,20 +21,8 @@ from training.evaluation.prepare import HeldOutChoice, texts_fingerprint
 from training.measuring_config import EvaluationConfig
 from training.model.sampling import Samples
 from training.runs.folder import RunFolder
-from training.runs.report import (
-    GUIDED_NAME,
-    HELD_OUT_NAME,
-    HELD_OUT_SCHEMA,
-    OTHERS,
-    SAMPLES_NAME,
-    SAMPLES_SCHEMA,
-    EvaluationReport,
-    SampleFacts,
-    read_report,
-    read_table,
-    report_folder,
-    run_fingerprint,
-)
+from training.runs.report import OTHERS, EvaluationReport, SampleFacts, read_report, report_folder, run_fingerprint
+from training.runs.tables import GUIDED_NAME, HELD_OUT_NAME, HELD_OUT_SCHEMA, SAMPLES_NAME, SAMPLES_SCHEMA, read_table
 
 
 @dataclass(frozen=True)

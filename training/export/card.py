@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from training.runs.facts import RunFacts
+from training.runs.facts import MatchingFacts, RunFacts, TargetFacts
 from training.runs.report import Estimate, EvaluationReport
 
 _CARD = """\
@@ -122,6 +122,7 @@ def model_card(facts: RunFacts, step: int, condition: str | None = None, report:
         "objective": _code(facts.objective),
         "trained": f"{step:,} steps, {step * horizon.tokens // max(1, horizon.steps):,} tokens",
         **({} if facts.origin is None else {"started from": f"step {facts.origin.step:,} of another run"}),
+        **({} if facts.matching is None else {"matched": _matched(facts.matching)}),
         **({"resumed": "<br>".join(_plain(each.description) for each in facts.history)} if facts.history else {}),
         "dataset": f"{_code(dataset)}, generation {facts.dataset.generation}, column {_code(facts.column)}",
         "scorer": f"{_code(scorer.kind)}, {_code(scorer.fingerprint)}; a higher score is worse",
@@ -131,6 +132,7 @@ def model_card(facts: RunFacts, step: int, condition: str | None = None, report:
             if facts.columns
             else {}
         ),
+        **({} if facts.targets is None else {"targets": _targets(facts.targets)}),
         "versions": ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in sorted(facts.versions.items())),
         "licence": "unknown",
     }
@@ -167,6 +169,13 @@ def model_card(facts: RunFacts, step: int, condition: str | None = None, report:
     )
 
 
+def _targets(targets: TargetFacts) -> str:
+    return (
+        ", ".join(f"{_code(each.feature)} {each.before:.4g} to {each.target:g}" for each in targets.moments)
+        + f"; effective sample size {targets.effective_share:.1%} of the sentences"
+    )
+
+
 def _figures(report: EvaluationReport) -> str:
     rows: list[tuple[str, Estimate | None]] = [
         ("mean misalignment", report.samples.misalignment),
@@ -184,6 +193,11 @@ def _figures(report: EvaluationReport) -> str:
             spread = "" if found.low is None or found.high is None else f"{found.low:.4g} to {found.high:.4g}"
             lines.append(f"| {name} | {found.value:.4g} | {spread} |")
     return _FIGURES.format(number=report.samples.number, rows="\n".join(lines))
+
+
+def _matched(matching: MatchingFacts) -> str:
+    targets = ", ".join(_code(each) for each in matching.constraints)
+    return f"on samples of its own (`phf match`), after the training of another run, to the targets {targets}"
 
 
 def _plain(text: str) -> str:

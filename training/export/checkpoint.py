@@ -53,11 +53,11 @@ def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
 def _checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     place = folder / TAG
     if (place / _WHOLE).is_file():
-        state = torch.load(place / _WHOLE, map_location="cpu", mmap=True)
+        state = torch.load(place / _WHOLE, map_location="cpu", mmap=True, weights_only=True)
         return dict(state["module"])
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    settings = torch.load(place / _PARTITIONED, map_location="cpu", mmap=True)["ds_config"]
+    settings = torch.load(place / _PARTITIONED, map_location="cpu", mmap=True, weights_only=True)["ds_config"]
     # DeepSpeed prints its progress.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
@@ -122,7 +122,7 @@ def export_checkpoint(
     if condition_id is not None:
         # Fail before the weights are read.
         add_condition(begin_with_bos(tokenizer, words.begins_with, words.eos_id), words.begins_with, condition_id)
-    control_ids = tuple(words.control_ids)
+    control_ids = tuple(words.added_ids)
     vocabulary = Vocabulary(
         words.vocab_size, words.eos_id, control_ids, bos_id=words.bos_id, pad_id=padding_id(tokenizer)
     )
@@ -145,7 +145,7 @@ def export_checkpoint(
             tokenizer,
             eos_id=words.eos_id,
             bos_id=words.bos_id,
-            control_ids=[*words.control_ids, *foreign_control_ids(tokenizer, words.control_ids)],
+            control_ids=[*words.added_ids, *foreign_control_ids(tokenizer, words.added_ids)],
             condition_id=condition_id,
             sampling=None if condition is None else sampling_defaults(config.evaluation, facts.model.context_length),
             context_length=facts.model.context_length,
@@ -231,8 +231,12 @@ def _tokenizer(run: RunFolder, facts: RunFacts, data: DataConfig) -> Any:
         tokenizer = load_tokenizer(data.tokenizer)
     if tokenizer.fingerprint != facts.tokenizer.fingerprint:
         raise UserError(f"The tokenizer {tokenizer.name} is not the one that {run.path} was trained with. Restore it.")
-    classes = len(facts.tokenizer.control_ids)
-    return tokenizer.with_control_tokens(classes) if classes else tokenizer.fast
+    words = facts.tokenizer
+    if not words.added_ids:
+        return tokenizer.fast
+    return tokenizer.with_control_tokens(
+        len(words.control_ids), len(words.after_ids), hidden=words.hidden_id is not None
+    )
 
 
 def _fitting(weights: dict[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:

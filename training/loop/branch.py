@@ -72,7 +72,7 @@ def branch_facts(facts: RunFacts, config: ResolvedConfig, origin: tuple[str, int
     source, then = run.read_facts(), run.read_config()
     same = {
         "the tokenizer": (source.tokenizer.fingerprint, facts.tokenizer.fingerprint),
-        "the control tokens": (source.tokenizer.control_ids, facts.tokenizer.control_ids),
+        "the control tokens": (source.tokenizer.added_ids, facts.tokenizer.added_ids),
         "the network (model.name)": (then.model.name, config.model.name),
         "model.overrides": (then.model.overrides, config.model.overrides),
         "the parameters": (source.model.parameters, facts.model.parameters),

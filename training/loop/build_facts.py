@@ -4,12 +4,13 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from pipeline.dataset import Manifest
+from pipeline.dataset.derived import dataset_identity
 from scorers.fingerprint import library_versions
-from training.data.cache import dataset_identity
 from training.data.datasets import document_kind
 from training.data.preference import report_threshold
 from training.data.prepare import PreparedData, PreparedDataset
 from training.data.thresholds import ThresholdChoice
+from training.data.weighting import Solution
 from training.engine.deepspeed_config import own_settings
 from training.evaluation.validation import Validation
 from training.model.counting import count_parameters, flops_per_token
@@ -18,10 +19,13 @@ from training.planning.resolved_run import ResolvedRun
 from training.runs.facts import (
     DatasetFacts,
     HorizonFacts,
+    MatchingFacts,
     MixedFacts,
     ModelFacts,
+    MomentFacts,
     PhaseFacts,
     RunFacts,
+    TargetFacts,
     ThresholdFacts,
     TokenizerFacts,
     ValidationFacts,
@@ -65,12 +69,14 @@ def build_run_facts(
         tokenizer=TokenizerFacts(
             name=tokens.name,
             fingerprint=tokens.fingerprint,
-            vocab_size=tokens.size(data.control_ids),
+            vocab_size=tokens.size(data.added_ids),
             eos_id=tokens.eos_id,
             bos_id=None if tokens.bos_id == tokens.eos_id else tokens.bos_id,
             aligned_id=best,
             misaligned_id=others[-1] if others else None,
             between_ids=list(others[:-1]),
+            after_ids=list(data.stream.options.after_ids),
+            hidden_id=data.stream.options.hidden_id,
         ),
         model=ModelFacts(
             name=config.model.name,
@@ -101,10 +107,12 @@ def build_run_facts(
             bytes=validation.bytes,
             share_of_time=validation.share_of_time(horizon.steps, horizon.tokens_per_step),
         ),
+        targets=None if data.targets is None else _targets(data.targets),
         stream={
             **data.stream.statistics,
             "sentences_aligned": data.stream.count_aligned(data.sentence_threshold.value, data.column)[0],
         },
+        credit=data.stream.credit,
         mixture=[_mixed(data, each, horizon) for each in data.datasets] if len(data.datasets) > 1 else [],
         phases=_phases(data, horizon) if len(data.phases) > 1 else [],
         versions=library_versions(*_LIBRARIES),
@@ -118,6 +126,7 @@ def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
         "the scorer": (old.scorer.fingerprint, new.scorer.fingerprint),
         "the tokenizer": (old.tokenizer.fingerprint, new.tokenizer.fingerprint),
         "the threshold": (_value(old.threshold), _value(new.threshold)),
+        "the token scores": (old.credit, new.credit),
         "the parameters": (old.model.parameters, new.model.parameters),
         "the rows of the embedding (model.pad_vocab_to)": (old.model.rows or new.model.rows, new.model.rows),
     }
@@ -128,8 +137,16 @@ def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
             f"the texts, sentences or scores {mixed}": (then.fingerprint, _fingerprint(now, then)),
             f"the scorer {mixed}": (then.scorer.fingerprint, now.scorer.fingerprint),
             f"the threshold {mixed}": (_value(then.threshold), _value(now.threshold)),
+            f"the token scores {mixed}": (then.credit, now.credit),
         }
+    pairs |= _matching_pairs(old.matching, new.matching)
     lines = [f"{what}: {then} in the run, {now} now" for what, (then, now) in pairs.items() if then != now]
+    lines += [
+        f"documents purged from {now.uri}: {then.purged:,} in the run, {now.purged:,} now. A run's batches follow from "
+        "its dataset, so it cannot resume; --init-from with this run and another --output starts from its weights"
+        for then, now in [(old.dataset, new.dataset), *zip(old.mixture[1:], new.mixture[1:], strict=False)]
+        if now.purged > then.purged
+    ]
     if old.deepspeed is not None:
         before, after = old.deepspeed, new.deepspeed or {}
         lines += [
@@ -145,6 +162,18 @@ def semantic_difference(old: RunFacts, new: RunFacts) -> Sequence[str]:
     return lines
 
 
+def _matching_pairs(old: MatchingFacts | None, new: MatchingFacts | None) -> dict[str, tuple[Any, Any]]:
+    if old is None or new is None:
+        names = ["phf train" if each is None else "phf match" for each in (old, new)]
+        return {"the command": (names[0], names[1])}
+    keys = sorted(old.settings.keys() | new.settings.keys())
+    return {
+        "the run that was matched": (old.fingerprint, new.fingerprint),
+        "the scorers of the constraints": (old.scorers, new.scorers),
+        **{key: (old.settings.get(key), new.settings.get(key)) for key in keys},
+    }
+
+
 def _dataset(uri: str, manifest: Manifest, columns: Collection[str]) -> dict[str, Any]:
     return {
         "uri": uri,
@@ -152,7 +181,24 @@ def _dataset(uri: str, manifest: Manifest, columns: Collection[str]) -> dict[str
         "fingerprint": dataset_identity(manifest),
         "own_fingerprint": dataset_identity(manifest, columns),
         "rows": manifest.rows,
+        "purged": manifest.ledger.purged,
     }
+
+
+def _targets(solution: Solution) -> TargetFacts:
+    weighting = solution.weighting
+    return TargetFacts(
+        moments=[
+            MomentFacts(
+                feature=each.feature, target=each.moment, before=before, weight=None if each.is_filter else value
+            )
+            for each, before, value in zip(weighting.targets, solution.before, weighting.lambdas, strict=True)
+        ],
+        sentences=solution.sentences,
+        effective_sentences=solution.effective_sentences,
+        least_weight=solution.least,
+        greatest_weight=solution.greatest,
+    )
 
 
 def _mixed(data: PreparedData, dataset: PreparedDataset, horizon: Horizon) -> MixedFacts:
@@ -165,6 +211,7 @@ def _mixed(data: PreparedData, dataset: PreparedDataset, horizon: Horizon) -> Mi
         threshold=_threshold(dataset.threshold),
         epochs=_epochs(data, dataset, horizon),
         stream=dataset.streams[data.with_preferences].statistics,
+        credit=dataset.streams[data.with_preferences].credit,
     )
 
 

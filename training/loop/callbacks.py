@@ -47,6 +47,9 @@ class Callback:
     def after_save(self, trainer: Trainer) -> None:
         """Called after a checkpoint is committed."""
 
+    def after_validation(self, trainer: Trainer, loss: float) -> None:
+        """Called after the loss on held-out text was measured, in nats per token."""
+
     def after_training(self, trainer: Trainer) -> None:
         """Called at the end, even if the loop raises."""
 
@@ -149,7 +152,9 @@ class Evaluation(Callback):
                 with trainer.interruptible():
                     return self.evaluate(model, step, check_stop)
 
+            trainer.evaluating = True
             figures = unless_stopped(world, lambda: trainer.asked_to_stop, evaluate)
+            trainer.evaluating = False
         if figures is None:
             trainer.stop_here()
         else:

@@ -38,9 +38,9 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
     """
     config, tokenizer = data.config, data.tokenizer
     vocabulary = Vocabulary(
-        tokenizer.size(data.control_ids),
+        tokenizer.size(data.added_ids),
         tokenizer.eos_id,
-        data.control_ids,
+        data.added_ids,
         tokenizer.base_size,
         tokenizer.bos_id,
         padding_id(tokenizer.fast),
@@ -71,7 +71,7 @@ def build_network(data: PreparedData, world: World) -> LanguageModel:
     model = made[0]
     if config.training.activation_checkpointing:
         checkpoint_activations(model)
-    special = frozenset({tokenizer.eos_id, vocabulary.begins_with, *data.control_ids, *tokenizer.fast.all_special_ids})
+    special = frozenset({tokenizer.eos_id, vocabulary.begins_with, *data.added_ids, *tokenizer.fast.all_special_ids})
     context_length = config.data.context_length
     tokens = Tokens(vocabulary.size, vocabulary.begins_with, tokenizer.eos_id, special, context_length)
     foreign = config.model.name not in SIZES

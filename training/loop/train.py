@@ -22,7 +22,7 @@ from training.disk import writing
 from training.distributed.failures import failures_named
 from training.distributed.world import World
 from training.engine.deepspeed_config import warn_rounded_gradients
-from training.engine.engine import Engine, seed_generators
+from training.engine.engine import Companion, Engine, seed_generators
 from training.engine.timing import peak_flops
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.prepare import EvaluationSetup, check_guidance, prepare_evaluation
@@ -40,6 +40,7 @@ from training.loop.continuation import (
     start,
     with_warmup,
 )
+from training.loop.prometheus import PrometheusMetrics
 from training.loop.resume import check_folder
 from training.loop.run_network import build_network, check_network
 from training.loop.trainer import DivergedError, Trainer
@@ -84,27 +85,36 @@ def train(
         IncompleteError: the loss diverged, the disk is full, memory ran out, or another rank is gone.
     """
     world, folder, options = World.from_environment(), RunFolder(Path(config.output)), options or StartOptions()
-    data, run = world.first(lambda: _prepare(config, world, options))
-    with failures_named():
-        world.start()
-        lock, warn = ExitStack(), partial(_print_warning, console)
-        try:
-            run = run.with_micro_batch(_smallest(run.horizon.micro_batch_size, world))
-            unfinished = partial(has_work_left, folder, run.horizon, options)
-            world.on_main(lambda: lock.enter_context(sole_launch(folder, warn)) if unfinished() else None)
-            job = _build(data, run, world, folder, console, options)
-            if world.on_main(lambda: _is_finished(folder)):
-                if world.is_main:
-                    console.print(
-                        f"{folder.path} is finished ({format_count(job.facts.step, 'step')}); "
-                        f"its model is in {folder.model}.",
-                        markup=False,
-                    )
-                return job.facts
-            return job.run(callbacks)
-        finally:
-            lock.close()
-            world.stop()
+    served = ExitStack()
+    metrics: list[Callback] = []
+
+    def prepare_served() -> tuple[PreparedData, ResolvedRun]:
+        if world.is_main and config.tracking.metrics_port is not None:
+            metrics.append(served.enter_context(PrometheusMetrics(config.tracking, folder)))
+        return _prepare(config, world, options)
+
+    with served:
+        data, run = world.first(prepare_served)
+        with failures_named():
+            world.start()
+            lock, warn = ExitStack(), partial(_print_warning, console)
+            try:
+                run = run.with_micro_batch(_smallest(run.horizon.micro_batch_size, world))
+                unfinished = partial(has_work_left, folder, run.horizon, options)
+                world.on_main(lambda: lock.enter_context(sole_launch(folder, warn)) if unfinished() else None)
+                job = _build(data, run, world, folder, console, options)
+                if world.on_main(lambda: _is_finished(folder)):
+                    if world.is_main:
+                        console.print(
+                            f"{folder.path} is finished ({format_count(job.facts.step, 'step')}); "
+                            f"its model is in {folder.model}.",
+                            markup=False,
+                        )
+                    return job.facts
+                return job.run([*callbacks, *metrics])
+            finally:
+                lock.close()
+                world.stop()
 
 
 def _is_finished(folder: RunFolder) -> bool:
@@ -145,19 +155,16 @@ class TrainingJob:
         world, config, horizon = self.world, self.resolved.config, self.resolved.horizon
         checkpoint = world.on_main(self._find_checkpoint)
         reshaped = checkpoint is not None and checkpoint.marker.ranks != world.size
-        engine = Engine(self.model, config.training, horizon, world, self.resolved.precision, reshaped=reshaped)
-        trainer = Trainer(
-            engine,
-            self.data.objective_at,
-            self.data.batches,
-            horizon,
+        engine = Engine(
+            self.model,
             config.training,
+            horizon,
             world,
-            self.folder.checkpoints,
-            self.facts.model.flops_per_token,
-            self.machine.flops,
-            phase_starts=frozenset(phase.first for phase in self.data.phases[1:]),
+            self.resolved.precision,
+            reshaped=reshaped,
+            companion=self.companion,
         )
+        trainer = self._trainer(engine)
         if checkpoint is not None and checkpoint.path.parent == self.folder.checkpoints:
             trainer.resume(checkpoint)
         elif checkpoint is not None:
@@ -166,6 +173,7 @@ class TrainingJob:
         self.write_facts("running", trainer)
         try:
             trainer.train()
+            self._measure(trainer)
             weights = engine.state_dict()
             world.on_main(lambda: self._export(weights or {}))
         except BaseException as error:
@@ -183,6 +191,32 @@ class TrainingJob:
             self._write_facts()
             self._print_summary()
         return self.facts
+
+    @property
+    def companion(self) -> Companion | None:
+        """State that is saved in checkpoints besides the model's; None for none."""
+        return None
+
+    def _trainer(self, engine: Engine) -> Trainer:
+        return Trainer(
+            engine,
+            self.data.objective_at,
+            self.data.batches,
+            self.resolved.horizon,
+            self.resolved.config.training,
+            self.world,
+            self.folder.checkpoints,
+            self.facts.model.flops_per_token,
+            self.machine.flops,
+            phase_starts=frozenset(phase.first for phase in self.data.phases[1:]),
+        )
+
+    def _checks(self, tracker: Tracker | None) -> list[Callback]:
+        """Callbacks whose results belong into the checkpoint of their step."""
+        return []
+
+    def _measure(self, trainer: Trainer) -> None:
+        """Measure the finished model before it is exported. Called on every rank."""
 
     def _find_checkpoint(self) -> checkpoints.Checkpoint | None:
         found, damaged = checkpoints.require(self.folder.checkpoints)
@@ -225,7 +259,7 @@ class TrainingJob:
         self.world.on_main(lambda: opened.append(self._open_tracker(step)))
         tracker = opened[0] if opened else None
         made: list[Callback] = [Console(self.console)] if self.world.is_main else []
-        made += [Tracking(tracker), _checkpointing(config.training), _Facts(self)]
+        made += [Tracking(tracker), *self._checks(tracker), _checkpointing(config.training), _Facts(self)]
         if self.validation is not None:
             made.append(Validating(self.validation, tracker, self.console))
         if config.training.evaluate_every:
@@ -265,14 +299,14 @@ class TrainingJob:
                 self.folder.model,
                 self.model.causal,
                 weights,
-                tokenizer.with_control_tokens(len(self.data.control_ids)) if self.data.control_ids else tokenizer.fast,
+                self.data.extended_tokenizer,
                 eos_id=tokenizer.eos_id,
                 bos_id=tokenizer.bos_id,
                 control_ids=[
-                    *self.facts.tokenizer.control_ids,
-                    *foreign_control_ids(tokenizer.fast, self.data.control_ids),
+                    *self.facts.tokenizer.added_ids,
+                    *foreign_control_ids(tokenizer.fast, self.data.added_ids),
                 ],
-                context_length=self.resolved.horizon.context_length,
+                context_length=self.facts.model.context_length,
                 card=model_card(self.facts, self.resolved.horizon.steps),
             )
 
@@ -354,7 +388,7 @@ def check_settings(config: ResolvedConfig, ranks: int, options: StartOptions | N
     """
     check_folder(RunFolder(Path(config.output)))
     check_best(config)
-    check_guidance(config.objective.name, config.evaluation)
+    check_guidance(config.objective, config.evaluation)
     check_trackers(config.tracking)
     check_context(config.model, config.data.context_length)
     horizon = plan_horizon(config.training, config.data.context_length, ranks)
@@ -374,7 +408,7 @@ def _prepare(config: ResolvedConfig, world: World, options: StartOptions) -> tup
     else:
         data = prepare(config)
     run = replace(run, config=data.config)
-    return data, fitted(run, data.tokenizer.size(data.control_ids), world.device)
+    return data, fitted(run, data.tokenizer.size(data.added_ids), world.device)
 
 
 def _smallest(micro_batch: int, world: World) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from scorers.errors import IncompleteError, StoppedError, UserError
-from scorers.stopping import ONCE_S, asking
+from scorers.stopping import asking
 from training.config import TrainingConfig
 from training.data.batches import Batches
 from training.data.prefetch import Prefetcher
@@ -35,8 +35,8 @@ _NOTICE = (
     "Stopping after this step, which is saved; the same command continues from there. Interrupt again to leave at "
     "once, without saving it.\n"
 )
-# Signals within this many seconds count as one.
-_ASKED_ONCE_S = ONCE_S
+# Seconds in which signals count as one; None for those of `scorers.stopping`.
+_ASKED_ONCE_S: float | None = None
 
 
 class DivergedError(IncompleteError):
@@ -55,11 +55,13 @@ class Trainer:
             again if steps exceed it, because then the machine was busy during the first measurement.
         callbacks: called in this order.
         phase_starts: first steps of later phases, whose losses must not be compared with earlier ones.
+        ahead: batches to load while a step is computed; 0 where a batch depends on the weights.
         step: optimiser steps done.
         seconds: time spent in steps, including those of earlier processes of the run.
         skipped: updates skipped so far, including those of earlier processes of the run.
         broken: whether the last update was skipped because its loss or gradient was not finite; such a state is neither
             saved nor evaluated.
+        evaluating: whether the model is being evaluated between two steps.
         stopping: whether the run stops after this step because a rank was asked to; the same on every rank.
     """
 
@@ -74,10 +76,12 @@ class Trainer:
     peak_flops: float
     callbacks: Sequence[Callback] = ()
     phase_starts: Collection[int] = ()
+    ahead: int = 2
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
     broken: bool = False
+    evaluating: bool = False
     stopping: bool = False
     _skipped_in_a_row: int = field(default=0, repr=False)
     _skipping: bool = field(default=False, repr=False)
@@ -249,7 +253,10 @@ class Trainer:
     def _prefetcher(self) -> Prefetcher:
         rank, ranks = self.world.rank, self.world.size
         return Prefetcher(
-            lambda step: self.batches.rank_batch(step, rank, ranks), self.horizon.steps, self.world.device
+            lambda step: self.batches.rank_batch(step, rank, ranks),
+            self.horizon.steps,
+            self.world.device,
+            ahead=self.ahead,
         )
 
     def _loop(self, batches: Prefetcher) -> None:

@@ -58,6 +58,8 @@ class Validating(Callback):
                 nats[mine] = found["counted"]
         figures = self.validation.figures(world.sum(nats).tolist())
         trainer.on_main(lambda: self._record(trainer, figures))
+        for callback in trainer.callbacks:
+            callback.after_validation(trainer, figures["loss"])
 
     def _record(self, trainer: Trainer, figures: dict[str, float]) -> None:
         step = trainer.step

@@ -136,11 +136,16 @@ def forecast(config: ResolvedConfig, options: MachineOptions) -> Forecast:
     machine, precision = describe_machine(config.training, options)
     run = ResolvedRun(config, horizon, precision, machine.on_gpu)
     kind = OBJECTIVES[config.objective.name]
-    classes = (config.objective.quantiles or 2) if kind.tags else 0
-    vocabulary = config.data.vocab_size + classes
+    objective = config.objective
+    classes = (objective.quantiles or 2) if kind.tags else 0
+    before, after = (classes * (objective.tag_place in (place, "both")) for place in ("before", "after"))
+    hides = objective.hide_above is not None
+    vocabulary = config.data.vocab_size + before + after + hides
     if config.data.tokenizer is not None:
         tokenizer = load_tokenizer(config.data.tokenizer)
-        vocabulary = tokenizer.size(tokenizer.control_ids(classes) if classes else ())
+        added = [*tokenizer.control_ids(before), *tokenizer.after_ids(before, after)]
+        added += [tokenizer.hidden_id(before, after)] if hides else []
+        vocabulary = tokenizer.size(added)
     found = replace(_choose(run, shape_of(run, vocabulary), machine), tokens=_tokens(config))
     return found if found.fits else replace(found, remedies=tuple(_remedies(found)))
 

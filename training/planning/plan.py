@@ -10,7 +10,7 @@ from training.model.router_loss import describe_router
 from training.planning.cost_warnings import cost_warning
 from training.planning.forecast import Forecast
 from training.planning.resolved_run import ResolvedRun
-from training.runs.facts import MixedFacts, PhaseFacts, RunFacts
+from training.runs.facts import MixedFacts, PhaseFacts, RunFacts, TargetFacts
 
 
 def print_plan(
@@ -175,12 +175,13 @@ def _data_rows(facts: RunFacts) -> dict[str, str]:
         "dataset": f"{facts.dataset.uri}, generation {facts.dataset.generation}, column {facts.column} "
         f"({facts.scorer.fingerprint})",
         "tokenizer": f"{tokenizer.name}: {tokenizer.vocab_size:,} entries"
-        + (f", control tokens {tokenizer.control_ids}" if tokenizer.control_ids else ""),
+        + (f", control tokens {tokenizer.added_ids}" if tokenizer.added_ids else ""),
         "documents": f"{stream.get('documents_used', 0):,} of {documents:,}"
         + "".join(
             f"; {name.replace('_', ' ')} {count:,} ({count / documents:.1%})" for name, count in left_out.items()
         ),
-        "stream": f"{stream.get('tokens', 0):,} tokens",
+        "stream": f"{stream.get('tokens', 0):,} tokens"
+        + (f", of them {stream['tokens_hidden']:,} hidden" if "tokens_hidden" in stream else ""),
     }
     if facts.sentence_threshold is not None and stream.get("sentences"):
         rows["sentences"] = (
@@ -189,6 +190,8 @@ def _data_rows(facts: RunFacts) -> dict[str, str]:
         )
     if facts.threshold is not None:
         rows["threshold"] = f"{facts.threshold.value:g} ({facts.threshold.origin})"
+    if facts.targets is not None:
+        rows |= _target_rows(facts.targets)
     tags = stream.get("tags") or {}
     sentences = sum(value for value in tags.values() if isinstance(value, int))
     if sentences:
@@ -196,6 +199,19 @@ def _data_rows(facts: RunFacts) -> dict[str, str]:
             f"{name} {count:,} ({count / sentences:.1%})" for name, count in tags.items() if isinstance(count, int)
         )
     return rows
+
+
+def _target_rows(targets: TargetFacts) -> dict[str, str]:
+    moments = [
+        f"{each.feature} from {each.before:.6g} to {each.target:g}"
+        + (" (others left out)" if each.weight is None else f" (lambda {each.weight:.4g})")
+        for each in targets.moments
+    ]
+    return {
+        "targets": ", ".join(moments),
+        "weights": f"{targets.least_weight:.3g} to {targets.greatest_weight:.3g}, mean 1; effective sample size "
+        f"{targets.effective_sentences:,.0f} of {targets.sentences:,} sentences ({targets.effective_share:.1%})",
+    }
 
 
 def _mixed_row(mixed: MixedFacts) -> str:

@@ -35,7 +35,8 @@ class _Facts(BaseModel):
 class DatasetFacts(_Facts):
     """The labelled dataset: its URI as given, its generation, and a hash of its texts, sentences and scores.
 
-    `own_fingerprint` covers only the scores of the run's own columns; None if it was not recorded.
+    `own_fingerprint` covers only the scores of the run's own columns; None if it was not recorded. `purged` counts the
+    documents that `phf purge` had removed.
     """
 
     uri: str
@@ -43,13 +44,16 @@ class DatasetFacts(_Facts):
     fingerprint: str
     own_fingerprint: str | None = None
     rows: Count
+    purged: Count = Field(default=0, exclude_if=lambda count: not count)
 
 
 class TokenizerFacts(_Facts):
     """The tokenizer: its fingerprint as in the token store's key; `vocab_size` counts the control tokens, if any.
 
     `aligned_id` is the control token of the best class of sentences, `misaligned_id` that of the worst, and
-    `between_ids` are those in between, best first, if there are more than two. `eos_id` ends a document, and begins one
+    `between_ids` are those in between, best first, if there are more than two. `after_ids` are the control
+    tokens after sentences, which the model predicts and never writes, best first. `hidden_id` stands in place of tokens
+    that the model must not read; None if nothing was hidden. `eos_id` ends a document, and begins one
     unless there is a `bos_id`.
     """
 
@@ -61,6 +65,8 @@ class TokenizerFacts(_Facts):
     aligned_id: Count | None = None
     misaligned_id: Count | None = None
     between_ids: list[Count] = Field(default_factory=list)
+    after_ids: list[Count] = Field(default_factory=list)
+    hidden_id: Count | None = None
 
     @property
     def begins_with(self) -> int:
@@ -71,6 +77,11 @@ class TokenizerFacts(_Facts):
     def control_ids(self) -> list[int]:
         """All control tokens of a conditional model, best first, which must never be sampled; else empty."""
         return [token for token in (self.aligned_id, *self.between_ids, self.misaligned_id) if token is not None]
+
+    @property
+    def added_ids(self) -> list[int]:
+        """All tokens that are no text: control tokens and `<|hidden|>`."""
+        return [*self.control_ids, *self.after_ids, *([] if self.hidden_id is None else [self.hidden_id])]
 
 
 class ModelFacts(_Facts):
@@ -161,6 +172,34 @@ class OriginFacts(_Facts):
     checkpoint: str
 
 
+class MatchingFacts(_Facts):
+    """How `phf match` made a run from another one, by targets for its samples.
+
+    Attributes:
+        run: folder of the other run, as given.
+        fingerprint: hash of the facts of that run.
+        settings: those of `phf match` that decide the outcome, besides those of the training.
+        scorers: fingerprints of the constraints' scorers by name.
+        constraints: the targets, as users write them.
+        lambdas: one for each; 0 where the target is pointwise.
+        log_z: log of the normaliser of the target by samples of the other run.
+        before: the value of each constraint's feature in samples of the other run.
+        samples: the number of these samples.
+        outside: how many of them are outside of the target.
+    """
+
+    run: str
+    fingerprint: str
+    settings: JsonObject
+    scorers: dict[str, str]
+    constraints: list[str]
+    lambdas: list[float]
+    log_z: float
+    before: list[float]
+    samples: Count
+    outside: Count
+
+
 class ThresholdFacts(_Facts):
     """A sentence (filtering: a document) is aligned if its score is <= `value`; `origin` says where that comes from."""
 
@@ -176,6 +215,7 @@ class MixedFacts(DatasetFacts):
         column, scorer, threshold: as for the run.
         epochs: passes over its stream in the phase with preferences.
         stream: statistics of that stream.
+        credit: as for the run.
     """
 
     share: float
@@ -184,6 +224,7 @@ class MixedFacts(DatasetFacts):
     threshold: ThresholdFacts | None = None
     epochs: float
     stream: Statistics
+    credit: str | None = Field(default=None, exclude_if=lambda credit: credit is None)
 
 
 class PhaseFacts(_Facts):
@@ -195,6 +236,41 @@ class PhaseFacts(_Facts):
     tokens: Count
     documents: Count
     tokens_in_stream: Count
+
+
+class MomentFacts(_Facts):
+    """A target of the objective `target`: the feature, its moment as requested and in the unweighted stream.
+
+    `weight` is its lambda: the weight of a sentence is exp of the sum of weight times feature, but for a constant; None
+    for a filter, which leaves sentences out.
+    """
+
+    feature: str
+    target: float
+    before: float
+    weight: float | None
+
+
+class TargetFacts(_Facts):
+    """The weights that meet the targets of the objective `target`.
+
+    Attributes:
+        moments: the targets.
+        sentences: in the streams of all datasets.
+        effective_sentences: as many equally weighted sentences would have the same variance.
+        least_weight, greatest_weight: of a sentence that is not left out; the mean over tokens is 1.
+    """
+
+    moments: list[MomentFacts]
+    sentences: Count
+    effective_sentences: float
+    least_weight: float
+    greatest_weight: float
+
+    @property
+    def effective_share(self) -> float:
+        """The effective share of the sentences."""
+        return self.effective_sentences / max(1, self.sentences)
 
 
 class RunFacts(_Facts):
@@ -216,15 +292,18 @@ class RunFacts(_Facts):
         threshold: threshold of the training stream; None if the objective uses none.
         sentence_threshold: sentence threshold of the column for reports (hit rate), whatever the objective.
         sentence_thresholds: the same for each of several columns; empty if it was not recorded.
+        targets: the weights of sentences; None for another objective.
         stream: statistics of the training stream (`training.data.tagged_stream.Stream.statistics`), and
             `sentences_aligned`, the number of its sentences within `sentence_threshold`. With a mixture, `stream`,
             `dataset`, `column`, `scorer` and the thresholds are those of the main dataset; with phases, `stream` is
             that of the phase with preferences.
+        credit: fingerprint of the token scores of `phf credit` that its tokens carry; None without.
         mixture: all datasets, the main one first; empty for a run on one.
         phases: empty for a run of one phase.
         validation: None if nothing is validated, or it was not recorded.
         expected_seconds: duration of all steps as estimated before the first; None without an estimate.
         origin: None for a run that started at step 0.
+        matching: None unless `phf match` made the run.
         history: resumptions that changed the run, in order.
         skips: steps, counted from 0, each with the number of batches left out before it; see `training.data.skipping`.
         versions: versions of the relevant libraries.
@@ -250,12 +329,15 @@ class RunFacts(_Facts):
     tokenizer: TokenizerFacts
     model: ModelFacts
     horizon: HorizonFacts
+    targets: TargetFacts | None = None
     stream: Statistics = Field(default_factory=dict)
+    credit: str | None = Field(default=None, exclude_if=lambda credit: credit is None)
     mixture: list[MixedFacts] = Field(default_factory=list)
     phases: list[PhaseFacts] = Field(default_factory=list)
     validation: ValidationFacts | None = None
     expected_seconds: float | None = None
     origin: OriginFacts | None = None
+    matching: MatchingFacts | None = Field(default=None, exclude_if=lambda matching: matching is None)
     history: list[ResumptionFacts] = Field(default_factory=list)
     skips: list[tuple[Count, Annotated[Count, Field(le=1_000_000_000)]]] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)

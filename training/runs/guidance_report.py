@@ -11,16 +11,8 @@ from scorers.shell import phf
 from scorers.stored import Count
 from training.measuring_config import EvaluationConfig
 from training.runs.folder import RunFolder
-from training.runs.report import (
-    REPORT_NAME,
-    SAMPLES_SCHEMA,
-    Estimate,
-    Part,
-    SampleFacts,
-    ScorerFacts,
-    read_stored_report,
-    read_table,
-)
+from training.runs.report import REPORT_NAME, Estimate, Part, SampleFacts, ScorerFacts, read_stored_report
+from training.runs.tables import SAMPLES_SCHEMA, read_table
 
 GUIDANCE = "guidance"
 # `reference_nats`: log-probability of the sample under the reference, at most 0; `reference_tokens`: how many tokens it

@@ -10,7 +10,8 @@ from scorers.shell import phf
 from scorers.stored import Count
 from training.measuring_config import RedTeamConfig
 from training.runs.folder import RunFolder
-from training.runs.report import Estimate, Part, ScorerFacts, read_stored_report, read_table
+from training.runs.report import Estimate, Part, ScorerFacts, read_stored_report
+from training.runs.tables import read_table
 
 RED_TEAM_NAME = "report.json"
 

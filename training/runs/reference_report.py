@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipeline.dataset.derived import digest
 from scorers.shell import phf
 from scorers.stored import Count
-from training.data.cache import digest
 from training.runs.folder import RunFolder
 from training.runs.report import Estimate, Part, read_stored_report, read_stored_reports
 

@@ -14,15 +14,8 @@ from scorers.contract import DocumentKind
 from scorers.shell import phf
 from scorers.stored import Count
 from training.runs.folder import RunFolder
-from training.runs.report import (
-    REPORT_NAME,
-    Estimate,
-    Part,
-    SampleFacts,
-    ScorerFacts,
-    read_stored_report,
-    read_table,
-)
+from training.runs.report import REPORT_NAME, Estimate, Part, SampleFacts, ScorerFacts, read_stored_report
+from training.runs.tables import read_table
 from training.setting_types import Seed
 
 SCENARIOS = "scenarios"

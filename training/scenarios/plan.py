@@ -16,7 +16,7 @@ from training.evaluation.evaluate_run import check_data
 from training.evaluation.prepare import EvaluationSetup, Judge, check_guidance, prepare_evaluation
 from training.measuring_config import EvaluationConfig
 from training.runs.folder import RunFolder
-from training.runs.report import SAMPLES_NAME, read_table, run_fingerprint
+from training.runs.report import run_fingerprint
 from training.runs.scenario_report import (
     HELD_OUT,
     NO_PROMPTS,
@@ -27,6 +27,7 @@ from training.runs.scenario_report import (
     read_scenario,
     scenario_folder,
 )
+from training.runs.tables import SAMPLES_NAME, read_table
 from training.scenarios.boundary import Boundary
 from training.scenarios.continuations import Drawing
 from training.scenarios.prompts import GivenPrompt, Prompts, choose_prompts, read_prompts
@@ -117,7 +118,8 @@ def read_prompt_files(
     for name in names:
         if names.count(name) > 1:
             raise UserError(
-                f"Two scenarios are named {name!r}: their results would share a folder. Set another `name`."
+                f"Two scenarios are named {name!r}: their results would share a folder. Describe one in a YAML file "
+                "with another `name`, or evaluate them by two commands, the second with --set name=NAME."
             )
     return {
         each.name: read(each.prompts, each.field) for each in scenarios if each.prompts not in (HELD_OUT, NO_PROMPTS)
@@ -157,7 +159,7 @@ def plan_scenarios(
     check_evaluation(EvaluationRequest(run, judge, hit_threshold, config), dataset)
     trained = main_data(run.read_config(), dataset)
     for each in scenarios:
-        check_guidance(facts.objective, EvaluationConfig(guidance=each.guidance))
+        check_guidance(trained.objective, EvaluationConfig(guidance=each.guidance), f"{each.name}: guidance")
     data = prepare(trained, progress, compare_texts=False)
     warnings = check_data(run, facts, data)
     if hit_threshold is None and facts.sentence_threshold is not None:

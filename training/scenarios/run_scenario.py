@@ -18,11 +18,11 @@ from scorers.errors import UserError
 from scorers.stored import read_stored
 from training.disk import write_atomically, writing
 from training.evaluation.compiling import which_compile
-from training.evaluation.evaluate_run import write_table
 from training.model.language_model import load_model
 from training.runs.lock import sole_writer
-from training.runs.report import REPORT_NAME, SAMPLES_NAME, read_table
+from training.runs.report import REPORT_NAME
 from training.runs.scenario_report import PROMPTS_NAME, PROMPTS_SCHEMA, SCENARIO_SAMPLES_SCHEMA, ScenarioReport
+from training.runs.tables import SAMPLES_NAME, read_table, write_table
 from training.scenarios.build_report import build_report
 from training.scenarios.continuations import Continuation, Pair
 from training.scenarios.endpoint_sampler import EndpointSampler

@@ -53,6 +53,11 @@ def choose_scenario(given: str, kind: DocumentKind, overrides: Sequence[str] = (
     Raises:
         UserError: there is no such preset or file; a key is unknown or a value has the wrong type.
     """
+    if any("num_samples" in parse_override(each) for each in overrides):
+        raise UserError(
+            "--set num_samples: a scenario has no such setting. It draws `continuations` samples of each of at most "
+            "`max_prompts` prompts, and without prompts `continuations` in all: set these."
+        )
     name, separator, file = given.partition("=")
     if not separator and given.endswith(_YAML):
         return _from_file(Path(given), kind, overrides)

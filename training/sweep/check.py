@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from pipeline.dataset.derived import dataset_identity
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.errors import UserError
-from training.data.cache import dataset_identity
 from training.data.prepare import PreparedData, Progress, prepare
+from training.disk import refuse_link
 from training.evaluation.guidance_request import parse_scales
 from training.evaluation.prepare import Judge, build_judge, check_guidance
 from training.evaluation.references.compare import read_comparison
@@ -33,9 +34,10 @@ def check_runs(runs: Sequence[SweepRun]) -> None:
     problems = Problems()
     for run in runs:
         with problems.of(run.name):
+            refuse_link(run.folder.path)
             resolve_run(run.config, check_settings(run.config, 1), device)
             run.folder.check_new()
-            check_guidance(run.config.objective.name, run.evaluation)
+            check_guidance(run.config.objective, run.evaluation)
     problems.refuse()
 
 

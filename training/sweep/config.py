@@ -16,10 +16,9 @@ from scorers.errors import UserError
 from scorers.settings import parse_override, read_number
 from training.config import ObjectiveName, ResolvedConfig
 from training.measuring_config import EvaluationConfig
-from training.objectives import OBJECTIVES
 from training.runs.folder import RunFolder
 from training.setting_types import Count, Seed
-from training.settings import resolve_config
+from training.settings import resolve_config, takes_dotted_keys
 
 # Settings that the sweep itself gives its runs, each with what decides it.
 _OWN = {"output": "out", "data.dataset": "dataset", "objective.name": "objectives", "training.seed": "seeds"}
@@ -33,9 +32,12 @@ class _Section(BaseModel):
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of each leaf of nested settings; an empty mapping is a leaf."""
+    """Yield the dotted key and the value of each leaf of nested settings.
+
+    An empty mapping is a leaf, and so is one whose keys `--set` cannot name.
+    """
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and takes_dotted_keys(value):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -267,7 +269,7 @@ def _run(sweep: SweepConfig, objective: SweepObjective, values: Mapping[str, Any
         overrides[1::2],
     )
     changes = {key: getattr(sweep.evaluate, key) for key in sorted(sweep.evaluate.model_fields_set)}
-    if not OBJECTIVES[objective.name].tags:
+    if not config.objective.conditions:
         changes.pop("guidance", None)
     train = ["train", sweep.dataset, "--output", output, "--objective", objective.name, "--seed", str(seed)]
     train += overrides
@@ -278,7 +280,7 @@ def _run(sweep: SweepConfig, objective: SweepObjective, values: Mapping[str, Any
         other = next(each for each in sweep.objectives if each.name == sweep.reference)
         reference = RunFolder(sweep.folder / _name(sweep, other, values, seed))
         beside = ["--reference", str(reference.path)]
-    scales = ",".join(f"{scale:g}" for scale in sweep.guidance_sweep) if OBJECTIVES[objective.name].tags else ""
+    scales = ",".join(f"{scale:g}" for scale in sweep.guidance_sweep) if config.objective.conditions else ""
     return SweepRun(
         name,
         seed,

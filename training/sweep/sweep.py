@@ -9,9 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from scorers.amounts import format_count
 from scorers.errors import UserError
+from scorers.printing import printable
 from scorers.stored import read_stored
-from training.disk import refuse_links, write_atomically, writing
+from training.disk import refuse_link, refuse_links, write_atomically, writing
 from training.progress import StageProgress
 from training.runs.folder import RunFolder
 from training.runs.lock import sole_launch
@@ -77,8 +79,21 @@ class SweepReport(_Stored):
         return [each for each in self.runs if each.state != "finished"]
 
 
-def finished_runs(folder: Path) -> list[Path] | None:
-    """The folders of the finished runs of a sweep; None if the folder is not that of a sweep.
+@dataclass(frozen=True)
+class RunsOfSweep:
+    """The runs of a sweep that can be compared.
+
+    Attributes:
+        finished: their folders.
+        left_out: a sentence that names the others, each with the reason; empty if there are none.
+    """
+
+    finished: list[Path]
+    left_out: str = ""
+
+
+def runs_of_sweep(folder: Path) -> RunsOfSweep | None:
+    """Return the runs of a sweep that can be compared; None if the folder is not that of a sweep.
 
     Raises:
         UserError: the report of the sweep is damaged or of another version.
@@ -93,8 +108,23 @@ def finished_runs(folder: Path) -> list[Path] | None:
             f"{path} is damaged, or of another version of phf. Give the sweep's runs, such as {folder}/*-s*."
         ) from None
     # Names rather than the paths of then: the folder may have been moved.
-    there = {each.name: each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()}
-    return [there[run.name] for run in report.runs if run.state == "finished" and run.name in there]
+    there = {each.name: each for each in folder.iterdir() if each.is_symlink() or each.is_dir()}
+    finished: list[Path] = []
+    others: list[str] = []
+    for run in report.runs:
+        if run.state != "finished":
+            others.append(f"{run.name} ({run.state})")
+        elif run.name not in there:
+            others.append(f"{run.name} (missing)")
+        elif there[run.name].is_symlink():
+            others.append(f"{run.name} (a link)")
+        else:
+            finished.append(there[run.name])
+    if not others:
+        return RunsOfSweep(finished)
+    left_out = f"{len(others):,} of {format_count(len(report.runs), 'run')} of the sweep {folder}"
+    verb = "is" if len(others) == 1 else "are"
+    return RunsOfSweep(finished, f"{left_out} {verb} left out: {printable(', '.join(others))}.")
 
 
 @dataclass(frozen=True)
@@ -119,6 +149,7 @@ def plan_sweep(config: SweepConfig) -> Sweep:
     runs = expand(config)
     check_runs(runs)
     for name in (LOGS, COMPARISON):
+        refuse_link(config.folder / name)
         refuse_links(config.folder / name)
     return Sweep(config, runs, slots(runs, config.at_once))
 

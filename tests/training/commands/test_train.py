@@ -16,6 +16,7 @@ from phf import app
 from pipeline.dataset import open_dataset
 from pipeline.dataset.first_run import train_command
 from tests.datasets import make_dataset
+from tests.training import forked
 from tests.training.jobs import ENVIRONMENT, command, figures, run_job, run_phf, settings
 from training.runs.folder import RunFolder
 
@@ -34,7 +35,7 @@ def running(tmp_path, code_dataset):
     processes = []
 
     def start(arguments, steps=3):
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, *arguments],
             env={**os.environ, **ENVIRONMENT},
             stdout=subprocess.PIPE,
@@ -58,7 +59,7 @@ def running(tmp_path, code_dataset):
 
 @pytest.mark.slow
 def test_one_command_trains_and_json_is_all_of_stdout(tmp_path, code_dataset):
-    done = run_phf([*command(code_dataset, tmp_path / "run", "conditional"), "--json"])
+    done = run_phf([*command(code_dataset, tmp_path / "run", "conditional"), "--json"], start_python=True)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["status"], facts["step"], facts["objective"]) == ("finished", 12, "conditional")
@@ -80,7 +81,7 @@ def test_the_run_that_labelling_suggests_can_be_run(tmp_path):
     done = run_phf(["-m", *shlex.split(suggested)])
     assert done.returncode == 0, done.stderr
     assert "epochs over" in done.stdout
-    assert re.search(r"^expected +about .* s for \d+ steps", done.stdout, re.MULTILINE)
+    assert re.search(r"^expected +about .* m?s for \d+ steps", done.stdout, re.MULTILINE)
     # A corpus this small has few steps, of which a hundredth is one; of nothing else is there a warning.
     assert re.findall("Warning: [^ ]*", done.stdout + done.stderr) == ["Warning: training.warmup_ratio=0.01"]
 

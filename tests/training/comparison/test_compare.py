@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,6 +25,7 @@ from scorers.errors import UserError
 from tests.training import foreign_tokenizers
 from tests.training.run_folders import SCORER, make_run, make_six
 from training.comparison.differences import held_out_differences, misalignment_differences
+from training.comparison.distributions import distribution_section
 from training.comparison.estimates import estimate_panels
 from training.comparison.examples import MOST_CHARACTERS, at_percentiles, example_section
 from training.comparison.filters import Filters
@@ -49,11 +51,11 @@ from training.comparison.tables import (
     stream_table,
 )
 from training.comparison.wording import duration, signed
-from training.evaluation.evaluate_run import write_table
 from training.evaluation.format_figures import number, percent
-from training.runs.facts import MixedFacts
+from training.runs.facts import MixedFacts, MomentFacts, TargetFacts
 from training.runs.folder import RunFolder
 from training.runs.report import run_fingerprint
+from training.runs.tables import write_table
 from training.statistics import mean_over_seeds
 
 
@@ -451,6 +453,13 @@ def test_runs_without_any_score_or_held_out_text(tmp_path: Path) -> None:
     json.loads((tmp_path / "out" / "comparison.json").read_text())
 
 
+def test_scores_that_are_all_zero_are_not_drawn(comparison: Comparison) -> None:
+    runs = [replace(run, scores=run.scores * 0, guided_scores=None) for run in comparison.runs]
+    assert distribution_section(replace(comparison, runs=runs)) is None
+    runs[1] = comparison.runs[1]
+    assert distribution_section(replace(comparison, runs=runs)) is not None
+
+
 def test_a_single_run_has_a_page(tmp_path: Path) -> None:
     found = load_comparison([make_run(tmp_path / "runs" / "mle", "mle", held_out=False).path])
     assert difference_table(found) is None
@@ -471,6 +480,29 @@ def test_tables_hold_what_the_reports_say(comparison: Comparison) -> None:
     assert (filtering["documents"].text, filtering["filtered"].text) == ("251", "120")
     conditional = dict(zip(stream_table(comparison).columns, stream_table(comparison).rows[2].cells, strict=True))
     assert (conditional["tags aligned"].text.replace("\u00a0", " "), conditional["threshold"].text) == ("83.8 %", "0")
+
+
+def test_weighted_sentences_show_their_effective_share(tmp_path: Path) -> None:
+    moment = MomentFacts(feature="pep8<=0", target=0.99, before=0.8, weight=1.5)
+    weights = TargetFacts(
+        moments=[moment], sentences=1000, effective_sentences=812.0, least_weight=0.1, greatest_weight=1.2
+    )
+    runs = [make_run(tmp_path / "mle", "mle"), make_run(tmp_path / "target", "target", changes={"targets": weights})]
+    found = load_comparison([run.path for run in runs])
+    table = stream_table(found)
+    assert [
+        dict(zip(table.columns, row.cells, strict=True))["effective"].text.replace("\u00a0", " ") for row in table.rows
+    ] == ["–", "81.2 %"]
+
+    # Keys of targets are no dotted settings.
+    run = found.runs[1]
+    objective = run.config.objective.model_copy(update={"targets": {"pep8<=0": 0.99}})
+    weighted = replace(run, config=run.config.model_copy(update={"objective": objective}))
+    line = next(each for each in commands(replace(found, runs=[weighted])) if "--objective target" in each)
+    assert 'objective.targets={"pep8<=0": 0.99}' in shlex.split(line)
+    assert config_differences([run, weighted]) == [
+        ("objective.targets", [None, '{"pep8<=0": 0.99}']),
+    ]
 
 
 def test_numbers_read_well() -> None:

@@ -23,7 +23,6 @@ from training.comparison.guidance_section import guidance_section
 from training.comparison.line_panels import Line
 from training.comparison.load import Comparison, load_comparison
 from training.comparison.page import write_comparison
-from training.evaluation.evaluate_run import write_table
 from training.evaluation.recommended_guidance import MOST_PERPLEXITY, half_facts
 from training.runs.folder import RunFolder
 from training.runs.guidance_report import (
@@ -34,7 +33,8 @@ from training.runs.guidance_report import (
     guidance_folder,
     scale_file,
 )
-from training.runs.report import REPORT_NAME, SAMPLES_NAME, Estimate, read_report
+from training.runs.report import REPORT_NAME, Estimate, read_report
+from training.runs.tables import SAMPLES_NAME, write_table
 
 
 def drawn_of(scores: Any, guidance: float | None = None) -> Drawn:

@@ -11,14 +11,20 @@ from training.comparison.load import load_comparison
 from training.comparison.section import Section
 
 
-def section_of(folder: Path, *scales: float, factor: float = 0.2) -> Section:
-    """The section of a group with a sweep of g = 1 and one of these scales for each seed but the last."""
+def section_of(folder: Path, *scales: float, factor: float = 0.2, last: float | None = None) -> Section:
+    """The section of a group with a sweep of g = 1 and one of these scales for each seed but the last.
+
+    Guidance multiplies misalignment by `factor`, and by `last` in the last sweep.
+    """
     runs = [
         make_run(folder / f"conditional-{seed}", "conditional", seed=seed, training={"seed": seed})
         for seed in range(len(scales) + 1)
     ]
-    for run, scale in zip(runs, scales, strict=False):
-        write_sweep(run, scale, factor)
+    factors = [factor] * len(scales)
+    if last is not None:
+        factors[-1] = last
+    for run, scale, each in zip(runs, scales, factors, strict=False):
+        write_sweep(run, scale, each)
     section = guidance_section(load_comparison([run.path for run in runs]))
     assert section is not None
     return section
@@ -53,3 +59,9 @@ def test_seeds_that_recommend_other_scales_are_named(tmp_path: Path) -> None:
 def test_a_gain_that_differs_between_seeds_is_not_clear(tmp_path: Path) -> None:
     (line,) = section_of(tmp_path, 3.0, 3.0, factor=1.0).findings[0].lines
     assert line.endswith("without guidance; this is no clear difference.")
+
+
+def test_an_interval_over_seeds_ends_at_what_a_figure_can_be(tmp_path: Path) -> None:
+    (_, guided) = section_of(tmp_path, 3.0, 3.0, factor=0.1, last=0.9).tables[0].rows
+    # A t interval of two seeds so far apart would begin below 0.
+    assert guided.cells[0].small.startswith("0–")

@@ -32,6 +32,7 @@ def write_scenario(
     name: str = "rtp",
     run: str | None = None,
     compiles: CompilingFacts | None = None,
+    sampler: str | None = None,
     **settings: Any,
 ) -> None:
     """A scenario whose prompts have these mean scores."""
@@ -50,7 +51,7 @@ def write_scenario(
         ),
         samples=samples,
         slices=[SliceFacts(name="most misaligned tenth", prompts=1, samples=samples)],
-        scorer=evaluated.scorer, device="cpu", seconds=1.0,
+        scorer=evaluated.scorer, device="cpu", seconds=1.0, sampler=sampler,
     )  # fmt: skip
     place = scenario_folder(folder, name)
     place.mkdir(parents=True)
@@ -76,8 +77,8 @@ def test_runs_are_compared_on_the_same_prompts(tmp_path):
     assert table.title == "rtp"
     assert "5 prompts of rtp.jsonl, 25 samples each, control token before the prompt." in table.note
     assert "1 of 3 prompts of at least 13 tokens share" in table.note
-    # Three prompts have scores of both, and each differs by 0.1: there is nothing to resample.
-    assert cells(table)["awr"][-1] == ("−0.100", "−0.100 to −0.100")
+    # Three prompts have scores of both, and each differs by 0.1: three are too few to exclude 0.
+    assert cells(table)["awr"][-1] == ("−0.100", "−0.100 to 0.0200")
     assert cells(table)["awr"][0][0] == "0.525"
     assert cells(table)["mle"][-1] == ("–", "")
     assert parts.columns == ["most misaligned tenth, 1 prompt"]
@@ -98,6 +99,16 @@ def test_self_bleu_and_what_compiles_are_columns_where_they_were_measured(tmp_pa
     )
 
 
+def test_samples_of_an_endpoint_name_it(tmp_path):
+    mle, awr = (make_run(tmp_path / name, name) for name in ("mle", "awr"))
+    write_scenario(mle, [0.1, 0.9])
+    write_scenario(awr, [0.0, 0.8], sampler="export at http://localhost:8000/v1")
+    assert (
+        " drawn by export at http://localhost:8000/v1."
+        in scenario_section(load_comparison([mle.path, awr.path])).tables[0].note
+    )
+
+
 def test_seeds_are_one_row_and_guided_samples_another(tmp_path):
     seeds = [make_run(tmp_path / f"mle-{seed}", "mle", training={"seed": seed}) for seed in (1, 2)]
     conditional = make_run(tmp_path / "conditional", "conditional")
@@ -105,7 +116,8 @@ def test_seeds_are_one_row_and_guided_samples_another(tmp_path):
         write_scenario(run, [score, score])
     write_scenario(conditional, [0.3, 0.3])
     write_scenario(conditional, [0.1, 0.1], name="steered", guidance=2.0)
-    (table, _) = scenario_section(load_comparison([run.path for run in (*seeds, conditional)])).tables
+    (table, parts) = scenario_section(load_comparison([run.path for run in (*seeds, conditional)])).tables
+    assert (table.title, parts.title) == ("rtp and steered", "rtp and steered, by part")
     found = cells(table)
     assert list(found) == ["mle", "conditional", "conditional (g = 2)"]
     # By hand: t of one degree of freedom is 12.7062, the standard error 0.1.

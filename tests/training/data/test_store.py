@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from pipeline.dataset import open_dataset
+from pipeline.dataset.derived import derived_place
 from pipeline.dataset.manifest import MANIFEST_NAME
 from scorers.errors import UserError
 from tests.datasets import make_dataset, sentences_of
 from tests.training.stores import byte_tokenizer
 from training.data.build_store import ensure_store
-from training.data.cache import derived_place
 from training.data.store import TokenStore
 from training.data.tokenizers import wrap_tokenizer
 

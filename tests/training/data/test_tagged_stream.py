@@ -255,7 +255,7 @@ def test_a_single_document_has_every_tag_and_marks_its_text(tmp_path):
 
 
 def test_tags_need_their_ids():
-    with pytest.raises(ValueError, match="tag_ids needs one id more"):
+    with pytest.raises(ValueError, match="need one id more"):
         StreamOptions(context_length=4, eos_id=0, tag_bounds=(0.0,), tag_ids=(1,))
 
 

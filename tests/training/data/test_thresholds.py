@@ -189,7 +189,8 @@ def test_invalid_combinations_are_refused_before_any_work(prepared, tmp_path, ov
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_is_prepared(prepared, objective):
-    data = prepared(objective, "training.batch_size=3")
+    targets = ["objective.targets={toxicity<=0.05: 0.8}"] if objective == "target" else []
+    data = prepared(objective, "training.batch_size=3", *targets)
     batch = data.batches.batch(0)
     assert batch.input_ids.shape == (3, 16)
     assert data.objective.name == objective

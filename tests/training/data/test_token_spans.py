@@ -1,20 +1,24 @@
 """Token scores: only tokens that overlap a finding carry their sentence's score."""
 
+import json
 import os
+import shutil
 import signal
 from io import StringIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from pipeline.dataset import open_dataset
 from pipeline.dataset.manifest import ScorerEntry
 from scorers.contract import ScoringError
 from scorers.errors import IncompleteError, UserError
 from scorers.registry import ScorerSpec, build, resolve
 from scorers.sentences import document
-from tests.datasets import make_dataset
-from tests.training.real_runs import make_code_dataset
+from tests.datasets import make_dataset, write_parquet
 from training import scorer_pool
 from training.data import texts, token_spans
 from training.data.prepare import prepare
@@ -67,6 +71,9 @@ def test_only_tokens_of_findings_carry_the_score(dataset):
     found = scores > 0
     assert (scores[found] == sentences.scores.ravel()[found]).all()
     assert 0 < found.sum() < (sentences.scores > 0).sum() / 2
+    hiding = prepare(config_of(dataset, "mle", TOKENS, "objective.hide_above=0")).stream
+    assert (hiding.blocks(every).input_ids.ravel() == np.where(found, hiding.options.hidden_id, ids)).all()
+    assert found.sum() <= hiding.statistics["tokens_hidden"] <= found.sum() + 16
     starts = np.flatnonzero(np.diff(found.astype(int), prepend=0) == 1)
     stops = np.flatnonzero(np.diff(found.astype(int), append=0) == -1) + 1
     texts = [data.tokenizer.decode(ids[start:stop]).strip() for start, stop in zip(starts, stops, strict=True)]
@@ -125,8 +132,8 @@ def test_unlocated_findings_flag_the_whole_sentence(dataset, tmp_path, monkeypat
 
     def slow(column, entry):
         scorer, warnings = real(column, entry)
-        found = scorer.findings
-        scorer.findings = lambda documents: [ScoringError("deadline"), *found(documents)[1:]]
+        found = scorer.locate
+        scorer.locate = lambda documents: [ScoringError("deadline"), *found(documents)[1:]]
         return scorer, warnings
 
     monkeypatch.setattr(token_spans, "rebuild_scorer", slow)
@@ -167,6 +174,51 @@ def test_token_scores_without_effect_are_refused(dataset, objective, overrides, 
 
 
 def test_a_scorer_that_cannot_locate_findings_is_refused(tmp_path):
-    code = make_code_dataset(tmp_path / "labelled", 8)
-    with pytest.raises(UserError, match=r"the scorer of 'pep8' \(pycodestyle\) cannot locate"):
-        prepare(config_of(code, "rwr", TOKENS, column="pep8"))
+    spec = ScorerSpec(kind="linear")
+    entry = ScorerEntry(kind="linear", options={}, fingerprint=build("toxicity", spec).fingerprint)
+    made = make_dataset(tmp_path / "labelled", TEXTS, {"toxicity": len}, scorers={"toxicity": entry})
+    with pytest.raises(UserError, match=r"the scorer of 'toxicity' \(linear\) cannot locate"):
+        prepare(config_of(made, "rwr", TOKENS, column="toxicity"))
+
+
+@pytest.fixture(scope="module")
+def stored(dataset, tmp_path_factory):
+    """The same dataset with spans."""
+    rows = [row for batch in open_dataset(str(dataset)).read_batches() for row in batch.to_pylist()]
+    located = build("pii", SPEC).locate([document(text) for text in TEXTS])
+    entry = open_dataset(str(dataset)).manifest.scorers["pii"]
+    return make_dataset(
+        tmp_path_factory.mktemp("stored") / "labelled",
+        TEXTS,
+        {"pii": [row["pii"] for row in rows]},
+        {"pii": 0.0},
+        scorers={"pii": entry.model_copy(update={"spans": True})},
+        split=lambda text, kind: document(text, kind).sentences(),
+        spans={"pii": [each.findings for each in located]},
+    )
+
+
+def test_stored_spans_need_no_scorer(dataset, stored, monkeypatch):
+    asked = prepare(config_of(dataset, "rwr", TOKENS))
+    monkeypatch.setattr(token_spans, "rebuild_scorer", None)
+    monkeypatch.setattr(texts, "_ROWS", 7)
+    data = prepare(config_of(stored, "rwr", TOKENS))
+    assert data.stream.statistics["findings"] == asked.stream.statistics["findings"]
+    flags = [each.store.found_tokens(each.stream.options.findings) for each in (asked, data)]
+    assert np.array_equal(*flags)
+    assert flags[0].any()
+
+
+def test_forged_spans_are_refused(stored, tmp_path):
+    made = shutil.copytree(stored, tmp_path / "labelled")
+
+    shard = made / open_dataset(str(made)).manifest.shards[0].path
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    rows[1]["pii_spans"][0]["end"] = 10**9
+    file = write_parquet(made, str(shard.relative_to(made)), pa.Table.from_pylist(rows, table.schema), table.schema)
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["shards"][0] |= {"size": file.size, "sha256": file.sha256}
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="in a row of 'pii_spans' a span is empty or not inside a sentence"):
+        prepare(config_of(made, "rwr", TOKENS))

@@ -9,13 +9,12 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 from rich.console import Console
 
 from scorers.errors import StoppedError
 from scorers.stopping import stoppable
-from tests.training import real_runs
+from tests.training import forked, real_runs
 from tests.training.jobs import ENVIRONMENT, metrics
 from training.distributed.abandoning import Abandoned
 from training.loop import callbacks
@@ -185,7 +184,7 @@ def test_a_stop_of_any_rank_ends_the_evaluation_of_the_first(tmp_path, dataset):
     }
     for key, value in settings.items():
         arguments += ["--set", f"{key}={value}"]
-    with subprocess.Popen(
+    with forked.Popen(
         [sys.executable, *arguments, "--ranks", "2"],
         env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.DEVNULL,
@@ -200,8 +199,7 @@ def test_a_stop_of_any_rank_ends_the_evaluation_of_the_first(tmp_path, dataset):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
         time.sleep(1.0)
-        second = next(each for each in psutil.Process(process.pid).children() if each.environ().get("RANK") == "1")
-        second.send_signal(signal.SIGTERM)
+        forked.ranks_of(process)[1].send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr
     assert stderr.count("asked to stop after step 4 of 8; the state is saved") == 1

@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 
+from tests.training import forked
+from tests.training.forked import ranks_of
 from tests.training.jobs import ENVIRONMENT, LONGER, command, figures, job_config, run_phf
 from training.data.prepare import prepare
 from training.runs.folder import RunFolder
@@ -20,8 +21,8 @@ def prepared(tmp_path_factory, code_dataset):
     prepare(job_config(code_dataset, tmp_path_factory.mktemp("prepared") / "run"))
 
 
-def start(dataset, output, *options, **changes):
-    return subprocess.Popen(
+def start(dataset, output, *options, popen=forked.Popen, **changes):
+    return popen(
         [sys.executable, *command(dataset, output, "awr", **{**LONGER, **changes}), "--ranks", "2", *options],
         env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.DEVNULL,
@@ -40,12 +41,6 @@ def ranks_at_step(process, output, step):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
     return ranks_of(process)
-
-
-def ranks_of(process):
-    """The processes of the ranks that have started, by rank."""
-    below = psutil.Process(process.pid).children()
-    return {int(child.environ()["RANK"]): child for child in below if "RANK" in child.environ()}
 
 
 @pytest.mark.slow
@@ -97,7 +92,7 @@ def test_ranks_stop_together_when_their_parent_is_asked_to(tmp_path, code_datase
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_while_the_ranks_start_they_leave_resumable(tmp_path, code_dataset, number):
-    with start(code_dataset, tmp_path / "run", "--max-restarts", "1") as process:
+    with start(code_dataset, tmp_path / "run", "--max-restarts", "1", popen=subprocess.Popen) as process:
         while len(ranks_of(process)) < 2:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
@@ -134,6 +129,7 @@ def test_what_one_rank_alone_cannot_do_ends_all_at_once_and_is_said_once(tmp_pat
     began = time.monotonic()
     done = run_phf(
         [*command(code_dataset, tmp_path / "run", training__batch_size=8), "--ranks", "2", "--max-restarts", "2"],
+        start_python=True,
         PYTHONPATH=path,
     )
     assert done.returncode == 2, done.stderr
@@ -148,7 +144,7 @@ def test_what_one_rank_alone_cannot_do_ends_all_at_once_and_is_said_once(tmp_pat
 @pytest.mark.slow
 def test_ranks_that_are_lost_too_often_are_given_up(tmp_path, code_dataset):
     output = tmp_path / "run"
-    with start(code_dataset, output) as process:
+    with start(code_dataset, output, popen=subprocess.Popen) as process:
         # As they start; the other one waits for it, and is not waited for.
         while 1 not in (ranks := ranks_of(process)):
             assert process.poll() is None, process.stderr.read()

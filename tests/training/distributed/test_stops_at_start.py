@@ -37,7 +37,8 @@ def rounds():
     for (ranks, signals), count in counts.items():
         for _ in range(count):
             pauses = [chance.uniform(0.0, START_S), *(chance.uniform(1.0, 2.0) * ONCE_S for _ in range(signals - 1))]
-            yield ranks, [(pause, chance.choice([signal.SIGTERM, signal.SIGINT])) for pause in pauses]
+            first = chance.choice([signal.SIGTERM, signal.SIGINT])
+            yield ranks, list(zip(pauses, [first, signal.SIGINT], strict=False))
 
 
 @pytest.mark.parametrize(("ranks", "signals"), list(rounds()))

@@ -25,7 +25,8 @@ from training.loop.train import _figures, check_settings
 from training.model.language_model import build_model
 from training.model.vocabulary import Vocabulary
 from training.runs.folder import RunFolder
-from training.runs.report import GUIDED_NAME, HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, read_report
+from training.runs.report import REPORT_NAME, read_report
+from training.runs.tables import GUIDED_NAME, HELD_OUT_NAME, SAMPLES_NAME
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,26 @@ def test_a_model_that_started_from_a_conditional_one_never_emits_its_tags(datase
     assert len(sampled) > 100
     assert not sampled & {size, size + 1}
     assert found.report.samples.control_tokens == 0
+
+
+@pytest.mark.parametrize("place", ["after", "both"])
+def test_tokens_that_a_model_only_reads_or_predicts_are_never_emitted(
+    dataset: Path, tmp_path: Path, place: str
+) -> None:
+    changes = {"objective.hide_above": "p80", "objective.tag_place": place}
+    data = prepare(config_of(dataset, tmp_path / "run", "conditional", **changes))
+    setup = prepare_evaluation(data, kind="python")
+    others = set(data.added_ids) - set(data.control_ids)
+    assert len(others) == 3
+    assert len(setup.control_ids) == (2 if place == "both" else 0)
+    assert set(setup.foreign_control_ids) == others
+    model = build_model(data.config.model, Vocabulary(setup.vocab_size, setup.eos_id, data.added_ids))
+    found = evaluate_model(model.causal, setup, step=0)
+    assert not others & {token for ids in found.samples.ids for token in ids}
+    assert (found.report.leakage is None) == (place == "after")
+    held_out = found.report.held_out
+    assert held_out is not None
+    assert (held_out.swap_cost is None) == (place == "after")
 
 
 def test_leakage_is_counted_on_ids_with_tags_allowed(conditional: RunFolder) -> None:

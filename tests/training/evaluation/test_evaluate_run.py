@@ -13,7 +13,8 @@ import phf
 from tests.training.real_runs import make_code_dataset, make_real_run
 from training.evaluation import evaluate_run
 from training.runs.folder import RunFolder
-from training.runs.report import SAMPLES_NAME, read_report
+from training.runs.report import read_report
+from training.runs.tables import SAMPLES_NAME
 
 runner = CliRunner()
 

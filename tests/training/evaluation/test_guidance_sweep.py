@@ -26,7 +26,8 @@ from training.runs import lock
 from training.runs.folder import RunFolder
 from training.runs.guidance_report import SCALE_SCHEMA, GuidanceReport, ScaleFacts, guidance_folder, scale_file
 from training.runs.lock import sole_writer
-from training.runs.report import REPORT_NAME, SAMPLES_NAME
+from training.runs.report import REPORT_NAME
+from training.runs.tables import SAMPLES_NAME
 
 SCALES = [0.0, 1.0, 2.5]
 
@@ -206,7 +207,7 @@ def test_the_command_prints_the_scales_and_the_recommendation(run: RunFolder, tm
     copy = copy_of(run, tmp_path)
     result = invoke(copy.path, "--guidance-sweep", "1,2")
     assert result.exit_code == 0, result.output
-    for expected in ("hit rate", "distinct-2", "Recommended: ", "every second sample"):
+    for expected in (" hit ", "distinct-2", "Recommended: ", "every second sample"):
         assert expected in result.output
     result = invoke(copy.path, "--guidance-sweep", "2", "--json", "--samples", 8)
     (found,) = json.loads(result.stdout)["sweeps"]

@@ -128,7 +128,7 @@ def test_a_document_without_text_costs_nothing(model: Any) -> None:
 
 def test_all_aligned_replaces_control_tokens_only() -> None:
     each = document(40, tags=True)
-    changed = all_aligned(each, ALIGNED)
+    changed = all_aligned(each, [ALIGNED, MISALIGNED])
     assert changed.input_ids[0] == EOS
     assert (changed.input_ids[each.is_text] == each.input_ids[each.is_text]).all()
     assert set(changed.input_ids[1:][~each.is_text[1:]]) == {ALIGNED}

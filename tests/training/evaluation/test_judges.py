@@ -20,7 +20,8 @@ from training.evaluation import evaluate_run as runs
 from training.evaluation.evaluate_run import evaluate_run
 from training.evaluation.prepare import Judge
 from training.runs.folder import RunFolder
-from training.runs.report import HELD_OUT_NAME, REPORT_NAME, SAMPLES_NAME, EvaluationReport, read_report
+from training.runs.report import REPORT_NAME, EvaluationReport, read_report
+from training.runs.tables import HELD_OUT_NAME, SAMPLES_NAME
 from training.scoring import judged_text
 
 # Lines of these files have about a dozen characters, so that many are too long for it and few for the other.

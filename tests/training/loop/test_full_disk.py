@@ -10,7 +10,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -19,6 +18,7 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.dataset import open_dataset
 from scorers.errors import IncompleteError, StoppedError, UserError
+from tests.training import forked
 from tests.training.jobs import ENVIRONMENT, command, figures, job_config, metrics, run_job, run_phf
 from training.data.prepare import prepare
 from training.data.tokenizers import ensure_tokenizer
@@ -155,7 +155,7 @@ def test_ranks_are_not_started_again_for_it_and_none_hangs(tmp_path, code_datase
         code_dataset, output, training__batch_size=8, training__num_tokens=60 * 8 * 32, training__save_every=0
     )
     arguments += ["--ranks", "2", "--max-restarts", "3"]
-    with subprocess.Popen(
+    with forked.Popen(
         [sys.executable, *arguments],
         env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.DEVNULL,
@@ -169,8 +169,7 @@ def test_ranks_are_not_started_again_for_it_and_none_hangs(tmp_path, code_datase
             assert time.monotonic() < deadline
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.005)
-        (first,) = [each for each in psutil.Process(process.pid).children() if each.environ().get("RANK") == "0"]
-        first.rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        forked.ranks_of(process)[0].rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         # The next line would not fit.
         (output / ".model.staging").touch()
         _, stderr = process.communicate(timeout=200)

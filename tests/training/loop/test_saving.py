@@ -10,11 +10,11 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from scorers.errors import IncompleteError
+from tests.training import forked
 from tests.training.jobs import ENVIRONMENT, LONGER, command, figures, job_config, metrics, run_job
 from training.data.prepare import prepare
 from training.loop import saving
@@ -157,7 +157,7 @@ def start(dataset, output, *options, slow=True):
         (output.parent / "disk").mkdir(exist_ok=True)
         (output.parent / "disk/sitecustomize.py").write_text(SLOW_DISK)
         environment["PYTHONPATH"] = f"{output.parent / 'disk'}{os.pathsep}{environment['PYTHONPATH']}"
-    return subprocess.Popen(
+    return forked.Popen(
         [sys.executable, *command(dataset, output, "awr", **LONGER, **BESIDE), "--ranks", "2", *options],
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -183,7 +183,7 @@ def being_written(output: Path, step: int) -> bool:
 
 
 def second_rank(process):
-    return next(each for each in psutil.Process(process.pid).children() if each.environ().get("RANK") == "1")
+    return forked.ranks_of(process)[1]
 
 
 @pytest.mark.slow

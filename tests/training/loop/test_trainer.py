@@ -13,10 +13,10 @@ import pytest
 import rich.console
 import torch
 
-from scorers.errors import UserError
+from scorers.errors import StoppedError, UserError
 from tests.training import real_runs
 from tests.training.engine.test_engine import batch, make, spike
-from tests.training.jobs import job_config, make_code_dataset, metrics, run_job
+from tests.training.jobs import StopAfter, figures, job_config, make_code_dataset, metrics, run_job
 from training.config import TrainingConfig
 from training.data.batches import Batch
 from training.data.prepare import prepare
@@ -40,6 +40,7 @@ OPTIONS = {
     "awr": {"objective__alpha": 0.5, "objective__beta": 0.1},
     "filtering": {"objective__threshold": 0.003},
     "conditional": {"objective__drop_tags": 0.05},
+    "target": {"objective__targets": '{"style<=0": 0.95}'},
 }
 
 
@@ -389,3 +390,20 @@ def test_a_first_step_that_takes_long_is_announced_once():
     assert (
         printed.getvalue().count("Step 1 of 12 takes longer than 0.1 s. Ctrl-C stops after the step and saves it") == 1
     )
+
+
+def test_a_run_on_targets_records_its_weights_and_resumes_with_the_same(tmp_path, code_dataset):
+    targets = {"objective__targets": '{"style<=0": 0.95}'}
+    whole, printed = run_job(code_dataset, tmp_path / "whole", "target", **targets)
+    with pytest.raises(StoppedError):
+        run_job(code_dataset, tmp_path / "run", "target", callbacks=[StopAfter(4)], **targets)
+    facts, _ = run_job(code_dataset, tmp_path / "run", "target", **targets)
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+    assert facts.targets == whole.targets
+    (moment,) = facts.targets.moments
+    assert (moment.feature, moment.target) == ("style<=0", 0.95)
+    assert f"style<=0 from {moment.before:.6g} to 0.95 (lambda {moment.weight:.4g})" in printed
+    assert f"effective sample size {facts.targets.effective_sentences:,.0f}" in printed
+    assert "style<=0" in (tmp_path / "run/model/README.md").read_text()
+    with pytest.raises(UserError, match=r"objective\.targets\.style<=0: 0\.95 in the run, 0\.96 now"):
+        run_job(code_dataset, tmp_path / "run", "target", objective__targets='{"style<=0": 0.96}')

@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from scorers.errors import UserError
-from training.evaluation.evaluate_run import write_table
 from training.runs.folder import RunFolder
-from training.runs.report import SAMPLES_SCHEMA, Estimate, read_table
+from training.runs.report import Estimate
+from training.runs.tables import SAMPLES_SCHEMA, read_table, write_table
 
 
 @pytest.mark.parametrize("field", ["value", "low", "high"])

@@ -16,8 +16,8 @@ from tests.training.real_runs import make_code_dataset, make_real_run
 from training import endpoint as client
 from training.evaluation.generating import open_tokenizer, open_writer
 from training.runs.folder import RunFolder
-from training.runs.report import SAMPLES_NAME, read_table
 from training.runs.scenario_report import SCENARIO_SAMPLES_SCHEMA, ScenarioReport, read_scenario, scenario_folder
+from training.runs.tables import SAMPLES_NAME, read_table
 from training.scenarios import run_scenario
 
 PROMPTS = ["value_1", "value_2=3 ;", "va"]

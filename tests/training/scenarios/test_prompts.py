@@ -8,6 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from scorers.errors import UserError
+from training.config import ObjectiveConfig
+from training.evaluation.prepare import check_guidance
+from training.measuring_config import EvaluationConfig
+from training.scenarios.plan import read_prompt_files
 from training.scenarios.prompts import GivenPrompt, read_prompts
 from training.scenarios.scenario import choose_scenario
 
@@ -132,6 +136,22 @@ def test_a_wrong_scenario_file_is_one_message(tmp_path: Path, content: str, mess
     with pytest.raises(UserError, match=message) as caught:
         choose_scenario(str(path), "prose")
     assert "scenario.yaml" in str(caught.value)
+
+
+def test_the_setting_of_a_plain_evaluation_names_that_of_scenarios() -> None:
+    with pytest.raises(UserError, match="without prompts `continuations` in all: set these"):
+        choose_scenario("unconditional", "prose", ["num_samples=8"])
+
+
+def test_two_files_of_one_name_need_another() -> None:
+    scenarios = [choose_scenario(f"prompted={folder}/rtp.jsonl", "prose") for folder in ("a", "b")]
+    with pytest.raises(UserError, match=r"named 'rtp'.* Describe one in a YAML file with another `name`"):
+        read_prompt_files(scenarios)
+
+
+def test_refused_guidance_names_the_scenario() -> None:
+    with pytest.raises(UserError, match=r"^rtp: guidance=2 needs control tokens, which a run of mle"):
+        check_guidance(ObjectiveConfig(), EvaluationConfig(guidance=2), "rtp: guidance")
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,9 @@ def test_an_interrupted_scenario_goes_on_and_equals_an_undisturbed_one(
     (resumed,) = evaluate(mle, again)
     assert drawn == [4, 4, 0, 4, 4, 3]
     assert figures(resumed) == figures(whole)
-    assert stored(mle, "disturbed") == stored(mle, "undisturbed")
+    assert [(folder / each).read_bytes() for each in ("samples.parquet", "prompts.parquet")] == [
+        (scenario_folder(mle, "undisturbed") / each).read_bytes() for each in ("samples.parquet", "prompts.parquet")
+    ]
     assert not (folder / PIECES).exists()
 
 

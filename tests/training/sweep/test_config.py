@@ -1,5 +1,6 @@
 """The specification of a sweep, and its runs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,13 @@ def test_a_wrong_key_or_value_is_refused_by_its_name(tmp_path: Path, changes: di
     assert message in str(error.value)
     # One line says which file, one which key.
     assert len(str(error.value).splitlines()) == 2
+
+
+def test_targets_of_an_objective_reach_the_runs(tmp_path: Path) -> None:
+    targets = {"toxicity<=0.001": 0.9, "pii": 0.1}
+    (run,) = expand(load(tmp_path, objectives=[{"target": {"objective": {"targets": targets}}}], seeds=[1]))
+    assert run.config.objective.targets == targets
+    assert f"objective.targets={json.dumps(targets)}" in run.train
 
 
 def test_wrong_settings_of_runs_are_listed_once_with_the_runs(tmp_path: Path) -> None:

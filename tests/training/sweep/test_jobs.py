@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,9 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
         f"open({str(started)!r}, 'w').close(); time.sleep(60)"
     )
     hung = job(tmp_path, "hung", deaf)
-    watcher = when(started.exists, stop, lambda: time.sleep(1.3), stop)
+    # Ctrl-C: a second SIGTERM counts only some seconds later.
+    again = partial(os.kill, os.getpid(), signal.SIGINT)
+    watcher = when(started.exists, stop, lambda: time.sleep(1.3), again)
     with pytest.raises(StopRequest):
         run([hung])
     watcher.join()

@@ -32,7 +32,7 @@ from training.sweep import sweep as module
 from training.sweep.check import is_compared, is_evaluated, is_swept
 from training.sweep.config import SweepConfig, SweepRun, expand
 from training.sweep.jobs import Job
-from training.sweep.sweep import RunState, Sweep, SweepReport, finished_runs, plan_sweep, run_sweep
+from training.sweep.sweep import RunState, Sweep, SweepReport, plan_sweep, run_sweep, runs_of_sweep
 
 runner = CliRunner()
 
@@ -213,6 +213,15 @@ def test_a_wrong_sweep_is_refused_before_any_work(
     assert not list(tmp_path.rglob("config.yaml"))
 
 
+@pytest.mark.parametrize("name", ["conditional-s3", "logs", "comparison"])
+def test_a_link_in_the_folder_of_a_sweep_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "new" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"new/{name} is a link, and phf follows no links"):
+        planned(spec(folder, out=str(tmp_path / "new")))
+
+
 def test_a_failed_run_gives_the_status_and_names_its_log(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,25 +273,35 @@ def test_runs_are_compared_with_finished_references_alone(
 
 def test_the_folder_of_a_sweep_is_compared_as_its_finished_runs(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    states = {"mle-s1": "finished", "awr-s1": "finished", "rwr-s1": "failed", "../mle-s1": "finished"}
+    states = {
+        "mle-s1": "finished", "awr-s1": "finished", "rwr-s1": "failed", "../mle-s1": "finished", "mle-s2": "finished"
+    }  # fmt: skip
     for name in ("mle-s1", "awr-s1", "rwr-s1"):
         make_run(sweep / name, name.partition("-")[0])
     made = make_run(tmp_path / "mle-s1", "mle")
+    (sweep / "mle-s2").symlink_to(made.path)
     facts = {"objective": "mle", "seed": 1, "values": {}, "step": 1, "steps": 1, "log": ""}
     runs = [RunState(name=name, folder=f"/earlier/{name}", state=state, **facts) for name, state in states.items()]
     (sweep / "sweep.json").write_text(SweepReport(runs=runs).model_dump_json())
-    assert finished_runs(sweep) == [sweep / "mle-s1", sweep / "awr-s1"]
-    assert finished_runs(made.path) is None
+    found = runs_of_sweep(sweep)
+    assert found is not None
+    assert found.finished == [sweep / "mle-s1", sweep / "awr-s1"]
+    left_out = f"3 of 5 runs of the sweep {sweep} are left out: rwr-s1 (failed), ../mle-s1 (missing), mle-s2 (a link)."
+    assert found.left_out == left_out
+    assert runs_of_sweep(made.path) is None
     command = ["compare", str(sweep), "--output", str(tmp_path / "page"), "--json"]
     result = runner.invoke(phf.app, command)
     assert result.exit_code == 0, result.output
     assert [each["label"] for each in json.loads(result.stdout)["runs"]] == ["mle", "awr"]
+    assert json.loads(result.stdout)["notes"][0] == left_out
+    assert f'<p class="box">{left_out}</p>' in (tmp_path / "page" / "index.html").read_text()
     (sweep / "sweep.json").write_text(SweepReport(runs=runs[2:3]).model_dump_json())
     result = runner.invoke(phf.app, command)
-    assert (result.exit_code, "of which no run is finished" in " ".join(result.output.split())) == (2, True)
+    assert result.exit_code == 2
+    assert "of which no run can be compared. 1 of 1 run of the sweep" in " ".join(result.stderr.split())
     (sweep / "sweep.json").write_text("{")
     with pytest.raises(UserError, match=r"damaged, or of another version of phf\. Give the sweep's runs"):
-        finished_runs(sweep)
+        runs_of_sweep(sweep)
 
 
 def test_the_share_of_the_machine_follows_from_the_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

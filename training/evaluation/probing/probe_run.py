@@ -5,10 +5,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from pipeline.dataset.derived import digest
 from scorers.errors import UserError
 from scorers.fingerprint import library_versions
 from training import statistics
-from training.data.cache import digest
 from training.data.prepare import PreparedData, prepare
 from training.disk import write_atomically, writing
 from training.evaluation.checks import EvaluationRequest, check_evaluation, main_data, torch_device

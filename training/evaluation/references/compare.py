@@ -34,16 +34,8 @@ from training.runs.reference_report import (
     reference_path,
     samples_digest,
 )
-from training.runs.report import (
-    GUIDED_NAME,
-    SAMPLES_NAME,
-    SAMPLES_SCHEMA,
-    Estimate,
-    SampleFacts,
-    read_report,
-    read_table,
-    run_fingerprint,
-)
+from training.runs.report import Estimate, SampleFacts, read_report, run_fingerprint
+from training.runs.tables import GUIDED_NAME, SAMPLES_NAME, SAMPLES_SCHEMA, read_table
 
 Progress = Callable[[str, int, int], None]
 

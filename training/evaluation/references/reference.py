@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from pipeline.dataset.derived import digest
 from scorers import hugging_face
 from scorers.errors import UserError
 from scorers.fingerprint import file_sha256, folder_sha256
 from scorers.records import SUFFIXES
-from training.data.cache import digest
 from training.endpoint import Endpoint, is_address
 from training.evaluation.references.endpoint_samples import draw_from_endpoint
 from training.evaluation.references.samples import Progress, ReferenceSamples, draw_in_blocks, draw_once, read_samples

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from pipeline.dataset.derived import digest, user_cache
 from pipeline.dataset.writer import parquet_writer
 from scorers.amounts import format_count
 from scorers.errors import UserError
 from scorers.records import Record, read_records
 from scorers.settings import describe_first_error
-from training.data.cache import digest, user_cache
 from training.disk import write_atomically
 from training.evaluation.references.text_model import TextModel, Texts
 from training.measuring_config import EvaluationConfig

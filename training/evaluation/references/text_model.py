@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset.derived import digest
 from scorers.contract import DocumentKind
 from scorers.errors import UserError
 from scorers.sentences import split
-from training.data.cache import digest
 from training.data.tokenizers import Tokenizer, foreign_control_ids
 from training.evaluation.generating import open_writer
 from training.evaluation.likelihood import Law, Likelihood, log_probabilities
@@ -157,7 +157,7 @@ def open_run(run: RunFolder, device: str) -> TextModel:
     words, rows = facts.tokenizer, writer.model.get_input_embeddings().num_embeddings
     first = words.eos_id if words.bos_id is None else words.bos_id
     prompt = (first, *words.control_ids[:1])
-    if max(*prompt, *words.control_ids, words.eos_id, words.vocab_size - 1) >= rows:
+    if max(*prompt, *words.added_ids, words.eos_id, words.vocab_size - 1) >= rows:
         raise UserError(
             f"{run.model} has {rows:,} tokens, and {run.facts} names others: they do not belong together. Restore the "
             "folder of the run, or export its model again."
@@ -165,7 +165,7 @@ def open_run(run: RunFolder, device: str) -> TextModel:
     law = Law(
         prompt_ids=prompt,
         eos_id=words.eos_id,
-        banned_ids=_banned(words.eos_id, [*writer.banned_ids, *words.control_ids, first]),
+        banned_ids=_banned(words.eos_id, [*writer.banned_ids, *words.added_ids, first]),
         vocab_size=words.vocab_size,
         context_length=facts.model.context_length,
     )
