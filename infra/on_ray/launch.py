@@ -91,8 +91,9 @@ class _Run:
 
         self._request, self._gpus, self._received = request, gpus, received
         context = ray.get_runtime_context()
-        # Keep the mailbox and the Ray Train task on the driver's node.
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True)
+        # Keep the mailbox and the Ray Train task on the driver's node: otherwise losing another machine could end the
+        # run. A soft affinity sometimes places them elsewhere.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         self._placement: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here}
         self._mailbox: Any = ray.remote(Mailbox).options(**self._placement).remote()
         self._head = HeadWatch(context.gcs_address)
@@ -115,7 +116,9 @@ class _Run:
                 self._print(messages)
                 if self._received:
                     self._stop_unless_running(messages)
-                if not messages.started and time.monotonic() > late:
+                if messages.running or messages.ends:
+                    late = time.monotonic() + _PATIENCE_S
+                elif time.monotonic() > late:
                     self._request.report(
                         f"Still waiting: the Ray cluster may have no room for {self._describe_request()}."
                     )

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from infra.rerun import run_again
@@ -57,6 +58,39 @@ def test_a_signal_is_passed_on_and_ends_the_reruns(tmp_path: Path) -> None:
     _, printed = process.communicate(timeout=30)
     assert process.returncode == 75
     assert printed == b""
+
+
+SAVING = """
+import pathlib, sys, time
+from scorers.stopping import StopRequest, asking, stoppable
+asked = []
+try:
+    with stoppable(), asking(asked.append):
+        pathlib.Path("ready").touch()
+        while not asked:
+            time.sleep(0.01)
+        time.sleep(2)
+        print("saved")
+except BaseException:
+    print("abandoned")
+sys.exit(75)
+"""
+
+
+def test_a_command_that_was_signalled_too_saves_its_work(tmp_path: Path) -> None:
+    # `ray job stop` signals every process of a job.
+    command = [sys.executable, "-c", "from infra.rerun import main; main()", sys.executable, "-c", SAVING]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    (child,) = psutil.Process(process.pid).children()
+    process.terminate()
+    # A slow head, and no second request: that would end the command at once.
+    time.sleep(1.2)
+    child.terminate()
+    printed, _ = process.communicate(timeout=30)
+    assert (process.returncode, printed) == (75, "saved\n")
 
 
 def test_the_usage_is_printed() -> None:

@@ -1,0 +1,1 @@
+"""Jobs on Kubernetes: their manifests, and the place that submits them."""

@@ -1,0 +1,1 @@
+"""Submit jobs to the places where they run, and ask after them."""
