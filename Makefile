@@ -7,9 +7,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One more than the two cores of a small machine, since many tests wait for deadlines and for their own Ray clusters.
 # Each worker may take 3 GB, including the processes that it starts.
 TEST_WORKERS ?= 3
+SCRIPTS := .ci/run infra/image/lock
+# That of the cuda target has all that the cpu target has.
+LOCK := infra/image/requirements.txt infra/image/requirements-cuda.txt infra/spacy-model.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test smoke demo experiment bench bench-gpu clean
+.PHONY: help install lint format test smoke demo experiment bench bench-gpu lock sbom audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,11 +31,14 @@ $(STAMP): pyproject.toml constraints.txt infra/spacy-model.txt
 	$(PIP) install --quiet --no-deps --require-hashes -r infra/spacy-model.txt
 	@touch $@
 
-lint: $(STAMP)  ## run ruff, mypy and the import contracts
+lint: $(STAMP)  ## run ruff, mypy, the import contracts, hadolint and shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@# DL3059: steps that change at different times have layers of their own.
+	$(BIN)/hadolint --ignore DL3059 infra/image/Dockerfile
+	$(BIN)/shellcheck --severity warning $(SCRIPTS)
 
 format: $(STAMP)  ## format and sort imports
 	$(BIN)/ruff check --fix .
@@ -55,6 +61,19 @@ bench: $(STAMP)  ## run the benchmarks of tests/benchmarks: ratios, measured sid
 
 bench-gpu: $(STAMP)  ## measure training on one GPU against a plain compiled loop: tokens/s, MFU, memory, to bench-gpu.json
 	$(BIN)/python -m tests.benchmarks.gpu_training
+
+lock: $(STAMP)  ## pin the dependencies of the image with hashes; TORCH_CPU names where torch for CPUs is
+	UV=$(CURDIR)/$(BIN)/uv infra/image/lock
+
+sbom: $(STAMP)  ## write a bill of materials of the image, CycloneDX, to sbom-cpu.json and sbom-cuda.json (needs the network)
+	for target in cpu cuda; do \
+	  cat infra/image/requirements.txt infra/image/requirements-$$target.txt infra/spacy-model.txt \
+	    | $(BIN)/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --output-file sbom-$$target.json - \
+	    || exit; \
+	done
+
+audit: $(STAMP)  ## look for known vulnerabilities in the dependencies of the image (needs the network)
+	$(BIN)/uv tool run --quiet pip-audit==2.10.1 --strict --disable-pip --no-deps $(foreach file,$(LOCK),--requirement $(file))
 
 clean:  ## remove what the other targets made, including the environment
 	rm -rf $(VENV) demo experiment smoke build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -74,14 +74,18 @@ from typing import Annotated
 
 import typer
 
+from infra.cli import make_app
 from pipeline.cli import app as pipeline_app
 from pipeline.cli import config_app as pipeline_config
+from pipeline.commands.label import label
 from scorers.cli import app as scorers_app
 from scorers.console import command
 from scorers.paths import require_utf8
 from scorers.stdio import set_up_streams
 from training.cli import app as training_app
 from training.cli import config_app as training_config
+from training.commands.sweep import sweep
+from training.commands.train import train
 from training.distributed.launch import LAUNCHERS
 
 app = typer.Typer(
@@ -110,7 +114,8 @@ def options(
     """Options of `phf` itself."""
 
 
-for part in (pipeline_app, training_app, scorers_app):
+infra_app = make_app(label, train, sweep)
+for part in (pipeline_app, training_app, infra_app, scorers_app):
     app.add_typer(part)
 config_app = typer.Typer(no_args_is_help=True, help="Show every setting of a command, with its default and meaning.")
 for part in (pipeline_config, training_config):

@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 
@@ -7,6 +8,10 @@ import hypothesis
 import pytest
 
 from scorers import registry
+
+# Tests run in parallel, and threads that wait for each other on shared cores are slower than one. OpenMP reads it once,
+# when the first test module imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes depends on the machine and on what else runs on it.
 hypothesis.settings.register_profile("phf", deadline=None)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.dataset.card import CARD_NAME, render_card
 from pipeline.dataset.manifest import MANIFEST_NAME, File, Ledger, Manifest, ScorerEntry, Shard, SourceEntry, Threshold
-from pipeline.dataset.schema import LEDGER_SCHEMA, QUARANTINE_SCHEMA, dataset_schema, unit_schema
+from pipeline.dataset.schema import LEDGER_SCHEMA, QUARANTINE_SCHEMA, dataset_schema, spans_column, unit_schema
 from pipeline.dataset.tags import add_tags
 from pipeline.dataset.writer import parquet_writer
 from pipeline.sealing.thresholds import resolve_thresholds, threshold_specs
@@ -35,6 +35,7 @@ def make_dataset(
     split: Callable[[str, str], list[str]] | None = None,
     quarantined: Sequence[tuple[int, str]] = (),
     metas: Sequence[Mapping[str, Any]] | None = None,
+    spans: Mapping[str, Sequence[Sequence[tuple[int, int, str, float]] | None]] | None = None,
 ) -> Path:
     """Write a sealed labelled dataset and return its folder.
 
@@ -49,6 +50,7 @@ def make_dataset(
         split: from (text, kind) to sentences that join to the text; `sentences_of` by default.
         quarantined: (position, reason) of records that are not in the dataset.
         metas: the metadata of each document; none by default.
+        spans: for columns that have some, those of each document; their entries in `scorers` must say so.
     """
     columns = list(scores)
     skipped = {position for position, _ in quarantined}
@@ -74,11 +76,13 @@ def make_dataset(
             else:
                 row[column] = given[index]
                 assert given[index] is None or len(given[index] or ()) == len(sentences)
+        row |= {spans_column(column): each[index] for column, each in (spans or {}).items()}
         rows.append(row)
-    table = pa.Table.from_pylist(rows, schema=unit_schema(columns))
+    located = list(spans or ())
+    table = pa.Table.from_pylist(rows, schema=unit_schema(columns, located))
     specs = threshold_specs(columns, thresholds or {})
     values = resolve_thresholds(specs, lambda names: [{name: _flat(table, name) for name in names}])
-    table = add_tags(table, columns, values)
+    table = add_tags(table, columns, values, located)
     tags = {
         column: [tag for each in table[column + "_aligned"].to_pylist() for tag in each or ()] for column in columns
     }
@@ -93,7 +97,7 @@ def make_dataset(
     for number, start in enumerate(range(0, max(1, len(rows)), shard_rows or max(1, len(rows)))):
         piece = table.slice(start, shard_rows)
         path = f"data/0001/part-{number:05d}.parquet"
-        file = write_parquet(folder, path, piece, dataset_schema(columns))
+        file = write_parquet(folder, path, piece, dataset_schema(columns, located))
         shards.append(
             Shard(**file.model_dump(), rows=piece.num_rows, sentences=sum(map(len, piece["ends"].to_pylist())))
         )
@@ -144,6 +148,7 @@ def make_dataset(
     )
     content = repr(documents).encode()
     manifest = Manifest(
+        schema_version=2 if located else 1,
         generation=1,
         created_by="phf tests",
         config={"inputs": [SOURCE], "scorers": {column: {"kind": "made-up"} for column in columns}},

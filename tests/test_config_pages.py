@@ -11,6 +11,7 @@ from pipeline.config import LabelConfig, ScoreConfig
 from scorers.settings import load_settings
 from scorers.settings_page import settings_of, to_yaml
 from training.config import TrainConfig, TrainingConfig
+from training.matching.config import MatchConfig
 from training.measuring_config import EvaluationConfig
 from training.sweep.config import SweepConfig
 
@@ -18,6 +19,7 @@ GIVEN = {
     LabelConfig: {"inputs": ["corpus"], "output": "labelled", "scorers": {"pii": {"kind": "scrubadub"}}},
     ScoreConfig: {"dataset": "labelled", "scorers": {"pii": {"kind": "scrubadub"}}},
     TrainConfig: {"output": "run", "task": "pii", "data": {"dataset": "labelled"}},
+    MatchConfig: {"run": "run", "output": "matched", "constraints": ["pii<=0: 1"]},
     EvaluationConfig: {},
     SweepConfig: {"dataset": "labelled", "out": "sweep", "objectives": ["mle"]},
 }

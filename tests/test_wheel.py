@@ -44,12 +44,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_every_package_is_marked_as_typed_and_tests_are_left_out(wheel: Path) -> None:
+def test_every_package_is_marked_as_typed_and_tests_and_examples_are_left_out(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert [f"{package}/py.typed" in names for package in PACKAGES] == [True] * 4
-    assert not [name for name in names if name.startswith("tests")]
-    for data in ("pipeline/dataset/card.md.j2", "training/comparison/page.css", "training/comparison/page.js"):
-        assert data in names
+    assert not [name for name in names if name.startswith(("tests", "scorers/examples"))]
+    data = {"pipeline/dataset/card.md.j2", "training/comparison/page.css", "training/comparison/page.js"}
+    data |= {f"infra/kubernetes/base/{job}/job.yaml" for job in ("label", "train", "train_on_ray")}
+    assert data <= set(names)
 
 
 @pytest.mark.slow

@@ -167,7 +167,7 @@ def test_filters_hide_rows_and_samples(open_page: Open, file: Path) -> None:
     assert labels(table) == []
     assert note.text_content() == f"The filter hides all {len(everything)} rows."
     reset.click()
-    page.wait_for_function("document.activeElement.name === 'objective'")
+    form.locator("[name=objective]:focus").wait_for()
     assert labels(table) == everything
     assert reset.is_disabled()
     assert form.locator(":checked").count() == form.locator("input").count()

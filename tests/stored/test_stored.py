@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from phf import app
 from pipeline.dataset import open_dataset
 from scorers import registry, sentences
+from scorers.errors import UserError
 from tests.pipeline import here, probe
 from tests.pipeline.label_job import data_hashes
 from tests.stored.make import LABEL
@@ -97,6 +99,18 @@ def test_a_dataset_is_retagged(stored: Path) -> None:
     wanted = [row["style_aligned"] for row in here.rows_of("labelled")]
     assert [row["style_aligned"] for row in here.rows_of("twice")] == wanted
     assert here.run("verify", "twice")["ok"]
+
+
+def test_a_document_is_purged_and_a_run_on_it_does_not_resume(stored: Path) -> None:
+    shutil.copytree("labelled", "purged")
+    assert here.run("purge", "purged", "--doc-id", "0-3")["documents"] == 1
+    kept = [row["doc_id"] for row in here.rows_of("labelled") if row["doc_id"] != "0-3"]
+    assert [row["doc_id"] for row in here.rows_of("purged")] == kept
+    assert here.run("verify", "purged", "--inputs")["ok"]
+    config = RunFolder(Path("stopped")).read_config()
+    config = config.model_copy(update={"data": relocate_data(config.data, "purged")})
+    with pytest.raises(UserError, match=r"(?s)documents purged from purged: 0 in the run, 1 now.*--init-from"):
+        train(config, Console(file=io.StringIO()))
 
 
 def test_a_stopped_run_resumes_to_the_figures_of_an_undisturbed_one(stored: Path) -> None:
