@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import hypothesis
 import pytest
 
 from scorers import registry
+from scorers.deadline import DeadlineExceededError
 
 # Tests run in parallel, and threads that wait for each other on shared cores are slower than one. OpenMP reads it once,
 # when the first test module imports torch.
@@ -32,6 +34,20 @@ def environment_of_ray() -> Iterator[None]:
         patch.setenv("RAY_TMPDIR", folder)
         # Ray starts its workers with niceness 15: beside other tests on all cores, one takes minutes to start.
         patch.setenv("RAY_worker_niceness", "0")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def deadlines_in_destructors() -> Iterator[None]:
+    """Do not report a deadline that a destructor has swallowed: it is raised again, even while pytest reports it."""
+    report = sys.unraisablehook
+
+    def report_others(found: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(found.exc_type, DeadlineExceededError):
+            report(found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", report_others)
         yield
 
 
