@@ -55,9 +55,10 @@ class LabelExecution(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    workers: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=0)
     """Fixed number of workers for all scorers without a pool of their own; None for one per core of this machine, or of
-    the cluster at `address`, which follows as nodes join and leave it.
+    the cluster at `address`, which follows as nodes join and leave it. 0: one process of this machine, without Ray,
+    which is what a job of a single unit gets if neither workers, address, pools nor metrics_port are given.
     """
     address: str | None = None
     """Ray cluster to join, such as `auto` or `ray://head:10001`; None to start a local Ray."""

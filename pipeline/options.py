@@ -147,7 +147,9 @@ LargeDocuments = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Worker processes. (default: one per core)", show_default=False),
+    typer.Option(
+        min=0, metavar="N", help="Worker processes; 0: one, without Ray. (default: one per core)", show_default=False
+    ),
     Sets("execution.workers"),
 ]
 Address = Annotated[

@@ -257,6 +257,15 @@ def check() -> None:
         raise _signals.request()
 
 
+def forget() -> None:
+    """End a forked process at a signal as if nothing had been installed."""
+    global _signals
+    _signals = None
+    signal.set_wakeup_fd(-1)
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+
+
 def reinstall() -> None:
     """Install the handlers again after a library has replaced them."""
     if _signals is not None:

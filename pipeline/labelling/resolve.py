@@ -96,6 +96,12 @@ def _check_execution(execution: LabelExecution, specs: Mapping[str, ScorerSpec])
     base = execution.pools.get(BASE_GROUP)
     if execution.workers is not None and base is not None and base.model_fields_set & {"min", "max"}:
         raise UserError("Give execution.workers or execution.pools.cpu.min and .max, not both.")
+    if execution.workers == 0:
+        for key in ("address", "pools", "metrics_port"):
+            if getattr(execution, key):
+                raise UserError(
+                    f"execution.workers=0 labels without Ray, but execution.{key} needs it. Give one of them."
+                )
 
 
 def resolve_layer(job: StoredJob, layer: int, execution: LabelExecution) -> ResolvedJob:

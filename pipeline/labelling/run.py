@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline.job.staging import clear_staging
 from pipeline.job.unit_records import UnitRecord
 from pipeline.job.unit_store import UnitStore
 from pipeline.labelling.commit import Commits, Committer
+from pipeline.labelling.local_backend import LocalBackend
 from pipeline.labelling.monitoring.console import Reporter
 from pipeline.labelling.monitoring.logs import RunLog
 from pipeline.labelling.monitoring.metrics import Metrics
@@ -23,7 +24,8 @@ from pipeline.labelling.monitoring.progress import Activity, Progress
 from pipeline.labelling.monitoring.status_file import StatusFile, status_of
 from pipeline.labelling.on_ray.cluster import ray_cluster
 from pipeline.labelling.resolve import ResolvedJob
-from pipeline.labelling.scheduler.autoscaling import Pool, local_ray_cpus, missing_resources, pools_of
+from pipeline.labelling.scheduler.autoscaling import Pool, local_ray_cpus, missing_resources, pools_of, without_ray
+from pipeline.labelling.scheduler.backend import Backend
 from pipeline.labelling.scheduler.events import Observer, Tick, UnitCommitted, combine_observers
 from pipeline.labelling.scheduler.scheduler import Failure, Scheduler
 from pipeline.labelling.workers.worker import PartResult
@@ -160,7 +162,10 @@ class Run:
             self._reporter.note(f"{before:,} of {len(committed):,} units are already labelled; resuming.")
         if count:
             missing = (self._plan.units[index] for index in np.flatnonzero(~committed).tolist())
-            self._on_ray(missing, count)
+            if without_ray(self._job.config.execution, count):
+                self._on_this_machine(missing, count)
+            else:
+                self._on_ray(missing, count)
 
     def _on_ray(self, missing: Iterable[Unit], count: int) -> None:
         execution = self._job.config.execution
@@ -175,13 +180,28 @@ class Run:
             self._log.ray_started(execution.address, available, self._timer.seconds["start"])
             if execution.address is None:
                 _refuse_unavailable(pools, available)
-            self._schedule(missing, count, pools)
+            self._schedule(missing, count, pools, self._ray_backend)
             self._timer.lap("label")
 
-    def _schedule(self, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:
+    def _ray_backend(self, pools: Mapping[str, Pool]) -> Backend:
         # Imports Ray, which reads its environment on import, so only after `ray_cluster` has set it.
         from pipeline.labelling.on_ray.actors import RayBackend
 
+        return RayBackend(self._job, self._epoch.staging, pools)
+
+    def _on_this_machine(self, missing: Iterable[Unit], count: int) -> None:
+        self._timer.lap("start")
+        pools = {group: Pool.of(1) for group in self._job.groups}
+        self._schedule(missing, count, pools, lambda _: LocalBackend(self._job, self._epoch.staging))
+        self._timer.lap("label")
+
+    def _schedule(
+        self,
+        missing: Iterable[Unit],
+        count: int,
+        pools: Mapping[str, Pool],
+        start: Callable[[Mapping[str, Pool]], Backend],
+    ) -> None:
         execution = self._job.config.execution
         observers: list[Observer] = [self.progress.activity, self._log]
         if execution.address or execution.metrics_port:
@@ -192,7 +212,7 @@ class Run:
         threads = _COMMITS_ON_DISK if isinstance(self._epoch.storage, LocalStorage) else _COMMITS_IN_STORE
         with Commits(self._committer.commit, self._count, threads) as commits:
             scheduler = Scheduler(
-                RayBackend(self._job, self._epoch.staging, pools),
+                start(pools),
                 pools,
                 commits,
                 notify=self._reporter.note,

@@ -48,7 +48,7 @@ def _workers(execution: LabelExecution) -> int:
     others = [pool.max or pool.min for name, pool in execution.pools.items() if name != BASE_GROUP]
     base = execution.pools.get(BASE_GROUP)
     limit = base.max if base is not None and base.max is not None else len(os.sched_getaffinity(0))
-    return (execution.workers or limit) + sum(others)
+    return (limit if execution.workers is None else max(1, execution.workers)) + sum(others)
 
 
 def _window(source: Source) -> int:

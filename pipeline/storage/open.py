@@ -28,6 +28,12 @@ def open_storage(uri: str) -> Storage:
     return ObjectStorage(place)
 
 
+def is_local(uri: str) -> bool:
+    """Return whether a path or URI, of an input or an output, names a place in this machine's file system."""
+    scheme, separator, _ = uri.partition("://")
+    return not separator or scheme == "file"
+
+
 def storage_uri(uri: str) -> str:
     """Return the `uri` of the storage that `open_storage` opens, without its credentials.
 

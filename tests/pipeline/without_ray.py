@@ -16,7 +16,7 @@ from pipeline.labelling.scheduler.autoscaling import Pool
 from pipeline.labelling.workers.worker import UnitLabeller
 
 
-def schedule(run: running.Run, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool]) -> None:
+def schedule(run: running.Run, missing: Iterable[Unit], count: int, pools: Mapping[str, Pool], start: Any) -> None:
     labellers = {group: UnitLabeller(run._job, group) for group in run._job.groups}
     for unit in missing:
         staging = f"{run._epoch.staging}/{unit.name}"

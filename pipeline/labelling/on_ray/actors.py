@@ -1,10 +1,7 @@
 """The scheduler's backend as Ray actors. Ray restarts and retries nothing itself: the scheduler counts attempts."""
 
-import gc
 import itertools
-import os
 import queue
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -19,13 +16,8 @@ from pipeline.corpus.plan import Unit, Units
 from pipeline.labelling.on_ray.head import HeadWatch, ask_with_timeout
 from pipeline.labelling.resolve import ResolvedJob
 from pipeline.labelling.scheduler.autoscaling import Pool
-from pipeline.labelling.scheduler.backend import Event, Kind
-from pipeline.labelling.workers.isolation import describe_error, label_isolated
-from pipeline.labelling.workers.memory import resident_memory, watch_memory
-from pipeline.labelling.workers.secrecy import discard_output, forbid_core_dumps
-from pipeline.labelling.workers.worker import PartResult, UnitLabeller
-from scorers.amounts import format_size
-from scorers.errors import UserError
+from pipeline.labelling.scheduler.backend import Event, Kind, event_of
+from pipeline.labelling.workers.labelling_process import LabellingProcess, NotStarted, Started
 
 # Seconds after which an actor that does not answer is given up if Ray has not reported it dead.
 _UNREACHABLE_S = 60.0
@@ -34,79 +26,15 @@ _POLL_INTERVAL_S = 1.0
 _RAY_OPTIONS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
 
-@dataclass(frozen=True)
-class _Started:
-    node: str
-    node_id: str
-    fingerprints: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _NotStarted:
-    node: str
-    error: str
-
-
-@dataclass(frozen=True)
-class _Failed:
-    error: str
-
-
-class LabelActor:
+class LabelActor(LabellingProcess):
     """A process that labels units. It returns failures as values, so that no exception carries text to Ray's logs."""
 
-    def __init__(self, job: ResolvedJob, group: str) -> None:
-        discard_output()
-        forbid_core_dumps()
-        self._job = job
-        self._group = group
-        self._labeller: UnitLabeller | None = None
-
-    def start(self) -> _Started | _NotStarted:
-        """Build the scorers, which can take a long time."""
-        forbid_core_dumps()
-        node = os.uname().nodename
-        try:
-            self._labeller = UnitLabeller(self._job, self._group)
-            self._watch_memory()
-        except Exception as error:  # noqa: BLE001 - the driver reports it to the user
-            return _NotStarted(node, describe_error(error))
-        return _Started(node, ray.get_runtime_context().get_node_id(), self._labeller.fingerprints)
-
-    def label(self, unit: Unit, staged: str, isolated: bool) -> PartResult | _Failed:
-        """Stage the group's part of a unit."""
-        try:
-            if isolated:
-                self._free_memory()
-                return label_isolated(self._job, self._group, unit, staged)
-            if self._labeller is None:
-                self._labeller = UnitLabeller(self._job, self._group)
-            return self._labeller.label(unit, staged)
-        except Exception as error:  # noqa: BLE001 - the scheduler counts it
-            return _Failed(describe_error(error))
-        except BaseException:  # noqa: BLE001 - `sys.exit` in a library: Ray would log its message on every node
-            os._exit(1)
-
-    def _free_memory(self) -> None:
-        """Free the scorers' memory, also on the GPU, for a child process that builds its own scorers."""
-        self._labeller = None
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-
-    def _watch_memory(self) -> None:
-        limit = self._job.config.execution.memory_limit
-        if limit is None:
-            return
-        holds = resident_memory(os.getpid())
-        if holds > limit:
-            raise UserError(
-                f"a worker of the group {self._group} uses {format_size(holds)} before its first unit, more than "
-                f"execution.memory_limit ({format_size(limit)}) allows"
-            )
-        # Exit from the watching thread: the main thread may be inside a scorer, where no exception reaches it.
-        watch_memory(limit, lambda: os._exit(1))
+    def start(self) -> Started | NotStarted:
+        """Build the scorers, and report the node too."""
+        started = super().start()
+        if isinstance(started, NotStarted):
+            return started
+        return replace(started, node_id=ray.get_runtime_context().get_node_id())
 
 
 @dataclass
@@ -209,20 +137,11 @@ class RayBackend:
             elif error is not None:
                 return [*events, self._died(worker, error)]
             else:
-                events.append(self._result(worker, actor, call.result()))
+                result = call.result()
+                if isinstance(result, Started):
+                    actor.node_id = result.node_id
+                events.append(event_of(worker, result, self._fingerprints))
         return events
-
-    def _result(self, worker: int, actor: _Actor, result: Any) -> Event:
-        match result:
-            case PartResult():
-                return Event(Kind.DONE, worker, part=result)
-            case _Started():
-                self._check(result)
-                actor.node_id = result.node_id
-                return Event(Kind.READY, worker, node=result.node)
-            case _NotStarted():
-                raise UserError(f"The scorers cannot start on {result.node}: {result.error}.")
-        return Event(Kind.FAILED, worker, error=result.error)
 
     def _died(self, worker: int, error: BaseException) -> Event:
         node_id = self._actors[worker].node_id
@@ -247,15 +166,6 @@ class RayBackend:
             elif each.ping.done():
                 each.ping = self._actors[worker].handle.__ray_ready__.remote().future()
         return events
-
-    def _check(self, started: _Started) -> None:
-        for column, fingerprint in started.fingerprints.items():
-            if fingerprint != self._fingerprints[column]:
-                raise UserError(
-                    f"The scorer {column!r} on {started.node} is not the one of this job: its fingerprint is "
-                    f"{fingerprint}, not {self._fingerprints[column]}. Install the same versions of its libraries and "
-                    "the same weights on all machines."
-                )
 
 
 def _options(pool: Pool) -> dict[str, Any]:

@@ -44,6 +44,13 @@ class Load:
     backlog: int
 
 
+def without_ray(execution: LabelExecution, units: int) -> bool:
+    """Whether one process of this machine is to label the units: it is asked for, or Ray would have one worker too."""
+    if execution.workers is not None:
+        return execution.workers == 0
+    return units == 1 and not (execution.address or execution.pools or execution.metrics_port)
+
+
 def pools_of(execution: LabelExecution, groups: Sequence[str], units: int) -> dict[str, Pool]:
     """The configured pools, none larger than the number of units."""
     pools = {}

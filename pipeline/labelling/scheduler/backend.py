@@ -1,4 +1,4 @@
-"""The scheduler's interface to its workers: Ray actors (`pipeline.labelling.on_ray`) or a simulation."""
+"""The scheduler's interface to its workers: Ray actors, a process of this machine, or a simulation."""
 
 import enum
 from collections.abc import Mapping
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.corpus.plan import Unit
+from pipeline.labelling.workers.labelling_process import Failed, NotStarted, Started
 from pipeline.labelling.workers.worker import PartResult
+from scorers.errors import UserError
 
 
 class Kind(enum.Enum):
@@ -36,6 +38,34 @@ class Event:
     error: str = ""
     node: str = ""
     with_node: bool = False
+
+
+def event_of(worker: int, answer: Started | NotStarted | Failed | PartResult, fingerprints: Mapping[str, str]) -> Event:
+    """Turn a worker's answer into an event.
+
+    Args:
+        worker: the worker's number.
+        answer: of a `LabellingProcess`.
+        fingerprints: what the fingerprints of its scorers must be, by column.
+
+    Raises:
+        UserError: its scorers cannot be built, or are not those of the job.
+    """
+    match answer:
+        case PartResult():
+            return Event(Kind.DONE, worker, part=answer)
+        case Failed():
+            return Event(Kind.FAILED, worker, error=answer.error)
+        case NotStarted():
+            raise UserError(f"The scorers cannot start on {answer.node}: {answer.error}.")
+    for column, fingerprint in answer.fingerprints.items():
+        if fingerprint != fingerprints[column]:
+            raise UserError(
+                f"The scorer {column!r} on {answer.node} is not the one of this job: its fingerprint is {fingerprint}, "
+                f"not {fingerprints[column]}. Install the same versions of its libraries and the same weights on all "
+                "machines."
+            )
+    return Event(Kind.READY, worker, node=answer.node)
 
 
 class Backend(Protocol):

@@ -29,6 +29,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr("pipeline.labelling.run.ray_cluster", started)
+    monkeypatch.setattr("pipeline.labelling.run.LocalBackend", started)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ PROBE = ("--scorer", "probe")
             ("execution.workers or execution.pools.cpu.min", "not both"),
         ),
         (("corpus", *PROBE, "--config", "missing.yaml"), ("missing.yaml",)),
-        (("corpus", *PROBE, "--workers", "0"), ("--workers",)),
+        (("corpus", *PROBE, "--workers", "-1"), ("--workers",)),
         (("corpus", *PROBE, "--max-quarantined", "0.01"), ("execution.max_quarantined", "0.1%", "given: '0.01'")),
         (("corpus", *PROBE, "--max-quarantined", "-1"), ("execution.max_quarantined", "0.1%")),
         (("corpus", *PROBE, "--max-quarantined", "101%"), ("execution.max_quarantined", "0.1%")),
