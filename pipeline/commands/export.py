@@ -1,19 +1,34 @@
-"""`phf export`: write a labelled dataset in the format of the PHF authors' published datasets."""
+"""`phf export`: write a labelled dataset in the format of the PHF authors' datasets, or for other trainers."""
 
+from enum import StrEnum
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.options import AsJson
 from scorers.console import print_json
+from scorers.errors import IncompleteError, UserError
+
+if TYPE_CHECKING:
+    from pipeline.export.documents import Exported
+
+PAPER = "paper"
+
+
+class TagsOption(StrEnum):
+    """Where control tokens stand."""
+
+    SENTENCE = "sentence"
+    DOCUMENT = "document"
+    NONE = "none"
 
 
 def export(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="Labelled dataset: the --output of `phf label`, a folder or a URI.")
     ],
-    column: Annotated[str, typer.Option("--column", "-c", help="Score column to write.")],
+    column: Annotated[str, typer.Option("--column", "-c", help="Score column to write, or to tag by.")],
     output: Annotated[
         str,
         typer.Option(
@@ -21,9 +36,69 @@ def export(
             "-o",
             metavar="FILE",
             help="A .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, or a folder for Parquet files; local, or s3://, "
-            "gs://, az://. Nothing is overwritten.",
+            "gs://, az://. Other formats than the paper's always write a folder. Nothing is overwritten.",
         ),
     ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="paper, the PHF authors' format; or text with control tokens: jsonl, jsonl.gz, jsonl.zst or parquet.",
+        ),
+    ] = PAPER,
+    tags: Annotated[
+        TagsOption | None,
+        typer.Option(
+            "--tags",
+            help="A control token before each sentence, before each document, by its mean score, or none. "
+            "(default: sentence)",
+            show_default=False,
+            rich_help_panel="Text with control tokens",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            metavar="NUMBER",
+            help="Aligned means a score of at most NUMBER. (default: the dataset's)",
+            show_default=False,
+            rich_help_panel="Text with control tokens",
+        ),
+    ] = None,
+    drop_tags: Annotated[
+        float | None,
+        typer.Option(
+            "--drop-tags",
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Share of sentences without a control token: those of objective.drop_tags. (default: 0)",
+            show_default=False,
+            rich_help_panel="Text with control tokens",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            min=0,
+            metavar="N",
+            help="Seed of that choice: training.seed. (default: 42)",
+            show_default=False,
+            rich_help_panel="Text with control tokens",
+        ),
+    ] = None,
+    max_mean: Annotated[
+        float | None,
+        typer.Option(
+            "--max-mean",
+            metavar="NUMBER",
+            help="Leave out documents whose mean score is above NUMBER, as the objective filtering does.",
+            rich_help_panel="Text with control tokens",
+        ),
+    ] = None,
     redact: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,30 +116,55 @@ def export(
     Documents to which the scorer does not apply are left out and counted; with --redact, also those that its scorer has
     not searched. What --redact hides in the texts may still be in their meta, which is written as it is.
 
-    To read it back: phf label FILE --text-field texts --scorer toxicity=column:scores --output DIR
+    Other formats hold text with control tokens, for any trainer: rows of id and text, about a file per shard, and
+    export.json, which lists them. An export that was interrupted continues by the same command.
+
+    To read the paper's back: phf label FILE --text-field texts --scorer toxicity=column:scores --output DIR
 
     Example: phf export labelled --column toxicity --output labelled.jsonl.gz
+
+    Example: phf export labelled --column toxicity --format jsonl --output tagged
     """
     from dataclasses import asdict
 
     from pipeline.dataset import open_dataset
-    from pipeline.export import export as export_dataset
+    from pipeline.export.paper import export as export_paper
+    from pipeline.export.text import ExportedText, Tagging, export_text
+    from pipeline.export.text_files import WRITERS
     from pipeline.labelling.monitoring.console import reporter_for
     from scorers.amounts import format_count
-    from scorers.errors import IncompleteError
     from scorers.terminal import Terminal
 
+    of_text: dict[str, Any] = {
+        "tags": tags and tags.value,
+        "threshold": threshold,
+        "drop_tags": drop_tags,
+        "seed": seed,
+        "max_mean": max_mean,
+    }
+    given = {name: value for name, value in of_text.items() if value is not None}
+    if form != PAPER and form not in WRITERS:
+        raise UserError(f"There is no format {form!r}; choose one of: {', '.join([PAPER, *WRITERS])}.")
+    if form == PAPER and given:
+        option = next(iter(given)).replace("_", "-")
+        raise UserError(
+            f"--{option} is for text with control tokens. Add --format ({', '.join(WRITERS)}), or remove it."
+        )
+    tagging = Tagging(**given)
     opened = open_dataset(dataset)
+    written: Exported
     with reporter_for(Terminal(stderr=True)) as reporter:
+        measure = partial(reporter.measure, "Exporting")
         try:
-            measure = partial(reporter.measure, "Exporting")
-            written = export_dataset(opened, column, output, measure, redact=redact or [])
+            if form == PAPER:
+                written = export_paper(opened, column, output, measure, redact=redact or [])
+            else:
+                written = export_text(opened, column, output, form, tagging, measure, redact=redact or [])
         except OSError as error:
-            raise IncompleteError(
-                f"Cannot write {output}: {error.strerror or error}. Nothing was left there."
-            ) from None
+            rest = "Nothing was left there." if form == PAPER else "The same command continues."
+            raise IncompleteError(f"Cannot write {output}: {error.strerror or error}. {rest}") from None
     if as_json:
-        print_json({"dataset": dataset, "column": column, "output": output, **asdict(written)})
+        print_json({"dataset": dataset, "column": column, "output": output, "format": form, **asdict(written)})
         return
     console = Terminal(soft_wrap=True)
     console.print(
@@ -72,14 +172,16 @@ def export(
         f"{format_count(written.sentences, 'sentence')}.",
         markup=False,
     )
-    if written.unsearched:
-        console.print(
-            f"Left out: {format_count(written.unsearched, 'document')} that no scorer of {', '.join(redact or [])} has "
-            "searched.",
-            markup=False,
-        )
-    if written.left_out:
-        console.print(
-            f"Left out: {format_count(written.left_out, 'document')} to which the scorer of {column!r} does not apply.",
-            markup=False,
-        )
+    reasons = {
+        f"that no scorer of {', '.join(redact or [])} has searched": written.unsearched,
+        f"to which the scorer of {column!r} does not apply": written.left_out,
+    }
+    if isinstance(written, ExportedText):
+        reasons |= {
+            f"whose mean score is above {max_mean}": written.filtered,
+            "without a sentence": written.empty,
+            "whose text contains a control token": written.marked,
+        }
+    for reason, count in reasons.items():
+        if count:
+            console.print(f"Left out: {format_count(count, 'document')} {reason}.", markup=False)

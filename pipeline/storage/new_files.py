@@ -16,7 +16,11 @@ from scorers.paths import UnsafePathError
 COMPRESSIONS = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
 """The compression of a file of JSON lines, by its suffix."""
 
-_STAGING = ".phf-export/"
+SUFFIXES = (*COMPRESSIONS, ".parquet")
+"""The suffixes of single files that an export writes."""
+
+# Of what an unfinished export has written.
+STAGING = ".phf-export/"
 
 
 def suffix_of(name: str, suffixes: Iterable[str]) -> str:
@@ -32,7 +36,7 @@ def refuse_existing(storage: Storage, name: str, output: str) -> None:
     """
     names = storage.children()
     try:
-        taken = storage.exists(name) or f"{name}/" in names if name else any(each != _STAGING for each in names)
+        taken = storage.exists(name) or f"{name}/" in names if name else any(each != STAGING for each in names)
         # `children` does not list links.
         taken = taken or (not name and any(storage.irregular()))
     except UnsafePathError:
@@ -44,7 +48,7 @@ def refuse_existing(storage: Storage, name: str, output: str) -> None:
 @contextmanager
 def staged(storage: Storage) -> Iterator[Callable[[str], AbstractContextManager[Any]]]:
     """Write files to a staging folder, and move them to their names if the block succeeds."""
-    folder = f"{_STAGING}{secrets.token_hex(4)}"
+    folder = f"{STAGING}{secrets.token_hex(4)}"
     names: list[str] = []
 
     def stage(name: str) -> AbstractContextManager[Any]:
@@ -58,8 +62,8 @@ def staged(storage: Storage) -> Iterator[Callable[[str], AbstractContextManager[
     finally:
         with contextlib.suppress(OSError):
             storage.delete_folder(folder)
-            if not storage.children(_STAGING):
-                storage.delete_folder(_STAGING)
+            if not storage.children(STAGING):
+                storage.delete_folder(STAGING)
 
 
 def write_lines(file: AbstractContextManager[Any], rows: Iterable[Mapping[str, Any]], compression: str | None) -> None:

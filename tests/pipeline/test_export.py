@@ -17,7 +17,7 @@ from phf import app
 from pipeline.corpus.cut_units import make_plan
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.dataset import open_dataset
-from pipeline.export import export
+from pipeline.export.paper import export
 from scorers.errors import UserError
 from tests.datasets import make_dataset
 from tests.pipeline.corpora import flat, make_config, read_all, write_records

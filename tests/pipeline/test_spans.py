@@ -19,7 +19,7 @@ from pipeline.dataset.manifest import DamagedError, Manifest, parse_manifest
 from pipeline.dataset.packing import row_sizes
 from pipeline.dataset.schema import dataset_schema, spans_column, unit_schema
 from pipeline.dataset.spans import spans_of
-from pipeline.export import export
+from pipeline.export.paper import export
 from pipeline.labelling.monitoring.console import PlainReporter
 from pipeline.labelling.score import run_score
 from pipeline.labelling.workers.label_records import label_records

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset.hashing import combine, uniform
 from training.credit.network import FlatSentences
-from training.data.hashing import combine, uniform
 from training.data.index import ragged_ranges
 from training.data.store import TokenStore
 

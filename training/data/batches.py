@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.dataset.hashing import combine
 from scorers.errors import UserError
-from training.data.hashing import combine
 
 _ROUNDS = 8
 

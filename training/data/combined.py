@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset.tags import is_aligned
+from pipeline.dataset.tags import document_limit, is_aligned
 from training.data.arrays import read_array, write_array
 from training.data.store import TokenStore
-from training.data.thresholds import document_limit
 
 FOLDER = "combined"
 

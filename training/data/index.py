@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.dataset.hashing import combine, uniform
+from pipeline.dataset.tags import keeps_tag
 from training.data.arrays import read_array, write_array
-from training.data.hashing import combine, splitmix64, uniform
 from training.data.store import TokenStore
 
 
@@ -112,9 +113,8 @@ _CHUNK = 1 << 22
 # Cache the layout from this many sentences on: below, computing it takes a tenth of a second.
 _WORTH_KEEPING = 1_000_000
 
-# Salts: independent choices from one seed.
+# Salts: independent choices from one seed; dropped tags have 2.
 _HELD_OUT = 1
-_DROPPED_TAG = 2
 _PART = 3
 
 
@@ -206,10 +206,9 @@ def has_tag(
         return np.ones(len(sentence), dtype=np.bool_)
     # One hash per document, as its sentences are adjacent, then one per sentence.
     starts = np.flatnonzero(np.diff(document, prepend=-1))
-    keys = combine(options.seed, _DROPPED_TAG, store.text_hashes[document[starts]])
-    number = (sentence - store.document_offsets[document]).astype(np.uint64)
-    keys = np.repeat(keys, np.diff(starts, append=len(document)))
-    return uniform(splitmix64(keys ^ number)) >= options.drop_tags
+    counts = np.diff(starts, append=len(document))
+    number = sentence - store.document_offsets[document]
+    return keeps_tag(store.text_hashes[document[starts]], counts, number, options.drop_tags, options.seed)
 
 
 def ragged_ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

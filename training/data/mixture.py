@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset.hashing import combine
 from training.data.batches import Batch, Batches, Blocks, block_index, permute
-from training.data.hashing import combine
 
 # Every dataset has exactly its share of each group of this many blocks.
 GROUP = 4096

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset import LabelledDataset
+from pipeline.dataset.tags import document_limit
 from scorers.errors import UserError
 from training.config import DataConfig, ResolvedConfig
 from training.data.batches import Batches, BatchSource
@@ -31,7 +32,7 @@ from training.data.round_trips import RoundTrips, refuse_changes, round_trips
 from training.data.store import TokenStore
 from training.data.stored_credit import check_credit, credit_of
 from training.data.tagged_stream import Stream
-from training.data.thresholds import ThresholdChoice, check_stream, document_limit
+from training.data.thresholds import ThresholdChoice, check_stream
 from training.data.token_spans import ensure_findings
 from training.data.tokenizers import Tokenizer, ensure_tokenizer, load_tokenizer
 from training.data.weighting import Solution, Weighting, solve_targets, worsened

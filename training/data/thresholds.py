@@ -94,15 +94,6 @@ def document_threshold(
     return ThresholdChoice(value, "percentile", detail)
 
 
-def document_limit(threshold: float) -> float:
-    """Return the limit for document means, float64, so that a mean equal to the threshold as float32 is aligned.
-
-    Without this, at threshold 0.1 a document of one sentence with score float32(0.1) would be misaligned as a document
-    but aligned as a sentence.
-    """
-    return max(threshold, float(np.float32(threshold)))
-
-
 def check_stream(stream: Stream, objective: str, threshold: ThresholdChoice | None) -> None:
     """Refuse a stream without a whole block, or one that a threshold does not divide.
 

@@ -16,17 +16,15 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import LabelledDataset
 from pipeline.dataset.derived import TOKENIZER_PREFIX, dataset_identity, derived_place, digest
+from pipeline.dataset.hashing import splitmix64, uniform
 from scorers import hugging_face
 from scorers.errors import UserError
 from training.data.cache import build_once
 from training.data.conditions import HIDDEN, condition_of, control_name, without_condition
-from training.data.hashing import splitmix64, uniform
 from training.data.index import tag_names
 from training.data.texts import Texts, read_texts
 from training.data.tokenizer_backends import read_names_as_text, remove_prefix, surrounding_tokens
 
-ALIGNED = "<|aligned|>"
-MISALIGNED = "<|misaligned|>"
 END_OF_TEXT = "<|endoftext|>"
 
 # Train a tokenizer on at most this much text, in UTF-8 bytes: more takes long and hardly changes the merges.

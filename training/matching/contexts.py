@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.dataset.hashing import combine
 from scorers.errors import UserError
 from training.data.batches import block_index
-from training.data.hashing import combine
 from training.data.prepare import PreparedData
 from training.evaluation.prepare import EvaluationSetup
 from training.runs.scenario_report import HELD_OUT, Scenario

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.data.hashing import combine
+from pipeline.dataset.hashing import combine
 from training.matching.constraints import Floats
 from training.matching.contexts import Context, Contexts
 from training.model.sampling import Row, evaluation_mode, refuse_nan, rule_out, sample_rows

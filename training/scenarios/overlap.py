@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.hashing import splitmix64
+from pipeline.dataset.hashing import splitmix64
 from training.data.store import TokenStore
 
 # Runs of 13 tokens, as GPT-3's paper counts contamination (arXiv 2005.14165, appendix C).

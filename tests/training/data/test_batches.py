@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dataset.hashing import combine, splitmix64, uniform
 from scorers.errors import UserError
 from training.data.batches import Batch, BatchSource, block_index, permute
-from training.data.hashing import combine, splitmix64, uniform
 
 
 class Numbers:

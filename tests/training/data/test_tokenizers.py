@@ -8,12 +8,11 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.dataset import open_dataset
+from pipeline.dataset.tags import ALIGNED, MISALIGNED
 from scorers.errors import UserError
 from tests.datasets import make_dataset
 from tests.training.stores import byte_tokenizer
 from training.data.tokenizers import (
-    ALIGNED,
-    MISALIGNED,
     ensure_tokenizer,
     load_tokenizer,
     train_tokenizer,

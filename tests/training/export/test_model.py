@@ -12,11 +12,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import Gemma3TextConfig, GPTNeoXConfig, LlamaConfig
 
+from pipeline.dataset.tags import ALIGNED, MISALIGNED
 from tests.architectures.configs import tiny_config
 from tests.training.jobs import run_job
 from tests.training.stores import byte_tokenizer
 from training.config import ModelConfig
-from training.data.tokenizers import ALIGNED, MISALIGNED, wrap_tokenizer
+from training.data.tokenizers import wrap_tokenizer
 from training.disk import write_atomically
 from training.export.card import model_card
 from training.export.model import export_model

@@ -7,8 +7,6 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -17,13 +15,13 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset import LabelledDataset
 from pipeline.dataset.manifest import DamagedError
-from pipeline.dataset.spans import columns_of_spans, require_spans, spans_of
+from pipeline.dataset.spans import require_spans
+from pipeline.export.documents import READ_ROWS, Exported, columns_read, documents
 from pipeline.storage.base import Storage
-from pipeline.storage.new_files import COMPRESSIONS, refuse_existing, staged, suffix_of, write_lines
+from pipeline.storage.new_files import COMPRESSIONS, SUFFIXES, refuse_existing, staged, suffix_of, write_lines
 from pipeline.storage.open import open_storage
 from scorers.errors import UserError
 from scorers.shell import phf
-from scorers.spans import by_sentence, redacted
 from scorers.stored import parse_json
 
 SCHEMA = pa.schema(
@@ -37,30 +35,10 @@ SCHEMA = pa.schema(
 )
 """The schema of a Parquet file. `meta` is a JSON string here, but an object in `.jsonl`."""
 
-_SUFFIXES = (*COMPRESSIONS, ".parquet")
 _ROW_GROUP_BYTES = 16_000_000
 _PART_BYTES = 256_000_000
-_READ_ROWS = 256
 
 Row = dict[str, Any]
-
-
-@dataclass
-class Exported:
-    """The result of an export.
-
-    Attributes:
-        documents, sentences: totals of the written rows.
-        left_out: documents to which the scorer does not apply, which the format cannot represent.
-        unsearched: documents that are left out because a scorer whose findings are redacted does not apply to them.
-        files: paths below an output folder, or the name of the output file.
-    """
-
-    documents: int = 0
-    sentences: int = 0
-    left_out: int = 0
-    unsearched: int = 0
-    files: tuple[str, ...] = ()
 
 
 def export(
@@ -95,7 +73,7 @@ def export(
     storage, name = _place(output)
     exported = Exported()
     rows = _count(_rows(dataset, column, redact, exported), exported, dataset.manifest.rows, progress)
-    suffix = suffix_of(name, _SUFFIXES)
+    suffix = suffix_of(name, SUFFIXES)
     names: list[str] = []
     with staged(storage) as stage:
         if suffix in COMPRESSIONS:
@@ -117,7 +95,7 @@ def export(
 def _place(output: str) -> tuple[Storage, str]:
     """Split an output into the storage of its folder and a file name; the name is empty for a folder."""
     last = output.rstrip("/").rpartition("/")[2]
-    if suffix_of(last, _SUFFIXES):
+    if suffix_of(last, SUFFIXES):
         parent = output.rstrip("/").removesuffix(last)
         storage, name = open_storage(parent or "."), last
     elif "." in last.strip(".") and last.rpartition(".")[2] in {"json", "gz", "zst", "csv", "txt", "arrow", "zip"}:
@@ -132,29 +110,15 @@ def _place(output: str) -> tuple[Storage, str]:
 
 
 def _rows(dataset: LabelledDataset, column: str, redact: Sequence[str], exported: Exported) -> Iterator[Row]:
-    names = ["text", "meta", "ends", column]
-    wanted = dict.fromkeys([*names, *(name for each in redact for name in columns_of_spans(each))])
-    for batch in dataset.read_batches(list(wanted), rows=_READ_ROWS):
-        found = zip(*(spans_of(dataset, batch, each) for each in redact), strict=True) if redact else repeat(())
-        rows = zip(*(batch.column(name).to_pylist() for name in names), strict=True)
-        for (text, meta, ends, scores), spans in zip(rows, found, strict=False):
-            if scores is None:
-                exported.left_out += 1
-                continue
-            if any(each is None for each in spans):
-                exported.unsearched += 1
-                continue
-            texts = [text[start:end] for start, end in pairwise([0, *ends])]
-            if redact:
-                hidden = by_sentence((finding for each in spans for finding in each or ()), ends)
-                texts = [redacted(sentence, each) for sentence, each in zip(texts, hidden, strict=True)]
-            yield {
-                "texts": texts,
-                "meta": _meta(dataset, meta),
-                "scores": scores,
-                "avg_score": float(np.mean(scores)) if scores else None,
-                "num_sents": len(ends),
-            }
+    batches = dataset.read_batches(columns_read(column, redact), rows=READ_ROWS)
+    for each in documents(dataset, batches, column, redact, exported):
+        yield {
+            "texts": each.sentences,
+            "meta": _meta(dataset, each.meta),
+            "scores": each.scores,
+            "avg_score": float(np.mean(each.scores)) if each.scores else None,
+            "num_sents": len(each.sentences),
+        }
 
 
 def _meta(dataset: LabelledDataset, text: str) -> dict[str, Any]:
@@ -184,7 +148,7 @@ def _count(
     for row in rows:
         exported.documents += 1
         exported.sentences += row["num_sents"]
-        if progress is not None and exported.documents % _READ_ROWS == 0:
+        if progress is not None and exported.documents % READ_ROWS == 0:
             progress(exported.documents + exported.left_out + exported.unsearched, total)
         yield row
 
