@@ -224,3 +224,13 @@ def given_fields(config: LabelConfig) -> dict[str, str]:
     """Fields of the corpus that scorers read, by column; see `scorers.registry.given_field`."""
     fields = {column: given_field(column, spec) for column, spec in config.scorers.items()}
     return {column: field for column, field in fields.items() if field is not None}
+
+
+def language_fields(config: LabelConfig) -> dict[str, str]:
+    """Fields of the corpus that name a record's language, by column of a scorer that does not speak all."""
+    return {column: spec.language_field for column, spec in config.scorers.items() if spec.languages}
+
+
+def read_fields(config: LabelConfig) -> frozenset[str]:
+    """All fields of the corpus that scorers need beside the text: `Record.given`."""
+    return frozenset({*given_fields(config).values(), *language_fields(config).values()})

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from scorers.contract import DocumentKind, Execution, Scorer, ScorerType, SemanticOptions
 from scorers.errors import UserError
+from scorers.languages import Languages
 from scorers.paths import escape_path
 from scorers.settings import validate
 
@@ -30,6 +31,8 @@ KINDS = {
     "ruff": "scorers.linters.ruff:RuffScorer",
     "column": "scorers.column:ColumnScorer",
 }
+
+LANGUAGE_FIELD = "language"
 
 DEFAULT_KINDS = {"toxicity": "detoxify", "pii": "scrubadub", "pep8": "pycodestyle", "pylint": "pylint"}
 
@@ -49,6 +52,12 @@ class ScorerSpec(BaseModel):
     """Kind of the scorer, one that `phf scorers` lists; its options are further keys."""
     spans: bool = Field(default=False, exclude_if=lambda spans: not spans)
     """Also store where the scorer found something, in the column `<column>_spans`; changes no score."""
+    languages: Languages = Field(default=(), exclude_if=lambda languages: not languages)
+    """Languages that the scorer speaks, such as `[en, pt-BR]`; its column is null for documents in others. Empty for
+    all.
+    """
+    language_field: str = Field(default=LANGUAGE_FIELD, min_length=1, exclude_if=lambda field: field == LANGUAGE_FIELD)
+    """Field of a record with its language, as a tag such as `en` or `pt-BR`."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -72,7 +81,7 @@ def parse_scorer(text: str) -> tuple[str, ScorerSpec]:
     `toxicity=detoxify:/models/my.ckpt,config=/models/config`.
 
     Raises:
-        UserError: the text has another form, an invalid column name, or an unknown kind.
+        UserError: the text has another form, an invalid column name, an unknown kind or an invalid option.
     """
     column, separator, rest = text.partition("=")
     if ":" in column or "," in column:
@@ -80,7 +89,7 @@ def parse_scorer(text: str) -> tuple[str, ScorerSpec]:
     check_column(column)
     if separator and not rest:
         raise UserError(f"--scorer {text!r} names no kind after the '='; expected {_FORM}.")
-    return column, ScorerSpec(**_read_text(rest or default_kind(column)))
+    return column, validate(ScorerSpec, _read_text(rest or default_kind(column)), f"--scorer {text!r} is not valid")
 
 
 def parse_scorers(texts: Iterable[str]) -> dict[str, ScorerSpec]:
@@ -179,7 +188,8 @@ def resolve(column: str, spec: ScorerSpec) -> ScorerSpec:
     """Fill in every default, as plain JSON values: what a manifest records and the scorer is rebuilt from.
 
     Raises:
-        UserError: as `check_column` and `check_options`, or spans are asked of a scorer that cannot locate.
+        UserError: as `check_column` and `check_options`; spans are asked of a scorer that cannot locate; or a field of
+            languages is given without them.
     """
     check_column(column)
     options = check_options(column, spec).model_dump(mode="json")
@@ -189,7 +199,14 @@ def resolve(column: str, spec: ScorerSpec) -> ScorerSpec:
             f"no spans. Of these kinds it has: {', '.join(each for each in kinds() if _locates(each))}. Leave out "
             f"--spans {column} (scorers.{column}.spans)."
         )
-    return ScorerSpec(kind=spec.kind, spans=spec.spans, **options)
+    if spec.language_field != LANGUAGE_FIELD and not spec.languages:
+        raise UserError(
+            f"scorers.{column}.language_field names a field, but no languages are given: set "
+            f"scorers.{column}.languages too, such as [en]."
+        )
+    return ScorerSpec(
+        kind=spec.kind, spans=spec.spans, languages=spec.languages, language_field=spec.language_field, **options
+    )
 
 
 def build(column: str, spec: ScorerSpec, execution: Execution | None = None) -> Scorer:

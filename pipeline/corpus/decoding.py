@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
-from pipeline.config import LabelConfig, given_fields
+from pipeline.config import LabelConfig, given_fields, language_fields, read_fields
 from pipeline.corpus.inputs import Source
 from pipeline.corpus.records import Quarantined, Record
 from pipeline.corpus.suffixes import document_name
@@ -54,8 +54,11 @@ class Decoder:
         self._meta_fields = None if config.meta_fields is None else frozenset(config.meta_fields)
         self._takes_sentences = config.sentences != "split"
         self.given_fields = given_fields(config)
-        self.given_names = frozenset(self.given_fields.values())
-        self._no_meta = {self.text_field, self._id_field} | self.given_names
+        self.language_fields = language_fields(config)
+        self.given_names = read_fields(config)
+        self._no_meta = {self.text_field, self._id_field, *self.given_fields.values()} - {
+            *self.language_fields.values()
+        }
         self._keep_text = config.quarantine_text
         self.limit = config.max_record_size
 
@@ -158,9 +161,10 @@ class Decoder:
         if (at := _lone_surrogate(doc_id)) is not None:
             return self.quarantined(position, INVALID_UTF8, f"at character {at} of the WARC-Record-ID", content)
         meta = {name: value for key, (name, value) in headers.items() if key not in _NO_META}
+        given = {name: meta[name] for name in self.given_names if name in meta} if self.given_names else None
         if self._meta_fields is not None:
             meta = {name: value for name, value in meta.items() if name in self._meta_fields}
-        return Record(self._source.uri, position, doc_id, text, _dumps(meta), self._source.kind, "")
+        return Record(self._source.uri, position, doc_id, text, _dumps(meta), self._source.kind, "", given=given)
 
     def too_large(self, position: int) -> Quarantined:
         """Quarantine a record over the size limit, without decoding it."""

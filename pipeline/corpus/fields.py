@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import LabelConfig, given_fields
+from pipeline.config import LabelConfig, given_fields, language_fields, read_fields
 from pipeline.corpus.arrow_json import is_list, plain_type
 from pipeline.corpus.arrow_rows import ArrowRows
 from pipeline.corpus.beginnings import check_beginnings
@@ -32,7 +32,7 @@ def check_fields(sources: Sequence[Source], config: LabelConfig, named: Mapping[
     """
     check_beginnings(sources, config)
     named = named or {}
-    wanted = {config.text_field, *given_fields(config).values(), *named.values()}
+    wanted = {config.text_field, *read_fields(config), *named.values()}
     fields: dict[str, None] = {}
     for source in sources:
         if source.format == "jsonl" and not wanted <= fields.keys():
@@ -54,6 +54,17 @@ def check_fields(sources: Sequence[Source], config: LabelConfig, named: Mapping[
             raise UserError(
                 f"No record has the field {field!r}, from which the scorer of {column!r} takes its scores; the first "
                 f"ones have: {there}."
+            )
+    for column, field in language_fields(config).items():
+        if fields and field not in fields:
+            raise UserError(
+                f"No record has the field {field!r} with its language, which scorers.{column}.languages needs; the "
+                f"first ones have: {there}. Name the field with scorers.{column}.language_field."
+            )
+        if any(source.format == "text" for source in sources):
+            raise UserError(
+                f"scorers.{column}.languages needs a field with the language of a document, and files that are one "
+                "document each have no fields. Give JSON lines, Parquet or Arrow files."
             )
     for option, field in named.items():
         if fields and field not in fields:

@@ -69,6 +69,12 @@ class RowDecoder(Decoder):
                     f"{uri} has no column {field!r}, from which the scorer of {column!r} takes its scores; it has: "
                     f"{there}."
                 )
+        for column, field in self.language_fields.items():
+            if field not in schema.names:
+                raise UserError(
+                    f"{uri} has no column {field!r} with the language of a document, which scorers.{column}.languages "
+                    f"needs; it has: {there}. Name the column with scorers.{column}.language_field."
+                )
         if config.meta_fields is None:
             return None
         if missing := [field for field in config.meta_fields if field not in schema.names]:

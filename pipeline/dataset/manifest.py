@@ -7,8 +7,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pipeline.dataset.schema import SCHEMA_VERSION, SCHEMA_VERSION_SPANS, spans_column
 from scorers.errors import UserError
+from scorers.languages import Languages
 from scorers.paths import RelativePath
-from scorers.registry import ColumnName, ScorerSpec
+from scorers.registry import LANGUAGE_FIELD, ColumnName, ScorerSpec
 from scorers.settings import describe_first_error
 from scorers.shell import phf
 from scorers.stored import Count, JsonObject
@@ -29,7 +30,7 @@ class _Part(BaseModel):
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
-    if taken := {"kind", "spans"} & options.keys():
+    if taken := {"kind", "spans", "languages", "language_field"} & options.keys():
         raise ValueError(f"{min(taken)} is not an option")
     return options
 
@@ -37,18 +38,27 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
 class ScorerEntry(_Part):
     """The scorer of a column: `kind` and `options` rebuild it, `fingerprint` identifies it.
 
-    `spans` says whether the column `<column>_spans` holds what it found; it is omitted if not.
+    `spans` says whether the column `<column>_spans` holds what it found; it is omitted if not. `languages` are those
+    that it speaks, with the field that names a document's; they are omitted if it scored all documents.
     """
 
     kind: str
     options: Annotated[JsonObject, AfterValidator(_check_options)]
     fingerprint: str
     spans: bool = Field(default=False, exclude_if=lambda spans: not spans)
+    languages: Languages = Field(default=(), exclude_if=lambda languages: not languages)
+    language_field: str = Field(default=LANGUAGE_FIELD, exclude_if=lambda field: field == LANGUAGE_FIELD)
 
     @property
     def spec(self) -> ScorerSpec:
         """The specification that rebuilds the scorer."""
-        return ScorerSpec(kind=self.kind, spans=self.spans, **self.options)
+        return ScorerSpec(
+            kind=self.kind,
+            spans=self.spans,
+            languages=self.languages,
+            language_field=self.language_field,
+            **self.options,
+        )
 
     def without_spans(self) -> "ScorerEntry":
         """The entry of the same scorer that stores no spans: equal for equal scores."""

@@ -18,7 +18,7 @@ from pipeline.dataset.manifest import LeftOut
 from pipeline.dataset.tags import is_aligned
 from pipeline.labelling.resolve import resolve_config
 from pipeline.labelling.workers.label_records import Scored, label_records
-from pipeline.labelling.workers.scoring import Locating
+from pipeline.labelling.workers.scoring import prepared
 from pipeline.sealing.thresholds import resolve_thresholds
 from scorers.errors import UserError
 from scorers.registry import build
@@ -151,7 +151,10 @@ def preview(config: LabelConfig, limit: int, *, redact: bool = False) -> Preview
     locating = {column for column, spec in config.scorers.items() if spec.spans} | {*(hiding if redact else ())}
     labelled = label_records(
         islice(read_sources(sources, config), limit),
-        {column: Locating(each) if column in locating else each for column, each in scorers.items()},
+        {
+            column: prepared(each, config.scorers[column], locating=column in locating)
+            for column, each in scorers.items()
+        },
         max_document_size=config.max_document_size,
         large_documents=config.large_documents,
     )

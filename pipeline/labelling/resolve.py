@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.config import LabelConfig, LabelExecution
+from pipeline.config import LabelConfig, LabelExecution, language_fields
 from pipeline.corpus.plan import Plan
 from pipeline.dataset.manifest import ScorerEntry
 from pipeline.dataset.schema import RESERVED_COLUMNS, spans_column
@@ -52,7 +52,8 @@ def resolve_config(config: LabelConfig, later: Mapping[str, ScorerSpec] | None =
 
     Raises:
         UserError: a column's name is taken, an option of a scorer is invalid, a threshold, pool or deadline names a
-            column that is not scored, or a device is set for a scorer that cannot use it.
+            column that is not scored, a device is set for a scorer that cannot use it, or the field of languages is
+            not kept.
     """
     for column in config.scorers:
         if column in RESERVED_COLUMNS or column == BASE_GROUP:
@@ -66,10 +67,24 @@ def resolve_config(config: LabelConfig, later: Mapping[str, ScorerSpec] | None =
                 f"The spans of {column!r} fill the column {spans_column(column)!r}, which another scorer fills too. "
                 "Choose another name for its column."
             )
+    _check_languages(config)
     scorers = {column: resolve(column, spec) for column, spec in config.scorers.items()}
     _check_execution(config.execution, {**scorers, **(later or {})})
     thresholds = threshold_specs(list(scorers), config.thresholds)
     return config.model_copy(update={"scorers": scorers, "thresholds": thresholds})
+
+
+def _check_languages(config: LabelConfig) -> None:
+    for column, name in language_fields(config).items():
+        # Later layers, and whoever reads the dataset, find the language there.
+        if name in (config.text_field, config.id_field) or (
+            config.meta_fields is not None and name not in config.meta_fields
+        ):
+            raise UserError(
+                f"scorers.{column}.languages: the field {name!r} with the language of a record must be kept in the "
+                "dataset. Name it in meta_fields, or choose another scorers."
+                f"{column}.language_field; the fields of text and id are not kept there."
+            )
 
 
 def _check_execution(execution: LabelExecution, specs: Mapping[str, ScorerSpec]) -> None:
@@ -147,6 +162,8 @@ def scorer_entries(specs: Mapping[str, ScorerSpec], execution: LabelExecution) -
             options=spec.options,
             fingerprint=build(column, spec, plain).fingerprint,
             spans=spec.spans,
+            languages=spec.languages,
+            language_field=spec.language_field,
         )
         for column, spec in specs.items()
     }

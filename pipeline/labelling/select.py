@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import LabelConfig, given_fields
+from pipeline.config import LabelConfig, given_fields, language_fields
 from pipeline.corpus.compression import TRUNCATED, UNREADABLE
 from pipeline.corpus.fields import check_fields, settle_sentences
 from pipeline.corpus.inputs import find_inputs
@@ -180,6 +180,8 @@ def select(config: LabelConfig, rule: Rule, output: str) -> Selected:
 
 def _choose(config: LabelConfig, rule: Rule) -> Selected:
     fields = {"--group": rule.group, **({} if rule.original is None else {"--original": rule.original})}
+    for column in language_fields(config):
+        raise UserError(f"scorers.{column}.languages: phf select scores every candidate; leave the languages out.")
     config = resolve_config(config.model_copy(update={"meta_fields": list(dict.fromkeys(fields.values()))}))
     found = find_inputs(config.inputs, config.kind)
     config = settle_sentences(found.sources, config)

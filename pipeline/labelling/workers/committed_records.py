@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.config import LabelConfig, given_fields
+from pipeline.config import LabelConfig, read_fields
 from pipeline.corpus.plan import Plan, Unit
 from pipeline.corpus.records import Record
 from pipeline.job.unit_rows import read_rows
@@ -18,7 +18,7 @@ class CommittedReader:
     def __init__(self, storage: Storage, plan: Plan, config: LabelConfig) -> None:
         self._store = UnitStore(storage)
         self._plan = plan
-        self._given = frozenset(given_fields(config).values())
+        self._given = read_fields(config)
 
     def read(self, unit: Unit) -> Iterator[Record]:
         """Yield the labelled and empty records of a unit in order.

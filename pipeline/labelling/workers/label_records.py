@@ -225,7 +225,8 @@ class _Column:
         self._documents = documents
         # By document: the results of its parts so far, the error, or None where the scorer does not apply.
         self._results = [
-            self._empty_result(placeholder(each) if index in refused else each) for index, each in enumerate(documents)
+            self._empty_result(replace(placeholder(each), given=each.given) if index in refused else each)
+            for index, each in enumerate(documents)
         ]
         self._wanted = [
             isinstance(result, list) and len(each.ends) > 0
@@ -267,6 +268,8 @@ class _Column:
     def _empty_result(self, document: Document) -> list[Located] | ScoringError | None:
         try:
             return [] if self._scorer.applies(document) else None
+        except ScoringError as error:
+            return error
         except Exception as error:  # noqa: BLE001 - a library's failure on odd input becomes a value
             return ScoringError(SCORER_ERROR, describe(error))
 

@@ -1,7 +1,7 @@
 """Call a scorer so that a failure loses only the document that causes it."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,14 @@ from scorers.contract import Document, Scorer, ScoringError
 from scorers.deadline import DeadlineExceededError
 from scorers.describe_error import describe
 from scorers.errors import UserError
+from scorers.languages import speaks
+from scorers.registry import ScorerSpec
 from scorers.spans import Located, why_invalid
 from scorers.stopping import StopRequest
 
 SCORER_ERROR = "scorer-error"
 INVALID_SCORE = "invalid-score"
+NO_LANGUAGE = "no-language"
 
 # Exceptions that must not be caught on their way up.
 _PASSED_ON = (DeadlineExceededError, GeneratorExit, KeyboardInterrupt, StopRequest, SystemExit)
@@ -40,6 +43,50 @@ class Locating:
     def score(self, documents: Sequence[Document]) -> Any:
         """Return what `LocatesFindings.locate` returns."""
         return self._scorer.locate(documents)
+
+
+class Speaking:
+    """A scorer that does not apply to documents in languages that it does not speak."""
+
+    def __init__(self, scorer: Scorer, languages: Collection[str], field: str) -> None:
+        self.name = scorer.name
+        self.fingerprint = scorer.fingerprint
+        self._scorer: Any = scorer
+        self._languages = frozenset(languages)
+        self._field = field
+
+    def applies(self, document: Document) -> bool:
+        """Return whether the scorer speaks the document's language, and applies to it.
+
+        Raises:
+            ScoringError: the record does not say in which language it is.
+        """
+        tag = (document.given or {}).get(self._field)
+        if tag is None or tag == "":
+            raise ScoringError(NO_LANGUAGE, f"the field {self._field!r} is empty or missing")
+        try:
+            spoken = speaks(self._languages, tag) if isinstance(tag, str) else None
+        except ValueError:
+            spoken = None
+        if spoken is None:
+            raise ScoringError(NO_LANGUAGE, f"the field {self._field!r} holds no language tag, such as en or pt-BR")
+        return spoken and bool(self._scorer.applies(document))
+
+    def score(self, documents: Sequence[Document]) -> list[Scores | ScoringError]:
+        """Return the scorer's scores."""
+        scores: list[Scores | ScoringError] = self._scorer.score(documents)
+        return scores
+
+    def locate(self, documents: Sequence[Document]) -> Any:
+        """Return what `LocatesFindings.locate` returns."""
+        return self._scorer.locate(documents)
+
+
+def prepared(scorer: Scorer, spec: ScorerSpec, *, locating: bool) -> Scorer:
+    """Wrap a scorer as its specification asks: for the languages that it speaks, and with its findings."""
+    if spec.languages:
+        scorer = Speaking(scorer, spec.languages, spec.language_field)
+    return Locating(scorer) if locating else scorer
 
 
 class ScorerFailedError(UserError):

@@ -21,7 +21,7 @@ from pipeline.dataset.writer import parquet_writer
 from pipeline.labelling.resolve import BASE_GROUP, ResolvedJob
 from pipeline.labelling.workers.committed_records import CommittedReader
 from pipeline.labelling.workers.label_records import KnownErrors, Scored, label_records, timed
-from pipeline.labelling.workers.scoring import Locating
+from pipeline.labelling.workers.scoring import prepared
 from pipeline.storage.open import open_storage
 from scorers.contract import Scorer
 from scorers.registry import build
@@ -123,12 +123,10 @@ class UnitLabeller:
             UnitReader(job.plan, config) if job.layer == 1 else CommittedReader(self._storage, job.plan, config)
         )
         self._spans = [column for column in self._columns if config.scorers[column].spans]
-        scorers = {
-            column: build(column, config.scorers[column], config.execution.of(column)) for column in self._columns
-        }
-        self.scorers: dict[str, Scorer] = {
-            column: Locating(scorer) if column in self._spans else scorer for column, scorer in scorers.items()
-        }
+        self.scorers: dict[str, Scorer] = {}
+        for column in self._columns:
+            spec = config.scorers[column]
+            self.scorers[column] = prepared(build(column, spec, config.execution.of(column)), spec, locating=spec.spans)
         # Warm up the splitter, which loads its library with the first document.
         document("A sentence.")
         if "torch" in sys.modules:
