@@ -77,6 +77,7 @@ import typer
 from infra.cli import make_app
 from pipeline.cli import app as pipeline_app
 from pipeline.cli import config_app as pipeline_config
+from pipeline.commands.export import TOKEN_FORMATS
 from pipeline.commands.label import label
 from scorers.cli import app as scorers_app
 from scorers.console import command
@@ -123,6 +124,8 @@ for part in (pipeline_config, training_config):
 app.add_typer(config_app, name="config", rich_help_panel="Settings")
 # `training` does not import Ray: the Ray launcher lives in `infra` and is imported only when it is used.
 LAUNCHERS["ray"] = "infra.on_ray.launch:launch"
+# `pipeline` does not import tokenizers, which training brings.
+TOKEN_FORMATS["megatron"] = "training.export.megatron:export_megatron"
 
 
 def _run() -> None:

@@ -65,6 +65,12 @@ class Stream:
         """Number of whole blocks."""
         return self.num_tokens // self.options.context_length
 
+    @property
+    def document_starts(self) -> NDArray[np.int64]:
+        """int64 [documents + 1], position in the stream of each document's first token, and the stream's length."""
+        starts = self._layout.piece_starts
+        return np.append(starts[:-1][self._layout.piece_eos.astype(np.bool_)], starts[-1])
+
     def block(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return one block: token ids int64 [T] and scores float32 [T]."""
         batch = self.blocks([index])
