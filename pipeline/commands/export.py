@@ -49,8 +49,8 @@ def export(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="paper, the PHF authors' format; or text with control tokens: jsonl, jsonl.gz, jsonl.zst or parquet; "
-            "or token ids: megatron.",
+            help="paper, the PHF authors' format; text with control tokens: jsonl, jsonl.gz, jsonl.zst, parquet or "
+            "mds; or token ids: megatron.",
         ),
     ] = PAPER,
     tags: Annotated[

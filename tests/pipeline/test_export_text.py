@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,36 @@ def read_lines(content: bytes) -> list[dict[str, str]]:
     return [json.loads(line) for line in content.decode().splitlines()]
 
 
+def read_mds(path: Path) -> list[dict[str, str]]:
+    """The samples of a shard, read by the description of its format."""
+    content = path.read_bytes()
+    count = int(np.frombuffer(content, "<u4", 1)[0])
+    offsets = np.frombuffer(content, "<u4", count + 1, 4).tolist()
+    config = json.loads(content[8 + 4 * count : offsets[0]])
+    (entry,) = (
+        each
+        for each in json.loads((path.parent / "index.json").read_text())["shards"]
+        if each["raw_data"]["basename"] == path.name
+    )
+    assert {key: entry[key] for key in config} == config
+    assert (entry["samples"], entry["raw_data"]["bytes"], offsets[-1]) == (count, len(content), len(content))
+    rows = []
+    for start, end in pairwise(offsets):
+        values, place = {}, start + 4 * len(config["column_names"])
+        for name, size in zip(config["column_names"], np.frombuffer(content, "<u4", 2, start).tolist(), strict=True):
+            values[name] = content[place : place + size].decode()
+            place += size
+        assert place == end
+        rows.append(values)
+    return rows
+
+
 READERS: dict[str, Callable[[Path], list[dict[str, str]]]] = {
     "jsonl": lambda path: read_lines(path.read_bytes()),
     "jsonl.gz": lambda path: read_lines(gzip.decompress(path.read_bytes())),
     "jsonl.zst": lambda path: read_lines(zstandard.ZstdDecompressor().stream_reader(path.read_bytes()).read()),
     "parquet": lambda path: pq.read_table(path).to_pylist(),
+    "mds": read_mds,
 }
 
 
@@ -147,6 +173,39 @@ def test_hugging_face_reads_the_files(tmp_path: Path, made: Path) -> None:
         found = datasets.load_dataset(str(tmp_path / form), cache_dir=str(tmp_path / "cache"))
         assert list(found) == ["train"]
         assert list(found["train"]["text"]) == [row["text"] for row in rows_in(tmp_path / form)]
+
+
+def test_mosaicml_streaming_reads_the_shards(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = pytest.importorskip(
+        "streaming.base.format", reason="mosaicml-streaming is not installed", exc_type=ImportError
+    )
+    monkeypatch.setattr("pipeline.export.text_files._MDS_BYTES", 80)
+    run("export", made, "--column", "x", "--format", "mds", "--output", tmp_path / "out")
+    found = []
+    for entry in json.loads((tmp_path / "out" / "index.json").read_text())["shards"]:
+        reader = reading.reader_from_json(str(tmp_path / "out"), None, entry)
+        reader.validate(False)
+        found += [reader[number] for number in range(len(reader))]
+    assert found == rows_in(tmp_path / "out")
+    from streaming import MDSWriter
+
+    columns = {"id": "str", "text": "str"}
+    with MDSWriter(out=str(tmp_path / "theirs"), columns=columns) as writer:
+        for row in found:
+            writer.write(row)
+    monkeypatch.undo()
+    single = make_dataset(tmp_path / "single", TEXTS, {"x": SCORES}, {"x": 0.5})
+    run("export", single, "--column", "x", "--format", "mds", "--output", tmp_path / "ours")
+    (theirs,), (ours,) = (sorted((tmp_path / name).glob("*.mds")) for name in ("theirs", "ours"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_shards_of_mds_are_cut_by_size(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("export", made, "--column", "x", "--format", "mds", "--output", tmp_path / "whole")
+    monkeypatch.setattr("pipeline.export.text_files._MDS_BYTES", 80)
+    run("export", made, "--column", "x", "--format", "mds", "--output", tmp_path / "cut")
+    assert [len(list((tmp_path / name).glob("*.mds"))) for name in ("whole", "cut")] == [2, 3]
+    assert rows_in(tmp_path / "whole") == rows_in(tmp_path / "cut")
 
 
 @pytest.mark.parametrize("form", list(WRITERS))
