@@ -14,14 +14,17 @@ from infra.demo.corpus import sample_prose
 CORPUS_VARIABLE = "PHF_BENCH_CORPUS"
 
 
-def prose(documents: int | None = None) -> list[str]:
-    """The first texts of the corpus that the environment names, or of the documentation of installed packages."""
+def prose(documents: int | None = None, size: int = 2_000_000) -> list[str]:
+    """The first texts of the corpus that the environment names, or of the documentation of installed packages.
+
+    Of the documentation at most `size` bytes are taken, as far as there are so many.
+    """
     named = os.environ.get(CORPUS_VARIABLE)
     if named:
         return _texts(Path(named), documents)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prose.jsonl.gz"
-        sample_prose(path, 2_000_000, seed=1)
+        sample_prose(path, size, seed=1)
         return _texts(path, documents)
 
 

@@ -3,7 +3,7 @@
 `mle` against a plain PyTorch loop of the same model on the same batches, and every other loss against `mle`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ def run() -> Iterator[Comparison]:
     world = World.from_environment()
     world.start()
     for name, sizes in SIZES.items():
-        setting = _Setting(name, *sizes, world)
+        setting = Setting(name, *sizes, world)
         yield _against_plain(setting)
         # The largest would take minutes per loss, and the larger the model, the less the losses differ.
         for loss in LOSSES if name != "gpt2" else ():
@@ -38,7 +38,9 @@ def run() -> Iterator[Comparison]:
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
+    """A model, and the shape of its step's batch."""
+
     name: str
     context: int
     micro: int
@@ -67,6 +69,11 @@ class _Setting:
         horizon = plan_horizon(config, self.context, 1)
         return Engine(self.model(value_head=value_head), config, horizon, self.world, "fp32")
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.micro * self.accumulation * self.context
+
     def batch(self) -> Any:
         import numpy as np
 
@@ -77,19 +84,24 @@ class _Setting:
         return Batch(generator.integers(0, self.vocabulary, shape), generator.random(shape, dtype=np.float32))
 
 
-def _against_plain(setting: _Setting) -> Comparison:
+def our_step(setting: Setting, engine: Any) -> Callable[[], object]:
+    """Return a function that makes one step with `mle`."""
+    from training.objectives import build
+
+    batch, objective = setting.batch(), build("mle")
+    return lambda: engine.train_step(batch, objective, 5e-4)
+
+
+def plain_step(setting: Setting) -> Callable[[], None]:
+    """Return a function that makes the same step in plain PyTorch."""
     import torch
 
     from training.engine.engine import parameter_groups
-    from training.objectives import build
 
-    engine, plain, batch, objective = setting.engine(), setting.model(), setting.batch(), build("mle")
+    plain, batch = setting.model(), setting.batch()
     optimizer = torch.optim.AdamW(parameter_groups(plain, 0.1), lr=5e-4, fused=True)
 
-    def ours() -> None:
-        engine.train_step(batch, objective, 5e-4)
-
-    def bare() -> None:
+    def step() -> None:
         for part in torch.from_numpy(batch.input_ids).split(setting.micro):
             logits, _ = plain(part)
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), part[:, 1:].flatten())
@@ -98,13 +110,18 @@ def _against_plain(setting: _Setting) -> Comparison:
         optimizer.step()
         optimizer.zero_grad()
 
+    return step
+
+
+def _against_plain(setting: Setting) -> Comparison:
+    engine = setting.engine()
     title = f"training step of {setting.name}, mle, against plain PyTorch"
-    result = compare(title, "tokens/s", batch.input_ids.size, ours, bare)
+    result = compare(title, "tokens/s", setting.tokens, our_step(setting, engine), plain_step(setting))
     engine.close()
     return result
 
 
-def _against_mle(setting: _Setting, name: str) -> Comparison:
+def _against_mle(setting: Setting, name: str) -> Comparison:
     from training.objectives import build
 
     objective, mle, batch = build(name, **LOSSES[name]), build("mle"), setting.batch()
