@@ -110,7 +110,7 @@ class Found:
 
 
 def read_output(folder: Path) -> Found:
-    """Read the ids of every JSON Lines (also gzip) and Parquet file below a peer's `data`, or the folder itself.
+    """Read the ids of every JSON Lines (also gzip) and Parquet file below the folder's `data`, if there is one.
 
     Of a file that is torn, what comes before the tear counts. Files with another suffix are unfinished.
     """
@@ -118,8 +118,7 @@ def read_output(folder: Path) -> Found:
     import pyarrow.parquet as pq
 
     found = Found()
-    data = folder / "data"
-    for path in sorted((data if data.is_dir() else folder).rglob("*")):
+    for path in sorted((folder / "data").rglob("*")):
         try:
             if path.suffix == ".parquet":
                 rows = pq.ParquetFile(path)

@@ -29,7 +29,7 @@ def label_file(paths: tuple[Path, Path]) -> None:
 
 def main(source: Path, target: Path, workers: int) -> None:
     """Label the files of `source` that `target` lacks."""
-    target.mkdir(exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     tasks = [(each, target / each.name) for each in sorted(source.iterdir()) if not (target / each.name).exists()]
     with multiprocessing.Pool(workers) as pool:
         for _ in pool.imap_unordered(label_file, tasks):
@@ -37,4 +37,4 @@ def main(source: Path, target: Path, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]) / "data", int(sys.argv[3]))
