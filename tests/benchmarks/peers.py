@@ -263,7 +263,7 @@ def install(folder: Path, name: str, requires: Sequence[str]) -> Path:
     env = {**os.environ, "UV_FIND_LINKS": os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")}
     for arguments in (
         ["venv", "--quiet", "--python", sys.executable, str(venv)],
-        ["pip", "install", "--quiet", "--python", str(python), *pinned],
+        ["pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *pinned],
     ):
         done = subprocess.run([uv, *arguments], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
@@ -317,6 +317,8 @@ class Bench:
             command += ["--scorer", "toxicity=watched", "--workers", str(self._workers)]
         # One thread per worker, as phf gives its own.
         env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self._folder / 'packages'}", "OMP_NUM_THREADS": "1"}
+        # Compiling its modules anew is no part of a run.
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
         env |= {PROGRESS: str(self._folder / "progress")} | ({PLAIN: "1"} if peer.plain else {})
         target.parent.mkdir(parents=True, exist_ok=True)
         return watch(command, env, target.with_suffix(".log"), kill_after=kill_after)
@@ -477,8 +479,8 @@ def _say_faults(peer: Peer, faults: Faults) -> None:
     first, again = faults.poisoned, faults.poisoned_again
     lost, unreadable = faults.after_poison
     print(  # noqa: T201
-        f"  {peer.name}, a poison record: {first.ending}, {first.wall:.0f} s; run again: {again.ending}, "
-        f"{again.wall:.0f} s; then {lost}, {unreadable} unreadable files"
+        f"  {peer.name}, a poison record: {first.ending}, {first.cpu:.1f} CPU s, {first.wall:.0f} s; run again: "
+        f"{again.ending}, {again.cpu:.1f} CPU s, {again.wall:.0f} s; then {lost}, {unreadable} unreadable files"
     )
     killed, resumed = faults.killed, faults.resumed
     torn, torn_files = faults.after_kill
