@@ -36,7 +36,7 @@ REFERENCES = Path(__file__).parent / "references"
 VENVS = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "phf-peers"
 ROUNDS, WORKERS, FILES = 3, 2, 16
 PARTS = ("labelling", "faults", "training")
-# Seconds without a newly scored record, after which a command counts as hung. Scoring all takes a fraction of it.
+# Seconds without a newly scored record, after which a command counts as hung; three times as many before the first.
 PATIENCE = 60
 _POLL = 0.1
 _SCORING = ("alt-profanity-check", "scikit-learn", "scipy", "numpy", "spacy", "pydantic")
@@ -161,7 +161,7 @@ def watch(
         env: its environment; `PROGRESS` in it names the file that grows by a byte per scored record.
         log: the file that gets what it prints.
         kill_after: kill all its processes, as a machine that dies does, once so many records were scored.
-        patience: seconds without a scored record after which it is ended as hung.
+        patience: seconds without a scored record after which it is ended as hung; three times as many before the first.
     """
     progress = Path(env[PROGRESS])
     progress.write_bytes(b"")
@@ -177,7 +177,7 @@ def watch(
                 scored, moved = now, time.monotonic()
             if kill_after is not None and scored >= kill_after:
                 ending = "killed"
-            elif time.monotonic() - moved > patience:
+            elif time.monotonic() - moved > patience * (1 if scored else 3):
                 ending = "hung"
             time.sleep(_POLL)
     wall = time.monotonic() - start
