@@ -65,7 +65,7 @@ PEERS = (
     Peer("datatrove", "peer_datatrove.py", ("datatrove==0.10.1", "orjson>=3.11", "regex", *_SCORING)),
     Peer("Ray Data", "peer_ray_data.py", ("ray[data]", "pandas", "pyarrow", *_SCORING)),
     Peer("multiprocessing.Pool", "peer_pool.py", _SCORING),
-    Peer("multiprocessing.Pool, spaCy's sentencizer", "peer_pool.py", _SCORING, plain=True),
+    Peer("multiprocessing.Pool, plain calls", "peer_pool.py", _SCORING, plain=True),
 )
 TRAINER = ("torch", "transformers", "accelerate")
 
