@@ -51,7 +51,7 @@ class Peer:
     """A way to label, as `references/SCRIPT INPUT OUTPUT WORKERS`.
 
     `requires` are packages, in the version installed here unless they name one. `plain` splits and scores with the
-    libraries' own calls. phf itself has no script.
+    libraries' own calls. phf itself has no script; once it works in one process, without Ray.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Peer:
 
 
 PHF = Peer("phf")
+PHF_ALONE = Peer("phf --workers 0")
 PEERS = (
     Peer("datatrove", "peer_datatrove.py", ("datatrove==0.10.1", "orjson>=3.11", "regex", *_SCORING)),
     Peer("Ray Data", "peer_ray_data.py", ("ray[data]", "pandas", "pyarrow", *_SCORING)),
@@ -137,7 +138,7 @@ def read_output(folder: Path) -> Found:
 class Run:
     """One command: CPU seconds of all its processes, wall seconds, records scored, and how it ended.
 
-    `ending` is `exit` and a status, `hung` or `killed`.
+    `ending` is `exit` and a status, `killed`, `hung`, or `endless` where the same records are scored again and again.
     """
 
     cpu: float
@@ -152,6 +153,7 @@ def watch(
     log: Path,
     *,
     kill_after: int | None = None,
+    most: int | None = None,
     patience: float = PATIENCE,
 ) -> Run:
     """Run a command to its end, and end every process that it started.
@@ -161,6 +163,7 @@ def watch(
         env: its environment; `PROGRESS` in it names the file that grows by a byte per scored record.
         log: the file that gets what it prints.
         kill_after: kill all its processes, as a machine that dies does, once so many records were scored.
+        most: scored records, repeated ones included, after which it is ended as endless.
         patience: seconds without a scored record after which it is ended as hung; three times as many before the first.
     """
     progress = Path(env[PROGRESS])
@@ -177,6 +180,8 @@ def watch(
                 scored, moved = now, time.monotonic()
             if kill_after is not None and scored >= kill_after:
                 ending = "killed"
+            elif most is not None and scored > most:
+                ending = "endless"
             elif time.monotonic() - moved > patience * (1 if scored else 3):
                 ending = "hung"
             time.sleep(_POLL)
@@ -314,14 +319,15 @@ class Bench:
             ]
         else:
             command = [sys.executable, "-m", "phf", "label", str(corpus), "--output", str(target)]
-            command += ["--scorer", "toxicity=watched", "--workers", str(self._workers)]
+            workers = "0" if peer == PHF_ALONE else str(self._workers)
+            command += ["--scorer", "toxicity=watched", "--workers", workers]
         # One thread per worker, as phf gives its own.
         env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self._folder / 'packages'}", "OMP_NUM_THREADS": "1"}
         # Compiling its modules anew is no part of a run.
         env.pop("PYTHONDONTWRITEBYTECODE", None)
         env |= {PROGRESS: str(self._folder / "progress")} | ({PLAIN: "1"} if peer.plain else {})
         target.parent.mkdir(parents=True, exist_ok=True)
-        return watch(command, env, target.with_suffix(".log"), kill_after=kill_after)
+        return watch(command, env, target.with_suffix(".log"), kill_after=kill_after, most=2 * len(self.sizes))
 
     def prepare(self, peer: Peer) -> Path:
         """Install a peer if need be, and return its Python.
@@ -443,7 +449,7 @@ def run(venvs: Path = VENVS, rounds: int = ROUNDS, parts: Sequence[str] = PARTS)
     """Yield what could be measured, and say in a sentence what could not."""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), venvs, prose(size=10_000_000))
-        present = [PHF, *(peer for peer in PEERS if _try(partial(bench.prepare, peer)))]
+        present = [PHF, PHF_ALONE, *(peer for peer in PEERS if _try(partial(bench.prepare, peer)))]
         if "labelling" in parts:
             yield from _label(bench, present, rounds)
         if "faults" in parts:

@@ -94,7 +94,8 @@ def test_kill_ends_every_process(tmp_path):
         assert state.rpartition(")")[2].split()[0] in "ZX"
 
 
-def test_a_command_that_scores_nothing_more_is_ended_as_hung(tmp_path):
+def test_a_command_that_scores_nothing_more_or_all_again_is_ended(tmp_path):
+    assert watch(tmp_path, ENDLESS, most=2).ending == "endless"
     assert watch(tmp_path, "import signal; signal.pause()", patience=0.1).ending == "hung"
     assert watch(tmp_path, "raise SystemExit(3)").ending == "exit 3"
 
