@@ -27,7 +27,8 @@ class Actor:
 
 if __name__ == "__main__":
     source, target, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    ray.init(num_cpus=workers + 1, include_dashboard=False)
+    # Room for the reading task, and for the actor that filters by the checkpoint: with less, a second run never begins.
+    ray.init(num_cpus=workers + 2, include_dashboard=False)
     ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig(
         id_column="id", checkpoint_path=str(target / "checkpoint"), delete_checkpoint_on_success=False
     )
