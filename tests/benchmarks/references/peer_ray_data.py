@@ -32,6 +32,6 @@ if __name__ == "__main__":
     ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig(
         id_column="id", checkpoint_path=str(target / "checkpoint"), delete_checkpoint_on_success=False
     )
-    data = ray.data.read_json(str(source), file_extensions=["jsonl"], lines=True)
+    data = ray.data.read_json(str(source), file_extensions=["jsonl"])
     data = data.map_batches(Actor, batch_size=BATCH, compute=ray.data.ActorPoolStrategy(size=workers))
     data.write_parquet(str(target / "data"))
