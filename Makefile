@@ -12,7 +12,7 @@ SCRIPTS := .ci/run infra/image/lock
 LOCK := infra/image/requirements.txt infra/image/requirements-cuda.txt infra/spacy-model.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test smoke demo experiment bench bench-gpu lock sbom audit clean
+.PHONY: help install lint format test smoke demo experiment bench bench-gpu lock sbom audit outdated clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -74,8 +74,13 @@ sbom: $(STAMP)  ## write a bill of materials of the image, CycloneDX, to sbom-cp
 	    || exit; \
 	done
 
-audit: $(STAMP)  ## look for known vulnerabilities in the dependencies of the image (needs the network)
+audit: $(STAMP)  ## list the dependencies' licences, and known vulnerabilities of the image's (needs the network)
+	@# Some packages put the whole text of their licence where its name belongs.
+	$(BIN)/uv tool run --quiet pip-licenses==5.5.5 --python $(BIN)/python --from=mixed --order=license | cut -c 1-120
 	$(BIN)/uv tool run --quiet pip-audit==2.10.1 --strict --disable-pip --no-deps $(foreach file,$(LOCK),--requirement $(file))
+
+outdated: $(STAMP)  ## list the pinned dependencies that have newer releases; changes nothing (needs the network)
+	$(BIN)/uv pip list --outdated --exclude-editable --python $(BIN)/python
 
 clean:  ## remove what the other targets made, including the environment
 	rm -rf $(VENV) demo experiment smoke build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
