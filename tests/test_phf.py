@@ -118,3 +118,35 @@ def test_names_that_no_dataset_can_hold_are_refused(argument: str, changes: dict
     )
     assert done.returncode == 2
     assert message in done.stderr
+
+
+COMPLETED = {
+    "train labelled --task ": {"toxicity", "pii", "pep8"},
+    "train labelled --objective r": {"rwr"},
+    "train labelled --model gpt2-": {"gpt2-medium", "gpt2-large", "gpt2-xl"},
+    "train labelled --on ": {"here", "ray"},
+    "submit train labelled --objective unlike": {"unlikelihood", "unlikelihood_soft"},
+    "submit train labelled --on ": {"kubernetes", "local", "ray", "slurm"},
+}
+
+
+@pytest.mark.parametrize("typed", COMPLETED)
+def test_a_shell_completes_values_without_heavy_imports(typed: str) -> None:
+    words = f"phf {typed}"
+    request = {"_PHF_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    # The command ends its own process: look before that at what was imported.
+    code = (
+        "import sys; sys.argv[0] = 'phf'; import phf\n"
+        f"phf.end_process = lambda status: sys.exit(status or ' '.join(set({HEAVY!r}) & set(sys.modules)) or 0)\n"
+        "phf.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | request,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == COMPLETED[typed]

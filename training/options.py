@@ -1,11 +1,37 @@
 """Command-line options of `phf train`, those that give a setting with its key, and options of several commands."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from scorers.flags import Sets
+
+
+def _complete_task(incomplete: str) -> list[str]:
+    # Each completion imports only when a shell asks for it: `phf` itself starts without these modules.
+    from training.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
+def _complete_objective(incomplete: str) -> list[str]:
+    from training.config import ObjectiveName
+
+    return [name for name in get_args(ObjectiveName) if name.startswith(incomplete)]
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    from training.model.sizes import SIZES
+
+    return [name for name in SIZES if name.startswith(incomplete)]
+
+
+def _complete_place(incomplete: str) -> list[str]:
+    from training.distributed.launch import LAUNCHERS
+
+    return [name for name in LAUNCHERS if name.startswith(incomplete)]
+
 
 Dataset = Annotated[
     str | None,
@@ -32,7 +58,10 @@ Output = Annotated[
 Task = Annotated[
     str | None,
     typer.Option(
-        "--task", metavar="NAME", help="toxicity, pii or pep8 take the paper's presets; any other score column."
+        "--task",
+        metavar="NAME",
+        help="toxicity, pii or pep8 take the paper's presets; any other score column.",
+        autocompletion=_complete_task,
     ),
     Sets("task"),
 ]
@@ -44,6 +73,7 @@ Objective = Annotated[
         help="mle, filtering, conditional, unlikelihood, unlikelihood_soft, rwr, token_rwr, awr or target. "
         "(default: mle)",
         show_default=False,
+        autocompletion=_complete_objective,
     ),
     Sets("objective.name"),
 ]
@@ -55,6 +85,7 @@ Model = Annotated[
         help="nano, tiny, mini, small, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or the path or name of a "
         "Hugging Face causal language model. (default: gpt2)",
         show_default=False,
+        autocompletion=_complete_model,
     ),
     Sets("model.name"),
 ]
@@ -252,6 +283,7 @@ Place = Annotated[
     typer.Option(
         "--on",
         metavar="PLACE",
+        autocompletion=_complete_place,
         help="Where to start ranks: here, or ray for the nodes of a Ray cluster.",
         rich_help_panel="Ranks",
     ),

@@ -1,9 +1,11 @@
 """Presets: the paper's hyperparameters (arXiv 2302.08582, appendix A) by task and objective."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.dataset.manifest import ScorerEntry
+if TYPE_CHECKING:
+    # A shell that completes --task needs no pyarrow.
+    from pipeline.dataset.manifest import ScorerEntry
 
 CONTEXT_LENGTH = 1024
 
@@ -85,7 +87,7 @@ def preset_threshold(task: str, objective: str) -> float | None:
     return threshold if threshold is not None else PRESETS[task]["conditional"].threshold
 
 
-def is_papers_scorer(task: str, scorer: ScorerEntry) -> bool:
+def is_papers_scorer(task: str, scorer: "ScorerEntry") -> bool:
     """Whether the thresholds of a task's preset apply to a scorer's scores.
 
     The paper names Detoxify `unbiased` for toxicity; its published data were scored with `original`. Both count as the
