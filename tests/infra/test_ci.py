@@ -1,5 +1,7 @@
 """The workflows for continuous integration are valid, and run commands that exist."""
 
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -62,3 +64,31 @@ def test_github_runs_only_actions_pinned_by_commit_and_may_only_read() -> None:
     used = [step["uses"] for step in workflow["jobs"]["smoke"]["steps"] if "uses" in step]
     assert len(used) == 4
     assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", each) for each in used)
+
+
+@pytest.mark.slow
+def test_the_steps_of_github_label_a_shard_and_train_on_it(tmp_path: Path) -> None:
+    texts = (
+        f"The mill by the river {i} still turns. What damn fool {i} broke the wheel? Nobody knows.\n" for i in range(60)
+    )
+    (tmp_path / "shard.jsonl").write_text("".join(json.dumps({"text": text * 4}) + "\n" for text in texts))
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    steps = yaml.safe_load(text("github"))["jobs"]["smoke"]["steps"]
+    install, *commands = [step["run"] for step in steps if "run" in step]
+    assert install == "make install"
+    for command in commands:
+        # As in the workflow, but with fewer tokens.
+        cheap = command.replace("--num-tokens 2e5", "--num-tokens 2e4")
+        done = subprocess.run(
+            ["bash", "-e", "-c", cheap],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{cheap}\n{done.stdout}{done.stderr}"
+    kept = next(step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", "")).split()
+    assert [path for path in kept if not (tmp_path / path).is_file()] == []
