@@ -11,10 +11,12 @@ class Rehearsal:
 
     Attributes:
         files: whether the job will see the files of this machine, so that inputs and output are checked too.
+        cluster: whether the place starts or joins a Ray cluster for the job.
         ranks: processes of `phf train`, where the place decides that; None for as many as its options say.
     """
 
     files: bool = True
+    cluster: bool = False
     ranks: int | None = None
 
 

@@ -55,7 +55,10 @@ def submit_command(
         here = str(Path.cwd())
         draft = Job(id=f"{kind}-00000000", kind=kind, words=(kind, *words), folder=here, output="", place=place.name)
         arguments = {**{name: given[name] for name in names}, **_decided(place, kind, typed & set(names))}
-        passed = rehearse(lambda: job(**arguments), place.rehearsal(draft, chosen))
+        rehearsal = dataclasses.replace(
+            place.rehearsal(draft, chosen), cluster="address" in place.decides.get(kind, {})
+        )
+        passed = rehearse(lambda: job(**arguments), rehearsal)
         for _, task in passed.tasks:
             # What the file of a sweep says.
             _refuse_secrets(task)

@@ -116,7 +116,7 @@ def label(
     if rehearsal := current_rehearsal():
         from pipeline.labelling.prepare import check_before_submitting
 
-        raise ChecksPassed(check_before_submitting(settings, extend=extend, files=rehearsal.files))
+        raise ChecksPassed(check_before_submitting(settings, extend=extend, rehearsal=rehearsal))
     from pipeline.labelling.label import run_label
 
     run_and_show(settings, lambda reporter, log: run_label(settings, reporter, log, extend=extend), as_json=as_json)

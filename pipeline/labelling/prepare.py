@@ -34,6 +34,7 @@ from pipeline.storage.open import open_storage, storage_uri
 from scorers import sentences
 from scorers.errors import IncompleteError, UserError
 from scorers.registry import ScorerSpec
+from scorers.rehearsal import Rehearsal
 
 # If the inputs have fewer bytes than this, they are read again on resume to check that their content is unchanged;
 # otherwise only names, formats and sizes are compared.
@@ -67,19 +68,24 @@ class _Checked:
     stored: StoredPlan | None
 
 
-def check_before_submitting(config: LabelConfig, *, extend: bool, files: bool) -> str:
+def check_before_submitting(config: LabelConfig, *, extend: bool, rehearsal: Rehearsal) -> str:
     """Check what can be checked without loading scorers or reading the corpus, and return the URI of the output.
 
     Args:
         config: the user's configuration.
         extend: as for `prepare`.
-        files: whether the job will see the files that this process sees; otherwise only settings are checked.
+        rehearsal: where the job will run.
 
     Raises:
         UserError: see `prepare`.
         IncompleteError: the output's disk or store fails.
     """
-    if not files:
+    if rehearsal.cluster and config.execution.workers == 0:
+        raise UserError(
+            "--workers 0 labels without Ray, and this place labels on a Ray cluster. Leave --workers out, or submit "
+            "the job --on local."
+        )
+    if not rehearsal.files:
         resolve_config(config)
         return storage_uri(config.output)
     storage = open_storage(config.output)

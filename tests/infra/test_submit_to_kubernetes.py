@@ -193,6 +193,7 @@ def test_volume_and_secret_are_those_that_were_named() -> None:
         ((*LABEL[:2], "--output", "/shared/out", "--scorer", "pii"), "The pods do not see /shared/out"),
         ((*LABEL[:2], "--output", "/shared/../out", "--scorer", "pii", "--volume", "x"), "The pods do not see"),
         ((*TRAIN, "--ranks", "2"), "There is one rank per GPU"),
+        ((*LABEL, "--workers", "0"), "--workers 0 labels without Ray"),
         ((*LABEL, "--address", "auto"), "the place decides --address"),
         ((*LABEL, "--memory", "0"), "needs a limit"),
         ((*LABEL, "--volume", "A\x1b"), "not of the form"),

@@ -111,6 +111,7 @@ def test_what_a_cluster_cannot_do_is_refused_before_it_is_asked(tmp_path: Path) 
     label = ("label", "corpus", "--output", "out", "--scorer", "pii")
     for words, message in (
         (label, "Ray's Jobs API does not answer at http://127.0.0.1:9. Give the address"),
+        ((*label, "--workers", "0"), "--workers 0 labels without Ray"),
         ((*label, "--address", "head:6379"), "the place decides --address: leave that out. --ray-api says which"),
         ((*label, "--nodes", "2"), "--nodes means nothing with --on ray"),
         ((*label, "--ray-api", "head:8265"), "--ray-api head:8265 is no URL"),
