@@ -90,7 +90,7 @@ class PreparedMatch:
         return {
             **config.model_dump(mode="json", exclude=_ELSEWHERE),
             "divergence": config.chosen_divergence,
-            "contexts": self.contexts.fingerprint,
+            "prompts, as tokens": self.contexts.fingerprint,
         }
 
     def drawer(self) -> Drawer:

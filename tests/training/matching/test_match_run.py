@@ -159,6 +159,30 @@ def test_prompts_have_targets_of_their_own(runs: Path) -> None:
     assert checks(runs / "prompted")[0]["z"] > 0
 
 
+def test_prompts_come_from_a_file(runs: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"ask": f"def f{number}(a"}) + "\n" for number in range(4)))
+    given = {"constraints": ["pep8<=0.35: 1"], "prompts": str(prompts), "prompt_field": "ask", "samples_per_prompt": 8}
+    _, report = run_match(runs / "mle", runs / "from_file", **given, steps=2)
+    assert checks(runs / "from_file")[0]["z"] > 0
+    assert report.acceptance.value == report.constraints[0].reached.value
+    # Other prompts are another target.
+    prompts.write_text(json.dumps({"ask": "class A"}) + "\n")
+    with pytest.raises(UserError, match=r"prompts, as tokens: .* in the run"):
+        run_match(runs / "mle", runs / "from_file", **given, steps=4)
+
+
+def test_a_run_with_a_value_head_is_matched_without_it(runs: Path) -> None:
+    make_real_run(runs / "labelled", runs / "awr", "awr", steps=20)
+    run_match(runs / "awr", runs / "matched_awr", steps=4)
+    assert not any("value" in name for name in weights(runs / "matched_awr"))
+    with pytest.raises(StoppedError):
+        run_match(runs / "awr", runs / "stopped_awr", steps=4, callbacks=[StopAfter(2)])
+    run_match(runs / "awr", runs / "stopped_awr", steps=4)
+    model = "model/model.safetensors"
+    assert (runs / "stopped_awr" / model).read_bytes() == (runs / "matched_awr" / model).read_bytes()
+
+
 def test_reinforce_draws_from_the_model_itself(runs: Path) -> None:
     _, report = run_match(runs / "mle", runs / "reinforced", method="reinforce", steps=2)
     (check,) = checks(runs / "reinforced")
