@@ -12,7 +12,7 @@ SCRIPTS := .ci/run infra/image/lock
 LOCK := infra/image/requirements.txt infra/image/requirements-cuda.txt infra/spacy-model.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test smoke demo experiment bench bench-gpu lock sbom audit outdated clean
+.PHONY: help install lint format test smoke demo experiment bench bench-gpu check-gpu lock sbom audit outdated clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,6 +63,10 @@ bench: $(STAMP)  ## run the benchmarks of tests/benchmarks: ratios, measured sid
 
 bench-gpu: $(STAMP)  ## measure training on one GPU against a plain compiled loop: tokens/s, MFU, memory, to bench-gpu.json
 	$(BIN)/python -m tests.benchmarks.gpu_training
+
+# It needs no environment of its own: any Python that has the packages will do, such as by PYTHONPATH.
+check-gpu:  ## check training, resuming and scoring on one GPU, a line of JSON a step; ten minutes, or SECONDS=
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -P -m tests.benchmarks.check_gpu --seconds $(or $(SECONDS),600)
 
 lock: $(STAMP)  ## pin the dependencies of the image with hashes; TORCH_CPU names where torch for CPUs is
 	UV=$(CURDIR)/$(BIN)/uv infra/image/lock
