@@ -79,7 +79,9 @@ class LabelledDataset:
         try:
             path = _place(self._filesystem, self._root, shard.path)
             with pq.ParquetFile(path, filesystem=self._filesystem, page_checksum_verification=True) as parquet:
-                yield from parquet.iter_batches(rows, columns=list(columns) if columns is not None else None)
+                for batch in parquet.iter_batches(rows, columns=list(columns) if columns is not None else None):
+                    batch.validate(full=True)  # pyarrow reads text that is no UTF-8 as it is
+                    yield batch
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(shard, _brief(error)) from None
 

@@ -359,6 +359,20 @@ def test_forged_spans_are_found_by_verify_and_refused_by_readers(made, tmp_path,
     assert not (tmp_path / "x.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", ["text", "type"])
+def test_text_that_is_no_utf8_is_damage(made, tmp_path, name):
+    shard = open_dataset(str(made)).manifest.shards[0].path
+
+    def spoil(rows):
+        row = next(each for each in rows if each["pii_spans"])
+        (row if name == "text" else row["pii_spans"][0])[name] = "NOT-UTF8"
+
+    reforge(made, shard, spoil, raw=(b"NOT-UTF8", b"NOT-\xff\xff\xff\xff"))
+    assert "Invalid UTF8" in str(verify(str(made)).problems)
+    with pytest.raises(DamagedError, match="Invalid UTF8"):
+        export(open_dataset(str(made)), "pii", str(tmp_path / "x.jsonl"), redact=["pii"])
+
+
 def test_export_redacts_what_was_found(made, tmp_path):
     done = run("export", made, "--column", "pii", "--redact", "pii", "--output", tmp_path / "out.jsonl")
     assert (done["documents"], done["unsearched"]) == (21, 0)

@@ -17,12 +17,20 @@ def problems(folder):
     return [str(problem) for problem in verify(str(folder)).problems]
 
 
-def reforge(folder, path=SHARD, change=None, schema=None):
-    """Rewrite a Parquet file with other rows and update every record of its hash, so that only its content is wrong."""
+def reforge(folder, path=SHARD, change=None, schema=None, raw=None):
+    """Rewrite a Parquet file with other rows and update every record of its hash, so that only its content is wrong.
+
+    `raw` replaces bytes by as many others below Arrow, which would refuse text that is no UTF-8.
+    """
     table = pq.read_table(folder / path)
     rows = table.to_pylist()
     change(rows)
     table = pa.Table.from_pylist(rows, schema=schema or table.schema)
+    if raw is not None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        table = pa.ipc.open_stream(sink.getvalue().to_pybytes().replace(*raw)).read_all()
     file = write_parquet(folder, path, table, table.schema)
     for name in ("manifest.json", "generations/0001.json"):
         record = json.loads((folder / name).read_text())
