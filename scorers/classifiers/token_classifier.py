@@ -22,7 +22,7 @@ from scorers.requirements import require
 from scorers.spans import Finding, Located, merged, scores_of
 from scorers.text import TextOptions
 
-_REVISION = 1
+_REVISION = 2
 _KIND = "token-classifier"
 
 

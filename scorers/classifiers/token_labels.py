@@ -14,7 +14,7 @@ from scorers.spans import LONGEST_TYPE, Finding, is_type
 OUTSIDE = "O"
 """The label of tokens that belong to nothing."""
 
-_PREFIXED = re.compile(r"([BIESLU])[-_](.+)", re.DOTALL)
+_PREFIXED = re.compile(r"([BIESLU])([-_])(.+)", re.DOTALL)
 # The places of a token in a span: it begins, is inside, ends or is one by itself.
 _PLACES: dict[str, Literal["B", "I", "E", "S"]] = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
 
@@ -35,10 +35,20 @@ def tags_of(names: Mapping[Any, str], wanted: Collection[str] | None, folder: Pa
         folder: of the model, for messages.
 
     Raises:
-        UserError: without names there is no `O` among the labels; a name is not there; or a label cannot be shown.
+        UserError: without names there is no `O` among the labels; a name is not there; a label cannot be shown; or
+            numbers are missing.
     """
+    numbers = sorted(map(int, names))
+    if numbers != [*range(len(numbers))]:
+        raise UserError(f"The labels of the model in {folder} are not numbered from 0: id2label in its config.json.")
     labels = [str(names[key]) for key in sorted(names, key=int)]
-    tags = [None if label == OUTSIDE else _tag(label) for label in labels]
+    # A label such as E-MAIL, U_ID or B_CELL has no prefix, unless others show that the model's labels have some.
+    marks = {
+        each[1]
+        for each in labels
+        if each.startswith(("B-", "B_")) and any(place + each[1:] in labels for place in "IEL")
+    }
+    tags = [None if label == OUTSIDE else _tag(label, marks) for label in labels]
     types = sorted({tag.type for tag in tags if tag is not None})
     listed = ", ".join(types[:20]) + (", …" if len(types) > 20 else "")
     if not all(map(is_type, types)):
@@ -56,9 +66,11 @@ def tags_of(names: Mapping[Any, str], wanted: Collection[str] | None, folder: Pa
     return tags
 
 
-def _tag(label: str) -> Tag:
+def _tag(label: str, marks: Collection[str]) -> Tag:
     match = _PREFIXED.fullmatch(label)
-    return Tag(_PLACES[match[1]], match[2]) if match else Tag("I", label)
+    if match is None or not (match[2] in marks or label.startswith(("B-", "I-"))):
+        return Tag("I", label)
+    return Tag(_PLACES[match[1]], match[3])
 
 
 def decode(

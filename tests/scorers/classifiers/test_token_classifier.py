@@ -161,6 +161,25 @@ def test_prefixes_begin_and_end_spans(labels, spans):
     assert found[0].score == (0.75 if spans[0] == "ab" else 0.5)
 
 
+@pytest.mark.parametrize(
+    ("labels", "tags"),
+    [
+        (["O", "E-MAIL", "NAME", "U_ID"], [None, ("I", "E-MAIL"), ("I", "NAME"), ("I", "U_ID")]),
+        (["O", "B_CELL", "T_CELL", "S-SIZE"], [None, ("I", "B_CELL"), ("I", "T_CELL"), ("I", "S-SIZE")]),
+        (["O", "I-NAME", "I-E-MAIL", "L-X"], [None, ("I", "NAME"), ("I", "E-MAIL"), ("I", "L-X")]),
+        (["O", "B_X", "I_X", "U_Y", "E-MAIL"], [None, ("B", "X"), ("I", "X"), ("S", "Y"), ("I", "E-MAIL")]),
+        (["O", "B-X", "E-X", "S-Y"], [None, ("B", "X"), ("E", "X"), ("S", "Y")]),
+    ],
+)
+def test_letters_before_a_dash_are_prefixes_only_where_labels_have_prefixes(labels, tags):
+    assert tags_of(dict(enumerate(labels)), None, "m") == tags
+
+
+def test_labels_that_are_not_numbered_without_gaps_are_refused():
+    with pytest.raises(UserError, match="not numbered from 0"):
+        tags_of({0: "O", 2: "NAME"}, None, "m")
+
+
 def test_plain_labels_join_neighbours():
     tags = [Tag("I", "X"), Tag("I", "X"), None, Tag("I", "Y")]
     offsets = np.array([[0, 1], [1, 3], [3, 4], [4, 6]], np.int32)
