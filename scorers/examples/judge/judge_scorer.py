@@ -6,11 +6,13 @@ The endpoint is not part of a score's identity: its address and key come from th
 import hashlib
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx2
 import numpy as np
 import openai
 from numpy.typing import NDArray
@@ -57,20 +59,29 @@ class JudgeScorer:
         )
         self._prompt = _PROMPT.format(rubric=rubric.strip(), scale=options.scale)
         self._cache = _open_cache(self.fingerprint)
-        self._client = openai.OpenAI(
-            base_url=os.environ[ADDRESS],
-            api_key=os.environ.get(KEY) or "none",
-            timeout=openai.Timeout(execution.deadline_s, connect=10.0),
-            max_retries=2,  # with growing pauses: refused connections, timeouts, 408, 409, 429 and 5xx
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
-            default_headers={"Accept-Encoding": "identity"},
-        )
+        try:
+            self._client = openai.OpenAI(
+                base_url=os.environ[ADDRESS],
+                api_key=os.environ.get(KEY) or "none",
+                timeout=openai.Timeout(execution.deadline_s, connect=10.0),
+                max_retries=2,  # with growing pauses: refused connections, timeouts, 408, 409, 429 and 5xx
+                http_client=openai.DefaultHttpxClient(
+                    follow_redirects=False, event_hooks={"response": [_without_error_body]}
+                ),
+                default_headers={"Accept-Encoding": "identity"},
+            )
+        except (ValueError, ImportError, httpx2.InvalidURL):
+            raise UserError("The scorer 'judge' cannot use the proxy that HTTP_PROXY and the like name.") from None
 
     @classmethod
     def check(cls, options: JudgeOptions) -> str:
-        """Return the rubric; raise `UserError` if it cannot be read or no endpoint is set. Nothing is sent."""
+        """Return the rubric; raise `UserError` if it cannot be read or no endpoint can be used. Nothing is sent."""
         if not os.environ.get(ADDRESS):
             raise UserError(f"The scorer 'judge' sends each sentence to an endpoint: set {ADDRESS} (and {KEY}).")
+        if not _is_address(os.environ[ADDRESS]):
+            raise UserError(f"{ADDRESS} is no address such as http://localhost:8000/v1.")
+        if re.fullmatch(r"[!-~]*", os.environ.get(KEY, "")) is None:
+            raise UserError(f"{KEY} holds white space or characters that no key has. Set it again.")
         try:
             rubric = read_stored(options.rubric, _LARGEST_RUBRIC).decode()
         except (OSError, UnicodeDecodeError) as error:
@@ -122,6 +133,21 @@ class JudgeScorer:
                 if len(content) > _LARGEST_ANSWER:
                     raise ScoringError("judge-answer", f"more than {_LARGEST_ANSWER:,} bytes")
         return content
+
+
+def _is_address(text: str) -> bool:
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL:
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)
+
+
+def _without_error_body(response: httpx2.Response) -> None:
+    """Drop the body of a response that is no success: the client would read all of it, however long, for a message."""
+    if not response.is_success and isinstance(response.stream, httpx2.SyncByteStream):
+        response.stream.close()
+        response.stream = httpx2.ByteStream(b"")
 
 
 def parse_answer(content: bytes, scale: int) -> float:
