@@ -205,8 +205,8 @@ def test_time_does_not_grow_with_the_square_of_a_line(scorer, name):
         return time.process_time() - began
 
     seconds(10_000)
-    # Sixteen times the text; quadratic time would be 256 times as long.
-    assert seconds(160_000) < 80 * max(seconds(10_000), 0.005)
+    # Sixteen times the text; quadratic time would be 256 times as long, whatever else the machine does.
+    assert any(seconds(160_000) < 80 * max(seconds(10_000), 0.005) for _ in range(3))
 
 
 def test_a_logical_line_beyond_the_limit_skips_three_checks(scorer):
