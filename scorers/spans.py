@@ -123,6 +123,16 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     return result
 
 
+def overlapping(places: Sequence[Span], spans: Iterable[Span]) -> NDArray[np.bool_]:
+    """Return which places overlap a span, bool [places]; fast also where a long text has many of both."""
+    starts, ends = np.array(merged(spans), dtype=np.int64).reshape(-1, 2).T
+    begin, end = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    # The first span that ends after a place begins overlaps it, or none does.
+    starts = np.append(starts, np.iinfo(np.int64).max)
+    found: NDArray[np.bool_] = starts[np.searchsorted(ends, begin, side="right")] < end
+    return found
+
+
 def redacted(text: str, findings: Iterable[Finding]) -> str:
     """Replace each finding in the text by its type: `Mail {{EMAIL}} now`.
 

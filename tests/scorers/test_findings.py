@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorers.spans import Finding, merged, redacted
+from scorers.spans import Finding, merged, overlapping, redacted
 
 
 def test_findings_are_replaced_by_their_types():
@@ -33,3 +33,18 @@ def test_no_finding_is_left_in_the_text(text, data):
     )
     assert hidden.replace("{{X}}", "") == kept
     assert hidden.count("{{X}}") == len(merged(map(tuple, spans)))
+
+
+places = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5)).map(lambda pair: (pair[0], sum(pair))), max_size=8)
+
+
+@given(places, places)
+def test_places_that_overlap_a_span_are_found(places, spans):
+    expected = [any(start < stop and begin < end for begin, stop in spans) for start, end in places]
+    assert overlapping(places, spans).tolist() == expected
+
+
+def test_many_places_and_spans_of_a_long_text_take_no_quadratic_time():
+    spans = [(20 * each, 20 * each + 9) for each in range(100_000)]
+    places = [(4 * each, 4 * each + 4) for each in range(500_000)]
+    assert overlapping(places, spans).sum() == 300_000

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import LabelledDataset
 from scorers.contract import Document, DocumentKind, Scorer, ScoringError
 from scorers.errors import UserError
-from scorers.spans import LocatesFindings
+from scorers.spans import LocatesFindings, overlapping
 from training.data.stored_credit import Agreement
 from training.data.texts import read_texts
 from training.data.tokenizers import Tokenizer
@@ -93,7 +93,7 @@ def measure_agreement(
         marked = credited(sentence)
         if len(places) != len(marked):
             raise UserError("The token store was made with another tokenizer. Delete its folder.")
-        guilty = np.array([any(start < end_ and start_ < end for start_, end_ in spans) for start, end in places])
+        guilty = overlapping(places, spans)
         counts["sentences"] += 1
         counts["tokens"] += len(places)
         counts["guilty"] += int(guilty.sum())

@@ -23,7 +23,7 @@ from pipeline.dataset.spans import spans_of
 from scorers.contract import Document, DocumentKind, ScoringError
 from scorers.doctor.machine import usable_cores
 from scorers.errors import UserError
-from scorers.spans import Finding, LocatesFindings, by_sentence
+from scorers.spans import Finding, LocatesFindings, by_sentence, overlapping
 from training.data.arrays import ArrayWriter
 from training.data.cache import build_once
 from training.data.store import FINDINGS, FINDINGS_COUNTS, FOUND_TOKENS, TokenStore
@@ -182,6 +182,5 @@ class _Search:
                 raise UserError(
                     f"The token store {self._store.path} was made with another tokenizer. Delete the folder."
                 )
-            for index, (start, end) in enumerate(places):
-                part[index] = any(start < each.end and each.start < end for each in findings)
+            part[:] = overlapping(places, ((each.start, each.end) for each in findings))
         return flags
