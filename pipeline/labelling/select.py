@@ -273,8 +273,8 @@ class _Chooser:
         for entry in labelled.quarantined:
             self.selected.quarantine(entry)
         for each in labelled.scored:
-            if not len(each.document.ends):
-                self._refuse(each.record, EMPTY, "an empty text has no score")
+            if not each.record.text.strip():  # nothing said, nothing wrong: it would win
+                self._refuse(each.record, EMPTY, "an empty or blank text says nothing")
             elif missing := [column for column, scores in each.scores.items() if scores is None]:
                 self._refuse(each.record, NOT_APPLICABLE, f"the scorer of {missing[0]!r} does not apply")
             else:

@@ -117,7 +117,7 @@ def test_the_original_is_kept_where_asked_for():
 
 def test_what_cannot_be_scored_or_compared_is_counted_and_not_chosen():
     records = [
-        *candidates("REFUSE " + GOOD, "SKIP " + GOOD, "", None, LOUD),
+        *candidates("REFUSE " + GOOD, "SKIP " + GOOD, "", " \n", None, LOUD),
         *candidates(GOOD, before="REFUSE " + FULL, group="b"),
         *candidates(GOOD, before=3, group="c"),
         *candidates(GOOD, before="Another one."),
@@ -129,7 +129,7 @@ def test_what_cannot_be_scored_or_compared_is_counted_and_not_chosen():
     assert [each["text"] for each in rows] == [LOUD]
     assert facts["quarantined"] == {
         "deadline": 2,
-        "empty": 1,
+        "empty": 2,
         "group-not-a-name": 1,
         "lone-surrogate": 1,
         "no-group": 1,
