@@ -131,12 +131,19 @@ def load(found: Weights, task: str = "SequenceClassification") -> tuple[Any, Any
                 use_safetensors=not found.pickled,
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, in a sentence of ours
             )
     except UserError as error:
         raise UserError(f"Cannot load a {kind} from {folder}: {error}") from None
     except Exception as error:  # a foreign folder may raise anything
         raise UserError(f"Cannot load a {kind} from {folder}: {type(error).__name__}: {error}") from error
-    absent = sorted(report["missing_keys"]) + [str(each) for each in report["mismatched_keys"]]
+    other = sorted(str(name) for name, *_ in report["mismatched_keys"])
+    if other:
+        raise UserError(
+            f"The weights in {folder} do not have the shapes of its config.json: {printable(other[0])} "
+            f"({len(other)} in all). Does its id2label name each label? It has {len(model.config.id2label):,}."
+        )
+    absent = sorted(report["missing_keys"])
     if absent:
         raise UserError(
             f"The weights in {folder} lack {absent[0]} ({len(absent)} in all), which would be random numbers: is it a "

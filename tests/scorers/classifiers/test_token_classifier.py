@@ -131,6 +131,15 @@ def test_labels_that_make_no_sense_are_refused(folder, tmp_path, options, labels
         build("pii", _spec(changed, **options))
 
 
+@pytest.mark.parametrize("names", [None, {"0": "O", "1": "NAME"}])
+def test_a_model_without_labels_for_its_outputs_is_refused(folder, tmp_path, names):
+    changed = shutil.copytree(folder, tmp_path / "model")
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"id2label": names, "label2id": None}))
+    with pytest.raises(UserError, match=r"classifier.bias \(2 in all\). Does its id2label .* It has 2\."):
+        build("pii", _spec(changed))
+
+
 def test_another_kind_of_model_is_refused(classifier_folder, folder):
     with pytest.raises(UserError, match="is a RobertaForSequenceClassification, not a token classifier"):
         build("pii", _spec(classifier_folder))
