@@ -196,7 +196,7 @@ def resolve(column: str, spec: ScorerSpec) -> ScorerSpec:
     if spec.spans and not can_locate(spec):
         raise UserError(
             f"The scorer of {column!r} ({spec.kind}) does not know where in a sentence it found something, so it has "
-            f"no spans. Of these kinds it has: {', '.join(each for each in kinds() if _locates(each))}. Leave out "
+            f"no spans. Of these kinds it has: {', '.join(kinds_that_locate())}. Leave out "
             f"--spans {column} (scorers.{column}.spans)."
         )
     if spec.language_field != LANGUAGE_FIELD and not spec.languages:
@@ -258,10 +258,15 @@ def can_locate(spec: ScorerSpec) -> bool:
     return hasattr(scorer_type(spec.kind), "locate")
 
 
+def kinds_that_locate() -> list[str]:
+    """The kinds of scorers that know where in a text they found something, without packages that cannot be loaded."""
+    return [each for each in kinds() if _locates(each)]
+
+
 def _locates(kind: str) -> bool:
     try:
         return hasattr(scorer_type(kind), "locate")
-    except UserError:  # somebody's package that cannot be loaded
+    except UserError:
         return False
 
 

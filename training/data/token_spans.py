@@ -23,6 +23,7 @@ from pipeline.dataset.spans import spans_of
 from scorers.contract import Document, DocumentKind, ScoringError
 from scorers.doctor.machine import usable_cores
 from scorers.errors import UserError
+from scorers.registry import kinds_that_locate
 from scorers.spans import Finding, LocatesFindings, by_sentence, overlapping
 from training.data.arrays import ArrayWriter
 from training.data.cache import build_once
@@ -90,8 +91,7 @@ def ensure_findings(
         if not isinstance(scorer, LocatesFindings):
             raise UserError(
                 f"data.token_scores: the scorer of {column!r} ({entry.kind}) cannot locate its findings in a sentence. "
-                "Of the scorers that come with phf, scrubadub, pycodestyle, pylint and ruff can. Set data.token_scores "
-                "to false."
+                f"Of these kinds it can: {', '.join(kinds_that_locate())}. Set data.token_scores to false."
             )
         sentences = int(np.count_nonzero(store.scores(column) > 0))
         processes = max(1, min(usable_cores(), sentences // _SENTENCES_A_PROCESS))

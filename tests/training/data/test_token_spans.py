@@ -177,7 +177,9 @@ def test_a_scorer_that_cannot_locate_findings_is_refused(tmp_path):
     spec = ScorerSpec(kind="linear")
     entry = ScorerEntry(kind="linear", options={}, fingerprint=build("toxicity", spec).fingerprint)
     made = make_dataset(tmp_path / "labelled", TEXTS, {"toxicity": len}, scorers={"toxicity": entry})
-    with pytest.raises(UserError, match=r"the scorer of 'toxicity' \(linear\) cannot locate"):
+    with pytest.raises(
+        UserError, match=r"the scorer of 'toxicity' \(linear\) cannot locate .* token-classifier, scrubadub"
+    ):
         prepare(config_of(made, "rwr", TOKENS, column="toxicity"))
 
 
