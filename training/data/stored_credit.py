@@ -22,6 +22,9 @@ TOKENS = "tokens.arrow"
 WEIGHTS = "model.safetensors"
 PREFIX = "credit:"
 
+# Tokens checked at once.
+_CHUNK = 1 << 20
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 CreditName = Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
 
@@ -156,6 +159,8 @@ def read_credit(store: TokenStore, name: str) -> CreditFacts:
 def check_credit(store: TokenStore, name: str, column: str) -> None:
     """Refuse a credit that a run on a score column cannot use.
 
+    It reads the scores once: a NaN would end up in the loss, and be hidden or masked by no threshold.
+
     Raises:
         UserError: it is missing, damaged, or of another column.
     """
@@ -165,7 +170,17 @@ def check_credit(store: TokenStore, name: str, column: str) -> None:
             f"data.token_scores=credit:{name} divides the scores of {facts.column!r}, but the run is about {column!r}. "
             f"Make one with `phf credit … --column {column} --name NAME`."
         )
-    credit_scores(store, name)
+    values = credit_scores(store, name)
+    for first in range(0, len(values), _CHUNK):
+        # NaN fails both comparisons.
+        part = values[first : first + _CHUNK]
+        wrong = np.flatnonzero(~((part >= 0) & (part < np.inf)))
+        if len(wrong):
+            place = int(wrong[0])
+            raise _damaged(
+                credit_folder(store, name),
+                f"{TOKENS} holds {part[place]:g} for token {first + place:,}, not a score of at least 0",
+            )
 
 
 def credit_scores(store: TokenStore, name: str) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """`phf credit`: guilty tokens are found, an interrupted command goes on, and runs train on what it found."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -11,9 +12,10 @@ from typer.testing import CliRunner
 
 from phf import app
 from pipeline.dataset import open_dataset
-from scorers.errors import UserError
+from scorers.errors import StoppedError, UserError
 from scorers.registry import ScorerSpec, build
 from tests.datasets import make_dataset
+from tests.training.jobs import StopAfter, figures, run_job
 from tests.training.real_runs import build_for
 from training.config import DataConfig
 from training.credit import fit as fitting
@@ -21,7 +23,7 @@ from training.credit.agreement import Sentence, measure_agreement
 from training.credit.learn import CreditRequest, learn_credit
 from training.credit.settings import CreditConfig
 from training.credit.words import Words, highest_of_words
-from training.data.arrays import write_array
+from training.data.arrays import read_array, write_array
 from training.data.prepare import prepare, tokenize
 from training.data.stored_credit import credit_folder, credit_scores, read_credit
 from training.loop.build_facts import build_run_facts, semantic_difference
@@ -205,6 +207,41 @@ def test_a_stream_carries_the_scores_of_tokens(dataset, learnt):
     assert (some.scores == ours.scores[[7, 2]]).all()
 
 
+@pytest.mark.parametrize("place", ["before", "after", "both"])
+def test_tokens_above_a_limit_are_hidden_by_their_own_scores(dataset, learnt, place):
+    credited = ["data.token_scores=credit:words", f"objective.tag_place={place}"]
+    plain = prepare(run_config(dataset, *credited, "objective.mask_above=0.35", objective="conditional"))
+    hiding = [*credited, "objective.hide_above=0.35"]
+    data = prepare(run_config(dataset, *hiding, objective="conditional"))
+    every = range(data.stream.num_blocks)
+    before, after = plain.stream.blocks(every), data.stream.blocks(every)
+    hidden = data.stream.options.hidden_id
+    tags = (*plain.stream.options.tag_ids, *plain.stream.options.after_ids)
+    text = ~np.isin(before.input_ids, [plain.tokenizer.eos_id, *tags])
+    above = text & (before.scores > np.float32(0.35))
+    assert 0 < above.sum() < text.sum() / 4
+    assert (after.input_ids == np.where(above, hidden, before.input_ids)).all()
+    assert (after.scores == before.scores).all()
+
+
+def test_a_run_that_hides_credited_tokens_and_tags_behind_resumes(dataset, learnt, tmp_path):
+    changes = {
+        "task": "toxicity",
+        "data__vocab_size": 500,
+        "data__held_out": 0.02,
+        "data__token_scores": "credit:words",
+        "objective__tag_place": "after",
+        "objective__hide_above": 0.35,
+    }
+    whole, _ = run_job(dataset, tmp_path / "whole", "conditional", **changes)
+    with pytest.raises(StoppedError):
+        run_job(dataset, tmp_path / "run", "conditional", callbacks=[StopAfter(4)], **changes)
+    resumed, _ = run_job(dataset, tmp_path / "run", "conditional", **changes)
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+    assert resumed.credit == whole.credit == learnt[1].fingerprint
+    assert whole.stream["tokens_hidden"] > 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -222,12 +259,26 @@ def test_a_run_that_cannot_use_a_credit_is_refused(dataset, learnt, overrides, m
         prepare(run_config(dataset, *overrides))
 
 
+def spoil(folder, value):
+    scores = read_array(folder / "tokens.arrow").copy()
+    scores[5] = value
+    write_array(folder / "tokens.arrow", scores)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "credit.json").write_text('{"version": 1'), "is damaged: credit.json, field"),
         (lambda folder: (folder / "tokens.arrow").write_bytes(b"ARROW1"), "is damaged: tokens.arrow"),
         (lambda folder: write_array(folder / "tokens.arrow", np.zeros(3, np.float32)), "tokens.arrow holds 3 values"),
+        (lambda folder: spoil(folder, np.nan), "tokens.arrow holds nan for token 5, not a score"),
+        (lambda folder: spoil(folder, np.inf), "tokens.arrow holds inf for token 5, not a score"),
+        (lambda folder: spoil(folder, -1), "tokens.arrow holds -1 for token 5, not a score"),
+        (lambda folder: (folder / "tokens.arrow").write_bytes(pickle.dumps([0.5])), "is damaged: tokens.arrow"),
+        (
+            lambda folder: write_array(folder / "tokens.arrow", read_array(folder / "tokens.arrow").astype(np.float64)),
+            "values of float64",
+        ),
         (
             lambda folder: (folder / "credit.json").write_text(
                 json.dumps({**json.loads((folder / "credit.json").read_text()), "store": "another"})
