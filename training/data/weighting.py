@@ -180,6 +180,11 @@ def _solve(
                     f"objective.targets: {target.feature}: {target.moment:g} cannot be met: {every} of the "
                     f"stream{filtered} has a score of at most {target.limit:g}. Give another threshold."
                 ) from None
+            if low == high:
+                raise UserError(
+                    f"objective.targets: {target.feature}: {target.moment:g} cannot be met: every sentence of the "
+                    f"stream{filtered} has the score {low:.6g}. Leave the target out."
+                ) from None
             raise UserError(
                 f"objective.targets: {target.feature}: {target.moment:g} cannot be met by weighting sentences whose "
                 f"scores go from {low:.6g} to {high:.6g} (mean {now:.6g}). Give a value in between."

@@ -176,6 +176,7 @@ def test_a_weighted_store_can_be_sent_to_a_loader(config):
         ({"rudeness<=0.3": 0.9}, (), "rudeness"),
         ({"toxicity<=2": 0.9}, (), "every sentence of the stream has a score of at most 2"),
         ({"toxicity": 0.9999}, (), "scores go from 0.001 to 0.911 .mean 0.2"),
+        ({"pii<=0": 1, "pii": 0.1}, (), "every sentence of .* has the score 0. Leave the target out"),
         ({"toxicity<=0.3": 0.99, "toxicity": 0.5}, (), "together.*nearest.*toxicity<=0.3"),
         ({"toxicity<=0.0": 0.9}, (), "sentences? of the stream|would count"),
         ({"toxicity<=0.005": 0.999}, (), "would count .effective sample size.*toxicity<=0.005 is 0.0"),
